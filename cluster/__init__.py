@@ -1,0 +1,1 @@
+"""Where it runs: connecting to Ray, and what there is to run on."""

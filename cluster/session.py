@@ -1,0 +1,98 @@
+"""Connecting to Ray: the only place that calls `ray.init`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from library.errors import StriateError, UsageError
+
+#: Set before Ray is imported, unless the user has set them.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers that use no GPU keep seeing the GPUs' variables unchanged; without this Ray warns about it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A line a record on stderr is no use next to our own progress.
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection to Ray.
+
+    Attributes:
+        address: of the cluster, or None for a Ray started on this machine for this process.
+        cpus: logical CPUs of all nodes.
+        nodes: how many are alive.
+    """
+
+    address: str | None
+    cpus: int
+    nodes: int
+
+    def workers(self, wanted: str) -> int:
+        """Turn `--workers` into a number: `auto` is one a CPU.
+
+        Raises:
+            UsageError: when it is no number, or more than there are CPUs (they would wait for ever).
+        """
+        if wanted == "auto":
+            return max(1, self.cpus)
+        if not wanted.isdigit() or int(wanted) < 1:
+            raise UsageError(f"--workers '{wanted}': write a number from 1, or auto")
+        if int(wanted) > self.cpus:
+            where = self.address or "this machine"
+            raise UsageError(f"--workers {wanted}: Ray has {self.cpus} CPUs on {where}; ask for at most so many")
+        return int(wanted)
+
+
+@contextmanager
+def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[Session]:
+    """Connect to `address`, else RAY_ADDRESS, else start Ray on this machine until the block ends.
+
+    Where this process is connected already, that connection is used and left open.
+
+    Raises:
+        StriateError: when nothing answers at the address.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield _session(address)
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address in (None, "local"):
+        address = None
+        options |= {
+            "num_cpus": num_cpus or os.cpu_count(),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    try:
+        ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if address is None:
+            raise StriateError(f"cannot start Ray on this machine: {error}") from error
+        raise StriateError(f"cannot connect to Ray at {address}: {error}; see --address and RAY_ADDRESS") from error
+    try:
+        yield _session(address)
+    finally:
+        ray.shutdown()
+
+
+def _session(address: str | None) -> Session:
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return Session(address, int(ray.cluster_resources().get("CPU", 0)), len(nodes))

@@ -1,0 +1,91 @@
+"""How far a job is: a live bar on a terminal, else a line every ten seconds. Everything goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+_LINE_EVERY_S = 10.0
+_DRAW_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Count:
+    """Work done at one moment: shards committed; pictures, bytes, drops and rejects including shards in work."""
+
+    shards: int = 0
+    pictures: int = 0
+    image_bytes: int = 0
+    dropped: int = 0
+    rejected: int = 0
+
+
+class Progress:
+    """Shows `snapshot()` while the block runs.
+
+    Args:
+        title: what is being done.
+        shards: how many there are to do.
+        pictures: how many there are to do.
+        snapshot: gives the work done by now; called from a thread.
+    """
+
+    def __init__(self, title: str, shards: int, pictures: int, snapshot: Callable[[], Count]) -> None:
+        self._title, self._shards, self._pictures, self._snapshot = title, shards, pictures, snapshot
+        self._console = Console(stderr=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def line(self, count: Count) -> str:
+        """`filter: 3/10 shards, 4,512/12,000 pictures (38%), 652/s, 73 MB/s, 11 s left, 3 dropped, 1 rejected`."""
+        seconds = max(time.monotonic() - self._start, 1e-6)
+        rate = count.pictures / seconds
+        share = count.pictures / self._pictures if self._pictures else 1.0
+        left = f"{_duration((self._pictures - count.pictures) / rate)} left" if rate else "starting"
+        return (
+            f"{self._title}: {count.shards:,}/{self._shards:,} shards, "
+            f"{count.pictures:,}/{self._pictures:,} pictures ({share:.0%}), {rate:,.0f}/s, "
+            f"{count.image_bytes / seconds / 1e6:,.1f} MB/s, {left}, "
+            f"{count.dropped:,} dropped, {count.rejected:,} rejected"
+        )
+
+    def _run(self) -> None:
+        if self._console.is_terminal:
+            with Live(self._drawn(Count()), console=self._console, auto_refresh=False, transient=True) as live:
+                while not self._stop.wait(_DRAW_EVERY_S):
+                    live.update(self._drawn(self._snapshot()), refresh=True)
+            return
+        while not self._stop.wait(_LINE_EVERY_S):
+            print(self.line(self._snapshot()), file=sys.stderr, flush=True)
+
+    def _drawn(self, count: Count) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(ProgressBar(total=max(self._pictures, 1), completed=count.pictures, width=30), self.line(count))
+        return grid
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

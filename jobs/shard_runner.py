@@ -1,0 +1,203 @@
+"""Maps a shard job over its tasks with Ray Data: a pool of actors, work queued at each."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from jobs.progress import Count, Progress
+from library.destination import committed
+from library.errors import StriateError
+from library.manifest import ShardReport, Tally
+from library.shard_work import ShardJob, ShardTask
+
+# A worker that finishes a shard finds the next one waiting; with 1 it would idle for 0.15 s.
+_QUEUED_PER_WORKER = 4
+# A picture that crashes a decoder crashes it again: give up with a message instead of trying for ever.
+_MAX_RETRIES = 3
+_REPORT_EVERY_S = 1.0
+
+
+@dataclasses.dataclass
+class ShardRun:
+    """What came of running a job's tasks.
+
+    Attributes:
+        reports: of every task, also those done before.
+        resumed: how many were done before.
+        waited_s: seconds the workers had no shard to work on, summed over workers.
+        wall_s: seconds from the first task handed out to the last report.
+        peak_rss: largest resident size of a worker, in bytes.
+    """
+
+    reports: dict[tuple[str, str], ShardReport]
+    resumed: int
+    waited_s: float = 0.0
+    wall_s: float = 0.0
+    first_report_s: float | None = None
+    peak_rss: int = 0
+
+    def summary(self, reports: Sequence[ShardReport], num_workers: int) -> dict[str, Any]:
+        """How the run went, for the manifest's `run` and the closing message."""
+        seconds: Counter[str] = Counter()
+        for report in reports:
+            seconds.update(report.seconds)
+        return {
+            "workers": num_workers,
+            "shards": len(reports),
+            "shards_resumed": self.resumed,
+            "wall_s": round(self.wall_s, 3),
+            "first_shard_s": self.first_report_s and round(self.first_report_s, 3),
+            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()} | {"waiting": round(self.waited_s, 3)},
+            "worker_rss_bytes": self.peak_rss,
+        }
+
+
+def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_workers: int) -> ShardRun:
+    """Make every shard that is not made yet.
+
+    Args:
+        title: for the progress display.
+        job: what to do with each.
+        tasks: all shards of the job.
+        num_workers: actors of one CPU each.
+
+    Raises:
+        StriateError: from the first shard that failed; the shards done by then stay.
+    """
+    done = committed(tasks, job)
+    todo = [task for task in tasks if (task.dataset, task.stem) not in done]
+    run = ShardRun(dict(done), resumed=len(done))
+    if not todo:
+        return run
+    board = _Board.remote()
+    finished: dict[str, Count] = {}
+
+    def snapshot() -> Count:
+        working: dict[str, Count] = ray.get(board.snapshot.remote())
+        return _sum({**working, **finished}, len(finished))
+
+    start = time.monotonic()
+    with Progress(title, len(todo), sum(_rows(task) for task in todo), snapshot):
+        for row in _stream(job, todo, min(num_workers, len(todo)), board):
+            if row["error"]:
+                raise StriateError(row["error"])
+            report = ShardReport.model_validate_json(row["report"])
+            run.reports[row["dataset"], report.stem] = report
+            run.waited_s += row["waited_s"]
+            run.peak_rss = max(run.peak_rss, row["rss"])
+            finished[f"{row['dataset']}/{report.stem}"] = _count(report.tally)
+            run.first_report_s = run.first_report_s or time.monotonic() - start
+    run.wall_s = time.monotonic() - start
+    return run
+
+
+def _rows(task: ShardTask) -> int:
+    return task.rows if task.max_rows is None else min(task.rows, task.max_rows)
+
+
+def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, board: Any) -> Iterator[dict[str, Any]]:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    shards = ray.data.from_items([dataclasses.asdict(task) for task in tasks], override_num_blocks=len(tasks))
+    results = shards.map_batches(
+        ShardWorker,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=_QUEUED_PER_WORKER),
+        fn_constructor_args=(ray.put(job), board),
+        num_cpus=1,
+        max_restarts=_MAX_RETRIES,
+        max_task_retries=_MAX_RETRIES,
+    )
+    try:
+        yield from results.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise StriateError(
+            f"a worker died and did not come back ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "the shards that are done stay, the same command goes on from there"
+        ) from error
+
+
+class ShardWorker:
+    """An actor that makes one shard after another; a failure comes back as a row, so that it is told once and whole."""
+
+    def __init__(self, job: Any, board: Any) -> None:
+        import cv2
+        import psutil
+
+        self._job: ShardJob = ray.get(job)
+        self._board = board
+        self._process = psutil.Process()
+        self._idle_since = time.perf_counter()
+        # One worker a CPU: threads inside the libraries would only take turns with the other workers.
+        cv2.setNumThreads(1)
+        pa.set_cpu_count(1)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        waited = time.perf_counter() - self._idle_since
+        task = ShardTask(**batch.to_pylist()[0])
+        result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
+        try:
+            result["report"] = self._job.run(task, self._teller(task)).model_dump_json()
+        except StriateError as error:
+            result["error"] = str(error)
+        except Exception:
+            result["error"] = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
+        result["rss"] = self._process.memory_info().rss
+        self._idle_since = time.perf_counter()
+        return {name: [value] for name, value in result.items()}
+
+    def _teller(self, task: ShardTask) -> Any:
+        """Tells the board at most once a second how far this shard is."""
+        tallies: list[Tally] = []
+        told = time.monotonic()
+
+        def tell(tally: Tally) -> None:
+            nonlocal told
+            tallies.append(tally)
+            if time.monotonic() - told >= _REPORT_EVERY_S:
+                told = time.monotonic()
+                self._board.put.remote(f"{task.dataset}/{task.stem}", _count(Tally.total(tallies)))
+
+        return tell
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class _Board:
+    """Where workers write how far their shards are."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Count] = {}
+
+    def put(self, shard: str, count: Count) -> None:
+        self._counts[shard] = count
+
+    def snapshot(self) -> dict[str, Count]:
+        return self._counts
+
+
+def _count(tally: Tally) -> Count:
+    dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
+    return Count(0, tally.rows_in, tally.image_bytes_in, dropped, rejected)
+
+
+def _sum(counts: dict[str, Count], shards: int) -> Count:
+    values = list(counts.values())
+    return Count(
+        shards,
+        sum(count.pictures for count in values),
+        sum(count.image_bytes for count in values),
+        sum(count.dropped for count in values),
+        sum(count.rejected for count in values),
+    )

@@ -1,0 +1,24 @@
+"""The only place that decodes or encodes pictures.
+
+Every decoded picture is an array, height x width x channels, of uint8, uint16 or float32, upright (EXIF
+orientation applied): 1 channel is grey, 3 are RGB, 4 are RGB and alpha, anything else is bands. Palette and
+CMYK pictures come out as RGB, 1-bit ones as 0 and 255. Sizes are checked from the header, before any pixel is
+decoded.
+"""
+
+from library.codec.decoding import DEFAULT_LIMITS, DTYPES, Header, Limits, decode, probe
+from library.codec.encoding import KEEP, Encoding, encode
+from library.codec.formats import sniff
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "DTYPES",
+    "KEEP",
+    "Encoding",
+    "Header",
+    "Limits",
+    "decode",
+    "encode",
+    "probe",
+    "sniff",
+]

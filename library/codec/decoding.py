@@ -1,0 +1,109 @@
+"""Encoded bytes to pixels: limits first, strictly, upright."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from library.codec.formats import FORMATS, Header, sniff
+from library.errors import BadPicture
+
+DTYPES = ("uint8", "uint16", "float32")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a picture may be; checked from its header.
+
+    Attributes:
+        max_bytes: encoded size in bytes.
+        max_pixels: width x height. The default takes a Sentinel-2 tile (10,980 x 10,980).
+        max_decoded_bytes: width x height x channels x bytes per sample.
+    """
+
+    max_bytes: int = 512 * 2**20
+    max_pixels: int = 2**27
+    max_decoded_bytes: int = 2**30
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def probe(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> Header:
+    """Read a picture's header; no pixel is decoded.
+
+    Raises:
+        BadPicture: `empty`, `not_an_image`, `damaged`, `truncated`, `unsupported`, `zero_size` or `too_large`.
+    """
+    if not data:
+        raise BadPicture("empty", "the file has no bytes")
+    name = _format_of(data)
+    if limits is not None and len(data) > limits.max_bytes:
+        raise BadPicture("too_large", f"{len(data):,} bytes; at most {limits.max_bytes:,} are read")
+    header = _guarded(FORMATS[name].header, data)
+    if min(header.width, header.height, header.channels) < 1:
+        raise BadPicture("zero_size", f"the header says {header.width}x{header.height}x{header.channels}")
+    if limits is not None:
+        _check_size(header, limits)
+    return header
+
+
+def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> NDArray[Any]:
+    """Decode a picture, strictly: damage is an error, never invented pixels.
+
+    Args:
+        data: the encoded picture.
+        limits: checked from the header first; None when the caller has done so with `probe`.
+
+    Returns:
+        Height x width x channels, uint8, uint16 or float32, upright, C-contiguous.
+
+    Raises:
+        BadPicture: as `probe`.
+    """
+    if limits is not None:
+        probe(data, limits)
+    pixels = _guarded(FORMATS[_format_of(data)].pixels, data)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    return np.ascontiguousarray(pixels)
+
+
+def _format_of(data: bytes) -> str:
+    name = sniff(data)
+    if name is None:
+        raise BadPicture("not_an_image", f"starts with {data[:12]!r}, which is none of {', '.join(FORMATS)}")
+    return name
+
+
+def _check_size(header: Header, limits: Limits) -> None:
+    pixels = header.width * header.height
+    if pixels > limits.max_pixels:
+        raise BadPicture(
+            "too_large", f"{header.width}x{header.height} is {pixels:,} pixels; at most {limits.max_pixels:,} are read"
+        )
+    size = pixels * header.channels * np.dtype(header.dtype).itemsize
+    if size > limits.max_decoded_bytes:
+        raise BadPicture("too_large", f"{size:,} bytes when decoded; at most {limits.max_decoded_bytes:,} are read")
+
+
+def _guarded(read: Any, data: bytes) -> Any:
+    """Call a format's reader; whatever its library raises about damaged bytes becomes a BadPicture.
+
+    The libraries raise a score of types for damage (tifffile alone has struct.error, KeyError, IndexError,
+    ZeroDivisionError), so only what can never be the picture's fault passes through.
+    """
+    try:
+        return read(data)
+    except (BadPicture, MemoryError, NameError, ImportError, AttributeError):
+        raise
+    except Exception as error:
+        text = str(error) or type(error).__name__
+        reason = "truncated" if any(word in text.lower() for word in _TRUNCATED_WORDS) else "damaged"
+        raise BadPicture(reason, text.strip()[:300]) from error
+
+
+_TRUNCATED_WORDS = ("truncated", "premature end", "unexpected end", "not enough", "ends early", "eof")

@@ -1,0 +1,159 @@
+"""A dataset being made: claimed by one job, taken up again after a kill, finished once.
+
+The claim is a manifest with `complete` false, written before the first shard. The same job may come back to it as
+often as needed; another job is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from library import storage
+from library.errors import UsageError
+from library.manifest import (
+    REJECTS,
+    REPORTS,
+    Job,
+    Manifest,
+    ShardReport,
+    Tally,
+    find_manifest,
+    load_report,
+    report_uri,
+    save_manifest,
+)
+from library.shard_work import ShardJob, ShardTask
+from library.shards import SUFFIX
+from library.storage import Span, read_many
+from library.versions import VERSIONS
+
+#: What a job of ours writes below a dataset; nothing else is ever removed.
+_OURS = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+)")
+
+#: Choices that only say how far a job goes, not what it makes.
+_EXTENT = "limit"
+
+
+def check_apart(source: str, destination: str) -> None:
+    """Refuse a destination that is, holds, or lies inside the source.
+
+    Raises:
+        UsageError: says which.
+    """
+    if storage.contains(source, destination):
+        raise UsageError(f"the destination {destination} lies in the source {source}; choose a folder outside it")
+    if storage.contains(destination, source):
+        raise UsageError(f"the source {source} lies in the destination {destination}; choose a folder outside it")
+
+
+def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
+    """See whether `job` may write to `dataset`; changes nothing.
+
+    Raises:
+        UsageError: when it holds something else.
+    """
+    held = find_manifest(dataset)
+    if held is None:
+        if storage.list_files(dataset):
+            raise UsageError(f"{dataset} is not empty and holds no dataset of ours; choose an empty folder")
+        return
+    if overwrite:
+        return
+    if _identity(held.job) != _identity(job):
+        raise UsageError(
+            f"{dataset} holds the output of another job:\n  there: {_described(held.job)}\n  this:  {_described(job)}\n"
+            "choose another destination, or --overwrite to replace it"
+        )
+    before, now = held.job.options.get(_EXTENT), job.options.get(_EXTENT)
+    if now is not None and (before is None or now < before):
+        reach = "all pictures" if before is None else f"the first {before:,}"
+        raise UsageError(f"{dataset} was made with {reach}; --limit {now} would take some away (--overwrite does so)")
+
+
+def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool) -> None:
+    """Make `dataset` this job's (the last of `jobs`), after `check_claim`; with `overwrite`, empty it first."""
+    storage.check_writable(dataset)
+    if overwrite:
+        found = storage.list_files(dataset)
+        # Reports first: a shard without a report is not done, so a kill in between leaves nothing half true.
+        storage.remove(file.uri for file in found if file.path.startswith(f"{REPORTS}/") and _OURS.fullmatch(file.path))
+        storage.remove(file.uri for file in found if _OURS.fullmatch(file.path))
+    held = find_manifest(dataset)
+    if overwrite or held is None or held.jobs != list(jobs):
+        save_manifest(dataset, Manifest(complete=False, jobs=list(jobs), versions=VERSIONS))
+
+
+def committed(tasks: Iterable[ShardTask], job: ShardJob) -> dict[tuple[str, str], ShardReport]:
+    """The shards that are done already, by dataset and stem: same input, same work, and the file is there."""
+    wanted = {(task.dataset, task.stem): task for task in tasks}
+    done: dict[tuple[str, str], ShardReport] = {}
+    for dataset in {dataset for dataset, _ in wanted}:
+        files = {file.path: file for file in storage.list_files(dataset)}
+        names = [stem for where, stem in wanted if where == dataset and f"{REPORTS}/{stem}.json" in files]
+        data = read_many([Span(report_uri(dataset, stem)) for stem in names])
+        for stem, content in zip(names, data, strict=True):
+            task = wanted[dataset, stem]
+            report = load_report(content)
+            if report is None or (report.input_digest, report.work_digest) != (task.input_digest, job.work_digest(task)):
+                continue
+            outputs = [report.output, *([report.rejects] if report.rejects else [])]
+            if all(entry.name in files and files[entry.name].size == entry.bytes for entry in outputs):
+                done[dataset, stem] = report
+    return done
+
+
+def finish(
+    dataset: str,
+    jobs: Sequence[Job],
+    reports: Sequence[ShardReport],
+    *,
+    skipped: Mapping[str, int] | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Remove what no report names (leftovers of killed attempts, shards of an earlier source), then write the manifest.
+
+    Args:
+        dataset: URI.
+        jobs: what made it; the last is its own job.
+        reports: of every shard, in any order.
+        skipped: files never taken for pictures, by reason.
+        run: timings and the like.
+    """
+    ordered = sorted(reports, key=lambda report: report.stem)
+    rejects = [report.rejects for report in ordered if report.rejects]
+    kept = {report.output.name for report in ordered} | {entry.name for entry in rejects}
+    kept |= {f"{REPORTS}/{report.stem}.json" for report in ordered}
+    found = storage.list_files(dataset)
+    storage.remove(file.uri for file in found if _OURS.fullmatch(file.path) and file.path not in kept)
+    manifest = Manifest(
+        complete=True,
+        jobs=list(jobs),
+        tally=Tally.total(report.tally for report in ordered),
+        skipped=dict(sorted((skipped or {}).items())),
+        shards=[report.output for report in ordered],
+        rejects=rejects,
+        versions=VERSIONS,
+        run=dict(run or {}),
+    )
+    save_manifest(dataset, manifest)
+    return manifest
+
+
+def shard_stem(name: str) -> str:
+    """`part-000000` of `part-000000.parquet`."""
+    return name.removesuffix(SUFFIX)
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What must be equal for two runs to be one job. The source may have grown: its digest is not part of it."""
+    kept = job.model_dump(exclude={"source_digest"})
+    kept["options"].pop(_EXTENT, None)
+    return kept
+
+
+def _described(job: Job) -> str:
+    options = {name: value for name, value in job.options.items() if value is not None}
+    steps = f" --steps '{job.pipeline}'" if job.pipeline else ""
+    return f"{job.kind} {job.source}{steps} --encode {job.encode} {options or ''}".rstrip()

@@ -1,0 +1,193 @@
+"""The one small language of pipelines and models: `name(arg, key=value) | name | ...`.
+
+The text is read as a Python expression and never evaluated: `|` is `ast.BitOr`, a name or a call is
+a call, every other argument goes through `ast.literal_eval`. A call may stand as an argument of another
+(`sometimes(0.5, gaussian_blur(sigma=1))`).
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from library.errors import GrammarError
+
+MAX_TEXT_CHARS = 20_000
+
+Value: TypeAlias = "None | bool | int | float | str | bytes | tuple[Value, ...] | Chain"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where something stands in the text: characters from its start, and how many."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One named operation as written, with the place of the name and of each argument."""
+
+    name: str
+    args: tuple[Value, ...]
+    kwargs: Mapping[str, Value]
+    span: Span
+    arg_spans: tuple[Span, ...]
+    kwarg_spans: Mapping[str, Span]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Calls joined by `|`, and the whole text they were read from (for errors)."""
+
+    calls: tuple[Call, ...]
+    text: str
+
+
+def parse(text: str) -> Chain:
+    """Read `text` into calls.
+
+    Raises:
+        GrammarError: with the place of the first thing that is not `name(...) | name(...)`.
+    """
+    if not text.strip():
+        raise GrammarError("the pipeline is empty; write at least one step, e.g. 'grayscale'", text, 0)
+    if len(text) > MAX_TEXT_CHARS:
+        message = f"the pipeline is {len(text)} characters long; at most {MAX_TEXT_CHARS} are read"
+        raise GrammarError(message, text[:80], 0)
+    return _Reader(text).chain()
+
+
+def format_call(name: str, arguments: Mapping[str, object]) -> str:
+    """The canonical text of one call: every argument by keyword, in the order given."""
+    if not arguments:
+        return name
+    return f"{name}({', '.join(f'{key}={format_value(value)}' for key, value in arguments.items())})"
+
+
+def format_value(value: object) -> str:
+    """The canonical text of one argument; `parse` reads it back as an equal value."""
+    if isinstance(value, str):
+        return '"' + value.translate(_ESCAPES) + '"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(format_value(item) for item in value) + "]"  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, None | bool | int | float | bytes):
+        return repr(value)
+    return str(value)  # a nested step or pipeline: its text is its own
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest of `choices`, or all of them when they are few."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f" (one of: {', '.join(known)})" if 0 < len(known) <= 12 else ""
+
+
+_ESCAPES = {code: f"\\x{code:02x}" for code in range(32)} | {34: '\\"', 92: "\\\\", 10: "\\n", 9: "\\t", 13: "\\r"}
+
+
+class _Reader:
+    """Turns Python's syntax tree into calls; holds the text so that errors can point into it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        # The parentheses let a pipeline run over several lines, as it does in YAML.
+        self._lines = [line.encode() for line in f"({text}\n)".split("\n")]
+        self._line_starts = [0]
+        for line in self._lines:
+            self._line_starts.append(self._line_starts[-1] + len(line.decode()) + 1)
+
+    def chain(self) -> Chain:
+        try:
+            tree = ast.parse(f"({self.text}\n)", mode="eval")
+        except SyntaxError as error:
+            offset = self._offset(error.lineno or 1, None, error.offset or 1)
+            message = f"not a pipeline: {error.msg}; steps are joined by '|', e.g. 'grayscale | canny'"
+            raise GrammarError(message, self.text, offset) from None
+        except (ValueError, MemoryError, RecursionError):
+            raise GrammarError("not a pipeline: nested too deeply, or a null character", self.text, 0) from None
+        try:
+            return self._chain(tree.body)
+        except RecursionError:
+            raise GrammarError("not a pipeline: nested too deeply", self.text, 0) from None
+
+    def _chain(self, node: ast.expr) -> Chain:
+        calls: list[Call] = []
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            calls.append(self._call(node.right))
+            node = node.left
+        calls.append(self._call(node))
+        return Chain(tuple(reversed(calls)), self.text)
+
+    def _call(self, node: ast.expr) -> Call:
+        if isinstance(node, ast.Name):
+            return Call(node.id, (), {}, self._span(node), (), {})
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            message = f"expected a step such as 'grayscale' or 'resize(224)', found '{self._source(node)}'"
+            raise GrammarError(message, self.text, *self._place(node))
+        kwargs: dict[str, Value] = {}
+        spans: dict[str, Span] = {}
+        for keyword in node.keywords:
+            if keyword.arg is None or keyword.arg in kwargs:
+                problem = "'**' is not allowed" if keyword.arg is None else f"'{keyword.arg}' is given twice"
+                raise GrammarError(problem, self.text, *self._place(keyword.value))
+            kwargs[keyword.arg] = self._value(keyword.value)
+            spans[keyword.arg] = self._span(keyword)
+        return Call(
+            node.func.id,
+            tuple(self._value(arg) for arg in node.args),
+            kwargs,
+            self._span(node.func),
+            tuple(self._span(arg) for arg in node.args),
+            spans,
+        )
+
+    def _value(self, node: ast.expr) -> Value:
+        if isinstance(node, ast.Name | ast.Call) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)):
+            return self._chain(node)
+        try:
+            value = ast.literal_eval(node)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            message = f"'{self._source(node)}' is not a plain value; numbers, 'text', True/False and lists are"
+            raise GrammarError(message, self.text, *self._place(node)) from None
+        try:
+            return _frozen(value)
+        except TypeError as error:
+            raise GrammarError(str(error), self.text, *self._place(node)) from None
+
+    def _source(self, node: ast.expr) -> str:
+        offset, length = self._place(node)
+        return re.sub(r"\s+", " ", self.text[offset : offset + min(length, 40)])
+
+    def _span(self, node: ast.expr | ast.keyword) -> Span:
+        return Span(*self._place(node))
+
+    def _place(self, node: ast.expr | ast.keyword) -> tuple[int, int]:
+        start = self._offset(node.lineno, node.col_offset, None)
+        end = self._offset(node.end_lineno or node.lineno, node.end_col_offset or node.col_offset, None)
+        return start, max(1, end - start)
+
+    def _offset(self, line: int, byte_column: int | None, char_column: int | None) -> int:
+        """Python counts lines from 1, nodes' columns in bytes from 0, syntax errors' in characters from 1."""
+        line = min(line, len(self._lines))
+        if byte_column is not None:
+            column = len(self._lines[line - 1][:byte_column].decode(errors="replace"))
+        else:
+            column = (char_column or 1) - 1
+        offset = self._line_starts[line - 1] + column - 1  # the opening parenthesis is ours
+        return max(0, min(offset, len(self.text.rstrip())))
+
+
+def _frozen(value: object) -> Value:
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, None | bool | int | float | str | bytes):
+        return value
+    raise TypeError(f"a {type(value).__name__} is not allowed here; numbers, 'text', True/False and lists are")

@@ -1,0 +1,248 @@
+"""What is written beside the shards: a report a shard, and one manifest a dataset.
+
+A report is the commit of its shard: it is written last. The manifest is written when a job starts (`complete` is
+false, so that nobody reads half a dataset by mistake) and again when it ends. Both are JSON. What depends on how a
+run went (timings, workers) stands under `run` and is no part of the digest, so two runs of the same job
+leave the same dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+import pydantic
+
+from library import storage
+from library.errors import StriateError, UsageError
+
+SCHEMA_VERSION = 1
+MANIFEST = "_manifest.json"
+REPORTS = "_reports"
+REJECTS = "_rejects"
+
+_MAX_JSON_BYTES = 512 * 2**20
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class FileEntry(_Model):
+    """One Parquet file: name below the dataset, rows, size in bytes, SHA-256 of its bytes."""
+
+    name: str
+    rows: int
+    bytes: int
+    digest: str
+
+
+class Tally(_Model):
+    """Counts over pictures. `rows_in = rows_out + dropped + rejected`.
+
+    Attributes:
+        rows_in: pictures read.
+        rows_out: pictures kept.
+        dropped: pictures that a selector dropped, by reason.
+        rejected: pictures that could not be used, by reason.
+        image_bytes_in: encoded bytes read.
+        image_bytes_out: encoded bytes kept.
+        classes: kept pictures by label; those without one are not counted here.
+        formats: kept pictures by format.
+        channels: kept pictures by number of channels.
+        sides: kept pictures by longer side, rounded up to a power of two (pixels).
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: dict[str, int] = {}
+    rejected: dict[str, int] = {}
+    image_bytes_in: int = 0
+    image_bytes_out: int = 0
+    classes: dict[str, int] = {}
+    formats: dict[str, int] = {}
+    channels: dict[str, int] = {}
+    sides: dict[str, int] = {}
+
+    @property
+    def balanced(self) -> bool:
+        """Whether no picture was lost or doubled."""
+        return self.rows_in == self.rows_out + sum(self.dropped.values()) + sum(self.rejected.values())
+
+    @classmethod
+    def total(cls, tallies: Iterable[Tally]) -> Tally:
+        """The sum of many."""
+        counts: dict[str, Any] = {}
+        for tally in tallies:
+            for name, value in tally:
+                if isinstance(value, int):
+                    counts[name] = counts.get(name, 0) + value
+                else:
+                    counts.setdefault(name, Counter()).update(value)
+        return cls(**{name: v if isinstance(v, int) else dict(sorted(v.items())) for name, v in counts.items()})
+
+
+class ShardReport(_Model):
+    """What became of one input shard; its presence is the commit.
+
+    Attributes:
+        stem: name of the shard without `.parquet`, the same for input and output.
+        input_digest: of the bytes (or the plan) the shard was made from.
+        work_digest: of all that decides the output: steps, encoding, row limit.
+        seconds: time by stage (read, decode, each step, encode, write); differs from run to run.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    stem: str
+    input_digest: str
+    work_digest: str
+    output: FileEntry
+    rejects: FileEntry | None = None
+    tally: Tally
+    seconds: dict[str, float] = {}
+
+
+class Job(_Model):
+    """What made a dataset, and out of what.
+
+    Attributes:
+        kind: ingest or filter.
+        source: URI it was made from.
+        source_digest: of the source's manifest; None where the source is no dataset of ours.
+        pipeline: canonical text of the steps; empty for ingest.
+        pipeline_digest: SHA-256 of that text.
+        encode: how changed pictures were stored.
+        options: everything else that decides the output.
+    """
+
+    kind: Literal["ingest", "filter"]
+    source: str
+    source_digest: str | None = None
+    pipeline: str = ""
+    pipeline_digest: str = ""
+    encode: str = "keep"
+    options: dict[str, Any] = {}
+
+
+class Manifest(_Model):
+    """One dataset.
+
+    Attributes:
+        complete: false while a job is writing it (or was killed).
+        jobs: what made it, first job first; the last is its own.
+        tally: over all shards; `classes` are the dataset's classes with counts.
+        skipped: files of the source that were never taken for pictures, by reason (ingest only).
+        shards: in order of name.
+        rejects: files below `_rejects/`.
+        versions: of what decides the bytes: striate and the codecs.
+        run: timings and cluster; no part of the digest.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    complete: bool
+    jobs: list[Job]
+    tally: Tally = Tally()
+    skipped: dict[str, int] = {}
+    shards: list[FileEntry] = []
+    rejects: list[FileEntry] = []
+    versions: dict[str, str] = {}
+    run: dict[str, Any] = {}
+
+    @property
+    def job(self) -> Job:
+        """What made this dataset out of its source."""
+        return self.jobs[-1]
+
+    @property
+    def rows(self) -> int:
+        return self.tally.rows_out
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards on disk."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content, in hex; the same for every run of the same job on the same source."""
+        return hashlib.sha256(_canonical(self.model_dump(exclude={"run"})).encode()).hexdigest()
+
+
+_ModelT = TypeVar("_ModelT", bound=_Model)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 over the canonical JSON of plain data, in hex."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
+    """Read a dataset's manifest.
+
+    Raises:
+        UsageError: when `dataset` is not a dataset, or is not finished.
+    """
+    manifest = find_manifest(dataset)
+    if manifest is None:
+        splits = [name for name in ("train", "val", "test") if storage.exists(manifest_uri(storage.join(dataset, name)))]
+        if splits:
+            paths = " or ".join(storage.join(dataset, name) for name in splits)
+            raise UsageError(f"{dataset} holds one dataset a split; name one of them: {paths}")
+        raise UsageError(f"{dataset} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
+    if must_be_complete and not manifest.complete:
+        raise UsageError(f"{dataset} is not finished; run the command that makes it again, it goes on where it was")
+    return manifest
+
+
+def find_manifest(dataset: str) -> Manifest | None:
+    """The manifest of `dataset` in whatever state, or None when there is none."""
+    uri = manifest_uri(dataset)
+    return _read(Manifest, uri) if storage.exists(uri) else None
+
+
+def save_manifest(dataset: str, manifest: Manifest) -> None:
+    storage.write_bytes(manifest_uri(dataset), _dumped(manifest))
+
+
+def manifest_uri(dataset: str) -> str:
+    return storage.join(dataset, MANIFEST)
+
+
+def save_report(dataset: str, report: ShardReport) -> None:
+    """Commit one shard."""
+    storage.write_bytes(report_uri(dataset, report.stem), _dumped(report))
+
+
+def load_report(data: bytes | Exception) -> ShardReport | None:
+    """A report as read; None when it is unreadable or from another version, so that its shard is made again."""
+    if isinstance(data, Exception):
+        return None
+    try:
+        return ShardReport.model_validate_json(data)
+    except pydantic.ValidationError:
+        return None
+
+
+def report_uri(dataset: str, stem: str) -> str:
+    return storage.join(dataset, REPORTS, f"{stem}.json")
+
+
+def _dumped(model: _Model) -> bytes:
+    return (json.dumps(model.model_dump(), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _read(model: type[_ModelT], uri: str) -> _ModelT:
+    data = storage.read_bytes(uri, max_bytes=_MAX_JSON_BYTES)
+    try:
+        return model.model_validate_json(data)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise StriateError(f"{uri} is damaged or was written by another version: {where}: {first['msg']}") from None

@@ -1,0 +1,134 @@
+"""Steps in order: read from text, written as canonical text, identified by a digest, run over pictures.
+
+    pipeline = Pipeline.parse("grayscale | gaussian_blur(sigma=1.5)")
+    pipeline.apply(pixels)                                                   # one array
+    ray.data.read_parquet(uri).map_batches(pipeline, batch_format="pyarrow")  # a user's own Ray Data program
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyarrow as pa
+import pydantic
+
+from library.batch import run_batch
+from library.codec import Encoding
+from library.errors import GrammarError
+from library.grammar import Call, Chain, Span, nearest, parse
+from library.picture import Pixels
+from library.steps import REGISTRY
+from library.steps.base import Filter, Step
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Steps in order. Two pipelines are equal when their canonical texts are.
+
+    Attributes:
+        steps: what is done to each picture, first to last; may be empty (a plain copy).
+    """
+
+    steps: tuple[Step, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """Read a pipeline such as `grayscale | edges(direction="vertical")`.
+
+        Raises:
+            GrammarError: points at the first mistake and says what would work.
+        """
+        return cls.from_chain(parse(text))
+
+    @classmethod
+    def from_chain(cls, chain: Chain) -> Pipeline:
+        """Make the steps of an already parsed text."""
+        return cls(tuple(_make(call, chain.text) for call in chain.calls))
+
+    def __str__(self) -> str:
+        """The canonical text, with every parameter: a default that changes later changes no old pipeline."""
+        return " | ".join(map(str, self.steps))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical text, in hex."""
+        return hashlib.sha256(str(self).encode()).hexdigest()
+
+    def apply(self, pixels: Pixels) -> Pixels:
+        """Run the filters over one decoded picture.
+
+        Args:
+            pixels: height x width x channels, uint8, uint16 or float32.
+
+        Raises:
+            TypeError: if a step is not a filter, or needs other columns than the pixels.
+        """
+        for step in self.steps:
+            if step.kind != "filter" or hasattr(step, "columns"):
+                raise TypeError(f"'{step.name}' needs the whole record, not only its pixels; use run_batch")
+            pixels = cast(Filter, step)(pixels)
+        return pixels
+
+    def __call__(self, table: pa.Table, encode: str = "keep") -> pa.Table:
+        """One batch of a dataset through the pipeline, for `map_batches(..., batch_format="pyarrow")`.
+
+        Args:
+            table: rows of a dataset, with at least `key` and `image`.
+            encode: how changed pictures are stored, as `--encode`.
+
+        Returns:
+            The pictures that are kept, with the same columns. Those that a selector dropped or that cannot be
+            read are left out, and their number is logged with a reason; `run_batch` hands them over.
+        """
+        result = run_batch(self.steps, table, Encoding.parse(encode))
+        if result.rejects.num_rows:
+            _log.warning("left out %d pictures that cannot be used: %s", result.rejects.num_rows, result.rejected)
+        return result.table
+
+
+def _make(call: Call, text: str) -> Step:
+    cls = REGISTRY.get(call.name)
+    if cls is None:
+        message = f"unknown step '{call.name}'{nearest(call.name, REGISTRY)}; `striate steps` lists them all"
+        raise GrammarError(message, text, call.span.offset, call.span.length)
+    names = list(cls.__dataclass_fields__)
+    if len(call.args) > len(names):
+        span = call.arg_spans[len(names)]
+        message = f"{call.name} takes at most {len(names)} arguments: {', '.join(names) or 'none at all'}"
+        raise GrammarError(message, text, span.offset, span.length)
+    spans: dict[str, Span] = dict(zip(names, call.arg_spans, strict=False)) | dict(call.kwarg_spans)
+    for name in call.kwargs:
+        span = call.kwarg_spans[name]
+        if name not in names:
+            message = f"{call.name} has no parameter '{name}'{nearest(name, names)}"
+            raise GrammarError(message, text, span.offset, len(name))
+        if name in names[: len(call.args)]:
+            raise GrammarError(f"{call.name}: '{name}' is given twice", text, span.offset, span.length)
+    values = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+    nested = {name: Pipeline.from_chain(value) if isinstance(value, Chain) else value for name, value in values.items()}
+    try:
+        return cast(Any, cls)(**nested)
+    except pydantic.ValidationError as error:
+        raise _explained(error, call, spans, nested, text) from None
+
+
+def _explained(
+    error: pydantic.ValidationError, call: Call, spans: dict[str, Span], values: dict[str, Any], text: str
+) -> GrammarError:
+    """The first parameter that is wrong, in the words of the grammar."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    problem = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "should").replace("tuple", "list")
+    if first["type"] == "missing":
+        message = f"{call.name} needs '{name}'"
+    elif name in values:
+        message = f"{call.name}: '{name}' {problem}; got {values[name]!r}".replace("' should", "' should")
+    else:
+        message = f"{call.name}: {problem}"
+    span = spans.get(name, call.span)
+    return GrammarError(message, text, span.offset, span.length)

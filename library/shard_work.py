@@ -1,0 +1,232 @@
+"""What one worker does with one shard, from reading it to its report. No Ray here: jobs/ maps these over shards.
+
+A job object holds what all shards share and travels to each worker once; a `ShardTask` is plain data.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from library import codec, storage
+from library.batch import run_batch
+from library.errors import BadPicture, StriateError
+from library.manifest import REJECTS, ShardReport, Tally, digest_of, save_report
+from library.pipeline import Pipeline
+from library.record import ImageRecord, dataset_schema, reject_schema, table_of
+from library.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, ShardWriter
+from library.sources import Listing, Options, read_pictures
+
+#: Called once a row group with the counts of what was done since the last call.
+Progress = Callable[[Tally], None]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to be made.
+
+    Attributes:
+        dataset: URI of the dataset it belongs to.
+        stem: its name there, without `.parquet`.
+        input_digest: of what it is made from; together with the job's `work_digest` it decides the output.
+        rows: pictures to be read.
+        max_rows: stop after so many (for a try-out); None for all.
+        index: for ingest, the rows of the source's listing, as an Arrow stream.
+    """
+
+    dataset: str
+    stem: str
+    input_digest: str
+    rows: int
+    max_rows: int | None = None
+    index: bytes = b""
+
+
+class ShardJob(Protocol):
+    """The work that all shards of a job share."""
+
+    def work_digest(self, task: ShardTask) -> str:
+        """Of all that decides the output apart from the input."""
+        ...
+
+    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+        """Make the shard and commit it; raises StriateError naming the shard."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilterJob:
+    """Shards of `source` through a pipeline.
+
+    Attributes:
+        source: URI of the dataset to read.
+        pipeline: canonical text; empty for a plain copy.
+        encode: how changed pictures are stored.
+    """
+
+    source: str
+    pipeline: str
+    encode: str = "keep"
+
+    def work_digest(self, task: ShardTask) -> str:
+        return digest_of(["filter", self.pipeline, self.encode, task.max_rows])
+
+    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+        steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
+        encoding = codec.Encoding.parse(self.encode)
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX))
+        with ShardOutput(task, reader.schema()) as output:
+            for table in _first_rows(reader, task.max_rows):
+                try:
+                    result = run_batch(steps, table, encoding)
+                except StriateError as error:
+                    raise StriateError(f"shard {reader.uri}: {error}") from error
+                output.spent(result.seconds)
+                tally = Tally(
+                    rows_in=table.num_rows,
+                    image_bytes_in=_image_bytes(table),
+                    dropped=dict(result.dropped),
+                    rejected=dict(result.rejected),
+                )
+                progress(output.add(result.table, result.rejects, tally))
+            output.spent({"read": reader.waited})
+        return output.commit(self.work_digest(task))
+
+
+def _first_rows(tables: ShardReader, limit: int | None) -> Iterator[pa.Table]:
+    left = limit
+    for table in tables:
+        if left is not None:
+            table = table.slice(0, left)
+            left -= table.num_rows
+        yield table
+        if left == 0:
+            return
+
+
+@dataclass(frozen=True)
+class IngestJob:
+    """Pictures of a source, read and checked, into shards.
+
+    Attributes:
+        reader: which reader gives the pictures (`Listing.kind`).
+        extras: the columns that pass through.
+        hints: what the reader needs to find its way, by URI.
+        options: as given to `list_source`.
+        verify: decode every picture, not only its header.
+    """
+
+    reader: str
+    extras: pa.Schema
+    hints: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    options: Options = field(default_factory=Options)
+    verify: bool = False
+
+    @classmethod
+    def of(cls, listing: Listing, options: Options, *, verify: bool) -> IngestJob:
+        return cls(listing.kind, listing.extras, listing.hints, options, verify)
+
+    def work_digest(self, task: ShardTask) -> str:
+        return digest_of(["ingest", self.reader, self.verify])
+
+    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+        raise NotImplementedError
+
+
+class ShardOutput:
+    """A shard and its rejects being written, and the counts that go into its report.
+
+    Nothing appears under its name before the block ends well; the report is written by `commit`.
+    """
+
+    def __init__(self, task: ShardTask, schema: pa.Schema) -> None:
+        self._task = task
+        self._schema = schema
+        self._rejects: list[pa.Table] = []
+        self._tallies: list[Tally] = []
+        self._seconds: Counter[str] = Counter()
+
+    def __enter__(self) -> ShardOutput:
+        self._writer = ShardWriter(self._task.dataset, self._task.stem + SUFFIX, self._schema)
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        start = perf_counter()
+        self._writer.__exit__(*raised)
+        self.spent({"write": perf_counter() - start})
+
+    def spent(self, seconds: Mapping[str, float]) -> None:
+        """Add to the time by stage."""
+        self._seconds.update(seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
+
+    def add(self, kept: pa.Table, rejects: pa.Table, tally: Tally) -> Tally:
+        """Write what was kept; returns `tally` completed with the counts of `kept`."""
+        start = perf_counter()
+        self._writer.add(kept)
+        if rejects.num_rows:
+            self._rejects.append(rejects)
+        done = tally.model_copy(update=_kept_counts(kept))
+        self._tallies.append(done)
+        self.spent({"write": perf_counter() - start})
+        return done
+
+    def commit(self, work_digest: str) -> ShardReport:
+        """Write the rejects, then the report; from then on the shard counts as done.
+
+        Raises:
+            StriateError: if the pictures do not add up.
+        """
+        rejects = None
+        if self._rejects:
+            name = f"{REJECTS}/{self._task.stem}{SUFFIX}"
+            with ShardWriter(self._task.dataset, name, reject_schema(self._schema)) as writer:
+                for table in self._rejects:
+                    writer.add(table)
+            rejects = writer.entry
+        tally = Tally.total(self._tallies)
+        if not tally.balanced:
+            raise StriateError(f"{self._task.stem}: pictures were lost or doubled, which is a defect: {tally}")
+        report = ShardReport(
+            stem=self._task.stem,
+            input_digest=self._task.input_digest,
+            work_digest=work_digest,
+            output=self._writer.entry,
+            rejects=rejects,
+            tally=tally,
+            seconds={stage: round(seconds, 4) for stage, seconds in self._seconds.items()},
+        )
+        save_report(self._task.dataset, report)
+        return report
+
+
+def _kept_counts(kept: pa.Table) -> dict[str, Any]:
+    sides = np.maximum(kept["width"].to_numpy(), kept["height"].to_numpy()) if kept.num_rows else np.zeros(0)
+    rounded = 2 ** np.ceil(np.log2(np.maximum(sides, 1))).astype(np.int64)
+    return {
+        "rows_out": kept.num_rows,
+        "image_bytes_out": _image_bytes(kept),
+        "classes": _counts(kept["label"]),
+        "formats": _counts(kept["format"]),
+        "channels": _counts(kept["channels"]),
+        "sides": _counts(pa.chunked_array([rounded])),
+    }
+
+
+def _counts(column: pa.ChunkedArray[Any]) -> dict[str, int]:
+    return {
+        str(item["values"]): item["counts"] for item in pc.value_counts(column).to_pylist() if item["values"] is not None
+    }
+
+
+def _image_bytes(table: pa.Table) -> int:
+    """Encoded bytes of all pictures of a table."""
+    sizes = pc.binary_length(pc.struct_field(table["image"], "bytes"))
+    return int(pc.sum(sizes).as_py() or 0)

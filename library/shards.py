@@ -1,0 +1,146 @@
+"""Shards: Parquet files read and written a row group at a time, with their digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from types import TracebackType
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from library import storage
+from library.errors import StriateError
+from library.manifest import FileEntry
+
+#: A row group is closed once it holds this many bytes of pictures.
+ROW_GROUP_BYTES = 12 * 2**20
+
+SUFFIX = ".parquet"
+
+
+class ShardReader:
+    """The row groups of one shard, each read while the one before is worked on.
+
+    Attributes:
+        waited: seconds the caller has waited for reading.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        start = perf_counter()
+        with storage.open_read(self.uri) as file, ThreadPoolExecutor(1) as ahead:
+            parquet = self._opened(file)
+            groups = parquet.metadata.num_row_groups
+            following = ahead.submit(self._group, parquet, 0) if groups else None
+            for number in range(groups):
+                assert following is not None
+                table = following.result()
+                following = ahead.submit(self._group, parquet, number + 1) if number + 1 < groups else None
+                self.waited += perf_counter() - start
+                yield table
+                start = perf_counter()
+
+    def schema(self) -> pa.Schema:
+        """The columns, from the file's footer."""
+        with storage.open_read(self.uri) as file:
+            return self._opened(file).schema_arrow
+
+    def _opened(self, file: Any) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StriateError(f"{self.uri} is not a readable shard: {error}") from error
+
+    def _group(self, parquet: pq.ParquetFile, number: int) -> pa.Table:
+        try:
+            return parquet.read_row_group(number, use_threads=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StriateError(f"{self.uri}, row group {number}: {error}") from error
+
+
+class ShardWriter:
+    """Writes one shard; it appears under its name, whole, when the block ends well.
+
+    Args:
+        dataset: URI of the dataset.
+        name: path of the shard below it, e.g. `part-000000.parquet`.
+        schema: of every table that will be added.
+    """
+
+    def __init__(self, dataset: str, name: str, schema: pa.Schema) -> None:
+        self._name = name
+        self._target = storage.writer(storage.join(dataset, name))
+        self._schema = schema
+        self._pending: list[pa.Table] = []
+        self._pending_bytes = 0
+        self._rows = 0
+
+    def __enter__(self) -> ShardWriter:
+        self._file = self._target.__enter__()
+        self._parquet = pq.ParquetWriter(
+            cast(Any, pa.PythonFile(cast(Any, self._file), mode="w")),
+            self._schema,
+            compression=cast(Any, self._compression()),
+            use_dictionary=cast(Any, [name for name in ("label", "format") if name in self._schema.names]),
+            write_statistics=cast(Any, [name for name in self._schema.names if name != "image"]),
+            write_page_checksum=True,
+        )
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows; they are written when a row group is full."""
+        if table.num_rows == 0:
+            return
+        self._pending.append(table)
+        self._pending_bytes += table.nbytes
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = pa.concat_tables(self._pending)
+            self._parquet.write_table(table, row_group_size=table.num_rows)
+            self._rows += table.num_rows
+            self._pending, self._pending_bytes = [], 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._parquet.close()
+        except BaseException as failure:
+            self._target.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._target.__exit__(kind, error, trace)
+
+    @property
+    def entry(self) -> FileEntry:
+        """What was written; to be read after the block has ended."""
+        return FileEntry(name=self._name, rows=self._rows, bytes=self._file.size, digest=self._file.digest)
+
+    def _compression(self) -> dict[str, str]:
+        """Pictures are compressed already; the rest is small."""
+        leaves = [leaf for column in self._schema for leaf in _leaves(column.name, column.type)]
+        return {leaf: "NONE" if leaf == "image.bytes" else "ZSTD" for leaf in leaves}
+
+
+def _leaves(name: str, type_: pa.DataType) -> list[str]:
+    if pa.types.is_struct(type_):
+        struct = cast(pa.StructType, type_)
+        return [leaf for child in struct for leaf in _leaves(f"{name}.{child.name}", child.type)]
+    if pa.types.is_list(type_):
+        return _leaves(f"{name}.list.element", cast(Any, type_).value_type)
+    return [name]
+
+
+def shard_name(number: int) -> str:
+    """The stem of shard `number`; six digits sort by name up to a million shards (128 TB of 128 MB)."""
+    return f"part-{number:06d}"

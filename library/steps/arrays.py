@@ -1,0 +1,172 @@
+"""What the filters share: channel groups for OpenCV, ranges of values, conversions that saturate, checks of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+import cv2
+import numpy as np
+import pydantic
+from numpy.typing import DTypeLike, NDArray
+
+from library.errors import BadPicture
+from library.picture import Pixels
+
+#: How a filter sees past the rim, by OpenCV's names: `gfedcb|abcdefgh|gfedcba`, `fedcba|abcdefgh|hgfedcb`,
+#: `aaaaaa|abcdefgh|hhhhhhh`, `000000|abcdefgh|0000000`.
+Border: TypeAlias = Literal["reflect_101", "reflect", "replicate", "zeros"]
+
+BORDER_CODES: dict[str, int] = {
+    "reflect_101": cv2.BORDER_REFLECT_101,
+    "reflect": cv2.BORDER_REFLECT,
+    "replicate": cv2.BORDER_REPLICATE,
+    "zeros": cv2.BORDER_CONSTANT,
+}
+
+#: Past this many channels an OpenCV matrix has three dimensions, and no filter takes it.
+MAX_CV_CHANNELS = 128
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"should be odd, so that the window has a middle pixel; try {value - 1} or {value + 1}")
+    return value
+
+
+#: The side of a square window that is centred on its pixel.
+OddSize: TypeAlias = Annotated[int, pydantic.Field(ge=3, le=1001), pydantic.AfterValidator(_odd)]
+
+#: A value as a fraction of its dtype's nominal range: 1 is 255, 65535 or 1.0.
+Fraction: TypeAlias = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+def white(dtype: DTypeLike) -> int | float:
+    """The top of a dtype's nominal range: 255, 65535, or 1.0 for float32 (whose values may lie outside)."""
+    try:
+        return _WHITE[np.dtype(dtype)]
+    except KeyError:
+        raise TypeError(f"pixels are uint8, uint16 or float32; got {np.dtype(dtype)}") from None
+
+
+def by_channel_groups(function: Callable[[Pixels], Any], pixels: Pixels, limit: int = MAX_CV_CHANNELS) -> Pixels:
+    """Run an OpenCV function that takes at most `limit` channels; the result always has its channel axis.
+
+    `function` must treat each channel by itself.
+    """
+    channels = pixels.shape[2]
+    if channels <= limit:
+        return _with_axis(function(pixels))
+    groups = [np.ascontiguousarray(pixels[:, :, start : start + limit]) for start in range(0, channels, limit)]
+    return np.concatenate([_with_axis(function(group)) for group in groups], axis=2)
+
+
+def each_channel(function: Callable[[Pixels], Any], pixels: Pixels) -> Pixels:
+    """Run a function of one height x width plane over every channel."""
+    channels = pixels.shape[2]
+    if channels == 1:
+        return _with_axis(function(pixels[:, :, 0]))
+    if channels <= MAX_CV_CHANNELS:
+        return _with_axis(cv2.merge([function(plane) for plane in cv2.split(pixels)]))
+    return np.stack([function(np.ascontiguousarray(pixels[:, :, index])) for index in range(channels)], axis=2)
+
+
+def saturated(values: NDArray[Any], dtype: DTypeLike, scale: float = 1.0) -> Pixels:
+    """`values * scale` as pixels: rounded (half to even) and clipped for integers, as they are for float32.
+
+    Args:
+        values: float32 or float64, of any shape, below 2**31 once scaled.
+        dtype: uint8, uint16 or float32.
+        scale: multiplies the values.
+    """
+    target = np.dtype(dtype)
+    if target == np.float32:
+        return values.astype(np.float32, copy=False) if scale == 1 else np.multiply(values, scale, dtype=np.float32)
+    flat = values.reshape(values.shape[0], -1)
+    depth = cv2.CV_8U if target == np.uint8 else cv2.CV_16U
+    return np.asarray(cv2.addWeighted(flat, scale, flat, 0.0, 0.0, dtype=depth)).reshape(values.shape)
+
+
+def as_8_bits(pixels: Pixels, low: float, high: float) -> Pixels:
+    """Pixels with `low` to `high` spread over 0 to 255, for the OpenCV functions that know only 8 bits."""
+    if pixels.dtype == np.uint8 and (low, high) == (0, 255):
+        return pixels
+    values = np.clip(pixels.astype(np.float64), low, high) - low
+    return saturated(values, np.uint8, 255 / (high - low) if high > low else 0.0)
+
+
+def finite_range(pixels: Pixels) -> tuple[float, float]:
+    """The least and the greatest value.
+
+    Raises:
+        BadPicture: `not_finite`, if a float picture holds not-a-number or infinity.
+    """
+    low, high = float(pixels.min()), float(pixels.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise BadPicture("not_finite", "the picture holds not-a-number or infinity, and this step needs finite values")
+    return low, high
+
+
+def require_finite(pixels: Pixels) -> None:
+    """Refuse a float picture that holds not-a-number or infinity, as `finite_range` does."""
+    if pixels.dtype == np.float32:
+        finite_range(pixels)
+
+
+def quantised(pixels: Pixels) -> tuple[NDArray[np.uint16], float, float]:
+    """Float pixels as 65,536 levels over their own range, with that range; a flat picture is all 0.
+
+    Raises:
+        BadPicture: `not_finite`.
+    """
+    low, high = finite_range(pixels)
+    steps_per_unit = 65535 / (high - low) if high > low else 0.0
+    return np.rint((pixels.astype(np.float64) - low) * steps_per_unit).astype(np.uint16), low, high
+
+
+def through_16_bits(function: Callable[[Pixels], Any], pixels: Pixels) -> Pixels:
+    """Run a function of uint16 pixels over float32 ones, `quantised` and back; a flat picture comes back as it is.
+
+    Raises:
+        BadPicture: `not_finite`.
+    """
+    levels, low, high = quantised(pixels)
+    if low == high:
+        return pixels
+    return (np.asarray(function(levels), np.float64) * ((high - low) / 65535) + low).astype(np.float32)
+
+
+def histogram(plane: NDArray[Any]) -> NDArray[Any]:
+    """How often each value occurs in a uint8 or uint16 plane: 256 or 65,536 counts, int64."""
+    if plane.dtype == np.uint8:
+        counts = cast("NDArray[Any]", cv2.calcHist([plane], [0], None, [256], [0, 256]))
+        if plane.size < 2**24:  # past that, its float32 counts are no longer exact
+            return counts.ravel().astype(np.int64)
+    return np.bincount(plane.ravel(), minlength=int(white(plane.dtype)) + 1)
+
+
+def looked_up(pixels: Pixels, table: NDArray[Any]) -> Pixels:
+    """Each uint8 or uint16 value replaced by its entry in a table of 256 or 65,536."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(cv2.LUT(pixels, table)).reshape(pixels.shape)
+    return table.take(pixels)
+
+
+@cache
+def ramp(dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Every value of an integer dtype as float64, read-only: what a lookup table is computed from."""
+    values = np.arange(int(white(dtype)) + 1, dtype=np.float64)
+    values.flags.writeable = False
+    return values
+
+
+def _with_axis(pixels: NDArray[Any]) -> Pixels:
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+_WHITE: dict[np.dtype[Any], int | float] = {
+    np.dtype(np.uint8): 255,
+    np.dtype(np.uint16): 65535,
+    np.dtype(np.float32): 1.0,
+}

@@ -1,0 +1,102 @@
+"""Filters that change what the channels are: grey, RGB, a choice of bands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from library.errors import BadPicture
+from library.picture import Pixels
+from library.steps.arrays import Fraction, saturated, white
+from library.steps.base import register
+
+
+@register("filter")
+class Grayscale:
+    """One grey channel.
+
+    1 channel stays; 2 are grey and alpha, 4 are RGB and alpha, and are composited over `background`; 3 give the
+    luma of ITU-R BT.601 (0.299 R + 0.587 G + 0.114 B); any other number of bands gives their mean. For a
+    four-band picture without alpha, pick bands first with `channels`.
+    """
+
+    background: Annotated[Fraction, Field(description="grey under transparent pixels, as a fraction of white")] = 1.0
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        channels = pixels.shape[2]
+        if channels in (2, 4):
+            pixels = composited(pixels, (self.background,) * (channels - 1))
+        if pixels.shape[2] == 1:
+            return pixels
+        if pixels.shape[2] == 3:
+            return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[:, :, None]
+        return saturated(pixels.mean(axis=2, keepdims=True, dtype=np.float64), pixels.dtype)
+
+
+@register("filter")
+class Rgb:
+    """Three channels, red, green, blue.
+
+    1 channel is repeated; 2 are grey and alpha, 4 are RGB and alpha, and are composited over `background`; 3 stay.
+    Palette and CMYK pictures need nothing here: the codec has made them RGB when it decoded them.
+
+    Raises:
+        BadPicture: `wrong_channels` for 5 channels or more; pick three with `channels`.
+    """
+
+    background: Annotated[
+        tuple[Fraction, Fraction, Fraction],
+        Field(description="red, green, blue under transparent pixels, as fractions of white"),
+    ] = (1.0, 1.0, 1.0)
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        channels = pixels.shape[2]
+        if channels == 3:
+            return pixels
+        if channels == 1:
+            return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
+        if channels == 2:
+            pixels = pixels[:, :, [0, 0, 0, 1]]
+        elif channels != 4:
+            raise BadPicture("wrong_channels", f"{channels} channels are not RGB; pick three with channels(bands=...)")
+        return composited(pixels, self.background)
+
+
+@register("filter")
+class Channels:
+    """Pick or reorder channels: `channels([3, 2, 1])` is near-infrared false colour of a blue-green-red-NIR picture.
+
+    Raises:
+        BadPicture: `wrong_channels` if the picture has fewer channels than the highest one asked for.
+    """
+
+    bands: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(min_length=1, description="channels of the result, each by its number in the picture, counted from 0"),
+    ]
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        channels = pixels.shape[2]
+        if max(self.bands) >= channels:
+            raise BadPicture("wrong_channels", f"band {max(self.bands)} asked for, but there are only {channels}")
+        picked = np.empty((*pixels.shape[:2], len(self.bands)), pixels.dtype)
+        for index, band in enumerate(self.bands):
+            picked[:, :, index] = pixels[:, :, band]
+        return picked
+
+
+def composited(pixels: Pixels, background: tuple[float, ...]) -> Pixels:
+    """Colours over a background by the last channel, straight alpha: `colour * a + background * (1 - a)`.
+
+    Porter and Duff 1984, the operator "over". Float alpha is clipped to 0..1; float colours are not.
+    """
+    top = white(pixels.dtype)
+    colours, alpha = pixels[:, :, :-1], pixels[:, :, -1:]
+    if alpha.min() >= top:
+        return np.ascontiguousarray(colours)
+    opacity = np.clip(alpha.astype(np.float32) / np.float32(top), 0, 1)
+    under = np.asarray(background, np.float32) * np.float32(top)
+    return saturated(colours * opacity + under * (1 - opacity), pixels.dtype)

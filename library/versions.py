@@ -1,0 +1,7 @@
+"""Versions of what decides the bytes of a dataset; kept in its manifest."""
+
+from importlib.metadata import version
+
+_DISTRIBUTIONS = ("striate", "opencv-python-headless", "simplejpeg", "pillow", "tifffile", "numpy", "pyarrow")
+
+VERSIONS = {name: version(name) for name in _DISTRIBUTIONS}
