@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers that use no GPU keep seeing the GPUs' variables unchanged; without this Ray warns about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # A line a record on stderr is no use next to our own progress.
-    "RAY_DEDUP_LOGS": "1",
+    # Ray's C++ core writes notes on its own affairs to our stderr; they stay in its log files.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
@@ -80,7 +82,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
     try:
-        ray.init(address=address or "local", **options)
+        with _without_ray_notes():
+            ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if address is None:
             raise StriateError(f"cannot start Ray on this machine: {error}") from error
@@ -96,3 +99,21 @@ def _session(address: str | None) -> Session:
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return Session(address, int(ray.cluster_resources().get("CPU", 0)), len(nodes))
+
+
+@contextmanager
+def _without_ray_notes() -> Iterator[None]:
+    """Hold back what Ray's C++ core writes to stderr about its own log level; everything else is passed on."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if b"logging.cc" not in line:
+                    os.write(2, line)

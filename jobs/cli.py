@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from jobs import output
-from library.errors import StriateError
+from library import storage
+from library.errors import StriateError, UsageError
 
 app = typer.Typer(
     name="striate",
@@ -67,6 +68,59 @@ def _fail(message: str, code: int, as_json: bool) -> int:
     return code
 
 
+@app.command("ingest")
+def ingest_command(
+    source: Annotated[str, typer.Argument(help="Folder, tar, tar.gz, zip, WebDataset, MNIST IDX, CIFAR, CSV/JSONL, Parquet.")],
+    destination: Annotated[str, typer.Argument(help="Dataset to make: a folder or s3://bucket/prefix.")],
+    split: Annotated[
+        str, typer.Option(help="`found` in the source, `none`, or fractions by class: train=0.8,val=0.1,test=0.1.")
+    ] = "found",
+    shard_mb: Annotated[
+        float | None, typer.Option(help="Size of a shard in MiB.", show_default="128, less for a small source")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order in which pictures are stored.")] = 0,
+    label_column: Annotated[str | None, typer.Option(help="Column (or JSON field) with the class name.")] = None,
+    key_column: Annotated[str | None, typer.Option(help="Column with unique keys.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the picture or its path.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Decode every picture, not only its header.")] = False,
+    max_bad_fraction: Annotated[float, typer.Option(help="Fail, after writing everything, past this share of rejects.")] = 0.05,
+    workers: Workers = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another job left there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Turn pictures from any source into a dataset: shuffled Parquet shards and a manifest.
+
+    The class of a picture is the folder it lies in, unless the source says otherwise. What cannot be used goes to
+    `_rejects/` with its bytes and a reason.
+
+        striate ingest cats-dogs.tar out/raw --split train=0.8,test=0.2
+
+        striate ingest s3://bucket/list.csv s3://bucket/raw --label-column species --verify
+    """
+    from jobs.ingest import check_bad_fraction, ingest, plan_ingest
+    from library.sources import Options
+
+    made = plan_ingest(
+        source,
+        destination,
+        options=Options(label_column=label_column, key_column=key_column, image_column=image_column),
+        shard_mb=shard_mb,
+        seed=seed,
+        split=split,
+        verify=verify,
+        max_bad_fraction=max_bad_fraction,
+        overwrite=overwrite,
+    )
+    if dry_run:
+        output.facts(made.described(), as_json=json)
+        return
+    manifests = ingest(made, workers=workers, overwrite=overwrite, address=address)
+    check_bad_fraction(manifests, max_bad_fraction)
+    output.finished(manifests, as_json=json)
+
+
 @app.command("filter")
 def filter_command(
     source: Annotated[str, typer.Argument(help="Dataset to read: a folder or s3://bucket/prefix.")],
@@ -92,12 +146,96 @@ def filter_command(
 
     plan = plan_filter(source, destination, steps, encode=encode, limit=limit, overwrite=overwrite)
     if dry_run:
-        facts = plan.described()
-        if json:
-            output.emit_json(facts)
-        else:
-            for name, value in facts.items():
-                print(f"{name.replace('_', ' '):16} {value}")
+        output.facts(plan.described(), as_json=json)
         return
     manifest = filter_dataset(plan, workers=workers, overwrite=overwrite, address=address)
-    output.finished(plan.destination, manifest, as_json=json)
+    output.finished({plan.destination: manifest}, as_json=json)
+
+
+@app.command("info")
+def info_command(
+    dataset: Annotated[str, typer.Argument(help="Dataset, or the folder of its splits.")], json: Json = False
+) -> None:
+    """Show what a dataset holds: rows, bytes, classes, sizes, formats, what made it, and what was rejected.
+
+        striate info out/raw
+    """
+    from jobs.info import datasets_below, print_info
+
+    found = datasets_below(dataset)
+    if json:
+        output.emit_json(output.summaries(found))
+        return
+    for uri, manifest in found.items():
+        print_info(uri, manifest)
+
+
+@app.command("show")
+def show_command(
+    dataset: Annotated[str, typer.Argument(help="Dataset to draw pictures of.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    steps: Steps = "",
+    count: Annotated[int, typer.Option(help="How many pictures.")] = 12,
+    tile_px: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 160,
+    key: Annotated[list[str] | None, typer.Option(help="Exactly this picture; may be given several times.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only pictures of this class.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw a contact sheet; with --steps every picture before beside after.
+
+        striate show out/raw --out sheet.png --steps "grayscale | canny(low=50, high=150)"
+    """
+    from jobs.show import contact_sheet
+
+    sheet = contact_sheet(dataset, steps, count=count, tile_px=tile_px, keys=key or (), label=label)
+    storage.write_bytes(storage.normalize(str(out)), sheet.png)
+    if json:
+        output.emit_json({"sheet": str(out), "pictures": sheet.pictures})
+    else:
+        print(f"{out}: {len(sheet.pictures)} pictures")
+
+
+@app.command("steps")
+def steps_command(
+    step: Annotated[str | None, typer.Argument(help="A step's name, or a call: clahe(clip_limit=4).")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file for its example picture.", show_default="NAME.png")] = None,
+    json: Json = False,
+) -> None:
+    """List every step with its parameters; or show one, with an example picture written to a file.
+
+        striate steps
+
+        striate steps "clahe(clip_limit=4)" --out clahe.png
+    """
+    from jobs.steps import describe, example_picture, step_table
+
+    if step is None:
+        if out is not None:
+            raise UsageError("--out goes with one step: striate steps clahe --out clahe.png")
+        table = step_table()
+        output.emit_json(table) if json else output.print_steps(table)
+        return
+    described = describe(step)
+    png, verdict = example_picture(step)
+    path = out or Path(f"{described['name']}.png")
+    storage.write_bytes(storage.normalize(str(path)), png)
+    described |= {"picture": str(path), "picture_result": verdict}
+    output.emit_json(described) if json else output.print_step(described)
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Argument(help="Folder for the pictures, the datasets and the page.")] = Path("out/demo"),
+    json: Json = False,
+) -> None:
+    """Run the main job on real pictures that come with scikit-learn and matplotlib; leave a page to look at.
+
+        striate demo out/demo
+    """
+    from jobs.demo import run_demo
+
+    result = run_demo(folder)
+    if json:
+        output.emit_json(result)
+    else:
+        print(f"open {result['page']} in a browser")

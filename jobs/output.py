@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from library.manifest import Manifest
@@ -44,9 +46,11 @@ def reasons(title: str, counts: Mapping[str, int]) -> str:
     return f"{title}: " + ", ".join(f"{name} {number:,}" for name, number in ranked)
 
 
-def time_spent(run: Mapping[str, Any]) -> Table | None:
+def time_spent(runs: Iterable[Mapping[str, Any]]) -> Table | None:
     """Where the time went, summed over workers; None when nothing was run."""
-    seconds: Mapping[str, float] = run.get("seconds", {})
+    seconds: Counter[str] = Counter()
+    for run in runs:
+        seconds.update(run.get("seconds", {}))
     whole = sum(seconds.values())
     if not whole:
         return None
@@ -59,34 +63,89 @@ def time_spent(run: Mapping[str, Any]) -> Table | None:
     return table
 
 
-def finished(dataset: str, manifest: Manifest, *, as_json: bool) -> None:
-    """The closing message of a job that made `dataset`."""
+def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
+    """Named values, a line each."""
     if as_json:
-        emit_json(summary(dataset, manifest))
+        emit_json(values)
         return
-    tally, run = manifest.tally, manifest.run
-    print(f"{dataset}: {len(manifest.shards):,} shards, {tally.rows_out:,} pictures, {size(manifest.bytes)}")
-    print(balance(manifest))
-    for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
-        if counts:
-            print(reasons(title, counts))
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key}: {item}" for key, item in value.items())
+        print(f"{name.replace('_', ' '):16} {value}")
+
+
+def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
+    """The closing message of a job that made these datasets."""
+    if as_json:
+        emit_json(summaries(manifests))
+        return
+    for dataset, manifest in manifests.items():
+        tally, run = manifest.tally, manifest.run
+        print(f"{dataset}: {len(manifest.shards):,} shards, {tally.rows_out:,} pictures, {size(manifest.bytes)}")
+        print(f"  {balance(manifest)}")
+        for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
+            if counts:
+                print(f"  {reasons(title, counts)}")
+    run = next(iter(manifests.values())).run
     if run.get("shards_resumed"):
-        print(f"{run['shards_resumed']:,} of {run['shards']:,} shards were done before this run")
-    if run.get("shards_resumed") == run.get("shards"):
-        return
-    table = time_spent(run)
-    if table is not None:
+        print(f"{run['shards_resumed']:,} shards were done before this run")
+    table = time_spent([manifest.run for manifest in manifests.values()])
+    if table is not None and run.get("wall_s"):
+        pictures = sum(manifest.tally.rows_in for manifest in manifests.values())
+        print(f"{pictures:,} pictures in {run['wall_s']:.1f} s of work on {run['workers']} workers")
         Console(highlight=False).print(table)
 
 
-def summary(dataset: str, manifest: Manifest) -> dict[str, Any]:
-    """A manifest without its list of shards, for --json."""
-    facts = manifest.model_dump(exclude={"shards", "rejects", "jobs"})
+def summaries(manifests: Mapping[str, Manifest]) -> Any:
+    """Manifests without their lists of shards, for --json: one document, or for several splits one by name."""
+    documents = {dataset: _summary(dataset, manifest) for dataset, manifest in manifests.items()}
+    if len(documents) == 1:
+        return next(iter(documents.values()))
+    return {"datasets": list(documents.values())}
+
+
+def _summary(dataset: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "digest": manifest.digest,
         "rows": manifest.rows,
         "bytes": manifest.bytes,
         "shards": len(manifest.shards),
-        "jobs": [job.model_dump() for job in manifest.jobs],
-    } | facts
+        **manifest.model_dump(exclude={"shards", "rejects"}),
+    }
+
+
+def print_steps(steps: Sequence[Mapping[str, str]]) -> None:
+    """The table of steps."""
+    console = Console(highlight=False)
+    for kind, title in (
+        ("filter", "filters: pixels to pixels"),
+        ("selector", "selectors: keep a picture, or drop it with a reason"),
+        ("augmentation", "augmentations: pixels to pixels, random"),
+    ):
+        chosen = [step for step in steps if step["kind"] == kind]
+        if chosen:
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+            for step in chosen:
+                call = f"[bold]{step['name']}[/]" + escape(f"({step['parameters']})" if step["parameters"] else "")
+                table.add_row(call, escape(step["summary"]))
+            console.print(table)
+            console.print()
+    console.print("`striate steps NAME` shows one, with an example picture")
+
+
+def print_step(step: Mapping[str, Any]) -> None:
+    """One step, whole."""
+    console = Console(highlight=False)
+    console.print(f"[bold]{step['name']}[/] ({step['kind']})")
+    console.print(escape(step["help"]))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("parameter", "default", "type", ""):
+        table.add_column(heading)
+    for parameter in step["parameters"]:
+        default = "required" if parameter["required"] else parameter["default"]
+        table.add_row(parameter["name"], *(escape(text) for text in (default, parameter["type"], parameter["help"])))
+    if step["parameters"]:
+        console.print(table)
+    console.print(f"example: {escape(step['example'])}", soft_wrap=True)
+    console.print(f"picture: {step['picture']} ({escape(step['picture_result'])})", soft_wrap=True)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +23,8 @@ from library.shard_work import ShardJob, ShardTask
 
 # A worker that finishes a shard finds the next one waiting; with 1 it would idle for 0.15 s.
 _QUEUED_PER_WORKER = 4
-# A picture that crashes a decoder crashes it again: give up with a message instead of trying for ever.
+# A picture that crashes a decoder crashes it again: give up on its shard with a message instead of trying for ever.
+# A worker itself may come back as often as nodes are taken away.
 _MAX_RETRIES = 3
 _REPORT_EVERY_S = 1.0
 
@@ -88,15 +90,24 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
 
     start = time.monotonic()
     with Progress(title, len(todo), sum(_rows(task) for task in todo), snapshot):
-        for row in _stream(job, todo, min(num_workers, len(todo)), board):
-            if row["error"]:
-                raise StriateError(row["error"])
-            report = ShardReport.model_validate_json(row["report"])
-            run.reports[row["dataset"], report.stem] = report
-            run.waited_s += row["waited_s"]
-            run.peak_rss = max(run.peak_rss, row["rss"])
-            finished[f"{row['dataset']}/{report.stem}"] = _count(report.tally)
-            run.first_report_s = run.first_report_s or time.monotonic() - start
+        try:
+            for row in _stream(job, todo, min(num_workers, len(todo)), board):
+                if row["error"]:
+                    raise StriateError(row["error"])
+                report = ShardReport.model_validate_json(row["report"])
+                run.reports[row["dataset"], report.stem] = report
+                run.waited_s += row["waited_s"]
+                run.peak_rss = max(run.peak_rss, row["rss"])
+                finished[f"{row['dataset']}/{report.stem}"] = _count(report.tally)
+                run.first_report_s = run.first_report_s or time.monotonic() - start
+        except ray.exceptions.RayError as error:
+            started: dict[str, Count] = ray.get(board.snapshot.remote())
+            in_work = sorted(set(started) - set(finished))
+            raise StriateError(
+                f"a worker died {_MAX_RETRIES + 1} times on the same shard, one of: {', '.join(in_work[:8])} "
+                f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
+                "the shards that are done stay, the same command goes on from there"
+            ) from error
     run.wall_s = time.monotonic() - start
     return run
 
@@ -110,33 +121,29 @@ def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, board: 
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     shards = ray.data.from_items([dataclasses.asdict(task) for task in tasks], override_num_blocks=len(tasks))
-    results = shards.map_batches(
-        ShardWorker,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=_QUEUED_PER_WORKER),
-        fn_constructor_args=(ray.put(job), board),
-        num_cpus=1,
-        max_restarts=_MAX_RETRIES,
-        max_task_retries=_MAX_RETRIES,
-    )
-    try:
-        yield from results.iter_rows()
-    except ray.exceptions.RayError as error:
-        raise StriateError(
-            f"a worker died and did not come back ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "the shards that are done stay, the same command goes on from there"
-        ) from error
+    with warnings.catch_warnings():
+        # Ray 2.60 announces that these go, and offers nothing else yet to set the retries.
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        results = shards.map_batches(
+            ShardWorker,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=_QUEUED_PER_WORKER),
+            fn_constructor_args=(job, board),
+            num_cpus=1,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": _MAX_RETRIES},
+        )
+    yield from results.iter_rows()
 
 
 class ShardWorker:
     """An actor that makes one shard after another; a failure comes back as a row, so that it is told once and whole."""
 
-    def __init__(self, job: Any, board: Any) -> None:
+    def __init__(self, job: ShardJob, board: Any) -> None:
         import cv2
         import psutil
 
-        self._job: ShardJob = ray.get(job)
+        self._job = job
         self._board = board
         self._process = psutil.Process()
         self._idle_since = time.perf_counter()
@@ -148,6 +155,7 @@ class ShardWorker:
         waited = time.perf_counter() - self._idle_since
         task = ShardTask(**batch.to_pylist()[0])
         result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
+        self._board.put.remote(f"{task.dataset}/{task.stem}", Count())
         try:
             result["report"] = self._job.run(task, self._teller(task)).model_dump_json()
         except StriateError as error:

@@ -18,7 +18,7 @@ import pydantic
 from library.batch import run_batch
 from library.codec import Encoding
 from library.errors import GrammarError
-from library.grammar import Call, Chain, Span, nearest, parse
+from library.grammar import Call, Chain, Span, format_value, nearest, parse
 from library.picture import Pixels
 from library.steps import REGISTRY
 from library.steps.base import Filter, Step
@@ -69,7 +69,7 @@ class Pipeline:
             TypeError: if a step is not a filter, or needs other columns than the pixels.
         """
         for step in self.steps:
-            if step.kind != "filter" or hasattr(step, "columns"):
+            if step.kind != "filter" or (hasattr(step, "columns") and cast(Any, step).columns()):
                 raise TypeError(f"'{step.name}' needs the whole record, not only its pixels; use run_batch")
             pixels = cast(Filter, step)(pixels)
         return pixels
@@ -123,11 +123,12 @@ def _explained(
     """The first parameter that is wrong, in the words of the grammar."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else ""
-    problem = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "should").replace("tuple", "list")
+    problem = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+    problem = problem.replace("Tuple should", "should").replace("tuple", "list").replace(" after validation", "")
     if first["type"] == "missing":
         message = f"{call.name} needs '{name}'"
     elif name in values:
-        message = f"{call.name}: '{name}' {problem}; got {values[name]!r}".replace("' should", "' should")
+        message = f"{call.name}: '{name}' {problem}; got {format_value(values[name])}"
     else:
         message = f"{call.name}: {problem}"
     span = spans.get(name, call.span)

@@ -5,8 +5,9 @@ A job object holds what all shards share and travels to each worker once; a `Sha
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -20,9 +21,10 @@ from library.batch import run_batch
 from library.errors import BadPicture, StriateError
 from library.manifest import REJECTS, ShardReport, Tally, digest_of, save_report
 from library.pipeline import Pipeline
-from library.record import ImageRecord, dataset_schema, reject_schema, table_of
+from library.record import REJECT_COLUMNS, ImageRecord, dataset_schema, reject_schema, table_of
 from library.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, ShardWriter
-from library.sources import Listing, Options, read_pictures
+from library.sources import Listing, Options, Read, read_pictures
+from library.sources.index import extras_of
 
 #: Called once a row group with the counts of what was done since the last call.
 Progress = Callable[[Tally], None]
@@ -117,27 +119,92 @@ class IngestJob:
 
     Attributes:
         reader: which reader gives the pictures (`Listing.kind`).
-        extras: the columns that pass through.
+        columns: the columns that pass through.
         hints: what the reader needs to find its way, by URI.
         options: as given to `list_source`.
         verify: decode every picture, not only its header.
+        limits: a picture past them is rejected.
     """
 
     reader: str
-    extras: pa.Schema
+    columns: pa.Schema
     hints: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     options: Options = field(default_factory=Options)
     verify: bool = False
+    limits: codec.Limits = codec.DEFAULT_LIMITS
 
     @classmethod
     def of(cls, listing: Listing, options: Options, *, verify: bool) -> IngestJob:
-        return cls(listing.kind, listing.extras, listing.hints, options, verify)
+        return cls(listing.kind, listing.columns, listing.hints, options, verify)
 
     def work_digest(self, task: ShardTask) -> str:
-        return digest_of(["ingest", self.reader, self.verify])
+        return digest_of(["ingest", self.reader, self.verify, self.columns.to_string()])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
-        raise NotImplementedError
+        with pa.ipc.open_stream(task.index) as stream:
+            rows = stream.read_all()
+        schema = dataset_schema(list(self.columns))
+        with ShardOutput(task, schema) as output:
+            start = perf_counter()
+            pictures: list[Read | None] = [None] * rows.num_rows
+            # A reader gives pictures in the order that is cheapest for it; they are stored in the plan's.
+            for picture in read_pictures(self.reader, rows, self.hints, self.options):
+                pictures[picture.row] = picture
+            output.spent({"read": perf_counter() - start})
+            for first, last in _row_groups(pictures):
+                progress(self._store(rows.slice(first, last - first), pictures[first:last], schema, output))
+                pictures[first:last] = [None] * (last - first)
+        return output.commit(self.work_digest(task))
+
+    def _store(self, rows: pa.Table, pictures: list[Read | None], schema: pa.Schema, output: ShardOutput) -> Tally:
+        """Check some pictures, and write them or put them aside."""
+        start = perf_counter()
+        kept: list[ImageRecord] = []
+        rejects: list[tuple[ImageRecord, BadPicture]] = []
+        listed = rows.select(["key", "label"]).to_pylist()
+        extras = extras_of(rows).to_pylist()
+        for row, picture, known in zip(listed, pictures, extras, strict=True):
+            if picture is None:
+                raise StriateError(f"the {self.reader} reader gave nothing for '{row['key']}', which is a defect")
+            record = ImageRecord(
+                row["key"], picture.data, storage.name_of(row["key"]), row["label"], extras={**known, **picture.extras}
+            )
+            try:
+                kept.append(self._checked(record, picture.problem))
+            except BadPicture as bad:
+                rejects.append((record, bad))
+        output.spent({"check": perf_counter() - start})
+        tally = Tally(
+            rows_in=rows.num_rows,
+            image_bytes_in=sum(len(picture.data or b"") for picture in pictures if picture is not None),
+            rejected=dict(Counter(bad.reason for _, bad in rejects)),
+        )
+        return output.add(table_of(kept, schema), _reject_table(rejects, schema), tally)
+
+    def _checked(self, record: ImageRecord, problem: BadPicture | None) -> ImageRecord:
+        if problem is not None:
+            raise problem
+        header = codec.probe(record.data or b"", self.limits)
+        if self.verify:
+            codec.decode(record.data or b"", limits=None)
+        return dataclasses.replace(record, header=header)
+
+
+def _row_groups(pictures: Sequence[Read | None]) -> Iterator[tuple[int, int]]:
+    """Ranges of pictures that fill a row group each."""
+    first = size = 0
+    for number, picture in enumerate(pictures, 1):
+        size += len(picture.data or b"") if picture is not None else 0
+        if size >= ROW_GROUP_BYTES or number == len(pictures):
+            yield first, number
+            first, size = number, 0
+
+
+def _reject_table(rejects: Sequence[tuple[ImageRecord, BadPicture]], schema: pa.Schema) -> pa.Table:
+    table = table_of([record for record, _ in rejects], schema)
+    for name in REJECT_COLUMNS:
+        table = table.append_column(name, pa.array([getattr(bad, name) for _, bad in rejects], pa.string()))
+    return table
 
 
 class ShardOutput:

@@ -289,7 +289,7 @@ def _explained(uri: str, doing: str) -> Iterator[None]:
     except StriateError:
         raise
     except FileNotFoundError as error:
-        if is_s3(uri) and "bucket" in str(error).lower():
+        if is_s3(uri) and "specified bucket" in str(error).lower():
             raise StriateError(f"cannot {doing} {uri}: there is no such bucket") from error
         raise StriateError(f"cannot {doing} {uri}: there is no such file or folder") from error
     except PermissionError as error:

@@ -1,4 +1,4 @@
-"""What the filters share: channel groups for OpenCV, ranges of values, conversions that saturate, checks of pictures."""
+"""What the filters share: channel groups for OpenCV, ranges of values, conversions that saturate, checks."""
 
 from __future__ import annotations
 

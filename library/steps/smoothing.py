@@ -6,11 +6,11 @@ mirrored (`border`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import cv2
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from scipy import ndimage
 
 from library.picture import Pixels
@@ -21,6 +21,7 @@ from library.steps.arrays import (
     OddSize,
     by_channel_groups,
     each_channel,
+    finite_range,
     require_finite,
     saturated,
     through_16_bits,
@@ -71,9 +72,7 @@ class MedianBlur:
         BadPicture: `not_finite`.
     """
 
-    size: Annotated[
-        OddSize, Field(le=255, description="side of the window in pixels, odd")
-    ] = 3
+    size: Annotated[OddSize, Field(le=255, description="side of the window in pixels, odd")] = 3
 
     def __call__(self, pixels: Pixels) -> Pixels:
         require_finite(pixels)
@@ -81,7 +80,7 @@ class MedianBlur:
         if size <= 5:
             return by_channel_groups(lambda group: cv2.medianBlur(group, size), pixels)
         if pixels.dtype != np.uint8:
-            return each_channel(lambda plane: ndimage.median_filter(plane, size, mode="nearest"), pixels)
+            return each_channel(lambda plane: cast(Any, ndimage).median_filter(plane, size, mode="nearest"), pixels)
         if pixels.shape[2] in (3, 4):
             return np.asarray(cv2.medianBlur(pixels, size))
         return each_channel(lambda plane: cv2.medianBlur(plane, size), pixels)
@@ -98,7 +97,9 @@ class Bilateral:
         BadPicture: `not_finite`.
     """
 
-    sigma_space: Annotated[float, Field(gt=0, le=50, description="standard deviation over the picture, in pixels")] = 3.0
+    sigma_space: Annotated[float, Field(gt=0, le=50, description="standard deviation over the picture, in pixels")] = (
+        3.0
+    )
     sigma_color: Annotated[
         Fraction, Field(gt=0, description="standard deviation over values, as a fraction of white")
     ] = 0.1
@@ -113,10 +114,6 @@ class Bilateral:
 
         smoothed = np.asarray(smooth(values)) if pixels.shape[2] == 3 else each_channel(smooth, values)
         return saturated(smoothed, pixels.dtype) if pixels.dtype == np.uint16 else smoothed
-
-
-def _smaller_than_search(value: int) -> int:
-    return value
 
 
 @register("filter")
@@ -139,7 +136,15 @@ class Denoise:
     search_size: Annotated[OddSize, Field(le=101, description="side of the window searched, in pixels, odd")] = 21
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        if pixels.dtype == np.float32:
-            return self._float(pixels)
-        strength = self.strength * white(pixels.dtype)
-        return self._integer(pixels, strength)
+        return self._denoised(pixels) if pixels.shape[2] == 3 else each_channel(self._denoised, pixels)
+
+    def _denoised(self, part: Pixels) -> Pixels:
+        if part.dtype != np.float32:
+            return self._means(part, self.strength * white(part.dtype))
+        low, high = finite_range(part)
+        return through_16_bits(lambda levels: self._means(levels, self.strength * 65535 / (high - low)), part)
+
+    def _means(self, part: Pixels, strength: float) -> Pixels:
+        norm = cv2.NORM_L2 if part.dtype == np.uint8 else cv2.NORM_L1
+        sizes = {"templateWindowSize": self.patch_size, "searchWindowSize": self.search_size}
+        return np.asarray(cast(Any, cv2).fastNlMeansDenoising(part, h=[strength], normType=norm, **sizes))

@@ -67,7 +67,7 @@ class Binarize:
         defaults = {"threshold": ("fixed", 0.5), "size": ("adaptive", 51), "offset": ("adaptive", 0.05)}
         for name, (method, default) in defaults.items():
             if method != self.method and getattr(self, name) is not None:
-                raise ValueError(f"'{name}' has no effect with method=\"{self.method}\"; it belongs to \"{method}\"")
+                raise ValueError(f'\'{name}\' has no effect with method="{self.method}"; it belongs to "{method}"')
             if method == self.method and getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         return self
@@ -132,14 +132,15 @@ class Clahe:
 class Gamma:
     """Gamma curve, `white * (value / white) ** gamma`: above 1 darkens the middle tones, under 1 lightens them.
 
-    Negative float values become 0; those above 1 go on along the curve.
+    Negative float values become 0; those above 1 go on along the curve (to infinity, past float32).
     """
 
     gamma: Annotated[float, Field(gt=0, le=100, description="the exponent; 1 changes nothing")]
 
     def __call__(self, pixels: Pixels) -> Pixels:
         if pixels.dtype == np.float32:
-            return np.power(np.maximum(pixels, 0), np.float32(self.gamma), dtype=np.float32)
+            with np.errstate(over="ignore"):
+                return np.power(np.maximum(pixels, 0), np.float32(self.gamma), dtype=np.float32)
         return looked_up(pixels, _gamma_table(self.gamma, pixels.dtype))
 
 

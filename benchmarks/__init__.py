@@ -1,0 +1,1 @@
+"""Benchmarks, and the programs that striate is compared with. See README.md."""

@@ -1,0 +1,166 @@
+"""Pictures of any source into shuffled shards: `striate ingest`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.session import connect
+from library import storage
+from library.destination import check_apart, check_claim, claim, committed, finish
+from library.errors import StriateError, UsageError
+from library.manifest import Job, Manifest, digest_of, find_manifest
+from library.planning import Layout, parse_fractions, plan
+from library.shard_work import IngestJob, ShardTask
+from library.sources import Listing, Options, list_source
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """What an ingest is going to do.
+
+    Attributes:
+        job: goes into every manifest.
+        tasks: every shard of every split.
+    """
+
+    source: str
+    destination: str
+    job: Job
+    listing: Listing
+    tasks: Sequence[ShardTask]
+    work: IngestJob
+    max_bad_fraction: float
+
+    @property
+    def datasets(self) -> list[str]:
+        """The destination, or with splits the datasets below it."""
+        return list(dict.fromkeys(task.dataset for task in self.tasks))
+
+    def described(self) -> dict[str, Any]:
+        """For --dry-run: what was found, what is done, what is to do."""
+        done = committed(self.tasks, self.work)
+        return {
+            "source": self.source,
+            "kind": self.listing.kind,
+            "pictures": self.listing.index.num_rows,
+            "columns": self.listing.columns.names,
+            "skipped": dict(self.listing.skipped),
+            "datasets": {
+                dataset: {
+                    "shards": sum(task.dataset == dataset for task in self.tasks),
+                    "pictures": sum(task.rows for task in self.tasks if task.dataset == dataset),
+                }
+                for dataset in self.datasets
+            },
+            "shards_to_do": len(self.tasks) - len(done),
+        }
+
+
+def plan_ingest(
+    source: str,
+    destination: str,
+    *,
+    options: Options = Options(),  # noqa: B008 -- frozen
+    shard_mb: float | None = None,
+    seed: int = 0,
+    split: str = "found",
+    verify: bool = False,
+    max_bad_fraction: float = 0.05,
+    overwrite: bool = False,
+) -> IngestPlan:
+    """List the source and decide where each picture goes; reads no picture, writes nothing.
+
+    Args:
+        source: folder, archive, list or Parquet, on disk or in S3.
+        destination: URI of the dataset to make.
+        options: which columns mean what.
+        shard_mb: size of a shard in MiB; None for 128, less for a small source.
+        seed: of the order in which pictures are stored.
+        split: `found` for those of the source, `none` to join them, or fractions (`train=0.8,val=0.2`).
+        verify: decode every picture.
+        max_bad_fraction: the job fails past this share of rejects, after writing everything.
+        overwrite: replace what another job left at the destination.
+
+    Raises:
+        UsageError: whatever is wrong with the request.
+        StriateError: when the source cannot be listed.
+    """
+    source, destination = storage.normalize(source), storage.normalize(destination)
+    if shard_mb is not None and shard_mb <= 0:
+        raise UsageError(f"--shard-mb {shard_mb:g}: a size above 0")
+    if not 0 <= max_bad_fraction <= 1:
+        raise UsageError(f"--max-bad-fraction {max_bad_fraction:g}: a fraction from 0 to 1")
+    fractions = None if split in ("found", "none") else parse_fractions(split)
+    check_apart(source, destination)
+    listing = list_source(source, options)
+    index = listing.index
+    if split == "none":
+        index = index.set_column(index.schema.get_field_index("split"), "split", [[None] * index.num_rows])
+    layout = Layout(None if shard_mb is None else int(shard_mb * 2**20), seed, fractions)
+    tasks = plan(index, destination, layout)
+    job = Job(
+        kind="ingest",
+        source=source,
+        source_digest=digest_of([task.input_digest for task in tasks]),
+        options={
+            "shard_mb": shard_mb,
+            "seed": seed,
+            "split": split,
+            "verify": verify,
+            "label_column": options.label_column,
+            "key_column": options.key_column,
+            "image_column": options.image_column,
+        },
+    )
+    made = IngestPlan(source, destination, job, listing, tasks, IngestJob.of(listing, options, verify=verify), max_bad_fraction)
+    if destination not in made.datasets and find_manifest(destination) is not None:
+        raise UsageError(f"{destination} is a dataset, and this would make one a split below it; choose another folder")
+    for dataset in made.datasets:
+        check_claim(dataset, job, overwrite=overwrite)
+    return made
+
+
+def ingest(
+    made: IngestPlan, *, workers: str = "auto", overwrite: bool = False, address: str | None = None
+) -> dict[str, Manifest]:
+    """Carry out a plan; a killed job goes on where it was when this is called again.
+
+    Returns:
+        The manifest of each dataset made, by URI.
+
+    Raises:
+        StriateError: when a shard fails, or, after everything is written, when too many pictures cannot be used.
+    """
+    with connect(address) as session:
+        from jobs.shard_runner import run_shards
+
+        num_workers = session.workers(workers)
+        for dataset in made.datasets:
+            claim(dataset, [made.job], overwrite=overwrite)
+        run = run_shards("ingest", made.work, made.tasks, num_workers)
+    manifests: dict[str, Manifest] = {}
+    for number, dataset in enumerate(made.datasets):
+        reports = [run.reports[task.dataset, task.stem] for task in made.tasks if task.dataset == dataset]
+        # What was skipped belongs to no split; it is told once.
+        skipped = made.listing.skipped if number == 0 else {}
+        summary = run.summary(reports, num_workers)
+        manifests[dataset] = finish(dataset, [made.job], reports, skipped=skipped, run=summary)
+    return manifests
+
+
+def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) -> None:
+    """Fail when more pictures than that could not be used.
+
+    Raises:
+        StriateError: says how many, why, and where they are.
+    """
+    rows = sum(manifest.tally.rows_in for manifest in manifests.values())
+    bad = sum(sum(manifest.tally.rejected.values()) for manifest in manifests.values())
+    if bad > max_bad_fraction * rows:
+        folders = ", ".join(f"{dataset}/_rejects" for dataset, manifest in manifests.items() if manifest.rejects)
+        raise StriateError(
+            f"{bad:,} of {rows:,} pictures ({bad / rows:.1%}) cannot be used, more than --max-bad-fraction "
+            f"{max_bad_fraction:g}; what is good is written, the others lie in {folders} with their reasons"
+        )

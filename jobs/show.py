@@ -1,0 +1,115 @@
+"""A contact sheet of a dataset, before beside after: `striate show`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from library import codec, storage
+from library.batch import BatchResult, run_batch
+from library.errors import BadPicture, UsageError
+from library.manifest import load_manifest
+from library.pipeline import Pipeline
+from library.sheet import Tile, draw_sheet
+from library.shards import ShardReader
+
+_PAIRS_A_ROW = 3
+_PLAIN_A_ROW = 6
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A drawn sheet and what is on it, for --json."""
+
+    png: bytes
+    pictures: list[dict[str, Any]]
+
+
+def contact_sheet(
+    dataset: str,
+    steps: str = "",
+    *,
+    count: int = 12,
+    tile_px: int = 160,
+    keys: Sequence[str] = (),
+    label: str | None = None,
+) -> Sheet:
+    """Draw pictures of a dataset; with steps each before beside after.
+
+    Args:
+        dataset: URI.
+        steps: pipeline to show; empty to show the pictures only.
+        count: how many pictures; the first of the dataset, which ingest has shuffled.
+        tile_px: side of a tile in pixels.
+        keys: exactly these pictures instead.
+        label: only pictures of this class.
+
+    Raises:
+        UsageError: when no picture fits, or `count` is not 1 to 200.
+    """
+    if not 1 <= count <= 200 or not 16 <= tile_px <= 1024:
+        raise UsageError("--count takes 1 to 200 pictures, --tile-px 16 to 1024 pixels")
+    pipeline = Pipeline.parse(steps) if steps.strip() else None
+    table = _chosen(storage.normalize(dataset), len(keys) or count, set(keys), label)
+    tiles: list[Tile] = []
+    facts: list[dict[str, Any]] = []
+    for row in range(table.num_rows):
+        one = table.slice(row, 1)
+        key, shown = one["key"][0].as_py(), one["label"][0].as_py()
+        tiles.append(_tile(one, f"{shown}  {key}" if shown else key))
+        facts.append({"key": key, "label": shown, "width": one["width"][0].as_py(), "height": one["height"][0].as_py()})
+        if pipeline is not None:
+            result = run_batch(pipeline.steps, one)
+            tiles.append(_after(result))
+            facts[-1]["result"] = tiles[-1].note or tiles[-1].caption
+    across = 2 * min(_PAIRS_A_ROW, table.num_rows) if pipeline is not None else min(_PLAIN_A_ROW, table.num_rows)
+    rows = [tiles[first : first + across] for first in range(0, len(tiles), across)]
+    headings = ["before", "after"] * (across // 2) if pipeline is not None else []
+    png, _ = codec.encode(draw_sheet(rows, tile_px=tile_px, headings=headings), codec.Encoding("png"))
+    return Sheet(png, facts)
+
+
+def _chosen(dataset: str, count: int, keys: set[str], label: str | None) -> pa.Table:
+    manifest = load_manifest(dataset)
+    found: list[pa.Table] = []
+    left = count
+    for table in _row_groups(dataset, [shard.name for shard in manifest.shards]):
+        wanted = [
+            row
+            for row, (key, name) in enumerate(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
+            if (not keys or key in keys) and (label is None or name == label)
+        ][:left]
+        found.append(table.take(pa.array(wanted, pa.int64())))
+        left -= len(wanted)
+        if left == 0:
+            break
+    if left == count:
+        asked = f"the keys {', '.join(sorted(keys))}" if keys else f"the label '{label}'" if label else "any picture"
+        classes = ", ".join(list(manifest.tally.classes)[:12])
+        raise UsageError(f"{dataset} has no picture with {asked}; its classes are: {classes or 'none'}")
+    return pa.concat_tables(found)
+
+
+def _row_groups(dataset: str, names: Sequence[str]) -> Iterator[pa.Table]:
+    for name in names:
+        yield from ShardReader(storage.join(dataset, name))
+
+
+def _tile(row: pa.Table, caption: str) -> Tile:
+    try:
+        return Tile(codec.decode(row["image"][0].as_py()["bytes"]), caption)
+    except BadPicture as bad:
+        return Tile(None, caption, bad.reason)
+
+
+def _after(result: BatchResult) -> Tile:
+    if result.dropped:
+        return Tile(None, "dropped", f"dropped: {next(iter(result.dropped))}")
+    if result.rejected:
+        return Tile(None, "rejected", f"rejected: {next(iter(result.rejected))}")
+    row = result.table
+    size = f"{row['width'][0]}x{row['height'][0]}x{row['channels'][0]} {row['format'][0]}"
+    return _tile(row, size)

@@ -1,0 +1,143 @@
+"""What steps there are, and a picture of one: `striate steps`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+from sklearn.datasets import load_sample_images
+
+from library import codec
+from library.codec import Header
+from library.errors import UsageError
+from library.grammar import format_value, nearest
+from library.picture import Picture, Pixels
+from library.pipeline import Pipeline
+from library.sheet import Tile, draw_sheet
+from library.steps import REGISTRY
+from library.steps.base import Kind, Selector, Step
+from library.steps.examples import EXAMPLES
+
+_TILE_PX = 420
+
+
+def step_table() -> list[dict[str, str]]:
+    """Every step: its kind, its parameters with their defaults, and one line."""
+    kinds: list[Kind] = ["filter", "selector", "augmentation"]
+    ordered = sorted(REGISTRY.values(), key=lambda cls: (kinds.index(cls.kind), cls.name))
+    return [
+        {"name": cls.name, "kind": cls.kind, "parameters": _signature(cls), "summary": _summary(cls)} for cls in ordered
+    ]
+
+
+def describe(text: str) -> dict[str, Any]:
+    """One step, by name or as a call: everything about it.
+
+    Raises:
+        UsageError: when there is no such step, or the call is wrong.
+    """
+    step = _step(text)
+    cls = type(step)
+    hints, described = get_type_hints(cls), get_type_hints(cls, include_extras=True)
+    return {
+        "name": step.name,
+        "kind": step.kind,
+        "help": inspect.cleandoc(cls.__doc__ or ""),
+        "parameters": [
+            {
+                "name": field.name,
+                "type": _type_name(hints[field.name]),
+                "default": None if _is_required(field) else _default(field),
+                "required": _is_required(field),
+                "help": _description(described[field.name], field),
+            }
+            for field in dataclasses.fields(cls)
+        ],
+        "example": str(step),
+    }
+
+
+def example_picture(text: str) -> tuple[bytes, str]:
+    """A real photo before and beside it after one step, as a PNG, and a line that says what became of it.
+
+    Raises:
+        UsageError: when there is no such step, or the call is wrong.
+    """
+    step = _step(text)
+    photo: Pixels = np.asarray(load_sample_images().images[1])  # a flower: scikit-learn carries it
+    if step.kind == "selector":
+        header = Header("jpeg", photo.shape[1], photo.shape[0], 3)
+        data, _ = codec.encode(photo, codec.Encoding("jpeg", 95))
+        reason = _as_selector(step).reason(Picture("flower.jpg", "flower", header, lambda: data, {}))
+        verdict = "kept" if reason is None else f"dropped: {reason}"
+        after = Tile(photo if reason is None else None, verdict, verdict)
+    else:
+        result = Pipeline((step,)).apply(photo)
+        verdict = f"{result.shape[1]}x{result.shape[0]}x{result.shape[2]} {result.dtype}"
+        after = Tile(result, verdict)
+    before = Tile(photo, f"{photo.shape[1]}x{photo.shape[0]}x{photo.shape[2]} {photo.dtype}")
+    sheet = draw_sheet([[before, after]], tile_px=_TILE_PX, headings=["before", str(step)])
+    return codec.encode(sheet, codec.Encoding("png"))[0], verdict
+
+
+def _as_selector(step: Any) -> Selector:
+    return step
+
+
+def _step(text: str) -> Step:
+    name = text.strip()
+    if name.isidentifier() and name not in REGISTRY:
+        raise UsageError(f"unknown step '{name}'{nearest(name, REGISTRY)}; `striate steps` lists them all")
+    pipeline = Pipeline.parse(EXAMPLES.get(name, name))
+    if len(pipeline.steps) != 1:
+        raise UsageError(f"'{text}' is {len(pipeline.steps)} steps; name one")
+    return pipeline.steps[0]
+
+
+def _summary(cls: type[Step]) -> str:
+    return inspect.cleandoc(cls.__doc__ or "").splitlines()[0]
+
+
+def _signature(cls: type[Step]) -> str:
+    parts = [
+        field.name if _is_required(field) else f"{field.name}={_default(field)}"
+        for field in cls.__dataclass_fields__.values()
+    ]
+    return ", ".join(parts)
+
+
+def _field_default(field: Any) -> Any:
+    default = field.default
+    # Pydantic keeps the default inside its own field where one was given by `Field(...)`.
+    return default.default if hasattr(default, "is_required") else default
+
+
+def _is_required(field: Any) -> bool:
+    default = field.default
+    return default.is_required() if hasattr(default, "is_required") else default is dataclasses.MISSING
+
+
+def _default(field: Any) -> str:
+    return format_value(_field_default(field))
+
+
+def _type_name(hint: Any) -> str:
+    """`int | "same" | "valid"`; lists of the grammar are tuples inside."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " | ".join(format_value(choice) for choice in inner)
+    if origin in (Union, UnionType):
+        return " | ".join(_type_name(part) for part in inner if part is not NoneType)
+    if origin is tuple:
+        return f"[{', '.join('...' if part is Ellipsis else _type_name(part) for part in inner)}]"
+    return str(hint.__name__)
+
+
+def _description(hint: Any, field: Any) -> str:
+    for extra in getattr(hint, "__metadata__", ()):
+        if getattr(extra, "description", None):
+            return str(extra.description)
+    return str(getattr(field.default, "description", "") or "")

@@ -1,0 +1,194 @@
+"""Where pictures come from: one list, then the pictures in any order, from any number of processes.
+
+    listing = list_source("s3://raw/photos.tar.gz")          # no picture is held
+    rows = listing.index.slice(0, 1000)                      # plain data: goes to any worker
+    for read in read_pictures(listing.kind, rows, listing.hints, Options()):
+        ...                                                  # read.row, read.data or read.problem, read.extras
+
+`extras_of(rows)` are the extra columns that the listing already has; the others (`listing.late`) come with each
+picture. Nothing is unpacked to disk, no archive member's name is ever used as a path, and nothing is executed.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import pyarrow as pa
+
+from library import storage
+from library.errors import BadPicture, UsageError
+from library.sources import cifar, containers, folder, idx, lists, members, parquet
+from library.sources.entries import Entries, is_picture_name
+from library.sources.index import INDEX_SCHEMA, Listing, Options, Read, extras_of
+from library.sources.tree import Tree
+
+__all__ = ["INDEX_SCHEMA", "Listing", "Options", "Read", "extras_of", "list_source", "read_pictures"]
+
+_READERS: dict[str, Callable[[pa.Table, Mapping[str, bytes], Options], Iterator[Read]]] = {
+    "folder": members.read_files,
+    "list": members.read_files,
+    "tar": members.read_members,
+    "zip": members.read_members,
+    "archives": members.read_members,
+    "webdataset": members.read_members,
+    "idx": idx.read_idx,
+    "cifar": cifar.read_cifar,
+    "parquet": parquet.read_parquet,
+}
+# Problems that leave the bytes readable: the reject keeps them.
+_READABLE = ("unsafe_name", "bad_sidecar", "bad_label")
+
+
+def list_source(uri: str, options: Options = Options()) -> Listing:  # noqa: B008 (frozen)
+    """List the pictures of a source, whose kind is found by looking at it.
+
+    Args:
+        uri: a folder, an archive, a list or a file of pictures; on disk or s3://.
+        options: which column, field or member means what, where names do not say it.
+
+    Returns:
+        One row a picture, sorted by key.
+
+    Raises:
+        UsageError: there is no picture in it, it is of no kind that is read, or an option does nothing here.
+        StriateError: it cannot be read, it is damaged, or two pictures have one key.
+    """
+    uri = storage.normalize(uri)
+    if storage.is_folder(uri):
+        listing = _list_folder(uri, options)
+    elif storage.exists(uri):
+        listing = _list_file(uri, options)
+    else:
+        raise UsageError(f"there is no {uri}; what works: {containers.WORKS}")
+    if listing.index.num_rows == 0:
+        passed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(listing.skipped.items()))
+        raise UsageError(
+            f"{uri} holds no pictures{f' (passed over: {passed})' if passed else ''}; what works: {containers.WORKS}"
+        )
+    return listing
+
+
+def read_pictures(
+    kind: str,
+    rows: pa.Table,
+    hints: Mapping[str, bytes],
+    options: Options = Options(),  # noqa: B008
+) -> Iterator[Read]:
+    """Read the pictures of some rows of a listing, each once, in whatever order is cheapest.
+
+    At most some 64 pictures or 16 MB are held (and one picture, where it alone is larger).
+
+    Args:
+        kind: of the listing.
+        rows: rows of its index, in any order.
+        hints: of the listing.
+        options: that it was made with.
+
+    Raises:
+        StriateError: the source itself cannot be read (any more): not the fault of one picture.
+    """
+    rows = rows.combine_chunks()
+    known = {row: text for row, text in enumerate(rows.column("problem").to_pylist()) if text is not None}
+    unread = {row for row, text in known.items() if not text.startswith(_READABLE)}
+    for row in unread:
+        yield Read(row, None, _problem(known[row]))
+    numbers = [row for row in range(rows.num_rows) if row not in unread]
+    if unread:
+        rows = rows.take(pa.array(numbers, pa.int64()))
+    for read in _READERS[kind](rows, hints, options):
+        row = numbers[read.row]
+        problem = _problem(known[row]) if row in known else read.problem
+        yield replace(read, row=row, problem=problem)
+
+
+def _problem(text: str) -> BadPicture:
+    reason, _, detail = text.partition(": ")
+    return BadPicture(reason, detail)
+
+
+def _list_file(uri: str, options: Options) -> Listing:
+    kind = containers.type_of(uri)
+    name = posixpath.basename(uri)
+    if kind == "list":
+        return lists.list_list(uri, options)
+    if kind == "parquet":
+        return parquet.list_parquet([name], [uri], False, options)
+    if kind == "idx":
+        around = folder.scan(posixpath.dirname(uri))
+        listing = idx.list_idx([name], [uri], dict(zip(around.path, around.uri, strict=True)), options)
+        return replace(listing, skipped=Counter())  # the files around were not asked for
+    if kind == "cifar":
+        around = folder.scan(posixpath.dirname(uri))
+        return _list_cifar_file(name, around, options)
+    entries, index = containers.scan(uri)
+    if cifar.is_cifar(entries.path):
+        return cifar.list_cifar(entries, {} if index is None else {uri: index}, options)
+    _refuse_for_tree(kind, options)
+    tree = Tree(options, "zip" if kind == "zip" else "tar")
+    containers.add_archive(tree, uri, entries, index)
+    return tree.listing()
+
+
+def _list_cifar_file(name: str, around: Entries, options: Options) -> Listing:
+    """One .bin file of CIFAR, named alone: the others are left out."""
+    wanted = [row for row, path in enumerate(around.path) if path == name or path.endswith(".txt")]
+    entries = Entries()
+    for row in wanted:
+        entries.add(around.path[row], around.uri[row], 0, around.size[row])
+    if not cifar.is_cifar(entries.path):
+        raise UsageError(f"{name} has no batches.meta.txt or fine_label_names.txt beside it, as CIFAR's files have")
+    return replace(cifar.list_cifar(entries, {}, options), skipped=Counter())
+
+
+def _list_folder(uri: str, options: Options) -> Listing:
+    entries = folder.scan(uri)
+    if cifar.is_cifar(entries.path):
+        return cifar.list_cifar(entries, {}, options)
+    if any(map(is_picture_name, entries.path)):
+        return _list_tree(entries, options)
+    names = [path.lower() for path in entries.path]
+    images = [row for row, path in enumerate(names) if idx.is_images(path)]
+    if images:
+        beside = dict(zip(entries.path, entries.uri, strict=True))
+        listing = idx.list_idx(
+            [entries.path[row] for row in images], [entries.uri[row] for row in images], beside, options
+        )
+        return replace(listing, skipped=listing.skipped + entries.skipped)
+    private = [path.startswith("_") or "/_" in path for path in names]
+    tables = [row for row, path in enumerate(names) if path.endswith(containers.PARQUET) and not private[row]]
+    archives = [row for row, path in enumerate(names) if path.endswith(containers.ARCHIVES)]
+    if tables and archives:
+        raise UsageError(f"{uri} holds both Parquet files and archives; put them into a folder each, and ingest both")
+    chosen = tables or archives
+    if not chosen:
+        written = [entries.path[row] for row, path in enumerate(names) if path.endswith(containers.LISTS)]
+        if written:
+            raise UsageError(f"{uri} holds no pictures, but a list: name {storage.join(uri, written[0])} itself")
+        return _list_tree(entries, options)
+    paths, uris = [entries.path[row] for row in chosen], [entries.uri[row] for row in chosen]
+    if tables:
+        listing = parquet.list_parquet(paths, uris, any(path.endswith("_manifest.json") for path in names), options)
+    else:
+        _refuse_for_tree("archives", options)
+        listing = containers.list_archives(paths, uris, options)
+    underscore = sum(private) if tables else 0
+    beside = len(entries) - len(chosen) - underscore
+    skipped = listing.skipped + entries.skipped + Counter({"beside": beside, "underscore": underscore})
+    return replace(listing, skipped=skipped)
+
+
+def _list_tree(entries: Entries, options: Options) -> Listing:
+    hint = "it has no columns; put .json or .txt files beside the pictures, or write a list as CSV"
+    options.refuse("a folder of pictures", key_column=hint, image_column=hint)
+    tree = Tree(options, "folder")
+    tree.add(entries)
+    return tree.listing()
+
+
+def _refuse_for_tree(kind: str, options: Options) -> None:
+    options.refuse("an archive", key_column="keys are the members' paths")
+    if kind == "zip":
+        options.refuse("a zip archive", image_column="it has no samples; WebDataset's .tar files have")

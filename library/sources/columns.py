@@ -1,0 +1,84 @@
+"""Typed Arrow columns from values that come row by row: fields of JSON, cells of a CSV file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+
+_compute: Any = pyarrow.compute  # the stubs refuse Python scalars, which Arrow takes
+_INTEGER = r"^(-?[1-9]\d{0,17}|0)$"  # not 007: a code with leading zeros is text
+_NUMBER = r"^-?(\d{1,15}\.?|\d{0,15}\.\d+)([eE][-+]?\d{1,3})?$"  # not 20 digits: a double would cut them
+_LEADING_ZERO = r"^-?0\d"
+
+
+class Columns:
+    """Columns that grow row by row, from whatever fields each row has."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self._values: dict[str, list[Any]] = {}
+
+    def add(self, fields: Mapping[str, Any]) -> None:
+        for name, value in fields.items():
+            column = self._values.setdefault(name, [])
+            column.extend([None] * (self.num_rows - len(column)))
+            column.append(value)
+        self.num_rows += 1
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._values)
+
+    def values(self, name: str) -> list[Any]:
+        """One column, None where a row had no such field."""
+        column = self._values[name]
+        column.extend([None] * (self.num_rows - len(column)))
+        return column
+
+    def arrays(self) -> dict[str, pa.Array[Any]]:
+        return {name: typed(self.values(name)) for name in self._values}
+
+
+def typed(values: Sequence[Any]) -> pa.Array[Any]:
+    """The narrowest column that holds JSON values unchanged; mixed and nested ones become JSON text."""
+    types = {type(value) for value in values if value is not None}
+    if types == {bool}:
+        return pa.array(values, pa.bool_())
+    try:
+        if types and types <= {int}:
+            return pa.array(values, pa.int64())
+        if types and types <= {int, float}:
+            return pa.array(values, pa.float64())
+    except (OverflowError, pa.ArrowInvalid):
+        pass  # wider than 64 bits, or than a double holds: kept as text
+    return pa.array([as_text(value) for value in values], pa.string())
+
+
+def as_text(value: Any) -> str | None:
+    """A JSON value as text; a string is itself, with lone surrogates escaped."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def narrowed(text: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
+    """A column of text as integers, numbers or true/false where every cell is one (empty cells become null)."""
+    filled = _compute.if_else(_compute.equal(text, ""), pa.scalar(None, pa.string()), text)
+    if filled.null_count == len(filled):
+        return text
+    if _all_match(filled, _INTEGER):
+        return filled.cast(pa.int64())
+    if _all_match(filled, _NUMBER) and not _compute.any(_compute.match_substring_regex(filled, _LEADING_ZERO)).as_py():
+        return filled.cast(pa.float64())
+    if _all_match(filled, "^(?i:true|false)$"):
+        return _compute.equal(_compute.utf8_lower(filled), "true")
+    return text
+
+
+def _all_match(text: pa.ChunkedArray[Any], pattern: str) -> bool:
+    return bool(_compute.all(_compute.match_substring_regex(text, pattern)).as_py())

@@ -1,0 +1,141 @@
+"""What kind of thing a file is, by its first bytes; and the archives of a collection, listed one after the other."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from library import codec, storage
+from library.errors import UsageError
+from library.sources import gzips, labels, tarfiles, zipfiles
+from library.sources.entries import Entries
+from library.sources.index import Listing, Options
+from library.sources.tree import Tree
+from library.storage import Span
+
+WORKS = (
+    "a folder of pictures; a .tar, .tar.gz or .zip of them; WebDataset .tar shards; MNIST's IDX files; "
+    "CIFAR's binary archives; a .csv, .tsv or .jsonl list of paths; Parquet files with pictures in them"
+)
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+LISTS = (".csv", ".tsv", ".jsonl", ".ndjson")
+PARQUET = (".parquet", ".pq")
+_HEAD_BYTES = 512
+_LISTINGS_AT_ONCE = 8  # in S3, where a listing waits for one small request after the other
+_OTHER_COMPRESSION = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_NOT_READ = {b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file"}
+_NUMBERED = re.compile(r"(^|[-_.])\d+$|-of-\d+$")
+
+
+def type_of(uri: str) -> str:
+    """`tar`, `tar.gz`, `zip`, `parquet`, `idx`, `list` or `cifar`: by content where it has a mark, else by name.
+
+    Raises:
+        UsageError: for anything else; says what works.
+    """
+    head = _head(uri)
+    for magic, name in _OTHER_COMPRESSION.items():
+        if head.startswith(magic):
+            tool = {"bzip2": "bzcat", "xz": "xzcat", "zstd": "zstdcat"}[name]
+            raise UsageError(
+                f"{uri} is compressed with {name}, where nothing can be read without unpacking all before it; "
+                f"make it a .tar.gz first: {tool} IN | gzip -1 > OUT.tar.gz"
+            )
+    for magic, name in _NOT_READ.items():
+        if head.startswith(magic):
+            raise UsageError(f"{uri} is {name}, which is not read; unpack it, or convert it to {WORKS}")
+    if head[:2] == b"\x1f\x8b":
+        with gzips.GzipStream(uri) as stream:
+            inner = _by_content(stream.read(_HEAD_BYTES), uri)
+        if inner in ("tar", "idx"):
+            return "tar.gz" if inner == "tar" else inner
+        if uri.lower().endswith((".tar.gz", ".tgz")):
+            return "tar.gz"
+        raise UsageError(f"{uri} is a gzip file of neither a tar archive nor IDX; what works: {WORKS}")
+    kind = _by_content(head, uri) or _by_name(uri)
+    if kind is not None:
+        return kind
+    picture = codec.sniff(head)
+    if picture is not None:
+        raise UsageError(f"{uri} is one {picture} picture; name the folder it lies in, or a list of pictures")
+    if not head:
+        raise UsageError(f"{uri} is an empty file; what works: {WORKS}")
+    raise UsageError(f"{uri} is of no kind that is read (it begins with {head[:8]!r}); what works: {WORKS}")
+
+
+def add_archive(tree: Tree, uri: str, entries: Entries, index: bytes | None, **place: str | None) -> None:
+    """Add one archive that was scanned by `scan`."""
+    if index is not None:
+        tree.hints[uri] = index
+    tree.add(entries, tar=all(stored is None for stored in entries.stored), **place)  # type: ignore[arg-type]
+
+
+def scan(uri: str) -> tuple[Entries, bytes | None]:
+    """The members of a tar, tar.gz or zip archive, and the index of its gzip stream if there is one."""
+    kind = type_of(uri)
+    if kind == "zip":
+        return zipfiles.scan(uri), None
+    if kind not in ("tar", "tar.gz"):
+        raise UsageError(f"{uri} has the name of an archive, but is {kind}; rename it or take it out of the folder")
+    return tarfiles.scan(uri, kind == "tar.gz")
+
+
+def list_archives(paths: Sequence[str], uris: Sequence[str], options: Options) -> Listing:
+    """The archives of one folder, as one source. Keys begin with the archive's path.
+
+    cat.tar and dog.tar hold the classes cat and dog, train.tar and test.tar the splits; but numbered shards
+    (00001.tar, train-00001.tar) and WebDataset's say nothing but a split.
+
+    Args:
+        paths: of each archive, below the source.
+        uris: of each archive.
+        options: what the caller named.
+    """
+    kinds = {"zip" if path.lower().endswith(".zip") else "tar" for path in paths}
+    tree = Tree(options, kinds.pop() if len(kinds) == 1 else "archives")
+    stems = {path: _stem(path) for path in paths}
+    splits = labels.file_splits(map(posixpath.basename, stems.values()))
+    numbered = any(_NUMBERED.search(stem) for stem in stems.values())
+    with ThreadPoolExecutor(_LISTINGS_AT_ONCE if storage.is_s3(uris[0]) else 1) as pool:
+        for path, uri, (entries, index) in zip(paths, uris, pool.map(scan, uris), strict=True):
+            stem = stems[path]
+            folder = posixpath.dirname(path) if numbered else stem
+            split = splits.get(posixpath.basename(stem))
+            add_archive(tree, uri, entries, index, prefix=path, folder=folder, split=split)
+    return tree.listing()
+
+
+def _head(uri: str) -> bytes:
+    size = storage.size(uri)
+    found = storage.read_many([Span(uri, 0, min(size, _HEAD_BYTES))])[0] if size else b""
+    if isinstance(found, Exception):
+        return storage.read_bytes(uri, _HEAD_BYTES)  # fails in the words of storage
+    return found
+
+
+def _by_content(head: bytes, uri: str) -> str | None:
+    if head[257:262] == b"ustar":
+        return "tar"
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return "zip"
+    if head[:4] == b"PAR1":
+        return "parquet"
+    return "idx" if head[:3] == b"\0\0\x08" and b"idx" in uri.encode("utf-8", "replace") else None
+
+
+def _by_name(uri: str) -> str | None:
+    name = uri.lower()
+    if name.endswith(".tar"):
+        return "tar"  # the oldest tar format has no mark
+    if name.endswith(LISTS):
+        return "list"
+    if name.endswith(".zip"):
+        return "zip"  # a self-extracting one begins with a program
+    return "cifar" if name.endswith(".bin") else None
+
+
+def _stem(path: str) -> str:
+    suffix = next(suffix for suffix in sorted(ARCHIVES, key=len, reverse=True) if path.lower().endswith(suffix))
+    return path[: -len(suffix)]

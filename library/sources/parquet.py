@@ -1,0 +1,262 @@
+"""Parquet with pictures in it: Hugging Face datasets, our own, and others with a binary column."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from library import storage
+from library.errors import BadPicture, StriateError, UsageError
+from library.sources.index import MAX_BYTES, Listing, Options, Read, finish, output_name
+from library.sources.labels import file_splits, from_folders, split_of
+
+_IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "data", "content")
+_LABEL_NAMES = ("label", "class")
+_OURS = ("width", "height", "channels", "format")  # found out again for every picture
+_BATCH_ROWS = 32
+_BUFFER_BYTES = 8 * 2**20  # of a column being read: not the whole row group
+_FOOTERS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which columns of one file mean what."""
+
+    image: str
+    key: str | None
+    label: str | None
+    split: str | None
+    class_names: tuple[str, ...] | None  # of integer labels
+    extras: Mapping[str, pa.Field[Any]]  # by their names in the dataset
+
+
+def list_parquet(paths: Sequence[str], uris: Sequence[str], ours: bool, options: Options) -> Listing:
+    """The rows of Parquet files, with their keys and labels; everything else comes with the pictures.
+
+    Args:
+        paths: of each file, below the source.
+        uris: of each file.
+        ours: whether the folder is a dataset of our own; its sizes and formats are found out again.
+        options: which columns are picture, label and key, where their names do not say it.
+
+    Raises:
+        StriateError: a file that is damaged; two rows with one key.
+        UsageError: no column of pictures, or several; files with different columns.
+    """
+    splits = _splits(paths)
+    columns: dict[str, list[Any]] = defaultdict(list)
+    schemas: list[pa.Schema] = []
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE if storage.is_s3(uris[0]) else 1) as pool:
+        listed = pool.map(_list_file, paths, uris, [options] * len(uris))
+        for uri, split, (found, layout) in zip(uris, splits, listed, strict=True):
+            if layout.split is None:
+                found["split"] = [split] * len(found["key"])
+            for name, values in found.items():
+                columns[name] += values
+            schemas.append(pa.schema([field.with_name(name) for name, field in layout.extras.items()]))
+            _check_same(uris[0], schemas[0], uri, schemas[-1])
+    late = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
+    if ours:
+        late = pa.schema([field for field in late if field.name.removeprefix("source_") not in _OURS])
+    return Listing("parquet", finish(columns, unit="row"), late, Counter())
+
+
+def read_parquet(rows: pa.Table, hints: Mapping[str, bytes], options: Options) -> Iterator[Read]:
+    """Pictures and extra columns, one row group after the other, some rows at a time."""
+    wanted: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
+    for row, place in enumerate(rows.select(["uri", "block", "at"]).to_pylist()):
+        wanted[place["uri"], place["block"]][place["at"]] = row
+    for uri, group in sorted(wanted):
+        with _opened(uri) as file:
+            layout = _layout(uri, file.schema_arrow, options)
+            first = sum(file.metadata.row_group(before).num_rows for before in range(group))
+            yield from _read_group(file, group, first, wanted[uri, group], layout)
+
+
+def _splits(paths: Sequence[str]) -> list[str | None]:
+    """The split of each file, by its own name (train-00000-of-00002.parquet) or by its folder's (train/0.parquet)."""
+    by_name = file_splits(posixpath.basename(path).rpartition(".")[0] for path in paths)
+    if by_name:
+        return [by_name.get(posixpath.basename(path).rpartition(".")[0]) for path in paths]
+    by_folder = from_folders({posixpath.dirname(path) for path in paths})
+    return [by_folder[posixpath.dirname(path)][1] for path in paths]
+
+
+def _read_group(
+    file: pq.ParquetFile, group: int, first: int, wanted: Mapping[int, int], layout: _Layout
+) -> Iterator[Read]:
+    names = [layout.image, *(field.name for field in layout.extras.values())]
+    at = first
+    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
+        inside = [number for number in range(at, at + batch.num_rows) if number in wanted]
+        picked = batch.take(pa.array([number - at for number in inside], pa.int64()))
+        for number, values in zip(inside, picked.to_pylist(), strict=True):
+            extras = {name: values[field.name] for name, field in layout.extras.items()}
+            yield _read(wanted[number], values[layout.image], extras)
+        at += batch.num_rows
+
+
+def _read(row: int, image: Any, extras: dict[str, Any]) -> Read:
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if data is None:
+        path = image.get("path") if isinstance(image, dict) else None
+        where = f"only the path '{path}'" if path else "nothing"
+        return Read(row, None, BadPicture("missing", f"the row holds {where} in place of the picture"), extras)
+    if len(data) > MAX_BYTES:
+        return Read(row, None, BadPicture("too_large", f"{len(data):,} bytes; at most {MAX_BYTES:,} are read"), extras)
+    return Read(row, data, None, extras)
+
+
+def _list_file(path: str, uri: str, options: Options) -> tuple[dict[str, list[Any]], _Layout]:
+    with _opened(uri) as file:
+        layout = _layout(uri, file.schema_arrow, options)
+        metadata = file.metadata
+        names = [name for name in (layout.key, layout.label, layout.split) if name is not None]
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if min(counts, default=0) < 0 or sum(counts) > storage.size(uri):  # before lists of that length are made
+            raise StriateError(f"{uri} is damaged: it declares {sum(counts):,} rows, more than it has bytes")
+        told = file.read(columns=names) if names else None
+        blocks: list[int] = []
+        sizes: list[int] = []
+        for group in range(metadata.num_row_groups):
+            row_group = metadata.row_group(group)
+            num_bytes = sum(row_group.column(at).total_compressed_size for at in range(row_group.num_columns))
+            blocks += [group] * row_group.num_rows
+            sizes += [max(num_bytes // max(row_group.num_rows, 1), 1)] * row_group.num_rows
+    count = len(blocks)
+    if count != metadata.num_rows or (told is not None and told.num_rows != count):
+        raise StriateError(f"{uri} is damaged: its row groups have {count:,} rows, not {metadata.num_rows:,}")
+    found: dict[str, list[Any]] = {"uri": [uri] * count, "at": list(range(count)), "size": sizes, "block": blocks}
+    found["key"] = [f"{path}/{number:08d}" for number in range(count)]
+    found["label"] = found["split"] = found["problem"] = [None] * count
+    if told is not None and layout.key is not None:
+        found["key"] = _keys(uri, layout.key, told.column(layout.key).to_pylist())
+    if told is not None and layout.label is not None:
+        labels = told.column(layout.label).to_pylist()
+        found["label"], found["problem"] = _labels(labels, layout.class_names)
+    if told is not None and layout.split is not None:
+        found["split"] = [split_of(value) if value else None for value in told.column(layout.split).to_pylist()]
+    return found, layout
+
+
+def _layout(uri: str, schema: pa.Schema, options: Options) -> _Layout:
+    image = _image_column(uri, schema, options.image_column)
+    label = _named(uri, schema, options.label_column, "--label-column", _is_label)
+    if label is None:
+        label = next(
+            (name for name in _LABEL_NAMES if name in schema.names and _is_label(schema.field(name).type)), None
+        )
+    key = _named(uri, schema, options.key_column, "--key-column", _is_label)
+    if key is None and "key" in schema.names and pa.types.is_string(schema.field("key").type):
+        key = "key"
+    split = "split" if "split" in schema.names and pa.types.is_string(schema.field("split").type) else None
+    if split in (label, key):
+        split = None
+    extras: dict[str, pa.Field[Any]] = {}
+    for field in schema:
+        if field.name not in (image, label, key, split):
+            extras[output_name(field.name, extras)] = field
+    names = _class_names(schema, label) if label is not None else None
+    return _Layout(image, key, label, split, names, extras)
+
+
+def _image_column(uri: str, schema: pa.Schema, named: str | None) -> str:
+    if named is not None and named not in schema.names:
+        raise UsageError(f"--image-column {named}: {uri} has no such column; it has {', '.join(schema.names)}")
+    found = [field.name for field in schema if _is_image(field.type)]
+    if named is not None:
+        if named not in found:
+            raise UsageError(f"--image-column {named}: it holds {schema.field(named).type}, not bytes, in {uri}")
+        return named
+    usual = [name for name in _IMAGE_NAMES if name in found]
+    if usual or len(found) == 1:
+        return (usual or found)[0]
+    if found:
+        raise UsageError(f"{uri} has several columns of bytes: {', '.join(found)}; say by --image-column which it is")
+    raise UsageError(
+        f"{uri} has no column of pictures (bytes, or a struct of bytes and path); "
+        f"its columns: {', '.join(schema.names)}"
+    )
+
+
+def _named(uri: str, schema: pa.Schema, named: str | None, option: str, fits: Any) -> str | None:
+    if named is None:
+        return None
+    if named not in schema.names:
+        raise UsageError(f"{option} {named}: {uri} has no such column; it has {', '.join(schema.names)}")
+    if not fits(schema.field(named).type):
+        raise UsageError(f"{option} {named}: text or whole numbers are wanted, it holds {schema.field(named).type}")
+    return named
+
+
+def _is_image(dtype: pa.DataType) -> bool:
+    if isinstance(dtype, pa.StructType):
+        return dtype.get_field_index("bytes") >= 0 and _is_image(dtype.field("bytes").type)
+    return pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_binary_view(dtype)
+
+
+def _is_label(dtype: pa.DataType) -> bool:
+    if isinstance(dtype, pa.DictionaryType):
+        return _is_label(dtype.value_type)
+    return any(
+        is_type(dtype)
+        for is_type in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+    )
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """The names of integer labels that Hugging Face `datasets` writes into the schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, ValueError, TypeError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) else None
+
+
+def _labels(values: list[Any], names: tuple[str, ...] | None) -> tuple[list[str | None], list[str | None]]:
+    labels: list[str | None] = []
+    problems: list[str | None] = []
+    for value in values:
+        problem: str | None = None
+        if names is not None and isinstance(value, int):
+            if value >= len(names):
+                problem = f"bad_label: {value}, where the schema has names for 0 to {len(names) - 1}"
+            # -1 is how Hugging Face writes "no label", in test sets
+            value = names[value] if 0 <= value < len(names) else None
+        labels.append(None if value is None or value == "" else str(value))
+        problems.append(problem)
+    return labels, problems
+
+
+def _keys(uri: str, column: str, values: list[Any]) -> list[str]:
+    for row, value in enumerate(values):
+        if value is None or value == "":
+            raise StriateError(f"{uri}: row {row} has no key in the column '{column}'")
+    return [str(value) for value in values]
+
+
+def _check_same(first_uri: str, first: pa.Schema, uri: str, schema: pa.Schema) -> None:
+    try:
+        pa.unify_schemas([first, schema], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UsageError(f"{uri} and {first_uri} do not go together: {error}; ingest them one by one") from error
+
+
+@contextlib.contextmanager
+def _opened(uri: str) -> Generator[pq.ParquetFile]:
+    with storage.open_read(uri) as raw:
+        try:
+            with pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+                yield file
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StriateError(f"{uri} is damaged, or no Parquet file: {error}") from error

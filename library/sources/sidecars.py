@@ -1,0 +1,196 @@
+"""What lies beside a picture and speaks of it: NAME.cls, NAME.json, NAME.txt; and the samples of WebDataset.
+
+One rule for folders and archives: a sidecar has the stem of a picture in the same folder. A file of such a name
+without a picture is a file like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from library.sources.entries import PICTURE_SUFFIXES, SIDECAR_SUFFIXES, Entries, is_picture_name, suffix_of
+from library.sources.index import Options, output_name
+from library.sources.labels import split_of
+
+_LABEL_FIELDS = ("label", "class")
+_MAIN_NAMES = ("image", "img", "input", "rgb", "picture", "photo")
+
+
+@dataclass
+class Sample:
+    """Which entries of a container make one row.
+
+    Attributes:
+        key: its path below the container.
+        row: the entry of the picture (or of a file that is nobody's sidecar).
+        sidecars: entries by suffix: cls, json, txt.
+        parts: other binary members by column name.
+    """
+
+    key: str
+    row: int
+    sidecars: Mapping[str, int] = field(default_factory=dict[str, int])
+    parts: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass
+class Facts:
+    """What the sidecars of one picture say."""
+
+    label: str | None = None
+    split: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict[str, Any])
+    problem: str | None = None
+
+
+def samples(entries: Entries, may_be_webdataset: bool, main_suffix: str | None = None) -> tuple[bool, list[Sample]]:
+    """Group the files of one container into samples.
+
+    Args:
+        entries: the container's files.
+        may_be_webdataset: whether the names may follow WebDataset (tar): a sample's members share everything up to
+            the first dot, and the key is that.
+        main_suffix: in WebDataset, which member is the picture (`jpg`, `image.png`); None: found by name.
+
+    Returns:
+        Whether it is WebDataset, and the samples in the order of their pictures.
+    """
+    beside = _sidecars(entries)
+    if may_be_webdataset and (beside or main_suffix is not None):
+        groups, repeated = _by_first_dot(entries)
+        if main_suffix is not None or _is_webdataset(groups):
+            return True, [_sample(key, members, main_suffix) for key, members in (*groups.items(), *repeated)]
+    used = {row for found in beside.values() for row in found.values()}
+    return False, [
+        Sample(path, row, beside.get(posixpath.splitext(path)[0], {}) if is_picture_name(path) else {})
+        for row, path in enumerate(entries.path)
+        if row not in used
+    ]
+
+
+def _sidecars(entries: Entries) -> dict[str, dict[str, int]]:
+    """Sidecars by the stem of their pictures, and by suffix."""
+    found: dict[str, dict[str, int]] = {}
+    for row, path in enumerate(entries.path):
+        if suffix_of(path) in SIDECAR_SUFFIXES:
+            found.setdefault(posixpath.splitext(path)[0], {})[suffix_of(path)] = row
+    if not found:
+        return {}
+    pictures = (posixpath.splitext(path)[0] for path in entries.path if is_picture_name(path))
+    return {stem: found[stem] for stem in pictures if stem in found}
+
+
+def _by_first_dot(entries: Entries) -> tuple[dict[str, dict[str, int]], list[tuple[str, dict[str, int]]]]:
+    """Members by key and suffix, as WebDataset splits names; and those of a name that was there before.
+
+    The latter become rows of the same key, so that the clash is told.
+    """
+    groups: dict[str, dict[str, int]] = {}
+    repeated: list[tuple[str, dict[str, int]]] = []
+    for row, path in enumerate(entries.path):
+        folder, name = posixpath.split(path)
+        stem, _, suffix = name.partition(".")
+        key = posixpath.join(folder, stem)
+        group = groups.setdefault(key, {})
+        if suffix.lower() in group:
+            repeated.append((key, {suffix.lower(): row}))
+        else:
+            group[suffix.lower()] = row
+    return groups, repeated
+
+
+def _is_webdataset(groups: dict[str, dict[str, int]]) -> bool:
+    """Whether a name up to its first dot is a sample: cat.0.jpg, cat.1.jpg, cat.0.txt is a folder, not one sample."""
+    some = False
+    for members in groups.values():
+        pictures = [suffix for suffix in members if suffix.rpartition(".")[2] in PICTURE_SUFFIXES]
+        has_sidecar = not SIDECAR_SUFFIXES.isdisjoint(members)
+        if len(pictures) > 1 and not has_sidecar and all("." in suffix for suffix in pictures):
+            return False
+        some = some or (has_sidecar and bool(pictures))
+    return some
+
+
+def _sample(key: str, members: dict[str, int], main_suffix: str | None) -> Sample:
+    main = _main(members, main_suffix)
+    sidecars = {suffix: row for suffix, row in members.items() if suffix in SIDECAR_SUFFIXES and suffix != main}
+    parts: dict[str, int] = {}
+    for suffix, row in members.items():
+        if suffix != main and suffix not in sidecars:
+            parts[_part_name(suffix, parts)] = row
+    return Sample(key, members[main], sidecars, parts)
+
+
+def _main(members: Collection[str], wanted: str | None) -> str:
+    """The suffix of the member that is the picture; the first member where there is none."""
+    if wanted is not None and wanted.lower() in members:
+        return wanted.lower()
+    pictures = [suffix for suffix in members if suffix.rpartition(".")[2] in PICTURE_SUFFIXES]
+    pictures.sort(key=lambda suffix: ("." in suffix, suffix.partition(".")[0] not in _MAIN_NAMES))
+    return pictures[0] if pictures else next(iter(members))
+
+
+def _part_name(suffix: str, taken: Collection[str]) -> str:
+    """`mask.png` is the column `mask`, `seg.cls` is `seg_cls`; a second `mask` keeps its suffix."""
+    name, _, last = suffix.rpartition(".")
+    short = name if name and last in PICTURE_SUFFIXES else suffix
+    column = output_name(short.replace(".", "_") or "member")
+    return column if column not in taken else output_name(suffix.replace(".", "_"), taken)
+
+
+def facts(texts: Mapping[str, bytes], options: Options) -> Facts:
+    """Read the sidecars of one picture.
+
+    Args:
+        texts: content by suffix.
+        options: `label_column` names the field of the JSON that is the label.
+
+    Returns:
+        What they say. Damage is a problem of the picture: a label is not guessed.
+    """
+    try:
+        return _facts({suffix: text.decode("utf-8-sig") for suffix, text in texts.items()}, options)
+    except UnicodeDecodeError as error:
+        return Facts(problem=f"bad_sidecar: the text beside the picture is not UTF-8 ({error})")
+    except (ValueError, RecursionError) as error:
+        return Facts(problem=f"bad_sidecar: the JSON beside the picture: {error}")
+
+
+def _facts(texts: Mapping[str, str], options: Options) -> Facts:
+    found = Facts()
+    if "json" in texts:
+        fields = json.loads(texts["json"])
+        if not isinstance(fields, dict):
+            raise ValueError("it is no object {...}")
+        found.fields = {str(name): value for name, value in fields.items()}
+    if "txt" in texts:
+        if "caption" in found.fields:
+            found.fields["json_caption"] = found.fields.pop("caption")
+        found.fields["caption"] = texts["txt"].strip()
+    split = found.fields.get("split")
+    if isinstance(split, str) and split_of(split):
+        found.split = split_of(str(found.fields.pop("split")))
+    if "cls" in texts and options.label_column is not None:
+        found.fields["cls"] = texts["cls"].strip()
+    if "cls" in texts and options.label_column is None:
+        found.label = texts["cls"].strip() or None
+        if found.label and "\n" in found.label:
+            raise ValueError("the .cls holds several lines; one class name is wanted")
+    else:
+        _take_label(found, options)
+    return found
+
+
+def _take_label(found: Facts, options: Options) -> None:
+    wanted = (options.label_column,) if options.label_column is not None else _LABEL_FIELDS
+    for name in wanted:
+        value = found.fields.get(name)
+        if isinstance(value, (str, int, float)):
+            found.label = str(found.fields.pop(name)).strip() or None
+            return
+        if value is not None and options.label_column is not None:
+            raise ValueError(f"the label '{name}' is no single value")

@@ -1,0 +1,165 @@
+"""Folders and archives of picture files: from their entries to rows with labels, splits and captions."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from library.errors import UsageError
+from library.sources.columns import Columns
+from library.sources.entries import MAX_SIDECAR_BYTES, Entries, is_picture_name
+from library.sources.index import INDEX_SCHEMA, MAX_BYTES, Listing, Options, finish, output_name
+from library.sources.labels import from_folders
+from library.sources.members import read_files, read_members
+from library.sources.sidecars import Facts, Sample, facts, samples
+
+_BATCH = 4096  # samples whose sidecars are read at a time
+
+
+class Tree:
+    """Rows from any number of containers; they are typed and checked when all are in.
+
+    Args:
+        options: what the caller named.
+        kind: the reader of the pictures: folder, tar, zip or archives. WebDataset is found here.
+    """
+
+    def __init__(self, options: Options, kind: str) -> None:
+        self._options = options
+        self._kind = kind
+        self._columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
+        self._folders: list[str] = []
+        self._picture: list[bool] = []
+        self._extras = Columns()
+        self._part_names: set[str] = set()
+        self._label_found = False
+        self._webdataset = False
+        self.skipped: Counter[str] = Counter()
+        self.hints: dict[str, bytes] = {}
+
+    def add(
+        self, entries: Entries, prefix: str = "", folder: str = "", split: str | None = None, tar: bool = False
+    ) -> None:
+        """Add the files of one container.
+
+        Args:
+            entries: what it holds.
+            prefix: the container's path below the source, if it is one of many; begins the keys.
+            folder: the folder that its root counts as where labels come from folders.
+            split: the split that its name says.
+            tar: whether its names may be WebDataset's.
+        """
+        self.skipped += entries.skipped
+        main = self._options.image_column if tar else None
+        webdataset, found = samples(entries, tar, main)
+        self._webdataset = self._webdataset or webdataset
+        for sample, said in self._said(entries, found):
+            row = sample.row
+            columns = self._columns
+            columns["key"].append(posixpath.join(prefix, sample.key))
+            columns["uri"].append(entries.uri[row])
+            columns["at"].append(entries.at[row])
+            columns["size"].append(entries.size[row])
+            columns["block"].append(entries.block[row])
+            columns["label"].append(said.label)
+            columns["split"].append(said.split or split)
+            columns["problem"].append(entries.problem[row] or said.problem or _part_problem(entries, sample))
+            columns["stored"].append(_stored(entries, row))
+            columns["parts"].append(_parts(entries, sample))
+            self._part_names.update(sample.parts)
+            self._extras.add(said.fields)
+            self._folders.append(posixpath.join(folder, posixpath.dirname(entries.path[row])))
+            self._picture.append(is_picture_name(entries.path[row]))
+            self._label_found = self._label_found or said.label is not None
+
+    def listing(self) -> Listing:
+        """All rows, with labels and splits from the folders where the sidecars say nothing.
+
+        Raises:
+            StriateError: two rows have one key.
+            UsageError: --label-column names a field that no sidecar has.
+        """
+        if self._options.label_column is not None and not self._label_found:
+            raise UsageError(
+                f"--label-column {self._options.label_column}: no JSON file beside a picture has this field; "
+                f"fields found: {', '.join(self._extras.names) or 'none'}"
+            )
+        self._add_labels()
+        part_names = sorted(self._part_names)
+        extras: dict[str, pa.Array[Any]] = {}
+        for name, values in self._extras.arrays().items():
+            extras[output_name(name, [*part_names, *extras])] = values
+        return Listing(
+            "webdataset" if self._webdataset else self._kind,
+            finish(self._columns, extras),
+            pa.schema([(name, pa.binary()) for name in part_names]),
+            self.skipped,
+            self.hints,
+        )
+
+    def _add_labels(self) -> None:
+        pictures = {folder for folder, is_picture in zip(self._folders, self._picture, strict=True) if is_picture}
+        found = from_folders(pictures or set(self._folders), set(self._folders))
+        labels, splits = self._columns["label"], self._columns["split"]
+        for row, folder in enumerate(self._folders):
+            label, split = found[folder]
+            if labels[row] is None:
+                labels[row] = label
+            if splits[row] is None:
+                splits[row] = split
+
+    def _said(self, entries: Entries, found: list[Sample]) -> Iterator[tuple[Sample, Facts]]:
+        """Each sample with what its sidecars say; they are read some thousands at a time."""
+        for start in range(0, len(found), _BATCH):
+            batch = found[start : start + _BATCH]
+            rows = sorted({row for sample in batch for row in sample.sidecars.values()})
+            too_large = {row for row in rows if entries.size[row] > MAX_SIDECAR_BYTES or entries.problem[row]}
+            texts = {row: entries.texts.pop(row) for row in rows if row in entries.texts}
+            missing = [row for row in rows if row not in texts and row not in too_large]
+            texts |= dict(_read(entries, missing, self.hints, self._kind))
+            for sample in batch:
+                if not too_large.isdisjoint(sample.sidecars.values()):
+                    problem = f"bad_sidecar: larger than {MAX_SIDECAR_BYTES:,} bytes, or not readable in its archive"
+                    yield sample, Facts(problem=problem)
+                elif not all(row in texts for row in sample.sidecars.values()):
+                    yield sample, Facts(problem="bad_sidecar: a file beside the picture cannot be read")
+                else:
+                    yield sample, facts({name: texts[row] for name, row in sample.sidecars.items()}, self._options)
+
+
+def _read(entries: Entries, rows: list[int], hints: Mapping[str, bytes], kind: str) -> Iterable[tuple[int, bytes]]:
+    if not rows:
+        return
+    table = pa.table(
+        {
+            "uri": [entries.uri[row] for row in rows],
+            "at": [entries.at[row] for row in rows],
+            "size": [entries.size[row] for row in rows],
+            "stored": pa.array([_stored(entries, row) for row in rows], INDEX_SCHEMA.field("stored").type),
+            "parts": pa.nulls(len(rows), INDEX_SCHEMA.field("parts").type),
+        }
+    )
+    read = read_files if kind == "folder" else read_members
+    for found in read(table, hints, Options()):
+        if found.data is not None and found.problem is None:
+            yield rows[found.row], found.data
+
+
+def _stored(entries: Entries, row: int) -> dict[str, int] | None:
+    stored = entries.stored[row]
+    return None if stored is None else dict(zip(("span", "size", "method", "crc"), stored, strict=True))
+
+
+def _parts(entries: Entries, sample: Sample) -> list[dict[str, Any]] | None:
+    return [
+        {"column": name, "at": entries.at[row], "size": entries.size[row]} for name, row in sample.parts.items()
+    ] or None
+
+
+def _part_problem(entries: Entries, sample: Sample) -> str | None:
+    total = sum(entries.size[row] for row in sample.parts.values())
+    return f"too_large: {total:,} bytes in the sample's other members" if total > MAX_BYTES else None

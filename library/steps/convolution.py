@@ -1,0 +1,121 @@
+"""Any convolution."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from library.errors import BadPicture
+from library.picture import Pixels
+from library.steps.arrays import BORDER_CODES, Border, by_channel_groups, saturated
+from library.steps.base import register
+
+# 65535 times this still fits the 32-bit integers that OpenCV saturates through.
+_MOST_WEIGHT = 10_000
+_MOST_SIDE_PX = 1001
+
+
+@register("filter")
+class Convolve:
+    """Convolve every channel with one kernel, as a convolution layer does.
+
+    It is a cross-correlation: the kernel is not flipped, as in PyTorch's `conv2d` and OpenCV's `filter2D`; for the
+    convolution of mathematics write the kernel turned by 180 degrees. Height and width of the result are
+    `(side + padding at both ends - dilation * (kernel side - 1) - 1) // stride + 1`. Integers are rounded (half to
+    even) and saturate; float32 is not clipped. Sums are float32 for uint8 and float32, float64 for uint16.
+    Past about 50 weights (dilation's zeros counted) OpenCV goes through a Fourier transform: exact halves may then
+    round either way.
+
+    Raises:
+        BadPicture: `too_small` if the kernel does not fit into the padded picture.
+    """
+
+    kernel: Annotated[
+        tuple[tuple[float, ...], ...], Field(description="weights as rows: a list of lists of equal length")
+    ]
+    stride: Annotated[int, Field(ge=1, le=1000, description="pixels from one window to the next")] = 1
+    padding: Annotated[
+        Literal["same", "valid"] | int,
+        Field(
+            description='"same": the size stays at stride 1 (an even kernel looks one pixel further right and down); '
+            '"valid": none; or pixels on every side'
+        ),
+    ] = "same"
+    dilation: Annotated[int, Field(ge=1, le=1000, description="pixels from one weight to the next")] = 1
+    normalize: Annotated[bool, Field(description="divide the weights by their sum, so that a flat picture stays")] = (
+        False
+    )
+    border: Annotated[Border | None, Field(description="what the padding holds (default reflect_101)")] = None
+
+    @field_validator("kernel")
+    @classmethod
+    def _is_a_matrix(cls, kernel: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+        lengths = sorted({len(row) for row in kernel})
+        if not lengths or 0 in lengths:
+            raise ValueError("should have at least one weight, as in [[1]]")
+        if len(lengths) > 1:
+            raise ValueError(f"should have rows of equal length; they have {' and '.join(map(str, lengths))}")
+        return kernel
+
+    @field_validator("padding")
+    @classmethod
+    def _is_a_length(cls, padding: str | int) -> str | int:
+        if isinstance(padding, int) and not 0 <= padding <= _MOST_SIDE_PX:
+            raise ValueError(f'should be "same", "valid", or 0 to {_MOST_SIDE_PX} pixels')
+        return padding
+
+    @model_validator(mode="after")
+    def _check(self) -> Convolve:
+        total = sum(weight for row in self.kernel for weight in row)
+        if self.normalize and abs(total) < 1e-9:
+            raise ValueError("'normalize' divides by the sum of the weights, and these sum to 0")
+        most = sum(abs(weight) for row in self.kernel for weight in row) / (abs(total) if self.normalize else 1)
+        if most > _MOST_WEIGHT:
+            raise ValueError(f"the weights' absolute values sum to {most:g}; at most {_MOST_WEIGHT} are taken")
+        side = self.dilation * (max(len(self.kernel), len(self.kernel[0])) - 1) + 1
+        if side > _MOST_SIDE_PX:
+            raise ValueError(f"the kernel reaches over {side} pixels; at most {_MOST_SIDE_PX} are taken")
+        padded = self.padding not in ("valid", 0)
+        if padded and self.border is None:
+            object.__setattr__(self, "border", "reflect_101")
+        if not padded and self.border is not None:
+            raise ValueError(
+                f"'border' has no effect with padding={self.padding!r}, which looks at no pixel past the rim"
+            )
+        return self
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        kernel = _spread(self.kernel, self.dilation, self.normalize)
+        pad = self.padding if isinstance(self.padding, int) else 0
+        rows, columns = kernel.shape
+        grown = (rows - 1, columns - 1) if self.padding == "same" else (2 * pad, 2 * pad)
+        height, width = pixels.shape[0] + grown[0] - rows + 1, pixels.shape[1] + grown[1] - columns + 1
+        if height < 1 or width < 1:
+            sizes = f"{columns}x{rows}", f"{pixels.shape[1]}x{pixels.shape[0]}"
+            raise BadPicture("too_small", f"a kernel of {sizes[0]} pixels does not fit into a picture of {sizes[1]}")
+        anchor = ((columns - 1) // 2, (rows - 1) // 2) if self.padding == "same" else (0, 0)
+        border = BORDER_CODES[self.border or "zeros"]
+        depth = cv2.CV_64F if pixels.dtype == np.uint16 else -1
+
+        def convolved(group: Pixels) -> Pixels:
+            padded = cv2.copyMakeBorder(group, pad, pad, pad, pad, border) if pad else group
+            full = np.asarray(cv2.filter2D(padded, depth, kernel, anchor=anchor, borderType=border))
+            picked = np.ascontiguousarray(full[: height : self.stride, : width : self.stride])
+            return saturated(picked, pixels.dtype) if depth != -1 else picked
+
+        return by_channel_groups(convolved, pixels)
+
+
+@lru_cache(maxsize=64)
+def _spread(kernel: tuple[tuple[float, ...], ...], dilation: int, normalize: bool) -> NDArray[np.float64]:
+    """The kernel as OpenCV takes it: divided by its sum if asked, with zeros between the weights."""
+    weights = np.asarray(kernel, np.float64)
+    spread = np.zeros([dilation * (side - 1) + 1 for side in weights.shape])
+    spread[::dilation, ::dilation] = weights / weights.sum() if normalize else weights
+    spread.flags.writeable = False
+    return spread

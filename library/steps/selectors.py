@@ -1,0 +1,264 @@
+"""Selectors: keep a picture, or drop it with a reason.
+
+Those in the first part look at the header, the label or the key only; no pixel is decoded for them. A picture that only
+selectors have seen keeps its exact bytes.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Annotated, Any, TypeAlias
+
+import cv2
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from library.codec.formats import FORMATS
+from library.errors import BadPicture
+from library.grammar import nearest
+from library.picture import Picture, Pixels
+from library.steps.arrays import Fraction, white
+from library.steps.base import register
+from library.steps.colour import Grayscale
+
+Pixel: TypeAlias = Annotated[int, Field(ge=1)]
+Labels: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1, description="class names, as stored")]
+
+
+def _at_least_one(step: Any, *names: str) -> None:
+    if all(getattr(step, name) is None for name in names):
+        raise ValueError(f"should be given {' or '.join(map(repr, names))}, or both")
+
+
+def _in_order(step: Any, low: str, high: str) -> None:
+    _at_least_one(step, low, high)
+    least, most = getattr(step, low), getattr(step, high)
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"{low!r} ({least}) should not be above {high!r} ({most})")
+
+
+@register("selector")
+class MinSize:
+    """Keep pictures whose sides have at least so many pixels. Reason: `below_min_size`."""
+
+    short_side: Annotated[Pixel | None, Field(description="least length of the short side in pixels")] = None
+    long_side: Annotated[Pixel | None, Field(description="least length of the long side in pixels")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> MinSize:
+        _at_least_one(self, "short_side", "long_side")
+        return self
+
+    def reason(self, picture: Picture) -> str | None:
+        short, long = sorted((picture.width, picture.height))
+        return "below_min_size" if short < (self.short_side or 0) or long < (self.long_side or 0) else None
+
+
+@register("selector")
+class MaxSize:
+    """Keep pictures whose sides have at most so many pixels. Reason: `above_max_size`."""
+
+    short_side: Annotated[Pixel | None, Field(description="greatest length of the short side in pixels")] = None
+    long_side: Annotated[Pixel | None, Field(description="greatest length of the long side in pixels")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> MaxSize:
+        _at_least_one(self, "short_side", "long_side")
+        return self
+
+    def reason(self, picture: Picture) -> str | None:
+        short, long = sorted((picture.width, picture.height))
+        return "above_max_size" if short > (self.short_side or short) or long > (self.long_side or long) else None
+
+
+@register("selector")
+class AspectRatioBetween:
+    """Keep pictures whose width / height lies in a range. Reasons: `too_narrow`, `too_wide`."""
+
+    low: Annotated[float | None, Field(gt=0, description="least width / height, itself kept")] = None
+    high: Annotated[float | None, Field(gt=0, description="greatest width / height, itself kept")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> AspectRatioBetween:
+        _in_order(self, "low", "high")
+        return self
+
+    def reason(self, picture: Picture) -> str | None:
+        ratio = picture.width / picture.height
+        if self.low is not None and ratio < self.low:
+            return "too_narrow"
+        return "too_wide" if self.high is not None and ratio > self.high else None
+
+
+@register("selector")
+class KeepLabels:
+    """Keep pictures of these classes only; one without a label is dropped. Reason: `other_label`."""
+
+    labels: Labels
+
+    def reason(self, picture: Picture) -> str | None:
+        return None if picture.label in self.labels else "other_label"
+
+
+@register("selector")
+class DropLabels:
+    """Drop pictures of these classes; one without a label is kept. Reason: `dropped_label`."""
+
+    labels: Labels
+
+    def reason(self, picture: Picture) -> str | None:
+        return "dropped_label" if picture.label in self.labels else None
+
+
+@register("selector")
+class KeepFormats:
+    """Keep pictures stored in these formats only. Reason: `other_format`."""
+
+    formats: Annotated[tuple[str, ...], Field(min_length=1, description="jpeg, png, webp, tiff, npy, gif, bmp")]
+
+    @field_validator("formats")
+    @classmethod
+    def _known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        for name in formats:
+            if name not in FORMATS:
+                raise ValueError(f"has an unknown format {name!r}{nearest(name, FORMATS)}")
+        return formats
+
+    def reason(self, picture: Picture) -> str | None:
+        return None if picture.format in self.formats else "other_format"
+
+
+@register("selector")
+class KeepChannels:
+    """Keep pictures with one of these numbers of channels. Reason: `other_channels`."""
+
+    channels: Annotated[tuple[Pixel, ...], Field(min_length=1, description="numbers of channels, such as [1, 3]")]
+
+    def reason(self, picture: Picture) -> str | None:
+        return None if picture.channels in self.channels else "other_channels"
+
+
+@register("selector")
+class FileSizeBetween:
+    """Keep pictures by the size of their encoded bytes. Reasons: `too_few_bytes`, `too_many_bytes`."""
+
+    min_bytes: Annotated[int | None, Field(ge=1, description="least size in bytes, itself kept")] = None
+    max_bytes: Annotated[int | None, Field(ge=1, description="greatest size in bytes, itself kept")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> FileSizeBetween:
+        _in_order(self, "min_bytes", "max_bytes")
+        return self
+
+    def reason(self, picture: Picture) -> str | None:
+        if self.min_bytes is not None and picture.num_bytes < self.min_bytes:
+            return "too_few_bytes"
+        return "too_many_bytes" if self.max_bytes is not None and picture.num_bytes > self.max_bytes else None
+
+
+@register("selector")
+class Sample:
+    """Keep a random fraction, the same pictures every time: it hangs on the key and the seed only.
+
+    A larger fraction keeps all that a smaller one keeps. Reason: `not_sampled`.
+    """
+
+    fraction: Annotated[float, Field(gt=0, lt=1, description="chance that a picture is kept")]
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="another seed keeps other pictures")] = 0
+
+    def reason(self, picture: Picture) -> str | None:
+        digest = blake2b(f"{self.seed}\0{picture.key}".encode(), digest_size=8, person=b"sample").digest()
+        return None if int.from_bytes(digest, "big") < self.fraction * 2**64 else "not_sampled"
+
+
+# -- from here on, the picture is decoded -----------------------------------------------------------------------------
+
+
+@register("selector")
+class NotBlank:
+    """Drop pictures that are one colour, or nearly. Reason: `blank`.
+
+    Raises:
+        BadPicture: `not_finite`.
+    """
+
+    min_std: Annotated[
+        Fraction, Field(gt=0, description="least standard deviation in any one channel, as a fraction of white")
+    ] = 0.01
+
+    def reason(self, picture: Picture) -> str | None:
+        _, deviations = _mean_and_std(picture.pixels)
+        return "blank" if max(deviations) < self.min_std else None
+
+
+@register("selector")
+class SharpAtLeast:
+    """Drop blurred pictures, by the variance of their Laplacian. Reason: `not_sharp`.
+
+    Pech-Pacheco et al. 2000: of the grey picture (as `grayscale`) in values from 0 to 255 whatever the dtype, so that
+    the customary threshold of 100 holds. It depends on size: `resize` first to compare pictures of different sizes.
+
+    Raises:
+        BadPicture: `not_finite`.
+    """
+
+    variance: Annotated[float, Field(gt=0, description="least variance of the Laplacian; 100 is customary")] = 100.0
+
+    def reason(self, picture: Picture) -> str | None:
+        grey = _GREY(picture.pixels)
+        laplacian = cv2.Laplacian(grey, cv2.CV_32F)
+        _, deviations = _mean_and_std(np.asarray(laplacian)[:, :, None])
+        return "not_sharp" if (deviations[0] * 255 / white(grey.dtype)) ** 2 < self.variance else None
+
+
+@register("selector")
+class BrightnessBetween:
+    """Keep pictures whose mean grey (as `grayscale`) lies in a range. Reasons: `too_dark`, `too_bright`.
+
+    Raises:
+        BadPicture: `not_finite`.
+    """
+
+    low: Annotated[Fraction | None, Field(description="least mean as a fraction of white, itself kept")] = None
+    high: Annotated[Fraction | None, Field(description="greatest mean as a fraction of white, itself kept")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> BrightnessBetween:
+        _in_order(self, "low", "high")
+        return self
+
+    def reason(self, picture: Picture) -> str | None:
+        means, _ = _mean_and_std(_GREY(picture.pixels))
+        if self.low is not None and means[0] < self.low:
+            return "too_dark"
+        return "too_bright" if self.high is not None and means[0] > self.high else None
+
+
+@register("selector")
+class ContrastAtLeast:
+    """Keep pictures whose grey values (as `grayscale`) differ enough. Reason: `low_contrast`.
+
+    RMS contrast, the standard deviation (Peli 1990).
+
+    Raises:
+        BadPicture: `not_finite`.
+    """
+
+    std: Annotated[Fraction, Field(gt=0, description="least standard deviation of grey, as a fraction of white")]
+
+    def reason(self, picture: Picture) -> str | None:
+        _, deviations = _mean_and_std(_GREY(picture.pixels))
+        return "low_contrast" if deviations[0] < self.std else None
+
+
+_GREY = Grayscale()
+
+
+def _mean_and_std(pixels: Pixels) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, as fractions of white."""
+    planes = [pixels] if pixels.shape[2] <= 4 else [np.ascontiguousarray(plane) for plane in np.moveaxis(pixels, 2, 0)]
+    pairs = [cv2.meanStdDev(plane) for plane in planes]
+    both = np.concatenate([np.hstack(pair) for pair in pairs]) / white(pixels.dtype)
+    if not np.isfinite(both).all():
+        raise BadPicture("not_finite", "the picture holds not-a-number or infinity, and this step needs finite values")
+    return both[:, 0].tolist(), both[:, 1].tolist()

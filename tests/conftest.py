@@ -1,0 +1,96 @@
+"""What several folders of tests need: real data where it lies beside the checkout, and a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+#: Real pictures beside the checkout; no part of the project.
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Ray's token authentication is for clusters; it would write to the home of whoever runs the tests.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real pictures; skips where there is none."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} is not on this machine")
+    return SHARED_DATA
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server: where it listens, and the folder whose sub-folders are its buckets."""
+
+    endpoint: str
+    root: Path
+    key: str
+    secret: str
+
+    def environment(self, endpoint: str | None = None) -> dict[str, str]:
+        """The standard AWS variables that lead to it, or to a proxy in front of it."""
+        return {
+            "AWS_ENDPOINT_URL": endpoint or self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """`rclone serve s3` on a free loopback port, with a key."""
+    root, port = tmp_path_factory.mktemp("s3"), free_port()
+    server = S3Server(f"http://127.0.0.1:{port}", root, "test-key", "test-secret")
+    command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}"]
+    command += ["--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off", str(root)]
+    with open(root.parent / "rclone.log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            wait_for_port(port, process)
+            yield server
+        finally:
+            process.terminate()
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 20) -> None:
+    """Return once something listens there."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"{process.args!r} does not listen on port {port}")
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket, and the variables that lead to it: `s3://name`."""
+    import fsspec
+
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    # s3fs keeps its connections by options, not by environment.
+    fsspec.filesystem("s3").clear_instance_cache()
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"

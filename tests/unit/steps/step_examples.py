@@ -1,0 +1,117 @@
+"""Pictures made in code, and at least one text for every registered step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from library.pipeline import Pipeline
+
+DTYPES = ("uint8", "uint16", "float32")
+WHITE = {"uint8": 255, "uint16": 65535, "float32": 1.0}
+
+# Each channel is by itself, and height, width, channels and dtype stay.
+PER_CHANNEL = (
+    "invert",
+    "binarize",
+    'binarize(method="fixed", threshold=0.4)',
+    'binarize(method="adaptive", size=9, offset=0.02)',
+    "equalize",
+    "clahe(clip_limit=3, tiles=4)",
+    "gamma(2.2)",
+    "gamma(gamma=0.5)",
+    "contrast_stretch",
+    "contrast_stretch(low_percentile=0, high_percentile=100)",
+    "box_blur(size=5)",
+    'gaussian_blur(sigma=1.5, border="replicate")',
+    "median_blur",
+    "median_blur(size=7)",
+    "sharpen(amount=0.7)",
+    "laplacian_sharpen(amount=0.3, neighbors=8)",
+    "edges",
+    'edges(direction="vertical", operator="prewitt")',
+    'edges(direction="horizontal", operator="scharr", gain=2)',
+    'edges(operator="laplacian")',
+    "canny(low=0.05, high=0.1)",
+    "convolve([[0, 1, 0], [1, 2, 1]], normalize=True)",
+)
+
+# Each channel is by itself, and the size changes.
+RESIZING = (
+    "convolve([[1, 0, -1]], stride=2, padding=1)",
+    'convolve([[1, 2], [3, 4]], padding="valid", dilation=2, normalize=True)',
+    "max_pool(2)",
+    "avg_pool(size=3, stride=2)",
+    "resize(10)",
+    'resize([40, 9], mode="exact", interpolation="cubic")',
+    'resize(11, mode="fit", interpolation="nearest")',
+    "resize(64, enlarge=False)",
+    "center_crop([6, 8])",
+    "crop(top=1, left=2, height=5, width=4)",
+    "pad_square(fill=0.5)",
+    'pad_square(border="reflect")',
+    "rotate90",
+    "rotate90(turns=2)",
+)
+
+# Channels are weighed together, or their number changes.
+ACROSS_CHANNELS = (
+    "grayscale",
+    "rgb(background=[0, 0.5, 1])",
+    "channels([0, 0])",
+    "bilateral(sigma_space=1)",
+    "denoise(patch_size=3, search_size=5)",
+    "blur_background(sigma=3)",
+)
+
+FILTERS = PER_CHANNEL + RESIZING + ACROSS_CHANNELS
+
+SELECTORS = (
+    "min_size(short_side=10)",
+    "max_size(long_side=4000)",
+    "aspect_ratio_between(low=0.5, high=2)",
+    'keep_labels(["cat", "dog"])',
+    'drop_labels(["it\'s \\"odd\\""])',
+    'keep_formats(["jpeg", "png"])',
+    "keep_channels([1, 3])",
+    "file_size_between(min_bytes=100)",
+    "sample(0.1, seed=7)",
+    "not_blank",
+    "sharp_at_least(variance=50)",
+    "brightness_between(low=0.1, high=0.9)",
+    "contrast_at_least(0.05)",
+)
+
+
+def step(text: str) -> Any:
+    """The one step that a text says."""
+    (only,) = Pipeline.parse(text).steps
+    return only
+
+
+def picture(dtype: str = "uint8", channels: int = 3, height: int = 20, width: int = 26, seed: int = 0) -> NDArray[Any]:
+    """Noise with a bright box in the middle, read-only."""
+    values = np.random.default_rng(seed).random((height, width, channels)) * 0.3
+    values[height // 4 : height - height // 4, width // 4 : width - width // 4] += 0.6
+    return frozen((values * WHITE[dtype]).astype(dtype))
+
+
+def flat(value: float, dtype: str = "uint8", channels: int = 3, height: int = 12, width: int = 15) -> NDArray[Any]:
+    """One value everywhere, a fraction of white; read-only."""
+    return frozen(np.full((height, width, channels), value * WHITE[dtype]).astype(dtype))
+
+
+def frozen(pixels: NDArray[Any]) -> NDArray[Any]:
+    pixels.flags.writeable = False
+    return pixels
+
+
+def assert_close(got: NDArray[Any], wanted: NDArray[Any], steps: float = 1, rtol: float = 1e-5) -> None:
+    """Equal shape and dtype; integers within `steps` (SIMD paths round ties apart), floats nearly."""
+    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+    if got.dtype == np.float32:
+        np.testing.assert_allclose(got, wanted, rtol=rtol, atol=rtol)
+    else:
+        assert np.abs(got.astype(np.int64) - wanted).max(initial=0) <= steps
