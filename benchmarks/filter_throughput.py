@@ -22,6 +22,7 @@ from library.errors import StriateError, UsageError
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _DAFT_PYTHON = _REPOSITORY / "out" / "daft" / "bin" / "python"
 _TINY = 100
+_QUIET_LOAD = 0.5
 
 _CONTESTANTS = (
     # In each round in this order: what is compared most closely stands side by side.
@@ -106,6 +107,8 @@ def _check(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     chosen = [contestant for contestant in _CONTESTANTS if options.only is None or contestant.name in options.only]
     described = machine(options.cores)
+    if described["load_1min_before"] > _QUIET_LOAD:
+        _say(f"this machine is busy (load {described['load_1min_before']}); the result will say so, and mean little")
     with tempfile.TemporaryDirectory(prefix="striate-bench-", dir=options.work) as folder:
         work = Path(folder)
         _say(f"{options.photos:,} photos into {work}")

@@ -98,8 +98,8 @@ def _photos_in(tar: Path) -> list[bytes]:
         with tarfile.open(tar) as archive:
             members = [m for m in archive if m.isfile() and m.name.lower().endswith((".jpg", ".jpeg"))]
             photos = [file.read() for member in members if (file := archive.extractfile(member)) is not None]
-    except tarfile.TarError as error:
-        raise UsageError(f"--tar {tar} is not a readable tar: {error}") from None
+    except tarfile.TarError:
+        raise UsageError(f"--tar {tar} is not a readable tar") from None
     if not photos:
         raise UsageError(f"--tar {tar} holds no .jpg or .jpeg")
     return photos

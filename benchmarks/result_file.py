@@ -133,14 +133,18 @@ def save(result: Mapping[str, Any], folder: Path) -> Path:
 
 def print_tables(result: Mapping[str, Any]) -> None:
     """On stdout: rates, then goals, then memory and latency."""
-    console = Console(width=118, highlight=False)
+    console = Console(width=140, highlight=False)
     photos, described = result["parameters"]["photos"], result["machine"]
     console.print(
         f"\n{photos['photos']:,} photos ({photos['distinct']} different, mean {photos['mean_pixels']:,} pixels and "
         f"{photos['mean_bytes'] / 1e3:.0f} kB), {described['cores_used']} cores of {described['cpu']}\n"
     )
     console.print(_rates(result["contestants"]))
-    console.print(_goals(result["goals"]))
+    for found in result["contestants"].values():
+        if "not_run" in found:
+            console.print(f"{found['what']}: not run: {found['not_run']}")
+    if any(goal["ratio"] is not None for goal in result["goals"]):
+        console.print(_goals(result["goals"]))
     if photos["photos"] < 12_000:
         console.print("The goals are meant for 12,000 photos: with fewer, starting up weighs more.")
 
@@ -152,7 +156,6 @@ def _rates(contestants: Mapping[str, Mapping[str, Any]]) -> Table:
         table.add_column(title, justify="right")
     for found in contestants.values():
         if "not_run" in found:
-            table.add_row(found["what"], f"not run: {found['not_run'].split(';')[0]}")
             continue
         rounds, rate = found["rounds"], found[_RATE]
         table.add_row(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def fresh_folder(folder: Path) -> Iterator[Path]:
+def fresh_folder(folder: Path) -> Generator[Path]:
     """An empty folder until the block ends.
 
     The disk is idle when the block starts: what earlier runs left to be written would slow down whoever comes next.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 @contextmanager
-def connected(cores: int) -> Iterator[float]:
+def connected(cores: int) -> Generator[float]:
     """A started and settled Ray; gives the seconds that this took."""
     start = time.perf_counter()
     with connect("local", num_cpus=cores):
@@ -45,7 +46,7 @@ def connected(cores: int) -> Iterator[float]:
         # call either, for the later rounds would find it imported; the command line is measured with all imports.
         import ray
 
-        import jobs.shard_runner  # noqa: F401
+        importlib.import_module("jobs.shard_runner")
 
         # Someone whose connection is open already does not wait for the worker processes.
         ray.get([ray.remote(_nothing).remote() for _ in range(cores)])

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ class Session:
 
 
 @contextmanager
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[Session]:
+def connect(address: str | None = None, *, num_cpus: int | None = None) -> Generator[Session]:
     """Connect to `address`, else RAY_ADDRESS, else start Ray on this machine until the block ends.
 
     Where this process is connected already, that connection is used and left open.
@@ -102,7 +102,7 @@ def _session(address: str | None) -> Session:
 
 
 @contextmanager
-def _without_ray_notes() -> Iterator[None]:
+def _without_ray_notes() -> Generator[None]:
     """Hold back what Ray's C++ core writes to stderr about its own log level; everything else is passed on."""
     sys.stderr.flush()
     kept = os.dup(2)

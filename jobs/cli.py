@@ -70,7 +70,9 @@ def _fail(message: str, code: int, as_json: bool) -> int:
 
 @app.command("ingest")
 def ingest_command(
-    source: Annotated[str, typer.Argument(help="Folder, tar, tar.gz, zip, WebDataset, MNIST IDX, CIFAR, CSV/JSONL, Parquet.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder, tar, tar.gz, zip, WebDataset, MNIST IDX, CIFAR, CSV/JSONL, Parquet.")
+    ],
     destination: Annotated[str, typer.Argument(help="Dataset to make: a folder or s3://bucket/prefix.")],
     split: Annotated[
         str, typer.Option(help="`found` in the source, `none`, or fractions by class: train=0.8,val=0.1,test=0.1.")
@@ -83,7 +85,9 @@ def ingest_command(
     key_column: Annotated[str | None, typer.Option(help="Column with unique keys.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the picture or its path.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every picture, not only its header.")] = False,
-    max_bad_fraction: Annotated[float, typer.Option(help="Fail, after writing everything, past this share of rejects.")] = 0.05,
+    max_bad_fraction: Annotated[
+        float, typer.Option(help="Fail, after writing everything, past this share of rejects.")
+    ] = 0.05,
     workers: Workers = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another job left there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
@@ -126,7 +130,9 @@ def filter_command(
     source: Annotated[str, typer.Argument(help="Dataset to read: a folder or s3://bucket/prefix.")],
     destination: Annotated[str, typer.Argument(help="Dataset to make.")],
     steps: Steps = "",
-    encode: Annotated[str, typer.Option(help="How changed pictures are stored: keep, jpeg:95, png, webp:90, tiff, npy.")] = "keep",
+    encode: Annotated[
+        str, typer.Option(help="How changed pictures are stored: keep, jpeg:95, png, webp:90, tiff, npy.")
+    ] = "keep",
     workers: Workers = "auto",
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures, to try a pipeline out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another job left there.")] = False,
@@ -158,7 +164,7 @@ def info_command(
 ) -> None:
     """Show what a dataset holds: rows, bytes, classes, sizes, formats, what made it, and what was rejected.
 
-        striate info out/raw
+    striate info out/raw
     """
     from jobs.info import datasets_below, print_info
 
@@ -183,7 +189,7 @@ def show_command(
 ) -> None:
     """Draw a contact sheet; with --steps every picture before beside after.
 
-        striate show out/raw --out sheet.png --steps "grayscale | canny(low=50, high=150)"
+    striate show out/raw --out sheet.png --steps "grayscale | canny(low=50, high=150)"
     """
     from jobs.show import contact_sheet
 
@@ -203,9 +209,9 @@ def steps_command(
 ) -> None:
     """List every step with its parameters; or show one, with an example picture written to a file.
 
-        striate steps
+    striate steps
 
-        striate steps "clahe(clip_limit=4)" --out clahe.png
+    striate steps "clahe(clip_limit=4)" --out clahe.png
     """
     from jobs.steps import describe, example_picture, step_table
 
@@ -225,12 +231,14 @@ def steps_command(
 
 @app.command("demo")
 def demo_command(
-    folder: Annotated[Path, typer.Argument(help="Folder for the pictures, the datasets and the page.")] = Path("out/demo"),
+    folder: Annotated[Path, typer.Argument(help="Folder for the pictures, the datasets and the page.")] = Path(
+        "out/demo"
+    ),
     json: Json = False,
 ) -> None:
     """Run the main job on real pictures that come with scikit-learn and matplotlib; leave a page to look at.
 
-        striate demo out/demo
+    striate demo out/demo
     """
     from jobs.demo import run_demo
 

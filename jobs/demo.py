@@ -64,12 +64,16 @@ def run_demo(folder: Path) -> dict[str, Any]:
         for number, (name, steps, encode, text) in enumerate(_FILTERS, 1):
             source = data / name if name == "photos" else data / name / "train"
             made = data / f"{name}-{number}"
-            stderr.print(f"striate filter {source} {made} --steps {shlex.quote(steps)} --encode {encode}", soft_wrap=True)
+            stderr.print(
+                f"striate filter {source} {made} --steps {shlex.quote(steps)} --encode {encode}", soft_wrap=True
+            )
             manifest = filter_dataset(plan_filter(str(source), str(made), steps, encode=encode))
             sheet = folder / f"{name}-{number}.png"
             sheet.write_bytes(contact_sheet(str(source), steps, count=9).png)
             sections.append(_section(f"{name}: {steps}", text, manifest, sheet.name))
-    datasets = {uri: manifest for name in ("photos", "digits") for uri, manifest in datasets_below(str(data / name)).items()}
+    datasets = {
+        uri: manifest for name in ("photos", "digits") for uri, manifest in datasets_below(str(data / name)).items()
+    }
     page = folder / "index.html"
     page.write_text(_page(datasets, sections), encoding="utf-8")
     return {
@@ -134,7 +138,8 @@ def _page(datasets: dict[str, Manifest], sections: list[str]) -> str:
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
 img {{ max-width: 100%; background: white; border-radius: 6px; }}
 h2 {{ font-size: 1rem; margin-top: 2.5rem; overflow-wrap: anywhere; }}
-table {{ border-collapse: collapse; }} td, th {{ text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top; }}
+table {{ border-collapse: collapse; }}
+td, th {{ text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top; }}
 </style></head><body>
 <h1>What the demo made</h1>
 <p>Real pictures (two photos from scikit-learn, one from matplotlib, cut into tiles; 1,797 handwritten digits from

@@ -114,7 +114,9 @@ def plan_ingest(
             "image_column": options.image_column,
         },
     )
-    made = IngestPlan(source, destination, job, listing, tasks, IngestJob.of(listing, options, verify=verify), max_bad_fraction)
+    made = IngestPlan(
+        source, destination, job, listing, tasks, IngestJob.of(listing, options, verify=verify), max_bad_fraction
+    )
     if destination not in made.datasets and find_manifest(destination) is not None:
         raise UsageError(f"{destination} is a dataset, and this would make one a split below it; choose another folder")
     for dataset in made.datasets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import resource
 import time
 import traceback
 import warnings
@@ -14,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from jobs.progress import Count, Progress
 from library.destination import committed
@@ -59,7 +62,8 @@ class ShardRun:
             "shards_resumed": self.resumed,
             "wall_s": round(self.wall_s, 3),
             "first_shard_s": self.first_report_s and round(self.first_report_s, 3),
-            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()} | {"waiting": round(self.waited_s, 3)},
+            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()}
+            | {"waiting": round(self.waited_s, 3)},
             "worker_rss_bytes": self.peak_rss,
         }
 
@@ -81,7 +85,7 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
     run = ShardRun(dict(done), resumed=len(done))
     if not todo:
         return run
-    board = _Board.remote()
+    board: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
     finished: dict[str, Count] = {}
 
     def snapshot() -> Count:
@@ -100,7 +104,7 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
                 run.peak_rss = max(run.peak_rss, row["rss"])
                 finished[f"{row['dataset']}/{report.stem}"] = _count(report.tally)
                 run.first_report_s = run.first_report_s or time.monotonic() - start
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             started: dict[str, Count] = ray.get(board.snapshot.remote())
             in_work = sorted(set(started) - set(finished))
             raise StriateError(
@@ -123,7 +127,7 @@ def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, board: 
     shards = ray.data.from_items([dataclasses.asdict(task) for task in tasks], override_num_blocks=len(tasks))
     with warnings.catch_warnings():
         # Ray 2.60 announces that these go, and offers nothing else yet to set the retries.
-        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        warnings.simplefilter("ignore", RayDeprecationWarning)
         results = shards.map_batches(
             ShardWorker,
             batch_size=1,
@@ -141,11 +145,9 @@ class ShardWorker:
 
     def __init__(self, job: ShardJob, board: Any) -> None:
         import cv2
-        import psutil
 
         self._job = job
         self._board = board
-        self._process = psutil.Process()
         self._idle_since = time.perf_counter()
         # One worker a CPU: threads inside the libraries would only take turns with the other workers.
         cv2.setNumThreads(1)
@@ -162,7 +164,7 @@ class ShardWorker:
             result["error"] = str(error)
         except Exception:
             result["error"] = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
-        result["rss"] = self._process.memory_info().rss
+        result["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._idle_since = time.perf_counter()
         return {name: [value] for name, value in result.items()}
 
@@ -181,8 +183,7 @@ class ShardWorker:
         return tell
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
-class _Board:
+class Board:
     """Where workers write how far their shards are."""
 
     def __init__(self) -> None:

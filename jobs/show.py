@@ -13,8 +13,8 @@ from library.batch import BatchResult, run_batch
 from library.errors import BadPicture, UsageError
 from library.manifest import load_manifest
 from library.pipeline import Pipeline
-from library.sheet import Tile, draw_sheet
 from library.shards import ShardReader
+from library.sheet import Tile, draw_sheet
 
 _PAIRS_A_ROW = 3
 _PLAIN_A_ROW = 6

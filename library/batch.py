@@ -10,13 +10,15 @@ from time import perf_counter
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from library import codec
 from library.errors import BadPicture, StepError, StriateError
 from library.picture import Picture
 from library.record import REJECT_COLUMNS, image_array
 from library.steps.base import Filter, Selector, Step
+
+_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 
 
 @dataclass
@@ -200,7 +202,7 @@ def _image_column(kept: pa.Table, data: list[bytes], rows: Sequence[tuple[bytes,
     image = kept["image"]
     if not pa.types.is_struct(image.type):
         return pa.array(data, image.type)
-    paths = cast(Any, pc).struct_field(image, "path").to_pylist()
+    paths = _compute.struct_field(image, "path").to_pylist()
     named = (path if new is None else _renamed(path, new[1].format) for path, new in zip(paths, rows, strict=True))
     return image_array(data, list(named))
 

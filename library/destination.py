@@ -30,7 +30,9 @@ from library.storage import Span, read_many
 from library.versions import VERSIONS
 
 #: What a job of ours writes below a dataset; nothing else is ever removed.
-_OURS = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+)")
+_OURS = re.compile(
+    rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+)"
+)
 
 #: Choices that only say how far a job goes, not what it makes.
 _EXTENT = "limit"
@@ -96,7 +98,10 @@ def committed(tasks: Iterable[ShardTask], job: ShardJob) -> dict[tuple[str, str]
         for stem, content in zip(names, data, strict=True):
             task = wanted[dataset, stem]
             report = load_report(content)
-            if report is None or (report.input_digest, report.work_digest) != (task.input_digest, job.work_digest(task)):
+            if report is None or (report.input_digest, report.work_digest) != (
+                task.input_digest,
+                job.work_digest(task),
+            ):
                 continue
             outputs = [report.output, *([report.rejects] if report.rejects else [])]
             if all(entry.name in files and files[entry.name].size == entry.bytes for entry in outputs):

@@ -51,10 +51,19 @@ class StepError(StriateError):
     """A step's own code failed on a picture that was fine: a defect, so the job stops."""
 
 
+#: A longer line would be broken by the terminal, and the caret would point at nothing.
+_LONGEST_LINE = 160
+
+
 def _with_caret(text: str, offset: int, length: int) -> str:
     start = text.rfind("\n", 0, offset) + 1
     end = text.find("\n", offset)
     line = text[start:] if end < 0 else text[start:end]
     column = offset - start
+    if len(line) > _LONGEST_LINE:
+        first = max(0, column - _LONGEST_LINE // 2)
+        line, column = line[first : first + _LONGEST_LINE], column - first
+    # Characters that take more or less than one place would move the caret.
+    line = "".join(char if char.isprintable() else " " for char in line)
     marks = "^" + "~" * (max(1, min(length, len(line) - column)) - 1)
     return f"  {line}\n  {' ' * column}{marks}"

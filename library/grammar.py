@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from library.errors import GrammarError
 
 MAX_TEXT_CHARS = 20_000
 
-Value: TypeAlias = "None | bool | int | float | str | bytes | tuple[Value, ...] | Chain"
+Value: TypeAlias = "bool | int | float | str | bytes | tuple[Value, ...] | Chain | None"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def parse(text: str) -> Chain:
     if len(text) > MAX_TEXT_CHARS:
         message = f"the pipeline is {len(text)} characters long; at most {MAX_TEXT_CHARS} are read"
         raise GrammarError(message, text[:80], 0)
+    undecodable = re.search("[\ud800-\udfff]", text)
+    if undecodable:
+        raise GrammarError("not a pipeline: here stands a byte that is not UTF-8", text, undecodable.start())
     return _Reader(text).chain()
 
 
@@ -99,10 +103,10 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         # The parentheses let a pipeline run over several lines, as it does in YAML.
-        self._lines = [line.encode() for line in f"({text}\n)".split("\n")]
-        self._line_starts = [0]
-        for line in self._lines:
-            self._line_starts.append(self._line_starts[-1] + len(line.decode()) + 1)
+        # Python ends a line at "\r" as well.
+        lines = re.split("(?<=\n)|(?<=\r)(?!\n)", f"({text}\n)")
+        self._lines = [line.encode() for line in lines]
+        self._line_starts = [0, *itertools.accumulate(map(len, lines))]
 
     def chain(self) -> Chain:
         try:
@@ -113,6 +117,8 @@ class _Reader:
             raise GrammarError(message, self.text, offset) from None
         except (ValueError, MemoryError, RecursionError):
             raise GrammarError("not a pipeline: nested too deeply, or a null character", self.text, 0) from None
+        if (tree.body.lineno, tree.body.col_offset) == (1, 0):  # our own parenthesis was closed inside the text
+            raise GrammarError("not a pipeline: unmatched ')'", self.text, max(0, self.text.find(")")))
         try:
             return self._chain(tree.body)
         except RecursionError:
@@ -137,7 +143,7 @@ class _Reader:
         for keyword in node.keywords:
             if keyword.arg is None or keyword.arg in kwargs:
                 problem = "'**' is not allowed" if keyword.arg is None else f"'{keyword.arg}' is given twice"
-                raise GrammarError(problem, self.text, *self._place(keyword.value))
+                raise GrammarError(problem, self.text, *self._place(keyword))
             kwargs[keyword.arg] = self._value(keyword.value)
             spans[keyword.arg] = self._span(keyword)
         return Call(
@@ -188,6 +194,10 @@ class _Reader:
 def _frozen(value: object) -> Value:
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise TypeError("a whole number of more than 64 bits is not allowed here")
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise TypeError("text with half of a surrogate pair is not allowed here; it cannot be stored as UTF-8")
     if isinstance(value, None | bool | int | float | str | bytes):
         return value
     raise TypeError(f"a {type(value).__name__} is not allowed here; numbers, 'text', True/False and lists are")

@@ -82,7 +82,7 @@ class Tally(_Model):
                     counts[name] = counts.get(name, 0) + value
                 else:
                     counts.setdefault(name, Counter()).update(value)
-        return cls(**{name: v if isinstance(v, int) else dict(sorted(v.items())) for name, v in counts.items()})
+        return cls.model_validate({n: v if isinstance(v, int) else dict(sorted(v.items())) for n, v in counts.items()})
 
 
 class ShardReport(_Model):
@@ -187,7 +187,9 @@ def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
     """
     manifest = find_manifest(dataset)
     if manifest is None:
-        splits = [name for name in ("train", "val", "test") if storage.exists(manifest_uri(storage.join(dataset, name)))]
+        splits = [
+            name for name in ("train", "val", "test") if storage.exists(manifest_uri(storage.join(dataset, name)))
+        ]
         if splits:
             paths = " or ".join(storage.join(dataset, name) for name in splits)
             raise UsageError(f"{dataset} holds one dataset a split; name one of them: {paths}")

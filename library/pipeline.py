@@ -1,8 +1,8 @@
 """Steps in order: read from text, written as canonical text, identified by a digest, run over pictures.
 
-    pipeline = Pipeline.parse("grayscale | gaussian_blur(sigma=1.5)")
-    pipeline.apply(pixels)                                                   # one array
-    ray.data.read_parquet(uri).map_batches(pipeline, batch_format="pyarrow")  # a user's own Ray Data program
+pipeline = Pipeline.parse("grayscale | gaussian_blur(sigma=1.5)")
+pipeline.apply(pixels)                                                   # one array
+ray.data.read_parquet(uri).map_batches(pipeline, batch_format="pyarrow")  # a user's own Ray Data program
 """
 
 from __future__ import annotations

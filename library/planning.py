@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from library import storage
 from library.errors import UsageError
 from library.shard_work import ShardTask
 from library.shards import shard_name
+
+_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
+
 
 #: Shards when nothing is asked: this large, but smaller when that gives fewer than MIN_SHARDS.
 DEFAULT_SHARD_BYTES = 128 * 2**20
@@ -73,7 +77,7 @@ def plan(index: pa.Table, destination: str, layout: Layout) -> list[ShardTask]:
         One task a shard, in order of name. A split that gets no picture has none.
     """
     splits = _split_of_each(index, layout)
-    target = layout.shard_bytes or shard_bytes_for(int(pc.sum(index["size"]).as_py() or 0))
+    target = layout.shard_bytes or shard_bytes_for(int(_compute.sum(index["size"]).as_py() or 0))
     order = _order(index, layout.seed)
     tasks: list[ShardTask] = []
     for split in dict.fromkeys(sorted(set(splits), key=_split_rank)):

@@ -89,4 +89,6 @@ def table_of(records: Sequence[ImageRecord], schema: pa.Schema) -> pa.Table:
 
 def image_array(data: Sequence[bytes | None], paths: Sequence[str | None]) -> pa.Array:
     """The `image` column of encoded pictures and their file names."""
-    return pa.StructArray.from_arrays([pa.array(data, pa.binary()), pa.array(paths, pa.string())], fields=list(IMAGE_TYPE))
+    return pa.StructArray.from_arrays(
+        [pa.array(data, pa.binary()), pa.array(paths, pa.string())], fields=list(IMAGE_TYPE)
+    )

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from library import codec, storage
 from library.batch import run_batch
@@ -25,6 +25,8 @@ from library.record import REJECT_COLUMNS, ImageRecord, dataset_schema, reject_s
 from library.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, ShardWriter
 from library.sources import Listing, Options, Read, read_pictures
 from library.sources.index import extras_of
+
+_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 
 #: Called once a row group with the counts of what was done since the last call.
 Progress = Callable[[Tally], None]
@@ -289,11 +291,13 @@ def _kept_counts(kept: pa.Table) -> dict[str, Any]:
 
 def _counts(column: pa.ChunkedArray[Any]) -> dict[str, int]:
     return {
-        str(item["values"]): item["counts"] for item in pc.value_counts(column).to_pylist() if item["values"] is not None
+        str(item["values"]): item["counts"]
+        for item in _compute.value_counts(column).to_pylist()
+        if item["values"] is not None
     }
 
 
 def _image_bytes(table: pa.Table) -> int:
     """Encoded bytes of all pictures of a table."""
-    sizes = pc.binary_length(pc.struct_field(table["image"], "bytes"))
-    return int(pc.sum(sizes).as_py() or 0)
+    sizes = _compute.binary_length(_compute.struct_field(table["image"], "bytes"))
+    return int(_compute.sum(sizes).as_py() or 0)

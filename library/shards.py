@@ -134,8 +134,7 @@ class ShardWriter:
 
 def _leaves(name: str, type_: pa.DataType) -> list[str]:
     if pa.types.is_struct(type_):
-        struct = cast(pa.StructType, type_)
-        return [leaf for child in struct for leaf in _leaves(f"{name}.{child.name}", child.type)]
+        return [leaf for child in type_ for leaf in _leaves(f"{name}.{child.name}", child.type)]
     if pa.types.is_list(type_):
         return _leaves(f"{name}.list.element", cast(Any, type_).value_type)
     return [name]

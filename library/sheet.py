@@ -33,7 +33,9 @@ class Tile:
     note: str = ""
 
 
-def draw_sheet(rows: Sequence[Sequence[Tile]], *, tile_px: int = 160, headings: Sequence[str] = ()) -> NDArray[np.uint8]:
+def draw_sheet(
+    rows: Sequence[Sequence[Tile]], *, tile_px: int = 160, headings: Sequence[str] = ()
+) -> NDArray[np.uint8]:
     """Draw tiles in rows.
 
     Args:

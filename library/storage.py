@@ -11,7 +11,7 @@ import hashlib
 import os
 import posixpath
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -208,7 +208,7 @@ class HashingFile:
 
 
 @contextlib.contextmanager
-def writer(uri: str) -> Iterator[HashingFile]:
+def writer(uri: str) -> Generator[HashingFile]:
     """A file that appears under its name when the block ends well, and not at all when it does not.
 
     Locally: a temporary file beside it, flushed to disk and renamed. In S3: one PUT, or a multipart upload
@@ -280,7 +280,7 @@ def _filesystem(uri: str) -> fsspec.AbstractFileSystem:
 
 
 @contextlib.contextmanager
-def _explained(uri: str, doing: str) -> Iterator[None]:
+def _explained(uri: str, doing: str) -> Generator[None]:
     """Turn what a file system raises into what, where, and what would work."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 

@@ -23,11 +23,16 @@ def blur(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def nothing() -> None:
+    pass
+
+
 def main(folder: str, out: str, cores: str) -> None:
     start = time.perf_counter()
     ray.init(num_cpus=int(cores), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.get([ray.remote(nothing).remote() for _ in range(int(cores))])  # the worker processes are up, as for ours
     started = time.perf_counter()
     # Grey photos among colour ones fail without `mode`: a block that holds both gives arrays Pillow cannot take.
     photos = ray.data.read_images(folder, include_paths=True, mode="RGB")

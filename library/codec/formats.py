@@ -76,7 +76,7 @@ def _header(name: str, width: int, height: int, channels: int, dtype: str = "uin
 
 def _jpeg_header(data: bytes) -> Header:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    return _header("jpeg", width, height, 1 if colours == "Gray" else 3, orientation=_jpeg_orientation(data))
+    return _header("jpeg", int(width), int(height), 1 if colours == "Gray" else 3, orientation=_jpeg_orientation(data))
 
 
 def _jpeg_pixels(data: bytes) -> NDArray[Any]:

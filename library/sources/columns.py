@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-_compute: Any = pyarrow.compute  # the stubs refuse Python scalars, which Arrow takes
+_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 _INTEGER = r"^(-?[1-9]\d{0,17}|0)$"  # not 007: a code with leading zeros is text
 _NUMBER = r"^-?(\d{1,15}\.?|\d{0,15}\.\d+)([eE][-+]?\d{1,3})?$"  # not 20 digits: a double would cut them
 _LEADING_ZERO = r"^-?0\d"

@@ -14,7 +14,7 @@ import pyarrow.compute
 from library.codec import DEFAULT_LIMITS
 from library.errors import BadPicture, StriateError, UsageError
 
-_compute: Any = pyarrow.compute  # the stubs refuse Python scalars, which Arrow takes
+_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 MAX_BYTES = DEFAULT_LIMITS.max_bytes
 _EXTRA = "extra."  # keeps a user's column `size` apart from ours; no INDEX_SCHEMA name begins so
 

@@ -1,0 +1,30 @@
+"""What tests say about whole datasets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def rows(dataset: str | Path) -> pa.Table:
+    """All pictures of a dataset, by key."""
+    return pq.read_table(str(dataset)).sort_by("key")
+
+
+def content(dataset: str | Path) -> dict[str, Any]:
+    """Every file below a dataset by its path: bytes of the Parquet, and the JSON without what differs from run to
+    run (`run` in the manifest, `seconds` in a report)."""
+    found: dict[str, Any] = {}
+    for path in sorted(Path(dataset).rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(dataset))
+            if path.suffix == ".json":
+                document = json.loads(path.read_bytes())
+                found[name] = {key: value for key, value in document.items() if key not in ("run", "seconds")}
+            else:
+                found[name] = path.read_bytes()
+    return found

@@ -1,0 +1,183 @@
+"""The filter job on a real local Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from jobs.filter import filter_dataset, plan_filter
+from jobs.shard_runner import run_shards
+from library import codec
+from library.errors import StriateError, UsageError
+from library.manifest import ShardReport, load_manifest
+from library.pipeline import Pipeline
+from library.shard_work import FilterJob, Progress, ShardTask
+from tests.datasets import content, rows
+
+STEPS = 'not_blank(min_std=0.08) | grayscale | gaussian_blur(sigma=1.5) | edges(direction="vertical")'
+
+
+def test_every_picture_is_filtered_dropped_or_rejected_and_the_pixels_are_those_of_the_library(
+    photos: str, tmp_path: Path
+) -> None:
+    made = filter_dataset(plan_filter(photos, str(tmp_path / "edges"), STEPS, encode="png"))
+    assert made.complete
+    assert made.tally.balanced
+    assert made.tally.rows_in == 86
+    assert 0 < made.tally.dropped["blank"] < 20
+    filters = Pipeline.parse(STEPS.partition("|")[2])
+    before = {row["key"]: row for row in rows(photos).to_pylist()}
+    after = rows(tmp_path / "edges").to_pylist()
+    assert len(after) == made.rows
+    for row in after[:10]:
+        wanted = filters.apply(codec.decode(before[row["key"]]["image"]["bytes"]))
+        np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), wanted)
+        assert (row["label"], row["format"], row["channels"]) == (before[row["key"]]["label"], "png", 1)
+
+
+def test_the_output_is_the_same_for_one_worker_and_for_two(photos: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    filter_dataset(plan_filter(photos, str(one), STEPS), workers="1")
+    filter_dataset(plan_filter(photos, str(two), STEPS), workers="2")
+    assert content(one) == content(two)
+
+
+def test_pictures_that_only_selectors_saw_keep_their_exact_bytes(photos: str, tmp_path: Path) -> None:
+    made = filter_dataset(plan_filter(photos, str(tmp_path / "kept"), 'keep_labels(["china"]) | not_blank(0.08)'))
+    before = {row["key"]: row for row in rows(photos).to_pylist()}
+    assert 0 < made.rows < 86
+    for row in rows(tmp_path / "kept").to_pylist():
+        assert row == before[row["key"]]
+
+
+def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(photos: str, tmp_path: Path) -> None:
+    destination = tmp_path / "edges"
+    filter_dataset(plan_filter(photos, str(destination), STEPS))
+    whole = content(destination)
+    times = {path: path.stat().st_mtime_ns for path in destination.glob("*.parquet")}
+    again = filter_dataset(plan_filter(photos, str(destination), STEPS))
+    assert again.run["shards_resumed"] == len(again.shards) > 2
+    (destination / "part-000001.parquet").unlink()
+    third = filter_dataset(plan_filter(photos, str(destination), STEPS))
+    assert third.run["shards_resumed"] == len(third.shards) - 1
+    assert content(destination) == whole
+    unchanged = [path for path, time in times.items() if path.stat().st_mtime_ns == time]
+    assert len(unchanged) == len(times) - 1
+
+
+def test_a_limit_takes_the_first_pictures_and_a_larger_one_goes_on_from_there(photos: str, tmp_path: Path) -> None:
+    destination = str(tmp_path / "some")
+    first = filter_dataset(plan_filter(photos, destination, "invert", limit=20))
+    assert first.tally.rows_in == 20
+    whole = filter_dataset(plan_filter(photos, destination, "invert"))
+    assert whole.tally.rows_in == 86
+    assert whole.run["shards_resumed"] >= 1
+    with pytest.raises(UsageError, match="would take some away"):
+        plan_filter(photos, destination, "invert", limit=5)
+
+
+def test_another_pipeline_is_refused_at_a_destination_in_use_and_overwrites_when_told(
+    photos: str, tmp_path: Path
+) -> None:
+    destination = str(tmp_path / "out")
+    filter_dataset(plan_filter(photos, destination, "invert"))
+    with pytest.raises(UsageError, match=r"holds the output of another job(.|\n)*invert(.|\n)*grayscale"):
+        plan_filter(photos, destination, "grayscale")
+    made = filter_dataset(plan_filter(photos, destination, "grayscale", overwrite=True), overwrite=True)
+    assert set(made.tally.channels) == {"1"}
+    assert made.run["shards_resumed"] == 0
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(photos: str, tmp_path: Path) -> None:
+    facts = plan_filter(photos, str(tmp_path / "none"), "invert").described()
+    assert (facts["shards_to_do"], facts["pictures_to_do"]) == (facts["shards"], 86)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_filtered_dataset_can_be_filtered_again_and_remembers_all_that_was_done(photos: str, tmp_path: Path) -> None:
+    filter_dataset(plan_filter(photos, str(tmp_path / "a"), "grayscale"))
+    filter_dataset(plan_filter(str(tmp_path / "a"), str(tmp_path / "b"), "invert"))
+    jobs = load_manifest(str(tmp_path / "b")).jobs
+    assert [job.kind for job in jobs] == ["ingest", "filter", "filter"]
+    assert [job.pipeline for job in jobs[1:]] == ["grayscale(background=1.0)", "invert"]
+
+
+def test_a_pipeline_works_in_a_users_own_ray_data_program(photos: str) -> None:
+    pipeline = Pipeline.parse("resize(32) | grayscale")
+    made = ray.data.read_parquet(photos).map_batches(pipeline, batch_format="pyarrow").take_all()
+    assert len(made) == 86
+    assert {(row["channels"], min(row["width"], row["height"])) for row in made} == {(1, 32)}
+    assert codec.decode(made[0]["image"]["bytes"]).shape[:2] == (made[0]["height"], made[0]["width"])
+
+
+@dataclass(frozen=True)
+class DiesOnce:
+    """Kills its own worker on the way, the first time it meets each shard."""
+
+    work: FilterJob
+    marks: str
+
+    def work_digest(self, task: ShardTask) -> str:
+        return self.work.work_digest(task)
+
+    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+        mark = Path(self.marks) / task.stem
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.work.run(task, progress)
+
+
+@dataclass(frozen=True)
+class Fails:
+    """What a step's own defect looks like from outside: an error, or the death of the process."""
+
+    how: str
+
+    def work_digest(self, task: ShardTask) -> str:
+        return self.how
+
+    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+        if self.how == "dies":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        raise ZeroDivisionError("one over none")
+
+
+def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tmp_path: Path) -> None:
+    plan = plan_filter(photos, str(tmp_path / "calm"), "invert")
+    filter_dataset(plan)
+    killed = plan_filter(photos, str(tmp_path / "killed"), "invert")
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    run = run_shards("filter", DiesOnce(killed.work, str(marks)), killed.tasks[:3], 2)
+    assert len(run.reports) == len(list(marks.iterdir())) == 3
+    filter_dataset(killed)
+    assert {k: v for k, v in content(tmp_path / "killed").items() if k.endswith("parquet")} == {
+        k: v for k, v in content(tmp_path / "calm").items() if k.endswith("parquet")
+    }
+
+
+def test_a_shard_that_kills_its_worker_each_time_is_named_instead_of_tried_for_ever(tmp_path: Path) -> None:
+    task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
+    with pytest.raises(StriateError, match=r"a worker died 4 times .*part-000007"):
+        run_shards("filter", Fails("dies"), [task], 1)
+
+
+def test_an_unforeseen_error_in_a_worker_is_told_whole_and_names_the_shard(tmp_path: Path) -> None:
+    task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
+    with pytest.raises(StriateError, match=r"part-000007(.|\n)*ZeroDivisionError: one over none"):
+        run_shards("filter", Fails("raises"), [task], 1)
+
+
+@pytest.mark.parametrize(("workers", "message"), [("99", "Ray has 2 CPUs"), ("0", "from 1, or auto"), ("many", "from 1")])
+def test_workers_that_could_never_be_placed_are_refused(
+    photos: str, tmp_path: Path, workers: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        filter_dataset(plan_filter(photos, str(tmp_path / "x"), "invert"), workers=workers)
