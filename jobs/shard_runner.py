@@ -85,11 +85,14 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
     run = ShardRun(dict(done), resumed=len(done))
     if not todo:
         return run
-    board: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+    # One board a session: an actor more is a process more, which costs a second to start.
+    board: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board).options(name="striate", get_if_exists=True).remote()
+    mine = {f"{task.dataset}/{task.stem}" for task in todo}
+    board.forget.remote(mine)
     finished: dict[str, Count] = {}
 
     def snapshot() -> Count:
-        working: dict[str, Count] = ray.get(board.snapshot.remote())
+        working: dict[str, Count] = ray.get(board.snapshot.remote(mine))
         return _sum({**working, **finished}, len(finished))
 
     start = time.monotonic()
@@ -105,7 +108,7 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
                 finished[f"{row['dataset']}/{report.stem}"] = _count(report.tally)
                 run.first_report_s = run.first_report_s or time.monotonic() - start
         except RayError as error:
-            started: dict[str, Count] = ray.get(board.snapshot.remote())
+            started: dict[str, Count] = ray.get(board.snapshot.remote(mine))
             in_work = sorted(set(started) - set(finished))
             raise StriateError(
                 f"a worker died {_MAX_RETRIES + 1} times on the same shard, one of: {', '.join(in_work[:8])} "
@@ -192,8 +195,12 @@ class Board:
     def put(self, shard: str, count: Count) -> None:
         self._counts[shard] = count
 
-    def snapshot(self) -> dict[str, Count]:
-        return self._counts
+    def snapshot(self, shards: set[str]) -> dict[str, Count]:
+        return {shard: self._counts[shard] for shard in shards & self._counts.keys()}
+
+    def forget(self, shards: set[str]) -> None:
+        for shard in shards:
+            self._counts.pop(shard, None)
 
 
 def _count(tally: Tally) -> Count:

@@ -35,7 +35,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, target: str, faults: Sequence[Fault], every: int = 4) -> None:
+    def __init__(self, target: str, faults: Sequence[Fault] = (), every: int = 4) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         split = urlsplit(target)
         self.target = (split.hostname or "", split.port or 0)
@@ -51,7 +51,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
     def next_fault(self) -> Fault | None:
         with self._lock:
             self._requests += 1
-            if self._requests % self.every:
+            if not self.faults or self._requests % self.every:
                 return None
             fault = self.faults[self._requests // self.every % len(self.faults)]
             self.met[fault] += 1

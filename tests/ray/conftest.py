@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from cluster.session import connect
 from jobs.demo import demo_pictures
 from jobs.ingest import ingest, plan_ingest
+from tests.conftest import S3Server
+from tests.fault_proxy import FaultProxy
+
+
+@pytest.fixture(scope="session")
+def s3_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    """Stands in front of the S3 server all the time, as Ray's workers learn of it when they start; faults are switched
+    on by the tests that want them."""
+    with FaultProxy(s3_server.endpoint) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session", autouse=True)
-def local_ray() -> Iterator[None]:
-    """A Ray with two CPUs, shared."""
-    with connect("local", num_cpus=2):
-        yield
+def local_ray(s3_server: S3Server, s3_proxy: FaultProxy) -> Iterator[None]:
+    """A Ray with two CPUs, shared; its workers reach the S3 server."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment(s3_proxy.endpoint).items():
+            patch.setenv(name, value)
+        with connect("local", num_cpus=2):
+            yield
+
+
+@pytest.fixture
+def bucket() -> str:
+    """A fresh bucket behind the proxy."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    filesystem = fsspec.filesystem("s3")
+    filesystem.clear_instance_cache()
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

@@ -175,7 +175,9 @@ def test_an_unforeseen_error_in_a_worker_is_told_whole_and_names_the_shard(tmp_p
         run_shards("filter", Fails("raises"), [task], 1)
 
 
-@pytest.mark.parametrize(("workers", "message"), [("99", "Ray has 2 CPUs"), ("0", "from 1, or auto"), ("many", "from 1")])
+@pytest.mark.parametrize(
+    ("workers", "message"), [("99", "Ray has 2 CPUs"), ("0", "from 1, or auto"), ("many", "from 1")]
+)
 def test_workers_that_could_never_be_placed_are_refused(
     photos: str, tmp_path: Path, workers: str, message: str
 ) -> None:

@@ -1,0 +1,98 @@
+"""SIGKILL at random moments, the same command again, and the same bytes in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from jobs.demo import demo_pictures
+from tests.datasets import content
+
+STEPS = "denoise(strength=0.03, search_size=21) | grayscale"
+KILLS = 10
+
+
+def striate(*arguments: str) -> subprocess.Popen[bytes]:
+    """The command as a user starts it, in a session of its own."""
+    return subprocess.Popen(
+        [str(Path(sys.executable).parent / "striate"), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr.decode()
+
+
+def make_pictures(folder: Path) -> Path:
+    for path, data in demo_pictures():
+        if path.startswith("photos/"):
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    return folder / "photos"
+
+
+def committed(dataset: Path) -> int:
+    return len(list(dataset.glob("_reports/*.json")))
+
+
+def test_a_driver_killed_at_ten_random_moments_leaves_the_dataset_of_an_undisturbed_run(tmp_path: Path) -> None:
+    raw, calm, killed = tmp_path / "raw", tmp_path / "calm", tmp_path / "killed"
+    finish(striate("ingest", str(make_pictures(tmp_path)), str(raw), "--shard-mb", "0.05", "--verify"))
+    finish(striate("filter", str(raw), str(calm), "--steps", STEPS, "--workers", "2"))
+    chance = random.Random(20260723)
+    for _ in range(KILLS):
+        before = committed(killed)
+        process = striate("filter", str(raw), str(killed), "--steps", STEPS, "--workers", "2")
+        # Early kills fall on the start of Ray, the others on shards in work.
+        early = chance.random() < 0.2
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            while not early and process.poll() is None and committed(killed) == before:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.02)
+            process.wait(chance.uniform(0, 4 if early else 0.5))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert 0 < committed(killed) < committed(calm), "the kills must fall before the end"
+    finish(striate("filter", str(raw), str(killed), "--steps", STEPS, "--workers", "2"))
+    assert content(killed) == content(calm)
+
+
+def test_workers_killed_at_random_moments_are_replaced_and_the_dataset_is_the_same(tmp_path: Path) -> None:
+    raw, calm, killed = tmp_path / "raw", tmp_path / "calm", tmp_path / "killed"
+    finish(striate("ingest", str(make_pictures(tmp_path)), str(raw), "--shard-mb", "0.05"))
+    finish(striate("filter", str(raw), str(calm), "--steps", STEPS, "--workers", "2"))
+    process = striate("filter", str(raw), str(killed), "--steps", STEPS, "--workers", "2")
+    chance, kills, seen = random.Random(7), 0, 0
+    while process.poll() is None and kills < 5:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0.05, 0.3))
+        workers = worker_processes(process.pid)
+        if workers and committed(killed) > seen:
+            seen = committed(killed)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                kills += 1
+    finish(process)
+    assert kills >= 3
+    assert content(killed) == content(calm)
+
+
+def worker_processes(session: int) -> list[int]:
+    """The shard workers of the job whose driver leads this session."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            name = (entry / "cmdline").read_bytes()
+            if name.startswith(b"ray::MapWorker") and os.getsid(int(entry.name)) == session:
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,98 @@
+"""Ingest on a real local Ray, from real files."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from jobs.info import datasets_below
+from jobs.ingest import check_bad_fraction, ingest, plan_ingest
+from library.errors import StriateError, UsageError
+from library.manifest import load_manifest
+from tests.datasets import content, rows
+
+
+def test_a_folder_of_pictures_becomes_shards_and_what_is_damaged_is_kept_aside_with_its_bytes(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    destination = str(tmp_path / "raw")
+    made = ingest(plan_ingest(str(photo_folder), destination, shard_mb=0.25, verify=True))[destination]
+    assert (made.tally.rows_in, made.rows) == (89, 86)
+    assert made.tally.rejected == {"damaged": 1, "not_an_image": 1, "truncated": 1}
+    stored = rows(destination).to_pylist()
+    assert len({row["key"] for row in stored}) == 86
+    for row in stored:
+        assert row["image"]["bytes"] == (photo_folder / row["key"]).read_bytes()
+        assert row["label"] == row["key"].split("/")[0]
+    rejects = rows(f"{destination}/_rejects").to_pylist()
+    assert {row["key"] for row in rejects} == {
+        "china/damaged-cut-off.jpg",
+        "flower/damaged-bit.png",
+        "flower/damaged-text.jpg",
+    }
+    for row in rejects:
+        assert row["image"]["bytes"] == (photo_folder / row["key"]).read_bytes()
+        assert row["reason"] in made.tally.rejected
+        assert row["detail"]
+
+
+def test_too_many_bad_pictures_fail_the_job_after_everything_is_written(photo_folder: Path, tmp_path: Path) -> None:
+    destination = str(tmp_path / "raw")
+    made = ingest(plan_ingest(str(photo_folder), destination, verify=True))
+    with pytest.raises(StriateError, match=r"3 of 89 pictures \(3.4%\) cannot be used.*_rejects"):
+        check_bad_fraction(made, 0.01)
+    assert load_manifest(destination).rows == 86
+
+
+def test_no_shard_is_sorted_by_class_and_another_seed_gives_another_order(photo_folder: Path, tmp_path: Path) -> None:
+    orders = []
+    for seed in (0, 1):
+        destination = tmp_path / f"raw-{seed}"
+        ingest(plan_ingest(str(photo_folder), str(destination), seed=seed))
+        (shard,) = destination.glob("*.parquet")
+        labels = rows(shard)["label"].to_pylist()
+        assert Counter(labels).keys() == {"china", "flower", "hopper"}
+        import pyarrow.parquet as pq
+
+        orders.append(pq.read_table(shard)["key"].to_pylist())
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) != orders[0]
+
+
+def test_splits_are_datasets_of_their_own_with_every_class_in_proportion(photo_folder: Path, tmp_path: Path) -> None:
+    destination = str(tmp_path / "raw")
+    made = ingest(plan_ingest(str(photo_folder), destination, split="train=0.75,test=0.25"))
+    assert list(made) == [f"{destination}/train", f"{destination}/test"]
+    train, test = (manifest.tally.classes for manifest in made.values())
+    for label, count in train.items():
+        assert 2 < count / test[label] < 4
+    assert list(datasets_below(destination)) == list(made)
+    with pytest.raises(UsageError, match="holds one dataset a split"):
+        load_manifest(destination)
+
+
+def test_a_tar_and_the_folder_it_was_made_of_give_the_same_pictures(photo_folder: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "photos.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("china", "flower", "hopper"):
+            tar.add(photo_folder / name, name)
+    ingest(plan_ingest(str(photo_folder), str(tmp_path / "a")))
+    ingest(plan_ingest(str(archive), str(tmp_path / "b")))
+    shards = [name for name in content(tmp_path / "a") if name.endswith(".parquet")]
+    assert [content(tmp_path / "a")[name] for name in shards] == [content(tmp_path / "b")[name] for name in shards]
+
+
+def test_real_mnist_brings_its_own_splits_and_labels(shared_data: Path, tmp_path: Path) -> None:
+    made = ingest(plan_ingest(str(shared_data / "mnist"), str(tmp_path / "mnist")))
+    train, test = made.values()
+    assert (train.rows, test.rows) == (60_000, 10_000)
+    assert sorted(test.tally.classes) == [str(digit) for digit in range(10)]
+    assert train.tally.formats == {"png": 60_000}
+
+
+def test_a_destination_inside_the_source_is_refused(photo_folder: Path) -> None:
+    with pytest.raises(UsageError, match="lies in the source"):
+        plan_ingest(str(photo_folder), str(photo_folder / "raw"))
