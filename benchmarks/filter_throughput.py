@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import other_tools, process_pools, striate_runs
 from benchmarks.measuring import Contestant, NotRunError, Results, Setup
 from benchmarks.photo_files import PhotoSet, make_photos
-from benchmarks.result_file import goals, machine, print_tables, save, summary
+from benchmarks.result_file import code_digest, goals, machine, print_tables, save, summary
 from library.errors import StriateError, UsageError
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,6 +33,7 @@ _CONTESTANTS = (
     Contestant("daft_resize", "Daft: resize to 256x256", other_tools.daft_resize, needs_dataset=True),
     Contestant("striate_resize", "striate: resize to 256x256", striate_runs.filter_resize, needs_dataset=True),
     Contestant("tiny", "striate: tiny job, Ray is up", striate_runs.filter_tiny, needs_dataset=True),
+    Contestant("tiny_again", "striate: a second tiny job", striate_runs.filter_tiny_again, needs_dataset=True),
     Contestant("tiny_command", "`striate filter`: tiny job", striate_runs.command_tiny, needs_dataset=True),
     Contestant("command", "`striate filter`: blur", striate_runs.command, quick=False, needs_dataset=True),
     Contestant("third", "striate: blur, a third", striate_runs.filter_blur_third, quick=False, needs_dataset=True),
@@ -115,9 +116,13 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         photos = make_photos(options.tar, work / "photos", options.photos)
         setup, ingested = _setup(options, photos, work, any(contestant.needs_dataset for contestant in chosen))
         results = _rounds(chosen, setup, options.rounds)
+    changed = code_digest() != described["code_digest"]
+    if changed:
+        _say("the code was changed while it was being measured: the rounds are not of one program")
     return {
         "benchmark": "filter_throughput",
         "machine": described,
+        "code_changed_meanwhile": changed,
         "parameters": {
             "photos": photos.facts | {"source": photos.source},
             "steps": striate_runs.BLUR,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -104,10 +105,20 @@ def machine(cores: int) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if status is None else bool(status),
+        "code_digest": code_digest(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "imagemagick": _imagemagick(),
     }
+
+
+def code_digest() -> str:
+    """SHA-256 over what is measured, and over what measures; tells two states apart that have one commit."""
+    digest = hashlib.sha256()
+    for folder in ("library", "cluster", "jobs", "benchmarks"):
+        for path in sorted((_REPOSITORY / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

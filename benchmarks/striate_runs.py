@@ -107,6 +107,15 @@ def filter_tiny(setup: Setup) -> Run:
         return _filtered(setup, setup.tiny, out, BLUR, ENCODE)
 
 
+def filter_tiny_again(setup: Setup) -> Run:
+    """The second job on a connection finds the actors that Ray Data starts beside the workers and keeps."""
+    with connected(setup.cores):
+        with fresh_folder(setup.work / "tiny-first") as out:
+            _filtered(setup, setup.tiny, out, BLUR, ENCODE)
+        with fresh_folder(setup.work / "tiny-again") as out:
+            return _filtered(setup, setup.tiny, out, BLUR, ENCODE)
+
+
 def command(setup: Setup) -> Run:
     return _command(setup, setup.dataset)
 

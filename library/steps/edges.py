@@ -45,7 +45,10 @@ class Edges:
     operator: Annotated[Literal["sobel", "prewitt", "scharr", "laplacian"], Field(description="which kernels")] = (
         "sobel"
     )
-    gain: Annotated[float, Field(gt=0, le=1000, description="multiplies the result; photos often want 2 to 4")] = 1.0
+    gain: Annotated[
+        float,
+        Field(gt=0, le=1000, description="multiplies the result; 1 is true to scale, photos want more to be seen"),
+    ] = 3.0
     border: Annotated[Border, Field(description="what lies past the rim")] = "reflect_101"
 
     @model_validator(mode="after")

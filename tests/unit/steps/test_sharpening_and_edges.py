@@ -42,10 +42,10 @@ def test_laplacian_sharpen_takes_off_the_laplacian(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_step_from_black_to_white_gives_white_with_every_operator(operator: str, dtype: str) -> None:
-    result = step(f'edges(operator="{operator}")')(step_edge(dtype))
+    result = step(f'edges(gain=1, operator="{operator}")')(step_edge(dtype))
     assert_close(result[:, 7:9], flat(1, dtype, channels=1, height=16, width=2), steps=0)
     assert result[:, :7].max() == result[:, 9:].max() == 0
-    half = step(f'edges(operator="{operator}")')(step_edge(dtype, 0.2))
+    half = step(f'edges(gain=1, operator="{operator}")')(step_edge(dtype, 0.2))
     assert half.max() == pytest.approx(0.2 * WHITE[dtype], rel=1e-5)
 
 
@@ -53,8 +53,8 @@ def test_a_step_from_black_to_white_gives_white_with_every_operator(operator: st
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_direction_finds_the_edges_that_run_that_way_only(operator: str, dtype: str) -> None:
     edge = step_edge(dtype)
-    vertical = step(f'edges(direction="vertical", operator="{operator}")')
-    horizontal = step(f'edges(direction="horizontal", operator="{operator}")')
+    vertical = step(f'edges(gain=1, direction="vertical", operator="{operator}")')
+    horizontal = step(f'edges(gain=1, direction="horizontal", operator="{operator}")')
     assert vertical(edge).max() == pytest.approx(WHITE[dtype])
     assert horizontal(edge).max() == 0
     turned = edge.swapaxes(0, 1)
@@ -64,20 +64,22 @@ def test_a_direction_finds_the_edges_that_run_that_way_only(operator: str, dtype
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_directions_are_the_length_of_both(dtype: str) -> None:
     pixels = picture(dtype)
-    parts = [step(f'edges(direction="{way}")')(pixels).astype(np.float64) for way in ("vertical", "horizontal")]
+    parts = [step(f'edges(gain=1, direction="{way}")')(pixels).astype(np.float64) for way in ("vertical", "horizontal")]
     wanted = np.minimum(np.hypot(*parts), WHITE[dtype] if dtype != "float32" else np.inf)
-    np.testing.assert_allclose(step("edges")(pixels), wanted, atol=1.5 if dtype != "float32" else 1e-5)
+    np.testing.assert_allclose(step("edges(gain=1)")(pixels), wanted, atol=1.5 if dtype != "float32" else 1e-5)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_edges_turn_with_the_picture(operator: str) -> None:
     pixels = picture("float32")
-    edges, turn = step(f'edges(operator="{operator}")'), step("rotate90")
+    edges, turn = step(f'edges(gain=1, operator="{operator}")'), step("rotate90")
     assert_close(edges(turn(pixels)), turn(edges(pixels)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("text", ["edges", 'edges(operator="laplacian")', 'edges(direction="vertical")', "canny"])
+@pytest.mark.parametrize(
+    "text", ["edges", 'edges(gain=1, operator="laplacian")', 'edges(direction="vertical")', "canny"]
+)
 def test_a_flat_picture_has_no_edges(text: str, dtype: str) -> None:
     assert step(text)(flat(0.6, dtype)).max() == 0
 
@@ -92,7 +94,7 @@ def test_gain_multiplies_and_integers_saturate() -> None:
 def test_the_laplacian_is_that_of_scipy() -> None:
     pixels = picture("float32", channels=1)
     wanted = np.abs(ndimage.laplace(pixels[:, :, 0], mode="mirror"))
-    np.testing.assert_allclose(step('edges(operator="laplacian")')(pixels)[:, :, 0], wanted, atol=1e-5)
+    np.testing.assert_allclose(step('edges(gain=1, operator="laplacian")')(pixels)[:, :, 0], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
