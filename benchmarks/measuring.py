@@ -59,7 +59,7 @@ class Run:
 
 
 class NotRunError(Exception):
-    """A contestant that cannot run here; says why, and what to install."""
+    """Another tool that is not here or failed; says why, and what to install. Our own failures end the benchmark."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from benchmarks.measuring import NotRunError, Run, Setup
 from benchmarks.scratch import fresh_folder
-from library.errors import StriateError
 
 _PROGRAMS = Path(__file__).parent / "programs"
 _TIMEOUT_S = 3600
@@ -64,7 +63,7 @@ def _mogrify(setup: Setup, processes: int, variables: dict[str, str]) -> Run:
         seconds = time.perf_counter() - start
         made = sum(path.is_file() for path in out.iterdir())
     if any(process.returncode for process in running):
-        raise StriateError(f"mogrify failed: {' '.join(errors).strip()[-500:]}")
+        raise NotRunError(f"mogrify failed: {' '.join(errors).strip()[-500:]}")
     _check("mogrify", made, len(names))
     return Run(made, seconds)
 
@@ -86,10 +85,10 @@ def _last_line(command: Sequence[str]) -> dict[str, Any]:
     """Run a program that ends with one line of JSON."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     if done.returncode:
-        raise StriateError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
+        raise NotRunError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def _check(who: str, made: int, expected: int) -> None:
     if made != expected:
-        raise StriateError(f"{who} made {made} pictures of {expected}, which is no fair comparison")
+        raise NotRunError(f"{who} made {made} pictures of {expected}, which is no fair comparison")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -134,17 +135,19 @@ def _imagemagick() -> str | None:
 
 
 def save(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write the JSON file `filter_throughput-DATE-COMMIT.json`."""
+    """Write `filter_throughput-DATE-COMMIT.json`; a second result of that day and commit gets a number."""
     described = result["machine"]
-    path = folder / f"filter_throughput-{described['date'][:10]}-{(described['commit'] or 'nocommit')[:8]}.json"
+    stem = f"filter_throughput-{described['date'][:10]}-{(described['commit'] or 'nocommit')[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    path = next(path for name in names if not (path := folder / f"{name}.json").exists())
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
 
 
 def print_tables(result: Mapping[str, Any]) -> None:
     """On stdout: rates, then goals, then memory and latency."""
-    console = Console(width=140, highlight=False)
+    console = Console(width=140, highlight=False, markup=False)
     photos, described = result["parameters"]["photos"], result["machine"]
     console.print(
         f"\n{photos['photos']:,} photos ({photos['distinct']} different, mean {photos['mean_pixels']:,} pixels and "

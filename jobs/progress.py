@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -14,19 +13,10 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from jobs.board import Count
+
 _LINE_EVERY_S = 10.0
 _DRAW_EVERY_S = 0.5
-
-
-@dataclass(frozen=True)
-class Count:
-    """Work done at one moment: shards committed; pictures, bytes, drops and rejects including shards in work."""
-
-    shards: int = 0
-    pictures: int = 0
-    image_bytes: int = 0
-    dropped: int = 0
-    rejected: int = 0
 
 
 class Progress:

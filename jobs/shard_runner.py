@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import resource
 import time
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from jobs.progress import Count, Progress
+from jobs.board import Board, Count
+from jobs.progress import Progress
+from jobs.shard_worker import ShardWorker, count_of
 from library.destination import committed
 from library.errors import StriateError
-from library.manifest import ShardReport, Tally
+from library.manifest import ShardReport
 from library.shard_work import ShardJob, ShardTask
 
 # A worker that finishes a shard finds the next one waiting; with 1 it would idle for 0.15 s.
@@ -29,7 +28,6 @@ _QUEUED_PER_WORKER = 4
 # A picture that crashes a decoder crashes it again: give up on its shard with a message instead of trying for ever.
 # A worker itself may come back as often as nodes are taken away.
 _MAX_RETRIES = 3
-_REPORT_EVERY_S = 1.0
 
 
 @dataclasses.dataclass
@@ -105,7 +103,7 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
                 run.reports[row["dataset"], report.stem] = report
                 run.waited_s += row["waited_s"]
                 run.peak_rss = max(run.peak_rss, row["rss"])
-                finished[f"{row['dataset']}/{report.stem}"] = _count(report.tally)
+                finished[f"{row['dataset']}/{report.stem}"] = count_of(report.tally)
                 run.first_report_s = run.first_report_s or time.monotonic() - start
         except RayError as error:
             started: dict[str, Count] = ray.get(board.snapshot.remote(mine))
@@ -141,71 +139,6 @@ def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, board: 
             ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": _MAX_RETRIES},
         )
     yield from results.iter_rows()
-
-
-class ShardWorker:
-    """An actor that makes one shard after another; a failure comes back as a row, so that it is told once and whole."""
-
-    def __init__(self, job: ShardJob, board: Any) -> None:
-        import cv2
-
-        self._job = job
-        self._board = board
-        self._idle_since = time.perf_counter()
-        # One worker a CPU: threads inside the libraries would only take turns with the other workers.
-        cv2.setNumThreads(1)
-        pa.set_cpu_count(1)
-
-    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
-        waited = time.perf_counter() - self._idle_since
-        task = ShardTask(**batch.to_pylist()[0])
-        result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
-        self._board.put.remote(f"{task.dataset}/{task.stem}", Count())
-        try:
-            result["report"] = self._job.run(task, self._teller(task)).model_dump_json()
-        except StriateError as error:
-            result["error"] = str(error)
-        except Exception:
-            result["error"] = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
-        result["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self._idle_since = time.perf_counter()
-        return {name: [value] for name, value in result.items()}
-
-    def _teller(self, task: ShardTask) -> Any:
-        """Tells the board at most once a second how far this shard is."""
-        tallies: list[Tally] = []
-        told = time.monotonic()
-
-        def tell(tally: Tally) -> None:
-            nonlocal told
-            tallies.append(tally)
-            if time.monotonic() - told >= _REPORT_EVERY_S:
-                told = time.monotonic()
-                self._board.put.remote(f"{task.dataset}/{task.stem}", _count(Tally.total(tallies)))
-
-        return tell
-
-
-class Board:
-    """Where workers write how far their shards are."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, Count] = {}
-
-    def put(self, shard: str, count: Count) -> None:
-        self._counts[shard] = count
-
-    def snapshot(self, shards: set[str]) -> dict[str, Count]:
-        return {shard: self._counts[shard] for shard in shards & self._counts.keys()}
-
-    def forget(self, shards: set[str]) -> None:
-        for shard in shards:
-            self._counts.pop(shard, None)
-
-
-def _count(tally: Tally) -> Count:
-    dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
-    return Count(0, tally.rows_in, tally.image_bytes_in, dropped, rejected)
 
 
 def _sum(counts: dict[str, Count], shards: int) -> Count:

@@ -15,7 +15,7 @@ import pyarrow.compute
 from library import codec
 from library.errors import BadPicture, StepError, StriateError
 from library.picture import Picture
-from library.record import REJECT_COLUMNS, image_array
+from library.record import REJECT_COLUMNS
 from library.steps.base import Filter, Selector, Step
 
 _compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
@@ -116,16 +116,23 @@ def _run_step(step: Step, picture: Picture) -> str | None:
     try:
         if step.kind == "selector":
             return cast(Selector, step).reason(picture)
-        columns = cast(Any, step).columns() if hasattr(step, "columns") else ()
-        picture.replace(cast(Filter, step)(picture.pixels, *(picture.column(name) for name in columns)))
+        columns = _columns(step, picture)
+        picture.replace(cast(Filter, step)(picture.pixels, *columns))
         return None
     except StriateError:
         raise
-    except KeyError as error:
-        raise StepError(f"step '{step}' on picture '{picture.key}': the dataset has no column {error}") from error
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
         raise StepError(f"step '{step}' failed on picture '{picture.key}': {problem}") from error
+
+
+def _columns(step: Step, picture: Picture) -> list[Any]:
+    """What a filter needs besides the pixels."""
+    names = cast(Any, step).columns() if hasattr(step, "columns") else ()
+    try:
+        return [picture.column(name) for name in names]
+    except KeyError as error:
+        raise StepError(f"step '{step}' on picture '{picture.key}': the dataset has no column {error}") from error
 
 
 class _Rows:
@@ -148,7 +155,7 @@ class _Rows:
         data = self._bytes[row]
         if not data.is_valid:
             raise BadPicture("empty", "the image column holds no bytes")
-        if self._headers is not None and self._headers[row][0] is not None:
+        if self._headers is not None and None not in self._headers[row]:
             header = codec.Header(*self._headers[row])
         else:
             header = codec.probe(data.as_py(), self._limits)
@@ -158,9 +165,7 @@ class _Rows:
 
 def _image_bytes(table: pa.Table) -> Any:
     image = table["image"]
-    if pa.types.is_struct(image.type):
-        image = cast(Any, pa.chunked_array([chunk.field("bytes") for chunk in cast(Any, image).chunks], pa.binary()))
-    return image
+    return _compute.struct_field(image, "bytes") if pa.types.is_struct(image.type) else image
 
 
 class _RowExtras(Mapping[str, Any]):
@@ -202,9 +207,13 @@ def _image_column(kept: pa.Table, data: list[bytes], rows: Sequence[tuple[bytes,
     image = kept["image"]
     if not pa.types.is_struct(image.type):
         return pa.array(data, image.type)
-    paths = _compute.struct_field(image, "path").to_pylist()
-    named = (path if new is None else _renamed(path, new[1].format) for path, new in zip(paths, rows, strict=True))
-    return image_array(data, list(named))
+    fields = list(cast(pa.StructType, image.type))
+    columns: dict[str, Any] = {field.name: _compute.struct_field(image, field.name).to_pylist() for field in fields}
+    columns["bytes"] = data
+    if "path" in columns:
+        named = zip(columns["path"], rows, strict=True)
+        columns["path"] = [path if new is None else _renamed(path, new[1].format) for path, new in named]
+    return pa.StructArray.from_arrays([pa.array(columns[field.name], field.type) for field in fields], fields=fields)
 
 
 def _renamed(path: str | None, name: str) -> str | None:

@@ -112,8 +112,10 @@ class _Reader:
         try:
             tree = ast.parse(f"({self.text}\n)", mode="eval")
         except SyntaxError as error:
+            error = self._innermost(error)
             offset = self._offset(error.lineno or 1, None, error.offset or 1)
-            message = f"not a pipeline: {error.msg}; steps are joined by '|', e.g. 'grayscale | canny'"
+            problem = error.msg.removesuffix(". Perhaps you forgot a comma?")  # a comma would not make it a pipeline
+            message = f"not a pipeline: {problem}; steps are joined by '|', e.g. 'grayscale | canny'"
             raise GrammarError(message, self.text, offset) from None
         except (ValueError, MemoryError, RecursionError):
             raise GrammarError("not a pipeline: nested too deeply, or a null character", self.text, 0) from None
@@ -123,6 +125,15 @@ class _Reader:
             return self._chain(tree.body)
         except RecursionError:
             raise GrammarError("not a pipeline: nested too deeply", self.text, 0) from None
+
+    def _innermost(self, error: SyntaxError) -> SyntaxError:
+        """A parenthesis left open takes our closing one, and Python then points at our opening one."""
+        if (error.lineno, error.offset) == (1, 1):
+            try:
+                ast.parse(f"({self.text}", mode="eval")
+            except SyntaxError as inner:
+                return inner
+        return error
 
     def _chain(self, node: ast.expr) -> Chain:
         calls: list[Call] = []

@@ -78,9 +78,9 @@ class Picture:
         """Put a filter's result in place of the pixels.
 
         Raises:
-            TypeError: unless it is height x width x channels of a dtype we know.
+            TypeError: unless it is height x width x channels of a dtype we know, with at least one pixel.
         """
-        if pixels.ndim != 3 or pixels.dtype.name not in codec.DTYPES:
+        if pixels.ndim != 3 or not pixels.size or pixels.dtype.name not in codec.DTYPES:
             wanted = ", ".join(codec.DTYPES)
             raise TypeError(f"must give height x width x channels of {wanted}; gave {pixels.dtype} {pixels.shape}")
         self._pixels = pixels

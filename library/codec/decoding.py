@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from library.codec.formats import FORMATS, Header, sniff
 from library.errors import BadPicture
@@ -100,6 +101,8 @@ def _guarded(read: Any, data: bytes) -> Any:
         return read(data)
     except (BadPicture, MemoryError, NameError, ImportError, AttributeError):
         raise
+    except Image.DecompressionBombError as error:
+        raise BadPicture("too_large", str(error)) from error
     except Exception as error:
         text = str(error) or type(error).__name__
         reason = "truncated" if any(word in text.lower() for word in _TRUNCATED_WORDS) else "damaged"

@@ -6,12 +6,14 @@ JPEG goes through simplejpeg (strict, and the fastest), TIFF through tifffile, 1
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +26,7 @@ from PIL.ImageFile import ImageFile
 from library.errors import BadPicture
 
 ORIENTATION_TAG = 0x0112  # in EXIF and in TIFF
+_T = TypeVar("_T")
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
@@ -123,8 +126,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type
 def _png_header(data: bytes) -> Header:
     width, height, depth, colour = _png_ihdr(data)
     channels = 4 if colour == 3 and _png_has_transparency(data) else _PNG_CHANNELS.get(colour, 0)
-    orientation = _pil_orientation(PngImagePlugin.PngImageFile(io.BytesIO(data))) if b"eXIf" in data else 1
-    return _header("png", width, height, channels, "uint16" if depth == 16 else "uint8", orientation)
+    return _header("png", width, height, channels, "uint16" if depth == 16 else "uint8", _png_orientation(data))
 
 
 def _png_ihdr(data: bytes) -> tuple[int, int, int, int]:
@@ -146,12 +148,19 @@ def _png_pixels(data: bytes) -> NDArray[Any]:
         if pixels is None:
             raise BadPicture("damaged", "OpenCV cannot decode this 16-bit PNG")
         order = {2: [2, 1, 0], 4: [0, 3], 6: [2, 1, 0, 3]}[colour]
-        return upright(pixels[:, :, order], _png_header_orientation(data))
-    return _pil_pixels(PngImagePlugin.PngImageFile(io.BytesIO(data)))
+        return upright(pixels[:, :, order], _png_orientation(data))
+    return _pil_pixels(PngImagePlugin.PngImageFile(io.BytesIO(data)), _png_orientation(data))
 
 
-def _png_header_orientation(data: bytes) -> int:
-    return _pil_orientation(PngImagePlugin.PngImageFile(io.BytesIO(data))) if b"eXIf" in data else 1
+def _png_orientation(data: bytes) -> int:
+    """Walk the chunks to the EXIF one; asked for it, Pillow decodes the whole picture first."""
+    at = 8
+    while b"eXIf" in data and at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"eXIf":
+            return _exif_orientation(b"Exif\0\0" + data[at + 8 : end - 4])
+        at = end
+    return 1
 
 
 def _check_png_chunks(data: bytes) -> None:
@@ -180,7 +189,11 @@ def _pil_format(name: str, open_image: Callable[[io.BytesIO], ImageFile]) -> For
         channels = len(Image.new(_target_mode(image), (1, 1)).getbands())
         return _header(name, *image.size, channels, orientation=_pil_orientation(image))
 
-    return Format(header, lambda data: _pil_pixels(open_image(io.BytesIO(data))))
+    def pixels(data: bytes) -> NDArray[Any]:
+        image = open_image(io.BytesIO(data))
+        return _pil_pixels(image, _pil_orientation(image))
+
+    return Format(header, pixels)
 
 
 def _pil_orientation(image: Image.Image) -> int:
@@ -194,17 +207,31 @@ def _target_mode(image: Image.Image) -> str:
     return "RGBA" if "transparency" in image.info or image.mode in ("PA", "RGBa") else "RGB"
 
 
-def _pil_pixels(image: ImageFile) -> NDArray[Any]:
+def _pil_pixels(image: ImageFile, orientation: int) -> NDArray[Any]:
     if image.mode.startswith("I"):  # 16-bit grey
         pixels = np.asarray(image).astype(np.uint16)
     else:
         pixels = np.asarray(image.convert(_target_mode(image)))
-    return upright(pixels, _pil_orientation(image))
+    return upright(pixels, orientation)
 
 
 # -- TIFF -------------------------------------------------------------------------------------------------------------
 
 
+def _damage_is_no_defect(read: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
+    """tifffile trips over damaged tags with AttributeError as well, which elsewhere means a defect of ours."""
+
+    @functools.wraps(read)
+    def guarded(data: bytes) -> _T:
+        try:
+            return read(data)
+        except AttributeError as error:
+            raise BadPicture("damaged", str(error)) from error
+
+    return guarded
+
+
+@_damage_is_no_defect
 def _tiff_header(data: bytes) -> Header:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = _tiff_page(file)
@@ -217,16 +244,27 @@ def _tiff_page(file: tifffile.TiffFile) -> tifffile.TiffPage:
     page = file.pages[0]
     if not isinstance(page, tifffile.TiffPage) or page.dtype is None:
         raise BadPicture("unsupported", "the TIFF's sample format is not one tifffile reads")
+    # tifffile turns YCbCr into RGB where the JPEG codec does, and hands out the rest as it is stored.
+    if page.photometric in _COLOUR_SPACES and page.compression not in _JPEG_IN_TIFF:
+        raise BadPicture("unsupported", f"a TIFF whose colours are {tifffile.PHOTOMETRIC(page.photometric).name}")
     return page
+
+
+_COLOUR_SPACES = (6, 8, 9, 10, 32844, 32845)  # YCbCr, L*a*b* in three codings, LogL, LogLuv
+_JPEG_IN_TIFF = (6, 7)
+_MAX_TILE_PX = 2**24  # tiles are padded to their whole size, however small the picture
 
 
 def _tiff_shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
     if page.imagedepth != 1:
         raise BadPicture("unsupported", "a TIFF volume (several depths in one page)")
-    samples = page.samplesperpixel
+    # A damaged tag may hold a list where a number belongs.
+    height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
+    if page.is_tiled and int(page.tilewidth) * int(page.tilelength) > max(_MAX_TILE_PX, 4 * width * height):
+        raise BadPicture("too_large", f"a TIFF of {width}x{height} in tiles of {page.tilewidth}x{page.tilelength}")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
         samples = 3
-    return page.imagelength, page.imagewidth, samples
+    return height, width, samples
 
 
 def _tiff_dtype(page: tifffile.TiffPage) -> str:
@@ -244,9 +282,12 @@ def _tiff_orientation(page: tifffile.TiffPage) -> int:
     return int(tag.value) if tag is not None else 1
 
 
+@_damage_is_no_defect
 def _tiff_pixels(data: bytes) -> NDArray[Any]:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = _tiff_page(file)
+        shape = _tiff_shape(page)
+        _check_tiff_segments(page, len(data))
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
             pixels = page.asrgb()
             pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
@@ -262,7 +303,20 @@ def _tiff_pixels(data: bytes) -> NDArray[Any]:
             pixels = np.iinfo(pixels.dtype).max - pixels
         if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
             pixels = _cmyk_to_rgb(pixels)
+        if pixels.shape != (shape if pixels.ndim == 3 else shape[:2]):
+            raise BadPicture("damaged", f"the TIFF's header says {shape}, and its pixels are {pixels.shape}")
         return upright(pixels.astype(_tiff_dtype(page), copy=False), _tiff_orientation(page))
+
+
+def _check_tiff_segments(page: tifffile.TiffPage, num_bytes: int) -> None:
+    """Strips or tiles that are not there: tifffile or a codec would fill up what is missing."""
+    wanted, found = math.prod(page.chunked), len(page.dataoffsets)
+    if found < wanted:
+        raise BadPicture("damaged", f"the TIFF has {found} of {wanted} strips or tiles")
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        sparse = start == 0 and size == 0  # stored by GDAL for a tile that is all zero
+        if start + size > num_bytes or (size == 0 and not sparse):
+            raise BadPicture("truncated", f"a strip or tile of {size:,} bytes at {start:,}; the file has {num_bytes:,}")
 
 
 def _cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -277,8 +331,14 @@ def _cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
 def _npy_header(data: bytes) -> Header:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise BadPicture("unsupported", f"version {version} of NPY")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    try:
+        shape, _, dtype = read(file)
+    except MemoryError:  # from Python's parser, for a header nested too deeply
+        raise BadPicture("damaged", "the NPY header is no plain dictionary") from None
+    shape = tuple(map(int, shape))
     if len(shape) not in (2, 3) or dtype.name not in ("uint8", "uint16", "float32"):
         raise BadPicture("unsupported", f"an array of {dtype.name} {shape}; 2-D or 3-D uint8, uint16, float32 is read")
     if len(data) - file.tell() < int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:

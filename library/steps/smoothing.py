@@ -11,7 +11,6 @@ from typing import Annotated, Any, cast
 import cv2
 import numpy as np
 from pydantic import Field
-from scipy import ndimage
 
 from library.picture import Pixels
 from library.steps.arrays import (
@@ -80,6 +79,9 @@ class MedianBlur:
         if size <= 5:
             return by_channel_groups(lambda group: cv2.medianBlur(group, size), pixels)
         if pixels.dtype != np.uint8:
+            # Loaded only here: it would add a third of a second to the start of every worker.
+            from scipy import ndimage
+
             return each_channel(lambda plane: cast(Any, ndimage).median_filter(plane, size, mode="nearest"), pixels)
         if pixels.shape[2] in (3, 4):
             return np.asarray(cv2.medianBlur(pixels, size))

@@ -1,0 +1,66 @@
+"""The actor that makes shards. What a worker imports, each worker waits for at its start: so no more than it needs."""
+
+from __future__ import annotations
+
+import resource
+import time
+import traceback
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.board import Count
+from library.errors import StriateError
+from library.manifest import Tally
+from library.shard_work import ShardJob, ShardTask
+
+_REPORT_EVERY_S = 1.0
+
+
+class ShardWorker:
+    """An actor that makes one shard after another; a failure comes back as a row, so that it is told once and whole."""
+
+    def __init__(self, job: ShardJob, board: Any) -> None:
+        import cv2
+
+        self._job = job
+        self._board = board
+        self._idle_since = time.perf_counter()
+        # One worker a CPU: threads inside the libraries would only take turns with the other workers.
+        cv2.setNumThreads(1)
+        pa.set_cpu_count(1)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        waited = time.perf_counter() - self._idle_since
+        task = ShardTask(**batch.to_pylist()[0])
+        result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
+        self._board.put.remote(f"{task.dataset}/{task.stem}", Count())
+        try:
+            result["report"] = self._job.run(task, self._teller(task)).model_dump_json()
+        except StriateError as error:
+            result["error"] = str(error)
+        except Exception:
+            result["error"] = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
+        result["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._idle_since = time.perf_counter()
+        return {name: [value] for name, value in result.items()}
+
+    def _teller(self, task: ShardTask) -> Any:
+        """Tells the board at most once a second how far this shard is."""
+        tallies: list[Tally] = []
+        told = time.monotonic()
+
+        def tell(tally: Tally) -> None:
+            nonlocal told
+            tallies.append(tally)
+            if time.monotonic() - told >= _REPORT_EVERY_S:
+                told = time.monotonic()
+                self._board.put.remote(f"{task.dataset}/{task.stem}", count_of(Tally.total(tallies)))
+
+        return tell
+
+
+def count_of(tally: Tally) -> Count:
+    """A shard's counts for the progress display."""
+    dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
+    return Count(0, tally.rows_in, tally.image_bytes_in, dropped, rejected)

@@ -1,0 +1,171 @@
+"""Encoded pictures of every kind, tables and datasets of them, made in code."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from library import codec
+from library.codec import Encoding
+from library.destination import claim, finish
+from library.errors import BadPicture
+from library.manifest import Job, Manifest
+from library.planning import Layout, plan
+from library.record import ImageRecord, dataset_schema, table_of
+from library.shard_work import IngestJob
+from library.sources import Options, list_source
+
+ORIENTATION = 0x0112
+
+
+def scene(height: int = 24, width: int = 32, channels: int = 3, dtype: str = "uint8") -> NDArray[Any]:
+    """Slopes that differ by channel and by direction: no flip, turn or exchange of channels leaves it as it was."""
+    y, x = np.mgrid[0:height, 0:width]
+    slopes = [(y * (3 + band) + x * (5 - band % 4) + 40 * band + (y < 3) * 60) % 256 for band in range(channels)]
+    values = np.stack(slopes, axis=-1)
+    if dtype == "uint16":
+        return (values * 256 + (values * 7) % 256).astype(np.uint16)
+    return values.astype(np.uint8) if dtype == "uint8" else (values / 255).astype(np.float32)
+
+
+def encoded(kind: str = "jpeg", height: int = 24, width: int = 32, channels: int = 3, dtype: str = "uint8") -> bytes:
+    """A scene in one of the formats, `jpeg:80` and the like, and `bmp` and `gif` too."""
+    pixels = scene(height, width, channels, dtype)
+    return pil_bytes(Image.fromarray(pixels), kind) if kind in ("bmp", "gif") else codec.encode(pixels, Encoding.parse(kind))[0]
+
+
+def pil_bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def tiff_bytes(pixels: NDArray[Any], **options: Any) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, pixels, metadata=None, **options)
+    return out.getvalue()
+
+
+def with_tiff_tag(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF with the one value of a tag of its first page replaced."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        at = file.pages[0].tags[tag].offset  # type: ignore[union-attr]
+    return data[: at + 2] + struct.pack("<HII", 4, 1, value) + data[at + 12 :]
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_bytes(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG from its parts: `rows` are the filtered rows, `extra` are chunks before the pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+def npy_bytes(header: str, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY" + bytes(version) + struct.pack("<H" if version == (1, 0) else "<I", len(text)) + text + data
+
+
+def orientation_exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def kinds() -> dict[str, bytes]:
+    """A small picture of every kind that is read."""
+    colour, grey = Image.fromarray(scene()), Image.fromarray(scene(channels=1)[:, :, 0])
+    palette = colour.quantize(16)
+    rgba = Image.fromarray(scene(channels=4))
+    frames = {"save_all": True, "append_images": [Image.fromarray(scene()[::-1])]}
+    made = {
+        "jpeg": encoded("jpeg"),
+        "jpeg grey": encoded("jpeg", channels=1),
+        "jpeg progressive": pil_bytes(colour, "jpeg", progressive=True),
+        "jpeg cmyk": pil_bytes(Image.fromarray(scene(channels=4), "CMYK"), "jpeg"),
+        "jpeg turned": pil_bytes(colour, "jpeg", exif=orientation_exif(6)),
+        "png 1-bit": pil_bytes(grey.convert("1"), "png"),
+        "png palette": pil_bytes(palette, "png"),
+        "png palette transparent": pil_bytes(palette, "png", transparency=3),
+        "png grey alpha": pil_bytes(rgba.convert("LA"), "png"),
+        "png grey alpha uint16": png_bytes(8, 4, 16, 4, (b"\0" + bytes(range(32))) * 4),
+        "png 4-bit": png_bytes(8, 4, 4, 0, (b"\0" + bytes([0x01, 0x23, 0x45, 0xEF])) * 4),
+        "png turned": pil_bytes(colour, "png", exif=orientation_exif(6)),
+        "webp lossless": pil_bytes(rgba, "webp", lossless=True),
+        "webp turned": pil_bytes(colour, "webp", exif=orientation_exif(6)),
+        "webp animated": pil_bytes(colour, "webp", **frames),
+        "gif": pil_bytes(colour, "gif"),
+        "gif animated": pil_bytes(colour, "gif", **frames),
+        "gif transparent": pil_bytes(palette, "gif", transparency=2),
+        "bmp": pil_bytes(colour, "bmp"),
+        "bmp palette": pil_bytes(palette, "bmp"),
+        "bmp grey": pil_bytes(grey, "bmp"),
+        "tiff palette": pil_bytes(palette, "tiff"),
+        "tiff 1-bit": pil_bytes(grey.convert("1"), "tiff"),
+        "tiff 1-bit group4": pil_bytes(grey.convert("1"), "tiff", compression="group4"),
+        "tiff cmyk": pil_bytes(Image.fromarray(scene(channels=4), "CMYK"), "tiff"),
+        "tiff jpeg": tiff_bytes(scene(), photometric="rgb", compression="jpeg"),
+        "tiff tiles": tiff_bytes(scene(40, 24), photometric="rgb", tile=(16, 16), compression="zlib"),
+        "tiff planes": tiff_bytes(np.moveaxis(scene(channels=5), 2, 0), photometric="minisblack", planarconfig="separate"),
+        "tiff int32": tiff_bytes(scene(channels=1)[:, :, 0].astype(np.int32), photometric="minisblack"),
+        "tiff float64": tiff_bytes(scene(channels=1, dtype="float32")[:, :, 0].astype(np.float64)),
+        "npy flat": npy_array(scene(channels=1)[:, :, 0]),
+        "npy columns first": npy_array(np.asfortranarray(scene())),
+        "npy big-endian": npy_array(scene(dtype="uint16").astype(">u2")),
+    }
+    for name, channels, dtypes in (("png", (1, 3, 4), ("uint8", "uint16")), ("webp", (3, 4), ("uint8",))):
+        for count in channels:
+            made |= {f"{name} {count} {dtype}": encoded(name, channels=count, dtype=dtype) for dtype in dtypes}
+    for name in ("tiff", "npy"):
+        for count in (1, 2, 3, 4, 7):
+            made |= {f"{name} {count} {dtype}": encoded(name, channels=count, dtype=dtype) for dtype in codec.DTYPES}
+    return made
+
+
+def npy_array(pixels: NDArray[Any]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, pixels)
+    return out.getvalue()
+
+
+def table(pictures: Sequence[bytes | None], labels: Sequence[str | None] | None = None, **extras: Any) -> pa.Table:
+    """Rows of a dataset, with the keys "0", "1", ...; a damaged picture gets the header that it may have had."""
+    columns = {name: pa.array(values) for name, values in extras.items()}
+    records: list[ImageRecord] = []
+    for row, data in enumerate(pictures):
+        try:
+            header = codec.probe(data or b"")
+        except BadPicture:
+            header = codec.Header("jpeg", 32, 24, 3)
+        values = {name: column[row].as_py() for name, column in columns.items()}
+        records.append(ImageRecord(str(row), data, f"folder/{row}.{header.format}", labels and labels[row], header, values))
+    return table_of(records, dataset_schema([pa.field(name, column.type) for name, column in columns.items()]))
+
+
+def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def ingest(source: Path, destination: Path, *, verify: bool = False, shard_bytes: int | None = None) -> Manifest:
+    """A source as a finished dataset, without Ray."""
+    listing = list_source(str(source))
+    work = IngestJob.of(listing, Options(), verify=verify)
+    tasks = plan(listing.index, str(destination), Layout(shard_bytes))
+    job = Job(kind="ingest", source=str(source))
+    claim(str(destination), [job], overwrite=False)
+    return finish(str(destination), [job], [work.run(task, lambda _: None) for task in tasks], skipped=listing.skipped)
