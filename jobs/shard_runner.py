@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from jobs.board import Board, Count
+from jobs import board
+from jobs.board import Count
 from jobs.progress import Progress
 from jobs.shard_worker import ShardWorker, count_of
 from library.destination import committed
@@ -83,20 +85,18 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
     run = ShardRun(dict(done), resumed=len(done))
     if not todo:
         return run
-    # One board a session: an actor more is a process more, which costs a second to start.
-    board: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board).options(name="striate", get_if_exists=True).remote()
-    mine = {f"{task.dataset}/{task.stem}" for task in todo}
-    board.forget.remote(mine)
-    finished: dict[str, Count] = {}
+    name, finished = uuid.uuid4().hex, dict[str, Count]()
+
+    def unfinished() -> dict[str, Count]:
+        return board.take(name, {f"{task.dataset}/{task.stem}" for task in todo} - finished.keys())
 
     def snapshot() -> Count:
-        working: dict[str, Count] = ray.get(board.snapshot.remote(mine))
-        return _sum({**working, **finished}, len(finished))
+        return _sum([*unfinished().values(), *finished.values()], len(finished))
 
     start = time.monotonic()
     with Progress(title, len(todo), sum(_rows(task) for task in todo), snapshot):
         try:
-            for row in _stream(job, todo, min(num_workers, len(todo)), board):
+            for row in _stream(job, todo, min(num_workers, len(todo)), name):
                 if row["error"]:
                     raise StriateError(row["error"])
                 report = ShardReport.model_validate_json(row["report"])
@@ -106,13 +106,14 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
                 finished[f"{row['dataset']}/{report.stem}"] = count_of(report.tally)
                 run.first_report_s = run.first_report_s or time.monotonic() - start
         except RayError as error:
-            started: dict[str, Count] = ray.get(board.snapshot.remote(mine))
-            in_work = sorted(set(started) - set(finished))
+            in_work = ", ".join(sorted(unfinished())[:8])
             raise StriateError(
-                f"a worker died {_MAX_RETRIES + 1} times on the same shard, one of: {', '.join(in_work[:8])} "
+                f"a worker died {_MAX_RETRIES + 1} times on the same shard, one of: {in_work} "
                 f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
                 "the shards that are done stay, the same command goes on from there"
             ) from error
+        finally:
+            board.clear(name)
     run.wall_s = time.monotonic() - start
     return run
 
@@ -121,7 +122,7 @@ def _rows(task: ShardTask) -> int:
     return task.rows if task.max_rows is None else min(task.rows, task.max_rows)
 
 
-def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, board: Any) -> Iterator[dict[str, Any]]:
+def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, name: str) -> Iterator[dict[str, Any]]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -134,15 +135,14 @@ def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, board: 
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=_QUEUED_PER_WORKER),
-            fn_constructor_args=(job, board),
+            fn_constructor_args=(job, name),
             num_cpus=1,
             ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": _MAX_RETRIES},
         )
     yield from results.iter_rows()
 
 
-def _sum(counts: dict[str, Count], shards: int) -> Count:
-    values = list(counts.values())
+def _sum(values: Sequence[Count], shards: int) -> Count:
     return Count(
         shards,
         sum(count.pictures for count in values),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs import board
 from jobs.board import Count
 from library.errors import StriateError
 from library.manifest import Tally
@@ -20,11 +21,11 @@ _REPORT_EVERY_S = 1.0
 class ShardWorker:
     """An actor that makes one shard after another; a failure comes back as a row, so that it is told once and whole."""
 
-    def __init__(self, job: ShardJob, board: Any) -> None:
+    def __init__(self, job: ShardJob, run: str) -> None:
         import cv2
 
         self._job = job
-        self._board = board
+        self._run = run
         self._idle_since = time.perf_counter()
         # One worker a CPU: threads inside the libraries would only take turns with the other workers.
         cv2.setNumThreads(1)
@@ -34,7 +35,7 @@ class ShardWorker:
         waited = time.perf_counter() - self._idle_since
         task = ShardTask(**batch.to_pylist()[0])
         result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
-        self._board.put.remote(f"{task.dataset}/{task.stem}", Count())
+        board.put(self._run, f"{task.dataset}/{task.stem}", Count())
         try:
             result["report"] = self._job.run(task, self._teller(task)).model_dump_json()
         except StriateError as error:
@@ -55,7 +56,7 @@ class ShardWorker:
             tallies.append(tally)
             if time.monotonic() - told >= _REPORT_EVERY_S:
                 told = time.monotonic()
-                self._board.put.remote(f"{task.dataset}/{task.stem}", count_of(Tally.total(tallies)))
+                board.put(self._run, f"{task.dataset}/{task.stem}", count_of(Tally.total(tallies)))
 
         return tell
 

@@ -30,9 +30,8 @@ from library.storage import Span, read_many
 from library.versions import VERSIONS
 
 #: What a job of ours writes below a dataset; nothing else is ever removed.
-_OURS = re.compile(
-    rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+)"
-)
+_TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
+_OURS = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
 
 #: Choices that only say how far a job goes, not what it makes.
 _EXTENT = "limit"
@@ -58,7 +57,8 @@ def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
     """
     held = find_manifest(dataset)
     if held is None:
-        if storage.list_files(dataset):
+        # A job killed before its claim was written may have left a temporary file.
+        if any(not re.fullmatch(_TEMPORARY, file.path) for file in storage.list_files(dataset)):
             raise UsageError(f"{dataset} is not empty and holds no dataset of ours; choose an empty folder")
         return
     if overwrite:

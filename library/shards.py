@@ -14,11 +14,15 @@ import pyarrow.parquet as pq
 from library import storage
 from library.errors import StriateError
 from library.manifest import FileEntry
+from library.record import CORE_COLUMNS
 
 #: A row group is closed once it holds this many bytes of pictures.
 ROW_GROUP_BYTES = 12 * 2**20
 
 SUFFIX = ".parquet"
+
+# A damaged footer may name types that Arrow lacks, and columns that are not UTF-8.
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class ShardReader:
@@ -53,14 +57,19 @@ class ShardReader:
 
     def _opened(self, file: Any) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
-        except (pa.ArrowInvalid, OSError) as error:
+            parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+            names = parquet.schema_arrow.names
+        except _DAMAGE as error:
             raise StriateError(f"{self.uri} is not a readable shard: {error}") from error
+        missing = [name for name in CORE_COLUMNS if name not in names]
+        if missing:
+            raise StriateError(f"{self.uri} is not a shard of a dataset: it has no column '{missing[0]}'")
+        return parquet
 
     def _group(self, parquet: pq.ParquetFile, number: int) -> pa.Table:
         try:
             return parquet.read_row_group(number, use_threads=False)
-        except (pa.ArrowInvalid, OSError) as error:
+        except _DAMAGE as error:
             raise StriateError(f"{self.uri}, row group {number}: {error}") from error
 
 
@@ -117,9 +126,17 @@ class ShardWriter:
                 self._flush()
                 self._parquet.close()
         except BaseException as failure:
-            self._target.__exit__(type(failure), failure, failure.__traceback__)
+            self._give_up(failure)
             raise
-        self._target.__exit__(kind, error, trace)
+        if error is not None:
+            self._give_up(error)
+        else:
+            self._target.__exit__(None, None, None)
+
+    def _give_up(self, failure: BaseException) -> None:
+        # Its destructor would write a footer to a file that is closed by then.
+        cast(Any, self._parquet).is_open = False
+        self._target.__exit__(type(failure), failure, failure.__traceback__)
 
     @property
     def entry(self) -> FileEntry:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from library.codec.formats import FORMATS, Header, sniff
+from library.codec.formats import FORMATS, sniff
+from library.codec.header import Header
 from library.errors import BadPicture
 
 DTYPES = ("uint8", "uint16", "float32")

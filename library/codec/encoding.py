@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -117,6 +116,8 @@ def _encode_webp(pixels: NDArray[Any], quality: int | None) -> bytes:
 
 
 def _encode_tiff(pixels: NDArray[Any], quality: int | None) -> bytes:
+    import tifffile  # few workers need it, and all would wait for it
+
     out = io.BytesIO()
     colour = pixels.shape[2] in (3, 4) and pixels.dtype != np.float32
     tifffile.imwrite(

@@ -6,39 +6,22 @@ JPEG goes through simplejpeg (strict, and the fastest), TIFF through tifffile, 1
 
 from __future__ import annotations
 
-import functools
 import io
-import math
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
-import tifffile
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from PIL.ImageFile import ImageFile
 
+from library.codec.header import ORIENTATION_TAG, Header, header_of, upright
 from library.errors import BadPicture
-
-ORIENTATION_TAG = 0x0112  # in EXIF and in TIFF
-_T = TypeVar("_T")
-_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the first bytes of a picture say; width and height with the orientation applied."""
-
-    format: str
-    width: int
-    height: int
-    channels: int
-    dtype: str = "uint8"
 
 
 @dataclass(frozen=True)
@@ -57,29 +40,14 @@ def sniff(data: bytes) -> str | None:
     return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
-def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn stored pixels the way their EXIF orientation (1 to 8; anything else is 1) says they are seen."""
-    if orientation in _TURNED:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
-
-
-def _header(name: str, width: int, height: int, channels: int, dtype: str = "uint8", orientation: int = 1) -> Header:
-    if orientation in _TURNED:
-        width, height = height, width
-    return Header(name, width, height, channels, dtype)
-
-
 # -- JPEG -------------------------------------------------------------------------------------------------------------
 
 
 def _jpeg_header(data: bytes) -> Header:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    return _header("jpeg", int(width), int(height), 1 if colours == "Gray" else 3, orientation=_jpeg_orientation(data))
+    return header_of(
+        "jpeg", int(width), int(height), 1 if colours == "Gray" else 3, orientation=_jpeg_orientation(data)
+    )
 
 
 def _jpeg_pixels(data: bytes) -> NDArray[Any]:
@@ -126,7 +94,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type
 def _png_header(data: bytes) -> Header:
     width, height, depth, colour = _png_ihdr(data)
     channels = 4 if colour == 3 and _png_has_transparency(data) else _PNG_CHANNELS.get(colour, 0)
-    return _header("png", width, height, channels, "uint16" if depth == 16 else "uint8", _png_orientation(data))
+    return header_of("png", width, height, channels, "uint16" if depth == 16 else "uint8", _png_orientation(data))
 
 
 def _png_ihdr(data: bytes) -> tuple[int, int, int, int]:
@@ -187,7 +155,7 @@ def _pil_format(name: str, open_image: Callable[[io.BytesIO], ImageFile]) -> For
     def header(data: bytes) -> Header:
         image = open_image(io.BytesIO(data))
         channels = len(Image.new(_target_mode(image), (1, 1)).getbands())
-        return _header(name, *image.size, channels, orientation=_pil_orientation(image))
+        return header_of(name, *image.size, channels, orientation=_pil_orientation(image))
 
     def pixels(data: bytes) -> NDArray[Any]:
         image = open_image(io.BytesIO(data))
@@ -218,111 +186,16 @@ def _pil_pixels(image: ImageFile, orientation: int) -> NDArray[Any]:
 # -- TIFF -------------------------------------------------------------------------------------------------------------
 
 
-def _damage_is_no_defect(read: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
-    """tifffile trips over damaged tags with AttributeError as well, which elsewhere means a defect of ours."""
-
-    @functools.wraps(read)
-    def guarded(data: bytes) -> _T:
-        try:
-            return read(data)
-        except AttributeError as error:
-            raise BadPicture("damaged", str(error)) from error
-
-    return guarded
-
-
-@_damage_is_no_defect
 def _tiff_header(data: bytes) -> Header:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = _tiff_page(file)
-        height, width, channels = _tiff_shape(page)
-        dtype = _tiff_dtype(page)
-        return _header("tiff", width, height, channels, dtype, _tiff_orientation(page))
+    from library.codec.tiff import tiff_header
+
+    return tiff_header(data)
 
 
-def _tiff_page(file: tifffile.TiffFile) -> tifffile.TiffPage:
-    page = file.pages[0]
-    if not isinstance(page, tifffile.TiffPage) or page.dtype is None:
-        raise BadPicture("unsupported", "the TIFF's sample format is not one tifffile reads")
-    # tifffile turns YCbCr into RGB where the JPEG codec does, and hands out the rest as it is stored.
-    if page.photometric in _COLOUR_SPACES and page.compression not in _JPEG_IN_TIFF:
-        raise BadPicture("unsupported", f"a TIFF whose colours are {tifffile.PHOTOMETRIC(page.photometric).name}")
-    return page
-
-
-_COLOUR_SPACES = (6, 8, 9, 10, 32844, 32845)  # YCbCr, L*a*b* in three codings, LogL, LogLuv
-_JPEG_IN_TIFF = (6, 7)
-_MAX_TILE_PX = 2**24  # tiles are padded to their whole size, however small the picture
-
-
-def _tiff_shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
-    if page.imagedepth != 1:
-        raise BadPicture("unsupported", "a TIFF volume (several depths in one page)")
-    # A damaged tag may hold a list where a number belongs.
-    height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
-    if page.is_tiled and int(page.tilewidth) * int(page.tilelength) > max(_MAX_TILE_PX, 4 * width * height):
-        raise BadPicture("too_large", f"a TIFF of {width}x{height} in tiles of {page.tilewidth}x{page.tilelength}")
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-        samples = 3
-    return height, width, samples
-
-
-def _tiff_dtype(page: tifffile.TiffPage) -> str:
-    """uint8 and uint16 stay; 1 bit becomes uint8; every other sample type becomes float32."""
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.bitspersample == 1:
-        return "uint8"
-    name = np.dtype(page.dtype).name
-    if np.dtype(page.dtype).kind not in "uif":
-        raise BadPicture("unsupported", f"TIFF samples of type {name}")
-    return name if name in ("uint8", "uint16") else "float32"
-
-
-def _tiff_orientation(page: tifffile.TiffPage) -> int:
-    tag = page.tags.get(ORIENTATION_TAG)
-    return int(tag.value) if tag is not None else 1
-
-
-@_damage_is_no_defect
 def _tiff_pixels(data: bytes) -> NDArray[Any]:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = _tiff_page(file)
-        shape = _tiff_shape(page)
-        _check_tiff_segments(page, len(data))
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            pixels = page.asrgb()
-            pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-        else:
-            pixels = page.asarray(maxworkers=1)
-        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-            pixels = np.moveaxis(pixels, 0, -1)
-        if page.bitspersample == 1:
-            pixels = pixels.astype(np.uint8) * 255
-        elif 1 < page.bitspersample < 8:
-            pixels = (pixels.astype(np.uint16) * 255 // (2**page.bitspersample - 1)).astype(np.uint8)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
-        if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-            pixels = _cmyk_to_rgb(pixels)
-        if pixels.shape != (shape if pixels.ndim == 3 else shape[:2]):
-            raise BadPicture("damaged", f"the TIFF's header says {shape}, and its pixels are {pixels.shape}")
-        return upright(pixels.astype(_tiff_dtype(page), copy=False), _tiff_orientation(page))
+    from library.codec.tiff import tiff_pixels
 
-
-def _check_tiff_segments(page: tifffile.TiffPage, num_bytes: int) -> None:
-    """Strips or tiles that are not there: tifffile or a codec would fill up what is missing."""
-    wanted, found = math.prod(page.chunked), len(page.dataoffsets)
-    if found < wanted:
-        raise BadPicture("damaged", f"the TIFF has {found} of {wanted} strips or tiles")
-    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-        sparse = start == 0 and size == 0  # stored by GDAL for a tile that is all zero
-        if start + size > num_bytes or (size == 0 and not sparse):
-            raise BadPicture("truncated", f"a strip or tile of {size:,} bytes at {start:,}; the file has {num_bytes:,}")
-
-
-def _cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    white = np.iinfo(pixels.dtype).max
-    ink = pixels.astype(np.float64) / white
-    return np.rint((1 - ink[:, :, :3]) * (1 - ink[:, :, 3:4]) * white).astype(pixels.dtype)
+    return tiff_pixels(data)
 
 
 # -- NPY --------------------------------------------------------------------------------------------------------------

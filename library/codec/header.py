@@ -1,0 +1,40 @@
+"""What every reader gives and needs: a header, and the way up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+ORIENTATION_TAG = 0x0112  # in EXIF and in TIFF
+_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of a picture say; width and height with the orientation applied."""
+
+    format: str
+    width: int
+    height: int
+    channels: int
+    dtype: str = "uint8"
+
+
+def header_of(name: str, width: int, height: int, channels: int, dtype: str = "uint8", orientation: int = 1) -> Header:
+    """A header from the stored size; the orientation may swap its sides."""
+    if orientation in _TURNED:
+        width, height = height, width
+    return Header(name, width, height, channels, dtype)
+
+
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn stored pixels the way their EXIF orientation (1 to 8; anything else is 1) says they are seen."""
+    if orientation in _TURNED:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
