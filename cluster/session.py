@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Generator
@@ -73,6 +74,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Gener
         yield _session(address)
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
+    if address not in (None, "local", "auto"):
+        _check_answers(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address in (None, "local"):
         address = None
@@ -92,6 +95,19 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Gener
         yield _session(address)
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries for minutes where nothing listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--address '{address}': write HOST:PORT, ray://HOST:PORT, auto or local")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise StriateError(
+            f"cannot connect to Ray at {address}: {error}; is it running, and is that its port (6379, ray:// 10001)?"
+        ) from error
 
 
 def _session(address: str | None) -> Session:

@@ -29,8 +29,8 @@ from library.shards import SUFFIX
 from library.storage import Span, read_many
 from library.versions import VERSIONS
 
-#: What a job of ours writes below a dataset; nothing else is ever removed.
 _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
+#: What a job of ours writes below a dataset; nothing else is ever removed.
 _OURS = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
 
 #: Choices that only say how far a job goes, not what it makes.
@@ -77,14 +77,15 @@ def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
 def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool) -> None:
     """Make `dataset` this job's (the last of `jobs`), after `check_claim`; with `overwrite`, empty it first."""
     storage.check_writable(dataset)
+    held = find_manifest(dataset)
+    if overwrite or held is None or held.jobs != list(jobs):
+        # Before anything is removed: a kill in between must not leave a manifest that calls the rest complete.
+        save_manifest(dataset, Manifest(complete=False, jobs=list(jobs), versions=VERSIONS))
     if overwrite:
         found = storage.list_files(dataset)
         # Reports first: a shard without a report is not done, so a kill in between leaves nothing half true.
         storage.remove(file.uri for file in found if file.path.startswith(f"{REPORTS}/") and _OURS.fullmatch(file.path))
         storage.remove(file.uri for file in found if _OURS.fullmatch(file.path))
-    held = find_manifest(dataset)
-    if overwrite or held is None or held.jobs != list(jobs):
-        save_manifest(dataset, Manifest(complete=False, jobs=list(jobs), versions=VERSIONS))
 
 
 def committed(tasks: Iterable[ShardTask], job: ShardJob) -> dict[tuple[str, str], ShardReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -134,8 +135,9 @@ class ShardWriter:
             self._target.__exit__(None, None, None)
 
     def _give_up(self, failure: BaseException) -> None:
-        # Its destructor would write a footer to a file that is closed by then.
-        cast(Any, self._parquet).is_open = False
+        # Else its destructor would write a footer to a file that is closed by then.
+        with contextlib.suppress(Exception):
+            self._parquet.close()
         self._target.__exit__(type(failure), failure, failure.__traceback__)
 
     @property

@@ -38,7 +38,7 @@ def test_the_tour_of_the_readme(striate: Run, photo_folder: Path, tmp_path: Path
     assert "89 in = 86 out + 0 dropped + 3 rejected" in out
     code, out, _ = striate("info", raw)
     assert code == 0
-    assert "china 28, flower 28, hopper 30" in out
+    assert "hopper 30, china 28, flower 28" in out
     assert "rejected: damaged 1, not_an_image 1, truncated 1" in out
     steps = "grayscale | gaussian_blur(sigma=1.5) | edges(direction='vertical')"
     code, _, _ = striate("show", raw, "--out", tmp_path / "sheet.png", "--steps", steps)
@@ -75,7 +75,7 @@ def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: P
         (["filter", "RAW", "RAW/inside", "--steps", "invert"], "lies in the source"),
         (["filter", "OUT", "RAW", "--steps", "invert"], "is not a dataset"),
         (["filter", "RAW", "OUT", "--steps", "invert", "--limit", "0"], "at least 1 picture"),
-        (["filter", "RAW"], "Missing argument 'DESTINATION'"),
+        (["filter", "RAW"], "Missing argument 'destination'"),
         (["filter", "RAW", "OUT", "--stepz", "invert"], "No such option: --stepz"),
         (["info", "OUT"], "make one with `striate ingest`"),
         (["show", "RAW", "--out", "OUT.png", "--label", "zebra"], "no picture with the label 'zebra'"),
