@@ -86,7 +86,7 @@ def ingest_command(
     image_column: Annotated[str | None, typer.Option(help="Column with the picture or its path.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every picture, not only its header.")] = False,
     max_bad_fraction: Annotated[
-        float, typer.Option(help="Fail, after writing everything, past this share of rejects.")
+        float, typer.Option(min=0, max=1, help="Fail, after writing everything, past this share of rejects.")
     ] = 0.05,
     workers: Workers = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another job left there.")] = False,
@@ -114,15 +114,17 @@ def ingest_command(
         seed=seed,
         split=split,
         verify=verify,
-        max_bad_fraction=max_bad_fraction,
         overwrite=overwrite,
     )
     if dry_run:
         output.facts(made.described(), as_json=json)
         return
-    manifests = ingest(made, workers=workers, overwrite=overwrite, address=address)
+    manifests = ingest(made, workers=workers, address=address)
+    if not json:
+        output.finished(manifests, as_json=False)
     check_bad_fraction(manifests, max_bad_fraction)
-    output.finished(manifests, as_json=json)
+    if json:
+        output.finished(manifests, as_json=True)
 
 
 @app.command("filter")
@@ -154,7 +156,7 @@ def filter_command(
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return
-    manifest = filter_dataset(plan, workers=workers, overwrite=overwrite, address=address)
+    manifest = filter_dataset(plan, workers=workers, address=address)
     output.finished({plan.destination: manifest}, as_json=json)
 
 

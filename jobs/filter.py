@@ -24,6 +24,7 @@ class FilterPlan:
         jobs: history of the destination; the last is this job.
         tasks: every shard.
         work: what is done to each.
+        overwrite: whether to replace what another job left at the destination.
     """
 
     source: str
@@ -31,6 +32,7 @@ class FilterPlan:
     jobs: Sequence[Job]
     tasks: Sequence[ShardTask]
     work: FilterJob
+    overwrite: bool = False
 
     def described(self) -> dict[str, Any]:
         """For --dry-run: what is there, what is done, what is to do."""
@@ -93,12 +95,11 @@ def plan_filter(
         (*manifest.jobs, job),
         _tasks(manifest, destination, limit),
         FilterJob(source, str(pipeline), encoding),
+        overwrite,
     )
 
 
-def filter_dataset(
-    plan: FilterPlan, *, workers: str = "auto", overwrite: bool = False, address: str | None = None
-) -> Manifest:
+def filter_dataset(plan: FilterPlan, *, workers: str = "auto", address: str | None = None) -> Manifest:
     """Carry out a plan; a killed job goes on where it was when this is called again.
 
     Returns:
@@ -111,10 +112,10 @@ def filter_dataset(
         from jobs.shard_runner import run_shards
 
         num_workers = session.workers(workers)
-        claim(plan.destination, plan.jobs, overwrite=overwrite)
+        claim(plan.destination, plan.jobs, overwrite=plan.overwrite)
         run = run_shards("filter", plan.work, plan.tasks, num_workers)
     reports = [run.reports[task.dataset, task.stem] for task in plan.tasks]
-    return finish(plan.destination, plan.jobs, reports, run=run.summary(reports, num_workers))
+    return finish(plan.destination, plan.jobs, reports, run=run.summary(plan.destination, num_workers))
 
 
 def _tasks(manifest: Manifest, destination: str, limit: int | None) -> list[ShardTask]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from jobs.output import balance, reasons, size, time_spent
 from library import storage
 from library.errors import UsageError
-from library.manifest import MANIFEST, REPORTS, Manifest, Tally, find_manifest, load_report
+from library.manifest import MANIFEST, REPORTS, Manifest, Tally, find_manifest, load_report, splits_below
 from library.storage import Span
 
 _MOST_CLASSES = 20
@@ -27,16 +27,10 @@ def datasets_below(folder: str) -> dict[str, Manifest]:
     held = find_manifest(folder)
     if held is not None:
         return {folder: _so_far(folder, held)}
-    depth_two = [file.path for file in storage.list_files(folder) if file.path.count("/") == 1]
-    names = [path.split("/")[0] for path in depth_two if path.endswith(f"/{MANIFEST}")]
-    if not names:
+    splits = splits_below(folder)
+    if not splits:
         raise UsageError(f"{folder} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
-    order = {"train": 0, "val": 1, "test": 2}
-    return {
-        uri: _so_far(uri, manifest)
-        for uri in (storage.join(folder, name) for name in sorted(names, key=lambda name: (order.get(name, 3), name)))
-        if (manifest := find_manifest(uri)) is not None
-    }
+    return {uri: _so_far(uri, manifest) for uri in splits if (manifest := find_manifest(uri)) is not None}
 
 
 def _so_far(dataset: str, manifest: Manifest) -> Manifest:

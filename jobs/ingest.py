@@ -10,7 +10,7 @@ from cluster.session import connect
 from library import storage
 from library.destination import check_apart, check_claim, claim, committed, finish
 from library.errors import StriateError, UsageError
-from library.manifest import Job, Manifest, digest_of, find_manifest
+from library.manifest import Job, Manifest, digest_of, find_manifest, splits_below
 from library.planning import Layout, parse_fractions, plan
 from library.shard_work import IngestJob, ShardTask
 from library.sources import Listing, Options, list_source
@@ -23,6 +23,7 @@ class IngestPlan:
     Attributes:
         job: goes into every manifest.
         tasks: every shard of every split.
+        overwrite: whether to replace what another job left at the destination.
     """
 
     source: str
@@ -31,7 +32,7 @@ class IngestPlan:
     listing: Listing
     tasks: Sequence[ShardTask]
     work: IngestJob
-    max_bad_fraction: float
+    overwrite: bool = False
 
     @property
     def datasets(self) -> list[str]:
@@ -67,7 +68,6 @@ def plan_ingest(
     seed: int = 0,
     split: str = "found",
     verify: bool = False,
-    max_bad_fraction: float = 0.05,
     overwrite: bool = False,
 ) -> IngestPlan:
     """List the source and decide where each picture goes; reads no picture, writes nothing.
@@ -80,7 +80,6 @@ def plan_ingest(
         seed: of the order in which pictures are stored.
         split: `found` for those of the source, `none` to join them, or fractions (`train=0.8,val=0.2`).
         verify: decode every picture.
-        max_bad_fraction: the job fails past this share of rejects, after writing everything.
         overwrite: replace what another job left at the destination.
 
     Raises:
@@ -90,8 +89,6 @@ def plan_ingest(
     source, destination = storage.normalize(source), storage.normalize(destination)
     if shard_mb is not None and shard_mb <= 0:
         raise UsageError(f"--shard-mb {shard_mb:g}: a size above 0")
-    if not 0 <= max_bad_fraction <= 1:
-        raise UsageError(f"--max-bad-fraction {max_bad_fraction:g}: a fraction from 0 to 1")
     fractions = None if split in ("found", "none") else parse_fractions(split)
     check_apart(source, destination)
     listing = list_source(source, options)
@@ -114,40 +111,40 @@ def plan_ingest(
             "image_column": options.image_column,
         },
     )
-    made = IngestPlan(
-        source, destination, job, listing, tasks, IngestJob.of(listing, options, verify=verify), max_bad_fraction
-    )
+    work = IngestJob.of(listing, options, verify=verify)
+    made = IngestPlan(source, destination, job, listing, tasks, work, overwrite)
     if destination not in made.datasets and find_manifest(destination) is not None:
         raise UsageError(f"{destination} is a dataset, and this would make one a split below it; choose another folder")
+    others = sorted(set(splits_below(destination)) - set(made.datasets))
+    if others:
+        raise UsageError(f"{destination} has other splits: {', '.join(others)}; remove them, or choose another folder")
     for dataset in made.datasets:
         check_claim(dataset, job, overwrite=overwrite)
     return made
 
 
-def ingest(
-    made: IngestPlan, *, workers: str = "auto", overwrite: bool = False, address: str | None = None
-) -> dict[str, Manifest]:
+def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = None) -> dict[str, Manifest]:
     """Carry out a plan; a killed job goes on where it was when this is called again.
 
     Returns:
         The manifest of each dataset made, by URI.
 
     Raises:
-        StriateError: when a shard fails, or, after everything is written, when too many pictures cannot be used.
+        StriateError: when a shard fails; those done by then stay.
     """
     with connect(address) as session:
         from jobs.shard_runner import run_shards
 
         num_workers = session.workers(workers)
         for dataset in made.datasets:
-            claim(dataset, [made.job], overwrite=overwrite)
+            claim(dataset, [made.job], overwrite=made.overwrite)
         run = run_shards("ingest", made.work, made.tasks, num_workers)
     manifests: dict[str, Manifest] = {}
     for number, dataset in enumerate(made.datasets):
         reports = [run.reports[task.dataset, task.stem] for task in made.tasks if task.dataset == dataset]
         # What was skipped belongs to no split; it is told once.
         skipped = made.listing.skipped if number == 0 else {}
-        summary = run.summary(reports, num_workers)
+        summary = run.summary(dataset, num_workers)
         manifests[dataset] = finish(dataset, [made.job], reports, skipped=skipped, run=summary)
     return manifests
 

@@ -80,19 +80,19 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
         emit_json(summaries(manifests))
         return
     for dataset, manifest in manifests.items():
-        tally, run = manifest.tally, manifest.run
+        tally = manifest.tally
         print(f"{dataset}: {len(manifest.shards):,} shards, {tally.rows_out:,} pictures, {size(manifest.bytes)}")
         print(f"  {balance(manifest)}")
         for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
             if counts:
                 print(f"  {reasons(title, counts)}")
-    run = next(iter(manifests.values())).run
-    if run.get("shards_resumed"):
-        print(f"{run['shards_resumed']:,} shards were done before this run")
-    table = time_spent([manifest.run for manifest in manifests.values()])
-    if table is not None and run.get("wall_s"):
-        pictures = sum(manifest.tally.rows_in for manifest in manifests.values())
-        print(f"{pictures:,} pictures in {run['wall_s']:.1f} s of work on {run['workers']} workers")
+    runs = [manifest.run for manifest in manifests.values()]
+    resumed, made = (sum(run.get(name, 0) for run in runs) for name in ("shards_resumed", "pictures_made"))
+    if resumed:
+        print(f"{resumed:,} of {sum(run['shards'] for run in runs):,} shards were done before")
+    table = time_spent(runs)
+    if table is not None and made:
+        print(f"{made:,} pictures in {runs[0]['wall_s']:.1f} s on {runs[0]['workers']} workers")
         Console(highlight=False).print(table)
 
 

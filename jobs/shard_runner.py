@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -37,33 +38,40 @@ class ShardRun:
     """What came of running a job's tasks.
 
     Attributes:
-        reports: of every task, also those done before.
-        resumed: how many were done before.
-        waited_s: seconds the workers had no shard to work on, summed over workers.
+        reports: of every task, also those done before, by dataset and stem.
+        resumed: those that were done before.
+        waited_s: seconds the workers had no shard to work on, summed over workers, by dataset of the next shard.
         wall_s: seconds from the first task handed out to the last report.
+        first_report_s: seconds to the first report.
         peak_rss: largest resident size of a worker, in bytes.
     """
 
     reports: dict[tuple[str, str], ShardReport]
-    resumed: int
-    waited_s: float = 0.0
+    resumed: frozenset[tuple[str, str]]
+    waited_s: Counter[str] = dataclasses.field(default_factory=Counter[str])
     wall_s: float = 0.0
     first_report_s: float | None = None
     peak_rss: int = 0
 
-    def summary(self, reports: Sequence[ShardReport], num_workers: int) -> dict[str, Any]:
-        """How the run went, for the manifest's `run` and the closing message."""
+    def summary(self, dataset: str, num_workers: int) -> dict[str, Any]:
+        """How the making of one dataset went, for its manifest's `run` and the closing message.
+
+        `seconds` counts every shard, whenever it was made; the rest this run only.
+        """
+        mine = {where: report for where, report in self.reports.items() if where[0] == dataset}
         seconds: Counter[str] = Counter()
-        for report in reports:
+        for report in mine.values():
             seconds.update(report.seconds)
+        seconds["waiting"] = self.waited_s[dataset]
+        made = [report for where, report in mine.items() if where not in self.resumed]
         return {
             "workers": num_workers,
-            "shards": len(reports),
-            "shards_resumed": self.resumed,
+            "shards": len(mine),
+            "shards_resumed": len(mine) - len(made),
+            "pictures_made": sum(report.tally.rows_in for report in made),
             "wall_s": round(self.wall_s, 3),
             "first_shard_s": self.first_report_s and round(self.first_report_s, 3),
-            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()}
-            | {"waiting": round(self.waited_s, 3)},
+            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
             "worker_rss_bytes": self.peak_rss,
         }
 
@@ -82,7 +90,7 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
     """
     done = committed(tasks, job)
     todo = [task for task in tasks if (task.dataset, task.stem) not in done]
-    run = ShardRun(dict(done), resumed=len(done))
+    run = ShardRun(dict(done), frozenset(done))
     if not todo:
         return run
     name, finished = uuid.uuid4().hex, dict[str, Count]()
@@ -101,21 +109,30 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
                     raise StriateError(row["error"])
                 report = ShardReport.model_validate_json(row["report"])
                 run.reports[row["dataset"], report.stem] = report
-                run.waited_s += row["waited_s"]
+                run.waited_s[row["dataset"]] += row["waited_s"]
                 run.peak_rss = max(run.peak_rss, row["rss"])
                 finished[f"{row['dataset']}/{report.stem}"] = count_of(report.tally)
                 run.first_report_s = run.first_report_s or time.monotonic() - start
         except RayError as error:
-            in_work = ", ".join(sorted(unfinished())[:8])
-            raise StriateError(
-                f"a worker died {_MAX_RETRIES + 1} times on the same shard, one of: {in_work} "
-                f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-                "the shards that are done stay, the same command goes on from there"
-            ) from error
+            raise StriateError(_explained(error, unfinished)) from error
         finally:
-            board.clear(name)
+            with contextlib.suppress(RayError, RuntimeError):  # the head may be gone
+                board.clear(name)
     run.wall_s = time.monotonic() - start
     return run
+
+
+def _explained(error: RayError, unfinished: Callable[[], dict[str, Count]]) -> str:
+    """What Ray's own error means for the user."""
+    in_work: list[str] = []
+    with contextlib.suppress(RayError, RuntimeError):  # the head may be gone
+        in_work = sorted(unfinished())
+    cause = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+    kept = "the shards that are done stay, the same command goes on from there"
+    if in_work:
+        shards = ", ".join(in_work[:8])
+        return f"a worker died {_MAX_RETRIES + 1} times on the same shard, one of: {shards} ({cause}); {kept}"
+    return f"Ray could not run the job: {cause}; is striate installed on every node, in one version? {kept}"
 
 
 def _rows(task: ShardTask) -> int:

@@ -48,12 +48,12 @@ def contact_sheet(
         label: only pictures of this class.
 
     Raises:
-        UsageError: when no picture fits, or `count` is not 1 to 200.
+        UsageError: when no picture fits or a key is missing, or `count` is not 1 to 200.
     """
     if not 1 <= count <= 200 or not 16 <= tile_px <= 1024:
         raise UsageError("--count takes 1 to 200 pictures, --tile-px 16 to 1024 pixels")
     pipeline = Pipeline.parse(steps) if steps.strip() else None
-    table = _chosen(storage.normalize(dataset), len(keys) or count, set(keys), label)
+    table = _chosen(storage.normalize(dataset), len(set(keys)) or count, set(keys), label)
     tiles: list[Tile] = []
     facts: list[dict[str, Any]] = []
     for row in range(table.num_rows):
@@ -90,7 +90,11 @@ def _chosen(dataset: str, count: int, keys: set[str], label: str | None) -> pa.T
         asked = f"the keys {', '.join(sorted(keys))}" if keys else f"the label '{label}'" if label else "any picture"
         classes = ", ".join(list(manifest.tally.classes)[:12])
         raise UsageError(f"{dataset} has no picture with {asked}; its classes are: {classes or 'none'}")
-    return pa.concat_tables(found)
+    chosen = pa.concat_tables(found)
+    missing = keys.difference(chosen["key"].to_pylist())
+    if missing:
+        raise UsageError(f"{dataset} has no picture with the keys {', '.join(sorted(missing))}")
+    return chosen
 
 
 def _row_groups(dataset: str, names: Sequence[str]) -> Iterator[pa.Table]:

@@ -107,6 +107,9 @@ def _run_one(steps: Sequence[Step], picture: Picture, row: int, encoding: codec.
         except BadPicture:
             done.kept.pop()
             raise
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise StepError(f"encoding picture '{picture.key}' as {encoding} failed: {problem}") from error
         header = codec.Header(name, picture.width, picture.height, picture.channels)
         done.changed[row] = (data, header)
         done.spent("encode", perf_counter() - start)

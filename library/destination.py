@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from library import storage
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from library.manifest import (
     REJECTS,
     REPORTS,
@@ -75,9 +75,16 @@ def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
 
 
 def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool) -> None:
-    """Make `dataset` this job's (the last of `jobs`), after `check_claim`; with `overwrite`, empty it first."""
+    """Make `dataset` this job's, the last of `jobs`; with `overwrite`, empty it first, unless this job began already.
+
+    Raises:
+        UsageError: as `check_claim`: another job may have come first since then.
+    """
+    check_claim(dataset, jobs[-1], overwrite=overwrite)
     storage.check_writable(dataset)
     held = find_manifest(dataset)
+    if held is not None and not held.complete and held.jobs == list(jobs):
+        return
     if overwrite or held is None or held.jobs != list(jobs):
         # Before anything is removed: a kill in between must not leave a manifest that calls the rest complete.
         save_manifest(dataset, Manifest(complete=False, jobs=list(jobs), versions=VERSIONS))
@@ -126,7 +133,15 @@ def finish(
         reports: of every shard, in any order.
         skipped: files never taken for pictures, by reason.
         run: timings and the like.
+
+    Raises:
+        StriateError: when another job has taken the destination meanwhile.
     """
+    held = find_manifest(dataset)
+    if held is not None and held.jobs != list(jobs):
+        raise StriateError(
+            f"{dataset} was taken over while this job ran, by: {_described(held.job)}; run one at a time there"
+        )
     ordered = sorted(reports, key=lambda report: report.stem)
     rejects = [report.rejects for report in ordered if report.rejects]
     kept = {report.output.name for report in ordered} | {entry.name for entry in rejects}
@@ -143,6 +158,8 @@ def finish(
         versions=VERSIONS,
         run=dict(run or {}),
     )
+    if held is not None and held.complete and held.digest == manifest.digest:
+        return held  # nothing was to be done: how the dataset was made stays on record
     save_manifest(dataset, manifest)
     return manifest
 

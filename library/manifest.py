@@ -31,10 +31,14 @@ class _Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
 
+# Names in a manifest become paths: one from elsewhere must not lead out of its dataset.
+_STEM = r"part-\d{6,}"
+
+
 class FileEntry(_Model):
     """One Parquet file: name below the dataset, rows, size in bytes, SHA-256 of its bytes."""
 
-    name: str
+    name: str = pydantic.Field(pattern=rf"^({REJECTS}/)?{_STEM}\.parquet$")
     rows: int
     bytes: int
     digest: str
@@ -96,7 +100,7 @@ class ShardReport(_Model):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    stem: str
+    stem: str = pydantic.Field(pattern=f"^{_STEM}$")
     input_digest: str
     work_digest: str
     output: FileEntry
@@ -187,16 +191,21 @@ def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
     """
     manifest = find_manifest(dataset)
     if manifest is None:
-        splits = [
-            name for name in ("train", "val", "test") if storage.exists(manifest_uri(storage.join(dataset, name)))
-        ]
+        splits = splits_below(dataset)
         if splits:
-            paths = " or ".join(storage.join(dataset, name) for name in splits)
-            raise UsageError(f"{dataset} holds one dataset a split; name one of them: {paths}")
+            raise UsageError(f"{dataset} holds one dataset a split; name one of them: {' or '.join(splits)}")
         raise UsageError(f"{dataset} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
     if must_be_complete and not manifest.complete:
         raise UsageError(f"{dataset} is not finished; run the command that makes it again, it goes on where it was")
     return manifest
+
+
+def splits_below(folder: str) -> list[str]:
+    """The datasets that lie directly below `folder`, by URI: train, val and test first."""
+    depth_two = [file.path for file in storage.list_files(folder) if file.path.count("/") == 1]
+    names = [path.split("/")[0] for path in depth_two if path.endswith(f"/{MANIFEST}")]
+    order = {"train": 0, "val": 1, "test": 2}
+    return [storage.join(folder, name) for name in sorted(names, key=lambda name: (order.get(name, 3), name))]
 
 
 def find_manifest(dataset: str) -> Manifest | None:

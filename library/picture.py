@@ -75,7 +75,7 @@ class Picture:
         return self._pixels
 
     def replace(self, pixels: Pixels) -> None:
-        """Put a filter's result in place of the pixels.
+        """Put a filter's result in place of the pixels; the very same array is no change.
 
         Raises:
             TypeError: unless it is height x width x channels of a dtype we know, with at least one pixel.
@@ -83,8 +83,9 @@ class Picture:
         if pixels.ndim != 3 or not pixels.size or pixels.dtype.name not in codec.DTYPES:
             wanted = ", ".join(codec.DTYPES)
             raise TypeError(f"must give height x width x channels of {wanted}; gave {pixels.dtype} {pixels.shape}")
-        self._pixels = pixels
-        self.changed = True
+        if pixels is not self._pixels:
+            self._pixels = pixels
+            self.changed = True
 
     def column(self, name: str) -> Any:
         """The value of any column by name; raises KeyError if the dataset has no such column."""

@@ -25,10 +25,14 @@ from library.record import REJECT_COLUMNS, ImageRecord, dataset_schema, reject_s
 from library.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, ShardWriter
 from library.sources import Listing, Options, Read, read_pictures
 from library.sources.index import extras_of
+from library.versions import VERSIONS
 
 _compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 
-#: Called once a row group with the counts of what was done since the last call.
+#: Pictures that are worked on before their results are written.
+_BATCH_ROWS = 64
+
+#: Called once a batch with the counts of what was done since the last call.
 Progress = Callable[[Tally], None]
 
 
@@ -80,14 +84,14 @@ class FilterJob:
     encode: str = "keep"
 
     def work_digest(self, task: ShardTask) -> str:
-        return digest_of(["filter", self.pipeline, self.encode, task.max_rows])
+        return digest_of(["filter", self.pipeline, self.encode, task.max_rows, VERSIONS])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
         encoding = codec.Encoding.parse(self.encode)
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX))
         with ShardOutput(task, reader.schema()) as output:
-            for table in _first_rows(reader, task.max_rows):
+            for table in _batches(reader, task.max_rows):
                 try:
                     result = run_batch(steps, table, encoding)
                 except StriateError as error:
@@ -104,15 +108,17 @@ class FilterJob:
         return output.commit(self.work_digest(task))
 
 
-def _first_rows(tables: ShardReader, limit: int | None) -> Iterator[pa.Table]:
+def _batches(tables: ShardReader, limit: int | None) -> Iterator[pa.Table]:
+    """A few pictures at a time: a row group may hold thousands of small ones, and steps may make them large."""
     left = limit
     for table in tables:
+        rows = table.num_rows if left is None else min(left, table.num_rows)
+        for first in range(0, rows, _BATCH_ROWS):
+            yield table.slice(first, min(_BATCH_ROWS, rows - first))
         if left is not None:
-            table = table.slice(0, left)
-            left -= table.num_rows
-        yield table
-        if left == 0:
-            return
+            left -= rows
+            if left == 0:
+                return
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class IngestJob:
         return cls(listing.kind, listing.columns, listing.hints, options, verify)
 
     def work_digest(self, task: ShardTask) -> str:
-        return digest_of(["ingest", self.reader, self.verify, self.columns.to_string()])
+        return digest_of(["ingest", self.reader, self.verify, self.columns.to_string(), VERSIONS])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         with pa.ipc.open_stream(task.index) as stream:
@@ -186,9 +192,14 @@ class IngestJob:
     def _checked(self, record: ImageRecord, problem: BadPicture | None) -> ImageRecord:
         if problem is not None:
             raise problem
-        header = codec.probe(record.data or b"", self.limits)
-        if self.verify:
-            codec.decode(record.data or b"", limits=None)
+        try:
+            header = codec.probe(record.data or b"", self.limits)
+            if self.verify:
+                codec.decode(record.data or b"", limits=None)
+        except StriateError:
+            raise
+        except Exception as error:
+            raise StriateError(f"picture '{record.key}': {type(error).__name__}: {error}") from error
         return dataclasses.replace(record, header=header)
 
 

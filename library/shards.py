@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -93,8 +92,9 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self._file = self._target.__enter__()
+        self._sink = _Sink(self._file)
         self._parquet = pq.ParquetWriter(
-            cast(Any, pa.PythonFile(cast(Any, self._file), mode="w")),
+            cast(Any, pa.PythonFile(cast(Any, self._sink), mode="w")),
             self._schema,
             compression=cast(Any, self._compression()),
             use_dictionary=cast(Any, [name for name in ("label", "format") if name in self._schema.names]),
@@ -135,9 +135,7 @@ class ShardWriter:
             self._target.__exit__(None, None, None)
 
     def _give_up(self, failure: BaseException) -> None:
-        # Else its destructor would write a footer to a file that is closed by then.
-        with contextlib.suppress(Exception):
-            self._parquet.close()
+        self._sink.given_up = True
         self._target.__exit__(type(failure), failure, failure.__traceback__)
 
     @property
@@ -149,6 +147,27 @@ class ShardWriter:
         """Pictures are compressed already; the rest is small."""
         leaves = [leaf for column in self._schema for leaf in _leaves(column.name, column.type)]
         return {leaf: "NONE" if leaf == "image.bytes" else "ZSTD" for leaf in leaves}
+
+
+class _Sink:
+    """What Arrow writes a shard to. Once the shard is given up it takes everything and keeps nothing: Arrow's
+    destructors still write what they hold, to a file that is closed by then."""
+
+    closed = False
+
+    def __init__(self, file: storage.HashingFile) -> None:
+        self._file = file
+        self.given_up = False
+
+    def write(self, data: bytes) -> int:
+        return len(data) if self.given_up else self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def _leaves(name: str, type_: pa.DataType) -> list[str]:

@@ -71,6 +71,7 @@ def draw_sheet(
 
 def thumbnail(pixels: Pixels, side_px: int) -> NDArray[np.uint8]:
     """A picture of any kind as 8-bit RGB that fits into a square; small pictures are enlarged by whole factors."""
+    pixels = _drawn_bands(pixels)
     height, width = pixels.shape[:2]
     scale = side_px / max(height, width)
     if scale >= 2:
@@ -78,28 +79,31 @@ def thumbnail(pixels: Pixels, side_px: int) -> NDArray[np.uint8]:
         resized = np.repeat(np.repeat(pixels, factor, 0), factor, 1)
     else:
         size = (max(1, round(width * min(scale, 1))), max(1, round(height * min(scale, 1))))
-        # OpenCV's area filter takes at most four channels, and the first three are all that is drawn.
-        resized = cv2.resize(np.ascontiguousarray(pixels[:, :, :4]), size, interpolation=cv2.INTER_AREA)
+        resized = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA)
     return visible(resized if resized.ndim == 3 else resized[:, :, None])
 
 
 def visible(pixels: Pixels) -> NDArray[np.uint8]:
     """A picture of any kind as 8-bit RGB: grey repeated, alpha over white, the first three of many bands; 16-bit and
     float pictures are stretched from their least to their greatest value."""
+    pixels = _drawn_bands(pixels)
     if pixels.dtype != np.uint8:
         values = np.nan_to_num(pixels.astype(np.float64))
         low, high = float(values.min()), float(values.max())
         pixels = np.rint((values - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
-    channels = pixels.shape[2]
-    if channels in (2, 4):
+    if pixels.shape[2] in (2, 4):
         alpha = pixels[:, :, -1:].astype(np.float32) / 255
         pixels = np.rint(pixels[:, :, :-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    elif channels > 4:
-        pixels = pixels[:, :, :3]
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
 
 
+def _drawn_bands(pixels: Pixels) -> Pixels:
+    return pixels[:, :, :3] if pixels.shape[2] > 4 else pixels
+
+
 def _cut(text: str, font: Any, width_px: int) -> str:
+    # One line, and no more of it than could fit: measuring takes time.
+    text = "".join(char if char.isprintable() else " " for char in text[: max(width_px, 0)])
     if font.getlength(text) <= width_px:
         return text
     while text and font.getlength(text + "...") > width_px:

@@ -296,7 +296,7 @@ def _explained(uri: str, doing: str) -> Generator[None]:
         hint = "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy" if is_s3(uri) else ""
         raise StriateError(f"cannot {doing} {uri}: permission denied ({error}){hint}") from error
     except NoCredentialsError as error:
-        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (on a cluster: on every node)"
         raise StriateError(f"cannot {doing} {uri}: no AWS credentials; {hint}") from error
     except (OSError, ClientError, BotoCoreError) as error:
         raise StriateError(f"cannot {doing} {uri}: {error}") from error

@@ -14,6 +14,7 @@ import ray
 from jobs.filter import filter_dataset, plan_filter
 from jobs.shard_runner import run_shards
 from library import codec
+from library.destination import claim
 from library.errors import StriateError, UsageError
 from library.manifest import ShardReport, load_manifest
 from library.pipeline import Pipeline
@@ -89,9 +90,23 @@ def test_another_pipeline_is_refused_at_a_destination_in_use_and_overwrites_when
     filter_dataset(plan_filter(photos, destination, "invert"))
     with pytest.raises(UsageError, match=r"holds the output of another job(.|\n)*invert(.|\n)*grayscale"):
         plan_filter(photos, destination, "grayscale")
-    made = filter_dataset(plan_filter(photos, destination, "grayscale", overwrite=True), overwrite=True)
+    made = filter_dataset(plan_filter(photos, destination, "grayscale", overwrite=True))
     assert set(made.tally.channels) == {"1"}
     assert made.run["shards_resumed"] == 0
+
+
+def test_a_killed_job_that_overwrites_goes_on_and_does_not_begin_anew(photos: str, tmp_path: Path) -> None:
+    destination = str(tmp_path / "out")
+    filter_dataset(plan_filter(photos, destination, "grayscale"))
+    plan = plan_filter(photos, destination, "invert", overwrite=True)
+    claim(destination, plan.jobs, overwrite=True)
+    assert not list(Path(destination).glob("*.parquet"))
+    run_shards("filter", plan.work, plan.tasks[:2], 2)
+    made = filter_dataset(plan_filter(photos, destination, "invert", overwrite=True))
+    assert made.run["shards_resumed"] == 2
+    assert set(made.tally.channels) == {"3"}
+    again = filter_dataset(plan_filter(photos, destination, "invert", overwrite=True))
+    assert again.run["shards_resumed"] == 0
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(photos: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.info import datasets_below
@@ -55,8 +56,6 @@ def test_no_shard_is_sorted_by_class_and_another_seed_gives_another_order(photo_
         (shard,) = destination.glob("*.parquet")
         labels = rows(shard)["label"].to_pylist()
         assert Counter(labels).keys() == {"china", "flower", "hopper"}
-        import pyarrow.parquet as pq
-
         orders.append(pq.read_table(shard)["key"].to_pylist())
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) != orders[0]
@@ -72,6 +71,15 @@ def test_splits_are_datasets_of_their_own_with_every_class_in_proportion(photo_f
     assert list(datasets_below(destination)) == list(made)
     with pytest.raises(UsageError, match="holds one dataset a split"):
         load_manifest(destination)
+
+
+def test_other_splits_at_a_destination_are_refused_as_a_picture_could_lie_in_two(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    destination = str(tmp_path / "raw")
+    ingest(plan_ingest(str(photo_folder), destination, split="train=0.6,val=0.2,test=0.2"))
+    with pytest.raises(UsageError, match=r"has other splits: .*/val"):
+        plan_ingest(str(photo_folder), destination, split="train=0.8,test=0.2", overwrite=True)
 
 
 def test_a_tar_and_the_folder_it_was_made_of_give_the_same_pictures(photo_folder: Path, tmp_path: Path) -> None:

@@ -47,10 +47,12 @@ def test_pictures_go_from_bucket_to_bucket_through_every_fault_and_none_is_lost_
     assert edges.tally.balanced
     ingest(plan_ingest(str(photo_folder), str(tmp_path / "raw"), shard_mb=0.25, verify=True))
     filter_dataset(plan_filter(str(tmp_path / "raw"), str(tmp_path / "edges"), STEPS))
-    in_bucket = content(s3_server.root / bucket.removeprefix("s3://") / "edges")
-    on_disk = content(tmp_path / "edges")
-    pictures = [name for name in on_disk if name.endswith(".parquet")]
-    assert [in_bucket[name] for name in pictures] == [on_disk[name] for name in pictures]
+    stored = s3_server.root / bucket.removeprefix("s3://")
+    for name in ("raw", "edges"):
+        in_bucket, on_disk = content(stored / name), content(tmp_path / name)
+        assert in_bucket.keys() == on_disk.keys()
+        shards = [path for path in on_disk if path.startswith("part-")]
+        assert [in_bucket[path] for path in shards] == [on_disk[path] for path in shards]
 
 
 def test_a_bucket_that_does_not_exist_is_told_before_any_work(photos: str) -> None:

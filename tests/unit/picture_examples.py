@@ -41,7 +41,11 @@ def scene(height: int = 24, width: int = 32, channels: int = 3, dtype: str = "ui
 def encoded(kind: str = "jpeg", height: int = 24, width: int = 32, channels: int = 3, dtype: str = "uint8") -> bytes:
     """A scene in one of the formats, `jpeg:80` and the like, and `bmp` and `gif` too."""
     pixels = scene(height, width, channels, dtype)
-    return pil_bytes(Image.fromarray(pixels), kind) if kind in ("bmp", "gif") else codec.encode(pixels, Encoding.parse(kind))[0]
+    return (
+        pil_bytes(Image.fromarray(pixels), kind)
+        if kind in ("bmp", "gif")
+        else codec.encode(pixels, Encoding.parse(kind))[0]
+    )
 
 
 def pil_bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -118,7 +122,9 @@ def kinds() -> dict[str, bytes]:
         "tiff cmyk": pil_bytes(Image.fromarray(scene(channels=4), "CMYK"), "tiff"),
         "tiff jpeg": tiff_bytes(scene(), photometric="rgb", compression="jpeg"),
         "tiff tiles": tiff_bytes(scene(40, 24), photometric="rgb", tile=(16, 16), compression="zlib"),
-        "tiff planes": tiff_bytes(np.moveaxis(scene(channels=5), 2, 0), photometric="minisblack", planarconfig="separate"),
+        "tiff planes": tiff_bytes(
+            np.moveaxis(scene(channels=5), 2, 0), photometric="minisblack", planarconfig="separate"
+        ),
         "tiff int32": tiff_bytes(scene(channels=1)[:, :, 0].astype(np.int32), photometric="minisblack"),
         "tiff float64": tiff_bytes(scene(channels=1, dtype="float32")[:, :, 0].astype(np.float64)),
         "npy flat": npy_array(scene(channels=1)[:, :, 0]),
@@ -150,7 +156,9 @@ def table(pictures: Sequence[bytes | None], labels: Sequence[str | None] | None 
         except BadPicture:
             header = codec.Header("jpeg", 32, 24, 3)
         values = {name: column[row].as_py() for name, column in columns.items()}
-        records.append(ImageRecord(str(row), data, f"folder/{row}.{header.format}", labels and labels[row], header, values))
+        records.append(
+            ImageRecord(str(row), data, f"folder/{row}.{header.format}", labels and labels[row], header, values)
+        )
     return table_of(records, dataset_schema([pa.field(name, column.type) for name, column in columns.items()]))
 
 

@@ -16,7 +16,6 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from picture_examples import (
     encoded,
     kinds,
@@ -30,6 +29,7 @@ from picture_examples import (
     tiff_bytes,
     with_tiff_tag,
 )
+from PIL import Image
 
 from library import codec
 from library.errors import BadPicture
@@ -101,7 +101,9 @@ def test_an_empty_file_is_empty(limits: codec.Limits | None) -> None:
     assert raised.value.reason == "empty"
 
 
-@pytest.mark.parametrize("data", [b"", b"hello, I am not a picture", b"<svg/>", b"\xff\xd8", b"RIFF\0\0\0\0WAVE", b"%PDF-1.4"])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello, I am not a picture", b"<svg/>", b"\xff\xd8", b"RIFF\0\0\0\0WAVE", b"%PDF-1.4"]
+)
 def test_other_files_are_no_image_whatever_their_name(data: bytes) -> None:
     assert reason_of(data) == ("not_an_image" if data else "empty")
 
@@ -112,7 +114,21 @@ def test_random_bytes_are_never_more_than_a_bad_picture(data: bytes) -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x20\0\0\0WEBPVP8 ", b"GIF89a", b"BM", b"II*\0", b"MM\0+", b"\x93NUMPY\1\0"]), st.binary(max_size=200))
+@given(
+    st.sampled_from(
+        [
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            b"RIFF\x20\0\0\0WEBPVP8 ",
+            b"GIF89a",
+            b"BM",
+            b"II*\0",
+            b"MM\0+",
+            b"\x93NUMPY\1\0",
+        ]
+    ),
+    st.binary(max_size=200),
+)
 def test_random_bytes_behind_a_true_beginning_are_never_more_than_a_bad_picture(start: bytes, data: bytes) -> None:
     assert tried(start + data) in REASONS
 
@@ -129,7 +145,19 @@ def test_a_file_cut_off_anywhere_is_refused_or_is_whole(kind: str) -> None:
             assert np.array_equal(codec.decode(data[:length]), whole), length
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "jpeg grey", "jpeg progressive", "jpeg cmyk", "png 3 uint8", "png 3 uint16", "webp 3 uint8", "npy 3 float32"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "jpeg",
+        "jpeg grey",
+        "jpeg progressive",
+        "jpeg cmyk",
+        "png 3 uint8",
+        "png 3 uint16",
+        "webp 3 uint8",
+        "npy 3 float32",
+    ],
+)
 def test_a_file_cut_off_anywhere_is_refused(kind: str) -> None:
     data = KINDS[kind]
     reasons = {reason_of(data[:length]) for length in range(len(data) - 1)}
@@ -144,7 +172,7 @@ def test_a_photo_that_lost_its_end_is_truncated() -> None:
 
 
 @pytest.mark.parametrize("kind", FEW)
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_changed_bytes_are_never_more_than_a_bad_picture(kind: str, data: st.DataObject) -> None:
     changed = bytearray(KINDS[kind])
@@ -223,7 +251,11 @@ def bombs() -> dict[str, bytes]:
     jpeg[at + 5 : at + 9] = struct.pack(">HH", 60000, 60000)
     screen = bytearray(gif)
     screen[6:10] = struct.pack("<HH", 60000, 60000)
-    frame = bytearray(pil_bytes(Image.fromarray(scene()), "gif", save_all=True, append_images=[Image.new("RGB", (32, 24))], disposal=2))
+    frame = bytearray(
+        pil_bytes(
+            Image.fromarray(scene()), "gif", save_all=True, append_images=[Image.new("RGB", (32, 24))], disposal=2
+        )
+    )
     frame[6:10] = struct.pack("<HH", 60000, 60000)
     at = frame.index(b",", 13)
     frame[at + 5 : at + 9] = struct.pack("<HH", 60000, 60000)
@@ -250,7 +282,9 @@ def bombs() -> dict[str, bytes]:
         "tiff": tiff,
         "tiff tiles": tiles,
         "npy": npy_bytes("{'descr': '|u1', 'fortran_order': False, 'shape': (60000, 60000, 3)}"),
-        "npy beyond 64 bits": npy_bytes("{'descr': '|u1', 'fortran_order': False, 'shape': (2**40, 1099511627776, 3)}".replace("2**40", str(2**40))),
+        "npy beyond 64 bits": npy_bytes(
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (2**40, 1099511627776, 3)}".replace("2**40", str(2**40))
+        ),
     }
 
 
@@ -324,13 +358,21 @@ def test_pictures_without_any_pixel_are_refused() -> None:
     bmp[18:26] = bytes(8)
     at = jpeg.index(b"\xff\xc0")
     jpeg[at + 7 : at + 9] = bytes(2)
-    none = [png_bytes(0, 8, 8, 2, b""), npy_array(np.zeros((0, 4, 3), np.uint8)), npy_array(np.zeros((4, 4, 0), np.uint8))]
+    none = [
+        png_bytes(0, 8, 8, 2, b""),
+        npy_array(np.zeros((0, 4, 3), np.uint8)),
+        npy_array(np.zeros((4, 4, 0), np.uint8)),
+    ]
     none += [with_tiff_tag(encoded("tiff"), 256, 0)]
     assert [tried(data) for data in none] == ["zero_size"] * len(none)
     assert {tried(bytes(data)) for data in (bmp, jpeg)} <= {"zero_size", "damaged"}
 
 
-@pytest.mark.parametrize("array", [np.array([[{"a": 1}]], object), np.array([["text"]]), np.zeros((2, 2), [("a", "u1")])], ids=["object", "text", "fields"])
+@pytest.mark.parametrize(
+    "array",
+    [np.array([[{"a": 1}]], object), np.array([["text"]]), np.zeros((2, 2), [("a", "u1")])],
+    ids=["object", "text", "fields"],
+)
 def test_an_npy_of_anything_but_numbers_is_refused_and_never_unpickled(array: np.ndarray) -> None:  # type: ignore[type-arg]
     assert reason_of(npy_array(array)) == "unsupported"
 
@@ -371,3 +413,9 @@ def test_a_tag_that_holds_many_values_where_one_belongs_is_damage() -> None:
     for tag in (256, 257, 259, 277):
         at = data.index(struct.pack("<H", tag), 8)
         assert reason_of(data[: at + 4] + struct.pack("<I", 3) + data[at + 8 :]) == "damaged", tag
+
+
+def test_a_palette_that_is_text_is_damage() -> None:
+    data = KINDS["tiff palette"]
+    at = data.index(struct.pack("<HH", 320, 3))
+    assert reason_of(data[: at + 2] + struct.pack("<H", 2) + data[at + 4 :]) == "damaged"

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from picture_examples import encoded, orientation_exif, pil_bytes, scene, table
+from PIL import Image
 
 from library import codec
 from library.batch import BatchResult, run_batch
@@ -19,7 +19,7 @@ from library.codec import Encoding, Limits
 from library.errors import BadPicture, StepError
 from library.picture import Picture, Pixels
 from library.pipeline import Pipeline
-from library.record import REJECT_COLUMNS
+from library.record import REJECT_COLUMNS, ImageRecord, dataset_schema, table_of
 from library.steps import REGISTRY
 from library.steps.base import register
 
@@ -52,7 +52,9 @@ PIPELINES = ["", "grayscale", "min_size(short_side=10)", "not_blank | min_size(s
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from([GOOD, SMALL, GREY, DAMAGED, b"", b"text", None]), max_size=12), st.sampled_from(PIPELINES))
+@given(
+    st.lists(st.sampled_from([GOOD, SMALL, GREY, DAMAGED, b"", b"text", None]), max_size=12), st.sampled_from(PIPELINES)
+)
 def test_what_comes_in_is_kept_dropped_or_rejected_in_its_order(pictures: list[bytes | None], text: str) -> None:
     rows = table(pictures, number=list(range(len(pictures))) or pa.array([], pa.int64()))
     result = run(text, rows)
@@ -172,11 +174,18 @@ def test_rows_whose_header_was_never_filled_in_are_read_from_the_pictures() -> N
 
 
 def test_size_channels_format_and_path_follow_a_changed_picture() -> None:
-    result = run("crop(top=0, left=0, height=5, width=6) | grayscale", table([GOOD, encoded("gif"), encoded("tiff", dtype="float32")]))
+    result = run(
+        "crop(top=0, left=0, height=5, width=6) | grayscale",
+        table([GOOD, encoded("gif"), encoded("tiff", dtype="float32")]),
+    )
     assert result.table.select(["width", "height", "channels", "format"]).to_pylist() == [
         {"width": 6, "height": 5, "channels": 1, "format": name} for name in ("jpeg", "png", "tiff")
     ]
-    assert [image["path"] for image in result.table["image"].to_pylist()] == ["folder/0.jpeg", "folder/1.png", "folder/2.tiff"]
+    assert [image["path"] for image in result.table["image"].to_pylist()] == [
+        "folder/0.jpeg",
+        "folder/1.png",
+        "folder/2.tiff",
+    ]
     for row in result.table.to_pylist():
         header = codec.probe(row["image"]["bytes"])
         assert (header.format, header.width, header.height, header.channels) == (row["format"], 6, 5, 1)
@@ -184,7 +193,14 @@ def test_size_channels_format_and_path_follow_a_changed_picture() -> None:
 
 @pytest.mark.parametrize(
     ("path", "renamed"),
-    [("a/b.JPG", "a/b.JPG"), ("b.jpeg", "b.jpeg"), ("a.b/c", "a.b/c.jpeg"), ("c.png", "c.jpeg"), ("ü.tif", "ü.jpeg"), (None, None)],
+    [
+        ("a/b.JPG", "a/b.JPG"),
+        ("b.jpeg", "b.jpeg"),
+        ("a.b/c", "a.b/c.jpeg"),
+        ("c.png", "c.jpeg"),
+        ("ü.tif", "ü.jpeg"),
+        (None, None),
+    ],
 )
 def test_a_path_keeps_its_name_and_takes_the_extension_of_its_new_format(path: str | None, renamed: str | None) -> None:
     rows = table([GOOD])
@@ -225,7 +241,11 @@ def test_time_is_told_by_stage() -> None:
 @pytest.mark.usefixtures("_own_steps")
 @pytest.mark.parametrize(
     ("failure", "message"),
-    [(ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"), (KeyError("x"), "KeyError: 'x'"), (AttributeError("y"), "AttributeError: y")],
+    [
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (AttributeError("y"), "AttributeError: y"),
+    ],
     ids=repr,
 )
 @pytest.mark.parametrize("kind", ["filter", "selector"])
@@ -245,14 +265,20 @@ def test_an_exception_from_a_step_names_the_step_and_the_picture(failure: Except
 
 
 @pytest.mark.usefixtures("_own_steps")
-@pytest.mark.parametrize("given", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.int64), np.zeros((0, 4, 3), np.uint8)], ids=lambda a: f"{a.dtype} {a.shape}")
+@pytest.mark.parametrize(
+    "given",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.int64), np.zeros((0, 4, 3), np.uint8)],
+    ids=lambda a: f"{a.dtype} {a.shape}",
+)
 def test_a_filter_that_gives_no_picture_is_a_defect_of_the_filter(given: Any) -> None:
     class Odd:
         def __call__(self, pixels: Pixels) -> Any:
             return given
 
     register("filter")(Odd)
-    with pytest.raises(StepError, match=r"step 'odd' failed on picture '0': TypeError: must give height x width x channels of uint8"):
+    with pytest.raises(
+        StepError, match=r"step 'odd' failed on picture '0': TypeError: must give height x width x channels of uint8"
+    ):
         run("odd", table([GOOD]))
 
 
@@ -299,3 +325,12 @@ def test_a_damaged_mask_or_one_of_another_size_is_a_reject() -> None:
 def test_a_column_that_the_dataset_has_not_is_named() -> None:
     with pytest.raises(StepError, match=r"on picture '0': the dataset has no column 'mask'"):
         run(MASKED, table([GOOD]))
+
+
+@pytest.mark.parametrize("step", ["resize(500, enlarge=False)", "pad_square", "invert | invert", "rgb"])
+def test_a_filter_that_had_nothing_to_do_leaves_the_exact_bytes(step: str) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 40, 3), np.uint8)
+    data, _ = codec.encode(pixels, codec.Encoding("jpeg", 80))
+    table = table_of([ImageRecord("a", data, "a.jpg", None, codec.probe(data))], dataset_schema())
+    stored = run_batch(Pipeline.parse(step).steps, table).table["image"][0].as_py()["bytes"]
+    assert (stored == data) == (step != "invert | invert")

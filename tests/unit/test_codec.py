@@ -13,7 +13,6 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from picture_examples import (
     ORIENTATION,
     encoded,
@@ -25,6 +24,7 @@ from picture_examples import (
     scene,
     tiff_bytes,
 )
+from PIL import Image
 
 from library import codec
 from library.codec import Encoding
@@ -69,7 +69,11 @@ def test_png_pixels_are_those_of_opencv(kind: str) -> None:
 
 # -- there and back ---------------------------------------------------------------------------------------------------
 
-LOSSLESS = {"png": ((1, 3, 4), ("uint8", "uint16")), "tiff": (range(1, 9), codec.DTYPES), "npy": (range(1, 9), codec.DTYPES)}
+LOSSLESS = {
+    "png": ((1, 3, 4), ("uint8", "uint16")),
+    "tiff": (range(1, 9), codec.DTYPES),
+    "npy": (range(1, 9), codec.DTYPES),
+}
 
 
 @st.composite
@@ -108,10 +112,14 @@ def test_lossless_webp_gives_back_the_exact_pixels_even_under_full_transparency(
     assert np.array_equal(codec.decode(data), pixels)
 
 
-@pytest.mark.parametrize(("name", "channels", "most"), [("jpeg:95", 1, 2), ("jpeg:95", 3, 8), ("webp:90", 3, 8), ("webp:90", 4, 8)])
+@pytest.mark.parametrize(
+    ("name", "channels", "most"), [("jpeg:95", 1, 2), ("jpeg:95", 3, 8), ("webp:90", 3, 8), ("webp:90", 4, 8)]
+)
 def test_lossy_formats_come_near(name: str, channels: int, most: float) -> None:
     y, x = np.mgrid[0:64, 0:96]
-    pixels = np.stack([(128 + 100 * np.sin(y / (9 + band)) * np.cos(x / 17)) for band in range(channels)], -1).astype(np.uint8)
+    pixels = np.stack([(128 + 100 * np.sin(y / (9 + band)) * np.cos(x / 17)) for band in range(channels)], -1).astype(
+        np.uint8
+    )
     data, stored = codec.encode(pixels, Encoding.parse(name))
     again = codec.decode(data)
     assert stored == name.split(":")[0] == codec.sniff(data)
@@ -198,14 +206,23 @@ def test_a_format_that_was_asked_for_and_cannot_hold_the_picture_is_a_reject(
 
 @pytest.mark.parametrize(
     ("text", "parsed"),
-    [("keep", "keep"), ("jpeg", "jpeg:95"), ("jpeg:1", "jpeg:1"), ("webp", "webp:90"), ("webp:100", "webp:100"), (" png ", "png")],
+    [
+        ("keep", "keep"),
+        ("jpeg", "jpeg:95"),
+        ("jpeg:1", "jpeg:1"),
+        ("webp", "webp:90"),
+        ("webp:100", "webp:100"),
+        (" png ", "png"),
+    ],
 )
 def test_an_encoding_is_read_and_written(text: str, parsed: str) -> None:
     assert str(Encoding.parse(text)) == parsed
     assert Encoding.parse(parsed) == Encoding.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "jpg", "JPEG", "jpeg:", "jpeg:-5", "jpeg:5.5", "png;", "gif", "jpeg:90:2", "jpeg:1000"])
+@pytest.mark.parametrize(
+    "text", ["", "jpg", "JPEG", "jpeg:", "jpeg:-5", "jpeg:5.5", "png;", "gif", "jpeg:90:2", "jpeg:1000"]
+)
 def test_an_unknown_encoding_is_refused_with_the_choices(text: str) -> None:
     with pytest.raises(UsageError, match=r"unknown encoding '.*'; use keep, jpeg:95, png, webp:90, tiff or npy"):
         Encoding.parse(text)
@@ -247,7 +264,9 @@ def test_few_bits_of_grey_are_spread_from_black_to_white() -> None:
 def test_white_is_zero_where_a_tiff_says_so() -> None:
     for dtype in ("uint8", "uint16"):
         pixels = scene(channels=1, dtype=dtype)
-        assert np.array_equal(codec.decode(tiff_bytes(pixels[:, :, 0], photometric="miniswhite")), np.iinfo(dtype).max - pixels)
+        assert np.array_equal(
+            codec.decode(tiff_bytes(pixels[:, :, 0], photometric="miniswhite")), np.iinfo(dtype).max - pixels
+        )
 
 
 @pytest.mark.parametrize("kind", ["png", "gif", "bmp", "tiff"])
@@ -441,7 +460,10 @@ def test_an_xmp_orientation_in_a_png_is_passed_over_by_header_and_pixels_alike()
 
 def test_one_scene_stored_in_every_orientation_looks_the_same(shared_data: Path) -> None:
     files = [shared_data / "exif-orientation" / f"Landscape_{number}.jpg" for number in range(9)]
-    seen = [cv2.resize(codec.decode(file.read_bytes()), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA) for file in files]
+    seen = [
+        cv2.resize(codec.decode(file.read_bytes()), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+        for file in files
+    ]
     assert len({pixels.shape for pixels in seen}) == 1
     for pixels in seen[1:]:
         assert np.abs(pixels.astype(int) - seen[0]).mean() < 3

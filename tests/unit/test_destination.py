@@ -20,7 +20,9 @@ WORK = "grayscale(background=1.0)"
 @pytest.fixture
 def source(tmp_path: Path) -> Manifest:
     """A dataset of three shards at tmp_path/source."""
-    files = {f"{label}/{number}.png": encoded("png", 20 + number, 30) for label in ("cat", "dog") for number in range(6)}
+    files = {
+        f"{label}/{number}.png": encoded("png", 20 + number, 30) for label in ("cat", "dog") for number in range(6)
+    }
     files["cat/broken.jpg"] = encoded("jpeg")[:-200]
     size = sum(map(len, files.values()))
     made = ingest(write_files(tmp_path / "raw", files), tmp_path / "source", shard_bytes=size // 3 + 1)
@@ -112,7 +114,11 @@ def test_a_source_that_has_grown_is_the_same_job_and_not_complete_until_done(dat
         (job(pipeline="invert"), "--steps 'invert'", f"--steps '{WORK}'"),
         (job(source="/elsewhere"), "filter /elsewhere ", "filter /source "),
         (job(encode="png"), "--encode png", "--encode keep"),
-        (job(kind="ingest", pipeline="", options={"seed": 7}), "ingest /source --encode keep {'seed': 7}", "filter /source"),
+        (
+            job(kind="ingest", pipeline="", options={"seed": 7}),
+            "ingest /source --encode keep {'seed': 7}",
+            "filter /source",
+        ),
     ],
     ids=["steps", "source", "encoding", "kind"],
 )
@@ -162,8 +168,21 @@ def test_overwrite_removes_what_jobs_of_ours_wrote_and_nothing_else(source: Mani
     tasks = tasks_of(source, dataset)
     work = FilterJob(source_of(dataset), WORK)
     finish(dataset, [job()], run(work, tasks))
-    strangers = {"notes.txt", "part-1.parquet.bak", "my-part-000000.parquet", "_rejects/notes", "_reports/x.json", "sub/part-000000.parquet"}
-    ours = {"_tmp-00ff", "_rejects/_tmp-00ff", "part-000099.parquet", "_reports/part-000099.json", "_rejects/part-000099.parquet"}
+    strangers = {
+        "notes.txt",
+        "part-1.parquet.bak",
+        "my-part-000000.parquet",
+        "_rejects/notes",
+        "_reports/x.json",
+        "sub/part-000000.parquet",
+    }
+    ours = {
+        "_tmp-00ff",
+        "_rejects/_tmp-00ff",
+        "part-000099.parquet",
+        "_reports/part-000099.json",
+        "_rejects/part-000099.parquet",
+    }
     write_files(Path(dataset), dict.fromkeys(strangers | ours, b"x"))
     claim(dataset, [job(pipeline="invert")], overwrite=True)
     assert files_of(dataset) == strangers | {"_manifest.json"}
@@ -185,7 +204,9 @@ def test_a_shard_is_done_when_its_report_and_its_files_agree(source: Manifest, d
     assert list(committed(tasks[1:], work)) == [(dataset, tasks[1].stem)]
 
 
-@pytest.mark.parametrize("harm", ["input", "steps", "encoding", "limit", "gone", "cut", "report gone", "report cut", "rejects gone"])
+@pytest.mark.parametrize(
+    "harm", ["input", "steps", "encoding", "limit", "gone", "cut", "report gone", "report cut", "rejects gone"]
+)
 def test_a_shard_is_made_again_when_anything_differs(source: Manifest, dataset: str, harm: str) -> None:
     # Ingest puts the broken picture aside only when it decodes; here the filter does.
     work, tasks = FilterJob(source_of(dataset), WORK), tasks_of(source, dataset)
@@ -230,10 +251,17 @@ def test_what_killed_attempts_left_is_gone_when_the_job_ends(source: Manifest, d
     claim(dataset, [job()], overwrite=False)
     reports = run(FilterJob(source_of(dataset), WORK), tasks_of(source, dataset))
     wanted = files_of(dataset)
-    left = ["_tmp-ab12", "_reports/_tmp-ab12", "part-000099.parquet", "_rejects/part-000099.parquet", "_reports/part-000099.json"]
-    write_files(Path(dataset), dict.fromkeys([*left, "notes.txt"], b"x"))
+    left = [
+        "_tmp-ab12",
+        "_reports/_tmp-ab12",
+        "part-000099.parquet",
+        "_rejects/part-000099.parquet",
+        "_reports/part-000099.json",
+    ]
+    strangers = {"notes.txt", "part-000099.parquet.bak", "_reports/part-000099.json.old", "old/part-000099.parquet"}
+    write_files(Path(dataset), dict.fromkeys([*left, *strangers], b"x"))
     made = finish(dataset, [job()], reports, skipped={"hidden": 2}, run={"workers": 3})
-    assert files_of(dataset) == wanted | {"notes.txt"}
+    assert files_of(dataset) == wanted | strangers
     assert made == load_manifest(dataset)
     assert (made.skipped, made.run) == ({"hidden": 2}, {"workers": 3})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from library.manifest import (
 SHARD = FileEntry(name="part-000000.parquet", rows=2, bytes=100, digest="ab")
 JOB = Job(kind="filter", source="/src", source_digest="cd", pipeline="invert", pipeline_digest="ef")
 TALLY = Tally(rows_in=3, rows_out=2, dropped={"blank": 1}, classes={"cat": 1, "日本": 1})
-MANIFEST = Manifest(complete=True, jobs=[JOB], tally=TALLY, shards=[SHARD], versions={"striate": "1"}, run={"workers": 2})
+MANIFEST = Manifest(
+    complete=True, jobs=[JOB], tally=TALLY, shards=[SHARD], versions={"striate": "1"}, run={"workers": 2}
+)
 
 
 def test_a_manifest_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -65,7 +68,9 @@ def test_the_digest_does_not_hang_on_the_order_in_which_things_were_counted() ->
 
 
 COUNTS = st.dictionaries(st.sampled_from("abc"), st.integers(1, 9))
-TALLIES = st.builds(Tally, rows_in=st.integers(0, 99), rows_out=st.integers(0, 99), dropped=COUNTS, rejected=COUNTS, classes=COUNTS)
+TALLIES = st.builds(
+    Tally, rows_in=st.integers(0, 99), rows_out=st.integers(0, 99), dropped=COUNTS, rejected=COUNTS, classes=COUNTS
+)
 
 
 @given(st.lists(TALLIES, max_size=5))
@@ -98,7 +103,9 @@ def test_a_folder_without_a_manifest_is_no_dataset(tmp_path: Path) -> None:
 def test_a_folder_of_splits_says_which_to_name(tmp_path: Path) -> None:
     for split in ("test", "train"):
         save_manifest(str(tmp_path / split), MANIFEST)
-    with pytest.raises(UsageError, match=rf"one dataset a split; name one of them: {tmp_path}/train or {tmp_path}/test"):
+    with pytest.raises(
+        UsageError, match=rf"one dataset a split; name one of them: {tmp_path}/train or {tmp_path}/test"
+    ):
         load_manifest(str(tmp_path))
 
 
@@ -126,12 +133,16 @@ def test_a_damaged_manifest_is_named_with_the_place(tmp_path: Path, text: str, m
     (tmp_path / "_manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(StriateError) as raised:
         load_manifest(str(tmp_path))
-    assert str(raised.value).startswith(f"{tmp_path}/_manifest.json is damaged or was written by another version: {message}")
+    assert str(raised.value).startswith(
+        f"{tmp_path}/_manifest.json is damaged or was written by another version: {message}"
+    )
 
 
 # -- reports ----------------------------------------------------------------------------------------------------------
 
-REPORT = ShardReport(stem="part-000000", input_digest="a", work_digest="b", output=SHARD, tally=TALLY, seconds={"read": 0.1})
+REPORT = ShardReport(
+    stem="part-000000", input_digest="a", work_digest="b", output=SHARD, tally=TALLY, seconds={"read": 0.1}
+)
 
 
 def test_a_report_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -141,7 +152,13 @@ def test_a_report_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{}", b"\xff", FileNotFoundError(), REPORT.model_dump_json().replace('"schema_version":1', '"schema_version":2').encode()],
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        FileNotFoundError(),
+        REPORT.model_dump_json().replace('"schema_version":1', '"schema_version":2').encode(),
+    ],
     ids=lambda data: repr(data)[:20],
 )
 def test_a_report_that_cannot_be_read_counts_as_none(data: bytes | Exception) -> None:
@@ -152,3 +169,16 @@ def test_every_cut_of_a_report_counts_as_none() -> None:
     data = REPORT.model_dump_json().encode()
     assert load_report(data) == REPORT
     assert {load_report(data[:length]) for length in range(len(data))} == {None}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../part-000000.parquet", "/etc/part-000000.parquet", "part-000000.parquet\n", "x.parquet", "part-1.parquet"],
+)
+def test_a_name_that_leads_out_of_the_dataset_is_no_shard(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="should match pattern"):
+        FileEntry(name=name, rows=1, bytes=1, digest="a")
+    text = MANIFEST.model_dump_json().replace('"part-000000.parquet"', json.dumps(name))
+    (tmp_path / "_manifest.json").write_text(text)
+    with pytest.raises(StriateError, match=r"is damaged or was written by another version: shards\.0\.name"):
+        load_manifest(str(tmp_path))

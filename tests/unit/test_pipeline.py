@@ -34,7 +34,9 @@ def refused(text: str) -> GrammarError:
 
 def test_every_step_has_an_example_and_every_example_is_of_its_step() -> None:
     assert set(EXAMPLES) == set(REGISTRY)
-    assert {name: Pipeline.parse(text).steps[0].name for name, text in EXAMPLES.items()} == {name: name for name in REGISTRY}
+    assert {name: Pipeline.parse(text).steps[0].name for name, text in EXAMPLES.items()} == {
+        name: name for name in REGISTRY
+    }
 
 
 @given(st.lists(st.sampled_from(sorted(EXAMPLES.values())), min_size=1, max_size=6))
@@ -69,7 +71,11 @@ def test_the_digest_is_of_the_canonical_text_only() -> None:
     same = Pipeline.parse('\n gaussian_blur(2)  # comment\n | resize(size=224, mode="short_side")\n')
     assert one == same
     assert one.digest == same.digest == hashlib.sha256(str(one).encode()).hexdigest()
-    others = ["gaussian_blur(sigma=2)", "resize(224) | gaussian_blur(sigma=2)", "gaussian_blur(sigma=2.1) | resize(224)"]
+    others = [
+        "gaussian_blur(sigma=2)",
+        "resize(224) | gaussian_blur(sigma=2)",
+        "gaussian_blur(sigma=2.1) | resize(224)",
+    ]
     assert len({one.digest, *(Pipeline.parse(text).digest for text in others)}) == 4
 
 
@@ -86,7 +92,11 @@ def test_a_pipeline_can_be_pickled_hashed_and_compared() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("grayscale | gausian_blur(sigma=1)", "gausian_blur", "unknown step 'gausian_blur' (did you mean 'gaussian_blur'?)"),
+        (
+            "grayscale | gausian_blur(sigma=1)",
+            "gausian_blur",
+            "unknown step 'gausian_blur' (did you mean 'gaussian_blur'?)",
+        ),
         ("gaussian_blur(sgma=1)", "sgma", "gaussian_blur has no parameter 'sgma' (did you mean 'sigma'?)"),
         ("gaussian_blur", "gaussian_blur", "gaussian_blur needs 'sigma'"),
         ("invert | gaussian_blur() | invert", "gaussian_blur", "gaussian_blur needs 'sigma'"),
@@ -142,7 +152,9 @@ def test_apply_refuses_what_needs_more_than_pixels(text: str) -> None:
 # -- a table, as map_batches hands it over ----------------------------------------------------------------------------
 
 
-def test_a_table_keeps_its_schema_and_loses_only_pictures_that_are_bad_or_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_table_keeps_its_schema_and_loses_only_pictures_that_are_bad_or_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     good, small = encoded("jpeg", height=40, width=50), encoded("png", height=5, width=5)
     rows = table([good, b"no picture", small, good[:-300]], box=[[1, 2], None, [3], []])
     with caplog.at_level(logging.WARNING):

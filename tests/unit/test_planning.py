@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -68,8 +69,12 @@ def test_every_picture_is_in_one_shard_and_the_tasks_say_how_many_there_are() ->
 
 
 def test_rows_travel_whole() -> None:
-    index = listing(["a", None, "b"], problem=["empty: no bytes", None, None]).append_column("extra.n", pa.array([1, 2, 3]))
-    found = sorted((row for task in plan(index, "/made", Layout()) for row in rows_of(task)), key=lambda row: row["key"])
+    index = listing(["a", None, "b"], problem=["empty: no bytes", None, None]).append_column(
+        "extra.n", pa.array([1, 2, 3])
+    )
+    found = sorted(
+        (row for task in plan(index, "/made", Layout()) for row in rows_of(task)), key=lambda row: row["key"]
+    )
     assert found == index.to_pylist()
 
 
@@ -91,7 +96,9 @@ def test_the_digest_of_a_shard_changes_with_any_of_its_rows_and_with_no_other() 
     changed = TWO_CLASSES.to_pylist()
     changed[7]["label"] = "fish"
     before, after = plan(TWO_CLASSES, "/made", SMALL), plan(pa.Table.from_pylist(changed, INDEX_SCHEMA), "/made", SMALL)
-    differing = [task.stem for task, other in zip(before, after, strict=True) if task.input_digest != other.input_digest]
+    differing = [
+        task.stem for task, other in zip(before, after, strict=True) if task.input_digest != other.input_digest
+    ]
     assert differing == [task.stem for task in before if "00007.jpg" in keys_of(task)]
 
 
@@ -99,7 +106,7 @@ def test_no_shard_is_sorted_by_class_and_each_has_about_its_share_though_the_sou
     for task in plan(TWO_CLASSES, "/made", SMALL):
         labels = [row["label"] for row in rows_of(task)]
         assert 25 <= labels.count("cat") <= 75
-        changes = sum(one != two for one, two in zip(labels, labels[1:], strict=False))
+        changes = sum(one != two for one, two in itertools.pairwise(labels))
         assert changes > len(labels) / 4
 
 
@@ -113,7 +120,7 @@ def test_keys_are_in_no_order_inside_a_shard_nor_across_shards() -> None:
 def test_a_shard_is_closed_at_its_size_and_only_a_picture_makes_it_larger(sizes: list[int], target: int) -> None:
     tasks = plan(listing(["x"] * len(sizes), sizes=sizes), "/made", Layout(shard_bytes=target))
     held = [[row["size"] for row in rows_of(task)] for task in tasks]
-    assert sorted(sum(held, [])) == sorted(sizes)
+    assert sorted(size for part in held for size in part) == sorted(sizes)
     for part in held:
         assert part
         assert sum(part) <= target + max(sizes)
@@ -139,7 +146,10 @@ def test_a_row_of_unknown_size_is_no_obstacle() -> None:
 
 
 def test_rows_of_a_block_stay_together_and_are_mixed_inside_a_shard() -> None:
-    uris, blocks = [f"/raw/{number // 100}.parquet" for number in range(400)], [number // 20 % 5 for number in range(400)]
+    uris, blocks = (
+        [f"/raw/{number // 100}.parquet" for number in range(400)],
+        [number // 20 % 5 for number in range(400)],
+    )
     index = listing(["x"] * 400, uri=uris, block=blocks)
     tasks = plan(index, "/made", Layout(shard_bytes=6_000))
     of_shard = [[(row["uri"], row["block"]) for row in rows_of(task)] for task in tasks]
@@ -148,7 +158,7 @@ def test_rows_of_a_block_stay_together_and_are_mixed_inside_a_shard() -> None:
     assert len(pieces) == 20
     assert sum(pieces.values()) < 20 + len(tasks)
     for found in of_shard:
-        changes = sum(one != two for one, two in zip(found, found[1:], strict=False))
+        changes = sum(one != two for one, two in itertools.pairwise(found))
         assert changes > len(found) / 4
     order = [of_shard[0][0]] + [block for blocks in of_shard for block in blocks]
     assert order != sorted(order)
@@ -180,7 +190,9 @@ def test_pictures_outside_the_splits_of_the_source_are_at_the_destination_itself
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "c", ""]), st.integers(1, 60), min_size=1), st.integers(0, 5))
-def test_fractions_hold_in_every_class_to_one_picture_and_do_not_hang_on_the_seed(counts: dict[str, int], seed: int) -> None:
+def test_fractions_hold_in_every_class_to_one_picture_and_do_not_hang_on_the_seed(
+    counts: dict[str, int], seed: int
+) -> None:
     labels = [label or None for label, count in counts.items() for _ in range(count)]
     index = listing(labels)
     fractions = {"train": 0.7, "val": 0.2, "test": 0.1}
@@ -214,13 +226,19 @@ def test_a_split_is_no_stretch_of_the_listing() -> None:
 
 def test_fractions_of_a_source_with_its_own_splits_are_refused() -> None:
     index = listing(["x"] * 2, split=["train", "test"])
-    with pytest.raises(UsageError, match=r"the source has its own splits \(test, train\); use --split none to join them"):
+    with pytest.raises(
+        UsageError, match=r"the source has its own splits \(test, train\); use --split none to join them"
+    ):
         plan(index, "/made", Layout(fractions={"train": 0.5, "val": 0.5}))
 
 
 @pytest.mark.parametrize(
     ("text", "fractions"),
-    [("train=0.8,val=0.1,test=0.1", {"train": 0.8, "val": 0.1, "test": 0.1}), (" all = 1.0 ", {"all": 1.0}), ("a=.5, b=5e-1", {"a": 0.5, "b": 0.5})],
+    [
+        ("train=0.8,val=0.1,test=0.1", {"train": 0.8, "val": 0.1, "test": 0.1}),
+        (" all = 1.0 ", {"all": 1.0}),
+        ("a=.5, b=5e-1", {"a": 0.5, "b": 0.5}),
+    ],
 )
 def test_fractions_are_read(text: str, fractions: dict[str, float]) -> None:
     assert parse_fractions(text) == fractions

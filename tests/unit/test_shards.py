@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,12 @@ from library.manifest import FileEntry
 from library.record import CORE_COLUMNS, dataset_schema, reject_schema
 from library.shards import ROW_GROUP_BYTES, ShardReader, ShardWriter, shard_name
 
-ROWS = table([encoded("jpeg"), encoded("png"), None], ["cat", None, "dog"], boxes=[[1], [], [2, 3]], about=[{"a": 1}, None, {"a": 2}])
+ROWS = table(
+    [encoded("jpeg"), encoded("png"), None],
+    ["cat", None, "dog"],
+    boxes=[[1], [], [2, 3]],
+    about=[{"a": 1}, None, {"a": 2}],
+)
 
 
 def write(folder: Path, tables: Iterable[pa.Table], name: str = "part-000000.parquet") -> FileEntry:
@@ -29,7 +34,11 @@ def write(folder: Path, tables: Iterable[pa.Table], name: str = "part-000000.par
 
 def big(rows: int, size: int) -> pa.Table:
     """Rows whose pictures take `size` bytes each."""
-    return table([bytes([row % 251]) * size for row in range(rows)], boxes=[[row] for row in range(rows)], about=[{"a": 1}] * rows)
+    return table(
+        [bytes([row % 251]) * size for row in range(rows)],
+        boxes=[[row] for row in range(rows)],
+        about=[{"a": 1}] * rows,
+    )
 
 
 # -- there and back ---------------------------------------------------------------------------------------------------
@@ -47,11 +56,16 @@ def test_a_shard_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_the_entry_is_that_of_the_file(tmp_path: Path) -> None:
     entry = write(tmp_path, [ROWS, ROWS])
     data = (tmp_path / entry.name).read_bytes()
-    assert entry == FileEntry(name="part-000000.parquet", rows=6, bytes=len(data), digest=hashlib.sha256(data).hexdigest())
+    assert entry == FileEntry(
+        name="part-000000.parquet", rows=6, bytes=len(data), digest=hashlib.sha256(data).hexdigest()
+    )
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    one, two = write(tmp_path / "one", [ROWS, ROWS]), write(tmp_path / "two", [pa.concat_tables([ROWS, ROWS]).combine_chunks()])
+    one, two = (
+        write(tmp_path / "one", [ROWS, ROWS]),
+        write(tmp_path / "two", [pa.concat_tables([ROWS, ROWS]).combine_chunks()]),
+    )
     assert one == two
     other = write(tmp_path / "three", [ROWS, ROWS.slice(0, 2)])
     assert other.digest != one.digest
@@ -67,7 +81,7 @@ def test_row_groups_hold_8_to_16_megabytes_of_pictures(tmp_path: Path) -> None:
     assert ROW_GROUP_BYTES <= 16 * 2**20
     read = [rows["boxes"].to_pylist() for rows in ShardReader(str(tmp_path / "part-000000.parquet"))]
     assert [len(rows) for rows in read] == [metadata.row_group(group).num_rows for group in range(len(sizes))]
-    assert sum(read, []) == [[row] for _ in range(13) for row in range(5)]
+    assert [boxes for rows in read for boxes in rows] == [[row] for _ in range(13) for row in range(5)]
 
 
 def test_reading_can_stop_after_any_row_group(tmp_path: Path) -> None:
@@ -168,17 +182,17 @@ def test_a_wrong_byte_in_any_page_is_an_error_that_names_the_file(tmp_path: Path
 def test_a_wrong_byte_anywhere_is_an_error_that_names_the_file_or_changes_no_row(tmp_path: Path) -> None:
     path = tmp_path / write(tmp_path, [ROWS]).name
     data = path.read_bytes()
-    refused = 0
-    for place in range(0, len(data), 3):
+    messages: list[str] = []
+    for place in range(0, len(data), 6):
         changed = bytearray(data)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
         try:
             list(ShardReader(str(path)))
         except StriateError as error:
-            assert str(path) in str(error)
-            refused += 1
-    assert refused > len(data) / 3 / 2
+            messages.append(str(error))
+    assert all(str(path) in message for message in messages)
+    assert len(messages) > len(data) / 6 / 2
 
 
 def test_a_shard_cut_off_anywhere_is_an_error_that_names_the_file(tmp_path: Path) -> None:
@@ -192,7 +206,9 @@ def test_a_shard_cut_off_anywhere_is_an_error_that_names_the_file(tmp_path: Path
 
 def test_a_parquet_file_of_another_program_is_no_shard(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "part-000000.parquet")
-    with pytest.raises(StriateError, match=r"part-000000.parquet is not a shard of a dataset: it has no column 'image'"):
+    with pytest.raises(
+        StriateError, match=r"part-000000.parquet is not a shard of a dataset: it has no column 'image'"
+    ):
         list(ShardReader(str(tmp_path / "part-000000.parquet")))
 
 
@@ -207,14 +223,21 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [ROWS, big(30, 700_000)], ids=["before", "after a row group"])
 def test_a_writer_that_fails_leaves_nothing_and_keeps_what_was_there(tmp_path: Path, rows: pa.Table) -> None:
     before = write(tmp_path, [ROWS])
-    with pytest.raises(ZeroDivisionError), ShardWriter(str(tmp_path), before.name, ROWS.schema) as writer:
-        writer.add(rows)
+
+    def tables() -> Iterator[pa.Table]:
+        yield rows
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path, tables())
     assert [path.name for path in tmp_path.iterdir()] == [before.name]
     assert hashlib.sha256((tmp_path / before.name).read_bytes()).hexdigest() == before.digest
 
 
 def test_rows_of_another_schema_fail_and_leave_nothing(tmp_path: Path) -> None:
-    with pytest.raises((ValueError, pa.ArrowException)), ShardWriter(str(tmp_path), "part-000000.parquet", ROWS.schema) as writer:
+    with (
+        pytest.raises((ValueError, pa.ArrowException)),
+        ShardWriter(str(tmp_path), "part-000000.parquet", ROWS.schema) as writer,
+    ):
         writer.add(table([b"x"]))
     assert list(tmp_path.iterdir()) == []
