@@ -54,6 +54,7 @@ def test_every_value_is_written_so_that_it_reads_back_with_its_type(value: objec
     assert repr(call.args) == repr((value,)), "1, 1.0 and True are equal, and not the same"
 
 
+@pytest.mark.filterwarnings("ignore:.*invalid escape sequence")
 @given(st.text(max_size=60) | st.text("()[]|=,'\"# \\\n\r\t*-.ab1_{}:", max_size=40))
 @example("a) | (b")
 @example("a)\n(b")
