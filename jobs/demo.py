@@ -33,7 +33,7 @@ _FILTERS = (
         "keep",
         "Vertical edges after a little blur; tiles of flat sky are dropped first.",
     ),
-    ("photos", "clahe(clip_limit=3) | sharpen(amount=1.5)", "png", "Local contrast, then an unsharp mask."),
+    ("photos", "clahe(clip_limit=2) | sharpen(amount=0.7)", "png", "Local contrast, then an unsharp mask."),
     ("photos", "blur_background(sigma=6)", "jpeg:92", "GrabCut finds what stands out; the rest is blurred."),
     ("digits", 'binarize(method="otsu") | resize(56, interpolation="nearest")', "png", "Ink or paper, and larger."),
 )
