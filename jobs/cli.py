@@ -181,9 +181,9 @@ def info_command(
 @app.command("show")
 def show_command(
     dataset: Annotated[str, typer.Argument(help="Dataset to draw pictures of.")],
-    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    out: Annotated[str, typer.Option(help="PNG file to write, here or in S3.")],
     steps: Steps = "",
-    count: Annotated[int, typer.Option(help="How many pictures.")] = 12,
+    count: Annotated[int | None, typer.Option(help="How many pictures.", show_default="12")] = None,
     tile_px: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 160,
     key: Annotated[list[str] | None, typer.Option(help="Exactly this picture; may be given several times.")] = None,
     label: Annotated[str | None, typer.Option(help="Only pictures of this class.")] = None,
@@ -196,9 +196,9 @@ def show_command(
     from jobs.show import contact_sheet
 
     sheet = contact_sheet(dataset, steps, count=count, tile_px=tile_px, keys=key or (), label=label)
-    storage.write_bytes(storage.normalize(str(out)), sheet.png)
+    storage.write_bytes(storage.normalize(out), sheet.png)
     if json:
-        output.emit_json({"sheet": str(out), "pictures": sheet.pictures})
+        output.emit_json({"sheet": out, "pictures": sheet.pictures})
     else:
         print(f"{out}: {len(sheet.pictures)} pictures")
 
@@ -206,7 +206,7 @@ def show_command(
 @app.command("steps")
 def steps_command(
     step: Annotated[str | None, typer.Argument(help="A step's name, or a call: clahe(clip_limit=4).")] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG file for its example picture.", show_default="NAME.png")] = None,
+    out: Annotated[str | None, typer.Option(help="PNG file for its example picture.", show_default="NAME.png")] = None,
     json: Json = False,
 ) -> None:
     """List every step with its parameters; or show one, with an example picture written to a file.
@@ -225,9 +225,9 @@ def steps_command(
         return
     described = describe(step)
     png, verdict = example_picture(step)
-    path = out or Path(f"{described['name']}.png")
-    storage.write_bytes(storage.normalize(str(path)), png)
-    described |= {"picture": str(path), "picture_result": verdict}
+    path = out or f"{described['name']}.png"
+    storage.write_bytes(storage.normalize(path), png)
+    described |= {"picture": path, "picture_result": verdict}
     output.emit_json(described) if json else output.print_step(described)
 
 

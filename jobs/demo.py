@@ -59,13 +59,15 @@ def run_demo(folder: Path) -> dict[str, Any]:
     with connect():
         for name, split in (("photos", "found"), ("digits", "train=0.8,test=0.2")):
             source, raw = pictures / name, data / name
-            stderr.print(f"striate ingest {source} {raw} --split {split} --verify", soft_wrap=True)
+            stderr.print(f"striate ingest {source} {raw} --split {split} --verify", markup=False, soft_wrap=True)
             ingest(plan_ingest(str(source), str(raw), split=split, verify=True))
         for number, (name, steps, encode, text) in enumerate(_FILTERS, 1):
             source = data / name if name == "photos" else data / name / "train"
             made = data / f"{name}-{number}"
             stderr.print(
-                f"striate filter {source} {made} --steps {shlex.quote(steps)} --encode {encode}", soft_wrap=True
+                f"striate filter {source} {made} --steps {shlex.quote(steps)} --encode {encode}",
+                markup=False,
+                soft_wrap=True,
             )
             manifest = filter_dataset(plan_filter(str(source), str(made), steps, encode=encode))
             sheet = folder / f"{name}-{number}.png"

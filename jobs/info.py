@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.output import balance, reasons, size, time_spent
@@ -48,12 +49,12 @@ def print_info(dataset: str, manifest: Manifest) -> None:
     console = Console(highlight=False)
     tally = manifest.tally
     state = "" if manifest.complete else "  NOT FINISHED: run the command that makes it again, it goes on where it was"
-    console.print(f"[bold]{dataset}[/]{state}", soft_wrap=True)
+    console.print(f"[bold]{escape(dataset)}[/]{state}", soft_wrap=True)
     console.print(f"{tally.rows_out:,} pictures in {len(manifest.shards):,} shards, {size(manifest.bytes)}")
     console.print(balance(manifest))
     for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
         if counts:
-            console.print(reasons(title, counts))
+            console.print(reasons(title, counts), markup=False, soft_wrap=True)
     console.print(_counts(manifest))
     console.print("made by:")
     for number, job in enumerate(manifest.jobs, 1):
@@ -74,7 +75,9 @@ def _counts(manifest: Manifest) -> Table:
     table.add_column(style="dim")
     table.add_column()
     labelled = sum(tally.classes.values())
-    table.add_row("classes", f"{len(tally.classes):,}" + (f" ({_ranked(tally.classes)})" if tally.classes else ""))
+    table.add_row(
+        "classes", f"{len(tally.classes):,}" + (f" ({escape(_ranked(tally.classes))})" if tally.classes else "")
+    )
     if labelled < tally.rows_out:
         table.add_row("without a label", f"{tally.rows_out - labelled:,}")
     table.add_row("formats", _ranked(tally.formats))

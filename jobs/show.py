@@ -18,6 +18,7 @@ from library.sheet import Tile, draw_sheet
 
 _PAIRS_A_ROW = 3
 _PLAIN_A_ROW = 6
+_COUNT = 12
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def contact_sheet(
     dataset: str,
     steps: str = "",
     *,
-    count: int = 12,
+    count: int | None = None,
     tile_px: int = 160,
     keys: Sequence[str] = (),
     label: str | None = None,
@@ -42,7 +43,7 @@ def contact_sheet(
     Args:
         dataset: URI.
         steps: pipeline to show; empty to show the pictures only.
-        count: how many pictures; the first of the dataset, which ingest has shuffled.
+        count: how many pictures (12); the first of the dataset, which ingest has shuffled.
         tile_px: side of a tile in pixels.
         keys: exactly these pictures instead.
         label: only pictures of this class.
@@ -50,10 +51,13 @@ def contact_sheet(
     Raises:
         UsageError: when no picture fits or a key is missing, or `count` is not 1 to 200.
     """
-    if not 1 <= count <= 200 or not 16 <= tile_px <= 1024:
+    if keys and count is not None:
+        raise UsageError("--count has no effect beside --key: name pictures, or say how many")
+    wanted = len(set(keys)) if keys else _COUNT if count is None else count
+    if not 1 <= wanted <= 200 or not 16 <= tile_px <= 1024:
         raise UsageError("--count takes 1 to 200 pictures, --tile-px 16 to 1024 pixels")
     pipeline = Pipeline.parse(steps) if steps.strip() else None
-    table = _chosen(storage.normalize(dataset), len(set(keys)) or count, set(keys), label)
+    table = _chosen(storage.normalize(dataset), wanted, set(keys), label)
     tiles: list[Tile] = []
     facts: list[dict[str, Any]] = []
     for row in range(table.num_rows):

@@ -75,7 +75,12 @@ def example_picture(text: str) -> tuple[bytes, str]:
         verdict = "kept" if reason is None else f"dropped: {reason}"
         after = Tile(photo if reason is None else None, verdict, verdict)
     else:
-        result = Pipeline((step,)).apply(photo)
+        try:
+            result = Pipeline((step,)).apply(photo)
+        except TypeError as error:
+            raise UsageError(
+                f"no example picture of {step}: {error}; leave that parameter out to see the step"
+            ) from None
         verdict = f"{result.shape[1]}x{result.shape[0]}x{result.shape[2]} {result.dtype}"
         after = Tile(result, verdict)
     before = Tile(photo, f"{photo.shape[1]}x{photo.shape[0]}x{photo.shape[2]} {photo.dtype}")

@@ -158,8 +158,9 @@ def finish(
         versions=VERSIONS,
         run=dict(run or {}),
     )
-    if held is not None and held.complete and held.digest == manifest.digest:
-        return held  # nothing was to be done: how the dataset was made stays on record
+    nothing_made = manifest.run.get("pictures_made") == 0
+    if nothing_made and held is not None and held.complete and held.digest == manifest.digest:
+        return manifest  # what is on record tells how the dataset was made, and this run made nothing
     save_manifest(dataset, manifest)
     return manifest
 

@@ -123,11 +123,13 @@ def _png_pixels(data: bytes) -> NDArray[Any]:
 def _png_orientation(data: bytes) -> int:
     """Walk the chunks to the EXIF one; asked for it, Pillow decodes the whole picture first."""
     at = 8
-    while b"eXIf" in data and at < len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    # Searched for once: a picture may have thousands of chunks.
+    last = data.rfind(b"eXIf")
+    while at < last:
+        following = at + 12 + int.from_bytes(data[at : at + 4], "big")
         if data[at + 4 : at + 8] == b"eXIf":
-            return _exif_orientation(b"Exif\0\0" + data[at + 8 : end - 4])
-        at = end
+            return _exif_orientation(b"Exif\0\0" + data[at + 8 : following - 4])
+        at = following
     return 1
 
 

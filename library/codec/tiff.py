@@ -62,9 +62,10 @@ def _shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
     height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
     if page.is_tiled and int(page.tilewidth) * int(page.tilelength) > max(_MAX_TILE_PX, 4 * width * height):
         raise BadPicture("too_large", f"a TIFF of {width}x{height} in tiles of {page.tilewidth}x{page.tilelength}")
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-        samples = 3
-    return height, width, samples
+    stored = {int(tifffile.PHOTOMETRIC.PALETTE): 1, int(tifffile.PHOTOMETRIC.SEPARATED): 4}.get(int(page.photometric))
+    if stored is not None and samples != stored:
+        raise BadPicture("unsupported", f"a TIFF of {samples} samples a pixel, with palette or inks")
+    return height, width, samples if stored is None else 3
 
 
 def _dtype(page: tifffile.TiffPage) -> str:
@@ -120,6 +121,12 @@ def _check_segments(page: tifffile.TiffPage, num_bytes: int) -> None:
 
 
 def _cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
+    if pixels.dtype.name not in ("uint8", "uint16"):
+        raise BadPicture("unsupported", f"inks of {pixels.dtype}")
     white = np.iinfo(pixels.dtype).max
-    ink = pixels.astype(np.float64) / white
-    return np.rint((1 - ink[:, :, :3]) * (1 - ink[:, :, 3:4]) * white).astype(pixels.dtype)
+    rgb = np.empty((*pixels.shape[:2], 3), pixels.dtype)
+    # Row by row: the whole picture as floats would take eight times its size.
+    for number, inks in enumerate(pixels):
+        paper = 1 - inks.astype(np.float64) / white
+        rgb[number] = np.rint(paper[:, :3] * paper[:, 3:] * white)
+    return rgb

@@ -13,13 +13,14 @@ import pyarrow.compute
 
 from library.codec import DEFAULT_LIMITS
 from library.errors import BadPicture, StriateError, UsageError
+from library.record import CORE_COLUMNS, REJECT_COLUMNS
 
 _compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 MAX_BYTES = DEFAULT_LIMITS.max_bytes
 _EXTRA = "extra."  # keeps a user's column `size` apart from ours; no INDEX_SCHEMA name begins so
 
 #: The columns that the datasets themselves have; a source's column of the same name becomes `source_...`.
-RESERVED = ("key", "image", "label", "split", "width", "height", "channels", "format")
+RESERVED = (*CORE_COLUMNS, *REJECT_COLUMNS, "split")
 
 #: One row a picture. `uri` is the file or the container that holds it, `at` where in it (byte offset, or row number
 #: in a Parquet file) and `size` its bytes (for Parquet an estimate). Rows with the same (uri, block) are cheap only

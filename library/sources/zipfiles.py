@@ -192,6 +192,8 @@ def _checked_spans(
     at, least = array("q"), array("q")
     total = 0
     for member in members:
+        if not 0 <= member.at < num_bytes:
+            raise StriateError(f"{uri} is damaged: a member is said to lie at byte {member.at:,} of {num_bytes:,}")
         at.append(member.at)
         least.append(member.least)
         total += member.size

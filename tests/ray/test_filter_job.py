@@ -170,6 +170,7 @@ def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tm
     killed = plan_filter(photos, str(tmp_path / "killed"), "invert")
     marks = tmp_path / "marks"
     marks.mkdir()
+    claim(killed.destination, killed.jobs, overwrite=False)
     run = run_shards("filter", DiesOnce(killed.work, str(marks)), killed.tasks[:3], 2)
     assert len(run.reports) == len(list(marks.iterdir())) == 3
     filter_dataset(killed)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import simplejpeg
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_examples import (
@@ -419,3 +420,11 @@ def test_a_palette_that_is_text_is_damage() -> None:
     data = KINDS["tiff palette"]
     at = data.index(struct.pack("<HH", 320, 3))
     assert reason_of(data[: at + 2] + struct.pack("<H", 2) + data[at + 4 :]) == "damaged"
+
+
+def test_a_tiff_of_inks_with_more_samples_than_inks_is_refused_before_it_is_decoded() -> None:
+    file = io.BytesIO()
+    inks = np.zeros((16, 16, 9), np.uint8)
+    tifffile.imwrite(file, inks, photometric="separated", planarconfig="contig", extrasamples=(0,) * 5)
+    with pytest.raises(BadPicture, match="unsupported"):
+        codec.probe(file.getvalue())

@@ -101,3 +101,8 @@ def test_a_folder_that_is_no_dataset_is_said(tmp_path: Path) -> None:
 def test_a_failing_step_is_no_tile_but_an_error(dataset: str) -> None:
     with pytest.raises(StepError, match="the dataset has no column 'mask'"):
         contact_sheet(dataset, 'blur_background(mask_column="mask")', keys=["cat/a.jpg"])
+
+
+def test_a_number_beside_keys_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--count has no effect beside --key"):
+        contact_sheet(str(tmp_path), count=3, keys=["a"])
