@@ -31,6 +31,14 @@ def put(run: str, shard: str, count: Count) -> None:
     _kv("put")(_key(run, shard), json.dumps(asdict(count)).encode(), namespace=_NAMESPACE)
 
 
+def begin(run: str, shard: str) -> int:
+    """Say that a shard is begun; gives how often it was begun by now, this time counted."""
+    key = _key(run, f"{shard}#begun")
+    times = int(_kv("get")(key, namespace=_NAMESPACE) or 0) + 1
+    _kv("put")(key, str(times).encode(), namespace=_NAMESPACE)
+    return times
+
+
 def take(run: str, shards: Iterable[str]) -> dict[str, Count]:
     """How far those shards are that were begun."""
     begun = {bytes(key) for key in _kv("list")(_key(run, ""), namespace=_NAMESPACE)}

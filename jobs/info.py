@@ -46,7 +46,7 @@ def _so_far(dataset: str, manifest: Manifest) -> Manifest:
 
 def print_info(dataset: str, manifest: Manifest) -> None:
     """For people, on stdout."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     tally = manifest.tally
     state = "" if manifest.complete else "  NOT FINISHED: run the command that makes it again, it goes on where it was"
     console.print(f"[bold]{escape(dataset)}[/]{state}", soft_wrap=True)
@@ -80,8 +80,8 @@ def _counts(manifest: Manifest) -> Table:
     )
     if labelled < tally.rows_out:
         table.add_row("without a label", f"{tally.rows_out - labelled:,}")
-    table.add_row("formats", _ranked(tally.formats))
-    table.add_row("channels", _ranked(tally.channels))
+    table.add_row("formats", escape(_ranked(tally.formats)))
+    table.add_row("channels", escape(_ranked(tally.channels)))
     sides = dict(sorted(tally.sides.items(), key=lambda item: int(item[0])))
     table.add_row("longer side", ", ".join(f"up to {side} px: {count:,}" for side, count in sides.items()))
     return table

@@ -9,7 +9,7 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -28,9 +28,6 @@ from library.shard_work import ShardJob, ShardTask
 
 # A worker that finishes a shard finds the next one waiting; with 1 it would idle for 0.15 s.
 _QUEUED_PER_WORKER = 4
-# A picture that crashes a decoder crashes it again: give up on its shard with a message instead of trying for ever.
-# A worker itself may come back as often as nodes are taken away.
-_MAX_RETRIES = 3
 
 
 @dataclasses.dataclass
@@ -114,25 +111,16 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
                 finished[f"{row['dataset']}/{report.stem}"] = count_of(report.tally)
                 run.first_report_s = run.first_report_s or time.monotonic() - start
         except RayError as error:
-            raise StriateError(_explained(error, unfinished)) from error
+            cause = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+            raise StriateError(
+                f"Ray could not run the job: {cause}; is striate installed on every node, in one version? "
+                "The shards that are done stay, the same command goes on from there"
+            ) from error
         finally:
             with contextlib.suppress(RayError, RuntimeError):  # the head may be gone
                 board.clear(name)
     run.wall_s = time.monotonic() - start
     return run
-
-
-def _explained(error: RayError, unfinished: Callable[[], dict[str, Count]]) -> str:
-    """What Ray's own error means for the user."""
-    in_work: list[str] = []
-    with contextlib.suppress(RayError, RuntimeError):  # the head may be gone
-        in_work = sorted(unfinished())
-    cause = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-    kept = "the shards that are done stay, the same command goes on from there"
-    if in_work:
-        shards = ", ".join(in_work[:8])
-        return f"a worker died {_MAX_RETRIES + 1} times on the same shard, one of: {shards} ({cause}); {kept}"
-    return f"Ray could not run the job: {cause}; is striate installed on every node, in one version? {kept}"
 
 
 def _rows(task: ShardTask) -> int:
@@ -145,7 +133,8 @@ def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, name: s
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     shards = ray.data.from_items([dataclasses.asdict(task) for task in tasks], override_num_blocks=len(tasks))
     with warnings.catch_warnings():
-        # Ray 2.60 announces that these go, and offers nothing else yet to set the retries.
+        # Ray 2.60 announces that this goes, and offers nothing else yet. A worker comes back as often as nodes are
+        # taken away; ShardWorker itself gives up on a shard that kills it.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         results = shards.map_batches(
             ShardWorker,
@@ -154,7 +143,7 @@ def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, name: s
             compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=_QUEUED_PER_WORKER),
             fn_constructor_args=(job, name),
             num_cpus=1,
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": _MAX_RETRIES},
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": -1},
         )
     yield from results.iter_rows()
 

@@ -16,6 +16,13 @@ from library.manifest import Tally
 from library.shard_work import ShardJob, ShardTask
 
 _REPORT_EVERY_S = 1.0
+# A picture that crashes a decoder crashes it again. Only what was really begun counts: when a worker dies, Ray tries
+# all that was queued there again as well.
+_MAX_ATTEMPTS = 4
+_GIVEN_UP = (
+    "shard {task.dataset}/{task.stem}: its worker died {times} times while it was in work; a picture in it crashes a "
+    "library, or the worker ran out of memory. The shards that are done stay, the same command goes on from there"
+)
 
 
 class ShardWorker:
@@ -35,8 +42,10 @@ class ShardWorker:
         waited = time.perf_counter() - self._idle_since
         task = ShardTask(**batch.to_pylist()[0])
         result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
-        board.put(self._run, f"{task.dataset}/{task.stem}", Count())
+        begun = board.begin(self._run, f"{task.dataset}/{task.stem}")
         try:
+            if begun > _MAX_ATTEMPTS:
+                raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
             result["report"] = self._job.run(task, self._teller(task)).model_dump_json()
         except StriateError as error:
             result["error"] = str(error)

@@ -19,6 +19,7 @@ from library.sheet import Tile, draw_sheet
 _PAIRS_A_ROW = 3
 _PLAIN_A_ROW = 6
 _COUNT = 12
+_MOST = 200
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,16 @@ def contact_sheet(
         label: only pictures of this class.
 
     Raises:
-        UsageError: when no picture fits or a key is missing, or `count` is not 1 to 200.
+        UsageError: when no picture fits or a key is missing, `count` is not 1 to 200 or stands beside
+            `keys`.
     """
     if keys and count is not None:
         raise UsageError("--count has no effect beside --key: name pictures, or say how many")
     wanted = len(set(keys)) if keys else _COUNT if count is None else count
-    if not 1 <= wanted <= 200 or not 16 <= tile_px <= 1024:
-        raise UsageError("--count takes 1 to 200 pictures, --tile-px 16 to 1024 pixels")
+    if len(set(keys)) > _MOST:
+        raise UsageError(f"--key is given {len(set(keys)):,} times; a sheet takes {_MOST} pictures at most")
+    if not 1 <= wanted <= _MOST or not 16 <= tile_px <= 1024:
+        raise UsageError(f"--count takes 1 to {_MOST} pictures, --tile-px 16 to 1024 pixels")
     pipeline = Pipeline.parse(steps) if steps.strip() else None
     table = _chosen(storage.normalize(dataset), wanted, set(keys), label)
     tiles: list[Tile] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from sklearn.datasets import load_sample_images
@@ -75,12 +75,13 @@ def example_picture(text: str) -> tuple[bytes, str]:
         verdict = "kept" if reason is None else f"dropped: {reason}"
         after = Tile(photo if reason is None else None, verdict, verdict)
     else:
-        try:
-            result = Pipeline((step,)).apply(photo)
-        except TypeError as error:
+        missing: tuple[str, ...] = cast(Any, step).columns() if hasattr(step, "columns") else ()
+        if missing:
             raise UsageError(
-                f"no example picture of {step}: {error}; leave that parameter out to see the step"
-            ) from None
+                f"the example picture has no column '{missing[0]}', which {step.name} would read: leave that parameter "
+                "out here, or see it on a dataset that has the column: striate show DATASET --steps ..."
+            )
+        result = Pipeline((step,)).apply(photo)
         verdict = f"{result.shape[1]}x{result.shape[0]}x{result.shape[2]} {result.dtype}"
         after = Tile(result, verdict)
     before = Tile(photo, f"{photo.shape[1]}x{photo.shape[0]}x{photo.shape[2]} {photo.dtype}")

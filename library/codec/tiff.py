@@ -52,6 +52,7 @@ def _page(file: tifffile.TiffFile) -> tifffile.TiffPage:
 
 _COLOUR_SPACES = (6, 8, 9, 10, 32844, 32845)  # YCbCr, L*a*b* in three codings, LogL, LogLuv
 _JPEG_IN_TIFF = (6, 7)
+_CMYK_STRIP_PX = 2**16
 _MAX_TILE_PX = 2**24  # tiles are padded to their whole size, however small the picture
 
 
@@ -62,10 +63,18 @@ def _shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
     height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
     if page.is_tiled and int(page.tilewidth) * int(page.tilelength) > max(_MAX_TILE_PX, 4 * width * height):
         raise BadPicture("too_large", f"a TIFF of {width}x{height} in tiles of {page.tilewidth}x{page.tilelength}")
-    stored = {int(tifffile.PHOTOMETRIC.PALETTE): 1, int(tifffile.PHOTOMETRIC.SEPARATED): 4}.get(int(page.photometric))
-    if stored is not None and samples != stored:
-        raise BadPicture("unsupported", f"a TIFF of {samples} samples a pixel, with palette or inks")
-    return height, width, samples if stored is None else 3
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        if samples != 1:
+            raise BadPicture("unsupported", f"a TIFF with a palette and {samples} samples a pixel")
+        return height, width, 3
+    if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+        with_alpha = samples == 5 and tuple(page.extrasamples) == (tifffile.EXTRASAMPLE.UNASSALPHA,)
+        if samples != 4 and not with_alpha:
+            raise BadPicture(
+                "unsupported", f"a TIFF of inks with {samples} samples a pixel, not CMYK or CMYK and alpha"
+            )
+        return height, width, samples - 1
+    return height, width, samples
 
 
 def _dtype(page: tifffile.TiffPage) -> str:
@@ -73,7 +82,8 @@ def _dtype(page: tifffile.TiffPage) -> str:
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.bitspersample == 1:
         return "uint8"
     name = np.dtype(page.dtype).name
-    if np.dtype(page.dtype).kind not in "uif":
+    inks = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+    if np.dtype(page.dtype).kind not in "uif" or (inks and name not in ("uint8", "uint16")):
         raise BadPicture("unsupported", f"TIFF samples of type {name}")
     return name if name in ("uint8", "uint16") else "float32"
 
@@ -121,12 +131,12 @@ def _check_segments(page: tifffile.TiffPage, num_bytes: int) -> None:
 
 
 def _cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    if pixels.dtype.name not in ("uint8", "uint16"):
-        raise BadPicture("unsupported", f"inks of {pixels.dtype}")
+    """CMYK (and alpha, which stays as it is) to RGB."""
     white = np.iinfo(pixels.dtype).max
-    rgb = np.empty((*pixels.shape[:2], 3), pixels.dtype)
-    # Row by row: the whole picture as floats would take eight times its size.
-    for number, inks in enumerate(pixels):
-        paper = 1 - inks.astype(np.float64) / white
-        rgb[number] = np.rint(paper[:, :3] * paper[:, 3:] * white)
+    rgb = pixels[:, :, 1:].copy()
+    # In strips: the whole picture as floats would take eight times its size.
+    rows = max(_CMYK_STRIP_PX // pixels.shape[1], 1)
+    for top in range(0, len(pixels), rows):
+        paper = 1 - pixels[top : top + rows].astype(np.float64) / white
+        rgb[top : top + rows, :, :3] = np.rint(paper[:, :, :3] * paper[:, :, 3:4] * white)
     return rgb

@@ -205,11 +205,13 @@ def _sizes(uris: list[str | None]) -> Iterator[tuple[int, tuple[int, str | None]
         if uri is not None and row not in remote:
             yield row, _local_size(uri)
     if len(remote) > _FEW:
-        buckets: dict[str, list[str]] = {}
+        folders_in: dict[str, list[str]] = {}
         for uri in remote.values():
-            buckets.setdefault(uri.split("/")[2], []).append(posixpath.dirname(uri[len("s3://") :]))
-        folders = [f"s3://{posixpath.commonpath(inside)}" for inside in buckets.values()]
-        known = {file.uri: file.size for folder in folders for file in storage.list_files(folder)}
+            bucket, _, key = uri[len("s3://") :].partition("/")
+            if bucket and key:
+                folders_in.setdefault(bucket, []).append(posixpath.dirname(f"{bucket}/{key}"))
+        common = [posixpath.commonpath(folders) for folders in folders_in.values()]
+        known = {file.uri: file.size for folder in common for file in storage.list_files(f"s3://{folder}")}
         for row, uri in remote.items():
             yield row, (known[uri], None) if uri in known else (0, f"missing: there is no object {uri}")
     else:

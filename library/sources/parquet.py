@@ -22,7 +22,6 @@ from library.sources.labels import file_splits, from_folders, split_of
 _IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "data", "content")
 _LABEL_NAMES = ("label", "class")
 _OURS = ("width", "height", "channels", "format")  # found out again for every picture
-_BATCH_ROWS = 32
 _BUFFER_BYTES = 8 * 2**20  # of a column being read: not the whole row group
 _FOOTERS_AT_ONCE = 8
 
@@ -71,7 +70,7 @@ def list_parquet(paths: Sequence[str], uris: Sequence[str], ours: bool, options:
 
 
 def read_parquet(rows: pa.Table, hints: Mapping[str, bytes], options: Options) -> Iterator[Read]:
-    """Pictures and extra columns, one row group after the other, some rows at a time."""
+    """Pictures and extra columns, one row group after the other, a row at a time."""
     wanted: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
     for row, place in enumerate(rows.select(["uri", "block", "at"]).to_pylist()):
         wanted[place["uri"], place["block"]][place["at"]] = row
@@ -95,25 +94,25 @@ def _read_group(
     file: pq.ParquetFile, group: int, first: int, wanted: Mapping[int, int], layout: _Layout
 ) -> Iterator[Read]:
     names = [layout.image, *(field.name for field in layout.extras.values())]
-    at = first
-    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
-        inside = [number for number in range(at, at + batch.num_rows) if number in wanted]
-        picked = batch.take(pa.array([number - at for number in inside], pa.int64()))
-        for number, values in zip(inside, picked.to_pylist(), strict=True):
+    # One row at a time (30 us): in a dictionary one large value stands for any number of rows, and no size in the
+    # footer says so.
+    for number, batch in enumerate(file.iter_batches(1, row_groups=[group], columns=names), first):
+        if number in wanted:
+            (values,) = batch.drop_columns([layout.image]).to_pylist() if layout.extras else ({},)
             extras = {name: values[field.name] for name, field in layout.extras.items()}
-            yield _read(wanted[number], values[layout.image], extras)
-        at += batch.num_rows
+            yield _read(wanted[number], batch.column(layout.image)[0], extras)
 
 
 def _read(row: int, image: Any, extras: dict[str, Any]) -> Read:
-    data = image.get("bytes") if isinstance(image, dict) else image
+    in_struct = isinstance(image, pa.StructScalar) and image.is_valid
+    data = (image["bytes"] if in_struct else image).as_buffer() if image.is_valid else None
     if data is None:
-        path = image.get("path") if isinstance(image, dict) else None
+        path = image["path"].as_py() if in_struct and "path" in image else None
         where = f"only the path '{path}'" if path else "nothing"
         return Read(row, None, BadPicture("missing", f"the row holds {where} in place of the picture"), extras)
-    if len(data) > MAX_BYTES:
-        return Read(row, None, BadPicture("too_large", f"{len(data):,} bytes; at most {MAX_BYTES:,} are read"), extras)
-    return Read(row, data, None, extras)
+    if data.size > MAX_BYTES:  # before it is copied
+        return Read(row, None, BadPicture("too_large", f"{data.size:,} bytes; at most {MAX_BYTES:,} are read"), extras)
+    return Read(row, data.to_pybytes(), None, extras)
 
 
 def _list_file(path: str, uri: str, options: Options) -> tuple[dict[str, list[Any]], _Layout]:
@@ -129,9 +128,9 @@ def _list_file(path: str, uri: str, options: Options) -> tuple[dict[str, list[An
         sizes: list[int] = []
         for group in range(metadata.num_row_groups):
             row_group = metadata.row_group(group)
-            num_bytes = sum(row_group.column(at).total_compressed_size for at in range(row_group.num_columns))
+            num_bytes = sum(row_group.column(at).total_uncompressed_size for at in range(row_group.num_columns))
             blocks += [group] * row_group.num_rows
-            sizes += [max(num_bytes // max(row_group.num_rows, 1), 1)] * row_group.num_rows
+            sizes += [min(max(num_bytes // max(row_group.num_rows, 1), 1), MAX_BYTES)] * row_group.num_rows
     count = len(blocks)
     if count != metadata.num_rows or (told is not None and told.num_rows != count):
         raise StriateError(f"{uri} is damaged: its row groups have {count:,} rows, not {metadata.num_rows:,}")

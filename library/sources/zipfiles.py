@@ -124,6 +124,8 @@ def _zip64_end(file: IO[bytes], locator_at: int) -> tuple[bytes, int]:
         return b"", 0
     # The locator does not count what was put before the archive; the record lies right before it all the same.
     for at in (_END64_LOCATOR.unpack(locator)[2], locator_at - _END64.size):
+        if not 0 <= at <= locator_at:
+            continue
         file.seek(at)
         record = file.read(_END64.size)
         if record[:4] == b"PK\x06\x06" and len(record) == _END64.size:
@@ -192,8 +194,11 @@ def _checked_spans(
     at, least = array("q"), array("q")
     total = 0
     for member in members:
-        if not 0 <= member.at < num_bytes:
-            raise StriateError(f"{uri} is damaged: a member is said to lie at byte {member.at:,} of {num_bytes:,}")
+        if not 0 <= member.at < num_bytes or member.compressed > num_bytes:
+            raise StriateError(
+                f"{uri} is damaged: it has {num_bytes:,} bytes, and its directory names {member.compressed:,} "
+                f"at byte {member.at:,}"
+            )
         at.append(member.at)
         least.append(member.least)
         total += member.size

@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -428,3 +429,23 @@ def test_a_tiff_of_inks_with_more_samples_than_inks_is_refused_before_it_is_deco
     tifffile.imwrite(file, inks, photometric="separated", planarconfig="contig", extrasamples=(0,) * 5)
     with pytest.raises(BadPicture, match="unsupported"):
         codec.probe(file.getvalue())
+
+
+def test_a_palette_for_more_than_one_sample_a_pixel_is_refused() -> None:
+    data = tiff_bytes(np.zeros((8, 8), np.uint8), photometric="palette", colormap=np.zeros((3, 256), np.uint16))
+    assert codec.probe(data).channels == 3
+    with pytest.raises(BadPicture, match="palette and 3 samples"):
+        codec.probe(with_tiff_tag(data, 277, 3))
+
+
+def test_inks_that_are_no_whole_numbers_of_8_or_16_bits_are_refused_from_the_header() -> None:
+    inks = tiff_bytes(np.zeros((8, 8, 4), np.float32), photometric="separated")
+    with pytest.raises(BadPicture, match="unsupported"):
+        codec.probe(inks)
+
+
+def test_a_png_of_thousands_of_chunks_takes_time_by_its_length_only() -> None:
+    data = png_bytes(8, 4, 8, 0, (b"\0" + bytes(8)) * 4, png_chunk(b"teSt", b"") * 16_000 + png_chunk(b"eXIf", b""))
+    start = time.process_time()
+    assert codec.probe(data).width == 8
+    assert time.process_time() - start < 1

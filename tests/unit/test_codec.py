@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -475,3 +476,25 @@ def test_tiff_pages_of_tifffile_and_of_pillow_are_read_alike() -> None:
     with tifffile.TiffFile(io.BytesIO(pil_bytes(Image.fromarray(pixels), "tiff", compression="tiff_lzw"))) as file:
         assert file.pages[0].compression.name == "LZW"  # type: ignore[union-attr]
     assert np.array_equal(codec.decode(pil_bytes(Image.fromarray(pixels), "tiff", compression="tiff_lzw")), pixels)
+
+
+def test_the_alpha_of_a_cmyk_tiff_stays_and_one_that_is_multiplied_in_is_refused() -> None:
+    inks = scene(channels=5)
+    pixels = codec.decode(tiff_bytes(inks, photometric="separated", extrasamples=("unassalpha",)))
+    assert np.array_equal(pixels[:, :, 3], inks[:, :, 4])
+    assert np.array_equal(pixels[:, :, :3], codec.decode(tiff_bytes(inks[:, :, :4], photometric="separated")))
+    with pytest.raises(BadPicture, match="inks with 5 samples"):
+        codec.probe(tiff_bytes(inks, photometric="separated", extrasamples=("assocalpha",)))
+
+
+def test_a_large_cmyk_tiff_takes_little_more_memory_than_its_pixels() -> None:
+    inks = np.broadcast_to(scene(1, 1024, 4), (1024, 1024, 4))
+    data = tiff_bytes(inks, photometric="separated", compression="zlib")
+    codec.decode(data)
+    tracemalloc.start()
+    pixels = codec.decode(data)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * inks.size
+    exact = (1 - inks[0, :, :3] / 255) * (1 - inks[0, :, 3:] / 255) * 255
+    assert np.array_equal(pixels, np.broadcast_to(np.rint(exact), pixels.shape))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.info import print_info
 from library.errors import StriateError, UsageError
 from library.manifest import (
     FileEntry,
@@ -182,3 +183,13 @@ def test_a_name_that_leads_out_of_the_dataset_is_no_shard(tmp_path: Path, name: 
     (tmp_path / "_manifest.json").write_text(text)
     with pytest.raises(StriateError, match=r"is damaged or was written by another version: shards\.0\.name"):
         load_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["[cat]", "[/cat]", ":cat:", "[bold]x[/]"])
+def test_what_users_name_is_printed_as_it_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tally = Tally(rows_in=3, rows_out=1, dropped={name: 1}, rejected={name: 1}, classes={name: 1}, formats={name: 1})
+    print_info(f"/data/{name}", Manifest(complete=True, jobs=[Job(kind="ingest", source=name)], tally=tally))
+    said = capsys.readouterr().out
+    for text in (f"/data/{name}", f"dropped: {name} 1", f"rejected: {name} 1", f"1 ({name} 1)", f"ingest {name}:"):
+        assert text in said
+    assert said.count(f"{name} 1") == 4, "and the formats"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from picture_examples import encoded, ingest, write_files
 
+from jobs.cli import run
 from jobs.show import contact_sheet
-from library import codec
+from library import codec, storage
 from library.errors import StepError, UsageError
 
 FILES = {
@@ -106,3 +107,13 @@ def test_a_failing_step_is_no_tile_but_an_error(dataset: str) -> None:
 def test_a_number_beside_keys_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--count has no effect beside --key"):
         contact_sheet(str(tmp_path), count=3, keys=["a"])
+
+
+def test_the_sheet_goes_to_s3_where_its_address_is_one(dataset: str, bucket: str) -> None:
+    assert run(["show", dataset, "--out", f"{bucket}/sheet.png", "--key", "cat/a.jpg"]) == 0
+    assert storage.exists(f"{bucket}/sheet.png")
+
+
+def test_more_keys_than_a_sheet_takes_are_refused(dataset: str) -> None:
+    with pytest.raises(UsageError, match="--key is given 201 times"):
+        contact_sheet(dataset, keys=[str(number) for number in range(201)])

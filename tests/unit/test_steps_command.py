@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from jobs.cli import run
 from jobs.steps import describe, example_picture, step_table
-from library import codec
+from library import codec, storage
 from library.errors import GrammarError, UsageError
 from library.pipeline import Pipeline
 from library.steps import REGISTRY
@@ -87,3 +88,16 @@ def test_what_is_no_step_is_said(text: str, message: str) -> None:
         with pytest.raises((UsageError, GrammarError)) as raised:
             show(text)
         assert message in str(raised.value)
+
+
+def test_a_step_that_reads_another_column_has_no_example_picture() -> None:
+    with pytest.raises(UsageError, match=r"has no column 'm', which blur_background would read.*striate show"):
+        example_picture("blur_background(mask_column='m')")
+
+
+def test_the_example_picture_goes_to_s3_where_its_address_is_one(
+    bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["steps", "invert", "--out", f"{bucket}/x.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["picture"] == f"{bucket}/x.png"
+    assert storage.exists(f"{bucket}/x.png")

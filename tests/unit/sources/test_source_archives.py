@@ -363,3 +363,29 @@ def test_photos_in_a_tar_are_read_whole() -> None:
     assert len(set(listing.index.column("label").to_pylist())) == 500
     for read in read_pictures(listing.kind, some, listing.hints):
         assert codec.decode(read.data or b"").shape[2] in (1, 3)
+
+
+@pytest.mark.parametrize("field", ["size", "compressed", "offset"])
+def test_a_zip64_number_beyond_63_bits_is_damage(tmp_path: Path, field: str) -> None:
+    path = write_zip(tmp_path / "a.zip", {"a.jpg": picture(1)}, zipfile.ZIP_STORED)
+    data = path.read_bytes()
+    at = data.rfind(b"PK\x01\x02")
+    entry = bytearray(data[at : data.rfind(b"PK\x05\x06")])
+    place = {"compressed": 20, "size": 24, "offset": 42}[field]
+    entry[place : place + 4] = b"\xff" * 4
+    entry[30:32] = struct.pack("<H", 12)
+    entry += struct.pack("<2HQ", 1, 8, 2**63 + 5)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(entry), at, 0)
+    path.write_bytes(data[:at] + entry + end)
+    with pytest.raises(StriateError, match="is refused: it expands" if field == "size" else "is damaged: it has"):
+        list_source(str(path))
+
+
+def test_a_zip64_directory_that_is_said_to_lie_beyond_63_bits_is_looked_for_where_it_is(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", {"a.jpg": picture(1)})
+    data = path.read_bytes()
+    end = data.rfind(b"PK\x05\x06")
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 2**63 + 5, 1)
+    path.write_bytes(data[:end] + locator + data[end:])
+    with pytest.raises(StriateError, match="is damaged"):
+        list_source(str(path))

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 from source_examples import labels, picture, read_all, rows, write_tree
 
+from library import storage
 from library.errors import StriateError, UsageError
-from library.sources import Options, extras_of, list_source
+from library.sources import Options, extras_of, list_source, lists
 
 
 @pytest.fixture
@@ -134,3 +136,24 @@ def test_json_lines_keep_nested_and_mixed_values_as_text(folder: Path) -> None:
 def test_an_empty_list_says_what_works(folder: Path) -> None:
     with pytest.raises(UsageError, match="holds no pictures"):
         list_source(_write(folder, "l.csv", "path,label\n"))
+
+
+def test_columns_that_rejects_have_too_get_another_name(folder: Path) -> None:
+    listing = list_source(_write(folder, "l.csv", "path,reason,detail\nimg/a.jpg,why,what\n"))
+    assert extras_of(listing.index).to_pylist() == [{"source_reason": "why", "source_detail": "what"}]
+
+
+def test_a_long_list_of_objects_in_several_buckets_is_listed_bucket_by_bucket(
+    folder: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "_FEW", 2)
+    other = f"{bucket}-too"
+    fsspec.filesystem("s3").mkdir(other[len("s3://") :])
+    uris = [f"{bucket}/deep/in/a.jpg", f"{bucket}/deep/b.jpg", f"{other}/c.jpg"]
+    for number, uri in enumerate(uris):
+        storage.write_bytes(uri, picture(number))
+    missing = [f"{other}/d.jpg", bucket, "s3://"]
+    listing = list_source(_write(folder, "l.csv", "\n".join(["path", *uris, *missing])))
+    found = rows(listing)
+    assert [found[uri]["size"] for uri in uris] == [len(picture(number)) for number in range(3)]
+    assert [found[uri]["problem"] for uri in missing] == [f"missing: there is no object {uri}" for uri in missing]

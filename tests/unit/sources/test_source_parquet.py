@@ -9,7 +9,7 @@ import pytest
 from source_examples import labels, picture, read_all, rows
 
 from library.errors import StriateError, UsageError
-from library.sources import Options, list_source
+from library.sources import Options, list_source, read_pictures
 
 
 def _images(numbers: range) -> list[dict[str, Any]]:
@@ -149,3 +149,27 @@ def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(StriateError, match=r"a\.parquet is damaged, or no Parquet file"):
         list_source(str(path))
+
+
+def test_the_size_of_a_row_is_that_of_its_bytes_unpacked(tmp_path: Path) -> None:
+    images = [bytes([number]) * 10**5 for number in range(4)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": images}), path, compression="zstd", use_dictionary=False)
+    assert all(10**5 <= row["size"] < 1.1 * 10**5 for row in rows(list_source(str(path))).values())
+
+
+def test_one_large_value_that_a_dictionary_repeats_is_held_once(tmp_path: Path) -> None:
+    image = b"\xff\xd8\xff" + bytes(2**22)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array([image], pa.binary()))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": column}), path, store_schema=False, dictionary_pagesize_limit=2**26)
+    listing = list_source(str(path))
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        for read in read_pictures(listing.kind, listing.index, listing.hints):
+            assert read.data == image
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 8 * len(image)
