@@ -15,7 +15,7 @@ from rich.table import Table
 from library.manifest import Manifest
 
 #: People read here; with --json only the document goes to stdout.
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, emoji=False)
 
 
 def emit_json(value: Any) -> None:
@@ -59,7 +59,7 @@ def time_spent(runs: Iterable[Mapping[str, Any]]) -> Table | None:
     table.add_column("seconds", justify="right")
     table.add_column("share", justify="right")
     for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-        table.add_row(stage, f"{spent:.2f}", f"{spent / whole:.0%}")
+        table.add_row(escape(stage), f"{spent:.2f}", f"{spent / whole:.0%}")
     return table
 
 
@@ -93,7 +93,7 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
     table = time_spent(runs)
     if table is not None and made:
         print(f"{made:,} pictures in {runs[0]['wall_s']:.1f} s on {runs[0]['workers']} workers")
-        Console(highlight=False).print(table)
+        Console(highlight=False, emoji=False).print(table)
 
 
 def summaries(manifests: Mapping[str, Manifest]) -> Any:
@@ -117,7 +117,7 @@ def _summary(dataset: str, manifest: Manifest) -> dict[str, Any]:
 
 def print_steps(steps: Sequence[Mapping[str, str]]) -> None:
     """The table of steps."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for kind, title in (
         ("filter", "filters: pixels to pixels"),
         ("selector", "selectors: keep a picture, or drop it with a reason"),
@@ -136,7 +136,7 @@ def print_steps(steps: Sequence[Mapping[str, str]]) -> None:
 
 def print_step(step: Mapping[str, Any]) -> None:
     """One step, whole."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(f"[bold]{step['name']}[/] ({step['kind']})")
     console.print(escape(step["help"]))
     table = Table(box=None, pad_edge=False)
@@ -148,4 +148,4 @@ def print_step(step: Mapping[str, Any]) -> None:
     if step["parameters"]:
         console.print(table)
     console.print(f"example: {escape(step['example'])}", soft_wrap=True)
-    console.print(f"picture: {step['picture']} ({escape(step['picture_result'])})", soft_wrap=True)
+    console.print(f"picture: {escape(step['picture'])} ({escape(step['picture_result'])})", soft_wrap=True)
