@@ -30,6 +30,17 @@ Workers = Annotated[str, typer.Option(help="How many shards are worked on at onc
 Steps = Annotated[str, typer.Option(help="""The pipeline, e.g. "grayscale | gaussian_blur(sigma=1.5)".""")]
 
 
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from library.versions import VERSIONS
+
+        print(f"striate {VERSIONS['striate']}")
+        raise typer.Exit
+
+
 def main() -> None:
     """Entry point of the `striate` command: exit code 0, 1 for a failure, 2 for misuse, 130 for Ctrl-C."""
     sys.exit(run(sys.argv[1:]))

@@ -11,7 +11,7 @@ from rich.table import Table
 from jobs.output import balance, reasons, size, time_spent
 from library import storage
 from library.errors import UsageError
-from library.manifest import MANIFEST, REPORTS, Manifest, Tally, find_manifest, load_report, splits_below
+from library.manifest import MANIFEST, REJECTS, REPORTS, Manifest, Tally, find_manifest, load_report, splits_below
 from library.storage import Span
 
 _MOST_CLASSES = 20
@@ -55,6 +55,9 @@ def print_info(dataset: str, manifest: Manifest) -> None:
     for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
         if counts:
             console.print(reasons(title, counts), markup=False, soft_wrap=True)
+    if manifest.rejects:
+        rejects = storage.join(dataset, REJECTS)
+        console.print(f"the rejects lie in {rejects}, Parquet with `reason` and `detail`", markup=False, soft_wrap=True)
     console.print(_counts(manifest))
     console.print("made by:")
     for number, job in enumerate(manifest.jobs, 1):

@@ -178,6 +178,6 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 def _described(job: Job) -> str:
-    options = {name: value for name, value in job.options.items() if value is not None}
-    steps = f" --steps '{job.pipeline}'" if job.pipeline else ""
-    return f"{job.kind} {job.source}{steps} --encode {job.encode} {options or ''}".rstrip()
+    options = [f"{name}={value}" for name, value in job.options.items() if value is not None]
+    steps = f" --steps '{job.pipeline}' --encode {job.encode}" if job.kind == "filter" else ""
+    return f"{job.kind} {job.source}{steps}" + (f" ({', '.join(options)})" if options else "")

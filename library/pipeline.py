@@ -110,11 +110,20 @@ def _make(call: Call, text: str) -> Step:
         if name in names[: len(call.args)]:
             raise GrammarError(f"{call.name}: '{name}' is given twice", text, span.offset, span.length)
     values = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+    for name, value in values.items():
+        if isinstance(value, Chain) and len(value.calls) == 1 and _is_bare_word(value.calls[0]):
+            word = value.calls[0]
+            message = f"'{word.name}' is no step; text needs quotes: {name}=\"{word.name}\""
+            raise GrammarError(message, text, word.span.offset, word.span.length)
     nested = {name: Pipeline.from_chain(value) if isinstance(value, Chain) else value for name, value in values.items()}
     try:
         return cast(Any, cls)(**nested)
     except pydantic.ValidationError as error:
         raise _explained(error, call, spans, nested, text) from None
+
+
+def _is_bare_word(call: Call) -> bool:
+    return call.name not in REGISTRY and not call.args and not call.kwargs
 
 
 def _explained(
