@@ -113,7 +113,9 @@ def _make(call: Call, text: str) -> Step:
     for name, value in values.items():
         if isinstance(value, Chain) and len(value.calls) == 1 and _is_bare_word(value.calls[0]):
             word = value.calls[0]
-            message = f"'{word.name}' is no step; text needs quotes: {name}=\"{word.name}\""
+            message = (
+                f"unknown step '{word.name}'{nearest(word.name, REGISTRY)}; text needs quotes: {name}=\"{word.name}\""
+            )
             raise GrammarError(message, text, word.span.offset, word.span.length)
     nested = {name: Pipeline.from_chain(value) if isinstance(value, Chain) else value for name, value in values.items()}
     try:

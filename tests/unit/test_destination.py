@@ -116,7 +116,7 @@ def test_a_source_that_has_grown_is_the_same_job_and_not_complete_until_done(dat
         (job(encode="png"), "--encode png", "--encode keep"),
         (
             job(kind="ingest", pipeline="", options={"seed": 7}),
-            "ingest /source --encode keep {'seed': 7}",
+            "ingest /source (seed=7)",
             "filter /source",
         ),
     ],
