@@ -63,7 +63,7 @@ def plan_ingest(
     source: str,
     destination: str,
     *,
-    options: Options = Options(),  # noqa: B008 -- frozen
+    options: Options = Options(),
     shard_mb: float | None = None,
     seed: int = 0,
     split: str = "found",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -78,7 +79,8 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float 
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
-        time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
     raise RuntimeError(f"{process.args!r} does not listen on port {port}")
 
 

@@ -9,6 +9,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.demo import demo_pictures
+
+
+def write_photos(folder: Path) -> Path:
+    """86 tiles of real photos in three classes, and three damaged files, in `folder`/photos."""
+    for path, data in demo_pictures():
+        if path.startswith("photos/"):
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    return folder / "photos"
+
 
 def rows(dataset: str | Path) -> pa.Table:
     """All pictures of a dataset, by key."""

@@ -42,7 +42,7 @@ _READERS: dict[str, Callable[[pa.Table, Mapping[str, bytes], Options], Iterator[
 _READABLE = ("unsafe_name", "bad_sidecar", "bad_label")
 
 
-def list_source(uri: str, options: Options = Options()) -> Listing:  # noqa: B008 (frozen)
+def list_source(uri: str, options: Options = Options()) -> Listing:
     """List the pictures of a source, whose kind is found by looking at it.
 
     Args:
@@ -75,7 +75,7 @@ def read_pictures(
     kind: str,
     rows: pa.Table,
     hints: Mapping[str, bytes],
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
 ) -> Iterator[Read]:
     """Read the pictures of some rows of a listing, each once, in whatever order is cheapest.
 

@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 from library import codec, storage
 from library.errors import UsageError
@@ -69,7 +70,7 @@ def add_archive(tree: Tree, uri: str, entries: Entries, index: bytes | None, **p
     """Add one archive that was scanned by `scan`."""
     if index is not None:
         tree.hints[uri] = index
-    tree.add(entries, tar=all(stored is None for stored in entries.stored), **place)  # type: ignore[arg-type]
+    tree.add(entries, tar=all(stored is None for stored in entries.stored), **cast(Any, place))
 
 
 def scan(uri: str) -> tuple[Entries, bytes | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from typing import Any, cast
 
 import indexed_gzip
 
@@ -45,7 +46,7 @@ class GzipStream:
         self.uri = uri
         self._raw = storage.open_read(uri)
         # Large reads: in S3 each one is a request.
-        self._buffered = io.BufferedReader(self._raw, _STEP_BYTES)  # type: ignore[arg-type]
+        self._buffered = io.BufferedReader(cast(Any, self._raw), _STEP_BYTES)
         self._file = gzip.GzipFile(fileobj=self._buffered)
         self._at = 0
 

@@ -11,7 +11,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -94,7 +94,7 @@ def _read_csv(uri: str) -> dict[str, Any]:
 
 def _opened(uri: str) -> io.BufferedReader:
     # s3fs's own lines are slow, and their length has no limit.
-    return io.BufferedReader(storage.open_read(uri), _BUFFER_BYTES)  # type: ignore[arg-type]
+    return io.BufferedReader(cast(Any, storage.open_read(uri)), _BUFFER_BYTES)
 
 
 def _header(uri: str, line: bytes) -> tuple[str, list[str]]:

@@ -63,7 +63,7 @@ def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
             # A negative size would lead tarfile round for ever (CVE-2025-8194).
             raise tarfile.ReadError("a header with a negative size")
         at = archive.offset
-        archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
+        cast(Any, archive).members.clear()  # tarfile keeps every member otherwise
         yield member
     # Only zeros end an archive; tarfile takes a damaged header, or the end of the file, for the end as well.
     if len(headers.last) < _BLOCK:

@@ -10,8 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.demo import demo_pictures
-from tests.datasets import content
+from tests.datasets import content, write_photos
 
 STEPS = "denoise(strength=0.03, search_size=21) | grayscale"
 KILLS = 10
@@ -32,22 +31,13 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, stderr.decode()
 
 
-def make_pictures(folder: Path) -> Path:
-    for path, data in demo_pictures():
-        if path.startswith("photos/"):
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-    return folder / "photos"
-
-
 def committed(dataset: Path) -> int:
     return len(list(dataset.glob("_reports/*.json")))
 
 
 def test_a_driver_killed_at_ten_random_moments_leaves_the_dataset_of_an_undisturbed_run(tmp_path: Path) -> None:
     raw, calm, killed = tmp_path / "raw", tmp_path / "calm", tmp_path / "killed"
-    finish(striate("ingest", str(make_pictures(tmp_path)), str(raw), "--shard-mb", "0.05", "--verify"))
+    finish(striate("ingest", str(write_photos(tmp_path)), str(raw), "--shard-mb", "0.05", "--verify"))
     finish(striate("filter", str(raw), str(calm), "--steps", STEPS, "--workers", "2"))
     chance = random.Random(20260723)
     for _ in range(KILLS):
@@ -69,7 +59,7 @@ def test_a_driver_killed_at_ten_random_moments_leaves_the_dataset_of_an_undistur
 
 def test_workers_killed_ten_times_are_replaced_and_the_dataset_is_the_same(tmp_path: Path) -> None:
     raw, calm = tmp_path / "raw", tmp_path / "calm"
-    finish(striate("ingest", str(make_pictures(tmp_path)), str(raw), "--shard-mb", "0.05"))
+    finish(striate("ingest", str(write_photos(tmp_path)), str(raw), "--shard-mb", "0.05"))
     finish(striate("filter", str(raw), str(calm), "--steps", STEPS, "--workers", "2"))
     chance, kills, runs = random.Random(7), 0, 0
     while kills < KILLS:

@@ -10,9 +10,9 @@ import fsspec
 import pytest
 
 from cluster.session import connect
-from jobs.demo import demo_pictures
 from jobs.ingest import ingest, plan_ingest
 from tests.conftest import S3Server
+from tests.datasets import write_photos
 from tests.fault_proxy import FaultProxy
 
 
@@ -47,13 +47,7 @@ def bucket() -> str:
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """86 tiles of real photos in three classes, and three damaged files."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for path, content in demo_pictures():
-        if path.startswith("photos/"):
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-    return folder / "photos"
+    return write_photos(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="session")

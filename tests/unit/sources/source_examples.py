@@ -83,7 +83,7 @@ def labels(listing: Listing) -> dict[str, str | None]:
     return {key: row["label"] for key, row in rows(listing).items()}
 
 
-def read_all(listing: Listing, options: Options = Options()) -> dict[str, Read]:  # noqa: B008
+def read_all(listing: Listing, options: Options = Options()) -> dict[str, Read]:
     """Every picture of a listing by key, read in an order that is not the listing's."""
     order = np.random.default_rng(0).permutation(listing.index.num_rows)
     table = listing.index.take(order)
