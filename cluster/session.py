@@ -24,6 +24,9 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
+# Of a Ray that we start ourselves. Its first workers import these while the driver still plans.
+_LOCAL_ENVIRONMENT = {"RAY_preload_python_modules": "cv2,pyarrow.parquet,pydantic,library.shard_work"}
+
 _OBJECT_STORE_BYTES = 512 * 2**20
 
 
@@ -79,6 +82,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Gener
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address in (None, "local"):
         address = None
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         options |= {
             "num_cpus": num_cpus or os.cpu_count(),
             "include_dashboard": False,

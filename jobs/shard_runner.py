@@ -1,33 +1,26 @@
-"""Maps a shard job over its tasks with Ray Data: a pool of actors, work queued at each."""
+"""Maps a shard job over its tasks on Ray, and keeps count."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import time
 import uuid
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import ray
-from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
-from ray.util.annotations import RayDeprecationWarning
 
 from jobs import board
 from jobs.board import Count
 from jobs.progress import Progress
 from jobs.shard_worker import ShardWorker, count_of
+from jobs.worker_pool import WorkerPool
 from library.destination import committed
 from library.errors import StriateError
 from library.manifest import ShardReport
 from library.shard_work import ShardJob, ShardTask
-
-# A worker that finishes a shard finds the next one waiting; with 1 it would idle for 0.15 s.
-_QUEUED_PER_WORKER = 4
 
 
 @dataclasses.dataclass
@@ -100,8 +93,9 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
 
     start = time.monotonic()
     with Progress(title, len(todo), sum(_rows(task) for task in todo), snapshot):
+        workers: WorkerPool[ShardTask] = WorkerPool(ShardWorker, (job, name), min(num_workers, len(todo)))
         try:
-            for row in _stream(job, todo, min(num_workers, len(todo)), name):
+            for row in workers.run(todo):
                 if row["error"]:
                     raise StriateError(row["error"])
                 report = ShardReport.model_validate_json(row["report"])
@@ -118,6 +112,7 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
             ) from error
         finally:
             with contextlib.suppress(RayError, RuntimeError):  # the head may be gone
+                workers.stop()
                 board.clear(name)
     run.wall_s = time.monotonic() - start
     return run
@@ -125,27 +120,6 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
 
 def _rows(task: ShardTask) -> int:
     return task.rows if task.max_rows is None else min(task.rows, task.max_rows)
-
-
-def _stream(job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, name: str) -> Iterator[dict[str, Any]]:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    shards = ray.data.from_items([dataclasses.asdict(task) for task in tasks], override_num_blocks=len(tasks))
-    with warnings.catch_warnings():
-        # Ray 2.60 announces that this goes, and offers nothing else yet. A worker comes back as often as nodes are
-        # taken away; ShardWorker itself gives up on a shard that kills it.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        results = shards.map_batches(
-            ShardWorker,
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=_QUEUED_PER_WORKER),
-            fn_constructor_args=(job, name),
-            num_cpus=1,
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": -1},
-        )
-    yield from results.iter_rows()
 
 
 def _sum(values: Sequence[Count], shards: int) -> Count:

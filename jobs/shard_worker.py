@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 import traceback
@@ -16,8 +17,8 @@ from library.manifest import Tally
 from library.shard_work import ShardJob, ShardTask
 
 _REPORT_EVERY_S = 1.0
-# A picture that crashes a decoder crashes it again. Only what was really begun counts: when a worker dies, Ray tries
-# all that was queued there again as well.
+# A picture that crashes a decoder crashes it again. Only what was really begun counts, not what waited at a worker
+# that died.
 _MAX_ATTEMPTS = 4
 _GIVEN_UP = (
     "shard {task.dataset}/{task.stem}: its worker died {times} times while it was in work; a picture in it crashes a "
@@ -37,10 +38,12 @@ class ShardWorker:
         # One worker a CPU: threads inside the libraries would only take turns with the other workers.
         cv2.setNumThreads(1)
         pa.set_cpu_count(1)
+        # What was imported stays: the garbage collector need not walk it again and again.
+        gc.freeze()
 
-    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+    def run(self, task: ShardTask) -> dict[str, Any]:
+        """Make one shard; returns its report, or the error, with what the driver counts."""
         waited = time.perf_counter() - self._idle_since
-        task = ShardTask(**batch.to_pylist()[0])
         result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
         begun = board.begin(self._run, f"{task.dataset}/{task.stem}")
         try:
@@ -53,7 +56,7 @@ class ShardWorker:
             result["error"] = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
         result["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._idle_since = time.perf_counter()
-        return {name: [value] for name, value in result.items()}
+        return result
 
     def _teller(self, task: ShardTask) -> Any:
         """Tells the board at most once a second how far this shard is."""

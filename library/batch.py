@@ -211,8 +211,9 @@ def _image_column(kept: pa.Table, data: list[bytes], rows: Sequence[tuple[bytes,
     if not pa.types.is_struct(image.type):
         return pa.array(data, image.type)
     fields = list(cast(pa.StructType, image.type))
-    columns: dict[str, Any] = {field.name: _compute.struct_field(image, field.name).to_pylist() for field in fields}
-    columns["bytes"] = data
+    columns: dict[str, Any] = {"bytes": data}
+    for name in (member.name for member in fields if member.name != "bytes"):
+        columns[name] = _compute.struct_field(image, name).to_pylist()
     if "path" in columns:
         named = zip(columns["path"], rows, strict=True)
         columns["path"] = [path if new is None else _renamed(path, new[1].format) for path, new in named]

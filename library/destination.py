@@ -161,6 +161,8 @@ def finish(
     nothing_made = manifest.run.get("pictures_made") == 0
     if nothing_made and held is not None and held.complete and held.digest == manifest.digest:
         return manifest  # what is on record tells how the dataset was made, and this run made nothing
+    # A shard lost in a power cut is found by its size and made again, but only as long as the manifest is not complete.
+    storage.flush(storage.join(dataset, entry.name) for entry in [*manifest.shards, *manifest.rejects])
     save_manifest(dataset, manifest)
     return manifest
 

@@ -216,6 +216,7 @@ def find_manifest(dataset: str) -> Manifest | None:
 
 def save_manifest(dataset: str, manifest: Manifest) -> None:
     storage.write_bytes(manifest_uri(dataset), _dumped(manifest))
+    storage.flush([manifest_uri(dataset)])
 
 
 def manifest_uri(dataset: str) -> str:

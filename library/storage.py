@@ -211,8 +211,8 @@ class HashingFile:
 def writer(uri: str) -> Generator[HashingFile]:
     """A file that appears under its name when the block ends well, and not at all when it does not.
 
-    Locally: a temporary file beside it, flushed to disk and renamed. In S3: one PUT, or a multipart upload
-    that is completed at the end, so memory stays bounded.
+    Locally: a temporary file beside it, renamed; its bytes are on their way to the disk (see `flush`). In S3: one PUT,
+    or a multipart upload that is completed at the end, so memory stays bounded.
     """
     with _explained(uri, "write"):
         if is_s3(uri):
@@ -231,12 +231,21 @@ def writer(uri: str) -> Generator[HashingFile]:
             with open(temporary, "wb") as file:
                 yield HashingFile(file)
                 file.flush()
-                os.fsync(file.fileno())
+                if hasattr(os, "posix_fadvise"):  # Linux then begins to write to the disk, and nobody waits for it
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             os.replace(temporary, uri)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
+
+
+def flush(uris: Iterable[str]) -> None:
+    """Wait until files are on the disk, so that a power cut cannot take them; in S3 what is written is kept."""
+    for uri in uris:
+        if not is_s3(uri):
+            with _explained(uri, "write"), open(uri, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def remove(uris: Iterable[str]) -> None:

@@ -66,9 +66,8 @@ def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> NDArray[Any]:
     Raises:
         BadPicture: as `probe`.
     """
-    if limits is not None:
-        probe(data, limits)
-    pixels = _guarded(FORMATS[_format_of(data)].pixels, data)
+    header = probe(data, limits)
+    pixels = _guarded(FORMATS[header.format].pixels, data, header)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     return np.ascontiguousarray(pixels)
@@ -92,14 +91,14 @@ def _check_size(header: Header, limits: Limits) -> None:
         raise BadPicture("too_large", f"{size:,} bytes when decoded; at most {limits.max_decoded_bytes:,} are read")
 
 
-def _guarded(read: Any, data: bytes) -> Any:
+def _guarded(read: Any, *arguments: Any) -> Any:
     """Call a format's reader; whatever its library raises about damaged bytes becomes a BadPicture.
 
     The libraries raise a score of types for damage (tifffile alone has struct.error, KeyError, IndexError,
     ZeroDivisionError), so only what can never be the picture's fault passes through.
     """
     try:
-        return read(data)
+        return read(*arguments)
     except (BadPicture, MemoryError, NameError, ImportError, AttributeError):
         raise
     except Image.DecompressionBombError as error:

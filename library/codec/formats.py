@@ -26,10 +26,10 @@ from library.errors import BadPicture
 
 @dataclass(frozen=True)
 class Format:
-    """How to read one format: its header (no pixel decoded), and its pixels (upright)."""
+    """How to read one format: its header (no pixel decoded), and with that its pixels (upright)."""
 
     header: Callable[[bytes], Header]
-    pixels: Callable[[bytes], NDArray[Any]]
+    pixels: Callable[[bytes, Header], NDArray[Any]]
 
 
 def sniff(data: bytes) -> str | None:
@@ -45,19 +45,17 @@ def sniff(data: bytes) -> str | None:
 
 def _jpeg_header(data: bytes) -> Header:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    return header_of(
-        "jpeg", int(width), int(height), 1 if colours == "Gray" else 3, orientation=_jpeg_orientation(data)
-    )
+    channels = 1 if colours == "Gray" else 3
+    return header_of("jpeg", int(width), int(height), channels, orientation=_jpeg_orientation(data), colours=colours)
 
 
-def _jpeg_pixels(data: bytes) -> NDArray[Any]:
-    _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
-    if colours in ("CMYK", "YCCK"):
+def _jpeg_pixels(data: bytes, header: Header) -> NDArray[Any]:
+    if header.colours in ("CMYK", "YCCK"):
         simplejpeg.decode_jpeg(data, "CMYK")  # for its strictness only: Pillow knows Adobe's inverted inks
         pixels = np.asarray(JpegImagePlugin.JpegImageFile(io.BytesIO(data)).convert("RGB"))
     else:
-        pixels = simplejpeg.decode_jpeg(data, "GRAY" if colours == "Gray" else "RGB")
-    return upright(pixels, _jpeg_orientation(data))
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if header.colours == "Gray" else "RGB")
+    return upright(pixels, header.orientation)
 
 
 def _jpeg_orientation(data: bytes) -> int:
@@ -108,7 +106,7 @@ def _png_has_transparency(data: bytes) -> bool:
     return 0 <= data.find(b"tRNS") < max(data.find(b"IDAT"), 0)
 
 
-def _png_pixels(data: bytes) -> NDArray[Any]:
+def _png_pixels(data: bytes, header: Header) -> NDArray[Any]:
     _check_png_chunks(data)
     _, _, depth, colour = _png_ihdr(data)
     if depth == 16 and colour != 0:
@@ -116,8 +114,8 @@ def _png_pixels(data: bytes) -> NDArray[Any]:
         if pixels is None:
             raise BadPicture("damaged", "OpenCV cannot decode this 16-bit PNG")
         order = {2: [2, 1, 0], 4: [0, 3], 6: [2, 1, 0, 3]}[colour]
-        return upright(pixels[:, :, order], _png_orientation(data))
-    return _pil_pixels(PngImagePlugin.PngImageFile(io.BytesIO(data)), _png_orientation(data))
+        return upright(pixels[:, :, order], header.orientation)
+    return _pil_pixels(PngImagePlugin.PngImageFile(io.BytesIO(data)), header.orientation)
 
 
 def _png_orientation(data: bytes) -> int:
@@ -159,9 +157,8 @@ def _pil_format(name: str, open_image: Callable[[io.BytesIO], ImageFile]) -> For
         channels = len(Image.new(_target_mode(image), (1, 1)).getbands())
         return header_of(name, *image.size, channels, orientation=_pil_orientation(image))
 
-    def pixels(data: bytes) -> NDArray[Any]:
-        image = open_image(io.BytesIO(data))
-        return _pil_pixels(image, _pil_orientation(image))
+    def pixels(data: bytes, header: Header) -> NDArray[Any]:
+        return _pil_pixels(open_image(io.BytesIO(data)), header.orientation)
 
     return Format(header, pixels)
 
@@ -194,7 +191,7 @@ def _tiff_header(data: bytes) -> Header:
     return tiff_header(data)
 
 
-def _tiff_pixels(data: bytes) -> NDArray[Any]:
+def _tiff_pixels(data: bytes, header: Header) -> NDArray[Any]:
     from library.codec.tiff import tiff_pixels
 
     return tiff_pixels(data)
@@ -221,7 +218,7 @@ def _npy_header(data: bytes) -> Header:
     return Header("npy", shape[1], shape[0], shape[2] if len(shape) == 3 else 1, dtype.name)
 
 
-def _npy_pixels(data: bytes) -> NDArray[Any]:
+def _npy_pixels(data: bytes, header: Header) -> NDArray[Any]:
     pixels = np.load(io.BytesIO(data), allow_pickle=False)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,20 +13,28 @@ _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a picture say; width and height with the orientation applied."""
+    """What the first bytes of a picture say; width and height with the orientation applied.
+
+    `orientation` (1 to 8) and `colours` (a JPEG's colour space) are for the reader of the pixels, which would look
+    them up again.
+    """
 
     format: str
     width: int
     height: int
     channels: int
     dtype: str = "uint8"
+    orientation: int = field(default=1, compare=False)
+    colours: str = field(default="", compare=False)
 
 
-def header_of(name: str, width: int, height: int, channels: int, dtype: str = "uint8", orientation: int = 1) -> Header:
+def header_of(
+    name: str, width: int, height: int, channels: int, dtype: str = "uint8", orientation: int = 1, colours: str = ""
+) -> Header:
     """A header from the stored size; the orientation may swap its sides."""
     if orientation in _TURNED:
         width, height = height, width
-    return Header(name, width, height, channels, dtype)
+    return Header(name, width, height, channels, dtype, orientation, colours)
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

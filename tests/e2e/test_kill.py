@@ -88,6 +88,6 @@ def worker_processes(session: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             name = (entry / "cmdline").read_bytes()
-            if name.startswith(b"ray::MapWorker") and os.getsid(int(entry.name)) == session:
+            if name.startswith(b"ray::ShardWorker") and os.getsid(int(entry.name)) == session:
                 found.append(int(entry.name))
     return found

@@ -1,0 +1,98 @@
+"""A pool of Ray actors with work queued at each, and what to do when one is lost."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+_TaskT = TypeVar("_TaskT")
+
+# Lost before they were up, one after the other with no success between: then something is wrong with all of them.
+_MAX_LOST_STARTS = 16
+
+
+class WorkerPool(Generic[_TaskT]):
+    """Actors of one class, each with one task in work and the next one waiting.
+
+    Ray's own retries are off: it would tie a lost actor's tasks to its successor, which may wait for ever for a CPU,
+    and would count those as tried that were only waiting there.
+
+    Args:
+        actor: a class whose `run(task)` gives a row; whatever it raises ends the pool's run.
+        arguments: of its constructor.
+        num_workers: how many.
+        num_cpus: logical CPUs of each.
+        num_gpus: GPUs of each.
+    """
+
+    def __init__(
+        self, actor: type, arguments: Sequence[Any], num_workers: int, *, num_cpus: float = 1, num_gpus: float = 0
+    ) -> None:
+        self._actor: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(actor)
+        self._arguments = arguments
+        self._alive: set[Any] = set()
+        self._running: dict[Any, tuple[Any, _TaskT | None]] = {}
+        self._lost_starts = 0
+        for _ in range(num_workers):
+            self._start()
+
+    def _start(self) -> None:
+        worker = self._actor.remote(*self._arguments)
+        self._alive.add(worker)
+        # Work goes only to a worker that is up: one that waits for a CPU would keep its tasks waiting with it.
+        self._running[worker.__ray_ready__.remote()] = (worker, None)
+
+    def run(self, tasks: Sequence[_TaskT]) -> Iterator[Any]:
+        """The row of each task, as they are done.
+
+        Raises:
+            RayTaskError: what a task raised.
+            RayError: when no worker comes up.
+        """
+        waiting, left = deque(tasks), len(tasks)
+        while left:
+            (done,), _ = ray.wait(list(self._running), num_returns=1)
+            worker, task = self._running.pop(done)
+            try:
+                row = ray.get(done)
+            except RayTaskError:
+                raise
+            except RayError as error:
+                if task is not None:
+                    waiting.appendleft(task)
+                self._replace(worker, error, starting=task is None)
+                continue
+            self._lost_starts = 0
+            self._hand_out(worker, waiting)
+            # Near the end nothing is queued: a task that waits at one worker could be in work at another.
+            if task is None and len(waiting) > len(self._alive):
+                self._hand_out(worker, waiting)
+            if task is not None:
+                left -= 1
+                yield row
+
+    def _hand_out(self, worker: Any, waiting: deque[_TaskT]) -> None:
+        if waiting and worker in self._alive:
+            task = waiting.popleft()
+            self._running[worker.run.remote(task)] = (worker, task)
+
+    def _replace(self, worker: Any, error: RayError, *, starting: bool) -> None:
+        if worker not in self._alive:
+            return  # the second task of one that is replaced already
+        self._alive.discard(worker)
+        ray.kill(worker)  # it may only be out of reach
+        if starting:
+            self._lost_starts += 1
+            if self._lost_starts >= _MAX_LOST_STARTS or getattr(error, "actor_init_failed", False):
+                raise error
+        self._start()
+
+    def stop(self) -> None:
+        """End all workers, whatever they do."""
+        for worker in self._alive:
+            ray.kill(worker)
+        self._alive.clear()
