@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs import output
+from jobs.options import Address, Json, Steps, Workers
 from library import storage
 from library.errors import StriateError, UsageError
 
@@ -20,14 +21,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; the rest goes to stderr.")]
-Address = Annotated[
-    str | None,
-    typer.Option(help="Ray cluster to run on; RAY_ADDRESS does the same. Default: this machine.", show_default=False),
-]
-Workers = Annotated[str, typer.Option(help="How many shards are worked on at once: a number, or auto (one a CPU).")]
-Steps = Annotated[str, typer.Option(help="""The pipeline, e.g. "grayscale | gaussian_blur(sigma=1.5)".""")]
 
 
 @app.callback(invoke_without_command=True)
