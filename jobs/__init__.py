@@ -1,1 +1,1 @@
-"""Ray glue and the command line: each job binds library code to Ray Data."""
+"""Ray glue and the command line: each job binds library code to Ray."""

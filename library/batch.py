@@ -91,7 +91,7 @@ def _run_one(steps: Sequence[Step], picture: Picture, row: int, encoding: codec.
         for step in steps:
             start, decoding = perf_counter(), picture.decode_seconds
             try:
-                reason = _run_step(step, picture)
+                reason = run_step(step, picture)
             finally:
                 done.spent(step.name, perf_counter() - start - (picture.decode_seconds - decoding))
             if reason is not None:
@@ -115,7 +115,13 @@ def _run_one(steps: Sequence[Step], picture: Picture, row: int, encoding: codec.
         done.spent("encode", perf_counter() - start)
 
 
-def _run_step(step: Step, picture: Picture) -> str | None:
+def run_step(step: Step, picture: Picture) -> str | None:
+    """Run one step; returns why the picture is dropped, or None.
+
+    Raises:
+        BadPicture: when the picture cannot be used.
+        StepError: when the step's own code fails; names the key and the step.
+    """
     try:
         if step.kind == "selector":
             return cast(Selector, step).reason(picture)

@@ -1,0 +1,325 @@
+"""A finished classifier: a folder with `bundle.json` and `model.safetensors`, never pickle.
+
+    bundle = Bundle.load("out/lenet")
+    bundle.predict(Path("seven.png").read_bytes()).classes   # (("7", 0.998), ("1", 0.001), ...)
+
+Evaluation, batch prediction and serving all go through `Bundle.predict`, so none can see other pixels than training did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import pydantic
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from library import codec, storage
+from library.device import autocast, choose_device
+from library.errors import BadPicture, StriateError, UsageError
+from library.inputs import InputPipeline, stack
+from library.manifest import digest_of
+from library.models import create
+from library.pipeline import Pipeline
+from library.picture import Pixels
+
+BUNDLE = "bundle.json"
+WEIGHTS = "model.safetensors"
+_MEMBERS = "members"
+_MAX_RECORD_BYTES = 64 * 2**20
+
+
+class Member(pydantic.BaseModel):
+    """One classifier of an ensemble: its id, and what its probabilities count in the mean."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    id: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
+    weight: float = pydantic.Field(gt=0)
+
+
+class BundleRecord(pydantic.BaseModel):
+    """What `bundle.json` holds.
+
+    Attributes:
+        model: call of the model, e.g. `resnet18(in_chans=3)`; empty for an ensemble.
+        head: widths of the dense layers before the classifier.
+        classes: names, in the order of the model's outputs.
+        steps: filters and selectors that every picture goes through.
+        fit: filters that then give it the model's size.
+        input_size: height and width in pixels.
+        channels: of the model's input.
+        weights_digest: SHA-256 of `model.safetensors`; empty for an ensemble.
+        members: of an ensemble; each lies in `members/N`, a bundle of its own.
+        metrics: of the validation set at the end of training.
+        provenance: recipe, datasets' digests, versions, commit.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    model: str = ""
+    head: tuple[int, ...] = ()
+    classes: tuple[str, ...] = pydantic.Field(min_length=1)
+    steps: str = ""
+    fit: str = ""
+    input_size: tuple[int, int] = (0, 0)
+    channels: int = 0
+    weights_digest: str = ""
+    members: tuple[Member, ...] = ()
+    metrics: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+    @property
+    def id(self) -> str:
+        """SHA-256 over everything in the bundle, in hex."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Ranked class names with probabilities, and the bundle that gave them."""
+
+    classes: tuple[tuple[str, float], ...]
+    bundle_id: str
+
+    @property
+    def best(self) -> str:
+        """The most probable class."""
+        return self.classes[0][0]
+
+
+#: What one picture is for a model: its pixels, or for an ensemble what it is for each member.
+Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
+
+
+class _Network(Protocol):
+    """What turns prepared pictures into probabilities."""
+
+    def prepare(self, pixels: Pixels, columns: Mapping[str, Any]) -> Prepared: ...
+
+    def log_probabilities(self, pictures: Sequence[Any]) -> NDArray[np.float32]: ...
+
+    def files(self) -> Mapping[str, bytes]: ...
+
+
+class Bundle:
+    """A classifier that is ready to predict; make one with `load`, `of_model` or `ensemble`."""
+
+    def __init__(self, record: BundleRecord, network: _Network) -> None:
+        self.record = record
+        self.network = network
+
+    @classmethod
+    def of_model(cls, record: BundleRecord, model: Any, device: str = "auto") -> Bundle:
+        """A bundle of a trained `Classifier`.
+
+        Args:
+            record: `weights_digest` is filled in here.
+            model: its auxiliary heads are left out.
+            device: where it predicts; auto, cpu, cuda, cuda:1 ...
+        """
+        weights = save_tensors(_tensors(model))
+        record = record.model_copy(update={"weights_digest": hashlib.sha256(weights).hexdigest()})
+        return cls(record, _Single(record, weights, device))
+
+    @classmethod
+    def load(cls, uri: str, device: str = "auto") -> Bundle:
+        """Read a bundle from a folder or s3://.
+
+        Raises:
+            UsageError: when there is none at `uri`.
+            StriateError: when its files do not belong together.
+        """
+        uri = storage.normalize(uri)
+        record = load_record(uri)
+        if record.members:
+            members = [cls.load(storage.join(uri, _MEMBERS, str(n)), device) for n in range(len(record.members))]
+            for number, (member, wanted) in enumerate(zip(members, record.members, strict=True)):
+                if member.id != wanted.id:
+                    raise StriateError(f"{uri}/{_MEMBERS}/{number} is not the bundle that the ensemble was made of")
+            return cls(record, _Ensemble(members, [member.weight for member in record.members]))
+        weights = storage.read_bytes(storage.join(uri, WEIGHTS))
+        if hashlib.sha256(weights).hexdigest() != record.weights_digest:
+            raise StriateError(f"{uri}/{WEIGHTS} is damaged, or not the one that {BUNDLE} was written with")
+        return cls(record, _Single(record, weights, device))
+
+    def save(self, uri: str) -> None:
+        """Write the bundle; `bundle.json` last, so that a bundle is whole or not there."""
+        uri = storage.normalize(uri)
+        for name, data in self.network.files().items():
+            storage.write_bytes(storage.join(uri, name), data)
+        storage.write_bytes(storage.join(uri, BUNDLE), dump_record(self.record))
+
+    @property
+    def id(self) -> str:
+        """Content digest, in hex."""
+        return self.record.id
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the probabilities."""
+        return self.record.classes
+
+    def prepare(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, **columns: Any) -> Prepared:
+        """What the model sees of an encoded picture.
+
+        Args:
+            data: the encoded picture.
+            limits: how large it may be.
+            columns: `key`, `label` and other columns, for steps that ask for them.
+
+        Returns:
+            Height x width x channels; for an ensemble one such array a member.
+
+        Raises:
+            BadPicture: it cannot be used; `dropped:REASON` where a selector of the model drops it.
+        """
+        return self.prepare_pixels(codec.decode(data, limits), **columns)
+
+    def prepare_pixels(self, pixels: Pixels, **columns: Any) -> Prepared:
+        """As `prepare`, from a decoded picture (height x width x channels)."""
+        return self.network.prepare(pixels, columns)
+
+    def logits(self, pictures: Sequence[Prepared] | NDArray[Any]) -> NDArray[np.float32]:
+        """Log probabilities of prepared pictures, N x classes; `exp` gives the probabilities."""
+        return self.network.log_probabilities(list(pictures))
+
+    def probabilities(self, pictures: Sequence[Prepared] | NDArray[Any]) -> NDArray[np.float32]:
+        """Of prepared pictures, N x classes; each row sums to 1."""
+        return np.exp(self.logits(pictures))
+
+    def predict(self, data: bytes, top_k: int = 5) -> Prediction:
+        """Classify one encoded picture; raises BadPicture if it cannot be used."""
+        return self._ranked(self.probabilities([self.prepare(data)])[0], top_k)
+
+    def predict_many(self, pictures: Sequence[bytes], top_k: int = 5) -> list[Prediction | BadPicture]:
+        """Classify encoded pictures in one batch; what cannot be used is its BadPicture, and stops no other."""
+        results: list[Any] = []
+        for data in pictures:
+            try:
+                results.append(self.prepare(data))
+            except BadPicture as bad:
+                results.append(bad)
+        usable = [prepared for prepared in results if not isinstance(prepared, BadPicture)]
+        ranked = iter(self.ranked(self.probabilities(usable), top_k) if usable else ())
+        return [item if isinstance(item, BadPicture) else next(ranked) for item in results]
+
+    def ranked(self, probabilities: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
+        """Rows of probabilities (N x classes) as predictions."""
+        return [self._ranked(row, top_k) for row in probabilities]
+
+    def _ranked(self, probabilities: NDArray[np.float32], top_k: int) -> Prediction:
+        order = np.argsort(-probabilities, kind="stable")[: max(top_k, 1)]
+        return Prediction(tuple((self.classes[i], float(probabilities[i])) for i in order), self.id)
+
+
+def ensemble(bundles: Sequence[Bundle], weights: Sequence[float] | None = None) -> Bundle:
+    """Several classifiers as one: the mean of their probabilities.
+
+    Args:
+        bundles: of the same classes, in any order of them.
+        weights: what each counts; equal by default.
+
+    Raises:
+        UsageError: for fewer than two bundles, other classes, or weights that do not fit.
+    """
+    if len(bundles) < 2:
+        raise UsageError("an ensemble takes at least two bundles")
+    weights = [1.0] * len(bundles) if weights is None else list(weights)
+    if len(weights) != len(bundles) or min(weights) <= 0:
+        raise UsageError(f"an ensemble of {len(bundles)} bundles takes as many weights above 0; got {weights}")
+    classes = bundles[0].classes
+    for bundle in bundles[1:]:
+        differing = sorted(set(bundle.classes) ^ set(classes))
+        if differing:
+            raise UsageError(f"an ensemble's bundles must know the same classes; these differ: {', '.join(differing)}")
+    members = tuple(Member(id=bundle.id, weight=weight) for bundle, weight in zip(bundles, weights, strict=True))
+    return Bundle(BundleRecord(classes=classes, members=members), _Ensemble(bundles, weights))
+
+
+def load_record(uri: str) -> BundleRecord:
+    """What a bundle says of itself, without its weights.
+
+    Raises:
+        UsageError: when there is no bundle at `uri`.
+    """
+    path = storage.join(storage.normalize(uri), BUNDLE)
+    if not storage.exists(path):
+        raise UsageError(f"{uri} is not a bundle: it has no {BUNDLE}; `striate train` makes one")
+    try:
+        return BundleRecord.model_validate_json(storage.read_bytes(path, max_bytes=_MAX_RECORD_BYTES))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise StriateError(f"{path} is damaged or was written by another version: {where}: {first['msg']}") from None
+
+
+def dump_record(record: BundleRecord) -> bytes:
+    return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def _tensors(model: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.without_auxiliary().items()}
+
+
+class _Single:
+    """One network on its device."""
+
+    def __init__(self, record: BundleRecord, weights: bytes, device: str) -> None:
+        self._weights = weights
+        self.device = choose_device(device)
+        steps, fit = (Pipeline.parse(text) if text else Pipeline() for text in (record.steps, record.fit))
+        self.inputs = InputPipeline(steps, fit, record.input_size, record.channels)
+        self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
+        try:
+            self.model.load_state_dict(load_tensors(weights))
+        except RuntimeError as error:
+            raise StriateError(f"the weights do not fit the model '{record.model}': {error}") from None
+        self.model = self.model.to(self.device, memory_format=torch.channels_last).eval()
+
+    def prepare(self, pixels: Pixels, columns: Mapping[str, Any]) -> Pixels:
+        return self.inputs.prepare_pixels(pixels, **columns)
+
+    def log_probabilities(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:
+        batch = torch.from_numpy(stack(pictures))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        with torch.inference_mode(), autocast(self.device):
+            logits = self.model(batch.permute(0, 3, 1, 2))
+        return torch.log_softmax(logits.float(), 1).cpu().numpy()
+
+    def files(self) -> Mapping[str, bytes]:
+        return {WEIGHTS: self._weights}
+
+
+class _Ensemble:
+    """The weighted mean of the members' probabilities."""
+
+    def __init__(self, members: Sequence[Bundle], weights: Sequence[float]) -> None:
+        self._members = members
+        self._shares = np.asarray(weights, np.float64) / sum(weights)
+        # Members may number the classes differently.
+        self._orders = [[member.classes.index(name) for name in members[0].classes] for member in members]
+
+    def prepare(self, pixels: Pixels, columns: Mapping[str, Any]) -> Prepared:
+        return tuple(member.prepare_pixels(pixels, **columns) for member in self._members)
+
+    def log_probabilities(self, pictures: Sequence[tuple[Any, ...]]) -> NDArray[np.float32]:
+        mean = np.zeros((len(pictures), len(self._orders[0])), np.float64)
+        for number, (member, share, order) in enumerate(zip(self._members, self._shares, self._orders, strict=True)):
+            mean += share * member.probabilities([picture[number] for picture in pictures])[:, order]
+        return np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)
+
+    def files(self) -> Mapping[str, bytes]:
+        return {
+            f"{_MEMBERS}/{number}/{name}": data
+            for number, member in enumerate(self._members)
+            for name, data in {**member.network.files(), BUNDLE: dump_record(member.record)}.items()
+        }
