@@ -27,7 +27,8 @@ _ENVIRONMENT = {
 # Of a Ray that we start ourselves. Its first workers import these while the driver still plans.
 _LOCAL_ENVIRONMENT = {"RAY_preload_python_modules": "cv2,pyarrow.parquet,pydantic,library.shard_work"}
 
-_OBJECT_STORE_BYTES = 512 * 2**20
+# Shards never pass through it; decoded training pictures do.
+_OBJECT_STORE_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,13 @@ class Session:
         address: of the cluster, or None for a Ray started on this machine for this process.
         cpus: logical CPUs of all nodes.
         nodes: how many are alive.
+        gpus: logical GPUs of all nodes.
     """
 
     address: str | None
     cpus: int
     nodes: int
+    gpus: int = 0
 
     def workers(self, wanted: str) -> int:
         """Turn `--workers` into a number: `auto` is one a CPU.
@@ -119,7 +122,8 @@ def _session(address: str | None) -> Session:
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    return Session(address, int(ray.cluster_resources().get("CPU", 0)), len(nodes))
+    resources = ray.cluster_resources()
+    return Session(address, int(resources.get("CPU", 0)), len(nodes), int(resources.get("GPU", 0)))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ An actor would be one process more, and on a small machine each process costs a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,6 +48,19 @@ def take(run: str, shards: Iterable[str]) -> dict[str, Count]:
         if value is not None:
             found[shard] = Count(**json.loads(value))
     return found
+
+
+def tell(run: str, values: Mapping[str, Any], name: str = "now") -> None:
+    """Say anything else about a run; the same name is told anew."""
+    _kv("put")(_key(run, f"told/{name}"), json.dumps(values).encode(), namespace=_NAMESPACE)
+
+
+def told(run: str) -> dict[str, dict[str, Any]]:
+    """What was told of a run, by name, in order of the names."""
+    keys = sorted(bytes(key) for key in _kv("list")(_key(run, "told/"), namespace=_NAMESPACE))
+    values = {key: _kv("get")(key, namespace=_NAMESPACE) for key in keys}
+    start = len(_key(run, "told/"))
+    return {key[start:].decode(): json.loads(value) for key, value in values.items() if value is not None}
 
 
 def clear(run: str) -> None:

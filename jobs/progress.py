@@ -51,7 +51,7 @@ class Progress:
         seconds = max(time.monotonic() - self._start, 1e-6)
         rate = count.pictures / seconds
         share = count.pictures / self._pictures if self._pictures else 1.0
-        left = f"{_duration((self._pictures - count.pictures) / rate)} left" if rate else "starting"
+        left = f"{duration((self._pictures - count.pictures) / rate)} left" if rate else "starting"
         return (
             f"{self._title}: {count.shards:,}/{self._shards:,} shards, "
             f"{count.pictures:,}/{self._pictures:,} pictures ({share:.0%}), {rate:,.0f}/s, "
@@ -74,7 +74,7 @@ class Progress:
         return grid
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     whole = int(seconds + 0.5)
     if whole < 60:
         return f"{whole} s"

@@ -3,7 +3,8 @@
     bundle = Bundle.load("out/lenet")
     bundle.predict(Path("seven.png").read_bytes()).classes   # (("7", 0.998), ("1", 0.001), ...)
 
-Evaluation, batch prediction and serving all go through `Bundle.predict`, so none can see other pixels than training did.
+Evaluation, batch prediction and serving all go through `Bundle.predict`, so none can see other pixels than training
+did.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from library.errors import BadPicture, StriateError, UsageError
 from library.inputs import InputPipeline, stack
 from library.manifest import digest_of
 from library.models import create
-from library.pipeline import Pipeline
 from library.picture import Pixels
+from library.pipeline import Pipeline
 
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"

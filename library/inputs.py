@@ -100,4 +100,9 @@ def stack(pictures: Sequence[Pixels]) -> NDArray[Any]:
     """Prepared pictures as one batch, N x height x width x channels; of several dtypes: float32 in 0 to 1."""
     if len({picture.dtype for picture in pictures}) == 1:
         return np.stack(pictures)
-    return np.stack([picture.astype(np.float32) / _SCALES[picture.dtype.name] for picture in pictures])
+    return np.stack([scaled(picture) for picture in pictures])
+
+
+def scaled(picture: Pixels) -> Pixels:
+    """As float32 in 0 to 1, whatever the dtype."""
+    return picture.astype(np.float32) / _SCALES[picture.dtype.name]

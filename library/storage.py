@@ -282,10 +282,13 @@ _S3_OPTIONS: dict[str, Any] = {
 }
 
 
-def _filesystem(uri: str) -> fsspec.AbstractFileSystem:
-    if not is_s3(uri):
-        return LocalFileSystem()
+def s3_filesystem() -> fsspec.AbstractFileSystem:
+    """What all S3 traffic goes through, for libraries that take a file system."""
     return cast(fsspec.AbstractFileSystem, fsspec.filesystem("s3", **_S3_OPTIONS))
+
+
+def _filesystem(uri: str) -> fsspec.AbstractFileSystem:
+    return s3_filesystem() if is_s3(uri) else LocalFileSystem()
 
 
 @contextlib.contextmanager

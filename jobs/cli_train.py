@@ -1,0 +1,92 @@
+"""`striate train` and `striate ensemble`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs import output
+from jobs.options import Address, Json
+
+
+def train_command(
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in S3; jobs/recipes/ has examples.")],
+    out: Annotated[str, typer.Option(help="Folder or s3:// of the bundle to make; logs and checkpoints go there too.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw, optimizer.lr=0.01 ...")
+    ] = None,
+    workers: Annotated[str, typer.Option(help="Training workers: a number, or 1-8 for as many as find room.")] = "1",
+    gpu: Annotated[
+        bool | None,
+        typer.Option("--gpu/--no-gpu", help="A GPU a worker.", show_default="where there are any"),
+    ] = None,
+    cpus_per_worker: Annotated[
+        float | None, typer.Option(help="Logical CPUs a worker; what is left decodes.", show_default="half of all")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another training left there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Train a classifier by a recipe; the finished bundle predicts, evaluates and serves.
+
+    A killed training goes on from its last checkpoint when the same command is run again.
+
+        striate train jobs/recipes/lenet-digits.yaml --out out/lenet
+
+        striate train jobs/recipes/lenet-mnist.yaml --set data.train=out/mnist/train --set data.val=out/mnist/test --out
+        out/lenet --workers 2
+    """
+    from library.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides=set_ or ())
+    from jobs.train import plan_train, train
+
+    plan = plan_train(loaded, out, overwrite=overwrite)
+    if dry_run:
+        output.facts(plan.described(), as_json=json)
+        return
+    for name, value in plan.described().items():
+        output.stderr.print(f"{name.replace('_', ' '):16} {value}", markup=False, soft_wrap=True)
+    result = train(plan, workers=workers, gpu=gpu, cpus_per_worker=cpus_per_worker, address=address)
+    metrics = result.bundle.metrics
+    if json:
+        output.emit_json(
+            {
+                "bundle": result.out,
+                "id": result.bundle.id,
+                "resumed": result.resumed,
+                "seconds": round(result.seconds, 1),
+                **metrics,
+            }
+        )
+        return
+    state = "was trained before" if result.resumed else f"trained in {result.seconds:.1f} s"
+    print(f"{result.out}: {state}, bundle {result.bundle.id[:12]}")
+    if "val_top1" in metrics:
+        print(f"  top-1 {metrics['val_top1']:.2%}, loss {metrics['val_loss']:.4f} on the validation set")
+    print(f"  striate evaluate {result.out} DATASET   striate predict {result.out} PICTURE")
+
+
+def ensemble_command(
+    bundles: Annotated[list[str], typer.Argument(help="Two or more bundles of the same classes.")],
+    out: Annotated[str, typer.Option(help="Folder or s3:// of the bundle to make.")],
+    weights: Annotated[
+        str | None, typer.Option(help="What each counts, e.g. 2,1.", show_default="all the same")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make one bundle of several: the mean of their probabilities.
+
+    striate ensemble out/inception out/resnet --out out/both --weights 2,1
+    """
+    from jobs.ensemble import make_ensemble
+
+    record = make_ensemble(bundles, out, weights)
+    if json:
+        output.emit_json(
+            {"bundle": out, "id": record.id, "members": [member.model_dump() for member in record.members]}
+        )
+    else:
+        print(f"{out}: an ensemble of {len(record.members)}, bundle {record.id[:12]}")

@@ -1,0 +1,334 @@
+"""A recipe carried out on Ray Train: `striate train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from library.models import create, info, parse_call
+
+from cluster.session import Session, connect
+from jobs.output import stderr
+from library import storage
+from library.bundle import BUNDLE, Bundle, BundleRecord, load_record
+from library.errors import StriateError, UsageError
+from library.inputs import InputPipeline
+from library.manifest import digest_of, load_manifest
+from library.pipeline import Pipeline
+from library.recipe import Recipe
+from library.training.resident import Resident, decode_rows
+from library.training.rows import Rows, check_same_classes, held_out, read_rows
+from library.versions import VERSIONS
+
+_CLAIM = "train.json"
+_CHECKPOINTS = "checkpoints"
+_RUN = "run"
+_LOGS = "logs"
+_FEATURES = "features"
+_PROBED_ROWS = 32
+_MAX_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a training is going to do.
+
+    Attributes:
+        recipe: what is learned, and how.
+        out: URI of the bundle, with `logs/` and `checkpoints/` in it.
+        train: pictures to learn from.
+        val: pictures to validate with, or None.
+        inputs: what the model sees.
+        datasets: digests by role.
+        resident: whether the pictures fit into memory.
+        finished: whether the bundle is there already.
+    """
+
+    recipe: Recipe
+    out: str
+    train: Rows
+    val: Rows | None
+    inputs: InputPipeline
+    datasets: dict[str, str]
+    resident: bool
+    finished: bool
+
+    def described(self) -> dict[str, Any]:
+        """For --dry-run and the first lines of a run."""
+        return {
+            "model": self.recipe.model,
+            "input": f"{self.inputs.steps} | {self.inputs.fit}".strip(" |"),
+            "classes": len(self.train.classes),
+            "train_pictures": len(self.train),
+            "val_pictures": len(self.val) if self.val is not None else 0,
+            "pictures_in": "memory" if self.resident else "a stream from the shards",
+            "out": self.out,
+        }
+
+
+def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPlan:
+    """Check everything that can be checked before Ray is started.
+
+    Args:
+        recipe: what to do.
+        out: URI of the bundle to make.
+        overwrite: replace what another training left there.
+
+    Raises:
+        UsageError: whatever is wrong with the request or the datasets.
+    """
+    out = storage.normalize(out)
+    train_uri = storage.normalize(recipe.data.train)
+    classes = None if recipe.data.classes == "all" else recipe.data.classes
+    manifest = load_manifest(train_uri)
+    datasets = {"train": manifest.digest}
+    train, val = read_rows(train_uri, classes), None
+    if recipe.data.val is not None:
+        val_uri = storage.normalize(recipe.data.val)
+        val_manifest = load_manifest(val_uri)
+        if classes is None:
+            check_same_classes(train, val_manifest, val_uri)
+        datasets["val"] = val_manifest.digest
+        val = read_rows(val_uri, train.classes)
+    elif recipe.data.val_fraction is not None:
+        train, val = held_out(train, recipe.data.val_fraction, recipe.seed)
+    empty = [name for name, count in train.class_counts.items() if not count]
+    if empty:
+        raise UsageError(f"{train_uri} has no pictures to learn from of: {', '.join(empty)}")
+    inputs = _inputs(recipe)
+    resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
+    if not resident and recipe.sampling == "balanced":
+        raise UsageError(
+            "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
+        )
+    finished = _claimed(out, recipe, datasets, overwrite=overwrite)
+    return TrainPlan(recipe, out, train, val, inputs, datasets, resident or recipe.cache_features, finished)
+
+
+def _inputs(recipe: Recipe) -> InputPipeline:
+    facts = info(recipe.model)
+    channels = int(parse_call(recipe.model).parameters.get("in_chans", facts.input_size[0]))
+    size = recipe.input.size
+    height, width = facts.input_size[1:] if size is None else (size, size) if isinstance(size, int) else size
+    steps = recipe.input.steps
+    if steps is None:
+        steps = {1: "grayscale", 3: "rgb"}.get(channels, "")
+    fit = recipe.input.fit or f'resize([{height}, {width}], mode="exact")'
+    return InputPipeline(
+        Pipeline.parse(steps) if steps else Pipeline(), Pipeline.parse(fit), (int(height), int(width)), channels
+    )
+
+
+def _bytes_needed(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
+    """Of all pictures decoded, from the first few."""
+    mine = rows.take(rows.shard == rows.shard[0])
+    probe = dataclasses.replace(mine.take(np.arange(min(len(mine), _PROBED_ROWS))))
+    decoded = decode_rows(probe, int(rows.shard[0]), inputs, fitted=recipe.augment is None)
+    if not len(decoded):
+        raise UsageError(f"none of the first {len(probe)} pictures of {rows.dataset} can be used: {decoded.rejected}")
+    return decoded.flat.nbytes / len(decoded) * len(rows)
+
+
+def _claimed(out: str, recipe: Recipe, datasets: dict[str, str], *, overwrite: bool) -> bool:
+    """Whether this training is done already; refuses what belongs to another."""
+    claim = {"recipe": recipe.digest, "datasets": datasets}
+    path = storage.join(out, _CLAIM)
+    held = json.loads(storage.read_bytes(path)) if storage.exists(path) else None
+    there = [file for file in storage.list_files(out) if not file.path.startswith("_")]
+    if held is None and there:
+        if not overwrite:
+            raise UsageError(f"{out} holds something else ({there[0].path}); choose another folder, or --overwrite")
+    elif held is not None and {name: held.get(name) for name in claim} != claim and not overwrite:
+        raise UsageError(
+            f"{out} was trained with another recipe or other data; choose another folder, or --overwrite it"
+        )
+    same = held is not None and {name: held.get(name) for name in claim} == claim
+    if same and not overwrite:
+        return storage.exists(storage.join(out, BUNDLE))
+    storage.remove(file.uri for file in there)
+    storage.write_bytes(path, (json.dumps(claim | {"recipe_text": recipe.dump()}, indent=1) + "\n").encode())
+    return False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training.
+
+    Attributes:
+        bundle: record of the bundle.
+        out: its URI.
+        position: epochs and steps done.
+        seconds: of the training loop.
+        resumed: whether it was done before.
+    """
+
+    bundle: BundleRecord
+    out: str
+    position: dict[str, Any]
+    seconds: float
+    resumed: bool = False
+
+
+def train(
+    plan: TrainPlan,
+    *,
+    workers: str = "1",
+    gpu: bool | None = None,
+    cpus_per_worker: float | None = None,
+    address: str | None = None,
+) -> TrainResult:
+    """Carry out a plan; a killed training goes on from its last checkpoint when this is called again.
+
+    Args:
+        plan: of `plan_train`.
+        workers: how many, or `1-8` for as many of these as there is room for.
+        gpu: a GPU a worker; None uses them where there are any.
+        cpus_per_worker: logical CPUs of each; None leaves half of all to decoding.
+        address: of a Ray cluster.
+
+    Raises:
+        StriateError: when the loss is no number any more, or the workers failed too often.
+    """
+    if plan.finished:
+        return TrainResult(load_record(plan.out), plan.out, {}, 0.0, resumed=True)
+    with connect(address) as session:
+        from jobs.train_run import Placement, fit
+
+        placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
+        run = uuid.uuid4().hex
+        refs = _refs(plan, session)
+        checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, _CHECKPOINTS), _RUN)
+    record = _bundle(plan, checkpoint, ended)
+    return TrainResult(record, plan.out, ended["position"], ended["seconds"])
+
+
+def _refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
+    """Puts the pictures, features or rows into Ray's object store."""
+    import ray
+
+    refs: dict[str, Any] = {}
+    for role, rows in (("train", plan.train), ("val", plan.val)):
+        if rows is None:
+            continue
+        value: Any = rows
+        if plan.recipe.cache_features:
+            value = _features(plan, role, rows, session)
+        elif plan.resident:
+            fitted = role == "val" or plan.recipe.augment is None
+            value = decoded(rows, plan.inputs, session, fitted=fitted, title=f"decode {role}")
+        if isinstance(value, Resident) and value.rejected:
+            total = sum(value.rejected.values())
+            stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {dict(value.rejected)}", markup=False)
+        refs[role] = [ray.put(value)]
+    return refs
+
+
+def decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool, title: str) -> Resident:
+    """All rows decoded, shard by shard on Ray.
+
+    Raises:
+        StriateError: when none can be used.
+    """
+    from jobs.feed import Decoder
+    from jobs.worker_pool import WorkerPool
+
+    shards = sorted(set(rows.shard.tolist()))
+    pool: WorkerPool[int] = WorkerPool(
+        Decoder, (rows, inputs, _columns(inputs), fitted), min(session.cpus, len(shards))
+    )
+    try:
+        parts = dict(pool.run(shards))
+    finally:
+        pool.stop()
+    data = Resident.joined([parts[shard] for shard in shards])
+    if not len(data):
+        raise StriateError(f"{title}: no picture of {rows.dataset} can be used: {dict(data.rejected)}")
+    return data
+
+
+def _columns(inputs: InputPipeline) -> tuple[str, ...]:
+    """Columns that the pipeline's steps ask for."""
+    found: Counter[str] = Counter()
+    for step in inputs.steps.steps:
+        names: Sequence[str] = step.columns() if hasattr(step, "columns") else ()  # type: ignore[attr-defined]
+        found.update(names)
+    return tuple(found)
+
+
+def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resident:
+    """What the frozen backbone makes of the pictures; kept beside the run, computed once."""
+    from jobs.features import cached_features
+
+    recipe = plan.recipe
+    copies = recipe.copies if role == "train" and recipe.augment is not None else None
+    known = {
+        "model": recipe.model,
+        "weights": recipe.weights,
+        "seed": recipe.seed,
+        "dataset": plan.datasets,
+        "fraction": recipe.data.val_fraction,
+        "classes": rows.classes,
+        "inputs": [str(plan.inputs.steps), str(plan.inputs.fit), plan.inputs.size],
+        "augment": recipe.augment if copies else None,
+        "copies": copies,
+    }
+    uri = storage.join(plan.out, _FEATURES, f"{role}-{digest_of(known)[:16]}.npz")
+    return cached_features(uri, rows, plan.inputs, recipe, session, copies=copies, title=f"features of {role}")
+
+
+def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) -> BundleRecord:
+    recipe = plan.recipe
+    model = create(recipe.model, num_classes=len(plan.train.classes), head=recipe.head)
+    model.load_state_dict(checkpoint["best_model"])
+    metrics = {name: value for name, value in checkpoint["position"]["metrics"].items() if name != "stopping_best"}
+    record = BundleRecord(
+        model=str(parse_call(recipe.model)),
+        head=tuple(recipe.head),
+        classes=plan.train.classes,
+        steps=str(plan.inputs.steps),
+        fit=str(plan.inputs.fit),
+        input_size=plan.inputs.size,
+        channels=plan.inputs.channels,
+        metrics=metrics | {"epoch": checkpoint["position"]["epoch"], "step": checkpoint["position"]["step"]},
+        provenance={
+            "recipe": recipe.dump(),
+            "recipe_digest": recipe.digest,
+            "datasets": {"train": plan.train.dataset} | ({"val": plan.val.dataset} if plan.val is not None else {}),
+            "dataset_digests": plan.datasets,
+            "train_pictures": len(plan.train),
+            "class_counts": plan.train.class_counts,
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+            "seconds": round(ended["seconds"], 1),
+        },
+    )
+    bundle = Bundle.of_model(record, model, device="cpu")
+    bundle.save(plan.out)
+    return bundle.record
+
+
+def _versions() -> dict[str, str]:
+    import ray
+    import timm
+    import torch
+    import torchvision
+
+    modules = {"ray": ray, "timm": timm, "torch": torch, "torchvision": torchvision}
+    return VERSIONS | {name: str(module.__version__) for name, module in modules.items()}
+
+
+def _git_commit() -> str | None:
+    """Of the working folder where it is a git checkout; None elsewhere."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, cwd=os.getcwd())
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,254 @@
+"""One fit of Ray Train: where its workers go, what is shown meanwhile, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow.fs
+import torch
+from ray.exceptions import RayError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+from rich.console import Console
+from rich.live import Live
+
+from cluster.session import Session
+from jobs import board
+from jobs.progress import duration
+from jobs.train_worker import TrainTask, load_state, train_worker
+from library import storage
+from library.errors import StriateError, UsageError
+
+_LINE_EVERY_S = 10.0
+_LOOK_EVERY_S = 0.5
+_MAX_FAILURES = 3
+_KEPT = 2
+_KEYS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the workers go.
+
+    Attributes:
+        workers: how many at least and at most.
+        gpu: whether each has one.
+        worker_cpus: logical CPUs of each; what is left decodes.
+        threads: of torch in each.
+        decoders: actors that stream pictures to each.
+        decoder_cpus: logical CPUs of each of these.
+    """
+
+    workers: tuple[int, int]
+    gpu: bool
+    worker_cpus: float
+    threads: int
+    decoders: int
+    decoder_cpus: float
+
+    @classmethod
+    def of(cls, session: Session, workers: str, *, gpu: bool | None, cpus_per_worker: float | None) -> Placement:
+        """Work out a placement that leaves CPUs to decoding.
+
+        Raises:
+            UsageError: when it cannot be had; it would wait for ever.
+        """
+        low, high = _range(workers)
+        gpus = session.gpus
+        use_gpu = gpus > 0 if gpu is None else gpu
+        if use_gpu and low > gpus:
+            raise UsageError(
+                f"--workers {workers} with a GPU each: Ray has {gpus}; ask for at most so many, or --no-gpu"
+            )
+        if low > session.cpus:
+            raise UsageError(f"--workers {workers}: Ray has {session.cpus} CPUs; ask for at most so many")
+        high = min(high, gpus if use_gpu else session.cpus)
+        share = (
+            cpus_per_worker if cpus_per_worker is not None else min(session.cpus / (2 * high), 1.0 if use_gpu else 64)
+        )
+        left = session.cpus - share * high
+        if left <= 0:
+            raise UsageError(
+                f"--cpus-per-worker {share:g} x {high} workers leave none of {session.cpus} CPUs for decoding; "
+                f"at most {(session.cpus - 0.5) / high:.2g} do"
+            )
+        decoders = max(1, int(left // high))
+        threads = max(1, (session.cpus // session.nodes) // max(1, -(-high // session.nodes)))
+        return cls((low, high), use_gpu, share, threads, decoders, min(1.0, left / (high * decoders) * 0.99))
+
+
+def _range(workers: str) -> tuple[int, int]:
+    low, dash, high = workers.partition("-")
+    if not low.isdigit() or (dash and not high.isdigit()) or int(low) < 1 or (dash and int(high) < int(low)):
+        raise UsageError(f"--workers '{workers}': write a number from 1, or a range such as 1-8")
+    return int(low), int(high) if dash else int(low)
+
+
+def fit(
+    plan: Any, refs: dict[str, Any], placement: Placement, run: str, checkpoints: str, name: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run Ray Train to its end.
+
+    Args:
+        plan: a `TrainPlan`.
+        refs: of the pictures in Ray's object store.
+        placement: where the workers go.
+        run: name under which they tell how far they are.
+        checkpoints: URI of the folder of the run.
+        name: of the run in it; the same name goes on from its last checkpoint.
+
+    Returns:
+        The best checkpoint's content, and how the loop ended.
+
+    Raises:
+        StriateError: when it failed.
+    """
+    recipe, inputs = plan.recipe, plan.inputs
+    task = TrainTask(
+        recipe=recipe.model_dump_json(),
+        run=run,
+        logs=storage.join(plan.out, "logs"),
+        class_counts=plan.train.class_counts,
+        steps_pipeline=str(inputs.steps),
+        fit=str(inputs.fit),
+        input_size=inputs.size,
+        channels=inputs.channels,
+        data={
+            "threads": placement.threads,
+            "decoders": placement.decoders,
+            "decoder_cpus": placement.decoder_cpus,
+        },
+        threads=placement.threads,
+    )
+    low, high = placement.workers
+    for logger in ("ray.train", "ray.data"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": asdict(task), "refs": refs},
+        scaling_config=ScalingConfig(
+            num_workers=high if low == high else (low, high),
+            use_gpu=placement.gpu,
+            resources_per_worker={"CPU": placement.worker_cpus, **({"GPU": 1} if placement.gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            **_storage(checkpoints),
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES, controller_failure_limit=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=_KEPT, checkpoint_score_attribute="score", checkpoint_score_order="max"
+            ),
+        ),
+    )
+    with _shown(run):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise StriateError(_explained(error)) from error
+        except RayError as error:
+            raise StriateError(
+                f"Ray could not train: {str(error).splitlines()[0]}; the same command goes on"
+            ) from error
+        finally:
+            with contextlib.suppress(RayError, RuntimeError):
+                board.clear(run)
+    ended: Any = result.return_value
+    if ended and ended["problem"] is not None:
+        raise StriateError(_diverged(ended["problem"], checkpoints))
+    best = result.get_best_checkpoint("score", "max") if result.best_checkpoints else None
+    if best is None or not ended:
+        raise StriateError("the training ended without a checkpoint; nothing was learned")
+    return load_state(best, torch.device("cpu")), ended
+
+
+def _storage(checkpoints: str) -> dict[str, Any]:
+    if not storage.is_s3(checkpoints):
+        return {"storage_path": checkpoints}
+    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(storage.s3_filesystem()))
+    return {"storage_path": checkpoints.removeprefix("s3://"), "storage_filesystem": filesystem}
+
+
+def _explained(error: TrainingFailedError) -> str:
+    """The worker's own words where there are any."""
+    causes = getattr(error, "worker_failures", None) or {}
+    first: BaseException = next(iter(causes.values()), error)
+    while first.__cause__ is not None:
+        first = first.__cause__
+    lines = [line for line in str(first).splitlines() if line.strip()]
+    return f"training failed {_MAX_FAILURES + 1} times: {lines[-1] if lines else type(first).__name__}"
+
+
+def _diverged(problem: dict[str, Any], checkpoints: str) -> str:
+    keys = problem["keys"]
+    shown = ", ".join(keys[:_KEYS_SHOWN]) + (f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else "")
+    return (
+        f"the loss is {problem['loss']} at step {problem['step']} (learning rate {problem['learning_rate']:.3g}); the "
+        f"pictures of that batch: {shown}. A lower optimizer.lr, a longer schedule.warmup_epochs or clip_grad usually "
+        f"helps. The checkpoints before it stay in {checkpoints}"
+    )
+
+
+@contextlib.contextmanager
+def _shown(run: str) -> Iterator[None]:
+    """One line an epoch, and a live line (or one every ten seconds) between them; all on stderr."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_show, args=(run, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show(run: str, stop: threading.Event) -> None:
+    console = Console(stderr=True, highlight=False, emoji=False)
+    printed: set[str] = set()
+    since_line = 0.0
+    live = Live("starting the workers", console=console, auto_refresh=False, transient=True)
+    with live if console.is_terminal else contextlib.nullcontext():
+        while True:
+            last = stop.is_set()
+            with contextlib.suppress(RayError, RuntimeError):  # the head may be gone
+                told = board.told(run)
+                for name in sorted(told):
+                    if name.startswith("epoch-") and name not in printed:
+                        printed.add(name)
+                        console.print(epoch_line(told[name]["ended"]), markup=False, soft_wrap=True)
+                        since_line = 0.0
+                now = told.get("now")
+                if now is not None and console.is_terminal:
+                    live.update(step_line(now), refresh=True)
+                elif now is not None and since_line >= _LINE_EVERY_S:
+                    console.print(step_line(now), markup=False, soft_wrap=True)
+                    since_line = 0.0
+            if last:
+                return
+            stop.wait(_LOOK_EVERY_S)
+            since_line += _LOOK_EVERY_S
+
+
+def step_line(now: dict[str, Any]) -> str:
+    """`epoch 3, step 1,220/5,616 (22%): loss 0.1234, 8,231 pictures/s, lr 0.0012, data wait 2%, 41 s left`."""
+    share = now["step"] / now["total"]
+    left = now["spent_s"] / max(now["step"] - now["from_step"], 1) * (now["total"] - now["step"])
+    return (
+        f"epoch {now['epoch'] + 1}, step {now['step']:,}/{now['total']:,} ({share:.0%}): loss {now['loss']:.4f}, "
+        f"{now['pictures_per_s']:,.0f} pictures/s, lr {now['lr']:.3g}, data wait {now['data_wait']:.0%}, "
+        f"{duration(left)} left"
+    )
+
+
+def epoch_line(line: dict[str, Any]) -> str:
+    """`epoch 3: train loss 0.0412, val loss 0.0389, top-1 98.74%, 12,345 pictures/s, data wait 1%, 5 s`."""
+    val = f"val loss {line['val_loss']:.4f}, top-1 {line['val_top1']:.2%}, " if "val_loss" in line else ""
+    return (
+        f"epoch {line['epoch']}: train loss {line['train_loss']:.4f}, {val}{line['pictures_per_s']:,.0f} pictures/s, "
+        f"data wait {line['data_wait']:.0%}, {duration(line['seconds'])}"
+    )

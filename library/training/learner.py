@@ -1,0 +1,251 @@
+"""One replica of the model while it learns: batches in, losses out, a state that can be kept and taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data.mixup import Mixup
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+from torch.nn import functional
+
+from library.device import autocast
+from library.randomness import seed_of
+from library.recipe import Recipe
+from library.training.optimization import Schedule, make_optimizer
+
+_SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a batch.
+
+    Attributes:
+        pictures: n x height x width x channels, as stored; or n x features where the backbone's are cached.
+        labels: n class ids.
+        keys: of the pictures.
+        size: of the whole batch, over all workers.
+    """
+
+    pictures: NDArray[Any]
+    labels: NDArray[np.int64]
+    keys: Sequence[str]
+    size: int
+
+
+@dataclass
+class Score:
+    """Sums over pictures that were looked at; those of several workers add up."""
+
+    pictures: float = 0.0
+    loss: float = 0.0
+    top1: float = 0.0
+    top5: float = 0.0
+
+    def vector(self) -> list[float]:
+        return [self.pictures, self.loss, self.top1, self.top5]
+
+    def means(self, prefix: str) -> dict[str, float]:
+        """Means a picture: loss, and the fractions whose class is first, or among the first five."""
+        count = max(self.pictures, 1.0)
+        return {f"{prefix}_{name}": getattr(self, name) / count for name in ("loss", "top1", "top5")}
+
+
+class Learner:
+    """The model, its optimizer and its averaged copy on one device.
+
+    Args:
+        recipe: how to learn.
+        model: a `Classifier`; moved to `device` and frozen as the recipe says.
+        class_counts: pictures of each class in the training set, in the order of the outputs.
+        total_steps: of the whole training.
+        steps_per_epoch: batches of an epoch.
+        device: where.
+        world_size: replicas that learn together; their gradients are averaged.
+        distribute: wraps the module whose gradients are averaged, e.g. DistributedDataParallel.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Any,
+        *,
+        class_counts: Mapping[str, int],
+        total_steps: int,
+        steps_per_epoch: int,
+        device: torch.device,
+        world_size: int = 1,
+        distribute: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        self._recipe, self.device, self._distribute = recipe, device, distribute
+        self._world_size = world_size
+        channels_last = device.type == "cuda" if recipe.channels_last == "auto" else recipe.channels_last
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(device, memory_format=self._format)
+        self._optimizer = make_optimizer(recipe, model.stages())
+        self._schedule = Schedule(recipe, self._optimizer, total_steps, steps_per_epoch)
+        self._ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema is not None else None
+        self._class_weights = _class_weights(recipe, class_counts, device)
+        self._mixup = _mixup(recipe, len(class_counts))
+        self._frozen: int | str | None = None
+        self._module: nn.Module = model
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Thaw what the recipe thaws by this epoch."""
+        frozen: int | str = self._recipe.freeze
+        for first, stages in sorted(self._recipe.unfreeze.items()):
+            if epoch >= first:
+                frozen = stages
+        if frozen != self._frozen:
+            self._frozen = frozen
+            self.model.freeze(frozen)
+            module: nn.Module = _TrainingForward(self.model, on_features=self._recipe.cache_features)
+            if self._recipe.compile:
+                module = torch.compile(module)  # type: ignore[assignment] -- it is a Module again
+            self._module = self._distribute(module)
+        self.model.train()
+
+    def step(self, batch: Batch, step: int) -> torch.Tensor:
+        """Learn from one batch.
+
+        Args:
+            batch: this worker's part.
+            step: number of the step since the start of training; sets the learning rate and what is random.
+
+        Returns:
+            This worker's part of the batch's mean loss, a scalar on the device; the sum over workers is the mean.
+        """
+        self._schedule.set(step)
+        seed = seed_of("step", self._recipe.seed, step) % 2**32
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # timm's Mixup draws from there
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        parts = np.array_split(np.arange(len(batch.labels)), min(self._recipe.accumulate, len(batch.labels)))
+        for number, rows in enumerate(parts):
+            last = number == len(parts) - 1
+            hold_back = getattr(self._module, "no_sync", None)
+            with hold_back() if hold_back is not None and not last else contextlib.nullcontext():
+                loss = self._loss(batch.pictures[rows], batch.labels[rows]) / batch.size
+                # Replicas' gradients are averaged, and what is wanted is their sum.
+                (loss * self._world_size).backward()
+            total += loss.detach()
+        if self._recipe.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._recipe.clip_grad)
+        self._optimizer.step()
+        if self._ema is not None:
+            self._ema.update(self.model, step=step)
+        return total
+
+    def _loss(self, pictures: NDArray[Any], labels: NDArray[np.int64]) -> torch.Tensor:
+        """Sum over the pictures."""
+        x, target = self._on_device(pictures), self._moved(torch.from_numpy(labels))
+        weights = None if self._class_weights is None else self._class_weights[target]
+        if self._mixup is not None:
+            # Mixing takes pairs; the odd one out of a batch stays as it is.
+            x = x.float() / _SCALES.get(x.dtype, 1.0)
+            even = len(x) // 2 * 2
+            smoothing = self._recipe.loss.label_smoothing
+            mixed, soft = self._mixup(x[:even].contiguous(), target[:even])
+            off = smoothing / self._mixup.num_classes
+            rest = functional.one_hot(target[even:], self._mixup.num_classes) * (1 - smoothing) + off
+            x, target = torch.cat([mixed, x[even:]]), torch.cat([soft, rest.to(soft)])
+        with autocast(self.device, self._recipe.precision):
+            heads = self._module(x)
+        total = torch.zeros((), device=self.device)
+        for logits, share in heads:
+            smoothing = 0.0 if self._mixup is not None else self._recipe.loss.label_smoothing
+            losses = functional.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+            total = total + share * (losses if weights is None else losses * weights).sum()
+        return total
+
+    def _on_device(self, pictures: NDArray[Any]) -> torch.Tensor:
+        x = self._moved(torch.from_numpy(pictures))
+        if x.ndim != 4:
+            return x
+        x = x.permute(0, 3, 1, 2)
+        return x if self._format is torch.channels_last else x.contiguous()
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+    @property
+    def best_model(self) -> Any:
+        """The averaged copy where there is one, else the model."""
+        return self.model if self._ema is None else self._ema.module
+
+    def score(self, pictures: NDArray[Any], labels: NDArray[np.int64]) -> Score:
+        """How the model does on pictures that it does not learn from."""
+        model = self.best_model.eval()
+        with torch.inference_mode(), autocast(self.device, self._recipe.precision):
+            x = self._on_device(pictures)
+            logits = (model.head_logits(x) if x.ndim == 2 else model(x)).float()
+        target = self._moved(torch.from_numpy(labels))
+        first = logits.topk(min(5, logits.shape[1]), 1).indices == target[:, None]
+        loss = functional.cross_entropy(logits, target, reduction="sum")
+        self.model.train()
+        return Score(len(labels), float(loss), float(first[:, 0].sum()), float(first.any(1).sum()))
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last stage."""
+        return float(self._optimizer.param_groups[-1]["lr"])
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain data that `restore` takes."""
+        averaged = None if self._ema is None else self._ema.module.state_dict()
+        return {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict(), "averaged": averaged}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a kept state, as if there had been no break."""
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._ema is not None:
+            self._ema.module.load_state_dict(state["averaged"])
+
+
+class _TrainingForward(nn.Module):
+    """What is differentiated: the logits of all heads, each with its share of the loss."""
+
+    def __init__(self, model: Any, *, on_features: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._on_features = on_features
+
+    def forward(self, x: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
+        return [(self.model.head_logits(x), 1.0)] if self._on_features else self.model.forward_train(x)
+
+
+def _class_weights(recipe: Recipe, counts: Mapping[str, int], device: torch.device) -> torch.Tensor | None:
+    """Weights whose mean over the training pictures is 1, so that the learning rate keeps its meaning."""
+    asked = recipe.loss.class_weights
+    if asked is None:
+        return None
+    number = torch.tensor(list(counts.values()), dtype=torch.float32)
+    if asked == "balanced":
+        weights = number.sum() / (len(counts) * number.clamp(min=1))
+    else:
+        weights = torch.tensor([asked.get(name, 1.0) for name in counts], dtype=torch.float32)
+        weights = weights * number.sum() / (weights * number).sum()
+    return weights.to(device)
+
+
+def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        label_smoothing=recipe.loss.label_smoothing,
+        num_classes=num_classes,
+    )

@@ -1,0 +1,184 @@
+"""Which pictures of a dataset are learned from, and their labels; what is in them is read later."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from library import storage
+from library.errors import UsageError
+from library.manifest import Manifest, load_manifest
+from library.randomness import seed_of
+from library.shards import ShardReader
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a dataset's shards, in their order there.
+
+    Attributes:
+        dataset: URI.
+        shards: names.
+        shard: number of each row's shard.
+        row: number of each row in its shard.
+        labels: class ids.
+        keys: of the pictures.
+        classes: class names by id.
+    """
+
+    dataset: str
+    shards: tuple[str, ...]
+    shard: NDArray[np.int32]
+    row: NDArray[np.int32]
+    labels: NDArray[np.int64]
+    keys: NDArray[Any]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[Any]) -> Rows:
+        """Only these (a mask, or positions)."""
+        arrays = {name: getattr(self, name)[rows] for name in ("shard", "row", "labels", "keys")}
+        return dataclasses.replace(self, **arrays)
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Pictures by class, in the order of the ids."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+
+
+def read_rows(dataset: str, classes: Sequence[str] | None = None) -> Rows:
+    """Read the keys and labels of a dataset; no pictures.
+
+    Args:
+        dataset: URI.
+        classes: take only these, with ids in this order; None takes all, sorted by name.
+
+    Raises:
+        UsageError: where pictures have no label, or a class is not there.
+    """
+    manifest = load_manifest(dataset)
+    known = _classes(dataset, manifest, classes)
+    ids = {name: number for number, name in enumerate(known)}
+    shard: list[NDArray[Any]] = []
+    row: list[NDArray[Any]] = []
+    labels: list[int] = []
+    keys: list[str] = []
+    for number, entry in enumerate(manifest.shards):
+        with storage.open_read(storage.join(dataset, entry.name)) as file:
+            table = pq.read_table(file, columns=["key", "label"])
+        found = [ids.get(name, -1) for name in table["label"].to_pylist()]
+        chosen = [position for position, label in enumerate(found) if label >= 0]
+        names = table["key"].to_pylist()
+        shard.append(np.full(len(chosen), number, np.int32))
+        row.append(np.asarray(chosen, np.int32))
+        labels += [found[position] for position in chosen]
+        keys += [names[position] for position in chosen]
+    return Rows(
+        dataset,
+        tuple(entry.name for entry in manifest.shards),
+        np.concatenate(shard) if shard else np.zeros(0, np.int32),
+        np.concatenate(row) if row else np.zeros(0, np.int32),
+        np.asarray(labels, np.int64),
+        np.asarray(keys, object),
+        tuple(known),
+    )
+
+
+def _classes(dataset: str, manifest: Manifest, wanted: Sequence[str] | None) -> list[str]:
+    there = manifest.tally.classes
+    unlabelled = manifest.rows - sum(there.values())
+    if wanted is None and unlabelled:
+        raise UsageError(
+            f"{unlabelled:,} of {manifest.rows:,} pictures of {dataset} have no label; name the classes to learn "
+            "(data.classes), or ingest with --label-column"
+        )
+    missing = [name for name in wanted or () if name not in there]
+    if missing:
+        raise UsageError(
+            f"{dataset} has no pictures of: {', '.join(missing)}; it has {', '.join(there) or 'no classes'}"
+        )
+    found = list(wanted) if wanted is not None else sorted(there)
+    if len(found) < 2:
+        raise UsageError(f"{dataset} has {len(found)} class(es); a classifier needs two or more")
+    return found
+
+
+def held_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Cut rows into those to learn from and those to validate with.
+
+    Args:
+        rows: all.
+        fraction: of each class that is held out, at least one picture.
+        seed: of the choice; it hangs on the keys alone, not on their order.
+
+    Raises:
+        UsageError: where a class has fewer than two pictures.
+    """
+    hashes = np.asarray([seed_of("held out", seed, key) >> 65 for key in rows.keys], np.int64)
+    out = np.zeros(len(rows), bool)
+    for number, name in enumerate(rows.classes):
+        mine = np.flatnonzero(rows.labels == number)
+        if len(mine) < 2:
+            raise UsageError(f"class '{name}' has {len(mine)} picture(s); val_fraction needs two or more of each")
+        count = min(len(mine) - 1, max(1, round(fraction * len(mine))))
+        out[mine[np.argsort(hashes[mine], kind="stable")[:count]]] = True
+    return rows.take(~out), rows.take(out)
+
+
+def check_same_classes(train: Rows, val: Manifest, val_uri: str) -> None:
+    """Refuse what would make every number meaningless.
+
+    Raises:
+        UsageError: when there is nothing to validate with, or train and val do not hold the same classes.
+    """
+    if not val.rows:
+        raise UsageError(f"{val_uri} holds no pictures, so there is nothing to validate with")
+    there, wanted = set(val.tally.classes), set(train.classes)
+    problems = [
+        f"{uri} has no pictures of: {', '.join(sorted(names))}"
+        for uri, names in ((val_uri, wanted - there), (train.dataset, there - wanted))
+        if names
+    ]
+    if problems:
+        hint = "name the classes to learn with data.classes, or ingest both from one source with --split"
+        raise UsageError(f"train and val hold different classes; {'; '.join(problems)}; {hint}")
+
+
+def read_pictures(
+    rows: Rows, shard: int, wanted: NDArray[np.int32], columns: Sequence[str] = ()
+) -> list[Mapping[str, Any]]:
+    """Stored bytes of rows of one shard, as mappings with `bytes` and `columns`.
+
+    Args:
+        rows: whose dataset it is.
+        shard: number of the shard.
+        wanted: row numbers in it, ascending.
+        columns: others that are needed.
+    """
+    found: list[Mapping[str, Any]] = []
+    first = 0
+    for table in ShardReader(storage.join(rows.dataset, rows.shards[shard])):
+        here = wanted[(wanted >= first) & (wanted < first + table.num_rows)] - first
+        if len(here):
+            taken = table.take(here)
+            data = taken["image"].combine_chunks().field("bytes").to_pylist()
+            others = {name: taken[name].to_pylist() for name in ("key", "label", *columns)}
+            for position, item in enumerate(data):
+                found.append({"bytes": item, **{name: values[position] for name, values in others.items()}})
+        first += table.num_rows
+    return found
+
+
+def rejected_text(rejected: Counter[str]) -> str:
+    """`truncated 2, damaged 1`."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in rejected.most_common())

@@ -1,0 +1,58 @@
+"""What a model sees of a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from library import codec
+from library.errors import BadPicture
+from library.inputs import InputPipeline, stack
+from library.pipeline import Pipeline
+
+
+def pipeline(steps: str, fit: str = 'resize([8, 8], mode="exact")', channels: int = 1) -> InputPipeline:
+    return InputPipeline(Pipeline.parse(steps), Pipeline.parse(fit), (8, 8), channels)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return codec.encode(pixels, codec.Encoding("png"))[0]
+
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def test_bytes_and_pixels_give_the_same() -> None:
+    inputs = pipeline("grayscale")
+    assert np.array_equal(inputs.prepare(png(COLOUR)), inputs.prepare_pixels(COLOUR))
+    assert inputs.prepare(png(COLOUR)).shape == (8, 8, 1)
+
+
+def test_a_picture_of_the_models_size_is_not_fitted_again() -> None:
+    inputs = pipeline("grayscale", fit="resize(16) | center_crop(8)")
+    small = np.random.default_rng(1).integers(0, 256, (8, 8, 1), np.uint8)
+    assert np.array_equal(inputs.prepare_pixels(small), small)
+
+
+def test_what_the_models_own_selector_drops_says_so() -> None:
+    with pytest.raises(BadPicture) as caught:
+        pipeline("min_size(100) | grayscale").prepare(png(COLOUR))
+    assert caught.value.reason.startswith("dropped:")
+
+
+def test_another_number_of_channels_than_the_model_takes_is_told() -> None:
+    with pytest.raises(BadPicture, match="takes 8x8x1, its input pipeline gave 8x8x3"):
+        pipeline("invert").prepare(png(COLOUR))
+
+
+def test_a_damaged_picture_keeps_its_reason() -> None:
+    with pytest.raises(BadPicture) as caught:
+        pipeline("grayscale").prepare(png(COLOUR)[:100])
+    assert caught.value.reason == "truncated"
+
+
+def test_a_batch_of_several_dtypes_is_scaled_before_it_is_joined() -> None:
+    white = [np.full((2, 2, 1), top, dtype) for dtype, top in ((np.uint8, 255), (np.uint16, 65535), (np.float32, 1))]
+    assert stack(white).dtype == np.float32
+    assert np.all(stack(white) == 1)
+    assert stack(white[:1]).dtype == np.uint8
