@@ -1,0 +1,11 @@
+"""Recipes: YAML files that say what is trained on what, and how. docs/recipes.md lists every field.
+
+    recipe = Recipe.load("jobs/recipes/lenet-mnist.yaml", ["data.train=out/mnist/train", "epochs=5"])
+    recipe.optimizer.lr
+
+No torch is imported here.
+"""
+
+from library.recipe.schema import Data, EarlyStopping, Input, Loss, Optimizer, Recipe, Schedule
+
+__all__ = ["Data", "EarlyStopping", "Input", "Loss", "Optimizer", "Recipe", "Schedule"]

@@ -1,0 +1,188 @@
+"""Fields that are right one by one and wrong together. What has no effect beside the others is wrong too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from library.recipe.optimizers import BETAS, WITH_EPS, WITH_MOMENTUM
+
+if TYPE_CHECKING:
+    from library.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a field.
+
+    Attributes:
+        field: its path, e.g. `data.val`.
+        text: goes after the field's value: `has no effect without ...`.
+        others: paths of the fields that it contradicts.
+    """
+
+    field: str
+    text: str
+    others: tuple[str, ...] = ()
+
+
+class Contradictions(ValueError):
+    """What pydantic carries out of a validator: all the problems at once."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{problem.field}: {problem.text}" for problem in problems))
+
+
+def contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """All of a recipe's contradictions."""
+    for rules in (_length, _validation, _freezing, _cached_features, _optimizer, _schedule, _classes, _batch):
+        yield from rules(recipe)
+
+
+def _length(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.epochs is not None and recipe.steps is not None:
+        yield Problem("steps", "cannot stand beside epochs; set one of them to null", ("epochs",))
+    if recipe.epochs is None and recipe.steps is None:
+        yield Problem("epochs", "is missing; give epochs or steps", ("steps",))
+
+
+def _validation(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if data.val is not None and data.val_fraction is not None:
+        text = "cannot stand beside data.val; set one of them to null"
+        yield Problem("data.val_fraction", text, ("data.val",))
+    if data.val == data.train:
+        yield Problem("data.val", "is the training set; a measure on it says nothing", ("data.train",))
+    measured: list[tuple[str, str]] = []
+    if recipe.best_metric is not None:
+        measured.append(("best_metric", recipe.best_metric))
+    stopping = recipe.early_stopping
+    if stopping is not None:
+        measured.append(("early_stopping.metric", stopping.metric))
+        if recipe.epochs is not None and stopping.patience >= recipe.epochs:
+            text = f"has no effect: training ends after {recipe.epochs:g} epochs anyway"
+            yield Problem("early_stopping.patience", text, ("epochs", "early_stopping"))
+    for field, metric in measured:
+        if not recipe.has_validation:
+            yield Problem(field, "needs data.val or data.val_fraction", ("data.val", "data.val_fraction"))
+        elif metric == "val_top5" and data.classes != "all" and len(data.classes) <= 5:
+            text = f"is always 1 with {len(data.classes)} classes; use val_top1 or val_loss"
+            yield Problem(field, text, ("data.classes",))
+
+
+def _freezing(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.layer_decay is not None and recipe.freeze == "all" and not recipe.unfreeze:
+        yield Problem("layer_decay", "has no effect with freeze: all; only the head learns", ("freeze", "unfreeze"))
+    if not recipe.unfreeze:
+        return
+    if recipe.freeze == "none":
+        yield Problem("unfreeze", "has no effect without freeze: all or a number of stages", ("freeze",))
+    frozen = recipe.freeze if isinstance(recipe.freeze, int) else None
+    for epoch, stages in sorted(recipe.unfreeze.items()):
+        if recipe.epochs is not None and epoch >= recipe.epochs:
+            text = f"has no effect from epoch {epoch}: the last one is {recipe.epochs - 1:g}, the first is 0"
+            yield Problem("unfreeze", text, ("epochs",))
+        left = 0 if stages == "none" else stages
+        if frozen is not None and left >= frozen:
+            text = f"freezes {left} stages from epoch {epoch}, where {frozen} were frozen before; it can only free some"
+            yield Problem("unfreeze", text, ("freeze",))
+        frozen = left
+
+
+def _cached_features(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.cache_features:
+        if recipe.copies is not None:
+            yield Problem("copies", "has no effect without cache_features: true", ("cache_features",))
+        return
+    if recipe.freeze != "all":
+        text = "needs freeze: all; a backbone that learns gives other features each time"
+        yield Problem("cache_features", text, ("freeze",))
+    if recipe.unfreeze:
+        yield Problem("unfreeze", "cannot stand beside cache_features: true", ("cache_features",))
+    if recipe.augment is not None and recipe.copies is None:
+        text = "has no effect on features cached once; ask for N augmented passes with copies: N, or set it to null"
+        yield Problem("augment", text, ("cache_features", "copies"))
+    if recipe.augment is None and recipe.copies is not None:
+        yield Problem("copies", "gives the same features each time without augment", ("augment",))
+    for name in ("mixup", "cutmix"):
+        if getattr(recipe, name):
+            yield Problem(
+                name, "mixes pictures; with cache_features: true there are only features", ("cache_features",)
+            )
+    if recipe.compile:
+        yield Problem(
+            "compile", "has no effect with cache_features: true; only the head is trained", ("cache_features",)
+        )
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    settings = recipe.optimizer
+    name = settings.name
+    if settings.momentum is not None and name not in WITH_MOMENTUM:
+        instead = "; it has betas" if name in BETAS else ""
+        yield Problem("optimizer.momentum", f"has no effect with {name}{instead}", ("optimizer.name",))
+    if settings.momentum == 0 and name in ("sgd", "sgdw"):
+        text = f"cannot be: {name} has Nesterov momentum; without momentum use optimizer.name: momentum"
+        yield Problem("optimizer.momentum", text, ("optimizer.name",))
+    if settings.betas is not None and name not in BETAS:
+        instead = "; it has momentum" if name in WITH_MOMENTUM else ""
+        yield Problem("optimizer.betas", f"has no effect with {name}{instead}", ("optimizer.name",))
+    elif settings.betas is not None and len(settings.betas) != BETAS[name]:
+        yield Problem("optimizer.betas", f"should be {BETAS[name]} numbers for {name}", ("optimizer.name",))
+    if settings.eps is not None and name not in WITH_EPS:
+        yield Problem("optimizer.eps", f"has no effect with {name}", ("optimizer.name",))
+
+
+def _schedule(recipe: Recipe) -> Iterator[Problem]:
+    schedule = recipe.schedule
+    field, name = "schedule.name", schedule.name
+    if name == "onecycle" and not schedule.warmup_epochs:
+        text = "needs schedule.warmup_epochs, its way up; without one it is cosine"
+        yield Problem(field, text, ("schedule.warmup_epochs",))
+    if name == "step" and schedule.step_epochs is None:
+        yield Problem(field, "needs schedule.step_epochs", ("schedule.step_epochs",))
+    for other in ("step_epochs", "gamma"):
+        if name != "step" and getattr(schedule, other) is not None:
+            yield Problem(f"schedule.{other}", f"has no effect with {field}: {name}; it belongs to step", (field,))
+    if name in ("step", "constant") and schedule.min_lr is not None:
+        text = f"has no effect with {field}: {name}; it belongs to cosine, linear and onecycle"
+        yield Problem("schedule.min_lr", text, (field,))
+    elif schedule.min_lr is not None and schedule.min_lr >= recipe.optimizer.lr:
+        text = f"should be below optimizer.lr, {recipe.optimizer.lr:g}"
+        yield Problem("schedule.min_lr", text, ("optimizer.lr",))
+    for other in ("warmup_epochs", "step_epochs"):
+        epochs = getattr(schedule, other)
+        if recipe.epochs is not None and epochs is not None and epochs >= recipe.epochs:
+            yield Problem(f"schedule.{other}", f"should be below epochs, {recipe.epochs:g}", ("epochs", field))
+
+
+def _classes(recipe: Recipe) -> Iterator[Problem]:
+    weights = recipe.loss.class_weights
+    if weights is None:
+        return
+    field = "loss.class_weights"
+    if recipe.sampling == "balanced" and weights == "balanced":
+        yield Problem(field, "corrects a second time what sampling: balanced has corrected; use one", ("sampling",))
+    for name in ("mixup", "cutmix"):
+        if getattr(recipe, name):
+            yield Problem(name, f"cannot stand beside {field}: a mixed picture has two classes", (field,))
+    if weights != "balanced" and recipe.data.classes != "all":
+        missing = sorted(set(recipe.data.classes) - set(weights))
+        unknown = sorted(set(weights) - set(recipe.data.classes))
+        if missing:
+            yield Problem(field, f"should name every class; missing: {', '.join(missing)}", ("data.classes",))
+        if unknown:
+            yield Problem(field, f"names what is not in data.classes: {', '.join(unknown)}", ("data.classes",))
+
+
+def _batch(recipe: Recipe) -> Iterator[Problem]:
+    size = recipe.batch_size
+    if size == "auto":
+        return
+    if recipe.accumulate > size:
+        yield Problem("accumulate", f"should not be above batch_size, {size}", ("batch_size",))
+    for name in ("mixup", "cutmix"):
+        if getattr(recipe, name) and size < 2:
+            yield Problem(name, "mixes pictures of one batch; batch_size should be 2 or more", ("batch_size",))

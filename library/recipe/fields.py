@@ -1,0 +1,199 @@
+"""The types of a recipe's fields, and what each would take, in words: for errors and for docs/recipes.md.
+
+A type is said once, as an annotation; `wanted` reads it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias, Union, cast, get_args, get_origin
+
+import annotated_types
+from pydantic import AfterValidator, Field
+from pydantic.fields import FieldInfo
+
+from library import storage
+from library.errors import GrammarError, UsageError
+from library.grammar import format_call, nearest, parse
+from library.pipeline import Pipeline
+from library.recipe.optimizers import OPTIMIZERS
+from library.steps.base import Kind
+
+
+@dataclass(frozen=True)
+class Words:
+    """Stands in an annotation: what the value is, where the type alone does not say it."""
+
+    text: str
+
+
+def _pipeline(*kinds: Kind) -> Callable[[str], str]:
+    """Reads a pipeline of these kinds of steps and gives its canonical text, so that spacing changes no digest."""
+
+    def read(text: str) -> str:
+        try:
+            pipeline = Pipeline.parse(text)
+        except GrammarError as error:
+            raise ValueError(str(error)) from None
+        for step in pipeline.steps:
+            if step.kind not in kinds:
+                raise ValueError(f"has a step in the wrong place: {step.name} is {_PLACES[step.kind]}")
+        return str(pipeline)
+
+    return read
+
+
+_PLACES: Mapping[Kind, str] = {
+    "filter": "a filter, for input.steps or input.fit",
+    "selector": "a selector, for input.steps or for `striate filter` before training",
+    "augmentation": "an augmentation, for augment",
+}
+
+
+def _augmentation(text: str) -> str:
+    canonical = _pipeline("filter", "augmentation")(text)
+    if all(step.kind == "filter" for step in Pipeline.parse(canonical).steps):
+        raise ValueError(
+            "has nothing random in it: validation would see other pictures than training; filters go to input.steps"
+        )
+    return canonical
+
+
+def _model(text: str) -> str:
+    try:
+        calls = parse(text).calls
+    except GrammarError as error:
+        raise ValueError(str(error)) from None
+    if len(calls) != 1 or calls[0].args:
+        raise ValueError("should be one call, its arguments by keyword, e.g. resnet18(in_chans=3)")
+    return format_call(calls[0].name, calls[0].kwargs)
+
+
+def _uri(text: str) -> str:
+    try:
+        storage.normalize(text)
+    except UsageError:
+        raise ValueError("should be a local path or s3://bucket/prefix") from None
+    return text
+
+
+def _weights(text: str) -> str:
+    if text.lower() in ("none", "random"):
+        raise ValueError("would be a file of that name; leave weights out to start from random numbers")
+    return text if text == "pretrained" else _uri(text)
+
+
+def _optimizer(name: str) -> str:
+    if name not in OPTIMIZERS:
+        # All eighty would be no help; these are what most people mean.
+        common = {"sgd", "momentum", "adam", "adamw", "nadamw", "rmsprop", "lamb", "lars", "lion", "muon"}
+        choices = nearest(name, OPTIMIZERS) or nearest(name, common)
+        raise ValueError(f"is no optimizer of timm that a recipe can use{choices}; docs/recipes.md has all")
+    return name
+
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(f"should name every class once; twice: {', '.join(doubled)}")
+    return names
+
+
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Uri: TypeAlias = Annotated[Text, AfterValidator(_uri), Words("a folder or s3://bucket/prefix")]
+Steps: TypeAlias = Annotated[
+    str, AfterValidator(_pipeline("filter", "selector")), Words("a pipeline of filters and selectors")
+]
+Fit: TypeAlias = Annotated[str, AfterValidator(_pipeline("filter")), Words("a pipeline of filters")]
+Augment: TypeAlias = Annotated[
+    str, AfterValidator(_augmentation), Words("a pipeline of augmentations, filters between them")
+]
+Model: TypeAlias = Annotated[str, AfterValidator(_model), Words("a model's call, e.g. resnet18(in_chans=3)")]
+Weights: TypeAlias = Annotated[
+    Text, AfterValidator(_weights), Words("pretrained, or a bundle, .safetensors or .pth (a path or s3://)")
+]
+OptimizerName: TypeAlias = Annotated[
+    Text, AfterValidator(_optimizer), Words("an optimizer of timm: sgd (with Nesterov momentum), momentum, adamw, ...")
+]
+Classes: TypeAlias = Annotated[
+    tuple[Text, ...],
+    Field(min_length=2),
+    AfterValidator(_different),
+    Words("a list of two or more class names, each in quotes if it looks like a number"),
+]
+
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Pixels: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
+Above0: TypeAlias = Annotated[float, Field(gt=0)]
+AtLeast0: TypeAlias = Annotated[float, Field(ge=0)]
+#: At least 0, below 1.
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+#: Above 0, below 1.
+Between: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63), Words("a whole number from 0")]
+Metric: TypeAlias = Literal["val_top1", "val_top5", "val_loss"]
+
+
+def wanted(field: FieldInfo) -> str:
+    """What a field takes, in words."""
+    return _wanted(field.annotation, field.metadata)
+
+
+def choices(field: FieldInfo) -> list[str]:
+    """The names that a field takes, where it takes names."""
+    return [choice for choice in _literals(field.annotation) if isinstance(choice, str)]
+
+
+def _wanted(annotation: Any, metadata: Sequence[Any]) -> str:
+    said = next((item.text for item in metadata if isinstance(item, Words)), None)
+    if said is not None:
+        return said
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _wanted(args[0], [*args[1:], *metadata])
+    if origin in (Union, types.UnionType):
+        # What is absent stands last.
+        parts = [_wanted(arg, metadata) for arg in args if arg is not type(None)]
+        return ", or ".join([*parts, "null"] if type(None) in args else parts)
+    if origin is Literal:
+        return _or(list(map(str, args)))
+    if origin is tuple:
+        if args[-1] is Ellipsis:
+            return f"a list, each {_wanted(args[0], ())}"
+        return "[height, width]"
+    if origin is dict:
+        return f"a table {{{_wanted(args[0], ())}: {_wanted(args[1], ())}}}"
+    return _NAMES[annotation] + _range(metadata)
+
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _range(metadata: Sequence[Any]) -> str:
+    lower = upper = ""
+    for item in metadata:
+        for constraint in item.metadata if isinstance(item, FieldInfo) else (item,):
+            match constraint:
+                case annotated_types.Ge(ge=bound):
+                    lower = f" from {bound}"
+                case annotated_types.Gt(gt=bound):
+                    lower = f" above {bound}"
+                case annotated_types.Le(le=bound):
+                    upper = f" to {bound}"
+                case annotated_types.Lt(lt=bound):
+                    upper = f" and below {bound}"
+                case _:
+                    pass
+    return lower + upper
+
+
+def _or(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _literals(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for arg in get_args(annotation) for choice in _literals(arg)]

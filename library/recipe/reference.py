@@ -1,0 +1,45 @@
+"""The table of every field in docs/recipes.md: `python -m library.recipe.reference` prints it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from library.recipe.fields import wanted
+from library.recipe.optimizers import BETAS, OPTIMIZERS, WITH_MOMENTUM
+from library.recipe.paths import fields_of, group_of
+from library.recipe.schema import Recipe
+from library.recipe.text import dump_yaml
+
+
+def reference() -> str:
+    """Markdown: every field with what it takes, its default and its meaning, and the optimizers."""
+    rows = ["| field | takes | default | |", "|---|---|---|---|"]
+    for path, field in fields_of(Recipe):
+        group = group_of(field)
+        takes = "a table" if group else wanted(field)
+        meaning = (group.__doc__ or "").split("\n")[0] if group else field.description
+        rows.append(f"| `{path}` | {takes} | {_default(field)} | {meaning} |")
+    rows += ["", "Optimizers, by what they take beside `lr` and `weight_decay`:", ""]
+    for title, names in (
+        ("momentum", WITH_MOMENTUM - BETAS.keys()),
+        ("betas", BETAS.keys() - WITH_MOMENTUM),
+        ("both", WITH_MOMENTUM & BETAS.keys()),
+        ("neither", OPTIMIZERS - WITH_MOMENTUM - BETAS.keys()),
+    ):
+        rows.append(f"- {title}: {', '.join(sorted(names))}")
+    return "\n".join(rows) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "(needed)"
+    default: Any = field.default
+    if default is None or group_of(field):
+        return ""
+    return f"`{dump_yaml({'x': default}).removeprefix('x: ').strip()}`"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
