@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.output import balance, reasons, size, time_spent
+from jobs.output import balance, counted, reasons, size, time_spent
 from library import storage
 from library.errors import UsageError
 from library.manifest import MANIFEST, REJECTS, REPORTS, Manifest, Tally, find_manifest, load_report, splits_below
@@ -50,7 +50,8 @@ def print_info(dataset: str, manifest: Manifest) -> None:
     tally = manifest.tally
     state = "" if manifest.complete else "  NOT FINISHED: run the command that makes it again, it goes on where it was"
     console.print(f"[bold]{escape(dataset)}[/]{state}", soft_wrap=True)
-    console.print(f"{tally.rows_out:,} pictures in {len(manifest.shards):,} shards, {size(manifest.bytes)}")
+    pictures, shards = counted(tally.rows_out, "picture"), counted(len(manifest.shards), "shard")
+    console.print(f"{pictures} in {shards}, {size(manifest.bytes)}")
     console.print(balance(manifest))
     for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
         if counts:

@@ -33,6 +33,11 @@ def size(num_bytes: float) -> str:
     raise AssertionError
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 shard`, `1,200 shards`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def balance(manifest: Manifest) -> str:
     """`1,000 in = 990 out + 7 dropped + 3 rejected`."""
     tally = manifest.tally
@@ -81,7 +86,10 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
         return
     for dataset, manifest in manifests.items():
         tally = manifest.tally
-        print(f"{dataset}: {len(manifest.shards):,} shards, {tally.rows_out:,} pictures, {size(manifest.bytes)}")
+        print(
+            f"{dataset}: {counted(len(manifest.shards), 'shard')}, {counted(tally.rows_out, 'picture')}, "
+            f"{size(manifest.bytes)}"
+        )
         print(f"  {balance(manifest)}")
         for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
             if counts:

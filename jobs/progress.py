@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.text import Text
 
 from jobs.board import Count
 
@@ -68,10 +68,9 @@ class Progress:
         while not self._stop.wait(_LINE_EVERY_S):
             print(self.line(self._snapshot()), file=sys.stderr, flush=True)
 
-    def _drawn(self, count: Count) -> Table:
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(ProgressBar(total=max(self._pictures, 1), completed=count.pictures, width=30), self.line(count))
-        return grid
+    def _drawn(self, count: Count) -> Group:
+        bar = ProgressBar(total=max(self._pictures, 1), completed=count.pictures, width=60)
+        return Group(bar, Text(self.line(count)))
 
 
 def duration(seconds: float) -> str:

@@ -103,7 +103,7 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     empty = [name for name, count in train.class_counts.items() if not count]
     if empty:
         raise UsageError(f"{train_uri} has no pictures to learn from of: {', '.join(empty)}")
-    inputs = _inputs(recipe)
+    inputs = model_inputs(recipe)
     resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
     if not resident and recipe.sampling == "balanced":
         raise UsageError(
@@ -113,7 +113,8 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     return TrainPlan(recipe, out, train, val, inputs, datasets, resident or recipe.cache_features, finished)
 
 
-def _inputs(recipe: Recipe) -> InputPipeline:
+def model_inputs(recipe: Recipe) -> InputPipeline:
+    """What the recipe's model sees: its own size and channels where the recipe says nothing else."""
     facts = info(recipe.model)
     channels = int(parse_call(recipe.model).parameters.get("in_chans", facts.input_size[0]))
     size = recipe.input.size

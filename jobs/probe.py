@@ -1,0 +1,118 @@
+"""How many CPUs a GPU needs: `striate plan`. Short measurements of decoding, augmenting and learning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from jobs.train import model_inputs
+from library import storage
+from library.augmentation import Augmenter
+from library.device import choose_device
+from library.errors import BadPicture, UsageError
+from library.models import create
+from library.pipeline import Pipeline
+from library.recipe import Recipe
+from library.training.fitting import fitting_batch_size
+from library.training.learner import Batch, Learner
+from library.training.rows import read_pictures, read_rows
+
+_PICTURES = 512
+
+
+def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dict[str, Any]:
+    """Measure the rates of a recipe's stages on this machine, with the first pictures of its training set.
+
+    Args:
+        recipe: whose data, input pipeline, augmentation, model and batch size are used.
+        seconds: of measuring in all, a third a stage.
+        device: where the model learns; auto, cpu, cuda.
+
+    Returns:
+        Pictures per second of `decode` (with the input pipeline) and `augment` (with the fit to the model's size) on one
+        CPU, of `step` on one device, and `cpus_per_device`: CPUs that keep one device busy.
+
+    Raises:
+        UsageError: when none of the pictures can be used.
+    """
+    cv2.setNumThreads(1)
+    each = seconds / 3
+    uri = storage.normalize(recipe.data.train)
+    rows = read_rows(uri, None if recipe.data.classes == "all" else recipe.data.classes)
+    inputs = model_inputs(recipe)
+    shard = int(rows.shard[0])
+    mine = rows.take(np.flatnonzero(rows.shard == shard)[:_PICTURES])
+    records = read_pictures(mine, shard, mine.row)
+    pictures: list[Any] = []
+    for record in records:
+        try:
+            pictures.append(inputs.before_fit(record["bytes"], key=record["key"], label=record["label"]))
+        except BadPicture:
+            continue
+    if not pictures:
+        raise UsageError(f"none of the first {len(records)} pictures of {uri} can be used")
+
+    def decode(number: int) -> None:
+        record = records[number % len(records)]
+        try:
+            inputs.before_fit(record["bytes"], key=record["key"], label=record["label"])
+        except BadPicture:
+            return
+
+    augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if recipe.augment else None
+
+    def augment(number: int) -> None:
+        pixels = pictures[number % len(pictures)]
+        if augmenter is not None:
+            pixels = augmenter.apply(pixels, number // len(pictures), str(number))
+        inputs.fitted(pixels)
+
+    decoded, augmented = (_rate(work, each) for work in (decode, augment))
+    stepped, where = _step_rate(recipe, inputs.size, inputs.channels, len(rows.classes), each, device)
+    return {
+        "device": where,
+        "decode_pictures_per_s": round(decoded, 1),
+        "augment_pictures_per_s": round(augmented, 1),
+        "step_pictures_per_s": round(stepped, 1),
+        "cpus_per_device": round(stepped * (1 / decoded + 1 / augmented), 2),
+        "cpus_per_device_resident": round(stepped / augmented, 2) if augmenter is not None else 0.0,
+    }
+
+
+def _rate(work: Callable[[int], None], seconds: float) -> float:
+    """Calls per second."""
+    work(0)
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        work(done)
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
+def _step_rate(
+    recipe: Recipe, size: tuple[int, int], channels: int, num_classes: int, seconds: float, device: str
+) -> tuple[float, str]:
+    """Pictures per second that the model learns from, out of memory; and on what."""
+    chosen = choose_device(device)
+    model = create(recipe.model, num_classes=num_classes, head=recipe.head)
+    batch_size = fitting_batch_size(recipe, model, (*size, channels), chosen, 1)
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (batch_size, *size, channels), np.uint8)
+    batch = Batch(pictures, random.integers(0, num_classes, batch_size), [""] * batch_size, batch_size)
+    counts = {str(number): 1 for number in range(num_classes)}
+    learner = Learner(recipe, model, class_counts=counts, total_steps=10**9, steps_per_epoch=1000, device=chosen)
+
+    def step(number: int) -> None:
+        loss = learner.step(batch, number)
+        if number % 10 == 9:
+            loss.item()  # waits for the device
+
+    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    for number in range(3):
+        step(number)
+    return _rate(step, seconds) * batch_size, name
