@@ -73,7 +73,7 @@ def plan_filter(
         UsageError: whatever is wrong with the request.
     """
     source, destination = storage.normalize(source), storage.normalize(destination)
-    pipeline = Pipeline.parse(steps) if steps.strip() else Pipeline()
+    pipeline = Pipeline.parse(steps, refuse="augmentation") if steps.strip() else Pipeline()
     encoding = str(Encoding.parse(encode))
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: at least 1 picture")
@@ -93,7 +93,7 @@ def plan_filter(
         source,
         destination,
         (*manifest.jobs, job),
-        _tasks(manifest, destination, limit),
+        shard_tasks(manifest, destination, limit),
         FilterJob(source, str(pipeline), encoding),
         overwrite,
     )
@@ -118,7 +118,8 @@ def filter_dataset(plan: FilterPlan, *, workers: str = "auto", address: str | No
     return finish(plan.destination, plan.jobs, reports, run=run.summary(plan.destination, num_workers))
 
 
-def _tasks(manifest: Manifest, destination: str, limit: int | None) -> list[ShardTask]:
+def shard_tasks(manifest: Manifest, destination: str, limit: int | None) -> list[ShardTask]:
+    """One task for each shard that is read: all of them, or the first ones that hold `limit` pictures."""
     tasks: list[ShardTask] = []
     left = manifest.rows if limit is None else limit
     for shard in manifest.shards:

@@ -113,7 +113,7 @@ class Job(_Model):
     """What made a dataset, and out of what.
 
     Attributes:
-        kind: ingest or filter.
+        kind: ingest, filter or augment.
         source: URI it was made from.
         source_digest: of the source's manifest; None where the source is no dataset of ours.
         pipeline: canonical text of the steps; empty for ingest.
@@ -122,7 +122,7 @@ class Job(_Model):
         options: everything else that decides the output.
     """
 
-    kind: Literal["ingest", "filter"]
+    kind: Literal["ingest", "filter", "augment"]
     source: str
     source_digest: str | None = None
     pipeline: str = ""

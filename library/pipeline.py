@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import pyarrow as pa
 import pydantic
@@ -21,7 +21,9 @@ from library.errors import GrammarError
 from library.grammar import Call, Chain, Span, format_value, nearest, parse
 from library.picture import Pixels
 from library.steps import REGISTRY
-from library.steps.base import Filter, Step
+from library.steps.base import Filter, Kind, Step
+
+_Refusable: TypeAlias = Literal["selector", "augmentation"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,18 +39,29 @@ class Pipeline:
     steps: tuple[Step, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Pipeline:
+    def parse(cls, text: str, refuse: _Refusable | None = None) -> Pipeline:
         """Read a pipeline such as `grayscale | edges(direction="vertical")`.
+
+        Args:
+            text: the pipeline.
+            refuse: steps of this kind have no place in it: augmentations in a pipeline that must give the same
+                result every time, selectors in one that augments.
 
         Raises:
             GrammarError: points at the first mistake and says what would work.
         """
-        return cls.from_chain(parse(text))
+        return cls.from_chain(parse(text), refuse)
 
     @classmethod
-    def from_chain(cls, chain: Chain) -> Pipeline:
-        """Make the steps of an already parsed text."""
-        return cls(tuple(_make(call, chain.text) for call in chain.calls))
+    def from_chain(cls, chain: Chain, refuse: _Refusable | None = None) -> Pipeline:
+        """Make the steps of an already parsed text; raises as `parse`."""
+        steps = tuple(_make(call, chain.text) for call in chain.calls)
+        for step, call in zip(steps, chain.calls, strict=True):
+            if step.kind == refuse:
+                raise GrammarError(
+                    _REFUSED[step.kind].format(step.name), chain.text, call.span.offset, call.span.length
+                )
+        return cls(steps)
 
     def __str__(self) -> str:
         """The canonical text, with every parameter: a default that changes later changes no old pipeline."""
@@ -69,6 +82,8 @@ class Pipeline:
             TypeError: if a step is not a filter, or needs other columns than the pixels.
         """
         for step in self.steps:
+            if step.kind == "augmentation":
+                raise TypeError(f"'{step.name}' is random and needs a seed; use library.augmentation.Augmenter")
             if step.kind != "filter" or (hasattr(step, "columns") and cast(Any, step).columns()):
                 raise TypeError(f"'{step.name}' needs the whole record, not only its pixels; use run_batch")
             pixels = cast(Filter, step)(pixels)
@@ -84,11 +99,23 @@ class Pipeline:
         Returns:
             The pictures that are kept, with the same columns. Those that a selector dropped or that cannot be
             read are left out, and their number is logged with a reason; `run_batch` hands them over.
+
+        Raises:
+            TypeError: if a step is an augmentation.
         """
+        for step in self.steps:
+            if step.kind == "augmentation":
+                raise TypeError(f"'{step.name}' is random and needs a seed; use library.augmentation.Augmenter")
         result = run_batch(self.steps, table, Encoding.parse(encode))
         if result.rejects.num_rows:
             _log.warning("left out %d pictures that cannot be used: %s", result.rejects.num_rows, result.rejected)
         return result.table
+
+
+_REFUSED: dict[Kind, str] = {
+    "selector": "'{}' drops pictures, and an augmentation only changes them; select with `striate filter` before",
+    "augmentation": "'{}' is random, and a filter gives one result every time; `striate augment` writes random copies",
+}
 
 
 def _make(call: Call, text: str) -> Step:
@@ -117,7 +144,11 @@ def _make(call: Call, text: str) -> Step:
                 f"unknown step '{word.name}'{nearest(word.name, REGISTRY)}; text needs quotes: {name}=\"{word.name}\""
             )
             raise GrammarError(message, text, word.span.offset, word.span.length)
-    nested = {name: Pipeline.from_chain(value) if isinstance(value, Chain) else value for name, value in values.items()}
+    # No parameter takes selectors: what is nested changes a picture, and cannot drop it.
+    nested = {
+        name: Pipeline.from_chain(value, refuse="selector") if isinstance(value, Chain) else value
+        for name, value in values.items()
+    }
     try:
         return cast(Any, cls)(**nested)
     except pydantic.ValidationError as error:

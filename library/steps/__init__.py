@@ -1,5 +1,10 @@
 """Every step: importing this package fills REGISTRY."""
 
+from library.steps.augment_colour import Brightness, ChannelShift, Contrast, Hue, Saturation
+from library.steps.augment_crop import RandomCrop, RandomErase, RandomResizedCrop
+from library.steps.augment_geometry import Flip, Rotate, Shear, Shift, Zoom
+from library.steps.augment_noise import GaussianNoise, JpegQuality, RandomBlur
+from library.steps.augment_policies import Randaugment, Sometimes, TrivialAugment
 from library.steps.background import BlurBackground
 from library.steps.base import REGISTRY
 from library.steps.colour import Channels, Grayscale, Rgb
@@ -34,11 +39,14 @@ __all__ = [
     "Binarize",
     "BlurBackground",
     "BoxBlur",
+    "Brightness",
     "BrightnessBetween",
     "Canny",
     "CenterCrop",
+    "ChannelShift",
     "Channels",
     "Clahe",
+    "Contrast",
     "ContrastAtLeast",
     "ContrastStretch",
     "Convolve",
@@ -48,10 +56,14 @@ __all__ = [
     "Edges",
     "Equalize",
     "FileSizeBetween",
+    "Flip",
     "Gamma",
     "GaussianBlur",
+    "GaussianNoise",
     "Grayscale",
+    "Hue",
     "Invert",
+    "JpegQuality",
     "KeepChannels",
     "KeepFormats",
     "KeepLabels",
@@ -62,10 +74,22 @@ __all__ = [
     "MinSize",
     "NotBlank",
     "PadSquare",
+    "Randaugment",
+    "RandomBlur",
+    "RandomCrop",
+    "RandomErase",
+    "RandomResizedCrop",
     "Resize",
     "Rgb",
+    "Rotate",
     "Rotate90",
     "Sample",
+    "Saturation",
     "SharpAtLeast",
     "Sharpen",
+    "Shear",
+    "Shift",
+    "Sometimes",
+    "TrivialAugment",
+    "Zoom",
 ]

@@ -16,8 +16,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, dataclass_transform, runtime_checkable
 
+import numpy as np
 import pydantic
 from pydantic.dataclasses import dataclass as checked_dataclass
 
@@ -51,6 +52,31 @@ class Selector(Protocol):
     """Keeps a picture (None), or drops it with a reason (a slug, counted in the report)."""
 
     def reason(self, picture: Picture, /) -> str | None: ...
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """Pixels to pixels of the same dtype, by chance: every choice comes from `rng`, and nothing else does.
+
+    Never writes to its input; gives back the very same array where chance says to change nothing.
+    """
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator, /) -> Pixels: ...
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """Steps in order, as a parameter of another step; `library.pipeline.Pipeline` is one."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]: ...
+
+
+def augmented(step: Step, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """One filter or augmentation over decoded pixels."""
+    if step.kind == "augmentation":
+        return cast(Augmentation, step)(pixels, rng)
+    return cast(Filter, step)(pixels)
 
 
 #: Every step by its name in the grammar.
