@@ -47,9 +47,7 @@ class Input(_Group):
     steps: Annotated[fields.Steps | None, Field(description="what every picture goes through first")] = None
     fit: Annotated[
         fields.Fit | None,
-        Field(
-            description='gives a picture the model\'s size, after augmentation; without it resize(..., mode="exact")'
-        ),
+        Field(description="gives a picture the model's size, after augmentation; without it an exact resize"),
     ] = None
     size: Annotated[
         fields.Pixels | tuple[fields.Pixels, fields.Pixels] | None,
