@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import output
+from jobs import cli_augment, output
 from jobs.options import Address, Json, Steps, Workers
 from library import storage
 from library.errors import StriateError, UsageError
@@ -187,19 +187,29 @@ def show_command(
     dataset: Annotated[str, typer.Argument(help="Dataset to draw pictures of.")],
     out: Annotated[str, typer.Option(help="PNG file to write, here or in S3.")],
     steps: Steps = "",
-    count: Annotated[int | None, typer.Option(help="How many pictures.", show_default="12")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="How many pictures.", show_default="12, or 4 with --augment")
+    ] = None,
     tile_px: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 160,
     key: Annotated[list[str] | None, typer.Option(help="Exactly this picture; may be given several times.")] = None,
     label: Annotated[str | None, typer.Option(help="Only pictures of this class.")] = None,
+    augment: Annotated[
+        int | None, typer.Option(help="So many random variants of each picture, by --steps.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the variants.", show_default="0")] = None,
     json: Json = False,
 ) -> None:
-    """Draw a contact sheet; with --steps every picture before beside after.
+    """Draw a contact sheet; with --steps every picture before beside after, or before its random variants.
 
-    striate show out/raw --out sheet.png --steps "grayscale | canny(low=50, high=150)"
+    striate show out/raw --out sheet.png --steps "grayscale | canny(low=0.1, high=0.2)"
+
+    striate show out/raw --out sheet.png --steps "rotate(15) | flip" --augment 8
     """
     from jobs.show import contact_sheet
 
-    sheet = contact_sheet(dataset, steps, count=count, tile_px=tile_px, keys=key or (), label=label)
+    sheet = contact_sheet(
+        dataset, steps, count=count, tile_px=tile_px, keys=key or (), label=label, augment=augment, seed=seed
+    )
     storage.write_bytes(storage.normalize(out), sheet.png)
     if json:
         output.emit_json({"sheet": out, "pictures": sheet.pictures})
@@ -253,3 +263,6 @@ def demo_command(
         output.emit_json(result)
     else:
         print(f"open {result['page']} in a browser")
+
+
+app.command("augment")(cli_augment.augment_command)

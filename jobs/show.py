@@ -1,4 +1,4 @@
-"""A contact sheet of a dataset, before beside after: `striate show`."""
+"""A contact sheet of a dataset, before beside after, or with random variants: `striate show`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from library import codec, storage
+from library.augmentation import Augmenter, parse_augmentation
 from library.batch import BatchResult, run_batch
 from library.errors import BadPicture, UsageError
 from library.manifest import load_manifest
@@ -19,7 +20,9 @@ from library.sheet import Tile, draw_sheet
 _PAIRS_A_ROW = 3
 _PLAIN_A_ROW = 6
 _COUNT = 12
+_AUGMENTED_COUNT = 4
 _MOST = 200
+_MOST_VARIANTS, _MOST_AUGMENTED_TILES = 64, 400
 
 
 @dataclass(frozen=True)
@@ -38,37 +41,47 @@ def contact_sheet(
     tile_px: int = 160,
     keys: Sequence[str] = (),
     label: str | None = None,
+    augment: int | None = None,
+    seed: int | None = None,
 ) -> Sheet:
-    """Draw pictures of a dataset; with steps each before beside after.
+    """Draw pictures of a dataset; with steps each before beside after, or before a row of random variants.
 
     Args:
         dataset: URI.
         steps: pipeline to show; empty to show the pictures only.
-        count: how many pictures (12); the first of the dataset, which ingest has shuffled.
+        count: how many pictures (12, or 4 with `augment`); the first of the dataset, which ingest has shuffled.
         tile_px: side of a tile in pixels.
         keys: exactly these pictures instead.
         label: only pictures of this class.
+        augment: how many random variants of each picture; the copies that `striate augment` writes.
+        seed: of the variants (0).
 
     Raises:
         UsageError: when no picture fits or a key is missing, `count` is not 1 to 200 or stands beside
-            `keys`.
+            `keys`, or `augment` and `steps` do not go together.
     """
     if keys and count is not None:
         raise UsageError("--count has no effect beside --key: name pictures, or say how many")
-    wanted = len(set(keys)) if keys else _COUNT if count is None else count
+    if seed is not None and augment is None:
+        raise UsageError("--seed has no effect without --augment: nothing else here is random")
+    usual = _COUNT if augment is None else _AUGMENTED_COUNT
+    wanted = len(set(keys)) if keys else usual if count is None else count
     if len(set(keys)) > _MOST:
         raise UsageError(f"--key is given {len(set(keys)):,} times; a sheet takes {_MOST} pictures at most")
     if not 1 <= wanted <= _MOST or not 16 <= tile_px <= 1024:
         raise UsageError(f"--count takes 1 to {_MOST} pictures, --tile-px 16 to 1024 pixels")
-    pipeline = Pipeline.parse(steps) if steps.strip() else None
+    if augment is not None:
+        augmenter = _augmenter(steps, augment, wanted, seed or 0)
+        table = _chosen(storage.normalize(dataset), wanted, set(keys), label)
+        return _augmented_sheet(table, augmenter, augment, tile_px)
+    pipeline = _filters(steps) if steps.strip() else None
     table = _chosen(storage.normalize(dataset), wanted, set(keys), label)
     tiles: list[Tile] = []
     facts: list[dict[str, Any]] = []
     for row in range(table.num_rows):
         one = table.slice(row, 1)
-        key, shown = one["key"][0].as_py(), one["label"][0].as_py()
-        tiles.append(_tile(one, f"{shown}  {key}" if shown else key))
-        facts.append({"key": key, "label": shown, "width": one["width"][0].as_py(), "height": one["height"][0].as_py()})
+        facts.append(_facts(one))
+        tiles.append(_tile(one, _caption(one)))
         if pipeline is not None:
             result = run_batch(pipeline.steps, one)
             tiles.append(_after(result))
@@ -78,6 +91,59 @@ def contact_sheet(
     headings = ["before", "after"] * (across // 2) if pipeline is not None else []
     png, _ = codec.encode(draw_sheet(rows, tile_px=tile_px, headings=headings), codec.Encoding("png"))
     return Sheet(png, facts)
+
+
+def _filters(steps: str) -> Pipeline:
+    pipeline = Pipeline.parse(steps)
+    if any(step.kind == "augmentation" for step in pipeline.steps):
+        raise UsageError(f"'{pipeline}' is random: say how many variants to draw, --augment 8")
+    return pipeline
+
+
+def _augmenter(steps: str, variants: int, pictures: int, seed: int) -> Augmenter:
+    if not steps.strip():
+        raise UsageError('--augment draws variants by --steps: --steps "rotate(15) | flip" --augment 8')
+    if not 1 <= variants <= _MOST_VARIANTS or pictures * (variants + 1) > _MOST_AUGMENTED_TILES:
+        raise UsageError(
+            f"--augment takes 1 to {_MOST_VARIANTS} variants, and a sheet {_MOST_AUGMENTED_TILES} tiles at most; "
+            f"{pictures} pictures with {variants} variants are {pictures * (variants + 1)}"
+        )
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: from 0")
+    return Augmenter(parse_augmentation(steps), seed)
+
+
+def _augmented_sheet(table: pa.Table, augmenter: Augmenter, variants: int, tile_px: int) -> Sheet:
+    """A row a picture: itself, then its variants."""
+    rows: list[list[Tile]] = []
+    facts: list[dict[str, Any]] = []
+    for row in range(table.num_rows):
+        one = table.slice(row, 1)
+        tiles = [_variant(one, augmenter, number) for number in range(1, variants + 1)]
+        facts.append(_facts(one) | {"variants": [tile.note or tile.caption for tile in tiles]})
+        rows.append([_tile(one, _caption(one)), *tiles])
+    headings = ["original", *(f"#{number}" for number in range(1, variants + 1))]
+    png, _ = codec.encode(draw_sheet(rows, tile_px=tile_px, headings=headings), codec.Encoding("png"))
+    return Sheet(png, facts)
+
+
+def _variant(row: pa.Table, augmenter: Augmenter, number: int) -> Tile:
+    try:
+        pixels = codec.decode(row["image"][0].as_py()["bytes"])
+        pixels = augmenter.apply(pixels, number, row["key"][0].as_py())
+    except BadPicture as bad:
+        return Tile(None, "rejected", f"rejected: {bad.reason}")
+    height, width, channels = pixels.shape
+    return Tile(pixels, f"{width}x{height}x{channels}")
+
+
+def _caption(row: pa.Table) -> str:
+    key, label = row["key"][0].as_py(), row["label"][0].as_py()
+    return f"{label}  {key}" if label else key
+
+
+def _facts(row: pa.Table) -> dict[str, Any]:
+    return {name: row[name][0].as_py() for name in ("key", "label", "width", "height")}
 
 
 def _chosen(dataset: str, count: int, keys: set[str], label: str | None) -> pa.Table:

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.datasets import load_sample_images
 
 from library import codec
+from library.augmentation import Augmenter
 from library.codec import Header
 from library.errors import UsageError
 from library.grammar import format_value, nearest
@@ -22,6 +23,7 @@ from library.steps.base import Kind, Selector, Step
 from library.steps.examples import EXAMPLES
 
 _TILE_PX = 420
+_VARIANTS = 5
 
 
 def step_table() -> list[dict[str, str]]:
@@ -63,30 +65,45 @@ def describe(text: str) -> dict[str, Any]:
 def example_picture(text: str) -> tuple[bytes, str]:
     """A real photo before and beside it after one step, as a PNG, and a line that says what became of it.
 
+    After an augmentation there are several, each drawn anew.
+
     Raises:
         UsageError: when there is no such step, or the call is wrong.
     """
     step = _step(text)
     photo: Pixels = np.asarray(load_sample_images().images[1])  # a flower: scikit-learn carries it
+    before = Tile(photo, _kind_of(photo))
+    after = _after(step, photo)
+    tiles = [before, *after]
+    rows = [tiles[first : first + 2] for first in range(0, len(tiles), 2)]
+    sheet = draw_sheet(rows, tile_px=_TILE_PX, headings=["before", str(step)])
+    return codec.encode(sheet, codec.Encoding("png"))[0], after[0].caption
+
+
+def _after(step: Step, photo: Pixels) -> list[Tile]:
     if step.kind == "selector":
         header = Header("jpeg", photo.shape[1], photo.shape[0], 3)
         data, _ = codec.encode(photo, codec.Encoding("jpeg", 95))
         reason = _as_selector(step).reason(Picture("flower.jpg", "flower", header, lambda: data, {}))
         verdict = "kept" if reason is None else f"dropped: {reason}"
-        after = Tile(photo if reason is None else None, verdict, verdict)
+        return [Tile(photo if reason is None else None, verdict, verdict)]
+    missing: tuple[str, ...] = cast(Any, step).columns() if hasattr(step, "columns") else ()
+    if missing:
+        raise UsageError(
+            f"the example picture has no column '{missing[0]}', which {step.name} would read: leave that parameter "
+            "out here, or see it on a dataset that has the column: striate show DATASET --steps ..."
+        )
+    pipeline = Pipeline((step,))
+    if step.kind == "augmentation":
+        augmenter = Augmenter(pipeline, seed=0)
+        results = [augmenter.apply(photo, number, "flower.jpg") for number in range(1, _VARIANTS + 1)]
     else:
-        missing: tuple[str, ...] = cast(Any, step).columns() if hasattr(step, "columns") else ()
-        if missing:
-            raise UsageError(
-                f"the example picture has no column '{missing[0]}', which {step.name} would read: leave that parameter "
-                "out here, or see it on a dataset that has the column: striate show DATASET --steps ..."
-            )
-        result = Pipeline((step,)).apply(photo)
-        verdict = f"{result.shape[1]}x{result.shape[0]}x{result.shape[2]} {result.dtype}"
-        after = Tile(result, verdict)
-    before = Tile(photo, f"{photo.shape[1]}x{photo.shape[0]}x{photo.shape[2]} {photo.dtype}")
-    sheet = draw_sheet([[before, after]], tile_px=_TILE_PX, headings=["before", str(step)])
-    return codec.encode(sheet, codec.Encoding("png"))[0], verdict
+        results = [pipeline.apply(photo)]
+    return [Tile(result, _kind_of(result)) for result in results]
+
+
+def _kind_of(pixels: Pixels) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}x{pixels.shape[2]} {pixels.dtype}"
 
 
 def _as_selector(step: Any) -> Selector:
