@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from library import storage
 from library.errors import GrammarError, UsageError
-from library.grammar import format_call, nearest, parse
+from library.grammar import nearest
+from library.models import parse_call
 from library.pipeline import Pipeline
 from library.recipe.optimizers import OPTIMIZERS
 from library.steps.base import Kind
@@ -63,12 +64,9 @@ def _augmentation(text: str) -> str:
 
 def _model(text: str) -> str:
     try:
-        calls = parse(text).calls
+        return str(parse_call(text))
     except GrammarError as error:
         raise ValueError(str(error)) from None
-    if len(calls) != 1 or calls[0].args:
-        raise ValueError("should be one call, its arguments by keyword, e.g. resnet18(in_chans=3)")
-    return format_call(calls[0].name, calls[0].kwargs)
 
 
 def _uri(text: str) -> str:

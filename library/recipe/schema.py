@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -213,17 +213,14 @@ class Recipe(_Group):
 
     def dump(self) -> str:
         """YAML that `parse` reads as an equal recipe; defaults are written out, what is absent is left out."""
-        return dump_yaml(self._plain())
+        return dump_yaml(self.model_dump(exclude_none=True))
 
     @property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON, in hex: two recipes that do the same by other spelling share it."""
-        return digest_of(self._plain())
+        return digest_of(self.model_dump(mode="json", exclude_none=True))
 
     @property
     def has_validation(self) -> bool:
         """Whether anything is measured on pictures that are not learned from."""
         return self.data.val is not None or self.data.val_fraction is not None
-
-    def _plain(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude_none=True)
