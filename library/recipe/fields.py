@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from library import storage
 from library.errors import GrammarError, UsageError
 from library.grammar import nearest
-from library.models import parse_call
+from library.models.call import parse_call
 from library.pipeline import Pipeline
 from library.recipe.optimizers import OPTIMIZERS
 from library.steps.base import Kind
