@@ -163,7 +163,10 @@ def _explained(
     error: pydantic.ValidationError, call: Call, spans: dict[str, Span], values: dict[str, Any], text: str
 ) -> GrammarError:
     """The first parameter that is wrong, in the words of the grammar."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    same = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
+    # Of the forms that a parameter may take, the one meant is that whose type fits.
+    first = next((one for one in same if not one["type"].endswith("_type")), errors[0])
     name = str(first["loc"][0]) if first["loc"] else ""
     problem = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "should")
     problem = problem.replace("Tuple should", "should").replace("tuple", "list").replace(" after validation", "")

@@ -84,6 +84,38 @@ SELECTORS = (
     "contrast_at_least(0.05)",
 )
 
+AUGMENTATIONS = (
+    "rotate(15)",
+    'rotate([-90, 20.5], p=0.5, fill="edge")',
+    "flip",
+    'flip(p=1, direction="both")',
+    "shift(x=0.2, y=0.1)",
+    'shift(x=1, y=0.5, fill="wrap")',
+    "shear(20, fill=0.5)",
+    'shear(10, axis="both", fill="reflect")',
+    "zoom(0.3)",
+    'zoom([0.5, 2], fill="edge")',
+    "brightness(0.4)",
+    "contrast([0.5, 1.5])",
+    "saturation(0.6)",
+    "hue(0.3)",
+    "hue([-0.1, 0.2])",
+    "channel_shift(0.2)",
+    "random_crop(8)",
+    'random_crop([20, 26], padding=4, fill="reflect")',
+    "random_resized_crop(9)",
+    "random_resized_crop([6, 40], scale=[0.5, 1], ratio=[1, 1])",
+    "random_erase(p=1)",
+    "random_erase(p=1, fill=0.5)",
+    "gaussian_noise(sigma=0.05)",
+    "random_blur",
+    "jpeg_quality(low=10, high=60)",
+    "randaugment",
+    'randaugment(num_ops=3, magnitude=30, fill="edge")',
+    "trivial_augment",
+    "sometimes(0.5, gaussian_blur(sigma=1) | rotate(10))",
+)
+
 
 def step(text: str) -> Any:
     """The one step that a text says."""

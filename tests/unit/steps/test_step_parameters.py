@@ -5,13 +5,13 @@ import pickle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_examples import FILTERS, SELECTORS, step
+from step_examples import AUGMENTATIONS, FILTERS, SELECTORS, step
 
 from library.errors import GrammarError
 from library.pipeline import Pipeline
 from library.steps import REGISTRY, BoxBlur, Convolve, Crop, Edges, GaussianBlur, KeepLabels, Resize
 
-EVERY = FILTERS + SELECTORS
+EVERY = FILTERS + SELECTORS + AUGMENTATIONS
 
 
 def test_every_registered_step_has_an_example() -> None:
