@@ -1,0 +1,173 @@
+"""Layers, parameters, operations and receptive fields of a model, computed from the model itself.
+
+One multiply-add counts as two FLOPs here, as in torch's own counter and in a processor's figures. Papers mostly
+count it as one: their "FLOPs" are `multiply_adds`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from library.errors import UsageError
+from library.models import create, info, parse_call
+from library.models.call import ModelCall
+from library.models.classifier import Classifier
+from library.models.tracing import Operation, Tracer
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, for one picture.
+
+    Attributes:
+        name: path in the model; `net.` is the backbone, `head.` the classifier.
+        kind: e.g. `conv 3x3/2`: kernel 3x3, stride 2.
+        stage: name of the part that is frozen or thawed together with it.
+        output: channels, height and width of its result; or its length.
+        parameters: trainable numbers of its own.
+        receptive_field: height and width in pixels of the input that one output can see; padding counted.
+        connections: inputs that each output is joined to, summed over outputs; a bias is one.
+        multiply_adds: of it.
+        flops: twice that.
+        dense_weights: weights of a fully connected layer from the same inputs to the same outputs; None but for
+            convolutions.
+    """
+
+    name: str
+    kind: str
+    stage: str
+    output: tuple[int, ...]
+    parameters: int
+    receptive_field: tuple[int, int]
+    connections: int
+    multiply_adds: int
+    flops: int
+    dense_weights: int | None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A model, for one picture.
+
+    Attributes:
+        call: canonical.
+        input_size: channels, height, width.
+        num_classes: outputs.
+        layers: in the order in which they run.
+        parameters: trainable numbers, auxiliary heads left out.
+        depth: convolutions and dense layers on the longest way from the picture to the logits.
+        multiply_adds: of convolutions, dense layers and attention.
+        flops: twice that.
+        stages: names of the parts, the input's side first.
+    """
+
+    call: str
+    input_size: tuple[int, int, int]
+    num_classes: int
+    layers: tuple[Layer, ...]
+    parameters: int
+    depth: int
+    multiply_adds: int
+    flops: int
+    stages: tuple[str, ...]
+
+
+def analyse(call: str | ModelCall, *, num_classes: int | None = None, size: tuple[int, int] | None = None) -> Analysis:
+    """Follow one picture through a model; nothing is computed but shapes.
+
+    Args:
+        call: of the model.
+        num_classes: outputs; None: as published.
+        size: height and width of the picture in pixels; None: the model's own.
+
+    Raises:
+        UsageError: no such model, or pictures that it cannot take.
+    """
+    call = parse_call(call) if isinstance(call, str) else call
+    facts = info(call)
+    height, width = size or facts.input_size[1:]
+    num_classes = num_classes or facts.num_classes
+    with torch.device("meta"), torch.no_grad():
+        model = create(call, num_classes=num_classes, auxiliary=False).eval()
+        picture = torch.empty(1, call.in_chans, height, width)
+        tracer = Tracer(picture)
+        with tracer.naming(model), tracer:
+            _run(model, picture, training=False)
+    layers = _layers(model, tracer.operations)
+    sums = sum(layer.multiply_adds for layer in layers)
+    return Analysis(
+        call=str(call),
+        input_size=(call.in_chans, height, width),
+        num_classes=num_classes,
+        layers=layers,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        depth=max((operation.view.depth for operation in tracer.operations), default=0),
+        multiply_adds=sums,
+        flops=2 * sums,
+        stages=model.stage_names,
+    )
+
+
+def check_input(call: str | ModelCall, size: tuple[int, int]) -> None:
+    """See `library.models.check_input`."""
+    call = parse_call(call) if isinstance(call, str) else call
+    with torch.device("meta"), torch.no_grad():
+        model = create(call, num_classes=2)
+        # Batch norm learns from two pictures at least.
+        _run(model, torch.empty(2, call.in_chans, *size), training=True)
+
+
+def _run(model: Classifier, pictures: torch.Tensor, *, training: bool) -> None:
+    height, width = pictures.shape[-2:]
+    try:
+        if training:
+            model.train().forward_train(pictures)
+        else:
+            model(pictures)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        own = info(model.name).input_size
+        hint = f"; its own size is {own[1]}x{own[2]}"
+        if training and len(model.stages()[-1]) > 1:
+            hint += "; its auxiliary heads need the most, auxiliary=False leaves them out"
+        raise UsageError(f"{model.name} cannot take pictures of {height}x{width}: {error}{hint}") from error
+
+
+def _layers(model: Classifier, operations: list[Operation]) -> tuple[Layer, ...]:
+    stage_of = {id(module): name for name, stage in _named_stages(model) for module in stage}
+    counted: set[str] = set()
+    layers: list[Layer] = []
+    for operation in operations:
+        module = model.get_submodule(operation.module)
+        # A module that runs twice has its parameters once.
+        parameters = 0 if operation.module in counted else sum(p.numel() for p in module.parameters(recurse=False))
+        counted.add(operation.module)
+        is_convolution = operation.weights and operation.kind != "dense"
+        layers.append(
+            Layer(
+                name=operation.module,
+                kind=operation.kind,
+                stage=stage_of.get(id(module), ""),
+                output=operation.output,
+                parameters=parameters,
+                receptive_field=(round(operation.view.field[0]), round(operation.view.field[1])),
+                connections=operation.connections,
+                multiply_adds=operation.multiply_adds,
+                flops=2 * operation.multiply_adds,
+                dense_weights=operation.inputs * _product(operation.output) if is_convolution else None,
+            )
+        )
+    return tuple(layers)
+
+
+def _named_stages(model: Classifier) -> list[tuple[str, list[nn.Module]]]:
+    return [
+        (name, [inner for module in modules for inner in module.modules()])
+        for name, modules in zip(model.stage_names, model.stages(), strict=True)
+    ]
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    return torch.Size(sizes).numel()

@@ -1,0 +1,138 @@
+"""Networks of timm, of torchvision and our own, brought into the one shape of `Classifier`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torchvision
+from torch import nn
+
+from library.errors import UsageError
+from library.models.call import ModelCall, parse_call
+from library.models.catalog import TIMM, ModelInfo
+from library.models.classifier import Classifier
+from library.models.lenet import LeNet5, Mlp
+from library.models.lookup import info
+from library.models.resnet9 import ResNet9
+from library.models.stages import stages_of
+from library.models.weights import Origin, check_offered, load_weights
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network as its library makes it: where its classifier and its first convolutions are."""
+
+    net: Any
+    classifier: str
+    first: tuple[str, ...]
+
+
+def create(
+    call: str | ModelCall,
+    *,
+    num_classes: int,
+    weights: str | None = None,
+    head: Sequence[int] = (),
+    auxiliary: bool = True,
+) -> Classifier:
+    """See `library.models.create`."""
+    call = parse_call(call) if isinstance(call, str) else call
+    facts = info(call)
+    if num_classes < 1 or any(units < 1 for units in head):
+        raise UsageError(f"num_classes and every width of head are at least 1; got {num_classes} and {list(head)}")
+    if weights == "pretrained":
+        check_offered(call, facts)
+    network = _network(call, facts, num_classes, auxiliary=auxiliary)
+    last = network.net.get_submodule(network.classifier)
+    if not isinstance(last, nn.Linear):
+        raise UsageError(f"{call} ends in {type(last).__name__}; only networks that end in a dense layer are taken")
+    network.net.set_submodule(network.classifier, nn.Identity())
+    aux = {name: share for name, share in facts.auxiliary.items() if getattr(network.net, name, None) is not None}
+    model = Classifier(
+        network.net,
+        _head(last, tuple(head), num_classes),
+        mean=facts.mean,
+        std=facts.std,
+        in_chans=call.in_chans,
+        stages=stages_of(network.net, facts, skip=tuple(aux)),
+        auxiliary=tuple(aux.items()),
+        name=str(call),
+    )
+    if weights is not None:
+        origin = Origin(call, facts, network.classifier, network.first)
+        _log.info("%s", load_weights(model, weights, origin))
+    return model
+
+
+def _head(last: nn.Linear, hidden: tuple[int, ...], num_classes: int) -> nn.Sequential:
+    """The network's own classifier, or dense layers with ReLU and a new one."""
+    if not hidden:
+        return nn.Sequential(last)
+    layers: list[nn.Module] = []
+    units = last.in_features
+    for width in hidden:
+        layers += [nn.Linear(units, width), nn.ReLU()]
+        units = width
+    return nn.Sequential(*layers, nn.Linear(units, num_classes, bias=last.bias is not None))
+
+
+def _network(call: ModelCall, facts: ModelInfo, num_classes: int, *, auxiliary: bool) -> _Network:
+    parameters = dict(call.parameters)
+    small_input = parameters.pop("small_input", False)
+    with_heads = parameters.pop("auxiliary", False) and auxiliary
+    if facts.source == "ours":
+        return _own(call.name, parameters, num_classes)
+    if facts.source == "torchvision":
+        return _of_torchvision(call, num_classes, with_heads=with_heads)
+    if call.name == TIMM:
+        parameters.pop("name")
+    elif with_heads:
+        parameters["aux_logits"] = True
+    try:
+        net = timm.create_model(facts.library_name, num_classes=num_classes, **parameters)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        if call.name != TIMM:
+            raise
+        raise UsageError(f"timm does not make {call}: {error}") from error
+    config = net.pretrained_cfg
+    classifier, first = config.get("classifier"), config.get("first_conv")
+    if not isinstance(classifier, str):
+        raise UsageError(f"{call} has {classifier or 'no classifier'}; only networks with one classifier are taken")
+    if small_input:
+        net.conv1 = nn.Conv2d(call.in_chans, 64, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    return _Network(net, classifier, (first,) if isinstance(first, str) else tuple(first or ()))
+
+
+def _own(name: str, parameters: dict[str, Any], num_classes: int) -> _Network:
+    if name == "lenet5":
+        return _Network(LeNet5(num_classes, **parameters), "classifier", ("c1",))
+    if name == "mlp":
+        return _Network(Mlp(num_classes, **parameters), "classifier", ())
+    return _Network(ResNet9(num_classes, **parameters), "classifier", ("prep.0",))
+
+
+def _of_torchvision(call: ModelCall, num_classes: int, *, with_heads: bool) -> _Network:
+    drop = float(call.parameters["drop_rate"])
+    if call.name == "alexnet":
+        net: Any = torchvision.models.alexnet(num_classes=num_classes, dropout=drop)
+        classifier, first = "classifier.6", "features.0"
+    else:
+        # Its own way of drawing weights is slow, and batch normalisation makes up for the plain one.
+        net = torchvision.models.googlenet(
+            num_classes=num_classes, aux_logits=with_heads, init_weights=False, dropout=drop
+        )
+        classifier, first = "fc", "conv1.conv"
+    if call.in_chans != 3:
+        old = net.get_submodule(first)
+        new = nn.Conv2d(
+            call.in_chans, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None
+        )
+        net.set_submodule(first, new)
+    return _Network(net, classifier, (first,))

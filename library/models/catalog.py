@@ -1,0 +1,390 @@
+"""What is known of each model before one is made. Imports no torch, so that reading a recipe stays quick.
+
+A parameter's default is never changed: a bundle keeps only what differs from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+Interpolation: TypeAlias = Literal["linear", "cubic"]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=2**20)]
+Channels = Annotated[
+    int, Field(ge=1, le=4096, description="channels of the input: 1, 3, or as many bands as there are")
+]
+DropRate = Annotated[
+    float, Field(ge=0, lt=1, description="share of features dropped before the classifier in training")
+]
+Auxiliary = Annotated[bool, Field(description="with auxiliary heads in training; they need large pictures")]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper says; a last digit that is rounded stays rounded: `138E6` agrees with 138,357,544.
+
+    Attributes:
+        parameters: trainable numbers.
+        layers: depth as the paper counts it.
+        multiply_adds: for one picture of the model's input size.
+    """
+
+    parameters: Decimal | None = None
+    layers: Decimal | None = None
+    multiply_adds: Decimal | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts of a model that hold before it is made.
+
+    Attributes:
+        name: in the grammar.
+        year: of the first publication; None where it is not known here.
+        authors: by whom.
+        title: of the paper.
+        paper: its address.
+        source: whose code it is.
+        library_name: what it is called there, with the tag of its weights.
+        input_size: channels, height and width in pixels.
+        mean: of each channel, for pixels scaled to 0..1.
+        std: standard deviation of each channel, likewise.
+        interpolation: with which its pre-trained weights saw pictures resized.
+        crop_fraction: share of the resized picture's side that they saw, cropped from its centre.
+        weights_source: where pre-trained weights come from; empty where there are none.
+        num_classes: of the published network, for which its figures are given.
+        published: figures of the paper.
+        note: where the code differs from the paper.
+        stages: name of each part and a pattern of its parameters, the input's side first.
+        auxiliary: heads that exist in training only, and what their losses count.
+    """
+
+    name: str
+    source: Literal["timm", "torchvision", "ours"]
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    year: int | None = None
+    authors: str = ""
+    title: str = ""
+    paper: str = ""
+    library_name: str = ""
+    interpolation: Interpolation = "linear"
+    crop_fraction: float = 0.875
+    weights_source: str = ""
+    num_classes: int = 1000
+    published: Published = field(default_factory=Published)
+    note: str = ""
+    stages: tuple[tuple[str, str], ...] = ()
+    auxiliary: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field,))
+def _parameters(cls: type[_T]) -> type[_T]:
+    made: Any = checked_dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))(cls)
+    return made
+
+
+@_parameters
+class LeNet5Parameters:
+    in_chans: Channels = 1
+    size: Annotated[Literal[28, 32], Field(description="side of the input; 28 is padded to the paper's 32")] = 28
+    activation: Annotated[Literal["tanh", "relu"], Field(description="after every layer but the last")] = "tanh"
+    pooling: Annotated[Literal["avg", "max"], Field(description="of 2x2 pixels")] = "avg"
+
+
+@_parameters
+class MlpParameters:
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1, description="units of each hidden layer")] = (300,)
+    in_chans: Channels = 1
+    size: Annotated[int, Field(ge=1, le=1024, description="side of the input")] = 28
+
+
+@_parameters
+class ResNet9Parameters:
+    width: Annotated[int, Field(ge=1, le=1024, description="channels of the first layer; Page's has 64")] = 16
+    in_chans: Channels = 3
+
+
+@_parameters
+class NetworkParameters:
+    in_chans: Channels = 3
+    drop_rate: DropRate = 0.0
+
+
+@_parameters
+class DenseNetworkParameters:
+    in_chans: Channels = 3
+    drop_rate: Annotated[float, Field(ge=0, lt=1, description="share of features dropped before each dense layer")] = (
+        0.5
+    )
+
+
+@_parameters
+class ResNetParameters:
+    in_chans: Channels = 3
+    small_input: Annotated[
+        bool, Field(description="for pictures of about 32x32: first convolution 3x3 with stride 1, no pooling after it")
+    ] = False
+    drop_rate: DropRate = 0.0
+
+
+@_parameters
+class GoogLeNetParameters:
+    in_chans: Channels = 3
+    auxiliary: Auxiliary = True
+    drop_rate: DropRate = 0.2
+
+
+@_parameters
+class InceptionV3Parameters:
+    in_chans: Channels = 3
+    auxiliary: Auxiliary = True
+    drop_rate: DropRate = 0.0
+
+
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_MNIST: dict[str, Any] = {"mean": (0.1307,), "std": (0.3081,), "num_classes": 10}
+_LENET_PAPER: dict[str, Any] = {
+    "year": 1998,
+    "authors": "LeCun, Bottou, Bengio, Haffner",
+    "title": "Gradient-Based Learning Applied to Document Recognition",
+    "paper": "https://doi.org/10.1109/5.726791",
+}
+_INCEPTION4_PAPER: dict[str, Any] = {
+    "year": 2016,
+    "authors": "Szegedy, Ioffe, Vanhoucke, Alemi",
+    "title": "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning",
+    "paper": "https://arxiv.org/abs/1602.07261",
+}
+
+
+def _hub(name: str) -> dict[str, Any]:
+    return {"source": "timm", "library_name": name, "weights_source": f"https://huggingface.co/timm/{name}"}
+
+
+def _vgg(layers: int, parameters: str, ends: tuple[int, ...]) -> ModelInfo:
+    """`ends`: index of the last convolution of each block among `features`."""
+    stages: list[tuple[str, str]] = []
+    first = 0
+    for number, end in enumerate(ends, start=1):
+        indices = "|".join(str(index) for index in range(first, end + 1))
+        stages.append((f"conv{number}", rf"features\.({indices})\."))
+        first = end + 1
+    return ModelInfo(
+        f"vgg{layers}",
+        **_hub(f"vgg{layers}.tv_in1k"),
+        **_IMAGENET,
+        input_size=(3, 224, 224),
+        year=2014,
+        authors="Simonyan, Zisserman",
+        title="Very Deep Convolutional Networks for Large-Scale Image Recognition",
+        paper="https://arxiv.org/abs/1409.1556",
+        published=Published(parameters=Decimal(parameters), layers=Decimal(layers)),
+        stages=(*stages, ("dense", r"pre_logits\.")),
+    )
+
+
+def _resnet(layers: int, tag: str, multiply_adds: str) -> ModelInfo:
+    return ModelInfo(
+        f"resnet{layers}",
+        **_hub(f"resnet{layers}.{tag}"),
+        **_IMAGENET,
+        input_size=(3, 224, 224),
+        interpolation="cubic",
+        crop_fraction=0.95,
+        year=2015,
+        authors="He, Zhang, Ren, Sun",
+        title="Deep Residual Learning for Image Recognition",
+        paper="https://arxiv.org/abs/1512.03385",
+        published=Published(layers=Decimal(layers), multiply_adds=Decimal(multiply_adds)),
+        note=""
+        if layers < 50
+        else "a block that halves the picture does so in its 3x3 convolution, not in the first 1x1",
+        stages=(("stem", "conv1|bn1"), *((f"layer{n}", rf"layer{n}\.") for n in range(1, 5))),
+    )
+
+
+_MODELS = (
+    ModelInfo(
+        "lenet5",
+        "ours",
+        (1, 28, 28),
+        **_MNIST,
+        **_LENET_PAPER,
+        published=Published(parameters=Decimal(60_000), layers=Decimal(7)),
+        note="C3 sees all six maps, subsampling has no weights (the paper counts it as two layers), the output is dense",
+        stages=(("c1", "c1"), ("c3", "c3"), ("c5", "c5"), ("f6", "f6")),
+    ),
+    ModelInfo(
+        "mlp",
+        "ours",
+        (1, 28, 28),
+        **_MNIST,
+        **_LENET_PAPER,
+        note="the paper's 28x28-300-10, with ReLU",
+        stages=(("hidden", "hidden"),),
+    ),
+    ModelInfo(
+        "alexnet",
+        "torchvision",
+        (3, 224, 224),
+        **_IMAGENET,
+        year=2012,
+        authors="Krizhevsky, Sutskever, Hinton",
+        title="ImageNet Classification with Deep Convolutional Neural Networks",
+        paper="https://doi.org/10.1145/3065386",
+        library_name="alexnet.IMAGENET1K_V1",
+        weights_source="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        published=Published(parameters=Decimal("60E6"), layers=Decimal(8)),
+        note="one tower, 64 first filters and no response normalisation, as in arXiv 1404.5997",
+        stages=(
+            ("conv1", r"features\.0\."),
+            ("conv2", r"features\.3\."),
+            ("conv3-5", r"features\."),
+            ("dense", r"classifier\."),
+        ),
+    ),
+    _vgg(16, "138E6", (2, 7, 14, 21, 28)),
+    _vgg(19, "144E6", (2, 7, 16, 25, 34)),
+    ModelInfo(
+        "googlenet",
+        "torchvision",
+        (3, 224, 224),
+        # Its weights come from TensorFlow; torchvision turns ImageNet's mean and std into these inside the network.
+        **_HALF,
+        year=2014,
+        authors="Szegedy et al.",
+        title="Going Deeper with Convolutions",
+        paper="https://arxiv.org/abs/1409.4842",
+        library_name="googlenet.IMAGENET1K_V1",
+        weights_source="https://download.pytorch.org/models/googlenet-1378be20.pth",
+        published=Published(parameters=Decimal("6.8E6"), layers=Decimal(22), multiply_adds=Decimal("1.5E9")),
+        note="with batch normalisation, and 3x3 convolutions where the paper has 5x5",
+        stages=(
+            ("stem", "conv[123]"),
+            ("inception3", "inception3"),
+            ("inception4", "inception4"),
+            ("inception5", "inception5"),
+        ),
+        auxiliary={"aux1": 0.3, "aux2": 0.3},
+    ),
+    ModelInfo(
+        "inception_v3",
+        **_hub("inception_v3.tv_in1k"),
+        **_HALF,
+        input_size=(3, 299, 299),
+        interpolation="cubic",
+        year=2015,
+        authors="Szegedy, Vanhoucke, Ioffe, Shlens, Wojna",
+        title="Rethinking the Inception Architecture for Computer Vision",
+        paper="https://arxiv.org/abs/1512.00567",
+        published=Published(layers=Decimal(42), multiply_adds=Decimal("5E9")),
+        note="the later network of Google's code, with a 1x1 convolution in the stem and blocks of another order",
+        stages=(("stem", "Conv2d"), ("mixed5", "Mixed_5"), ("mixed6", "Mixed_6"), ("mixed7", "Mixed_7")),
+        auxiliary={"AuxLogits": 0.4},
+    ),
+    _resnet(18, "a1_in1k", "1.8E9"),
+    _resnet(34, "a1_in1k", "3.6E9"),
+    _resnet(50, "a1_in1k", "3.8E9"),
+    _resnet(101, "a1h_in1k", "7.6E9"),
+    _resnet(152, "a1h_in1k", "11.3E9"),
+    ModelInfo(
+        "xception",
+        "timm",
+        (3, 299, 299),
+        **_HALF,
+        year=2016,
+        authors="Chollet",
+        title="Xception: Deep Learning with Depthwise Separable Convolutions",
+        paper="https://arxiv.org/abs/1610.02357",
+        library_name="legacy_xception.tf_in1k",
+        weights_source="https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth",
+        interpolation="cubic",
+        crop_fraction=0.8975,
+        published=Published(parameters=Decimal(22_855_952), layers=Decimal(36)),
+        note="the paper counts a depthwise and a pointwise convolution as one layer, and leaves out the classifier",
+        stages=(
+            ("stem", "(conv|bn)[12]"),
+            ("entry", r"block[123]\."),
+            ("middle", r"block([4-9]|10|11)\."),
+            ("exit", r"block12\.|(conv|bn)[34]"),
+        ),
+    ),
+    ModelInfo(
+        "inception_v4",
+        **_hub("inception_v4.tf_in1k"),
+        **_HALF,
+        input_size=(3, 299, 299),
+        interpolation="cubic",
+        **_INCEPTION4_PAPER,
+        stages=(
+            ("stem", r"features\.[0-5]\."),
+            ("inception_a", r"features\.[6-9]\."),
+            ("inception_b", r"features\.1[0-7]\."),
+            ("inception_c", r"features\.(1[89]|2[01])\."),
+        ),
+    ),
+    ModelInfo(
+        "inception_resnet_v2",
+        **_hub("inception_resnet_v2.tf_in1k"),
+        **_HALF,
+        input_size=(3, 299, 299),
+        interpolation="cubic",
+        crop_fraction=0.8975,
+        **_INCEPTION4_PAPER,
+        stages=(
+            ("stem", "conv2d_[1-4]"),
+            ("inception_a", r"mixed_5b|repeat\."),
+            ("inception_b", r"mixed_6a|repeat_1\."),
+            ("inception_c", r"mixed_7a|repeat_2\.|block8|conv2d_7b"),
+        ),
+    ),
+    ModelInfo(
+        "resnet9",
+        "ours",
+        (3, 32, 32),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.247, 0.2435, 0.2616),
+        year=2018,
+        authors="Page",
+        title="How to Train Your ResNet",
+        paper="https://myrtle.ai/learn/how-to-train-your-resnet/",
+        num_classes=10,
+        note="a quarter of Page's width, for CPUs; resnet9(width=64) is his network, with 6,573,120 parameters",
+        stages=(("prep", "prep"), ("layer1", "layer1"), ("layer2", "layer2"), ("layer3", "layer3")),
+    ),
+)
+
+#: Every model of the table, by name, oldest first.
+CATALOG: Mapping[str, ModelInfo] = {model.name: model for model in sorted(_MODELS, key=lambda model: model.year or 0)}
+
+#: Stands in the grammar for whatever else timm has: `timm("convnext_tiny")`.
+TIMM = "timm"
+
+_PARAMETERS: Mapping[str, Callable[..., Any]] = {
+    "lenet5": LeNet5Parameters,
+    "mlp": MlpParameters,
+    "resnet9": ResNet9Parameters,
+    "alexnet": DenseNetworkParameters,
+    "vgg16": DenseNetworkParameters,
+    "vgg19": DenseNetworkParameters,
+    "googlenet": GoogLeNetParameters,
+    "inception_v3": InceptionV3Parameters,
+    **{f"resnet{layers}": ResNetParameters for layers in (18, 34, 50, 101, 152)},
+}
+
+
+def parameters_of(name: str) -> Any:
+    """The frozen dataclass whose fields are the parameters of a model of the table."""
+    return _PARAMETERS.get(name, NetworkParameters)
