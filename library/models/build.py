@@ -79,7 +79,7 @@ def _head(last: nn.Linear, hidden: tuple[int, ...], num_classes: int) -> nn.Sequ
     for width in hidden:
         layers += [nn.Linear(units, width), nn.ReLU()]
         units = width
-    return nn.Sequential(*layers, nn.Linear(units, num_classes, bias=last.bias is not None))
+    return nn.Sequential(*layers, nn.Linear(units, num_classes))
 
 
 def _network(call: ModelCall, facts: ModelInfo, num_classes: int, *, auxiliary: bool) -> _Network:
@@ -95,7 +95,7 @@ def _network(call: ModelCall, facts: ModelInfo, num_classes: int, *, auxiliary: 
     elif with_heads:
         parameters["aux_logits"] = True
     try:
-        net = timm.create_model(facts.library_name, num_classes=num_classes, **parameters)
+        net: Any = timm.create_model(facts.library_name, num_classes=num_classes, **parameters)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         if call.name != TIMM:
             raise

@@ -223,7 +223,7 @@ _MODELS = (
         **_MNIST,
         **_LENET_PAPER,
         published=Published(parameters=Decimal(60_000), layers=Decimal(7)),
-        note="C3 sees all six maps, subsampling has no weights (the paper counts it as two layers), the output is dense",
+        note="C3 sees all six maps, subsampling has no weights (two of the paper's layers), the output is dense",
         stages=(("c1", "c1"), ("c3", "c3"), ("c5", "c5"), ("f6", "f6")),
     ),
     ModelInfo(

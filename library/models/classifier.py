@@ -99,7 +99,7 @@ class Classifier(nn.Module):
 
         Every parameter is in exactly one module of one stage.
         """
-        heads = [self.head, *(self.net.get_submodule(name) for name, _ in self._auxiliary)]
+        heads: list[nn.Module] = [self.head, *(self.net.get_submodule(name) for name, _ in self._auxiliary)]
         return [*(list(modules) for _, modules in self._stages), heads]
 
     @property
@@ -162,9 +162,8 @@ class Classifier(nn.Module):
 
     def _normalised(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise UsageError(
-                f"{self.name} takes batches of n x {self.in_chans} x height x width; got {' x '.join(map(str, x.shape))}"
-            )
+            got = " x ".join(map(str, x.shape))
+            raise UsageError(f"{self.name} takes batches of n x {self.in_chans} x height x width; got {got}")
         scale = _FULL_SCALE.get(x.dtype, 1.0)
         if scale == 1.0 and not x.dtype.is_floating_point:
             raise UsageError(f"{self.name} takes uint8, uint16 or floating pixels; got {x.dtype}")

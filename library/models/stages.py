@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from timm.models import group_parameters
 from torch import nn
@@ -50,7 +50,8 @@ def _by_pattern(facts: ModelInfo) -> tuple[list[str], Callable[[str], str]]:
 def _by_timm(net: Any) -> tuple[list[str], Callable[[str], str]]:
     if not hasattr(net, "group_matcher"):
         return ["body"], lambda parameter: "body"
-    numbers: dict[str, int] = group_parameters(net, net.group_matcher(coarse=True), reverse=True)
+    # Told in reverse it is a number for each parameter.
+    numbers = cast("dict[str, int]", group_parameters(net, net.group_matcher(coarse=True), reverse=True))
     count = max(numbers.values(), default=0) + 1
     before: list[int] = [0]
 
@@ -72,6 +73,6 @@ def frozen_count(wanted: int | str, names: tuple[str, ...]) -> int:
         return 0 if wanted == "none" else len(names)
     if not isinstance(wanted, int) or isinstance(wanted, bool) or not 0 <= wanted <= len(names):
         raise UsageError(
-            f"freeze takes all, none, or 0 to {len(names)} stages here ({', '.join(names)}; then the head); got {wanted!r}"
+            f"freeze takes all, none, or 0 to {len(names)} stages here ({', '.join(names)}); got {wanted!r}"
         )
     return wanted

@@ -6,7 +6,7 @@ Run on torch's meta device nothing is computed, so a large network takes some mi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -90,7 +90,7 @@ class Tracer(TorchFunctionMode):
         self._path: list[str] = []
 
     @contextmanager
-    def naming(self, root: nn.Module) -> Iterator[None]:
+    def naming(self, root: nn.Module) -> Generator[None]:
         """Know which module runs."""
         handles: list[Any] = []
         for path, module in root.named_modules():
@@ -252,7 +252,7 @@ def _widest(views: Sequence[View]) -> View:
     return View(
         (max(view.field[0] for view in views), max(view.field[1] for view in views)),
         largest.jump,
-        max((view.size for view in views)),
+        max(view.size for view in views),
         max(view.depth for view in views),
     )
 

@@ -246,7 +246,9 @@ def _pretrained(origin: Origin) -> Tensors:
         return _fetched(origin, lambda: torchvision.models.get_model(model, weights=tag))
     import timm
 
-    extra = {name: value for name, value in origin.call.parameters.items() if name not in ("name", "in_chans")}
+    extra: dict[str, Any] = {
+        name: value for name, value in origin.call.parameters.items() if name not in ("name", "in_chans")
+    }
     if origin.call.name != TIMM:
         extra = {"aux_logits": True} if facts.auxiliary else {}
     return _fetched(origin, lambda: timm.create_model(facts.library_name, pretrained=True, **extra))
