@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import cli_augment, output
+from jobs import cli_augment, cli_evaluate, cli_models, cli_train, output
 from jobs.options import Address, Json, Steps, Workers
 from library import storage
 from library.errors import StriateError, UsageError
@@ -266,3 +266,8 @@ def demo_command(
 
 
 app.command("augment")(cli_augment.augment_command)
+app.command("train")(cli_train.train_command)
+app.command("ensemble")(cli_train.ensemble_command)
+app.command("models")(cli_models.models_command)
+app.command("evaluate")(cli_evaluate.evaluate_command)
+app.command("predict")(cli_evaluate.predict_command)
