@@ -4,7 +4,7 @@ page = render(content)       # index.html
 numbers = summary(content)   # the same numbers, for JSON
 """
 
-from library.report.content import Content, Counts, Subject, summary
+from library.report.content import Content, Counts, Subject, account, speed, summary
 from library.report.page import render
 
-__all__ = ["Content", "Counts", "Subject", "render", "summary"]
+__all__ = ["Content", "Counts", "Subject", "account", "render", "speed", "summary"]

@@ -54,8 +54,8 @@ def line_chart(
 
 
 def reliability_chart(calibration: Calibration) -> str:
-    """Accuracy over confidence, a bar a bin, beside the diagonal of a perfectly calibrated classifier; under it how
-    many pictures each bin holds."""
+    """Accuracy and confidence, a bar a bin: what they have in common, and what one has more; the diagonal is that of
+    a perfectly calibrated classifier. Under it how many pictures each bin holds."""
     plot = _Plot((0, 1), (0, 1), bottom=84)
     parts = [plot.horizontal(tick / 4, f"{tick * 25}%") for tick in range(5)]
     most = max((one.count for one in calibration.bins), default=0) or 1
@@ -70,10 +70,11 @@ def reliability_chart(calibration: Calibration) -> str:
         )
         low, high = sorted((one.accuracy, one.confidence))
         tall = max(1.0, room * one.count / most)
+        gap = "over" if one.confidence > one.accuracy else "under"
         parts += [
             f"<g><title>{escape(label)}</title>",
-            _box("bar", left, plot.y(one.accuracy), wide, plot.y(0) - plot.y(one.accuracy)),
-            _box("gap", left, plot.y(high), wide, plot.y(low) - plot.y(high)),
+            _box("bar", left, plot.y(low), wide, plot.y(0) - plot.y(low)),
+            _box(gap, left, plot.y(high), wide, plot.y(low) - plot.y(high)),
             _box("count", left, floor - tall, wide, tall),
             "</g>",
         ]

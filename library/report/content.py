@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from library.evaluation import Comparison, Evaluation, Mistake
+from library.comparison import Comparison
+from library.evaluation import Evaluation, Mistake
 from library.robustness import CORRUPTIONS, Robustness
 from library.scoring import Example
 
@@ -94,6 +95,23 @@ def summary(content: Content) -> dict[str, Any]:
     return {**head, "bundles": numbers, "comparison": compared, **tail}
 
 
+def account(counts: Counts) -> str:
+    """`100 in = 97 evaluated + 2 dropped (blank 2) + 1 rejected (truncated 1)`."""
+    dropped, rejected = (_reasons(reasons) for reasons in (counts.dropped, counts.rejected))
+    text = f"{counts.rows_in:,} in = {counts.evaluated:,} evaluated + {dropped} dropped + {rejected} rejected"
+    if counts.unknown_labels:
+        text += f"; labels that it does not know: {_ranked(counts.unknown_labels)}"
+    return text
+
+
+def speed(throughput: Mapping[str, Any]) -> str:
+    """`1,234 pictures a second on 2 workers (cpu)`."""
+    return (
+        f"{throughput['pictures_per_s']:,.0f} pictures a second on {throughput['workers']} "
+        f"{'worker' if throughput['workers'] == 1 else 'workers'} ({throughput['device']})"
+    )
+
+
 def _numbers(subject: Subject) -> dict[str, Any]:
     evaluation = subject.evaluation
     numbers: dict[str, Any] = {
@@ -121,3 +139,14 @@ def _robustness(measured: Robustness) -> dict[str, Any]:
         for corruption, top1, judged in zip(CORRUPTIONS, measured.top1, measured.judged, strict=True)
     ]
     return {"pictures": measured.pictures, "clean": measured.clean, "corrupted": corrupted}
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    total = sum(reasons.values())
+    return f"{total:,} ({_ranked(reasons)})" if total else "0"
+
+
+def _ranked(counts: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -13,10 +13,10 @@ from library import storage
 from library.evaluation import TOP_K, Evaluation, Mistake
 from library.report import tables
 from library.report.charts import line_chart, reliability_chart
-from library.report.content import Content, Counts, Subject
+from library.report.content import Content, Counts, Subject, account, speed
 from library.scoring import Example
 
-_SMALL_PX_BYTES = "png"  # small pictures are kept as they are, as PNG; the page then enlarges them without smoothing
+_AS_IT_IS = "png"  # small pictures are kept so; the page enlarges them without smoothing
 
 
 def render(content: Content) -> str:
@@ -46,16 +46,9 @@ def _css() -> str:
 def _heading(content: Content) -> str:
     facts = {
         "dataset": f"{escape(content.dataset)} <span class='quiet key'>{content.dataset_digest[:12]}</span>",
-        "speed": escape(_speed(content.throughput)),
+        "speed": escape(speed(content.throughput)),
     }
     return f"<dl class='facts'>{_facts(facts)}</dl>"
-
-
-def _speed(throughput: Mapping[str, Any]) -> str:
-    return (
-        f"{throughput['pictures_per_s']:,.0f} pictures a second on {throughput['workers']} "
-        f"{'worker' if throughput['workers'] == 1 else 'workers'} ({throughput['device']})"
-    )
 
 
 def _subject(subject: Subject, number: int, *, alone: bool) -> str:
@@ -72,7 +65,7 @@ def _subject(subject: Subject, number: int, *, alone: bool) -> str:
     links |= {"origin": "where it came from"}
     parts.append(
         "<nav aria-label='sections'>"
-        + "".join(f"<a href='#{where}-{name}'>{words}</a>" for name, words in links.items())
+        + " ".join(f"<a href='#{where}-{name}'>{words}</a>" for name, words in links.items())
         + "</nav>"
     )
     parts.append(_tiles(evaluation, subject.counts))
@@ -110,30 +103,11 @@ def _tiles(evaluation: Evaluation, counts: Counts) -> str:
     return f"<dl class='tiles'>{''.join(tiles)}</dl>"
 
 
-def account(counts: Counts) -> str:
-    """`100 in = 97 evaluated + 2 dropped (blank 2) + 1 rejected (truncated 1)`."""
-    dropped, rejected = (_reasons(reasons) for reasons in (counts.dropped, counts.rejected))
-    text = f"{counts.rows_in:,} in = {counts.evaluated:,} evaluated + {dropped} dropped + {rejected} rejected"
-    if counts.unknown_labels:
-        text += f"; labels that it does not know: {_ranked(counts.unknown_labels)}"
-    return text
-
-
-def _reasons(reasons: Mapping[str, int]) -> str:
-    total = sum(reasons.values())
-    return f"{total:,} ({_ranked(reasons)})" if total else "0"
-
-
-def _ranked(counts: Mapping[str, int]) -> str:
-    return ", ".join(
-        f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    )
-
-
 def _calibration(where: str, evaluation: Evaluation) -> str:
     words = (
-        "Of pictures judged with a confidence of 80%, four in five should be right: then the bars end at the dashed "
-        "line. Orange is what is missing or too much; below, how many pictures there are."
+        "Of pictures judged with a confidence of 80%, four in five should be right (the dashed line). "
+        "<span class='c1'><span class='swatch'></span>more confidence than accuracy</span> "
+        "<span class='c2'><span class='swatch'></span>more accuracy than confidence</span>"
     )
     return (
         f"<section class='card'><h3 id='{where}-calibration'>Calibration</h3><figure>"
@@ -142,22 +116,22 @@ def _calibration(where: str, evaluation: Evaluation) -> str:
     )
 
 
-_CURVES = (
-    ("Loss", {"train_loss": "training", "val_loss": "validation"}, "{:.3g}"),
-    ("Top-1", {"train_top1": "training", "val_top1": "validation"}, "{:.4g}"),
-    ("Learning rate", {"lr": "learning rate"}, "{:.2g}"),
+_CURVES: tuple[tuple[str, dict[str, str], Callable[[float], str]], ...] = (
+    ("Loss", {"train_loss": "training", "val_loss": "validation"}, "{:.3g}".format),
+    ("Top-1", {"train_top1": "training", "val_top1": "validation"}, lambda share: f"{share * 100:.4g}%"),
+    ("Learning rate", {"lr": "learning rate"}, "{:.2g}".format),
 )
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
     charts: list[str] = []
-    for title, names, form in _CURVES:
+    for title, names, show in _CURVES:
         series = {
             words: points
             for name, words in names.items()
             if (points := [(float(line["epoch"]), float(line[name])) for line in lines if _has(line, name)])
         }
-        chart = line_chart(series, x_title="epoch", y_title=title, show=form.format)
+        chart = line_chart(series, x_title="epoch", y_title=title, show=show)
         if chart:
             legend = "".join(f"<span class='swatch c{n}'></span>{name}" for n, name in enumerate(series))
             figure = f"<figure>{chart}<figcaption>{legend}</figcaption></figure>"
@@ -177,7 +151,7 @@ def _mistakes(mistakes: Sequence[Mistake], examples: Mapping[str, Example]) -> s
         key, label, predicted = (escape(text) for text in (mistake.key, mistake.label, mistake.predicted))
         picture = ""
         if (example := examples.get(mistake.key)) is not None:
-            small = " class='small'" if example.format == _SMALL_PX_BYTES else ""
+            small = " class='small'" if example.format == _AS_IT_IS else ""
             data = base64.b64encode(example.data).decode()
             words = f"{key}: {label}, taken for {predicted}"
             picture = f"<img{small} alt='{words}' src='data:image/{example.format};base64,{data}'>"

@@ -8,7 +8,8 @@ from html import escape
 
 import numpy as np
 
-from library.evaluation import Comparison, ConfusedPair, Evaluation, confused_pairs
+from library.comparison import Comparison
+from library.evaluation import ConfusedPair, Evaluation, confused_pairs
 from library.report.content import Subject
 from library.robustness import CORRUPTIONS, STRENGTHS, Robustness
 
@@ -36,7 +37,7 @@ def confusion(evaluation: Evaluation) -> str:
     if len(evaluation.classes) > MOST_IN_MATRIX:
         words = f"The {len(evaluation.classes):,} classes are too many for a matrix; these pairs are confused most."
         return f"<p class='quiet'>{words}</p>{_pairs(pairs)}"
-    return _matrix(evaluation) + _pairs(pairs)
+    return f"<div class='beside'>{_matrix(evaluation)}<div class='rest'>{_pairs(pairs)}</div></div>"
 
 
 def _matrix(evaluation: Evaluation) -> str:
@@ -52,12 +53,18 @@ def _matrix(evaluation: Evaluation) -> str:
             for column, count in enumerate(evaluation.confusion[number])
         )
         rows.append(f"<tr><th scope='row'><span title='{name}'>{name}</span></th>{cells}</tr>")
-    return (
-        f"<div class='scroll' tabindex='0'><table class='heat {upright}' style='--cell:{cell};--size:{size}'>"
-        "<caption>Pictures by true class (rows) and predicted class (columns). Colour: the share of the true "
-        "class; mistakes are drawn stronger (by the square root of their share).</caption>"
-        f"<thead><tr><th>true \\ predicted</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    table = (
+        f"<table class='heat {upright}' style='--cell:{cell};--size:{size}'>"
+        "<caption>Pictures by true class (rows) and predicted class (columns)</caption>"
+        f"<thead><tr><th>true \\ predicted</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+    words = "Colour is the share of the true class; that of mistakes is drawn stronger, as its square root."
+    return f"<div>{_scrolling('confusion matrix', table)}<p class='quiet'>{words}</p></div>"
+
+
+def _scrolling(name: str, table: str) -> str:
+    """A table that is scrolled where it is too large; by keyboard too."""
+    return f"<div class='scroll' tabindex='0' role='region' aria-label='{name}'>{table}</div>"
 
 
 def _cell(row: int, column: int, count: int, share: float, classes: Sequence[str]) -> str:
@@ -82,9 +89,9 @@ def _pairs(pairs: Sequence[ConfusedPair]) -> str:
         for pair in pairs
     )
     return (
-        "<div class='scroll'><table class='list'><caption>Most confused pairs</caption><thead><tr>"
+        "<table class='list'><caption>Most confused pairs</caption><thead><tr>"
         "<th scope='col'>true class</th><th scope='col'>taken for</th><th scope='col' class='n'>pictures</th>"
-        f"<th scope='col'>share of the true class</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<th scope='col'>share of the true class</th></tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
@@ -100,13 +107,16 @@ def classes(evaluation: Evaluation) -> str:
         f"<td>{bar(score.precision)}</td><td>{bar(score.recall)}</td><td>{bar(score.f1)}</td></tr>"
         for score in scores
     )
-    return (
-        f"<div class='scroll' tabindex='0'><table class='list'><caption>The classes, {order}. Precision: how many "
-        "of those taken for the class belong to it; recall: how many of the class were found; F1: their harmonic "
-        "mean.</caption><thead><tr><th scope='col'>class</th><th scope='col' class='n'>pictures</th>"
-        "<th scope='col'>precision</th><th scope='col'>recall</th><th scope='col'>F1</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>"
+    table = (
+        f"<table class='list'><caption>The classes, {order}</caption><thead><tr><th scope='col'>class</th>"
+        "<th scope='col' class='n'>pictures</th><th scope='col'>precision</th><th scope='col'>recall</th>"
+        f"<th scope='col'>F1</th></tr></thead><tbody>{rows}</tbody></table>"
     )
+    words = (
+        "Precision: how many of those taken for the class belong to it; recall: how many of the class were found; "
+        "F1: their harmonic mean."
+    )
+    return f"{_scrolling('classes', table)}<p class='quiet'>{words}</p>"
 
 
 def bar(value: float | None) -> str:
@@ -147,9 +157,9 @@ def robustness(measured: Robustness) -> str:
             drawn += f"<td class='hit{deep}' style='--v:{colour:.0f}' title='{words}'>{percent(top1)}</td>"
         rows.append(f"<tr><th scope='row'>{group[0][0].name}</th>{drawn}</tr>")
     return (
-        "<table class='heat' style='--cell:3.2rem;--size:.9rem'><caption>Top-1 of "
-        f"{measured.pictures:,} pictures made worse before the classifier's own pipeline; as they are: "
-        f"{percent(measured.clean)}. Amounts are those of ImageNet-C (severities 1, 3 and 5).</caption>"
+        f"<p>Top-1 of {measured.pictures:,} pictures made worse before the classifier's own pipeline; as they are: "
+        f"<b>{percent(measured.clean)}</b>. Amounts are those of ImageNet-C (severities 1, 3 and 5).</p>"
+        "<table class='heat' style='--cell:3.2rem;--size:.9rem'><caption>Top-1 under corruption</caption>"
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -165,19 +175,21 @@ def side_by_side(subjects: Sequence[Subject], comparison: Comparison | None) -> 
     )
     errors = "".join(f"<td>{subject.evaluation.calibration.ece:.4f}</td>" for subject in subjects)
     table = (
-        "<div class='scroll'><table class='list'><caption>With 95% bootstrap intervals</caption>"
+        "<table class='list'><caption>With 95% bootstrap intervals</caption>"
         f"<thead><tr><th></th>{columns}</tr></thead><tbody>{rows}"
-        f"<tr><th scope='row'>calibration error</th>{errors}</tr></tbody></table></div>"
+        f"<tr><th scope='row'>calibration error</th>{errors}</tr></tbody></table>"
     )
-    return table + (_mcnemar(comparison) if comparison else "<p>They have judged no picture in common.</p>")
+    return _scrolling("two classifiers", table) + (
+        _mcnemar(comparison) if comparison else "<p>They have judged no picture in common.</p>"
+    )
 
 
 def _mcnemar(comparison: Comparison) -> str:
     low, high = (f"{value * 100:+.2f}" for value in comparison.interval)
     test = "exact binomial" if comparison.method == "exact" else "chi-square with continuity correction"
-    verdict = "unlikely to be chance" if comparison.p_value < 0.05 else "may well be chance"
+    verdict = "is unlikely to be chance" if comparison.p_value < 0.05 else "may well be chance"
     return (
-        "<table class='list'><caption>The same pictures</caption><thead><tr><th></th>"
+        "<table class='list narrow'><caption>The same pictures</caption><thead><tr><th></th>"
         "<th scope='col' class='n'>second right</th><th scope='col' class='n'>second wrong</th></tr></thead><tbody>"
         f"<tr><th scope='row'>first right</th><td class='n'>{comparison.both:,}</td>"
         f"<td class='n'>{comparison.only_first:,}</td></tr><tr><th scope='row'>first wrong</th>"

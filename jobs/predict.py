@@ -1,0 +1,51 @@
+"""Ranked classes for one or a few pictures, here and without Ray: `striate predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from library import codec, storage
+from library.bundle import Bundle, Prediction
+from library.errors import BadPicture, StriateError, UsageError
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one file: a prediction, or why there is none."""
+
+    file: str
+    result: Prediction | BadPicture
+
+
+def predict_files(bundle: Bundle, files: Sequence[str], *, top_k: int = 5) -> Iterator[Answer]:
+    """Classify picture files, here or in S3; one that cannot be used stops no other.
+
+    Args:
+        bundle: the classifier.
+        files: paths and s3:// addresses of pictures.
+        top_k: how many classes each answer ranks; all where there are fewer.
+
+    Raises:
+        UsageError: where `top_k` is not at least 1.
+    """
+    if top_k < 1:
+        raise UsageError(f"--top-k {top_k}: at least 1 class")
+    for first in range(0, len(files), _BATCH):
+        names = files[first : first + _BATCH]
+        read = [_read(name) for name in names]
+        judged = iter(bundle.predict_many([data for data in read if isinstance(data, bytes)], top_k))
+        for name, data in zip(names, read, strict=True):
+            yield Answer(name, data if isinstance(data, BadPicture) else next(judged))
+
+
+def _read(file: str) -> bytes | BadPicture:
+    try:
+        uri = storage.normalize(file)
+        if not storage.is_s3(uri) and storage.is_folder(uri):
+            return BadPicture("is_a_folder", f"{file} is a folder; name the pictures in it")
+        return storage.read_bytes(uri, max_bytes=codec.DEFAULT_LIMITS.max_bytes)
+    except StriateError as error:
+        return BadPicture("cannot_read", str(error))
