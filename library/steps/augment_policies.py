@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeAlias
 
@@ -67,7 +68,7 @@ class Randaugment:
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         for _ in range(self.num_ops):
-            pixels = _drawn(_RANDAUGMENT, pixels, self.magnitude / 30, self.fill, rng)
+            pixels = _drawn(RANDAUGMENT_TABLE, pixels, self.magnitude / 30, self.fill, rng)
         return pixels
 
 
@@ -90,7 +91,7 @@ class TrivialAugment:
     fill: Annotated[Fill, Field(description="what comes in from past the rim; 0.5 is the grey of AutoAugment")] = 0.5
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        return _drawn(_TRIVIAL, pixels, int(rng.integers(31)) / 30, self.fill, rng)
+        return _drawn(WIDE_TABLE, pixels, int(rng.integers(31)) / 30, self.fill, rng)
 
 
 def _drawn(
@@ -125,8 +126,8 @@ def _table(shear: float, shift: Callable[[int], float], degrees: float, gain: fl
     }
 
 
-_RANDAUGMENT = _table(shear=0.3, shift=lambda side: 150 / 331 * side, degrees=30, gain=0.9, bits=4)
-_TRIVIAL = _table(shear=0.99, shift=lambda side: 32, degrees=135, gain=0.99, bits=2)
+RANDAUGMENT_TABLE = _table(shear=0.3, shift=lambda side: 150 / 331 * side, degrees=30, gain=0.9, bits=4)
+WIDE_TABLE = _table(shear=0.99, shift=lambda side: 32, degrees=135, gain=0.99, bits=2)
 
 _STRETCH, _EQUALIZE, _INVERT = ContrastStretch(low_percentile=0, high_percentile=100), Equalize(), Invert()
 
@@ -155,4 +156,6 @@ def _solarized(pixels: Pixels, threshold: float) -> Pixels:
     """The negative of every value that is not under a threshold, a fraction of white."""
     if threshold >= 1:
         return pixels
-    return np.where(pixels >= pixels.dtype.type(threshold * white(pixels.dtype)), _INVERT(pixels), pixels)
+    level = threshold * white(pixels.dtype)
+    level = level if pixels.dtype == np.float32 else math.ceil(level)
+    return np.where(pixels >= pixels.dtype.type(level), _INVERT(pixels), pixels)

@@ -84,11 +84,13 @@ def test_an_augmentation_takes_memory_in_any_order(text: str, channels: int) -> 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
 @pytest.mark.parametrize("text", AUGMENTATIONS)
 def test_a_tiny_picture_is_augmented_or_told_to_be_too_small(text: str, shape: tuple[int, int]) -> None:
+    pixels = picture(height=shape[0], width=shape[1])
+    if name_of(text) == "random_crop":
+        with pytest.raises(BadPicture, match="too_small"):
+            drawn(text, pixels, 1)
+        return
     for number in range(10):
-        try:
-            assert min(drawn(text, picture(height=shape[0], width=shape[1]), number).shape) >= 1
-        except BadPicture as bad:
-            assert (bad.reason, name_of(text)) == ("too_small", "random_crop")
+        assert min(drawn(text, pixels, number).shape) >= 1
 
 
 @pytest.mark.parametrize("text", [text for text in AUGMENTATIONS if takes(text, "uint8", 130)])
