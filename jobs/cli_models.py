@@ -34,6 +34,10 @@ def models_command(
 
         striate models 'timm("convnext_tiny")'
     """
+    from library.models import parse_call
+
+    if model is not None:
+        parse_call(model)  # a mistyped name is told at once: what follows imports torch, which takes seconds
     from jobs.models import describe_model, model_table, parse_size
 
     if model is None:
@@ -71,16 +75,17 @@ def _print_table(table: Sequence[Mapping[str, Any]]) -> None:
     console.print(f"[bold]{line(heading)}[/]", soft_wrap=True)
     for model, row in zip(table, rows, strict=True):
         console.print(f"[bold]{escape(row[0])}[/]{escape(line(row)[len(row[0]) :])}", soft_wrap=True)
-        weights = f"weights: {model['source']} {model['library_name']}" if model["weights_source"] else "no weights"
+        weights = f"{model['source']} {model['library_name']}" if model["weights_source"] else "no weights"
         where = f"[link={model['paper']}]{escape(_short(model['paper']))}[/link]"
         console.print(
             f"  [dim]{escape(_short_authors(model['authors']))}; {where}; {escape(weights)}[/]", soft_wrap=True
         )
     console.print()
     console.print(
-        "layers: convolutions and dense layers on the longest way through; in brackets the paper's own figure,"
+        "layers: convolutions and dense layers on the longest way through. In brackets: the paper's own figure, where "
+        "it differs. One multiply-add is two FLOPs; papers' figures are doubled to match. Below each: by whom, paper, "
+        "whose pre-trained weights."
     )
-    console.print("where it differs. One multiply-add is two FLOPs here; the figures of papers are doubled to match.")
     console.print('`striate models NAME` shows one, `--layers` every layer; timm("NAME") is any other model of timm.')
 
 
@@ -116,10 +121,10 @@ def _print_model(model: Mapping[str, Any]) -> None:
 
 
 def _print_layers(console: Console, model: Mapping[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer", overflow="fold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    table.add_column("layer", overflow="fold", min_width=12)
     table.add_column("kind", no_wrap=True)
-    for heading in ("output", "parameters", "sees px", "connections", "if dense"):
+    for heading in ("output", "parameters", "sees\npx", "connec-\ntions", "if\ndense"):
         table.add_column(heading, justify="right", no_wrap=True)
     norms = 0
     for layer in model["per_layer"]:
@@ -144,9 +149,7 @@ def _print_layers(console: Console, model: Mapping[str, Any]) -> None:
     if listed != model["parameters"]:
         console.print(f"{model['parameters'] - listed:,} parameters stand beside the layers")
     console.print(
-        "sees px: side of the receptive field in pixels of the input. connections: inputs of every output, a bias"
-    )
-    console.print(
+        "sees px: side of the receptive field in pixels of the input. connections: inputs of every output, a bias "
         "counted as one. if dense: weights of a fully connected layer from the same inputs to the same outputs."
     )
 
