@@ -25,7 +25,10 @@ _RATE, _STEADY = "pictures_per_s", "steady_pictures_per_s"
 _LIMIT = ("limit_memory", _RATE)
 _MB_A_WORKER = 500
 
-_PACKAGES = ("striate", "ray", "simplejpeg", "opencv-python-headless", "pillow", "numpy", "pyarrow")
+_PACKAGES = (
+    *("striate", "ray", "simplejpeg", "opencv-python-headless", "pillow", "numpy", "pyarrow"),
+    *("torch", "torchvision", "timm"),
+)
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 # What is compared, ours, theirs, and the least ratio that is a goal.
@@ -135,9 +138,9 @@ def _imagemagick() -> str | None:
 
 
 def save(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write `filter_throughput-DATE-COMMIT.json`; a second result of that day and commit gets a number."""
+    """Write `BENCHMARK-DATE-COMMIT.json`; a second result of that day and commit gets a number."""
     described = result["machine"]
-    stem = f"filter_throughput-{described['date'][:10]}-{(described['commit'] or 'nocommit')[:8]}"
+    stem = f"{result['benchmark']}-{described['date'][:10]}-{(described['commit'] or 'nocommit')[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
     path = next(path for name in names if not (path := folder / f"{name}.json").exists())

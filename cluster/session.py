@@ -22,6 +22,9 @@ _ENVIRONMENT = {
     # Ray's C++ core writes notes on its own affairs to our stderr; they stay in its log files.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Ray Train takes up one report of the workers each time it looks; an epoch may take less than its two seconds.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
 # Of a Ray that we start ourselves. Its first workers import these while the driver still plans.

@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import ray
-from library.augmentation import Augmenter
 
 from jobs.streaming import StreamFeed, stream_scoring
+from library.augmentation import Augmenter
 from library.inputs import InputPipeline
 from library.pipeline import Pipeline
 from library.recipe import Recipe
-from library.training.learner import Batch
-from library.training.resident import Resident, ResidentFeed, decode_rows, scoring_batches
-from library.training.rows import Rows
+from library.training.batch import Batch
+from library.training.resident import Resident, ResidentFeed, scoring_batches
 
 #: Gives this worker's part of the validation pictures in batches of at most so many.
 Scoring = Callable[[int], Iterator[Batch]]
@@ -61,7 +60,7 @@ def feeds_of(
     inputs = inputs_of(task.steps_pipeline, task.fit, task.input_size, task.channels)
     augmented = recipe.augment is not None and not recipe.cache_features
     augmenter = Augmenter(Pipeline.parse(recipe.augment or ""), recipe.seed) if augmented else None
-    train = ray.get(refs["train"][0])
+    train: Any = ray.get(refs["train"][0])
     if isinstance(train, Resident):
         feed: Feed = ResidentFeed(
             train,
@@ -86,7 +85,7 @@ def feeds_of(
             decoders=data["decoders"],
             decoder_cpus=data["decoder_cpus"],
         )
-    val = ray.get(refs["val"][0]) if refs.get("val") else None
+    val: Any = ray.get(refs["val"][0]) if refs.get("val") else None
     if val is None:
         return feed, _nothing
     if isinstance(val, Resident):
@@ -102,17 +101,3 @@ def _nothing(batch_size: int) -> Iterator[Batch]:
 
 def _resident_scoring(val: Resident, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
     return scoring_batches(val, batch_size, rank, world_size)
-
-
-class Decoder:
-    """An actor that decodes one shard after another, for pictures that are kept in memory."""
-
-    def __init__(self, rows: Rows, inputs: InputPipeline, columns: tuple[str, ...], *, fitted: bool) -> None:
-        import cv2
-
-        cv2.setNumThreads(1)
-        self._rows, self._inputs, self._columns, self._fitted = rows, inputs, columns, fitted
-
-    def run(self, shard: int) -> tuple[int, Resident]:
-        """The pictures of one shard, and its number."""
-        return shard, decode_rows(self._rows, shard, self._inputs, fitted=self._fitted, columns=self._columns)

@@ -18,8 +18,9 @@ from library.errors import BadPicture, UsageError
 from library.models import create
 from library.pipeline import Pipeline
 from library.recipe import Recipe
+from library.training.batch import Batch
 from library.training.fitting import fitting_batch_size
-from library.training.learner import Batch, Learner
+from library.training.learner import Learner
 from library.training.rows import read_pictures, read_rows
 
 _PICTURES = 512
@@ -34,8 +35,8 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dic
         device: where the model learns; auto, cpu, cuda.
 
     Returns:
-        Pictures per second of `decode` (with the input pipeline) and `augment` (with the fit to the model's size) on one
-        CPU, of `step` on one device, and `cpus_per_device`: CPUs that keep one device busy.
+        Pictures per second of `decode` (with the input pipeline) and `augment` (with the fit to the model's size) on
+        one CPU, of `step` on one device, and `cpus_per_device`: CPUs that keep one device busy.
 
     Raises:
         UsageError: when none of the pictures can be used.

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import ray
-from library.augmentation import Augmenter
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 
+from library.augmentation import Augmenter
 from library.errors import BadPicture, StriateError
 from library.inputs import InputPipeline, stack
 from library.randomness import generator
-from library.training.learner import Batch
+from library.training.batch import Batch
 from library.training.order import steps_per_epoch
 from library.training.rows import Rows, read_pictures
 from library.training.windows import Window, cut_windows, windows_of
@@ -114,7 +114,8 @@ def _streamed(
         num_cpus=cpus,
         compute=ActorPoolStrategy(size=min(numbers, len(windows)), max_tasks_in_flight_per_actor=2),
     )
-    for batch in decoded.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2):
+    batches: Any = decoded.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+    for batch in batches:
         rejected = Counter(reason for reason in batch["rejected"].tolist() if reason)
         yield batch["picture"], batch["label"].astype(np.int64), batch["key"].tolist(), rejected
 

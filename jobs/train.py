@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from library.models import create, info, parse_call
 
 from cluster.session import Session, connect
 from jobs.output import stderr
@@ -22,6 +21,7 @@ from library.bundle import BUNDLE, Bundle, BundleRecord, load_record
 from library.errors import StriateError, UsageError
 from library.inputs import InputPipeline
 from library.manifest import digest_of, load_manifest
+from library.models import create, info, parse_call
 from library.pipeline import Pipeline
 from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
@@ -168,6 +168,7 @@ class TrainResult:
         out: its URI.
         position: epochs and steps done.
         seconds: of the training loop.
+        first_step_at: when the first step was done, in seconds since the epoch.
         resumed: whether it was done before.
     """
 
@@ -175,6 +176,7 @@ class TrainResult:
     out: str
     position: dict[str, Any]
     seconds: float
+    first_step_at: float | None = None
     resumed: bool = False
 
 
@@ -208,7 +210,7 @@ def train(
         refs = _refs(plan, session)
         checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, _CHECKPOINTS), _RUN)
     record = _bundle(plan, checkpoint, ended)
-    return TrainResult(record, plan.out, ended["position"], ended["seconds"])
+    return TrainResult(record, plan.out, ended["position"], ended["seconds"], ended["first_step_at"])
 
 
 def _refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
@@ -238,7 +240,7 @@ def decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool
     Raises:
         StriateError: when none can be used.
     """
-    from jobs.feed import Decoder
+    from jobs.decoder import Decoder
     from jobs.worker_pool import WorkerPool
 
     shards = sorted(set(rows.shard.tolist()))

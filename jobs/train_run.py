@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -195,7 +195,7 @@ def _diverged(problem: dict[str, Any], checkpoints: str) -> str:
 
 
 @contextlib.contextmanager
-def _shown(run: str) -> Iterator[None]:
+def _shown(run: str) -> Generator[None]:
     """One line an epoch, and a live line (or one every ten seconds) between them; all on stderr."""
     stop = threading.Event()
     thread = threading.Thread(target=_show, args=(run, stop), daemon=True)

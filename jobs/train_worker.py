@@ -15,15 +15,16 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from library.models import create
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs import board
 from jobs.feed import feeds_of
+from library.models import create
 from library.recipe import Recipe
+from library.training.batch import Batch
 from library.training.fitting import fitting_batch_size
-from library.training.learner import Batch, Learner, Score
+from library.training.learner import Learner, Score
 from library.training.logs import Logs
 
 _WINDOW_STEPS = 20
@@ -117,6 +118,7 @@ class _Training:
         self._from_step = self._at.step
         self._window: list[tuple[int, torch.Tensor, Batch]] = []
         self._waited = 0.0
+        self._first_step_at: float | None = None
 
     def _distributed(self, module: nn.Module) -> nn.Module:
         if self._world_size == 1 or not any(p.requires_grad for p in module.parameters()):
@@ -138,7 +140,12 @@ class _Training:
                 break
         if self._logs is not None:
             self._logs.close()
-        return {"problem": problem, "position": asdict(self._at), "seconds": time.monotonic() - self._began}
+        return {
+            "problem": problem,
+            "position": asdict(self._at),
+            "seconds": time.monotonic() - self._began,
+            "first_step_at": self._first_step_at,
+        }
 
     def _epoch(self) -> dict[str, Any] | None:
         self._learner.start_epoch(self._at.epoch)
@@ -146,6 +153,7 @@ class _Training:
         losses, pictures, waited = 0.0, 0, 0.0
         for batch in self._timed(self._feed.epoch(self._at.epoch, self._at.step_in_epoch)):
             self._window.append((self._at.step, self._learner.step(batch, self._at.step), batch))
+            self._first_step_at = self._first_step_at or time.time()
             self._at.step += 1
             self._at.step_in_epoch += 1
             pictures += batch.size
@@ -246,8 +254,8 @@ class _Training:
         score = Score(*sums.tolist())
         if score.pictures:
             metrics |= score.means("val")
-        value = metrics.get(self._recipe.best_metric, -metrics["train_loss"])
-        value = -value if self._recipe.best_metric.endswith("loss") and score.pictures else value
+        watched = self._recipe.best_metric or "train_loss"
+        value = -metrics[watched] if watched.endswith("loss") else metrics[watched]
         self._count_stale(metrics)
         self._at.best = max(self._at.best, value)
         self._at.metrics = metrics

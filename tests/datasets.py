@@ -22,6 +22,18 @@ def write_photos(folder: Path) -> Path:
     return folder / "photos"
 
 
+def write_digits(folder: Path, count: int = 400) -> Path:
+    """The first real handwritten digits of scikit-learn as PNG files, a folder a class, in `folder`/digits."""
+    written = 0
+    for path, data in demo_pictures():
+        if path.startswith("digits/") and written < count:
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            written += 1
+    return folder / "digits"
+
+
 def rows(dataset: str | Path) -> pa.Table:
     """All pictures of a dataset, by key."""
     return pq.read_table(str(dataset)).sort_by("key")

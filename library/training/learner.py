@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +18,10 @@ from torch.nn import functional
 from library.device import autocast
 from library.randomness import seed_of
 from library.recipe import Recipe
+from library.training.batch import Batch
 from library.training.optimization import Schedule, make_optimizer
 
 _SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One worker's part of a batch.
-
-    Attributes:
-        pictures: n x height x width x channels, as stored; or n x features where the backbone's are cached.
-        labels: n class ids.
-        keys: of the pictures.
-        size: of the whole batch, over all workers.
-    """
-
-    pictures: NDArray[Any]
-    labels: NDArray[np.int64]
-    keys: Sequence[str]
-    size: int
 
 
 @dataclass

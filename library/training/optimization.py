@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage] -- its documented name
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.step_lr import StepLRScheduler
@@ -64,16 +64,16 @@ class Schedule:
         if settings.name in ("cosine", "onecycle"):
             # Smith's one cycle is a warm-up and a way down to nearly nothing; `warmup_epochs` is the way up.
             self._timm: Any = CosineLRScheduler(
-                optimizer, t_initial=rest, lr_min=settings.min_lr, warmup_prefix=True, cycle_limit=1, **common
+                optimizer, t_initial=rest, lr_min=settings.min_lr or 0.0, warmup_prefix=True, cycle_limit=1, **common
             )
         elif settings.name == "linear":
             self._timm = PolyLRScheduler(
-                optimizer, t_initial=rest, power=1.0, lr_min=settings.min_lr, warmup_prefix=True, **common
+                optimizer, t_initial=rest, power=1.0, lr_min=settings.min_lr or 0.0, warmup_prefix=True, **common
             )
         else:
             epochs = settings.step_epochs if settings.name == "step" else None
             every = total_steps + 1 if epochs is None else max(1, round(epochs * steps_per_epoch))
-            self._timm = StepLRScheduler(optimizer, decay_t=every, decay_rate=settings.gamma, **common)
+            self._timm = StepLRScheduler(optimizer, decay_t=every, decay_rate=settings.gamma or 1.0, **common)
 
     def set(self, step: int) -> None:
         """Set the rate of step `step`, from 0."""

@@ -15,7 +15,7 @@ from library.augmentation import Augmenter
 from library.errors import BadPicture
 from library.inputs import InputPipeline, scaled, stack
 from library.picture import Pixels
-from library.training.learner import Batch
+from library.training.batch import Batch
 from library.training.order import batch_rows, epoch_order, steps_per_epoch
 from library.training.rows import Rows, read_pictures
 
@@ -181,12 +181,12 @@ class ResidentFeed:
         for row in rows:
             pixels: Pixels = self._data[row]
             if self._augmenter is not None:
-                pixels = self._augmenter.apply(pixels, epoch, self._data.keys[row])
+                pixels = self._augmenter.apply(pixels, epoch, str(self._data.keys[row]))
             pictures.append(self._inputs.fitted(pixels))
         return self._batch(stack(pictures), rows)
 
     def _batch(self, pictures: NDArray[Any], rows: NDArray[np.int64]) -> Batch:
-        return Batch(pictures, self._data.labels[rows], self._data.keys[rows], self._batch_size)
+        return Batch(pictures, self._data.labels[rows], self._data.keys[rows].tolist(), self._batch_size)
 
 
 def scoring_batches(data: Resident, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
@@ -196,4 +196,4 @@ def scoring_batches(data: Resident, batch_size: int, rank: int, world_size: int)
     for first in range(0, len(rows), batch_size):
         chosen = rows[first : first + batch_size]
         pictures = uniform[chosen] if uniform is not None else stack([data[row] for row in chosen])
-        yield Batch(pictures, data.labels[chosen], data.keys[chosen], len(chosen))
+        yield Batch(pictures, data.labels[chosen], data.keys[chosen].tolist(), len(chosen))

@@ -1,0 +1,195 @@
+"""Training through Ray Train: what comes out, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jobs.ingest import ingest, plan_ingest
+from jobs.train import plan_train, train
+from library.bundle import Bundle, Prediction
+from library.errors import BadPicture, StriateError, UsageError
+from library.recipe import Recipe
+from library.training.logs import read_metrics
+from tests.datasets import rows, write_digits
+
+RECIPE: dict[str, Any] = {
+    "input": {"steps": 'grayscale | resize([28, 28], mode="exact")'},
+    "model": "lenet5",
+    "optimizer": {"name": "sgd", "lr": 0.05},
+    "schedule": {"name": "constant"},
+    "batch_size": 32,
+    "epochs": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 real digits, split into train and val, in several shards."""
+    made = tmp_path_factory.mktemp("digits")
+    source = write_digits(made)
+    ingest(plan_ingest(str(source), str(made / "data"), split="train=0.8,val=0.2", shard_mb=0.02))
+    return made / "data"
+
+
+def recipe(digits: Path, **fields: Any) -> Recipe:
+    data = {"train": str(digits / "train"), "val": str(digits / "val"), **fields.pop("data", {})}
+    return Recipe.parse(json.dumps({**RECIPE, "data": data, **fields}))
+
+
+def losses(out: Path) -> list[float]:
+    return [line["train_loss"] for line in read_metrics(str(out / "logs"))]
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle trained undisturbed, by one worker."""
+    out = tmp_path_factory.mktemp("trained") / "lenet"
+    train(plan_train(recipe(digits), str(out)), workers="1")
+    return out
+
+
+def test_a_training_ends_in_a_bundle_that_has_learned(trained: Path, digits: Path) -> None:
+    bundle = Bundle.load(str(trained))
+    assert bundle.classes == tuple("0123456789")
+    found = rows(digits / "val")
+    predicted = bundle.predict_many([image["bytes"] for image in found["image"].to_pylist()])
+    right = [
+        isinstance(one, Prediction) and one.best == label
+        for one, label in zip(predicted, found["label"].to_pylist(), strict=True)
+    ]
+    assert np.mean(right) == pytest.approx(bundle.record.metrics["val_top1"])
+    assert np.mean(right) > 0.6
+    assert losses(trained)[-1] < losses(trained)[0] / 2
+    assert bundle.record.provenance["dataset_digests"].keys() == {"train", "val"}
+    assert any(path.name.startswith("events.out.tfevents") for path in (trained / "logs").iterdir())
+
+
+def test_a_bundle_says_of_each_picture_what_is_wrong_with_it(trained: Path, digits: Path) -> None:
+    good = rows(digits / "val")["image"][0].as_py()["bytes"]
+    bundle = Bundle.load(str(trained))
+    first, second = bundle.predict_many([b"no picture", good])
+    assert isinstance(first, BadPicture)
+    assert isinstance(second, Prediction)
+    assert second == bundle.predict(good)
+    assert sum(share for _, share in bundle.predict(good, top_k=10).classes) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_same_training_again_does_nothing_and_another_is_refused(trained: Path, digits: Path) -> None:
+    before = (trained / "bundle.json").read_bytes()
+    assert train(plan_train(recipe(digits), str(trained))).resumed
+    assert (trained / "bundle.json").read_bytes() == before
+    with pytest.raises(UsageError, match="another recipe"):
+        plan_train(recipe(digits, seed=1), str(trained))
+
+
+def test_two_workers_learn_what_one_learns(trained: Path, digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    train(plan_train(recipe(digits), str(out)), workers="2")
+    assert losses(out) == pytest.approx(losses(trained), rel=1e-3)
+    one, two = (load_file(path / "model.safetensors") for path in (trained, out))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=2e-3, err_msg=name)
+
+
+def test_pictures_that_do_not_fit_into_memory_are_streamed_and_two_workers_on_two_cpus_do_not_hang(
+    digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "streamed"
+    plan = plan_train(recipe(digits, data={"max_resident_mb": 0}, epochs=2, augment="rotate(5)"), str(out))
+    assert not plan.resident
+    train(plan, workers="2")
+    assert len(losses(out)) == 2
+    assert losses(out)[1] < losses(out)[0]
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_step_rate_and_keys(digits: Path, tmp_path: Path) -> None:
+    broken = recipe(digits, optimizer={"name": "sgd", "lr": 1e8}, epochs=3)
+    with pytest.raises(StriateError, match=r"at step \d+ \(learning rate 1e\+08\); the pictures of that batch: .*png"):
+        train(plan_train(broken, str(tmp_path / "broken")))
+    assert not (tmp_path / "broken" / "bundle.json").exists()
+
+
+def test_cached_features_are_what_the_frozen_backbone_gives(trained: Path, digits: Path, tmp_path: Path) -> None:
+    transfer = {"weights": str(trained), "freeze": "all", "epochs": 2}
+    runs: list[list[float]] = []
+    for cached in (False, True):
+        out = tmp_path / f"cached-{cached}"
+        train(plan_train(recipe(digits, cache_features=cached, **transfer), str(out)))
+        runs.append(losses(out))
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+    assert list((tmp_path / "cached-True" / "features").glob("train-*.npz"))
+    frozen = load_file(tmp_path / "cached-True" / "model.safetensors")
+    start = load_file(trained / "model.safetensors")
+    kept = [name for name in start if np.array_equal(start[name], frozen[name])]
+    assert 0 < len(kept) < len(start), "the backbone must be as it was, and the head not"
+
+
+def test_a_killed_driver_and_a_killed_worker_leave_the_undisturbed_result(
+    trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    out, path = tmp_path / "killed", tmp_path / "recipe.yaml"
+    path.write_text(recipe(digits).dump())
+    command = [str(Path(sys.executable).parent / "striate"), "train", str(path), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    _wait_for(lambda: list((out / "checkpoints").glob("*/step-*")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "bundle.json").exists(), "the kill must fall before the end"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    _wait_for(lambda: _train_workers(process.pid), process)
+    for worker in _train_workers(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr.decode()
+    assert losses(out) == pytest.approx(losses(trained), rel=1e-4)
+    undisturbed, killed = (load_file(folder / "model.safetensors") for folder in (trained, out))
+    for name in undisturbed:
+        np.testing.assert_allclose(killed[name], undisturbed[name], atol=1e-4, err_msg=name)
+
+
+def _wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+
+
+def _train_workers(session: int) -> list[int]:
+    """Processes of Ray Train's workers of the job whose driver leads this session."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            name = (entry / "cmdline").read_bytes()
+            if name.startswith(b"ray::RayTrainWorker") and os.getsid(int(entry.name)) == session:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"data": {"classes": ["0", "nine"]}}, "no pictures of: nine"),
+        ({"data": {"val": "nowhere"}}, "not a dataset"),
+        ({"data": {"classes": ["0"]}}, "two or more"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_is_refused_before_ray_is_asked(
+    digits: Path, tmp_path: Path, fields: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UsageError, match=problem):
+        plan_train(recipe(digits, **fields), str(tmp_path / "out"))
