@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # they import torch, which only these commands wait for
     from library.comparison import Comparison
     from library.evaluation import Evaluation
     from library.report import Content
+    from library.robustness import Robustness
 
 _MOST_CLASSES = 20
 
@@ -83,6 +84,8 @@ def _print(content: Content) -> None:
         console.print(_headline(subject.evaluation))
         console.print(_classes(subject.evaluation))
         if subject.robustness is not None:
+            clean = subject.robustness.clean
+            print(f"top-1 of {subject.robustness.pictures:,} pictures made worse; as they are {clean:.1%}")
             console.print(_robustness(subject.robustness))
     if content.comparison is not None:
         print(f"\n{_compared(content.comparison)}")
@@ -112,12 +115,11 @@ def _classes(evaluation: Evaluation) -> Table:
     return table
 
 
-def _robustness(measured: Any) -> Table:
+def _robustness(measured: Robustness) -> Table:
     from library.robustness import CORRUPTIONS, STRENGTHS
 
-    title = f"top-1 of {measured.pictures:,} pictures made worse ({measured.clean:.1%} as they are)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("made worse")
     for strength in STRENGTHS:
         table.add_column(f"strength {strength}", justify="right")
     cells = dict(zip(((one.name, one.strength) for one in CORRUPTIONS), measured.top1, strict=True))

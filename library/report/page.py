@@ -119,7 +119,7 @@ def _calibration(where: str, evaluation: Evaluation) -> str:
 _CURVES: tuple[tuple[str, dict[str, str], Callable[[float], str]], ...] = (
     ("Loss", {"train_loss": "training", "val_loss": "validation"}, "{:.3g}".format),
     ("Top-1", {"train_top1": "training", "val_top1": "validation"}, lambda share: f"{share * 100:.4g}%"),
-    ("Learning rate", {"lr": "learning rate"}, "{:.2g}".format),
+    ("Learning rate", {"lr": "learning rate"}, "{:.3g}".format),
 )
 
 

@@ -1,0 +1,226 @@
+"""The page: everything is on it, nothing is fetched, and what users name stays text."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+from library import codec
+from library.comparison import compare
+from library.evaluation import Outcomes, evaluate, mistakes
+from library.report import Content, Counts, Subject, render, summary
+from library.report.charts import line_chart, reliability_chart
+from library.robustness import CORRUPTIONS, Robustness
+from library.scoring import Example
+
+EVIL = "<script>alert('x')</script>"
+PICTURE = codec.encode(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), codec.Encoding("png"))[0]
+THROUGHPUT = {"pictures_per_s": 1234.5, "workers": 2, "device": "cpu"}
+VOID = {"meta", "img", "br", "line", "rect"}
+
+
+def outcomes(classes: int = 5, pictures: int = 200, seed: int = 0, names: tuple[str, ...] = ()) -> Outcomes:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, classes, pictures)
+    logits = rng.normal(size=(pictures, classes))
+    logits[np.arange(pictures), truth] += 1.5
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    names = names or tuple(f"class {number}" for number in range(classes))
+    keys = tuple(f"key-{row}" for row in range(pictures))
+    return Outcomes(names, keys, truth, probabilities.astype(np.float32))
+
+
+def subject(some: Outcomes, **changes: Any) -> Subject:
+    worst = mistakes(some, 6)
+    made = Subject(
+        name="/out/lenet",
+        bundle_id="ab" * 32,
+        counts=Counts(len(some) + 3, len(some), {"blank": 2}, {"truncated": 1}),
+        evaluation=evaluate(some),
+        mistakes=worst,
+        examples={one.key: Example(one.key, PICTURE, "png") for one in worst},
+        record={
+            "model": "lenet5",
+            "steps": "grayscale",
+            "provenance": {"git_commit": "abc123", "recipe": "epochs: 3\n"},
+        },
+        curves=[{"epoch": n, "step": n, "train_loss": 2 / n, "val_loss": 2.5 / n, "lr": 0.1} for n in range(1, 5)],
+        robustness=Robustness(100, 0.9, (0.5,) * len(CORRUPTIONS), (100,) * len(CORRUPTIONS)),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def content(*subjects: Subject, **changes: Any) -> Content:
+    return dataclasses.replace(Content("/data/test", "cd" * 32, subjects, THROUGHPUT, made="made today"), **changes)
+
+
+class Checker(HTMLParser):
+    """Holds that every element is closed where it must be, and keeps text and attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(*subjects: Subject, **changes: Any) -> tuple[str, Checker]:
+    page = render(content(*subjects, **changes))
+    checker = Checker(page)
+    return " ".join(" ".join(checker.text).split()), checker
+
+
+def test_the_page_holds_numbers_mistakes_with_their_keys_and_where_the_bundle_came_from() -> None:
+    one = subject(outcomes(8))
+    text, page = read(one)
+    evaluation = one.evaluation
+    low, high = evaluation.intervals["top1"]
+    assert f"{evaluation.top1:.2%} 95% interval {low * 100:.2f} to {high * 100:.2f}" in text
+    assert f"top-5 {evaluation.top5:.2%}" in text
+    assert "203 in = 200 evaluated + 2 (blank 2) dropped + 1 (truncated 1) rejected" in text
+    for mistake in one.mistakes:
+        assert f"true {mistake.label} , taken for {mistake.predicted}" in text
+        assert mistake.key in text
+    for words in ("ab" * 32, "git commit abc123", "epochs: 3", "1,234 pictures a second", "made today", "/data/test"):
+        assert words in text
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 6
+    assert all(image["alt"] for image in pictures)
+    data = str(pictures[0]["src"]).removeprefix("data:image/png;base64,")
+    assert base64.b64decode(data) == PICTURE
+    assert "50.0%" in text
+
+
+def test_nothing_is_fetched_from_anywhere_and_no_script_runs() -> None:
+    page = render(content(subject(outcomes())))
+    assert not re.search(r"https?:|//[a-z]|@import|<script|<link|url\(|\son[a-z]+=", page)
+    assert all(source.startswith("data:image/") for source in re.findall(r"src='([^']*)", page))
+
+
+def test_what_users_name_is_text_wherever_it_stands() -> None:
+    names = (EVIL, "a & b", 'quo"te', "it's", "plain")
+    some = outcomes(5, names=names)
+    evil = Outcomes(some.classes, tuple(f"{EVIL}{row}" for row in range(200)), some.truth, some.probabilities)
+    one = subject(
+        evil,
+        name=f"/out/{EVIL}",
+        counts=Counts(203, 200, {EVIL: 3}, {}, {EVIL: 3}),
+        record={"model": EVIL, EVIL: EVIL, "provenance": {EVIL: {EVIL: EVIL}, "long": [EVIL] * 50}},
+    )
+    for changes in ({"dataset": EVIL, "made": EVIL}, {"comparison": compare(evil, some)}):
+        subjects = (one, one) if "comparison" in changes else (one,)
+        text, page = read(*subjects, **changes)
+        assert EVIL in text
+        assert "script" not in {tag for tag, _ in page.tags}
+        assert any(EVIL in str(value) for tag, attributes in page.tags for value in attributes.values())
+
+
+def test_the_matrix_has_a_cell_for_each_pair_of_classes_and_shows_the_counts() -> None:
+    some = outcomes(30)
+    page = render(content(subject(some)))
+    matrix = re.search(r"<table class='heat.*?</table>", page)
+    assert matrix is not None
+    assert matrix[0].count("<td") == 900
+    confusion = evaluate(some).confusion
+    assert [int(count) for count in re.findall(r">(\d+)</td>", matrix[0])] == confusion[confusion > 0].tolist()
+    assert matrix[0].count("scope='row'") == matrix[0].count("scope='col'") == 30
+
+
+def test_too_many_classes_for_a_matrix_are_told_by_the_pairs_confused_most() -> None:
+    some = outcomes(150, 2000)
+    text, page = read(subject(some, robustness=None))
+    assert "150 classes are too many for a matrix" in text
+    assert not any("heat" in str(attributes.get("class")) for _, attributes in page.tags)
+    assert "Most confused pairs" in text
+
+
+def test_a_perfect_classifier_and_one_without_curves_or_pictures_have_a_page_too() -> None:
+    some = outcomes()
+    sure = Outcomes(some.classes, some.keys, some.truth, np.eye(5, dtype=np.float32)[some.truth])
+    text, _ = read(subject(sure, curves=(), record={}, robustness=None, examples={}))
+    assert "100.00%" in text
+    assert "every picture was judged rightly" in text
+    assert "No picture was taken for another class." in text
+    assert "Learning rate" not in text
+
+
+def test_two_classifiers_stand_side_by_side_with_mcnemars_test() -> None:
+    first, second = outcomes(seed=0), outcomes(seed=1)
+    second = Outcomes(second.classes, second.keys, first.truth, second.probabilities)
+    compared = compare(first, second)
+    assert compared is not None
+    two = [subject(first), subject(second, name="/out/other", mistakes=mistakes(second, 2))]
+    text, page = read(*two, comparison=compared)
+    assert "lenet and other on test" in text
+    assert f"Only the first is right on {compared.only_first} pictures" in text
+    assert f"p = {compared.p_value:.3g}" in text
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    links = [str(attributes["href"])[1:] for tag, attributes in page.tags if tag == "a"]
+    assert len(ids) == len(set(ids))
+    assert set(links) <= set(ids)
+    nothing, _ = read(*two)
+    assert "They have judged no picture in common." in nothing
+
+
+def test_the_summary_is_json_with_every_number() -> None:
+    some = outcomes(5)
+    numbers = json.loads(json.dumps(summary(content(subject(some))), allow_nan=False))
+    assert numbers["bundle_id"] == "ab" * 32
+    assert numbers["top1"] == evaluate(some).top1
+    assert np.sum(numbers["confusion"]) == 200
+    assert [one["name"] for one in numbers["per_class"]] == list(some.classes)
+    assert len(numbers["robustness"]["corrupted"]) == len(CORRUPTIONS)
+    assert {"top5", "loss", "intervals", "calibration", "counts", "throughput", "dataset_digest"} <= numbers.keys()
+    two = summary(content(subject(some), subject(some), comparison=compare(some, some)))
+    assert [one["top1"] for one in two["bundles"]] == [numbers["top1"]] * 2
+    assert two["comparison"]["p_value"] == 1.0
+
+
+def test_a_line_leaves_a_gap_where_a_value_is_not_finite() -> None:
+    points = [(1.0, 0.5), (2.0, 0.4), (3.0, float("nan")), (4.0, 0.2), (5.0, 0.1)]
+    chart = line_chart({"loss": points}, x_title="epoch", y_title="Loss", show="{:g}".format)
+    assert chart.count("class='line") + chart.count('class="line') == 2
+    assert chart.count("<circle") == 4
+    assert "nan" not in chart
+    assert line_chart({"loss": [(1.0, float("inf"))]}, x_title="epoch", y_title="Loss", show=str) == ""
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (0.01, 0.01), (-3.0, 7.0), (1e-6, 3e-6), (12.0, 9000.0)])
+def test_axes_reach_round_every_value(values: tuple[float, float]) -> None:
+    chart = line_chart({"a": list(enumerate(values, 1))}, x_title="epoch", y_title="A", show="{:g}".format)
+    heights = [float(y) for y in re.findall(r'cy="([\d.-]+)"', chart)]
+    ticks = [float(y) for y in re.findall(r'class="grid" x1="[\d.]+" y1="([\d.]+)"', chart)]
+    assert 3 <= len(ticks) <= 8
+    assert all(min(ticks) - 0.1 <= height <= max(ticks) + 0.1 for height in heights)
+
+
+def test_the_reliability_chart_has_a_bar_for_each_bin_that_holds_pictures() -> None:
+    some = evaluate(outcomes()).calibration
+    chart = reliability_chart(some)
+    filled = [one for one in some.bins if one.count]
+    assert chart.count("<g>") == chart.count('class="bar"') == len(filled)
+    assert f"expected calibration error {some.ece:.3f}" in chart
