@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def measure(recipe: str, overrides: list[str], seeds: int, workers: str) -> dict[str, Any]:
-    """Train with seeds 0, 1, ...; what is reported is the last epoch, which no look at the validation set has chosen."""
+    """Train with seeds 0, 1, ...; the last epoch is reported, which no look at the validation set has chosen."""
     described = machine(torch.get_num_threads())
     described["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     runs: list[dict[str, Any]] = []
