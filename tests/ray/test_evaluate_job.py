@@ -1,0 +1,221 @@
+"""Evaluation and prediction with real bundles on a real local Ray."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.cli import run
+from jobs.evaluate import EvaluatePlan, plan_evaluate, run_evaluate
+from jobs.ingest import ingest, plan_ingest
+from library import storage
+from library.bundle import Bundle, BundleRecord
+from library.errors import StriateError, UsageError
+from library.models import create
+from library.report import Content, summary
+from library.robustness import CORRUPTIONS
+from tests.datasets import rows
+
+CLASSES = ("china", "flower", "hopper")
+Striate = Callable[..., Any]
+
+
+def make_bundle(folder: Path, seed: int, classes: tuple[str, ...] = CLASSES, steps: str = "") -> str:
+    """A classifier with random weights."""
+    torch.manual_seed(seed)
+    record = BundleRecord(
+        model="lenet5(in_chans=3)",
+        classes=classes,
+        steps=steps,
+        fit='resize([28, 28], mode="exact")',
+        input_size=(28, 28),
+        channels=3,
+        provenance={"recipe": "made by a test"},
+    )
+    model = create(record.model, num_classes=len(classes))
+    Bundle.of_model(record, model, "cpu").save(str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "first", 1)
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "second", 2)
+
+
+@pytest.fixture(scope="module")
+def pair(
+    first: str, second: str, photos: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[EvaluatePlan, Content]:
+    """Two bundles over the photos, with everything there is to ask for."""
+    report = str(tmp_path_factory.mktemp("reports") / "pair")
+    plan = plan_evaluate([first, second], photos, report=report, robustness_pictures=20)
+    return plan, run_evaluate(plan, workers="2", gpu=False)
+
+
+@pytest.fixture
+def striate(capsys: pytest.CaptureFixture[str]) -> Striate:
+    """Runs one command line here; gives its exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_every_picture_is_judged_as_the_bundle_itself_predicts_it(
+    pair: tuple[EvaluatePlan, Content], photos: str
+) -> None:
+    pictures = rows(photos).to_pylist()
+    for uri, subject in zip(pair[0].bundles, pair[1].subjects, strict=True):
+        predictions = Bundle.load(uri, "cpu").predict_many([row["image"]["bytes"] for row in pictures])
+        said = {row["key"]: dict(one.classes) for row, one in zip(pictures, predictions, strict=True)}
+        right = [max(said[row["key"]], key=lambda name: said[row["key"]][name]) == row["label"] for row in pictures]
+        loss = -np.mean([np.log(said[row["key"]][row["label"]]) for row in pictures])
+        assert subject.evaluation.pictures == 86
+        assert subject.evaluation.top1 == np.mean(right)
+        assert subject.evaluation.loss == pytest.approx(loss, rel=1e-5)
+        for mistake in subject.mistakes:
+            assert said[mistake.key][mistake.predicted] == pytest.approx(mistake.confidence, rel=1e-5)
+
+
+def test_the_page_shows_the_mistakes_and_the_summary_holds_the_numbers(pair: tuple[EvaluatePlan, Content]) -> None:
+    plan, content = pair
+    assert plan.report is not None
+    page = Path(plan.report, "index.html").read_text()
+    keys = {mistake.key for subject in content.subjects for mistake in subject.mistakes}
+    assert keys
+    assert all(key in page for key in keys)
+    assert page.count("data:image/jpeg;base64,") == sum(len(subject.mistakes) for subject in content.subjects)
+    assert json.loads(Path(plan.report, "summary.json").read_text()) == json.loads(json.dumps(summary(content)))
+
+
+def test_two_bundles_are_compared_and_robustness_is_measured_on_at_most_so_many(
+    pair: tuple[EvaluatePlan, Content],
+) -> None:
+    content = pair[1]
+    compared = content.comparison
+    assert compared is not None
+    assert compared.both + compared.only_first + compared.only_second + compared.neither == 86
+    a, b = (subject.evaluation.top1 for subject in content.subjects)
+    assert compared.difference == pytest.approx(b - a)
+    for subject in content.subjects:
+        assert subject.robustness is not None
+        assert 5 < subject.robustness.pictures <= 20
+        assert len(subject.robustness.top1) == len(CORRUPTIONS)
+
+
+def test_the_number_of_workers_changes_nothing_but_the_speed(
+    pair: tuple[EvaluatePlan, Content], first: str, second: str, photos: str
+) -> None:
+    alone = run_evaluate(plan_evaluate([first, second], photos, robustness_pictures=20), workers="1", gpu=False)
+    numbers, wanted = summary(alone), summary(pair[1])
+    assert numbers.pop("throughput")["workers"] == 1
+    wanted.pop("throughput")
+    assert numbers == wanted
+
+
+def test_the_commands_say_what_was_found_and_account_for_every_picture(
+    striate: Striate, photo_folder: Path, tmp_path: Path
+) -> None:
+    # Not verified: two damaged pictures have a good header and come to light only here.
+    data = str(tmp_path / "data")
+    ingest(plan_ingest(str(photo_folder), data, shard_mb=0.5))
+    bundle = make_bundle(tmp_path / "bundle", 3, ("china", "flower", "other"), "not_blank(min_std=0.08)")
+    code, out, _ = striate("evaluate", bundle, data, "--workers", 2, "--report", tmp_path / "report")
+    assert code == 0
+    account = re.search(r"88 in = (\d+) evaluated \+ (\d+) \(.*blank \d+\) dropped \+ 2 \((.*)\) rejected", out)
+    assert account is not None
+    assert int(account[1]) + int(account[2]) == 86
+    assert account[3] == "damaged 1, truncated 1"
+    assert "labels that it does not know: hopper 30" in out
+    assert re.search(r"top-1 +\d+\.\d+% +95% interval", out)
+    assert f"open {tmp_path}/report/index.html in a browser" in out
+
+
+def test_json_is_one_document_and_a_dataset_in_s3_is_evaluated_as_one_on_disk(
+    striate: Striate, pair: tuple[EvaluatePlan, Content], first: str, photos: str, bucket: str
+) -> None:
+    for file in storage.list_files(photos):
+        storage.write_bytes(f"{bucket}/photos/{file.path}", Path(file.uri).read_bytes())
+    code, out, _ = striate("evaluate", first, f"{bucket}/photos", "--json", "--report", f"{bucket}/report")
+    document = json.loads(out)
+    assert code == 0
+    assert document["report"] == f"{bucket}/report/index.html"
+    assert storage.exists(document["report"])
+    wanted = summary(pair[1])["bundles"][0]
+    assert (document["top1"], document["loss"], document["per_class"]) == tuple(
+        wanted[name] for name in ("top1", "loss", "per_class")
+    )
+    assert sum(map(sum, document["confusion"])) == 86
+
+
+def test_what_cannot_be_evaluated_is_refused_before_anything_starts(
+    first: str, photos: str, tmp_path: Path, striate: Striate
+) -> None:
+    other = make_bundle(tmp_path / "other", 0, ("cat", "dog"))
+    with pytest.raises(UsageError, match=r"no picture of .+ has a class that .+ knows; the dataset has china"):
+        plan_evaluate([other], photos)
+    with pytest.raises(UsageError, match=r"is not a bundle"):
+        plan_evaluate([photos], photos)
+    with pytest.raises(UsageError, match=r"is not a dataset"):
+        plan_evaluate([first], first)
+    with pytest.raises(UsageError, match=r"is given twice"):
+        plan_evaluate([first, first + "/"], photos)
+    with pytest.raises(UsageError, match=r"lies in the dataset"):
+        plan_evaluate([first], photos, report=f"{photos}/report")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
+    with pytest.raises(UsageError, match=r"a page that is not ours"):
+        plan_evaluate([first], photos, report=str(tmp_path / "site"))
+    assert striate("evaluate", photos)[0] == 2
+    code, _, err = striate("evaluate", first, photos, "--robustness-pictures", 5)
+    assert (code, "no effect without --robustness" in err) == (2, True)
+
+
+def test_a_damaged_bundle_is_named_instead_of_tried_for_ever(photos: str, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", 0)
+    weights = tmp_path / "bundle" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(StriateError, match=r"model\.safetensors is damaged"):
+        run_evaluate(plan_evaluate([bundle], photos), workers="1", gpu=False)
+
+
+def test_predict_ranks_the_classes_of_each_picture_and_a_bad_one_stops_no_other(
+    striate: Striate, first: str, photo_folder: Path, bucket: str, tmp_path: Path
+) -> None:
+    good, bad = photo_folder / "china" / "china-000.jpg", photo_folder / "flower" / "damaged-text.jpg"
+    remote = f"{bucket}/one.jpg"
+    storage.write_bytes(remote, good.read_bytes())
+    code, out, _ = striate("predict", first, good, bad, tmp_path / "none.png", tmp_path, remote, "--json")
+    document = json.loads(out)
+    assert (code, document["bundle_id"]) == (1, Bundle.load(first, "cpu").id)
+    a, b, c, d, e = document["predictions"]
+    wanted = Bundle.load(first, "cpu").predict(good.read_bytes())
+    assert [(one["class"], pytest.approx(one["probability"], rel=1e-5)) for one in a["classes"]] == list(wanted.classes)
+    assert (a["file"], e["file"], e["classes"]) == (str(good), remote, a["classes"])
+    assert [one["error"]["reason"] for one in (b, c, d)] == ["not_an_image", "cannot_read", "is_a_folder"]
+    code, out, err = striate("predict", first, good, "--top-k", 1)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        str(good),
+        f"  {wanted.classes[0][1]:7.2%}  {wanted.best}",
+        f"bundle {wanted.bundle_id}",
+    ]
+    code, out, err = striate("predict", first, bad)
+    assert code == 1
+    assert f"{bad}: not_an_image" in err
