@@ -159,7 +159,7 @@ def _in_our_names(tensors: Tensors, origin: Origin) -> Tensors:
     """Names as in a `Classifier`: `net.` before the backbone's, the classifier is `head.0`."""
     if any(name.startswith("net.") for name in tensors):
         return tensors
-    if origin.call.name.startswith("vgg") and "classifier.0.weight" in tensors:
+    if origin.facts.library_name.startswith("vgg") and "classifier.0.weight" in tensors:
         tensors = _of_torchvision_vgg(tensors)
     before = origin.classifier + "."
     return {
