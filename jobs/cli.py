@@ -267,6 +267,7 @@ def demo_command(
 
 app.command("augment")(cli_augment.augment_command)
 app.command("train")(cli_train.train_command)
+app.command("plan")(cli_train.plan_command)
 app.command("ensemble")(cli_train.ensemble_command)
 app.command("models")(cli_models.models_command)
 app.command("evaluate")(cli_evaluate.evaluate_command)

@@ -1,4 +1,4 @@
-"""`striate train` and `striate ensemble`."""
+"""`striate train`, `striate plan` and `striate ensemble`."""
 
 from __future__ import annotations
 
@@ -90,3 +90,28 @@ def ensemble_command(
         )
     else:
         print(f"{out}: an ensemble of {len(record.members)}, bundle {record.id[:12]}")
+
+
+def plan_command(
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in S3.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw ...")] = None,
+    seconds: Annotated[float, typer.Option(min=0.3, help="How long to measure, in all.")] = 30.0,
+    device: Annotated[str, typer.Option(help="Where the model learns: auto, cpu, cuda.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Measure how fast pictures are decoded and augmented and the model learns; say how many CPUs a device needs.
+
+    striate plan jobs/recipes/cifar10-fast.yaml --set data.train=out/cifar10/train
+    """
+    from jobs.probe import probe
+    from library.recipe import Recipe
+
+    measured = probe(Recipe.load(recipe, overrides=set_ or ()), seconds=seconds, device=device)
+    if json:
+        output.emit_json(measured)
+        return
+    print(f"decode    {measured['decode_pictures_per_s']:>12,.0f} pictures/s on one CPU, with the input pipeline")
+    print(f"augment   {measured['augment_pictures_per_s']:>12,.0f} pictures/s on one CPU, with the fit to its size")
+    print(f"learn     {measured['step_pictures_per_s']:>12,.0f} pictures/s on {measured['device']}")
+    print(f"streamed from shards, such a device is kept busy by {measured['cpus_per_device']:.2f} CPUs")
+    print(f"kept decoded in memory, by {measured['cpus_per_device_resident']:.2f}")

@@ -24,6 +24,7 @@ from library.manifest import Manifest
 from library.picture import Pixels
 
 _TILE_PX, _STEP_PX = 224, 64
+_ASKED = 8
 
 #: Dataset, pipeline, encoding, and what the page says of it.
 _FILTERS = (
@@ -73,6 +74,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
             sheet = folder / f"{name}-{number}.png"
             sheet.write_bytes(contact_sheet(str(source), steps, count=9).png)
             sections.append(_section(f"{name}: {steps}", text, manifest, sheet.name))
+        sections.append(_classifier(folder))
     datasets = {
         uri: manifest for name in ("photos", "digits") for uri, manifest in datasets_below(str(data / name)).items()
     }
@@ -80,9 +82,53 @@ def run_demo(folder: Path) -> dict[str, Any]:
     page.write_text(_page(datasets, sections), encoding="utf-8")
     return {
         "page": str(page),
+        "bundle": str(folder / "lenet"),
+        "report": str(folder / "report" / "index.html"),
         "sheets": [str(path) for path in sorted(folder.glob("*.png"))],
         "datasets": {uri: balance(manifest) for uri, manifest in datasets.items()},
     }
+
+
+def _classifier(folder: Path) -> str:
+    """Train LeNet-5 on the digits, evaluate it, ask it about some; gives the section of the page."""
+    from jobs.evaluate import plan_evaluate, run_evaluate
+    from jobs.predict import predict_files
+    from jobs.train import plan_train, train
+    from library.bundle import Bundle, Prediction
+    from library.recipe import Recipe
+
+    digits, out, report = folder / "data" / "digits", folder / "lenet", folder / "report"
+    recipe = str(files("jobs").joinpath("recipes/lenet-digits.yaml"))
+    overrides = [f"data.train={digits / 'train'}", f"data.val={digits / 'test'}"]
+    _command("train", recipe, *(f"--set {override}" for override in overrides), f"--out {out}")
+    train(plan_train(Recipe.load(recipe, overrides), str(out)))
+    _command("evaluate", str(out), str(digits / "test"), f"--report {report}")
+    evaluation = (
+        run_evaluate(plan_evaluate([str(out)], str(digits / "test"), report=str(report))).subjects[0].evaluation
+    )
+    written = sorted((folder / "pictures" / "digits").glob("*/*.png"))
+    asked = written[:: max(1, len(written) // _ASKED)][:_ASKED]
+    _command("predict", str(out), *(str(path) for path in asked[:2]), "...")
+    answers = predict_files(Bundle.load(str(out)), [str(path) for path in asked], top_k=3)
+    shown = "".join(
+        f"<figure><img src='{html.escape(str(Path(answer.file).relative_to(folder)))}' width=64 class=pixels alt=''>"
+        f"<figcaption>{_ranked(answer.result)}</figcaption></figure>"
+        for answer in answers
+        if isinstance(answer.result, Prediction)
+    )
+    return (
+        f"<section><h2>LeNet-5 on the digits</h2><p>Trained on {digits / 'train'} by <code>lenet-digits.yaml</code>: "
+        f"{evaluation.top1:.1%} of the {evaluation.pictures:,} held-out digits are right. "
+        f"<a href='report/index.html'>The whole report</a>. Some answers:</p><div class=answers>{shown}</div></section>"
+    )
+
+
+def _ranked(prediction: Any) -> str:
+    return "<br>".join(f"{html.escape(name)} {share:.1%}" for name, share in prediction.classes)
+
+
+def _command(*words: str) -> None:
+    stderr.print("striate", *words, markup=False, soft_wrap=True)
 
 
 def demo_pictures() -> Iterator[tuple[str, bytes]]:
@@ -140,6 +186,9 @@ def _page(datasets: dict[str, Manifest], sections: list[str]) -> str:
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
 img {{ max-width: 100%; background: white; border-radius: 6px; }}
 h2 {{ font-size: 1rem; margin-top: 2.5rem; overflow-wrap: anywhere; }}
+.answers {{ display: flex; gap: 1rem; flex-wrap: wrap; }}
+figure {{ margin: 0; }}
+.pixels {{ image-rendering: pixelated; }}
 table {{ border-collapse: collapse; }}
 td, th {{ text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top; }}
 </style></head><body>

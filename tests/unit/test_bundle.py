@@ -1,0 +1,125 @@
+"""A finished classifier: kept, read again, asked, and joined with others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from library import codec
+from library.bundle import Bundle, BundleRecord, Prediction, ensemble, load_record
+from library.errors import BadPicture, StriateError, UsageError
+from library.models import create
+
+
+def bundle(seed: int, classes: tuple[str, ...] = ("ant", "bee", "cat"), **fields: object) -> Bundle:
+    """An untrained LeNet; the seed makes its weights."""
+    torch.manual_seed(seed)
+    record = BundleRecord(
+        model="lenet5",
+        classes=classes,
+        steps="grayscale",
+        fit='resize([28, 28], mode="exact")',
+        input_size=(28, 28),
+        channels=1,
+    ).model_copy(update=fields)
+    return Bundle.of_model(record, create("lenet5", num_classes=len(classes)), device="cpu")
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), np.uint8)
+    return codec.encode(pixels, codec.Encoding("png"))[0]
+
+
+PICTURES = [picture(number) for number in range(6)]
+
+
+def test_a_bundle_read_again_predicts_identically_and_has_the_same_id(tmp_path: Path) -> None:
+    made = bundle(0)
+    made.save(str(tmp_path / "made"))
+    read = Bundle.load(str(tmp_path / "made"), device="cpu")
+    assert read.id == made.id
+    assert read.predict_many(PICTURES) == made.predict_many(PICTURES)
+
+
+def test_the_id_hangs_on_the_weights_and_on_what_is_said_of_them() -> None:
+    assert bundle(0).id == bundle(0).id
+    assert len({bundle(0).id, bundle(1).id, bundle(0, steps="grayscale | invert").id}) == 3
+
+
+def test_one_picture_and_a_batch_of_it_get_the_same_answer() -> None:
+    made = bundle(0)
+    for data, answer in zip(PICTURES, made.predict_many(PICTURES), strict=True):
+        assert isinstance(answer, Prediction)
+        single = made.predict(data)
+        assert [name for name, _ in single.classes] == [name for name, _ in answer.classes]
+        assert [share for _, share in single.classes] == pytest.approx([share for _, share in answer.classes])
+
+
+def test_answers_are_ranked_and_cut_to_what_is_asked() -> None:
+    answer = bundle(0).predict(PICTURES[0], top_k=2)
+    assert len(answer.classes) == 2
+    assert answer.classes[0][1] >= answer.classes[1][1]
+    assert answer.best == answer.classes[0][0]
+
+
+def test_a_bad_picture_in_a_batch_keeps_its_place_and_its_reason() -> None:
+    answers = bundle(0).predict_many([PICTURES[0], b"nonsense", PICTURES[1]])
+    assert isinstance(answers[1], BadPicture)
+    assert answers[1].reason == "not_an_image"
+    assert isinstance(answers[0], Prediction)
+    assert isinstance(answers[2], Prediction)
+
+
+def test_an_ensemble_is_the_weighted_mean_whatever_the_order_of_the_members_classes(tmp_path: Path) -> None:
+    one, two = bundle(1), bundle(2, classes=("cat", "ant", "bee"))
+    both = ensemble([one, two], [3, 1])
+    both.save(str(tmp_path / "both"))
+    read = Bundle.load(str(tmp_path / "both"), device="cpu")
+    assert read.id == both.id
+    for data in PICTURES:
+        shares = [dict(member.predict(data).classes) for member in (one, two)]
+        for name, share in read.predict(data).classes:
+            assert share == pytest.approx(0.75 * shares[0][name] + 0.25 * shares[1][name], abs=1e-6)
+
+
+def test_an_ensemble_may_be_a_member_of_another() -> None:
+    inner = ensemble([bundle(1), bundle(2)])
+    outer = ensemble([inner, bundle(3)], [2, 1])
+    equal = ensemble([bundle(number) for number in (1, 2, 3)])
+    for data in PICTURES:
+        assert dict(outer.predict(data).classes) == pytest.approx(dict(equal.predict(data).classes), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("others", "weights", "problem"),
+    [
+        ([], None, "at least two"),
+        ([("ant", "bee", "dog")], None, "these differ: cat, dog"),
+        ([("ant", "bee", "cat")], [1.0], "as many weights"),
+        ([("ant", "bee", "cat")], [1.0, 0.0], "above 0"),
+    ],
+)
+def test_what_cannot_be_an_ensemble_is_refused(others: list, weights: list | None, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        ensemble([bundle(0), *(bundle(1, classes=classes) for classes in others)], weights)
+
+
+def test_damage_is_told_and_not_served(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    bundle(0).save(str(folder))
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StriateError, match="damaged"):
+        Bundle.load(str(folder))
+    weights.write_bytes(whole)
+    record = json.loads((folder / "bundle.json").read_bytes())
+    (folder / "bundle.json").write_text(json.dumps(record | {"classes": []}))
+    with pytest.raises(StriateError, match="classes"):
+        load_record(str(folder))
+    with pytest.raises(UsageError, match="not a bundle"):
+        Bundle.load(str(tmp_path))

@@ -1,0 +1,150 @@
+"""What a batch does to a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from library.models import create
+from library.recipe import Recipe
+from library.training.batch import Batch
+from library.training.learner import Learner
+
+COUNTS = {"even": 12, "odd": 4}
+RANDOM = np.random.default_rng(0)
+PICTURES = RANDOM.integers(0, 256, (16, 28, 28, 1), np.uint8)
+LABELS = np.array([0] * 12 + [1] * 4)
+STEPS, A_EPOCH = 20, 5
+
+
+def learner(**fields: Any) -> Learner:
+    """A LeNet that is about to learn as the recipe's fields say."""
+    recipe = {
+        "data": {"train": "train", "val": "val"},
+        "model": "lenet5",
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"name": "constant"},
+        "batch_size": 16,
+        "epochs": STEPS // A_EPOCH,
+        **fields,
+    }
+    torch.manual_seed(0)
+    return Learner(
+        Recipe.parse(yaml.safe_dump(recipe)),
+        create(recipe["model"], num_classes=2),
+        class_counts=COUNTS,
+        total_steps=STEPS,
+        steps_per_epoch=A_EPOCH,
+        device=torch.device("cpu"),
+    )
+
+
+def batch(rows: slice = slice(None)) -> Batch:
+    chosen = LABELS[rows]
+    return Batch(PICTURES[rows], chosen, [""] * len(chosen), 16)
+
+
+def weights(one: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
+
+
+def test_the_loss_falls_on_a_batch_that_is_seen_again_and_again() -> None:
+    one = learner()
+    losses = [float(one.step(batch(), step)) for step in range(STEPS)]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole() -> None:
+    whole, parts = learner(), learner(accumulate=4)
+    assert float(parts.step(batch(), 0)) == pytest.approx(float(whole.step(batch(), 0)), rel=1e-5)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], tensor, msg=name)
+
+
+def test_a_kept_state_goes_on_as_if_there_had_been_no_break() -> None:
+    fields: dict[str, Any] = {"ema": 0.9, "mixup": 0.2, "schedule": {"name": "cosine"}}
+    undisturbed = learner(**fields)
+    for step in range(6):
+        undisturbed.step(batch(), step)
+    first = learner(**fields)
+    for step in range(3):
+        first.step(batch(), step)
+    second = learner(**fields)
+    second.restore(first.state())
+    for step in range(3, 6):
+        second.step(batch(), step)
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(second)[name], tensor), name
+    for name, tensor in undisturbed.best_model.state_dict().items():
+        assert torch.equal(second.best_model.state_dict()[name], tensor), name
+
+
+def test_a_frozen_backbone_stays_and_thaws_when_the_recipe_says() -> None:
+    one = learner(freeze="all", unfreeze={1: "none"})
+    before = weights(one)
+    one.step(batch(), 0)
+    moved = {name for name, tensor in weights(one).items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("head") for name in moved)
+    one.start_epoch(1)
+    one.step(batch(), A_EPOCH)
+    assert all(not torch.equal(weights(one)[name], before[name]) for name in before if name.startswith("net"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"name": "constant"}, [0.1] * STEPS),
+        ({"name": "linear"}, [0.1 * (1 - step / STEPS) for step in range(STEPS)]),
+        ({"name": "cosine"}, [0.05 * (1 + np.cos(np.pi * step / STEPS)) for step in range(STEPS)]),
+        ({"name": "step", "step_epochs": 2, "gamma": 0.5}, [0.1] * 10 + [0.05] * 10),
+    ],
+)
+def test_the_learning_rate_goes_as_the_schedule_says(schedule: dict[str, Any], expected: list[float]) -> None:
+    one = learner(schedule=schedule)
+    rates: list[float] = []
+    for step in range(STEPS):
+        one.step(batch(slice(0, 2)), step)
+        rates.append(one.learning_rate)
+    assert rates == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_a_warm_up_rises_to_the_rate_and_a_layers_decay_lowers_it_towards_the_input() -> None:
+    one = learner(schedule={"name": "constant", "warmup_epochs": 1}, layer_decay=0.5)
+    rates: list[float] = []
+    for step in range(A_EPOCH + 1):
+        one.step(batch(slice(0, 2)), step)
+        rates.append(one.learning_rate)
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.1)
+    groups = [group["lr"] for group in one._optimizer.param_groups]
+    assert groups == sorted(groups)
+    assert groups[0] < groups[-1]
+
+
+def test_balanced_weights_count_every_class_alike_and_keep_the_mean() -> None:
+    plain, balanced = learner(), learner(loss={"class_weights": "balanced"})
+    only_even, only_odd = slice(0, 12), slice(12, 16)
+    ratio = [
+        float(balanced.step(batch(rows), 0)) / float(plain.step(batch(rows), 0)) for rows in (only_even, only_odd)
+    ][0]
+    assert ratio == pytest.approx(16 / (2 * 12), rel=1e-5)
+
+
+def test_scores_of_parts_add_up_to_those_of_the_whole() -> None:
+    one = learner()
+    whole = one.score(PICTURES, LABELS)
+    parts = [one.score(PICTURES[rows], LABELS[rows]) for rows in (slice(0, 5), slice(5, 16))]
+    assert [sum(pair) for pair in zip(*(part.vector() for part in parts), strict=True)] == pytest.approx(whole.vector())
+    assert whole.means("val")["val_top5"] == 1.0
+
+
+@pytest.mark.parametrize("mix", [{"mixup": 0.5}, {"cutmix": 1.0}])
+def test_mixing_takes_an_odd_batch_and_learns(mix: dict[str, float]) -> None:
+    one = learner(**mix, loss={"label_smoothing": 0.1})
+    losses = [float(one.step(batch(slice(0, 15)), step)) for step in range(4)]
+    assert all(np.isfinite(losses))
