@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from library.augmentation import Augmenter
-from library.models import create
 from numpy.typing import NDArray
 
 from cluster.session import Session
 from jobs.worker_pool import WorkerPool
 from library import storage
+from library.augmentation import Augmenter
 from library.device import autocast, choose_device
 from library.inputs import InputPipeline, stack
+from library.models import create
 from library.pipeline import Pipeline
 from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
