@@ -94,7 +94,8 @@ def _classifier(folder: Path) -> str:
     from jobs.evaluate import plan_evaluate, run_evaluate
     from jobs.predict import predict_files
     from jobs.train import plan_train, train
-    from library.bundle import Bundle, Prediction
+    from library.bundle import Bundle
+    from library.bundle_record import Prediction
     from library.recipe import Recipe
 
     digits, out, report = folder / "data" / "digits", folder / "lenet", folder / "report"

@@ -16,7 +16,7 @@ import numpy as np
 
 from cluster.session import Session, connect
 from library import storage
-from library.bundle import BundleRecord, load_record
+from library.bundle_record import BundleRecord, load_record
 from library.comparison import compare
 from library.errors import StriateError, UsageError
 from library.evaluation import Outcomes, evaluate, mistakes

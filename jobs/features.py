@@ -66,7 +66,7 @@ class FeatureWorker:
         self._recipe = Recipe.model_validate_json(recipe)
         self._device = choose_device()
         torch.manual_seed(self._recipe.seed)  # as the training, whose model is made in the same way
-        model = create(
+        model: Any = create(
             self._recipe.model, num_classes=len(rows.classes), head=self._recipe.head, weights=self._recipe.weights
         )
         self._model = model.to(self._device, memory_format=torch.channels_last).eval()

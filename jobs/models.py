@@ -10,7 +10,8 @@ from typing import Any
 from library.errors import UsageError
 from library.models import ModelCall, info, names, parse_call
 from library.models.analysis import Analysis, Layer, analyse
-from library.models.catalog import TIMM, parameters_of
+from library.models.catalog import TIMM
+from library.models.parameters import parameters_of
 
 _FIGURES = ("layers", "parameters", "multiply_adds")
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from library import codec, storage
-from library.bundle import Bundle, Prediction
+from library.bundle import Bundle
+from library.bundle_record import Prediction
 from library.errors import BadPicture, StriateError, UsageError
 
 _BATCH = 32

@@ -17,7 +17,8 @@ import numpy as np
 from cluster.session import Session, connect
 from jobs.output import stderr
 from library import storage
-from library.bundle import BUNDLE, Bundle, BundleRecord, load_record
+from library.bundle import Bundle
+from library.bundle_record import BUNDLE, BundleRecord, load_record
 from library.errors import StriateError, UsageError
 from library.inputs import InputPipeline
 from library.manifest import digest_of, load_manifest

@@ -11,90 +11,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import pydantic
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from library import codec, storage
+from library.bundle_record import BUNDLE, BundleRecord, Member, Prediction, dump_record, load_record
 from library.device import autocast, choose_device
 from library.errors import BadPicture, StriateError, UsageError
 from library.inputs import InputPipeline, stack
-from library.manifest import digest_of
 from library.models import create
 from library.picture import Pixels
 from library.pipeline import Pipeline
 
-BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
 _MEMBERS = "members"
-_MAX_RECORD_BYTES = 64 * 2**20
-
-
-class Member(pydantic.BaseModel):
-    """One classifier of an ensemble: its id, and what its probabilities count in the mean."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    id: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
-    weight: float = pydantic.Field(gt=0)
-
-
-class BundleRecord(pydantic.BaseModel):
-    """What `bundle.json` holds.
-
-    Attributes:
-        model: call of the model, e.g. `resnet18(in_chans=3)`; empty for an ensemble.
-        head: widths of the dense layers before the classifier.
-        classes: names, in the order of the model's outputs.
-        steps: filters and selectors that every picture goes through.
-        fit: filters that then give it the model's size.
-        input_size: height and width in pixels.
-        channels: of the model's input.
-        weights_digest: SHA-256 of `model.safetensors`; empty for an ensemble.
-        members: of an ensemble; each lies in `members/N`, a bundle of its own.
-        metrics: of the validation set at the end of training.
-        provenance: recipe, datasets' digests, versions, commit.
-    """
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = 1
-    model: str = ""
-    head: tuple[int, ...] = ()
-    classes: tuple[str, ...] = pydantic.Field(min_length=1)
-    steps: str = ""
-    fit: str = ""
-    input_size: tuple[int, int] = (0, 0)
-    channels: int = 0
-    weights_digest: str = ""
-    members: tuple[Member, ...] = ()
-    metrics: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
-
-    @property
-    def id(self) -> str:
-        """SHA-256 over everything in the bundle, in hex."""
-        return digest_of(self.model_dump(mode="json"))
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Ranked class names with probabilities, and the bundle that gave them."""
-
-    classes: tuple[tuple[str, float], ...]
-    bundle_id: str
-
-    @property
-    def best(self) -> str:
-        """The most probable class."""
-        return self.classes[0][0]
-
 
 #: What one picture is for a model: its pixels, or for an ensemble what it is for each member.
 Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
@@ -103,7 +38,9 @@ Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
 class _Network(Protocol):
     """What turns prepared pictures into probabilities."""
 
-    def prepare(self, pixels: Pixels, columns: Mapping[str, Any]) -> Prepared: ...
+    def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Prepared: ...
+
+    def prepare_pixels(self, pixels: Pixels, columns: Mapping[str, Any]) -> Prepared: ...
 
     def log_probabilities(self, pictures: Sequence[Any]) -> NDArray[np.float32]: ...
 
@@ -168,7 +105,7 @@ class Bundle:
         """Class names, in the order of the probabilities."""
         return self.record.classes
 
-    def prepare(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, **columns: Any) -> Prepared:
+    def prepare(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Prepared:
         """What the model sees of an encoded picture.
 
         Args:
@@ -182,11 +119,11 @@ class Bundle:
         Raises:
             BadPicture: it cannot be used; `dropped:REASON` where a selector of the model drops it.
         """
-        return self.prepare_pixels(codec.decode(data, limits), **columns)
+        return self.network.prepare(data, limits, columns)
 
-    def prepare_pixels(self, pixels: Pixels, **columns: Any) -> Prepared:
+    def prepare_pixels(self, pixels: Pixels, /, **columns: Any) -> Prepared:
         """As `prepare`, from a decoded picture (height x width x channels)."""
-        return self.network.prepare(pixels, columns)
+        return self.network.prepare_pixels(pixels, columns)
 
     def logits(self, pictures: Sequence[Prepared] | NDArray[Any]) -> NDArray[np.float32]:
         """Log probabilities of prepared pictures, N x classes; `exp` gives the probabilities."""
@@ -245,27 +182,6 @@ def ensemble(bundles: Sequence[Bundle], weights: Sequence[float] | None = None) 
     return Bundle(BundleRecord(classes=classes, members=members), _Ensemble(bundles, weights))
 
 
-def load_record(uri: str) -> BundleRecord:
-    """What a bundle says of itself, without its weights.
-
-    Raises:
-        UsageError: when there is no bundle at `uri`.
-    """
-    path = storage.join(storage.normalize(uri), BUNDLE)
-    if not storage.exists(path):
-        raise UsageError(f"{uri} is not a bundle: it has no {BUNDLE}; `striate train` makes one")
-    try:
-        return BundleRecord.model_validate_json(storage.read_bytes(path, max_bytes=_MAX_RECORD_BYTES))
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise StriateError(f"{path} is damaged or was written by another version: {where}: {first['msg']}") from None
-
-
-def dump_record(record: BundleRecord) -> bytes:
-    return (record.model_dump_json(indent=1) + "\n").encode()
-
-
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.without_auxiliary().items()}
 
@@ -278,14 +194,17 @@ class _Single:
         self.device = choose_device(device)
         steps, fit = (Pipeline.parse(text) if text else Pipeline() for text in (record.steps, record.fit))
         self.inputs = InputPipeline(steps, fit, record.input_size, record.channels)
-        self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
+        self.model: Any = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
         try:
             self.model.load_state_dict(load_tensors(weights))
         except RuntimeError as error:
             raise StriateError(f"the weights do not fit the model '{record.model}': {error}") from None
         self.model = self.model.to(self.device, memory_format=torch.channels_last).eval()
 
-    def prepare(self, pixels: Pixels, columns: Mapping[str, Any]) -> Pixels:
+    def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Pixels:
+        return self.inputs.prepare(data, limits, **columns)
+
+    def prepare_pixels(self, pixels: Pixels, columns: Mapping[str, Any]) -> Pixels:
         return self.inputs.prepare_pixels(pixels, **columns)
 
     def log_probabilities(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:
@@ -309,7 +228,11 @@ class _Ensemble:
         # Members may number the classes differently.
         self._orders = [[member.classes.index(name) for name in members[0].classes] for member in members]
 
-    def prepare(self, pixels: Pixels, columns: Mapping[str, Any]) -> Prepared:
+    def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Prepared:
+        # Each decodes by itself: a member's selectors may ask for the stored format, and decoding is the cheap part.
+        return tuple(member.prepare(data, limits, **columns) for member in self._members)
+
+    def prepare_pixels(self, pixels: Pixels, columns: Mapping[str, Any]) -> Prepared:
         return tuple(member.prepare_pixels(pixels, **columns) for member in self._members)
 
     def log_probabilities(self, pictures: Sequence[tuple[Any, ...]]) -> NDArray[np.float32]:

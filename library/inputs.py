@@ -35,7 +35,7 @@ class InputPipeline:
     size: tuple[int, int]
     channels: int
 
-    def before_fit(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, **columns: Any) -> Pixels:
+    def before_fit(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Pixels:
         """Decode and run `steps` only; between here and `fitted` training augments.
 
         Args:
@@ -67,11 +67,11 @@ class InputPipeline:
             )
         return np.ascontiguousarray(pixels)
 
-    def prepare(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, **columns: Any) -> Pixels:
+    def prepare(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Pixels:
         """Bytes to what the model sees: height x width x channels; raises as `before_fit` and `fitted`."""
         return self.fitted(self.before_fit(data, limits, **columns))
 
-    def prepare_pixels(self, pixels: Pixels, **columns: Any) -> Pixels:
+    def prepare_pixels(self, pixels: Pixels, /, **columns: Any) -> Pixels:
         """As `prepare`, from a decoded picture."""
         picture = _picture(b"", codec.DEFAULT_LIMITS, columns, pixels)
         self._run(self.steps.steps, picture)

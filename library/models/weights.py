@@ -192,7 +192,8 @@ def _read(uri: str) -> Tensors:
     if name.endswith((".pth", ".pt", ".bin")):
         return _from_pickle(uri)
     # Bundles are made of models.
-    from library.bundle import BUNDLE, WEIGHTS, load_record
+    from library.bundle import WEIGHTS
+    from library.bundle_record import BUNDLE, load_record
 
     if not storage.exists(storage.join(uri, BUNDLE)):
         raise UsageError(

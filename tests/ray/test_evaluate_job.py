@@ -18,7 +18,8 @@ from jobs.evaluate import EvaluatePlan, plan_evaluate, run_evaluate
 from jobs.evaluate_worker import JudgeJob, JudgeWorker
 from jobs.ingest import ingest, plan_ingest
 from library import storage
-from library.bundle import Bundle, BundleRecord
+from library.bundle import Bundle
+from library.bundle_record import BundleRecord
 from library.errors import UsageError
 from library.models import create
 from library.report import Content, summary

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 from jobs.ingest import ingest, plan_ingest
 from jobs.train import plan_train, train
-from library.bundle import Bundle, Prediction
+from library.bundle import Bundle
+from library.bundle_record import Prediction
 from library.errors import BadPicture, StriateError, UsageError
 from library.recipe import Recipe
 from library.training.logs import read_metrics

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from library import codec
-from library.bundle import Bundle, BundleRecord, Prediction, ensemble, load_record
+from library.bundle import Bundle, ensemble
+from library.bundle_record import BundleRecord, Prediction, load_record
 from library.errors import BadPicture, StriateError, UsageError
 from library.models import create
 
@@ -123,3 +124,12 @@ def test_damage_is_told_and_not_served(tmp_path: Path) -> None:
         load_record(str(folder))
     with pytest.raises(UsageError, match="not a bundle"):
         Bundle.load(str(tmp_path))
+
+
+def test_a_selector_sees_the_stored_file_and_columns_may_have_any_name() -> None:
+    made = bundle(0, steps='keep_formats(["png"]) | file_size_between(min_bytes=10) | grayscale')
+    assert isinstance(made.prepare(PICTURES[0], data=1, limits=2, pixels=3, key="k"), np.ndarray)
+    jpeg = codec.encode(codec.decode(PICTURES[0]), codec.Encoding("jpeg"))[0]
+    for classifier in (made, ensemble([made, bundle(1)])):
+        with pytest.raises(BadPicture, match="keep_formats"):
+            classifier.prepare(jpeg)
