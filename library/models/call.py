@@ -12,7 +12,8 @@ import pydantic
 from library import grammar
 from library.errors import GrammarError
 from library.grammar import Call, Chain, Span, format_call, format_value, nearest
-from library.models.catalog import CATALOG, TIMM, parameters_of
+from library.models.catalog import CATALOG, TIMM
+from library.models.parameters import parameters_of
 
 #: What timm's constructors take and is said elsewhere: in `num_classes`, `weights` and the recipe.
 _RESERVED = (

@@ -1,28 +1,13 @@
-"""What is known of each model before one is made. Imports no torch, so that reading a recipe stays quick.
-
-A parameter's default is never changed: a bundle keeps only what differs from it.
-"""
+"""What is known of each model before one is made. Imports no torch, so that reading a recipe stays quick."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, dataclass_transform
-
-import pydantic
-from pydantic import Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from typing import Any, Literal, TypeAlias
 
 Interpolation: TypeAlias = Literal["linear", "cubic"]
-Count: TypeAlias = Annotated[int, Field(ge=1, le=2**20)]
-Channels = Annotated[
-    int, Field(ge=1, le=4096, description="channels of the input: 1, 3, or as many bands as there are")
-]
-DropRate = Annotated[
-    float, Field(ge=0, lt=1, description="share of features dropped before the classifier in training")
-]
-Auxiliary = Annotated[bool, Field(description="with auxiliary heads in training; they need large pictures")]
 
 
 @dataclass(frozen=True)
@@ -83,73 +68,6 @@ class ModelInfo:
     note: str = ""
     stages: tuple[tuple[str, str], ...] = ()
     auxiliary: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
-_T = TypeVar("_T")
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field,))
-def _parameters(cls: type[_T]) -> type[_T]:
-    made: Any = checked_dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))(cls)
-    return made
-
-
-@_parameters
-class LeNet5Parameters:
-    in_chans: Channels = 1
-    size: Annotated[Literal[28, 32], Field(description="side of the input; 28 is padded to the paper's 32")] = 28
-    activation: Annotated[Literal["tanh", "relu"], Field(description="after every layer but the last")] = "tanh"
-    pooling: Annotated[Literal["avg", "max"], Field(description="of 2x2 pixels")] = "avg"
-
-
-@_parameters
-class MlpParameters:
-    hidden: Annotated[tuple[Count, ...], Field(min_length=1, description="units of each hidden layer")] = (300,)
-    in_chans: Channels = 1
-    size: Annotated[int, Field(ge=1, le=1024, description="side of the input")] = 28
-
-
-@_parameters
-class ResNet9Parameters:
-    width: Annotated[int, Field(ge=1, le=1024, description="channels of the first layer; Page's has 64")] = 16
-    in_chans: Channels = 3
-
-
-@_parameters
-class NetworkParameters:
-    in_chans: Channels = 3
-    drop_rate: DropRate = 0.0
-
-
-@_parameters
-class DenseNetworkParameters:
-    in_chans: Channels = 3
-    drop_rate: Annotated[float, Field(ge=0, lt=1, description="share of features dropped before each dense layer")] = (
-        0.5
-    )
-
-
-@_parameters
-class ResNetParameters:
-    in_chans: Channels = 3
-    small_input: Annotated[
-        bool, Field(description="for pictures of about 32x32: first convolution 3x3 with stride 1, no pooling after it")
-    ] = False
-    drop_rate: DropRate = 0.0
-
-
-@_parameters
-class GoogLeNetParameters:
-    in_chans: Channels = 3
-    auxiliary: Auxiliary = True
-    drop_rate: DropRate = 0.2
-
-
-@_parameters
-class InceptionV3Parameters:
-    in_chans: Channels = 3
-    auxiliary: Auxiliary = True
-    drop_rate: DropRate = 0.0
 
 
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -371,20 +289,3 @@ CATALOG: Mapping[str, ModelInfo] = {model.name: model for model in sorted(_MODEL
 
 #: Stands in the grammar for whatever else timm has: `timm("convnext_tiny")`.
 TIMM = "timm"
-
-_PARAMETERS: Mapping[str, Callable[..., Any]] = {
-    "lenet5": LeNet5Parameters,
-    "mlp": MlpParameters,
-    "resnet9": ResNet9Parameters,
-    "alexnet": DenseNetworkParameters,
-    "vgg16": DenseNetworkParameters,
-    "vgg19": DenseNetworkParameters,
-    "googlenet": GoogLeNetParameters,
-    "inception_v3": InceptionV3Parameters,
-    **{f"resnet{layers}": ResNetParameters for layers in (18, 34, 50, 101, 152)},
-}
-
-
-def parameters_of(name: str) -> Any:
-    """The frozen dataclass whose fields are the parameters of a model of the table."""
-    return _PARAMETERS.get(name, NetworkParameters)
