@@ -1,7 +1,7 @@
 """As much of kustomize as k8s/ uses, so that its tests need no kubectl.
 
-Resources, JSON 6902 patches with a target, images and a configMapGenerator of files: anything else is an error here, and so has
-no place in k8s/. Where kubectl is there, a test holds this equal to it.
+Resources, JSON 6902 patches with a target, images and a configMapGenerator of files: anything else is an error here, and
+so has no place in k8s/. Where kubectl is there, a test holds this equal to it.
 """
 
 from __future__ import annotations

@@ -44,6 +44,11 @@ class Pod:
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
     @property
+    def all_containers(self) -> list[dict[str, Any]]:
+        """With the autoscaler's."""
+        return [*self.containers, *([{"name": "autoscaler", **self.autoscaler}] if self.autoscaler else [])]
+
+    @property
     def ports(self) -> dict[str, int]:
         """Named ports of all containers."""
         found = [port for container in self.containers for port in container.get("ports", [])]
@@ -89,7 +94,10 @@ def ray_clusters(environment: str) -> dict[str, dict[str, Any]]:
 def pods(environment: str) -> list[Pod]:
     """Every pod of an environment."""
     return [
-        *(_pod(f"StatefulSet {s['metadata']['name']}", s["spec"]["template"]) for s in of_kind(environment, "StatefulSet")),
+        *(
+            _pod(f"StatefulSet {s['metadata']['name']}", s["spec"]["template"])
+            for s in of_kind(environment, "StatefulSet")
+        ),
         *(pod for owner, cluster in ray_clusters(environment).items() for pod in _ray_pods(owner, cluster)),
         *(
             _pod(f"RayJob {name} submitter", spec["submitterPodTemplate"])

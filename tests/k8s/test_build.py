@@ -14,9 +14,7 @@ from tests.k8s.manifests import ENVIRONMENTS, FOLDERS, K8S, resources
 
 
 def _by_name(found: list[Resource]) -> dict[tuple[str, ...], Resource]:
-    return {
-        (r["apiVersion"], r["kind"], r["metadata"].get("namespace", ""), r["metadata"]["name"]): r for r in found
-    }
+    return {(r["apiVersion"], r["kind"], r["metadata"].get("namespace", ""), r["metadata"]["name"]): r for r in found}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on this machine")
@@ -24,7 +22,9 @@ def _by_name(found: list[Resource]) -> dict[tuple[str, ...], Resource]:
 def test_our_build_is_that_of_kubectl(folder: str) -> None:
     command = ["kubectl", "kustomize", str(K8S / folder)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert _by_name(build(K8S / folder)) == _by_name(list(yaml.load_all(printed, getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
+    assert _by_name(build(K8S / folder)) == _by_name(
+        list(yaml.load_all(printed, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    )
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -61,7 +61,7 @@ def test_a_patch_of_one_group_leaves_the_other_that_shared_its_anchor() -> None:
         group["template"]["spec"]["volumes"][0]["emptyDir"]["sizeLimit"]
         for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0])
     ]
-    assert sizes == ["1Gi", "400Gi"]
+    assert sizes == ["9Gi", "400Gi"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every resource against the schema of its kind: Kubernetes' own, and KubeRay's where its CRDs lie beside the checkout."""
+"""Every resource against the schema of its kind: Kubernetes' own, and KubeRay's where its CRDs lie beside us."""
 
 from __future__ import annotations
 

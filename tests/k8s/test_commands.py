@@ -1,0 +1,96 @@
+"""The commands in jobs and the applications of the service exist in our code, with these options."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import re
+import shlex
+
+import pytest
+import typer.main
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from jobs.cli import app
+from library.pipeline import Pipeline
+from library.recipe import Recipe
+from tests.k8s.manifests import ENVIRONMENTS, ROOT, of_kind, ray_jobs
+
+_COMMANDS = [(environment, name) for environment in ENVIRONMENTS for name in ray_jobs(environment)]
+
+
+def _words(environment: str, name: str) -> list[str]:
+    return shlex.split(ray_jobs(environment)[name]["entrypoint"])
+
+
+def _options(words: list[str], option: str) -> list[str]:
+    return [value for word, value in itertools.pairwise(words) if word == option]
+
+
+@pytest.mark.parametrize(("environment", "name"), _COMMANDS)
+def test_an_entry_point_is_a_command_of_ours(environment: str, name: str) -> None:
+    program, command, *arguments = _words(environment, name)
+    assert program == "striate"
+    group = typer.main.get_command(app)
+    found = group.commands[command]  # type: ignore[attr-defined]  # typer's own type is a plain command
+    known = {option for parameter in found.params for option in parameter.opts}
+    if command == "predict" and not {"--workers", "--gpu"} <= known:
+        pytest.xfail("striate predict over a dataset is not there yet")
+    # Parses, and refuses unknown options and missing arguments; runs nothing.
+    found.make_context(command, arguments)
+
+
+@pytest.mark.parametrize(("environment", "name"), _COMMANDS)
+def test_a_shell_leaves_an_entry_point_as_it_is(environment: str, name: str) -> None:
+    # Two shells read it: the submitter's, and that of the job.
+    assert not re.search(r"[$`\\!]", ray_jobs(environment)[name]["entrypoint"])
+
+
+@pytest.mark.parametrize(("environment", "name"), _COMMANDS)
+def test_pipelines_and_recipes_of_an_entry_point_are_valid(environment: str, name: str) -> None:
+    words = _words(environment, name)
+    for steps in _options(words, "--steps"):
+        assert str(Pipeline.parse(steps))
+    for recipe in [word for word in words if word.endswith(".yaml")]:
+        assert Recipe.load(str(ROOT / recipe), overrides=_options(words, "--set"))
+
+
+@pytest.mark.parametrize(("environment", "name"), _COMMANDS)
+def test_a_job_reads_and_writes_where_every_node_can_reach_it(environment: str, name: str) -> None:
+    words = _words(environment, name)
+    assert [word for word in words if word.startswith("s3://")]
+    assert not [word for word in words if word.startswith(("/", "./", "file:", "out/"))]
+    assert "--address" not in words
+
+
+def test_jobs_of_a_laptop_follow_each_other() -> None:
+    jobs = {name: _words("dev", name) for name in ray_jobs("dev")}
+    made = jobs["ingest"][3]
+    bundle = _options(jobs["train"], "--out")[0]
+    assert jobs["filter"][2].startswith(made)
+    assert jobs["evaluate"][2] == jobs["predict"][2] == bundle
+    assert {f"data.train={made}/train", f"data.val={made}/test"} == set(_options(jobs["train"], "--set"))
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_configuration_of_serve_is_one_that_serve_takes(environment: str) -> None:
+    for service in of_kind(environment, "RayService"):
+        written = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+        for application in written.applications:
+            for deployment in application.deployments:
+                scaling = deployment.autoscaling_config
+                assert isinstance(scaling, dict)
+                # Otherwise replicas are never added: they are full before the target is passed.
+                assert scaling["target_ongoing_requests"] <= deployment.max_ongoing_requests
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_classifiers_import(environment: str) -> None:
+    for service in of_kind(environment, "RayService"):
+        for application in yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]:
+            module, _, attribute = application["import_path"].partition(":")
+            if importlib.util.find_spec(module) is None:
+                pytest.skip(f"{module} is not there yet")
+            assert callable(getattr(importlib.import_module(module), attribute))

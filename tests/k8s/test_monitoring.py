@@ -1,0 +1,147 @@
+"""Rules and dashboards ask for metrics that exist, by labels that those have."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from tests.k8s.kustomize import build
+from tests.k8s.manifests import K8S, ROOT, Pod, pods, walk
+
+_DASHBOARDS = sorted((K8S / "monitoring" / "dashboards").glob("*.json"))
+_EXPORTED = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+#: Labels that Prometheus, the PodMonitor and histograms add.
+_LABELS = {"namespace", "pod", "le", "ray_io_cluster", "ray_io_node_type", "ray_io_group"}
+_OURS: list[dict[str, Any]] = yaml.safe_load((K8S / "monitoring" / "metrics.yaml").read_text())
+
+
+@cache
+def _metrics() -> dict[str, set[str] | None]:
+    """Every metric by its exported name, with its labels where we know them."""
+    found: dict[str, set[str] | None] = dict.fromkeys(_rays_own())
+    for metric in _OURS:
+        for suffix in _EXPORTED[metric["type"]]:
+            found[f"ray_{metric['name']}{suffix}"] = set(metric["tags"])
+    return found
+
+
+def _rays_own() -> Iterator[str]:
+    """Names in the dashboards that Ray itself ships, and those of its autoscaler."""
+    package = Path(ray.__file__).parent
+    for path in (package / "dashboard/modules/metrics/dashboards").glob("*.py"):
+        yield from re.findall(r"\b(?:ray|autoscaler)_\w+", path.read_text())
+    yield "up"
+
+
+def _rules() -> list[dict[str, Any]]:
+    (rules,) = [r for r in build(K8S / "monitoring") if r["kind"] == "PrometheusRule"]
+    return [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
+
+
+def _expressions() -> dict[str, str]:
+    found = {rule["alert"]: rule["expr"] for rule in _rules()}
+    for path in _DASHBOARDS:
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                found[f"{path.stem}: {panel['title']} {target['refId']}"] = target["expr"]
+    return found
+
+
+def _asked(expression: str) -> tuple[set[str], set[str]]:
+    """Metrics and labels that an expression names."""
+    labels = {
+        label.strip()
+        for listed in re.findall(r"(?:by|ignoring) \(([^)]*)\)", expression)
+        for label in listed.split(",")
+    }
+    labels |= {
+        label for inside in re.findall(r"\{([^}]*)\}", expression) for label in re.findall(r"(\w+)\s*[=!]", inside)
+    }
+    bare = re.sub(r"(?:by|ignoring) \([^)]*\)|\{[^}]*\}", " ", expression)
+    return set(re.findall(r"\b(?:ray_|autoscaler_|striate_)\w+|\bup\b", bare)), labels
+
+
+@pytest.mark.parametrize("where", _expressions())
+def test_an_expression_asks_for_metrics_and_labels_that_exist(where: str) -> None:
+    metrics, labels = _asked(_expressions()[where])
+    assert metrics
+    assert metrics <= set(_metrics())
+    known = [_metrics()[name] for name in metrics]
+    if None not in known:
+        assert labels <= _LABELS.union(*(tags for tags in known if tags is not None))
+
+
+@pytest.mark.parametrize("where", _expressions())
+def test_the_brackets_of_an_expression_match(where: str) -> None:
+    open_ones: list[str] = []
+    for sign in _expressions()[where]:
+        if sign in "([{":
+            open_ones.append(sign)
+        elif sign in ")]}":
+            assert open_ones.pop() + sign in ("()", "[]", "{}")
+    assert not open_ones
+
+
+def test_every_metric_of_ours_is_shown_somewhere() -> None:
+    asked = {name for expression in _expressions().values() for name in _asked(expression)[0]}
+    shown = {
+        metric["name"]
+        for metric in _OURS
+        for suffix in _EXPORTED[metric["type"]]
+        if f"ray_{metric['name']}{suffix}" in asked
+    }
+    assert shown == {metric["name"] for metric in _OURS}
+
+
+def test_metrics_in_our_code_are_those_of_the_list() -> None:
+    sources = [path for folder in ("cluster", "jobs", "serve") for path in (ROOT / folder).rglob("*.py")]
+    exporting = [
+        path.read_text() for path in sources if "ray.util" in path.read_text() and "metrics" in path.read_text()
+    ]
+    named = {name for text in exporting for name in re.findall(r"""["'](striate_[a-z0-9_]+)["']""", text)}
+    assert named <= {metric["name"] for metric in _OURS}
+
+
+def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    for rule in _rules():
+        assert rule["labels"]["severity"] in ("info", "warning", "critical"), rule["alert"]
+        assert rule["for"], rule["alert"]
+        assert rule["annotations"]["summary"], rule["alert"]
+        assert rule["annotations"]["description"], rule["alert"]
+
+
+@pytest.mark.parametrize("path", _DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_has_one_of_each_panel_and_says_what_it_shows(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    assert dashboard["uid"] == f"striate-{path.stem}"
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len(panels)
+    assert all(panel["description"] and panel["fieldConfig"]["defaults"]["unit"] for panel in panels)
+    # The data source is chosen on the page, not by an id that only one Grafana has.
+    assert {value["uid"] for at, value in walk(dashboard) if at.endswith("datasource")} == {"${datasource}"}
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", path.read_text())) - {"__range"}
+    assert used == variables
+
+
+def test_prometheus_asks_ports_that_ray_pods_name() -> None:
+    (monitor,) = [r for r in build(K8S / "monitoring") if r["kind"] == "PodMonitor"]
+    ray_pods = [pod for pod in pods("gpu") if monitor["spec"]["selector"]["matchLabels"].items() <= pod.labels.items()]
+    asked = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    assert asked <= {port for pod in ray_pods for port in pod.ports}
+    assert all("metrics" in pod.ports for pod in ray_pods)
+    assert all(_names_the_autoscaler(pod) for pod in ray_pods if pod.autoscaler)
+
+
+def _names_the_autoscaler(pod: Pod) -> bool:
+    return {"dash-metrics", "as-metrics"} <= set(pod.ports)

@@ -1,0 +1,124 @@
+"""What a pod may do, who may reach it, and that no secret stands in a file."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.k8s.manifests import ENVIRONMENTS, K8S, ROOT, of_kind, pods, ray_clusters, resources, walk
+
+_SECRET_NAME = re.compile(r"SECRET|PASSWORD|TOKEN|_KEY|KEYS|CREDENTIAL", re.IGNORECASE)
+#: `$(NAME)` takes the value of a variable above it; with separators round it, nothing is written out.
+_REFERENCES = re.compile(r"""(\$\([A-Z_]+\)|[",:])+""")
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_no_pod_is_root_or_may_become_it(environment: str) -> None:
+    for pod in pods(environment):
+        assert pod.spec["securityContext"]["runAsNonRoot"] is True, pod.owner
+        assert pod.spec["securityContext"]["runAsUser"] > 0, pod.owner
+        assert pod.spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, pod.owner
+        for container in pod.all_containers:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, pod.owner
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_nothing_of_the_host_is_in_a_pod(environment: str) -> None:
+    host = {"privileged", "hostNetwork", "hostPID", "hostIPC", "hostPath", "hostPort"}
+    for resource in resources(environment):
+        for path, _ in walk(resource):
+            assert path.rpartition("/")[2] not in host, path
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_kubernetes_itself_refuses_what_these_tests_would_miss(environment: str) -> None:
+    for namespace in of_kind(environment, "Namespace"):
+        assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_token_for_kubernetes_is_in_the_autoscalers_container_alone(environment: str) -> None:
+    for pod in pods(environment):
+        assert pod.spec["automountServiceAccountToken"] is False, pod.owner
+        mounts = [mount["name"] for container in pod.containers for mount in container.get("volumeMounts", [])]
+        assert "kubernetes-token" not in mounts, pod.owner
+    for account in of_kind(environment, "ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+    assert not of_kind(environment, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_every_ray_cluster_asks_for_a_token(environment: str) -> None:
+    for owner, cluster in ray_clusters(environment).items():
+        assert cluster["authOptions"]["mode"] == "token", owner
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_all_is_closed_before_anything_is_opened(environment: str) -> None:
+    closed = [
+        policy["spec"]
+        for policy in of_kind(environment, "NetworkPolicy")
+        if policy["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    ]
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_nobody_is_let_in_from_everywhere(environment: str) -> None:
+    for policy in of_kind(environment, "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            assert rule["from"], policy["metadata"]["name"]
+            for peer in rule["from"]:
+                assert "ipBlock" not in peer, policy["metadata"]["name"]
+                assert all(selector.get("matchLabels") for selector in peer.values()), policy["metadata"]["name"]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_metadata_service_of_a_node_is_out_of_reach(environment: str) -> None:
+    blocks = [
+        peer["ipBlock"]
+        for policy in of_kind(environment, "NetworkPolicy")
+        for rule in policy["spec"].get("egress", [])
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    ]
+    assert blocks
+    assert all("169.254.0.0/16" in block["except"] for block in blocks)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_no_secret_is_written_out(environment: str) -> None:
+    assert not of_kind(environment, "Secret")
+    for resource in resources(environment):
+        for path, value in walk(resource):
+            if isinstance(value, dict) and _SECRET_NAME.search(str(value.get("name", ""))) and "value" in value:
+                assert _REFERENCES.fullmatch(value["value"]), path
+        if resource["kind"] == "ConfigMap":
+            assert not [name for name in resource["data"] if _SECRET_NAME.search(name)]
+
+
+def test_no_file_holds_what_looks_like_a_key() -> None:
+    looks = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|(?<![0-9a-f])[0-9a-f]{40,}(?![0-9a-f])")
+    for path in [*K8S.rglob("*.*"), ROOT / "Dockerfile"]:
+        assert not looks.search(path.read_text()), path
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_dashboard_is_reached_by_the_operator_and_submitters_alone(environment: str) -> None:
+    """Ray's nodes reach each other on every port; beside them, these two."""
+    peers = [
+        peer
+        for policy in of_kind(environment, "NetworkPolicy")
+        for rule in policy["spec"].get("ingress", [])
+        if 8265 in [port["port"] for port in rule.get("ports", [])]
+        for peer in rule["from"]
+    ]
+    assert peers == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}},
+        {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "submitter"}}},
+    ]
