@@ -3,22 +3,25 @@
 #   docker build --target cpu -t striate:0.1.0-cpu .
 #   docker build --target gpu -t striate:0.1.0-gpu .
 #
-# The targets differ in PyTorch's build alone. The GPU target needs no CUDA base: PyTorch's wheels bring CUDA, the node brings the
-# driver. Nothing is installed when a pod starts.
+# The targets differ in PyTorch's build alone. The GPU target needs no CUDA base: PyTorch's wheels bring CUDA, the node
+# brings the driver. Nothing is installed when a pod starts.
 
 FROM python:3.11.14-slim-bookworm AS base
-# ray: a user with a number and a home of its own; pods run as 1000:1000 and mount an emptyDir over the home.
-# wget: KubeRay's health commands call it where it cannot use an HTTP probe. procps: `ray stop` and people look at processes.
+# ray: a user with a number and a home of its own; pods run as 1000:1000 and mount an emptyDir over the home. wget:
+# KubeRay's health commands call it where it cannot use an HTTP probe. procps: `ray stop` and people look at processes.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends procps wget \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1000 ray \
- && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash ray
+ && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash ray \
+ # A login shell, which older KubeRay starts commands in, sets PATH anew and would not find `ray`.
+ && echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/striate.sh
 
 FROM base AS build
 # The packager is pinned too: it chooses the files that are installed.
 RUN pip install --no-cache-dir uv==0.13.9
-# copy: a hard link into a cache does not survive the copy between stages. Bytecode now, as a read-only root cannot hold it later.
+# copy: a hard link into a cache does not survive the copy between stages. Bytecode now, as a read-only root cannot hold
+# it later.
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH
 RUN uv venv /opt/venv
 WORKDIR /app
@@ -26,7 +29,8 @@ COPY pyproject.toml requirements.lock ./
 # Equal to requirements.lock and to rayVersion in k8s/; a build that ends with another Ray fails.
 ARG RAY_VERSION=2.60.0
 
-# Every version is the lock's. The lock also holds what tests need; as a constraint, not a list, it leaves that out of the image.
+# Every version is the lock's. The lock also holds what tests need; as a constraint, not a list, it leaves that out of
+# the image.
 FROM build AS build-cpu
 RUN uv pip install --torch-backend cpu --constraint requirements.lock --requirements pyproject.toml \
  && python -c "import ray; assert ray.__version__ == '${RAY_VERSION}', ray.__version__"
@@ -35,7 +39,8 @@ FROM build AS build-gpu
 RUN uv pip install --constraint requirements.lock --requirements pyproject.toml \
  && python -c "import ray; assert ray.__version__ == '${RAY_VERSION}', ray.__version__"
 
-# Our own package: the `striate` command and a link to /app, where the code lies once, with `jobs/recipes/...` at its usual path.
+# Our own package: the `striate` command and a link to /app, where the code lies once, with `jobs/recipes/...` at its
+# usual path.
 FROM build AS package
 COPY README.md LICENSE ./
 COPY library library

@@ -1,7 +1,7 @@
 """As much of kustomize as k8s/ uses, so that its tests need no kubectl.
 
-Resources, JSON 6902 patches with a target, images and a configMapGenerator of files: anything else is an error here, and
-so has no place in k8s/. Where kubectl is there, a test holds this equal to it.
+Resources, JSON 6902 patches with a target, images and a configMapGenerator of files: anything else is an error here,
+and so has no place in k8s/. Where kubectl is there, a test holds this equal to it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 import yaml
 
 Resource = dict[str, Any]
+
+#: The one in C where PyYAML was built with it: ten times as fast.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _FIELDS = {"apiVersion", "kind", "resources", "patches", "images", "configMapGenerator"}
 _TARGET_FIELDS = {"group", "version", "kind", "name"}
@@ -41,7 +44,7 @@ def build(folder: Path) -> list[Resource]:
 
 def load(path: Path) -> list[Resource]:
     """All documents of a YAML file; anchors become copies, as a patch of one place must not change another."""
-    return [_unshared(document) for document in yaml.safe_load_all(path.read_text()) if document]
+    return [_unshared(document) for document in yaml.load_all(path.read_text(), LOADER) if document]
 
 
 def patch_json(document: Any, operations: list[dict[str, Any]]) -> None:
@@ -82,7 +85,7 @@ def _resources(path: Path) -> list[Resource]:
 
 
 def _document(path: Path) -> Any:
-    (document,) = yaml.safe_load_all(path.read_text())
+    (document,) = yaml.load_all(path.read_text(), LOADER)
     return _unshared(document)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.kustomize import Resource, build, patch_json
+from tests.k8s.kustomize import LOADER, Resource, build, patch_json
 from tests.k8s.manifests import ENVIRONMENTS, FOLDERS, K8S, resources
 
 
@@ -22,9 +22,7 @@ def _by_name(found: list[Resource]) -> dict[tuple[str, ...], Resource]:
 def test_our_build_is_that_of_kubectl(folder: str) -> None:
     command = ["kubectl", "kustomize", str(K8S / folder)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert _by_name(build(K8S / folder)) == _by_name(
-        list(yaml.load_all(printed, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    )
+    assert _by_name(build(K8S / folder)) == _by_name(list(yaml.load_all(printed, LOADER)))
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
