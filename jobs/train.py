@@ -22,7 +22,7 @@ from library.bundle_record import BUNDLE, BundleRecord, load_record
 from library.errors import StriateError, UsageError
 from library.inputs import InputPipeline
 from library.manifest import digest_of, load_manifest
-from library.models import create, info, parse_call
+from library.models import check_input, create, info, parse_call
 from library.pipeline import Pipeline
 from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
@@ -105,6 +105,7 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     if empty:
         raise UsageError(f"{train_uri} has no pictures to learn from of: {', '.join(empty)}")
     inputs = model_inputs(recipe)
+    check_input(recipe.model, inputs.size)
     resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
     if not resident and recipe.sampling == "balanced":
         raise UsageError(

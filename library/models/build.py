@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import timm
-import torchvision
 from torch import nn
 
 from library.errors import UsageError
@@ -90,6 +88,8 @@ def _network(call: ModelCall, facts: ModelInfo, num_classes: int, *, auxiliary: 
         return _own(call.name, parameters, num_classes)
     if facts.source == "torchvision":
         return _of_torchvision(call, num_classes, with_heads=with_heads)
+    import timm  # seconds, which a model of our own need not wait for
+
     if call.name == TIMM:
         parameters.pop("name")
     elif with_heads:
@@ -119,6 +119,8 @@ def _own(name: str, parameters: dict[str, Any], num_classes: int) -> _Network:
 
 
 def _of_torchvision(call: ModelCall, num_classes: int, *, with_heads: bool) -> _Network:
+    import torchvision  # as timm
+
     drop = float(call.parameters["drop_rate"])
     if call.name == "alexnet":
         net: Any = torchvision.models.alexnet(num_classes=num_classes, dropout=drop)
