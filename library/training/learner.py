@@ -109,7 +109,8 @@ class Learner:
         """
         self._schedule.set(step)
         seed = seed_of("step", self._recipe.seed, step) % 2**32
-        torch.manual_seed(seed)
+        # torch.manual_seed would also note down the caller's stack for GPUs that are not there, each time.
+        (torch.manual_seed if self.device.type == "cuda" else torch.default_generator.manual_seed)(seed)
         np.random.seed(seed)  # timm's Mixup draws from there
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
