@@ -25,8 +25,7 @@ _ENVIRONMENT = {
     # Ray Train takes up one report of the workers each time it looks; an epoch may take less than its two seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # torch's threads wait for each other by spinning; where anything else runs on the CPUs, as decoders do, that made
-    # training 25 times slower. Sleeping costs nothing that could be measured.
+    # Workers share CPUs: a thread of torch that waits for another by spinning keeps it from running.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
