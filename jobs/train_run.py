@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from rich.live import Live
 from cluster.session import Session
 from jobs import board
 from jobs.progress import duration
+from jobs.tracking import mlflow_logger
 from jobs.train_worker import TrainTask, load_state, train_worker
 from library import storage
 from library.errors import StriateError, UsageError
@@ -151,7 +152,10 @@ def fit(
             ),
         ),
     )
-    with _shown(run):
+    log = mlflow_logger(
+        storage.name_of(plan.out), {"out": plan.out, "recipe_digest": recipe.digest, **plan.described()}
+    )
+    with _shown(run, log):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -200,10 +204,10 @@ def _diverged(problem: dict[str, Any], checkpoints: str) -> str:
 
 
 @contextlib.contextmanager
-def _shown(run: str) -> Generator[None]:
-    """One line an epoch, and a live line (or one every ten seconds) between them; all on stderr."""
+def _shown(run: str, log: Callable[[dict[str, Any]], None]) -> Generator[None]:
+    """A line an epoch, and a live one (or one every ten seconds) between them, on stderr; each epoch also to `log`."""
     stop = threading.Event()
-    thread = threading.Thread(target=_show, args=(run, stop), daemon=True)
+    thread = threading.Thread(target=_show, args=(run, log, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -212,7 +216,7 @@ def _shown(run: str) -> Generator[None]:
         thread.join()
 
 
-def _show(run: str, stop: threading.Event) -> None:
+def _show(run: str, log: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
     console = Console(stderr=True, highlight=False, emoji=False)
     printed: set[str] = set()
     since_line = 0.0
@@ -226,6 +230,7 @@ def _show(run: str, stop: threading.Event) -> None:
                     if name.startswith("epoch-") and name not in printed:
                         printed.add(name)
                         console.print(epoch_line(told[name]["ended"]), markup=False, soft_wrap=True)
+                        log(told[name]["ended"])
                         since_line = 0.0
                 now = told.get("now")
                 if now is not None and console.is_terminal:

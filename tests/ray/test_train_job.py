@@ -115,6 +115,16 @@ def test_pictures_that_do_not_fit_into_memory_are_streamed_and_two_workers_on_tw
     assert losses(out)[1] < losses(out)[0]
 
 
+def test_data_checkpoints_and_bundle_may_all_lie_in_s3(digits: Path, bucket: str) -> None:
+    ingest(plan_ingest(str(digits.parent / "digits"), f"{bucket}/data", shard_mb=0.02))
+    made = recipe(digits, data={"train": f"{bucket}/data", "val": None, "val_fraction": 0.2}, epochs=2)
+    out = f"{bucket}/lenet"
+    trained_there = train(plan_train(made, out))
+    assert Bundle.load(out).id == trained_there.bundle.id
+    assert [line["epoch"] for line in read_metrics(f"{out}/logs")] == [1, 2]
+    assert train(plan_train(made, out)).resumed
+
+
 def test_a_loss_that_is_no_number_ends_the_training_with_step_rate_and_keys(digits: Path, tmp_path: Path) -> None:
     broken = recipe(digits, optimizer={"name": "sgd", "lr": 1e8}, epochs=3)
     with pytest.raises(StriateError, match=r"at step \d+ \(learning rate 1e\+08\); the pictures of that batch: .*png"):
