@@ -40,6 +40,7 @@ bench: setup
 	test -x out/daft/bin/python || $(PYTHON) -m venv out/daft
 	out/daft/bin/python -m pip install --quiet --disable-pip-version-check daft
 	$(BIN)/python benchmarks/filter_throughput.py
+	$(BIN)/python benchmarks/train_throughput.py
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache
