@@ -99,6 +99,7 @@ def _step_rate(
     recipe: Recipe, size: tuple[int, int], channels: int, num_classes: int, seconds: float, device: str
 ) -> tuple[float, str]:
     """Pictures per second that the model learns from, out of memory; and on what."""
+    recipe = recipe.model_copy(update={"cache_features": False})  # the backbone's own rate is asked for
     chosen = choose_device(device)
     model = create(recipe.model, num_classes=num_classes, head=recipe.head)
     batch_size = fitting_batch_size(recipe, model, (*size, channels), chosen, 1)

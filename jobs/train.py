@@ -32,10 +32,10 @@ from library.versions import VERSIONS
 _CLAIM = "train.json"
 _CHECKPOINTS = "checkpoints"
 _RUN = "run"
-_LOGS = "logs"
 _FEATURES = "features"
+# All that a training writes below `out`; nothing else there is ever removed.
+_OURS = (_CLAIM, BUNDLE, "model.safetensors", "logs/", f"{_CHECKPOINTS}/", f"{_FEATURES}/")
 _PROBED_ROWS = 32
-_MAX_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class TrainPlan:
         inputs: what the model sees.
         datasets: digests by role.
         resident: whether the pictures fit into memory.
+        overwrite: replace what another training left there.
         finished: whether the bundle is there already.
     """
 
@@ -60,7 +61,8 @@ class TrainPlan:
     inputs: InputPipeline
     datasets: dict[str, str]
     resident: bool
-    finished: bool
+    overwrite: bool = False
+    finished: bool = False
 
     def described(self) -> dict[str, Any]:
         """For --dry-run and the first lines of a run."""
@@ -107,12 +109,12 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     inputs = model_inputs(recipe)
     check_input(recipe.model, inputs.size)
     resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
-    if not resident and recipe.sampling == "balanced":
+    if not resident and not recipe.cache_features and recipe.sampling == "balanced":
         raise UsageError(
             "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
         )
-    finished = _claimed(out, recipe, datasets, overwrite=overwrite)
-    return TrainPlan(recipe, out, train, val, inputs, datasets, resident or recipe.cache_features, finished)
+    plan = TrainPlan(recipe, out, train, val, inputs, datasets, resident or recipe.cache_features, overwrite)
+    return dataclasses.replace(plan, finished=_check_claim(plan))
 
 
 def model_inputs(recipe: Recipe) -> InputPipeline:
@@ -133,32 +135,53 @@ def model_inputs(recipe: Recipe) -> InputPipeline:
 def _bytes_needed(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
     """Of all pictures decoded, from the first few."""
     mine = rows.take(rows.shard == rows.shard[0])
-    probe = dataclasses.replace(mine.take(np.arange(min(len(mine), _PROBED_ROWS))))
+    probe = mine.take(np.arange(min(len(mine), _PROBED_ROWS)))
     decoded = decode_rows(probe, int(rows.shard[0]), inputs, fitted=recipe.augment is None)
     if not len(decoded):
         raise UsageError(f"none of the first {len(probe)} pictures of {rows.dataset} can be used: {decoded.rejected}")
     return decoded.flat.nbytes / len(decoded) * len(rows)
 
 
-def _claimed(out: str, recipe: Recipe, datasets: dict[str, str], *, overwrite: bool) -> bool:
-    """Whether this training is done already; refuses what belongs to another."""
-    claim = {"recipe": recipe.digest, "datasets": datasets}
-    path = storage.join(out, _CLAIM)
-    held = json.loads(storage.read_bytes(path)) if storage.exists(path) else None
-    there = [file for file in storage.list_files(out) if not file.path.startswith("_")]
-    if held is None and there:
-        if not overwrite:
-            raise UsageError(f"{out} holds something else ({there[0].path}); choose another folder, or --overwrite")
-    elif held is not None and {name: held.get(name) for name in claim} != claim and not overwrite:
+def _check_claim(plan: TrainPlan) -> bool:
+    """Whether this training is done already; refuses what belongs to another. Changes nothing."""
+    for rows in (plan.train, plan.val):
+        if rows is not None and (storage.contains(plan.out, rows.dataset) or storage.contains(rows.dataset, plan.out)):
+            raise UsageError(
+                f"--out {plan.out} and the dataset {rows.dataset} lie in one another; choose another folder"
+            )
+    held = _held(plan.out)
+    there = [file.path for file in storage.list_files(plan.out)]
+    if there and held is None:
+        raise UsageError(f"{plan.out} holds something else ({there[0]}); choose another folder")
+    if held is not None and not _is_same(held, plan) and not plan.overwrite:
         raise UsageError(
-            f"{out} was trained with another recipe or other data; choose another folder, or --overwrite it"
+            f"{plan.out} was trained with another recipe or other data; choose another folder, or --overwrite it"
         )
-    same = held is not None and {name: held.get(name) for name in claim} == claim
-    if same and not overwrite:
-        return storage.exists(storage.join(out, BUNDLE))
-    storage.remove(file.uri for file in there)
-    storage.write_bytes(path, (json.dumps(claim | {"recipe_text": recipe.dump()}, indent=1) + "\n").encode())
-    return False
+    return held is not None and _is_same(held, plan) and not plan.overwrite and _has_bundle(plan.out)
+
+
+def _claim(plan: TrainPlan) -> None:
+    """Make `out` this training's; one that was begun and is not finished goes on."""
+    held = _held(plan.out)
+    if held is not None and _is_same(held, plan) and not (plan.overwrite and _has_bundle(plan.out)):
+        return
+    claim = {"recipe": plan.recipe.digest, "datasets": plan.datasets, "recipe_text": plan.recipe.dump()}
+    # The claim is written last: killed before it, the same command with --overwrite begins to remove again.
+    storage.remove(file.uri for file in storage.list_files(plan.out) if file.path.startswith(_OURS))
+    storage.write_bytes(storage.join(plan.out, _CLAIM), (json.dumps(claim, indent=1) + "\n").encode())
+
+
+def _held(out: str) -> dict[str, Any] | None:
+    path = storage.join(out, _CLAIM)
+    return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
+
+
+def _is_same(held: dict[str, Any], plan: TrainPlan) -> bool:
+    return (held.get("recipe"), held.get("datasets")) == (plan.recipe.digest, plan.datasets)
+
+
+def _has_bundle(out: str) -> bool:
+    return storage.exists(storage.join(out, BUNDLE))
 
 
 @dataclass(frozen=True)
@@ -208,6 +231,7 @@ def train(
         from jobs.train_run import Placement, fit
 
         placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
+        _claim(plan)
         run = uuid.uuid4().hex
         refs = _refs(plan, session)
         checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, _CHECKPOINTS), _RUN)

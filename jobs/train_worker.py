@@ -23,7 +23,7 @@ from jobs.feed import feeds_of
 from library.models import create
 from library.recipe import Recipe
 from library.training.batch import Batch
-from library.training.fitting import fitting_batch_size
+from library.training.fitting import CPU_BATCH_SIZE, fitting_batch_size
 from library.training.learner import Learner, Score
 from library.training.logs import Logs
 
@@ -99,7 +99,7 @@ class _Training:
             task.data, refs, task, recipe, self._at.batch_size, self._rank, self._world_size
         )
         steps = self._feed.steps_per_epoch
-        self._total = recipe.steps if recipe.steps is not None else round((recipe.epochs or 0) * steps)
+        self._total = recipe.steps if recipe.steps is not None else max(1, round((recipe.epochs or 0) * steps))
         self._learner = Learner(
             recipe,
             model,
@@ -116,7 +116,8 @@ class _Training:
         self._logs = Logs(task.logs, self._at.step) if self._rank == 0 else None
         self._saved_at = self._began = time.monotonic()
         self._from_step = self._at.step
-        self._window: list[tuple[int, torch.Tensor, Batch]] = []
+        # Step, loss, learning rate, keys and size of each batch that was not looked at yet.
+        self._window: list[tuple[int, torch.Tensor, float, list[str], int]] = []
         self._waited = 0.0
         self._first_step_at: float | None = None
 
@@ -129,7 +130,10 @@ class _Training:
         """The recipe's batch size, or the largest that all workers' memory takes."""
         shape = (*self._task.input_size, self._task.channels)
         local = fitting_batch_size(self._recipe, model, shape, self._device, self._world_size)
-        return int(-_agreed(torch.tensor([-float(local)]), self._device)[0]) * self._world_size
+        fits = int(-_agreed(torch.tensor([-float(local)]), self._device)[0]) * self._world_size
+        if self._recipe.batch_size != "auto":
+            return int(self._recipe.batch_size)
+        return fits if self._device.type == "cuda" else CPU_BATCH_SIZE
 
     def run(self) -> dict[str, Any]:
         problem: dict[str, Any] | None = None
@@ -152,23 +156,25 @@ class _Training:
         start = window_start = time.monotonic()
         losses, pictures, waited = 0.0, 0, 0.0
         for batch in self._timed(self._feed.epoch(self._at.epoch, self._at.step_in_epoch)):
-            self._window.append((self._at.step, self._learner.step(batch, self._at.step), batch))
+            loss = self._learner.step(batch, self._at.step)
+            self._window.append((self._at.step, loss, self._learner.learning_rate, list(batch.keys), batch.size))
             self._first_step_at = self._first_step_at or time.time()
             self._at.step += 1
             self._at.step_in_epoch += 1
             pictures += batch.size
             ended = self._at.step_in_epoch == self._feed.steps_per_epoch or self._at.step == self._total
             if ended or len(self._window) == _WINDOW_STEPS:
-                seen = sum(item.size for _, _, item in self._window)
+                seen = sum(size for *_, size in self._window)
                 steps = len(self._window)
-                loss, problem = self._checked()
+                due = not ended and self._due()
+                loss, problem = self._checked(keeping=ended or due)
                 if problem is not None:
                     return problem
                 losses += loss * steps
                 seconds = time.monotonic() - window_start
                 self._tell(loss, seen / seconds, self._waited / seconds)
                 waited, self._waited, window_start = waited + self._waited, 0.0, time.monotonic()
-                if not ended and self._due():
+                if due:
                     self._report({"score": -math.inf, **self._at.metrics})
             if ended:
                 break
@@ -200,21 +206,22 @@ class _Training:
                 return
             yield batch
 
-    def _checked(self) -> tuple[float, dict[str, Any] | None]:
-        """Mean loss of the window over all workers; or what is wrong with it."""
-        losses = torch.stack([loss for _, loss, _ in self._window]).double()
+    def _checked(self, *, keeping: bool) -> tuple[float, dict[str, Any] | None]:
+        """Mean loss of the window over all workers; or what is wrong with it.
+
+        A loss is that of the weights before its step: where these are to be kept, they are looked at themselves.
+        """
+        losses = torch.stack([loss for _, loss, *_ in self._window]).double()
         if self._world_size > 1:
             distributed.all_reduce(losses)
         values = losses.tolist()
         window, self._window = self._window, []
-        for (step, _, batch), loss in zip(window, values, strict=True):
+        if keeping and _agreed(torch.tensor([float(not self._learner.is_finite)]), self._device)[0]:
+            values[-1] = values[-1] if not math.isfinite(values[-1]) else math.nan
+        for (step, _, rate, keys, _), loss in zip(window, values, strict=True):
             if not math.isfinite(loss) or loss > _EXPLODED:
-                return math.nan, {
-                    "step": step,
-                    "loss": loss,
-                    "learning_rate": self._learner.learning_rate,
-                    "keys": _gathered(list(batch.keys), self._world_size),
-                }
+                gathered = _gathered(keys, self._world_size)
+                return math.nan, {"step": step, "loss": loss, "learning_rate": rate, "keys": gathered}
         return float(np.mean(values)), None
 
     def _tell(self, loss: float, rate: float, wait: float) -> None:
@@ -256,6 +263,7 @@ class _Training:
             metrics |= score.means("val")
         watched = self._recipe.best_metric or "train_loss"
         value = -metrics[watched] if watched.endswith("loss") else metrics[watched]
+        value = value if math.isfinite(value) else -math.inf
         self._count_stale(metrics)
         self._at.best = max(self._at.best, value)
         self._at.metrics = metrics

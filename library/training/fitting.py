@@ -11,7 +11,8 @@ from library.errors import StriateError
 from library.recipe import Recipe
 
 _LARGEST = 1024
-_CPU_AUTO = 128
+#: What `auto` is on CPUs.
+CPU_BATCH_SIZE = 128
 
 
 def fitting_batch_size(
@@ -33,7 +34,7 @@ def fitting_batch_size(
     """
     wanted = None if recipe.batch_size == "auto" else max(1, -(-int(recipe.batch_size) // world_size))
     if device.type != "cuda":
-        return wanted if wanted is not None else max(1, _CPU_AUTO // world_size)
+        return wanted if wanted is not None else max(1, CPU_BATCH_SIZE // world_size)
     model.to(device)
     size = wanted if wanted is not None else _LARGEST
     while not _fits(recipe, model, shape, device, max(1, size // recipe.accumulate)):

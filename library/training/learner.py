@@ -139,7 +139,7 @@ class Learner:
             x = x.float() / _SCALES.get(x.dtype, 1.0)
             even = len(x) // 2 * 2
             smoothing = self._recipe.loss.label_smoothing
-            mixed, soft = self._mixup(x[:even].contiguous(), target[:even])
+            mixed, soft = self._mixup(x[:even], target[:even])
             off = smoothing / self._mixup.num_classes
             rest = functional.one_hot(target[even:], self._mixup.num_classes) * (1 - smoothing) + off
             x, target = torch.cat([mixed, x[even:]]), torch.cat([soft, rest.to(soft)])
@@ -168,6 +168,13 @@ class Learner:
     def best_model(self) -> Any:
         """The averaged copy where there is one, else the model."""
         return self.model if self._ema is None else self._ema.module
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics are numbers."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        largest = [tensor.detach().float().abs().amax() for tensor in tensors if tensor.numel()]
+        return bool(torch.stack(largest).isfinite().all())
 
     def score(self, pictures: NDArray[Any], labels: NDArray[np.int64]) -> Score:
         """How the model does on pictures that it does not learn from."""

@@ -29,7 +29,7 @@ class Logs:
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(uri) if line["step"] <= step]
         self._lines = "".join(json.dumps(line) + "\n" for line in kept)
-        (self._folder / METRICS).write_text(self._lines)
+        storage.write_bytes(storage.join(uri, METRICS), self._lines.encode())
         self._board = SummaryWriter(str(self._folder), purge_step=step, flush_secs=30)
 
     def window(self, step: int, values: Mapping[str, float]) -> None:
@@ -40,10 +40,10 @@ class Logs:
     def epoch(self, values: Mapping[str, Any]) -> None:
         """One line of metrics; `epoch` counts from 1, `step` is the number of steps done."""
         self._lines += json.dumps(values) + "\n"
-        (self._folder / METRICS).write_text(self._lines)
+        storage.write_bytes(storage.join(self._uri, METRICS), self._lines.encode())  # whole or not at all
         for name, value in values.items():
             if name not in ("epoch", "step"):
-                self._board.add_scalar(f"epochs/{name}", value, values["epoch"])
+                self._board.add_scalar(f"epochs/{name}", value, values["step"])
         self._board.flush()
         if storage.is_s3(self._uri):
             for path in self._folder.iterdir():

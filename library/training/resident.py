@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library.augmentation import Augmenter
-from library.errors import BadPicture
+from library.errors import BadPicture, StriateError
 from library.inputs import InputPipeline, scaled, stack
 from library.picture import Pixels
 from library.training.batch import Batch
@@ -60,14 +60,14 @@ class Resident:
     @classmethod
     def joined(cls, parts: Sequence[Resident]) -> Resident:
         """Parts in order, as one."""
+        rejected: Counter[str] = Counter()
+        for part in parts:
+            rejected += part.rejected
         parts = [part for part in parts if len(part)] or list(parts[:1])
         flats = [part.flat for part in parts]
         if len({flat.dtype for flat in flats}) > 1:
             flats = [scaled(flat) for flat in flats]
         offsets = np.concatenate([[0], np.cumsum([part.flat.size for part in parts])[:-1]])
-        rejected: Counter[str] = Counter()
-        for part in parts:
-            rejected += part.rejected
         return cls(
             np.concatenate(flats),
             np.concatenate([part.starts + offset for part, offset in zip(parts, offsets, strict=True)]),
@@ -154,7 +154,7 @@ class ResidentFeed:
         self._batch_size, self._seed, self._balanced = min(batch_size, len(data)), seed, balanced
         self._rank, self._world_size, self._threads = rank, world_size, threads
         self.steps_per_epoch = steps_per_epoch(len(data), self._batch_size)
-        self.rejected = data.rejected
+        self.rejected = Counter(data.rejected)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """This worker's part of every batch of an epoch, from `first_step` on."""
@@ -168,22 +168,41 @@ class ResidentFeed:
                 yield self._batch(self._uniform[rows], rows)
             return
         with ThreadPoolExecutor(self._threads) as pool:
-            ahead: list[Future[Batch]] = []
+            ahead: list[Future[tuple[Batch, Counter[str]]]] = []
             for rows in parts:
                 ahead.append(pool.submit(self._made, rows, epoch))
                 if len(ahead) > _AHEAD:
-                    yield ahead.pop(0).result()
+                    yield self._counted(ahead.pop(0))
             for future in ahead:
-                yield future.result()
+                yield self._counted(future)
 
-    def _made(self, rows: NDArray[np.int64], epoch: int) -> Batch:
+    def _counted(self, made: Future[tuple[Batch, Counter[str]]]) -> Batch:
+        batch, rejected = made.result()
+        self.rejected += rejected
+        return batch
+
+    def _made(self, rows: NDArray[np.int64], epoch: int) -> tuple[Batch, Counter[str]]:
+        """Augmented pictures. One that augmentation or the model cannot take is replaced by one before it in the batch,
+        so that each worker keeps its share, and counted."""
         pictures: list[Pixels] = []
-        for row in rows:
-            pixels: Pixels = self._data[row]
-            if self._augmenter is not None:
-                pixels = self._augmenter.apply(pixels, epoch, str(self._data.keys[row]))
-            pictures.append(self._inputs.fitted(pixels))
-        return self._batch(stack(pictures), rows)
+        used: list[int] = []
+        rejected: Counter[str] = Counter()
+        for row in rows.tolist():
+            try:
+                pixels: Pixels = self._data[row]
+                if self._augmenter is not None:
+                    pixels = self._augmenter.apply(pixels, epoch, str(self._data.keys[row]))
+                pictures.append(self._inputs.fitted(pixels))
+                used.append(row)
+            except BadPicture as bad:
+                rejected[bad.reason] += 1
+        if not pictures and len(rows):
+            raise StriateError(f"no picture of a whole batch can be used: {dict(rejected)}")
+        usable = len(pictures)
+        for number in range(len(rows) - usable):
+            pictures.append(pictures[number % usable])
+            used.append(used[number % usable])
+        return self._batch(stack(pictures), np.asarray(used, np.int64)), rejected
 
     def _batch(self, pictures: NDArray[Any], rows: NDArray[np.int64]) -> Batch:
         return Batch(pictures, self._data.labels[rows], self._data.keys[rows].tolist(), self._batch_size)

@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import load_file
 
 from jobs.ingest import ingest, plan_ingest
-from jobs.train import plan_train, train
+from jobs.train import _claim, plan_train, train
 from library.bundle import Bundle
 from library.bundle_record import Prediction
 from library.errors import BadPicture, StriateError, UsageError
@@ -95,6 +95,26 @@ def test_the_same_training_again_does_nothing_and_another_is_refused(trained: Pa
     assert (trained / "bundle.json").read_bytes() == before
     with pytest.raises(UsageError, match="another recipe"):
         plan_train(recipe(digits, seed=1), str(trained))
+
+
+def test_planning_changes_nothing_and_overwriting_removes_only_what_a_training_wrote(
+    digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    plan_train(recipe(digits), str(out))
+    assert not out.exists()
+    (out / "logs").mkdir(parents=True)
+    (out / "train.json").write_text(json.dumps({"recipe": "another", "datasets": {}}))
+    (out / "logs" / "metrics.jsonl").write_text("old")
+    (out / "thesis.txt").write_text("mine")
+    plan = plan_train(recipe(digits), str(out), overwrite=True)
+    assert (out / "logs" / "metrics.jsonl").exists()
+    _claim(plan)
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["thesis.txt", "train.json"]
+    assert not plan_train(recipe(digits), str(out)).finished
+    for folder in (digits, digits / "train" / "bundle"):
+        with pytest.raises(UsageError, match="lie in one another"):
+            plan_train(recipe(digits), str(folder), overwrite=True)
 
 
 def test_two_workers_learn_what_one_learns(trained: Path, digits: Path, tmp_path: Path) -> None:

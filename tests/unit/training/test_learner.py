@@ -147,3 +147,10 @@ def test_mixing_takes_an_odd_batch_and_learns(mix: dict[str, float]) -> None:
     one = learner(**mix, loss={"label_smoothing": 0.1})
     losses = [float(one.step(batch(slice(0, 15)), step)) for step in range(4)]
     assert all(np.isfinite(losses))
+
+
+def test_weights_that_are_no_numbers_are_seen() -> None:
+    one = learner()
+    assert one.is_finite
+    next(one.model.parameters()).data[0] = torch.nan
+    assert not one.is_finite
