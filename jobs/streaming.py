@@ -72,8 +72,8 @@ class StreamFeed:
         windows = windows_of(counts, order.tolist(), first, first + mine, shuffled=True)
         windows = cut_windows(windows, first_step * self._local, mine)
         decoder = (self._rows, self._inputs, self._augmenter, self._seed, epoch, self._rank)
-        for pictures, labels, keys, rejected in _streamed(decoder, windows, self._local, self._decoders):
-            self.rejected.update(rejected)
+        for pictures, labels, keys, reasons in _streamed(decoder, windows, self._local, self._decoders):
+            self.rejected.update(reason for reason in reasons if reason)
             yield Batch(pictures, labels, keys, self._batch_size)
 
 
@@ -91,13 +91,17 @@ def stream_scoring(
     first, last = len(rows) * rank // world_size, len(rows) * (rank + 1) // world_size
     windows = windows_of(counts, range(len(counts)), first, last, shuffled=False)
     decoder = (rows, inputs, None, 0, 0, rank)
-    for pictures, labels, keys, _ in _streamed(decoder, windows, batch_size, (decoders, decoder_cpus)):
-        yield Batch(pictures, labels, keys, len(labels))
+    for pictures, labels, keys, reasons in _streamed(decoder, windows, batch_size, (decoders, decoder_cpus)):
+        # Stand-ins keep the workers in step while they learn; a measure must not count them.
+        good = np.asarray([not reason for reason in reasons])
+        if good.any():
+            kept = [key for key, usable in zip(keys, good, strict=True) if usable]
+            yield Batch(pictures[good], labels[good], kept, len(kept))
 
 
 def _streamed(
     decoder: tuple[Any, ...], windows: Sequence[Window], batch_size: int, decoders: tuple[int, float]
-) -> Iterator[tuple[NDArray[Any], NDArray[np.int64], list[str], Counter[str]]]:
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int64], list[str], list[str]]]:
     if not windows:
         return
     context = DataContext.get_current()
@@ -116,8 +120,7 @@ def _streamed(
     )
     batches: Any = decoded.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
     for batch in batches:
-        rejected = Counter(reason for reason in batch["rejected"].tolist() if reason)
-        yield batch["picture"], batch["label"].astype(np.int64), batch["key"].tolist(), rejected
+        yield batch["picture"], batch["label"].astype(np.int64), batch["key"].tolist(), batch["rejected"].tolist()
 
 
 class _WindowDecoder:

@@ -168,6 +168,8 @@ def fit(
             with contextlib.suppress(RayError, RuntimeError):
                 board.clear(run)
     ended: Any = result.return_value
+    if ended and "refused" in ended:
+        raise StriateError(ended["refused"])
     if ended and ended["problem"] is not None:
         raise StriateError(_diverged(ended["problem"], checkpoints))
     best = result.get_best_checkpoint("score", "max") if result.best_checkpoints else None

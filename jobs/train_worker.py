@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs import board
 from jobs.feed import feeds_of
+from library.errors import StriateError
 from library.models import create
 from library.recipe import Recipe
 from library.training.batch import Batch
@@ -78,8 +79,15 @@ class _Position:
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The loop of one worker; its return value on rank 0 says how it ended."""
     task = TrainTask(**config["task"])
+    refused = board.told(task.run).get("refused")
+    if refused is not None:  # Ray starts the workers again after any error, and this one would come again
+        return {"refused": refused["why"]}
     torch.set_num_threads(task.threads)
-    return _Training(task, config["refs"]).run()
+    try:
+        return _Training(task, config["refs"]).run()
+    except StriateError as error:
+        board.tell(task.run, {"why": str(error)}, name="refused")
+        raise
 
 
 class _Training:
