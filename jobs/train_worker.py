@@ -258,6 +258,10 @@ class _Training:
         return bool(_agreed(torch.tensor([float(late)]), self._device)[0])
 
     def _ended(self, metrics: dict[str, float]) -> None:
+        if self._world_size > 1:
+            # Each worker's batch norms saw its own part; what is measured must be what is kept, and that is rank 0's.
+            for buffer in (*self._learner.model.buffers(), *self._learner.best_model.buffers()):
+                distributed.broadcast(buffer, 0)
         score = Score()
         for batch in self._scoring(_SCORING_BATCH):
             part = self._learner.score(batch.pictures, batch.labels)
