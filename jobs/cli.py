@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -272,3 +273,5 @@ app.command("ensemble")(cli_train.ensemble_command)
 app.command("models")(cli_models.models_command)
 app.command("evaluate")(cli_evaluate.evaluate_command)
 app.command("predict")(cli_evaluate.predict_command)
+for _command in sorted(entry_points(group="striate.commands"), key=lambda point: point.name):
+    app.command(_command.name)(_command.load())
