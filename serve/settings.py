@@ -1,0 +1,81 @@
+"""What a server is told: plain data, so that it travels through Serve's config file as it is."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+import pydantic
+
+from library import codec
+
+#: What OpenCV, Pillow and our own steps take without a word; a photo of a phone has 12 to 50 million.
+_MAX_PIXELS = 64 * 10**6
+
+
+class ServeSettings(pydantic.BaseModel):
+    """How to serve; the same for every model of a server.
+
+    Attributes:
+        max_body_mb: largest request body, in MiB.
+        max_pixels: largest picture, width x height; read from its header, before anything is decoded.
+        max_files: most pictures in one request.
+        timeout_s: from a whole request to its answer, in seconds; 504 after it.
+        body_timeout_s: from a request's head to the end of its body, in seconds; 408 after it.
+        top_k: classes in an answer where a request does not say.
+        keys: lines `NAME sha256:HEX`; None, with no `keys_file`, asks for no key.
+        keys_file: path of such lines, on every node; read again when it changes: a line taken out is a key revoked.
+        cors_origins: origins whose pages may ask, such as `https://example.org`; none by default.
+        explain: whether Grad-CAM may be asked for.
+        drift: whether what is asked is measured against what was trained on.
+        runtime: `auto` is the fastest that gives the same answers.
+        device: auto, cpu, cuda, cuda:1 ...
+        batch_size: pictures in a batch; None: found by a short probe at start.
+        batch_wait_ms: how long a batch waits to fill; None: found by the probe.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    max_body_mb: float = pydantic.Field(32.0, gt=0, le=2048)
+    max_pixels: int = pydantic.Field(_MAX_PIXELS, ge=1, le=codec.DEFAULT_LIMITS.max_pixels)
+    max_files: int = pydantic.Field(64, ge=1, le=10_000)
+    timeout_s: float = pydantic.Field(30.0, gt=0)
+    body_timeout_s: float = pydantic.Field(30.0, gt=0)
+    top_k: int = pydantic.Field(5, ge=1)
+    keys: tuple[str, ...] | None = None
+    keys_file: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    explain: bool = True
+    drift: bool = False
+    runtime: Literal["auto", "eager", "compile", "onnx"] = "auto"
+    device: str = "auto"
+    batch_size: int | None = pydantic.Field(None, ge=1)
+    batch_wait_ms: float | None = pydantic.Field(None, ge=0)
+
+    @pydantic.field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or parts.geturl() != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(f"'{origin}' is no origin such as https://example.org")
+        return origins
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests must carry a key."""
+        return self.keys is not None or self.keys_file is not None
+
+    @property
+    def max_body_bytes(self) -> int:
+        """`max_body_mb` in bytes."""
+        return int(self.max_body_mb * 2**20)
+
+    @property
+    def limits(self) -> codec.Limits:
+        """What one picture may be; for `Bundle.prepare` too."""
+        return codec.Limits(max_bytes=self.max_body_bytes, max_pixels=self.max_pixels)
