@@ -1,0 +1,202 @@
+"""Measures of pictures, histograms that add up, and what is told of two that differ."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from library.drift import EDGES, Histograms, compare, measures
+from library.errors import StriateError
+
+
+def photos(count: int, seed: int, side: tuple[int, int] = (60, 80)) -> list[NDArray[np.uint8]]:
+    """Smooth random scenes that differ in brightness and contrast, as photos do."""
+    random = np.random.default_rng(seed)
+    made: list[NDArray[np.uint8]] = []
+    for _ in range(count):
+        light, range_ = random.uniform(60, 190), random.uniform(20, 90)
+        noise = random.normal(0, range_ / 3, (*side, 3))
+        slope = np.linspace(-range_, range_, side[1])[None, :, None]
+        made.append(np.clip(light + slope + noise, 0, 255).astype(np.uint8))
+    return made
+
+
+def darkened(pixels: NDArray[np.uint8], gamma: float = 2.2) -> NDArray[np.uint8]:
+    return (255 * (pixels / 255.0) ** gamma).astype(np.uint8)
+
+
+def histograms(pictures: list[Any]) -> Histograms:
+    made = Histograms()
+    for pixels in pictures:
+        made.add(measures(pixels))
+    return made
+
+
+def verdicts(reference: Histograms, live: Histograms) -> dict[str, str]:
+    return {name: found["verdict"] for name, found in compare(reference, live).items()}
+
+
+# -- measures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "white"), [("uint8", 255), ("uint16", 65535), ("float32", 1.0)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_flat_picture_has_its_brightness_and_nothing_else(dtype: str, white: float, channels: int) -> None:
+    half = np.full((20, 30, channels), white / 2, dtype)
+    found = measures(half)
+    assert found["brightness"] == pytest.approx(0.5, abs=0.01)
+    assert (found["contrast"], found["sharpness"]) == pytest.approx((0, 0), abs=1e-6)
+    assert (found["width"], found["height"]) == (30, 20)
+
+
+def test_the_size_of_a_photo_changes_its_size_only() -> None:
+    # The same scene at two resolutions, both above the side that is measured.
+    large = np.kron(photos(1, 3, (300, 400))[0], np.ones((4, 4, 1), np.uint8))
+    small = np.kron(photos(1, 3, (300, 400))[0], np.ones((2, 2, 1), np.uint8))
+    at_large, at_small = measures(large), measures(small)
+    assert at_large["width"] == 2 * at_small["width"]
+    for name in ("brightness", "contrast", "sharpness"):
+        assert at_large[name] == pytest.approx(at_small[name], rel=0.1)
+
+
+def test_blur_lowers_sharpness_and_leaves_brightness() -> None:
+    import cv2
+
+    picture = photos(1, 5)[0]
+    before, after = measures(picture), measures(np.asarray(cv2.GaussianBlur(picture, (0, 0), 2)))
+    assert after["sharpness"] < before["sharpness"] / 10
+    assert after["brightness"] == pytest.approx(before["brightness"], abs=0.01)
+
+
+def test_values_that_are_no_numbers_leave_width_and_height() -> None:
+    picture = np.ones((4, 6, 1), np.float32)
+    picture[1, 1] = np.nan
+    assert measures(picture) == {"width": 6.0, "height": 4.0}
+
+
+# -- histograms -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 1), max_size=50), st.lists(st.floats(0, 1), max_size=50))
+def test_halves_add_up_to_the_whole_in_any_order(first: list[float], second: list[float]) -> None:
+    def counted(values: list[float]) -> Histograms:
+        made = Histograms()
+        for value in values:
+            made.add({"brightness": value, "confidence": 1 - value})
+            made.add_class("cat" if value > 0.5 else "dog")
+        return made
+
+    whole = counted(first + second).to_dict()
+    assert Histograms.total([counted(first), counted(second)]).to_dict() == whole
+    assert Histograms.total([counted(second), counted(first)]).to_dict() == whole
+
+
+def test_every_value_falls_into_a_bin_and_an_edge_into_the_one_above() -> None:
+    for name, edges in EDGES.items():
+        made = Histograms()
+        for value in (-1e9, *edges, 1e9):
+            made.add({name: value})
+        assert made.bins[name] == [1, *([1] * (len(edges) - 1)), 2]
+
+
+def test_histograms_come_back_from_json() -> None:
+    made = histograms(photos(5, 1))
+    made.add_class("ünïcode", 3)
+    assert Histograms.from_dict(json.loads(json.dumps(made.to_dict()))).to_dict() == made.to_dict()
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"version": 99, "bins": {}}, {"version": 1, "bins": {"brightness": [1, 2]}}, {"bins": {"hue": []}}]
+)
+def test_histograms_of_another_version_are_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(StriateError, match="histograms"):
+        Histograms.from_dict(data)
+
+
+def test_the_median_is_that_of_the_values_within_a_bin() -> None:
+    made = Histograms()
+    for value in (0.11, 0.52, 0.53, 0.54, 0.9):
+        made.add({"brightness": value})
+    assert made.median("brightness") == 0.5
+    assert made.median("contrast") is None
+
+
+# -- comparison -------------------------------------------------------------------------------------------------------
+
+
+def test_other_pictures_of_the_same_kind_are_the_same() -> None:
+    found = verdicts(histograms(photos(800, 1)), histograms(photos(400, 2)))
+    assert set(found.values()) == {"same"}
+    assert set(found) == {"brightness", "contrast", "sharpness", "width", "height"}
+
+
+def test_darkened_pictures_are_flagged_in_brightness_and_not_in_size() -> None:
+    reference = histograms(photos(800, 1))
+    found = verdicts(reference, histograms([darkened(picture) for picture in photos(400, 2)]))
+    assert found["brightness"] == "drifted"
+    assert (found["width"], found["height"]) == ("same", "same")
+
+
+def test_larger_pictures_are_flagged_in_size_and_not_in_brightness() -> None:
+    larger = [np.kron(picture, np.ones((2, 2, 1), np.uint8)) for picture in photos(400, 2)]
+    found = verdicts(histograms(photos(800, 1)), histograms(larger))
+    assert (found["width"], found["height"], found["brightness"]) == ("drifted", "drifted", "same")
+
+
+def test_few_pictures_are_no_drift() -> None:
+    reference = histograms(photos(800, 1))
+    assert set(verdicts(reference, histograms([darkened(picture) for picture in photos(20, 2)])).values()) == {
+        "too_few"
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_chance_alone_is_seldom_a_shift_and_never_a_drift(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    reference, live = Histograms(), Histograms()
+    for values, made in ((random.beta(2, 2, 5000), reference), (random.beta(2, 2, 250), live)):
+        for value in values:
+            made.add({"confidence": float(value)})
+    found = compare(reference, live)["confidence"]
+    assert found["psi"] < 0.15
+    assert found["verdict"] != "drifted"
+
+
+def test_a_class_that_nobody_has_trained_for_is_a_drift_and_a_thousand_classes_need_more_pictures() -> None:
+    reference, live = Histograms(), Histograms()
+    for name in ("cat", "dog"):
+        reference.add_class(name, 500)
+        live.add_class(name, 200)
+    assert verdicts(reference, live) == {"class": "same"}
+    live.add_class("horse", 400)
+    assert verdicts(reference, live) == {"class": "drifted"}
+    many = Histograms()
+    for number in range(1000):
+        many.add_class(str(number), 50)
+    assert verdicts(many, many)["class"] == "same"
+    few = Histograms()
+    for number in range(1000):
+        few.add_class(str(number))
+    assert verdicts(many, few)["class"] == "too_few"
+
+
+def test_distances_are_zero_for_the_same_and_js_one_for_nothing_in_common() -> None:
+    one, other = Histograms(), Histograms()
+    for _ in range(300):
+        one.add({"brightness": 0.1})
+        other.add({"brightness": 0.9})
+    assert compare(one, one)["brightness"] == {
+        "psi": 0.0,
+        "js": 0.0,
+        "verdict": "same",
+        "reference": 300,
+        "live": 300,
+    }
+    assert compare(one, other)["brightness"]["js"] == 1.0
+    assert compare(one, other)["brightness"]["verdict"] == "drifted"
