@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch.utils.flop_counter import FlopCounterMode
 
 from library import codec, storage
 from library.bundle_record import BUNDLE, BundleRecord, Member, Prediction, dump_record, load_record
@@ -30,6 +31,7 @@ from library.pipeline import Pipeline
 
 WEIGHTS = "model.safetensors"
 _MEMBERS = "members"
+_SMALL_FLOPS = 2e7
 
 #: What one picture is for a model: its pixels, or for an ensemble what it is for each member.
 Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
@@ -200,6 +202,7 @@ class _Single:
         except RuntimeError as error:
             raise StriateError(f"the weights do not fit the model '{record.model}': {error}") from None
         self.model = self.model.to(self.device, memory_format=torch.channels_last).eval()
+        self._block = _block_pictures(self.model, record) if self.device.type == "cpu" else None
 
     def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Pixels:
         return self.inputs.prepare(data, limits, **columns)
@@ -208,7 +211,18 @@ class _Single:
         return self.inputs.prepare_pixels(pixels, **columns)
 
     def log_probabilities(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:
-        batch = torch.from_numpy(stack(pictures))
+        if self._block is None:
+            return self._computed(stack(pictures))
+        parts: list[NDArray[np.float32]] = []
+        for first in range(0, len(pictures), self._block):
+            block = list(pictures[first : first + self._block])
+            real = len(block)
+            block += [np.zeros_like(block[0])] * (self._block - real)
+            parts.append(self._computed(stack(block))[:real])
+        return np.concatenate(parts) if parts else np.zeros((0, self.model.num_classes), np.float32)
+
+    def _computed(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
+        batch = torch.from_numpy(pictures)
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         with torch.inference_mode(), autocast(self.device):
@@ -217,6 +231,19 @@ class _Single:
 
     def files(self) -> Mapping[str, bytes]:
         return {WEIGHTS: self._weights}
+
+
+def _block_pictures(model: Any, record: BundleRecord) -> int:
+    """How many pictures a CPU computes at once: always as many, whatever the batch.
+
+    Matrix and convolution kernels are chosen by the size of the batch, and differ in the last bit: batches of one size
+    make a picture's probabilities the same bits, whoever asks and whatever else is asked for. Small networks cost more
+    to call than to compute; for large ones a batch gains little on a CPU.
+    """
+    picture = torch.zeros((1, record.channels, *record.input_size), dtype=torch.uint8)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(picture)
+    return 16 if counter.get_total_flops() <= _SMALL_FLOPS else 1
 
 
 class _Ensemble:

@@ -51,13 +51,23 @@ def test_the_id_hangs_on_the_weights_and_on_what_is_said_of_them() -> None:
     assert len({bundle(0).id, bundle(1).id, bundle(0, steps="grayscale | invert").id}) == 3
 
 
-def test_one_picture_and_a_batch_of_it_get_the_same_answer() -> None:
+def test_one_picture_and_a_batch_of_it_get_the_same_bits() -> None:
     made = bundle(0)
-    for data, answer in zip(PICTURES, made.predict_many(PICTURES), strict=True):
-        assert isinstance(answer, Prediction)
-        single = made.predict(data)
-        assert [name for name, _ in single.classes] == [name for name, _ in answer.classes]
-        assert [share for _, share in single.classes] == pytest.approx([share for _, share in answer.classes])
+    assert made.predict_many(PICTURES) == [made.predict(data) for data in PICTURES]
+
+
+@pytest.mark.parametrize(
+    ("call", "channels", "side"), [("lenet5", 1, 28), ("resnet9(width=8)", 3, 32), ("resnet18", 3, 64)]
+)
+def test_any_batch_gives_the_bits_that_the_picture_gets_alone(call: str, channels: int, side: int) -> None:
+    torch.manual_seed(0)
+    record = BundleRecord(model=call, classes=("a", "b", "c"), input_size=(side, side), channels=channels)
+    made = Bundle.of_model(record, create(call, num_classes=3), device="cpu")
+    pictures = list(np.random.default_rng(0).integers(0, 256, (19, side, side, channels), np.uint8))
+    alone = np.concatenate([made.probabilities([one]) for one in pictures])
+    for size in (2, 3, 5, 8, 16, 19):
+        parts = [made.probabilities(pictures[first : first + size]) for first in range(0, 19, size)]
+        assert np.array_equal(alone, np.concatenate(parts)), f"batches of {size}"
 
 
 def test_answers_are_ranked_and_cut_to_what_is_asked() -> None:
