@@ -1,0 +1,139 @@
+"""What every request and response gets, whatever becomes of it: an id, security headers, a line in the access log.
+
+The line is one JSON object to the logger `striate.access`: who (the key's name, never the key), what (the address'
+template, never what was sent), and how it went.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.problems import problem_of
+
+#: Of a request whose client left before its answer; as nginx logs it.
+CLIENT_LEFT = 499
+
+_CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "media-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # The page takes photographs; nothing else of a device is asked for.
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=(), payment=(), usb=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FACTS = "striate.facts"
+
+_access = logging.getLogger("striate.access")
+_log = logging.getLogger("striate.serve")
+
+
+@dataclass
+class Facts:
+    """What is known of a request under way.
+
+    Attributes:
+        request_id: the client's `X-Request-Id`, or a new one.
+        model: that it is for.
+        key: the name of its key.
+        received: bytes of its body so far.
+        sent: bytes of the response's body.
+        status: of the response.
+    """
+
+    request_id: str
+    model: str | None = None
+    key: str | None = None
+    received: int = 0
+    sent: int = 0
+    status: int | None = None
+    began: float = field(default_factory=perf_counter)
+
+
+def facts_of(scope: Scope) -> Facts:
+    """What is known of the request."""
+    return scope[_FACTS]
+
+
+class Envelope:
+    """The outermost middleware.
+
+    Args:
+        app: what answers.
+        model: the model's name, where all of `app` is about one.
+    """
+
+    def __init__(self, app: ASGIApp, model: str | None = None) -> None:
+        self._app, self._model = app, model
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        facts = Facts(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex, self._model)
+        scope[_FACTS] = facts
+        if scope["path"] == scope.get("root_path"):
+            scope["path"] += "/"  # the address of the model itself, which Starlette would find no route for
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                facts.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+                headers["X-Request-Id"] = facts.request_id
+            elif message["type"] == "http.response.body":
+                facts.sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except ClientDisconnect:
+            facts.status = CLIENT_LEFT
+        except Exception as error:
+            _log.exception("request %s failed", facts.request_id)
+            if facts.status is not None:
+                raise  # half an answer is out: only closing the connection tells the client
+            await problem_of(error).response(scope["path"])(scope, receive, answer)
+        finally:
+            _access.info(_line(scope, facts))
+
+
+def _line(scope: Scope, facts: Facts) -> str:
+    line: dict[str, Any] = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "id": facts.request_id,
+        "method": scope["method"],
+        "path": _template(scope, facts.model),
+        "model": facts.model,
+        "status": CLIENT_LEFT if facts.status is None else facts.status,
+        "ms": round((perf_counter() - facts.began) * 1000, 2),
+        "in": facts.received,
+        "out": facts.sent,
+        "key": facts.key,
+    }
+    return json.dumps(line)
+
+
+def _template(scope: Scope, model: str | None) -> str | None:
+    """The route as it was declared, under the address that the application has; None where there is no such."""
+    route = getattr(scope.get("route"), "path", None)
+    return None if route is None else scope.get("root_path", "") + route
