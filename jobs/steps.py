@@ -17,6 +17,7 @@ from library.errors import UsageError
 from library.grammar import format_value, nearest
 from library.picture import Picture, Pixels
 from library.pipeline import Pipeline
+from library.record import TOP_CLASSES, TOP_PROBABILITIES
 from library.sheet import Tile, draw_sheet
 from library.steps import REGISTRY
 from library.steps.base import Kind, Selector, Step
@@ -24,6 +25,8 @@ from library.steps.examples import EXAMPLES
 
 _TILE_PX = 420
 _VARIANTS = 5
+# What a classifier might say of the example picture, for selectors that ask for it.
+_PREDICTED = {TOP_CLASSES: ["flower", "butterfly"], TOP_PROBABILITIES: [0.93, 0.05]}
 
 
 def step_table() -> list[dict[str, str]]:
@@ -84,7 +87,7 @@ def _after(step: Step, photo: Pixels) -> list[Tile]:
     if step.kind == "selector":
         header = Header("jpeg", photo.shape[1], photo.shape[0], 3)
         data, _ = codec.encode(photo, codec.Encoding("jpeg", 95))
-        reason = _as_selector(step).reason(Picture("flower.jpg", "flower", header, lambda: data, {}))
+        reason = _as_selector(step).reason(Picture("flower.jpg", "flower", header, lambda: data, _PREDICTED))
         verdict = "kept" if reason is None else f"dropped: {reason}"
         return [Tile(photo if reason is None else None, verdict, verdict)]
     missing: tuple[str, ...] = cast(Any, step).columns() if hasattr(step, "columns") else ()

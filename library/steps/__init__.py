@@ -25,6 +25,7 @@ from library.steps.selectors import (
     MinSize,
     NotBlank,
     Sample,
+    ScoreAtLeast,
     SharpAtLeast,
 )
 from library.steps.sharpening import LaplacianSharpen, Sharpen
@@ -85,6 +86,7 @@ __all__ = [
     "Rotate90",
     "Sample",
     "Saturation",
+    "ScoreAtLeast",
     "SharpAtLeast",
     "Sharpen",
     "Shear",

@@ -53,6 +53,7 @@ EXAMPLES = {
     "rotate90": "rotate90",
     "sample": "sample(0.1)",
     "saturation": "saturation([0, 2])",
+    "score_at_least": 'score_at_least("cat", 0.9)',
     "sharp_at_least": "sharp_at_least(variance=50)",
     "sharpen": "sharpen(amount=2)",
     "shear": "shear(20)",

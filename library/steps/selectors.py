@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from library.codec.formats import FORMATS
-from library.errors import BadPicture
+from library.errors import BadPicture, StepError
 from library.grammar import nearest
 from library.picture import Picture, Pixels
+from library.record import TOP_CLASSES, TOP_PROBABILITIES
 from library.steps.arrays import Fraction, white
 from library.steps.base import register
 from library.steps.colour import Grayscale
@@ -169,6 +170,32 @@ class Sample:
     def reason(self, picture: Picture) -> str | None:
         digest = blake2b(f"{self.seed}\0{picture.key}".encode(), digest_size=8, person=b"sample").digest()
         return None if int.from_bytes(digest, "big") < self.fraction * 2**64 else "not_sampled"
+
+
+@register("selector")
+class ScoreAtLeast:
+    """Keep pictures that a classifier takes for one class, with at least so much probability. Reason: `score_below`.
+
+    Reads the columns that `striate predict BUNDLE DATASET DEST` writes: a class that is not among a picture's stored
+    `top_classes` counts as below. Both sides are compared as float32, as probabilities are stored.
+
+    Raises:
+        StepError: the dataset has no such columns.
+    """
+
+    label: Annotated[str, Field(min_length=1, description="class name, as the classifier has it")]
+    probability: Annotated[float, Field(ge=0, le=1, description="least probability, itself kept")]
+
+    def reason(self, picture: Picture) -> str | None:
+        try:
+            names, shares = (picture.column(column) or () for column in (TOP_CLASSES, TOP_PROBABILITIES))
+        except KeyError as error:
+            raise StepError(
+                f"step '{self}' on picture '{picture.key}': the dataset has no column {error}; run `striate predict "
+                "BUNDLE DATASET DEST` first, and select from what it makes"
+            ) from None
+        share = dict(zip(names, shares, strict=True)).get(self.label, -1.0)
+        return "score_below" if np.float32(share) < np.float32(self.probability) else None
 
 
 # -- from here on, the picture is decoded -----------------------------------------------------------------------------

@@ -78,6 +78,7 @@ SELECTORS = (
     "keep_channels([1, 3])",
     "file_size_between(min_bytes=100)",
     "sample(0.1, seed=7)",
+    'score_at_least("cat", 0.9)',
     "not_blank",
     "sharp_at_least(variance=50)",
     "brightness_between(low=0.1, high=0.9)",

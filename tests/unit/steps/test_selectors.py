@@ -2,10 +2,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from step_examples import DTYPES, SELECTORS, WHITE, flat, picture, step
 
 from library.codec.formats import Header
-from library.errors import BadPicture
+from library.errors import BadPicture, StepError
 from library.picture import Picture
 from library.steps import REGISTRY
 
@@ -17,7 +19,8 @@ def undecodable(
 ) -> Picture:
     """A picture with a good header and bytes that nothing can decode."""
     head = Header(**{"format": "jpeg", "width": width, "height": height, "channels": 3, **header})
-    return Picture(key, label, head, lambda: b"x" * size, {})
+    predicted = {"top_classes": ["cat", "dog"], "top_probabilities": [0.95, 0.04]}
+    return Picture(key, label, head, lambda: b"x" * size, predicted)
 
 
 def decoded(pixels: np.ndarray) -> Picture:
@@ -65,6 +68,11 @@ def test_a_header_selector_decodes_nothing_and_changes_nothing(text: str) -> Non
         ("keep_formats(['png'])", {}, "other_format"),
         ("keep_channels([1, 3])", {}, None),
         ("keep_channels([1, 3])", {"channels": 4}, "other_channels"),
+        ("score_at_least('cat', 0.95)", {}, None),
+        ("score_at_least('cat', 0.96)", {}, "score_below"),
+        ("score_at_least('dog', 0.04)", {}, None),
+        ("score_at_least('dog', 0.05)", {}, "score_below"),
+        ("score_at_least('bird', 0)", {}, "score_below"),
         ("file_size_between(100, 100)", {}, None),
         ("file_size_between(min_bytes=101)", {}, "too_few_bytes"),
         ("file_size_between(max_bytes=99)", {}, "too_many_bytes"),
@@ -78,6 +86,38 @@ def test_a_size_selector_sees_the_size_that_a_filter_has_made() -> None:
     made = undecodable(width=300, height=300)
     made.replace(picture(height=10, width=10))
     assert reason("min_size(short_side=20)", made) == "below_min_size"
+
+
+def test_a_score_is_compared_as_it_is_stored() -> None:
+    stored = float(np.float32(0.9))
+    assert stored < 0.9
+    header = Header("jpeg", 30, 20, 3)
+    made = Picture("k", None, header, bytes, {"top_classes": ["cat"], "top_probabilities": [stored]})
+    assert reason("score_at_least('cat', 0.9)", made) is None
+    unscored = Picture("k", None, header, bytes, {"top_classes": None, "top_probabilities": None})
+    assert reason("score_at_least('cat', 0)", unscored) == "score_below"
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=6, unique=True),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_a_higher_score_keeps_a_part_of_what_a_lower_one_keeps(shares: list[float], one: float, other: float) -> None:
+    names = [f"class {number}" for number in range(len(shares))]
+    columns = {"top_classes": names, "top_probabilities": sorted(shares, reverse=True)}
+    made = Picture("k", None, Header("jpeg", 30, 20, 3), bytes, columns)
+    low, high = sorted((one, other))
+    for name, share in zip(names, columns["top_probabilities"], strict=True):
+        at_low, at_high = (reason(f"score_at_least('{name}', {least!r})", made) for least in (low, high))
+        assert at_high is not None or at_low is None
+        assert (at_low is None) == (np.float32(share) >= np.float32(low))
+
+
+def test_a_dataset_without_predictions_is_told_where_they_come_from() -> None:
+    bare = Picture("some/key", None, Header("jpeg", 30, 20, 3), bytes, {})
+    with pytest.raises(StepError, match=r"'some/key'.*no column 'top_classes'; run `striate predict BUNDLE DATASET"):
+        reason("score_at_least('cat', 0.9)", bare)
 
 
 def kept(text: str, keys: int = 4000) -> set[int]:
