@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library import codec
-from library.errors import BadPicture, StriateError
+from library.ahead import BATCH, Ahead, seen_by, why_dropped
+from library.errors import BadPicture
 from library.robustness import CORRUPTIONS, chosen
 from library.shards import ShardReader
 from library.sheet import thumbnail, visible
@@ -23,9 +23,7 @@ from library.sheet import thumbnail, visible
 if TYPE_CHECKING:  # a bundle imports torch
     from library.bundle import Bundle, Prepared
 
-_BATCH = 64
 _EXAMPLE_PX = 160
-_DROPPED = "dropped:"
 
 #: Why pictures are dropped for their label.
 NO_LABEL, UNKNOWN_LABEL = "no_label", "unknown_label"
@@ -76,10 +74,11 @@ class ShardScores:
 
     def refuse(self, bad: BadPicture) -> None:
         """Count a picture that is not judged."""
-        if bad.reason.startswith(_DROPPED):
-            self.dropped[bad.reason.removeprefix(_DROPPED)] += 1
-        else:
+        dropped = why_dropped(bad)
+        if dropped is None:
             self.rejected[bad.reason] += 1
+        else:
+            self.dropped[dropped] += 1
 
 
 #: Called after each batch with the scores by now.
@@ -136,50 +135,29 @@ class ShardScorer:
         reader = ShardReader(uri)
         scores = [ShardScores() for _ in self._bundles]
         worst: list[list[_Candidate]] = [[] for _ in self._bundles]
-        with ThreadPoolExecutor(self._threads) as pool:
-            for rows in self._prepared(reader, pool):
-                truths = [
-                    self._judge(number, rows, score, found)
-                    for number, (score, found) in enumerate(zip(scores, worst, strict=True))
-                ]
-                for row in rows:
-                    if chosen(row.key, self._robust_fraction):
-                        self._judge_corrupted(row, truths, scores)
-                progress(scores)
+        ahead = Ahead(self._threads)
+        for rows in ahead(_batches(reader), self._prepare):
+            truths = [
+                self._judge(number, rows, score, found)
+                for number, (score, found) in enumerate(zip(scores, worst, strict=True))
+            ]
+            for row in rows:
+                if chosen(row.key, self._robust_fraction):
+                    self._judge_corrupted(row, truths, scores)
+            progress(scores)
         for score, found in zip(scores, worst, strict=True):
             score.examples = [_example(key, data) for _, key, data in found]
         self._spent("read", reader.waited)
+        self._spent("prepare", ahead.waited)
         return scores
-
-    def _prepared(self, reader: ShardReader, pool: ThreadPoolExecutor) -> Iterator[list[_Row]]:
-        """Batches; while one is judged the next is prepared, where there are threads for it."""
-        waiting: deque[list[Future[_Row]]] = deque()
-        for batch in _batches(reader):
-            waiting.append([pool.submit(self._prepare, record) for record in batch])
-            if len(waiting) > (self._threads > 1):
-                yield self._taken(waiting.popleft())
-        while waiting:
-            yield self._taken(waiting.popleft())
-
-    def _taken(self, rows: Sequence[Future[_Row]]) -> list[_Row]:
-        start = perf_counter()
-        taken = [row.result() for row in rows]
-        self._spent("prepare", perf_counter() - start)
-        return taken
 
     def _prepare(self, record: dict[str, Any]) -> _Row:
         columns = {name: value for name, value in record.items() if name != "image"}
         key, label, data = record["key"], record["label"], record["image"]["bytes"] or b""
-        seen: list[Any] = []
-        for bundle, ids in zip(self._bundles, self._ids, strict=True):
-            try:
-                seen.append(bundle.prepare(data, **columns) if label in ids else None)
-            except BadPicture as bad:
-                seen.append(bad)
-            except StriateError:
-                raise
-            except Exception as error:
-                raise StriateError(f"picture '{key}': {type(error).__name__}: {error}") from error
+        seen = [
+            seen_by(bundle, data, columns) if label in ids else None
+            for bundle, ids in zip(self._bundles, self._ids, strict=True)
+        ]
         return _Row(key, label, columns, data, seen)
 
     def _judge(self, number: int, rows: Sequence[_Row], score: ShardScores, worst: list[_Candidate]) -> dict[str, int]:
@@ -245,8 +223,8 @@ class ShardScorer:
 
 def _batches(reader: ShardReader) -> Iterator[list[dict[str, Any]]]:
     for table in reader:
-        for first in range(0, table.num_rows, _BATCH):
-            yield table.slice(first, _BATCH).to_pylist()
+        for first in range(0, table.num_rows, BATCH):
+            yield table.slice(first, BATCH).to_pylist()
 
 
 def _example(key: str, data: bytes) -> Example:
