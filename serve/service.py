@@ -1,7 +1,8 @@
 """What the HTTP faces ask of a model: `model_api` of the one in its own process, `gateway_api` of every one.
 
-In a model's own application the service is the replica itself; in the gateway it is a thin wrapper of the application's
-handle, which turns Ray's errors back into those below. All methods are coroutines, so that one protocol does for both.
+In a model's own application the service is the replica itself (a `LocalService`); in the gateway it is a thin wrapper
+of the application's handle, which turns Ray's errors back into those below. All methods are coroutines, so that one
+protocol does for both. A call whose client has left is cancelled.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class ModelService(Protocol):
         """Classify encoded pictures; one that cannot be used is its BadPicture, in its place, and stops no other.
 
         Args:
-            pictures: one at least. Their headers have been held to the settings' limits; the service may do so again.
+            pictures: one at least; the service holds each to the settings' `limits`, as `Bundle.prepare` does.
             top_k: how many classes, best first; more than there are gives all.
             explain: with Grad-CAM; asked only where `described()["explain"]` is true.
 
@@ -119,4 +120,13 @@ class ModelService(Protocol):
 
     async def drift(self) -> dict[str, Any] | None:
         """How far what was asked lately is from what was trained on; None where that is not measured."""
+        ...
+
+
+class LocalService(ModelService, Protocol):
+    """A model in this process."""
+
+    @property
+    def bundle_id(self) -> str:
+        """Of the bundle that answers, in hex."""
         ...

@@ -9,8 +9,10 @@ import pydantic
 
 from library import codec
 
-#: What OpenCV, Pillow and our own steps take without a word; a photo of a phone has 12 to 50 million.
+#: Photos of phones have 12 to 50 million.
 _MAX_PIXELS = 64 * 10**6
+#: RGBA of 16 bits; pictures with more bands have fewer pixels.
+_MAX_BYTES_A_PIXEL = 8
 
 
 class ServeSettings(pydantic.BaseModel):
@@ -78,4 +80,4 @@ class ServeSettings(pydantic.BaseModel):
     @property
     def limits(self) -> codec.Limits:
         """What one picture may be; for `Bundle.prepare` too."""
-        return codec.Limits(max_bytes=self.max_body_bytes, max_pixels=self.max_pixels)
+        return codec.Limits(self.max_body_bytes, self.max_pixels, self.max_pixels * _MAX_BYTES_A_PIXEL)

@@ -1,0 +1,143 @@
+"""The HTTP face of one model: what lies under /models/NAME."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
+
+from fastapi import FastAPI, Query, Request, Response
+
+from library.errors import BadPicture
+from serve.bodies import Upload, read_picture, read_pictures
+from serve.envelope import Envelope
+from serve.guard import Guard
+from serve.openapi import Json, describe_api, make_app, pictures_body, problems
+from serve.problems import Problem, handle_problems, problem_of
+from serve.schemas import ModelDescription, PredictAnswer
+from serve.service import Answer, LocalService, Timing
+from serve.settings import ServeSettings
+from serve.sharing import share_with
+from serve.waiting import answered
+
+_PNG: dict[int | str, dict[str, Any]] = {
+    200: {"description": "a PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+_BUSY = (429, 503, 504)
+_BODY = (400, 408, 413, 415)
+
+
+def model_app(service: LocalService, settings: ServeSettings) -> FastAPI:
+    """The application of one model, for the route prefix /models/NAME.
+
+    Args:
+        service: asked at requests only, so it may still be loading when the application is made.
+        settings: limits, keys and what may be asked.
+
+    Raises:
+        UsageError: for a wrong line among the keys, or a key file that is not there.
+    """
+    app = _routes(service, settings)
+    app.add_middleware(Guard, settings=settings, is_open=lambda method, path: False)
+    share_with(app, settings.cors_origins)
+    app.add_middleware(Envelope, model=service.name)
+    return app
+
+
+def described_models(settings: ServeSettings) -> dict[str, Any]:
+    """The description (OpenAPI) of the routes of any model, as they lie under /models/{name}."""
+    made = _routes(cast(LocalService, None), settings).openapi()
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "of the model"}
+    paths: dict[str, Any] = {}
+    for path, operations in made["paths"].items():
+        for operation in operations.values():
+            operation["parameters"] = [name, *operation.get("parameters", [])]
+            operation["operationId"] = f"model_{operation['operationId']}"
+            operation["responses"] |= {str(status): told for status, told in problems(404).items()}
+        paths["/models/{name}" + path.rstrip("/")] = operations
+    return made | {"paths": paths}
+
+
+def _routes(service: LocalService, settings: ServeSettings) -> FastAPI:
+    app = make_app("Striate: one model", "A picture classifier.")
+    handle_problems(app)
+    describe_api(app, settings)
+
+    @app.get("/", summary="What the model is", responses=problems(*_BUSY), response_model=ModelDescription)
+    async def model(request: Request) -> Response:
+        return Json(await answered(request, settings, service.described()))
+
+    @app.post(
+        "/predict",
+        summary="Classify pictures",
+        responses=problems(*_BODY, *_BUSY),
+        response_model=PredictAnswer,
+        response_model_exclude_unset=True,
+        openapi_extra=pictures_body(several=True),
+    )
+    async def predict(
+        request: Request,
+        top_k: Annotated[int, Query(ge=1, le=10**6, description="how many classes, the best first")] = settings.top_k,
+        explain: Annotated[bool, Query(description="with a Grad-CAM as PNG: what spoke for the best class")] = False,
+    ) -> Response:
+        """The body is a picture as it is; or a form with one or several as `file`; or JSON with base64.
+
+        The error of a single picture is the response's own. Of several pictures each has its classes or its own error,
+        and the status is 200: a bad picture fails no other.
+        """
+        if explain and not (await service.described())["explain"]:
+            how = "Leave explain out, or ask a model whose `explain` is true in GET /models."
+            raise Problem(422, "no_explanation", f"'{service.name}' gives no explanations", how)
+        uploads = await read_pictures(request, settings)
+        call = service.predict([upload.data for upload in uploads], top_k=top_k, explain=explain)
+        answers, timing = await answered(request, settings, call)
+        return Json(_predictions(service, uploads, answers, timing))
+
+    @app.post(
+        "/view",
+        summary="What the model sees",
+        responses=_PNG | problems(*_BODY, *_BUSY),
+        response_class=Response,
+        openapi_extra=pictures_body(several=False),
+    )
+    async def view(request: Request) -> Response:
+        """A picture after the model's own input pipeline, as PNG."""
+        upload = await read_picture(request, settings)
+        return Response(await answered(request, settings, service.view(upload.data)), media_type="image/png")
+
+    @app.get(
+        "/drift",
+        summary="How far what was asked lately is from what was trained on",
+        responses=problems(404, *_BUSY, of_404="it is not measured"),
+        response_model=dict[str, Any],
+    )
+    async def drift(request: Request) -> Response:
+        numbers = await answered(request, settings, service.drift())
+        if numbers is None:
+            raise Problem(404, "drift_off", "Drift is not measured.", "Serve with --drift.")
+        return Json(numbers)
+
+    return app
+
+
+def _predictions(
+    service: LocalService, uploads: Sequence[Upload], answers: Sequence[Answer | BadPicture], timing: Timing
+) -> dict[str, Any]:
+    if len(answers) == 1 and isinstance(answers[0], BadPicture):
+        raise answers[0]
+    return {
+        "model": service.name,
+        "bundle_id": service.bundle_id,
+        "predictions": [_prediction(upload, answer) for upload, answer in zip(uploads, answers, strict=True)],
+        "timing": timing,
+    }
+
+
+def _prediction(upload: Upload, answer: Answer | BadPicture) -> dict[str, Any]:
+    if isinstance(answer, BadPicture):
+        return {"file": upload.name, "error": problem_of(answer).body()}
+    classes = [{"class": name, "probability": probability} for name, probability in answer.classes]
+    told = {"file": upload.name, "classes": classes, "width": answer.width, "height": answer.height}
+    if answer.explanation is not None:
+        told["explanation"] = base64.b64encode(answer.explanation).decode()
+    return told
