@@ -230,7 +230,8 @@ def steps_command(
 
     striate steps "clahe(clip_limit=4)" --out clahe.png
     """
-    from jobs.steps import describe, example_picture, step_table
+    from jobs.steps import describe, example_picture
+    from library.step_help import step_table
 
     if step is None:
         if out is not None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 import numpy as np
 from sklearn.datasets import load_sample_images
@@ -14,28 +11,20 @@ from library import codec
 from library.augmentation import Augmenter
 from library.codec import Header
 from library.errors import UsageError
-from library.grammar import format_value, nearest
+from library.grammar import nearest
 from library.picture import Picture, Pixels
 from library.pipeline import Pipeline
 from library.record import TOP_CLASSES, TOP_PROBABILITIES
 from library.sheet import Tile, draw_sheet
+from library.step_help import step_help
 from library.steps import REGISTRY
-from library.steps.base import Kind, Selector, Step
+from library.steps.base import Selector, Step
 from library.steps.examples import EXAMPLES
 
 _TILE_PX = 420
 _VARIANTS = 5
 # What a classifier might say of the example picture, for selectors that ask for it.
 _PREDICTED = {TOP_CLASSES: ["flower", "butterfly"], TOP_PROBABILITIES: [0.93, 0.05]}
-
-
-def step_table() -> list[dict[str, str]]:
-    """Every step: its kind, its parameters with their defaults, and one line."""
-    kinds: list[Kind] = ["filter", "selector", "augmentation"]
-    ordered = sorted(REGISTRY.values(), key=lambda cls: (kinds.index(cls.kind), cls.name))
-    return [
-        {"name": cls.name, "kind": cls.kind, "parameters": _signature(cls), "summary": _summary(cls)} for cls in ordered
-    ]
 
 
 def describe(text: str) -> dict[str, Any]:
@@ -45,24 +34,7 @@ def describe(text: str) -> dict[str, Any]:
         UsageError: when there is no such step, or the call is wrong.
     """
     step = _step(text)
-    cls = type(step)
-    hints, described = get_type_hints(cls), get_type_hints(cls, include_extras=True)
-    return {
-        "name": step.name,
-        "kind": step.kind,
-        "help": inspect.cleandoc(cls.__doc__ or ""),
-        "parameters": [
-            {
-                "name": field.name,
-                "type": _type_name(hints[field.name]),
-                "default": None if _is_required(field) else _default(field),
-                "required": _is_required(field),
-                "help": _description(described[field.name], field),
-            }
-            for field in dataclasses.fields(cls)
-        ],
-        "example": str(step),
-    }
+    return step_help(type(step)) | {"example": str(step)}
 
 
 def example_picture(text: str) -> tuple[bytes, str]:
@@ -121,49 +93,3 @@ def _step(text: str) -> Step:
     if len(pipeline.steps) != 1:
         raise UsageError(f"'{text}' is {len(pipeline.steps)} steps; name one")
     return pipeline.steps[0]
-
-
-def _summary(cls: type[Step]) -> str:
-    return inspect.cleandoc(cls.__doc__ or "").splitlines()[0]
-
-
-def _signature(cls: type[Step]) -> str:
-    parts = [
-        field.name if _is_required(field) else f"{field.name}={_default(field)}"
-        for field in cls.__dataclass_fields__.values()
-    ]
-    return ", ".join(parts)
-
-
-def _field_default(field: Any) -> Any:
-    default = field.default
-    # Pydantic keeps the default inside its own field where one was given by `Field(...)`.
-    return default.default if hasattr(default, "is_required") else default
-
-
-def _is_required(field: Any) -> bool:
-    default = field.default
-    return default.is_required() if hasattr(default, "is_required") else default is dataclasses.MISSING
-
-
-def _default(field: Any) -> str:
-    return format_value(_field_default(field))
-
-
-def _type_name(hint: Any) -> str:
-    """`int | "same" | "valid"`; lists of the grammar are tuples inside."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " | ".join(format_value(choice) for choice in inner)
-    if origin in (Union, UnionType):
-        return " | ".join(_type_name(part) for part in inner if part is not NoneType)
-    if origin is tuple:
-        return f"[{', '.join('...' if part is Ellipsis else _type_name(part) for part in inner)}]"
-    return str(hint.__name__)
-
-
-def _description(hint: Any, field: Any) -> str:
-    for extra in getattr(hint, "__metadata__", ()):
-        if getattr(extra, "description", None):
-            return str(extra.description)
-    return str(getattr(field.default, "description", "") or "")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jobs.cli import run
-from jobs.steps import describe, example_picture, step_table
+from jobs.steps import describe, example_picture
 from library import codec, storage
 from library.errors import GrammarError, UsageError
 from library.pipeline import Pipeline
+from library.step_help import step_table
 from library.steps import REGISTRY
 from library.steps.examples import EXAMPLES
 
