@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -59,9 +59,9 @@ class AugmentJob:
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         augmenter = Augmenter(Pipeline.parse(self.pipeline), self.seed)
-        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX))
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
         with ShardOutput(task, reader.schema()) as output:
-            for table in _tables(reader, task.max_rows):
+            for table in (group.combine_chunks() for group in reader):
                 made = _Made(table, output, progress)
                 for row in range(table.num_rows):
                     try:
@@ -225,15 +225,3 @@ class _Made:
             columns[name] = pa.array([getattr(header, name) for header in headers], table.schema.field(name).type)
         arrays = [columns[name] if name in columns else table[name] for name in self._table.column_names]
         return pa.Table.from_arrays(arrays, schema=self._table.schema)
-
-
-def _tables(reader: ShardReader, limit: int | None) -> Iterator[pa.Table]:
-    """A shard's row groups, up to so many pictures."""
-    left = limit
-    for table in reader:
-        rows = table.num_rows if left is None else min(left, table.num_rows)
-        yield table.slice(0, rows).combine_chunks()
-        if left is not None:
-            left -= rows
-            if left == 0:
-                return

@@ -67,7 +67,7 @@ def run_batch(
             done.rejects.append((row, bad.reason, bad.detail))
     return BatchResult(
         _kept_table(table, done),
-        _reject_table(table, done.rejects),
+        reject_table(table, done.rejects),
         done.dropped,
         Counter(reason for _, reason, _ in done.rejects),
         done.seconds,
@@ -234,7 +234,8 @@ def _renamed(path: str | None, name: str) -> str | None:
     return path if same else f"{stem}.{name}"
 
 
-def _reject_table(table: pa.Table, rejects: Sequence[tuple[int, str, str]]) -> pa.Table:
+def reject_table(table: pa.Table, rejects: Sequence[tuple[int, str, str]]) -> pa.Table:
+    """Rows of `table` that cannot be used, from their numbers, reasons and details; bytes untouched."""
     taken = table.take(pa.array([row for row, _, _ in rejects], pa.int64()))
     for name, values in zip(REJECT_COLUMNS, ([r[1] for r in rejects], [r[2] for r in rejects]), strict=True):
         taken = taken.append_column(name, pa.array(values, pa.string()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,7 +17,7 @@ from library import codec
 from library.ahead import BATCH, Ahead, seen_by, why_dropped
 from library.errors import BadPicture
 from library.robustness import CORRUPTIONS, chosen
-from library.shards import ShardReader
+from library.shards import ShardReader, batches
 from library.sheet import thumbnail, visible
 
 if TYPE_CHECKING:  # a bundle imports torch
@@ -136,7 +136,7 @@ class ShardScorer:
         scores = [ShardScores() for _ in self._bundles]
         worst: list[list[_Candidate]] = [[] for _ in self._bundles]
         ahead = Ahead(self._threads)
-        for rows in ahead(_batches(reader), self._prepare):
+        for rows in ahead((table.to_pylist() for table in batches(reader, BATCH)), self._prepare):
             truths = [
                 self._judge(number, rows, score, found)
                 for number, (score, found) in enumerate(zip(scores, worst, strict=True))
@@ -219,12 +219,6 @@ class ShardScorer:
 
     def _spent(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-
-def _batches(reader: ShardReader) -> Iterator[list[dict[str, Any]]]:
-    for table in reader:
-        for first in range(0, table.num_rows, BATCH):
-            yield table.slice(first, BATCH).to_pylist()
 
 
 def _example(key: str, data: bytes) -> Example:

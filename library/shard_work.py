@@ -22,7 +22,7 @@ from library.errors import BadPicture, StriateError
 from library.manifest import REJECTS, ShardReport, Tally, digest_of, save_report
 from library.pipeline import Pipeline
 from library.record import REJECT_COLUMNS, ImageRecord, dataset_schema, reject_schema, table_of
-from library.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, ShardWriter
+from library.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, ShardWriter, batches
 from library.sources import Listing, Options, Read, read_pictures
 from library.sources.index import extras_of
 from library.versions import VERSIONS
@@ -89,9 +89,9 @@ class FilterJob:
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
         encoding = codec.Encoding.parse(self.encode)
-        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX))
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
         with ShardOutput(task, reader.schema()) as output:
-            for table in _batches(reader, task.max_rows):
+            for table in batches(reader, _BATCH_ROWS):
                 try:
                     result = run_batch(steps, table, encoding)
                 except StriateError as error:
@@ -99,26 +99,13 @@ class FilterJob:
                 output.spent(result.seconds)
                 tally = Tally(
                     rows_in=table.num_rows,
-                    image_bytes_in=_image_bytes(table),
+                    image_bytes_in=image_bytes(table),
                     dropped=dict(result.dropped),
                     rejected=dict(result.rejected),
                 )
                 progress(output.add(result.table, result.rejects, tally))
             output.spent({"read": reader.waited})
         return output.commit(self.work_digest(task))
-
-
-def _batches(tables: ShardReader, limit: int | None) -> Iterator[pa.Table]:
-    """A few pictures at a time: a row group may hold thousands of small ones, and steps may make them large."""
-    left = limit
-    for table in tables:
-        rows = table.num_rows if left is None else min(left, table.num_rows)
-        for first in range(0, rows, _BATCH_ROWS):
-            yield table.slice(first, min(_BATCH_ROWS, rows - first))
-        if left is not None:
-            left -= rows
-            if left == 0:
-                return
 
 
 @dataclass(frozen=True)
@@ -224,11 +211,17 @@ class ShardOutput:
     """A shard and its rejects being written, and the counts that go into its report.
 
     Nothing appears under its name before the block ends well; the report is written by `commit`.
+
+    Args:
+        task: the shard.
+        schema: of what is kept.
+        rejected: columns of the rejects, less the reason; those of `schema` where it is None.
     """
 
-    def __init__(self, task: ShardTask, schema: pa.Schema) -> None:
+    def __init__(self, task: ShardTask, schema: pa.Schema, rejected: pa.Schema | None = None) -> None:
         self._task = task
         self._schema = schema
+        self._rejected = schema if rejected is None else rejected
         self._rejects: list[pa.Table] = []
         self._tallies: list[Tally] = []
         self._seconds: Counter[str] = Counter()
@@ -267,7 +260,7 @@ class ShardOutput:
         rejects = None
         if self._rejects:
             name = f"{REJECTS}/{self._task.stem}{SUFFIX}"
-            with ShardWriter(self._task.dataset, name, reject_schema(self._schema)) as writer:
+            with ShardWriter(self._task.dataset, name, reject_schema(self._rejected)) as writer:
                 for table in self._rejects:
                     writer.add(table)
             rejects = writer.entry
@@ -292,7 +285,7 @@ def _kept_counts(kept: pa.Table) -> dict[str, Any]:
     rounded = 2 ** np.ceil(np.log2(np.maximum(sides, 1))).astype(np.int64)
     return {
         "rows_out": kept.num_rows,
-        "image_bytes_out": _image_bytes(kept),
+        "image_bytes_out": image_bytes(kept),
         "classes": _counts(kept["label"]),
         "formats": _counts(kept["format"]),
         "channels": _counts(kept["channels"]),
@@ -308,7 +301,7 @@ def _counts(column: pa.ChunkedArray[Any]) -> dict[str, int]:
     }
 
 
-def _image_bytes(table: pa.Table) -> int:
+def image_bytes(table: pa.Table) -> int:
     """Encoded bytes of all pictures of a table."""
     sizes = _compute.binary_length(_compute.struct_field(table["image"], "bytes"))
     return int(_compute.sum(sizes).as_py() or 0)

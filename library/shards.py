@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from types import TracebackType
@@ -28,12 +28,17 @@ _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 class ShardReader:
     """The row groups of one shard, each read while the one before is worked on.
 
+    Args:
+        uri: of the shard.
+        max_rows: only the first so many; None for all.
+
     Attributes:
         waited: seconds the caller has waited for reading.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, max_rows: int | None = None) -> None:
         self.uri = uri
+        self._max_rows = max_rows
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -42,10 +47,15 @@ class ShardReader:
             parquet = self._opened(file)
             groups = parquet.metadata.num_row_groups
             following = ahead.submit(self._group, parquet, 0) if groups else None
-            for number in range(groups):
-                assert following is not None
+            number, left = 0, self._max_rows
+            while following is not None:
                 table = following.result()
-                following = ahead.submit(self._group, parquet, number + 1) if number + 1 < groups else None
+                number += 1
+                if left is not None:
+                    table = table.slice(0, left)
+                    left -= table.num_rows
+                more = number < groups and left != 0
+                following = ahead.submit(self._group, parquet, number) if more else None
                 self.waited += perf_counter() - start
                 yield table
                 start = perf_counter()
@@ -71,6 +81,13 @@ class ShardReader:
             return parquet.read_row_group(number, use_threads=False)
         except _DAMAGE as error:
             raise StriateError(f"{self.uri}, row group {number}: {error}") from error
+
+
+def batches(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """A few rows at a time: a row group may hold thousands of small pictures, and work may make them large."""
+    for table in tables:
+        for first in range(0, table.num_rows, rows):
+            yield table.slice(first, rows)
 
 
 class ShardWriter:
