@@ -8,7 +8,7 @@ protocol does for both. A call whose client has left is cancelled.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,12 +25,14 @@ class Answer:
         classes: ranked names with probabilities, as many as were asked for; `float(float32)`, never rounded.
         width: of the decoded picture (orientation applied), in pixels.
         height: likewise.
+        probabilities: of every class, in the order of the bundle's classes: the row that the model gave.
         explanation: PNG of the Grad-CAM for the best class, of the picture's size or smaller; only where asked for.
     """
 
     classes: tuple[tuple[str, float], ...]
     width: int
     height: int
+    probabilities: NDArray[np.float32] = field(compare=False, repr=False)
     explanation: bytes | None = None
 
 
