@@ -70,9 +70,9 @@ async def read_pictures(request: Request, settings: ServeSettings) -> list[Uploa
     if kind == "multipart/form-data":
         # Before the body is read: without it nothing can be made of the body.
         boundary = _boundary(request.headers["content-type"])
-        return await _in_thread(_of_form, await request.body(), boundary, settings.max_files)
+        return await in_thread(_of_form, await request.body(), boundary, settings.max_files)
     if kind == "application/json":
-        return await _in_thread(_of_json, await request.body(), settings.max_files)
+        return await in_thread(_of_json, await request.body(), settings.max_files)
     if kind in _RAW or kind.startswith("image/"):
         return [Upload(await request.body())]
     raise unsupported(kind, _TAKEN)
@@ -96,7 +96,8 @@ def unsupported(kind: str, taken: str) -> Problem:
     return Problem(415, "media_type", f"a body of type '{kind[:80]}' is not taken here", f"Send {taken}.")
 
 
-async def _in_thread(parse: Callable[..., _T], body: bytes, *arguments: Any) -> _T:
+async def in_thread(parse: Callable[..., _T], body: bytes, *arguments: Any) -> _T:
+    """Take a body apart: a small one at once, a large one in a thread."""
     if len(body) <= _AT_ONCE_BYTES:
         return parse(body, *arguments)
     return await to_thread.run_sync(parse, body, *arguments)

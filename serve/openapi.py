@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any
 
@@ -89,7 +91,9 @@ async def strict_query(request: Request) -> None:
         seen.add(name)
 
 
-def make_app(title: str, summary: str) -> FastAPI:
+def make_app(
+    title: str, summary: str, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
+) -> FastAPI:
     """An application whose pages need nothing from outside."""
     # Redirects to an address without a last slash would be built from the request's own Host.
     return FastAPI(
@@ -99,6 +103,7 @@ def make_app(title: str, summary: str) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lifespan,
         dependencies=[Depends(strict_query)],
     )
 

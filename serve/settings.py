@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import pydantic
@@ -38,12 +38,12 @@ class ServeSettings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    max_body_mb: float = pydantic.Field(32.0, gt=0, le=2048)
-    max_pixels: int = pydantic.Field(_MAX_PIXELS, ge=1, le=codec.DEFAULT_LIMITS.max_pixels)
-    max_files: int = pydantic.Field(64, ge=1, le=10_000)
-    timeout_s: float = pydantic.Field(30.0, gt=0)
-    body_timeout_s: float = pydantic.Field(30.0, gt=0)
-    top_k: int = pydantic.Field(5, ge=1)
+    max_body_mb: Annotated[float, pydantic.Field(gt=0, le=2048)] = 32.0
+    max_pixels: Annotated[int, pydantic.Field(ge=1, le=codec.DEFAULT_LIMITS.max_pixels)] = _MAX_PIXELS
+    max_files: Annotated[int, pydantic.Field(ge=1, le=10_000)] = 64
+    timeout_s: Annotated[float, pydantic.Field(gt=0)] = 30.0
+    body_timeout_s: Annotated[float, pydantic.Field(gt=0)] = 30.0
+    top_k: Annotated[int, pydantic.Field(ge=1)] = 5
     keys: tuple[str, ...] | None = None
     keys_file: str | None = None
     cors_origins: tuple[str, ...] = ()
@@ -51,8 +51,8 @@ class ServeSettings(pydantic.BaseModel):
     drift: bool = False
     runtime: Literal["auto", "eager", "compile", "onnx"] = "auto"
     device: str = "auto"
-    batch_size: int | None = pydantic.Field(None, ge=1)
-    batch_wait_ms: float | None = pydantic.Field(None, ge=0)
+    batch_size: Annotated[int | None, pydantic.Field(ge=1)] = None
+    batch_wait_ms: Annotated[float | None, pydantic.Field(ge=0)] = None
 
     @pydantic.field_validator("cors_origins")
     @classmethod

@@ -1,0 +1,137 @@
+"""The HTTP face of a server: the page, its health, its models, pipelines, and the Open Inference Protocol.
+
+What lies under /models/NAME is answered by the model's own application; here is what is left: models there are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+
+from library.pipeline import Pipeline
+from library.step_help import ordered_steps, step_help
+from library.steps.examples import EXAMPLES
+from serve.bodies import read_picture
+from serve.docs_page import docs_page
+from serve.envelope import Envelope
+from serve.guard import Guard
+from serve.inference_protocol import add_protocol
+from serve.model_api import described_models
+from serve.models import described_soon, find
+from serve.openapi import Json, describe_api, make_app, pictures_body, problems
+from serve.preview import Previewer
+from serve.problems import handle_problems
+from serve.schemas import Live, Models, PipelineText, Ready, StepDescription
+from serve.service import Busy, ModelService
+from serve.settings import ServeSettings
+from serve.sharing import share_with
+from serve.static_files import add_static_files
+from serve.waiting import answered
+
+_Steps = Annotated[str, Query(description='a pipeline, such as `grayscale | edges(direction="vertical")`')]
+_PNG: dict[int | str, dict[str, Any]] = {
+    200: {"description": "a PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> FastAPI:
+    """The application for the route prefix /.
+
+    Args:
+        models: by name, those that are served; asked anew at each request, so what is in it may change.
+        settings: limits and keys; the same as of the models.
+
+    Raises:
+        UsageError: for a wrong line among the keys, or a key file that is not there.
+    """
+    previewer = Previewer(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        yield
+        previewer.close()
+
+    app = make_app("Striate", "Picture classifiers: what they say, what they see, and what there is.", lifespan)
+    handle_problems(app)
+    _add_health(app, models)
+    _add_pipelines(app, previewer, settings)
+    add_protocol(app, models, settings)
+    _add_absent_models(app, models)
+    add_static_files(app)
+    describe_api(app, settings, described_models(settings))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return docs_page(app.openapi())
+
+    app.add_middleware(Guard, settings=settings, is_open=_is_open)
+    share_with(app, settings.cors_origins)
+    app.add_middleware(Envelope)
+    return app
+
+
+def _is_open(method: str, path: str) -> bool:
+    """What needs no key: whether the server lives, and files that are the same on every server (decision 0007)."""
+    return method in ("GET", "HEAD") and (path in ("/healthz", "/", "/docs") or path.startswith("/web/"))
+
+
+def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:
+    open_to_all = {"security": list[Any]()}
+
+    @app.get("/healthz", summary="Whether the server runs; needs no key", openapi_extra=open_to_all)
+    async def healthz() -> Live:
+        return Live(status="live")
+
+    @app.get("/readyz", summary="Whether all models answer", responses={503: {"model": Ready}} | problems())
+    async def readyz() -> Response:
+        states = await _all(models)
+        ready = all(state["ready"] for state in states)
+        told = [{name: state[name] for name in ("name", "ready", "state")} for state in states]
+        return Json({"ready": ready, "models": told}, 200 if ready else 503)
+
+    @app.get("/models", summary="The models there are", responses=problems(), response_model=Models)
+    async def list_models() -> Response:
+        return Json({"models": await _all(models)})
+
+
+async def _all(models: Mapping[str, ModelService]) -> list[dict[str, Any]]:
+    return await asyncio.gather(*(described_soon(models[name]) for name in sorted(models)))
+
+
+def _add_pipelines(app: FastAPI, previewer: Previewer, settings: ServeSettings) -> None:
+    @app.get("/steps", summary="The steps of pipelines", responses=problems())
+    async def list_steps() -> list[StepDescription]:
+        return [StepDescription(**step_help(cls), example=EXAMPLES[cls.name]) for cls in ordered_steps()]
+
+    @app.get("/pipeline", summary="Check a pipeline", responses=problems())
+    async def check(steps: _Steps) -> PipelineText:
+        """The canonical text, or a problem with the place (`offset` and `length` in characters) of the mistake."""
+        return PipelineText(ok=True, canonical=str(Pipeline.parse(steps)))
+
+    @app.post(
+        "/preview",
+        summary="A picture after steps",
+        responses=_PNG | problems(400, 408, 413, 415, 503, 504),
+        response_class=Response,
+        openapi_extra=pictures_body(several=False),
+    )
+    async def preview(request: Request, steps: _Steps) -> Response:
+        """As PNG. Of augmentations it shows one variant; a picture that a selector drops is a problem that says so."""
+        Pipeline.parse(steps)
+        upload = await read_picture(request, settings)
+        return Response(await answered(request, settings, previewer.show(upload.data, steps)), media_type="image/png")
+
+
+def _add_absent_models(app: FastAPI, models: Mapping[str, ModelService]) -> None:
+    """Addresses of models end here only when their application has none of its own."""
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+    @app.api_route("/models/{name}", methods=methods, include_in_schema=False)
+    @app.api_route("/models/{name}/{rest:path}", methods=methods, include_in_schema=False)
+    async def absent(request: Request, name: str, rest: str = "") -> Response:
+        find(request, models, name)
+        raise Busy(f"the model '{name}' is starting", retry_after_s=2)

@@ -1,0 +1,42 @@
+"""The models that the gateway knows, by name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+
+from library.errors import StriateError
+from serve.envelope import facts_of
+from serve.problems import Problem
+from serve.service import ModelService
+
+#: How long a list of models waits for one that does not answer.
+_SOON_S = 5.0
+
+
+def find(request: Request, models: Mapping[str, ModelService], name: str) -> ModelService:
+    """A model by name.
+
+    Raises:
+        Problem: 404, with the names there are.
+    """
+    model = models.get(name)
+    if model is None:
+        there = ", ".join(sorted(models)) or "none"
+        raise Problem(
+            404, "unknown_model", f"there is no model '{name[:80]}'", f"There are: {there}.", models=sorted(models)
+        )
+    facts_of(request.scope).model = name
+    return model
+
+
+async def described_soon(model: ModelService) -> dict[str, Any]:
+    """What a model says of itself; of one that does not, its name and that it is not ready."""
+    try:
+        async with asyncio.timeout(_SOON_S):
+            return await model.described()
+    except (StriateError, TimeoutError):
+        return {"name": model.name, "ready": False, "state": "UNREACHABLE"}
