@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
 from cluster.session import connect
-from jobs.filter import shard_tasks
+from jobs.places import Places
+from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
 from library import storage
 from library.augment_work import AugmentJob
 from library.augmentation import Augmenter, parse_augmentation
 from library.codec import Encoding
-from library.destination import check_apart, check_claim, claim, committed, finish
+from library.destination import check_apart, check_claim
 from library.errors import UsageError
 from library.manifest import Job, Manifest, load_manifest
-from library.shard_work import ShardTask
 
 _MOST_COPIES = 10_000
-
-
-@dataclass(frozen=True)
-class AugmentPlan:
-    """What an augment job is going to do.
-
-    Attributes:
-        jobs: history of the destination; the last is this job.
-        tasks: every shard.
-        work: what is done to each.
-        overwrite: whether to replace what another job left at the destination.
-    """
-
-    source: str
-    destination: str
-    jobs: Sequence[Job]
-    tasks: Sequence[ShardTask]
-    work: AugmentJob
-    overwrite: bool = False
-
-    def described(self) -> dict[str, Any]:
-        """For --dry-run: what is there, what is done, what is to do."""
-        done = committed(self.tasks, self.work)
-        todo = [task for task in self.tasks if (task.dataset, task.stem) not in done]
-        pictures = sum(min(task.rows, task.max_rows or task.rows) for task in todo)
-        return {
-            "source": self.source,
-            "destination": self.destination,
-            "pipeline": self.work.pipeline,
-            "encode": self.work.encode,
-            "seed": self.work.seed,
-            "copies": self.work.copies,
-            "keep_original": self.work.keep_original,
-            "shards": len(self.tasks),
-            "shards_done": len(done),
-            "shards_to_do": len(todo),
-            "copies_to_do": pictures * (self.work.copies + self.work.keep_original),
-        }
 
 
 def plan_augment(
@@ -69,7 +27,7 @@ def plan_augment(
     encode: str = "keep",
     limit: int | None = None,
     overwrite: bool = False,
-) -> AugmentPlan:
+) -> ShardPlan[AugmentJob]:
     """Check everything that can be checked before Ray is started; writes nothing.
 
     Args:
@@ -114,11 +72,26 @@ def plan_augment(
     )
     check_claim(destination, job, overwrite=overwrite)
     work = AugmentJob(source, str(pipeline), copies, seed, keep_original, encoding)
-    tasks = shard_tasks(manifest, destination, limit)
-    return AugmentPlan(source, destination, (*manifest.jobs, job), tasks, work, overwrite)
+    return ShardPlan(
+        source,
+        destination,
+        (*manifest.jobs, job),
+        shard_tasks(manifest, destination, limit),
+        work,
+        {
+            "pipeline": str(pipeline),
+            "encode": encoding,
+            "seed": seed,
+            "copies": copies,
+            "keep_original": keep_original,
+        },
+        overwrite,
+        made="copies",
+        made_of_each=copies + keep_original,
+    )
 
 
-def augment_dataset(plan: AugmentPlan, *, workers: str = "auto", address: str | None = None) -> Manifest:
+def augment_dataset(plan: ShardPlan[AugmentJob], *, workers: str = "auto", address: str | None = None) -> Manifest:
     """Carry out a plan; a killed job goes on where it was when this is called again.
 
     Returns:
@@ -128,10 +101,4 @@ def augment_dataset(plan: AugmentPlan, *, workers: str = "auto", address: str | 
         StriateError: when a shard fails; those done by then stay.
     """
     with connect(address) as session:
-        from jobs.shard_runner import run_shards
-
-        num_workers = session.workers(workers)
-        claim(plan.destination, plan.jobs, overwrite=plan.overwrite)
-        run = run_shards("augment", plan.work, plan.tasks, num_workers)
-    reports = [run.reports[task.dataset, task.stem] for task in plan.tasks]
-    return finish(plan.destination, plan.jobs, reports, run=run.summary(plan.destination, num_workers))
+        return make_shards("augment", plan, Places(session.workers(workers)))

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.session import Session, connect
+from cluster.session import connect
+from jobs.places import Places, places_of_classifiers
 from library import storage
 from library.bundle_record import BundleRecord, load_record
 from library.comparison import compare
@@ -107,17 +108,6 @@ class _Judged:
     wall_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Workers:
-    number: int
-    cpus: int
-    gpus: int
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus else "cpu"
-
-
 def run_evaluate(
     plan: EvaluatePlan, *, workers: str = "auto", gpu: bool | None = None, address: str | None = None
 ) -> Content:
@@ -133,7 +123,7 @@ def run_evaluate(
         StriateError: when a shard fails, or no picture at all can be evaluated.
     """
     with connect(address) as session:
-        made = _workers(session, workers, gpu, len(plan.manifest.shards))
+        made = places_of_classifiers(session, workers, gpu, len(plan.manifest.shards))
         judged = _judge(plan, made)
     content = _content(plan, made, judged)
     if plan.report is not None:
@@ -143,25 +133,7 @@ def run_evaluate(
     return content
 
 
-def _workers(session: Session, wanted: str, gpu: bool | None, shards: int) -> _Workers:
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
-    gpus = sum(int(node["GPU"]) for node in with_gpu)
-    if gpu and not gpus:
-        raise UsageError("--gpu: Ray has no GPU here; leave it out to use the CPUs")
-    if gpu is False or not gpus:
-        return _Workers(min(session.workers(wanted), max(shards, 1)), 1, 0)
-    number = gpus if wanted == "auto" else session.workers(wanted)
-    if number > gpus:
-        raise UsageError(f"--workers {wanted}: Ray has {gpus} GPUs; ask for at most so many, or for --no-gpu")
-    # The CPUs beside each GPU decode for it.
-    cpus = min(int(node["CPU"] // node["GPU"]) for node in with_gpu)
-    return _Workers(min(number, max(shards, 1)), max(cpus, 1), 1)
-
-
-def _judge(plan: EvaluatePlan, made: _Workers) -> _Judged:
+def _judge(plan: EvaluatePlan, made: Places) -> _Judged:
     from ray.exceptions import RayError
 
     from jobs import board
@@ -215,7 +187,7 @@ def _counted(count: Any) -> tuple[int, ...]:
     return (count.shards, count.pictures, count.image_bytes, count.dropped, count.rejected)
 
 
-def _content(plan: EvaluatePlan, made: _Workers, judged: _Judged) -> Content:
+def _content(plan: EvaluatePlan, made: Places, judged: _Judged) -> Content:
     in_order = [judged.scores[storage.join(plan.dataset, shard.name)] for shard in plan.manifest.shards]
     parts = [[scores[number] for scores in in_order] for number in range(len(plan.bundles))]
     outcomes = [_outcomes(record, mine) for record, mine in zip(plan.records, parts, strict=True)]
@@ -279,7 +251,7 @@ def _total(counts: Any) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _throughput(plan: EvaluatePlan, made: _Workers, judged: _Judged) -> dict[str, Any]:
+def _throughput(plan: EvaluatePlan, made: Places, judged: _Judged) -> dict[str, Any]:
     """Pictures a second once the first worker is ready, less what robustness takes."""
     busy = judged.wall_s - judged.first_s - judged.seconds.get("robustness", 0.0) / made.number
     return {

@@ -66,14 +66,18 @@ class ShardRun:
         }
 
 
-def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_workers: int) -> ShardRun:
+def run_shards(
+    title: str, job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, *, num_cpus: int = 1, num_gpus: int = 0
+) -> ShardRun:
     """Make every shard that is not made yet.
 
     Args:
         title: for the progress display.
         job: what to do with each.
         tasks: all shards of the job.
-        num_workers: actors of one CPU each.
+        num_workers: how many actors.
+        num_cpus: logical CPUs of each.
+        num_gpus: GPUs of each.
 
     Raises:
         StriateError: from the first shard that failed; the shards done by then stay.
@@ -92,8 +96,10 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
         return _sum([*unfinished().values(), *finished.values()], len(finished))
 
     start = time.monotonic()
-    with Progress(title, len(todo), sum(_rows(task) for task in todo), snapshot):
-        workers: WorkerPool[ShardTask] = WorkerPool(ShardWorker, (job, name), min(num_workers, len(todo)))
+    with Progress(title, len(todo), sum(task.pictures for task in todo), snapshot):
+        workers: WorkerPool[ShardTask] = WorkerPool(
+            ShardWorker, (job, name), min(num_workers, len(todo)), num_cpus=num_cpus, num_gpus=num_gpus
+        )
         try:
             for row in workers.run(todo):
                 if row["error"]:
@@ -116,10 +122,6 @@ def run_shards(title: str, job: ShardJob, tasks: Sequence[ShardTask], num_worker
                 board.clear(name)
     run.wall_s = time.monotonic() - start
     return run
-
-
-def _rows(task: ShardTask) -> int:
-    return task.rows if task.max_rows is None else min(task.rows, task.max_rows)
 
 
 def _sum(values: Sequence[Count], shards: int) -> Count:

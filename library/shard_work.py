@@ -56,6 +56,11 @@ class ShardTask:
     max_rows: int | None = None
     index: bytes = b""
 
+    @property
+    def pictures(self) -> int:
+        """How many are read."""
+        return self.rows if self.max_rows is None else min(self.rows, self.max_rows)
+
 
 class ShardJob(Protocol):
     """The work that all shards of a job share."""
