@@ -1,6 +1,6 @@
 """What cached features save: an epoch of a new head on them, beside an epoch that runs the frozen backbone again.
 
-Cats against dogs of CIFAR-10 (10,000 pictures, no augmentation), a ResNet-18 for small pictures whose weights are
+Cats against dogs of CIFAR-10 (10,000 pictures, no augmentation), the ResNet-9 of jobs/recipes/cifar10-cpu.yaml, with weights that are
 random: they cost what learned ones cost. The pass that computes the features is told apart from the epochs.
 """
 
@@ -31,7 +31,7 @@ from library.training.logs import read_metrics
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _SHARED = _REPOSITORY.parent / "shared" / "data" / "cifar10.tar.gz"
-_MODEL = "resnet18(small_input=True)"
+_MODEL = "resnet9(width=16)"
 _GOAL = 10.0
 
 
