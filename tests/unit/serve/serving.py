@@ -1,0 +1,189 @@
+"""What tests of the HTTP faces need: bundles, a model service without Ray, and servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+import uvicorn
+from numpy.typing import NDArray
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from library import codec
+from library.bundle import Bundle
+from library.bundle_record import BundleRecord
+from library.errors import BadPicture
+from library.models import create
+from library.sheet import visible
+from serve.gateway_api import gateway_app
+from serve.model_api import model_app
+from serve.service import Answer, Timing
+from serve.settings import ServeSettings
+
+
+def make_bundle(model: str, classes: Sequence[str], size: tuple[int, int], channels: int, steps: str) -> Bundle:
+    """An untrained classifier."""
+    torch.manual_seed(0)
+    fit = f'resize([{size[0]}, {size[1]}], mode="exact")'
+    record = BundleRecord(model=model, classes=tuple(classes), steps=steps, fit=fit, input_size=size, channels=channels)
+    return Bundle.of_model(record, create(model, num_classes=len(classes)), device="cpu")
+
+
+class LocalModel:
+    """A `LocalService` over a bundle, in threads."""
+
+    def __init__(self, name: str, bundle: Bundle, settings: ServeSettings, *, ready: bool = True) -> None:
+        self.name, self.bundle, self.settings, self.ready = name, bundle, settings, ready
+        self.bundle_id = bundle.id
+        self.cancelled = 0
+        self.failing: Exception | None = None
+        #: Holds answers back until it is set.
+        self.gate: asyncio.Event | None = None
+        self.entered = asyncio.Event()
+
+    async def described(self) -> dict[str, Any]:
+        record = self.bundle.record
+        inputs = {"steps": record.steps, "fit": record.fit, "size": record.input_size, "channels": record.channels}
+        return {
+            "name": self.name,
+            "bundle_id": self.bundle_id,
+            "model": record.model,
+            "classes": list(record.classes),
+            "input": inputs,
+            "metrics": {"accuracy": 0.5, "loss": float("nan")},
+            "provenance": {},
+            "runtime": {"name": "eager", "device": "cpu", "batch_size": 1, "threads": 1},
+            "explain": self.name == "colour",
+            "ready": self.ready,
+            "state": "RUNNING" if self.ready else "DEPLOYING",
+        }
+
+    async def predict(
+        self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
+    ) -> tuple[list[Answer | BadPicture], Timing]:
+        if self.failing is not None:
+            raise self.failing
+        if self.gate is not None:
+            self.entered.set()
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        return await asyncio.to_thread(self._predict, pictures, top_k, explain)
+
+    async def predict_pixels(
+        self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int
+    ) -> tuple[list[Answer | BadPicture], Timing]:
+        return await asyncio.to_thread(self._predict, pictures, top_k, False)
+
+    async def view(self, data: bytes) -> bytes:
+        prepared: Any = await asyncio.to_thread(self.bundle.prepare, data, self.settings.limits)
+        return codec.encode(visible(prepared), codec.Encoding("png"))[0]
+
+    async def drift(self) -> dict[str, Any] | None:
+        return {"brightness": 0.25} if self.name == "colour" else None
+
+    def _predict(self, pictures: Sequence[Any], top_k: int, explain: bool) -> tuple[list[Answer | BadPicture], Timing]:
+        return [self._one(picture, top_k, explain) for picture in pictures], Timing(1.0, 0.0, 2.0, 3.0)
+
+    def _one(self, picture: Any, top_k: int, explain: bool) -> Answer | BadPicture:
+        try:
+            if isinstance(picture, bytes):
+                header = codec.probe(picture, self.settings.limits)
+                width, height = header.width, header.height
+                prepared = self.bundle.prepare(picture, self.settings.limits)
+            else:
+                height, width = picture.shape[:2]
+                prepared = self.bundle.prepare_pixels(picture)
+        except BadPicture as bad:
+            return bad
+        row = self.bundle.probabilities([prepared])
+        ranked = self.bundle.ranked(row, top_k)[0].classes
+        return Answer(ranked, width, height, row[0], b"\x89PNG..." if explain else None)
+
+
+def apps(models: Mapping[str, LocalModel], settings: ServeSettings) -> ASGIApp:
+    """All of a server as Ray Serve lays it out: an application a model under its prefix, the gateway for the rest."""
+    gateway = gateway_app(models, settings)
+    by_name = {name: model_app(model, settings) for name, model in models.items()}
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for name, app in by_name.items():
+                prefix = f"/models/{name}"
+                if scope["path"] == prefix or scope["path"].startswith(prefix + "/"):
+                    await app(scope | {"root_path": prefix}, receive, send)
+                    return
+        await gateway(scope, receive, send)
+
+    return dispatch
+
+
+class Server:
+    """uvicorn in a thread, on a free loopback port."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        until(lambda: self._server.started)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+        self._socket.close()
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **options)
+
+    def raw(self, data: bytes, *, half: bool = False) -> bytes:
+        """Send bytes as they are (and, with `half`, no more of them) and read until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(data)
+            if half:
+                connection.shutdown(socket.SHUT_WR)
+            received = b""
+            while chunk := connection.recv(65536):
+                received += chunk
+            return received
+
+
+def until(condition: Any, timeout_s: float = 20) -> None:
+    """Return once the condition holds; fails when it does not."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.005)
+
+
+def asgi_client(app: ASGIApp, **options: Any) -> httpx.AsyncClient:
+    """A client of an application in this process."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", **options)
+
+
+def problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+    """The problem of a response; fails when it is no such."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = json.loads(response.content)
+    assert (body["status"], body["type"]) == (status, f"urn:striate:{slug}"), body
+    assert body["detail"]
+    assert "Traceback" not in response.text
+    return body
