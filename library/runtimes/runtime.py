@@ -1,0 +1,52 @@
+"""One way of computing a bundle's probabilities, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from library.bundle import Prepared
+
+#: Prepared pictures to probabilities, N x classes, each row's sum 1.
+Compute = Callable[[Sequence[Prepared]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a bundle's probabilities come from; made by `open_runtime`.
+
+    Any one thread may ask it, not several at once: it uses all the threads that it was given.
+
+    Attributes:
+        name: eager, compile or onnx; for an ensemble of several kinds joined by `+`.
+        device: cpu, cuda, cuda:1 ...
+        threads: CPU threads that compute.
+        compute: see `probabilities`.
+        difference: largest difference of a probability from the bundle's own that its check saw; 0 for eager.
+        passed_over: the others, each with why it was not taken.
+    """
+
+    name: str
+    device: str
+    threads: int
+    compute: Compute = field(repr=False)
+    difference: float = 0.0
+    passed_over: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def probabilities(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
+        """Of prepared pictures (`Bundle.prepare`), N x classes, in the order of the bundle's classes."""
+        return self.compute(pictures)
+
+    def described(self) -> dict[str, Any]:
+        """Plain data, for people and JSON."""
+        return {
+            "name": self.name,
+            "device": self.device,
+            "threads": self.threads,
+            "difference": self.difference,
+            "passed_over": dict(self.passed_over),
+        }
