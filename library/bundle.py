@@ -46,6 +46,8 @@ class _Network(Protocol):
 
     def log_probabilities(self, pictures: Sequence[Any]) -> NDArray[np.float32]: ...
 
+    def with_features(self, pictures: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
     def files(self) -> Mapping[str, bytes]: ...
 
 
@@ -135,6 +137,15 @@ class Bundle:
         """Of prepared pictures, N x classes; each row sums to 1."""
         return np.exp(self.logits(pictures))
 
+    def features(self, pictures: Sequence[Prepared]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What the head sees of prepared pictures, N x features, and their probabilities, the bits of `probabilities`.
+
+        Raises:
+            UsageError: for an ensemble, whose members have features each.
+        """
+        features, logits = self.network.with_features(list(pictures))
+        return features, np.exp(logits)
+
     def predict(self, data: bytes, top_k: int = 5) -> Prediction:
         """Classify one encoded picture; raises BadPicture if it cannot be used."""
         return self._ranked(self.probabilities([self.prepare(data)])[0], top_k)
@@ -211,23 +222,29 @@ class _Single:
         return self.inputs.prepare_pixels(pixels, **columns)
 
     def log_probabilities(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:
+        return self.with_features(pictures)[1]
+
+    def with_features(self, pictures: Sequence[Pixels]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self._block is None:
             return self._computed(stack(pictures))
-        parts: list[NDArray[np.float32]] = []
+        features = [np.zeros((0, self.model.num_features), np.float32)]
+        logits = [np.zeros((0, self.model.num_classes), np.float32)]
         for first in range(0, len(pictures), self._block):
             block = list(pictures[first : first + self._block])
             real = len(block)
             block += [np.zeros_like(block[0])] * (self._block - real)
-            parts.append(self._computed(stack(block))[:real])
-        return np.concatenate(parts) if parts else np.zeros((0, self.model.num_classes), np.float32)
+            for parts, made in zip((features, logits), self._computed(stack(block)), strict=True):
+                parts.append(made[:real])
+        return np.concatenate(features), np.concatenate(logits)
 
-    def _computed(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
+    def _computed(self, pictures: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         batch = torch.from_numpy(pictures)
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         with torch.inference_mode(), autocast(self.device):
-            logits = self.model(batch.permute(0, 3, 1, 2))
-        return torch.log_softmax(logits.float(), 1).cpu().numpy()
+            features = self.model.features(batch.permute(0, 3, 1, 2))
+            logits = self.model.head_logits(features)
+        return features.float().cpu().numpy(), torch.log_softmax(logits.float(), 1).cpu().numpy()
 
     def files(self) -> Mapping[str, bytes]:
         return {WEIGHTS: self._weights}
@@ -267,6 +284,9 @@ class _Ensemble:
         for number, (member, share, order) in enumerate(zip(self._members, self._shares, self._orders, strict=True)):
             mean += share * member.probabilities([picture[number] for picture in pictures])[:, order]
         return np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)
+
+    def with_features(self, pictures: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        raise UsageError("an ensemble has no features of its own; ask one of its members for them")
 
     def files(self) -> Mapping[str, bytes]:
         return {

@@ -143,3 +143,15 @@ def test_a_selector_sees_the_stored_file_and_columns_may_have_any_name() -> None
     for classifier in (made, ensemble([made, bundle(1)])):
         with pytest.raises(BadPicture, match="keep_formats"):
             classifier.prepare(jpeg)
+
+
+def test_features_come_with_the_same_probabilities_and_an_ensemble_has_none() -> None:
+    made = bundle(0)
+    pictures = [made.prepare(data) for data in PICTURES]
+    features, probabilities = made.features(pictures)
+    assert np.array_equal(probabilities, made.probabilities(pictures))
+    assert (features.dtype, features.shape) == (np.float32, (len(PICTURES), 84))
+    alone = np.concatenate([made.features([picture])[0] for picture in pictures])
+    assert np.array_equal(alone, features)
+    with pytest.raises(UsageError, match=r"an ensemble has no features of its own"):
+        ensemble([made, bundle(1)]).features([(picture, picture) for picture in pictures])
