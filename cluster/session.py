@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,12 @@ _ENVIRONMENT = {
 }
 
 # Of a Ray that we start ourselves. Its first workers import these while the driver still plans.
-_LOCAL_ENVIRONMENT = {"RAY_preload_python_modules": "cv2,pyarrow.parquet,pydantic,library.shard_work"}
+_LOCAL_ENVIRONMENT = {
+    "RAY_preload_python_modules": "cv2,pyarrow.parquet,pydantic,library.shard_work",
+    # Named for where it is the default: this machine's address is then 127.0.0.1 for Ray, whose own ports (objects,
+    # workers, agents) are open to nobody else.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
 
 # Shards never pass through it; decoded training pictures do.
 _OBJECT_STORE_BYTES = 2 * 2**30
@@ -69,21 +74,29 @@ class Session:
 
 
 @contextmanager
-def connect(address: str | None = None, *, num_cpus: int | None = None) -> Generator[Session]:
+def connect(
+    address: str | None = None, *, num_cpus: int | None = None, environment: Mapping[str, str] | None = None
+) -> Generator[Session]:
     """Connect to `address`, else RAY_ADDRESS, else start Ray on this machine until the block ends.
 
     Where this process is connected already, that connection is used and left open.
 
+    Args:
+        address: of a cluster; `local` starts one even where RAY_ADDRESS is set.
+        num_cpus: logical CPUs of a Ray that is started here; as many as there are by default.
+        environment: of a Ray that is started here; what the user has set yields to it.
+
     Raises:
         StriateError: when nothing answers at the address.
     """
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            yield _session(address)
+            return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        yield _session(address)
-        return
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address not in (None, "local", "auto"):
         _check_answers(address)
@@ -92,11 +105,15 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Gener
         address = None
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        os.environ.update(environment or {})
         options |= {
             "num_cpus": num_cpus or os.cpu_count(),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
+    # Ray reads most of its environment when it is imported.
+    import ray
+
     try:
         with _without_ray_notes():
             ray.init(address=address or "local", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from library.errors import StriateError, UsageError
 from library.manifest import digest_of
 
 BUNDLE = "bundle.json"
+WEIGHTS = "model.safetensors"
+MEMBERS = "members"
 _MAX_RECORD_BYTES = 64 * 2**20
 
 
@@ -90,6 +93,27 @@ def load_record(uri: str) -> BundleRecord:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise StriateError(f"{path} is damaged or was written by another version: {where}: {first['msg']}") from None
+
+
+def checked_record(uri: str) -> BundleRecord:
+    """As `load_record`, and every file of the bundle is there and is the one that it was written with.
+
+    Raises:
+        UsageError: when there is no bundle at `uri`.
+        StriateError: naming the file that is missing, damaged or another.
+    """
+    record = load_record(uri)
+    for number, member in enumerate(record.members):
+        folder = storage.join(uri, MEMBERS, str(number))
+        if checked_record(folder).id != member.id:
+            raise StriateError(f"{folder} is not the bundle that the ensemble was made of")
+    if not record.members:
+        weights = storage.join(storage.normalize(uri), WEIGHTS)
+        if not storage.exists(weights):
+            raise StriateError(f"{weights} is missing: the bundle is not whole")
+        if hashlib.sha256(storage.read_bytes(weights)).hexdigest() != record.weights_digest:
+            raise StriateError(f"{weights} is damaged, or not the one that {BUNDLE} was written with")
+    return record
 
 
 def dump_record(record: BundleRecord) -> bytes:

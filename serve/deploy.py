@@ -1,0 +1,174 @@
+"""From what was asked for to Ray Serve: one application a model, and the gateway in front of them.
+
+The same plain data goes to a Serve that this command starts and into Serve's config file, which `serve deploy` and
+KubeRay's serveConfigV2 take. There the two functions below are what `import_path` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+
+from serve.settings import ServeSettings
+
+# Ray is imported inside: where it starts, its switches must be set first.
+
+#: Name of the gateway's application; no model may have it.
+GATEWAY = "striate"
+
+
+class ModelArgs(pydantic.BaseModel):
+    """Arguments of a model's application in Serve's config file.
+
+    Attributes:
+        name: under which it is served.
+        bundle: its folder or s3://.
+        max_queued: pictures under way at once in a replica; more are refused.
+        settings: the rest.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    bundle: str
+    max_queued: int = pydantic.Field(128, ge=1)
+    settings: ServeSettings = ServeSettings()
+
+
+class GatewayArgs(pydantic.BaseModel):
+    """Arguments of the gateway's application."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    settings: ServeSettings = ServeSettings()
+
+
+def model(args: dict[str, Any]) -> Any:
+    """The application of one model, from `ModelArgs`."""
+    return _model(args, {})
+
+
+def gateway(args: dict[str, Any]) -> Any:
+    """The application in front, from `GatewayArgs`."""
+    return _gateway(args, {})
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much a model gets.
+
+    Attributes:
+        replicas: fewest and most; Serve adds and takes away by requests under way.
+        cpus: of a replica.
+        gpus: likewise.
+        max_queued: pictures under way at once in a replica; more are refused.
+    """
+
+    replicas: tuple[int, int] = (1, 1)
+    cpus: float = 1.0
+    gpus: float = 0.0
+    max_queued: int = 128
+
+
+def model_options(scale: Scale) -> dict[str, Any]:
+    """Of a model's deployment, as in Serve's config file."""
+    at_least, at_most = scale.replicas
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        # The replica refuses by itself, by pictures and with a reason; Serve only where even that cannot keep up.
+        "max_ongoing_requests": 2 * scale.max_queued,
+        "max_queued_requests": 2 * scale.max_queued,
+        # The new version runs before the old one ends.
+        "max_surge_percent": 100,
+        "health_check_period_s": 2.0,
+        "graceful_shutdown_timeout_s": 35.0,
+    }
+    if at_least == at_most:
+        return options | {"num_replicas": at_least}
+    autoscaling = {
+        "min_replicas": at_least,
+        "max_replicas": at_most,
+        "target_ongoing_requests": max(1, scale.max_queued // 4),
+    }
+    return options | {"autoscaling_config": autoscaling}
+
+
+def gateway_options() -> dict[str, Any]:
+    """Of the gateway's deployment, as in Serve's config file."""
+    return {
+        "ray_actor_options": {"num_cpus": 0},
+        "num_replicas": 1,
+        "max_ongoing_requests": 256,
+        "max_surge_percent": 100,
+        "health_check_period_s": 2.0,
+    }
+
+
+def applications(models: Mapping[str, str], settings: ServeSettings, scale: Scale) -> list[dict[str, Any]]:
+    """The applications, as in Serve's config file.
+
+    Args:
+        models: URIs of bundles by name.
+        settings: of all of them.
+        scale: of each model.
+    """
+    told = settings.model_dump(mode="json", exclude_defaults=True)
+    made = [
+        _application(
+            name,
+            f"/models/{name}",
+            "model",
+            {"name": name, "bundle": uri, "max_queued": scale.max_queued, "settings": told},
+            {"name": "Model", **model_options(scale)},
+        )
+        for name, uri in models.items()
+    ]
+    return [*made, _application(GATEWAY, "/", "gateway", {"settings": told}, {"name": "Gateway", **gateway_options()})]
+
+
+def targets(applications: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The same applications for `serve.run_many`."""
+    from ray import serve
+
+    makers = {"serve.deploy:model": _model, "serve.deploy:gateway": _gateway}
+    return [
+        serve.RunTarget(
+            makers[made["import_path"]](made["args"], _without(made["deployments"][0], "name")),
+            name=made["name"],
+            route_prefix=made["route_prefix"],
+        )
+        for made in applications
+    ]
+
+
+def _model(args: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    from serve.replica import Model
+
+    told = ModelArgs.model_validate(args)
+    bound = (told.name, told.bundle, told.settings.model_dump(mode="json"), told.max_queued)
+    return Model.options(**options).bind(*bound)
+
+
+def _gateway(args: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    from serve.gateway import Gateway
+
+    return Gateway.options(**options).bind(GatewayArgs.model_validate(args).settings.model_dump(mode="json"))
+
+
+def _application(
+    name: str, prefix: str, function: str, args: dict[str, Any], deployment: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "route_prefix": prefix,
+        "import_path": f"serve.deploy:{function}",
+        "args": args,
+        "deployments": [deployment],
+    }
+
+
+def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}

@@ -1,0 +1,256 @@
+"""A bundle that answers many at once: pictures are prepared in threads and classified in batches, in one more thread.
+
+A batch begins as soon as the one before is done, with what is ready by then: under load batches fill by themselves, and
+a lone request waits for nobody. Ray Serve's `@serve.batch` cuts its batches before the model is free, so that they fill
+only by waiting (decision 0008).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from library import codec
+from library.bundle import Bundle, Prepared
+from library.errors import BadPicture
+from library.sheet import visible
+from serve.service import Busy
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one picture.
+
+    Attributes:
+        probabilities: of every class, in the order of the bundle's.
+        width: of the decoded picture, in pixels.
+        height: likewise.
+        prepare_s: decoding and the model's pipeline, in seconds.
+        wait_s: from then to the beginning of its batch.
+        compute_s: its batch in the model.
+    """
+
+    probabilities: NDArray[np.float32]
+    width: int
+    height: int
+    prepare_s: float
+    wait_s: float
+    compute_s: float
+
+
+@dataclass(eq=False)
+class _Work:
+    """A picture on its way, or (with `call`) something else that only the computing thread may do."""
+
+    future: asyncio.Future[Any]
+    call: Callable[[], Any] | None = None
+    prepared: Prepared | None = None
+    size: tuple[int, int] = (0, 0)
+    prepare_s: float = 0.0
+    ready: float = field(default_factory=perf_counter)
+    outcome: Any = None
+    error: BaseException | None = None
+
+
+class Engine:
+    """Threads round a bundle; used from one event loop, which none of its work holds up.
+
+    Args:
+        bundle: what prepares.
+        classify: prepared pictures to probabilities, N x classes; only ever called in one and the same thread.
+        limits: of one picture.
+        threads: CPUs that are this process's own.
+        capacity: pictures under way, being prepared, waiting or computed; more are refused.
+        batch_size: pictures in a batch, at most.
+        batch_wait_s: how long an idle model waits for a batch to fill.
+        on_batch: told of the size and the seconds of each batch, in the computing thread.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        classify: Callable[[Sequence[Prepared]], NDArray[np.float32]],
+        limits: codec.Limits,
+        *,
+        threads: int,
+        capacity: int,
+        batch_size: int,
+        batch_wait_s: float = 0.0,
+        on_batch: Callable[[int, float], None] | None = None,
+    ) -> None:
+        # OpenCV would start a thread for every core of the machine, in every replica.
+        cv2.setNumThreads(1)
+        self._bundle, self._classify, self._limits = bundle, classify, limits
+        self._capacity, self._batch_size, self._batch_wait_s = capacity, batch_size, batch_wait_s
+        self._on_batch = on_batch
+        self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
+        self._waiting: deque[_Work] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._busy_since: float | None = None
+        self._under_way = 0
+        self._thread = threading.Thread(target=self._compute_for_ever, name="compute", daemon=True)
+        self._thread.start()
+
+    def admit(self, pictures: int) -> None:
+        """Take so many pictures in; `release` them afterwards. A request larger than all the room goes alone.
+
+        Raises:
+            Busy: there is no room for them.
+        """
+        if self._under_way and self._under_way + pictures > self._capacity:
+            raise Busy(f"{self._under_way} pictures are under way; more than {self._capacity} are not taken")
+        self._under_way += pictures
+
+    def release(self, pictures: int) -> None:
+        """They are done with."""
+        self._under_way -= pictures
+
+    async def result(self, picture: bytes | NDArray[np.uint8]) -> Result | BadPicture:
+        """Prepare and classify one picture, encoded or decoded."""
+        work = _Work(asyncio.get_running_loop().create_future())
+        self._preparing.submit(self._prepare, work, picture)
+        return await work.future
+
+    async def compute(self, call: Callable[[], _T]) -> _T:
+        """Do something in the computing thread, between batches."""
+        work = _Work(asyncio.get_running_loop().create_future(), call=call)
+        self._put(work)
+        return await work.future
+
+    async def prepared(self, data: bytes) -> Prepared:
+        """What the model sees of a picture; raises BadPicture."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._preparing, self._bundle.prepare, data, self._limits)
+
+    async def view(self, data: bytes) -> bytes:
+        """PNG of what the model sees; raises BadPicture."""
+        prepared = await self.prepared(data)
+        while isinstance(prepared, tuple):
+            prepared = prepared[0]
+        png = codec.Encoding("png")
+        return await asyncio.get_running_loop().run_in_executor(
+            self._preparing, lambda pixels: codec.encode(visible(pixels), png)[0], prepared
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that are ready for a batch."""
+        return len(self._waiting)
+
+    def stuck_s(self) -> float:
+        """For how long the computing thread has been at the same batch, in seconds; without end when it has died."""
+        if not self._thread.is_alive():
+            return float("inf")
+        since = self._busy_since
+        return 0.0 if since is None else perf_counter() - since
+
+    def close(self) -> None:
+        """End the threads; what has not begun is dropped."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _prepare(self, work: _Work, picture: bytes | NDArray[np.uint8]) -> None:
+        if work.future.cancelled():
+            return
+        began = perf_counter()
+        try:
+            if isinstance(picture, bytes):
+                header = codec.probe(picture, self._limits)
+                work.size = header.width, header.height
+                work.prepared = self._bundle.prepare(picture, self._limits)
+            else:
+                work.size = picture.shape[1], picture.shape[0]
+                work.prepared = self._bundle.prepare_pixels(picture)
+        except BadPicture as bad:
+            work.outcome = bad
+            _tell([work])
+        except Exception as error:  # handed to whoever waits for the picture
+            work.error = error
+            _tell([work])
+        else:
+            work.ready = perf_counter()
+            work.prepare_s = work.ready - began
+            self._put(work)
+
+    def _put(self, work: _Work) -> None:
+        with self._changed:
+            self._waiting.append(work)
+            self._changed.notify()
+
+    def _compute_for_ever(self) -> None:
+        while batch := self._next_batch():
+            self._busy_since = perf_counter()
+            try:
+                self._compute(batch)
+            except Exception as error:  # handed to whoever waits for the pictures
+                for work in batch:
+                    work.error = error
+            self._busy_since = None
+            _tell(batch)
+
+    def _next_batch(self) -> list[_Work]:
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._batch_wait_s and self._waiting and self._waiting[0].call is None:
+                    self._changed.wait_for(
+                        lambda: len(self._waiting) >= self._batch_size or self._closed, self._batch_wait_s
+                    )
+                if self._closed:
+                    return []
+                batch: list[_Work] = []
+                while self._waiting and len(batch) < self._batch_size:
+                    if self._waiting[0].call is not None and batch:
+                        break
+                    work = self._waiting.popleft()
+                    if not work.future.cancelled():
+                        batch.append(work)
+                        if work.call is not None:
+                            break
+                if batch:
+                    return batch
+
+    def _compute(self, batch: list[_Work]) -> None:
+        first = batch[0]
+        if first.call is not None:
+            first.outcome = first.call()
+            return
+        began = perf_counter()
+        rows = self._classify([work.prepared for work in batch if work.prepared is not None])
+        seconds = perf_counter() - began
+        for work, row in zip(batch, rows, strict=True):
+            work.outcome = Result(row, *work.size, work.prepare_s, began - work.ready, seconds)
+        if self._on_batch is not None:
+            self._on_batch(len(batch), seconds)
+
+
+def _tell(batch: Sequence[_Work]) -> None:
+    try:
+        batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch)
+    except RuntimeError:
+        pass  # the loop has ended, and nobody waits
+
+
+def _resolve(batch: Sequence[_Work]) -> None:
+    for work in batch:
+        if work.future.done():
+            continue
+        if work.error is not None:
+            work.future.set_exception(work.error)
+        else:
+            work.future.set_result(work.outcome)

@@ -1,0 +1,175 @@
+"""What `striate serve` was asked for, checked before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pydantic
+
+from library import storage
+from library.bundle_record import BundleRecord, checked_record
+from library.errors import UsageError
+from serve.deploy import GATEWAY, Scale
+from serve.keys import Keys
+from serve.settings import ServeSettings
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """A server that can be started.
+
+    Attributes:
+        models: URIs of bundles, by the name each is served under.
+        records: what the bundles say of themselves, by the same names.
+        settings: limits, keys, runtime.
+        scale: replicas and CPUs of each model.
+        host: address to listen on.
+        port: likewise.
+    """
+
+    models: Mapping[str, str]
+    records: Mapping[str, BundleRecord]
+    settings: ServeSettings
+    scale: Scale
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """Where a client on this machine asks."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def named_bundles(arguments: Sequence[str]) -> dict[str, str]:
+    """Bundles by name, from NAME=BUNDLE or a BUNDLE that is named as its folder.
+
+    Raises:
+        UsageError: for a name that no address can have, one that is there twice, or none at all.
+    """
+    if not arguments:
+        raise UsageError("nothing to serve: name at least one bundle, as in `striate serve out/lenet`")
+    named: dict[str, str] = {}
+    for argument in arguments:
+        given, equals, rest = argument.partition("=")
+        # An '=' further on belongs to the address: s3://bucket/run=3/lenet.
+        name, uri = (given, rest) if equals and "/" not in given else ("", argument)
+        uri = storage.normalize(uri)
+        name = name or PurePosixPath(uri).name
+        if not _NAME.fullmatch(name) or name == GATEWAY:
+            raise UsageError(
+                f"'{name}' cannot be a model's name: letters, digits, '.', '_' and '-', and not '{GATEWAY}'; "
+                "write NAME=BUNDLE"
+            )
+        if name in named:
+            raise UsageError(f"two bundles would be served as '{name}': {named[name]} and {uri}; write NAME=BUNDLE")
+        named[name] = uri
+    return named
+
+
+def read_replicas(text: str) -> tuple[int, int]:
+    """Fewest and most replicas, from `2` or `1-4`."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    at_least, at_most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= at_least <= at_most:
+        raise UsageError(f"--replicas '{text}': write a number from 1, or a range such as 1-4")
+    return at_least, at_most
+
+
+def share_of_cpus(wanted: float | None, replicas: int) -> float:
+    """CPUs of a replica: `wanted`, else this machine's shared between so many."""
+    if wanted is not None:
+        return wanted
+    cores = os.cpu_count() or 1
+    return float(max(1, cores // replicas)) if replicas <= cores else round(cores / replicas, 2)
+
+
+def make_settings(options: Mapping[str, Any], api_keys: str | None) -> ServeSettings:
+    """Settings from the command line's options and STRIATE_API_KEYS.
+
+    Raises:
+        UsageError: for values that make no sense, saying which.
+    """
+    lines = os.environ.get("STRIATE_API_KEYS", "")
+    told = {name: value for name, value in options.items() if value is not None}
+    if api_keys is not None:
+        told["keys_file"] = str(Path(api_keys).absolute())
+    if lines.strip():
+        told["keys"] = tuple(line.strip() for line in re.split(r"[,\n]", lines) if line.strip())
+    try:
+        return ServeSettings.model_validate(told)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{option}: {first['msg']}") from None
+
+
+def check_reach(host: str, settings: ServeSettings) -> None:
+    """Refuse to be reached from other machines without keys.
+
+    Raises:
+        UsageError: saying how to make keys; also for a wrong key file.
+    """
+    if settings.needs_key:
+        Keys(settings.keys or (), settings.keys_file)
+    elif not is_loopback(host):
+        raise UsageError(
+            f"--host {host} can be reached from other machines, and there are no API keys: anyone could use the models. "
+            "Make one with `striate keys NAME --file keys.txt` and serve with --api-keys keys.txt, or leave --host out"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or with 0 one that is free.
+
+    Raises:
+        UsageError: when something listens there, or there is no such address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As servers do: a connection of one before that still ends is no reason to refuse.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; see --host and --port") from None
+        return probe.getsockname()[1]
+
+
+def plan_serve(
+    arguments: Sequence[str], settings: ServeSettings, scale: Scale, *, host: str, port: int
+) -> ServePlan:
+    """Check what is to be served.
+
+    Args:
+        arguments: bundles, as on the command line.
+        settings: of all of them.
+        scale: of each.
+        host: address to listen on.
+        port: likewise; 0 takes a free one.
+
+    Raises:
+        UsageError: for a wrong name, bundle, key or address.
+        StriateError: for a bundle whose files do not belong together, saying which.
+    """
+    models = named_bundles(arguments)
+    check_reach(host, settings)
+    records = {name: checked_record(uri) for name, uri in models.items()}
+    return ServePlan(models, records, settings, scale, host, free_port(host, port))
