@@ -1,9 +1,8 @@
-"""`striate evaluate` and `striate predict`."""
+"""`striate evaluate`."""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,10 +12,9 @@ from rich.table import Table
 from jobs import output
 from jobs.options import Address, Json, Workers
 from library import storage
-from library.errors import BadPicture, UsageError
+from library.errors import UsageError
 
-if TYPE_CHECKING:  # they import torch, which only these commands wait for
-    from jobs.predict import Answer
+if TYPE_CHECKING:  # they are heavy, and only this command waits for them
     from library.comparison import Comparison
     from library.evaluation import Evaluation
     from library.report import Content
@@ -140,51 +138,3 @@ def _compared(comparison: Comparison) -> str:
         f"{comparison.only_second:,}; the second's top-1 is {comparison.difference * 100:+.2f} points "
         f"({low * 100:+.2f} to {high * 100:+.2f})\nMcNemar's test ({test}): p = {comparison.p_value:.3g}"
     )
-
-
-def predict_command(
-    bundle: Annotated[str, typer.Argument(help="Bundle: a folder or s3://.")],
-    files: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Picture files, here or s3://.")],
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes to rank.")] = 5,
-    json: Json = False,
-) -> None:
-    """Classify one picture or a few: ranked classes with their probabilities.
-
-    A picture that cannot be used gets its reason and stops no other; the exit code is then 1.
-
-        striate predict out/lenet seven.png
-
-        striate predict out/lenet *.png s3://bucket/more.jpg --top-k 3 --json
-    """
-    from jobs.predict import predict_files
-    from library.bundle import Bundle
-
-    loaded = Bundle.load(bundle)
-    failed, documents = False, list[dict[str, Any]]()
-    for answer in predict_files(loaded, files, top_k=top_k):
-        failed |= isinstance(answer.result, BadPicture)
-        documents.append(_document(answer))
-        if not json:
-            _print_answer(answer)
-    if json:
-        output.emit_json({"bundle": bundle, "bundle_id": loaded.id, "predictions": documents})
-    else:
-        print(f"bundle {loaded.id}")
-    if failed:
-        raise typer.Exit(1)
-
-
-def _document(answer: Answer) -> dict[str, Any]:
-    if isinstance(answer.result, BadPicture):
-        return {"file": answer.file, "error": {"reason": answer.result.reason, "detail": answer.result.detail}}
-    classes = [{"class": name, "probability": probability} for name, probability in answer.result.classes]
-    return {"file": answer.file, "classes": classes}
-
-
-def _print_answer(answer: Answer) -> None:
-    if isinstance(answer.result, BadPicture):
-        print(f"{answer.file}: {answer.result}", file=sys.stderr)
-        return
-    print(answer.file)
-    for name, probability in answer.result.classes:
-        print(f"  {probability:7.2%}  {name}")

@@ -1,4 +1,4 @@
-"""Ranked classes for one or a few pictures, here and without Ray: `striate predict`."""
+"""Ranked classes for one or a few pictures, here and without Ray: `striate predict BUNDLE PICTURE...`."""
 
 from __future__ import annotations
 
@@ -44,9 +44,6 @@ def predict_files(bundle: Bundle, files: Sequence[str], *, top_k: int = 5) -> It
 
 def _read(file: str) -> bytes | BadPicture:
     try:
-        uri = storage.normalize(file)
-        if not storage.is_s3(uri) and storage.is_folder(uri):
-            return BadPicture("is_a_folder", f"{file} is a folder; name the pictures in it")
-        return storage.read_bytes(uri, max_bytes=codec.DEFAULT_LIMITS.max_bytes)
+        return storage.read_bytes(storage.normalize(file), max_bytes=codec.DEFAULT_LIMITS.max_bytes)
     except StriateError as error:
         return BadPicture("cannot_read", str(error))

@@ -181,5 +181,5 @@ def _identity(job: Job) -> dict[str, Any]:
 
 def _described(job: Job) -> str:
     options = [f"{name}={value}" for name, value in job.options.items() if value is not None]
-    steps = f" --steps '{job.pipeline}' --encode {job.encode}" if job.kind != "ingest" else ""
+    steps = f" --steps '{job.pipeline}' --encode {job.encode}" if job.kind in ("filter", "augment") else ""
     return f"{job.kind} {job.source}{steps}" + (f" ({', '.join(options)})" if options else "")

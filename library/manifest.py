@@ -113,16 +113,16 @@ class Job(_Model):
     """What made a dataset, and out of what.
 
     Attributes:
-        kind: ingest, filter or augment.
+        kind: ingest, filter, augment or predict.
         source: URI it was made from.
         source_digest: of the source's manifest; None where the source is no dataset of ours.
-        pipeline: canonical text of the steps; empty for ingest.
+        pipeline: canonical text of the steps; empty for ingest and predict.
         pipeline_digest: SHA-256 of that text.
         encode: how changed pictures were stored.
         options: everything else that decides the output.
     """
 
-    kind: Literal["ingest", "filter", "augment"]
+    kind: Literal["ingest", "filter", "augment", "predict"]
     source: str
     source_digest: str | None = None
     pipeline: str = ""
