@@ -225,6 +225,13 @@ class _Single:
         return self.with_features(pictures)[1]
 
     def with_features(self, pictures: Sequence[Pixels]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        dtypes = [picture.dtype for picture in pictures]
+        if len(set(dtypes)) > 1:
+            # Each by itself: together they would be scaled to float before the network, which gives other bits.
+            rows = [[row for row, one in enumerate(dtypes) if one == dtype] for dtype in set(dtypes)]
+            parts = [self.with_features([pictures[row] for row in some]) for some in rows]
+            back = np.argsort(np.concatenate(rows))
+            return np.concatenate([one for one, _ in parts])[back], np.concatenate([one for _, one in parts])[back]
         if self._block is None:
             return self._computed(stack(pictures))
         features = [np.zeros((0, self.model.num_features), np.float32)]
@@ -233,8 +240,8 @@ class _Single:
             block = list(pictures[first : first + self._block])
             real = len(block)
             block += [np.zeros_like(block[0])] * (self._block - real)
-            for parts, made in zip((features, logits), self._computed(stack(block)), strict=True):
-                parts.append(made[:real])
+            for made, part in zip((features, logits), self._computed(stack(block)), strict=True):
+                made.append(part[:real])
         return np.concatenate(features), np.concatenate(logits)
 
     def _computed(self, pictures: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -155,3 +155,12 @@ def test_features_come_with_the_same_probabilities_and_an_ensemble_has_none() ->
     assert np.array_equal(alone, features)
     with pytest.raises(UsageError, match=r"an ensemble has no features of its own"):
         ensemble([made, bundle(1)]).features([(picture, picture) for picture in pictures])
+
+
+def test_pictures_of_several_dtypes_in_one_batch_get_the_bits_they_get_alone() -> None:
+    made = bundle(0)
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(0, 256, (28, 28, 1), np.uint8) for _ in range(5)]
+    pictures[1:1] = [rng.integers(0, 65536, (28, 28, 1), np.uint16), rng.random((28, 28, 1), np.float32)]
+    alone = np.concatenate([made.probabilities([picture]) for picture in pictures])
+    assert np.array_equal(made.probabilities(pictures), alone)
