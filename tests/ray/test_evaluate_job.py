@@ -1,4 +1,4 @@
-"""Evaluation and prediction with real bundles on a real local Ray."""
+"""Evaluation with real bundles on a real local Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from jobs import board
 from jobs.cli import run
@@ -19,32 +18,13 @@ from jobs.evaluate_worker import JudgeJob, JudgeWorker
 from jobs.ingest import ingest, plan_ingest
 from library import storage
 from library.bundle import Bundle
-from library.bundle_record import BundleRecord
 from library.errors import UsageError
-from library.models import create
 from library.report import Content, summary
 from library.robustness import CORRUPTIONS
+from tests.bundles import make_bundle
 from tests.datasets import rows
 
-CLASSES = ("china", "flower", "hopper")
 Striate = Callable[..., Any]
-
-
-def make_bundle(folder: Path, seed: int, classes: tuple[str, ...] = CLASSES, steps: str = "") -> str:
-    """A classifier with random weights."""
-    torch.manual_seed(seed)
-    record = BundleRecord(
-        model="lenet5(in_chans=3)",
-        classes=classes,
-        steps=steps,
-        fit='resize([28, 28], mode="exact")',
-        input_size=(28, 28),
-        channels=3,
-        provenance={"recipe": "made by a test"},
-    )
-    model = create(record.model, num_classes=len(classes))
-    Bundle.of_model(record, model, "cpu").save(str(folder))
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -208,29 +188,3 @@ def test_a_shard_that_has_killed_its_workers_is_named_instead_of_tried_for_ever(
         board.begin("kills", shard)
     row = JudgeWorker(JudgeJob((first,), "kills", "cpu", 1)).run(shard)
     assert f"shard {shard}: its worker died 4 times" in row["error"]
-
-
-def test_predict_ranks_the_classes_of_each_picture_and_a_bad_one_stops_no_other(
-    striate: Striate, first: str, photo_folder: Path, bucket: str, tmp_path: Path
-) -> None:
-    good, bad = photo_folder / "china" / "china-000.jpg", photo_folder / "flower" / "damaged-text.jpg"
-    remote = f"{bucket}/one.jpg"
-    storage.write_bytes(remote, good.read_bytes())
-    code, out, _ = striate("predict", first, good, bad, tmp_path / "none.png", tmp_path, remote, "--json")
-    document = json.loads(out)
-    assert (code, document["bundle_id"]) == (1, Bundle.load(first, "cpu").id)
-    a, b, c, d, e = document["predictions"]
-    wanted = Bundle.load(first, "cpu").predict(good.read_bytes())
-    assert [(one["class"], pytest.approx(one["probability"], rel=1e-5)) for one in a["classes"]] == list(wanted.classes)
-    assert (a["file"], e["file"], e["classes"]) == (str(good), remote, a["classes"])
-    assert [one["error"]["reason"] for one in (b, c, d)] == ["not_an_image", "cannot_read", "is_a_folder"]
-    code, out, err = striate("predict", first, good, "--top-k", 1)
-    assert (code, err) == (0, "")
-    assert out.splitlines() == [
-        str(good),
-        f"  {wanted.classes[0][1]:7.2%}  {wanted.best}",
-        f"bundle {wanted.bundle_id}",
-    ]
-    code, out, err = striate("predict", first, bad)
-    assert code == 1
-    assert f"{bad}: not_an_image" in err

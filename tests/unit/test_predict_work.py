@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from picture_examples import encoded, ingest, npy_array, scene, table, write_files
 
 from jobs.predict_dataset import plan_predict
 from library import codec
 from library.bundle import Bundle, ensemble
-from library.bundle_record import BundleRecord
 from library.destination import claim, finish
 from library.errors import StriateError, UsageError
 from library.manifest import Manifest, ShardReport, Tally, load_manifest
-from library.models import create
 from library.predict_work import PredictJob
 from library.shard_work import FilterJob, ShardTask
 from library.shards import ShardWriter
+from tests.bundles import make_bundle
 
 FILES = {
     "cat/a.jpg": encoded("jpeg", 40, 50),
@@ -35,24 +33,14 @@ FILES = {
 }
 
 
-def make_bundle(folder: Path, seed: int = 0, **fields: Any) -> str:
-    """A classifier with random weights that drops pictures of less than 10 pixels."""
-    torch.manual_seed(seed)
-    record = BundleRecord(
-        model="lenet5(in_chans=3)",
-        classes=("cat", "dog", "eel"),
-        steps="min_size(10) | rgb",
-        fit='resize([28, 28], mode="exact")',
-        input_size=(28, 28),
-        channels=3,
-    ).model_copy(update=fields)
-    Bundle.of_model(record, create(record.model, num_classes=len(record.classes)), "cpu").save(str(folder))
-    return str(folder)
+def classifier(folder: Path, seed: int = 0) -> str:
+    """It drops pictures of less than 10 pixels."""
+    return make_bundle(folder, seed, ("cat", "dog", "eel"), "min_size(10) | rgb")
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_bundle(tmp_path_factory.mktemp("bundles") / "one")
+    return classifier(tmp_path_factory.mktemp("bundles") / "one")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +158,7 @@ def test_a_shard_of_which_nothing_is_kept_has_the_columns_all_the_same(bundle: s
 def test_a_better_bundle_takes_the_place_of_an_earlier_ones_predictions(
     bundle: str, source: str, tmp_path: Path
 ) -> None:
-    better = make_bundle(tmp_path / "better", seed=5)
+    better = classifier(tmp_path / "better", seed=5)
     predicted(bundle, source, tmp_path / "first", features=True)
     made = predicted(better, str(tmp_path / "first"), tmp_path / "second")
     predicted(better, source, tmp_path / "direct")
@@ -215,7 +203,7 @@ def test_only_the_first_pictures_are_asked_about_with_a_limit(bundle: str, sourc
 
 
 def test_an_ensemble_predicts_but_has_no_features(bundle: str, source: str, tmp_path: Path) -> None:
-    other = make_bundle(tmp_path / "other", seed=1)
+    other = classifier(tmp_path / "other", seed=1)
     both = str(tmp_path / "both")
     ensemble([Bundle.load(bundle, "cpu"), Bundle.load(other, "cpu")]).save(both)
     predicted(both, source, tmp_path / "made")
@@ -227,9 +215,9 @@ def test_an_ensemble_predicts_but_has_no_features(bundle: str, source: str, tmp_
 
 
 def test_a_bundle_that_is_replaced_meanwhile_fails_the_job_and_says_so(source: str, tmp_path: Path) -> None:
-    uri = make_bundle(tmp_path / "bundle")
+    uri = classifier(tmp_path / "bundle")
     plan = plan_predict(uri, source, str(tmp_path / "out"))
-    make_bundle(tmp_path / "bundle", seed=9)
+    classifier(tmp_path / "bundle", seed=9)
     with pytest.raises(StriateError, match=r"bundle was replaced while this job ran: it is bundle [0-9a-f]{12} now"):
         plan.work.run(plan.tasks[0], lambda _: None)
     assert not list((tmp_path / "out").glob("_reports/*"))
