@@ -1,0 +1,146 @@
+// The server's side of the page: requests, its refusals, and the key, which lives in this module and nowhere else.
+
+/** The server answered, and said no; `problem` is its problem+json (RFC 9457). */
+export class Refusal extends Error {
+  constructor(problem, status, retryAfterS = null) {
+    super(problem.detail || problem.title);
+    this.problem = problem;
+    this.status = status;
+    this.retryAfterS = retryAfterS;
+  }
+
+  /** Whether the same request may succeed a little later. */
+  get busy() {
+    return this.status === 429 || this.status === 503;
+  }
+}
+
+/** Nobody answers at this address. */
+export class Offline extends Error {}
+
+/** The server asks for a key, and none was given. */
+export class NoKey extends Error {}
+
+const DEFAULT_WAIT_S = 2;
+const LONGEST_WAIT_S = 60;
+
+let key = null;
+let asked = null;
+let askForKey = async () => null;
+
+/** @param {(wrong: boolean) => Promise<string|null>} ask shows a form; null: none was given. */
+export function onKeyNeeded(ask) {
+  askForKey = ask;
+}
+
+export const hasKey = () => key !== null;
+
+export function forgetKey() {
+  key = null;
+}
+
+export const listModels = async () => (await request("models")).json().then((body) => body.models);
+
+export const listSteps = async () => (await request("steps")).json();
+
+/** The canonical text of a pipeline; a Refusal with `offset` and `length` where it is wrong. */
+export const checkSteps = async (text, signal) =>
+  (await request(`pipeline?steps=${encodeURIComponent(text)}`, { signal })).json();
+
+/** One picture through one model: `{bundle_id, timing, ...predictions[0]}`. */
+export async function predict(model, file, { topK, explain }) {
+  const path = `models/${encodeURIComponent(model)}/predict?top_k=${topK}${explain ? "&explain=true" : ""}`;
+  const answer = await (await request(path, post(file))).json();
+  return { bundleId: answer.bundle_id, timing: answer.timing, ...answer.predictions[0] };
+}
+
+/** What a model sees of a picture, as a PNG. */
+export const modelView = async (model, file, signal) =>
+  (await patiently(() => request(`models/${encodeURIComponent(model)}/view`, { ...post(file), signal }), signal)).blob();
+
+/** A picture after steps, as a PNG. */
+export const preview = async (steps, file, signal) =>
+  (await patiently(() => request(`preview?steps=${encodeURIComponent(steps)}`, { ...post(file), signal }), signal)).blob();
+
+/** Whether anybody answers. */
+export async function alive() {
+  try {
+    return (await fetch("healthz", { cache: "no-store", credentials: "omit" })).ok;
+  } catch {
+    return false;
+  }
+}
+
+function post(file) {
+  return { method: "POST", body: file, headers: { "Content-Type": file.type.startsWith("image/") ? file.type : "application/octet-stream" } };
+}
+
+async function request(path, options = {}) {
+  for (;;) {
+    const used = key;
+    const headers = { ...options.headers, ...(used ? { Authorization: `Bearer ${used}` } : {}) };
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw await whyNoAnswer(options.body);
+    }
+    if (response.status === 401) {
+      if (key === used) await newKey(used !== null);
+      continue;
+    }
+    if (response.ok) return response;
+    throw await refusal(response);
+  }
+}
+
+// A server that refuses a large upload may close the connection before the browser has read why.
+async function whyNoAnswer(body) {
+  if (!body || !(await alive())) return new Offline();
+  return new Refusal(
+    {
+      title: "The upload was broken off",
+      detail: "The server closed the connection before it had the whole file, or the file can no longer be read.",
+      how: "A smaller file may be taken; choose it again if it has changed on disk.",
+    },
+    0,
+  );
+}
+
+async function refusal(response) {
+  let problem = null;
+  try {
+    problem = await response.json();
+  } catch {
+    // A proxy in between answers in its own words.
+  }
+  if (problem === null || typeof problem !== "object" || !problem.title) {
+    problem = { title: `The server answers ${response.status} ${response.statusText}`.trim() };
+  }
+  const after = Number(response.headers.get("Retry-After") ?? NaN);
+  return new Refusal(problem, response.status, Number.isFinite(after) ? Math.min(Math.max(after, 0), LONGEST_WAIT_S) : DEFAULT_WAIT_S);
+}
+
+// However many requests are refused at once, the form is shown once.
+async function newKey(wrong) {
+  asked ??= askForKey(wrong).finally(() => {
+    asked = null;
+  });
+  const given = await asked;
+  if (given === null) throw new NoKey();
+  key = given;
+}
+
+// For pictures beside the answer: they wait their turn without a word.
+async function patiently(ask, signal, tries = 8) {
+  for (let left = tries; ; left -= 1) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!(error instanceof Refusal) || !error.busy || left <= 1) throw error;
+      await new Promise((resolve) => setTimeout(resolve, Math.max(error.retryAfterS, 0.2) * 1000));
+      signal?.throwIfAborted();
+    }
+  }
+}

@@ -1,0 +1,249 @@
+// The page: what is chosen, and what is shown of it.
+
+import { NoKey, Offline, Refusal, listModels } from "./api.js";
+import { Asking } from "./asking.js";
+import { byId, counted, el, percent, say } from "./dom.js";
+import { askForKeys } from "./key.js";
+import { origin } from "./origin.js";
+import { Picture, PictureList, fileFacts, takePictures } from "./pictures.js";
+import { Panel, agreement } from "./results.js";
+import { StepsBox } from "./steps.js";
+
+const TOP = [3, 5, 10, 25];
+const STARTING_MS = 3000;
+
+const state = { models: [], pictures: [], selected: null };
+let panels = [];
+let fetching = null;
+
+const first = byId("first");
+const second = byId("second");
+const top = byId("top");
+const explain = byId("explain");
+
+const asking = new Asking(
+  (picture, model) => {
+    if (!state.pictures.includes(picture)) return;
+    list.update(picture, picture === state.selected, entriesOf(picture));
+    if (picture !== state.selected) return;
+    drawPanels();
+    announce(picture, model);
+  },
+  (offline) => {
+    drawConnection(offline);
+    if (!offline) {
+      start();
+      steps.again();
+    }
+  },
+);
+const steps = new StepsBox(() => asking.lost());
+const list = new PictureList({ choose: select, remove, clear: () => state.pictures.slice().forEach(remove) });
+
+const model = (name) => state.models.find((one) => one.name === name);
+const chosen = () => [first.value, second.value].map(model).filter(Boolean);
+const topK = () => Number(top.value);
+const entriesOf = (picture) => chosen().map(({ name }) => ({ model: name, entry: asking.entry(picture, name) }));
+
+function add(files) {
+  const added = files.map((file) => new Picture(file));
+  if (added.length === 0) return;
+  state.pictures.push(...added);
+  say(`${counted(added.length, "picture")} added`);
+  select(added[0]);
+}
+
+function remove(picture) {
+  const at = state.pictures.indexOf(picture);
+  state.pictures.splice(at, 1);
+  asking.forget(picture);
+  picture.close();
+  const next = state.pictures[Math.min(at, state.pictures.length - 1)] ?? null;
+  select(state.selected === picture ? next : state.selected);
+  if (next !== null) list.focus(next);
+  else byId("files").focus();
+}
+
+function select(picture) {
+  state.selected = picture;
+  document.body.classList.toggle("empty", picture === null);
+  list.draw(state.pictures, picture, entriesOf);
+  byId("result").hidden = picture === null;
+  steps.show(picture);
+  makePanels();
+  ask();
+}
+
+// The chosen picture first, as it is being looked at; Grad-CAM only for that one, as it costs a second pass.
+function ask() {
+  const order = state.selected === null ? [] : [state.selected, ...state.pictures.filter((one) => one !== state.selected)];
+  asking.want(
+    order.flatMap((picture) =>
+      chosen().map(({ name, explain: can }) => ({
+        picture,
+        model: name,
+        topK: topK(),
+        explain: can && explain.checked && picture === state.selected,
+      })),
+    ),
+  );
+}
+
+function makePanels() {
+  for (const panel of panels) panel.close();
+  const picture = state.selected;
+  panels =
+    picture === null
+      ? []
+      : chosen().map((one, number) => {
+          const again = () => asking.again(picture, one.name);
+          return new Panel(picture, one, number, { again, busyUntil: () => asking.busyUntil(one.name) });
+        });
+  byId("panels").replaceChildren(...panels.map((panel) => panel.element));
+  byId("panels").classList.toggle("two", panels.length > 1);
+  byId("result-title").textContent = picture?.name ?? "";
+  byId("result-facts").textContent = "";
+  drawPanels();
+}
+
+function drawPanels() {
+  if (state.selected === null) return;
+  const entries = entriesOf(state.selected);
+  panels.forEach((panel, number) => panel.draw(entries[number].entry, { explain: explain.checked, topK: topK() }));
+  const size = entries.map(({ entry }) => entry.answer).find((answer) => answer?.width);
+  byId("result-facts").textContent = [size ? `${size.width} × ${size.height}` : null, fileFacts(state.selected.file)].filter(Boolean).join(", ");
+  const agree = agreement(entries);
+  byId("agree").hidden = agree === "";
+  byId("agree").textContent = agree;
+}
+
+function announce(picture, name) {
+  const entry = asking.entry(picture, name);
+  if (entry.state === "done") {
+    const best = entry.answer.classes[0];
+    say(`${picture.name}, ${name}: ${best.class}, ${percent(best.probability)}`);
+  } else if (entry.state === "failed") say(`${picture.name}, ${name}: ${entry.problem.detail ?? entry.problem.title}`);
+  else if (entry.state === "busy") say(`${name} is busy; asked again soon`);
+}
+
+function drawConnection(offline) {
+  const notice = byId("notice");
+  notice.hidden = !offline;
+  notice.textContent = offline ? "The server does not answer. This page asks again every 2 seconds and goes on by itself." : "";
+  if (offline) drawServer("offline", "offline");
+}
+
+function drawServer(kind, text) {
+  byId("server").className = `server ${kind}`;
+  byId("server").textContent = text;
+}
+
+function drawModels() {
+  const names = state.models.map(({ name }) => name);
+  const option = (name) => el("option", { value: name }, name);
+  const keep = [first.value, second.value];
+  first.replaceChildren(...names.map(option));
+  second.replaceChildren(el("option", { value: "" }, "none"), ...names.map(option));
+  first.disabled = names.length === 0;
+  second.closest("label").hidden = names.length < 2;
+  if (names.includes(keep[0])) first.value = keep[0];
+  if (names.includes(keep[1])) second.value = keep[1];
+  drawChoice();
+}
+
+// What follows from the choice of models: how many classes there are to show, whether there is Grad-CAM, and where they came from.
+function drawChoice() {
+  const models = chosen();
+  for (const option of second.options) option.disabled = option.value !== "" && option.value === first.value;
+  const most = Math.max(1, ...models.map(({ classes }) => classes.length));
+  const keep = top.value || "5";
+  top.replaceChildren(...TOP.filter((number) => number < most).map((number) => el("option", { value: number }, String(number))), el("option", { value: most }, `all ${most}`));
+  top.value = [...top.options].some(({ value }) => value === keep) ? keep : String(most);
+  const can = models.some((one) => one.explain);
+  explain.disabled = !can;
+  byId("strength").closest("label").hidden = !(can && explain.checked);
+  const [one] = models;
+  byId("knows").textContent = one === undefined ? "" : knows(one);
+  byId("origins").replaceChildren(...models.map((each, number) => origin(each, number, { alone: models.length === 1, tryOut })));
+  byId("origins").classList.toggle("two", models.length > 1);
+}
+
+function knows({ name, classes }) {
+  const some = classes.slice(0, 8).join(", ");
+  return `${name} knows ${counted(classes.length, "class", "classes")}: ${some}${classes.length > 8 ? ", …" : "."}`;
+}
+
+function tryOut(pipeline) {
+  steps.write(pipeline);
+  byId("steps").focus();
+}
+
+// What is under way for this is waited for by all who ask.
+function start() {
+  fetching ??= load().finally(() => {
+    fetching = null;
+  });
+  return fetching;
+}
+
+async function load() {
+  let all;
+  try {
+    all = await listModels();
+    await steps.start();
+  } catch (error) {
+    return notLoaded(error);
+  }
+  // One that is starting may not have said yet what it is.
+  const known = all.filter(({ classes }) => classes !== undefined);
+  const ready = all.filter((one) => one.ready).length;
+  if (ready < all.length || ready === 0) setTimeout(start, STARTING_MS);
+  if (all.length === 0) drawServer("waiting", "no model is served here");
+  else if (ready < all.length) drawServer("waiting", `${ready} of ${counted(all.length, "model")} ready`);
+  else drawServer("ready", `${counted(ready, "model")} ready`);
+  asking.unlock();
+  if (JSON.stringify(known) === JSON.stringify(state.models)) return;
+  state.models = known;
+  drawModels();
+  select(state.selected);
+}
+
+function notLoaded(error) {
+  if (error instanceof Offline) asking.lost();
+  else if (error instanceof NoKey) drawServer("waiting", "needs a key");
+  else if (error instanceof Refusal) {
+    drawServer("waiting", error.busy ? "starting" : error.message);
+    setTimeout(start, Math.max(error.retryAfterS ?? 5, 1) * 1000);
+  } else throw error;
+}
+
+function choiceChanged() {
+  drawChoice();
+  select(state.selected);
+}
+
+first.addEventListener("change", () => {
+  if (second.value === first.value) second.value = "";
+  choiceChanged();
+});
+second.addEventListener("change", choiceChanged);
+top.addEventListener("change", () => {
+  drawPanels();
+  ask();
+});
+explain.addEventListener("change", () => {
+  drawChoice();
+  drawPanels();
+  ask();
+});
+byId("strength").addEventListener("input", (event) => byId("panels").style.setProperty("--heat", event.target.value / 100));
+byId("settings").addEventListener("submit", (event) => event.preventDefault());
+
+takePictures(add);
+askForKeys(() => {
+  asking.unlock();
+  start();
+  steps.again();
+});
+select(null);
+start();
