@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,22 +110,16 @@ def _pictures(bundle: str, paths: Sequence[str], top_k: int, *, as_json: bool) -
     from jobs.prediction_paths import picture_files
 
     # Before PyTorch is imported: a wrong path is told at once.
-    below = {path: picture_files(path) for path in dict.fromkeys(paths)}
-    files = [file for path in paths for file in below[path]]
-    from jobs.predict import Answer, predict_files
+    files = [file for path in paths for file in picture_files(path)]
+    from jobs.predict import predict_files
     from library.bundle import Bundle
 
     loaded = Bundle.load(bundle)
-    nothing = BadPicture("no_pictures", "the folder holds no file with a picture's name")
-    answers = itertools.chain(
-        (Answer(path, nothing) for path, found in below.items() if not found),
-        predict_files(loaded, files, top_k=top_k),
-    )
     widths = (min(_widest([*files, "file"]), _WIDEST_FILE), _widest([*loaded.classes, "class"]))
     failed, documents = False, list[Mapping[str, Any]]()
-    if files and not as_json:
+    if not as_json:
         print(_line(("file", "class"), widths, "probability  next"))
-    for answer in answers:
+    for answer in predict_files(loaded, files, top_k=top_k):
         failed |= isinstance(answer.result, BadPicture)
         documents.append(_document(answer))
         if not as_json:

@@ -44,6 +44,9 @@ def predict_files(bundle: Bundle, files: Sequence[str], *, top_k: int = 5) -> It
 
 def _read(file: str) -> bytes | BadPicture:
     try:
-        return storage.read_bytes(storage.normalize(file), max_bytes=codec.DEFAULT_LIMITS.max_bytes)
+        uri = storage.normalize(file)
+        if not storage.is_s3(uri) and storage.is_folder(uri):
+            return BadPicture("no_pictures", "the folder holds no file with a picture's name")
+        return storage.read_bytes(uri, max_bytes=codec.DEFAULT_LIMITS.max_bytes)
     except StriateError as error:
         return BadPicture("cannot_read", str(error))

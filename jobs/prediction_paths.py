@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from library import storage
 from library.errors import UsageError
-from library.manifest import MANIFEST, manifest_uri, splits_below
+from library.manifest import MANIFEST, manifest_uri
 from library.sources.entries import is_picture_name
 from library.sources.folder import scan
 
@@ -32,6 +32,8 @@ def is_dataset_and_destination(bundle: str, paths: Sequence[str]) -> bool:
 def picture_files(path: str) -> list[str]:
     """A file itself; of a folder the files below it that are pictures by their names, hidden ones passed over.
 
+    A folder that holds none is given back as it is, to be told as one that cannot be read.
+
     Raises:
         UsageError: when it holds datasets.
     """
@@ -39,13 +41,12 @@ def picture_files(path: str) -> list[str]:
     # In S3 every name may be a prefix: asking for each picture is a request each.
     if is_picture_name(path) or not storage.is_folder(uri):
         return [path]
-    splits = splits_below(uri)
-    if splits:
-        raise UsageError(f"{path} holds one dataset a split; name one of them, and DEST: {' or '.join(splits)}")
     found = scan(uri).path
-    if any(name.rpartition("/")[2] == MANIFEST for name in found):
-        raise UsageError(f"{path} holds datasets and is no folder of pictures; name one of them, and DEST")
-    return [storage.join(path, name) for name in found if is_picture_name(name)]
+    datasets = [name.rpartition("/")[0] for name in found if name.rpartition("/")[2] == MANIFEST]
+    if datasets:
+        named = " or ".join(storage.join(path, name) for name in datasets[:3])
+        raise UsageError(f"{path} holds datasets and is no folder of pictures; name one of them, and DEST: {named}")
+    return [storage.join(path, name) for name in found if is_picture_name(name)] or [path]
 
 
 def _is_dataset(path: str) -> bool:
