@@ -97,12 +97,11 @@ def connect(
             return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address not in (None, "local", "auto"):
+    address = named_cluster(address)
+    if address is not None and address != "auto":
         _check_answers(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address in (None, "local"):
-        address = None
+    if address is None:
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ.update(environment or {})
@@ -117,7 +116,7 @@ def connect(
     try:
         with _without_ray_notes():
             ray.init(address=address or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # Ray raises a bare one where the machine is too busy to start it
         if address is None:
             raise StriateError(f"cannot start Ray on this machine: {error}") from error
         raise StriateError(f"cannot connect to Ray at {address}: {error}; see --address and RAY_ADDRESS") from error
@@ -125,6 +124,12 @@ def connect(
         yield _session(address)
     finally:
         ray.shutdown()
+
+
+def named_cluster(address: str | None) -> str | None:
+    """The cluster that `connect` would connect to; None where it would start a Ray here."""
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    return None if address == "local" else address
 
 
 def _check_answers(address: str) -> None:

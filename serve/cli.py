@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_lines
-import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +12,16 @@ from serve.cli_keys import keys_command
 
 if TYPE_CHECKING:
     from serve.plan import ServePlan
+    from serve.running import Server
 
 __all__ = ["keys_command", "serve_command"]
 
+#: Go with --config; everything else is in the file.
+_BESIDE_CONFIG = {"config", "host", "port", "address", "json"}
+
 
 def serve_command(
+    context: typer.Context,
     bundles: Annotated[
         list[str] | None,
         typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles to serve, each under its folder's name or as NAME."),
@@ -29,21 +33,32 @@ def serve_command(
         float | None, typer.Option(min=0.01, help="Threads of a replica.", show_default="this machine's, shared")
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each replica.")] = False,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in a batch, at most.")] = None,
-    batch_wait_ms: Annotated[
-        float | None, typer.Option(min=0, help="How long an idle model waits for a batch to fill.")
+    runtime: Annotated[
+        str, typer.Option(help="auto (the fastest that gives the same answers), eager, compile or onnx.")
+    ] = "auto",
+    tune: Annotated[bool, typer.Option("--tune", help="Take 20 s at start to find the best batch size.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures in a batch, at most.", show_default="found by a short probe")
     ] = None,
+    batch_wait_ms: Annotated[float, typer.Option(min=0, help="How long an idle model waits for more pictures.")] = 0.0,
     max_queued: Annotated[
         int, typer.Option(min=1, help="Pictures under way at once in a replica; more are refused with 503.")
     ] = 128,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes in an answer.", show_default="5")] = None,
-    api_keys: Annotated[str | None, typer.Option(help="File of keys, made by `striate keys`.")] = None,
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Compare what is asked with what was trained on: GET /models/NAME/drift.")
+    ] = False,
+    api_keys: Annotated[str | None, typer.Option(help="File of keys (`striate keys`); or STRIATE_API_KEYS.")] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Origin whose web pages may ask; may be given several times.")
     ] = None,
     max_body_mb: Annotated[float | None, typer.Option(help="Largest request.", show_default="32")] = None,
     timeout_s: Annotated[
         float | None, typer.Option(help="Longest time for an answer; 504 after it.", show_default="30")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Serve what this config file of Serve says.")] = None,
+    write_config: Annotated[
+        str | None, typer.Option(help="Write that file instead of serving; for `serve deploy` and KubeRay.")
     ] = None,
     address: Annotated[
         str | None,
@@ -53,48 +68,74 @@ def serve_command(
 ) -> None:
     """Answer with finished classifiers over HTTP: a page, an API and its documentation.
 
-        striate serve out/lenet out/catsdogs
+    striate serve out/lenet out/catsdogs
 
-        striate serve pets=s3://models/catsdogs --host 0.0.0.0 --api-keys keys.txt --replicas 1-4
+    striate serve pets=s3://models/catsdogs --host 0.0.0.0 --api-keys keys.txt --replicas 1-4
     """
-    from serve.plan import Scale, make_settings, plan_serve, read_replicas, share_of_cpus
+    from library.errors import UsageError
+    from serve import config_file
+    from serve.deploy import Scale, applications
+    from serve.plan import check_reach, make_settings, named_bundles, plan_serve, read_replicas, share_of_cpus
     from serve.running import running, wait_for_signal
 
-    settings = make_settings(
-        {
-            "batch_size": batch_size,
-            "batch_wait_ms": batch_wait_ms,
-            "top_k": top_k,
-            "cors_origins": cors_origin or None,
-            "max_body_mb": max_body_mb,
-            "timeout_s": timeout_s,
-            "device": "cuda" if gpu else None,
-        },
-        api_keys,
-    )
-    fewest_most = read_replicas(replicas)
-    cpus = share_of_cpus(cpus_per_replica, fewest_most[0] * max(1, len(bundles or ())))
-    scale = Scale(fewest_most, cpus, 1.0 if gpu else 0.0, max_queued)
-    plan = plan_serve(bundles or (), settings, scale, host=host, port=port)
-    # As Ctrl-C, also while the models load.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if config is not None:
+        beside = [name for name in _given(context) if name not in _BESIDE_CONFIG]
+        if beside:
+            raise UsageError(f"--config says what is served: leave out {', '.join(beside)}, or edit {config}")
+        made = config_file.read_config(config)["applications"]
+    else:
+        if tune and batch_size is not None:
+            raise UsageError("--tune finds the batch size: leave --batch-size out")
+        settings = make_settings(
+            {
+                "runtime": runtime,
+                "tune": tune,
+                "batch_size": batch_size,
+                "batch_wait_ms": batch_wait_ms,
+                "top_k": top_k,
+                "drift": drift,
+                "cors_origins": cors_origin or None,
+                "max_body_mb": max_body_mb,
+                "timeout_s": timeout_s,
+                "device": "cuda" if gpu else None,
+            },
+            api_keys,
+        )
+        models, fewest_most = named_bundles(bundles or ()), read_replicas(replicas)
+        cpus = share_of_cpus(cpus_per_replica, fewest_most[0] * len(models))
+        made = applications(models, settings, Scale(fewest_most, cpus, 1.0 if gpu else 0.0, max_queued))
+        if write_config is not None:
+            # Where it will run is not here: bundles, key file and port are checked there.
+            check_reach(host, settings, here=False)
+            config_file.write_config(write_config, config_file.config_of(made, host, port))
+            print(json_lines.dumps({"config": write_config}) if json else f"serve deploy {write_config}")
+            return
+    plan = plan_serve(made, host=host, port=port)
+    out = sys.stdout
     try:
-        with running(plan, address):
-            _tell(plan, json)
-            wait_for_signal()
+        with running(plan, address) as server:
+            print(_told(plan, server, json), file=out, flush=True)
+            if not server.stays:
+                wait_for_signal()
     except KeyboardInterrupt:
         pass
 
 
-def _tell(plan: ServePlan, as_json: bool) -> None:
+def _given(context: typer.Context) -> list[str]:
+    """Options that the command line has."""
+    return [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]  # pyright: ignore
+
+
+def _told(plan: ServePlan, server: Server, as_json: bool) -> str:
     if as_json:
         models: list[dict[str, Any]] = [
-            {"name": name, "bundle": plan.models[name], "bundle_id": record.id, "classes": len(record.classes)}
+            {"name": name, "bundle": plan.bundles[name], "bundle_id": record.id, "classes": len(record.classes)}
             for name, record in plan.records.items()
         ]
-        print(json_lines.dumps({"address": plan.address, "models": models}), flush=True)
-        return
-    print(f"{plan.address}  the page; {plan.address}/docs the API; Ctrl-C ends it")
-    for name, record in plan.records.items():
-        print(f"  {name}: {len(record.classes)} classes, bundle {record.id[:12]}, POST /models/{name}/predict")
-    sys.stdout.flush()
+        return json_lines.dumps({"address": server.address, "models": models})
+    lines = [
+        f"  {name}: {len(record.classes)} classes, bundle {record.id[:12]}, POST /models/{name}/predict"
+        for name, record in plan.records.items()
+    ]
+    end = "it stays there; `serve shutdown` ends it" if server.stays else "Ctrl-C ends it"
+    return "\n".join([f"{server.address}  the page; {server.address}/docs the API; {end}", *lines])

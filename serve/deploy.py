@@ -18,6 +18,7 @@ from serve.settings import ServeSettings
 
 #: Name of the gateway's application; no model may have it.
 GATEWAY = "striate"
+MODEL_PATH, GATEWAY_PATH = "serve.deploy:model", "serve.deploy:gateway"
 
 
 class ModelArgs(pydantic.BaseModel):
@@ -96,11 +97,11 @@ def model_options(scale: Scale) -> dict[str, Any]:
     return options | {"autoscaling_config": autoscaling}
 
 
-def gateway_options() -> dict[str, Any]:
-    """Of the gateway's deployment, as in Serve's config file."""
+def gateway_options(scale: Scale) -> dict[str, Any]:
+    """Of the gateway's deployment, as in Serve's config file; where models stand twice, it does too."""
     return {
         "ray_actor_options": {"num_cpus": 0},
-        "num_replicas": 1,
+        "num_replicas": min(2, scale.replicas[0]),
         "max_ongoing_requests": 256,
         "max_surge_percent": 100,
         "health_check_period_s": 2.0,
@@ -120,20 +121,21 @@ def applications(models: Mapping[str, str], settings: ServeSettings, scale: Scal
         _application(
             name,
             f"/models/{name}",
-            "model",
+            MODEL_PATH,
             {"name": name, "bundle": uri, "max_queued": scale.max_queued, "settings": told},
             {"name": "Model", **model_options(scale)},
         )
         for name, uri in models.items()
     ]
-    return [*made, _application(GATEWAY, "/", "gateway", {"settings": told}, {"name": "Gateway", **gateway_options()})]
+    in_front = {"name": "Gateway", **gateway_options(scale)}
+    return [*made, _application(GATEWAY, "/", GATEWAY_PATH, {"settings": told}, in_front)]
 
 
 def targets(applications: Iterable[Mapping[str, Any]]) -> list[Any]:
     """The same applications for `serve.run_many`."""
     from ray import serve
 
-    makers = {"serve.deploy:model": _model, "serve.deploy:gateway": _gateway}
+    makers = {MODEL_PATH: _model, GATEWAY_PATH: _gateway}
     return [
         serve.RunTarget(
             makers[made["import_path"]](made["args"], _without(made["deployments"][0], "name")),
@@ -158,13 +160,11 @@ def _gateway(args: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     return Gateway.options(**options).bind(GatewayArgs.model_validate(args).settings.model_dump(mode="json"))
 
 
-def _application(
-    name: str, prefix: str, function: str, args: dict[str, Any], deployment: dict[str, Any]
-) -> dict[str, Any]:
+def _application(name: str, prefix: str, path: str, args: dict[str, Any], deployment: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "route_prefix": prefix,
-        "import_path": f"serve.deploy:{function}",
+        "import_path": path,
         "args": args,
         "deployments": [deployment],
     }

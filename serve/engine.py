@@ -8,6 +8,7 @@ only by waiting (decision 0008).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -75,6 +76,7 @@ class Engine:
         capacity: pictures under way, being prepared, waiting or computed; more are refused.
         batch_size: pictures in a batch, at most.
         batch_wait_s: how long an idle model waits for a batch to fill.
+        on_picture: given each encoded picture that could be used, in a preparing thread.
         on_batch: told of the size and the seconds of each batch, in the computing thread.
     """
 
@@ -88,13 +90,14 @@ class Engine:
         capacity: int,
         batch_size: int,
         batch_wait_s: float = 0.0,
+        on_picture: Callable[[bytes], None] | None = None,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         # OpenCV would start a thread for every core of the machine, in every replica.
         cv2.setNumThreads(1)
         self._bundle, self._classify, self._limits = bundle, classify, limits
         self._capacity, self._batch_size, self._batch_wait_s = capacity, batch_size, batch_wait_s
-        self._on_batch = on_batch
+        self._on_picture, self._on_batch = on_picture, on_batch
         self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
         self._waiting: deque[_Work] = deque()
         self._changed = threading.Condition()
@@ -186,6 +189,8 @@ class Engine:
             work.ready = perf_counter()
             work.prepare_s = work.ready - began
             self._put(work)
+            if self._on_picture is not None and isinstance(picture, bytes):
+                self._on_picture(picture)
 
     def _put(self, work: _Work) -> None:
         with self._changed:
@@ -240,10 +245,9 @@ class Engine:
 
 
 def _tell(batch: Sequence[_Work]) -> None:
-    try:
+    # Where the loop has ended nobody waits.
+    with contextlib.suppress(RuntimeError):
         batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch)
-    except RuntimeError:
-        pass  # the loop has ended, and nobody waits
 
 
 def _resolve(batch: Sequence[_Work]) -> None:

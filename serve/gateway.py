@@ -30,7 +30,7 @@ class RemoteModel:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._handle: DeploymentHandle | None = None
+        self._handle: DeploymentHandle[Any] | None = None
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class GatewayReplica:
         self._models.look()
         self._looking = asyncio.get_running_loop().create_task(self._look_for_ever())
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807 (the name is Serve's)
+    def __serve_build_asgi_app__(self) -> FastAPI:
         return gateway_app(self._models, self._settings)
 
     async def _look_for_ever(self) -> None:

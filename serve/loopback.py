@@ -14,9 +14,10 @@ def keep_to_loopback() -> None:
     a Ray that `striate serve` starts, nobody else has any business there."""
     if ray.util.get_node_ip_address() != "127.0.0.1":
         return
-    add_port = replica.add_port_to_grpc_server
+    serve_replica: Any = replica
+    add_port = serve_replica.add_port_to_grpc_server
 
     def add_loopback_port(server: Any, address: str) -> int:
         return add_port(server, address.replace("[::]", "127.0.0.1"))
 
-    replica.add_port_to_grpc_server = add_loopback_port
+    serve_replica.add_port_to_grpc_server = add_loopback_port

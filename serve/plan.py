@@ -16,7 +16,7 @@ import pydantic
 from library import storage
 from library.bundle_record import BundleRecord, checked_record
 from library.errors import UsageError
-from serve.deploy import GATEWAY, Scale
+from serve.deploy import GATEWAY, MODEL_PATH, ModelArgs
 from serve.keys import Keys
 from serve.settings import ServeSettings
 
@@ -28,26 +28,23 @@ class ServePlan:
     """A server that can be started.
 
     Attributes:
-        models: URIs of bundles, by the name each is served under.
+        applications: as in Serve's config file, models first.
+        bundles: where they lie, by the name each is served under.
         records: what the bundles say of themselves, by the same names.
-        settings: limits, keys, runtime.
-        scale: replicas and CPUs of each model.
         host: address to listen on.
-        port: likewise.
+        port: likewise; 0 takes a free one.
     """
 
-    models: Mapping[str, str]
+    applications: Sequence[Mapping[str, Any]]
+    bundles: Mapping[str, str]
     records: Mapping[str, BundleRecord]
-    settings: ServeSettings
-    scale: Scale
     host: str
     port: int
 
     @property
-    def address(self) -> str:
-        """Where a client on this machine asks."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+    def needs_key(self) -> bool:
+        """Whether every application asks for keys."""
+        return all(settings.needs_key for settings in _settings(self.applications))
 
 
 def named_bundles(arguments: Sequence[str]) -> dict[str, str]:
@@ -113,17 +110,23 @@ def make_settings(options: Mapping[str, Any], api_keys: str | None) -> ServeSett
         raise UsageError(f"{option}: {first['msg']}") from None
 
 
-def check_reach(host: str, settings: ServeSettings) -> None:
+def check_reach(host: str, settings: ServeSettings, here: bool = True) -> None:
     """Refuse to be reached from other machines without keys.
+
+    Args:
+        host: address to listen on.
+        settings: with keys, or without.
+        here: the key file is read as well: it must be on this machine.
 
     Raises:
         UsageError: saying how to make keys; also for a wrong key file.
     """
     if settings.needs_key:
-        Keys(settings.keys or (), settings.keys_file)
+        if here:
+            Keys(settings.keys or (), settings.keys_file)
     elif not is_loopback(host):
         raise UsageError(
-            f"--host {host} can be reached from other machines, and there are no API keys: anyone could use the models. "
+            f"--host {host} can be reached from other machines, and there are no API keys: anyone could ask. "
             "Make one with `striate keys NAME --file keys.txt` and serve with --api-keys keys.txt, or leave --host out"
         )
 
@@ -153,23 +156,25 @@ def free_port(host: str, port: int) -> int:
         return probe.getsockname()[1]
 
 
-def plan_serve(
-    arguments: Sequence[str], settings: ServeSettings, scale: Scale, *, host: str, port: int
-) -> ServePlan:
+def plan_serve(applications: Sequence[Mapping[str, Any]], *, host: str, port: int) -> ServePlan:
     """Check what is to be served.
 
     Args:
-        arguments: bundles, as on the command line.
-        settings: of all of them.
-        scale: of each.
+        applications: as in Serve's config file.
         host: address to listen on.
         port: likewise; 0 takes a free one.
 
     Raises:
-        UsageError: for a wrong name, bundle, key or address.
+        UsageError: for a bundle that is not there, a wrong key file, or an address that others reach without keys.
         StriateError: for a bundle whose files do not belong together, saying which.
     """
-    models = named_bundles(arguments)
-    check_reach(host, settings)
-    records = {name: checked_record(uri) for name, uri in models.items()}
-    return ServePlan(models, records, settings, scale, host, free_port(host, port))
+    models = [ModelArgs.model_validate(made["args"]) for made in applications if made["import_path"] == MODEL_PATH]
+    bundles = {model.name: model.bundle for model in models}
+    for settings in _settings(applications):
+        check_reach(host, settings)
+    records = {name: checked_record(uri) for name, uri in bundles.items()}
+    return ServePlan(applications, bundles, records, host, port)
+
+
+def _settings(applications: Sequence[Mapping[str, Any]]) -> list[ServeSettings]:
+    return [ServeSettings.model_validate(made["args"].get("settings", {})) for made in applications]

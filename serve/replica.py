@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -13,20 +13,26 @@ import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from library.bundle import Bundle, Prepared
+from library.bundle import Bundle
 from library.bundle_record import BundleRecord
-from library.errors import BadPicture, UsageError
+from library.errors import BadPicture
+from library.runtimes import open_runtime, tune
+from library.runtimes.tuning import noise
+from serve.drift import LiveDrift
 from serve.engine import Engine, Result
+from serve.envelope import CLIENT_LEFT
 from serve.gateway import MODEL
 from serve.loopback import keep_to_loopback
 from serve.metrics import ServeMetrics
 from serve.model_api import model_app
+from serve.notes import Notes
 from serve.service import Answer, Timing
 from serve.settings import ServeSettings
 
-#: Of pictures in a batch where nothing was said or measured.
-_BATCH_SIZE = 32
+#: How long the probe for the batch size may take, in seconds.
+_PROBE_S, _LONG_PROBE_S = 2.0, 20.0
 #: A batch that takes longer never ends: the replica is replaced.
 _STUCK_S = 120.0
 
@@ -45,23 +51,33 @@ class ModelReplica:
         keep_to_loopback()
         self._name, self._settings = name, ServeSettings.model_validate(settings)
         threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        # Torch would use every core of the machine, in every replica.
         torch.set_num_threads(threads)
         self._bundle = Bundle.load(uri, self._settings.device)
+        self._runtime = open_runtime(self._bundle, self._settings.runtime, threads=threads)
+        self._batch_size = self._settings.batch_size or self._tuned()
+        # Warm: a first batch of a new size costs many times the second.
+        self._runtime.probabilities([noise(self._bundle, number) for number in range(self._batch_size)])
+        self._bundle_id = self._bundle.id
         self._metrics = ServeMetrics(name, self._bundle.classes)
-        self._threads, self._batch_size = threads, self._settings.batch_size or _BATCH_SIZE
+        self._notes = Notes()
+        self._drift = LiveDrift(self._bundle.record, self._settings.limits) if self._settings.drift else None
         self._engine = Engine(
             self._bundle,
-            self._classify,
+            self._runtime.probabilities,
             self._settings.limits,
             threads=threads,
             capacity=max_queued,
             batch_size=self._batch_size,
-            batch_wait_s=(self._settings.batch_wait_ms or 0.0) / 1000,
-            on_batch=self._metrics.batch,
+            batch_wait_s=self._settings.batch_wait_ms / 1000,
+            on_picture=None if self._drift is None else self._drift.picture,
+            on_batch=self._on_batch,
         )
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807 (the name is Serve's)
-        return model_app(self, self._settings)
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        app = model_app(self, self._settings)
+        app.add_middleware(_Counted, told=lambda *facts: self._notes.add(self._metrics.request, *facts))
+        return app
 
     def check_health(self) -> None:
         """Asked by Serve again and again; raises when the replica should be replaced."""
@@ -77,17 +93,12 @@ class ModelReplica:
     @property
     def bundle_id(self) -> str:
         """Of the bundle that answers, in hex."""
-        return self._bundle.id
+        return self._bundle_id
 
     async def described(self) -> dict[str, Any]:
         """What `GET /models` says of it."""
-        runtime = {
-            "name": "eager",
-            "device": str(getattr(self._bundle.network, "device", "cpu")),
-            "batch_size": self._batch_size,
-            "threads": self._threads,
-        }
-        return described(self._name, self._bundle.record, self._bundle.id) | {"runtime": runtime}
+        runtime = self._runtime.described() | {"batch_size": self._batch_size}
+        return _described(self._name, self._bundle_id, self._bundle.record) | {"runtime": runtime}
 
     async def predict(
         self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
@@ -110,8 +121,11 @@ class ModelReplica:
             self._engine.release(1)
 
     async def drift(self) -> dict[str, Any] | None:
-        """Not measured."""
-        return None
+        """How far what was asked lately is from what was trained on; None where that is not measured."""
+        if self._drift is None:
+            return None
+        self._metrics.drift(self._drift.psi())
+        return self._drift.described()
 
     async def _answers(
         self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int
@@ -124,7 +138,7 @@ class ModelReplica:
             self._engine.release(len(pictures))
         good = [result for result in results if isinstance(result, Result)]
         answers = [result if isinstance(result, BadPicture) else self._answer(result, top_k) for result in results]
-        self._count(good, [answer for answer in answers if isinstance(answer, Answer)])
+        self._notes.add(self._count, good, [answer.classes[0] for answer in answers if isinstance(answer, Answer)])
         return answers, Timing(
             decode_ms=1000 * sum(result.prepare_s for result in good),
             queue_ms=1000 * max((result.wait_s for result in good), default=0.0),
@@ -136,19 +150,48 @@ class ModelReplica:
         (ranked,) = self._bundle.ranked(result.probabilities[None], top_k)
         return Answer(ranked.classes, result.width, result.height, result.probabilities)
 
-    def _count(self, results: Sequence[Result], answers: Sequence[Answer]) -> None:
-        self._metrics.predicted(answer.classes[0] for answer in answers)
-        self._metrics.waiting(self._engine.waiting)
+    def _on_batch(self, size: int, seconds: float) -> None:
+        self._notes.add(self._metrics.batch, size, seconds)
+        self._notes.add(self._metrics.waiting, self._engine.waiting)
+
+    def _count(self, results: Sequence[Result], firsts: Sequence[tuple[str, float]]) -> None:
+        self._metrics.predicted(firsts)
         for result in results:
             self._metrics.decoded(result.prepare_s)
             self._metrics.queued(result.wait_s)
+        if self._drift is not None:
+            self._drift.answered(firsts)
 
-    def _classify(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
-        return self._bundle.probabilities(pictures)
+    def _tuned(self) -> int:
+        probe_s = _LONG_PROBE_S if self._settings.tune else _PROBE_S
+        return tune(self._runtime, self._bundle, probe_s=probe_s).batch_size
 
 
-def described(name: str, record: BundleRecord, bundle_id: str) -> dict[str, Any]:
-    """What is true of a bundle wherever it is served."""
+class _Counted:
+    """Counts answers by status, outside everything else."""
+
+    def __init__(self, app: ASGIApp, told: Callable[[int, float], None]) -> None:
+        self._app, self._told = app, told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = perf_counter(), CLIENT_LEFT
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            self._told(status, perf_counter() - began)
+
+
+def _described(name: str, bundle_id: str, record: BundleRecord) -> dict[str, Any]:
     return {
         "name": name,
         "bundle_id": bundle_id,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster import haproxy
-from cluster.session import connect
-from library.errors import StriateError
-from serve.deploy import applications, targets
-from serve.plan import ServePlan
+from cluster.session import connect, named_cluster
+from library.errors import StriateError, UsageError
+from serve.deploy import targets
+from serve.plan import ServePlan, free_port, is_loopback
 
+#: Requests are answered in the event loop of Serve itself, not in a second one behind it; nothing of ours holds it up.
+_ENVIRONMENT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 #: A large model may have to be fetched, compiled and probed.
 _START_S = 900.0
 _POLL_S = 0.2
@@ -25,8 +29,21 @@ _POLL_S = 0.2
 _ALIVE_S = 5.0
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that answers.
+
+    Attributes:
+        address: where it is asked.
+        stays: whether it goes on without this process, on a cluster.
+    """
+
+    address: str
+    stays: bool
+
+
 @contextmanager
-def running(plan: ServePlan, address: str | None = None) -> Generator[None]:
+def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
     """Serve `plan` within the block, which begins when all models answer.
 
     Args:
@@ -34,51 +51,70 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[None]:
         address: of a Ray cluster; there the models are put beside what it serves already, and stay after the block.
 
     Raises:
+        UsageError: when the port is taken, or a cluster's Serve can be reached from other machines and there are no
+            keys.
         StriateError: when a model does not come up, saying why.
     """
-    with tempfile.TemporaryDirectory(prefix="striate-serve-") as folder:
-        environment = haproxy.environment(Path(folder))
+    stays = named_cluster(address) is not None
+    port = plan.port if stays else free_port(plan.host, plan.port)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="striate-serve-"))
+        # Ray prints notes on its own affairs, which its log files have too.
+        stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        environment = _ENVIRONMENT | haproxy.environment(Path(folder))
         # Twice the CPUs: a new version of a model comes up beside the old one.
-        with connect(address, num_cpus=2 * _cpus(plan), environment=environment) as session:
-            from ray import serve
+        stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=environment))
+        from ray import serve
+        from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
 
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
-            serve.start(
-                proxy_location="EveryNode" if session.address else "HeadOnly",
-                http_options={"host": plan.host, "port": plan.port},
-                logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        # Ray has put a handler of its own there, which ends the process without any ceremony.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        if not stays:
+            stack.callback(serve.shutdown)
+        serve.start(
+            proxy_location="EveryNode" if stays else "HeadOnly",
+            http_options={"host": plan.host, "port": port},
+            logging_config={"enable_access_log": False},
+        )
+        # A Serve that ran before has an address of its own.
+        client: Any = _get_global_client()
+        listens = client.http_config
+        if not plan.needs_key and not is_loopback(listens.host):
+            raise UsageError(
+                f"Serve listens on {listens.host} there, and there are no API keys: make one with `striate keys`"
             )
-            made = applications(plan.models, plan.settings, plan.scale)
-            try:
-                serve.run_many(targets(made), wait_for_applications_running=False)
-                _wait([application["name"] for application in made])
-                yield
-            finally:
-                if session.address is None:
-                    serve.shutdown()
+        serve.run_many(targets(plan.applications), wait_for_applications_running=False)
+        _wait([application["name"] for application in plan.applications])
+        yield Server(_url(listens.host, listens.port), stays)
 
 
 def wait_for_signal() -> None:
-    """Return at Ctrl-C or SIGTERM."""
-    stop = threading.Event()
+    """Return at Ctrl-C or SIGTERM.
 
-    def on_signal(*_: Any) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    Raises:
+        StriateError: when Ray has ended.
+    """
     try:
-        while not stop.wait(_ALIVE_S):
+        while True:
+            time.sleep(_ALIVE_S)
             _check_alive()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except KeyboardInterrupt:
+        return
+
+
+def _url(host: str, port: int) -> str:
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _cpus(plan: ServePlan) -> int:
-    import os
-
-    wanted = plan.scale.cpus * plan.scale.replicas[1] * len(plan.models)
-    return max(os.cpu_count() or 1, int(wanted) + 1)
+    wanted = 0.0
+    for application in plan.applications:
+        for deployment in application["deployments"]:
+            most = deployment.get("autoscaling_config", {}).get("max_replicas", deployment.get("num_replicas", 1))
+            wanted += most * deployment["ray_actor_options"]["num_cpus"]
+    return max(os.cpu_count() or 1, math.ceil(wanted))
 
 
 def _check_alive() -> None:

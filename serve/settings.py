@@ -32,8 +32,9 @@ class ServeSettings(pydantic.BaseModel):
         drift: whether what is asked is measured against what was trained on.
         runtime: `auto` is the fastest that gives the same answers.
         device: auto, cpu, cuda, cuda:1 ...
-        batch_size: pictures in a batch; None: found by a short probe at start.
-        batch_wait_ms: how long a batch waits to fill; None: found by the probe.
+        tune: take time at start to find the batch size; without it the probe is a short one.
+        batch_size: pictures in a batch; None: found by the probe.
+        batch_wait_ms: how long an idle model waits for a batch to fill.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -51,8 +52,9 @@ class ServeSettings(pydantic.BaseModel):
     drift: bool = False
     runtime: Literal["auto", "eager", "compile", "onnx"] = "auto"
     device: str = "auto"
+    tune: bool = False
     batch_size: Annotated[int | None, pydantic.Field(ge=1)] = None
-    batch_wait_ms: Annotated[float | None, pydantic.Field(ge=0)] = None
+    batch_wait_ms: Annotated[float, pydantic.Field(ge=0)] = 0.0
 
     @pydantic.field_validator("cors_origins")
     @classmethod
