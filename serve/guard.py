@@ -112,7 +112,8 @@ class _Body:
     def check_length(self) -> None:
         """Refuse a body that says itself that it is too large."""
         length = self._headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._limit:
+        # Python refuses to read numbers of thousands of digits.
+        if length.isdecimal() and (len(length) > 18 or int(length) > self._limit):
             raise self._too_large()
 
     async def receive(self) -> Message:

@@ -6,6 +6,7 @@ https://github.com/kserve/open-inference-protocol and Triton's `binary_tensor_da
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from serve.settings import ServeSettings
 
 PROBABILITIES, LABEL = "probabilities", "label"
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_LENGTH = re.compile("[0-9]{1,18}")
 _DOCS = "GET /v2/models/NAME says what a model takes and gives."
 
 
@@ -108,7 +110,7 @@ def read_request(body: bytes, header_length: str | None, settings: ServeSettings
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdecimal() or int(header_length) > length:
+        if not _LENGTH.fullmatch(header_length) or int(header_length) > length:
             detail = f"{HEADER_LENGTH} is '{header_length[:40]}', and the body has {length:,} bytes"
             raise Problem(400, "malformed", detail, "Say how many bytes the JSON at its start has.")
         length = int(header_length)

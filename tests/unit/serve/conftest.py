@@ -12,19 +12,23 @@ import torch
 # For `picture_examples`, which lies beside this folder.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from serving import LocalModel, Server, apps, make_bundle
+from serving import LocalModel, Server, apps
 
+from library.bundle import Bundle
 from serve.settings import ServeSettings
+from tests.bundles import make_bundle
 
 
 @pytest.fixture(scope="session")
-def models() -> dict[str, LocalModel]:
-    """`grey` (LeNet over grey pictures, which drops tiny ones), and `colour` (a narrow ResNet)."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
+    """`grey` (LeNet over pictures without their colours, which drops tiny ones), and `colour` (a narrow ResNet)."""
     torch.set_num_threads(1)
-    settings = ServeSettings()
-    grey = make_bundle("lenet5", ("ant", "bee", "cat"), (28, 28), 1, "min_size(short_side=4) | grayscale")
-    colour = make_bundle("resnet9(width=4)", tuple(f"class {n}" for n in range(7)), (32, 32), 3, "rgb")
-    return {"grey": LocalModel("grey", grey, settings), "colour": LocalModel("colour", colour, settings)}
+    root, settings = tmp_path_factory.mktemp("bundles"), ServeSettings()
+    grey = make_bundle(root / "grey", classes=("ant", "bee", "cat"), steps="min_size(short_side=4) | grayscale | rgb")
+    names = tuple(f"class {number}" for number in range(7))
+    colour = make_bundle(root / "colour", classes=names, steps="rgb", model="resnet9(width=4)", size=32)
+    bundles = {"grey": Bundle.load(grey, "cpu"), "colour": Bundle.load(colour, "cpu")}
+    return {name: LocalModel(name, bundle, settings) for name, bundle in bundles.items()}
 
 
 @pytest.fixture(scope="session")

@@ -12,29 +12,18 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 import uvicorn
 from numpy.typing import NDArray
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from library import codec
 from library.bundle import Bundle
-from library.bundle_record import BundleRecord
 from library.errors import BadPicture
-from library.models import create
 from library.sheet import visible
 from serve.gateway_api import gateway_app
 from serve.model_api import model_app
 from serve.service import Answer, Timing
 from serve.settings import ServeSettings
-
-
-def make_bundle(model: str, classes: Sequence[str], size: tuple[int, int], channels: int, steps: str) -> Bundle:
-    """An untrained classifier."""
-    torch.manual_seed(0)
-    fit = f'resize([{size[0]}, {size[1]}], mode="exact")'
-    record = BundleRecord(model=model, classes=tuple(classes), steps=steps, fit=fit, input_size=size, channels=channels)
-    return Bundle.of_model(record, create(model, num_classes=len(classes)), device="cpu")
 
 
 class LocalModel:
