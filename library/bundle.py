@@ -26,6 +26,7 @@ from library.device import autocast, choose_device
 from library.errors import BadPicture, StriateError, UsageError
 from library.inputs import InputPipeline, stack
 from library.models import create
+from library.models.classifier import Classifier
 from library.picture import Pixels
 from library.pipeline import Pipeline
 
@@ -39,6 +40,9 @@ Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
 
 class _Network(Protocol):
     """What turns prepared pictures into probabilities."""
+
+    @property
+    def members(self) -> tuple[Bundle, ...]: ...
 
     def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Prepared: ...
 
@@ -146,6 +150,33 @@ class Bundle:
         features, logits = self.network.with_features(list(pictures))
         return features, np.exp(logits)
 
+    @property
+    def members(self) -> tuple[Bundle, ...]:
+        """The classifiers of an ensemble; none of a single network."""
+        return self.network.members
+
+    @property
+    def model(self) -> Classifier:
+        """The network, on its device, in evaluation.
+
+        Raises:
+            UsageError: for an ensemble, whose members have one each.
+        """
+        if not isinstance(self.network, _Single):
+            raise UsageError("an ensemble has no network of its own; ask one of its members for it")
+        return self.network.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; an ensemble's first member's."""
+        return self.members[0].device if self.members else next(self.model.parameters()).device
+
+    def joined(self, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Of an ensemble: its probabilities, from those that each member gave (N x the member's classes)."""
+        if not isinstance(self.network, _Ensemble):
+            raise UsageError("only an ensemble has members whose probabilities can be joined")
+        return np.exp(self.network.joined(parts))
+
     def predict(self, data: bytes, top_k: int = 5) -> Prediction:
         """Classify one encoded picture; raises BadPicture if it cannot be used."""
         return self._ranked(self.probabilities([self.prepare(data)])[0], top_k)
@@ -202,17 +233,19 @@ def _tensors(model: Any) -> dict[str, torch.Tensor]:
 class _Single:
     """One network on its device."""
 
+    members: tuple[Bundle, ...] = ()
+
     def __init__(self, record: BundleRecord, weights: bytes, device: str) -> None:
         self._weights = weights
         self.device = choose_device(device)
         steps, fit = (Pipeline.parse(text) if text else Pipeline() for text in (record.steps, record.fit))
         self.inputs = InputPipeline(steps, fit, record.input_size, record.channels)
-        self.model: Any = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
+        self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
         try:
             self.model.load_state_dict(load_tensors(weights))
         except RuntimeError as error:
             raise StriateError(f"the weights do not fit the model '{record.model}': {error}") from None
-        self.model = self.model.to(self.device, memory_format=torch.channels_last).eval()
+        self.model = self.model.to(self.device).to(memory_format=torch.channels_last).eval()
         self._block = _block_pictures(self.model, record) if self.device.type == "cpu" else None
 
     def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Pixels:
@@ -274,22 +307,28 @@ class _Ensemble:
     """The weighted mean of the members' probabilities."""
 
     def __init__(self, members: Sequence[Bundle], weights: Sequence[float]) -> None:
-        self._members = members
+        self.members = tuple(members)
         self._shares = np.asarray(weights, np.float64) / sum(weights)
         # Members may number the classes differently.
         self._orders = [[member.classes.index(name) for name in members[0].classes] for member in members]
 
     def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Prepared:
         # Each decodes by itself: a member's selectors may ask for the stored format, and decoding is the cheap part.
-        return tuple(member.prepare(data, limits, **columns) for member in self._members)
+        return tuple(member.prepare(data, limits, **columns) for member in self.members)
 
     def prepare_pixels(self, pixels: Pixels, columns: Mapping[str, Any]) -> Prepared:
-        return tuple(member.prepare_pixels(pixels, **columns) for member in self._members)
+        return tuple(member.prepare_pixels(pixels, **columns) for member in self.members)
 
     def log_probabilities(self, pictures: Sequence[tuple[Any, ...]]) -> NDArray[np.float32]:
-        mean = np.zeros((len(pictures), len(self._orders[0])), np.float64)
-        for number, (member, share, order) in enumerate(zip(self._members, self._shares, self._orders, strict=True)):
-            mean += share * member.probabilities([picture[number] for picture in pictures])[:, order]
+        return self.joined(
+            [member.probabilities([picture[n] for picture in pictures]) for n, member in enumerate(self.members)]
+        )
+
+    def joined(self, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Log probabilities from the members' probabilities."""
+        mean = np.zeros((len(parts[0]), len(self._orders[0])), np.float64)
+        for part, share, order in zip(parts, self._shares, self._orders, strict=True):
+            mean += share * part[:, order]
         return np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)
 
     def with_features(self, pictures: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -298,6 +337,6 @@ class _Ensemble:
     def files(self) -> Mapping[str, bytes]:
         return {
             f"{_MEMBERS}/{number}/{name}": data
-            for number, member in enumerate(self._members)
+            for number, member in enumerate(self.members)
             for name, data in {**member.network.files(), BUNDLE: dump_record(member.record)}.items()
         }
