@@ -1,0 +1,52 @@
+"""What is corrected in HAProxy's configuration before it starts."""
+
+from __future__ import annotations
+
+from cluster.haproxy import confined
+
+#: As ray 2.60 writes it, cut down to what listens.
+WRITTEN = """global
+    stats socket /tmp/x/admin.sock mode 666 level admin
+defaults
+    mode http
+    errorfile 502 /tmp/x/500.http
+    errorfile 503 /tmp/x/500.http
+frontend prometheus
+    bind :9101
+frontend http_frontend
+    bind *:8000
+    errorfile 503 /tmp/x/500.http
+backend lenet
+    server one 10.0.0.1:30000 check
+listen stats
+  bind *:8404
+  stats enable
+"""
+
+
+def listening(config: str) -> list[str]:
+    return [line.split()[1] for line in config.splitlines() if line.split()[:1] == ["bind"]]
+
+
+def test_only_requests_come_in_from_other_machines() -> None:
+    assert listening(confined(WRITTEN, "/tmp/x/lost.http")) == ["127.0.0.1:9101", "*:8000", "127.0.0.1:8404"]
+
+
+def test_a_section_that_a_later_ray_adds_is_closed_too() -> None:
+    added = WRITTEN + "listen debug\n  bind 0.0.0.0:9999 alpn h2\n  bind [::]:9998\n"
+    assert listening(confined(added, "/tmp/x/lost.http"))[3:] == ["127.0.0.1:9999", "127.0.0.1:9998"]
+
+
+def test_lost_requests_are_answered_by_our_own_page() -> None:
+    pages = [line.split() for line in confined(WRITTEN, "/tmp/x/lost.http").splitlines() if "errorfile" in line]
+    assert {(word, status, page) for word, status, page in pages} == {
+        ("errorfile", "502", "/tmp/x/lost.http"),
+        ("errorfile", "503", "/tmp/x/lost.http"),
+    }
+
+
+def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> None:
+    made = confined(WRITTEN, "/tmp/x/lost.http").splitlines()
+    assert made[made.index("defaults") + 1].split()[:2] == ["timeout", "http-request"]
+    kept = [line for line in WRITTEN.splitlines() if "bind" not in line and "errorfile" not in line]
+    assert [line for line in made if line in kept] == kept
