@@ -14,6 +14,8 @@ const STARTING_MS = 3000;
 
 const state = { models: [], pictures: [], selected: null };
 let panels = [];
+// As many as were asked for last, also where a model with fewer classes came between; Infinity: all.
+let wantedTop = 5;
 let fetching = null;
 
 const first = byId("first");
@@ -156,9 +158,9 @@ function drawChoice() {
   const models = chosen();
   for (const option of second.options) option.disabled = option.value !== "" && option.value === first.value;
   const most = Math.max(1, ...models.map(({ classes }) => classes.length));
-  const keep = top.value || "5";
-  top.replaceChildren(...TOP.filter((number) => number < most).map((number) => el("option", { value: number }, String(number))), el("option", { value: most }, `all ${most}`));
-  top.value = [...top.options].some(({ value }) => value === keep) ? keep : String(most);
+  const numbers = TOP.filter((number) => number < most);
+  top.replaceChildren(...numbers.map((number) => el("option", { value: number }, String(number))), el("option", { value: most }, `all ${most}`));
+  top.value = numbers.includes(wantedTop) ? wantedTop : most;
   const can = models.some((one) => one.explain);
   explain.disabled = !can;
   byId("strength").closest("label").hidden = !(can && explain.checked);
@@ -228,6 +230,7 @@ first.addEventListener("change", () => {
 });
 second.addEventListener("change", choiceChanged);
 top.addEventListener("change", () => {
+  wantedTop = TOP.includes(topK()) ? topK() : Infinity;
   drawPanels();
   ask();
 });

@@ -1,0 +1,164 @@
+"""A server for tests of the page: the real applications over real engines, in this process, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import uvicorn
+from numpy.typing import NDArray
+
+from library import codec
+from library.bundle import Bundle, Prepared
+from library.bundle_record import BundleRecord
+from library.errors import BadPicture
+from library.models import create
+from serve.engine import Engine, Result
+from serve.service import Answer, Busy, Timing
+from serve.settings import ServeSettings
+from tests.unit.serve.serving import apps, until
+
+PROVENANCE = {
+    "recipe": "model: lenet5\nepochs: 2\n",
+    "recipe_digest": "ab" * 32,
+    "datasets": {"train": "s3://pictures/train"},
+    "dataset_digests": {"train": "cd" * 32},
+    "class_counts": {"china": 20, "flower": 30, "hopper": 10},
+    "versions": {"torch": "2.11.0"},
+    "git_commit": "0123456789abcdef0123456789abcdef01234567",
+}
+
+
+def make_bundle(classes: Sequence[str], steps: str, channels: int = 3, size: int = 28) -> Bundle:
+    """An untrained LeNet."""
+    torch.manual_seed(len(classes))
+    model = f"lenet5(in_chans={channels})"
+    record = BundleRecord(
+        model=model,
+        classes=tuple(classes),
+        steps=steps,
+        fit=f'resize([{size}, {size}], mode="exact")',
+        input_size=(size, size),
+        channels=channels,
+        metrics={"val_top1": 0.875, "val_loss": 0.25},
+        provenance=PROVENANCE,
+    )
+    return Bundle.of_model(record, create(model, num_classes=len(classes)), device="cpu")
+
+
+class EngineModel:
+    """A model's service over the engine of a replica, with room for `capacity` pictures; its model can be held."""
+
+    def __init__(self, name: str, bundle: Bundle, settings: ServeSettings, *, capacity: int = 64) -> None:
+        self.name, self.bundle, self.bundle_id = name, bundle, bundle.id
+        #: The model computes while it is set.
+        self.open = threading.Event()
+        self.open.set()
+        #: Pictures that the model has begun with.
+        self.begun = 0
+        self.engine = Engine(bundle, self._classify, settings.limits, threads=1, capacity=capacity, batch_size=8)
+
+    def _classify(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
+        self.begun += len(pictures)
+        self.open.wait(30)
+        return self.bundle.probabilities(pictures)
+
+    def engine_has_room(self, pictures: int) -> bool:
+        """Whether so many more would be taken now."""
+        try:
+            self.engine.admit(pictures)
+        except Busy:
+            return False
+        self.engine.release(pictures)
+        return True
+
+    async def described(self) -> dict[str, Any]:
+        record = self.bundle.record
+        inputs = {"steps": record.steps, "fit": record.fit, "size": record.input_size, "channels": record.channels}
+        return {
+            "name": self.name,
+            "bundle_id": self.bundle_id,
+            "model": record.model,
+            "classes": list(record.classes),
+            "input": inputs,
+            "metrics": record.metrics,
+            "provenance": record.provenance,
+            "runtime": {"name": "eager", "device": "cpu", "batch_size": 8, "threads": 1},
+            "explain": True,
+            "ready": True,
+            "state": "RUNNING",
+        }
+
+    async def predict(
+        self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
+    ) -> tuple[list[Answer | BadPicture], Timing]:
+        self.engine.admit(len(pictures))
+        try:
+            results = await asyncio.gather(*(self.engine.result(picture) for picture in pictures))
+        finally:
+            self.engine.release(len(pictures))
+        return [self._answer(result, top_k, explain) for result in results], Timing(1.25, 0.5, 2.0, 3.75)
+
+    async def predict_pixels(
+        self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int
+    ) -> tuple[list[Answer | BadPicture], Timing]:
+        raise NotImplementedError
+
+    async def view(self, data: bytes) -> bytes:
+        return await self.engine.view(data)
+
+    async def drift(self) -> dict[str, Any] | None:
+        return None
+
+    def _answer(self, result: Result | BadPicture, top_k: int, explain: bool) -> Answer | BadPicture:
+        if isinstance(result, BadPicture):
+            return result
+        row = result.probabilities
+        (ranked,) = self.bundle.ranked(row[None], top_k)
+        heat = np.linspace(0, 255, 32 * 24, dtype=np.uint8).reshape(24, 32, 1).repeat(3, axis=2)
+        explanation = codec.encode(heat, codec.Encoding("png"))[0] if explain else None
+        return Answer(ranked.classes, result.width, result.height, row, explanation)
+
+
+class PageServer:
+    """uvicorn in a thread; it can be stopped and started again at the same address."""
+
+    def __init__(self, models: Mapping[str, EngineModel], settings: ServeSettings) -> None:
+        self._models, self._settings, self._port = models, settings, 0
+        self._server: uvicorn.Server | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/"
+
+    def start(self) -> None:
+        config = uvicorn.Config(
+            apps(self._models, self._settings),  # pyright: ignore[reportArgumentType]
+            host="127.0.0.1",
+            port=self._port,
+            log_config=None,
+            timeout_graceful_shutdown=1,
+        )
+        listener = config.bind_socket()
+        self._port = int(listener.getsockname()[1])
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
+        self._thread.start()
+        until(lambda: self._server is not None and self._server.started)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+            self._thread.join(20)
+            self._server = None
+
+    def __enter__(self) -> PageServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
