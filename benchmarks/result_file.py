@@ -119,7 +119,7 @@ def machine(cores: int) -> dict[str, Any]:
 def code_digest() -> str:
     """SHA-256 over what is measured, and over what measures; tells two states apart that have one commit."""
     digest = hashlib.sha256()
-    for folder in ("library", "cluster", "jobs", "benchmarks"):
+    for folder in ("library", "cluster", "jobs", "serve", "benchmarks"):
         for path in sorted((_REPOSITORY / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

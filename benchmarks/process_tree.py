@@ -1,0 +1,142 @@
+"""A server as a process of its own, with all that it starts: how much memory it takes, and an end to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, perf_counter
+
+from benchmarks.measuring import NotRunError
+
+_EVERY_S = 0.5
+_END_S = 60.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that answers.
+
+    Attributes:
+        process: the one that was started; the others are below it.
+        seconds: from its start to its first answer.
+    """
+
+    process: subprocess.Popen[bytes]
+    seconds: float
+
+    def memory_mb(self) -> float:
+        """Proportional set size of all its processes, in 10^6 bytes: what they share counts once."""
+        return round(sum(map(_pss_bytes, descendants(self.process.pid))) / 1e6, 1)
+
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+
+@contextmanager
+def server(
+    command: Sequence[str], environment: Mapping[str, str], probe: urllib.request.Request, timeout_s: float = 180
+) -> Generator[Started]:
+    """Start a server and wait until it answers `probe` with 200; it is ended with the block, and all below it.
+
+    Raises:
+        NotRunError: it ends by itself, or does not answer in time; with the end of what it wrote.
+    """
+    with tempfile.NamedTemporaryFile(prefix="striate-bench-", suffix=".log") as log:
+        start = perf_counter()
+        process = subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait(process, probe, timeout_s, Path(log.name))
+            yield Started(process, round(perf_counter() - start, 2))
+        finally:
+            _end(process)
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all below it."""
+    parents: dict[int, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        # It may have ended meanwhile.
+        with contextlib.suppress(OSError):
+            # "123 (name, maybe with brackets) S 456 ...": the parent is the second field after the name.
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, of in parents.items() if of == parent]
+    return found
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        match = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(match[1]) * 1024 if match else 0
+
+
+def _wait(process: subprocess.Popen[bytes], probe: urllib.request.Request, timeout_s: float, log: Path) -> None:
+    end = monotonic() + timeout_s
+    answer = "nothing"
+    while process.poll() is None and monotonic() < end:
+        try:
+            with urllib.request.urlopen(probe, timeout=10):
+                return
+        except urllib.error.HTTPError as error:
+            answer = f"{error.code}: {error.read()[:300]!r}"
+        except OSError as error:
+            answer = str(error)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    why = "ended" if process.poll() is not None else f"answered {answer} for {timeout_s:g} s"
+    written = log.read_text(errors="replace").strip()[-2000:]
+    raise NotRunError(f"{' '.join(map(str, process.args))} {why}:\n{written}")  # type: ignore[arg-type]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # Listed before: what is below it has another parent afterwards.
+    below = descendants(process.pid)[1:]
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+    for pid in [*below, process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+class PeakMemory:
+    """The most memory that a server takes while the block runs, looked at twice a second.
+
+    Attributes:
+        mb: as `Started.memory_mb`.
+    """
+
+    def __init__(self, started: Started) -> None:
+        self.mb = started.memory_mb()
+        self._started = started
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_EVERY_S):
+            self.mb = max(self.mb, self._started.memory_mb())
