@@ -18,7 +18,7 @@ class ProblemBody(BaseModel):
 
     model_config = ConfigDict(title="Problem", extra="allow")
 
-    type: Annotated[str, Field(pattern="^urn:striate:[a-z_]+$", description="what kind of problem, for programs")]
+    type: Annotated[str, Field(pattern="^urn:striate:[a-z0-9_]+$", description="what kind of problem, for programs")]
     title: str
     status: Annotated[int, Field(ge=400, le=599)]
     detail: Annotated[str, Field(description="what is wrong, and where")]

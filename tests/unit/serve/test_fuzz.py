@@ -1,0 +1,62 @@
+"""The API asked from its own description by schemathesis: no request makes it fail, and it answers what it promises."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import schemathesis
+from hypothesis import settings
+from hypothesis import strategies as st
+from picture_examples import kinds
+from schemathesis import checks
+from serving import Server
+
+from library.steps.examples import EXAMPLES
+from serve.gateway_api import gateway_app
+from serve.model_api import model_app
+from serve.settings import ServeSettings
+
+#: Bodies of the types that are no text: pictures, and what is none.
+_PICTURES = st.sampled_from(list(kinds().values())) | st.binary(max_size=200)
+for _type in ("image/*", "application/octet-stream"):
+    schemathesis.openapi.media_type(_type, _PICTURES)
+
+_CHECKS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+]
+_BOUNDED = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+
+
+def gateway_description() -> dict[str, Any]:
+    """Of the gateway and, as it tells of them too, of the models."""
+    described = gateway_app({}, ServeSettings()).openapi()
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "name":  # else nearly all would be of models that there are not
+                    parameter["schema"]["enum"] = ["grey", "colour", "none"]
+                if parameter["name"] == "steps":  # else none of them would be a pipeline
+                    parameter["schema"]["enum"] = [*EXAMPLES.values(), "| grayscale", "gausian_blur(1)"]
+    return described
+
+
+def model_description() -> dict[str, Any]:
+    """Of a model's own application."""
+    return model_app(cast(Any, SimpleNamespace(name="colour")), ServeSettings()).openapi()
+
+
+@schemathesis.openapi.from_dict(gateway_description()).parametrize()
+@_BOUNDED
+def test_the_gateway_and_its_models_hold_to_their_description(case: schemathesis.Case, server: Server) -> None:
+    case.call_and_validate(base_url=server.url, checks=_CHECKS)
+
+
+@schemathesis.openapi.from_dict(model_description()).parametrize()
+@_BOUNDED
+def test_a_models_own_application_holds_to_its_description(case: schemathesis.Case, server: Server) -> None:
+    case.call_and_validate(base_url=f"{server.url}/models/colour", checks=_CHECKS)
