@@ -10,12 +10,12 @@ from library.training.rows import Rows
 class Decoder:
     """An actor that decodes one shard after another, for pictures that are kept in memory."""
 
-    def __init__(self, rows: Rows, inputs: InputPipeline, columns: tuple[str, ...], fitted: bool) -> None:
+    def __init__(self, rows: Rows, inputs: InputPipeline, fitted: bool) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-        self._rows, self._inputs, self._columns, self._fitted = rows, inputs, columns, fitted
+        self._rows, self._inputs, self._fitted = rows, inputs, fitted
 
     def run(self, shard: int) -> tuple[int, Resident]:
         """The pictures of one shard, and its number."""
-        return shard, decode_rows(self._rows, shard, self._inputs, fitted=self._fitted, columns=self._columns)
+        return shard, decode_rows(self._rows, shard, self._inputs, fitted=self._fitted)

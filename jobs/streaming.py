@@ -141,7 +141,7 @@ class _WindowDecoder:
         for shard, low, high in (map(int, part) for part in batch["parts"][0]):
             mine = self._rows.take(self._rows.shard == shard)
             mine = mine.take(np.arange(low, high))
-            records = read_pictures(self._rows, shard, mine.row)
+            records = read_pictures(self._rows, shard, mine.row, self._inputs.columns)
             taken += zip((dict(record) for record in records), mine.labels.tolist(), strict=True)
         if number >= 0:
             order = generator("window", self._seed, self._epoch, self._rank, number).permutation(len(taken))

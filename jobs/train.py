@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import uuid
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,25 +14,24 @@ import numpy as np
 
 from cluster.session import Session, connect
 from jobs.output import stderr
+from jobs.train_claim import CHECKPOINTS, FEATURES, check_claim, claim
 from library import storage
 from library.bundle import Bundle
-from library.bundle_record import BUNDLE, BundleRecord, load_record
+from library.bundle_record import BundleRecord, load_record
 from library.errors import StriateError, UsageError
+from library.grammar import nearest
 from library.inputs import InputPipeline
 from library.manifest import digest_of, load_manifest
 from library.models import check_input, create, info, parse_call
+from library.models.weights import weights_digest
 from library.pipeline import Pipeline
 from library.recipe import Recipe
+from library.shards import ShardReader
 from library.training.resident import Resident, decode_rows
 from library.training.rows import Rows, check_same_classes, held_out, read_rows
 from library.versions import VERSIONS
 
-_CLAIM = "train.json"
-_CHECKPOINTS = "checkpoints"
 _RUN = "run"
-_FEATURES = "features"
-# All that a training writes below `out`; nothing else there is ever removed.
-_OURS = (_CLAIM, BUNDLE, "model.safetensors", "logs/", f"{_CHECKPOINTS}/", f"{_FEATURES}/")
 _PROBED_ROWS = 32
 
 
@@ -106,7 +103,11 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     empty = [name for name, count in train.class_counts.items() if not count]
     if empty:
         raise UsageError(f"{train_uri} has no pictures to learn from of: {', '.join(empty)}")
+    _check_class_weights(recipe, train.classes)
     inputs = model_inputs(recipe)
+    for rows in (train, val):
+        if rows is not None:
+            _check_columns(rows, inputs)
     check_input(recipe.model, inputs.size)
     resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
     if not resident and not recipe.cache_features and recipe.sampling == "balanced":
@@ -114,7 +115,24 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
             "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
         )
     plan = TrainPlan(recipe, out, train, val, inputs, datasets, resident or recipe.cache_features, overwrite)
-    return dataclasses.replace(plan, finished=_check_claim(plan))
+    return dataclasses.replace(plan, finished=check_claim(plan))
+
+
+def _check_class_weights(recipe: Recipe, classes: Sequence[str]) -> None:
+    named = recipe.loss.class_weights
+    for name in named if isinstance(named, Mapping) else ():
+        if name not in classes:
+            raise UsageError(f"loss.class_weights: there is no class '{name}'{nearest(name, classes)}")
+
+
+def _check_columns(rows: Rows, inputs: InputPipeline) -> None:
+    there = ShardReader(storage.join(rows.dataset, rows.shards[0])).schema().names
+    missing = [name for name in inputs.columns if name not in there]
+    if missing:
+        raise UsageError(
+            f"input.steps ask for the column {', '.join(missing)}, which {rows.dataset} lacks; "
+            f"it has {', '.join(there)}"
+        )
 
 
 def model_inputs(recipe: Recipe) -> InputPipeline:
@@ -140,48 +158,6 @@ def _bytes_needed(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
     if not len(decoded):
         raise UsageError(f"none of the first {len(probe)} pictures of {rows.dataset} can be used: {decoded.rejected}")
     return decoded.flat.nbytes / len(decoded) * len(rows)
-
-
-def _check_claim(plan: TrainPlan) -> bool:
-    """Whether this training is done already; refuses what belongs to another. Changes nothing."""
-    for rows in (plan.train, plan.val):
-        if rows is not None and (storage.contains(plan.out, rows.dataset) or storage.contains(rows.dataset, plan.out)):
-            raise UsageError(
-                f"--out {plan.out} and the dataset {rows.dataset} lie in one another; choose another folder"
-            )
-    held = _held(plan.out)
-    there = [file.path for file in storage.list_files(plan.out)]
-    if there and held is None:
-        raise UsageError(f"{plan.out} holds something else ({there[0]}); choose another folder")
-    if held is not None and not _is_same(held, plan) and not plan.overwrite:
-        raise UsageError(
-            f"{plan.out} was trained with another recipe or other data; choose another folder, or --overwrite it"
-        )
-    return held is not None and _is_same(held, plan) and not plan.overwrite and _has_bundle(plan.out)
-
-
-def _claim(plan: TrainPlan) -> None:
-    """Make `out` this training's; one that was begun and is not finished goes on."""
-    held = _held(plan.out)
-    if held is not None and _is_same(held, plan) and not (plan.overwrite and _has_bundle(plan.out)):
-        return
-    claim = {"recipe": plan.recipe.digest, "datasets": plan.datasets, "recipe_text": plan.recipe.dump()}
-    # The claim is written last: killed before it, the same command with --overwrite begins to remove again.
-    storage.remove(file.uri for file in storage.list_files(plan.out) if file.path.startswith(_OURS))
-    storage.write_bytes(storage.join(plan.out, _CLAIM), (json.dumps(claim, indent=1) + "\n").encode())
-
-
-def _held(out: str) -> dict[str, Any] | None:
-    path = storage.join(out, _CLAIM)
-    return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
-
-
-def _is_same(held: dict[str, Any], plan: TrainPlan) -> bool:
-    return (held.get("recipe"), held.get("datasets")) == (plan.recipe.digest, plan.datasets)
-
-
-def _has_bundle(out: str) -> bool:
-    return storage.exists(storage.join(out, BUNDLE))
 
 
 @dataclass(frozen=True)
@@ -231,10 +207,10 @@ def train(
         from jobs.train_run import Placement, fit
 
         placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
-        _claim(plan)
+        claim(plan)
         run = uuid.uuid4().hex
         refs = _refs(plan, session)
-        checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, _CHECKPOINTS), _RUN)
+        checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, CHECKPOINTS), _RUN)
     record = _bundle(plan, checkpoint, ended)
     return TrainResult(record, plan.out, ended["position"], ended["seconds"], ended["first_step_at"])
 
@@ -253,6 +229,8 @@ def _refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
         elif plan.resident:
             fitted = role == "val" or plan.recipe.augment is None
             value = decoded(rows, plan.inputs, session, fitted=fitted, title=f"decode {role}")
+        if isinstance(value, Resident):
+            value.check_classes(rows.dataset, rows.classes)
         if isinstance(value, Resident) and value.rejected:
             total = sum(value.rejected.values())
             stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {dict(value.rejected)}", markup=False)
@@ -270,9 +248,7 @@ def decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool
     from jobs.worker_pool import WorkerPool
 
     shards = sorted(set(rows.shard.tolist()))
-    pool: WorkerPool[int] = WorkerPool(
-        Decoder, (rows, inputs, _columns(inputs), fitted), min(session.cpus, len(shards))
-    )
+    pool: WorkerPool[int] = WorkerPool(Decoder, (rows, inputs, fitted), min(session.cpus, len(shards)))
     try:
         parts = dict(pool.run(shards))
     finally:
@@ -283,15 +259,6 @@ def decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool
     return data
 
 
-def _columns(inputs: InputPipeline) -> tuple[str, ...]:
-    """Columns that the pipeline's steps ask for."""
-    found: Counter[str] = Counter()
-    for step in inputs.steps.steps:
-        names: Sequence[str] = step.columns() if hasattr(step, "columns") else ()  # type: ignore[attr-defined]
-        found.update(names)
-    return tuple(found)
-
-
 def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resident:
     """What the frozen backbone makes of the pictures; kept beside the run, computed once."""
     from jobs.features import cached_features
@@ -300,7 +267,7 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resid
     copies = recipe.copies if role == "train" and recipe.augment is not None else None
     known = {
         "model": recipe.model,
-        "weights": recipe.weights,
+        "weights": [recipe.weights, weights_digest(recipe.weights)],
         "seed": recipe.seed,
         "dataset": plan.datasets,
         "fraction": recipe.data.val_fraction,
@@ -309,7 +276,7 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resid
         "augment": recipe.augment if copies else None,
         "copies": copies,
     }
-    uri = storage.join(plan.out, _FEATURES, f"{role}-{digest_of(known)[:16]}.npz")
+    uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(known)[:16]}.npz")
     return cached_features(uri, rows, plan.inputs, recipe, session, copies=copies, title=f"features of {role}")
 
 
@@ -326,6 +293,7 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
         fit=str(plan.inputs.fit),
         input_size=plan.inputs.size,
         channels=plan.inputs.channels,
+        precision=recipe.precision,
         metrics=metrics | {"epoch": checkpoint["position"]["epoch"], "step": checkpoint["position"]["step"]},
         provenance={
             "recipe": recipe.dump(),

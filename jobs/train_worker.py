@@ -65,7 +65,10 @@ class TrainTask:
 
 @dataclass
 class _Position:
-    """How far the training is, and what has been seen on the way; kept in each checkpoint."""
+    """How far the training is, and what has been seen on the way; kept in each checkpoint.
+
+    `losses` is the sum over the steps of the epoch that is under way.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -73,6 +76,7 @@ class _Position:
     batch_size: int = 0
     best: float = -math.inf
     stale_epochs: int = 0
+    losses: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict[str, float])
 
 
@@ -145,11 +149,8 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         problem: dict[str, Any] | None = None
-        while self._at.step < self._total and problem is None:
+        while self._at.step < self._total and problem is None and not self._is_stale:
             problem = self._epoch()
-            patience = self._recipe.early_stopping
-            if patience is not None and self._at.stale_epochs >= patience.patience:
-                break
         if self._logs is not None:
             self._logs.close()
         return {
@@ -159,10 +160,15 @@ class _Training:
             "first_step_at": self._first_step_at,
         }
 
+    @property
+    def _is_stale(self) -> bool:
+        patience = self._recipe.early_stopping
+        return patience is not None and self._at.stale_epochs >= patience.patience
+
     def _epoch(self) -> dict[str, Any] | None:
         self._learner.start_epoch(self._at.epoch)
         start = window_start = time.monotonic()
-        losses, pictures, waited = 0.0, 0, 0.0
+        pictures, waited = 0, 0.0
         for batch in self._timed(self._feed.epoch(self._at.epoch, self._at.step_in_epoch)):
             loss = self._learner.step(batch, self._at.step)
             self._window.append((self._at.step, loss, self._learner.learning_rate, list(batch.keys), batch.size))
@@ -178,7 +184,7 @@ class _Training:
                 loss, problem = self._checked(keeping=ended or due)
                 if problem is not None:
                     return problem
-                losses += loss * steps
+                self._at.losses += loss * steps
                 seconds = time.monotonic() - window_start
                 self._tell(loss, seen / seconds, self._waited / seconds)
                 waited, self._waited, window_start = waited + self._waited, 0.0, time.monotonic()
@@ -190,9 +196,10 @@ class _Training:
         whole = self._at.step_in_epoch == self._feed.steps_per_epoch
         self._at.epoch += whole
         steps_done, self._at.step_in_epoch = self._at.step_in_epoch, 0 if whole else self._at.step_in_epoch
+        train_loss, self._at.losses = self._at.losses / steps_done, 0.0 if whole else self._at.losses
         self._ended(
             {
-                "train_loss": losses / max(1, math.ceil(pictures / self._at.batch_size)),
+                "train_loss": train_loss,
                 "pictures_per_s": pictures / seconds,
                 "seconds": seconds,
                 "data_wait": waited / seconds,

@@ -237,7 +237,7 @@ class _Single:
 
     def __init__(self, record: BundleRecord, weights: bytes, device: str) -> None:
         self._weights = weights
-        self.device = choose_device(device)
+        self.device, self._precision = choose_device(device), record.precision
         steps, fit = (Pipeline.parse(text) if text else Pipeline() for text in (record.steps, record.fit))
         self.inputs = InputPipeline(steps, fit, record.input_size, record.channels)
         self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
@@ -281,7 +281,7 @@ class _Single:
         batch = torch.from_numpy(pictures)
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
-        with torch.inference_mode(), autocast(self.device):
+        with torch.inference_mode(), autocast(self.device, self._precision):
             features = self.model.features(batch.permute(0, 3, 1, 2))
             logits = self.model.head_logits(features)
         return features.float().cpu().numpy(), torch.log_softmax(logits.float(), 1).cpu().numpy()

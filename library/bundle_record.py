@@ -38,6 +38,7 @@ class BundleRecord(pydantic.BaseModel):
         fit: filters that then give it the model's size.
         input_size: height and width in pixels.
         channels: of the model's input.
+        precision: as the recipe has it: auto is bf16 autocast on CUDA and float32 on a CPU.
         weights_digest: SHA-256 of `model.safetensors`; empty for an ensemble.
         members: of an ensemble; each lies in `members/N`, a bundle of its own.
         metrics: of the validation set at the end of training.
@@ -54,6 +55,7 @@ class BundleRecord(pydantic.BaseModel):
     fit: str = ""
     input_size: tuple[int, int] = (0, 0)
     channels: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     weights_digest: str = ""
     members: tuple[Member, ...] = ()
     metrics: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,12 @@ class InputPipeline:
     fit: Pipeline
     size: tuple[int, int]
     channels: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the other columns that the steps ask for, such as a mask's."""
+        named = (cast(Any, step).columns() for step in self.steps.steps if hasattr(step, "columns"))
+        return tuple(dict.fromkeys(name for names in named for name in names))
 
     def before_fit(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Pixels:
         """Decode and run `steps` only; between here and `fitted` training augments.

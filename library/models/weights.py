@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from library import storage
+from library.bundle_record import BUNDLE, load_record
 from library.errors import StriateError, UsageError
 from library.models.call import ModelCall
 from library.models.catalog import TIMM, ModelInfo
@@ -97,6 +99,18 @@ def load_weights(model: Classifier, weights: str, origin: Origin) -> str:
         line += f"; begin at random: {', '.join(fit.fresh)}"
     model.loaded = line
     return line
+
+
+def weights_digest(weights: str | None) -> str:
+    """Of what `weights` names: a file's or a bundle's content, so that one put in its place is noticed.
+
+    Empty for none, and for `pretrained`, whose name says what it is.
+    """
+    if weights is None or weights == "pretrained":
+        return ""
+    uri = storage.normalize(weights)
+    bundle = storage.join(uri, BUNDLE)
+    return hashlib.sha256(storage.read_bytes(bundle if storage.exists(bundle) else uri)).hexdigest()
 
 
 def adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
@@ -193,7 +207,6 @@ def _read(uri: str) -> Tensors:
         return _from_pickle(uri)
     # Bundles are made of models.
     from library.bundle import WEIGHTS
-    from library.bundle_record import BUNDLE, load_record
 
     if not storage.exists(storage.join(uri, BUNDLE)):
         raise UsageError(

@@ -17,7 +17,7 @@ from library.inputs import InputPipeline, scaled, stack
 from library.picture import Pixels
 from library.training.batch import Batch
 from library.training.order import batch_rows, epoch_order, steps_per_epoch
-from library.training.rows import Rows, read_pictures
+from library.training.rows import Rows, read_pictures, rejected_text
 
 _AHEAD = 4  # batches that are augmented before they are asked for
 
@@ -85,6 +85,20 @@ class Resident:
         start = self.starts[row]
         return self.flat[start : start + int(np.prod(shape))].reshape(shape)
 
+    def check_classes(self, dataset: str, classes: Sequence[str]) -> None:
+        """Refuse classes of which no picture is left.
+
+        Raises:
+            StriateError: names them, and why pictures could not be used.
+        """
+        counts = np.bincount(self.labels, minlength=len(classes))
+        gone = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if gone:
+            raise StriateError(
+                f"{dataset}: no picture can be used of: {', '.join(gone)}; rejected in all: "
+                f"{rejected_text(self.rejected)}. Leave them out with data.classes, or mend the pictures"
+            )
+
     @property
     def uniform(self) -> NDArray[Any] | None:
         """All pictures as one array (N x height x width x channels), where they are of one shape."""
@@ -93,9 +107,7 @@ class Resident:
         return self.flat.reshape(len(self), *self.shapes[0])
 
 
-def decode_rows(
-    rows: Rows, shard: int, inputs: InputPipeline, *, fitted: bool, columns: Sequence[str] = ()
-) -> Resident:
+def decode_rows(rows: Rows, shard: int, inputs: InputPipeline, *, fitted: bool) -> Resident:
     """Decode the rows of one shard.
 
     Args:
@@ -103,13 +115,12 @@ def decode_rows(
         shard: number of the shard.
         inputs: what a model sees.
         fitted: give each picture the model's size; else only the pipeline's own steps are run.
-        columns: that the steps ask for.
     """
     mine = rows.take(rows.shard == shard)
     pictures: list[Pixels] = []
     kept: list[int] = []
     rejected: Counter[str] = Counter()
-    for position, record in enumerate(read_pictures(rows, shard, mine.row, columns)):
+    for position, record in enumerate(read_pictures(rows, shard, mine.row, inputs.columns)):
         try:
             others = {name: value for name, value in record.items() if name != "bytes"}
             pixels = inputs.before_fit(record["bytes"], **others)

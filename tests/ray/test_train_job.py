@@ -18,7 +18,8 @@ import torch
 from safetensors.numpy import load_file
 
 from jobs.ingest import ingest, plan_ingest
-from jobs.train import _claim, plan_train, train
+from jobs.train import plan_train, train
+from jobs.train_claim import claim
 from library.bundle import Bundle
 from library.bundle_record import Prediction
 from library.errors import BadPicture, StriateError, UsageError
@@ -109,7 +110,7 @@ def test_planning_changes_nothing_and_overwriting_removes_only_what_a_training_w
     (out / "thesis.txt").write_text("mine")
     plan = plan_train(recipe(digits), str(out), overwrite=True)
     assert (out / "logs" / "metrics.jsonl").exists()
-    _claim(plan)
+    claim(plan)
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["thesis.txt", "train.json"]
     assert not plan_train(recipe(digits), str(out)).finished
     for folder in (digits, digits / "train" / "bundle"):
@@ -222,6 +223,8 @@ def _train_workers(session: int) -> list[int]:
         ({"data": {"classes": ["0", "nine"]}}, "no pictures of: nine"),
         ({"data": {"val": "nowhere"}}, "not a dataset"),
         ({"data": {"classes": ["0"]}}, "two or more"),
+        ({"loss": {"class_weights": {"zero": 2.0, "1": 3.0}}}, "there is no class 'zero'"),
+        ({"input": {"steps": 'grayscale | blur_background(mask_column="mask")', "size": 28}}, "lacks; it has key"),
     ],
 )
 def test_data_that_cannot_be_learned_from_is_refused_before_ray_is_asked(
