@@ -30,6 +30,7 @@ _LIMITS = {"limit_eager": "eager", "limit": "auto"}
 #: Not measured unless asked for: they differ from one that is in what a reader would write, not in the server.
 _ASIDE = ("litserve_plain", "bentoml_plain")
 _NAMES = [*_LIMITS, *(server.name for server in SERVERS)]
+_PEERS = [server.name for server in SERVERS if server.kind != "striate"]
 _MIDDLE = 16
 _QUIET_LOAD = 0.5
 
@@ -134,6 +135,8 @@ def _round(found: dict[str, Any], wanted: str, served: Served, options: argparse
             figures = _served(next(server for server in SERVERS if server.name == wanted), served, options)
             told = ", ".join(f"{c}: {run['requests_per_s']:,.1f}/s" for c, run in figures["closed"].items())
     except NotRunError as reason:
+        if wanted not in _PEERS:
+            raise StriateError(str(reason)) from reason
         found[wanted] = str(reason)
         _say(f"{served.name}, {wanted}: not run: {reason}")
         return
