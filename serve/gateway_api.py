@@ -15,14 +15,15 @@ from fastapi import FastAPI, Query, Request, Response
 from library.pipeline import Pipeline
 from library.step_help import ordered_steps, step_help
 from library.steps.examples import EXAMPLES
-from serve.bodies import read_picture
+from serve.bodies import JsonPictures, read_picture
 from serve.docs_page import docs_page
 from serve.envelope import Envelope
 from serve.guard import Guard
 from serve.inference_protocol import add_protocol
+from serve.inference_tensors import InferRequest
 from serve.model_api import described_models
 from serve.models import described_soon, find
-from serve.openapi import Json, describe_api, make_app, pictures_body, problems
+from serve.openapi import BINARY, Json, describe_api, make_app, pictures_body, problems
 from serve.preview import Previewer
 from serve.problems import handle_problems
 from serve.schemas import Live, Models, PipelineText, Ready, StepDescription
@@ -33,9 +34,7 @@ from serve.static_files import add_static_files
 from serve.waiting import answered
 
 _Steps = Annotated[str, Query(description='a pipeline, such as `grayscale | edges(direction="vertical")`')]
-_PNG: dict[int | str, dict[str, Any]] = {
-    200: {"description": "a PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
-}
+_PNG: dict[int | str, dict[str, Any]] = {200: {"description": "a PNG", "content": {"image/png": {"schema": BINARY}}}}
 
 
 def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> FastAPI:
@@ -62,7 +61,7 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
     add_protocol(app, models, settings)
     _add_absent_models(app, models)
     add_static_files(app)
-    describe_api(app, settings, described_models(settings))
+    describe_api(app, settings, [JsonPictures, InferRequest], described_models(settings))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

@@ -13,23 +13,15 @@ from fastapi import FastAPI, Request, Response
 from library.errors import BadPicture
 from library.versions import VERSIONS
 from serve.bodies import in_thread, media_type, unsupported
-from serve.inference_tensors import HEADER_LENGTH, InferRequest, metadata, read_request, write_answer
+from serve.inference_tensors import HEADER_LENGTH, metadata, read_request, write_answer
 from serve.models import described_soon, find
-from serve.openapi import Json, problems
+from serve.openapi import BINARY, Json, body_of, problems
 from serve.service import Answer, ModelService
 from serve.settings import ServeSettings
 from serve.waiting import answered
 
 _BODY_STATUSES = (400, 408, 413, 415)
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
+_BODY = body_of({"application/json": {"$ref": "#/components/schemas/InferRequest"}, "application/octet-stream": BINARY})
 
 
 def add_protocol(app: FastAPI, models: Mapping[str, ModelService], settings: ServeSettings) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated, Any, cast
 from fastapi import FastAPI, Query, Request, Response
 
 from library.errors import BadPicture
-from serve.bodies import Upload, read_picture, read_pictures
+from serve.bodies import JsonPictures, Upload, read_picture, read_pictures
 from serve.envelope import Envelope
 from serve.guard import Guard
-from serve.openapi import Json, describe_api, make_app, pictures_body, problems
+from serve.openapi import BINARY, Json, describe_api, make_app, pictures_body, problems
 from serve.problems import Problem, handle_problems, problem_of
 from serve.schemas import ModelDescription, PredictAnswer
 from serve.service import Answer, LocalService, Timing
@@ -20,9 +20,7 @@ from serve.settings import ServeSettings
 from serve.sharing import share_with
 from serve.waiting import answered
 
-_PNG: dict[int | str, dict[str, Any]] = {
-    200: {"description": "a PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
-}
+_PNG: dict[int | str, dict[str, Any]] = {200: {"description": "a PNG", "content": {"image/png": {"schema": BINARY}}}}
 _BUSY = (429, 503, 504)
 _BODY = (400, 408, 413, 415)
 
@@ -61,7 +59,7 @@ def described_models(settings: ServeSettings) -> dict[str, Any]:
 def _routes(service: LocalService, settings: ServeSettings) -> FastAPI:
     app = make_app("Striate: one model", "A picture classifier.")
     handle_problems(app)
-    describe_api(app, settings)
+    describe_api(app, settings, [JsonPictures])
 
     @app.get("/", summary="What the model is", responses=problems(*_BUSY), response_model=ModelDescription)
     async def model(request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
 
 from library.versions import VERSIONS
@@ -18,14 +20,10 @@ from serve.problems import MEDIA_TYPE, Problem
 from serve.schemas import ProblemBody
 from serve.settings import ServeSettings
 
-_PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
-_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-_FORM: dict[str, Any] = {
-    "type": "object",
-    "properties": {"file": {"type": "array", "items": _BINARY["schema"], "minItems": 1}},
-    "required": ["file"],
-    "additionalProperties": False,
-}
+#: Bytes as they are, in a schema.
+BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+_REF = "#/components/schemas/{model}"
+_PROBLEM = {"schema": {"$ref": _REF.format(model="ProblemBody")}}
 _WORDS = {
     400: "no picture, or a damaged one; a broken body",
     401: "no key, or one that is not known",
@@ -60,22 +58,25 @@ def problems(*statuses: int, **words: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def body_of(content: dict[str, Any]) -> dict[str, Any]:
+    """A request's body, for `openapi_extra`: schemas by type."""
+    return {
+        "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in content.items()}}
+    }
+
+
 def pictures_body(*, several: bool) -> dict[str, Any]:
     """A body of one or several pictures, for `openapi_extra`."""
-    json_schema = JsonPictures.model_json_schema()
-    definitions = json_schema.pop("$defs")
-    json_schema["properties"]["pictures"]["items"] = definitions["JsonPicture"]
-    form = dict(_FORM)
-    if not several:
-        json_schema["properties"]["pictures"]["maxItems"] = 1
-        form["properties"] = {"file": _BINARY["schema"]}
-    content = {
-        "image/*": _BINARY,
-        "application/octet-stream": _BINARY,
-        "multipart/form-data": {"schema": form},
-        "application/json": {"schema": json_schema},
-    }
-    return {"requestBody": {"required": True, "content": content}}
+    files = {"type": "array", "items": BINARY, "minItems": 1} if several else BINARY
+    form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
+    return body_of(
+        {
+            "image/*": BINARY,
+            "application/octet-stream": BINARY,
+            "multipart/form-data": form,
+            "application/json": {"$ref": _REF.format(model=JsonPictures.__name__)},
+        }
+    )
 
 
 async def strict_query(request: Request) -> None:
@@ -108,8 +109,18 @@ def make_app(
     )
 
 
-def describe_api(app: FastAPI, settings: ServeSettings, more: dict[str, Any] | None = None) -> None:
-    """Put what FastAPI cannot know into the description of `app`: problems, keys, and the paths of `more`."""
+def describe_api(
+    app: FastAPI, settings: ServeSettings, bodies: Sequence[type[BaseModel]], more: dict[str, Any] | None = None
+) -> None:
+    """Put what FastAPI cannot know into the description of `app`.
+
+    Args:
+        app: of whom it is.
+        settings: say whether keys are asked.
+        bodies: schemas that bodies refer to.
+        more: the description of another application, whose paths are told too.
+    """
+    _, defined = models_json_schema([(model, "validation") for model in (ProblemBody, *bodies)], ref_template=_REF)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -119,7 +130,7 @@ def describe_api(app: FastAPI, settings: ServeSettings, more: dict[str, Any] | N
             if more is not None:
                 made["paths"] |= more["paths"]
                 schemas |= more["components"]["schemas"]
-            schemas["Problem"] = ProblemBody.model_json_schema()
+            schemas |= defined["$defs"]
             if settings.needs_key:
                 components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 made["security"] = [{"key": []}]

@@ -16,7 +16,7 @@ class Strict(BaseModel):
 class ProblemBody(BaseModel):
     """An error, after RFC 9457."""
 
-    model_config = ConfigDict(title="Problem", extra="allow")
+    model_config = ConfigDict(extra="allow")
 
     type: Annotated[str, Field(pattern="^urn:striate:[a-z0-9_]+$", description="what kind of problem, for programs")]
     title: str

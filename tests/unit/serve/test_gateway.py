@@ -269,6 +269,8 @@ def test_the_description_says_what_models_take_and_whether_keys_are_asked(models
     predict = described["paths"]["/models/{name}/predict"]["post"]
     assert {"image/*", "application/json", "multipart/form-data"} <= set(predict["requestBody"]["content"])
     assert {"400", "401", "404", "408", "413", "415", "422", "429", "503", "504"} <= set(predict["responses"])
+    names = set(described["components"]["schemas"])
+    assert set(re.findall(r"#/components/schemas/(\w+)", json.dumps(described))) <= names
     assert "security" not in described
     key = "a sha256:" + "0" * 64
     described = asyncio.run(_described_with_key(models, ServeSettings(keys=(key,))))
