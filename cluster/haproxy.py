@@ -62,6 +62,10 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        # A request whose replica died is asked again, elsewhere or once more: to classify changes nothing. Only what
+        # fits into this buffer can be; memory is used as far as it is filled.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**20),
         # More threads than cores only take turns.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
         # A replica that ends goes on accepting for this long, until HAProxy has heard of it; the default is half a
@@ -97,6 +101,8 @@ def confined(config: str, errors: str) -> str:
         words = line.split()
         if words[:1] == ["bind"] and section != _REQUESTS:
             line = line.replace(words[1], f"127.0.0.1:{words[1].rpartition(':')[2]}")
+        elif words[:1] == ["server"] and words[-1] == "backup":
+            continue  # Serve's own proxy, where requests would wait for a replica for ever
         elif words[:1] == ["errorfile"]:
             line = f"    errorfile {words[1]} {errors}"
         lines.append(line)

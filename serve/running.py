@@ -8,6 +8,8 @@ import os
 import signal
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -21,10 +23,17 @@ from serve.deploy import targets
 from serve.plan import ServePlan, free_port, is_loopback
 
 #: Requests are answered in the event loop of Serve itself, not in a second one behind it; nothing of ours holds it up.
-_ENVIRONMENT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+_ENVIRONMENT = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # On a busy machine its start takes longer than the 5 seconds after which Serve gives it up.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "55",
+}
 #: A large model may have to be fetched, compiled and probed.
 _START_S = 900.0
 _POLL_S = 0.2
+_PROXY_S = 60.0
+#: Of an application, with a key or without.
+_ANSWERED = (200, 401)
 #: Serve looks for itself whether its parts live; this is only to end when all of Ray has.
 _ALIVE_S = 5.0
 
@@ -65,6 +74,7 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         # Twice the CPUs: a new version of a model comes up beside the old one.
         stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=environment))
         from ray import serve
+        from ray.exceptions import RayError
         from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
 
         # Ray has put a handler of its own there, which ends the process without any ceremony.
@@ -72,11 +82,14 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if not stays:
             stack.callback(serve.shutdown)
-        serve.start(
-            proxy_location="EveryNode" if stays else "HeadOnly",
-            http_options={"host": plan.host, "port": port},
-            logging_config={"enable_access_log": False},
-        )
+        try:
+            serve.start(
+                proxy_location="EveryNode" if stays else "HeadOnly",
+                http_options={"host": plan.host, "port": port},
+                logging_config={"enable_access_log": False},
+            )
+        except (RayError, RuntimeError, TimeoutError) as error:
+            raise StriateError(f"Ray Serve does not start: {_reason([str(error)])}") from error
         # A Serve that ran before has an address of its own.
         client: Any = _get_global_client()
         listens = client.http_config
@@ -86,7 +99,10 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
             )
         serve.run_many(targets(plan.applications), wait_for_applications_running=False)
         _wait([application["name"] for application in plan.applications])
-        yield Server(_url(listens.host, listens.port), stays)
+        url = _url(listens.host, listens.port)
+        if not stays:
+            _wait_for_proxy(url, [application["route_prefix"] for application in plan.applications])
+        yield Server(url, stays)
 
 
 def wait_for_signal() -> None:
@@ -144,6 +160,26 @@ def _wait(names: Sequence[str]) -> None:
             late = [name for name in names if name not in states or states[name].status != ApplicationStatus.RUNNING]
             raise StriateError(f"after {_START_S:.0f} s these still do not answer: {', '.join(late)}")
         time.sleep(_POLL_S)
+
+
+def _wait_for_proxy(url: str, prefixes: Sequence[str]) -> None:
+    """Until the proxy has heard of all applications: Serve calls them running before that."""
+    end = time.monotonic() + _PROXY_S
+    for prefix in prefixes:
+        while _status(url + prefix.rstrip("/") + "/") not in _ANSWERED:
+            if time.monotonic() > end:
+                raise StriateError(f"{url}{prefix} does not answer; is something else listening there?")
+            time.sleep(_POLL_S)
+
+
+def _status(url: str) -> int | None:
+    try:
+        with urllib.request.urlopen(url, timeout=_PROXY_S) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
 
 
 def _reason(messages: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ frontend http_frontend
     errorfile 503 /tmp/x/500.http
 backend lenet
     server one 10.0.0.1:30000 check
+    server SERVE_PROXY_ACTOR-fallback 10.0.0.1:8500 check backup
 listen stats
   bind *:8404
   stats enable
@@ -45,8 +46,13 @@ def test_lost_requests_are_answered_by_our_own_page() -> None:
     }
 
 
+def test_no_request_waits_where_no_replica_is_up() -> None:
+    assert "backup" not in confined(WRITTEN, "/tmp/x/lost.http")
+
+
 def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> None:
     made = confined(WRITTEN, "/tmp/x/lost.http").splitlines()
     assert made[made.index("defaults") + 1].split()[:2] == ["timeout", "http-request"]
-    kept = [line for line in WRITTEN.splitlines() if "bind" not in line and "errorfile" not in line]
+    changed = ("bind", "errorfile", "backup")
+    kept = [line for line in WRITTEN.splitlines() if not any(word in line for word in changed)]
     assert [line for line in made if line in kept] == kept
