@@ -17,6 +17,7 @@ export function askForKeys(given) {
     field.setAttribute("aria-invalid", String(isWrong));
     field.value = "";
     button.hidden = false;
+    button.textContent = "Enter a key";
     dialog.showModal();
     field.focus();
     return new Promise((resolve) => {

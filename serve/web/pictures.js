@@ -153,9 +153,9 @@ const STATES = { waiting: "waiting", asking: "asking", busy: "busy, waits", offl
 function best(entry, number) {
   if (entry.answer !== null) {
     const { class: name, probability } = entry.answer.classes[0];
-    return el("span", { class: `best c${number}` }, el("b", {}, name), ` ${percent(probability)}`);
+    return el("span", { class: `best c${number}` }, el("b", { title: name }, name), el("span", {}, percent(probability)));
   }
-  if (entry.state === "failed") return el("span", { class: "best wrong" }, headline(entry.problem));
+  if (entry.state === "failed") return el("span", { class: "best wrong" }, el("span", {}, headline(entry.problem)));
   return el("span", { class: `best quiet ${entry.state}` }, STATES[entry.state]);
 }
 

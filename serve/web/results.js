@@ -4,6 +4,7 @@ import { NoKey, Refusal, modelView } from "./api.js";
 import { el, percent } from "./dom.js";
 
 const TICK_MS = 250;
+const LONG = 24;
 
 /** One model's panel. It stays the same elements while its picture stays, so that a longer answer moves nothing. */
 export class Panel {
@@ -84,7 +85,7 @@ export class Panel {
       ...rows.map(({ class: name, probability }) => {
         const bar = el("span", { class: "bar" });
         bar.style.setProperty("--share", probability);
-        return el("li", {}, el("span", { class: "name" }, name), el("span", { class: "share", title: String(probability) }, percent(probability)), bar);
+        return el("li", {}, el("span", { class: name.length > LONG ? "name long" : "name" }, name), el("span", { class: "share", title: String(probability) }, percent(probability)), bar);
       }),
     );
   }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_each_of_several_pictures_gets_its_own_ranked_bars(open_page: Any, model
     choose(page, CHINA, FLOWER, HOPPER)
     assert bars(page, "photos") == ranked(models["photos"], CHINA[1])
     holds(page, "document.querySelectorAll('.row .best b').length === 3")
-    best = [row.inner_text() for row in page.locator(".row .best").all()]
+    best = [" ".join(row.all_inner_texts()) for row in [one.locator("> *") for one in page.locator(".row .best").all()]]
     assert best == [" ".join(ranked(models["photos"], data, 1)[0]) for _, data in (CHINA, FLOWER, HOPPER)]
     page.click(f".row:has-text('{HOPPER[0]}')")
     assert page.inner_text("#result-title") == HOPPER[0]
@@ -446,7 +446,7 @@ def contrast(ink: Sequence[float], under: Sequence[float]) -> float:
 
 
 @contextmanager
-def another_client(url: str, model: str, data: bytes) -> Iterator[None]:
+def another_client(url: str, model: str, data: bytes) -> Generator[None]:
     """It asks of one more picture within the block, and has its answer at the end."""
     ask = {"url": f"{url}models/{model}/predict", "content": data, "timeout": 30}
     thread = threading.Thread(target=httpx.post, kwargs=ask)
