@@ -9,6 +9,8 @@ from typing import Any
 
 from fastapi import Response
 
+#: FastAPI's words where a route has none.
+_SAYS_NOTHING = "Successful Response"
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -77,13 +79,16 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
             (f"<code>{escape(kind)}</code>", _type(body)) for kind, body in operation["requestBody"]["content"].items()
         ]
         parts.append(_table("Body", ("type", ""), rows))
-    rows = [(status, _answer_types(answer), _words(answer["description"])) for status, answer in _answers(operation)]
+    rows = [
+        (status, _answer_types(answer), _said_of(answer)) for status, answer in sorted(operation["responses"].items())
+    ]
     parts.append(_table("Answers", ("status", "type", ""), rows))
     return "\n".join([*parts, "</section>"])
 
 
-def _answers(operation: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(operation["responses"].items())
+def _said_of(answer: Mapping[str, Any]) -> str:
+    text = answer["description"]
+    return "" if text == _SAYS_NOTHING else _words(text)
 
 
 def _parameter(parameter: Mapping[str, Any]) -> tuple[str, ...]:
@@ -104,11 +109,12 @@ def _type(holder: Mapping[str, Any]) -> str:
         name = schema["$ref"].rpartition("/")[2]
         return f'<a href="#schema-{name}">{escape(name)}</a>'
     if schema.get("type") == "object" and "properties" in schema:
-        return f"<pre><code>{escape(json.dumps(_without_titles(schema), indent=1))}</code></pre>"
+        fields = schema["properties"].items()
+        return "<br>".join(f"<code>{escape(name)}</code>: {_type({'schema': field})}" for name, field in fields)
     if schema.get("format") == "binary":
-        return "the file as it is"
+        return "a file as it is"
     if schema.get("type") == "array":
-        return f"list of {_type({'schema': schema['items']})}"
+        return f"one or several, each {_type({'schema': schema['items']})}"
     return escape(str(schema.get("type", "any")))
 
 

@@ -5,7 +5,6 @@ What lies under /models/NAME is answered by the model's own application; here is
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -22,7 +21,7 @@ from serve.guard import Guard
 from serve.inference_protocol import add_protocol
 from serve.inference_tensors import InferRequest
 from serve.model_api import described_models
-from serve.models import described_soon, find
+from serve.models import describe_all, find
 from serve.openapi import BINARY, Json, describe_api, make_app, pictures_body, problems
 from serve.preview import Previewer
 from serve.problems import handle_problems
@@ -85,20 +84,18 @@ def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:
     async def healthz() -> Live:
         return Live(status="live")
 
-    @app.get("/readyz", summary="Whether all models answer", responses={503: {"model": Ready}} | problems())
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "not all do"}}
+
+    @app.get("/readyz", summary="Whether all models answer", responses=not_ready | problems(), response_model=Ready)
     async def readyz() -> Response:
-        states = await _all(models)
+        states = await describe_all(models)
         ready = all(state["ready"] for state in states)
         told = [{name: state[name] for name in ("name", "ready", "state")} for state in states]
         return Json({"ready": ready, "models": told}, 200 if ready else 503)
 
     @app.get("/models", summary="The models there are", responses=problems(), response_model=Models)
     async def list_models() -> Response:
-        return Json({"models": await _all(models)})
-
-
-async def _all(models: Mapping[str, ModelService]) -> list[dict[str, Any]]:
-    return await asyncio.gather(*(described_soon(models[name]) for name in sorted(models)))
+        return Json({"models": await describe_all(models)})
 
 
 def _add_pipelines(app: FastAPI, previewer: Previewer, settings: ServeSettings) -> None:

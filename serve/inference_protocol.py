@@ -14,7 +14,7 @@ from library.errors import BadPicture
 from library.versions import VERSIONS
 from serve.bodies import in_thread, media_type, unsupported
 from serve.inference_tensors import HEADER_LENGTH, metadata, read_request, write_answer
-from serve.models import described_soon, find
+from serve.models import describe_all, described_soon, find
 from serve.openapi import BINARY, Json, body_of, problems
 from serve.service import Answer, ModelService
 from serve.settings import ServeSettings
@@ -38,8 +38,7 @@ def add_protocol(app: FastAPI, models: Mapping[str, ModelService], settings: Ser
 
     @app.get("/v2/health/ready", summary="Whether all models answer", responses=problems(503))
     async def ready() -> Response:
-        states = [await described_soon(model) for model in models.values()]
-        are = all(state["ready"] for state in states)
+        are = all(state["ready"] for state in await describe_all(models))
         return Json({"ready": are}, 200 if are else 503)
 
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/1"):

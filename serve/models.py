@@ -33,6 +33,13 @@ def find(request: Request, models: Mapping[str, ModelService], name: str) -> Mod
     return model
 
 
+async def describe_all(models: Mapping[str, ModelService]) -> list[dict[str, Any]]:
+    """What each says of itself, by name."""
+    # One that goes while we look is not there.
+    there = [model for name in sorted(models) if (model := models.get(name)) is not None]
+    return await asyncio.gather(*(described_soon(model) for model in there))
+
+
 async def described_soon(model: ModelService) -> dict[str, Any]:
     """What a model says of itself; of one that does not, its name and that it is not ready."""
     try:

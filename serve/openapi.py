@@ -128,7 +128,7 @@ def describe_api(
             components = made.setdefault("components", {})
             schemas: dict[str, Any] = components.setdefault("schemas", {})
             if more is not None:
-                made["paths"] |= more["paths"]
+                made["paths"] = more["paths"] | made["paths"]
                 schemas |= more["components"]["schemas"]
             schemas |= defined["$defs"]
             if settings.needs_key:
