@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs import cli_augment, cli_evaluate, cli_models, cli_predict, cli_train, output
-from jobs.options import Address, Json, Steps, Workers
+from jobs.options import Address, Json, Measure, Steps, Workers
 from library import storage
 from library.errors import StriateError, UsageError
 
@@ -90,6 +90,7 @@ def ingest_command(
     key_column: Annotated[str | None, typer.Option(help="Column with unique keys.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the picture or its path.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every picture, not only its header.")] = False,
+    measure: Measure = False,
     max_bad_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Fail, after writing everything, past this share of rejects.")
     ] = 0.05,
@@ -119,6 +120,7 @@ def ingest_command(
         seed=seed,
         split=split,
         verify=verify,
+        measure=measure,
         overwrite=overwrite,
     )
     if dry_run:
@@ -142,6 +144,7 @@ def filter_command(
     ] = "keep",
     workers: Workers = "auto",
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures, to try a pipeline out.")] = None,
+    measure: Measure = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another job left there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     address: Address = None,
@@ -157,7 +160,7 @@ def filter_command(
     """
     from jobs.filter import filter_dataset, plan_filter
 
-    plan = plan_filter(source, destination, steps, encode=encode, limit=limit, overwrite=overwrite)
+    plan = plan_filter(source, destination, steps, encode=encode, limit=limit, measure=measure, overwrite=overwrite)
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return

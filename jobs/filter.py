@@ -21,6 +21,7 @@ def plan_filter(
     *,
     encode: str = "keep",
     limit: int | None = None,
+    measure: bool = False,
     overwrite: bool = False,
 ) -> ShardPlan[FilterJob]:
     """Check everything that can be checked before Ray is started; writes nothing.
@@ -31,6 +32,7 @@ def plan_filter(
         steps: the pipeline; empty for a plain copy.
         encode: how changed pictures are stored.
         limit: only the first so many pictures.
+        measure: decode every picture that is kept, and keep histograms of what they look like.
         overwrite: replace what another job left at the destination.
 
     Raises:
@@ -50,7 +52,7 @@ def plan_filter(
         pipeline=str(pipeline),
         pipeline_digest=pipeline.digest,
         encode=encoding,
-        options={"limit": limit},
+        options={"limit": limit, **({"measure": True} if measure else {})},
     )
     check_claim(destination, job, overwrite=overwrite)
     return ShardPlan(
@@ -58,7 +60,7 @@ def plan_filter(
         destination,
         (*manifest.jobs, job),
         shard_tasks(manifest, destination, limit),
-        FilterJob(source, str(pipeline), encoding),
+        FilterJob(source, str(pipeline), encoding, measure),
         {"pipeline": str(pipeline), "encode": encoding},
         overwrite,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -88,7 +89,17 @@ def _counts(manifest: Manifest) -> Table:
     table.add_row("channels", escape(_ranked(tally.channels)))
     sides = dict(sorted(tally.sides.items(), key=lambda item: int(item[0])))
     table.add_row("longer side", ", ".join(f"up to {side} px: {count:,}" for side, count in sides.items()))
+    if manifest.histograms is not None:
+        table.add_row("measured", _medians(manifest.histograms))
     return table
+
+
+def _medians(histograms: Mapping[str, Any]) -> str:
+    from library.drift import EDGES, Histograms
+
+    made = Histograms.from_dict(histograms)
+    found = {name: middle for name in EDGES if (middle := made.median(name)) is not None}
+    return "medians, as bins have them: " + ", ".join(f"{name} from {value:g}" for name, value in found.items())
 
 
 def _ranked(counts: Mapping[str, int]) -> str:

@@ -68,6 +68,7 @@ def plan_ingest(
     seed: int = 0,
     split: str = "found",
     verify: bool = False,
+    measure: bool = False,
     overwrite: bool = False,
 ) -> IngestPlan:
     """List the source and decide where each picture goes; reads no picture, writes nothing.
@@ -80,6 +81,7 @@ def plan_ingest(
         seed: of the order in which pictures are stored.
         split: `found` for those of the source, `none` to join them, or fractions (`train=0.8,val=0.2`).
         verify: decode every picture.
+        measure: decode every picture, and keep histograms of what they look like.
         overwrite: replace what another job left at the destination.
 
     Raises:
@@ -109,9 +111,11 @@ def plan_ingest(
             "label_column": options.label_column,
             "key_column": options.key_column,
             "image_column": options.image_column,
+            # Not there where it is off: a dataset that was made before it was offered is still this job's.
+            **({"measure": True} if measure else {}),
         },
     )
-    work = IngestJob.of(listing, options, verify=verify)
+    work = IngestJob.of(listing, options, verify=verify, measure=measure)
     made = IngestPlan(source, destination, job, listing, tasks, work, overwrite)
     if destination not in made.datasets and find_manifest(destination) is not None:
         raise UsageError(f"{destination} is a dataset, and this would make one a split below it; choose another folder")

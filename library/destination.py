@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from library import storage
+from library.drift import Histograms
 from library.errors import StriateError, UsageError
 from library.manifest import (
     REJECTS,
@@ -156,6 +157,7 @@ def finish(
         shards=[report.output for report in ordered],
         rejects=rejects,
         versions=VERSIONS,
+        histograms=_histograms(ordered),
         run=dict(run or {}),
     )
     nothing_made = manifest.run.get("pictures_made") == 0
@@ -165,6 +167,11 @@ def finish(
     storage.flush(storage.join(dataset, entry.name) for entry in [*manifest.shards, *manifest.rejects])
     save_manifest(dataset, manifest)
     return manifest
+
+
+def _histograms(reports: Iterable[ShardReport]) -> dict[str, Any] | None:
+    measured = [Histograms.from_dict(report.histograms) for report in reports if report.histograms is not None]
+    return Histograms.total(measured).to_dict() if measured else None
 
 
 def shard_stem(name: str) -> str:

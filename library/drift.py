@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
 import cv2
 import numpy as np
 
-from library.errors import StriateError
+from library import codec
+from library.errors import BadPicture, StriateError
 from library.picture import Pixels
 from library.steps.arrays import white
 from library.steps.colour import Grayscale
@@ -95,6 +97,12 @@ class Histograms:
                 counts = self.bins[name] = [0] * (len(edges) + 1)
             counts[bisect_right(edges, value)] += 1
 
+    def add_pictures(self, encoded: Iterable[bytes]) -> None:
+        """Decode and measure stored pictures; a damaged one, which nothing before had to decode, is passed by."""
+        for data in encoded:
+            with suppress(BadPicture):
+                self.add(measures(codec.decode(data)))
+
     def add_class(self, name: str, count: int = 1) -> None:
         """Count a class."""
         self.classes[name] = self.classes.get(name, 0) + count
@@ -142,12 +150,15 @@ class Histograms:
                 "measure the dataset again with `striate ingest --measure`"
             )
         made = cls()
-        for name, counts in data.get("bins", {}).items():
-            if name not in EDGES or len(counts) != len(EDGES[name]) + 1:
-                raise StriateError(f"histograms are damaged: {len(counts)} bins of '{name}'")
-            made.bins[name] = [int(count) for count in counts]
-        for name, count in data.get("classes", {}).items():
-            made.add_class(name, int(count))
+        try:
+            for name, counts in data["bins"].items():
+                if len(counts) != len(EDGES[name]) + 1:
+                    raise ValueError(f"{len(counts)} bins of '{name}'")
+                made.bins[name] = [int(count) for count in counts]
+            for name, count in data.get("classes", {}).items():
+                made.add_class(name, int(count))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StriateError(f"histograms are damaged: {type(error).__name__}: {error}") from None
         return made
 
     @classmethod

@@ -96,6 +96,7 @@ class ShardReport(_Model):
         stem: name of the shard without `.parquet`, the same for input and output.
         input_digest: of the bytes (or the plan) the shard was made from.
         work_digest: of all that decides the output: steps, encoding, row limit.
+        histograms: of the kept pictures (`library.drift`), where they were measured.
         seconds: time by stage (read, decode, each step, encode, write); differs from run to run.
     """
 
@@ -106,6 +107,7 @@ class ShardReport(_Model):
     output: FileEntry
     rejects: FileEntry | None = None
     tally: Tally
+    histograms: dict[str, Any] | None = None
     seconds: dict[str, float] = {}
 
 
@@ -142,6 +144,7 @@ class Manifest(_Model):
         shards: in order of name.
         rejects: files below `_rejects/`.
         versions: of what decides the bytes: striate and the codecs.
+        histograms: of its pictures (`library.drift`), where they were measured.
         run: timings and cluster; no part of the digest.
     """
 
@@ -153,6 +156,7 @@ class Manifest(_Model):
     shards: list[FileEntry] = []
     rejects: list[FileEntry] = []
     versions: dict[str, str] = {}
+    histograms: dict[str, Any] | None = None
     run: dict[str, Any] = {}
 
     @property
@@ -172,7 +176,9 @@ class Manifest(_Model):
     @property
     def digest(self) -> str:
         """SHA-256 over the content, in hex; the same for every run of the same job on the same source."""
-        return hashlib.sha256(_canonical(self.model_dump(exclude={"run"})).encode()).hexdigest()
+        # A dataset that was not measured has the digest that it had before anything could be measured.
+        left_out = {"run"} if self.histograms is not None else {"run", "histograms"}
+        return hashlib.sha256(_canonical(self.model_dump(exclude=left_out)).encode()).hexdigest()
 
 
 _ModelT = TypeVar("_ModelT", bound=_Model)

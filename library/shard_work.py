@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from library import codec, storage
+from library import codec, drift, storage
 from library.batch import run_batch
 from library.errors import BadPicture, StriateError
 from library.manifest import REJECTS, ShardReport, Tally, digest_of, save_report
@@ -82,20 +82,22 @@ class FilterJob:
         source: URI of the dataset to read.
         pipeline: canonical text; empty for a plain copy.
         encode: how changed pictures are stored.
+        measure: decode and measure every picture that is kept.
     """
 
     source: str
     pipeline: str
     encode: str = "keep"
+    measure: bool = False
 
     def work_digest(self, task: ShardTask) -> str:
-        return digest_of(["filter", self.pipeline, self.encode, task.max_rows, VERSIONS])
+        return digest_of(["filter", self.pipeline, self.encode, task.max_rows, VERSIONS, *_measured(self.measure)])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
         encoding = codec.Encoding.parse(self.encode)
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
-        with ShardOutput(task, reader.schema()) as output:
+        with ShardOutput(task, reader.schema(), measure=self.measure) as output:
             for table in batches(reader, _BATCH_ROWS):
                 try:
                     result = run_batch(steps, table, encoding)
@@ -108,6 +110,11 @@ class FilterJob:
                     dropped=dict(result.dropped),
                     rejected=dict(result.rejected),
                 )
+                if output.histograms is not None:
+                    start = perf_counter()
+                    stored = _compute.struct_field(result.table["image"], "bytes")
+                    output.histograms.add_pictures(data.as_py() or b"" for data in stored)
+                    output.spent({"measure": perf_counter() - start})
                 progress(output.add(result.table, result.rejects, tally))
             output.spent({"read": reader.waited})
         return output.commit(self.work_digest(task))
@@ -124,6 +131,7 @@ class IngestJob:
         options: as given to `list_source`.
         verify: decode every picture, not only its header.
         limits: a picture past them is rejected.
+        measure: measure every picture that is kept; with `verify` only.
     """
 
     reader: str
@@ -132,19 +140,22 @@ class IngestJob:
     options: Options = field(default_factory=Options)
     verify: bool = False
     limits: codec.Limits = codec.DEFAULT_LIMITS
+    measure: bool = False
 
     @classmethod
-    def of(cls, listing: Listing, options: Options, *, verify: bool) -> IngestJob:
-        return cls(listing.kind, listing.columns, listing.hints, options, verify)
+    def of(cls, listing: Listing, options: Options, *, verify: bool, measure: bool = False) -> IngestJob:
+        verify = verify or measure
+        return cls(listing.kind, listing.columns, listing.hints, options, verify, measure=measure)
 
     def work_digest(self, task: ShardTask) -> str:
-        return digest_of(["ingest", self.reader, self.verify, self.columns.to_string(), VERSIONS])
+        known = ["ingest", self.reader, self.verify, self.columns.to_string(), VERSIONS]
+        return digest_of([*known, *_measured(self.measure)])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         with pa.ipc.open_stream(task.index) as stream:
             rows = stream.read_all()
         schema = dataset_schema(list(self.columns))
-        with ShardOutput(task, schema) as output:
+        with ShardOutput(task, schema, measure=self.measure) as output:
             start = perf_counter()
             pictures: list[Read | None] = [None] * rows.num_rows
             # A reader gives pictures in the order that is cheapest for it; they are stored in the plan's.
@@ -170,7 +181,7 @@ class IngestJob:
                 row["key"], picture.data, storage.name_of(row["key"]), row["label"], extras={**known, **picture.extras}
             )
             try:
-                kept.append(self._checked(record, picture.problem))
+                kept.append(self._checked(record, picture.problem, output))
             except BadPicture as bad:
                 rejects.append((record, bad))
         output.spent({"check": perf_counter() - start})
@@ -181,18 +192,25 @@ class IngestJob:
         )
         return output.add(table_of(kept, schema), _reject_table(rejects, schema), tally)
 
-    def _checked(self, record: ImageRecord, problem: BadPicture | None) -> ImageRecord:
+    def _checked(self, record: ImageRecord, problem: BadPicture | None, output: ShardOutput) -> ImageRecord:
         if problem is not None:
             raise problem
         try:
             header = codec.probe(record.data or b"", self.limits)
             if self.verify:
-                codec.decode(record.data or b"", limits=None)
+                pixels = codec.decode(record.data or b"", limits=None)
+                if output.histograms is not None:
+                    output.histograms.add(drift.measures(pixels))
         except StriateError:
             raise
         except Exception as error:
             raise StriateError(f"picture '{record.key}': {type(error).__name__}: {error}") from error
         return dataclasses.replace(record, header=header)
+
+
+def _measured(measure: bool) -> list[Any]:
+    """What measuring adds to a digest: nothing where it is off, so that what was made before stays done."""
+    return ["measure", drift.VERSION] if measure else []
 
 
 def _row_groups(pictures: Sequence[Read | None]) -> Iterator[tuple[int, int]]:
@@ -223,8 +241,11 @@ class ShardOutput:
         rejected: columns of the rejects, less the reason; those of `schema` where it is None.
     """
 
-    def __init__(self, task: ShardTask, schema: pa.Schema, rejected: pa.Schema | None = None) -> None:
+    def __init__(
+        self, task: ShardTask, schema: pa.Schema, rejected: pa.Schema | None = None, *, measure: bool = False
+    ) -> None:
         self._task = task
+        self.histograms = drift.Histograms() if measure else None
         self._schema = schema
         self._rejected = schema if rejected is None else rejected
         self._rejects: list[pa.Table] = []
@@ -279,6 +300,7 @@ class ShardOutput:
             output=self._writer.entry,
             rejects=rejects,
             tally=tally,
+            histograms=None if self.histograms is None else self.histograms.to_dict(),
             seconds={stage: round(seconds, 4) for stage, seconds in self._seconds.items()},
         )
         save_report(self._task.dataset, report)

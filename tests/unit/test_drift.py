@@ -112,9 +112,17 @@ def test_histograms_come_back_from_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [{}, {"version": 99, "bins": {}}, {"version": 1, "bins": {"brightness": [1, 2]}}, {"bins": {"hue": []}}]
+    "data",
+    [
+        {},
+        {"version": 99, "bins": {}},
+        {"version": 1, "bins": {"brightness": [1, 2]}},
+        {"version": 1, "bins": {"hue": []}},
+        {"version": 1, "bins": [1]},
+        {"version": 1, "bins": {}, "classes": {"cat": "many"}},
+    ],
 )
-def test_histograms_of_another_version_are_refused(data: dict[str, Any]) -> None:
+def test_histograms_of_another_version_and_damaged_ones_are_refused(data: dict[str, Any]) -> None:
     with pytest.raises(StriateError, match="histograms"):
         Histograms.from_dict(data)
 
