@@ -21,7 +21,7 @@ from library.bundle_record import BundleRecord, load_record
 from library.errors import StriateError, UsageError
 from library.grammar import nearest
 from library.inputs import InputPipeline
-from library.manifest import digest_of, load_manifest
+from library.manifest import digest_of, find_manifest, load_manifest
 from library.models import check_input, create, info, parse_call
 from library.models.weights import weights_digest
 from library.pipeline import Pipeline
@@ -302,6 +302,7 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
             "dataset_digests": plan.datasets,
             "train_pictures": len(plan.train),
             "class_counts": plan.train.class_counts,
+            **_measured(plan),
             "versions": _versions(),
             "git_commit": _git_commit(),
             "seconds": round(ended["seconds"], 1),
@@ -310,6 +311,14 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
     bundle = Bundle.of_model(record, model, device="cpu")
     bundle.save(plan.out)
     return bundle.record
+
+
+def _measured(plan: TrainPlan) -> dict[str, Any]:
+    """What the pictures look like, where ingest has measured them: serving tells drift by it, without the dataset."""
+    manifest = find_manifest(plan.train.dataset)
+    if manifest is None or manifest.histograms is None or manifest.digest != plan.datasets["train"]:
+        return {}
+    return {"histograms": manifest.histograms}
 
 
 def _versions() -> dict[str, str]:
