@@ -56,11 +56,15 @@ export async function predict(model, file, { topK, explain }) {
 
 /** What a model sees of a picture, as a PNG. */
 export const modelView = async (model, file, signal) =>
-  (await patiently(() => request(`models/${encodeURIComponent(model)}/view`, { ...post(file), signal }), signal)).blob();
+  (
+    await patiently(() => request(`models/${encodeURIComponent(model)}/view`, { ...post(file), signal }), signal)
+  ).blob();
 
 /** A picture after steps, as a PNG. */
 export const preview = async (steps, file, signal) =>
-  (await patiently(() => request(`preview?steps=${encodeURIComponent(steps)}`, { ...post(file), signal }), signal)).blob();
+  (
+    await patiently(() => request(`preview?steps=${encodeURIComponent(steps)}`, { ...post(file), signal }), signal)
+  ).blob();
 
 /** Whether anybody answers. */
 export async function alive() {
@@ -72,7 +76,11 @@ export async function alive() {
 }
 
 function post(file) {
-  return { method: "POST", body: file, headers: { "Content-Type": file.type.startsWith("image/") ? file.type : "application/octet-stream" } };
+  return {
+    method: "POST",
+    body: file,
+    headers: { "Content-Type": file.type.startsWith("image/") ? file.type : "application/octet-stream" },
+  };
 }
 
 async function request(path, options = {}) {
@@ -119,7 +127,11 @@ async function refusal(response) {
     problem = { title: `The server answers ${response.status} ${response.statusText}`.trim() };
   }
   const after = Number(response.headers.get("Retry-After") ?? NaN);
-  return new Refusal(problem, response.status, Number.isFinite(after) ? Math.min(Math.max(after, 0), LONGEST_WAIT_S) : DEFAULT_WAIT_S);
+  return new Refusal(
+    problem,
+    response.status,
+    Number.isFinite(after) ? Math.min(Math.max(after, 0), LONGEST_WAIT_S) : DEFAULT_WAIT_S,
+  );
 }
 
 // However many requests are refused at once, the form is shown once.

@@ -116,7 +116,10 @@ function offersAt(steps, text, caret, all) {
     const before = text.slice(0, start).trimEnd();
     if (before !== "" && !before.endsWith("|")) return nothing;
     const first = steps.filter((step) => fits(step.name));
-    const rest = typed.length < 2 ? [] : steps.filter((step) => !first.includes(step) && step.name !== typed && step.name.includes(typed));
+    const rest =
+      typed.length < 2
+        ? []
+        : steps.filter((step) => !first.includes(step) && step.name !== typed && step.name.includes(typed));
     return { start, offers: [...first, ...rest].map(stepOffer) };
   }
   const parameters = steps.find((step) => step.name === call)?.parameters ?? [];

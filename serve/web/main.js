@@ -78,7 +78,8 @@ function select(picture) {
 
 // The chosen picture first, as it is being looked at; Grad-CAM only for that one, as it costs a second pass.
 function ask() {
-  const order = state.selected === null ? [] : [state.selected, ...state.pictures.filter((one) => one !== state.selected)];
+  const order =
+    state.selected === null ? [] : [state.selected, ...state.pictures.filter((one) => one !== state.selected)];
   asking.want(
     order.flatMap((picture) =>
       chosen().map(({ name, explain: can }) => ({
@@ -113,7 +114,9 @@ function drawPanels() {
   const entries = entriesOf(state.selected);
   panels.forEach((panel, number) => panel.draw(entries[number].entry, { explain: explain.checked, topK: topK() }));
   const size = entries.map(({ entry }) => entry.answer).find((answer) => answer?.width);
-  byId("result-facts").textContent = [size ? `${size.width} × ${size.height}` : null, fileFacts(state.selected.file)].filter(Boolean).join(", ");
+  byId("result-facts").textContent = [size ? `${size.width} × ${size.height}` : null, fileFacts(state.selected.file)]
+    .filter(Boolean)
+    .join(", ");
   const agree = agreement(entries);
   byId("agree").hidden = agree === "";
   byId("agree").textContent = agree;
@@ -131,7 +134,9 @@ function announce(picture, name) {
 function drawConnection(offline) {
   const notice = byId("notice");
   notice.hidden = !offline;
-  notice.textContent = offline ? "The server does not answer. This page asks again every 2 seconds and goes on by itself." : "";
+  notice.textContent = offline
+    ? "The server does not answer. This page asks again every 2 seconds and goes on by itself."
+    : "";
   if (offline) drawServer("offline", "offline");
 }
 
@@ -153,20 +158,25 @@ function drawModels() {
   drawChoice();
 }
 
-// What follows from the choice of models: how many classes there are to show, whether there is Grad-CAM, and where they came from.
+// What follows from the choice of models: how many classes to show, whether there is Grad-CAM, where they came from.
 function drawChoice() {
   const models = chosen();
   for (const option of second.options) option.disabled = option.value !== "" && option.value === first.value;
   const most = Math.max(1, ...models.map(({ classes }) => classes.length));
   const numbers = TOP.filter((number) => number < most);
-  top.replaceChildren(...numbers.map((number) => el("option", { value: number }, String(number))), el("option", { value: most }, `all ${most}`));
+  top.replaceChildren(
+    ...numbers.map((number) => el("option", { value: number }, String(number))),
+    el("option", { value: most }, `all ${most}`),
+  );
   top.value = numbers.includes(wantedTop) ? wantedTop : most;
   const can = models.some((one) => one.explain);
   explain.disabled = !can;
   byId("strength").closest("label").hidden = !(can && explain.checked);
   const [one] = models;
   byId("knows").textContent = one === undefined ? "" : knows(one);
-  byId("origins").replaceChildren(...models.map((each, number) => origin(each, number, { alone: models.length === 1, tryOut })));
+  byId("origins").replaceChildren(
+    ...models.map((each, number) => origin(each, number, { alone: models.length === 1, tryOut })),
+  );
   byId("origins").classList.toggle("two", models.length > 1);
 }
 
@@ -239,7 +249,9 @@ explain.addEventListener("change", () => {
   drawPanels();
   ask();
 });
-byId("strength").addEventListener("input", (event) => byId("panels").style.setProperty("--heat", event.target.value / 100));
+byId("strength").addEventListener("input", (event) =>
+  byId("panels").style.setProperty("--heat", event.target.value / 100),
+);
 byId("settings").addEventListener("submit", (event) => event.preventDefault());
 
 takePictures(add);

@@ -16,9 +16,35 @@ export function origin(model, number, { alone, tryOut }) {
     ["Bundle", el("code", {}, model.bundle_id)],
     ["Model", el("code", {}, model.model)],
     ["Classes", classes(model.classes, counts)],
-    input?.size?.[0] ? ["Input", `${input.size[1]} × ${input.size[0]}, ${input.channels === 1 ? "grey" : counted(input.channels, "channel")}`] : null,
-    pipeline ? ["Its own steps", el("div", {}, el("code", {}, pipeline), " ", el("button", { type: "button", class: "plain", onclick: () => tryOut(pipeline) }, "Try them above"))] : null,
-    ["Runs on", [runtime.name, runtime.device, runtime.batch_size ? `batches of ${runtime.batch_size}` : null, runtime.threads ? counted(runtime.threads, "thread") : null].filter(Boolean).join(", ")],
+    input?.size?.[0]
+      ? [
+          "Input",
+          `${input.size[1]} × ${input.size[0]}, ${input.channels === 1 ? "grey" : counted(input.channels, "channel")}`,
+        ]
+      : null,
+    pipeline
+      ? [
+          "Its own steps",
+          el(
+            "div",
+            {},
+            el("code", {}, pipeline),
+            " ",
+            el("button", { type: "button", class: "plain", onclick: () => tryOut(pipeline) }, "Try them above"),
+          ),
+        ]
+      : null,
+    [
+      "Runs on",
+      [
+        runtime.name,
+        runtime.device,
+        runtime.batch_size ? `batches of ${runtime.batch_size}` : null,
+        runtime.threads ? counted(runtime.threads, "thread") : null,
+      ]
+        .filter(Boolean)
+        .join(", "),
+    ],
     ...Object.entries(datasets).map(([name, uri]) => [`Data, ${name}`, dataset(uri, digests[name])]),
     ...Object.entries(rest).map(([name, value]) => [label(name), plain(name, value)]),
   ].filter(Boolean);
@@ -29,7 +55,12 @@ export function origin(model, number, { alone, tryOut }) {
     el(
       "div",
       { class: "facts-body" },
-      el("div", {}, measures(metrics), el("dl", {}, ...facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)]))),
+      el(
+        "div",
+        {},
+        measures(metrics),
+        el("dl", {}, ...facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)])),
+      ),
       el(
         "div",
         {},
@@ -45,26 +76,50 @@ export function origin(model, number, { alone, tryOut }) {
 function measures(metrics) {
   const shown = Object.entries(metrics).filter(([name, value]) => name.startsWith("val_") && typeof value === "number");
   if (shown.length === 0) return null;
-  return el("dl", { class: "measures" }, ...shown.map(([name, value]) => el("div", {}, el("dt", {}, label(name.slice(4))), el("dd", {}, number(name, value)))));
+  return el(
+    "dl",
+    { class: "measures" },
+    ...shown.map(([name, value]) =>
+      el("div", {}, el("dt", {}, label(name.slice(4))), el("dd", {}, number(name, value))),
+    ),
+  );
 }
 
 function classes(names, counts) {
-  const told = names.map((name) => (counts?.[name] === undefined ? name : `${name} (${counts[name].toLocaleString("en")})`));
+  const told = names.map((name) =>
+    counts?.[name] === undefined ? name : `${name} (${counts[name].toLocaleString("en")})`,
+  );
   if (names.length <= 12) return told.join(", ");
   return folded(counted(names.length, "class", "classes"), el("p", { class: "all-classes" }, told.join(", ")));
 }
 
 function dataset(uri, digest) {
-  return el("div", {}, el("code", {}, String(uri)), digest ? el("code", { class: "quiet digest", title: "digest of its manifest" }, String(digest)) : null);
+  return el(
+    "div",
+    {},
+    el("code", {}, String(uri)),
+    digest ? el("code", { class: "quiet digest", title: "digest of its manifest" }, String(digest)) : null,
+  );
 }
 
 function plain(name, value) {
   if (value !== null && typeof value === "object") return list(value);
-  return /digest|commit|id$/.test(name) ? el("code", {}, String(value)) : typeof value === "number" ? [value.toLocaleString("en"), UNITS[name]].filter(Boolean).join(" ") : String(value ?? "none");
+  return /digest|commit|id$/.test(name)
+    ? el("code", {}, String(value))
+    : typeof value === "number"
+      ? [value.toLocaleString("en"), UNITS[name]].filter(Boolean).join(" ")
+      : String(value ?? "none");
 }
 
 function list(values) {
-  return el("dl", { class: "inner" }, ...Object.entries(values).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, typeof value === "object" ? JSON.stringify(value) : String(value))]));
+  return el(
+    "dl",
+    { class: "inner" },
+    ...Object.entries(values).flatMap(([name, value]) => [
+      el("dt", {}, name),
+      el("dd", {}, typeof value === "object" ? JSON.stringify(value) : String(value)),
+    ]),
+  );
 }
 
 const folded = (title, content, open = false) => el("details", { open }, el("summary", {}, title), content);

@@ -17,7 +17,7 @@ export class Picture {
     this.shown = null;
   }
 
-  /** An address that the browser can draw; for what it cannot read (TIFF, NumPy) the server draws it. null: neither can. */
+  /** An address that the browser can draw: what it cannot read (TIFF, NumPy) the server draws; null where neither can. */
   drawable() {
     this.shown ??= loads(this.url).then(async (fine) => {
       if (fine) return this.url;
@@ -153,7 +153,12 @@ const STATES = { waiting: "waiting", asking: "asking", busy: "busy, waits", offl
 function best(entry, number) {
   if (entry.answer !== null) {
     const { class: name, probability } = entry.answer.classes[0];
-    return el("span", { class: `best c${number}` }, el("b", { title: name }, name), el("span", {}, percent(probability)));
+    return el(
+      "span",
+      { class: `best c${number}` },
+      el("b", { title: name }, name),
+      el("span", {}, percent(probability)),
+    );
   }
   if (entry.state === "failed") return el("span", { class: "best wrong" }, el("span", {}, headline(entry.problem)));
   return el("span", { class: `best quiet ${entry.state}` }, STATES[entry.state]);
@@ -171,4 +176,5 @@ async function loads(url) {
 }
 
 /** What there is to say of a file: type and bytes. */
-export const fileFacts = (file) => [file.type.replace("image/", "").toUpperCase(), fileSize(file.size)].filter(Boolean).join(", ");
+export const fileFacts = (file) =>
+  [file.type.replace("image/", "").toUpperCase(), fileSize(file.size)].filter(Boolean).join(", ");

@@ -60,14 +60,23 @@ export class Panel {
     const stage = el("div", { class: "stage" }, el("div", { class: "framed" }, shown, this.#heat));
     this.#picture.drawable().then((url) => {
       if (url !== null) shown.src = url;
-      else stage.replaceChildren(el("p", { class: "quiet" }, "Neither this browser nor the server can draw this file."));
+      else
+        stage.replaceChildren(el("p", { class: "quiet" }, "Neither this browser nor the server can draw this file."));
     });
-    shown.addEventListener("load", () => shown.classList.toggle("tiny", Math.max(shown.naturalWidth, shown.naturalHeight) <= 96));
+    shown.addEventListener("load", () =>
+      shown.classList.toggle("tiny", Math.max(shown.naturalWidth, shown.naturalHeight) <= 96),
+    );
     const { input } = this.#model;
     return el(
       "article",
       { class: `panel c${this.#number}`, "aria-label": this.#model.name },
-      el("h3", {}, el("span", { class: "swatch" }), this.#model.name, el("code", { class: "quiet" }, this.#model.model)),
+      el(
+        "h3",
+        {},
+        el("span", { class: "swatch" }),
+        this.#model.name,
+        el("code", { class: "quiet" }, this.#model.model),
+      ),
       el(
         "div",
         { class: "panel-body" },
@@ -85,7 +94,13 @@ export class Panel {
       ...rows.map(({ class: name, probability }) => {
         const bar = el("span", { class: "bar" });
         bar.style.setProperty("--share", probability);
-        return el("li", {}, el("span", { class: name.length > LONG ? "name long" : "name" }, name), el("span", { class: "share", title: String(probability) }, percent(probability)), bar);
+        return el(
+          "li",
+          {},
+          el("span", { class: name.length > LONG ? "name long" : "name" }, name),
+          el("span", { class: "share", title: String(probability) }, percent(probability)),
+          bar,
+        );
       }),
     );
   }
@@ -98,7 +113,8 @@ export class Panel {
       ["model", timing?.infer_ms],
       ["in all", timing?.total_ms],
     ].filter(([, ms]) => typeof ms === "number");
-    this.#foot.textContent = `${times.map(([name, ms]) => `${name} ${ms.toFixed(1)} ms`).join(", ")}; bundle ${answer.bundleId.slice(0, 12)}`;
+    const told = times.map(([name, ms]) => `${name} ${ms.toFixed(1)} ms`).join(", ");
+    this.#foot.textContent = `${told}; bundle ${answer.bundleId.slice(0, 12)}`;
   }
 
   #drawHeat(answer, explain) {
@@ -120,7 +136,13 @@ export class Panel {
       const text = [steps, fit].filter(Boolean).join(" | ");
       this.#seen.replaceChildren(
         image,
-        el("figcaption", {}, el("b", {}, "What the model sees"), el("span", {}, `${size[1]} × ${size[0]}, ${channels === 1 ? "grey" : `${channels} channels`}`), el("code", { title: text }, short(text))),
+        el(
+          "figcaption",
+          {},
+          el("b", {}, "What the model sees"),
+          el("span", {}, `${size[1]} × ${size[0]}, ${channels === 1 ? "grey" : `${channels} channels`}`),
+          el("code", { title: text }, short(text)),
+        ),
       );
       this.#seen.hidden = false;
     } catch (error) {
@@ -184,7 +206,11 @@ export function problemLines(problem) {
     el("p", { class: "wrong" }, el("strong", {}, headline(problem))),
     detail ? el("p", {}, sentence(detail)) : null,
     how ? el("p", { class: "quiet" }, how) : null,
-    el("p", { class: "quiet code" }, el("code", {}, [status, title, reason && `(${reason})`].filter(Boolean).join(" "))),
+    el(
+      "p",
+      { class: "quiet code" },
+      el("code", {}, [status, title, reason && `(${reason})`].filter(Boolean).join(" ")),
+    ),
   ].filter(Boolean);
 }
 

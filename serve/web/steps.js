@@ -47,7 +47,9 @@ export class StepsBox {
       }
     });
     for (const text of EXAMPLES) {
-      byId("examples").append(el("button", { type: "button", class: "example", onclick: () => this.write(text) }, text));
+      byId("examples").append(
+        el("button", { type: "button", class: "example", onclick: () => this.write(text) }, text),
+      );
     }
     this.#mark(null);
     this.#drawPair();
@@ -120,7 +122,11 @@ export class StepsBox {
 
   #say(text, kind = "") {
     this.#said.className = `steps-said ${kind}`;
-    this.#said.replaceChildren(...(text === "" ? [] : [kind === "fine" ? el("code", { title: "as it is stored, with every parameter" }, text) : text]));
+    this.#said.replaceChildren(
+      ...(text === ""
+        ? []
+        : [kind === "fine" ? el("code", { title: "as it is stored, with every parameter" }, text) : text]),
+    );
   }
 
   // The mirror lies under the box with the same text, and carries the marks that a command line prints under it.
@@ -155,7 +161,10 @@ export class StepsBox {
       if (url !== null) before.src = url;
       before.hidden = url === null;
     });
-    this.#pair.replaceChildren(el("figure", {}, el("figcaption", {}, "before"), el("div", { class: "stage" }, before)), el("figure", {}, el("figcaption", {}, "after"), this.#after));
+    this.#pair.replaceChildren(
+      el("figure", {}, el("figcaption", {}, "before"), el("div", { class: "stage" }, before)),
+      el("figure", {}, el("figcaption", {}, "after"), this.#after),
+    );
     this.#draw();
   }
 
@@ -179,7 +188,8 @@ export class StepsBox {
       this.#after.replaceChildren(el("div", { class: "stage" }, image));
     } catch (error) {
       if (error.name === "AbortError" || signal.aborted) return;
-      if (error instanceof Refusal) this.#after.replaceChildren(el("div", { class: "state failed" }, ...problemLines(error.problem)));
+      if (error instanceof Refusal)
+        this.#after.replaceChildren(el("div", { class: "state failed" }, ...problemLines(error.problem)));
       else if (error instanceof Offline) this.#lost();
       else if (!(error instanceof NoKey)) throw error;
     }
