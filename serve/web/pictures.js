@@ -17,7 +17,7 @@ export class Picture {
     this.shown = null;
   }
 
-  /** An address that the browser can draw: what it cannot read (TIFF, NumPy) the server draws; null where neither can. */
+  /** An address the browser can draw: what it cannot read (TIFF, NumPy) the server draws; null where neither can. */
   drawable() {
     this.shown ??= loads(this.url).then(async (fine) => {
       if (fine) return this.url;
