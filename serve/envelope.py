@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-import uuid
+import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,7 +28,7 @@ _CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "media-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-_HEADERS = {
+_SECURITY = {
     "Content-Security-Policy": _CONTENT_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -37,6 +37,9 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+#: As ASGI sends them; no answer of ours has any of its own.
+_HEADERS = [(name.lower().encode(), value.encode()) for name, value in _SECURITY.items()]
+_NO_STORE = (b"cache-control", b"no-store")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FACTS = "striate.facts"
 
@@ -87,7 +90,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        facts = Facts(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex, self._model)
+        facts = Facts(given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16), self._model)
         scope[_FACTS] = facts
         if scope["path"] == scope.get("root_path"):
             scope["path"] += "/"  # the address of the model itself, which Starlette would find no route for
@@ -95,11 +98,10 @@ class Envelope:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 facts.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
-                headers["X-Request-Id"] = facts.request_id
+                headers = [*message["headers"], *_HEADERS, (b"x-request-id", facts.request_id.encode())]
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append(_NO_STORE)
+                message["headers"] = headers
             elif message["type"] == "http.response.body":
                 facts.sent += len(message.get("body", b""))
             await send(message)
@@ -114,7 +116,8 @@ class Envelope:
                 raise  # half an answer is out: only closing the connection tells the client
             await problem_of(error).response(scope["path"])(scope, receive, answer)
         finally:
-            _access.info(_line(scope, facts))
+            if _access.isEnabledFor(logging.INFO):
+                _access.info(_line(scope, facts))
 
 
 def _line(scope: Scope, facts: Facts) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -79,10 +79,21 @@ def pictures_body(*, several: bool) -> dict[str, Any]:
     )
 
 
-async def strict_query(request: Request) -> None:
-    """Refuses parameters that the route does not have, or that stand there twice."""
-    route = request.scope["route"]
-    known = {field.alias for field in route.dependant.query_params} if isinstance(route, APIRoute) else set[str]()
+class StrictRoute(APIRoute):
+    """A route that refuses parameters it does not have, or that stand there twice."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer, known = super().get_route_handler(), {field.alias for field in self.dependant.query_params}
+
+        async def checked(request: Request) -> Response:
+            if request.scope["query_string"]:
+                _check_query(request, known)
+            return await answer(request)
+
+        return checked
+
+
+def _check_query(request: Request, known: set[str]) -> None:
     seen: set[str] = set()
     for name, _ in request.query_params.multi_items():
         if name not in known or name in seen:
@@ -97,7 +108,7 @@ def make_app(
 ) -> FastAPI:
     """An application whose pages need nothing from outside."""
     # Redirects to an address without a last slash would be built from the request's own Host.
-    return FastAPI(
+    app = FastAPI(
         title=title,
         summary=summary,
         version=VERSIONS["striate"],
@@ -105,8 +116,9 @@ def make_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
-        dependencies=[Depends(strict_query)],
     )
+    app.router.route_class = StrictRoute
+    return app
 
 
 def describe_api(

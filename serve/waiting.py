@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from serve.problems import Problem
 from serve.service import TimedOut
 from serve.settings import ServeSettings
 
@@ -27,21 +28,29 @@ async def answered(request: Request, settings: ServeSettings, call: Coroutine[An
         ClientDisconnect: nobody waits for the answer any longer.
         TimedOut: not done in time.
     """
-    work = asyncio.ensure_future(call)
-    left = asyncio.ensure_future(_left(request))
+    asking = asyncio.current_task()
+    assert asking is not None
+    ended: list[Exception] = []
+
+    async def watch() -> None:
+        try:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            ended.append(ClientDisconnect())
+        except Problem as problem:  # a body that nobody wanted, and that breaks a limit
+            ended.append(problem)
+        asking.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        done, _ = await asyncio.wait({work, left}, timeout=settings.timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if work in done:
-            return work.result()
-        if left in done:
-            left.result()  # a body that nobody wanted, and that breaks a limit
-            raise ClientDisconnect
-        raise TimedOut(f"no answer within {settings.timeout_s:g} s")
+        async with asyncio.timeout(settings.timeout_s):
+            return await call
+    except TimeoutError:
+        raise TimedOut(f"no answer within {settings.timeout_s:g} s") from None
+    except asyncio.CancelledError:
+        if not ended:
+            raise
+        asking.uncancel()
+        raise ended[0] from None
     finally:
-        work.cancel()
-        left.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watcher.cancel()
