@@ -1,0 +1,103 @@
+"""One picture, one answer: every way to ask a bundle gives the same probabilities, bit for bit, on a CPU.
+
+Each way is a function that gives, for the key of every picture, its probabilities in the order of the classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jobs.ingest import ingest, plan_ingest
+from jobs.predict_dataset import plan_predict, predict_dataset
+from library import storage
+from library.bundle import Bundle
+from library.bundle_record import load_record
+from library.manifest import load_manifest
+from library.scoring import ShardScorer
+from tests.bundles import make_bundle
+from tests.conftest import SHARED_DATA
+from tests.datasets import rows, write_photos
+
+Answers = Mapping[str, NDArray[np.float32]]
+
+_EACH = 100
+_MODELS = {"resnet9": ("resnet9(width=8)", 32), "resnet18": ("resnet18", 48)}
+
+
+@pytest.fixture(scope="module")
+def real_photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """100 photos each of cats and dogs as a dataset, where they are at hand; else the tiles of the demo."""
+    folder = tmp_path_factory.mktemp("parity")
+    tar = SHARED_DATA / "cats-dogs-1000.tar"
+    pictures = _unpacked(tar, folder / "pictures") if tar.is_file() else write_photos(folder)
+    ingest(plan_ingest(str(pictures), str(folder / "data"), shard_mb=1))
+    return str(folder / "data")
+
+
+def _unpacked(tar: Path, folder: Path) -> Path:
+    with tarfile.open(tar) as archive:
+        files = sorted((member for member in archive if member.isfile()), key=lambda member: member.name)
+        for label, members in itertools.groupby(files, key=lambda member: PurePosixPath(member.name).parts[-2]):
+            (folder / label).mkdir(parents=True)
+            for member in itertools.islice(members, _EACH):
+                file = archive.extractfile(member)
+                assert file is not None
+                (folder / label / PurePosixPath(member.name).name).write_bytes(file.read())
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(_MODELS))
+def bundle(request: pytest.FixtureRequest, real_photos: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    model, size = _MODELS[request.param]
+    classes = tuple(load_manifest(real_photos).tally.classes)
+    return make_bundle(tmp_path_factory.mktemp("bundles") / request.param, 7, classes, model=model, size=size)
+
+
+@pytest.fixture(scope="module")
+def wanted(bundle: str, real_photos: str) -> Answers:
+    """What the bundle itself says, asked for one picture after another."""
+    loaded = Bundle.load(bundle, "cpu")
+    pictures = rows(real_photos).to_pylist()
+    answers = {row["key"]: dict(loaded.predict(row["image"]["bytes"], len(loaded.classes)).classes) for row in pictures}
+    return {key: np.array([said[name] for name in loaded.classes], np.float32) for key, said in answers.items()}
+
+
+def evaluated(bundle: str, dataset: str, _: Path) -> Answers:
+    """As `striate evaluate` judges, in batches, decoded in three threads."""
+    scorer = ShardScorer([Bundle.load(bundle, "cpu")], threads=3)
+    scores = [
+        scorer.score(storage.join(dataset, shard.name), lambda _: None)[0] for shard in load_manifest(dataset).shards
+    ]
+    return {key: row for one in scores for key, row in zip(one.keys, np.concatenate(one.probabilities), strict=True)}
+
+
+def batch_predicted(bundle: str, dataset: str, folder: Path) -> Answers:
+    """As `striate predict` writes, by two workers of one thread each."""
+    classes = load_record(bundle).classes
+    plan = plan_predict(bundle, dataset, str(folder / "scored"), top_k=len(classes))
+    predict_dataset(plan, workers="2", gpu=False)
+    answers: dict[str, NDArray[np.float32]] = {}
+    for row in rows(folder / "scored").to_pylist():
+        said = dict(zip(row["top_classes"], row["top_probabilities"], strict=True))
+        answers[row["key"]] = np.array([said[name] for name in classes], np.float32)
+    return answers
+
+
+@pytest.mark.parametrize("way", [evaluated, batch_predicted])
+def test_the_probabilities_are_those_of_the_bundle_bit_for_bit(
+    way: Callable[[str, str, Path], Answers], bundle: str, wanted: Answers, real_photos: str, tmp_path: Path
+) -> None:
+    got = way(bundle, real_photos, tmp_path)
+    assert got.keys() == wanted.keys()
+    assert len(wanted) >= 86
+    differing = [key for key, row in wanted.items() if not np.array_equal(got[key], row)]
+    assert differing == []
+    # Pictures that all get one answer would show nothing.
+    assert len({row.tobytes() for row in wanted.values()}) > len(wanted) / 2
