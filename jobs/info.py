@@ -99,7 +99,7 @@ def _medians(histograms: Mapping[str, Any]) -> str:
 
     made = Histograms.from_dict(histograms)
     found = {name: middle for name in EDGES if (middle := made.median(name)) is not None}
-    return "medians, as bins have them: " + ", ".join(f"{name} from {value:g}" for name, value in found.items())
+    return "medians: " + ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in found.items())
 
 
 def _ranked(counts: Mapping[str, int]) -> str:

@@ -121,13 +121,14 @@ class Histograms:
             return {name: count for name, count in self.classes.items() if count}
         return {str(number): count for number, count in enumerate(self.bins.get(measure, ())) if count}
 
-    def median(self, measure: str) -> float | None:
-        """The lower edge of the bin that holds the middle picture; None where nothing was counted."""
+    def median(self, measure: str) -> tuple[float, float] | None:
+        """Where the bin begins and ends that holds the middle picture; None where nothing was counted."""
         counts = self.bins.get(measure)
         if not counts or not sum(counts):
             return None
         middle = next(n for n, reached in enumerate(accumulate(counts)) if 2 * reached >= sum(counts))
-        return EDGES[measure][middle - 1] if middle else 0.0
+        edges = (0.0, *EDGES[measure], math.inf)
+        return edges[middle], edges[middle + 1]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the same for the same counts however they came together."""
@@ -213,7 +214,7 @@ def _psi(known: Any, seen: Any) -> float:
     """
     p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (known, seen))
     by_chance = (len(known) - 1) * (1 / known.sum() + 1 / seen.sum())
-    return max(0.0, float(((p - q) * np.log(p / q)).sum()) - by_chance)
+    return max(0.0, float(((p - q) * np.log(p / q)).sum() - by_chance))
 
 
 def _js(known: Any, seen: Any) -> float:
