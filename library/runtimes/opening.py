@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
-from library.bundle import Bundle
-from library.errors import UsageError
-from library.runtimes.runtime import Runtime
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from library.bundle import Bundle, Prepared
+from library.errors import StriateError, UsageError
+from library.runtimes.compiled import compiled
+from library.runtimes.onnx_session import onnx_compute
+from library.runtimes.parity import check
+from library.runtimes.runtime import Compute, Runtime
+from library.runtimes.samples import samples
 
 NAMES = ("auto", "eager", "compile", "onnx")
+#: What auto compares: a lone picture, and a batch.
+_LONE, _BATCH = 1, 8
+_MOST_ROUNDS = 10
 
 
-def open_runtime(bundle: Bundle, name: str = "auto", *, threads: int | None = None, probe_s: float = 5.0) -> Runtime:
+def open_runtime(
+    bundle: Bundle,
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    probe_s: float = 5.0,
+    try_compile: bool | None = None,
+) -> Runtime:
     """Make a bundle ready to be asked, and check that it gives the bundle's own answers.
 
     Args:
         bundle: a loaded bundle; its device is the runtime's.
-        name: one of `NAMES`; auto is the fastest that passes the check.
-        threads: CPU threads that may compute; as many as torch uses by default.
-        probe_s: how long auto may measure, in seconds.
+        name: one of `NAMES`; auto is the fastest that passes the check (`library.runtimes.parity`).
+        threads: CPU threads of ONNX Runtime, torch's number by default; eager and compile always have torch's.
+        probe_s: how long auto may measure, in seconds; making the candidates and checking them comes on top.
+        try_compile: whether auto considers torch.compile; by default on CUDA only. On a CPU compiling takes a minute
+            and more, and what comes out was no faster than ONNX Runtime.
 
     Raises:
         UsageError: for another name.
@@ -26,5 +48,109 @@ def open_runtime(bundle: Bundle, name: str = "auto", *, threads: int | None = No
     """
     if name not in NAMES:
         raise UsageError(f"there is no runtime '{name}'; there are {', '.join(NAMES)}")
-    device = str(getattr(bundle.network, "device", "cpu"))
-    return Runtime("eager", device, threads or torch.get_num_threads(), bundle.probabilities)
+    threads = threads or torch.get_num_threads()
+    if bundle.members and name != "eager":
+        members = [
+            open_runtime(member, name, threads=threads, probe_s=probe_s / len(bundle.members), try_compile=try_compile)
+            for member in bundle.members
+        ]
+        return _joined(bundle, members)
+    eager = Runtime("eager", str(bundle.device), threads, bundle.probabilities)
+    if name == "auto":
+        return _fastest(bundle, eager, probe_s=probe_s, try_compile=try_compile)
+    try:
+        return _MAKERS[name](bundle, eager)
+    except StriateError as error:
+        raise StriateError(f"runtime '{name}': {error}; the runtimes auto and eager take every bundle") from error
+
+
+def _onnx(bundle: Bundle, eager: Runtime) -> Runtime:
+    if bundle.device.type != "cpu":
+        raise StriateError("ONNX Runtime is used on the CPU only")
+    return _checked(bundle, eager, "onnx", onnx_compute(bundle, eager.threads))
+
+
+def _compile(bundle: Bundle, eager: Runtime) -> Runtime:
+    return _checked(bundle, eager, "compile", compiled(bundle))
+
+
+_MAKERS: dict[str, Callable[[Bundle, Runtime], Runtime]] = {
+    "eager": lambda bundle, eager: eager,
+    "compile": _compile,
+    "onnx": _onnx,
+}
+
+
+def _checked(bundle: Bundle, eager: Runtime, name: str, compute: Compute) -> Runtime:
+    return Runtime(name, eager.device, eager.threads, compute, check(bundle, compute))
+
+
+def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: bool | None) -> Runtime:
+    on_cpu = bundle.device.type == "cpu"
+    passed_over: dict[str, str] = {}
+    candidates = [eager]
+    for name in ("onnx", "compile"):
+        if name == "compile" and not (not on_cpu if try_compile is None else try_compile):
+            passed_over[name] = "not tried: on a CPU it takes minutes to make, and was no faster where measured"
+            continue
+        try:
+            candidates.append(_MAKERS[name](bundle, eager))
+        except StriateError as error:
+            passed_over[name] = str(error)
+    seconds = _measured(candidates, samples(bundle, _BATCH), probe_s)
+    best = min(candidates, key=lambda candidate: seconds[candidate.name])
+    for candidate in candidates:
+        if candidate is not best:
+            slower = seconds[candidate.name] / seconds[best.name]
+            passed_over[candidate.name] = f"takes {slower:.2f} times as long as {best.name}"
+    return Runtime(best.name, best.device, best.threads, best.compute, best.difference, passed_over)
+
+
+def _measured(candidates: Sequence[Runtime], pictures: Sequence[Prepared], probe_s: float) -> dict[str, float]:
+    """Seconds for a lone picture and a batch, of each candidate: of its shortest runs, the candidates taking turns, so
+    that what else the machine does meets them alike."""
+    if len(candidates) == 1:
+        return {candidates[0].name: 0.0}
+    end = perf_counter() + probe_s
+    spent: dict[tuple[str, int], float] = {}
+    for round_number in range(_MOST_ROUNDS):
+        for candidate in candidates:
+            for size in (_LONE, _BATCH):
+                began = perf_counter()
+                if round_number and began > end:
+                    break
+                candidate.probabilities(pictures[:size])
+                key = candidate.name, size
+                spent[key] = min(spent.get(key, float("inf")), perf_counter() - began)
+    return {one.name: sum(spent[one.name, size] for size in (_LONE, _BATCH)) for one in candidates}
+
+
+def _joined(bundle: Bundle, members: Sequence[Runtime]) -> Runtime:
+    """An ensemble of its members' runtimes.
+
+    They run side by side where all are ONNX Runtime's, whose threads sleep when they have nothing to do. The threads of
+    torch wait for each other by spinning: side by side on the same cores they would hold each other up.
+    """
+    pool = ThreadPoolExecutor(len(members), "member") if all(one.name == "onnx" for one in members) else None
+
+    def compute(pictures: Sequence[Prepared]) -> NDArray[np.float32]:
+        seen = [[picture[number] for picture in pictures] for number in range(len(members))]
+        asked = [member.compute for member in members]
+        parts = map(_ask, asked, seen) if pool is None else pool.map(_ask, asked, seen)
+        return bundle.joined(list(parts))
+
+    passed_over: dict[str, str] = {}
+    for number, member in enumerate(members):
+        passed_over |= {f"{name} (member {number})": why for name, why in member.passed_over.items()}
+    return Runtime(
+        "+".join(dict.fromkeys(member.name for member in members)),
+        members[0].device,
+        members[0].threads,
+        compute,
+        max(member.difference for member in members),
+        passed_over,
+    )
+
+
+def _ask(compute: Compute, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
+    return compute(pictures)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from library.bundle import Prepared
 
-#: Prepared pictures to probabilities, N x classes, each row's sum 1.
-Compute = Callable[[Sequence[Prepared]], NDArray[np.float32]]
+#: Prepared pictures to probabilities, N x classes; the sum of each row is 1.
+Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Runtime:
     """What a bundle's probabilities come from; made by `open_runtime`.
 
-    Any one thread may ask it, not several at once: it uses all the threads that it was given.
+    Any thread may ask it, but one at a time: it uses all the threads that it was given.
 
     Attributes:
         name: eager, compile or onnx; for an ensemble of several kinds joined by `+`.

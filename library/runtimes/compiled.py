@@ -1,0 +1,67 @@
+"""A network through torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from library.bundle import Bundle
+from library.device import autocast
+from library.errors import StriateError
+from library.picture import Pixels
+from library.runtimes.graph import first_line
+from library.runtimes.runtime import Compute
+
+
+def compiled(bundle: Bundle) -> Compute:
+    """A single network's probabilities through torch.compile (Inductor), for batches of any size.
+
+    Compiling takes from twenty seconds to minutes, at the first calls; its cache on disk makes the next start quicker.
+    On CUDA in bfloat16 like eager. On a CPU the bits of a picture may hang on the batch (within the check's tolerance).
+
+    Pictures of uint16 and float32 go to the bundle itself, rather than have the network compiled again.
+
+    Raises:
+        StriateError: where the CPU's code cannot be compiled.
+    """
+    if bundle.device.type == "cpu":
+        _check_compiler()
+    device, precision = bundle.device, bundle.record.precision
+    network: Any = torch.compile(bundle.model, dynamic=True)
+
+    def compute(pictures: Sequence[Any]) -> NDArray[np.float32]:
+        if not pictures or any(_dtype(picture) != np.uint8 for picture in pictures):
+            return bundle.probabilities(pictures)
+        batch = torch.from_numpy(np.stack(pictures))
+        if device.type == "cuda":
+            batch = batch.pin_memory().to(device, non_blocking=True)
+        try:
+            with torch.inference_mode(), autocast(device, precision):
+                logits = network(batch.permute(0, 3, 1, 2))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever Dynamo and Inductor meet
+            raise StriateError(f"torch.compile fails: {first_line(error)}") from error
+        return torch.softmax(logits.float(), 1).cpu().numpy()
+
+    return compute
+
+
+def _dtype(picture: Pixels) -> Any:
+    return picture.dtype
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise StriateError(
+            "torch.compile needs a C++ compiler on a CPU, and there is none: install g++ or clang++"
+        ) from None
