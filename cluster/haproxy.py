@@ -15,14 +15,17 @@ import sys
 from pathlib import Path
 
 _REQUESTS = "frontend http_frontend"
-#: A head of a request that takes longer is an attack; Serve sets no limit.
-_HEAD_TIMEOUT = "    timeout http-request 15s"
+#: A whole body is waited for before a replica is bothered with it, so that it can be sent to another; Serve itself sets
+#: no limit to that time.
+_DEFAULTS = ["    option http-buffer-request", "    timeout http-request 30s"]
 #: What a client is told whose replica died under its request, or where none is up: Serve's own page is a bare 500.
 _LOST = (
-    b"HTTP/1.1 503 Service Unavailable\r\n"
-    b"Content-Type: application/problem+json\r\nCache-Control: no-store\r\nConnection: close\r\nRetry-After: 1\r\n\r\n"
-    b'{"type":"urn:striate:busy","title":"Service Unavailable","status":503,'
-    b'"detail":"the model was lost while it answered, or is starting","how":"Ask again in a moment."}\n'
+    '{"type":"urn:striate:busy","title":"Service Unavailable","status":503,'
+    '"detail":"the model was lost while it answered, or is starting","how":"Ask again in a moment."}'
+)
+_LOST_PAGE = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n"
+    f"Connection: close\r\nRetry-After: 1\r\n\r\n{_LOST}"
 )
 
 
@@ -45,11 +48,11 @@ def environment(folder: Path) -> dict[str, str]:
         binary = get_haproxy_binary()
     except (ImportError, OSError):
         return {}
-    start, errors = folder / "haproxy", folder / "lost.http"
-    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(errors)])
+    start = folder / "haproxy"
+    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(folder)])
     start.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     start.chmod(0o700)
-    errors.write_bytes(_LOST)
+    (folder / "lost.http").write_text(_LOST_PAGE, encoding="ascii", newline="")
     metrics, statistics, fallback = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -62,9 +65,13 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        # A request whose replica died is asked again, elsewhere or once more: to classify changes nothing. Only what
-        # fits into this buffer can be; memory is used as far as it is filled.
+        # A request whose replica died is sent to another (to classify changes nothing), or to who says 503: without
+        # this HAProxy closes a connection that is not fresh without a word. But no picture may kill more than three.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRIES": "2",
+        # Refused once, a replica is gone.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        # What can be sent twice; memory is used as far as it is filled.
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**20),
         # More threads than cores only take turns.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
@@ -86,12 +93,13 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
             each.close()
 
 
-def confined(config: str, errors: str) -> str:
-    """A configuration as Serve writes it, in which only requests come in from outside this machine.
+def confined(config: str, folder: str) -> str:
+    """A configuration as Serve writes it, in which only requests come in from outside this machine, and each gets an
+    answer.
 
     Args:
         config: HAProxy's.
-        errors: file with the answer where no replica gives one.
+        folder: that `environment` was given.
     """
     lines: list[str] = []
     section = ""
@@ -102,18 +110,22 @@ def confined(config: str, errors: str) -> str:
         if words[:1] == ["bind"] and section != _REQUESTS:
             line = line.replace(words[1], f"127.0.0.1:{words[1].rpartition(':')[2]}")
         elif words[:1] == ["server"] and words[-1] == "backup":
-            continue  # Serve's own proxy, where requests would wait for a replica for ever
+            # Serve's own proxy, where requests would wait for a replica for ever.
+            line = f"    server lost unix@{folder}/lost.sock backup"
         elif words[:1] == ["errorfile"]:
-            line = f"    errorfile {words[1]} {errors}"
+            line = f"    errorfile {words[1]} {folder}/lost.http"
         lines.append(line)
         if line == "defaults":
-            lines.append(_HEAD_TIMEOUT)
+            lines += _DEFAULTS
+    lines += ["frontend lost", f"    bind unix@{folder}/lost.sock mode 600", "    no log"]
+    headers = "hdr Retry-After 1 hdr Cache-Control no-store"
+    lines.append(f"    http-request return status 503 content-type application/problem+json {headers} string '{_LOST}'")
     return "\n".join(lines) + "\n"
 
 
-def _become_haproxy(binary: str, errors: str, arguments: list[str]) -> None:
+def _become_haproxy(binary: str, folder: str, arguments: list[str]) -> None:
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(confined(path.read_text(encoding="utf-8"), errors), encoding="utf-8")
+    path.write_text(confined(path.read_text(encoding="utf-8"), folder), encoding="utf-8")
     os.execv(binary, [binary, *arguments])
 
 
