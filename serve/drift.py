@@ -6,7 +6,7 @@ the older is forgotten when the newer is full. No picture is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -22,6 +22,9 @@ HALF = 2000
 #: Of a thread's time at most this share goes into measuring; under load not every picture is looked at.
 _SHARE = 0.02
 
+#: A gauge need not be newer; Prometheus asks every 15 s.
+_TELLS_EVERY_S = 10.0
+
 
 class LiveDrift:
     """What a replica has been asked lately; any thread may call.
@@ -31,10 +34,16 @@ class LiveDrift:
         limits: of a picture to be decoded.
         half: pictures in each half of the window.
         share: of one thread's time for measuring, 0 to 1.
+        told: given `psi` every now and then, while something is asked: `ServeMetrics.drift`.
     """
 
     def __init__(
-        self, record: BundleRecord, limits: codec.Limits = codec.DEFAULT_LIMITS, half: int = HALF, share: float = _SHARE
+        self,
+        record: BundleRecord,
+        limits: codec.Limits = codec.DEFAULT_LIMITS,
+        half: int = HALF,
+        share: float = _SHARE,
+        told: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.reference = reference_of(record)
         self._limits, self._share = limits, share
@@ -43,6 +52,7 @@ class LiveDrift:
         self._pictures, self._answers = _Window(half), _Window(half)
         self._lock = Lock()
         self._rests_until = 0.0
+        self._told, self._tells_at = told, 0.0
 
     def picture(self, data: bytes) -> None:
         """Measure an encoded picture, unless measuring has had its share of the time; a damaged one is passed by."""
@@ -71,6 +81,10 @@ class LiveDrift:
                 counts = self._answers.next()
                 counts.add_class(name)
                 counts.add({"confidence": probability})
+        now = perf_counter()
+        if self._told is not None and now >= self._tells_at:
+            self._tells_at = now + _TELLS_EVERY_S
+            self._told(self.psi())
 
     def live(self) -> Histograms:
         """Of the last pictures, between one half of the window and both."""
@@ -78,7 +92,7 @@ class LiveDrift:
             return Histograms.total([*self._pictures.halves, *self._answers.halves])
 
     def psi(self) -> dict[str, float]:
-        """By measure, for `ServeMetrics.drift`; nothing where there are too few pictures to tell."""
+        """The stability index by measure; nothing where there are too few pictures to tell."""
         found = compare(self.reference, self.live())
         return {name: told["psi"] for name, told in found.items() if told["verdict"] != "too_few"}
 

@@ -61,7 +61,11 @@ class ModelReplica:
         self._bundle_id = self._bundle.id
         self._metrics = ServeMetrics(name, self._bundle.classes)
         self._notes = Notes()
-        self._drift = LiveDrift(self._bundle.record, self._settings.limits) if self._settings.drift else None
+        self._drift = (
+            LiveDrift(self._bundle.record, self._settings.limits, told=self._metrics.drift)
+            if self._settings.drift
+            else None
+        )
         self._engine = Engine(
             self._bundle,
             self._runtime.probabilities,
@@ -122,10 +126,7 @@ class ModelReplica:
 
     async def drift(self) -> dict[str, Any] | None:
         """How far what was asked lately is from what was trained on; None where that is not measured."""
-        if self._drift is None:
-            return None
-        self._metrics.drift(self._drift.psi())
-        return self._drift.described()
+        return None if self._drift is None else self._drift.described()
 
     async def _answers(
         self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int

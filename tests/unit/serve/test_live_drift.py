@@ -64,6 +64,15 @@ def test_the_window_keeps_between_one_half_and_both() -> None:
     assert max(sizes) == 200
 
 
+def test_the_gauge_is_told_once_there_is_something_to_tell() -> None:
+    told: list[dict[str, float]] = []
+    live = LiveDrift(record(scenes(5, 1)), told=told.append)
+    live.answered([("cat", 0.9)] * 300)
+    live.answered([("cat", 0.9)])
+    assert [list(values) for values in told] == [["class"]]
+    assert told[0]["class"] > 0.25
+
+
 def test_a_damaged_picture_is_passed_by_and_stops_nothing() -> None:
     live = LiveDrift(record(scenes(5, 1)), share=1)
     whole = png(scenes(1, 1)[0])
