@@ -6,6 +6,7 @@ selectors have seen keeps its exact bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, TypeAlias
 
@@ -188,7 +189,8 @@ class ScoreAtLeast:
 
     def reason(self, picture: Picture) -> str | None:
         try:
-            names, shares = (picture.column(column) or () for column in (TOP_CLASSES, TOP_PROBABILITIES))
+            names: Sequence[str] = picture.column(TOP_CLASSES) or ()
+            shares: Sequence[float] = picture.column(TOP_PROBABILITIES) or ()
         except KeyError as error:
             raise StepError(
                 f"step '{self}' on picture '{picture.key}': the dataset has no column {error}; run `striate predict "
