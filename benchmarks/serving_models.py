@@ -38,24 +38,28 @@ def make_served(name: str, work: Path, photos: int, tar: Path | None) -> Served:
         photos: how many.
         tar: of photos; None for photos-500.tar, else synthetic ones.
     """
+    make_bundle(name, work / name)
+    made = make_photos(tar, work / f"{name}-photos", photos)
+    if name == "lenet5":
+        for path in made.paths:
+            path.write_bytes(_reduced(path.read_bytes()))
+    return Served(name, work / name, Bodies(made.folder, photos))
+
+
+def make_bundle(name: str, folder: Path) -> None:
+    """Untrained weights: grey and 10 classes for a model of one channel, else colour and 1000 classes."""
     torch.manual_seed(0)
-    small = name == "lenet5"
     channels, side, _ = info(name).input_size
-    classes = 10 if small else 1000
+    classes = 10 if channels == 1 else 1000
     record = BundleRecord(
         model=name,
         classes=tuple(f"class {number}" for number in range(classes)),
-        steps="grayscale" if small else "rgb",
+        steps="grayscale" if channels == 1 else "rgb",
         fit=f'resize([{side}, {side}], mode="exact")',
         input_size=(side, side),
         channels=channels,
     )
-    Bundle.of_model(record, create(record.model, num_classes=classes), device="cpu").save(str(work / name))
-    made = make_photos(tar, work / f"{name}-photos", photos)
-    if small:
-        for path in made.paths:
-            path.write_bytes(_reduced(path.read_bytes()))
-    return Served(name, work / name, Bodies(made.folder, photos))
+    Bundle.of_model(record, create(record.model, num_classes=classes), device="cpu").save(str(folder))
 
 
 def _reduced(data: bytes) -> bytes:

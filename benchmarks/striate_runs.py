@@ -127,7 +127,7 @@ def _command(setup: Setup, dataset: str) -> Run:
         seconds = time.perf_counter() - start
         if done.returncode:
             raise StriateError(f"striate {' '.join(arguments)} failed:\n{done.stderr.strip()[-2000:]}")
-        commits = _commits(out, load_manifest(str(out)))
+        commits = commits_of(out, load_manifest(str(out)))
         rows = json.loads(done.stdout)["rows"]
     return Run(rows, seconds, {"first_shard_s": round(commits[0].at - clock, 3)})
 
@@ -141,7 +141,7 @@ def _filtered(setup: Setup, dataset: str, out: Path, steps: str, encode: str, li
     expected = sum(min(task.rows, task.max_rows or task.rows) for task in plan.tasks)
     if manifest.rows != expected:
         raise StriateError(f"'{steps}' made {manifest.rows} pictures of {expected}, which is no fair comparison")
-    commits = _commits(out, manifest)
+    commits = commits_of(out, manifest)
     steady = steady_rate(commits, setup.cores)
     details: dict[str, Any] = {
         "steady_pictures_per_s": steady and round(steady, 2),
@@ -163,8 +163,8 @@ class Commit:
     pictures: int
 
 
-def _commits(dataset: Path, manifest: Manifest) -> list[Commit]:
-    """In order of time. A report is the commit, so its file's time is the time of the commit."""
+def commits_of(dataset: Path, manifest: Manifest) -> list[Commit]:
+    """Of a finished dataset, in order of time. A report is the commit, so its file's time is the time of the commit."""
     commits: list[Commit] = []
     for entry in manifest.shards:
         path = dataset / REPORTS / f"{Path(entry.name).stem}.json"
