@@ -35,6 +35,7 @@ class Result:
     """What became of one picture.
 
     Attributes:
+        prepared: what the model saw of it.
         probabilities: of every class, in the order of the bundle's.
         width: of the decoded picture, in pixels.
         height: likewise.
@@ -43,6 +44,7 @@ class Result:
         compute_s: its batch in the model.
     """
 
+    prepared: Prepared
     probabilities: NDArray[np.float32]
     width: int
     height: int
@@ -236,10 +238,11 @@ class Engine:
             first.outcome = first.call()
             return
         began = perf_counter()
-        rows = self._classify([work.prepared for work in batch if work.prepared is not None])
+        pictures = [work.prepared for work in batch if work.prepared is not None]
+        rows = self._classify(pictures)
         seconds = perf_counter() - began
-        for work, row in zip(batch, rows, strict=True):
-            work.outcome = Result(row, *work.size, work.prepare_s, began - work.ready, seconds)
+        for work, picture, row in zip(batch, pictures, rows, strict=True):
+            work.outcome = Result(picture, row, *work.size, work.prepare_s, began - work.ready, seconds)
         if self._on_batch is not None:
             self._on_batch(len(batch), seconds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -18,8 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from library.bundle import Bundle
 from library.bundle_record import BundleRecord
 from library.errors import BadPicture
+from library.explain import explain as explanation
+from library.explain import overlay_png
 from library.runtimes import open_runtime, tune
-from library.runtimes.tuning import noise
+from library.runtimes.samples import noise
 from serve.drift import LiveDrift
 from serve.engine import Engine, Result
 from serve.envelope import CLIENT_LEFT
@@ -102,13 +105,14 @@ class ModelReplica:
     async def described(self) -> dict[str, Any]:
         """What `GET /models` says of it."""
         runtime = self._runtime.described() | {"batch_size": self._batch_size}
-        return _described(self._name, self._bundle_id, self._bundle.record) | {"runtime": runtime}
+        told = _described(self._name, self._bundle_id, self._bundle.record)
+        return told | {"runtime": runtime, "explain": self._settings.explain}
 
     async def predict(
         self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
     ) -> tuple[list[Answer | BadPicture], Timing]:
         """Classify encoded pictures."""
-        return await self._answers(pictures, top_k)
+        return await self._answers(pictures, top_k, explain)
 
     async def predict_pixels(
         self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int
@@ -129,16 +133,20 @@ class ModelReplica:
         return None if self._drift is None else self._drift.described()
 
     async def _answers(
-        self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int
+        self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int, with_heat: bool = False
     ) -> tuple[list[Answer | BadPicture], Timing]:
         began = perf_counter()
         self._engine.admit(len(pictures))
         try:
             results = await asyncio.gather(*(self._engine.result(picture) for picture in pictures))
+            answers = [result if isinstance(result, BadPicture) else self._answer(result, top_k) for result in results]
+            if with_heat:
+                answers = [
+                    await self._explained(answer, result) for answer, result in zip(answers, results, strict=True)
+                ]
         finally:
             self._engine.release(len(pictures))
         good = [result for result in results if isinstance(result, Result)]
-        answers = [result if isinstance(result, BadPicture) else self._answer(result, top_k) for result in results]
         self._notes.add(self._count, good, [answer.classes[0] for answer in answers if isinstance(answer, Answer)])
         return answers, Timing(
             decode_ms=1000 * sum(result.prepare_s for result in good),
@@ -150,6 +158,16 @@ class ModelReplica:
     def _answer(self, result: Result, top_k: int) -> Answer:
         (ranked,) = self._bundle.ranked(result.probabilities[None], top_k)
         return Answer(ranked.classes, result.width, result.height, result.probabilities)
+
+    async def _explained(self, answer: Answer | BadPicture, result: Result | BadPicture) -> Answer | BadPicture:
+        if isinstance(answer, BadPicture) or isinstance(result, BadPicture):
+            return answer
+        best = answer.classes[0][0]
+
+        def heat() -> bytes:
+            return overlay_png(result.prepared, explanation(self._bundle, result.prepared, best).heat)
+
+        return replace(answer, explanation=await self._engine.compute(heat))
 
     def _on_batch(self, size: int, seconds: float) -> None:
         self._notes.add(self._metrics.batch, size, seconds)
@@ -206,7 +224,6 @@ def _described(name: str, bundle_id: str, record: BundleRecord) -> dict[str, Any
         },
         "metrics": record.metrics,
         "provenance": record.provenance,
-        "explain": False,
         "ready": True,
         "state": "RUNNING",
     }
