@@ -1,0 +1,154 @@
+"""Grad-CAM: heat where a network looks, for every kind of network that has maps."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from library import codec
+from library.bundle import Bundle, ensemble
+from library.bundle_record import BundleRecord
+from library.errors import UsageError
+from library.explain import explain, overlay, overlay_png
+from library.models import create
+from library.models.classifier import Classifier
+
+_CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def of_network(network: Classifier, model: str, side: int, classes: tuple[str, ...] = ("a", "b")) -> Bundle:
+    record = BundleRecord(model=model, classes=classes, input_size=(side, side), channels=network.in_chans)
+    return Bundle.of_model(record, network, device="cpu")
+
+
+def untrained(model: str, side: int, classes: tuple[str, ...] = ("a", "b")) -> Bundle:
+    torch.manual_seed(0)
+    return of_network(create(model, num_classes=len(classes)), model, side, classes)
+
+
+def bright_detector(corner: tuple[int, int] | None = None) -> Bundle:
+    """A LeNet that calls bright spots `a`, everywhere or in one corner only."""
+    call = 'lenet5(activation="relu", pooling="max")'
+    network = create(call, num_classes=2)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        net = network.net
+        net.c1.weight[0, 0, 2, 2] = net.c3.weight[0, 0, 2, 2] = net.f6.weight[0, 0] = 1
+        if corner is None:
+            net.c5.weight[0, 0] = 1
+        else:
+            net.c5.weight[0, 0, -corner[0], -corner[1]] = 1
+        (last,) = [module for module in network.head if isinstance(module, nn.Linear)]
+        last.weight[0, 0], last.weight[1, 0] = 1, -1
+    return of_network(network, call, 28)
+
+
+def spot(corner: tuple[int, int], side: int = 28) -> NDArray[np.uint8]:
+    """A grey disc in one corner of a black picture."""
+    pixels = np.zeros((side, side), np.uint8)
+    y, x = (side // 5 if not place else side - 1 - side // 5 for place in corner)
+    return cv2.circle(pixels, (x, y), side // 7, 200, -1)[:, :, None]
+
+
+def half(heat: NDArray[np.float32], corner: tuple[int, int]) -> float:
+    """Share of the heat that lies in a corner's quarter."""
+    height, width = heat.shape
+    rows, columns = (
+        slice(place * size // 2, (place + 1) * size // 2) for place, size in zip(corner, heat.shape, strict=True)
+    )
+    assert (height, width) == (28, 28)
+    return float(heat[rows, columns].sum() / heat.sum())
+
+
+@pytest.mark.parametrize("corner", _CORNERS)
+def test_a_network_that_sees_a_spot_lights_the_spot(corner: tuple[int, int]) -> None:
+    seen = explain(bright_detector(), spot(corner))
+    assert seen.class_name == "a"
+    assert (seen.heat.shape, seen.heat.dtype) == ((28, 28), np.float32)
+    assert (float(seen.heat.min()), float(seen.heat.max())) == (0.0, 1.0)
+    assert half(seen.heat, corner) > 0.9
+
+
+def test_what_speaks_against_a_class_is_not_lit() -> None:
+    assert explain(bright_detector(), spot((0, 0)), "b").heat.max() == 0
+
+
+@pytest.mark.parametrize("corner", _CORNERS)
+def test_a_network_that_looks_at_one_corner_is_cold_to_all_others(corner: tuple[int, int]) -> None:
+    bundle = bright_detector(corner)
+    for other in _CORNERS:
+        heat = explain(bundle, spot(other), "a").heat
+        assert half(heat, corner) > 0.9 if other == corner else heat.max() == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "side"),
+    [
+        ("lenet5", 28),
+        ("resnet9(width=8)", 32),
+        ("resnet18", 64),
+        ("googlenet", 64),
+        ("alexnet", 64),
+        ('timm("convnext_atto")', 64),
+        ('timm("efficientnet_b0")', 64),
+        ('timm("vit_tiny_patch16_224", img_size=64)', 64),
+    ],
+)
+def test_networks_of_every_kind_have_a_map_of_the_whole_picture(model: str, side: int) -> None:
+    bundle = untrained(model, side, ("a", "b", "c"))
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, bundle.record.channels), np.uint8)
+    before = bundle.probabilities([pixels])
+    maps = [explain(bundle, pixels, name).heat for name in bundle.classes]
+    for heat in maps:
+        assert heat.shape == (side, side)
+        assert heat.min() >= 0
+        assert heat.max() in (0, 1)
+    # Logits of random networks may all rise or fall with a map, but not those of three classes alike.
+    assert any(heat.std() > 0.01 for heat in maps)
+    assert np.array_equal(bundle.probabilities([pixels]), before)
+
+
+def test_a_network_without_maps_says_so() -> None:
+    with pytest.raises(UsageError, match="mlp has no map over the picture"):
+        explain(untrained("mlp", 28), spot((0, 0)))
+
+
+def test_a_class_that_the_bundle_does_not_know_is_told_with_those_it_does() -> None:
+    with pytest.raises(UsageError, match="knows no class 'dog'; it knows a, b"):
+        explain(bright_detector(), spot((0, 0)), "dog")
+
+
+def test_an_ensembles_map_is_the_weighted_mean_of_its_members() -> None:
+    picture = np.maximum(spot((0, 0)), spot((1, 1)))
+    both = ensemble([bright_detector((0, 0)), bright_detector((1, 1))], [3, 1])
+    heat = explain(both, (picture, picture), "a").heat
+    one, other = (explain(member, picture, "a").heat for member in both.members)
+    mean = 0.75 * one + 0.25 * other
+    assert heat == pytest.approx(mean / mean.max(), abs=1e-6)
+
+
+def test_other_dtypes_are_explained_too() -> None:
+    pixels = spot((0, 1))
+    heats = [
+        explain(bright_detector(), one).heat
+        for one in (pixels, pixels.astype(np.uint16) * 257, pixels.astype(np.float32) / 255)
+    ]
+    for heat in heats[1:]:
+        assert heat == pytest.approx(heats[0], abs=1e-5)
+
+
+def test_the_overlay_colours_what_is_hot_and_leaves_the_rest() -> None:
+    pixels = np.full((28, 20, 3), 120, np.uint8)
+    heat = np.zeros((28, 20), np.float32)
+    heat[:7, :5] = 1
+    drawn = overlay(pixels, heat)
+    assert drawn.shape == (336, 240, 3)
+    assert (drawn[-40:, -40:] == 120).all()
+    hot = drawn[:40, :30].reshape(-1, 3).mean(0)
+    assert hot[0] > hot[2]
+    assert np.array_equal(codec.decode(overlay_png(pixels, heat)), drawn)
