@@ -110,7 +110,8 @@ def _grad_cam(model: Classifier, pixels: Pixels, target: int) -> NDArray[np.floa
         logit = model(batch)[0, target]
         maps = watch.candidates()
         # One that does not reach the answer has None.
-        slopes: Sequence[torch.Tensor | None] = torch.autograd.grad(logit, maps, allow_unused=True) if maps else ()
+        gradients: Any = torch.autograd.grad(logit, maps, allow_unused=True) if maps else ()
+        slopes: Sequence[torch.Tensor | None] = gradients
     for values, slope in zip(reversed(maps), reversed(slopes), strict=True):
         if slope is None:
             continue
