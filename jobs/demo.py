@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +25,7 @@ from jobs.ingest import ingest, plan_ingest
 from jobs.output import balance, reasons, size, stderr
 from jobs.show import contact_sheet
 from library import codec
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from library.manifest import Manifest
 from library.picture import Pixels
 
@@ -75,6 +81,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
             sheet.write_bytes(contact_sheet(str(source), steps, count=9).png)
             sections.append(_section(f"{name}: {steps}", text, manifest, sheet.name))
         sections.append(_classifier(folder))
+    answered = _served(folder / "lenet", folder / "pictures" / "digits" / "3" / "0003.png")
     datasets = {
         uri: manifest for name in ("photos", "digits") for uri, manifest in datasets_below(str(data / name)).items()
     }
@@ -84,6 +91,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
         "page": str(page),
         "bundle": str(folder / "lenet"),
         "report": str(folder / "report" / "index.html"),
+        "answered": answered,
         "sheets": [str(path) for path in sorted(folder.glob("*.png"))],
         "datasets": {uri: balance(manifest) for uri, manifest in datasets.items()},
     }
@@ -122,6 +130,32 @@ def _classifier(folder: Path) -> str:
         f"{evaluation.top1:.1%} of the {evaluation.pictures:,} held-out digits are right. "
         f"<a href='report/index.html'>The whole report</a>. Some answers:</p><div class=answers>{shown}</div></section>"
     )
+
+
+def _served(bundle: Path, picture: Path) -> dict[str, Any]:
+    """Serve the classifier as a user does, ask it once, and end it; gives its answer."""
+    _command("serve", str(bundle), "--port", "0")
+    serve = [sys.executable, "-c", "from jobs.cli import main; main()", "serve", str(bundle), "--port", "0", "--json"]
+    # A Ray of its own, whatever this process was told.
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, env=os.environ | {"RAY_ADDRESS": "local"}) as server:
+        assert server.stdout is not None
+        told = server.stdout.readline()
+        if not told.startswith(b"{") or b"address" not in told:
+            raise StriateError("the classifier could not be served; see above")
+        url = f"{json.loads(told)['address']}/models/{bundle.name}/predict?top_k=3"
+        stderr.print(f"curl --data-binary @{picture} '{url}'", markup=False, soft_wrap=True)
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, picture.read_bytes()), timeout=60) as response:
+                answer: dict[str, Any] = json.load(response)
+        finally:
+            server.send_signal(signal.SIGINT)
+    stderr.print(_text_of(answer), markup=False, soft_wrap=True)
+    return answer
+
+
+def _text_of(answer: dict[str, Any]) -> str:
+    classes = answer["predictions"][0]["classes"]
+    return ", ".join(f"{ranked['class']} {ranked['probability']:.1%}" for ranked in classes)
 
 
 def _ranked(prediction: Any) -> str:

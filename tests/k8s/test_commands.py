@@ -16,6 +16,9 @@ from ray.serve.schema import ServeDeploySchema
 from jobs.cli import app
 from library.pipeline import Pipeline
 from library.recipe import Recipe
+from serve.config_file import config_of
+from serve.deploy import Scale, applications
+from serve.settings import ServeSettings
 from tests.k8s.manifests import ENVIRONMENTS, ROOT, of_kind, ray_jobs
 
 _COMMANDS = [(environment, name) for environment in ENVIRONMENTS for name in ray_jobs(environment)]
@@ -81,9 +84,25 @@ def test_the_configuration_of_serve_is_one_that_serve_takes(environment: str) ->
         for application in written.applications:
             for deployment in application.deployments:
                 scaling = deployment.autoscaling_config
-                assert isinstance(scaling, dict)
                 # Otherwise replicas are never added: they are full before the target is passed.
-                assert scaling["target_ongoing_requests"] <= deployment.max_ongoing_requests
+                if isinstance(scaling, dict):
+                    assert scaling["target_ongoing_requests"] <= deployment.max_ongoing_requests
+
+
+_KEYS = "/etc/striate/api-keys/api-keys"
+_LENET = ("lenet", Scale((2, 16), 1.0), ServeSettings(keys_file=_KEYS))
+_RESNET = ("resnet50", Scale((2, 8), 6.0, 1.0, max_queued=256), ServeSettings(keys_file=_KEYS, device="cuda"))
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_configuration_of_serve_is_what_write_config_writes(environment: str) -> None:
+    for service in of_kind(environment, "RayService"):
+        written = yaml.safe_load(service["spec"]["serveConfigV2"])
+        expected = [
+            config_of(applications({name: f"s3://striate/models/{name}"}, settings, scale), "0.0.0.0", 8000)
+            for name, scale, settings in (_LENET, _RESNET)
+        ]
+        assert written in expected
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
