@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import cli_augment, cli_evaluate, cli_models, cli_predict, cli_train, output
+from jobs import cli_augment, cli_evaluate, cli_export, cli_models, cli_predict, cli_train, output
 from jobs.options import Address, Json, Measure, Steps, Workers
 from library import storage
 from library.errors import StriateError, UsageError
@@ -277,5 +277,6 @@ app.command("ensemble")(cli_train.ensemble_command)
 app.command("models")(cli_models.models_command)
 app.command("evaluate")(cli_evaluate.evaluate_command)
 app.command("predict")(cli_predict.predict_command)
+app.command("export")(cli_export.export_command)
 for _command in sorted(entry_points(group="striate.commands"), key=lambda point: point.name):
     app.command(_command.name)(_command.load())

@@ -92,7 +92,7 @@ class Graph(nn.Module):
 
     def exported(self) -> Any:
         """The traced graph, a `torch.export.ExportedProgram`; raises whatever the tracing of a network raises."""
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             return torch.export.export(self, self.examples(), dynamic_shapes=self.dynamic_shapes())
 
     @property
@@ -110,7 +110,7 @@ def onnx_model(bundle: Bundle) -> tuple[Graph, Any]:
     if sum(tensor.nbytes for tensor in graph.state_dict().values()) > _MAX_BYTES:
         raise StriateError("its weights are larger than the 2 GiB that an ONNX file holds")
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program: Any = torch.onnx.export(
                 graph,
                 graph.examples(),
@@ -132,6 +132,20 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Tracing tells of its own deprecations, on every channel there is."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 def _leaves(bundle: Bundle, share: float) -> Iterator[tuple[Bundle, float]]:
     """Networks, and what each counts; the shares of all come to 1."""
     if not bundle.members:
@@ -150,17 +164,3 @@ def _input(leaf: Bundle) -> tuple[str, str, tuple[int, int], int]:
 def flattened(prepared: Any) -> Sequence[Any]:
     """What each network sees of one prepared picture, in the order of `Graph.input_of`."""
     return [part for one in prepared for part in flattened(one)] if isinstance(prepared, tuple) else [prepared]
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Tracing tells of its own deprecations, on every channel there is."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -13,7 +13,7 @@ from library.runtimes.runtime import Compute
 from library.runtimes.samples import samples
 
 #: Sizes of the batches of a check: kernels are chosen by them.
-_BATCHES = (1, 2, 3, 8)
+CHECKED_BATCHES = (1, 2, 3, 8)
 #: Largest difference of a probability, in float32.
 TOLERANCE = 1e-4
 #: Likewise where one side or both compute in bfloat16, whose numbers have 8 bits.
@@ -48,10 +48,10 @@ def check(bundle: Bundle, compute: Compute, pictures: Sequence[Prepared] = ()) -
         Disagreement: a probability differs by more than `tolerance`, or another class is the most probable and the two
             were not tied within it.
     """
-    pictures = pictures or samples(bundle, max(_BATCHES))
+    pictures = pictures or samples(bundle, max(CHECKED_BATCHES))
     expected = bundle.probabilities(pictures)
     most = 0.0
-    for size in dict.fromkeys(min(size, len(pictures)) for size in _BATCHES):
+    for size in dict.fromkeys(min(size, len(pictures)) for size in CHECKED_BATCHES):
         most = max(most, compare(expected[:size], compute(pictures[:size]), tolerance(bundle)))
     return most
 
