@@ -30,6 +30,8 @@ from library.sheet import visible
 _OVERLAY_PX = 224
 #: How much of a pixel the colour of the greatest heat covers.
 _COVER = 0.65
+#: Of the colours' 0 to 255: past it the red turns dark.
+_REDDEST = 220
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def overlay(prepared: Prepared, heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     factor = max(1, -(-_OVERLAY_PX // min(prepared.shape[:2])))
     picture = np.repeat(np.repeat(visible(prepared), factor, 0), factor, 1).astype(np.float32)
     large = np.clip(_resized(heat, *picture.shape[:2]), 0, 1)
-    colours = cv2.applyColorMap(np.rint(255 * large).astype(np.uint8), cv2.COLORMAP_TURBO)[:, :, ::-1]
+    colours = cv2.applyColorMap(np.rint(_REDDEST * large).astype(np.uint8), cv2.COLORMAP_TURBO)[:, :, ::-1]
     # What does not matter stays as it is.
     cover = _COVER * large[:, :, None]
     return np.rint(picture * (1 - cover) + colours * cover).astype(np.uint8)
@@ -105,7 +107,7 @@ def _heat(bundle: Bundle, prepared: Prepared, class_name: str) -> NDArray[np.flo
 
 
 def _grad_cam(model: Classifier, pixels: Pixels, target: int) -> NDArray[np.float32]:
-    batch = torch.from_numpy(pixels[None]).to(next(model.parameters()).device).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.stack([pixels])).to(next(model.parameters()).device).permute(0, 3, 1, 2)
     with torch.enable_grad(), _Watch(model) as watch:
         logit = model(batch)[0, target]
         maps = watch.candidates()

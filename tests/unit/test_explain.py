@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 import pytest
@@ -18,6 +20,14 @@ from library.models import create
 from library.models.classifier import Classifier
 
 _CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def of_network(network: Classifier, model: str, side: int, classes: tuple[str, ...] = ("a", "b")) -> Bundle:
