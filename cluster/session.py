@@ -22,19 +22,22 @@ _ENVIRONMENT = {
     # Ray's C++ core writes notes on its own affairs to our stderr; they stay in its log files.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Ray Train takes up one report of the workers each time it looks; an epoch may take less than its two seconds.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # Ray Train takes up one report of the workers each time it looks; an epoch may take less than its two seconds. But
+    # each look takes some milliseconds from the workers.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Workers share CPUs: a thread of torch that waits for another by spinning keeps it from running.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
+#: Named for where it is the default: this machine's address is then 127.0.0.1 for Ray, whose own ports (objects,
+#: workers, agents) are open to nobody else.
+_LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
 # Of a Ray that we start ourselves. Its first workers import these while the driver still plans.
 _LOCAL_ENVIRONMENT = {
     "RAY_preload_python_modules": "cv2,pyarrow.parquet,pydantic,library.shard_work",
-    # Named for where it is the default: this machine's address is then 127.0.0.1 for Ray, whose own ports (objects,
-    # workers, agents) are open to nobody else.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    _LOOPBACK[0]: _LOOPBACK[1],
 }
 
 # Shards never pass through it; decoded training pictures do.
@@ -99,7 +102,11 @@ def connect(
         os.environ.setdefault(name, value)
     address = named_cluster(address)
     if address is not None and address != "auto":
-        _check_answers(address)
+        host, port = _check_answers(address)
+        if _is_only_here(host, port):
+            # As of a Ray that this function has started in another process. Ray would look for it at this machine's
+            # address in the network.
+            os.environ.setdefault(*_LOOPBACK)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None:
         for name, value in _LOCAL_ENVIRONMENT.items():
@@ -132,8 +139,8 @@ def named_cluster(address: str | None) -> str | None:
     return None if address == "local" else address
 
 
-def _check_answers(address: str) -> None:
-    """Ray itself tries for minutes where nothing listens."""
+def _check_answers(address: str) -> tuple[str, int]:
+    """Host and port of a cluster that answers; Ray itself tries for minutes where nothing listens."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--address '{address}': write HOST:PORT, ray://HOST:PORT, auto or local")
@@ -143,6 +150,21 @@ def _check_answers(address: str) -> None:
         raise StriateError(
             f"cannot connect to Ray at {address}: {error}; is it running, and is that its port (6379, ray:// 10001)?"
         ) from error
+    return host, int(port)
+
+
+def _is_only_here(host: str, port: int) -> bool:
+    """Whether something listens on this machine's loopback address, and not on the one that it has in the network."""
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: this only chooses the interface.
+            probe.connect(("8.8.8.8", 53))
+            socket.create_connection((probe.getsockname()[0], port), timeout=10).close()
+        except OSError:
+            return True
+    return False
 
 
 def _session(address: str | None) -> Session:
