@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import ray
 
-from jobs.streaming import StreamFeed, stream_scoring
+from jobs.streaming import StreamFeed, StreamScoring
 from library.augmentation import Augmenter
+from library.errors import StriateError
 from library.inputs import InputPipeline
 from library.pipeline import Pipeline
 from library.recipe import Recipe
@@ -56,11 +57,17 @@ def feeds_of(
         batch_size: over all workers.
         rank: of this worker.
         world_size: workers in all.
+
+    Raises:
+        StriateError: when a batch has no picture for some worker.
     """
     inputs = inputs_of(task.steps_pipeline, task.fit, task.input_size, task.channels)
     augmented = recipe.augment is not None and not recipe.cache_features
     augmenter = Augmenter(Pipeline.parse(recipe.augment or ""), recipe.seed) if augmented else None
     train: Any = ray.get(refs["train"][0])
+    smallest = min(batch_size, len(train))
+    if smallest < world_size:
+        raise StriateError(f"a batch of {smallest} pictures has none for some of {world_size} workers; use fewer")
     if isinstance(train, Resident):
         feed: Feed = ResidentFeed(
             train,
@@ -90,9 +97,8 @@ def feeds_of(
         return feed, _nothing
     if isinstance(val, Resident):
         return feed, functools.partial(_resident_scoring, val, rank, world_size)
-    return feed, functools.partial(
-        stream_scoring, val, inputs, rank, world_size, data["decoders"], data["decoder_cpus"]
-    )
+    decoders = (data["decoders"], data["decoder_cpus"])
+    return feed, StreamScoring(val, inputs, rank=rank, world_size=world_size, decoders=decoders)
 
 
 def _nothing(batch_size: int) -> Iterator[Batch]:

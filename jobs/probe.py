@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -16,12 +17,13 @@ from library.augmentation import Augmenter
 from library.device import choose_device
 from library.errors import BadPicture, UsageError
 from library.models import create
+from library.picture import Pixels
 from library.pipeline import Pipeline
 from library.recipe import Recipe
 from library.training.batch import Batch
-from library.training.fitting import fitting_batch_size
+from library.training.fitting import fitting_batch_size, trial
 from library.training.learner import Learner
-from library.training.rows import read_pictures, read_rows
+from library.training.rows import check_columns, read_pictures, read_rows
 
 _PICTURES = 512
 
@@ -48,22 +50,22 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dic
     inputs = model_inputs(recipe)
     shard = int(rows.shard[0])
     mine = rows.take(np.flatnonzero(rows.shard == shard)[:_PICTURES])
-    records = read_pictures(mine, shard, mine.row)
-    pictures: list[Any] = []
+    check_columns(rows, inputs.columns)
+    records = read_pictures(mine, shard, mine.row, inputs.columns)
+
+    def opened(record: Mapping[str, Any]) -> Pixels:
+        return inputs.before_fit(record["bytes"], **{name: value for name, value in record.items() if name != "bytes"})
+
+    pictures: list[Pixels] = []
     for record in records:
-        try:
-            pictures.append(inputs.before_fit(record["bytes"], key=record["key"], label=record["label"]))
-        except BadPicture:
-            continue
+        with contextlib.suppress(BadPicture):
+            pictures.append(opened(record))
     if not pictures:
         raise UsageError(f"none of the first {len(records)} pictures of {uri} can be used")
 
     def decode(number: int) -> None:
-        record = records[number % len(records)]
-        try:
-            inputs.before_fit(record["bytes"], key=record["key"], label=record["label"])
-        except BadPicture:
-            return
+        with contextlib.suppress(BadPicture):
+            opened(records[number % len(records)])
 
     augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if recipe.augment else None
 
@@ -102,7 +104,7 @@ def _step_rate(
     recipe = recipe.model_copy(update={"cache_features": False})  # the backbone's own rate is asked for
     chosen = choose_device(device)
     model = create(recipe.model, num_classes=num_classes, head=recipe.head)
-    batch_size = fitting_batch_size(recipe, model, (*size, channels), chosen, 1)
+    batch_size = fitting_batch_size(recipe, chosen, 1, trial(recipe, model, (*size, channels), chosen))
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (batch_size, *size, channels), np.uint8)
     batch = Batch(pictures, random.integers(0, num_classes, batch_size), [""] * batch_size, batch_size)

@@ -12,23 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from cluster.session import Session, connect
-from jobs.output import stderr
-from jobs.train_claim import CHECKPOINTS, FEATURES, check_claim, claim
+from cluster.session import connect
+from jobs.train_claim import CHECKPOINTS, check_claim, claim
+from jobs.train_data import data_refs
 from library import storage
 from library.bundle import Bundle
 from library.bundle_record import BundleRecord, load_record
-from library.errors import StriateError, UsageError
+from library.errors import UsageError
 from library.grammar import nearest
 from library.inputs import InputPipeline
-from library.manifest import digest_of, find_manifest, load_manifest
+from library.manifest import find_manifest, load_manifest
 from library.models import check_input, create, info, parse_call
-from library.models.weights import weights_digest
 from library.pipeline import Pipeline
 from library.recipe import Recipe
-from library.shards import ShardReader
-from library.training.resident import Resident, decode_rows
-from library.training.rows import Rows, check_same_classes, held_out, read_rows
+from library.training.resident import decode_rows
+from library.training.rows import Rows, check_columns, check_same_classes, held_out, read_rows
 from library.versions import VERSIONS
 
 _RUN = "run"
@@ -107,7 +105,7 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     inputs = model_inputs(recipe)
     for rows in (train, val):
         if rows is not None:
-            _check_columns(rows, inputs)
+            check_columns(rows, inputs.columns)
     check_input(recipe.model, inputs.size)
     resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
     if not resident and not recipe.cache_features and recipe.sampling == "balanced":
@@ -123,16 +121,6 @@ def _check_class_weights(recipe: Recipe, classes: Sequence[str]) -> None:
     for name in named if isinstance(named, Mapping) else ():
         if name not in classes:
             raise UsageError(f"loss.class_weights: there is no class '{name}'{nearest(name, classes)}")
-
-
-def _check_columns(rows: Rows, inputs: InputPipeline) -> None:
-    there = ShardReader(storage.join(rows.dataset, rows.shards[0])).schema().names
-    missing = [name for name in inputs.columns if name not in there]
-    if missing:
-        raise UsageError(
-            f"input.steps ask for the column {', '.join(missing)}, which {rows.dataset} lacks; "
-            f"it has {', '.join(there)}"
-        )
 
 
 def model_inputs(recipe: Recipe) -> InputPipeline:
@@ -209,82 +197,16 @@ def train(
         placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
         claim(plan)
         run = uuid.uuid4().hex
-        refs = _refs(plan, session)
+        refs = data_refs(plan, session)
         checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, CHECKPOINTS), _RUN)
     record = _bundle(plan, checkpoint, ended)
     return TrainResult(record, plan.out, ended["position"], ended["seconds"], ended["first_step_at"])
 
 
-def _refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
-    """Puts the pictures, features or rows into Ray's object store."""
-    import ray
-
-    refs: dict[str, Any] = {}
-    for role, rows in (("train", plan.train), ("val", plan.val)):
-        if rows is None:
-            continue
-        value: Any = rows
-        if plan.recipe.cache_features:
-            value = _features(plan, role, rows, session)
-        elif plan.resident:
-            fitted = role == "val" or plan.recipe.augment is None
-            value = decoded(rows, plan.inputs, session, fitted=fitted, title=f"decode {role}")
-        if isinstance(value, Resident):
-            value.check_classes(rows.dataset, rows.classes)
-        if isinstance(value, Resident) and value.rejected:
-            total = sum(value.rejected.values())
-            stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {dict(value.rejected)}", markup=False)
-        refs[role] = [ray.put(value)]
-    return refs
-
-
-def decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool, title: str) -> Resident:
-    """All rows decoded, shard by shard on Ray.
-
-    Raises:
-        StriateError: when none can be used.
-    """
-    from jobs.decoder import Decoder
-    from jobs.worker_pool import WorkerPool
-
-    shards = sorted(set(rows.shard.tolist()))
-    pool: WorkerPool[int] = WorkerPool(Decoder, (rows, inputs, fitted), min(session.cpus, len(shards)))
-    try:
-        parts = dict(pool.run(shards))
-    finally:
-        pool.stop()
-    data = Resident.joined([parts[shard] for shard in shards])
-    if not len(data):
-        raise StriateError(f"{title}: no picture of {rows.dataset} can be used: {dict(data.rejected)}")
-    return data
-
-
-def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resident:
-    """What the frozen backbone makes of the pictures; kept beside the run, computed once."""
-    from jobs.features import cached_features
-
-    recipe = plan.recipe
-    copies = recipe.copies if role == "train" and recipe.augment is not None else None
-    known = {
-        "model": recipe.model,
-        "weights": [recipe.weights, weights_digest(recipe.weights)],
-        "seed": recipe.seed,
-        "dataset": plan.datasets,
-        "fraction": recipe.data.val_fraction,
-        "classes": rows.classes,
-        "inputs": [str(plan.inputs.steps), str(plan.inputs.fit), plan.inputs.size],
-        "augment": recipe.augment if copies else None,
-        "copies": copies,
-    }
-    uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(known)[:16]}.npz")
-    return cached_features(uri, rows, plan.inputs, recipe, session, copies=copies, title=f"features of {role}")
-
-
 def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) -> BundleRecord:
-    recipe = plan.recipe
+    recipe, position = plan.recipe, checkpoint["position"]
     model = create(recipe.model, num_classes=len(plan.train.classes), head=recipe.head)
     model.load_state_dict(checkpoint["best_model"])
-    metrics = {name: value for name, value in checkpoint["position"]["metrics"].items() if name != "stopping_best"}
     record = BundleRecord(
         model=str(parse_call(recipe.model)),
         head=tuple(recipe.head),
@@ -294,7 +216,7 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
         input_size=plan.inputs.size,
         channels=plan.inputs.channels,
         precision=recipe.precision,
-        metrics=metrics | {"epoch": checkpoint["position"]["epoch"], "step": checkpoint["position"]["step"]},
+        metrics=position["metrics"] | {"epoch": position["epoch"], "step": position["step"]},
         provenance={
             "recipe": recipe.dump(),
             "recipe_digest": recipe.digest,

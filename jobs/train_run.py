@@ -22,7 +22,8 @@ from cluster.session import Session
 from jobs import board
 from jobs.progress import duration
 from jobs.tracking import mlflow_logger
-from jobs.train_worker import TrainTask, load_state, train_worker
+from jobs.train_checkpoint import load_state
+from jobs.train_worker import TrainTask, train_worker
 from library import storage
 from library.errors import StriateError, UsageError
 
@@ -35,6 +36,9 @@ _KEYS_SHOWN = 12
 # slower, and sleeping costs it a quarter; where nothing else runs, a short spin costs nothing.
 _SHARED_CPUS = {"OMP_WAIT_POLICY": "PASSIVE"}
 _OWN_CPUS = {"GOMP_SPINCOUNT": "1000"}
+# A step takes and gives back the same memory again and again. By default glibc returns it to the system in between:
+# some 2,000 page faults a step of a LeNet, a fifth of its time. Larger pieces than 32 MiB are mapped anew as ever.
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,9 @@ def fit(
         run_config=RunConfig(
             name=name,
             **_storage(checkpoints),
-            worker_runtime_env={"env_vars": _OWN_CPUS if plan.resident and not recipe.augment else _SHARED_CPUS},
+            worker_runtime_env={
+                "env_vars": _KEPT_MEMORY | (_OWN_CPUS if plan.resident and not recipe.augment else _SHARED_CPUS)
+            },
             failure_config=FailureConfig(max_failures=_MAX_FAILURES, controller_failure_limit=2),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=_KEPT, checkpoint_score_attribute="score", checkpoint_score_order="max"

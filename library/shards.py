@@ -30,15 +30,16 @@ class ShardReader:
 
     Args:
         uri: of the shard.
-        max_rows: only the first so many; None for all.
+        max_rows: only so many; None for all.
+        first_row: where to begin; the row groups before it are not read.
 
     Attributes:
         waited: seconds the caller has waited for reading.
     """
 
-    def __init__(self, uri: str, max_rows: int | None = None) -> None:
+    def __init__(self, uri: str, max_rows: int | None = None, first_row: int = 0) -> None:
         self.uri = uri
-        self._max_rows = max_rows
+        self._max_rows, self._first_row = max_rows, first_row
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -46,11 +47,15 @@ class ShardReader:
         with storage.open_read(self.uri) as file, ThreadPoolExecutor(1) as ahead:
             parquet = self._opened(file)
             groups = parquet.metadata.num_row_groups
-            following = ahead.submit(self._group, parquet, 0) if groups else None
-            number, left = 0, self._max_rows
-            while following is not None:
-                table = following.result()
+            number, skipped = 0, self._first_row
+            while number < groups and skipped >= parquet.metadata.row_group(number).num_rows:
+                skipped -= parquet.metadata.row_group(number).num_rows
                 number += 1
+            following = ahead.submit(self._group, parquet, number) if number < groups else None
+            left = self._max_rows
+            while following is not None:
+                table = following.result().slice(skipped)
+                number, skipped = number + 1, 0
                 if left is not None:
                     table = table.slice(0, left)
                     left -= table.num_rows

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import gc
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
-from library.device import autocast
 from library.errors import StriateError
 from library.recipe import Recipe
+from library.training.batch import Batch
+from library.training.learner import Learner
 
 _LARGEST = 1024
 #: What `auto` is on CPUs.
 CPU_BATCH_SIZE = 128
 
+#: Whether so many pictures, taken in so many parts, can be learned from.
+Fits: TypeAlias = Callable[[int, int], bool]
 
-def fitting_batch_size(
-    recipe: Recipe, model: Any, shape: tuple[int, int, int], device: torch.device, world_size: int
-) -> int:
+
+def fitting_batch_size(recipe: Recipe, device: torch.device, world_size: int, fits: Fits) -> int:
     """This worker's part of the recipe's batch size; for `auto` the largest power of two that fits.
 
-    On CPUs `auto` is 128 over all workers.
+    On CPUs nothing is tried, and `auto` is 128 over all workers.
 
     Args:
-        recipe: `batch_size`, `accumulate` and `precision` are read.
-        model: moved to the device, where it stays.
-        shape: height, width and channels of its input.
+        recipe: `batch_size` and `accumulate` are read.
         device: whose memory it is.
         world_size: workers that share the batch.
+        fits: tries, as `trial` does.
 
     Raises:
         StriateError: when the recipe's batch does not fit; says which would.
@@ -35,34 +40,69 @@ def fitting_batch_size(
     wanted = None if recipe.batch_size == "auto" else max(1, -(-int(recipe.batch_size) // world_size))
     if device.type != "cuda":
         return wanted if wanted is not None else max(1, CPU_BATCH_SIZE // world_size)
-    model.to(device)
     size = wanted if wanted is not None else _LARGEST
-    while not _fits(recipe, model, shape, device, max(1, size // recipe.accumulate)):
+    while not fits(size, recipe.accumulate):
         if size == 1:
-            raise StriateError(
-                f"not even one picture of {shape} fits into the memory of {device} with '{recipe.model}'"
-            )
+            raise StriateError(f"not even one picture fits into the memory of {device} with '{recipe.model}'")
         size //= 2
     if wanted is not None and size < wanted:
         raise StriateError(
             f"batch_size {recipe.batch_size} does not fit into the memory of {device}: {size * world_size} would, over "
-            f"{world_size} worker(s); or keep it and set accumulate: {-(-wanted // size) * recipe.accumulate}"
+            f"{world_size} worker(s){_in_parts(recipe, wanted, size, fits)}"
         )
     return size
 
 
-def _fits(recipe: Recipe, model: Any, shape: tuple[int, int, int], device: torch.device, pictures: int) -> bool:
-    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        x = torch.zeros((pictures, shape[2], *shape[:2]), dtype=torch.uint8, device=device)
-        with autocast(device, recipe.precision):
-            loss = sum(logits.float().sum() for logits, _ in model.train().forward_train(x))
-        torch.autograd.backward(torch.as_tensor(loss))
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        for name, buffer in model.named_buffers():  # batch norms have seen zeros
-            buffer.copy_(kept[name])
-        torch.cuda.empty_cache()
-    return True
+def _in_parts(recipe: Recipe, wanted: int, size: int, fits: Fits) -> str:
+    """What else would do: the same batch in more parts, where that fits."""
+    part = -(-size // min(recipe.accumulate, size))
+    parts = -(-wanted // part)
+    # Between the parts of a batch the gradients stay, so smaller parts may be needed than a whole batch of that size.
+    while parts < wanted and not fits(wanted, parts):
+        parts = min(2 * parts, wanted)
+    return f"; or keep it and set accumulate: {parts}" if fits(wanted, parts) else ""
+
+
+def trial(recipe: Recipe, model: Any, shape: tuple[int, int, int], device: torch.device) -> Fits:
+    """Tries by learning twice from grey pictures, with all that the recipe keeps on the device beside the weights:
+    gradients of what is not frozen, the optimizer's state (it is there from the second step on), the averaged copy.
+
+    Args:
+        recipe: how to learn; nothing is compiled, which takes minutes and no more memory.
+        model: a copy of it learns; it stays where and as it is.
+        shape: height, width and channels of its input.
+        device: where.
+    """
+    recipe = recipe.model_copy(update={"compile": False})
+
+    def learn(pictures: int, accumulate: int) -> None:
+        counts = {str(number): 1 for number in range(model.num_classes)}
+        learner = Learner(
+            recipe.model_copy(update={"accumulate": accumulate}),
+            copy.deepcopy(model),
+            class_counts=counts,
+            total_steps=2,
+            steps_per_epoch=1,
+            device=device,
+        )
+        # Once all that will ever be thawed is thawed.
+        learner.start_epoch(max(recipe.unfreeze, default=0))
+        seen = np.zeros((pictures, model.num_features), np.float32)
+        if not recipe.cache_features:
+            seen = np.zeros((pictures, *shape), np.uint8)
+        batch = Batch(seen, np.zeros(pictures, np.int64), [""] * pictures, pictures)
+        for step in range(2):
+            learner.step(batch, step).item()
+
+    def fits(pictures: int, accumulate: int) -> bool:
+        try:
+            learn(pictures, accumulate)
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
+
+    return fits

@@ -111,12 +111,15 @@ class Learner:
         seed = seed_of("step", self._recipe.seed, step) % 2**32
         # torch.manual_seed would also note down the caller's stack for GPUs that are not there, each time.
         (torch.manual_seed if self.device.type == "cuda" else torch.default_generator.manual_seed)(seed)
-        np.random.seed(seed)  # timm's Mixup draws from there
+        if self._mixup is not None:
+            np.random.seed(seed)  # timm draws from there
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        parts = np.array_split(np.arange(len(batch.labels)), min(self._recipe.accumulate, len(batch.labels)))
-        for number, rows in enumerate(parts):
-            last = number == len(parts) - 1
+        count = len(batch.labels)
+        parts = min(self._recipe.accumulate, count)
+        for number in range(parts):
+            rows = slice(count * number // parts, count * (number + 1) // parts)
+            last = number == parts - 1
             hold_back = getattr(self._module, "no_sync", None)
             with hold_back() if hold_back is not None and not last else contextlib.nullcontext():
                 loss = self._loss(batch.pictures[rows], batch.labels[rows]) / batch.size

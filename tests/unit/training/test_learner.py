@@ -154,3 +154,19 @@ def test_weights_that_are_no_numbers_are_seen() -> None:
     assert one.is_finite
     next(one.model.parameters()).data[0] = torch.nan
     assert not one.is_finite
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+def test_weights_that_are_learned_alike_move_together_and_as_they_would_one_by_one(name: str) -> None:
+    settings = {"optimizer": {"name": name, "lr": 0.01, "weight_decay": 0.1}}
+    together = learner(**settings)
+    # What is thawed at no epoch of this training changes nothing but that the optimizer is not a fused one.
+    apart = learner(**settings, freeze=1, unfreeze={1: "none"})
+    for one in (together, apart):
+        one.model.freeze("none")
+        assert len(one._optimizer.param_groups) == 2, "those that decay, and those that do not"
+        for step in range(3):
+            one.step(batch(), step)
+    assert name == "lamb" or together._optimizer.defaults["fused"]
+    for key, tensor in weights(apart).items():
+        torch.testing.assert_close(weights(together)[key], tensor, msg=key)

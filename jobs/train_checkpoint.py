@@ -1,0 +1,45 @@
+"""What is kept of a training, in Ray Train's checkpoints."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from library.training.learner import Learner
+from library.training.position import Position
+
+_STATE = "state.pt"
+
+
+def load_state(checkpoint: Any, device: torch.device) -> dict[str, Any]:
+    """A checkpoint's content; tensors and plain data only, nothing in it is executed."""
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder) / _STATE, map_location=device, weights_only=True)
+
+
+def last_state(device: torch.device) -> dict[str, Any] | None:
+    """What this run goes on from; None at its beginning."""
+    checkpoint = ray.train.get_checkpoint()
+    return None if checkpoint is None else load_state(checkpoint, device)
+
+
+def keep(learner: Learner, at: Position, metrics: dict[str, Any]) -> None:
+    """Keep the state; rank 0 writes it, all take part. It is uploaded while training goes on."""
+    checkpoint = None
+    if ray.train.get_context().get_world_rank() == 0:
+        folder = tempfile.mkdtemp(prefix="striate-checkpoint-")
+        kept = {"state": learner.state(), "position": asdict(at)}
+        kept["best_model"] = learner.best_model.state_dict()
+        torch.save(kept, Path(folder) / _STATE)
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+    ray.train.report(
+        metrics,
+        checkpoint=checkpoint,
+        checkpoint_dir_name=f"step-{at.step:09d}",
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+    )

@@ -1,0 +1,95 @@
+"""Which batch a GPU's memory takes, without a GPU: what is tried is handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from library.errors import StriateError
+from library.models import create
+from library.recipe import Recipe
+from library.training.fitting import CPU_BATCH_SIZE, fitting_batch_size, trial
+
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def recipe(**fields: Any) -> Recipe:
+    made: dict[str, Any] = {
+        "data": {"train": "train"},
+        "model": "lenet5",
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "batch_size": "auto",
+        "epochs": 3,
+        **fields,
+    }
+    return Recipe.parse(yaml.safe_dump(made))
+
+
+def memory(pictures_at_once: int, *, parts_cost: int = 0) -> Callable[[int, int], bool]:
+    """A device that takes so many pictures at once; fewer where gradients stay between parts."""
+
+    def fits(pictures: int, accumulate: int) -> bool:
+        return -(-pictures // accumulate) <= pictures_at_once - (parts_cost if accumulate > 1 else 0)
+
+    return fits
+
+
+def test_auto_is_the_largest_power_of_two_that_fits() -> None:
+    assert fitting_batch_size(recipe(), GPU, 2, memory(100)) == 64
+    assert fitting_batch_size(recipe(accumulate=4), GPU, 2, memory(100)) == 256
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_what_would() -> None:
+    assert fitting_batch_size(recipe(batch_size=200), GPU, 2, memory(100)) == 100
+    with pytest.raises(StriateError, match=r"200 would, over 2 worker.*or keep it and set accumulate: 4$"):
+        fitting_batch_size(recipe(batch_size=800), GPU, 2, memory(100))
+
+
+def test_the_parts_that_are_told_were_tried() -> None:
+    with pytest.raises(StriateError, match=r"64 would, over 1 worker.*set accumulate: 8$"):
+        fitting_batch_size(recipe(batch_size=256), GPU, 1, memory(64, parts_cost=10))
+
+
+def test_a_model_that_takes_no_picture_is_refused() -> None:
+    with pytest.raises(StriateError, match="not even one picture"):
+        fitting_batch_size(recipe(), GPU, 1, memory(0))
+
+
+def test_on_cpus_nothing_is_tried() -> None:
+    assert fitting_batch_size(recipe(), CPU, 2, memory(0)) == CPU_BATCH_SIZE // 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ema": 0.9, "mixup": 0.2, "clip_grad": 1.0},
+        {"freeze": "all", "unfreeze": {1: 1}},
+        {"freeze": "all", "cache_features": True},
+    ],
+)
+def test_a_trial_learns_as_the_recipe_says_and_leaves_the_model_as_it_is(fields: dict[str, Any]) -> None:
+    model = create("lenet5", num_classes=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert trial(recipe(**fields), model, (28, 28, 1), CPU)(6, 2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_trial_that_runs_out_of_memory_does_not_fit() -> None:
+    model = create("lenet5", num_classes=3)
+    model.net.register_forward_pre_hook(_at_most(4))
+    fits = trial(recipe(), model, (28, 28, 1), CPU)
+    assert not fits(5, 1)
+    assert fits(5, 2)
+
+
+def _at_most(pictures: int) -> Any:
+    def hook(_: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        if len(arguments[0]) > pictures:
+            raise torch.OutOfMemoryError("too many pictures")
+
+    return hook
