@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.bundles import make_bundle
 from tests.datasets import content, write_photos
 
 STEPS = "denoise(strength=0.03, search_size=21) | grayscale"
@@ -54,6 +55,28 @@ def test_a_driver_killed_at_ten_random_moments_leaves_the_dataset_of_an_undistur
         process.communicate()
     assert 0 < committed(killed) < committed(calm), "the kills must fall before the end"
     finish(striate("filter", str(raw), str(killed), "--steps", STEPS, "--workers", "2"))
+    assert content(killed) == content(calm)
+
+
+def test_a_prediction_killed_at_random_moments_goes_on_and_leaves_the_same_dataset(tmp_path: Path) -> None:
+    raw, calm, killed = tmp_path / "raw", tmp_path / "calm", tmp_path / "killed"
+    finish(striate("ingest", str(write_photos(tmp_path)), str(raw), "--shard-mb", "0.05"))
+    bundle = make_bundle(tmp_path / "bundle", model="resnet18", size=96)
+    predict = ("predict", bundle, str(raw), "--workers", "2", "--no-gpu", "--features")
+    finish(striate(*predict[:3], str(calm), *predict[3:]))
+    chance = random.Random(11)
+    for _ in range(3):
+        before = committed(killed)
+        process = striate(*predict[:3], str(killed), *predict[3:])
+        while process.poll() is None and committed(killed) == before:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert 0 < committed(killed) < committed(calm), "the kills must fall before the end"
+    finish(striate(*predict[:3], str(killed), *predict[3:]))
     assert content(killed) == content(calm)
 
 
