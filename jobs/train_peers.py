@@ -31,13 +31,13 @@ def _reduced(values: Sequence[float], device: torch.device, how: Any) -> list[fl
     return tensor.tolist()
 
 
-def gathered(keys: list[str]) -> list[str]:
+def gathered(names: list[str]) -> list[str]:
     """Of all workers, by rank."""
     if _alone():
-        return keys
+        return names
     parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, keys)
-    return [key for part in parts for key in part]
+    distributed.all_gather_object(parts, names)
+    return [name for part in parts for name in part]
 
 
 def take_from_first(buffers: list[torch.Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -287,7 +288,8 @@ class _Training:
             if lost and lost == count
         ]
         if gone:
-            raise vanished(source.rows.dataset, gone, source.rejected)
+            reasons = Counter(gathered(list(source.rejected.elements())))
+            raise vanished(source.rows.dataset, gone, reasons)
 
     def _keep(self, metrics: dict[str, Any]) -> None:
         self._saved_at = time.monotonic()
