@@ -66,9 +66,9 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         # A request whose replica died is sent to another (to classify changes nothing), or to who says 503: without
-        # this HAProxy closes a connection that is not fresh without a word. But no picture may kill more than three.
+        # this HAProxy closes a connection that is not fresh without a word. No picture is sent more than four times.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_RETRIES": "2",
+        "RAY_SERVE_HAPROXY_RETRIES": "3",
         # Refused once, a replica is gone.
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         # What can be sent twice; memory is used as far as it is filled.
@@ -111,7 +111,7 @@ def confined(config: str, folder: str) -> str:
             line = line.replace(words[1], f"127.0.0.1:{words[1].rpartition(':')[2]}")
         elif words[:1] == ["server"] and words[-1] == "backup":
             # Serve's own proxy, where requests would wait for a replica for ever.
-            line = f"    server lost unix@{folder}/lost.sock backup"
+            line = f"    server lost unix@{folder}/lost.sock backup no-check"
         elif words[:1] == ["errorfile"]:
             line = f"    errorfile {words[1]} {folder}/lost.http"
         lines.append(line)

@@ -53,7 +53,7 @@ def test_lost_requests_are_answered_by_our_own_page() -> None:
 
 def test_no_request_waits_where_no_replica_is_up() -> None:
     backups = [line.split() for line in confined(WRITTEN, "/tmp/x").splitlines() if "backup" in line]
-    assert backups == [["server", "lost", "unix@/tmp/x/lost.sock", "backup"]]
+    assert backups == [["server", "lost", "unix@/tmp/x/lost.sock", "backup", "no-check"]]
 
 
 def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> None:
