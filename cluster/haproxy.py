@@ -75,9 +75,9 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**20),
         # More threads than cores only take turns.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
-        # A replica that ends goes on accepting for this long, until HAProxy has heard of it; the default is half a
-        # minute, and stopping takes as long.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # A replica that ends goes on accepting for this long, until HAProxy has heard of it and of the one that follows.
+        # With 1 s requests were refused on a busy machine; stopping takes as long, and the default is half a minute.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     }
 
 

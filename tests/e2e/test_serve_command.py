@@ -1,0 +1,321 @@
+"""`striate serve` as a user runs it: behind HAProxy, replaced under load, killed under load, ended."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from library import codec
+from library.bundle import Bundle
+from tests.bundles import make_bundle
+from tests.datasets import write_photos
+from tests.waiting import until
+
+STRIATE = str(Path(sys.executable).parent / "striate")
+#: Of the Ray under test; a second process gets in with it.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@dataclass
+class Served:
+    """A running `striate serve`.
+
+    Attributes:
+        process: of the command itself.
+        told: its one JSON document.
+        stderr: file with the rest of what it says.
+    """
+
+    process: subprocess.Popen[bytes]
+    told: dict[str, Any]
+    stderr: Path
+
+    @property
+    def url(self) -> str:
+        return self.told["address"]
+
+    def ids(self, kind: str) -> list[int]:
+        """Processes of it by what they call themselves."""
+        return [pid for pid in family(self.process.pid) if command(pid).startswith(kind)]
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            found += [each for child in (thread / "children").read_text().split() for each in family(int(child))]
+        except OSError:
+            continue
+    return found
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def listening(pids: list[int]) -> set[tuple[str, int]]:
+    """Addresses and ports that processes accept TCP connections on."""
+    sockets: set[str] = set()
+    for pid in pids:
+        try:
+            links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            continue
+        sockets |= {link[8:-1] for link in links if link.startswith("socket:[")}
+    found: set[tuple[str, int]] = set()
+    for kind, family_of in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in sockets:
+                address, _, port = words[1].partition(":")
+                raw = bytes.fromhex(address)
+                raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
+                found.add((socket.inet_ntop(family_of, raw), int(port, 16)))
+    return found
+
+
+def start(folder: Path, *arguments: str) -> Served:
+    stderr = folder / "stderr.txt"
+    with open(stderr, "wb") as err:
+        process = subprocess.Popen(
+            [STRIATE, "serve", "--json", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=err,
+            env=os.environ | TOKEN,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, stderr.read_text()
+    return Served(process, json.loads(line), stderr)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = write_photos(tmp_path_factory.mktemp("photos"))
+    return [path.read_bytes() for path in sorted(folder.glob("*/*-0*.jpg"))[::9]]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return {name: make_bundle(folder / name, seed=seed) for seed, name in enumerate(("one", "two", "other"))}
+
+
+@pytest.fixture(scope="module")
+def served(bundles: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    arguments = (bundles["one"], f"second={bundles['other']}", "--runtime", "eager", "--cpus-per-replica", "1")
+    made = start(tmp_path_factory.mktemp("serve"), *arguments, "--port", "0")
+    yield made
+    if made.process.poll() is None:
+        made.process.kill()
+        made.process.wait()
+
+
+class Load:
+    """Clients that ask again and again, each over a connection that it keeps, until the block ends."""
+
+    def __init__(self, url: str, data: bytes, clients: int) -> None:
+        self._url, self._data = url, data
+        self.answers: list[httpx.Response] = []
+        self.errors: list[Exception] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=60) as client:
+            while not self._stop.is_set():
+                try:
+                    self.answers.append(client.post(self._url, content=self._data))
+                except httpx.HTTPError as error:
+                    self.errors.append(error)
+
+    def bundles(self) -> set[str]:
+        return {answer.json()["bundle_id"] for answer in self.answers if answer.status_code == 200}
+
+
+def test_models_answer_as_their_bundles_do_bit_for_bit(
+    served: Served, bundles: dict[str, str], photos: list[bytes]
+) -> None:
+    for name, folder in (("one", "one"), ("second", "other")):
+        bundle = Bundle.load(bundles[folder], "cpu")
+        for data in photos:
+            told = httpx.post(f"{served.url}/models/{name}/predict", content=data).json()
+            expected = [{"class": label, "probability": p} for label, p in bundle.predict(data).classes]
+            assert told["predictions"][0]["classes"] == expected
+            assert told["bundle_id"] == bundle.id
+
+
+def test_what_spoke_for_the_best_class_is_a_picture(served: Served, photos: list[bytes]) -> None:
+    told = httpx.post(f"{served.url}/models/one/predict?explain=true", content=photos[0]).json()
+    heat = codec.decode(base64.b64decode(told["predictions"][0]["explanation"]))
+    assert heat.shape[2] == 3
+
+
+def test_the_gateway_knows_the_models_there_are(served: Served) -> None:
+    assert [model["name"] for model in httpx.get(f"{served.url}/models").json()["models"]] == ["one", "second"]
+    assert httpx.get(f"{served.url}/readyz").json()["ready"]
+    missing = httpx.post(f"{served.url}/models/third/predict", content=b"x")
+    assert (missing.status_code, missing.json()["models"]) == (404, ["one", "second"])
+
+
+def test_nothing_listens_beyond_loopback(served: Served) -> None:
+    found = listening(family(served.process.pid))
+    assert len(found) > 10, "Ray, HAProxy and the replicas all listen somewhere"
+    assert [each for each in found if each[0] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
+
+
+def test_it_runs_behind_haproxy(served: Served) -> None:
+    assert any("haproxy" in command(pid) for pid in family(served.process.pid))
+
+
+def test_a_new_version_replaces_the_old_one_without_a_failed_request(
+    served: Served, bundles: dict[str, str], photos: list[bytes], tmp_path: Path
+) -> None:
+    old, new = (Bundle.load(bundles[name], "cpu").id for name in ("one", "two"))
+    (gcs,) = {address for pid in served.ids("") for address in gcs_addresses(pid)}
+    with Load(f"{served.url}/models/one/predict", photos[0], clients=4) as load:
+        until(lambda: len(load.answers) > 20)
+        again = start(
+            tmp_path, f"one={bundles['two']}", "--runtime", "eager", "--cpus-per-replica", "1", "--address", gcs
+        )
+        assert again.process.wait(120) == 0
+        until(lambda: new in load.bundles(), seconds=120)
+        seen = len(load.answers)
+        until(lambda: len(load.answers) > seen + 50)
+    assert load.errors == []
+    assert [answer.text for answer in load.answers if answer.status_code != 200] == []
+    assert load.bundles() == {old, new}
+    assert httpx.get(f"{served.url}/models/one").json()["bundle_id"] == new
+    assert httpx.get(f"{served.url}/models/second").status_code == 200, "the other model stays"
+
+
+def gcs_addresses(pid: int) -> list[str]:
+    words = command(pid).split()
+    return [word.partition("=")[2] for word in words if word.startswith("--gcs-address=")]
+
+
+def test_a_killed_replica_loses_only_what_it_computed_and_comes_back(served: Served, photos: list[bytes]) -> None:
+    (replica,) = served.ids("ray::ServeReplica:second")
+    with Load(f"{served.url}/models/second/predict", photos[0], clients=8) as load:
+        until(lambda: len(load.answers) > 20)
+        os.kill(replica, signal.SIGKILL)
+        until(lambda: any(answer.status_code != 200 for answer in load.answers), seconds=120)
+        until(lambda: load.answers[-1].status_code == 200, seconds=120)
+        seen = len(load.answers)
+        until(lambda: len(load.answers) > seen + 50)
+    assert load.errors == []
+    refused = [answer for answer in load.answers if answer.status_code != 200]
+    assert {answer.status_code for answer in refused} == {503}
+    for answer in refused:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["status"] == 503
+    assert served.ids("ray::ServeReplica:second") != [replica]
+
+
+def test_a_thousand_clients_at_once_each_get_an_answer_or_a_refusal(served: Served, photos: list[bytes]) -> None:
+    statuses: list[int | str] = []
+    begin = threading.Barrier(1001)
+
+    def ask() -> None:
+        begin.wait()
+        try:
+            statuses.append(httpx.post(f"{served.url}/models/one/predict", content=photos[0], timeout=120).status_code)
+        except httpx.HTTPError as error:
+            statuses.append(repr(error))
+
+    threading.stack_size(256 * 1024)
+    threads = [threading.Thread(target=ask) for _ in range(1000)]
+    for thread in threads:
+        thread.start()
+    threading.stack_size(0)
+    begin.wait()
+    for thread in threads:
+        thread.join()
+    assert len(statuses) == 1000
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 128
+    assert httpx.get(f"{served.url}/readyz").json()["ready"]
+
+
+def test_ctrl_c_ends_it_cleanly_and_leaves_nothing(served: Served) -> None:
+    everyone = family(served.process.pid)
+    os.kill(served.process.pid, signal.SIGINT)
+    assert served.process.wait(30) == 0
+    assert served.process.stdout is not None
+    assert served.process.stdout.read() == b""
+    assert served.stderr.read_text() == ""
+    until(lambda: not [pid for pid in everyone if command(pid)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--host", "0.0.0.0"], 2, "striate keys"),
+        (["--host", "192.0.2.1", "--api-keys", "/nowhere/keys"], 2, "/nowhere/keys"),
+        (["--runtime", "fast"], 2, "--runtime"),
+        (["--tune", "--batch-size", "4"], 2, "--batch-size"),
+        (["--config", "serve.yaml"], 2, "--config"),
+        (["--address", "127.0.0.1:1"], 1, "cannot connect"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_at_once(
+    bundles: dict[str, str], arguments: list[str], code: int, told: str
+) -> None:
+    done = subprocess.run([STRIATE, "serve", bundles["one"], *arguments], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bundle_whose_weights_were_changed_is_refused_by_name(bundles: dict[str, str]) -> None:
+    weights = Path(bundles["other"]) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\1")
+    done = subprocess.run([STRIATE, "serve", bundles["other"]], capture_output=True, text=True, timeout=60)
+    weights.write_bytes(whole)
+    assert done.returncode == 1
+    assert str(weights) in done.stderr
+
+
+def test_a_config_file_is_written_and_its_host_needs_keys_too(bundles: dict[str, str], tmp_path: Path) -> None:
+    def write(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [STRIATE, "serve", bundles["one"], "--write-config", str(tmp_path / "serve.yaml"), *more],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    assert write("--host", "0.0.0.0").returncode == 2
+    assert write("--host", "0.0.0.0", "--api-keys", "/etc/striate/keys").returncode == 0
+    assert "import_path: serve.deploy:model" in (tmp_path / "serve.yaml").read_text()
