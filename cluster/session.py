@@ -38,6 +38,8 @@ _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _LOCAL_ENVIRONMENT = {
     "RAY_preload_python_modules": "cv2,pyarrow.parquet,pydantic,library.shard_work",
     _LOOPBACK[0]: _LOOPBACK[1],
+    # An actor that asks whether the cloud is about to take a node away.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 # Shards never pass through it; decoded training pictures do.

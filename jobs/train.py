@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from cluster.session import connect
 from jobs.train_claim import CHECKPOINTS, check_claim, claim
 from jobs.train_data import data_refs
 from library import storage
-from library.bundle import Bundle
 from library.bundle_record import BundleRecord, load_record
 from library.errors import UsageError
 from library.grammar import nearest
@@ -29,6 +29,8 @@ from library.training.resident import decode_rows
 from library.training.rows import Rows, check_columns, check_same_classes, held_out, read_rows
 from library.versions import VERSIONS
 
+# Of a Ray that is started here: no process of it is one that others have prepared.
+_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0", "RAY_preload_python_modules": ""}
 _RUN = "run"
 _PROBED_ROWS = 32
 
@@ -106,7 +108,8 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     for rows in (train, val):
         if rows is not None:
             check_columns(rows, inputs.columns)
-    check_input(recipe.model, inputs.size)
+    if inputs.size != info(recipe.model).input_size[1:]:
+        check_input(recipe.model, inputs.size)
     resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
     if not resident and not recipe.cache_features and recipe.sampling == "balanced":
         raise UsageError(
@@ -191,7 +194,7 @@ def train(
     """
     if plan.finished:
         return TrainResult(load_record(plan.out), plan.out, {}, 0.0, resumed=True)
-    with connect(address) as session:
+    with connect(address, environment=_ENVIRONMENT) as session:
         from jobs.train_run import Placement, fit
 
         placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
@@ -204,6 +207,8 @@ def train(
 
 
 def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) -> BundleRecord:
+    from library.bundle import Bundle  # torch, which Ray need not wait for
+
     recipe, position = plan.recipe, checkpoint["position"]
     model = create(recipe.model, num_classes=len(plan.train.classes), head=recipe.head)
     model.load_state_dict(checkpoint["best_model"])
@@ -244,13 +249,7 @@ def _measured(plan: TrainPlan) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    import ray
-    import timm
-    import torch
-    import torchvision
-
-    modules = {"ray": ray, "timm": timm, "torch": torch, "torchvision": torchvision}
-    return VERSIONS | {name: str(module.__version__) for name, module in modules.items()}
+    return VERSIONS | {name: version(name) for name in ("ray", "timm", "torch", "torchvision")}
 
 
 def _git_commit() -> str | None:

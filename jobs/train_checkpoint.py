@@ -5,13 +5,15 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import torch
 
-from library.training.learner import Learner
 from library.training.position import Position
+
+if TYPE_CHECKING:  # the driver reads checkpoints and needs no timm for it
+    from library.training.learner import Learner
 
 _STATE = "state.pt"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from cluster.session import Session
@@ -11,12 +12,15 @@ from library import storage
 from library.errors import StriateError
 from library.inputs import InputPipeline
 from library.manifest import digest_of
-from library.models.weights import weights_digest
-from library.training.resident import Resident
+from library.training.resident import Resident, decode_rows
 from library.training.rows import Rows
 
 if TYPE_CHECKING:
     from jobs.train import TrainPlan
+
+# So much is decoded in this process, for so long at most: until then actors for it would hardly be up.
+_DECODED_HERE_BYTES = 16 * 2**20
+_DECODED_HERE_S = 2.0
 
 
 def data_refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
@@ -47,16 +51,24 @@ def data_refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
 
 
 def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool, title: str) -> Resident:
-    """All rows decoded, shard by shard on Ray."""
+    """All rows decoded, shard by shard: few of them here, and what is left on Ray."""
     from jobs.decoder import Decoder
     from jobs.worker_pool import WorkerPool
 
     shards = sorted(set(rows.shard.tolist()))
-    pool: WorkerPool[int] = WorkerPool(Decoder, (rows, inputs, fitted), min(session.cpus, len(shards)))
-    try:
-        parts = dict(pool.run(shards))
-    finally:
-        pool.stop()
+    parts: dict[int, Resident] = {}
+    end = time.monotonic() + _DECODED_HERE_S * (rows.picture_bytes * len(rows) <= _DECODED_HERE_BYTES)
+    for shard in shards:
+        if time.monotonic() >= end:
+            break
+        parts[shard] = decode_rows(rows, shard, inputs, fitted=fitted)
+    left = [shard for shard in shards if shard not in parts]
+    if left:
+        pool: WorkerPool[int] = WorkerPool(Decoder, (rows, inputs, fitted), min(session.cpus, len(left)))
+        try:
+            parts |= dict(pool.run(left))
+        finally:
+            pool.stop()
     data = Resident.joined([parts[shard] for shard in shards])
     if not len(data):
         raise StriateError(f"{title}: no picture of {rows.dataset} can be used: {dict(data.rejected)}")
@@ -66,6 +78,7 @@ def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: boo
 def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resident:
     """What the frozen backbone makes of the pictures; kept beside the run, computed once."""
     from jobs.features import cached_features
+    from library.models.weights import weights_digest
 
     recipe = plan.recipe
     copies = recipe.copies if role == "train" and recipe.augment is not None else None

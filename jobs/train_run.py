@@ -20,10 +20,11 @@ from rich.live import Live
 
 from cluster.session import Session
 from jobs import board
+from jobs.local_trainer import LocalTrainer
 from jobs.progress import duration
 from jobs.tracking import mlflow_logger
 from jobs.train_checkpoint import load_state
-from jobs.train_worker import TrainTask, train_worker
+from jobs.train_loop import TrainTask, train_loop
 from library import storage
 from library.errors import StriateError, UsageError
 
@@ -52,6 +53,7 @@ class Placement:
         threads: of torch in each.
         decoders: actors that stream pictures to each.
         decoder_cpus: logical CPUs of each of these.
+        cluster: whether it is a Ray that others use too.
     """
 
     workers: tuple[int, int]
@@ -60,6 +62,7 @@ class Placement:
     threads: int
     decoders: int
     decoder_cpus: float
+    cluster: bool = False
 
     @classmethod
     def of(cls, session: Session, workers: str, *, gpu: bool | None, cpus_per_worker: float | None) -> Placement:
@@ -89,7 +92,8 @@ class Placement:
             )
         decoders = max(1, int(left // high))
         threads = max(1, (session.cpus // session.nodes) // max(1, -(-high // session.nodes)))
-        return cls((low, high), use_gpu, share, threads, decoders, min(1.0, left / (high * decoders) * 0.99))
+        decoder_cpus = min(1.0, left / (high * decoders) * 0.99)
+        return cls((low, high), use_gpu, share, threads, decoders, decoder_cpus, session.address is not None)
 
 
 def _range(workers: str) -> tuple[int, int]:
@@ -138,8 +142,8 @@ def fit(
     low, high = placement.workers
     for logger in ("ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    trainer = TorchTrainer(
-        train_worker,
+    trainer = (TorchTrainer if placement.cluster else LocalTrainer)(
+        train_loop,
         train_loop_config={"task": asdict(task), "refs": refs},
         scaling_config=ScalingConfig(
             num_workers=high if low == high else (low, high),

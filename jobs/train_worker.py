@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from jobs import board
 from jobs.feed import feeds_of
 from jobs.streaming import StreamFeed, StreamScoring
 from jobs.train_checkpoint import keep, last_state
+from jobs.train_loop import TrainTask
 from jobs.train_peers import gathered, largest, summed, take_from_first
 from library.errors import StriateError
 from library.models import create
@@ -36,35 +37,6 @@ _WINDOW_STEPS = 20
 _TELL_EVERY_S = 0.5
 _EXPLODED = 1e4
 _SCORING_BATCH = 256
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """What all workers are told; plain data.
-
-    Attributes:
-        recipe: as JSON.
-        run: name under which progress is told.
-        logs: URI of the folder of metrics.jsonl.
-        class_counts: training pictures by class, in the order of the model's outputs.
-        steps_pipeline: canonical text of what is done to every picture before augmentation.
-        fit: canonical text of what gives it the model's size.
-        input_size: height and width of the model's input.
-        channels: of the model's input.
-        data: how to get at the pictures, as `jobs.feed` has it.
-        threads: for torch in each worker.
-    """
-
-    recipe: str
-    run: str
-    logs: str
-    class_counts: dict[str, int]
-    steps_pipeline: str
-    fit: str
-    input_size: tuple[int, int]
-    channels: int
-    data: dict[str, Any]
-    threads: int
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch.utils.flop_counter import FlopCounterMode
 
 from library import codec, storage
 from library.bundle_record import BUNDLE, BundleRecord, Member, Prediction, dump_record, load_record
@@ -27,6 +26,7 @@ from library.errors import BadPicture, StriateError, UsageError
 from library.inputs import InputPipeline, stack
 from library.models import create
 from library.models.classifier import Classifier
+from library.models.tracing import Tracer
 from library.picture import Pixels
 from library.pipeline import Pipeline
 
@@ -298,9 +298,11 @@ def _block_pictures(model: Any, record: BundleRecord) -> int:
     to call than to compute; for large ones a batch gains little on a CPU.
     """
     picture = torch.zeros((1, record.channels, *record.input_size), dtype=torch.uint8)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    tracer = Tracer(picture)
+    with torch.no_grad(), tracer:
         model(picture)
-    return 16 if counter.get_total_flops() <= _SMALL_FLOPS else 1
+    flops = 2 * sum(operation.multiply_adds for operation in tracer.operations)
+    return 16 if flops <= _SMALL_FLOPS else 1
 
 
 class _Ensemble:

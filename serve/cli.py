@@ -56,6 +56,10 @@ def serve_command(
     timeout_s: Annotated[
         float | None, typer.Option(help="Longest time for an answer; 504 after it.", show_default="30")
     ] = None,
+    access_log: Annotated[
+        str | None,
+        typer.Option(help="File that gets a JSON line for each request; - writes it to Ray's own log files."),
+    ] = None,
     config: Annotated[str | None, typer.Option(help="Serve what this config file of Serve says.")] = None,
     write_config: Annotated[
         str | None, typer.Option(help="Write that file instead of serving; for `serve deploy` and KubeRay.")
@@ -75,6 +79,7 @@ def serve_command(
     from library.errors import UsageError
     from serve import config_file
     from serve.deploy import Scale, applications
+    from serve.logs import log_path
     from serve.plan import check_reach, make_settings, named_bundles, plan_serve, read_replicas, share_of_cpus
     from serve.running import running, wait_for_signal
 
@@ -97,6 +102,7 @@ def serve_command(
                 "cors_origins": cors_origin or None,
                 "max_body_mb": max_body_mb,
                 "timeout_s": timeout_s,
+                "access_log": log_path(access_log),
                 "device": "cuda" if gpu else None,
             },
             api_keys,

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from library.errors import BadPicture, StriateError
 from serve.gateway_api import gateway_app
+from serve.logs import write_logs
 from serve.loopback import keep_to_loopback
 from serve.service import Answer, Busy, ModelService, Timing
 from serve.settings import ServeSettings
@@ -107,6 +108,7 @@ class GatewayReplica:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         keep_to_loopback()
         self._settings = ServeSettings.model_validate(settings)
+        write_logs(self._settings.access_log)
         self._models = _Models()
         self._models.look()
         self._looking = asyncio.get_running_loop().create_task(self._look_for_ever())

@@ -27,6 +27,7 @@ from serve.drift import LiveDrift
 from serve.engine import Engine, Result
 from serve.envelope import CLIENT_LEFT
 from serve.gateway import MODEL
+from serve.logs import write_logs
 from serve.loopback import keep_to_loopback
 from serve.metrics import ServeMetrics
 from serve.model_api import model_app
@@ -53,6 +54,7 @@ class ModelReplica:
     def __init__(self, name: str, uri: str, settings: Mapping[str, Any], max_queued: int) -> None:
         keep_to_loopback()
         self._name, self._settings = name, ServeSettings.model_validate(settings)
+        write_logs(self._settings.access_log)
         threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         # Torch would use every core of the machine, in every replica.
         torch.set_num_threads(threads)

@@ -35,6 +35,8 @@ class ServeSettings(pydantic.BaseModel):
         tune: take time at start to find the batch size; without it the probe is a short one.
         batch_size: pictures in a batch; None: found by the probe.
         batch_wait_ms: how long an idle model waits for a batch to fill.
+        access_log: file, on every node, that gets a JSON line for each request; `-` is the processes' stderr, None no
+            line at all.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +57,7 @@ class ServeSettings(pydantic.BaseModel):
     tune: bool = False
     batch_size: Annotated[int | None, pydantic.Field(ge=1)] = None
     batch_wait_ms: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    access_log: str | None = None
 
     @pydantic.field_validator("cors_origins")
     @classmethod

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from timm.models import group_parameters
 from torch import nn
 
 from library.errors import UsageError
@@ -50,6 +49,8 @@ def _by_pattern(facts: ModelInfo) -> tuple[list[str], Callable[[str], str]]:
 def _by_timm(net: Any) -> tuple[list[str], Callable[[str], str]]:
     if not hasattr(net, "group_matcher"):
         return ["body"], lambda parameter: "body"
+    from timm.models import group_parameters  # seconds, which a model of our own need not wait for
+
     # Told in reverse it is a number for each parameter.
     numbers = cast("dict[str, int]", group_parameters(net, net.group_matcher(coarse=True), reverse=True))
     count = max(numbers.values(), default=0) + 1

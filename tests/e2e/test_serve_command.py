@@ -123,7 +123,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def served(bundles: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     arguments = (bundles["one"], f"second={bundles['other']}", "--runtime", "eager", "--cpus-per-replica", "1")
-    made = start(tmp_path_factory.mktemp("serve"), *arguments, "--port", "0")
+    folder = tmp_path_factory.mktemp("serve")
+    made = start(folder, *arguments, "--port", "0", "--access-log", str(folder / "access.log"))
     yield made
     if made.process.poll() is None:
         made.process.kill()
@@ -185,6 +186,15 @@ def test_the_gateway_knows_the_models_there_are(served: Served) -> None:
     assert httpx.get(f"{served.url}/readyz").json()["ready"]
     missing = httpx.post(f"{served.url}/models/third/predict", content=b"x")
     assert (missing.status_code, missing.json()["models"]) == (404, ["one", "second"])
+
+
+def test_every_request_is_a_line_of_the_access_log(served: Served, photos: list[bytes]) -> None:
+    httpx.post(f"{served.url}/models/one/predict", content=photos[0], headers={"X-Request-Id": "mine"})
+    httpx.get(f"{served.url}/models", headers={"X-Request-Id": "mine too"})
+    httpx.get(f"{served.url}/models/third", headers={"X-Request-Id": "mine-2"})
+    logged = [json.loads(line) for line in served.stderr.with_name("access.log").read_text().splitlines()]
+    told = [(line["id"], line["model"], line["status"]) for line in logged if line["id"].startswith("mine")]
+    assert told == [("mine", "one", 200), ("mine-2", None, 404)]
 
 
 def test_nothing_listens_beyond_loopback(served: Served) -> None:
