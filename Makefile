@@ -11,7 +11,7 @@ help:
 	@echo "make demo   set up, run the main job on real pictures, leave pictures and a page in $(OUT)"
 	@echo "make test   set up, run all tests"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
-	@echo "make bench  set up, run the benchmarks (minutes), write benchmarks/results/"
+	@echo "make bench  set up, run the benchmarks (an hour and a half; wrk for serving), write benchmarks/results/"
 
 setup: $(VENV)/.installed
 
@@ -27,7 +27,7 @@ demo: setup
 	$(BIN)/striate demo $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: setup
 	$(BIN)/ruff check .
@@ -39,8 +39,16 @@ bench: setup
 	# Daft pins an older pyarrow than ours: it gets an environment of its own.
 	test -x out/daft/bin/python || $(PYTHON) -m venv out/daft
 	out/daft/bin/python -m pip install --quiet --disable-pip-version-check daft
+	# So do the servers beside ours, which see our PyTorch after their own packages.
+	test -x out/peers/bin/python || $(PYTHON) -m venv out/peers
+	out/peers/bin/python -m pip install --quiet --disable-pip-version-check litserve bentoml
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$(out/peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz-striate.pth"
 	$(BIN)/python benchmarks/filter_throughput.py
 	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/cached_features.py
+	$(BIN)/python benchmarks/predict_throughput.py
+	$(BIN)/python benchmarks/serve_throughput.py
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache

@@ -27,6 +27,7 @@ from library.inputs import InputPipeline, stack
 from library.models import create
 from library.models.classifier import Classifier
 from library.models.tracing import Tracer
+from library.models.unfilled import Unfilled
 from library.picture import Pixels
 from library.pipeline import Pipeline
 
@@ -240,7 +241,8 @@ class _Single:
         self.device, self._precision = choose_device(device), record.precision
         steps, fit = (Pipeline.parse(text) if text else Pipeline() for text in (record.steps, record.fit))
         self.inputs = InputPipeline(steps, fit, record.input_size, record.channels)
-        self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
+        with Unfilled():
+            self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
         try:
             self.model.load_state_dict(load_tensors(weights))
         except RuntimeError as error:

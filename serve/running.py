@@ -27,6 +27,8 @@ _ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # On a busy machine its start takes longer than the 5 seconds after which Serve gives it up.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "55",
+    # What every process of Serve needs: Ray's first ones read it while this one still does, too.
+    "RAY_preload_python_modules": "ray.serve,fastapi",
 }
 #: A large model may have to be fetched, compiled and probed.
 _START_S = 900.0

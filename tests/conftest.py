@@ -12,14 +12,43 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 #: Real pictures beside the checkout; no part of the project.
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Ray's token authentication is for clusters; it would write to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+#: What takes longest is begun first.
+_LONGEST_FIRST = ("tests/ray", "test_kill.py", "test_serve_command.py", "test_page.py", "test_every_model.py")
+
+
+class _Groups(LoadScopeScheduling):
+    """Where tests run in several processes: what shares something costly stays together. That is one Ray for all of
+    tests/ray, and what the fixtures of a file have made."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if "test_every_model.py" in file:
+            return nodeid  # nothing is shared there
+        return "tests/ray" if file.startswith("tests/ray/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Groups:
+    """See `_Groups`; begun in the order of the tests."""
+    config.option.loadscopereorder = False
+    return _Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that the rest fills up the time of the other processes."""
+    order = {name: number for number, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: min((order[name] for name in order if name in item.nodeid), default=len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from pathlib import Path
+import tarfile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.demo import demo_pictures
+from tests.conftest import SHARED_DATA
 
 
 def write_photos(folder: Path) -> Path:
@@ -20,6 +23,22 @@ def write_photos(folder: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
     return folder / "photos"
+
+
+def write_cats_and_dogs(folder: Path, each: int = 100) -> Path:
+    """So many photos of cats and as many of dogs in `folder`, where they are at hand; else the tiles of the demo."""
+    tar = SHARED_DATA / "cats-dogs-1000.tar"
+    if not tar.is_file():
+        return write_photos(folder)
+    with tarfile.open(tar) as archive:
+        files = sorted((member for member in archive if member.isfile()), key=lambda member: member.name)
+        for label, members in itertools.groupby(files, key=lambda member: PurePosixPath(member.name).parts[-2]):
+            (folder / label).mkdir(parents=True)
+            for member in itertools.islice(members, each):
+                file = archive.extractfile(member)
+                assert file is not None
+                (folder / label / PurePosixPath(member.name).name).write_bytes(file.read())
+    return folder
 
 
 def write_digits(folder: Path, count: int = 400) -> Path:

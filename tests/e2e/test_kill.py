@@ -8,22 +8,57 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from cluster.session import connect
+from jobs.filter import filter_dataset, plan_filter
+from jobs.ingest import ingest, plan_ingest
+from jobs.predict_dataset import plan_predict, predict_dataset
 from tests.bundles import make_bundle
 from tests.datasets import content, write_photos
 
 STEPS = "denoise(strength=0.03, search_size=21) | grayscale"
-KILLS = 10
+#: More of them for a longer search: STRIATE_KILLS=50.
+KILLS = int(os.environ.get("STRIATE_KILLS", "3"))
 
 
-def striate(*arguments: str) -> subprocess.Popen[bytes]:
-    """The command as a user starts it, in a session of its own."""
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a Ray that outlives the commands: to start one for each of them would take most of the time."""
+    with connect("local", num_cpus=2):
+        import ray
+
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def raw(address: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Real photos in many small shards."""
+    folder = tmp_path_factory.mktemp("raw")
+    ingest(plan_ingest(str(write_photos(folder)), str(folder / "data"), shard_mb=0.05, verify=True))
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def calm(raw: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed run leaves."""
+    destination = tmp_path_factory.mktemp("calm") / "data"
+    filter_dataset(plan_filter(raw, str(destination), STEPS), workers="2")
+    return content(destination)
+
+
+def striate(*arguments: str, address: str | None = None) -> subprocess.Popen[bytes]:
+    """The command as a user starts it, in a session of its own; without an address it starts Ray and takes it along."""
     return subprocess.Popen(
         [str(Path(sys.executable).parent / "striate"), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        env=os.environ | ({} if address is None else {"RAY_ADDRESS": address}),
     )
 
 
@@ -36,60 +71,61 @@ def committed(dataset: Path) -> int:
     return len(list(dataset.glob("_reports/*.json")))
 
 
-def test_a_driver_killed_at_ten_random_moments_leaves_the_dataset_of_an_undisturbed_run(tmp_path: Path) -> None:
-    raw, calm, killed = tmp_path / "raw", tmp_path / "calm", tmp_path / "killed"
-    finish(striate("ingest", str(write_photos(tmp_path)), str(raw), "--shard-mb", "0.05", "--verify"))
-    finish(striate("filter", str(raw), str(calm), "--steps", STEPS, "--workers", "2"))
+def kill_in_work(process: subprocess.Popen[bytes], destination: Path, chance: random.Random) -> None:
+    """At some moment after the next shard is committed."""
+    before = committed(destination)
+    while process.poll() is None and committed(destination) == before:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(chance.uniform(0, 0.5))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_driver_killed_at_random_moments_leaves_the_dataset_of_an_undisturbed_run(
+    raw: str, calm: dict[str, Any], address: str, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    command = ("filter", raw, str(killed), "--steps", STEPS, "--workers", "2")
     chance = random.Random(20260723)
-    for _ in range(KILLS):
-        before = committed(killed)
-        process = striate("filter", str(raw), str(killed), "--steps", STEPS, "--workers", "2")
-        # Early kills fall on the start of Ray, the others on shards in work.
-        early = chance.random() < 0.2
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            while not early and process.poll() is None and committed(killed) == before:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.02)
-            process.wait(chance.uniform(0, 4 if early else 0.5))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert 0 < committed(killed) < committed(calm), "the kills must fall before the end"
-    finish(striate("filter", str(raw), str(killed), "--steps", STEPS, "--workers", "2"))
-    assert content(killed) == content(calm)
+    early = striate(*command)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        early.wait(chance.uniform(0, 4))  # while Ray starts
+    os.kill(early.pid, signal.SIGKILL)
+    early.communicate()
+    for number in range(KILLS):
+        # Once with the whole of Ray.
+        kill_in_work(striate(*command, address=address if number else None), killed, chance)
+    assert 0 < committed(killed) < len([name for name in calm if name.startswith("_reports/")]), "killed after the end"
+    finish(striate(*command, address=address))
+    assert content(killed) == calm
 
 
-def test_a_prediction_killed_at_random_moments_goes_on_and_leaves_the_same_dataset(tmp_path: Path) -> None:
-    raw, calm, killed = tmp_path / "raw", tmp_path / "calm", tmp_path / "killed"
-    finish(striate("ingest", str(write_photos(tmp_path)), str(raw), "--shard-mb", "0.05"))
+def test_a_prediction_killed_at_random_moments_goes_on_and_leaves_the_same_dataset(
+    raw: str, address: str, tmp_path: Path
+) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
     bundle = make_bundle(tmp_path / "bundle", model="resnet18", size=96)
-    predict = ("predict", bundle, str(raw), "--workers", "2", "--no-gpu", "--features")
-    finish(striate(*predict[:3], str(calm), *predict[3:]))
+    predict_dataset(plan_predict(bundle, raw, str(calm), features=True), workers="2", gpu=False)
+    command = ("predict", bundle, raw, str(killed), "--workers", "2", "--no-gpu", "--features")
     chance = random.Random(11)
-    for _ in range(3):
-        before = committed(killed)
-        process = striate(*predict[:3], str(killed), *predict[3:])
-        while process.poll() is None and committed(killed) == before:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.02)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0, 0.3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+    for _ in range(max(1, KILLS // 2)):
+        kill_in_work(striate(*command, address=address), killed, chance)
     assert 0 < committed(killed) < committed(calm), "the kills must fall before the end"
-    finish(striate(*predict[:3], str(killed), *predict[3:]))
+    finish(striate(*command, address=address))
     assert content(killed) == content(calm)
 
 
-def test_workers_killed_ten_times_are_replaced_and_the_dataset_is_the_same(tmp_path: Path) -> None:
-    raw, calm = tmp_path / "raw", tmp_path / "calm"
-    finish(striate("ingest", str(write_photos(tmp_path)), str(raw), "--shard-mb", "0.05"))
-    finish(striate("filter", str(raw), str(calm), "--steps", STEPS, "--workers", "2"))
+def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
+    raw: str, calm: dict[str, Any], tmp_path: Path
+) -> None:
     chance, kills, runs = random.Random(7), 0, 0
     while kills < KILLS:
         runs += 1
         assert runs <= KILLS, "no run lasted long enough for a kill"
         killed = tmp_path / f"killed-{runs}"
-        process = striate("filter", str(raw), str(killed), "--steps", STEPS, "--workers", "2")
+        process = striate("filter", raw, str(killed), "--steps", STEPS, "--workers", "2")
         seen = 0
         while process.poll() is None and kills < KILLS:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -102,7 +138,7 @@ def test_workers_killed_ten_times_are_replaced_and_the_dataset_is_the_same(tmp_p
                     os.kill(chance.choice(workers), signal.SIGKILL)
                     kills += 1
         finish(process)
-        assert content(killed) == content(calm)
+        assert content(killed) == calm
 
 
 def worker_processes(session: int) -> list[int]:

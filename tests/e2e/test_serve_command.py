@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.http as triton
 
 from library import codec
 from library.bundle import Bundle
-from tests.bundles import make_bundle
-from tests.datasets import write_photos
+from tests.bundles import CLASSES, make_bundle
+from tests.datasets import write_cats_and_dogs
 from tests.waiting import until
 
 STRIATE = str(Path(sys.executable).parent / "striate")
@@ -110,8 +112,8 @@ def start(folder: Path, *arguments: str) -> Served:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    folder = write_photos(tmp_path_factory.mktemp("photos"))
-    return [path.read_bytes() for path in sorted(folder.glob("*/*-0*.jpg"))[::9]]
+    folder = write_cats_and_dogs(tmp_path_factory.mktemp("photos") / "pictures")
+    return [path.read_bytes() for path in sorted(folder.glob("*/*.jpg"))]
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +168,32 @@ class Load:
 def test_models_answer_as_their_bundles_do_bit_for_bit(
     served: Served, bundles: dict[str, str], photos: list[bytes]
 ) -> None:
-    for name, folder in (("one", "one"), ("second", "other")):
-        bundle = Bundle.load(bundles[folder], "cpu")
-        for data in photos:
-            told = httpx.post(f"{served.url}/models/{name}/predict", content=data).json()
-            expected = [{"class": label, "probability": p} for label, p in bundle.predict(data).classes]
-            assert told["predictions"][0]["classes"] == expected
+    url = f"{served.url}/models/one/predict?top_k={len(CLASSES)}"
+    bundle = Bundle.load(bundles["one"], "cpu")
+    predicted = [bundle.predict(data, len(CLASSES)).classes for data in photos]
+    expected = [[{"class": name, "probability": share} for name, share in ranked] for ranked in predicted]
+    with httpx.Client() as client:
+        for data, wanted in zip(photos, expected, strict=True):
+            told = client.post(url, content=data).json()
+            assert told["predictions"][0]["classes"] == [
+                {"class": name, "probability": p} for name, p in wanted.classes
+            ]
             assert told["bundle_id"] == bundle.id
+        files = [("file", (f"{number}.jpg", data)) for number, data in enumerate(photos[:60])]
+        for told, wanted in zip(client.post(url, files=files).json()["predictions"], expected, strict=False):
+            assert told["classes"] == wanted
+
+
+def test_tritons_client_gets_the_same_bits(served: Served, bundles: dict[str, str], photos: list[bytes]) -> None:
+    bundle = Bundle.load(bundles["other"], "cpu")
+    with triton.InferenceServerClient(served.url.removeprefix("http://")) as client:
+        for first in range(0, len(photos), 50):
+            some = photos[first : first + 50]
+            tensor = triton.InferInput("image", [len(some)], "BYTES")
+            tensor.set_data_from_numpy(np.array(some, object), binary_data=True)
+            got = client.infer("second", [tensor]).as_numpy("probabilities")
+            wanted = bundle.probabilities([bundle.prepare(data) for data in some])
+            np.testing.assert_array_equal(got, wanted)
 
 
 def test_what_spoke_for_the_best_class_is_a_picture(served: Served, photos: list[bytes]) -> None:

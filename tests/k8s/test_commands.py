@@ -90,8 +90,12 @@ def test_the_configuration_of_serve_is_one_that_serve_takes(environment: str) ->
 
 
 _KEYS = "/etc/striate/api-keys/api-keys"
-_LENET = ("lenet", Scale((2, 16), 1.0), ServeSettings(keys_file=_KEYS))
-_RESNET = ("resnet50", Scale((2, 8), 6.0, 1.0, max_queued=256), ServeSettings(keys_file=_KEYS, device="cuda"))
+_LENET = ("lenet", Scale((2, 16), 1.0), ServeSettings(keys_file=_KEYS, access_log="-"))
+_RESNET = (
+    "resnet50",
+    Scale((2, 8), 6.0, 1.0, max_queued=256),
+    ServeSettings(keys_file=_KEYS, access_log="-", device="cuda"),
+)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

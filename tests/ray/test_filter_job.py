@@ -27,7 +27,7 @@ STEPS = 'not_blank(min_std=0.08) | grayscale | gaussian_blur(sigma=1.5) | edges(
 def test_every_picture_is_filtered_dropped_or_rejected_and_the_pixels_are_those_of_the_library(
     photos: str, tmp_path: Path
 ) -> None:
-    made = filter_dataset(plan_filter(photos, str(tmp_path / "edges"), STEPS, encode="png"))
+    made = filter_dataset(plan_filter(photos, str(tmp_path / "edges"), STEPS, encode="png"), workers="1")
     assert made.complete
     assert made.tally.balanced
     assert made.tally.rows_in == 86
@@ -50,7 +50,9 @@ def test_the_output_is_the_same_for_one_worker_and_for_two(photos: str, tmp_path
 
 
 def test_pictures_that_only_selectors_saw_keep_their_exact_bytes(photos: str, tmp_path: Path) -> None:
-    made = filter_dataset(plan_filter(photos, str(tmp_path / "kept"), 'keep_labels(["china"]) | not_blank(0.08)'))
+    made = filter_dataset(
+        plan_filter(photos, str(tmp_path / "kept"), 'keep_labels(["china"]) | not_blank(0.08)'), workers="1"
+    )
     before = {row["key"]: row for row in rows(photos).to_pylist()}
     assert 0 < made.rows < 86
     for row in rows(tmp_path / "kept").to_pylist():
@@ -59,13 +61,13 @@ def test_pictures_that_only_selectors_saw_keep_their_exact_bytes(photos: str, tm
 
 def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(photos: str, tmp_path: Path) -> None:
     destination = tmp_path / "edges"
-    filter_dataset(plan_filter(photos, str(destination), STEPS))
+    filter_dataset(plan_filter(photos, str(destination), STEPS), workers="1")
     whole = content(destination)
     times = {path: path.stat().st_mtime_ns for path in destination.glob("*.parquet")}
-    again = filter_dataset(plan_filter(photos, str(destination), STEPS))
+    again = filter_dataset(plan_filter(photos, str(destination), STEPS), workers="1")
     assert again.run["shards_resumed"] == len(again.shards) > 2
     (destination / "part-000001.parquet").unlink()
-    third = filter_dataset(plan_filter(photos, str(destination), STEPS))
+    third = filter_dataset(plan_filter(photos, str(destination), STEPS), workers="1")
     assert third.run["shards_resumed"] == len(third.shards) - 1
     assert content(destination) == whole
     unchanged = [path for path, time in times.items() if path.stat().st_mtime_ns == time]
@@ -74,9 +76,9 @@ def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(photos: str, t
 
 def test_a_limit_takes_the_first_pictures_and_a_larger_one_goes_on_from_there(photos: str, tmp_path: Path) -> None:
     destination = str(tmp_path / "some")
-    first = filter_dataset(plan_filter(photos, destination, "invert", limit=20))
+    first = filter_dataset(plan_filter(photos, destination, "invert", limit=20), workers="1")
     assert first.tally.rows_in == 20
-    whole = filter_dataset(plan_filter(photos, destination, "invert"))
+    whole = filter_dataset(plan_filter(photos, destination, "invert"), workers="1")
     assert whole.tally.rows_in == 86
     assert whole.run["shards_resumed"] >= 1
     with pytest.raises(UsageError, match="would take some away"):
@@ -87,10 +89,10 @@ def test_another_pipeline_is_refused_at_a_destination_in_use_and_overwrites_when
     photos: str, tmp_path: Path
 ) -> None:
     destination = str(tmp_path / "out")
-    filter_dataset(plan_filter(photos, destination, "invert"))
+    filter_dataset(plan_filter(photos, destination, "invert"), workers="1")
     with pytest.raises(UsageError, match=r"holds the output of another job(.|\n)*invert(.|\n)*grayscale"):
         plan_filter(photos, destination, "grayscale")
-    made = filter_dataset(plan_filter(photos, destination, "grayscale", overwrite=True))
+    made = filter_dataset(plan_filter(photos, destination, "grayscale", overwrite=True), workers="1")
     assert set(made.tally.channels) == {"1"}
     assert made.run["shards_resumed"] == 0
 
@@ -116,8 +118,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(photos: str, tmp_p
 
 
 def test_a_filtered_dataset_can_be_filtered_again_and_remembers_all_that_was_done(photos: str, tmp_path: Path) -> None:
-    filter_dataset(plan_filter(photos, str(tmp_path / "a"), "grayscale"))
-    filter_dataset(plan_filter(str(tmp_path / "a"), str(tmp_path / "b"), "invert"))
+    filter_dataset(plan_filter(photos, str(tmp_path / "a"), "grayscale"), workers="1")
+    filter_dataset(plan_filter(str(tmp_path / "a"), str(tmp_path / "b"), "invert"), workers="1")
     jobs = load_manifest(str(tmp_path / "b")).jobs
     assert [job.kind for job in jobs] == ["ingest", "filter", "filter"]
     assert [job.pipeline for job in jobs[1:]] == ["grayscale(background=1.0)", "invert"]

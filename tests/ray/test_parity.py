@@ -1,14 +1,14 @@
 """One picture, one answer: every way to ask a bundle gives the same probabilities, bit for bit, on a CPU.
 
+HTTP and the Open Inference Protocol are asked in tests/e2e/test_serve_command.py, with the same photos.
+
 Each way is a function that gives, for the key of every picture, its probabilities in the order of the classes.
 """
 
 from __future__ import annotations
 
-import itertools
-import tarfile
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,12 +22,10 @@ from library.bundle_record import load_record
 from library.manifest import load_manifest
 from library.scoring import ShardScorer
 from tests.bundles import make_bundle
-from tests.conftest import SHARED_DATA
-from tests.datasets import rows, write_photos
+from tests.datasets import rows, write_cats_and_dogs
 
 Answers = Mapping[str, NDArray[np.float32]]
 
-_EACH = 100
 _MODELS = {"resnet9": ("resnet9(width=8)", 32), "resnet18": ("resnet18", 48)}
 
 
@@ -35,22 +33,8 @@ _MODELS = {"resnet9": ("resnet9(width=8)", 32), "resnet18": ("resnet18", 48)}
 def real_photos(tmp_path_factory: pytest.TempPathFactory) -> str:
     """100 photos each of cats and dogs as a dataset, where they are at hand; else the tiles of the demo."""
     folder = tmp_path_factory.mktemp("parity")
-    tar = SHARED_DATA / "cats-dogs-1000.tar"
-    pictures = _unpacked(tar, folder / "pictures") if tar.is_file() else write_photos(folder)
-    ingest(plan_ingest(str(pictures), str(folder / "data"), shard_mb=1))
+    ingest(plan_ingest(str(write_cats_and_dogs(folder / "pictures")), str(folder / "data"), shard_mb=1))
     return str(folder / "data")
-
-
-def _unpacked(tar: Path, folder: Path) -> Path:
-    with tarfile.open(tar) as archive:
-        files = sorted((member for member in archive if member.isfile()), key=lambda member: member.name)
-        for label, members in itertools.groupby(files, key=lambda member: PurePosixPath(member.name).parts[-2]):
-            (folder / label).mkdir(parents=True)
-            for member in itertools.islice(members, _EACH):
-                file = archive.extractfile(member)
-                assert file is not None
-                (folder / label / PurePosixPath(member.name).name).write_bytes(file.read())
-    return folder
 
 
 @pytest.fixture(scope="module", params=list(_MODELS))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,25 @@ def test_a_bundle_read_again_predicts_identically_and_has_the_same_id(tmp_path: 
     read = Bundle.load(str(tmp_path / "made"), device="cpu")
     assert read.id == made.id
     assert read.predict_many(PICTURES) == made.predict_many(PICTURES)
+
+
+def test_reading_a_bundle_draws_no_random_numbers() -> None:
+    made = bundle(0)
+    before = torch.get_rng_state()
+    Bundle.of_model(made.record, made.network.model, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_network_of_our_own_predicts_without_timm_and_torchs_compiler(tmp_path: Path) -> None:
+    bundle(0).save(str(tmp_path))
+    (tmp_path / "picture.png").write_bytes(PICTURES[0])
+    code = (
+        "import sys; from pathlib import Path; from library.bundle import Bundle;"
+        "Bundle.load(sys.argv[1], 'cpu').predict(Path(sys.argv[1], 'picture.png').read_bytes());"
+        "print(sorted({'timm', 'torchvision', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_the_id_hangs_on_the_weights_and_on_what_is_said_of_them() -> None:

@@ -1,4 +1,4 @@
-"""Every model of the table, whole: it learns, and a bundle of it predicts the same. Too heavy for a unit test."""
+"""Every model of the table, whole: it learns, and a bundle of it predicts the same."""
 
 from __future__ import annotations
 
