@@ -16,24 +16,16 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from library import codec, storage
-from library.bundle_record import BUNDLE, BundleRecord, Member, Prediction, dump_record, load_record
-from library.device import autocast, choose_device
+from library.bundle_record import BUNDLE, WEIGHTS, BundleRecord, Member, Prediction, dump_record, load_record
 from library.errors import BadPicture, StriateError, UsageError
-from library.inputs import InputPipeline, stack
-from library.models import create
 from library.models.classifier import Classifier
-from library.models.tracing import Tracer
-from library.models.unfilled import Unfilled
+from library.network import SingleNetwork
 from library.picture import Pixels
-from library.pipeline import Pipeline
 
-WEIGHTS = "model.safetensors"
 _MEMBERS = "members"
-_SMALL_FLOPS = 2e7
 
 #: What one picture is for a model: its pixels, or for an ensemble what it is for each member.
 Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
@@ -72,9 +64,10 @@ class Bundle:
             model: its auxiliary heads are left out.
             device: where it predicts; auto, cpu, cuda, cuda:1 ...
         """
-        weights = save_tensors(_tensors(model))
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.without_auxiliary().items()}
+        weights = save_tensors(tensors)
         record = record.model_copy(update={"weights_digest": hashlib.sha256(weights).hexdigest()})
-        return cls(record, _Single(record, weights, device))
+        return cls(record, SingleNetwork(record, weights, device))
 
     @classmethod
     def load(cls, uri: str, device: str = "auto") -> Bundle:
@@ -95,7 +88,7 @@ class Bundle:
         weights = storage.read_bytes(storage.join(uri, WEIGHTS))
         if hashlib.sha256(weights).hexdigest() != record.weights_digest:
             raise StriateError(f"{uri}/{WEIGHTS} is damaged, or not the one that {BUNDLE} was written with")
-        return cls(record, _Single(record, weights, device))
+        return cls(record, SingleNetwork(record, weights, device))
 
     def save(self, uri: str) -> None:
         """Write the bundle; `bundle.json` last, so that a bundle is whole or not there."""
@@ -163,7 +156,7 @@ class Bundle:
         Raises:
             UsageError: for an ensemble, whose members have one each.
         """
-        if not isinstance(self.network, _Single):
+        if not isinstance(self.network, SingleNetwork):
             raise UsageError("an ensemble has no network of its own; ask one of its members for it")
         return self.network.model
 
@@ -225,86 +218,6 @@ def ensemble(bundles: Sequence[Bundle], weights: Sequence[float] | None = None) 
             raise UsageError(f"an ensemble's bundles must know the same classes; these differ: {', '.join(differing)}")
     members = tuple(Member(id=bundle.id, weight=weight) for bundle, weight in zip(bundles, weights, strict=True))
     return Bundle(BundleRecord(classes=classes, members=members), _Ensemble(bundles, weights))
-
-
-def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.without_auxiliary().items()}
-
-
-class _Single:
-    """One network on its device."""
-
-    members: tuple[Bundle, ...] = ()
-
-    def __init__(self, record: BundleRecord, weights: bytes, device: str) -> None:
-        self._weights = weights
-        self.device, self._precision = choose_device(device), record.precision
-        steps, fit = (Pipeline.parse(text) if text else Pipeline() for text in (record.steps, record.fit))
-        self.inputs = InputPipeline(steps, fit, record.input_size, record.channels)
-        with Unfilled():
-            self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
-        try:
-            self.model.load_state_dict(load_tensors(weights))
-        except RuntimeError as error:
-            raise StriateError(f"the weights do not fit the model '{record.model}': {error}") from None
-        self.model = self.model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self._block = _block_pictures(self.model, record) if self.device.type == "cpu" else None
-
-    def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Pixels:
-        return self.inputs.prepare(data, limits, **columns)
-
-    def prepare_pixels(self, pixels: Pixels, columns: Mapping[str, Any]) -> Pixels:
-        return self.inputs.prepare_pixels(pixels, **columns)
-
-    def log_probabilities(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:
-        return self.with_features(pictures)[1]
-
-    def with_features(self, pictures: Sequence[Pixels]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        dtypes = [picture.dtype for picture in pictures]
-        if len(set(dtypes)) > 1:
-            # Each by itself: together they would be scaled to float before the network, which gives other bits.
-            rows = [[row for row, one in enumerate(dtypes) if one == dtype] for dtype in set(dtypes)]
-            parts = [self.with_features([pictures[row] for row in some]) for some in rows]
-            back = np.argsort(np.concatenate(rows))
-            return np.concatenate([one for one, _ in parts])[back], np.concatenate([one for _, one in parts])[back]
-        if self._block is None:
-            return self._computed(stack(pictures))
-        features = [np.zeros((0, self.model.num_features), np.float32)]
-        logits = [np.zeros((0, self.model.num_classes), np.float32)]
-        for first in range(0, len(pictures), self._block):
-            block = list(pictures[first : first + self._block])
-            real = len(block)
-            block += [np.zeros_like(block[0])] * (self._block - real)
-            for made, part in zip((features, logits), self._computed(stack(block)), strict=True):
-                made.append(part[:real])
-        return np.concatenate(features), np.concatenate(logits)
-
-    def _computed(self, pictures: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        batch = torch.from_numpy(pictures)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        with torch.inference_mode(), autocast(self.device, self._precision):
-            features = self.model.features(batch.permute(0, 3, 1, 2))
-            logits = self.model.head_logits(features)
-        return features.float().cpu().numpy(), torch.log_softmax(logits.float(), 1).cpu().numpy()
-
-    def files(self) -> Mapping[str, bytes]:
-        return {WEIGHTS: self._weights}
-
-
-def _block_pictures(model: Any, record: BundleRecord) -> int:
-    """How many pictures a CPU computes at once: always as many, whatever the batch.
-
-    Matrix and convolution kernels are chosen by the size of the batch, and differ in the last bit: batches of one size
-    make a picture's probabilities the same bits, whoever asks and whatever else is asked for. Small networks cost more
-    to call than to compute; for large ones a batch gains little on a CPU.
-    """
-    picture = torch.zeros((1, record.channels, *record.input_size), dtype=torch.uint8)
-    tracer = Tracer(picture)
-    with torch.no_grad(), tracer:
-        model(picture)
-    flops = 2 * sum(operation.multiply_adds for operation in tracer.operations)
-    return 16 if flops <= _SMALL_FLOPS else 1
 
 
 class _Ensemble:

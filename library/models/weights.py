@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from library import storage
-from library.bundle_record import BUNDLE, load_record
+from library.bundle_record import BUNDLE, WEIGHTS, load_record
 from library.errors import StriateError, UsageError
 from library.models.call import ModelCall
 from library.models.catalog import TIMM, ModelInfo
@@ -205,9 +205,6 @@ def _read(uri: str) -> Tensors:
         return _from_safetensors(uri)
     if name.endswith((".pth", ".pt", ".bin")):
         return _from_pickle(uri)
-    # Bundles are made of models.
-    from library.bundle import WEIGHTS
-
     if not storage.exists(storage.join(uri, BUNDLE)):
         raise UsageError(
             f"weights: {uri} is neither a bundle nor a .safetensors, .pth or .pt file, and not 'pretrained'"
