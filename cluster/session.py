@@ -135,6 +135,11 @@ def connect(
         ray.shutdown()
 
 
+def node_environment() -> dict[str, str]:
+    """Of a node's process that is started on this machine: as of a Ray that `connect` starts here."""
+    return {**_ENVIRONMENT, **_LOCAL_ENVIRONMENT, **os.environ}
+
+
 def named_cluster(address: str | None) -> str | None:
     """The cluster that `connect` would connect to; None where it would start a Ray here."""
     address = address or os.environ.get("RAY_ADDRESS") or None

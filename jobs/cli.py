@@ -278,5 +278,9 @@ app.command("models")(cli_models.models_command)
 app.command("evaluate")(cli_evaluate.evaluate_command)
 app.command("predict")(cli_predict.predict_command)
 app.command("export")(cli_export.export_command)
-for _command in sorted(entry_points(group="striate.commands"), key=lambda point: point.name):
-    app.command(_command.name)(_command.load())
+for _point in sorted(entry_points(group="striate.commands"), key=lambda point: point.name):
+    _command = _point.load()
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_point.name)
+    else:
+        app.command(_point.name)(_command)

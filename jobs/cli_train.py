@@ -58,6 +58,7 @@ def train_command(
                 "id": result.bundle.id,
                 "resumed": result.resumed,
                 "seconds": round(result.seconds, 1),
+                "workers_by_node": result.workers_by_node,
                 **metrics,
             }
         )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cluster.session import connect
+from cluster.shared_paths import check_shared
 from jobs.places import Places, places_of_classifiers
 from library import storage
 from library.bundle_record import BundleRecord, load_record
@@ -124,6 +125,7 @@ def run_evaluate(
     """
     with connect(address) as session:
         made = places_of_classifiers(session, workers, gpu, len(plan.manifest.shards))
+        check_shared(reads=[*plan.bundles, plan.dataset])
         judged = _judge(plan, made)
     content = _content(plan, made, judged)
     if plan.report is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.session import connect
+from cluster.shared_paths import check_shared
 from library import storage
 from library.destination import check_apart, check_claim, claim, committed, finish
 from library.errors import StriateError, UsageError
@@ -140,6 +141,7 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
         from jobs.shard_runner import run_shards
 
         num_workers = session.workers(workers)
+        check_shared(reads=[made.source], writes=made.datasets)
         for dataset in made.datasets:
             claim(dataset, [made.job], overwrite=made.overwrite)
         run = run_shards("ingest", made.work, made.tasks, num_workers)

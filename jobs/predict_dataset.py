@@ -118,4 +118,4 @@ def predict_dataset(
     with connect(address) as session:
         places = places_of_classifiers(session, workers, gpu, len(plan.tasks))
         work = dataclasses.replace(plan.work, device=places.device, threads=places.cpus)
-        return make_shards("predict", dataclasses.replace(plan, work=work), places)
+        return make_shards("predict", dataclasses.replace(plan, work=work), places, reads=[work.bundle])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from cluster.shared_paths import check_shared
 from jobs.places import Places
 from library.destination import claim, committed, finish, shard_stem
 from library.manifest import Job, Manifest
@@ -55,22 +56,25 @@ class ShardPlan(Generic[WorkT]):
         }
 
 
-def make_shards(title: str, plan: ShardPlan[WorkT], places: Places) -> Manifest:
+def make_shards(title: str, plan: ShardPlan[WorkT], places: Places, reads: Sequence[str] = ()) -> Manifest:
     """Carry out a plan on the Ray that this process is connected to; a killed job goes on where it was.
 
     Args:
         title: for the progress display.
         plan: what to do.
         places: who does it.
+        reads: what workers read beside the source.
 
     Returns:
         The manifest of the finished destination.
 
     Raises:
         StriateError: when a shard fails; those done by then stay.
+        UsageError: for a path that not all nodes share.
     """
     from jobs.shard_runner import run_shards
 
+    check_shared(reads=[plan.source, *reads], writes=[plan.destination])
     claim(plan.destination, plan.jobs, overwrite=plan.overwrite)
     run = run_shards(title, plan.work, plan.tasks, places.number, num_cpus=places.cpus, num_gpus=places.gpus)
     reports = [run.reports[task.dataset, task.stem] for task in plan.tasks]

@@ -34,6 +34,7 @@ class ShardRun:
         wall_s: seconds from the first task handed out to the last report.
         first_report_s: seconds to the first report.
         peak_rss: largest resident size of a worker, in bytes.
+        nodes: shards made on each node, by dataset and Ray's id of the node.
     """
 
     reports: dict[tuple[str, str], ShardReport]
@@ -42,6 +43,7 @@ class ShardRun:
     wall_s: float = 0.0
     first_report_s: float | None = None
     peak_rss: int = 0
+    nodes: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter[tuple[str, str]])
 
     def summary(self, dataset: str, num_workers: int) -> dict[str, Any]:
         """How the making of one dataset went, for its manifest's `run` and the closing message.
@@ -63,6 +65,9 @@ class ShardRun:
             "first_shard_s": self.first_report_s and round(self.first_report_s, 3),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
             "worker_rss_bytes": self.peak_rss,
+            "shards_by_node": {
+                node: shards for (where, node), shards in sorted(self.nodes.items()) if where == dataset
+            },
         }
 
 
@@ -108,6 +113,7 @@ def run_shards(
                 run.reports[row["dataset"], report.stem] = report
                 run.waited_s[row["dataset"]] += row["waited_s"]
                 run.peak_rss = max(run.peak_rss, row["rss"])
+                run.nodes[row["dataset"], row["node"]] += 1
                 finished[f"{row['dataset']}/{report.stem}"] = count_of(report.tally)
                 run.first_report_s = run.first_report_s or time.monotonic() - start
         except RayError as error:

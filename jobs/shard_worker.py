@@ -9,6 +9,7 @@ import traceback
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from jobs import board
 from jobs.board import Count
@@ -34,6 +35,7 @@ class ShardWorker:
 
         self._job = job
         self._run = run
+        self._node = ray.get_runtime_context().get_node_id()
         self._idle_since = time.perf_counter()
         # One worker a CPU: threads inside the libraries would only take turns with the other workers.
         cv2.setNumThreads(1)
@@ -45,6 +47,7 @@ class ShardWorker:
         """Make one shard; returns its report, or the error, with what the driver counts."""
         waited = time.perf_counter() - self._idle_since
         result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
+        result["node"] = self._node
         begun = board.begin(self._run, f"{task.dataset}/{task.stem}")
         try:
             if begun > _MAX_ATTEMPTS:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cluster.session import connect
+from cluster.shared_paths import check_shared
 from jobs.train_claim import CHECKPOINTS, check_claim, claim
 from jobs.train_data import data_refs
 from library import storage
@@ -161,6 +163,7 @@ class TrainResult:
         position: epochs and steps done.
         seconds: of the training loop.
         first_step_at: when the first step was done, in seconds since the epoch.
+        workers_by_node: how many there were at the end, by Ray's id of the node.
         resumed: whether it was done before.
     """
 
@@ -170,6 +173,7 @@ class TrainResult:
     seconds: float
     first_step_at: float | None = None
     resumed: bool = False
+    workers_by_node: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
 
 
 def train(
@@ -198,12 +202,26 @@ def train(
         from jobs.train_run import Placement, fit
 
         placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
+        check_shared(reads=_read_by_workers(plan), writes=[plan.out])
         claim(plan)
         run = uuid.uuid4().hex
         refs = data_refs(plan, session)
         checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, CHECKPOINTS), _RUN)
     record = _bundle(plan, checkpoint, ended)
-    return TrainResult(record, plan.out, ended["position"], ended["seconds"], ended["first_step_at"])
+    return TrainResult(
+        record,
+        plan.out,
+        ended["position"],
+        ended["seconds"],
+        ended["first_step_at"],
+        workers_by_node=dict(sorted(Counter(ended["nodes"]).items())),
+    )
+
+
+def _read_by_workers(plan: TrainPlan) -> list[str]:
+    weights = plan.recipe.weights
+    own = [] if weights is None or weights == "pretrained" else [storage.normalize(weights)]
+    return [*(rows.dataset for rows in (plan.train, plan.val) if rows is not None), *own]
 
 
 def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) -> BundleRecord:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -112,6 +113,7 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         problem: dict[str, Any] | None = None
+        nodes = gathered([ray.get_runtime_context().get_node_id()])
         rule = self._recipe.early_stopping
         while self._at.step < self._total and problem is None and not self._at.is_stale(rule):
             problem = self._epoch()
@@ -122,6 +124,7 @@ class _Training:
             "position": asdict(self._at),
             "seconds": time.monotonic() - self._began,
             "first_step_at": self._first_step_at,
+            "nodes": nodes,
         }
 
     def _epoch(self) -> dict[str, Any] | None:

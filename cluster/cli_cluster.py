@@ -1,0 +1,90 @@
+"""`striate cluster`: a Ray of several nodes on this machine."""
+
+from __future__ import annotations
+
+import json as json_lines
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from cluster.local_cluster import LocalCluster
+from library.errors import StriateError
+
+app = typer.Typer(help="A Ray of several nodes on this machine, to try things: up, status, down.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; the rest goes to stderr.")]
+
+
+@app.command("up")
+def up_command(
+    nodes: Annotated[int, typer.Option(help="How many nodes, the head among them.")] = 2,
+    cpus_per_node: Annotated[int, typer.Option(help="Logical CPUs of each node.")] = 1,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Ray's dashboard too (about 0.9 GB); `striate submit` needs it.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start it, on loopback only; it stays until `down`. Its workers get the AWS variables of this shell.
+
+    striate cluster up --nodes 2 --cpus-per-node 1
+    """
+    from cluster.local_cluster import up
+
+    print(f"starting {nodes} nodes", file=sys.stderr)
+    made = up(nodes, cpus_per_node, dashboard=dashboard)
+    if json:
+        print(json_lines.dumps(_document(made)))
+        return
+    _show(made)
+    print(f"\n  export RAY_ADDRESS={made.address}     # or --address {made.address} with a command")
+    if made.dashboard is not None:
+        print(f"  striate submit --address {made.dashboard} -- info s3://BUCKET/raw")
+    print("  striate cluster down")
+
+
+@app.command("status")
+def status_command(json: Json = False) -> None:
+    """Show its address, and which of its nodes run; the exit code is 1 where one of them has ended, or none is there.
+
+    striate cluster status
+    """
+    from cluster.local_cluster import find
+
+    found = find()
+    if found is None:
+        raise StriateError("no cluster is up on this machine; `striate cluster up` starts one")
+    if json:
+        print(json_lines.dumps(_document(found)))
+    else:
+        _show(found)
+    if len(found.running()) < len(found.nodes):
+        raise typer.Exit(1)
+
+
+@app.command("down")
+def down_command(json: Json = False) -> None:
+    """End all of its processes, and no other Ray's; remove its files.
+
+    striate cluster down
+    """
+    from cluster.local_cluster import down
+
+    ended = down()
+    print(json_lines.dumps({"processes_ended": ended}) if json else f"{ended} processes ended")
+
+
+def _document(cluster: LocalCluster) -> dict[str, Any]:
+    running = cluster.running()
+    nodes = [asdict(node) | {"running": node in running} for node in cluster.nodes]
+    return {"address": cluster.address, "dashboard": cluster.dashboard, "folder": cluster.folder, "nodes": nodes}
+
+
+def _show(cluster: LocalCluster) -> None:
+    running = cluster.running()
+    print(f"Ray at {cluster.address}, dashboard {cluster.dashboard or 'off'}, files in {cluster.folder}")
+    for node in cluster.nodes:
+        state = "runs" if node in running else "has ended"
+        cpus = f"{node.cpus} CPU{'' if node.cpus == 1 else 's'}"
+        print(f"  node {node.number}{' (head)' if node.number == 1 else ''}: {cpus}, {node.node_id[:8]}, {state}")

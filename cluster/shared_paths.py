@@ -1,0 +1,137 @@
+"""Local paths on a cluster of several nodes: only where all nodes see the same files there.
+
+It is asked, not believed: a task on each node looks at what this process has put there, or reads there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Generator, Iterable, Sequence
+
+from library import storage
+from library.errors import StriateError, UsageError
+
+_NODE_TIMEOUT_S = 60.0
+_SAMPLE_BYTES = 2**20
+_MOST_NAMES = 1000
+#: Small files that say what is in a folder of ours.
+_TELLING = ("_manifest.json", "bundle.json")
+
+
+def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = ()) -> None:
+    """Refuse local paths that some node of the cluster does not see as this process does.
+
+    Nothing is asked where all paths are in S3, or all work runs on the node of this process. A node that joins later is
+    not asked either.
+
+    Args:
+        reads: URIs of datasets, bundles and files that workers read.
+        writes: URIs of folders that workers write to; they need not exist yet.
+
+    Raises:
+        UsageError: names the path and the node.
+        StriateError: when a node does not answer.
+    """
+    read, written = ([uri for uri in dict.fromkeys(uris) if not storage.is_s3(uri)] for uris in (reads, writes))
+    nodes = _other_nodes() if read or written else {}
+    if not nodes:
+        return
+    with contextlib.ExitStack() as stack:
+        wanted = {path: (path, _fingerprint(path)) for path in read}
+        for path in written:
+            probe, content = stack.enter_context(_probe(path))
+            wanted[path] = (probe, hashlib.sha256(content).hexdigest())
+        _compare(nodes, wanted)
+
+
+def _other_nodes() -> dict[str, str]:
+    """Addresses of the nodes that have a CPU for work, by id, without the one this process is on."""
+    import ray
+    from ray.util.client import ray as client
+
+    # Through ray:// this process is on none of them.
+    here = "" if client.is_connected() else ray.get_runtime_context().get_node_id()
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) > 0 and node["NodeID"] != here
+    }
+
+
+def _compare(nodes: dict[str, str], wanted: dict[str, tuple[str, str | None]]) -> None:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0)(_fingerprints)
+    looked_at = [where for where, _ in wanted.values()]
+    asked = {
+        node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(looked_at)
+        for node in nodes
+    }
+    for node, answer in asked.items():
+        name = f"node {nodes[node]} ({node[:8]})"
+        try:
+            found: Sequence[str | None] = ray.get(answer, timeout=_NODE_TIMEOUT_S)
+        except GetTimeoutError:
+            raise StriateError(
+                f"{name} runs no task within {_NODE_TIMEOUT_S:.0f} s; `striate doctor` says more"
+            ) from None
+        except RayError as error:
+            raise StriateError(
+                f"{name} cannot say what it sees: {str(error).strip().splitlines()[-1]}; `striate doctor` says more"
+            ) from error
+        for (path, (_, here)), there in zip(wanted.items(), found, strict=True):
+            if here is None or there != here:
+                raise UsageError(
+                    f"{path} is a path of this machine, and {name} of the cluster does not see the same there: with "
+                    "several nodes, datasets, bundles and training's files must lie on storage that all of them "
+                    "share: s3://BUCKET/..., or a file system that is mounted at one path everywhere"
+                )
+
+
+def _fingerprints(paths: Sequence[str]) -> list[str | None]:
+    return [_fingerprint(path) for path in paths]
+
+
+def _fingerprint(path: str) -> str | None:
+    """Of what is there, by content: inode numbers of network file systems differ between nodes. None for nothing."""
+    try:
+        if not os.path.isdir(path):
+            return _of_file(path)
+        for name in _TELLING:
+            if os.path.exists(os.path.join(path, name)):
+                return _of_file(os.path.join(path, name))
+        with os.scandir(path) as entries:
+            listed = sorted((entry.name, entry.stat().st_size if entry.is_file() else -1) for entry in entries)
+        return hashlib.sha256(repr(listed[:_MOST_NAMES]).encode("utf-8", "surrogateescape")).hexdigest()
+    except OSError:
+        return None
+
+
+def _of_file(path: str) -> str:
+    """Its size, beginning and end."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read(_SAMPLE_BYTES))
+        if size > _SAMPLE_BYTES:
+            digest.update(str(size).encode())
+            file.seek(max(_SAMPLE_BYTES, size - _SAMPLE_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _probe(folder: str) -> Generator[tuple[str, bytes]]:
+    """A small file in `folder`, or in the nearest folder above it that exists, for as long as the block takes."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    path, content = storage.join(folder, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"), os.urandom(64)
+    storage.write_bytes(path, content)
+    try:
+        yield path, content
+    finally:
+        storage.remove([path])
