@@ -97,14 +97,14 @@ def up(nodes: int, cpus_per_node: int, *, dashboard: bool = False) -> LocalClust
     folder = tempfile.mkdtemp(prefix="striate-cluster-", dir="/tmp")
     _claim(folder)
     started: list[LocalNode] = []
-    address, web = None, None
+    address, web = "", None
     try:
+        # One after the other: two that start at once would choose the same names for their sockets.
         for number in range(1, nodes + 1):
-            process = _start(folder, number, cpus_per_node, address, _free_port() if dashboard else None)
+            process = _start(folder, number, cpus_per_node, address or None, _free_port() if dashboard else None)
             told = _answer(folder, number, process)
             address, web = address or told["gcs"], web or told["dashboard"]
             started.append(LocalNode(number, told["node_id"], process.pid, cpus_per_node))
-        assert address is not None
         made = LocalCluster(folder, address, f"http://{web}" if dashboard and web else None, tuple(started))
         _write_state(dataclasses.asdict(made))
     except BaseException:
@@ -174,9 +174,9 @@ def _answer(folder: str, number: int, process: subprocess.Popen[bytes]) -> dict[
     file = Path(folder) / f"node-{number}.json"
     if not _wait(lambda: file.exists() or process.poll() is not None, _START_TIMEOUT_S) or not file.exists():
         lines = _log(folder, number).read_text("utf-8", "replace").strip().splitlines()
-        raise StriateError(
-            f"node {number} did not come up within {_START_TIMEOUT_S:.0f} s: {lines[-1] if lines else 'it said nothing'}"
-        )
+        last = lines[-1] if lines else "it said nothing"
+        state = f"is not up after {_START_TIMEOUT_S:.0f} s" if process.poll() is None else "ended while it started"
+        raise StriateError(f"node {number} {state}: {last}")
     return json.loads(file.read_bytes())
 
 
