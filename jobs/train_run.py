@@ -32,8 +32,8 @@ from library.errors import StriateError, UsageError
 _LINE_EVERY_S = 10.0
 _LOOK_EVERY_S = 0.5
 _MAX_FAILURES = 3
-# Ray Train may ask for the workers of a node that is lost already; as many as are left then come this much later. With a
-# fixed number of workers its own minute stays: a node may be on its way.
+# Ray Train may ask for the workers of a node that is lost already; as many as are left then come this much later. With
+# a fixed number of workers its own minute stays: a node may be on its way.
 _ELASTIC_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
 _KEPT = 2
 _KEYS_SHOWN = 12
@@ -155,7 +155,7 @@ def fit(
             num_workers=high if low == high else (low, high),
             use_gpu=placement.gpu,
             resources_per_worker={"CPU": placement.worker_cpus, **({"GPU": 1} if placement.gpu else {})},
-            # GPUs of one node talk to each other faster; workers on CPUs would share those of one node, while others idle.
+            # GPUs of one node talk to each other faster; workers on CPUs would share those of one while others idle.
             placement_strategy="PACK" if placement.gpu else "SPREAD",
         ),
         run_config=RunConfig(
