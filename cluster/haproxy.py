@@ -18,23 +18,29 @@ _REQUESTS = "frontend http_frontend"
 #: A whole body is waited for before a replica is bothered with it, so that it can be sent to another; Serve itself sets
 #: no limit to that time.
 _DEFAULTS = ["    option http-buffer-request", "    timeout http-request 30s"]
-#: What a client is told whose replica died under its request, or where none is up: Serve's own page is a bare 500.
+#: How long a request waits for a replica that has enough to do. A refusal by a replica costs it as much as small
+#: pictures do, and comes late when there are many; HAProxy refuses in no time.
+_QUEUE = "    timeout queue 50ms"
+#: What a client is told whose replica died under its request or has enough to do, or where none is up: Serve's own
+#: page is a bare 500.
 _LOST = (
     '{"type":"urn:striate:busy","title":"Service Unavailable","status":503,'
-    '"detail":"the model was lost while it answered, or is starting","how":"Ask again in a moment."}'
+    '"detail":"the model has too much to do, was lost while it answered, or is starting",'
+    '"how":"Ask again in a moment."}'
 )
 _LOST_PAGE = (
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n"
-    f"Connection: close\r\nRetry-After: 1\r\n\r\n{_LOST}"
+    f"Content-Length: {len(_LOST)}\r\nRetry-After: 1\r\n\r\n{_LOST}"
 )
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, most: int) -> dict[str, str]:
     """What must be set before Ray starts, for a Serve behind HAProxy.
 
     Args:
         folder: of this Ray alone, closed to other users: anyone who can write to the socket that HAProxy puts there
             commands it. By default all Rays of a machine share one in /tmp.
+        most: requests under way at once in a replica; more wait a moment and are refused.
 
     Returns:
         Nothing where there is no HAProxy for this machine, or RAY_SERVE_ENABLE_HA_PROXY=0: Serve's own proxy does it
@@ -49,7 +55,7 @@ def environment(folder: Path) -> dict[str, str]:
     except (ImportError, OSError):
         return {}
     start = folder / "haproxy"
-    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(folder)])
+    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(folder), str(most)])
     start.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     start.chmod(0o700)
     (folder / "lost.http").write_text(_LOST_PAGE, encoding="ascii", newline="")
@@ -93,13 +99,14 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
             each.close()
 
 
-def confined(config: str, folder: str) -> str:
+def confined(config: str, folder: str, most: int) -> str:
     """A configuration as Serve writes it, in which only requests come in from outside this machine, and each gets an
     answer.
 
     Args:
         config: HAProxy's.
         folder: that `environment` was given.
+        most: likewise.
     """
     lines: list[str] = []
     section = ""
@@ -112,22 +119,24 @@ def confined(config: str, folder: str) -> str:
         elif words[:1] == ["server"] and words[-1] == "backup":
             # Serve's own proxy, where requests would wait for a replica for ever.
             line = f"    server lost unix@{folder}/lost.sock backup no-check"
+        elif words[:1] == ["server"]:
+            line += f" maxconn {most}"
         elif words[:1] == ["errorfile"]:
             line = f"    errorfile {words[1]} {folder}/lost.http"
         lines.append(line)
         if line == "defaults":
-            lines += _DEFAULTS
+            lines += [*_DEFAULTS, _QUEUE]
     lines += ["frontend lost", f"    bind unix@{folder}/lost.sock mode 600", "    no log"]
     headers = "hdr Retry-After 1 hdr Cache-Control no-store"
     lines.append(f"    http-request return status 503 content-type application/problem+json {headers} string '{_LOST}'")
     return "\n".join(lines) + "\n"
 
 
-def _become_haproxy(binary: str, folder: str, arguments: list[str]) -> None:
+def _become_haproxy(binary: str, folder: str, most: int, arguments: list[str]) -> None:
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(confined(path.read_text(encoding="utf-8"), folder), encoding="utf-8")
+    path.write_text(confined(path.read_text(encoding="utf-8"), folder, most), encoding="utf-8")
     os.execv(binary, [binary, *arguments])
 
 
 if __name__ == "__main__":
-    _become_haproxy(sys.argv[1], sys.argv[2], sys.argv[3:])
+    _become_haproxy(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])

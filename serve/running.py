@@ -19,7 +19,7 @@ from typing import Any
 from cluster import haproxy
 from cluster.session import connect, named_cluster
 from library.errors import StriateError, UsageError
-from serve.deploy import targets
+from serve.deploy import MODEL_PATH, ModelArgs, targets
 from serve.plan import ServePlan, free_port, is_loopback
 
 #: Requests are answered in the event loop of Serve itself, not in a second one behind it; nothing of ours holds it up.
@@ -72,7 +72,7 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="striate-serve-"))
         # Ray prints notes on its own affairs, which its log files have too.
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        environment = _ENVIRONMENT | haproxy.environment(Path(folder))
+        environment = _ENVIRONMENT | haproxy.environment(Path(folder), _most_at_once(plan))
         # Twice the CPUs: a new version of a model comes up beside the old one.
         stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=environment))
         from ray import serve
@@ -124,6 +124,15 @@ def wait_for_signal() -> None:
 def _url(host: str, port: int) -> str:
     host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _most_at_once(plan: ServePlan) -> int:
+    """Requests in a replica: a request has one picture at least."""
+    return max(
+        ModelArgs.model_validate(made["args"]).max_queued
+        for made in plan.applications
+        if made["import_path"] == MODEL_PATH
+    )
 
 
 def _cpus(plan: ServePlan) -> int:

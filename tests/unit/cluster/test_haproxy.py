@@ -30,7 +30,7 @@ def listening(config: str) -> list[str]:
 
 
 def test_only_requests_come_in_from_other_machines() -> None:
-    assert listening(confined(WRITTEN, "/tmp/x")) == [
+    assert listening(confined(WRITTEN, "/tmp/x", 128)) == [
         "127.0.0.1:9101",
         "*:8000",
         "127.0.0.1:8404",
@@ -40,11 +40,11 @@ def test_only_requests_come_in_from_other_machines() -> None:
 
 def test_a_section_that_a_later_ray_adds_is_closed_too() -> None:
     added = WRITTEN + "listen debug\n  bind 0.0.0.0:9999 alpn h2\n  bind [::]:9998\n"
-    assert listening(confined(added, "/tmp/x"))[3:5] == ["127.0.0.1:9999", "127.0.0.1:9998"]
+    assert listening(confined(added, "/tmp/x", 128))[3:5] == ["127.0.0.1:9999", "127.0.0.1:9998"]
 
 
 def test_lost_requests_are_answered_by_our_own_page() -> None:
-    pages = [line.split() for line in confined(WRITTEN, "/tmp/x").splitlines() if "errorfile" in line]
+    pages = [line.split() for line in confined(WRITTEN, "/tmp/x", 128).splitlines() if "errorfile" in line]
     assert {(word, status, page) for word, status, page in pages} == {
         ("errorfile", "502", "/tmp/x/lost.http"),
         ("errorfile", "503", "/tmp/x/lost.http"),
@@ -52,13 +52,19 @@ def test_lost_requests_are_answered_by_our_own_page() -> None:
 
 
 def test_no_request_waits_where_no_replica_is_up() -> None:
-    backups = [line.split() for line in confined(WRITTEN, "/tmp/x").splitlines() if "backup" in line]
+    backups = [line.split() for line in confined(WRITTEN, "/tmp/x", 128).splitlines() if "backup" in line]
     assert backups == [["server", "lost", "unix@/tmp/x/lost.sock", "backup", "no-check"]]
 
 
+def test_what_a_replica_has_no_room_for_waits_a_moment_and_is_refused() -> None:
+    made = [line.strip() for line in confined(WRITTEN, "/tmp/x", 77).splitlines()]
+    assert "server one 10.0.0.1:30000 check maxconn 77" in made
+    assert "timeout queue 50ms" in made[made.index("defaults") : made.index("frontend prometheus")]
+
+
 def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> None:
-    made = confined(WRITTEN, "/tmp/x").splitlines()
+    made = confined(WRITTEN, "/tmp/x", 128).splitlines()
     assert "timeout http-request 30s" in [line.strip() for line in made[made.index("defaults") :][:3]]
-    changed = ("bind", "errorfile", "backup")
+    changed = ("bind", "errorfile", "server")
     kept = [line for line in WRITTEN.splitlines() if not any(word in line for word in changed)]
     assert [line for line in made if line in kept] == kept
