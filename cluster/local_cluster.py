@@ -119,7 +119,8 @@ def find() -> LocalCluster | None:
     state = _read_state()
     if state is None or "nodes" not in state:
         return None
-    return LocalCluster(**{**state, "nodes": tuple(LocalNode(**node) for node in state["nodes"])})
+    nodes = tuple(LocalNode(**node) for node in state["nodes"])
+    return LocalCluster(state["folder"], state["address"], state["dashboard"], nodes)
 
 
 def down() -> int:

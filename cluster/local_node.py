@@ -46,7 +46,7 @@ def main() -> None:
             dashboard_agent_listen_port=0,
             min_worker_port=0,
             max_worker_port=0,
-            include_log_monitor=head,
+            include_log_monitor=head,  # pyright: ignore[reportArgumentType] -- Ray writes str there, and means bool
         ),
         head=head,
         shutdown_at_exit=True,  # SIGTERM ends the node in good order ...

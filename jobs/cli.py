@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs import cli_augment, cli_evaluate, cli_export, cli_models, cli_predict, cli_train, output
-from jobs.options import Address, Json, Measure, Steps, Workers
+from jobs.options import Address, Json, Measure, Size, Steps, Workers, WorkersUnlessSize, check_size
 from library import storage
 from library.errors import StriateError, UsageError
 
@@ -142,7 +142,8 @@ def filter_command(
     encode: Annotated[
         str, typer.Option(help="How changed pictures are stored: keep, jpeg:95, png, webp:90, tiff, npy.")
     ] = "keep",
-    workers: Workers = "auto",
+    workers: WorkersUnlessSize = None,
+    size: Size = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures, to try a pipeline out.")] = None,
     measure: Measure = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another job left there.")] = False,
@@ -158,13 +159,14 @@ def filter_command(
 
         striate filter out/raw s3://bucket/small --steps "min_size(64) | resize(224)" --encode jpeg:90
     """
+    check_size(size, {"--workers": workers})
     from jobs.filter import filter_dataset, plan_filter
 
     plan = plan_filter(source, destination, steps, encode=encode, limit=limit, measure=measure, overwrite=overwrite)
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return
-    manifest = filter_dataset(plan, workers=workers, address=address)
+    manifest = filter_dataset(plan, workers=workers or "auto", size=size, address=address)
     output.finished({plan.destination: manifest}, as_json=json)
 
 

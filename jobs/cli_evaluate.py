@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs import output
-from jobs.options import Address, Json, Workers
+from jobs.options import Address, Json, Size, WorkersUnlessSize, check_size
 from library import storage
 from library.errors import UsageError
 
@@ -36,10 +36,11 @@ def evaluate_command(
     robustness_pictures: Annotated[
         int | None, typer.Option(min=1, help="On at most so many pictures.", show_default="1000")
     ] = None,
-    workers: Workers = "auto",
+    workers: WorkersUnlessSize = None,
     gpu: Annotated[
         bool | None, typer.Option("--gpu/--no-gpu", help="A GPU a worker.", show_default="where there are any")
     ] = None,
+    size: Size = None,
     address: Address = None,
     json: Json = False,
 ) -> None:
@@ -55,13 +56,14 @@ def evaluate_command(
         raise UsageError(f"{len(bundles_and_data)} arguments are given; write BUNDLE DATASET, or BUNDLE BUNDLE DATASET")
     if robustness_pictures is not None and not robustness:
         raise UsageError("--robustness-pictures has no effect without --robustness")
+    check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu})
     from jobs.evaluate import PAGE, ROBUSTNESS_PICTURES, plan_evaluate, run_evaluate
     from library.report import summary
 
     pictures = (robustness_pictures or ROBUSTNESS_PICTURES) if robustness else 0
     *bundles, dataset = bundles_and_data
     plan = plan_evaluate(bundles, dataset, report=report, robustness_pictures=pictures)
-    content = run_evaluate(plan, workers=workers, gpu=gpu, address=address)
+    content = run_evaluate(plan, workers=workers or "auto", gpu=gpu, size=size, address=address)
     page = storage.join(plan.report, PAGE) if plan.report is not None else None
     if json:
         output.emit_json(summary(content) | ({"report": page} if page else {}))

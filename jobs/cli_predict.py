@@ -10,7 +10,7 @@ import typer
 from rich.cells import cell_len
 
 from jobs import output
-from jobs.options import Address, Json
+from jobs.options import Address, Json, Size, check_size
 from library.errors import BadPicture, UsageError
 
 if TYPE_CHECKING:  # it imports torch
@@ -39,6 +39,7 @@ def predict_command(
     gpu: Annotated[
         bool | None, typer.Option("--gpu/--no-gpu", help="A GPU a worker.", show_default="where there are any")
     ] = None,
+    size: Size = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many pictures of the dataset.")] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Replace what another job left there.", show_default=False)
@@ -73,6 +74,7 @@ def predict_command(
         "--runtime": runtime,
         "--workers": workers,
         "--gpu/--no-gpu": gpu,
+        "--size": size,
         "--limit": limit,
         "--overwrite": overwrite,
         "--dry-run": dry_run,
@@ -87,6 +89,7 @@ def predict_command(
             )
         _pictures(bundle, paths, top_k, as_json=json)
         return
+    check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu})
     from jobs.predict_dataset import plan_predict, predict_dataset
 
     plan = plan_predict(
@@ -102,7 +105,7 @@ def predict_command(
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return
-    manifest = predict_dataset(plan, workers=workers or "auto", gpu=gpu, address=address)
+    manifest = predict_dataset(plan, workers=workers or "auto", gpu=gpu, size=size, address=address)
     output.finished({plan.destination: manifest}, as_json=json)
 
 

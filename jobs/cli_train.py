@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs import output
-from jobs.options import Address, Json
+from jobs.options import Address, Json, Size, check_size
 
 
 def train_command(
@@ -16,7 +16,10 @@ def train_command(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw, optimizer.lr=0.01 ...")
     ] = None,
-    workers: Annotated[str, typer.Option(help="Training workers: a number, or 1-8 for as many as find room.")] = "1",
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Training workers: a number, or 1-8 for as many as find room.", show_default="1"),
+    ] = None,
     gpu: Annotated[
         bool | None,
         typer.Option("--gpu/--no-gpu", help="A GPU a worker.", show_default="where there are any"),
@@ -24,6 +27,7 @@ def train_command(
     cpus_per_worker: Annotated[
         float | None, typer.Option(help="Logical CPUs a worker; what is left decodes.", show_default="half of all")
     ] = None,
+    size: Size = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another training left there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
     address: Address = None,
@@ -40,6 +44,7 @@ def train_command(
     """
     from library.recipe import Recipe
 
+    check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu, "--cpus-per-worker": cpus_per_worker})
     loaded = Recipe.load(recipe, overrides=set_ or ())
     from jobs.train import plan_train, train
 
@@ -49,7 +54,7 @@ def train_command(
         return
     for name, value in plan.described().items():
         output.stderr.print(f"{name.replace('_', ' '):16} {value}", markup=False, soft_wrap=True)
-    result = train(plan, workers=workers, gpu=gpu, cpus_per_worker=cpus_per_worker, address=address)
+    result = train(plan, workers=workers or "1", gpu=gpu, cpus_per_worker=cpus_per_worker, size=size, address=address)
     metrics = result.bundle.metrics
     if json:
         output.emit_json(

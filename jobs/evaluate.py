@@ -110,7 +110,12 @@ class _Judged:
 
 
 def run_evaluate(
-    plan: EvaluatePlan, *, workers: str = "auto", gpu: bool | None = None, address: str | None = None
+    plan: EvaluatePlan,
+    *,
+    workers: str = "auto",
+    gpu: bool | None = None,
+    size: str | None = None,
+    address: str | None = None,
 ) -> Content:
     """Judge every picture, and write the page where the plan has one.
 
@@ -118,13 +123,14 @@ def run_evaluate(
         plan: from `plan_evaluate`.
         workers: how many; `auto` is one a GPU, or else one a CPU.
         gpu: whether they use GPUs; None where there are any.
+        size: a named size instead of both.
         address: of the Ray cluster.
 
     Raises:
         StriateError: when a shard fails, or no picture at all can be evaluated.
     """
     with connect(address) as session:
-        made = places_of_classifiers(session, workers, gpu, len(plan.manifest.shards))
+        made = places_of_classifiers(session, workers, gpu, len(plan.manifest.shards), size)
         check_shared(reads=[*plan.bundles, plan.dataset])
         judged = _judge(plan, made)
     content = _content(plan, made, judged)

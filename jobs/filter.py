@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.session import connect
-from jobs.places import Places
+from jobs.places import places_of_shards
 from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
 from library import storage
 from library.codec import Encoding
@@ -66,8 +66,16 @@ def plan_filter(
     )
 
 
-def filter_dataset(plan: ShardPlan[FilterJob], *, workers: str = "auto", address: str | None = None) -> Manifest:
+def filter_dataset(
+    plan: ShardPlan[FilterJob], *, workers: str = "auto", size: str | None = None, address: str | None = None
+) -> Manifest:
     """Carry out a plan; a killed job goes on where it was when this is called again.
+
+    Args:
+        plan: from `plan_filter`.
+        workers: how many; `auto` is one a CPU.
+        size: a named size instead of `workers`.
+        address: of the Ray cluster.
 
     Returns:
         The manifest of the finished destination.
@@ -76,4 +84,4 @@ def filter_dataset(plan: ShardPlan[FilterJob], *, workers: str = "auto", address
         StriateError: when a shard fails; those done by then stay.
     """
     with connect(address) as session:
-        return make_shards("filter", plan, Places(session.workers(workers)))
+        return make_shards("filter", plan, places_of_shards(session, workers, size))

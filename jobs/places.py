@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.resources import placed
 from cluster.session import Session
 from library.errors import UsageError
 
@@ -28,7 +29,26 @@ class Places:
         return "cuda" if self.gpus else "cpu"
 
 
-def places_of_classifiers(session: Session, wanted: str, gpu: bool | None, shards: int) -> Places:
+def places_of_shards(session: Session, wanted: str, size: str | None) -> Places:
+    """Workers that each make one shard at a time.
+
+    Args:
+        session: the connection to Ray.
+        wanted: `--workers`.
+        size: `--size`, which counts instead where it is given.
+
+    Raises:
+        UsageError: more than there is room for.
+    """
+    if size is None:
+        return Places(session.workers(wanted))
+    need = placed(size, "shards")
+    return Places(need.workers, int(need.cpus), need.gpus)
+
+
+def places_of_classifiers(
+    session: Session, wanted: str, gpu: bool | None, shards: int, size: str | None = None
+) -> Places:
     """Workers that each hold a classifier: one a GPU with the CPUs beside it, or else one a CPU; no more than shards.
 
     Args:
@@ -36,10 +56,14 @@ def places_of_classifiers(session: Session, wanted: str, gpu: bool | None, shard
         wanted: `--workers`.
         gpu: whether they use GPUs; None where there are any.
         shards: to be worked on.
+        size: `--size`, which counts instead of `wanted` and `gpu` where it is given.
 
     Raises:
         UsageError: more workers than there is room for, or GPUs where there are none.
     """
+    if size is not None:
+        need = placed(size, "classify")
+        return Places(min(need.workers, max(shards, 1)), int(need.cpus), need.gpus)
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

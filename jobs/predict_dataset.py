@@ -99,7 +99,12 @@ def _check_columns(source: str, manifest: Manifest, bundle_id: str, features: bo
 
 
 def predict_dataset(
-    plan: ShardPlan[PredictJob], *, workers: str = "auto", gpu: bool | None = None, address: str | None = None
+    plan: ShardPlan[PredictJob],
+    *,
+    workers: str = "auto",
+    gpu: bool | None = None,
+    size: str | None = None,
+    address: str | None = None,
 ) -> Manifest:
     """Carry out a plan; a killed job goes on where it was when this is called again.
 
@@ -107,6 +112,7 @@ def predict_dataset(
         plan: from `plan_predict`.
         workers: how many; `auto` is one a GPU, or else one a CPU.
         gpu: as the plan was given it.
+        size: a named size instead of both.
         address: of the Ray cluster.
 
     Returns:
@@ -116,6 +122,6 @@ def predict_dataset(
         StriateError: when a shard fails; those done by then stay.
     """
     with connect(address) as session:
-        places = places_of_classifiers(session, workers, gpu, len(plan.tasks))
+        places = places_of_classifiers(session, workers, gpu, len(plan.tasks), size)
         work = dataclasses.replace(plan.work, device=places.device, threads=places.cpus)
         return make_shards("predict", dataclasses.replace(plan, work=work), places, reads=[work.bundle])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.resources import placed
 from cluster.session import connect
 from cluster.shared_paths import check_shared
 from jobs.train_claim import CHECKPOINTS, check_claim, claim
@@ -182,6 +183,7 @@ def train(
     workers: str = "1",
     gpu: bool | None = None,
     cpus_per_worker: float | None = None,
+    size: str | None = None,
     address: str | None = None,
 ) -> TrainResult:
     """Carry out a plan; a killed training goes on from its last checkpoint when this is called again.
@@ -191,6 +193,7 @@ def train(
         workers: how many, or `1-8` for as many of these as there is room for.
         gpu: a GPU a worker; None uses them where there are any.
         cpus_per_worker: logical CPUs of each; None leaves half of all to decoding.
+        size: a named size instead of all three.
         address: of a Ray cluster.
 
     Raises:
@@ -201,6 +204,9 @@ def train(
     with connect(address, environment=_ENVIRONMENT) as session:
         from jobs.train_run import Placement, fit
 
+        if size is not None:
+            need = placed(size, "train")
+            workers, gpu, cpus_per_worker = str(need.workers), need.gpus > 0, need.cpus
         placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
         check_shared(reads=_read_by_workers(plan), writes=[plan.out])
         claim(plan)

@@ -1,0 +1,96 @@
+"""Named sizes: how many workers a job gets and what each of them has, checked against the nodes that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from library.errors import UsageError
+from library.grammar import nearest
+
+#: What wants resources of its own: jobs over shards without a network, training, and running a classifier over shards.
+Kind = Literal["shards", "train", "classify"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """Workers of one kind.
+
+    Attributes:
+        workers: how many.
+        cpus: logical CPUs of each.
+        gpus: GPUs of each.
+        memory_gb: of each, in 10**9 bytes, its pictures and model among them.
+    """
+
+    workers: int
+    cpus: float = 1
+    gpus: int = 0
+    memory_gb: float = 1
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus} GPU" if self.gpus else ""
+        each = f"{self.cpus:g} CPU{gpus} and {self.memory_gb:g} GB"
+        return f"1 worker with {each}" if self.workers == 1 else f"{self.workers} workers with {each} each"
+
+
+#: A training worker takes half of the CPUs that are meant for it: the other half decodes (as `--workers` does).
+SIZES: Mapping[str, Mapping[Kind, Need]] = {
+    # Two cores and 8 GB, with an editor and a browser beside it.
+    "laptop": {"shards": Need(2), "train": Need(1, 1, 0, 2), "classify": Need(1, 1, 0, 2)},
+    # Sixteen cores without a GPU.
+    "cpu-small": {"shards": Need(16), "train": Need(4, 2, 0, 4), "classify": Need(16, 1, 0, 2)},
+    # One GPU with at least eight CPUs beside it.
+    "gpu-1": {"shards": Need(8), "train": Need(1, 1, 1, 8), "classify": Need(1, 8, 1, 8)},
+    # Eight of these, in one machine or in several.
+    "gpu-8": {"shards": Need(64), "train": Need(8, 1, 1, 8), "classify": Need(8, 8, 1, 8)},
+}
+
+
+def placed(size: str, kind: Kind) -> Need:
+    """What a size means for a kind of job, once it is known that the Ray that this process is connected to has it.
+
+    Raises:
+        UsageError: for an unknown size, or one that has no room: its workers would wait for ever.
+    """
+    import ray
+
+    return fitted(size, kind, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def fitted(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:
+    """As `placed`, on nodes with these resources (CPU, GPU, and memory in bytes)."""
+    need = wanted(size, kind)
+    room = _room(need, nodes)
+    if room >= need.workers:
+        return need
+    others = [name for name in SIZES if _room(SIZES[name][kind], nodes) >= SIZES[name][kind].workers]
+    instead = f"sizes that fit: {', '.join(others)}" if others else "no size fits"
+    raise UsageError(
+        f"--size {size} asks for {need}, and there is room for {room}: Ray has {_told(nodes)}; {instead}, or give "
+        "--workers without a size"
+    )
+
+
+def wanted(size: str, kind: Kind) -> Need:
+    """What a size means for a kind of job, wherever it runs.
+
+    Raises:
+        UsageError: for an unknown size.
+    """
+    if size not in SIZES:
+        raise UsageError(f"--size '{size}': there is no such size{nearest(size, SIZES)}")
+    return SIZES[size][kind]
+
+
+def _room(need: Need, nodes: Sequence[Mapping[str, Any]]) -> int:
+    """For how many such workers there is room, each of them on one node."""
+    asked = {"CPU": need.cpus, "GPU": need.gpus, "memory": need.memory_gb * 1e9}
+    return sum(int(min(node.get(name, 0) / amount for name, amount in asked.items() if amount)) for node in nodes)
+
+
+def _told(nodes: Sequence[Mapping[str, Any]]) -> str:
+    cpus, gpus, memory = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory"))
+    count = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+    return f"{cpus:g} CPUs, {gpus:g} GPUs and {memory / 1e9:.1f} GB for workers on {count}"

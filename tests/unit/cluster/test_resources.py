@@ -1,0 +1,59 @@
+"""Named sizes, and whether nodes have room for them."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from cluster.resources import SIZES, Kind, Need, fitted, wanted
+from library.errors import UsageError
+
+LAPTOP = {"CPU": 2.0, "memory": 6e9}
+GPU_NODE = {"CPU": 16.0, "GPU": 1.0, "memory": 60e9}
+
+
+def test_every_size_says_what_each_kind_of_job_gets() -> None:
+    for kinds in SIZES.values():
+        assert kinds.keys() == set(get_args(Kind))
+        assert all(need.workers >= 1 and need.cpus > 0 for need in kinds.values())
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_laptop_is_enough_for_its_size(kind: Kind) -> None:
+    assert fitted("laptop", kind, [LAPTOP]) == SIZES["laptop"][kind]
+
+
+def test_what_has_no_room_is_refused_with_what_there_is_and_what_fits() -> None:
+    with pytest.raises(UsageError) as refused:
+        fitted("gpu-8", "classify", [LAPTOP, GPU_NODE])
+    assert str(refused.value) == (
+        "--size gpu-8 asks for 8 workers with 8 CPU, 1 GPU and 8 GB each, and there is room for 1: Ray has 18 CPUs, "
+        "1 GPUs and 66.0 GB for workers on 2 nodes; sizes that fit: laptop, cpu-small, gpu-1, or give --workers "
+        "without a size"
+    )
+
+
+def test_a_worker_does_not_spread_over_nodes() -> None:
+    # 16 CPUs and a GPU in all, but on no node a GPU with eight CPUs.
+    with pytest.raises(UsageError, match="room for 0"):
+        fitted("gpu-1", "classify", [{"CPU": 12.0, "memory": 60e9}, {"CPU": 4.0, "GPU": 1.0, "memory": 60e9}])
+
+
+def test_memory_counts_as_well() -> None:
+    with pytest.raises(UsageError, match=r"2\.0 GB for workers"):
+        fitted("cpu-small", "shards", [{"CPU": 64.0, "memory": 2e9}])
+
+
+def test_a_node_without_cpus_has_room_for_nothing() -> None:
+    with pytest.raises(UsageError, match="no size fits"):
+        fitted("laptop", "shards", [{"memory": 6e9}])
+
+
+def test_an_unknown_size_is_told_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"there is no such size \(did you mean 'gpu-1'\?\)"):
+        wanted("gpu1", "train")
+
+
+def test_a_need_reads_as_a_sentence() -> None:
+    assert str(Need(1, 0.5)) == "1 worker with 0.5 CPU and 1 GB"
