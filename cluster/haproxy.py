@@ -8,7 +8,9 @@ in HAProxy's place (`RAY_SERVE_HAPROXY_BINARY_PATH`): it corrects the configurat
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shlex
 import socket
 import sys
@@ -88,15 +90,23 @@ def environment(folder: Path, most: int) -> dict[str, str]:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports that nothing listens on at `host` right now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((host, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that nothing listens on at `host`, and that no connection or worker of Ray gets before they are used.
+
+    The system hands out ports from 32768 on, Ray's workers take 10002 to 19999, and replicas 30000 to 31000.
+
+    Raises:
+        StriateError: when there are not so many.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 10_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    from library.errors import StriateError  # not where this file stands in for HAProxy, alone
+
+    raise StriateError(f"of the ports 20000 to 29999 fewer than {count} are free at {host}")
 
 
 def confined(config: str, folder: str, most: int) -> str:

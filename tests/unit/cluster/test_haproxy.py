@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from cluster.haproxy import confined
+import contextlib
+import socket
+from pathlib import Path
+
+from cluster.haproxy import confined, free_ports
 
 #: As ray 2.60 writes it, cut down to what listens.
 WRITTEN = """global
@@ -68,3 +72,14 @@ def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> N
     changed = ("bind", "errorfile", "server")
     kept = [line for line in WRITTEN.splitlines() if not any(word in line for word in changed)]
     assert [line for line in made if line in kept] == kept
+
+
+def test_ports_are_free_and_none_that_the_system_hands_out() -> None:
+    first = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    ports = free_ports(3)
+    with contextlib.ExitStack() as stack:
+        for port in ports:
+            stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+    assert len(set(ports)) == 3
+    if first.exists():
+        assert max(ports) < int(first.read_text().split()[0])
