@@ -1,0 +1,219 @@
+"""`striate submit`, `striate jobs`, `striate logs` and `striate stop`: commands as jobs of a cluster."""
+
+from __future__ import annotations
+
+import json as json_lines
+import shlex
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:  # they import Ray, sooner or later
+    from ray.job_submission import JobDetails
+
+    from cluster.job_server import JobServer
+
+JobAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray's dashboard, http://HOST:8265; RAY_API_SERVER_ADDRESS does the same.",
+        show_default="http://127.0.0.1:8265",
+    ),
+]
+TokenFile = Annotated[
+    str | None,
+    typer.Option(
+        help="File with the cluster's token. Default: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; the rest goes to stderr.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Of the job, as `striate jobs` shows it.")]
+
+
+def submit_command(
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="Any striate command, after two dashes.")],
+    address: JobAddress = None,
+    name: Annotated[
+        str | None, typer.Option(help="Begins the job's id.", show_default="the command's name", metavar="NAME")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id, and do not wait for it.")] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="Variable that the job gets; may be given several times."),
+    ] = None,
+    aws: Annotated[
+        bool,
+        typer.Option(
+            "--aws", help="Give the job the AWS keys and endpoint of this shell; whoever lists jobs can read them."
+        ),
+    ] = False,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Run a striate command on a cluster: send this folder, follow the log, end with the command's own exit code.
+
+    The current folder is what the command runs in; what .gitignore and .rayignore name stays here, and so do pictures
+    and shards, which belong in a bucket. Ctrl-C asks whether to stop the job; without a terminal it goes on.
+
+        striate submit --address http://head:8265 -- filter s3://b/raw s3://b/edges --steps "edges"
+
+        striate submit --detach --name lenet -- train jobs/recipes/lenet-mnist.yaml --out s3://b/lenet --workers 4
+    """
+    from cluster import inner_command
+    from cluster.submit import Submission, job_id, passed_on, submit
+    from cluster.upload import working_tree
+
+    inner = inner_command.parse(context.find_root(), command)
+    job = job_id(name if name is not None else inner.name)
+    environment = passed_on(env or (), aws=aws)
+    where, token = _where(address, token_file)
+    tree = working_tree(".")
+    inner_command.check(inner, tree)
+    server = _connected(where, token)
+    submission = Submission(inner.words, tree, job, environment)
+    submit(server, submission)
+    _tell(f"{job}: {len(tree.files):,} files, {tree.bytes / 1e6:.1f} MB, sent to {server.address}")
+    if detach:
+        if json:
+            print(json_lines.dumps({"id": job, "address": server.address, "command": submission.entrypoint}))
+        else:
+            print(job)
+        _tell(_handles(server, job))
+        return
+    _end_with(server, job, json)
+
+
+def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json: Json = False) -> None:
+    """List the jobs of a cluster, the latest first.
+
+    striate jobs --address http://head:8265
+    """
+    server = _connected(*_where(address, token_file))
+    jobs = [job for job in server.ask(lambda client: client.list_jobs()) if job.submission_id]
+    jobs.sort(key=lambda job: job.start_time or 0, reverse=True)
+    if json:
+        print(json_lines.dumps([_document(job) for job in jobs], indent=1))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("id", "status", "exit code", "started", "seconds"):
+        table.add_column(heading, justify="right" if heading in ("exit code", "seconds") else "left", no_wrap=True)
+    table.add_column("command")
+    for job in jobs:
+        told = _document(job)
+        cells = (told["id"], told["status"], told["exit_code"], told["started"], told["seconds"], told["command"])
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
+    Console(highlight=False, emoji=False).print(table)
+
+
+def logs_command(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends, and end with its exit code.")] = False,
+    address: JobAddress = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Print what a job has written.
+
+    striate logs filter-20260131-142501-9f3a --follow
+    """
+    server = _connected(*_where(address, token_file))
+    if follow:
+        _end_with(server, job, as_json=False)
+    sys.stdout.write(server.ask(lambda client: client.get_job_logs(job)))
+
+
+def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile = None, json: Json = False) -> None:
+    """Stop a job as Ctrl-C would: what is done stays, and the same command goes on from there.
+
+    striate stop filter-20260131-142501-9f3a
+    """
+    from cluster.submit import ended, stop
+
+    server = _connected(*_where(address, token_file))
+    details, by_us = stop(server, job)
+    if json:
+        print(json_lines.dumps(_document(details) | {"stopped": by_us}))
+    else:
+        print(ended(details) if by_us else f"{job} had ended already: {details.status}")
+
+
+def _where(address: str | None, token_file: str | None) -> tuple[str, str | None]:
+    from cluster.job_server import find_address, find_token
+
+    return find_address(address), find_token(token_file)
+
+
+def _connected(address: str, token: str | None) -> JobServer:
+    from cluster.job_server import JobServer
+
+    return JobServer(address, token, told=_tell)
+
+
+def _end_with(server: JobServer, job: str, as_json: bool) -> None:
+    """Follow a job to its end, and end as it did."""
+    from cluster.job_server import Lost
+    from cluster.submit import ended, exit_code, follow
+    from library.errors import StriateError
+
+    out = sys.stderr if as_json else sys.stdout
+
+    def write(piece: str) -> None:
+        out.write(piece)
+        out.flush()
+
+    try:
+        details = follow(server, job, write, _tell)
+    except KeyboardInterrupt:
+        _interrupted(server, job)
+        raise typer.Exit(130) from None
+    except Lost as error:
+        raise StriateError(f"{error}\n{job} may go on there\n{_handles(server, job)}") from error
+    if as_json:
+        print(json_lines.dumps(_document(details)))
+    _tell(ended(details))
+    raise typer.Exit(exit_code(details))
+
+
+def _interrupted(server: JobServer, job: str) -> None:
+    from cluster.submit import ended, stop
+
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        try:
+            stops = typer.confirm(f"\nStop the job {job} too?", default=False, err=True)
+        except (typer.Abort, KeyboardInterrupt):
+            stops = False
+        if stops:
+            _tell(ended(stop(server, job)[0]))
+            return
+    _tell(f"{job} goes on\n{_handles(server, job)}")
+
+
+def _handles(server: JobServer, job: str) -> str:
+    where = f"--address {shlex.quote(server.address)}"
+    return f"  follow it: striate logs {job} --follow {where}\n  stop it:   striate stop {job} {where}"
+
+
+def _document(details: JobDetails) -> dict[str, Any]:
+    from cluster.submit import exit_code
+
+    ended = details.status.is_terminal()
+    start, end = details.start_time, details.end_time
+    return {
+        "id": details.submission_id,
+        "status": str(details.status),
+        "exit_code": exit_code(details) if ended else None,
+        "started": None if start is None else datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="seconds"),
+        "seconds": round((end - start) / 1000, 1) if start is not None and end is not None else None,
+        "command": details.entrypoint,
+    }
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,137 @@
+"""A striate command that will run on a cluster, checked here as far as it can be without running it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.upload import Tree
+from library.errors import UsageError
+
+#: Commands about clusters are for the machine that one sits at.
+_STAY_HERE = ("submit", "jobs", "logs", "stop", "cluster")
+
+#: Parameters that name what a command writes, and those beside its arguments that name what it reads.
+_WRITTEN = ("destination", "out", "report", "folder", "write_config", "access_log", "file")
+_READ = ("config", "api_keys")
+
+
+@dataclass(frozen=True)
+class InnerCommand:
+    """A parsed command line.
+
+    Attributes:
+        name: of the command.
+        words: all of it, without `striate`.
+        values: what was written for each parameter; defaults are not among them.
+        arguments: which of the parameters are positional.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    values: dict[str, Any]
+    arguments: tuple[str, ...]
+
+
+def parse(root: Any, words: Sequence[str]) -> InnerCommand:
+    """Read a command line as `striate` itself does; nothing is run.
+
+    Args:
+        root: context of `striate`, which knows all commands.
+        words: the command line; `striate` before it may be left out.
+
+    Raises:
+        UsageError: when the command has no place on a cluster.
+        Exception: what the command line raises for an unknown command, a wrong option, a missing argument.
+    """
+    words = tuple(words[1:] if list(words[:1]) == ["striate"] else words)
+    if not words:
+        raise UsageError("which command? e.g. striate submit -- filter s3://b/raw s3://b/edges --steps 'edges'")
+    name, command, rest = root.command.resolve_command(root, list(words))
+    if name in _STAY_HERE:
+        raise UsageError(f"`striate {name}` is for this machine: run it without submit")
+    context = command.make_context(name, rest, parent=root)
+    values = {
+        key: value for key, value in context.params.items() if context.get_parameter_source(key).name == "COMMANDLINE"
+    }
+    arguments = tuple(each.name for each in command.params if each.param_type_name == "argument")
+    return InnerCommand(str(name), words, values, arguments)
+
+
+def check(command: InnerCommand, tree: Tree) -> None:
+    """Refuse what would surely fail on the cluster, or write where nobody finds it.
+
+    Raises:
+        UsageError: says which word, and what would work.
+    """
+    address = command.values.get("address")
+    if isinstance(address, str) and address.startswith("http"):
+        raise UsageError("--address belongs before the --: on the cluster a command finds its own Ray")
+    for path in _written(command, tree):
+        if not os.path.isabs(path) and path != "-":
+            raise UsageError(
+                f"{path} would be written to the job's temporary folder, which Ray removes: write it to "
+                "s3://BUCKET/..., or to an absolute path that all nodes share"
+            )
+    for key in (*command.arguments, *_READ):
+        if key not in _WRITTEN:
+            for path in _paths(command.values.get(key)):
+                _check_sent(path, tree)
+    _check_content(command, tree)
+
+
+def _written(command: InnerCommand, tree: Tree) -> Iterator[str]:
+    for key in _WRITTEN:
+        yield from _paths(command.values.get(key))
+    if command.name == "predict":  # DATASET DEST: all but a destination is there already
+        for path in _paths(command.values.get("paths", ())[1:2]):
+            if not os.path.exists(os.path.join(tree.root, path)):
+                yield path
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """Local paths among what was written for a parameter."""
+    values: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
+    for each in values:
+        if isinstance(each, str | Path) and "://" not in str(each):
+            yield str(each)
+
+
+def _check_sent(path: str, tree: Tree) -> None:
+    """Of a relative path that exists here; an absolute one is the cluster's."""
+    if os.path.isabs(path) or not os.path.exists(os.path.join(tree.root, path)):
+        return
+    if os.path.normpath(path).startswith(".."):
+        raise UsageError(f"{path} lies outside {tree.root}, which is all that is uploaded: copy it there, or to S3")
+    if not tree.holds(path):
+        raise UsageError(
+            f"{path} is not uploaded: it is empty, or .gitignore, .rayignore or striate leaves it out (out/, data/ and "
+            "environments always); data belongs in a bucket"
+        )
+
+
+def _check_content(command: InnerCommand, tree: Tree) -> None:
+    """The parts that have a checker of their own: pipelines, encodings and recipes."""
+    steps, encode, recipe = (command.values.get(key) for key in ("steps", "encode", "recipe"))
+    if isinstance(steps, str) and command.name == "filter" and steps.strip():
+        from library.pipeline import Pipeline
+
+        Pipeline.parse(steps, refuse="augmentation")
+    if isinstance(steps, str) and command.name == "augment":
+        from library.augmentation import parse_augmentation
+
+        parse_augmentation(steps)
+    if isinstance(encode, str):
+        from library.codec import Encoding
+
+        Encoding.parse(encode)
+    if isinstance(recipe, str) and "://" not in recipe and not os.path.isabs(recipe):
+        from library.recipe import Recipe
+
+        path = os.path.join(tree.root, recipe)
+        if not os.path.exists(path):
+            raise UsageError(f"{recipe}: there is no such file in {tree.root}, which is what is uploaded")
+        Recipe.load(path, overrides=command.values.get("set_") or ())

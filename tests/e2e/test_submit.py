@@ -1,0 +1,309 @@
+"""Commands as jobs of a cluster that someone keeps: a head of its own, with a token, and a dashboard."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import run
+from library import storage
+from library.manifest import load_manifest
+from tests.conftest import S3Server, free_port
+from tests.datasets import write_photos
+from tests.waiting import until
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head: where its dashboard is, and the token."""
+
+    address: str
+    token: str
+
+    def answers(self) -> bool:
+        request = urllib.request.Request(f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:
+                return response.status == 200
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """`ray start --head`, on loopback; it knows no AWS variables."""
+    token, port = secrets.token_hex(32), free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
+    # Sockets have short paths.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=100000000"]
+        command += ["--node-ip-address=127.0.0.1", "--port=0", f"--dashboard-port={port}", f"--temp-dir={folder}"]
+        command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
+        with open(f"{folder}/start.log", "wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            made = Head(f"http://127.0.0.1:{port}", token)
+            until(lambda: made.answers() or process.poll() is not None)
+            assert process.poll() is None, Path(f"{folder}/start.log").read_text()
+            yield made
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Head) -> Path:
+    """A folder to submit from, in a shell that knows the cluster and its token."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
+    return folder
+
+
+@pytest.fixture
+def waiting_project(project: Path) -> Path:
+    """The code of this project, in which `striate info` waits until it is stopped."""
+    for package in ("library", "cluster", "jobs", "serve"):
+        shutil.copytree(ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(project / "jobs/info.py", "a") as code:
+        code.write(
+            "\n\ndef datasets_below(uri):\n"
+            "    import threading\n"
+            "    print('the code that was sent', flush=True)\n"
+            "    threading.Event().wait()\n"
+        )
+    return project
+
+
+def jobs(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    capsys.readouterr()
+    assert run(["jobs", "--json"]) == 0
+    return {job["id"]: job for job in json.loads(capsys.readouterr().out)}
+
+
+def started(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The id of a job that waits until it is stopped."""
+    capsys.readouterr()
+    assert run(["submit", "--detach", *options, "--", "info", "/anything"]) == 0
+    job = capsys.readouterr().out.strip()
+
+    def log() -> str:
+        assert run(["logs", job]) == 0
+        return capsys.readouterr().out
+
+    until(lambda: "the code that was sent" in log())
+    return job
+
+
+def test_pictures_are_ingested_into_a_bucket_by_the_keys_that_are_passed_on(
+    project: Path, bucket: str, s3_server: S3Server
+) -> None:
+    photos = write_photos(project)
+    some = sorted(photos.rglob("*.jpg"))[:12]
+    for path in [path for path in photos.rglob("*") if path.is_file() and path not in some]:
+        path.unlink()
+    command = [str(BIN / "striate"), "submit", "--name", "few", "--aws", "--", "ingest", "photos", f"{bucket}/raw"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"12 in = {load_manifest(f'{bucket}/raw').rows} out" in done.stdout
+    assert s3_server.secret not in done.stdout + done.stderr
+    assert "few-" in done.stderr
+    assert "SUCCEEDED, exit code 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [("doctor --address 127.0.0.1:9", 1, "cannot connect to Ray"), ("info /nowhere/raw", 2, "is not a dataset")],
+)
+def test_submit_ends_with_the_exit_code_of_the_command(
+    project: Path, command: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["submit", "--", *command.split()]) == code
+    told = capsys.readouterr()
+    assert said in told.out
+    assert f"FAILED, exit code {code}" in told.err
+
+
+def test_the_doctor_examines_a_cluster_from_inside(
+    project: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["submit", "--aws", "--", "doctor", f"{bucket}/deep"]) == 0
+    told = capsys.readouterr().out
+    for line in ("ok    Ray: answers", "ok    node 127.0.0.1", "ok    clock of", "ok    versions of nodes: the same"):
+        assert line in told
+    assert "ok    token: Ray lets in only who has its token" in told
+    assert told.count("an object was written, read and removed") == 2
+    assert storage.list_files(bucket) == []
+
+
+def test_what_was_sent_is_what_runs_until_it_is_stopped(
+    waiting_project: Path, head: Head, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = started(capsys, "--name", "long", "--env", "SECRET=42")
+    listed = jobs(capsys)[job]
+    assert (listed["status"], listed["exit_code"], listed["command"]) == ("RUNNING", None, "striate info /anything")
+    with Forwarder(head.address) as forwarder:
+        follower = threading.Thread(target=run, args=(["logs", job, "--follow", "--address", forwarder.address],))
+        follower.start()
+        until(lambda: "the code that was sent" in capsys.readouterr().out)
+        forwarder.cut()
+        until(lambda: forwarder.connections > 1)
+        assert run(["stop", job]) == 0
+        follower.join(60)
+    told = capsys.readouterr()
+    assert f"{job}: STOPPED, exit code 130" in told.out
+    assert told.out.count("the code that was sent") == 0, "the log goes on where it was cut"
+    assert "the same command goes on from there" in told.out
+    assert run(["logs", job, "--follow"]) == 130
+    assert run(["stop", job]) == 0
+    assert "had ended already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y\n", "STOPPED"), ("n\n", "RUNNING")])
+def test_ctrl_c_on_a_terminal_asks_whether_to_stop_the_job(
+    waiting_project: Path, answer: str, status: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = os.openpty()
+    command = [str(BIN / "striate"), "submit", "--", "info", "/anything"]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        while b"the code that was sent" not in process.stdout.readline():
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
+        told = b""
+        while b"too?" not in told:
+            told += os.read(ours, 1000)
+        os.write(ours, answer.encode())
+        assert process.wait(60) == 130
+    os.close(ours)
+    (job,) = [word for word in told.decode().split() if word.startswith("info-") and not word.endswith(":")]
+    assert jobs(capsys)[job]["status"] == status
+    assert run(["stop", job]) == 0
+
+
+def test_ctrl_c_without_a_terminal_leaves_the_job_and_says_how_to_stop_it(
+    waiting_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = started(capsys)
+    command = [str(BIN / "striate"), "logs", job, "--follow"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while b"the code that was sent" not in process.stdout.readline():
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+        told = process.stderr.read().decode()
+    assert f"striate stop {job} --address" in told
+    assert jobs(capsys)[job]["status"] == "RUNNING"
+    assert run(["stop", job, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "STOPPED"
+
+
+@pytest.mark.parametrize(("token", "told"), [("0" * 64, "refuses the token"), (None, "wants a token")])
+def test_a_wrong_token_is_told_before_anything_is_sent(
+    project: Path,
+    token: str | None,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if token is None:
+        monkeypatch.delenv("RAY_AUTH_TOKEN")
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    else:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    assert run(["submit", "--", "info", "/nowhere"]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_a_token_in_a_file_and_an_address_are_enough(
+    project: Path, head: Head, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name)
+    Path("token").write_text(head.token + "\n")
+    assert run(["jobs", "--address", head.address, "--token-file", "token"]) == 0
+    assert head.token not in capsys.readouterr().out
+
+
+def test_an_unknown_job_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["logs", "no-such-job"]) == 1
+    assert "no-such-job does not exist" in capsys.readouterr().err
+
+
+class Forwarder:
+    """Stands before a head as a port-forward does, and can be cut.
+
+    Attributes:
+        connections: how many logs were asked for.
+    """
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.removeprefix("http://").partition(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections = 0
+
+    def __enter__(self) -> Forwarder:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Reset every connection there is."""
+        for each in self._open:
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self._target)
+            self._open += [near, far]
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(2**16):
+                self.connections += b"/logs/tail" in data
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            return

@@ -1,0 +1,75 @@
+"""What is said of a command before it is sent to a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import run
+
+RECIPE = "model: lenet5\n"
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to submit from, and an address where nothing listens."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/recipe.yaml").write_text(RECIPE)
+    (tmp_path / "wrong.yaml").write_text("modle: lenet5\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("", "COMMAND"),
+        ("fliter s3://b/raw s3://b/edges", "fliter"),
+        ("filter s3://b/raw", "destination"),
+        ("filter s3://b/raw s3://b/edges --steps invert --limit many", "--limit"),
+        ("filter s3://b/raw s3://b/edges --stpes invert", "--steps"),
+        ("filter s3://b/raw s3://b/edges --steps inverrt", "did you mean 'invert'"),
+        ("filter s3://b/raw s3://b/edges --encode jpg:900", "jpg:900"),
+        ("augment s3://b/raw s3://b/more --copies 2 --steps invert", "random"),
+        ("filter s3://b/raw out/edges --steps invert", "out/edges would be written to the job's temporary folder"),
+        ("predict s3://b/lenet s3://b/raw scored", "scored would be written"),
+        ("train out/recipe.yaml --out s3://b/lenet", "out/recipe.yaml is not uploaded"),
+        ("train missing.yaml --out s3://b/lenet", "missing.yaml: there is no such file"),
+        ("train wrong.yaml --out s3://b/lenet", "modle"),
+        ("train ../recipe.yaml --out s3://b/lenet", "../recipe.yaml"),
+        ("filter s3://b/raw s3://b/edges --address http://head:8265", "before the --"),
+        ("submit -- filter a b", "`striate submit` is for this machine"),
+        ("jobs", "`striate jobs` is for this machine"),
+    ],
+)
+def test_misuse_is_told_before_anything_is_sent(
+    project: Path, command: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project.parent / "recipe.yaml").write_text(RECIPE)
+    assert run(["submit", "--", *command.split()]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--address", "head:6379"], "http://HOST:8265"),
+        (["--name", "a/b"], "--name 'a/b'"),
+        (["--token-file", "missing"], "--token-file missing cannot be read"),
+        (["--env", "NOT_SET_ANYWHERE"], "--env NOT_SET_ANYWHERE"),
+        (["--aws"], "AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_so_is_misuse_of_submit_itself(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    assert run(["submit", *options, "--", "info", "s3://b/raw"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_help_of_the_command_is_shown_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["submit", "--", "filter", "--help"]) == 0
+    assert "--steps" in capsys.readouterr().out

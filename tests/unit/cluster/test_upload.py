@@ -1,0 +1,119 @@
+"""What of a folder goes along with a job."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cluster import upload
+from cluster.upload import working_tree
+from library.errors import UsageError
+
+
+def write(root: Path, files: Mapping[str, str | bytes]) -> Path:
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def test_what_git_ignores_stays_here_at_every_depth(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            ".gitignore": "*.log\n/runs/\nbuild/\nkept/*\n!kept/this.txt\n",
+            "recipe.yaml": "",
+            "a.log": "",
+            "runs/1.txt": "",
+            "deep/runs/1.txt": "",
+            "deep/build/x.py": "",
+            "deep/.gitignore": "secret.py\n",
+            "deep/secret.py": "",
+            "secret.py": "",
+            "kept/this.txt": "",
+            "kept/that.txt": "",
+            ".rayignore": "notes/\n",
+            "notes/a.md": "",
+        },
+    )
+    sent = set(working_tree(str(tmp_path)).files)
+    ignore_files = {".gitignore", ".rayignore", "deep/.gitignore"}
+    assert sent - ignore_files == {"recipe.yaml", "deep/runs/1.txt", "secret.py", "kept/this.txt"}
+
+
+def test_history_environments_outputs_and_secrets_stay_here_without_an_ignore_file(tmp_path: Path) -> None:
+    left_out = (".git/config", ".venv/x.py", "a/__pycache__/x.pyc", "out/x.json", "data/x.csv", ".env", ".a_cache/1")
+    write(tmp_path, dict.fromkeys((*left_out, "a/data/loader.py", "a/out/x.py", "main.py"), ""))
+    assert set(working_tree(str(tmp_path)).files) == {"a/data/loader.py", "a/out/x.py", "main.py"}
+
+
+def test_a_link_to_a_folder_is_not_followed_and_one_to_a_file_is(tmp_path: Path) -> None:
+    other = write(tmp_path / "other", {"big.txt": "x", "small.txt": "y"})
+    project = write(tmp_path / "project", {"main.py": ""})
+    (project / "linked").symlink_to(other)
+    (project / "small.txt").symlink_to(other / "small.txt")
+    (project / "broken.txt").symlink_to(other / "gone.txt")
+    assert working_tree(str(project)).files == {"main.py": 0, "small.txt": 1}
+
+
+def test_equal_trees_make_equal_archives(tmp_path: Path) -> None:
+    archives = []
+    for name in ("one", "two"):
+        root = write(tmp_path / name, {"b/two.py": "two", "a.py": "one"})
+        archive = tmp_path / f"{name}.zip"
+        working_tree(str(root)).pack(str(archive))
+        archives.append(archive.read_bytes())
+    assert archives[0] == archives[1]
+    with zipfile.ZipFile(tmp_path / "one.zip") as packed:
+        assert {name: packed.read(name) for name in packed.namelist()} == {"a.py": b"one", "b/two.py": b"two"}
+
+
+def test_too_large_a_tree_is_refused_with_its_largest_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "MAX_BYTES", 2**20)
+    write(tmp_path, {"models/a.bin": bytes(900_000), "logs/b.txt": bytes(300_000), "main.py": b""})
+    with pytest.raises(UsageError, match=r"1 MiB.*models/ 0\.9 MiB, logs/ 0\.3 MiB.*\.gitignore or \.rayignore"):
+        working_tree(str(tmp_path))
+
+
+def test_a_tree_of_too_many_files_is_refused_before_all_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "MAX_FILES", 10)
+    write(tmp_path, {f"notes/{number}.txt": "" for number in range(30)})
+    with pytest.raises(UsageError, match=r"more than 10 files.*notes/"):
+        working_tree(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "files", [{f"photos/cat/{n}.jpg": b"" for n in range(201)}, {"photos/x.parquet": bytes(2**25)}]
+)
+def test_a_folder_of_data_is_refused_with_where_it_belongs(tmp_path: Path, files: dict[str, bytes]) -> None:
+    write(tmp_path, {"main.py": b"", **files})
+    with pytest.raises(UsageError, match=r"photos/ holds .*aws s3 cp --recursive photos/ s3://"):
+        working_tree(str(tmp_path))
+
+
+def test_a_few_pictures_go_along(tmp_path: Path) -> None:
+    write(tmp_path, {f"pictures/{number}.jpg": b"jpeg" for number in range(20)})
+    tree = working_tree(str(tmp_path))
+    assert (len(tree.files), tree.bytes) == (20, 80)
+    assert tree.holds("pictures")
+    assert tree.holds("./pictures/3.jpg")
+    assert not tree.holds("pictures/30.jpg")
+    assert not tree.holds("pic")
+
+
+def test_a_home_folder_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="no project"):
+        working_tree(str(tmp_path))
+
+
+def test_this_project_itself_may_be_sent() -> None:
+    tree = working_tree(str(Path(__file__).parents[3]))
+    assert tree.holds("jobs/cli.py")
+    assert tree.holds("library/storage.py")
+    assert tree.bytes < 16 * 2**20
