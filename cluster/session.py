@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
 import sys
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +56,14 @@ class Session:
         cpus: logical CPUs of all nodes.
         nodes: how many are alive.
         gpus: logical GPUs of all nodes.
+        node_cpus: logical CPUs of each node that has some.
     """
 
     address: str | None
     cpus: int
     nodes: int
     gpus: int = 0
+    node_cpus: tuple[float, ...] = ()
 
     def workers(self, wanted: str) -> int:
         """Turn `--workers` into a number: `auto` is one a CPU.
@@ -122,6 +125,7 @@ def connect(
     # Ray reads most of its environment when it is imported.
     import ray
 
+    _keep_stdout_ours()
     try:
         with _without_ray_notes():
             ray.init(address=address or "local", **options)
@@ -174,12 +178,26 @@ def _is_only_here(host: str, port: int) -> bool:
     return False
 
 
+def _keep_stdout_ours() -> None:
+    """What Ray has to say of lost nodes and the like goes to stderr: it would stand in the midst of a JSON document."""
+    from ray._private import worker
+
+    told = worker.print_to_stdstream
+    if not hasattr(told, "func"):  # done before in this process
+        worker.print_to_stdstream = functools.partial(_to_stderr, told)
+
+
+def _to_stderr(told: Callable[..., None], data: Mapping[str, Any], **options: Any) -> None:
+    told({**data, "is_err": True}, **options)
+
+
 def _session(address: str | None) -> Session:
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     resources = ray.cluster_resources()
-    return Session(address, int(resources.get("CPU", 0)), len(nodes), int(resources.get("GPU", 0)))
+    cpus = tuple(float(node["Resources"]["CPU"]) for node in nodes if node["Resources"].get("CPU"))
+    return Session(address, int(resources.get("CPU", 0)), len(nodes), int(resources.get("GPU", 0)), cpus)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,9 +85,15 @@ class Placement:
         if low > session.cpus:
             raise UsageError(f"--workers {workers}: Ray has {session.cpus} CPUs; ask for at most so many")
         high = min(high, gpus if use_gpu else session.cpus)
-        share = (
-            cpus_per_worker if cpus_per_worker is not None else min(session.cpus / (2 * high), 1.0 if use_gpu else 64)
-        )
+        share = cpus_per_worker
+        if share is None:
+            share = min(session.cpus / (2 * high), 1.0 if use_gpu else 64, _most_that_fits(session.node_cpus, high))
+        room = sum(int(cpus / share) for cpus in session.node_cpus)
+        if room < low:
+            raise UsageError(
+                f"--cpus-per-worker {share:g} x {low} workers: a worker is on one node, and there is room for {room}; "
+                f"at most {_most_that_fits(session.node_cpus, low):.2g} each do"
+            )
         left = session.cpus - share * high
         if left <= 0:
             raise UsageError(
@@ -98,6 +104,12 @@ class Placement:
         threads = max(1, (session.cpus // session.nodes) // max(1, -(-high // session.nodes)))
         decoder_cpus = min(1.0, left / (high * decoders) * 0.99)
         return cls((low, high), use_gpu, share, threads, decoders, decoder_cpus, session.address is not None)
+
+
+def _most_that_fits(node_cpus: Sequence[float], workers: int) -> float:
+    """The most CPUs that each of so many workers can have, where no worker spreads over nodes."""
+    shares = {cpus / number for cpus in node_cpus for number in range(1, workers + 1)}
+    return max(share for share in shares if sum(int(cpus / share) for cpus in node_cpus) >= workers)
 
 
 def _range(workers: str) -> tuple[int, int]:

@@ -1,0 +1,205 @@
+"""A Ray of three nodes on this machine, as `striate cluster up` makes it: work spreads over it, and a lost node costs
+nothing but time. Storage is S3, as it must be where nodes share no disk.
+
+The tests take one node each from the cluster, so they are in order: first all nodes, then two, then one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as load_tensors
+
+from tests.bundles import make_bundle
+from tests.conftest import S3Server
+from tests.datasets import content, write_digits, write_photos
+from tests.waiting import until
+
+BUCKET = "nodes"
+#: Slow enough to lose a node in the midst of it.
+SLOW = "denoise(strength=0.03, search_size=21) | grayscale"
+RECIPE = """
+data: {{train: "{data}", val_fraction: 0.2}}
+input: {{steps: 'grayscale | resize([28, 28], mode="exact")'}}
+model: lenet5
+optimizer: {{name: adamw, lr: 3e-3}}
+batch_size: 32
+epochs: {epochs}
+"""
+
+
+@dataclass
+class Nodes:
+    """The cluster, and how commands reach it and its storage."""
+
+    environment: dict[str, str]
+    root: Path
+    nodes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def start(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+        """The command as a user starts it."""
+        return subprocess.Popen(
+            [str(Path(sys.executable).parent / "striate"), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+            cwd=cwd,
+        )
+
+    def run(self, *arguments: str) -> Any:
+        """What the command says in its JSON."""
+        return finished(self.start(*arguments, "--json"))
+
+    def lose(self) -> str:
+        """SIGKILL to all of the last node at once; returns Ray's id of it."""
+        node = self.nodes.pop()
+        os.kill(node["pid"], signal.SIGKILL)
+        return str(node["node_id"])
+
+    def folder(self, name: str) -> Path:
+        """Where the S3 server keeps a prefix."""
+        return self.root / BUCKET / name
+
+    def by_node(self, dataset: str) -> dict[str, int]:
+        return json.loads((self.folder(dataset) / "_manifest.json").read_bytes())["run"]["shards_by_node"]
+
+
+def finished(process: subprocess.Popen[bytes]) -> Any:
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Three nodes of one CPU; with a token, as Ray has it where nobody says otherwise."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "token").write_text("0123456789abcdef" * 4)
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    environment |= s3_server.environment()
+    environment |= {"XDG_STATE_HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token")}
+    (s3_server.root / BUCKET).mkdir()
+    made = Nodes(environment, s3_server.root)
+    up = made.run("cluster", "up", "--nodes", "3", "--cpus-per-node", "1")
+    try:
+        environment["RAY_ADDRESS"] = up["address"]
+        made.nodes = up["nodes"]
+        yield made
+    finally:
+        made.run("cluster", "down")
+
+
+@pytest.fixture(scope="module")
+def raw(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Real photos in many small shards; ingested on this disk, which all of these nodes see."""
+    folder = tmp_path_factory.mktemp("photos")
+    nodes.run("ingest", str(write_photos(folder)), f"s3://{BUCKET}/raw", "--shard-mb", "0.05")
+    return f"s3://{BUCKET}/raw"
+
+
+@pytest.fixture(scope="module")
+def digits(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("digits")
+    nodes.run("ingest", str(write_digits(folder, 200)), f"s3://{BUCKET}/digits", "--shard-mb", "0.02")
+    return f"s3://{BUCKET}/digits"
+
+
+def test_a_second_cluster_is_refused_and_the_status_shows_the_first(nodes: Nodes) -> None:
+    status = nodes.run("cluster", "status")
+    assert [node["running"] for node in status["nodes"]] == [True, True, True]
+    second = nodes.start("cluster", "up")
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"a cluster runs here already at {status['address']}" in errors.decode()
+
+
+def test_a_filter_job_spreads_over_the_nodes_and_gives_the_bytes_of_one_worker(nodes: Nodes, raw: str) -> None:
+    nodes.run("filter", raw, f"s3://{BUCKET}/spread", "--steps", "grayscale | resize(64)")
+    nodes.run("filter", raw, f"s3://{BUCKET}/alone", "--steps", "grayscale | resize(64)", "--workers", "1")
+    assert len(nodes.by_node("spread")) >= 2
+    assert len(nodes.by_node("alone")) == 1
+    assert content(nodes.folder("spread")) == content(nodes.folder("alone"))
+
+
+def test_a_path_that_is_another_place_on_other_nodes_is_refused(nodes: Nodes, raw: str, tmp_path: Path) -> None:
+    # Each process has a folder of its own there, as each machine has a disk of its own.
+    refused = nodes.start("filter", raw, "/proc/self/cwd/out", "--steps", "grayscale", "--json", cwd=tmp_path)
+    out, _ = refused.communicate(timeout=120)
+    told = json.loads(out)
+    assert told["exit_code"] == 2
+    assert "does not see the same there" in told["error"]
+    assert "s3://" in told["error"]
+    assert not list(tmp_path.iterdir()), "something was left behind"
+    # And one that is the same place for all of them is taken.
+    nodes.run("filter", raw, str(tmp_path / "out"), "--steps", "grayscale", "--limit", "9")
+
+
+def test_a_prediction_spreads_over_the_nodes(nodes: Nodes, raw: str, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored")
+    nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored-alone", "--workers", "1")
+    assert len(nodes.by_node("scored")) >= 2
+    assert content(nodes.folder("scored")) == content(nodes.folder("scored-alone"))
+
+
+def test_a_training_spreads_over_two_nodes_and_learns_what_one_worker_learns(
+    nodes: Nodes, digits: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(data=digits, epochs=3))
+    two = nodes.run("train", str(recipe), "--out", f"s3://{BUCKET}/two", "--workers", "2")
+    one = nodes.run("train", str(recipe), "--out", f"s3://{BUCKET}/one")
+    assert sorted(two["workers_by_node"].values()) == [1, 1]
+    assert list(one["workers_by_node"].values()) == [1]
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+    weights = [load_tensors((nodes.folder(name) / "model.safetensors").read_bytes()) for name in ("two", "one")]
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[0][name], weights[1][name], atol=2e-3, err_msg=name)
+
+
+def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str) -> None:
+    process = nodes.start("filter", raw, f"s3://{BUCKET}/lossy", "--steps", SLOW, "--json")
+    reports = nodes.folder("lossy") / "_reports"
+    until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 4, 120)
+    assert process.poll() is None, "it ended before the node was lost"
+    nodes.lose()
+    finished(process)
+    nodes.run("filter", raw, f"s3://{BUCKET}/calm", "--steps", SLOW)
+    assert content(nodes.folder("lossy")) == content(nodes.folder("calm"))
+
+
+def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on(
+    nodes: Nodes, digits: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(data=digits, epochs=60))
+    # More than half of a node's CPU each: two workers cannot be on one.
+    elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
+    process = nodes.start("train", str(recipe), "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
+    checkpoints = nodes.folder("elastic") / "checkpoints" / "run"
+    until(lambda: process.poll() is not None or len(list(checkpoints.glob("step-*"))) >= 2, 120)
+    assert process.poll() is None, "it ended before the node was lost"
+    lost = nodes.lose()
+    told = finished(process)
+    assert told["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost}
+    lines = [json.loads(line) for line in (nodes.folder("elastic") / "logs" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line["epoch"] for line in lines if "val_loss" in line]
+    assert epochs == list(range(1, 61)), "an epoch is missing, or doubled"
+
+
+def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
+    stranger = Nodes(nodes.environment | {"RAY_AUTH_TOKEN": "f" * 64}, nodes.root)
+    process = stranger.start("filter", raw, f"s3://{BUCKET}/stolen", "--steps", "grayscale")
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert not nodes.folder("stolen").exists()
