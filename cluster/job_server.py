@@ -109,7 +109,7 @@ class JobServer:
         try:
             yield
         except AuthenticationError as error:
-            raise StriateError(self._refused("Authentication required" in error.message)) from error
+            raise StriateError(self._refused("Authentication failed" not in error.message)) from error
         except aiohttp.WSServerHandshakeError as error:
             if error.status in (401, 403):
                 raise StriateError(self._refused(error.status == 401)) from error

@@ -153,7 +153,7 @@ def test_the_doctor_examines_a_cluster_from_inside(
 ) -> None:
     assert run(["submit", "--aws", "--", "doctor", f"{bucket}/deep"]) == 0
     told = capsys.readouterr().out
-    for line in ("ok    Ray: answers", "ok    node 127.0.0.1", "ok    clock of", "ok    versions of nodes: the same"):
+    for line in ("ok    Ray: answers", "ok    node ", "ok    clock of", "ok    versions of nodes: the same"):
         assert line in told
     assert "ok    token: Ray lets in only who has its token" in told
     assert told.count("an object was written, read and removed") == 2
@@ -177,7 +177,6 @@ def test_what_was_sent_is_what_runs_until_it_is_stopped(
     told = capsys.readouterr()
     assert f"{job}: STOPPED, exit code 130" in told.out
     assert told.out.count("the code that was sent") == 0, "the log goes on where it was cut"
-    assert "the same command goes on from there" in told.out
     assert run(["logs", job, "--follow"]) == 130
     assert run(["stop", job]) == 0
     assert "had ended already" in capsys.readouterr().out
@@ -231,15 +230,18 @@ def test_a_wrong_token_is_told_before_anything_is_sent(
     token: str | None,
     told: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # A process of its own: Ray keeps the token that it found first.
+    monkeypatch.setenv("HOME", str(project.parent))
     if token is None:
         monkeypatch.delenv("RAY_AUTH_TOKEN")
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     else:
         monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-    assert run(["submit", "--", "info", "/nowhere"]) == 1
-    assert told in capsys.readouterr().err
+    done = subprocess.run(
+        [str(BIN / "striate"), "submit", "--", "info", "/nowhere"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert told in done.stderr
 
 
 def test_a_token_in_a_file_and_an_address_are_enough(
