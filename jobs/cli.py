@@ -286,3 +286,7 @@ for _point in sorted(entry_points(group="striate.commands"), key=lambda point: p
         app.add_typer(_command, name=_point.name)
     else:
         app.command(_point.name)(_command)
+
+
+if __name__ == "__main__":
+    main()
