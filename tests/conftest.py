@@ -25,7 +25,15 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
 #: What takes longest is begun first.
-_LONGEST_FIRST = ("tests/ray", "test_kill.py", "test_serve_command.py", "test_page.py", "test_every_model.py")
+_LONGEST_FIRST = (
+    "tests/ray",
+    "test_nodes.py",
+    "test_submit.py",
+    "test_kill.py",
+    "test_serve_command.py",
+    "test_page.py",
+    "test_every_model.py",
+)
 
 
 class _Groups(LoadScopeScheduling):
