@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test test-cluster check bench setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   set up, run the main job on real pictures, leave pictures and a page in $(OUT)"
 	@echo "make test   set up, run all tests"
+	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
 	@echo "make bench  set up, run the benchmarks (an hour and a half; wrk for serving), write benchmarks/results/"
 
@@ -27,7 +28,13 @@ demo: setup
 	$(BIN)/striate demo $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto
+	# What computes alone goes in a process a core; what starts Ray, which takes all cores, one after the other.
+	$(BIN)/python -m pytest --numprocesses auto tests/unit tests/k8s
+	$(BIN)/python -m pytest tests/ray tests/e2e
+
+# Clusters of several nodes and a head with jobs on this machine: minutes.
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster tests/e2e
 
 check: setup
 	$(BIN)/ruff check .

@@ -27,6 +27,8 @@ from tests.conftest import S3Server, free_port
 from tests.datasets import write_photos
 from tests.waiting import until
 
+pytestmark = pytest.mark.cluster
+
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 
