@@ -147,6 +147,7 @@ def _judge(plan: EvaluatePlan, made: Places) -> _Judged:
     from jobs import board
     from jobs.board import Count
     from jobs.evaluate_worker import JudgeJob, JudgeWorker, count_of
+    from jobs.metrics import PlanMetrics
     from jobs.progress import Progress
     from jobs.worker_pool import WorkerPool
 
@@ -158,9 +159,11 @@ def _judge(plan: EvaluatePlan, made: Places) -> _Judged:
         threads=made.cpus,
         robust_fraction=min(1.0, plan.robustness_pictures / max(rows, 1)),
         examples=_MISTAKES if plan.report is not None else 0,
+        dataset=plan.dataset,
     )
     shards = [storage.join(plan.dataset, shard.name) for shard in plan.manifest.shards]
     judged, finished = _Judged(), dict[str, Count]()
+    metrics = PlanMetrics("evaluate", {plan.dataset: len(shards)}, {})
 
     def snapshot() -> Count:
         counts = [*board.take(job.run, set(shards) - finished.keys()).values(), *finished.values()]
@@ -176,6 +179,7 @@ def _judge(plan: EvaluatePlan, made: Places) -> _Judged:
                 judged.scores[row["shard"]] = row["scores"]
                 judged.seconds.update(row["seconds"])
                 finished[row["shard"]] = count_of(row["scores"], shards=1)
+                metrics.one_more(plan.dataset)
                 began = time.monotonic() - start - row["busy_s"]
                 judged.first_s = min(judged.first_s or began, began)
         except RayError as error:

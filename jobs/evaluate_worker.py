@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs import board
 from jobs.board import Count
+from jobs.metrics import WorkMetrics
 from library.errors import StriateError
 from library.scoring import ShardScorer, ShardScores
 
@@ -32,6 +33,7 @@ class JudgeJob:
         threads: pictures decoded at once by a worker; torch takes as many for itself.
         robust_fraction: of the pictures on which robustness is measured.
         examples: how many confident mistakes each shard gives as pictures.
+        dataset: URI of what is judged.
     """
 
     bundles: tuple[str, ...]
@@ -40,6 +42,7 @@ class JudgeJob:
     threads: int
     robust_fraction: float = 0.0
     examples: int = 0
+    dataset: str = ""
 
 
 class JudgeWorker:
@@ -48,6 +51,7 @@ class JudgeWorker:
     def __init__(self, job: JudgeJob) -> None:
         self._job = job
         self._scorer: ShardScorer | None = None
+        self._metrics = WorkMetrics("evaluate")
 
     def run(self, shard: str) -> dict[str, Any]:
         """Judge the shard at a URI.
@@ -65,11 +69,18 @@ class JudgeWorker:
             loaded = time.perf_counter()
             row["scores"] = scorer.score(shard, self._teller(shard))
             row["seconds"] = scorer.seconds
+            self._count(row["scores"][0], scorer.seconds)
         except StriateError as error:
             row["error"] = str(error)
         except Exception:
             row["error"] = f"shard {shard}: {traceback.format_exc()}"
         return row | {"load_s": loaded - start, "busy_s": time.perf_counter() - loaded}
+
+    def _count(self, score: ShardScores, seconds: Mapping[str, float]) -> None:
+        dataset = self._job.dataset
+        self._metrics.pictures(dataset, score.rows, len(score.keys), score.dropped, score.rejected)
+        self._metrics.bytes(dataset, score.image_bytes, 0)
+        self._metrics.seconds(dataset, seconds)
 
     def _load(self) -> ShardScorer:
         import cv2

@@ -60,7 +60,7 @@ def make_shards(title: str, plan: ShardPlan[WorkT], places: Places, reads: Seque
     """Carry out a plan on the Ray that this process is connected to; a killed job goes on where it was.
 
     Args:
-        title: for the progress display.
+        title: the command, for the progress display and the metrics.
         plan: what to do.
         places: who does it.
         reads: what workers read beside the source.

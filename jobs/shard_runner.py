@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from jobs import board
 from jobs.board import Count
+from jobs.metrics import PlanMetrics
 from jobs.progress import Progress
 from jobs.shard_worker import ShardWorker, count_of
 from jobs.worker_pool import WorkerPool
@@ -77,7 +78,7 @@ def run_shards(
     """Make every shard that is not made yet.
 
     Args:
-        title: for the progress display.
+        title: the command, for the progress display and the metrics.
         job: what to do with each.
         tasks: all shards of the job.
         num_workers: how many actors.
@@ -93,6 +94,7 @@ def run_shards(
     if not todo:
         return run
     name, finished = uuid.uuid4().hex, dict[str, Count]()
+    metrics = PlanMetrics(title, Counter(task.dataset for task in tasks), Counter(dataset for dataset, _ in done))
 
     def unfinished() -> dict[str, Count]:
         return board.take(name, {f"{task.dataset}/{task.stem}" for task in todo} - finished.keys())
@@ -103,7 +105,7 @@ def run_shards(
     start = time.monotonic()
     with Progress(title, len(todo), sum(task.pictures for task in todo), snapshot):
         workers: WorkerPool[ShardTask] = WorkerPool(
-            ShardWorker, (job, name), min(num_workers, len(todo)), num_cpus=num_cpus, num_gpus=num_gpus
+            ShardWorker, (job, name, title), min(num_workers, len(todo)), num_cpus=num_cpus, num_gpus=num_gpus
         )
         try:
             for row in workers.run(todo):
@@ -115,6 +117,7 @@ def run_shards(
                 run.peak_rss = max(run.peak_rss, row["rss"])
                 run.nodes[row["dataset"], row["node"]] += 1
                 finished[f"{row['dataset']}/{report.stem}"] = count_of(report.tally)
+                metrics.one_more(row["dataset"])
                 run.first_report_s = run.first_report_s or time.monotonic() - start
         except RayError as error:
             cause = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"

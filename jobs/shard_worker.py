@@ -13,6 +13,7 @@ import ray
 
 from jobs import board
 from jobs.board import Count
+from jobs.metrics import WorkMetrics
 from library.errors import StriateError
 from library.manifest import Tally
 from library.shard_work import ShardJob, ShardTask
@@ -30,11 +31,12 @@ _GIVEN_UP = (
 class ShardWorker:
     """An actor that makes one shard after another; a failure comes back as a row, so that it is told once and whole."""
 
-    def __init__(self, job: ShardJob, run: str) -> None:
+    def __init__(self, job: ShardJob, run: str, command: str) -> None:
         import cv2
 
         self._job = job
         self._run = run
+        self._metrics = WorkMetrics(command)
         self._node = ray.get_runtime_context().get_node_id()
         self._idle_since = time.perf_counter()
         # One worker a CPU: threads inside the libraries would only take turns with the other workers.
@@ -52,7 +54,9 @@ class ShardWorker:
         try:
             if begun > _MAX_ATTEMPTS:
                 raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
-            result["report"] = self._job.run(task, self._teller(task)).model_dump_json()
+            report = self._job.run(task, self._teller(task))
+            result["report"] = report.model_dump_json()
+            self._metrics.shard(task.dataset, report)
         except StriateError as error:
             result["error"] = str(error)
         except Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +31,26 @@ def last_state(device: torch.device) -> dict[str, Any] | None:
     return None if checkpoint is None else load_state(checkpoint, device)
 
 
-def keep(learner: Learner, at: Position, metrics: dict[str, Any]) -> None:
-    """Keep the state; rank 0 writes it, all take part. It is uploaded while training goes on."""
+def keep(learner: Learner, at: Position, metrics: dict[str, Any], kept: Callable[[], None]) -> None:
+    """Keep the state; rank 0 writes it, all take part. It is uploaded while training goes on, then `kept` is called."""
     checkpoint = None
+    storage: Any = ray.train.get_context().get_storage()
+
+    def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        there = storage.persist_current_checkpoint(checkpoint, name)
+        kept()
+        return there
+
     if ray.train.get_context().get_world_rank() == 0:
         folder = tempfile.mkdtemp(prefix="striate-checkpoint-")
-        kept = {"state": learner.state(), "position": asdict(at)}
-        kept["best_model"] = learner.best_model.state_dict()
-        torch.save(kept, Path(folder) / _STATE)
+        content = {"state": learner.state(), "position": asdict(at)}
+        content["best_model"] = learner.best_model.state_dict()
+        torch.save(content, Path(folder) / _STATE)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
     ray.train.report(
         metrics,
         checkpoint=checkpoint,
         checkpoint_dir_name=f"step-{at.step:09d}",
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        checkpoint_upload_fn=upload,
     )

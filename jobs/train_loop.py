@@ -16,6 +16,7 @@ class TrainTask:
     Attributes:
         recipe: as JSON.
         run: name under which progress is told.
+        out: URI of the bundle that is made.
         logs: URI of the folder of metrics.jsonl.
         class_counts: training pictures by class, in the order of the model's outputs.
         steps_pipeline: canonical text of what is done to every picture before augmentation.
@@ -28,6 +29,7 @@ class TrainTask:
 
     recipe: str
     run: str
+    out: str
     logs: str
     class_counts: dict[str, int]
     steps_pipeline: str

@@ -142,6 +142,7 @@ def fit(
     task = TrainTask(
         recipe=recipe.model_dump_json(),
         run=run,
+        out=plan.out,
         logs=storage.join(plan.out, "logs"),
         class_counts=plan.train.class_counts,
         steps_pipeline=str(inputs.steps),

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs import board
 from jobs.feed import feeds_of
+from jobs.metrics import TrainMetrics
 from jobs.streaming import StreamFeed, StreamScoring
 from jobs.train_checkpoint import keep, last_state
 from jobs.train_loop import TrainTask
@@ -85,6 +86,7 @@ class _Training:
         if self._checkpoint:
             self._learner.start_epoch(self._at.epoch)
             self._learner.restore(self._checkpoint["state"])
+        self._metrics = TrainMetrics(task.out, self._rank)
         self._logs = Logs(task.logs, self._at.step) if self._rank == 0 else None
         self._saved_at = self._began = time.monotonic()
         self._told_at = -math.inf
@@ -148,6 +150,14 @@ class _Training:
                     return problem
                 self._at.losses += loss * steps
                 seconds = time.monotonic() - window_start
+                self._metrics.window(
+                    seen,
+                    seconds,
+                    self._waited,
+                    epoch=self._at.epoch + 1,
+                    loss=loss,
+                    learning_rate=self._learner.learning_rate,
+                )
                 self._tell(loss, seen / seconds, self._waited / seconds)
                 waited, self._waited, window_start = waited + self._waited, 0.0, time.monotonic()
                 if due:
@@ -236,6 +246,7 @@ class _Training:
         self._check_classes(self._scoring)
         if score.pictures:
             metrics |= score.means("val")
+            self._metrics.validated(metrics["val_top1"])
         watched = self._recipe.best_metric or "train_loss"
         value = -metrics[watched] if watched.endswith("loss") else metrics[watched]
         value = value if math.isfinite(value) else -math.inf
@@ -268,4 +279,4 @@ class _Training:
 
     def _keep(self, metrics: dict[str, Any]) -> None:
         self._saved_at = time.monotonic()
-        keep(self._learner, self._at, metrics)
+        keep(self._learner, self._at, metrics, self._metrics.kept)

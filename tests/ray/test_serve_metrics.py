@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-import yaml
 
 from serve.metrics import MAX_CLASSES, ServeMetrics
-
-_LISTED: list[dict[str, Any]] = yaml.safe_load(
-    (Path(__file__).resolve().parents[2] / "k8s/monitoring/metrics.yaml").read_text()
-)
-_SUFFIX = {"counter": "_total", "gauge": "", "histogram": "_count"}
-#: Ray gathers every few seconds; a busy machine takes its time.
-_TIMEOUT_S = 120
+from tests.prometheus import LISTED, SUFFIX, Exported, exported_once, labels_by_metric
 
 
 @ray.remote(num_cpus=0)
@@ -41,29 +30,11 @@ class _Replica:
 
 
 @pytest.fixture(scope="module")
-def exported() -> Iterator[dict[tuple[str, frozenset[tuple[str, str]]], float]]:
+def exported() -> Iterator[Exported]:
     replica = _Replica.remote()
     ray.get(replica.count.remote())
-    yield _wait_for("striate_serve_drift")
+    yield exported_once({"model": "tested"}, lambda found: any(name == "ray_striate_serve_drift" for name, _ in found))
     ray.kill(replica)
-
-
-def _wait_for(name: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Series of the model `tested`, by name and labels, once `name` is among them."""
-    port = ray.nodes()[0]["MetricsExportPort"]
-    end = time.monotonic() + _TIMEOUT_S
-    while time.monotonic() < end:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if 'model="tested"' in line]
-        if any(name in line for line in lines):
-            return dict(map(_series, lines))
-    raise AssertionError(f"no {name} after {_TIMEOUT_S} s")
-
-
-def _series(line: str) -> tuple[tuple[str, frozenset[tuple[str, str]]], float]:
-    name, labels, value = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line).groups()  # type: ignore[union-attr]
-    ours = {"model", "status", "class", "measure", "le"}
-    return (name, frozenset(pair for pair in re.findall(r'(\w+)="([^"]*)"', labels) if pair[0] in ours)), float(value)
 
 
 def _value(exported: Any, name: str, **labels: str) -> float | None:
@@ -71,11 +42,11 @@ def _value(exported: Any, name: str, **labels: str) -> float | None:
 
 
 def test_every_metric_of_serving_that_is_listed_is_exported_with_its_labels(exported: Any) -> None:
-    listed = [metric for metric in _LISTED if metric["name"].startswith("striate_serve_")]
+    listed = [metric for metric in LISTED if metric["name"].startswith("striate_serve_")]
     assert len(listed) == 10
-    found = {name: {label for label, _ in labels} for name, labels in exported}
+    found = labels_by_metric(exported)
     for metric in listed:
-        assert found[f"ray_{metric['name']}{_SUFFIX[metric['type']]}"] == set(metric["tags"]), metric["name"]
+        assert found[f"ray_{metric['name']}{SUFFIX[metric['type']]}"] == set(metric["tags"]), metric["name"]
 
 
 def test_requests_are_counted_by_status_and_timed(exported: Any) -> None:

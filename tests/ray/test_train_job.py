@@ -28,6 +28,7 @@ from library.models import create
 from library.recipe import Recipe
 from library.training.logs import read_metrics
 from tests.datasets import rows, write_digits
+from tests.prometheus import exported_once, total
 
 # A training of seconds takes minutes to start where others use the machine.
 _BOUND_S = 400
@@ -92,6 +93,15 @@ def test_a_bundle_says_of_each_picture_what_is_wrong_with_it(trained: Path, digi
     assert isinstance(second, Prediction)
     assert second == bundle.predict(good)
     assert sum(share for _, share in bundle.predict(good, top_k=10).classes) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_training_tells_prometheus_of_its_pictures_and_checkpoints(trained: Path, digits: Path) -> None:
+    pictures, checkpoints = "ray_striate_train_pictures_total", "ray_striate_train_checkpoints_total"
+    found = exported_once({"run": str(trained)}, lambda found: total(found, checkpoints) >= 4)
+    assert total(found, checkpoints) == 4  # one an epoch
+    assert total(found, pictures) == 4 * len(rows(digits / "train"))
+    assert total(found, "ray_striate_train_data_wait_seconds_total", rank="0") > 0
+    assert total(found, "ray_striate_train_seconds_total", rank="0") > 0
 
 
 def test_the_same_training_again_does_nothing_and_another_is_refused(trained: Path, digits: Path) -> None:
