@@ -172,14 +172,25 @@ def filter_command(
 
 @app.command("info")
 def info_command(
-    dataset: Annotated[str, typer.Argument(help="Dataset, or the folder of its splits.")], json: Json = False
+    dataset: Annotated[str, typer.Argument(help="Dataset, the folder of its splits, or what a training writes to.")],
+    json: Json = False,
 ) -> None:
     """Show what a dataset holds: rows, bytes, classes, sizes, formats, what made it, and what was rejected.
 
-    striate info out/raw
+    While a job is making it: how many shards and pictures are done, how fast it goes, and when the last one came. Of a
+    training: its epochs and the last one's metrics. It asks the destination only, so it works from anywhere.
+
+        striate info out/raw
+
+        striate info s3://bucket/edges
     """
     from jobs.info import datasets_below, print_info
+    from jobs.train_info import training_at
 
+    training = training_at(dataset)
+    if training is not None:
+        output.facts(training, as_json=json)
+        return
     found = datasets_below(dataset)
     if json:
         output.emit_json(output.summaries(found))

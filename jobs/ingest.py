@@ -143,7 +143,9 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
         num_workers = session.workers(workers)
         check_shared(reads=[made.source], writes=made.datasets)
         for dataset in made.datasets:
-            claim(dataset, [made.job], overwrite=made.overwrite)
+            rows = [task.rows for task in made.tasks if task.dataset == dataset]
+            planned = {"shards_planned": len(rows), "pictures_planned": sum(rows)}
+            claim(dataset, [made.job], overwrite=made.overwrite, planned=planned)
         run = run_shards("ingest", made.work, made.tasks, num_workers)
     manifests: dict[str, Manifest] = {}
     for number, dataset in enumerate(made.datasets):

@@ -75,7 +75,9 @@ def make_shards(title: str, plan: ShardPlan[WorkT], places: Places, reads: Seque
     from jobs.shard_runner import run_shards
 
     check_shared(reads=[plan.source, *reads], writes=[plan.destination])
-    claim(plan.destination, plan.jobs, overwrite=plan.overwrite)
+    pictures = sum(task.pictures for task in plan.tasks) * plan.made_of_each
+    planned = {"shards_planned": len(plan.tasks), "pictures_planned": pictures}
+    claim(plan.destination, plan.jobs, overwrite=plan.overwrite, planned=planned)
     run = run_shards(title, plan.work, plan.tasks, places.number, num_cpus=places.cpus, num_gpus=places.gpus)
     reports = [run.reports[task.dataset, task.stem] for task in plan.tasks]
     return finish(plan.destination, plan.jobs, reports, run=run.summary(plan.destination, places.number))

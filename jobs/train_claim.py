@@ -26,7 +26,7 @@ def check_claim(plan: TrainPlan) -> bool:
             raise UsageError(
                 f"--out {plan.out} and the dataset {rows.dataset} lie in one another; choose another folder"
             )
-    held = _held(plan.out)
+    held = claimed(plan.out)
     there = [file.path for file in storage.list_files(plan.out)]
     if there and held is None:
         raise UsageError(f"{plan.out} holds something else ({there[0]}); choose another folder")
@@ -39,7 +39,7 @@ def check_claim(plan: TrainPlan) -> bool:
 
 def claim(plan: TrainPlan) -> None:
     """Make `out` this training's; one that was begun and is not finished goes on."""
-    held = _held(plan.out)
+    held = claimed(plan.out)
     if held is not None and _is_same(held, plan) and not (plan.overwrite and _has_bundle(plan.out)):
         return
     text = {"recipe": plan.recipe.digest, "datasets": plan.datasets, "recipe_text": plan.recipe.dump()}
@@ -48,7 +48,8 @@ def claim(plan: TrainPlan) -> None:
     storage.write_bytes(storage.join(plan.out, _CLAIM), (json.dumps(text, indent=1) + "\n").encode())
 
 
-def _held(out: str) -> dict[str, Any] | None:
+def claimed(out: str) -> dict[str, Any] | None:
+    """What the training that `out` belongs to has put on record; None where it belongs to none."""
     path = storage.join(out, _CLAIM)
     return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
 

@@ -75,8 +75,14 @@ def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
         raise UsageError(f"{dataset} was made with {reach}; --limit {now} would take some away (--overwrite does so)")
 
 
-def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool) -> None:
+def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mapping[str, int] | None = None) -> None:
     """Make `dataset` this job's, the last of `jobs`; with `overwrite`, empty it first, unless this job began already.
+
+    Args:
+        dataset: URI.
+        jobs: what makes it; the last is its own.
+        overwrite: whether what another job left there is replaced.
+        planned: `shards_planned` and `pictures_planned`, for whoever asks how far the job is.
 
     Raises:
         UsageError: as `check_claim`: another job may have come first since then.
@@ -88,7 +94,8 @@ def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool) -> None:
         return
     if overwrite or held is None or held.jobs != list(jobs):
         # Before anything is removed: a kill in between must not leave a manifest that calls the rest complete.
-        save_manifest(dataset, Manifest(complete=False, jobs=list(jobs), versions=VERSIONS))
+        claimed = Manifest(complete=False, jobs=list(jobs), versions=VERSIONS, run=dict(planned or {}))
+        save_manifest(dataset, claimed)
     if overwrite:
         found = storage.list_files(dataset)
         # Reports first: a shard without a report is not done, so a kill in between leaves nothing half true.

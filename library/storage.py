@@ -27,13 +27,14 @@ TEMPORARY_PREFIX = "_tmp-"  # readers of Parquet skip names that begin with "_"
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One file in a listing: its URI, its path below the listed folder (with /), its size in bytes, and a
-    token that changes when its content does (modification time or ETag)."""
+    """One file in a listing: its URI, its path below the listed folder (with /), its size in bytes, a
+    token that changes when its content does (modification time or ETag), and when it was written (Unix time)."""
 
     uri: str
     path: str
     size: int
     version: str
+    modified: float
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,13 @@ def list_files(folder: str) -> list[FileInfo]:
     root = _path(folder).rstrip("/") + "/"
     prefix = "s3://" if is_s3(folder) else ""
     files = [
-        FileInfo(prefix + path, path[len(root) :], int(info["size"]), str(info.get("ETag", info.get("mtime", ""))))
+        FileInfo(
+            prefix + path,
+            path[len(root) :],
+            int(info["size"]),
+            str(info.get("ETag", info.get("mtime", ""))),
+            info["LastModified"].timestamp() if "LastModified" in info else float(info["mtime"]),
+        )
         for path, info in found.items()
         if path.startswith(root)
     ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import ray
 
 from jobs.filter import filter_dataset, plan_filter
+from jobs.info import datasets_below, how_far
+from jobs.places import Places
+from jobs.shard_plan import make_shards
 from jobs.shard_runner import run_shards
 from library import codec
 from library.destination import claim
@@ -20,6 +24,7 @@ from library.manifest import ShardReport, load_manifest
 from library.pipeline import Pipeline
 from library.shard_work import FilterJob, Progress, ShardTask
 from tests.datasets import content, rows
+from tests.waiting import until
 
 STEPS = 'not_blank(min_std=0.08) | grayscale | gaussian_blur(sigma=1.5) | edges(direction="vertical")'
 
@@ -164,6 +169,42 @@ class Fails:
         if self.how == "dies":
             os.kill(os.getpid(), signal.SIGSEGV)
         raise ZeroDivisionError("one over none")
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Makes all but the last shard, and that one when a file appears."""
+
+    work: FilterJob
+    last: str
+    go_on: str
+
+    def work_digest(self, task: ShardTask) -> str:
+        return self.work.work_digest(task)
+
+    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+        if task.stem == self.last:
+            until(Path(self.go_on).exists)
+        return self.work.run(task, progress)
+
+
+def test_while_a_job_runs_its_destination_says_how_far_it_is(photos: str, tmp_path: Path) -> None:
+    plan = plan_filter(photos, str(tmp_path / "made"), "invert")
+    shards, last = len(plan.tasks), plan.tasks[-1]
+    slow = replace(plan, work=Waits(plan.work, last.stem, str(tmp_path / "go_on")))
+    job = Thread(target=make_shards, args=("filter", slow, Places(2)))
+    job.start()
+    try:
+        claimed = Path(plan.destination) / "_manifest.json"
+        until(claimed.exists)
+        until(lambda: len(datasets_below(plan.destination)[plan.destination].shards) == shards - 1)
+        said = how_far(datasets_below(plan.destination)[plan.destination])
+        done = 86 - last.rows
+        assert said.startswith(f"{shards - 1} of {shards} shards, {done} of 86 pictures ({done / 86:.0%}), ")
+    finally:
+        (tmp_path / "go_on").touch()
+        job.join()
+    assert load_manifest(plan.destination).complete
 
 
 def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tmp_path: Path) -> None:
