@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from ray.experimental import internal_kv
 
 _NAMESPACE = b"striate"
+_BEGUN = "#begun"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class Count:
     dropped: int = 0
     rejected: int = 0
 
+    @classmethod
+    def total(cls, counts: Iterable[Count]) -> Count:
+        """The sum of many."""
+        columns = zip(*(astuple(count) for count in counts), strict=True)
+        return cls(*(sum(column) for column in columns))
+
 
 def put(run: str, shard: str, count: Count) -> None:
     """Say how far a shard of a run is."""
@@ -33,21 +40,23 @@ def put(run: str, shard: str, count: Count) -> None:
 
 def begin(run: str, shard: str) -> int:
     """Say that a shard is begun; gives how often it was begun by now, this time counted."""
-    key = _key(run, f"{shard}#begun")
+    key = _key(run, f"{shard}{_BEGUN}")
     times = int(_kv("get")(key, namespace=_NAMESPACE) or 0) + 1
     _kv("put")(key, str(times).encode(), namespace=_NAMESPACE)
     return times
 
 
-def take(run: str, shards: Iterable[str]) -> dict[str, Count]:
-    """How far those shards are that were begun."""
-    begun = {bytes(key) for key in _kv("list")(_key(run, ""), namespace=_NAMESPACE)}
-    found: dict[str, Count] = {}
-    for shard in shards:
-        value = _kv("get")(_key(run, shard), namespace=_NAMESPACE) if _key(run, shard) in begun else None
-        if value is not None:
-            found[shard] = Count(**json.loads(value))
-    return found
+def end(run: str, shard: str) -> None:
+    """Say that a shard is done. What is on the board is listed again and again: it holds only what is in work."""
+    for key in (_key(run, shard), _key(run, f"{shard}{_BEGUN}")):
+        _kv("del")(key, namespace=_NAMESPACE)
+
+
+def in_work(run: str) -> list[Count]:
+    """How far the shards are that were begun and have not ended."""
+    keys = [bytes(key) for key in _kv("list")(_key(run, ""), namespace=_NAMESPACE)]
+    values = [_kv("get")(key, namespace=_NAMESPACE) for key in keys if not key.endswith(_BEGUN.encode())]
+    return [Count(**json.loads(value)) for value in values if value is not None]
 
 
 def tell(run: str, values: Mapping[str, Any], name: str = "now") -> None:

@@ -162,12 +162,11 @@ def _judge(plan: EvaluatePlan, made: Places) -> _Judged:
         dataset=plan.dataset,
     )
     shards = [storage.join(plan.dataset, shard.name) for shard in plan.manifest.shards]
-    judged, finished = _Judged(), dict[str, Count]()
+    judged, finished = _Judged(), Count()
     metrics = PlanMetrics("evaluate", {plan.dataset: len(shards)}, {})
 
     def snapshot() -> Count:
-        counts = [*board.take(job.run, set(shards) - finished.keys()).values(), *finished.values()]
-        return Count(*(sum(column) for column in zip(*map(_counted, counts), strict=True))) if counts else Count()
+        return Count.total([*board.in_work(job.run), finished])
 
     start = time.monotonic()
     with Progress("evaluate", len(shards), rows, snapshot):
@@ -178,7 +177,7 @@ def _judge(plan: EvaluatePlan, made: Places) -> _Judged:
                     raise StriateError(row["error"])
                 judged.scores[row["shard"]] = row["scores"]
                 judged.seconds.update(row["seconds"])
-                finished[row["shard"]] = count_of(row["scores"], shards=1)
+                finished = Count.total([finished, count_of(row["scores"], shards=1)])
                 metrics.one_more(plan.dataset)
                 began = time.monotonic() - start - row["busy_s"]
                 judged.first_s = min(judged.first_s or began, began)
@@ -193,10 +192,6 @@ def _judge(plan: EvaluatePlan, made: Places) -> _Judged:
                 board.clear(job.run)
     judged.wall_s = time.monotonic() - start
     return judged
-
-
-def _counted(count: Any) -> tuple[int, ...]:
-    return (count.shards, count.pictures, count.image_bytes, count.dropped, count.rejected)
 
 
 def _content(plan: EvaluatePlan, made: Places, judged: _Judged) -> Content:

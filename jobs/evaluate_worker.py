@@ -70,6 +70,7 @@ class JudgeWorker:
             row["scores"] = scorer.score(shard, self._teller(shard))
             row["seconds"] = scorer.seconds
             self._count(row["scores"][0], scorer.seconds)
+            board.end(self._job.run, shard)
         except StriateError as error:
             row["error"] = str(error)
         except Exception:

@@ -42,7 +42,7 @@ class IngestPlan:
 
     def described(self) -> dict[str, Any]:
         """For --dry-run: what was found, what is done, what is to do."""
-        done = committed(self.tasks, self.work)
+        done = sum(1 for _ in committed(self.tasks, self.work))
         return {
             "source": self.source,
             "kind": self.listing.kind,
@@ -56,7 +56,7 @@ class IngestPlan:
                 }
                 for dataset in self.datasets
             },
-            "shards_to_do": len(self.tasks) - len(done),
+            "shards_to_do": len(self.tasks) - done,
         }
 
 
@@ -149,11 +149,10 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
         run = run_shards("ingest", made.work, made.tasks, num_workers)
     manifests: dict[str, Manifest] = {}
     for number, dataset in enumerate(made.datasets):
-        reports = [run.reports[task.dataset, task.stem] for task in made.tasks if task.dataset == dataset]
         # What was skipped belongs to no split; it is told once.
         skipped = made.listing.skipped if number == 0 else {}
         summary = run.summary(dataset, num_workers)
-        manifests[dataset] = finish(dataset, [made.job], reports, skipped=skipped, run=summary)
+        manifests[dataset] = finish(dataset, [made.job], run.made[dataset], skipped=skipped, run=summary)
     return manifests
 
 

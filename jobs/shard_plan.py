@@ -43,7 +43,7 @@ class ShardPlan(Generic[WorkT]):
 
     def described(self) -> dict[str, Any]:
         """For --dry-run: what is there, what is done, what is to do."""
-        done = committed(self.tasks, self.work)
+        done = {(task.dataset, task.stem) for task, _ in committed(self.tasks, self.work)}
         todo = [task for task in self.tasks if (task.dataset, task.stem) not in done]
         return {
             "source": self.source,
@@ -79,8 +79,8 @@ def make_shards(title: str, plan: ShardPlan[WorkT], places: Places, reads: Seque
     planned = {"shards_planned": len(plan.tasks), "pictures_planned": pictures}
     claim(plan.destination, plan.jobs, overwrite=plan.overwrite, planned=planned)
     run = run_shards(title, plan.work, plan.tasks, places.number, num_cpus=places.cpus, num_gpus=places.gpus)
-    reports = [run.reports[task.dataset, task.stem] for task in plan.tasks]
-    return finish(plan.destination, plan.jobs, reports, run=run.summary(plan.destination, places.number))
+    made = run.made[plan.destination]
+    return finish(plan.destination, plan.jobs, made, run=run.summary(plan.destination, places.number))
 
 
 def shard_tasks(manifest: Manifest, destination: str, limit: int | None) -> list[ShardTask]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +22,7 @@ from library.destination import committed
 from library.errors import StriateError
 from library.manifest import ShardReport
 from library.shard_work import ShardJob, ShardTask
+from library.totals import Totals
 
 
 @dataclasses.dataclass
@@ -29,8 +30,9 @@ class ShardRun:
     """What came of running a job's tasks.
 
     Attributes:
-        reports: of every task, also those done before, by dataset and stem.
-        resumed: those that were done before.
+        made: what the reports of all shards say, also of those done before, by dataset.
+        resumed: shards that were done before, by dataset.
+        pictures: read in this run, by dataset.
         waited_s: seconds the workers had no shard to work on, summed over workers, by dataset of the next shard.
         wall_s: seconds from the first task handed out to the last report.
         first_report_s: seconds to the first report.
@@ -38,8 +40,9 @@ class ShardRun:
         nodes: shards made on each node, by dataset and Ray's id of the node.
     """
 
-    reports: dict[tuple[str, str], ShardReport]
-    resumed: frozenset[tuple[str, str]]
+    made: defaultdict[str, Totals] = dataclasses.field(default_factory=lambda: defaultdict(Totals))
+    resumed: Counter[str] = dataclasses.field(default_factory=Counter[str])
+    pictures: Counter[str] = dataclasses.field(default_factory=Counter[str])
     waited_s: Counter[str] = dataclasses.field(default_factory=Counter[str])
     wall_s: float = 0.0
     first_report_s: float | None = None
@@ -51,17 +54,12 @@ class ShardRun:
 
         `seconds` counts every shard, whenever it was made; the rest this run only.
         """
-        mine = {where: report for where, report in self.reports.items() if where[0] == dataset}
-        seconds: Counter[str] = Counter()
-        for report in mine.values():
-            seconds.update(report.seconds)
-        seconds["waiting"] = self.waited_s[dataset]
-        made = [report for where, report in mine.items() if where not in self.resumed]
+        seconds = {**self.made[dataset].seconds, "waiting": self.waited_s[dataset]}
         return {
             "workers": num_workers,
-            "shards": len(mine),
-            "shards_resumed": len(mine) - len(made),
-            "pictures_made": sum(report.tally.rows_in for report in made),
+            "shards": self.made[dataset].shards,
+            "shards_resumed": self.resumed[dataset],
+            "pictures_made": self.pictures[dataset],
             "wall_s": round(self.wall_s, 3),
             "first_shard_s": self.first_report_s and round(self.first_report_s, 3),
             "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
@@ -88,19 +86,19 @@ def run_shards(
     Raises:
         StriateError: from the first shard that failed; the shards done by then stay.
     """
-    done = committed(tasks, job)
+    run, done = ShardRun(), set[tuple[str, str]]()
+    for task, report in committed(tasks, job):
+        done.add((task.dataset, task.stem))
+        run.resumed[task.dataset] += 1
+        run.made[task.dataset].add(report)
     todo = [task for task in tasks if (task.dataset, task.stem) not in done]
-    run = ShardRun(dict(done), frozenset(done))
     if not todo:
         return run
-    name, finished = uuid.uuid4().hex, dict[str, Count]()
-    metrics = PlanMetrics(title, Counter(task.dataset for task in tasks), Counter(dataset for dataset, _ in done))
-
-    def unfinished() -> dict[str, Count]:
-        return board.take(name, {f"{task.dataset}/{task.stem}" for task in todo} - finished.keys())
+    name, finished = uuid.uuid4().hex, Count()
+    metrics = PlanMetrics(title, Counter(task.dataset for task in tasks), run.resumed)
 
     def snapshot() -> Count:
-        return _sum([*unfinished().values(), *finished.values()], len(finished))
+        return Count.total([*board.in_work(name), finished])
 
     start = time.monotonic()
     with Progress(title, len(todo), sum(task.pictures for task in todo), snapshot):
@@ -112,11 +110,12 @@ def run_shards(
                 if row["error"]:
                     raise StriateError(row["error"])
                 report = ShardReport.model_validate_json(row["report"])
-                run.reports[row["dataset"], report.stem] = report
+                run.made[row["dataset"]].add(report)
+                run.pictures[row["dataset"]] += report.tally.rows_in
                 run.waited_s[row["dataset"]] += row["waited_s"]
                 run.peak_rss = max(run.peak_rss, row["rss"])
                 run.nodes[row["dataset"], row["node"]] += 1
-                finished[f"{row['dataset']}/{report.stem}"] = count_of(report.tally)
+                finished = Count.total([finished, count_of(report.tally, shards=1)])
                 metrics.one_more(row["dataset"])
                 run.first_report_s = run.first_report_s or time.monotonic() - start
         except RayError as error:
@@ -131,13 +130,3 @@ def run_shards(
                 board.clear(name)
     run.wall_s = time.monotonic() - start
     return run
-
-
-def _sum(values: Sequence[Count], shards: int) -> Count:
-    return Count(
-        shards,
-        sum(count.pictures for count in values),
-        sum(count.image_bytes for count in values),
-        sum(count.dropped for count in values),
-        sum(count.rejected for count in values),
-    )

@@ -57,6 +57,7 @@ class ShardWorker:
             report = self._job.run(task, self._teller(task))
             result["report"] = report.model_dump_json()
             self._metrics.shard(task.dataset, report)
+            board.end(self._run, f"{task.dataset}/{task.stem}")
         except StriateError as error:
             result["error"] = str(error)
         except Exception:
@@ -80,7 +81,7 @@ class ShardWorker:
         return tell
 
 
-def count_of(tally: Tally) -> Count:
+def count_of(tally: Tally, shards: int = 0) -> Count:
     """A shard's counts for the progress display."""
     dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
-    return Count(0, tally.rows_in, tally.image_bytes_in, dropped, rejected)
+    return Count(shards, tally.rows_in, tally.image_bytes_in, dropped, rejected)

@@ -55,25 +55,31 @@ class WorkerPool(Generic[_TaskT]):
         """
         waiting, left = deque(tasks), len(tasks)
         while left:
-            (done,), _ = ray.wait(list(self._running), num_returns=1)
-            worker, task = self._running.pop(done)
-            try:
-                row = ray.get(done)
-            except RayTaskError:
-                raise
-            except RayError as error:
-                if task is not None:
-                    waiting.appendleft(task)
-                self._replace(worker, error, starting=task is None)
-                continue
-            self._lost_starts = 0
-            self._hand_out(worker, waiting)
-            # Near the end nothing is queued: a task that waits at one worker could be in work at another.
-            if task is None and len(waiting) > len(self._alive):
+            for done in self._ready():
+                worker, task = self._running.pop(done)
+                try:
+                    row = ray.get(done)
+                except RayTaskError:
+                    raise
+                except RayError as error:
+                    if task is not None:
+                        waiting.appendleft(task)
+                    self._replace(worker, error, starting=task is None)
+                    continue
+                self._lost_starts = 0
                 self._hand_out(worker, waiting)
-            if task is not None:
-                left -= 1
-                yield row
+                # Near the end nothing is queued: a task that waits at one worker could be in work at another.
+                if task is None and len(waiting) > len(self._alive):
+                    self._hand_out(worker, waiting)
+                if task is not None:
+                    left -= 1
+                    yield row
+
+    def _ready(self) -> list[Any]:
+        """All that are done, at least one: a look costs by the number of workers, which may be thousands."""
+        running = list(self._running)
+        ready, _ = ray.wait(running, num_returns=len(running), timeout=0)
+        return ready or ray.wait(running, num_returns=1)[0]
 
     def _hand_out(self, worker: Any, waiting: deque[_TaskT]) -> None:
         if waiting and worker in self._alive:

@@ -7,11 +7,10 @@ often as needed; another job is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from library import storage
-from library.drift import Histograms
 from library.errors import StriateError, UsageError
 from library.manifest import (
     REJECTS,
@@ -19,7 +18,6 @@ from library.manifest import (
     Job,
     Manifest,
     ShardReport,
-    Tally,
     find_manifest,
     load_report,
     report_uri,
@@ -28,11 +26,14 @@ from library.manifest import (
 from library.shard_work import ShardJob, ShardTask
 from library.shards import SUFFIX
 from library.storage import Span, read_many
+from library.totals import Totals
 from library.versions import VERSIONS
 
 _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
 #: What a job of ours writes below a dataset; nothing else is ever removed.
 _OURS = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
+
+_READ_AT_ONCE = 1000
 
 #: Choices that only say how far a job goes, not what it makes.
 _EXTENT = "limit"
@@ -103,32 +104,37 @@ def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mappin
         storage.remove(file.uri for file in found if _OURS.fullmatch(file.path))
 
 
-def committed(tasks: Iterable[ShardTask], job: ShardJob) -> dict[tuple[str, str], ShardReport]:
-    """The shards that are done already, by dataset and stem: same input, same work, and the file is there."""
-    wanted = {(task.dataset, task.stem): task for task in tasks}
-    done: dict[tuple[str, str], ShardReport] = {}
-    for dataset in {dataset for dataset, _ in wanted}:
-        files = {file.path: file for file in storage.list_files(dataset)}
-        names = [stem for where, stem in wanted if where == dataset and f"{REPORTS}/{stem}.json" in files]
-        data = read_many([Span(report_uri(dataset, stem)) for stem in names])
-        for stem, content in zip(names, data, strict=True):
-            task = wanted[dataset, stem]
-            report = load_report(content)
-            if report is None or (report.input_digest, report.work_digest) != (
-                task.input_digest,
-                job.work_digest(task),
-            ):
-                continue
-            outputs = [report.output, *([report.rejects] if report.rejects else [])]
-            if all(entry.name in files and files[entry.name].size == entry.bytes for entry in outputs):
-                done[dataset, stem] = report
-    return done
+def committed(tasks: Iterable[ShardTask], job: ShardJob) -> Iterator[tuple[ShardTask, ShardReport]]:
+    """The shards that are done already: same input, same work, and the file is there.
+
+    Reports are read some at a time: those of a large job would not fit into memory together.
+    """
+    wanted: dict[str, list[ShardTask]] = {}
+    for task in tasks:
+        wanted.setdefault(task.dataset, []).append(task)
+    for dataset, mine in wanted.items():
+        sizes = {file.path: file.size for file in storage.list_files(dataset)}
+        begun = [task for task in mine if f"{REPORTS}/{task.stem}.json" in sizes]
+        for first in range(0, len(begun), _READ_AT_ONCE):
+            some = begun[first : first + _READ_AT_ONCE]
+            contents = read_many([Span(report_uri(dataset, task.stem)) for task in some])
+            for task, content in zip(some, contents, strict=True):
+                report = load_report(content)
+                if report is not None and _is_whole(report, task, job, sizes):
+                    yield task, report
+
+
+def _is_whole(report: ShardReport, task: ShardTask, job: ShardJob, sizes: Mapping[str, int]) -> bool:
+    if (report.input_digest, report.work_digest) != (task.input_digest, job.work_digest(task)):
+        return False
+    outputs = [report.output, *([report.rejects] if report.rejects else [])]
+    return all(sizes.get(entry.name) == entry.bytes for entry in outputs)
 
 
 def finish(
     dataset: str,
     jobs: Sequence[Job],
-    reports: Sequence[ShardReport],
+    made: Totals,
     *,
     skipped: Mapping[str, int] | None = None,
     run: Mapping[str, Any] | None = None,
@@ -138,7 +144,7 @@ def finish(
     Args:
         dataset: URI.
         jobs: what made it; the last is its own job.
-        reports: of every shard, in any order.
+        made: what the reports of every shard say together.
         skipped: files never taken for pictures, by reason.
         run: timings and the like.
 
@@ -150,21 +156,21 @@ def finish(
         raise StriateError(
             f"{dataset} was taken over while this job ran, by: {_described(held.job)}; run one at a time there"
         )
-    ordered = sorted(reports, key=lambda report: report.stem)
-    rejects = [report.rejects for report in ordered if report.rejects]
-    kept = {report.output.name for report in ordered} | {entry.name for entry in rejects}
-    kept |= {f"{REPORTS}/{report.stem}.json" for report in ordered}
+    shards, rejects = made.outputs, made.rejects
+    kept = {entry.name for entry in (*shards, *rejects)}
+    kept |= {f"{REPORTS}/{shard_stem(entry.name)}.json" for entry in shards}
     found = storage.list_files(dataset)
     storage.remove(file.uri for file in found if _OURS.fullmatch(file.path) and file.path not in kept)
+    del found, kept  # of a large job more than everything else here
     manifest = Manifest(
         complete=True,
         jobs=list(jobs),
-        tally=Tally.total(report.tally for report in ordered),
+        tally=made.tally,
         skipped=dict(sorted((skipped or {}).items())),
-        shards=[report.output for report in ordered],
+        shards=shards,
         rejects=rejects,
         versions=VERSIONS,
-        histograms=_histograms(ordered),
+        histograms=made.histograms,
         run=dict(run or {}),
     )
     nothing_made = manifest.run.get("pictures_made") == 0
@@ -174,11 +180,6 @@ def finish(
     storage.flush(storage.join(dataset, entry.name) for entry in [*manifest.shards, *manifest.rejects])
     save_manifest(dataset, manifest)
     return manifest
-
-
-def _histograms(reports: Iterable[ShardReport]) -> dict[str, Any] | None:
-    measured = [Histograms.from_dict(report.histograms) for report in reports if report.histograms is not None]
-    return Histograms.total(measured).to_dict() if measured else None
 
 
 def shard_stem(name: str) -> str:

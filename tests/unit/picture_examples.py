@@ -24,6 +24,7 @@ from library.planning import Layout, plan
 from library.record import ImageRecord, dataset_schema, table_of
 from library.shard_work import IngestJob
 from library.sources import Options, list_source
+from library.totals import Totals
 
 ORIENTATION = 0x0112
 
@@ -178,4 +179,5 @@ def ingest(
     tasks = plan(listing.index, str(destination), Layout(shard_bytes))
     job = Job(kind="ingest", source=str(source))
     claim(str(destination), [job], overwrite=False)
-    return finish(str(destination), [job], [work.run(task, lambda _: None) for task in tasks], skipped=listing.skipped)
+    made = Totals.of(work.run(task, lambda _: None) for task in tasks)
+    return finish(str(destination), [job], made, skipped=listing.skipped)

@@ -20,6 +20,7 @@ from library.manifest import Manifest, ShardReport, Tally, load_manifest
 from library.pipeline import Pipeline
 from library.shard_work import ShardTask
 from library.shards import ShardWriter
+from library.totals import Totals
 
 STEPS = "rotate(15) | flip(p=0.5)"
 FILES = {
@@ -42,7 +43,7 @@ def augmented(source: str, destination: Path, steps: str = STEPS, **options: Any
     plan = plan_augment(source, str(destination), steps, **{"copies": 3, **options})
     claim(plan.destination, plan.jobs, overwrite=False)
     told: list[Tally] = []
-    return finish(plan.destination, plan.jobs, [plan.work.run(task, told.append) for task in plan.tasks]), told
+    return finish(plan.destination, plan.jobs, Totals.of(plan.work.run(task, told.append) for task in plan.tasks)), told
 
 
 def rows_of(dataset: Path, folder: str = "") -> dict[str, dict[str, Any]]:

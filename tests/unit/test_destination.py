@@ -13,6 +13,7 @@ from library.errors import UsageError
 from library.manifest import Job, Manifest, ShardReport, find_manifest, load_manifest, save_manifest
 from library.shard_work import FilterJob, ShardTask
 from library.shards import SUFFIX
+from library.totals import Totals
 
 WORK = "grayscale(background=1.0)"
 
@@ -46,6 +47,10 @@ def tasks_of(source: Manifest, dataset: str) -> list[ShardTask]:
 
 def run(work: FilterJob, tasks: Sequence[ShardTask]) -> list[ShardReport]:
     return [work.run(task, lambda _: None) for task in tasks]
+
+
+def done_before(tasks: Sequence[ShardTask], work: FilterJob) -> dict[tuple[str, str], ShardReport]:
+    return {(task.dataset, task.stem): report for task, report in committed(tasks, work)}
 
 
 def files_of(dataset: str) -> set[str]:
@@ -95,14 +100,14 @@ def test_an_empty_or_missing_folder_may_be_claimed_and_the_claim_is_not_complete
 
 def test_the_same_job_may_come_back_and_its_manifest_stays_when_nothing_changed(dataset: str) -> None:
     claim(dataset, [job()], overwrite=False)
-    finish(dataset, [job()], [])
+    finish(dataset, [job()], Totals())
     check_claim(dataset, job(), overwrite=False)
     claim(dataset, [job()], overwrite=False)
     assert load_manifest(dataset).complete, "to be finished again, not half true in between"
 
 
 def test_a_source_that_has_grown_is_the_same_job_and_not_complete_until_done(dataset: str) -> None:
-    finish(dataset, [job(source_digest="a")], [])
+    finish(dataset, [job(source_digest="a")], Totals())
     check_claim(dataset, job(source_digest="b"), overwrite=False)
     claim(dataset, [job(source_digest="b")], overwrite=False)
     assert not load_manifest(dataset, must_be_complete=False).complete
@@ -159,7 +164,7 @@ def test_a_job_killed_before_its_claim_was_written_may_come_back(dataset: str) -
     write_files(Path(dataset), {"_tmp-0123456789abcdef": b"half a manifest"})
     check_claim(dataset, job(), overwrite=False)
     claim(dataset, [job()], overwrite=False)
-    finish(dataset, [job()], [])
+    finish(dataset, [job()], Totals())
     assert files_of(dataset) == {"_manifest.json"}
 
 
@@ -167,7 +172,7 @@ def test_overwrite_removes_what_jobs_of_ours_wrote_and_nothing_else(source: Mani
     claim(dataset, [job()], overwrite=False)
     tasks = tasks_of(source, dataset)
     work = FilterJob(source_of(dataset), WORK)
-    finish(dataset, [job()], run(work, tasks))
+    finish(dataset, [job()], Totals.of(run(work, tasks)))
     strangers = {
         "notes.txt",
         "part-1.parquet.bak",
@@ -198,10 +203,10 @@ def source_of(dataset: str) -> str:
 
 def test_a_shard_is_done_when_its_report_and_its_files_agree(source: Manifest, dataset: str) -> None:
     work, tasks = FilterJob(source_of(dataset), WORK), tasks_of(source, dataset)
-    assert committed(tasks, work) == {}
+    assert done_before(tasks, work) == {}
     reports = run(work, tasks[:2])
-    assert committed(tasks, work) == {(dataset, report.stem): report for report in reports}
-    assert list(committed(tasks[1:], work)) == [(dataset, tasks[1].stem)]
+    assert done_before(tasks, work) == {(dataset, report.stem): report for report in reports}
+    assert list(done_before(tasks[1:], work)) == [(dataset, tasks[1].stem)]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +237,7 @@ def test_a_shard_is_made_again_when_anything_differs(source: Manifest, dataset: 
         report.write_bytes(report.read_bytes()[:-20])
     else:
         Path(dataset, "_rejects", shard.name).unlink()
-    done = committed(tasks, work)
+    done = done_before(tasks, work)
     assert len(done) == (0 if harm in ("input", "steps", "encoding", "limit") else 2)
     assert (dataset, task.stem) not in done
 
@@ -241,7 +246,7 @@ def test_several_datasets_are_looked_at_at_once(source: Manifest, tmp_path: Path
     one, two = (tasks_of(source, str(tmp_path / name)) for name in ("one", "two"))
     work = FilterJob(str(tmp_path / "source"), WORK)
     run(work, [one[0], two[1]])
-    assert set(committed([*one, *two], work)) == {(one[0].dataset, one[0].stem), (two[1].dataset, two[1].stem)}
+    assert set(done_before([*one, *two], work)) == {(one[0].dataset, one[0].stem), (two[1].dataset, two[1].stem)}
 
 
 # -- finished ---------------------------------------------------------------------------------------------------------
@@ -260,7 +265,7 @@ def test_what_killed_attempts_left_is_gone_when_the_job_ends(source: Manifest, d
     ]
     strangers = {"notes.txt", "part-000099.parquet.bak", "_reports/part-000099.json.old", "old/part-000099.parquet"}
     write_files(Path(dataset), dict.fromkeys([*left, *strangers], b"x"))
-    made = finish(dataset, [job()], reports, skipped={"hidden": 2}, run={"workers": 3})
+    made = finish(dataset, [job()], Totals.of(reports), skipped={"hidden": 2}, run={"workers": 3})
     assert files_of(dataset) == wanted | strangers
     assert made == load_manifest(dataset)
     assert (made.skipped, made.run) == ({"hidden": 2}, {"workers": 3})
@@ -268,8 +273,8 @@ def test_what_killed_attempts_left_is_gone_when_the_job_ends(source: Manifest, d
 
 def test_the_order_in_which_shards_end_leaves_no_trace(source: Manifest, dataset: str) -> None:
     reports = run(FilterJob(source_of(dataset), WORK), tasks_of(source, dataset))
-    one = finish(dataset, [job()], reports)
-    two = finish(dataset, [job()], list(reversed(reports)))
+    one = finish(dataset, [job()], Totals.of(reports))
+    two = finish(dataset, [job()], Totals.of(reversed(reports)))
     assert one == two
     assert [shard.name for shard in one.shards] == [f"part-00000{number}.parquet" for number in range(3)]
     assert (one.tally.rows_in, one.tally.rows_out, one.tally.rejected) == (13, 12, {"truncated": 1})

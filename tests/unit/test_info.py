@@ -18,6 +18,7 @@ from jobs.info import datasets_below, how_far
 from library.destination import claim, finish
 from library.manifest import report_uri
 from library.recipe import Recipe
+from library.totals import Totals
 
 _PLANNED = {"shards_planned": 3, "pictures_planned": 12}
 
@@ -104,8 +105,8 @@ def test_in_a_bucket_the_time_of_a_shard_is_the_servers(source: str, bucket: str
 def test_what_was_planned_is_gone_once_the_dataset_is_finished(source: str, tmp_path: Path) -> None:
     plan = plan_filter(source, str(tmp_path / "made"), "grayscale")
     claim(plan.destination, plan.jobs, overwrite=False, planned=_PLANNED)
-    reports = [plan.work.run(task, lambda _: None) for task in plan.tasks]
-    made = finish(plan.destination, plan.jobs, reports, run={"workers": 1})
+    reports = (plan.work.run(task, lambda _: None) for task in plan.tasks)
+    made = finish(plan.destination, plan.jobs, Totals.of(reports), run={"workers": 1})
     assert datasets_below(plan.destination)[plan.destination] == made
     assert made.run == {"workers": 1}
 

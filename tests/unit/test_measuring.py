@@ -15,6 +15,7 @@ from library.destination import claim, committed, finish
 from library.drift import Histograms, compare
 from library.manifest import Job, Manifest, find_manifest, load_report
 from library.shard_work import FilterJob, ShardTask
+from library.totals import Totals
 
 DAMAGED = encoded("jpeg", 40, 50)[:-300]  # its header is whole, its pixels are not
 
@@ -40,7 +41,7 @@ def filtered(source: Path, made: Manifest, destination: Path, steps: str, **opti
     job = Job(kind="filter", source=str(source))
     claim(str(destination), [job], overwrite=False)
     tasks = [ShardTask(str(destination), e.name.removesuffix(".parquet"), e.digest, e.rows) for e in made.shards]
-    return finish(str(destination), [job], [work.run(task, lambda _: None) for task in tasks])
+    return finish(str(destination), [job], Totals.of(work.run(task, lambda _: None) for task in tasks))
 
 
 def test_ingest_measures_what_it_keeps_and_the_manifest_has_the_sum(tmp_path: Path) -> None:
@@ -109,5 +110,5 @@ def test_a_shard_that_was_made_without_measures_is_made_again_with_them(tmp_path
     filtered(tmp_path / "made", made, tmp_path / "copy", "", measure=measure)
     (shard,) = made.shards
     task = ShardTask(str(tmp_path / "copy"), "part-000000", shard.digest, shard.rows)
-    assert bool(committed([task], FilterJob(str(tmp_path / "made"), "", measure=measure)))
-    assert not committed([task], FilterJob(str(tmp_path / "made"), "", measure=not measure))
+    assert list(committed([task], FilterJob(str(tmp_path / "made"), "", measure=measure)))
+    assert not list(committed([task], FilterJob(str(tmp_path / "made"), "", measure=not measure)))

@@ -20,6 +20,7 @@ from library.manifest import Manifest, ShardReport, Tally, load_manifest
 from library.predict_work import PredictJob
 from library.shard_work import FilterJob, ShardTask
 from library.shards import ShardWriter
+from library.totals import Totals
 from tests.bundles import make_bundle
 
 FILES = {
@@ -56,7 +57,7 @@ def predicted(bundle: str, source: str, destination: Path, threads: int = 1, **o
     work = dataclasses.replace(plan.work, threads=threads)
     claim(plan.destination, plan.jobs, overwrite=False)
     told: list[Tally] = []
-    made = finish(plan.destination, plan.jobs, [work.run(task, told.append) for task in plan.tasks])
+    made = finish(plan.destination, plan.jobs, Totals.of(work.run(task, told.append) for task in plan.tasks))
     assert Tally.total(told) == made.tally
     return made
 
