@@ -1,8 +1,9 @@
-"""What one look for finished work costs the driver, by the number of calls that are out; in a process of its own.
+"""What one look costs the driver, by the number of calls that are out; in a process of its own.
 
     python -m benchmarks.look_cost 64 640 6400
 
-Each worker has a shard in work and one waiting, so that a cluster of 3,200 workers has 6,400 calls out.
+Each worker has a shard in work and one waiting: a cluster of 3,200 workers has 6,400 calls out, and 3,200 shards on the
+board. `look_s` is a look for finished shards, `board_s` one at the board for the progress display.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ class _Blocked:
 
 def main() -> None:
     """Seconds of a look by number of calls, as JSON on stdout."""
+    numbers = sorted(int(number) for number in sys.argv[1:])
     with connect("local", num_cpus=1):
-        json.dump(_measured([int(number) for number in sys.argv[1:]]), sys.stdout)
+        json.dump({"look_s": _looks(numbers), "board_s": _looks_at_the_board(numbers)}, sys.stdout)
 
 
-def _measured(numbers: list[int]) -> dict[str, float]:
+def _looks(numbers: list[int]) -> dict[str, float]:
     import ray
 
     actor: Any = ray.remote(num_cpus=0)(_Blocked)
@@ -40,7 +42,7 @@ def _measured(numbers: list[int]) -> dict[str, float]:
     blocked.block.remote()
     out: list[Any] = []
     found: dict[str, float] = {}
-    for number in sorted(numbers):
+    for number in numbers:
         out += [blocked.nothing.remote() for _ in range(number - len(out))]
         done = [free.nothing.remote() for _ in range(_LOOKS)]
         ray.get(done)
@@ -50,6 +52,23 @@ def _measured(numbers: list[int]) -> dict[str, float]:
             assert len(ready) == _LOOKS
         found[str(number)] = round((time.perf_counter() - start) / _LOOKS, 6)
     ray.kill(blocked)
+    return found
+
+
+def _looks_at_the_board(numbers: list[int]) -> dict[str, float]:
+    from jobs import board
+    from jobs.board import Count
+
+    found: dict[str, float] = {}
+    for number in numbers:
+        for shard in range(number // 2):
+            board.begin("run", f"s3://bucket/made/part-{shard:06d}")
+            board.put("run", f"s3://bucket/made/part-{shard:06d}", Count(pictures=shard))
+        start = time.perf_counter()
+        seen = board.in_work("run")
+        found[str(number)] = round(time.perf_counter() - start, 6)
+        assert len(seen) == number // 2
+        board.clear("run")
     return found
 
 
