@@ -17,6 +17,9 @@ from jobs.board import Count
 
 _LINE_EVERY_S = 10.0
 _DRAW_EVERY_S = 0.5
+# With thousands of workers a look takes seconds (docs/scale.md), in which the driver and Ray's store have less time for
+# the shards: it has at most this share of them.
+_MOST_LOOKING = 0.1
 
 
 class Progress:
@@ -35,6 +38,7 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._start = time.monotonic()
+        self._looked_s = 0.0
 
     def __enter__(self) -> Progress:
         self._thread.start()
@@ -62,11 +66,21 @@ class Progress:
     def _run(self) -> None:
         if self._console.is_terminal:
             with Live(self._drawn(Count()), console=self._console, auto_refresh=False, transient=True) as live:
-                while not self._stop.wait(_DRAW_EVERY_S):
-                    live.update(self._drawn(self._snapshot()), refresh=True)
+                while not self._wait(_DRAW_EVERY_S):
+                    live.update(self._drawn(self._look()), refresh=True)
             return
-        while not self._stop.wait(_LINE_EVERY_S):
-            print(self.line(self._snapshot()), file=sys.stderr, flush=True)
+        while not self._wait(_LINE_EVERY_S):
+            print(self.line(self._look()), file=sys.stderr, flush=True)
+
+    def _wait(self, seconds: float) -> bool:
+        """Until the next look is due; true when the block has ended."""
+        return self._stop.wait(max(seconds, self._looked_s / _MOST_LOOKING))
+
+    def _look(self) -> Count:
+        start = time.monotonic()
+        count = self._snapshot()
+        self._looked_s = time.monotonic() - start
+        return count
 
     def _drawn(self, count: Count) -> Group:
         bar = ProgressBar(total=max(self._pictures, 1), completed=count.pictures, width=60)
