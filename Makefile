@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
+# Every process of Ray imports PyTorch: compiled from source each time, as where this is set, that takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-cluster check bench setup clean
 .DEFAULT_GOAL := help
 

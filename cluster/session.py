@@ -144,6 +144,14 @@ def node_environment() -> dict[str, str]:
     return {**_ENVIRONMENT, **_LOCAL_ENVIRONMENT, **os.environ}
 
 
+def mute() -> None:
+    """From here on nothing that Ray tells of is shown, until the next `connect`: parts that are being ended may end
+    otherwise than Ray thinks they should."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = functools.partial(_to_nobody, _ray_print())
+
+
 def named_cluster(address: str | None) -> str | None:
     """The cluster that `connect` would connect to; None where it would start a Ray here."""
     address = address or os.environ.get("RAY_ADDRESS") or None
@@ -182,13 +190,22 @@ def _keep_stdout_ours() -> None:
     """What Ray has to say of lost nodes and the like goes to stderr: it would stand in the midst of a JSON document."""
     from ray._private import worker
 
-    told = worker.print_to_stdstream
-    if not hasattr(told, "func"):  # done before in this process
-        worker.print_to_stdstream = functools.partial(_to_stderr, told)
+    worker.print_to_stdstream = functools.partial(_to_stderr, _ray_print())
+
+
+def _ray_print() -> Any:
+    """Ray's own function, below whichever of ours is in its place."""
+    from ray._private import worker
+
+    told: Any = worker.print_to_stdstream
+    return told.args[0] if isinstance(told, functools.partial) else told
 
 
 def _to_stderr(told: Callable[..., None], data: Mapping[str, Any], **options: Any) -> None:
     told({**data, "is_err": True}, **options)
+
+
+def _to_nobody(told: Callable[..., None], data: Mapping[str, Any], **options: Any) -> None: ...
 
 
 def _session(address: str | None) -> Session:

@@ -31,7 +31,7 @@ def predict_command(
         typer.Option("--features", help="Keep the vector before the last layers too.", show_default=False),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="eager, compile or onnx: how it is computed.", show_default="eager")
+        str | None, typer.Option(help="eager, compile or onnx: how it is computed.", show_default="onnx on a CPU, eager on a GPU")
     ] = None,
     workers: Annotated[
         str | None, typer.Option(help="How many shards are worked on at once.", show_default="one a GPU, or one a CPU")
@@ -97,7 +97,7 @@ def predict_command(
         *paths,
         top_k=top_k,
         features=bool(features),
-        runtime=runtime or "eager",
+        runtime=runtime,
         gpu=gpu,
         limit=limit,
         overwrite=bool(overwrite),

@@ -26,7 +26,7 @@ def plan_predict(
     *,
     top_k: int = 5,
     features: bool = False,
-    runtime: str = "eager",
+    runtime: str | None = None,
     gpu: bool | None = None,
     limit: int | None = None,
     overwrite: bool = False,
@@ -39,7 +39,7 @@ def plan_predict(
         destination: URI of the dataset to make.
         top_k: how many classes are kept of each answer.
         features: whether the vector that the classifier's head sees is kept too.
-        runtime: how probabilities are computed.
+        runtime: how probabilities are computed; None as `PredictJob` says.
         gpu: whether the workers use GPUs; None where there are any, which only Ray can say.
         limit: only the first so many pictures.
         overwrite: replace what another job left at the destination.
@@ -57,9 +57,9 @@ def plan_predict(
             "--runtime auto may choose differently on two machines, and the shards of one dataset would then differ in "
             f"their last digits; name one: {', '.join(_RUNTIMES)}"
         )
-    if runtime not in _RUNTIMES:
+    if runtime is not None and runtime not in _RUNTIMES:
         raise UsageError(f"--runtime {runtime}: there are {', '.join(_RUNTIMES)}")
-    if features and runtime != "eager":
+    if features and runtime not in (None, "eager"):
         raise UsageError(f"--features come from the network itself, and --runtime {runtime} gives probabilities only")
     check_apart(source, destination)
     record, manifest = load_record(bundle), load_manifest(source)
@@ -82,7 +82,7 @@ def plan_predict(
             "classes": len(record.classes),
             "top_k": top_k,
             "features": features,
-            "runtime": runtime,
+            "runtime": work.chosen_runtime if runtime or gpu is not None or features else "eager on a GPU, else onnx",
             "device": work.device if gpu is not None else "cuda where Ray has a GPU, else cpu",
         },
         overwrite,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import haproxy
-from cluster.session import connect, named_cluster
+from cluster.session import connect, mute, named_cluster
 from library.errors import StriateError, UsageError
 from serve.deploy import MODEL_PATH, ModelArgs, targets
 from serve.plan import ServePlan, free_port, is_loopback
@@ -84,6 +84,7 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if not stays:
             stack.callback(serve.shutdown)
+            stack.callback(mute)
         try:
             serve.start(
                 proxy_location="EveryNode" if stays else "HeadOnly",

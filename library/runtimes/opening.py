@@ -61,7 +61,7 @@ def open_runtime(
     try:
         return _MAKERS[name](bundle, eager)
     except StriateError as error:
-        raise StriateError(f"runtime '{name}': {error}; the runtimes auto and eager take every bundle") from error
+        raise StriateError(f"runtime '{name}': {error}; the runtime eager takes every bundle") from error
 
 
 def _onnx(bundle: Bundle, eager: Runtime) -> Runtime:

@@ -7,7 +7,7 @@ Each way is a function that gives, for the key of every picture, its probabiliti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from jobs.ingest import ingest, plan_ingest
 from jobs.predict_dataset import plan_predict, predict_dataset
 from library import storage
-from library.bundle import Bundle
+from library.bundle import Bundle, Prepared
 from library.bundle_record import load_record
 from library.manifest import load_manifest
+from library.runtimes import open_runtime
 from library.scoring import ShardScorer
 from tests.bundles import make_bundle
 from tests.datasets import rows, write_cats_and_dogs
@@ -48,9 +49,11 @@ def bundle(request: pytest.FixtureRequest, real_photos: str, tmp_path_factory: p
 def wanted(bundle: str, real_photos: str) -> Answers:
     """What the bundle itself says, asked for one picture after another."""
     loaded = Bundle.load(bundle, "cpu")
-    pictures = rows(real_photos).to_pylist()
-    answers = {row["key"]: dict(loaded.predict(row["image"]["bytes"], len(loaded.classes)).classes) for row in pictures}
-    return {key: np.array([said[name] for name in loaded.classes], np.float32) for key, said in answers.items()}
+    return one_by_one(loaded, loaded.probabilities, real_photos)
+
+
+def one_by_one(loaded: Bundle, ask: Callable[[Sequence[Prepared]], NDArray[np.float32]], dataset: str) -> Answers:
+    return {row["key"]: ask([loaded.prepare(row["image"]["bytes"])])[0] for row in rows(dataset).to_pylist()}
 
 
 def evaluated(bundle: str, dataset: str, _: Path) -> Answers:
@@ -62,10 +65,10 @@ def evaluated(bundle: str, dataset: str, _: Path) -> Answers:
     return {key: row for one in scores for key, row in zip(one.keys, np.concatenate(one.probabilities), strict=True)}
 
 
-def batch_predicted(bundle: str, dataset: str, folder: Path) -> Answers:
+def batch_predicted(bundle: str, dataset: str, folder: Path, runtime: str | None = "eager") -> Answers:
     """As `striate predict` writes, by two workers of one thread each."""
     classes = load_record(bundle).classes
-    plan = plan_predict(bundle, dataset, str(folder / "scored"), top_k=len(classes))
+    plan = plan_predict(bundle, dataset, str(folder / "scored"), top_k=len(classes), runtime=runtime)
     predict_dataset(plan, workers="2", gpu=False)
     answers: dict[str, NDArray[np.float32]] = {}
     for row in rows(folder / "scored").to_pylist():
@@ -87,3 +90,13 @@ def test_the_probabilities_are_those_of_the_bundle(
     assert differing == []
     # Pictures that all get one answer would show nothing.
     assert len({row.tobytes() for row in wanted.values()}) > len(wanted) / 2
+
+
+def test_batch_prediction_on_a_cpu_gives_the_bits_of_onnx_runtime_asked_for_one_picture_after_another(
+    bundle: str, wanted: Answers, real_photos: str, tmp_path: Path
+) -> None:
+    loaded = Bundle.load(bundle, "cpu")
+    by_onnx = one_by_one(loaded, open_runtime(loaded, "onnx", threads=1).probabilities, real_photos)
+    got = batch_predicted(bundle, real_photos, tmp_path, runtime=None)
+    assert [key for key, row in by_onnx.items() if not np.array_equal(got[key], row)] == []
+    np.testing.assert_allclose([by_onnx[key] for key in wanted], list(wanted.values()), rtol=0, atol=1e-4)

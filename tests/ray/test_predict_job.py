@@ -33,7 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 def calm(bundle: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one undisturbed worker makes of the photos."""
     destination = tmp_path_factory.mktemp("predicted") / "calm"
-    predict_dataset(plan_predict(bundle, photos, str(destination), top_k=2), workers="1", gpu=False)
+    predict_dataset(plan_predict(bundle, photos, str(destination), top_k=2, runtime="eager"), workers="1", gpu=False)
     return destination
 
 
@@ -61,7 +61,7 @@ def test_two_workers_in_a_bucket_through_every_fault_leave_the_bytes_of_one_on_d
     s3_proxy.met.clear()
     s3_proxy.faults, s3_proxy.every = ("slow_down", "cut", "reset"), 7
     try:
-        plan = plan_predict(f"{bucket}/model", f"{bucket}/raw", f"{bucket}/scored", top_k=2)
+        plan = plan_predict(f"{bucket}/model", f"{bucket}/raw", f"{bucket}/scored", top_k=2, runtime="eager")
         predict_dataset(plan, workers="2", gpu=False)
     finally:
         s3_proxy.faults = ()
@@ -77,7 +77,7 @@ def test_killed_workers_and_a_cut_off_job_leave_the_same_dataset(
     calm: Path, bundle: str, photos: str, tmp_path: Path
 ) -> None:
     destination, marks = str(tmp_path / "killed"), tmp_path / "marks"
-    plan = plan_predict(bundle, photos, destination, top_k=2)
+    plan = plan_predict(bundle, photos, destination, top_k=2, runtime="eager")
     marks.mkdir()
     claim(destination, plan.jobs, overwrite=False)
     run_shards("predict", DiesOnce(plan.work, str(marks)), plan.tasks[:2], 2)
@@ -99,7 +99,7 @@ def test_a_bundle_that_is_replaced_after_planning_ends_the_job(photos: str, tmp_
 
 
 def test_workers_that_could_never_be_placed_are_refused(bundle: str, photos: str, tmp_path: Path) -> None:
-    plan = plan_predict(bundle, photos, str(tmp_path / "x"))
+    plan = plan_predict(bundle, photos, str(tmp_path / "x"), runtime="eager")
     with pytest.raises(UsageError, match="Ray has no GPU here"):
         predict_dataset(plan, gpu=True)
     with pytest.raises(UsageError, match="Ray has 2 CPUs"):
