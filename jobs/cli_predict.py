@@ -31,7 +31,8 @@ def predict_command(
         typer.Option("--features", help="Keep the vector before the last layers too.", show_default=False),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="eager, compile or onnx: how it is computed.", show_default="onnx on a CPU, eager on a GPU")
+        str | None,
+        typer.Option(help="eager, compile or onnx: how it is computed.", show_default="onnx on a CPU, eager on a GPU"),
     ] = None,
     workers: Annotated[
         str | None, typer.Option(help="How many shards are worked on at once.", show_default="one a GPU, or one a CPU")
