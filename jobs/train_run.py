@@ -186,18 +186,17 @@ def fit(
     log = mlflow_logger(
         storage.name_of(plan.out), {"out": plan.out, "recipe_digest": recipe.digest, **plan.described()}
     )
-    with _shown(run, log):
-        try:
+    try:
+        with _shown(run, log):
             result = trainer.fit()
-        except TrainingFailedError as error:
-            raise StriateError(_explained(error)) from error
-        except RayError as error:
-            raise StriateError(
-                f"Ray could not train: {str(error).splitlines()[0]}; the same command goes on"
-            ) from error
-        finally:
-            with contextlib.suppress(RayError, RuntimeError):
-                board.clear(run)
+    except TrainingFailedError as error:
+        raise StriateError(_explained(error)) from error
+    except RayError as error:
+        raise StriateError(f"Ray could not train: {str(error).splitlines()[0]}; the same command goes on") from error
+    finally:
+        # Once all is shown: the last epoch ends together with the training.
+        with contextlib.suppress(RayError, RuntimeError):
+            board.clear(run)
     ended: Any = result.return_value
     if ended and "refused" in ended:
         raise StriateError(ended["refused"])
