@@ -41,7 +41,7 @@ def test_every_image_is_pinned_and_ours_is_of_this_version(environment: str) -> 
 
 
 def test_the_documents_name_the_images_of_this_version() -> None:
-    for path in (ROOT / "Dockerfile", K8S / "README.md"):
+    for path in (ROOT / "Dockerfile", K8S / "README.md", ROOT / "docs/kubernetes.md"):
         assert set(re.findall(r"striate:(\d\S*?)-[cg]pu", path.read_text())) == {_PROJECT["version"]}, path
 
 
