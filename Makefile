@@ -15,7 +15,7 @@ help:
 	@echo "make test   set up, run all tests"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
-	@echo "make bench  set up, run the benchmarks (an hour and a half; wrk for serving), write benchmarks/results/"
+	@echo "make bench  set up, run the benchmarks (two hours; wrk for serving), write benchmarks/results/"
 
 setup: $(VENV)/.installed
 
@@ -59,6 +59,7 @@ bench: setup
 	$(BIN)/python benchmarks/cached_features.py
 	$(BIN)/python benchmarks/predict_throughput.py
 	$(BIN)/python benchmarks/serve_throughput.py
+	$(BIN)/python benchmarks/scale.py
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache
