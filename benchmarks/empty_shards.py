@@ -55,7 +55,7 @@ def make_source(dataset: Path, shards: int) -> None:
 def _measured(source: str, destination: str) -> dict[str, Any]:
     workers = os.cpu_count() or 1
     with connect("local", num_cpus=workers):
-        before = _peak_mb()
+        before = peak_mb()
         start, cpu = time.perf_counter(), time.process_time()
         plan = plan_filter(source, destination, _STEPS)
         planned = time.perf_counter() - start
@@ -69,7 +69,7 @@ def _measured(source: str, destination: str) -> dict[str, Any]:
         "shards": shards,
         "made": made,
         "workers": workers,
-        "driver_peak_mb": _peak_mb(),
+        "driver_peak_mb": peak_mb(),
         "driver_before_mb": before,
         "gcs_peak_mb": gcs,
         "whole_s": round(whole, 2),
@@ -85,7 +85,7 @@ def _measured(source: str, destination: str) -> dict[str, Any]:
     }
 
 
-def _peak_mb(process: str = "self") -> float:
+def peak_mb(process: str = "self") -> float:
     """Of a process, in 10^6 bytes. Not `getrusage`, which begins with what the process that started this one has."""
     status = (Path("/proc") / process / "status").read_text()
     (peak,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
@@ -98,7 +98,7 @@ def _gcs_peak_mb() -> float | None:
         try:
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
             if int(parent) == os.getpid() and b"gcs_server" in (process / "cmdline").read_bytes():
-                return _peak_mb(process.name)
+                return peak_mb(process.name)
         except OSError:  # it has ended
             continue
     return None

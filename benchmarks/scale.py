@@ -1,7 +1,7 @@
 """What a shard job costs as it grows: workers on this machine, shards by the hundred thousand, nodes that are not here.
 
 One worker and more on the cores that there are; a job whose shards hold nothing, for what the driver itself needs; a
-look for finished work; requests to S3. From these costs clusters of 10, 100 and 1,000 nodes are played through by
+look for finished work; a listing; requests to S3. From these costs clusters of 10, 100 and 1,000 nodes are played through by
 arithmetic. benchmarks/README.md says how the figures are defined, docs/scale.md what follows from them.
 """
 
@@ -42,7 +42,7 @@ _QUIET_LOAD = 0.5
 
 _EXAMPLES = """examples:
   .venv/bin/python benchmarks/scale.py
-  .venv/bin/python benchmarks/scale.py --photos 300 --shard-mb 4 --shards 300 --out /tmp/results
+  .venv/bin/python benchmarks/scale.py --photos 300 --shard-mb 4 --listed 1000 --shards 300 --out /tmp/results
 """
 
 
@@ -50,8 +50,8 @@ def main() -> int:
     """Exit code 0, 1 for a failure, 2 for misuse; a goal that is missed is no failure."""
     options = _parser().parse_args()
     try:
-        if min(options.photos, options.workers_a_node, *options.shards) < 1:
-            raise UsageError("--photos, --shards and --workers-a-node: at least 1")
+        if min(options.photos, options.listed, options.workers_a_node, *options.shards) < 1:
+            raise UsageError("--photos, --listed, --shards and --workers-a-node: at least 1")
         result = _measure(options)
         _print(result)
         print(f"\n{save(result, options.out)}")
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shards", type=int, nargs="+", default=[10_000, 100_000], help="sizes of the empty jobs (10000 100000)"
     )
+    parser.add_argument("--listed", type=int, default=300_000, help="files of the listing (300000)")
     parser.add_argument("--workers-a-node", type=int, default=8, help="of the clusters that are simulated (8)")
     parser.add_argument(
         "--tar", type=Path, help="photos, repeated as needed (../shared/data/photos-500.tar, else synthetic)"
@@ -93,6 +94,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             here[str(workers)] = _filtered(work, workers)
             _say(f"{workers} workers: {here[str(workers)]['pictures_per_s']:,.0f} pictures/s")
         s3 = _separately("benchmarks.s3_requests", "--shard-mb", str(options.shard_mb))
+        listing = _separately("benchmarks.listing_cost", str(options.listed))
         calls = [2 * options.workers_a_node * nodes for nodes in _NODES]
         looks = _separately("benchmarks.look_cost", *map(str, calls))
         empty: dict[str, Any] = {}
@@ -112,6 +114,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         },
         "workers_here": here,
         "s3_requests": s3,
+        "listing": listing,
         **looks,
         "empty_shards": empty,
         "simulated": _simulated(options, photos, here, looks["look_s"], empty),
@@ -238,6 +241,8 @@ def _print(result: Mapping[str, Any]) -> None:
             ],
         )
     )
+    listing = result["listing"]
+    console.print(_table("a listing", tuple(listing), [tuple(listing.values())]))
     console.print(_table("a look", ("calls out", "s"), list(result["look_s"].items())))
     console.print(
         _table(
