@@ -1,8 +1,8 @@
 """What a shard job costs as it grows: workers on this machine, shards by the hundred thousand, nodes that are not here.
 
 One worker and more on the cores that there are; a job whose shards hold nothing, for what the driver itself needs; a
-look for finished work; a listing; requests to S3. From these costs clusters of 10, 100 and 1,000 nodes are played through by
-arithmetic. benchmarks/README.md says how the figures are defined, docs/scale.md what follows from them.
+look for finished work; a listing; requests to S3. From these costs clusters of 10, 100 and 1,000 nodes are played
+through by arithmetic. benchmarks/README.md says how the figures are defined, docs/scale.md what follows from them.
 """
 
 from __future__ import annotations
