@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,9 +133,12 @@ def test_planning_changes_nothing_and_overwriting_removes_only_what_a_training_w
             plan_train(recipe(digits), str(folder), overwrite=True)
 
 
-def test_two_workers_learn_what_one_learns(trained: Path, digits: Path, tmp_path: Path) -> None:
+def test_two_workers_learn_what_one_learns(
+    trained: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "two"
     train(plan_train(recipe(digits), str(out)), workers="2")
+    assert re.findall(r"^epoch (\d): train loss", capsys.readouterr().err, re.MULTILINE) == ["1", "2", "3", "4"]
     assert losses(out) == pytest.approx(losses(trained), rel=1e-3)
     one, two = (load_file(path / "model.safetensors") for path in (trained, out))
     for name in one:
