@@ -1,9 +1,9 @@
 """HAProxy in front of Ray Serve, confined to where Serve was told to listen.
 
 Serve writes HAProxy's configuration and starts it. Of ray 2.60's only the front end for requests listens where it is
-told to; the statistics and the metrics listen on all interfaces, and no setting changes that. So Serve starts this file
-in HAProxy's place (`RAY_SERVE_HAPROXY_BINARY_PATH`): it corrects the configuration and becomes HAProxy. See decision
-0008.
+told to; the statistics and the metrics listen on all interfaces, and no setting changes that. Every replica listens
+where the front end does, too. So Serve itself is kept to loopback, and starts this file in HAProxy's place
+(`RAY_SERVE_HAPROXY_BINARY_PATH`): it corrects the configuration and becomes HAProxy. See decision 0008.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 
 _REQUESTS = "frontend http_frontend"
+#: Ends the rule that answers /-/routes with the models' names, which is not for those without a key.
+_NAMES_MODELS = " if routes"
 #: A whole body is waited for before a replica is bothered with it, so that it can be sent to another; Serve itself sets
 #: no limit to that time.
 _DEFAULTS = ["    option http-buffer-request", "    timeout http-request 30s"]
@@ -36,13 +38,14 @@ _LOST_PAGE = (
 )
 
 
-def environment(folder: Path, most: int) -> dict[str, str]:
+def environment(folder: Path, most: int, listens: str) -> dict[str, str]:
     """What must be set before Ray starts, for a Serve behind HAProxy.
 
     Args:
         folder: of this Ray alone, closed to other users: anyone who can write to the socket that HAProxy puts there
             commands it. By default all Rays of a machine share one in /tmp.
         most: requests under way at once in a replica; more wait a moment and are refused.
+        listens: HOST:PORT where requests come in; Serve is told to listen on loopback.
 
     Returns:
         Nothing where there is no HAProxy for this machine, or RAY_SERVE_ENABLE_HA_PROXY=0: Serve's own proxy does it
@@ -57,7 +60,7 @@ def environment(folder: Path, most: int) -> dict[str, str]:
     except (ImportError, OSError):
         return {}
     start = folder / "haproxy"
-    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(folder), str(most)])
+    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(folder), str(most), listens])
     start.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     start.chmod(0o700)
     (folder / "lost.http").write_text(_LOST_PAGE, encoding="ascii", newline="")
@@ -109,7 +112,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     raise StriateError(f"of the ports 20000 to 29999 fewer than {count} are free at {host}")
 
 
-def confined(config: str, folder: str, most: int) -> str:
+def confined(config: str, folder: str, most: int, listens: str) -> str:
     """A configuration as Serve writes it, in which only requests come in from outside this machine, and each gets an
     answer.
 
@@ -117,6 +120,7 @@ def confined(config: str, folder: str, most: int) -> str:
         config: HAProxy's.
         folder: that `environment` was given.
         most: likewise.
+        listens: likewise.
     """
     lines: list[str] = []
     section = ""
@@ -124,7 +128,11 @@ def confined(config: str, folder: str, most: int) -> str:
         if line and not line[0].isspace():
             section = line.strip()
         words = line.split()
-        if words[:1] == ["bind"] and section != _REQUESTS:
+        if line.endswith(_NAMES_MODELS) and words[:2] == ["http-request", "return"]:
+            line = f"    http-request deny deny_status 404{_NAMES_MODELS}"
+        if words[:1] == ["bind"] and section == _REQUESTS:
+            line = line.replace(words[1], listens)
+        elif words[:1] == ["bind"]:
             line = line.replace(words[1], f"127.0.0.1:{words[1].rpartition(':')[2]}")
         elif words[:1] == ["server"] and words[-1] == "backup":
             # Serve's own proxy, where requests would wait for a replica for ever.
@@ -142,11 +150,11 @@ def confined(config: str, folder: str, most: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _become_haproxy(binary: str, folder: str, most: int, arguments: list[str]) -> None:
+def _become_haproxy(binary: str, folder: str, most: int, listens: str, arguments: list[str]) -> None:
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(confined(path.read_text(encoding="utf-8"), folder, most), encoding="utf-8")
+    path.write_text(confined(path.read_text(encoding="utf-8"), folder, most, listens), encoding="utf-8")
     os.execv(binary, [binary, *arguments])
 
 
 if __name__ == "__main__":
-    _become_haproxy(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    _become_haproxy(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:])

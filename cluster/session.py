@@ -145,8 +145,7 @@ def node_environment() -> dict[str, str]:
 
 
 def mute() -> None:
-    """From here on nothing that Ray tells of is shown, until the next `connect`: parts that are being ended may end
-    otherwise than Ray thinks they should."""
+    """Show nothing that Ray tells of, until the next `connect`: for who sees to its parts by other means."""
     from ray._private import worker
 
     worker.print_to_stdstream = functools.partial(_to_nobody, _ray_print())

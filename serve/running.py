@@ -30,6 +30,8 @@ _ENVIRONMENT = {
     # What every process of Serve needs: Ray's first ones read it while this one still does, too.
     "RAY_preload_python_modules": "ray.serve,fastapi",
 }
+#: Where replicas listen whom HAProxy asks for others.
+_BEHIND = "127.0.0.1"
 #: A large model may have to be fetched, compiled and probed.
 _START_S = 900.0
 _POLL_S = 0.2
@@ -70,11 +72,12 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
     port = plan.port if stays else free_port(plan.host, plan.port)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="striate-serve-"))
-        # Ray prints notes on its own affairs, which its log files have too.
+        # Ray prints notes on its own affairs, as that a replica has died, which its log files have too.
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        environment = _ENVIRONMENT | haproxy.environment(Path(folder), _most_at_once(plan))
+        behind = {} if stays else haproxy.environment(Path(folder), _most_at_once(plan), f"{plan.host}:{port}")
         # Twice the CPUs: a new version of a model comes up beside the old one.
-        stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=environment))
+        stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=_ENVIRONMENT | behind))
+        mute()
         from ray import serve
         from ray.exceptions import RayError
         from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
@@ -84,25 +87,22 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if not stays:
             stack.callback(serve.shutdown)
-            stack.callback(mute)
         try:
             serve.start(
                 proxy_location="EveryNode" if stays else "HeadOnly",
-                http_options={"host": plan.host, "port": port},
+                http_options={"host": _BEHIND if behind else plan.host, "port": port},
                 logging_config={"enable_access_log": False},
             )
         except (RayError, RuntimeError, TimeoutError) as error:
             raise StriateError(f"Ray Serve does not start: {_reason([str(error)])}") from error
         # A Serve that ran before has an address of its own.
         client: Any = _get_global_client()
-        listens = client.http_config
-        if not plan.needs_key and not is_loopback(listens.host):
-            raise UsageError(
-                f"Serve listens on {listens.host} there, and there are no API keys: make one with `striate keys`"
-            )
+        host, port = (plan.host, port) if behind else (client.http_config.host, client.http_config.port)
+        if not plan.needs_key and not is_loopback(host):
+            raise UsageError(f"Serve listens on {host} there, and there are no API keys: make one with `striate keys`")
         serve.run_many(targets(plan.applications), wait_for_applications_running=False)
         _wait([application["name"] for application in plan.applications])
-        url = _url(listens.host, listens.port)
+        url = _url(host, port)
         if not stays:
             _wait_for_proxy(url, [application["route_prefix"] for application in plan.applications])
         yield Server(url, stays)

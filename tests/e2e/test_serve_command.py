@@ -306,6 +306,24 @@ def test_ctrl_c_ends_it_cleanly_and_leaves_nothing(served: Served) -> None:
     until(lambda: not [pid for pid in everyone if command(pid)])
 
 
+def test_one_port_is_open_to_other_machines_and_nothing_of_it_without_a_key(
+    bundles: dict[str, str], tmp_path: Path
+) -> None:
+    keys = ("--api-keys", str(tmp_path / "keys"))
+    made = subprocess.run([STRIATE, "keys", "alice", "--file", keys[1]], capture_output=True, text=True, timeout=60)
+    alice = {"Authorization": f"Bearer {made.stdout.strip()}"}
+    served = start(tmp_path, bundles["one"], "--host", "0.0.0.0", "--port", "0", *keys)
+    try:
+        reached = {where for where in listening(family(served.process.pid)) if "127.0.0.1" not in where[0]}
+        assert reached == {("0.0.0.0", int(served.url.rpartition(":")[2]))}
+        answers = {path: httpx.get(served.url + path).status_code for path in ("/models", "/models/one", "/-/routes")}
+        assert answers == {"/models": 401, "/models/one": 401, "/-/routes": 404}
+        assert httpx.get(served.url + "/models", headers=alice).json()["models"][0]["name"] == "one"
+    finally:
+        os.kill(served.process.pid, signal.SIGINT)
+        served.process.wait(30)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

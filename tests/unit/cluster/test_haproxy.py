@@ -18,7 +18,9 @@ defaults
 frontend prometheus
     bind :9101
 frontend http_frontend
-    bind *:8000
+    bind 127.0.0.1:8000
+    acl routes path -i /-/routes
+    http-request return status 200 content-type application/json string "{}" if routes
     errorfile 503 /tmp/x/500.http
 backend lenet
     server one 10.0.0.1:30000 check
@@ -34,7 +36,7 @@ def listening(config: str) -> list[str]:
 
 
 def test_only_requests_come_in_from_other_machines() -> None:
-    assert listening(confined(WRITTEN, "/tmp/x", 128)) == [
+    assert listening(confined(WRITTEN, "/tmp/x", 128, "*:8000")) == [
         "127.0.0.1:9101",
         "*:8000",
         "127.0.0.1:8404",
@@ -44,11 +46,16 @@ def test_only_requests_come_in_from_other_machines() -> None:
 
 def test_a_section_that_a_later_ray_adds_is_closed_too() -> None:
     added = WRITTEN + "listen debug\n  bind 0.0.0.0:9999 alpn h2\n  bind [::]:9998\n"
-    assert listening(confined(added, "/tmp/x", 128))[3:5] == ["127.0.0.1:9999", "127.0.0.1:9998"]
+    assert listening(confined(added, "/tmp/x", 128, "*:8000"))[3:5] == ["127.0.0.1:9999", "127.0.0.1:9998"]
+
+
+def test_models_are_not_named_to_those_without_a_key() -> None:
+    rules = [line.strip() for line in confined(WRITTEN, "/tmp/x", 128, "*:8000").splitlines() if "if routes" in line]
+    assert rules == ["http-request deny deny_status 404 if routes"]
 
 
 def test_lost_requests_are_answered_by_our_own_page() -> None:
-    pages = [line.split() for line in confined(WRITTEN, "/tmp/x", 128).splitlines() if "errorfile" in line]
+    pages = [line.split() for line in confined(WRITTEN, "/tmp/x", 128, "*:8000").splitlines() if "errorfile" in line]
     assert {(word, status, page) for word, status, page in pages} == {
         ("errorfile", "502", "/tmp/x/lost.http"),
         ("errorfile", "503", "/tmp/x/lost.http"),
@@ -56,20 +63,20 @@ def test_lost_requests_are_answered_by_our_own_page() -> None:
 
 
 def test_no_request_waits_where_no_replica_is_up() -> None:
-    backups = [line.split() for line in confined(WRITTEN, "/tmp/x", 128).splitlines() if "backup" in line]
+    backups = [line.split() for line in confined(WRITTEN, "/tmp/x", 128, "*:8000").splitlines() if "backup" in line]
     assert backups == [["server", "lost", "unix@/tmp/x/lost.sock", "backup", "no-check"]]
 
 
 def test_what_a_replica_has_no_room_for_waits_a_moment_and_is_refused() -> None:
-    made = [line.strip() for line in confined(WRITTEN, "/tmp/x", 77).splitlines()]
+    made = [line.strip() for line in confined(WRITTEN, "/tmp/x", 77, "*:8000").splitlines()]
     assert "server one 10.0.0.1:30000 check maxconn 77" in made
     assert "timeout queue 50ms" in made[made.index("defaults") : made.index("frontend prometheus")]
 
 
 def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> None:
-    made = confined(WRITTEN, "/tmp/x", 128).splitlines()
+    made = confined(WRITTEN, "/tmp/x", 128, "*:8000").splitlines()
     assert "timeout http-request 30s" in [line.strip() for line in made[made.index("defaults") :][:3]]
-    changed = ("bind", "errorfile", "server")
+    changed = ("bind", "errorfile", "server", "if routes")
     kept = [line for line in WRITTEN.splitlines() if not any(word in line for word in changed)]
     assert [line for line in made if line in kept] == kept
 
