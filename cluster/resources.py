@@ -54,9 +54,9 @@ def placed(size: str, kind: Kind) -> Need:
     Raises:
         UsageError: for an unknown size, or one that has no room: its workers would wait for ever.
     """
-    import ray
+    from cluster.nodes import reachable
 
-    return fitted(size, kind, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    return fitted(size, kind, reachable())
 
 
 def fitted(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:

@@ -53,10 +53,12 @@ class Session:
 
     Attributes:
         address: of the cluster, or None for a Ray started on this machine for this process.
-        cpus: logical CPUs of all nodes.
-        nodes: how many are alive.
-        gpus: logical GPUs of all nodes.
-        node_cpus: logical CPUs of each node that has some.
+        cpus: logical CPUs of all nodes, those among them that an autoscaler may start.
+        nodes: how many there are of these.
+        gpus: logical GPUs of all of them.
+        node_cpus: logical CPUs of each that has some.
+        present_cpus: logical CPUs of the nodes that are there now.
+        present_gpus: likewise.
     """
 
     address: str | None
@@ -64,15 +66,17 @@ class Session:
     nodes: int
     gpus: int = 0
     node_cpus: tuple[float, ...] = ()
+    present_cpus: int = 0
+    present_gpus: int = 0
 
     def workers(self, wanted: str) -> int:
-        """Turn `--workers` into a number: `auto` is one a CPU.
+        """Turn `--workers` into a number: `auto` is one a CPU that is there.
 
         Raises:
-            UsageError: when it is no number, or more than there are CPUs (they would wait for ever).
+            UsageError: when it is no number, or more than there can be CPUs (they would wait for ever).
         """
         if wanted == "auto":
-            return max(1, self.cpus)
+            return max(1, self.present_cpus)
         if not wanted.isdigit() or int(wanted) < 1:
             raise UsageError(f"--workers '{wanted}': write a number from 1, or auto")
         if int(wanted) > self.cpus:
@@ -208,12 +212,19 @@ def _to_nobody(told: Callable[..., None], data: Mapping[str, Any], **options: An
 
 
 def _session(address: str | None) -> Session:
-    import ray
+    from cluster.nodes import present, reachable
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    resources = ray.cluster_resources()
-    cpus = tuple(float(node["Resources"]["CPU"]) for node in nodes if node["Resources"].get("CPU"))
-    return Session(address, int(resources.get("CPU", 0)), len(nodes), int(resources.get("GPU", 0)), cpus)
+    there, nodes = present(), reachable()
+    cpus = tuple(float(node["CPU"]) for node in nodes if node.get("CPU"))
+    return Session(
+        address,
+        int(sum(cpus)),
+        len(nodes),
+        int(sum(node.get("GPU", 0) for node in nodes)),
+        cpus,
+        present_cpus=int(sum(node.get("CPU", 0) for node in there)),
+        present_gpus=int(sum(node.get("GPU", 0) for node in there)),
+    )
 
 
 @contextmanager

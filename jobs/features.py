@@ -43,8 +43,8 @@ def cached_features(
     if storage.exists(uri):
         return _read(uri)
     shards = sorted(set(rows.shard.tolist()))
-    gpus = session.gpus
-    workers = min(gpus or session.cpus, len(shards))
+    gpus = session.present_gpus
+    workers = min(gpus or max(1, session.present_cpus), len(shards))
     threads = max(1, session.cpus // session.nodes // workers)
     arguments = (rows, inputs, recipe.model_dump_json(), copies, threads)
     pool: WorkerPool[int] = WorkerPool(FeatureWorker, arguments, workers, num_gpus=1 if gpus else 0)

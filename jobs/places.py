@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.nodes import reachable
 from cluster.resources import placed
 from cluster.session import Session
 from library.errors import UsageError
@@ -64,16 +65,13 @@ def places_of_classifiers(
     if size is not None:
         need = placed(size, "classify")
         return Places(min(need.workers, max(shards, 1)), int(need.cpus), need.gpus)
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
+    with_gpu = [node for node in reachable() if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
     gpus = sum(int(node["GPU"]) for node in with_gpu)
     if gpu and not gpus:
         raise UsageError("--gpu: Ray has no GPU here; leave it out to use the CPUs")
     if gpu is False or not gpus:
         return Places(min(session.workers(wanted), max(shards, 1)))
-    number = gpus if wanted == "auto" else session.workers(wanted)
+    number = max(1, session.present_gpus) if wanted == "auto" else session.workers(wanted)
     if number > gpus:
         raise UsageError(f"--workers {wanted}: Ray has {gpus} GPUs; ask for at most so many, or for --no-gpu")
     # The CPUs beside each GPU decode for it.

@@ -64,7 +64,9 @@ def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: boo
         parts[shard] = decode_rows(rows, shard, inputs, fitted=fitted)
     left = [shard for shard in shards if shard not in parts]
     if left:
-        pool: WorkerPool[int] = WorkerPool(Decoder, (rows, inputs, fitted), min(session.cpus, len(left)))
+        pool: WorkerPool[int] = WorkerPool(
+            Decoder, (rows, inputs, fitted), min(max(1, session.present_cpus), len(left))
+        )
         try:
             parts |= dict(pool.run(left))
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,8 @@ _TaskT = TypeVar("_TaskT")
 
 # Lost before they were up, one after the other with no success between: then something is wrong with all of them.
 _MAX_LOST_STARTS = 16
+# A worker that has a place is up long before, and whoever looks on would take silence for a fault.
+_WAITS_S = 15.0
 
 
 class WorkerPool(Generic[_TaskT]):
@@ -37,6 +40,8 @@ class WorkerPool(Generic[_TaskT]):
         self._alive: set[Any] = set()
         self._running: dict[Any, tuple[Any, _TaskT | None]] = {}
         self._lost_starts = 0
+        self._asked = f"{num_cpus:g} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
+        self._tells_waiting = True
         for _ in range(num_workers):
             self._start()
 
@@ -66,7 +71,7 @@ class WorkerPool(Generic[_TaskT]):
                         waiting.appendleft(task)
                     self._replace(worker, error, starting=task is None)
                     continue
-                self._lost_starts = 0
+                self._lost_starts, self._tells_waiting = 0, False
                 self._hand_out(worker, waiting)
                 # Near the end nothing is queued: a task that waits at one worker could be in work at another.
                 if task is None and len(waiting) > len(self._alive):
@@ -79,7 +84,23 @@ class WorkerPool(Generic[_TaskT]):
         """All that are done, at least one: a look costs by the number of workers, which may be thousands."""
         running = list(self._running)
         ready, _ = ray.wait(running, num_returns=len(running), timeout=0)
+        if not ready and self._tells_waiting:
+            ready, _ = ray.wait(running, num_returns=1, timeout=_WAITS_S)
+            if not ready:
+                self._tell_waiting()
         return ready or ray.wait(running, num_returns=1)[0]
+
+    def _tell_waiting(self) -> None:
+        self._tells_waiting = False
+        free, there = ray.available_resources(), ray.cluster_resources()
+        cpus = f"{free.get('CPU', 0):g} of {there.get('CPU', 0):g} CPUs"
+        gpus = f" and {free.get('GPU', 0):g} of {there.get('GPU', 0):g} GPUs" if "GPU" in there else ""
+        print(
+            f"no worker has a place yet: each asks for {self._asked}, and Ray has {cpus}{gpus} free; other jobs hold "
+            "the rest, or nodes have still to come (`ray status`)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _hand_out(self, worker: Any, waiting: deque[_TaskT]) -> None:
         if waiting and worker in self._alive:

@@ -1,0 +1,96 @@
+"""A cluster without CPUs whose autoscaler brings them: Ray's own autoscaler, with its provider of nodes that are
+processes here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.nodes import VARIABLE
+from tests.conftest import free_port
+from tests.datasets import write_photos
+from tests.waiting import until
+
+pytestmark = pytest.mark.cluster
+
+_BIN = Path(sys.executable).parent
+#: What Ray calls the head in that provider.
+_HEAD = "f" * 51 + "00000"
+
+
+def config(port: int) -> dict[str, Any]:
+    """From none to three nodes of one CPU."""
+    provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    return {
+        "cluster_name": "striate",
+        "max_workers": 3,
+        "provider": {"type": "external", "module": provider, "head_node_id": _HEAD, "gcs_address": f"127.0.0.1:{port}"},
+        "available_node_types": {
+            "head": {"resources": {}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3},
+        },
+        "head_node_type": "head",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        **{name: {} for name in ("docker", "auth", "file_mounts")},
+        **{f"{name}_commands": [] for name in commands},
+        **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+        "file_mounts_sync_continuously": False,
+    }
+
+
+@pytest.fixture
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of commands on the head of such a cluster."""
+    port, told = free_port(), tmp_path_factory.mktemp("autoscaler") / "config.yaml"
+    told.write_text(json.dumps(config(port)))
+    # Short: sockets lie below it.
+    folder = Path(f"/tmp/striate-grows-{os.getpid()}")
+    made = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    grows = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    start = [str(_BIN / "ray"), "start", "--head", "--port", str(port), "--num-cpus", "0", "--temp-dir", str(folder)]
+    start += ["--autoscaling-config", str(told), "--include-dashboard", "false"]
+    try:
+        subprocess.run(start, env=made | grows, check=True, capture_output=True, timeout=120)
+        yield made | {"RAY_ADDRESS": f"127.0.0.1:{port}", VARIABLE: '[{"count": 3, "CPU": 1}]'}
+    finally:
+        # Nodes that the autoscaler has started are nobody's children.
+        until(lambda: not _killed(str(folder)))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _killed(name: str) -> list[int]:
+    """Processes whose command names it."""
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if name in path.read_text():
+                found.append(int(path.parent.name))
+                os.kill(found[-1], signal.SIGKILL)
+    return found
+
+
+def test_workers_come_with_the_nodes_that_the_autoscaler_brings(environment: dict[str, str], tmp_path: Path) -> None:
+    def striate(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(_BIN / "striate"), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+    refused = striate("ingest", str(write_photos(tmp_path)), str(tmp_path / "raw"), "--workers", "4")
+    assert refused.returncode == 2
+    assert "Ray has 3 CPUs" in refused.stderr
+    done = striate(
+        "ingest", str(tmp_path / "photos"), str(tmp_path / "raw"), "--shard-mb", "0.2", "--workers", "2", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["run"]["shards_by_node"]) >= 1
