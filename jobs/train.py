@@ -21,6 +21,7 @@ from jobs.train_claim import CHECKPOINTS, check_claim, claim
 from jobs.train_data import data_refs
 from library import storage
 from library.bundle_record import BundleRecord, load_record
+from library.drift import Histograms
 from library.errors import UsageError
 from library.grammar import nearest
 from library.inputs import InputPipeline
@@ -254,6 +255,7 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
             "train_pictures": len(plan.train),
             "class_counts": plan.train.class_counts,
             **_measured(plan),
+            **_confidence(position["confidence"]),
             "versions": _versions(),
             "git_commit": _git_commit(),
             "seconds": round(ended["seconds"], 1),
@@ -270,6 +272,15 @@ def _measured(plan: TrainPlan) -> dict[str, Any]:
     if manifest is None or manifest.histograms is None or manifest.digest != plan.datasets["train"]:
         return {}
     return {"histograms": manifest.histograms}
+
+
+def _confidence(counts: list[int]) -> dict[str, Any]:
+    """How sure the model was of the validation set, likewise."""
+    if not counts:
+        return {}
+    seen = Histograms()
+    seen.bins["confidence"] = counts
+    return {"confidence": seen.to_dict()}
 
 
 def _versions() -> dict[str, str]:

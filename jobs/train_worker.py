@@ -241,12 +241,13 @@ class _Training:
         score = Score()
         for batch in self._scoring(self._scoring_batch()):
             part = self._learner.score(batch.pictures, batch.labels)
-            score = Score(*map(sum, zip(score.vector(), part.vector(), strict=True)))
-        score = Score(*summed(score.vector(), self._device))
+            score = Score.of([*map(sum, zip(score.vector(), part.vector(), strict=True))])
+        score = Score.of(summed(score.vector(), self._device))
         self._check_classes(self._scoring)
         if score.pictures:
             metrics |= score.means("val")
             self._metrics.validated(metrics["val_top1"])
+            self._at.confidence = [round(count) for count in score.confidence]
         watched = self._recipe.best_metric or "train_loss"
         value = -metrics[watched] if watched.endswith("loss") else metrics[watched]
         value = value if math.isfinite(value) else -math.inf

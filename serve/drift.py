@@ -139,7 +139,7 @@ def reference_of(record: BundleRecord) -> Histograms:
     Raises:
         StriateError: when the histograms were made by another version.
     """
-    kept = record.provenance.get("histograms")
-    made = Histograms.from_dict(kept) if kept else Histograms()
+    kept = (record.provenance.get(name) for name in ("histograms", "confidence"))
+    made = Histograms.total(Histograms.from_dict(each) for each in kept if each)
     made.classes = {name: int(count) for name, count in record.provenance.get("class_counts", {}).items()}
     return made

@@ -24,6 +24,7 @@ from jobs.train import plan_train, train
 from jobs.train_claim import claim
 from library.bundle import Bundle
 from library.bundle_record import Prediction
+from library.drift import Histograms
 from library.errors import BadPicture, StriateError, UsageError
 from library.models import create
 from library.recipe import Recipe
@@ -83,6 +84,11 @@ def test_a_training_ends_in_a_bundle_that_has_learned(trained: Path, digits: Pat
     assert np.mean(right) > 0.6
     assert losses(trained)[-1] < losses(trained)[0] / 2
     assert bundle.record.provenance["dataset_digests"].keys() == {"train", "val"}
+    seen = Histograms()
+    for one in predicted:
+        assert isinstance(one, Prediction)
+        seen.add({"confidence": one.classes[0][1]})
+    assert bundle.record.provenance["confidence"] == seen.to_dict()
     assert any(path.name.startswith("events.out.tfevents") for path in (trained / "logs").iterdir())
 
 

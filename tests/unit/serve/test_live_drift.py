@@ -100,6 +100,18 @@ def test_a_bundle_of_a_dataset_that_was_not_measured_is_compared_by_its_classes_
     assert sum(described["live"]["bins"]["brightness"]) == 10
 
 
+def test_answers_that_are_less_sure_than_on_the_validation_set_are_told() -> None:
+    sure = Histograms()
+    for share in (0.97, 0.99, 0.92) * 100:
+        sure.add({"confidence": share})
+    live = LiveDrift(record(scenes(5, 1), confidence=sure.to_dict()), half=300, share=1)
+    live.answered([("cat", 0.99), ("dog", 0.96), ("dog", 0.93)] * 100)
+    assert verdicts(live)["confidence"] == "same"
+    live.answered([("cat", 0.6), ("dog", 0.7)] * 300)
+    assert verdicts(live)["confidence"] == "drifted"
+    assert live.described()["no_reference"] == []
+
+
 def test_a_bundle_with_histograms_of_another_version_is_told() -> None:
     with pytest.raises(StriateError, match="ingest --measure"):
         reference_of(record([], histograms={"version": 99}))
