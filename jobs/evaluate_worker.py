@@ -12,6 +12,7 @@ from jobs import board
 from jobs.board import Count
 from jobs.metrics import WorkMetrics
 from library.errors import StriateError
+from library.json_lines import WorkLog
 from library.scoring import ShardScorer, ShardScores
 
 _REPORT_EVERY_S = 1.0
@@ -52,6 +53,7 @@ class JudgeWorker:
         self._job = job
         self._scorer: ShardScorer | None = None
         self._metrics = WorkMetrics("evaluate")
+        self._log = WorkLog(command="evaluate", run=job.run)
 
     def run(self, shard: str) -> dict[str, Any]:
         """Judge the shard at a URI.
@@ -75,6 +77,11 @@ class JudgeWorker:
             row["error"] = str(error)
         except Exception:
             row["error"] = f"shard {shard}: {traceback.format_exc()}"
+        if row["error"]:
+            self._log.error("shard failed", extra={"shard": shard, "error": row["error"]})
+        else:
+            took, counted = round(time.perf_counter() - loaded, 3), row["scores"][0]
+            self._log.info("shard done", extra={"shard": shard, "pictures": counted.rows, "seconds": took})
         return row | {"load_s": loaded - start, "busy_s": time.perf_counter() - loaded}
 
     def _count(self, score: ShardScores, seconds: Mapping[str, float]) -> None:
@@ -93,6 +100,7 @@ class JudgeWorker:
         cv2.setNumThreads(1)
         torch.set_num_threads(self._job.threads)
         bundles = [Bundle.load(uri, self._job.device) for uri in self._job.bundles]
+        self._log = WorkLog(command="evaluate", run=self._job.run, bundle_ids=[bundle.id for bundle in bundles])
         return ShardScorer(
             bundles,
             threads=self._job.threads,

@@ -6,6 +6,7 @@ import gc
 import resource
 import time
 import traceback
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from jobs import board
 from jobs.board import Count
 from jobs.metrics import WorkMetrics
 from library.errors import StriateError
+from library.json_lines import WorkLog
 from library.manifest import Tally
 from library.shard_work import ShardJob, ShardTask
 
@@ -37,7 +39,11 @@ class ShardWorker:
         self._job = job
         self._run = run
         self._metrics = WorkMetrics(command)
-        self._node = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        self._node = context.get_node_id()
+        names = {"command": command, "run": run, "ray_job": context.get_job_id(), "node": self._node}
+        bundle_id = getattr(job, "bundle_id", None)
+        self._log = WorkLog(**names, **({"bundle_id": bundle_id} if bundle_id else {}))
         self._idle_since = time.perf_counter()
         # One worker a CPU: threads inside the libraries would only take turns with the other workers.
         cv2.setNumThreads(1)
@@ -47,21 +53,27 @@ class ShardWorker:
 
     def run(self, task: ShardTask) -> dict[str, Any]:
         """Make one shard; returns its report, or the error, with what the driver counts."""
-        waited = time.perf_counter() - self._idle_since
+        start = time.perf_counter()
+        waited, shard = start - self._idle_since, f"{task.dataset}/{task.stem}"
         result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
         result["node"] = self._node
-        begun = board.begin(self._run, f"{task.dataset}/{task.stem}")
+        begun = board.begin(self._run, shard)
         try:
             if begun > _MAX_ATTEMPTS:
                 raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
             report = self._job.run(task, self._teller(task))
             result["report"] = report.model_dump_json()
             self._metrics.shard(task.dataset, report)
-            board.end(self._run, f"{task.dataset}/{task.stem}")
+            board.end(self._run, shard)
+            counts = asdict(count_of(report.tally, shards=1)) | {"kept": report.tally.rows_out}
+            took = round(time.perf_counter() - start, 3)
+            self._log.info("shard done", extra={"shard": shard, **counts, "seconds": took})
         except StriateError as error:
             result["error"] = str(error)
         except Exception:
-            result["error"] = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
+            result["error"] = f"shard {shard}: {traceback.format_exc()}"
+        if result["error"]:
+            self._log.error("shard failed", extra={"shard": shard, "error": result["error"]})
         result["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._idle_since = time.perf_counter()
         return result

@@ -25,6 +25,7 @@ from jobs.train_checkpoint import keep, last_state
 from jobs.train_loop import TrainTask
 from jobs.train_peers import gathered, largest, summed, take_from_first
 from library.errors import StriateError
+from library.json_lines import WorkLog
 from library.models import create
 from library.recipe import Recipe
 from library.training.batch import Batch
@@ -60,6 +61,7 @@ class _Training:
         self._task = task
         self._recipe = Recipe.model_validate_json(task.recipe)
         context = ray.train.get_context()
+        self._work_log = WorkLog(command="train", run=task.run, out=task.out, recipe_digest=self._recipe.digest)
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
         self._device: torch.device = ray.train.torch.get_device()
         recipe = self._recipe
@@ -256,6 +258,7 @@ class _Training:
         line = {"epoch": self._at.epoch, "step": self._at.step, **metrics}
         if self._logs is not None:
             self._logs.epoch(line)
+            self._work_log.info("epoch done", extra=line)
             board.tell(self._task.run, {"ended": line}, name=f"epoch-{self._at.epoch:06d}")
         self._keep({**line, "score": value})
 

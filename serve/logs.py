@@ -6,34 +6,24 @@ Both loggers are silent until `write_logs` is called. Ray keeps what its workers
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from library.errors import UsageError
+from library.json_lines import JsonLines
 
 #: To stderr rather than to a file.
 STDERR = "-"
 _ACCESS, _ERRORS = "striate.access", "striate.serve"
 
 
-class _Lines(logging.Formatter):
-    """One JSON object a record; lines of the access log are such already."""
+class _Lines(JsonLines):
+    """As these; lines of the access log are JSON already."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name == _ACCESS:
-            return record.getMessage()
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return record.getMessage() if record.name == _ACCESS else super().format(record)
 
 
 def log_path(given: str | None) -> str | None:

@@ -1,7 +1,7 @@
-"""A Ray of three nodes on this machine, as `striate cluster up` makes it: work spreads over it, and a lost node costs
+"""A Ray of four nodes on this machine, as `striate cluster up` makes it: work spreads over it, and a lost node costs
 nothing but time. Storage is S3, as it must be where nodes share no disk.
 
-The tests take one node each from the cluster, so they are in order: first all nodes, then two, then one.
+The tests take one node each from the cluster, so they are in order: first all nodes, at last the head.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def finished(process: subprocess.Popen[bytes]) -> Any:
 
 @pytest.fixture(scope="module")
 def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Three nodes of one CPU; with a token, as Ray has it where nobody says otherwise."""
+    """Four nodes of one CPU; with a token, as Ray has it where nobody says otherwise."""
     home = tmp_path_factory.mktemp("home")
     (home / "token").write_text("0123456789abcdef" * 4)
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
@@ -92,7 +92,7 @@ def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     environment |= {"XDG_STATE_HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token")}
     (s3_server.root / BUCKET).mkdir()
     made = Nodes(environment, s3_server.root)
-    up = made.run("cluster", "up", "--nodes", "3", "--cpus-per-node", "1")
+    up = made.run("cluster", "up", "--nodes", "4", "--cpus-per-node", "1")
     try:
         environment["RAY_ADDRESS"] = up["address"]
         made.nodes = up["nodes"]
@@ -118,7 +118,7 @@ def digits(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_second_cluster_is_refused_and_the_status_shows_the_first(nodes: Nodes) -> None:
     status = nodes.run("cluster", "status")
-    assert [node["running"] for node in status["nodes"]] == [True, True, True]
+    assert [node["running"] for node in status["nodes"]] == [True] * 4
     second = nodes.start("cluster", "up")
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 2
@@ -180,6 +180,19 @@ def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str) -> 
     assert content(nodes.folder("lossy")) == content(nodes.folder("calm"))
 
 
+def test_a_node_lost_in_a_prediction_changes_no_byte(nodes: Nodes, raw: str, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", model="resnet18", size=224)
+    asked = ("predict", bundle, raw, f"s3://{BUCKET}/scored-lossy", "--runtime", "eager", "--json")
+    process = nodes.start(*asked)
+    reports = nodes.folder("scored-lossy") / "_reports"
+    until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 2, 240)
+    assert process.poll() is None, "it ended before the node was lost"
+    nodes.lose()
+    finished(process)
+    nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored-calm", "--runtime", "eager")
+    assert content(nodes.folder("scored-lossy")) == content(nodes.folder("scored-calm"))
+
+
 def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on(
     nodes: Nodes, digits: str, tmp_path: Path
 ) -> None:
@@ -205,3 +218,21 @@ def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
     process.communicate(timeout=120)
     assert process.returncode == 1
     assert not nodes.folder("stolen").exists()
+
+
+def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(nodes: Nodes, raw: str) -> None:
+    asked = ("filter", raw, f"s3://{BUCKET}/headless", "--steps", SLOW, "--limit", "60", "--json")
+    process = nodes.start(*asked)
+    reports = nodes.folder("headless") / "_reports"
+    until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 3, 240)
+    assert process.poll() is None, "it ended before the head was lost"
+    nodes.lose()
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors.decode()
+    assert "Traceback" not in errors.decode()
+    assert json.loads(out)["exit_code"] == 1
+    nodes.run("cluster", "down")
+    nodes.environment["RAY_ADDRESS"] = nodes.run("cluster", "up", "--nodes", "1")["address"]
+    run = nodes.run(*asked[:-1])["run"]
+    assert 3 <= run["shards_resumed"] < run["shards"]
+    assert content(nodes.folder("headless")) == content(nodes.folder("calm"))

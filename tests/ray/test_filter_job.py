@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -45,6 +46,19 @@ def test_every_picture_is_filtered_dropped_or_rejected_and_the_pixels_are_those_
         wanted = filters.apply(codec.decode(before[row["key"]]["image"]["bytes"]))
         np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), wanted)
         assert (row["label"], row["format"], row["channels"]) == (before[row["key"]]["label"], "png", 1)
+
+
+def test_each_shard_has_a_line_of_json_in_the_log_of_its_worker(photos: str, tmp_path: Path) -> None:
+    made = filter_dataset(plan_filter(photos, str(tmp_path / "grey"), "grayscale"), workers="1")
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"  # pyright: ignore
+    lines = [
+        line for path in logs.glob("worker-*.err") for line in path.read_text().splitlines() if "shard done" in line
+    ]
+    told = [one for one in map(json.loads, lines) if one["shard"].startswith(str(tmp_path))]
+    assert {one["shard"].rpartition("/")[2] + ".parquet" for one in told} == {shard.name for shard in made.shards}
+    assert sum(one["pictures"] for one in told) == made.tally.rows_in
+    assert {(one["command"], one.get("bundle_id")) for one in told} == {("filter", None)}
+    assert {one["ray_job"] for one in told} == {ray.get_runtime_context().get_job_id()}
 
 
 def test_the_output_is_the_same_for_one_worker_and_for_two(photos: str, tmp_path: Path) -> None:
