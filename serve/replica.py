@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -82,6 +83,9 @@ class ModelReplica:
             on_picture=None if self._drift is None else self._drift.picture,
             on_batch=self._on_batch,
         )
+        # What is there by now stays: the garbage collector would walk all of PyTorch now and then, and requests wait.
+        gc.collect()
+        gc.freeze()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = model_app(self, self._settings)
