@@ -226,11 +226,11 @@ def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(nodes: No
     reports = nodes.folder("headless") / "_reports"
     until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 3, 240)
     assert process.poll() is None, "it ended before the head was lost"
-    nodes.lose()
-    out, errors = process.communicate(timeout=240)
+    os.kill(nodes.nodes[0]["pid"], signal.SIGKILL)
+    # Ray itself ends a process that has been without a head for a minute.
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 1, errors.decode()
     assert "Traceback" not in errors.decode()
-    assert json.loads(out)["exit_code"] == 1
     nodes.run("cluster", "down")
     nodes.environment["RAY_ADDRESS"] = nodes.run("cluster", "up", "--nodes", "1")["address"]
     run = nodes.run(*asked[:-1])["run"]
