@@ -7,12 +7,13 @@ OUT ?= out/demo
 # Every process of Ray imports PyTorch: compiled from source each time, as where this is set, that takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-cluster check bench setup clean
+.PHONY: demo test test-faults test-cluster check bench setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   set up, run the main job on real pictures, leave pictures and a page in $(OUT)"
-	@echo "make test   set up, run all tests"
+	@echo "make test   set up, run the tests (nine minutes on two cores)"
+	@echo "make test-faults   set up, run the tests of whole jobs through kills and storage errors"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
 	@echo "make bench  set up, run the benchmarks (two hours; wrk for serving), write benchmarks/results/"
@@ -32,8 +33,12 @@ demo: setup
 
 test: setup
 	# What computes alone goes in a process a core; what starts Ray, which takes all cores, one after the other.
-	$(BIN)/python -m pytest --numprocesses auto tests/unit tests/k8s
-	$(BIN)/python -m pytest tests/ray tests/e2e
+	$(BIN)/python -m pytest --numprocesses auto tests/unit tests/k8s tests/e2e/test_every_model.py
+	$(BIN)/python -m pytest tests/ray tests/e2e --ignore tests/e2e/test_every_model.py
+
+# Whole jobs whose workers, drivers and storage fail again and again: minutes more.
+test-faults: setup
+	$(BIN)/python -m pytest -m faults tests/ray tests/e2e
 
 # Clusters of several nodes and a head with jobs on this machine: minutes.
 test-cluster: setup

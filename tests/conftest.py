@@ -22,6 +22,9 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Ray's token authentication is for clusters; it would write to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# A process a core: threads of one would only wait for those of the other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 #: What takes longest is begun first.

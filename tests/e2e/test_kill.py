@@ -102,6 +102,7 @@ def test_a_driver_killed_at_random_moments_leaves_the_dataset_of_an_undisturbed_
     assert content(killed) == calm
 
 
+@pytest.mark.faults
 def test_a_prediction_killed_at_random_moments_goes_on_and_leaves_the_same_dataset(
     raw: str, address: str, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_a_prediction_killed_at_random_moments_goes_on_and_leaves_the_same_datas
     assert content(killed) == content(calm)
 
 
+@pytest.mark.faults
 def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
     raw: str, calm: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -221,6 +221,7 @@ def test_while_a_job_runs_its_destination_says_how_far_it_is(photos: str, tmp_pa
     assert load_manifest(plan.destination).complete
 
 
+@pytest.mark.faults
 def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tmp_path: Path) -> None:
     plan = plan_filter(photos, str(tmp_path / "calm"), "invert")
     filter_dataset(plan)
@@ -236,6 +237,7 @@ def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tm
     }
 
 
+@pytest.mark.faults
 def test_a_shard_that_kills_its_worker_each_time_is_named_instead_of_tried_for_ever(tmp_path: Path) -> None:
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007: its worker died 4 times"):

@@ -28,6 +28,7 @@ def test_a_dataset_in_a_bucket_is_the_same_as_one_on_disk(
     assert again.run["shards_resumed"] == len(again.shards)
 
 
+@pytest.mark.faults
 def test_pictures_go_from_bucket_to_bucket_through_every_fault_and_none_is_lost_or_doubled(
     photo_folder: Path, bucket: str, s3_proxy: FaultProxy, tmp_path: Path, s3_server: S3Server
 ) -> None:

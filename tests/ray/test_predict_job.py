@@ -52,6 +52,7 @@ def test_every_picture_gets_what_the_bundle_itself_says_of_it(calm: Path, bundle
         assert row == before[row["key"]]
 
 
+@pytest.mark.faults
 def test_two_workers_in_a_bucket_through_every_fault_leave_the_bytes_of_one_on_disk(
     calm: Path, bundle: str, photos: str, bucket: str, s3_server: S3Server, s3_proxy: FaultProxy
 ) -> None:
@@ -73,6 +74,7 @@ def test_two_workers_in_a_bucket_through_every_fault_leave_the_bytes_of_one_on_d
     assert stored == wanted
 
 
+@pytest.mark.faults
 def test_killed_workers_and_a_cut_off_job_leave_the_same_dataset(
     calm: Path, bundle: str, photos: str, tmp_path: Path
 ) -> None:

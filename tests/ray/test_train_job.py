@@ -194,6 +194,7 @@ def test_cached_features_are_what_the_frozen_backbone_gives(trained: Path, digit
     assert losses(out)[1] < losses(out)[0]
 
 
+@pytest.mark.faults
 def test_a_killed_driver_and_a_killed_worker_leave_the_undisturbed_result(
     trained: Path, digits: Path, tmp_path: Path
 ) -> None:
