@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -97,7 +98,7 @@ class Bundle:
             storage.write_bytes(storage.join(uri, name), data)
         storage.write_bytes(storage.join(uri, BUNDLE), dump_record(self.record))
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Content digest, in hex."""
         return self.record.id

@@ -1,8 +1,8 @@
-"""A bundle that answers many at once: pictures are prepared in threads and classified in batches, in one more thread.
+"""A bundle that answers many at once: pictures are prepared in threads and classified in batches, in more threads.
 
-A batch begins as soon as the one before is done, with what is ready by then: under load batches fill by themselves, and
-a lone request waits for nobody. Ray Serve's `@serve.batch` cuts its batches before the model is free, so that they fill
-only by waiting (decision 0008).
+A batch begins as soon as a thread has done the one before, with what is ready by then: under load batches fill by
+themselves, and a lone request waits for nobody. Ray Serve's `@serve.batch` cuts its batches before the model is free,
+so that they fill only by waiting (decision 0008).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Result:
 
 @dataclass(eq=False)
 class _Work:
-    """A picture on its way, or (with `call`) something else that only the computing thread may do."""
+    """A picture on its way, or (with `call`) something else for the first of the computing threads."""
 
     future: asyncio.Future[Any]
     call: Callable[[], Any] | None = None
@@ -72,14 +72,15 @@ class Engine:
 
     Args:
         bundle: what prepares.
-        classify: prepared pictures to probabilities, N x classes; only ever called in one and the same thread.
+        classify: prepared pictures to probabilities, N x classes; called by `lanes` threads at once at most.
         limits: of one picture.
         threads: CPUs that are this process's own.
         capacity: pictures under way, being prepared, waiting or computed; more are refused.
         batch_size: pictures in a batch, at most.
+        lanes: threads that compute batches.
         batch_wait_s: how long an idle model waits for a batch to fill.
         on_picture: given each encoded picture that could be used, in a preparing thread.
-        on_batch: told of the size and the seconds of each batch, in the computing thread.
+        on_batch: told of the size and the seconds of each batch, in the thread that computed it.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Engine:
         threads: int,
         capacity: int,
         batch_size: int,
+        lanes: int = 1,
         batch_wait_s: float = 0.0,
         on_picture: Callable[[bytes], None] | None = None,
         on_batch: Callable[[int, float], None] | None = None,
@@ -102,12 +104,11 @@ class Engine:
         self._on_picture, self._on_batch = on_picture, on_batch
         self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
         self._waiting: deque[_Work] = deque()
+        self._calls: deque[_Work] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._busy_since: float | None = None
         self._under_way = 0
-        self._thread = threading.Thread(target=self._compute_for_ever, name="compute", daemon=True)
-        self._thread.start()
+        self._lanes = [_Lane(self._compute_for_ever, number) for number in range(lanes)]
 
     def admit(self, pictures: int) -> None:
         """Take so many pictures in; `release` them afterwards. A request larger than all the room goes alone.
@@ -130,9 +131,9 @@ class Engine:
         return await work.future
 
     async def compute(self, call: Callable[[], _T]) -> _T:
-        """Do something in the computing thread, between batches."""
+        """Do something in the first of the computing threads, between batches."""
         work = _Work(asyncio.get_running_loop().create_future(), call=call)
-        self._put(work)
+        self._put(work, self._calls)
         return await work.future
 
     async def prepared(self, data: bytes) -> Prepared:
@@ -152,22 +153,19 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Pictures that are ready for a batch."""
-        return len(self._waiting)
+        """What is ready for a computing thread."""
+        return len(self._waiting) + len(self._calls)
 
     def stuck_s(self) -> float:
-        """For how long the computing thread has been at the same batch, in seconds; without end when it has died."""
-        if not self._thread.is_alive():
-            return float("inf")
-        since = self._busy_since
-        return 0.0 if since is None else perf_counter() - since
+        """For how long a computing thread has been at the same batch, in seconds; without end when one has died."""
+        return max(lane.stuck_s() for lane in self._lanes)
 
     def close(self) -> None:
         """End the threads; what has not begun is dropped."""
         self._preparing.shutdown(wait=False, cancel_futures=True)
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _prepare(self, work: _Work, picture: bytes | NDArray[np.uint8]) -> None:
         if work.future.cancelled():
@@ -190,45 +188,43 @@ class Engine:
         else:
             work.ready = perf_counter()
             work.prepare_s = work.ready - began
-            self._put(work)
+            self._put(work, self._waiting)
             if self._on_picture is not None and isinstance(picture, bytes):
                 self._on_picture(picture)
 
-    def _put(self, work: _Work) -> None:
+    def _put(self, work: _Work, queue: deque[_Work]) -> None:
         with self._changed:
-            self._waiting.append(work)
-            self._changed.notify()
+            queue.append(work)
+            self._changed.notify_all()
 
-    def _compute_for_ever(self) -> None:
-        while batch := self._next_batch():
-            self._busy_since = perf_counter()
+    def _compute_for_ever(self, lane: _Lane) -> None:
+        while batch := self._next_batch(lane):
+            lane.busy_since = perf_counter()
             try:
                 self._compute(batch)
             except Exception as error:  # handed to whoever waits for the pictures
                 for work in batch:
                     work.error = error
-            self._busy_since = None
+            lane.busy_since = None
             _tell(batch)
 
-    def _next_batch(self) -> list[_Work]:
+    def _next_batch(self, lane: _Lane) -> list[_Work]:
+        calls = self._calls if lane.number == 0 else ()
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if self._batch_wait_s and self._waiting and self._waiting[0].call is None:
+                self._changed.wait_for(lambda: self._waiting or calls or self._closed)
+                if self._batch_wait_s and not calls:
                     self._changed.wait_for(
-                        lambda: len(self._waiting) >= self._batch_size or self._closed, self._batch_wait_s
+                        lambda: len(self._waiting) >= self._batch_size or calls or self._closed, self._batch_wait_s
                     )
                 if self._closed:
                     return []
+                queue, most = (self._calls, 1) if calls else (self._waiting, self._batch_size)
                 batch: list[_Work] = []
-                while self._waiting and len(batch) < self._batch_size:
-                    if self._waiting[0].call is not None and batch:
-                        break
-                    work = self._waiting.popleft()
+                while queue and len(batch) < most:
+                    work = queue.popleft()
                     if not work.future.cancelled():
                         batch.append(work)
-                        if work.call is not None:
-                            break
                 if batch:
                     return batch
 
@@ -245,6 +241,22 @@ class Engine:
             work.outcome = Result(picture, row, *work.size, work.prepare_s, began - work.ready, seconds)
         if self._on_batch is not None:
             self._on_batch(len(batch), seconds)
+
+
+class _Lane:
+    """A thread that computes."""
+
+    def __init__(self, run: Callable[[_Lane], None], number: int) -> None:
+        self.number = number
+        self.busy_since: float | None = None
+        self._thread = threading.Thread(target=run, args=[self], name=f"compute-{number}", daemon=True)
+        self._thread.start()
+
+    def stuck_s(self) -> float:
+        if not self._thread.is_alive():
+            return float("inf")
+        since = self.busy_since
+        return 0.0 if since is None else perf_counter() - since
 
 
 def _tell(batch: Sequence[_Work]) -> None:

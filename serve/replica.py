@@ -33,6 +33,7 @@ from serve.loopback import keep_to_loopback
 from serve.metrics import ServeMetrics
 from serve.model_api import model_app
 from serve.notes import Notes
+from serve.priority import yield_to_others
 from serve.service import Answer, Timing
 from serve.settings import ServeSettings
 
@@ -54,6 +55,7 @@ class ModelReplica:
 
     def __init__(self, name: str, uri: str, settings: Mapping[str, Any], max_queued: int) -> None:
         keep_to_loopback()
+        yield_to_others()
         self._name, self._settings = name, ServeSettings.model_validate(settings)
         write_logs(self._settings.access_log)
         threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
@@ -79,6 +81,7 @@ class ModelReplica:
             threads=threads,
             capacity=max_queued,
             batch_size=self._batch_size,
+            lanes=self._runtime.lanes,
             batch_wait_s=self._settings.batch_wait_ms / 1000,
             on_picture=None if self._drift is None else self._drift.picture,
             on_batch=self._on_batch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -67,7 +68,8 @@ def open_runtime(
 def _onnx(bundle: Bundle, eager: Runtime) -> Runtime:
     if bundle.device.type != "cpu":
         raise StriateError("ONNX Runtime is used on the CPU only")
-    return _checked(bundle, eager, "onnx", onnx_compute(bundle, eager.threads))
+    compute, lanes = onnx_compute(bundle, eager.threads)
+    return _checked(bundle, eager, "onnx", compute, lanes)
 
 
 def _compile(bundle: Bundle, eager: Runtime) -> Runtime:
@@ -81,8 +83,8 @@ _MAKERS: dict[str, Callable[[Bundle, Runtime], Runtime]] = {
 }
 
 
-def _checked(bundle: Bundle, eager: Runtime, name: str, compute: Compute) -> Runtime:
-    return Runtime(name, eager.device, eager.threads, compute, check(bundle, compute))
+def _checked(bundle: Bundle, eager: Runtime, name: str, compute: Compute, lanes: int = 1) -> Runtime:
+    return Runtime(name, eager.device, eager.threads, compute, check(bundle, compute), lanes=lanes)
 
 
 def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: bool | None) -> Runtime:
@@ -103,7 +105,7 @@ def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: boo
         if candidate is not best:
             slower = seconds[candidate.name] / seconds[best.name]
             passed_over[candidate.name] = f"takes {slower:.2f} times as long as {best.name}"
-    return Runtime(best.name, best.device, best.threads, best.compute, best.difference, passed_over)
+    return replace(best, passed_over=passed_over)
 
 
 def _measured(candidates: Sequence[Runtime], pictures: Sequence[Prepared], probe_s: float) -> dict[str, float]:

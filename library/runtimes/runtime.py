@@ -19,7 +19,7 @@ Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
 class Runtime:
     """What a bundle's probabilities come from; made by `open_runtime`.
 
-    Any thread may ask it, but one at a time: it uses all the threads that it was given.
+    Any thread may ask it, but no more at once than it has lanes.
 
     Attributes:
         name: eager, compile or onnx; for an ensemble of several kinds joined by `+`.
@@ -28,6 +28,8 @@ class Runtime:
         compute: see `probabilities`.
         difference: largest difference of a probability from the bundle's own that its check saw; 0 for eager.
         passed_over: the others, each with why it was not taken.
+        lanes: how many may ask at once. With more than one, each who asks computes pictures of its own beside the
+            others, and batches gain nothing.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Runtime:
     compute: Compute = field(repr=False)
     difference: float = 0.0
     passed_over: Mapping[str, str] = field(default_factory=dict[str, str])
+    lanes: int = 1
 
     def probabilities(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
         """Of prepared pictures (`Bundle.prepare`), N x classes, in the order of the bundle's classes."""

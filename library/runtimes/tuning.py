@@ -49,7 +49,8 @@ class Tuning:
 def tune(runtime: Runtime, bundle: Bundle, *, sizes: Sequence[int] = _SIZES, probe_s: float = 5.0) -> Tuning:
     """Measure batches of each size, smallest first.
 
-    It ends when the time is used up, when two larger sizes in a row gain nothing, or when a GPU's memory is full.
+    It ends when the time is used up, when two larger sizes in a row gain nothing, or when a GPU's memory is full. A
+    runtime of several lanes is measured with the smallest only.
 
     Args:
         runtime: what computes.
@@ -60,7 +61,7 @@ def tune(runtime: Runtime, bundle: Bundle, *, sizes: Sequence[int] = _SIZES, pro
     end = perf_counter() + probe_s
     latency_ms: dict[int, float] = {}
     best, without_gain = 0.0, 0
-    for size in sizes:
+    for size in sizes if runtime.lanes == 1 else sizes[:1]:
         # The first call of a size may compile or plan for it, hence twice the time of the size before.
         if latency_ms and perf_counter() + 4 * max(latency_ms.values()) / 1000 > end:
             break

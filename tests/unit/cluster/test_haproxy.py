@@ -10,6 +10,7 @@ from cluster.haproxy import confined, free_ports
 
 #: As ray 2.60 writes it, cut down to what listens.
 WRITTEN = """global
+    log 127.0.0.1:514 local0 info
     stats socket /tmp/x/admin.sock mode 666 level admin
 defaults
     mode http
@@ -19,6 +20,7 @@ frontend prometheus
     bind :9101
 frontend http_frontend
     bind 127.0.0.1:8000
+    log /tmp/x/metrics.sock len 8192 format rfc5424 local1 debug
     acl routes path -i /-/routes
     http-request return status 200 content-type application/json string "{}" if routes
     errorfile 503 /tmp/x/500.http
@@ -70,15 +72,20 @@ def test_no_request_waits_where_no_replica_is_up() -> None:
 def test_what_a_replica_has_no_room_for_waits_a_moment_and_is_refused() -> None:
     made = [line.strip() for line in confined(WRITTEN, "/tmp/x", 77, "*:8000").splitlines()]
     assert "server one 10.0.0.1:30000 check maxconn 77" in made
-    assert "timeout queue 50ms" in made[made.index("defaults") : made.index("frontend prometheus")]
+    assert "timeout queue 25ms" in made[made.index("defaults") : made.index("frontend prometheus")]
 
 
 def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> None:
     made = confined(WRITTEN, "/tmp/x", 128, "*:8000").splitlines()
     assert "timeout http-request 30s" in [line.strip() for line in made[made.index("defaults") :][:3]]
-    changed = ("bind", "errorfile", "server", "if routes")
+    changed = ("bind", "errorfile", "server", "if routes", "local0")
     kept = [line for line in WRITTEN.splitlines() if not any(word in line for word in changed)]
     assert [line for line in made if line in kept] == kept
+
+
+def test_nothing_is_logged_to_where_nobody_reads() -> None:
+    made = confined(WRITTEN, "/tmp/x", 128, "*:8000").splitlines()
+    assert [line.split()[1] for line in made if line.split()[:1] == ["log"]] == ["/tmp/x/metrics.sock"]
 
 
 def test_ports_are_free_and_none_that_the_system_hands_out() -> None:

@@ -15,7 +15,7 @@ from library.bundle import Bundle, Prepared, ensemble
 from library.bundle_record import BundleRecord
 from library.errors import StriateError, UsageError
 from library.models import create
-from library.runtimes import Runtime, open_runtime, tune
+from library.runtimes import Runtime, onnx_session, open_runtime, tune
 from library.runtimes.parity import TOLERANCE, Disagreement, check, compare
 from library.runtimes.samples import noise, samples
 from library.runtimes.tuning import Tuning
@@ -96,6 +96,20 @@ def test_any_thread_may_ask(lenet: Bundle, lenet_onnx: Runtime) -> None:
     alone = lenet_onnx.probabilities(pictures)
     with ThreadPoolExecutor(1) as pool:
         assert np.array_equal(pool.submit(lenet_onnx.probabilities, pictures).result(), alone)
+
+
+def test_pictures_are_the_same_bits_whoever_else_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever the clock says here: the way of larger networks, with a small one.
+    monkeypatch.setattr(onnx_session, "_SMALL_S", 0.0)
+    monkeypatch.setattr(onnx_session, "_NEARLY", 1e9)
+    bundle = untrained("resnet9(width=8)", 3, 32)
+    runtime = open_runtime(bundle, "onnx", threads=2)
+    assert runtime.lanes == 2
+    pictures = samples(bundle, 24)
+    together = runtime.probabilities(pictures)
+    with ThreadPoolExecutor(runtime.lanes) as pool:
+        apart = pool.map(lambda picture: runtime.probabilities([picture]), pictures)
+        assert np.array_equal(np.concatenate(list(apart)), together)
 
 
 def test_auto_tells_what_it_took_and_why_not_the_others(lenet: Bundle) -> None:
@@ -186,6 +200,11 @@ def test_tuning_without_time_measures_the_smallest_batch_only(lenet: Bundle) -> 
     tuning = tune(open_runtime(lenet, "eager"), lenet, probe_s=0.0)
     assert isinstance(tuning, Tuning)
     assert (tuning.batch_size, tuning.batch_wait_ms, list(tuning.latency_ms)) == (1, 0.0, [1])
+
+
+def test_with_several_lanes_larger_batches_are_not_tried(lenet: Bundle) -> None:
+    tuning = tune(Runtime("lanes", "cpu", 2, lenet.probabilities, lanes=2), lenet)
+    assert (tuning.batch_size, list(tuning.latency_ms)) == (1, [1])
 
 
 def test_tuning_stops_where_the_memory_of_a_gpu_ends(lenet: Bundle) -> None:

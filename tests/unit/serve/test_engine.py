@@ -158,7 +158,44 @@ def test_other_work_runs_between_batches(engine: Engine, gate: Gate) -> None:
         gate.open.set()
         return await asyncio.gather(first, name, engine.result(PICTURES[1]))
 
-    assert run(ask())[1] == "compute"
+    assert run(ask())[1] == "compute-0"
+
+
+def test_with_two_lanes_two_batches_are_computed_at_once_and_other_work_waits_for_the_first(bundle: Bundle) -> None:
+    both, names = threading.Barrier(2, timeout=30), set[str]()
+
+    def classify(pictures: Sequence[Any]) -> NDArray[np.float32]:
+        names.add(threading.current_thread().name)
+        both.wait()
+        return bundle.probabilities(pictures)
+
+    engine = Engine(bundle, classify, LIMITS, threads=2, capacity=10, batch_size=1, lanes=2)
+
+    async def ask() -> Any:
+        results = await asyncio.gather(*(engine.result(data) for data in PICTURES[:4]))
+        return results, await engine.compute(lambda: threading.current_thread().name)
+
+    results, name = run(ask())
+    engine.close()
+    assert names == {"compute-0", "compute-1"}
+    assert name == "compute-0"
+    expected = [bundle.probabilities([bundle.prepare(data)])[0] for data in PICTURES[:4]]
+    assert np.array_equal([result.probabilities for result in results], expected)
+
+
+def test_a_lane_that_does_not_end_is_seen_beside_one_that_works(bundle: Bundle, gate: Gate) -> None:
+    engine = Engine(bundle, gate, LIMITS, threads=2, capacity=10, batch_size=1, lanes=2)
+
+    async def ask() -> None:
+        gate.open.clear()
+        stuck = asyncio.ensure_future(engine.result(PICTURES[0]))
+        await until(lambda: engine.stuck_s() > 0)
+        gate.open.set()
+        await stuck
+        await until(lambda: engine.stuck_s() == 0)
+
+    run(ask())
+    engine.close()
 
 
 def test_an_error_in_the_model_reaches_who_asked_and_the_next_batch_goes_on(bundle: Bundle) -> None:
