@@ -75,6 +75,9 @@ def of_machine(facts: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("machine", "ok", told)
     yield _of_gpus(facts["gpus"])
     yield _of_shm("shared memory", facts["shm_bytes"])
+    if facts["open_token_files"]:
+        paths = " ".join(facts["open_token_files"])
+        yield Check("token file", "warn", f"{paths}: other users of this machine can read it", f"chmod 600 {paths}")
 
 
 def _of_gpus(gpus: Mapping[str, Any]) -> Check:

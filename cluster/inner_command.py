@@ -113,6 +113,13 @@ def _check_sent(path: str, tree: Tree) -> None:
         )
 
 
+def _check_read(path: str, tree: Tree) -> None:
+    """Of what a recipe names: it is there on the cluster only where it is sent, or lies on storage of the nodes."""
+    _check_sent(path, tree)
+    if not os.path.isabs(path) and not os.path.exists(os.path.join(tree.root, path)):
+        raise UsageError(f"{path} is not in {tree.root}, which is all that is uploaded: name s3://BUCKET/... instead")
+
+
 def _check_content(command: InnerCommand, tree: Tree) -> None:
     """The parts that have a checker of their own: pipelines, encodings and recipes."""
     steps, encode, recipe = (command.values.get(key) for key in ("steps", "encode", "recipe"))
@@ -134,4 +141,7 @@ def _check_content(command: InnerCommand, tree: Tree) -> None:
         path = os.path.join(tree.root, recipe)
         if not os.path.exists(path):
             raise UsageError(f"{recipe}: there is no such file in {tree.root}, which is what is uploaded")
-        Recipe.load(path, overrides=command.values.get("set_") or ())
+        read = Recipe.load(path, overrides=command.values.get("set_") or ())
+        for named in (read.data.train, read.data.val, None if read.weights == "pretrained" else read.weights):
+            for place in _paths(named):
+                _check_read(place, tree)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+#: Ray makes one where there is none.
+RAYS_TOKEN_FILE = "~/.ray/auth_token"
 
 #: Waits before each further try to reach it, in seconds: a port-forward that is started again, a head that comes up.
 _WAITS_S = (1, 2, 4, 8)
@@ -199,8 +201,8 @@ def find_token(file: str | None, environment: Mapping[str, str] = os.environ) ->
         return _checked_token(environment["RAY_AUTH_TOKEN"], "RAY_AUTH_TOKEN")
     if environment.get("RAY_AUTH_TOKEN_PATH"):
         return _read_token(environment["RAY_AUTH_TOKEN_PATH"], "RAY_AUTH_TOKEN_PATH")
-    default = Path.home() / ".ray" / "auth_token"
-    return _read_token(str(default), "Ray's own file") if default.is_file() else None
+    default = os.path.expanduser(RAYS_TOKEN_FILE)
+    return _read_token(default, "Ray's own file") if os.path.isfile(default) else None
 
 
 def _read_token(path: str, named: str) -> str:

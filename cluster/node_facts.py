@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cluster.job_server import RAYS_TOKEN_FILE
 from library import storage
 from library.errors import StriateError
 
@@ -39,6 +40,7 @@ def node_facts(place: str | None = None) -> dict[str, Any]:
         "gpus": _gpus(),
         # Of a node: Ray gives it to all its processes.
         "token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
+        "open_token_files": _open_token_files(),
         "storage": None if place is None else storage_facts(place),
     }
 
@@ -97,6 +99,12 @@ def storage_clock(place: str) -> tuple[float, float] | None:
 def _s3_client() -> Any:
     filesystem: Any = storage.s3_filesystem()
     return filesystem.s3
+
+
+def _open_token_files() -> list[str]:
+    """Files with Ray's token that others may read: Ray 2.60 makes its own so."""
+    files = [Path(name).expanduser() for name in (RAYS_TOKEN_FILE, os.environ.get("RAY_AUTH_TOKEN_PATH")) if name]
+    return [str(file) for file in dict.fromkeys(files) if file.is_file() and file.stat().st_mode & 0o077]
 
 
 def _version(name: str) -> str | None:

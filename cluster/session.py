@@ -9,10 +9,11 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.head_watch import HeadLostError, watched
 from library.errors import StriateError, UsageError
 
 #: Set before Ray is imported, unless the user has set them.
@@ -137,10 +138,26 @@ def connect(
         if address is None:
             raise StriateError(f"cannot start Ray on this machine: {error}") from error
         raise StriateError(f"cannot connect to Ray at {address}: {error}; see --address and RAY_ADDRESS") from error
+    has_head = True
     try:
-        yield _session(address)
+        with _watched(address):
+            yield _session(address)
+    except HeadLostError:
+        has_head = False
+        raise
     finally:
-        ray.shutdown()
+        # To end the connection in good order takes a head: Ray would wait for it.
+        if has_head:
+            ray.shutdown()
+
+
+def _watched(address: str | None) -> AbstractContextManager[None]:
+    """Of a Ray that is started here, and through ray://, Ray itself tells at once what is lost."""
+    import ray
+
+    if address is None or address.startswith("ray://"):
+        return nullcontext()
+    return watched(ray.get_runtime_context().gcs_address)
 
 
 def node_environment() -> dict[str, str]:

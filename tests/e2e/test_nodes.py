@@ -125,6 +125,17 @@ def test_a_second_cluster_is_refused_and_the_status_shows_the_first(nodes: Nodes
     assert f"a cluster runs here already at {status['address']}" in errors.decode()
 
 
+def test_the_doctor_examines_every_node(nodes: Nodes) -> None:
+    checks: list[dict[str, str]] = nodes.run("doctor", f"s3://{BUCKET}/probe")["checks"]
+    named = [check["name"] for check in checks]
+    for node in nodes.nodes:
+        assert f"node 127.0.0.1 ({node['node_id'][:8]})" in named
+    assert {"ok"} == {check["verdict"] for check in checks if check["name"].startswith(("node", "clock", "storage"))}
+    assert [check["found"] for check in checks if check["name"] == "versions of nodes"] == ["the same on 4 nodes"]
+    assert len([name for name in named if name.startswith("storage from")]) == 5
+    assert not nodes.folder("probe").exists()
+
+
 def test_a_filter_job_spreads_over_the_nodes_and_gives_the_bytes_of_one_worker(nodes: Nodes, raw: str) -> None:
     nodes.run("filter", raw, f"s3://{BUCKET}/spread", "--steps", "grayscale | resize(64)")
     nodes.run("filter", raw, f"s3://{BUCKET}/alone", "--steps", "grayscale | resize(64)", "--workers", "1")
@@ -222,15 +233,17 @@ def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
 
 def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(nodes: Nodes, raw: str) -> None:
     asked = ("filter", raw, f"s3://{BUCKET}/headless", "--steps", SLOW, "--limit", "60", "--json")
-    process = nodes.start(*asked)
+    # Ray itself ends a process that has been without a head for so long (a minute, by its default), without a word.
+    process = Nodes(nodes.environment | {"RAY_gcs_rpc_server_reconnect_timeout_s": "30"}, nodes.root).start(*asked)
     reports = nodes.folder("headless") / "_reports"
     until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 3, 240)
     assert process.poll() is None, "it ended before the head was lost"
     os.kill(nodes.nodes[0]["pid"], signal.SIGKILL)
-    # Ray itself ends a process that has been without a head for a minute.
-    _, errors = process.communicate(timeout=240)
+    out, errors = process.communicate(timeout=240)
     assert process.returncode == 1, errors.decode()
     assert "Traceback" not in errors.decode()
+    assert "waiting 20 s for it" in errors.decode()
+    assert "the same command goes on" in json.loads(out)["error"]
     nodes.run("cluster", "down")
     nodes.environment["RAY_ADDRESS"] = nodes.run("cluster", "up", "--nodes", "1")["address"]
     run = nodes.run(*asked[:-1])["run"]

@@ -21,7 +21,7 @@ from tests.conftest import S3Server
 def facts(**changed: Any) -> dict[str, Any]:
     here = node_facts()
     assert all(here["versions"].values())
-    return here | {"memory_bytes": 16e9, "shm_bytes": 4 * 2**30} | changed
+    return here | {"memory_bytes": 16e9, "shm_bytes": 4 * 2**30, "open_token_files": []} | changed
 
 
 def of_machine(**changed: Any) -> dict[str, Check]:
@@ -32,6 +32,21 @@ def test_a_sound_machine_is_ok() -> None:
     found = of_machine(gpus={"devices": 0, "usable": 0, "names": []})
     assert {check.verdict for check in found.values()} == {"ok"}
     assert "ray 2." in found["versions"].found
+
+
+def test_a_token_that_other_users_can_read_is_told_until_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    (told,) = (check for check in doctor.of_machine(node_facts()) if check.name == "token file")
+    assert (told.verdict, told.advice) == ("warn", f"chmod 600 {token}")
+    token.chmod(0o600)
+    assert "token file" not in {check.name for check in doctor.of_machine(node_facts())}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from jobs.cli import run
 
 RECIPE = "model: lenet5\n"
+WHOLE = "data: {train: s3://b/digits}\nmodel: lenet5\noptimizer: {name: adamw, lr: 0.003}\nbatch_size: 32\nepochs: 1\n"
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +19,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/recipe.yaml").write_text(RECIPE)
+    (tmp_path / "whole.yaml").write_text(WHOLE)
+    (tmp_path / "out/digits").mkdir()
     (tmp_path / "wrong.yaml").write_text("modle: lenet5\n")
     return tmp_path
 
@@ -39,6 +42,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train missing.yaml --out s3://b/lenet", "missing.yaml: there is no such file"),
         ("train wrong.yaml --out s3://b/lenet", "modle"),
         ("train ../recipe.yaml --out s3://b/lenet", "../recipe.yaml"),
+        ("train whole.yaml --out s3://b/lenet --set data.train=out/digits", "out/digits is not uploaded"),
+        ("train whole.yaml --out s3://b/lenet --set data.val=nowhere", "nowhere is not in"),
+        ("train whole.yaml --out s3://b/lenet --set weights=missing.safetensors", "missing.safetensors is not in"),
         ("filter s3://b/raw s3://b/edges --address http://head:8265", "before the --"),
         ("submit -- filter a b", "`striate submit` is for this machine"),
         ("jobs", "`striate jobs` is for this machine"),
