@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.head_watch import HeadLostError, watched
+from cluster.head_watch import watched
 from library.errors import StriateError, UsageError
 
 #: Set before Ray is imported, unless the user has set them.
@@ -138,17 +138,11 @@ def connect(
         if address is None:
             raise StriateError(f"cannot start Ray on this machine: {error}") from error
         raise StriateError(f"cannot connect to Ray at {address}: {error}; see --address and RAY_ADDRESS") from error
-    has_head = True
     try:
         with _watched(address):
             yield _session(address)
-    except HeadLostError:
-        has_head = False
-        raise
     finally:
-        # To end the connection in good order takes a head: Ray would wait for it.
-        if has_head:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _watched(address: str | None) -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.head_watch import set_last_words
 from jobs import cli_augment, cli_evaluate, cli_export, cli_models, cli_predict, cli_train, output
 from jobs.options import Address, Json, Measure, Size, Steps, Workers, WorkersUnlessSize, check_size
 from library import storage
@@ -43,6 +44,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
     as_json = "--json" in arguments
+    set_last_words(lambda message: _fail(message, StriateError.exit_code, as_json))
     try:
         # Typer gives back the code of `typer.Exit`, and None when a command ends by itself.
         return int(app(arguments, prog_name="striate", standalone_mode=False) or 0)
