@@ -21,7 +21,7 @@ from safetensors.torch import save as save_tensors
 
 from library import codec, storage
 from library.bundle_record import BUNDLE, WEIGHTS, BundleRecord, Member, Prediction, dump_record, load_record
-from library.errors import BadPicture, StriateError, UsageError
+from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError, UsageError
 from library.models.classifier import Classifier
 from library.network import SingleNetwork
 from library.picture import Pixels
@@ -174,7 +174,10 @@ class Bundle:
 
     def predict(self, data: bytes, top_k: int = 5) -> Prediction:
         """Classify one encoded picture; raises BadPicture if it cannot be used."""
-        return self._ranked(self.probabilities([self.prepare(data)])[0], top_k)
+        (said,) = self.predict_many([data], top_k)
+        if isinstance(said, BadPicture):
+            raise said
+        return said
 
     def predict_many(self, pictures: Sequence[bytes], top_k: int = 5) -> list[Prediction | BadPicture]:
         """Classify encoded pictures in one batch; what cannot be used is its BadPicture, and stops no other."""
@@ -185,12 +188,17 @@ class Bundle:
             except BadPicture as bad:
                 results.append(bad)
         usable = [prepared for prepared in results if not isinstance(prepared, BadPicture)]
-        ranked = iter(self.ranked(self.probabilities(usable), top_k) if usable else ())
-        return [item if isinstance(item, BadPicture) else next(ranked) for item in results]
+        rows = iter(self.probabilities(usable) if usable else ())
+        return [item if isinstance(item, BadPicture) else self._judged(next(rows), top_k) for item in results]
 
     def ranked(self, probabilities: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
-        """Rows of probabilities (N x classes) as predictions."""
+        """Rows of finite probabilities (N x classes) as predictions."""
         return [self._ranked(row, top_k) for row in probabilities]
+
+    def _judged(self, probabilities: NDArray[np.float32], top_k: int) -> Prediction | BadPicture:
+        if not np.isfinite(probabilities).all():
+            return BadPicture(NOT_FINITE, NOT_FINITE_WHY)
+        return self._ranked(probabilities, top_k)
 
     def _ranked(self, probabilities: NDArray[np.float32], top_k: int) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[: max(top_k, 1)]

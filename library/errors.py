@@ -47,6 +47,11 @@ class BadPicture(StriateError):
         return type(self), (self.reason, self.detail)
 
 
+#: Why a picture is rejected after it was judged: a float picture may hold NaN, and no ranking is right then.
+NOT_FINITE = "not_finite"
+NOT_FINITE_WHY = "the classifier's answer is not-a-number; the picture may hold some"
+
+
 class StepError(StriateError):
     """A step's own code failed on a picture that was fine: a defect, so the job stops."""
 

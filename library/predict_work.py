@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from library import storage
 from library.ahead import BATCH, Ahead, seen_by, why_dropped
 from library.batch import reject_table
-from library.errors import BadPicture, StriateError
+from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError
 from library.manifest import ShardReport, Tally, digest_of
 from library.record import TOP_CLASSES, TOP_PROBABILITIES
-from library.scoring import NOT_FINITE
 from library.shard_work import Progress, ShardOutput, ShardTask, image_bytes
 from library.shards import SUFFIX, ShardReader, batches
 from library.versions import VERSIONS
@@ -147,11 +146,9 @@ class PredictJob:
             else:
                 rejects.append((row, picture.reason, picture.detail))
         probabilities, features = self._asked(model, [seen[row] for row in usable])
-        # A float picture may hold NaN, and no ranking is right then.
         finite = np.isfinite(probabilities).all(axis=1)
         sound, unsound = (np.flatnonzero(chosen).tolist() for chosen in (finite, ~finite))
-        why = "the classifier's answer is not-a-number; the picture may hold some"
-        rejects += [(usable[place], NOT_FINITE, why) for place in unsound]
+        rejects += [(usable[place], NOT_FINITE, NOT_FINITE_WHY) for place in unsound]
         answered = table.take(pa.array([usable[place] for place in sound], pa.int64()))
         ranked = [answer.classes for answer in model[0].ranked(probabilities[sound], self.top_k)]
         kept = _with_answers(answered, ranked, None if features is None else features[sound], schema)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from library import codec
 from library.ahead import BATCH, Ahead, seen_by, why_dropped
-from library.errors import BadPicture
+from library.errors import NOT_FINITE, BadPicture
 from library.robustness import CORRUPTIONS, chosen
 from library.shards import ShardReader, batches
 from library.sheet import thumbnail, visible
@@ -27,8 +27,6 @@ _EXAMPLE_PX = 160
 
 #: Why pictures are dropped for their label.
 NO_LABEL, UNKNOWN_LABEL = "no_label", "unknown_label"
-#: Why a picture is rejected after it was judged.
-NOT_FINITE = "not_finite"
 
 
 @dataclass(frozen=True)

@@ -80,14 +80,27 @@ def serve_command(
     from serve import config_file
     from serve.deploy import Scale, applications
     from serve.logs import log_path
-    from serve.plan import check_reach, make_settings, named_bundles, plan_serve, read_replicas, share_of_cpus
+    from serve.plan import (
+        environment_keys,
+        make_settings,
+        named_bundles,
+        plan_serve,
+        read_replicas,
+        share_of_cpus,
+        with_keys,
+    )
+    from serve.reach import check_reach
     from serve.running import running, wait_for_signal
 
     if config is not None:
         beside = [name for name in _given(context) if name not in _BESIDE_CONFIG]
         if beside:
             raise UsageError(f"--config says what is served: leave out {', '.join(beside)}, or edit {config}")
-        made = config_file.read_config(config)["applications"]
+        read = config_file.read_config(config)
+        made = with_keys(read["applications"], environment_keys())
+        listens = config_file.HttpOptions.model_validate(read.get("http_options", {}))
+        host = host if "host" in _given(context) else listens.host
+        port = port if "port" in _given(context) else listens.port
     else:
         if tune and batch_size is not None:
             raise UsageError("--tune finds the batch size: leave --batch-size out")
@@ -108,7 +121,7 @@ def serve_command(
             api_keys,
         )
         models, fewest_most = named_bundles(bundles or ()), read_replicas(replicas)
-        cpus = share_of_cpus(cpus_per_replica, fewest_most[0] * len(models))
+        cpus = share_of_cpus(cpus_per_replica, fewest_most[1] * len(models))
         made = applications(models, settings, Scale(fewest_most, cpus, 1.0 if gpu else 0.0, max_queued))
         if write_config is not None:
             # Where it will run is not here: bundles, key file and port are checked there.

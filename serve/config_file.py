@@ -50,23 +50,56 @@ def read_config(uri: str) -> dict[str, Any]:
         raise UsageError(f"{uri} is not YAML: {error}") from None
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise UsageError(f"{uri}: args.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UsageError(f"{uri}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{uri} is no config file of Serve: {type(error).__name__} {error}") from None
     return config
 
 
+class HttpOptions(pydantic.BaseModel):
+    """Where Serve listens, of what its config file says of that."""
+
+    host: str = "127.0.0.1"
+    port: int = pydantic.Field(default=8000, ge=0, le=65535)
+
+
+class _ActorOptions(pydantic.BaseModel):
+    num_cpus: float = pydantic.Field(default=1.0, ge=0)
+
+
+class _Autoscaling(pydantic.BaseModel):
+    max_replicas: int = pydantic.Field(ge=1)
+
+
+class _Deployment(pydantic.BaseModel):
+    """What we read of a deployment; Serve checks the rest."""
+
+    name: str
+    num_replicas: int = pydantic.Field(default=1, ge=1)
+    ray_actor_options: _ActorOptions = _ActorOptions()
+    autoscaling_config: _Autoscaling | None = None
+
+
+class _Application(pydantic.BaseModel):
+    name: str
+    route_prefix: str
+    import_path: str
+    deployments: list[_Deployment] = pydantic.Field(min_length=1, max_length=1)
+
+
 def _check(config: Any, uri: str) -> None:
+    HttpOptions.model_validate(config.get("http_options", {}))
     arguments = {MODEL_PATH: ModelArgs, GATEWAY_PATH: GatewayArgs}
     for made in config["applications"]:
         path = made["import_path"]
         if path not in arguments:
             raise UsageError(f"{uri}: '{path}' is not ours ({', '.join(arguments)}); `serve deploy` takes any")
+        _Application.model_validate(made)
         arguments[path].model_validate(made.setdefault("args", {}))
-        for name in ("name", "route_prefix", "deployments"):
-            made[name]
         if path == MODEL_PATH and (made["args"]["name"], f"/models/{made['args']['name']}") != (
             made["name"],
             made["route_prefix"],
         ):
             raise UsageError(f"{uri}: the application '{made['name']}' must have its model's name and /models/NAME")
+    if not any(made["import_path"] == MODEL_PATH for made in config["applications"]):
+        raise UsageError(f"{uri} serves no model: an application with import_path {MODEL_PATH} is one")

@@ -18,6 +18,8 @@ from serve.settings import ServeSettings
 
 #: Name of the gateway's application; no model may have it.
 GATEWAY = "striate"
+#: Beyond the longest request, in seconds.
+_MARGIN_S = 5.0
 MODEL_PATH, GATEWAY_PATH = "serve.deploy:model", "serve.deploy:gateway"
 
 
@@ -74,7 +76,7 @@ class Scale:
     max_queued: int = 128
 
 
-def model_options(scale: Scale) -> dict[str, Any]:
+def model_options(scale: Scale, settings: ServeSettings) -> dict[str, Any]:
     """Of a model's deployment, as in Serve's config file."""
     at_least, at_most = scale.replicas
     options: dict[str, Any] = {
@@ -85,7 +87,8 @@ def model_options(scale: Scale) -> dict[str, Any]:
         # The new version runs before the old one ends.
         "max_surge_percent": 100,
         "health_check_period_s": 2.0,
-        "graceful_shutdown_timeout_s": 35.0,
+        # A request that has begun is answered.
+        "graceful_shutdown_timeout_s": settings.body_timeout_s + settings.timeout_s + _MARGIN_S,
     }
     if at_least == at_most:
         return options | {"num_replicas": at_least}
@@ -123,7 +126,7 @@ def applications(models: Mapping[str, str], settings: ServeSettings, scale: Scal
             f"/models/{name}",
             MODEL_PATH,
             {"name": name, "bundle": uri, "max_queued": scale.max_queued, "settings": told},
-            {"name": "Model", **model_options(scale)},
+            {"name": "Model", **model_options(scale, settings)},
         )
         for name, uri in models.items()
     ]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from library import codec
 from library.bundle import Bundle, Prepared
-from library.errors import BadPicture
+from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture
 from library.sheet import visible
 from serve.service import Busy
 
@@ -238,7 +238,10 @@ class Engine:
         rows = self._classify(pictures)
         seconds = perf_counter() - began
         for work, picture, row in zip(batch, pictures, rows, strict=True):
-            work.outcome = Result(picture, row, *work.size, work.prepare_s, began - work.ready, seconds)
+            if np.isfinite(row).all():
+                work.outcome = Result(picture, row, *work.size, work.prepare_s, began - work.ready, seconds)
+            else:
+                work.outcome = BadPicture(NOT_FINITE, NOT_FINITE_WHY)
         if self._on_batch is not None:
             self._on_batch(len(batch), seconds)
 

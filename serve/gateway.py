@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from serve.logs import write_logs
 from serve.loopback import keep_to_loopback
 from serve.service import Answer, Busy, ModelService, Timing
 from serve.settings import ServeSettings
+
+_log = logging.getLogger("striate.serve")
 
 #: The deployment of a model's application, by which it is known as one.
 MODEL = "Model"
@@ -119,7 +122,10 @@ class GatewayReplica:
     async def _look_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            await asyncio.to_thread(self._models.look)
+            try:
+                await asyncio.to_thread(self._models.look)
+            except Exception:  # Ray raises many kinds while its parts are replaced; what is known stays
+                _log.exception("the models that there are cannot be listed")
 
 
 Gateway = serve.deployment(name="Gateway")(serve.ingress()(GatewayReplica))

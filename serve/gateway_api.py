@@ -89,7 +89,7 @@ def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:
     @app.get("/readyz", summary="Whether all models answer", responses=not_ready | problems(), response_model=Ready)
     async def readyz() -> Response:
         states = await describe_all(models)
-        ready = all(state["ready"] for state in states)
+        ready = bool(states) and all(state["ready"] for state in states)
         told = [{name: state[name] for name in ("name", "ready", "state")} for state in states]
         return Json({"ready": ready, "models": told}, 200 if ready else 503)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 # What Starlette's router takes for the path: judged by any other, an address could be open here and closed there.
 from starlette._utils import get_route_path
@@ -13,11 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.envelope import Facts, facts_of
 from serve.keys import Keys
 from serve.problems import Problem
+from serve.reach import is_loopback
 from serve.settings import ServeSettings
 
 #: How long an answer waits for the rest of a body that it does not need, so that the client gets to read it.
 _DRAIN_S = 2.0
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 class Guard:
@@ -90,9 +91,17 @@ def _owner(keys: Keys, headers: Headers) -> str:
 def _check_host(headers: Headers) -> None:
     """Without keys only this machine may ask; a web page whose name was made to lead here (DNS rebinding) is not it."""
     host = headers.get("host", "")
-    if host.rpartition(":")[0] not in _LOOPBACK and host not in _LOOPBACK:
+    if not is_loopback(_name(host)):
         detail = f"a server without keys answers to localhost, not to '{host[:80]}'"
         raise Problem(421, "host", detail, "Ask http://127.0.0.1, or serve with --api-keys.")
+
+
+def _name(host: str) -> str:
+    """Of a Host header, without its port; empty where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 class _Body:

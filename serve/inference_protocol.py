@@ -38,7 +38,8 @@ def add_protocol(app: FastAPI, models: Mapping[str, ModelService], settings: Ser
 
     @app.get("/v2/health/ready", summary="Whether all models answer", responses=problems(503))
     async def ready() -> Response:
-        are = all(state["ready"] for state in await describe_all(models))
+        states = await describe_all(models)
+        are = bool(states) and all(state["ready"] for state in states)
         return Json({"ready": are}, 200 if are else 503)
 
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/1"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +15,7 @@ from library import storage
 from library.bundle_record import BundleRecord, checked_record
 from library.errors import UsageError
 from serve.deploy import GATEWAY, MODEL_PATH, ModelArgs
-from serve.keys import Keys
+from serve.reach import check_reach
 from serve.settings import ServeSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -90,70 +88,39 @@ def share_of_cpus(wanted: float | None, replicas: int) -> float:
     return float(max(1, cores // replicas)) if replicas <= cores else round(cores / replicas, 2)
 
 
+def environment_keys() -> tuple[str, ...]:
+    """Lines of keys in STRIATE_API_KEYS."""
+    lines = re.split(r"[,\n]", os.environ.get("STRIATE_API_KEYS", ""))
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def with_keys(applications: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The same applications, which let in who has one of `keys` as well."""
+    made: list[dict[str, Any]] = []
+    for application in applications:
+        settings: Mapping[str, Any] = application["args"].get("settings", {})
+        more = {"keys": [*(settings.get("keys") or ()), *keys]} if keys else {}
+        made.append({**application, "args": {**application["args"], "settings": {**settings, **more}}})
+    return made
+
+
 def make_settings(options: Mapping[str, Any], api_keys: str | None) -> ServeSettings:
     """Settings from the command line's options and STRIATE_API_KEYS.
 
     Raises:
         UsageError: for values that make no sense, saying which.
     """
-    lines = os.environ.get("STRIATE_API_KEYS", "")
     told = {name: value for name, value in options.items() if value is not None}
     if api_keys is not None:
         told["keys_file"] = str(Path(api_keys).absolute())
-    if lines.strip():
-        told["keys"] = tuple(line.strip() for line in re.split(r"[,\n]", lines) if line.strip())
+    if lines := environment_keys():
+        told["keys"] = lines
     try:
         return ServeSettings.model_validate(told)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UsageError(f"{option}: {first['msg']}") from None
-
-
-def check_reach(host: str, settings: ServeSettings, here: bool = True) -> None:
-    """Refuse to be reached from other machines without keys.
-
-    Args:
-        host: address to listen on.
-        settings: with keys, or without.
-        here: the key file is read as well: it must be on this machine.
-
-    Raises:
-        UsageError: saying how to make keys; also for a wrong key file.
-    """
-    if settings.needs_key:
-        if here:
-            Keys(settings.keys or (), settings.keys_file)
-    elif not is_loopback(host):
-        raise UsageError(
-            f"--host {host} can be reached from other machines, and there are no API keys: anyone could ask. "
-            "Make one with `striate keys NAME --file keys.txt` and serve with --api-keys keys.txt, or leave --host out"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def free_port(host: str, port: int) -> int:
-    """`port`, or with 0 one that is free.
-
-    Raises:
-        UsageError: when something listens there, or there is no such address.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As servers do: a connection of one before that still ends is no reason to refuse.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; see --host and --port") from None
-        return probe.getsockname()[1]
 
 
 def plan_serve(applications: Sequence[Mapping[str, Any]], *, host: str, port: int) -> ServePlan:

@@ -20,7 +20,8 @@ from cluster import haproxy
 from cluster.session import connect, mute, named_cluster
 from library.errors import StriateError, UsageError
 from serve.deploy import MODEL_PATH, ModelArgs, targets
-from serve.plan import ServePlan, free_port, is_loopback
+from serve.plan import ServePlan
+from serve.reach import free_port, is_loopback
 
 #: Requests are answered in the event loop of Serve itself, not in a second one behind it; nothing of ours holds it up.
 _ENVIRONMENT = {
@@ -141,7 +142,7 @@ def _cpus(plan: ServePlan) -> int:
     for application in plan.applications:
         for deployment in application["deployments"]:
             most = deployment.get("autoscaling_config", {}).get("max_replicas", deployment.get("num_replicas", 1))
-            wanted += most * deployment["ray_actor_options"]["num_cpus"]
+            wanted += most * deployment.get("ray_actor_options", {}).get("num_cpus", 1)
     return max(os.cpu_count() or 1, math.ceil(wanted))
 
 

@@ -24,6 +24,7 @@ import tritonclient.http as triton
 from library import codec
 from library.bundle import Bundle
 from tests.bundles import CLASSES, make_bundle
+from tests.conftest import free_port
 from tests.datasets import write_cats_and_dogs
 from tests.waiting import until
 
@@ -306,16 +307,19 @@ def test_ctrl_c_ends_it_cleanly_and_leaves_nothing(served: Served) -> None:
     until(lambda: not [pid for pid in everyone if command(pid)])
 
 
-def test_one_port_is_open_to_other_machines_and_nothing_of_it_without_a_key(
+def test_what_a_config_file_says_is_served_on_one_open_port_and_nothing_of_it_without_a_key(
     bundles: dict[str, str], tmp_path: Path
 ) -> None:
+    file, port = str(tmp_path / "serve.yaml"), free_port()
     keys = ("--api-keys", str(tmp_path / "keys"))
     made = subprocess.run([STRIATE, "keys", "alice", "--file", keys[1]], capture_output=True, text=True, timeout=60)
     alice = {"Authorization": f"Bearer {made.stdout.strip()}"}
-    served = start(tmp_path, bundles["one"], "--host", "0.0.0.0", "--port", "0", *keys)
+    where = ("--host", "0.0.0.0", "--port", str(port))
+    subprocess.run([STRIATE, "serve", bundles["one"], *where, *keys, "--write-config", file], check=True, timeout=60)
+    served = start(tmp_path, "--config", file)
     try:
         reached = {where for where in listening(family(served.process.pid)) if "127.0.0.1" not in where[0]}
-        assert reached == {("0.0.0.0", int(served.url.rpartition(":")[2]))}
+        assert reached == {("0.0.0.0", port)}
         answers = {path: httpx.get(served.url + path).status_code for path in ("/models", "/models/one", "/-/routes")}
         assert answers == {"/models": 401, "/models/one": 401, "/-/routes": 404}
         assert httpx.get(served.url + "/models", headers=alice).json()["models"][0]["name"] == "one"

@@ -106,6 +106,19 @@ def test_a_bad_picture_in_a_batch_keeps_its_place_and_its_reason() -> None:
     assert isinstance(answers[2], Prediction)
 
 
+def test_a_picture_whose_answer_is_not_a_number_is_refused_and_stops_no_other() -> None:
+    made = bundle(0)
+    good, bad = (
+        codec.encode(np.full((28, 28, 1), value, np.float32), codec.Encoding("npy"))[0] for value in (0.5, np.nan)
+    )
+    first, second = made.predict_many([bad, good])
+    assert isinstance(first, BadPicture)
+    assert first.reason == "not_finite"
+    assert isinstance(second, Prediction)
+    with pytest.raises(BadPicture, match="not_finite"):
+        made.predict(bad)
+
+
 def test_an_ensemble_is_the_weighted_mean_whatever_the_order_of_the_members_classes(tmp_path: Path) -> None:
     one, two = bundle(1), bundle(2, classes=("cat", "ant", "bee"))
     both = ensemble([one, two], [3, 1])

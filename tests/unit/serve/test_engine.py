@@ -95,6 +95,22 @@ def test_what_cannot_be_used_stops_no_other(engine: Engine) -> None:
     ]
 
 
+def test_an_answer_that_is_not_a_number_is_a_bad_picture_beside_good_ones(bundle: Bundle) -> None:
+    def classify(pictures: Sequence[Any]) -> NDArray[np.float32]:
+        rows = bundle.probabilities(pictures).copy()
+        rows[0] = np.nan
+        return rows
+
+    engine = Engine(bundle, classify, LIMITS, threads=2, capacity=10, batch_size=2, batch_wait_s=30)
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(engine.result(data) for data in PICTURES[:2]))
+
+    results = run(ask())
+    engine.close()
+    assert sorted(each.reason if isinstance(each, BadPicture) else "" for each in results) == ["", "not_finite"]
+
+
 def test_while_a_batch_is_computed_the_next_one_fills(engine: Engine, gate: Gate) -> None:
     async def ask() -> None:
         gate.open.clear()

@@ -197,7 +197,7 @@ def test_a_key_taken_out_of_the_file_is_refused_at_once_and_one_put_in_is_taken(
 def test_without_keys_only_this_machine_is_answered(models: dict[str, LocalModel]) -> None:
     async def play() -> None:
         async with asgi_client(apps(models, ServeSettings())) as client:
-            for host in ("127.0.0.1", "127.0.0.1:8000", "localhost:8000", "localhost", "[::1]:8000"):
+            for host in ("127.0.0.1", "127.0.0.1:8000", "localhost:8000", "localhost", "[::1]:8000", "127.0.0.2:80"):
                 for path in ("/models", "/models/grey"):
                     assert (await client.get(path, headers={"Host": host})).status_code == 200
             for host in (

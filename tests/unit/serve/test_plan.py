@@ -15,16 +15,8 @@ from library.errors import StriateError, UsageError
 from serve.config_file import config_of, read_config, write_config
 from serve.deploy import Scale, applications
 from serve.keys import new_key
-from serve.plan import (
-    check_reach,
-    free_port,
-    is_loopback,
-    make_settings,
-    named_bundles,
-    plan_serve,
-    read_replicas,
-    share_of_cpus,
-)
+from serve.plan import make_settings, named_bundles, plan_serve, read_replicas, share_of_cpus, with_keys
+from serve.reach import check_reach, free_port, is_loopback
 from serve.settings import ServeSettings
 from tests.bundles import make_bundle
 
@@ -85,6 +77,15 @@ def test_keys_come_from_a_file_and_from_the_environment(monkeypatch: pytest.Monk
     settings = make_settings({}, "keys.txt")
     assert settings.keys == (KEY_LINE, second)
     assert settings.keys_file == str(Path("keys.txt").absolute())
+
+
+def test_keys_of_the_environment_let_in_beside_those_of_a_config_file() -> None:
+    second = new_key("bob")[1]
+    made = applications({"lenet": "/m/lenet"}, ServeSettings(keys=(KEY_LINE,)), Scale())
+    assert [each["args"]["settings"]["keys"] for each in with_keys(made, [second])] == [[KEY_LINE, second]] * 2
+    bare = applications({"lenet": "/m/lenet"}, ServeSettings(), Scale())
+    assert all(ServeSettings.model_validate(each["args"]["settings"]).needs_key for each in with_keys(bare, [second]))
+    assert with_keys(bare, []) == bare
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
@@ -203,6 +204,9 @@ def _edited(config: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
         ({"args": {"name": "lenet", "bundle": "/m", "max_qeued": 1}}, "max_qeued"),
         ({"args": {"name": "other", "bundle": "/m"}}, "'lenet' must have its model's name"),
         ({"route_prefix": "/"}, "/models/NAME"),
+        ({"deployments": []}, "deployments"),
+        ({"deployments": [{"name": "Model", "num_replicas": "auto"}]}, "deployments.0.num_replicas"),
+        ({"import_path": "serve.deploy:gateway", "args": {}}, "serves no model"),
     ],
 )
 def test_a_config_file_with_a_mistake_is_refused_saying_where(

@@ -1,0 +1,56 @@
+"""Where a server may be reached, and by whom."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from library.errors import UsageError
+from serve.keys import Keys
+from serve.settings import ServeSettings
+
+
+def check_reach(host: str, settings: ServeSettings, here: bool = True) -> None:
+    """Refuse to be reached from other machines without keys.
+
+    Args:
+        host: address to listen on.
+        settings: with keys, or without.
+        here: the key file is read as well: it must be on this machine.
+
+    Raises:
+        UsageError: saying how to make keys; also for a wrong key file.
+    """
+    if settings.needs_key:
+        if here:
+            Keys(settings.keys or (), settings.keys_file)
+    elif not is_loopback(host):
+        raise UsageError(
+            f"--host {host} can be reached from other machines, and there are no API keys: anyone could ask. "
+            "Make one with `striate keys NAME --file keys.txt` and serve with --api-keys keys.txt, or leave --host out"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or with 0 one that is free.
+
+    Raises:
+        UsageError: when something listens there, or there is no such address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As servers do: a connection of one before that still ends is no reason to refuse.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; see --host and --port") from None
+        return probe.getsockname()[1]
