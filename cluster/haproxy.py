@@ -9,6 +9,7 @@ where the front end does, too. So Serve itself is kept to loopback, and starts t
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import shlex
@@ -21,7 +22,7 @@ _REQUESTS = "frontend http_frontend"
 _NAMES_MODELS = " if routes"
 #: A whole body is waited for before a replica is bothered with it, so that it can be sent to another; Serve itself sets
 #: no limit to that time.
-_DEFAULTS = ["    option http-buffer-request", "    timeout http-request 30s"]
+_DEFAULTS = ["    option http-buffer-request"]
 #: How long a request waits for a replica that has enough to do. A refusal by a replica costs it as much as small
 #: pictures do, and comes late when there are many; HAProxy refuses in no time.
 _QUEUE = "    timeout queue 25ms"
@@ -32,13 +33,32 @@ _LOST = (
     '"detail":"the model has too much to do, was lost while it answered, or is starting",'
     '"how":"Ask again in a moment."}'
 )
-_LOST_PAGE = (
-    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\n"
-    f"Content-Length: {len(_LOST)}\r\nRetry-After: 1\r\n\r\n{_LOST}"
+_SLOW = (
+    '{"type":"urn:striate:slow_body","title":"Request Timeout","status":408,'
+    '"detail":"the request was not here in time","how":"Send a smaller picture, or over a faster line."}'
+)
+_MALFORMED = (
+    '{"type":"urn:striate:malformed","title":"Bad Request","status":400,'
+    '"detail":"this is no HTTP request","how":"Send one as HTTP/1.1 says."}'
 )
 
 
-def environment(folder: Path, most: int, listens: str) -> dict[str, str]:
+def _page(status: str, body: str, *headers: str) -> str:
+    """An answer as HAProxy's `errorfile` has it."""
+    lines = [f"HTTP/1.1 {status}", "Content-Type: application/problem+json", "Cache-Control: no-store"]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", *headers, "", body])
+
+
+#: Answers of HAProxy itself: file and content. By status those of `_ERRORS`.
+_PAGES = {
+    "lost.http": _page("503 Service Unavailable", _LOST, "Retry-After: 1"),
+    "slow.http": _page("408 Request Timeout", _SLOW, "Connection: close"),
+    "malformed.http": _page("400 Bad Request", _MALFORMED, "Connection: close"),
+}
+_ERRORS = {408: "slow.http", 400: "malformed.http"}
+
+
+def environment(folder: Path, most: int, listens: str, body_s: float = 30.0) -> dict[str, str]:
     """What must be set before Ray starts, for a Serve behind HAProxy.
 
     Args:
@@ -46,6 +66,7 @@ def environment(folder: Path, most: int, listens: str) -> dict[str, str]:
             commands it. By default all Rays of a machine share one in /tmp.
         most: requests under way at once in a replica; more wait a moment and are refused.
         listens: HOST:PORT where requests come in; Serve is told to listen on loopback.
+        body_s: how long a request may take to come in.
 
     Returns:
         Nothing where there is no HAProxy for this machine, or RAY_SERVE_ENABLE_HA_PROXY=0: Serve's own proxy does it
@@ -60,10 +81,11 @@ def environment(folder: Path, most: int, listens: str) -> dict[str, str]:
     except (ImportError, OSError):
         return {}
     start = folder / "haproxy"
-    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(folder), str(most), listens])
+    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, str(folder), str(most), listens, str(body_s)])
     start.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     start.chmod(0o700)
-    (folder / "lost.http").write_text(_LOST_PAGE, encoding="ascii", newline="")
+    for name, page in _PAGES.items():
+        (folder / name).write_text(page, encoding="ascii", newline="")
     metrics, statistics, fallback = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -112,7 +134,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     raise StriateError(f"of the ports 20000 to 29999 fewer than {count} are free at {host}")
 
 
-def confined(config: str, folder: str, most: int, listens: str) -> str:
+def confined(config: str, folder: str, most: int, listens: str, body_s: float = 30.0) -> str:
     """A configuration as Serve writes it, in which only requests come in from outside this machine, and each gets an
     answer.
 
@@ -121,6 +143,7 @@ def confined(config: str, folder: str, most: int, listens: str) -> str:
         folder: that `environment` was given.
         most: likewise.
         listens: likewise.
+        body_s: likewise.
     """
     lines: list[str] = []
     section = ""
@@ -146,18 +169,19 @@ def confined(config: str, folder: str, most: int, listens: str) -> str:
             line = f"    errorfile {words[1]} {folder}/lost.http"
         lines.append(line)
         if line == "defaults":
-            lines += [*_DEFAULTS, _QUEUE]
+            lines += [*_DEFAULTS, f"    timeout http-request {math.ceil(1000 * body_s)}ms", _QUEUE]
+            lines += [f"    errorfile {status} {folder}/{name}" for status, name in _ERRORS.items()]
     lines += ["frontend lost", f"    bind unix@{folder}/lost.sock mode 600", "    no log"]
     headers = "hdr Retry-After 1 hdr Cache-Control no-store"
     lines.append(f"    http-request return status 503 content-type application/problem+json {headers} string '{_LOST}'")
     return "\n".join(lines) + "\n"
 
 
-def _become_haproxy(binary: str, folder: str, most: int, listens: str, arguments: list[str]) -> None:
+def _become_haproxy(binary: str, folder: str, most: int, listens: str, body_s: float, arguments: list[str]) -> None:
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(confined(path.read_text(encoding="utf-8"), folder, most, listens), encoding="utf-8")
+    path.write_text(confined(path.read_text(encoding="utf-8"), folder, most, listens, body_s), encoding="utf-8")
     os.execv(binary, [binary, *arguments])
 
 
 if __name__ == "__main__":
-    _become_haproxy(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:])
+    _become_haproxy(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], float(sys.argv[5]), sys.argv[6:])

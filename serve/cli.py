@@ -36,11 +36,16 @@ def serve_command(
     runtime: Annotated[
         str, typer.Option(help="auto (the fastest that gives the same answers), eager, compile or onnx.")
     ] = "auto",
-    tune: Annotated[bool, typer.Option("--tune", help="Take 20 s at start to find the best batch size.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Take 20 s at start to find the best batch size and wait.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pictures in a batch, at most.", show_default="found by a short probe")
     ] = None,
-    batch_wait_ms: Annotated[float, typer.Option(min=0, help="How long an idle model waits for more pictures.")] = 0.0,
+    batch_wait_ms: Annotated[
+        float | None,
+        typer.Option(min=0, help="How long an idle model waits for more pictures.", show_default="0; found by --tune"),
+    ] = None,
     max_queued: Annotated[
         int, typer.Option(min=1, help="Pictures under way at once in a replica; more are refused with 503.")
     ] = 128,

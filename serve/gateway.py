@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from library.errors import BadPicture, StriateError
+from serve.counted import Counted
 from serve.gateway_api import gateway_app
 from serve.logs import write_logs
 from serve.loopback import keep_to_loopback
+from serve.metrics import RequestMetrics
+from serve.notes import Notes
 from serve.service import Answer, Busy, ModelService, Timing
 from serve.settings import ServeSettings
 
+_INFER = re.compile("/v2/models/([^/]+)(?:/versions/1)?/infer")
 _log = logging.getLogger("striate.serve")
 
 #: The deployment of a model's application, by which it is known as one.
@@ -112,12 +117,21 @@ class GatewayReplica:
         keep_to_loopback()
         self._settings = ServeSettings.model_validate(settings)
         write_logs(self._settings.access_log)
+        self._notes, self._metrics = Notes(), RequestMetrics()
         self._models = _Models()
         self._models.look()
         self._looking = asyncio.get_running_loop().create_task(self._look_for_ever())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return gateway_app(self._models, self._settings)
+        app = gateway_app(self._models, self._settings)
+        app.add_middleware(Counted, told=self._count)
+        return app
+
+    def _count(self, path: str, status: int, seconds: float) -> None:
+        """Questions to a model that come in here, by the Open Inference Protocol; others its own replica counts."""
+        found = _INFER.fullmatch(path)
+        if found is not None and found[1] in self._models:
+            self._notes.add(self._metrics.answered, found[1], status, seconds)
 
     async def _look_for_ever(self) -> None:
         while True:

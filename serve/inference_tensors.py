@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import re
 import struct
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -25,6 +27,10 @@ from serve.settings import ServeSettings
 PROBABILITIES, LABEL = "probabilities", "label"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _LENGTH = re.compile("[0-9]{1,18}")
+#: Values of a JSON document; a picture of 500 x 500 as numbers has 750,000.
+_MAX_VALUES = 2**20
+_LARGE_BYTES = 2**20
+_PARSING = threading.Lock()
 _DOCS = "GET /v2/models/NAME says what a model takes and gives."
 
 
@@ -114,8 +120,16 @@ def read_request(body: bytes, header_length: str | None, settings: ServeSettings
             detail = f"{HEADER_LENGTH} is '{header_length[:40]}', and the body has {length:,} bytes"
             raise Problem(400, "malformed", detail, "Say how many bytes the JSON at its start has.")
         length = int(header_length)
+    header = memoryview(body)[:length].tobytes()
+    values = header.count(b",") + header.count(b"[")
+    if values > _MAX_VALUES:
+        detail = f"the JSON has more than {_MAX_VALUES:,} values"
+        how = "Send pixels behind the JSON (binary_data_size), as tritonclient does, or encoded pictures as 'image'."
+        raise Problem(413, "too_large", detail, how, reason="too_large")
     try:
-        request = InferRequest.model_validate_json(memoryview(body)[:length].tobytes())
+        # One large document at a time: each value takes some hundred bytes.
+        with _PARSING if length > _LARGE_BYTES else nullcontext():
+            request = InferRequest.model_validate_json(header)
     except pydantic.ValidationError as error:
         raise invalid_values(error.errors(include_url=False, include_input=False), "inference request") from None
     tensor, binary = request.inputs[0], memoryview(body)[length:]

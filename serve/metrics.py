@@ -20,6 +20,23 @@ _SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
 _SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
 
 
+class RequestMetrics:
+    """Answered requests of any model in this process; any thread may call."""
+
+    def __init__(self) -> None:
+        self._requests = metrics.Counter(
+            "striate_serve_requests", "answered requests by HTTP status", ("model", "status")
+        )
+        self._seconds = _histogram(
+            "striate_serve_request_seconds", "from the request's arrival to its answer", _SECONDS
+        )
+
+    def answered(self, model: str, status: int, seconds: float) -> None:
+        """One request to `model` was answered with this HTTP status, so long after it came."""
+        self._requests.inc(1, {"model": model, "status": str(status)})
+        self._seconds.observe(seconds, {"model": model})
+
+
 class ServeMetrics:
     """The counts of one model in this process; any thread may call.
 
@@ -31,15 +48,10 @@ class ServeMetrics:
     def __init__(self, model: str, classes: Sequence[str] = ()) -> None:
         self._named = frozenset(classes[:MAX_CLASSES])
         tags = {"model": model}
-        self._requests = metrics.Counter(
-            "striate_serve_requests", "answered requests by HTTP status", ("model", "status")
-        )
+        self._model, self._requests = model, RequestMetrics()
         self._predictions = metrics.Counter("striate_serve_predictions", "predictions by class", ("model", "class"))
         self._waiting = metrics.Gauge("striate_serve_waiting", "pictures that wait for a batch", ("model",))
         self._drift = metrics.Gauge("striate_serve_drift", "stability index by measure", ("model", "measure"))
-        self._request_seconds = _histogram(
-            "striate_serve_request_seconds", "from the request's arrival to its answer", _SECONDS
-        )
         self._queue_seconds = _histogram("striate_serve_queue_seconds", "waiting for a batch", _SECONDS)
         self._decode_seconds = _histogram(
             "striate_serve_decode_seconds", "decoding and input pipeline of a picture", _SECONDS
@@ -53,8 +65,7 @@ class ServeMetrics:
 
     def request(self, status: int, seconds: float) -> None:
         """One request was answered with this HTTP status, so long after it came."""
-        self._requests.inc(1, {"status": str(status)})
-        self._request_seconds.observe(seconds)
+        self._requests.answered(self._model, status, seconds)
 
     def decoded(self, seconds: float) -> None:
         """One picture went through decoding and the input pipeline."""

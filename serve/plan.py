@@ -40,6 +40,11 @@ class ServePlan:
     port: int
 
     @property
+    def body_timeout_s(self) -> float:
+        """The longest of all applications."""
+        return max(settings.body_timeout_s for settings in _settings(self.applications))
+
+    @property
     def needs_key(self) -> bool:
         """Whether every application asks for keys."""
         return all(settings.needs_key for settings in _settings(self.applications))

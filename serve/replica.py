@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from library.bundle import Bundle
 from library.bundle_record import BundleRecord
@@ -24,9 +23,9 @@ from library.explain import explain as explanation
 from library.explain import overlay_png
 from library.runtimes import open_runtime, tune
 from library.runtimes.samples import noise
+from serve.counted import Counted
 from serve.drift import LiveDrift
 from serve.engine import Engine, Result
-from serve.envelope import CLIENT_LEFT
 from serve.gateway import MODEL
 from serve.logs import write_logs
 from serve.loopback import keep_to_loopback
@@ -63,7 +62,7 @@ class ModelReplica:
         torch.set_num_threads(threads)
         self._bundle = Bundle.load(uri, self._settings.device)
         self._runtime = open_runtime(self._bundle, self._settings.runtime, threads=threads)
-        self._batch_size = self._settings.batch_size or self._tuned()
+        self._batch_size, self._batch_wait_ms = self._batches()
         # Warm: a first batch of a new size costs many times the second.
         self._runtime.probabilities([noise(self._bundle, number) for number in range(self._batch_size)])
         self._bundle_id = self._bundle.id
@@ -82,7 +81,7 @@ class ModelReplica:
             capacity=max_queued,
             batch_size=self._batch_size,
             lanes=self._runtime.lanes,
-            batch_wait_s=self._settings.batch_wait_ms / 1000,
+            batch_wait_s=self._batch_wait_ms / 1000,
             on_picture=None if self._drift is None else self._drift.picture,
             on_batch=self._on_batch,
         )
@@ -92,7 +91,7 @@ class ModelReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = model_app(self, self._settings)
-        app.add_middleware(_Counted, told=lambda *facts: self._notes.add(self._metrics.request, *facts))
+        app.add_middleware(Counted, told=lambda _, *facts: self._notes.add(self._metrics.request, *facts))
         return app
 
     def check_health(self) -> None:
@@ -113,7 +112,7 @@ class ModelReplica:
 
     async def described(self) -> dict[str, Any]:
         """What `GET /models` says of it."""
-        runtime = self._runtime.described() | {"batch_size": self._batch_size}
+        runtime = self._runtime.described() | {"batch_size": self._batch_size, "batch_wait_ms": self._batch_wait_ms}
         told = _described(self._name, self._bundle_id, self._bundle.record)
         return told | {"runtime": runtime, "explain": self._settings.explain}
 
@@ -190,33 +189,15 @@ class ModelReplica:
         if self._drift is not None:
             self._drift.answered(firsts)
 
-    def _tuned(self) -> int:
-        probe_s = _LONG_PROBE_S if self._settings.tune else _PROBE_S
-        return tune(self._runtime, self._bundle, probe_s=probe_s).batch_size
-
-
-class _Counted:
-    """Counts answers by status, outside everything else."""
-
-    def __init__(self, app: ASGIApp, told: Callable[[int, float], None]) -> None:
-        self._app, self._told = app, told
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = perf_counter(), CLIENT_LEFT
-
-        async def answer(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, answer)
-        finally:
-            self._told(status, perf_counter() - began)
+    def _batches(self) -> tuple[int, float]:
+        """Pictures in a batch, and how long an idle model waits for them in milliseconds: as told, else as found."""
+        size, wait_ms = self._settings.batch_size, self._settings.batch_wait_ms
+        if size is not None:
+            return size, wait_ms or 0.0
+        found = tune(self._runtime, self._bundle, probe_s=_LONG_PROBE_S if self._settings.tune else _PROBE_S)
+        # Under load batches fill by themselves; to wait is worth it only where it was measured with care.
+        found_wait_ms = found.batch_wait_ms if self._settings.tune else 0.0
+        return found.batch_size, found_wait_ms if wait_ms is None else wait_ms
 
 
 def _described(name: str, bundle_id: str, record: BundleRecord) -> dict[str, Any]:

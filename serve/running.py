@@ -75,7 +75,11 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="striate-serve-"))
         # Ray prints notes on its own affairs, as that a replica has died, which its log files have too.
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        behind = {} if stays else haproxy.environment(Path(folder), _most_at_once(plan), f"{plan.host}:{port}")
+        behind = (
+            {}
+            if stays
+            else haproxy.environment(Path(folder), _most_at_once(plan), f"{plan.host}:{port}", plan.body_timeout_s)
+        )
         # Twice the CPUs: a new version of a model comes up beside the old one.
         stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=_ENVIRONMENT | behind))
         mute()

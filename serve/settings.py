@@ -32,9 +32,10 @@ class ServeSettings(pydantic.BaseModel):
         drift: whether what is asked is measured against what was trained on.
         runtime: `auto` is the fastest that gives the same answers.
         device: auto, cpu, cuda, cuda:1 ...
-        tune: take time at start to find the batch size; without it the probe is a short one.
+        tune: take time at start to find batch size and wait; without it the probe is a short one.
         batch_size: pictures in a batch; None: found by the probe.
-        batch_wait_ms: how long an idle model waits for a batch to fill.
+        batch_wait_ms: how long an idle model waits for a batch to fill; None: not at all, or with `tune` as the probe
+            finds.
         access_log: file, on every node, that gets a JSON line for each request; `-` is the processes' stderr, None no
             line at all.
     """
@@ -56,7 +57,7 @@ class ServeSettings(pydantic.BaseModel):
     device: str = "auto"
     tune: bool = False
     batch_size: Annotated[int | None, pydantic.Field(ge=1)] = None
-    batch_wait_ms: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    batch_wait_ms: Annotated[float | None, pydantic.Field(ge=0)] = None
     access_log: str | None = None
 
     @pydantic.field_validator("cors_origins")

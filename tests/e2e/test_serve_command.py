@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import yaml
 
 from library import codec
 from library.bundle import Bundle
@@ -93,6 +94,16 @@ def listening(pids: list[int]) -> set[tuple[str, int]]:
                 raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
                 found.add((socket.inet_ntop(family_of, raw), int(port, 16)))
     return found
+
+
+def slowly(port: int, beginning: bytes) -> bytes:
+    """What is answered to the beginning of a request whose rest does not come."""
+    told = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(beginning)
+        while piece := connection.recv(10_000):
+            told += piece
+    return told
 
 
 def start(folder: Path, *arguments: str) -> Served:
@@ -316,6 +327,10 @@ def test_what_a_config_file_says_is_served_on_one_open_port_and_nothing_of_it_wi
     alice = {"Authorization": f"Bearer {made.stdout.strip()}"}
     where = ("--host", "0.0.0.0", "--port", str(port))
     subprocess.run([STRIATE, "serve", bundles["one"], *where, *keys, "--write-config", file], check=True, timeout=60)
+    document = yaml.safe_load(Path(file).read_text())
+    for application in document["applications"]:
+        application["args"]["settings"]["body_timeout_s"] = 1.0
+    Path(file).write_text(yaml.safe_dump(document))
     served = start(tmp_path, "--config", file)
     try:
         reached = {where for where in listening(family(served.process.pid)) if "127.0.0.1" not in where[0]}
@@ -323,6 +338,10 @@ def test_what_a_config_file_says_is_served_on_one_open_port_and_nothing_of_it_wi
         answers = {path: httpx.get(served.url + path).status_code for path in ("/models", "/models/one", "/-/routes")}
         assert answers == {"/models": 401, "/models/one": 401, "/-/routes": 404}
         assert httpx.get(served.url + "/models", headers=alice).json()["models"][0]["name"] == "one"
+        told = slowly(port, b"POST /models/one/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nfirst")
+        assert told.startswith(b"HTTP/1.1 408 ")
+        assert b"application/problem+json" in told
+        assert slowly(port, b"no request\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     finally:
         os.kill(served.process.pid, signal.SIGINT)
         served.process.wait(30)

@@ -61,6 +61,8 @@ def test_lost_requests_are_answered_by_our_own_page() -> None:
     assert {(word, status, page) for word, status, page in pages} == {
         ("errorfile", "502", "/tmp/x/lost.http"),
         ("errorfile", "503", "/tmp/x/lost.http"),
+        ("errorfile", "408", "/tmp/x/slow.http"),
+        ("errorfile", "400", "/tmp/x/malformed.http"),
     }
 
 
@@ -77,7 +79,8 @@ def test_what_a_replica_has_no_room_for_waits_a_moment_and_is_refused() -> None:
 
 def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> None:
     made = confined(WRITTEN, "/tmp/x", 128, "*:8000").splitlines()
-    assert "timeout http-request 30s" in [line.strip() for line in made[made.index("defaults") :][:3]]
+    assert "timeout http-request 30000ms" in [line.strip() for line in made[made.index("defaults") :][:3]]
+    assert "    timeout http-request 1500ms" in confined(WRITTEN, "/tmp/x", 128, "*:8000", 1.5)
     changed = ("bind", "errorfile", "server", "if routes", "local0")
     kept = [line for line in WRITTEN.splitlines() if not any(word in line for word in changed)]
     assert [line for line in made if line in kept] == kept

@@ -194,6 +194,8 @@ def test_json_may_be_flat_or_nested(server: Server, tensor: dict[str, Any]) -> N
         ({"inputs": [PIXELS | {"shape": [1, 4, 4]}]}, 422, "should be UINT8"),
         ({"inputs": [PIXELS | {"data": [0] * 15}]}, 422, "16 elements"),
         ({"inputs": [PIXELS | {"data": [256] * 16}]}, 422, "0 to 255"),
+        ({"inputs": [PIXELS | {"data": [0] * 2**21}]}, 413, "more than 1,048,576 values"),
+        ({"inputs": [PIXELS | {"data": [[]] * 2**20}]}, 413, "more than 1,048,576 values"),
         ({"inputs": [PIXELS | {"data": [0.5] * 16}]}, 422, "0 to 255"),
         ({"inputs": [PIXELS | {"data": [True] * 16}]}, 422, "0 to 255"),
         ({"inputs": [PIXELS | {"shape": [1, 60000, 60000, 3]}]}, 413, "60000x60000"),
