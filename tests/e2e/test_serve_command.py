@@ -24,6 +24,7 @@ import yaml
 
 from library import codec
 from library.bundle import Bundle
+from library.runtimes import open_runtime
 from tests.bundles import CLASSES, make_bundle
 from tests.conftest import free_port
 from tests.datasets import write_cats_and_dogs
@@ -318,33 +319,80 @@ def test_ctrl_c_ends_it_cleanly_and_leaves_nothing(served: Served) -> None:
     until(lambda: not [pid for pid in everyone if command(pid)])
 
 
-def test_what_a_config_file_says_is_served_on_one_open_port_and_nothing_of_it_without_a_key(
-    bundles: dict[str, str], tmp_path: Path
-) -> None:
-    file, port = str(tmp_path / "serve.yaml"), free_port()
-    keys = ("--api-keys", str(tmp_path / "keys"))
-    made = subprocess.run([STRIATE, "keys", "alice", "--file", keys[1]], capture_output=True, text=True, timeout=60)
-    alice = {"Authorization": f"Bearer {made.stdout.strip()}"}
-    where = ("--host", "0.0.0.0", "--port", str(port))
-    subprocess.run([STRIATE, "serve", bundles["one"], *where, *keys, "--write-config", file], check=True, timeout=60)
-    document = yaml.safe_load(Path(file).read_text())
+@dataclass(frozen=True)
+class Configured:
+    """A server that a config file has made: open to other machines, with a key, through ONNX Runtime."""
+
+    served: Served
+    port: int
+    headers: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def configured(bundles: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]:
+    folder = tmp_path_factory.mktemp("configured")
+    file, keys, port = folder / "serve.yaml", str(folder / "keys"), free_port()
+    made = subprocess.run([STRIATE, "keys", "alice", "--file", keys], capture_output=True, text=True, timeout=60)
+    options = ("--host", "0.0.0.0", "--port", str(port), "--api-keys", keys, "--runtime", "onnx")
+    subprocess.run(
+        [STRIATE, "serve", bundles["one"], *options, "--write-config", str(file)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+    )
+    document = yaml.safe_load(file.read_text())
     for application in document["applications"]:
         application["args"]["settings"]["body_timeout_s"] = 1.0
-    Path(file).write_text(yaml.safe_dump(document))
-    served = start(tmp_path, "--config", file)
-    try:
-        reached = {where for where in listening(family(served.process.pid)) if "127.0.0.1" not in where[0]}
-        assert reached == {("0.0.0.0", port)}
-        answers = {path: httpx.get(served.url + path).status_code for path in ("/models", "/models/one", "/-/routes")}
-        assert answers == {"/models": 401, "/models/one": 401, "/-/routes": 404}
-        assert httpx.get(served.url + "/models", headers=alice).json()["models"][0]["name"] == "one"
-        told = slowly(port, b"POST /models/one/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nfirst")
-        assert told.startswith(b"HTTP/1.1 408 ")
-        assert b"application/problem+json" in told
-        assert slowly(port, b"no request\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-    finally:
-        os.kill(served.process.pid, signal.SIGINT)
-        served.process.wait(30)
+    file.write_text(yaml.safe_dump(document))
+    served = start(folder, "--config", str(file))
+    yield Configured(served, port, {"Authorization": f"Bearer {made.stdout.strip()}"})
+    os.kill(served.process.pid, signal.SIGINT)
+    served.process.wait(30)
+
+
+def test_what_a_config_file_says_is_served_on_one_open_port_and_nothing_of_it_without_a_key(
+    configured: Configured,
+) -> None:
+    served = configured.served
+    reached = {where for where in listening(family(served.process.pid)) if "127.0.0.1" not in where[0]}
+    assert reached == {("0.0.0.0", configured.port)}
+    answers = {path: httpx.get(served.url + path).status_code for path in ("/models", "/models/one", "/-/routes")}
+    assert answers == {"/models": 401, "/models/one": 401, "/-/routes": 404}
+    (model,) = httpx.get(served.url + "/models", headers=configured.headers).json()["models"]
+    assert (model["name"], model["runtime"]["name"]) == ("one", "onnx")
+
+
+def test_onnx_runtime_gives_the_same_bits_whichever_way_it_is_asked(
+    configured: Configured, bundles: dict[str, str], photos: list[bytes]
+) -> None:
+    bundle, url = Bundle.load(bundles["one"], "cpu"), configured.served.url
+    ask = open_runtime(bundle, "onnx", threads=1).probabilities
+    expected = np.concatenate([ask([bundle.prepare(data)]) for data in photos])
+    files = [("file", (f"{number}.jpg", data)) for number, data in enumerate(photos)]
+    got: list[list[float]] = []
+    for first in range(0, len(files), 50):
+        told = httpx.post(
+            f"{url}/models/one/predict?top_k={len(CLASSES)}",
+            files=files[first : first + 50],
+            headers=configured.headers,
+            timeout=60,
+        ).json()
+        shares = [{each["class"]: each["probability"] for each in said["classes"]} for said in told["predictions"]]
+        got += [[share[name] for name in bundle.classes] for share in shares]
+    np.testing.assert_array_equal(np.array(got, np.float32), expected)
+    with triton.InferenceServerClient(url.removeprefix("http://")) as client:
+        tensor = triton.InferInput("image", [50], "BYTES")
+        tensor.set_data_from_numpy(np.array(photos[:50], object), binary_data=True)
+        answer = client.infer("one", [tensor], headers=configured.headers).as_numpy("probabilities")
+    np.testing.assert_array_equal(answer, expected[:50])
+
+
+def test_a_request_that_does_not_come_is_told_so(configured: Configured) -> None:
+    head = b"POST /models/one/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
+    told = slowly(configured.port, head + b"first")
+    assert told.startswith(b"HTTP/1.1 408 ")
+    assert b"application/problem+json" in told
+    assert slowly(configured.port, b"no request\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
