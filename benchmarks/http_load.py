@@ -69,7 +69,7 @@ class OpenLoop:
 
     Attributes:
         rate: requests a second that were due.
-        seconds: from the first that was due to the last.
+        seconds: from the first that was due to the last answer.
         good_ms: latencies of the answers, from when each was due.
         refused_ms: of refusals (429, 503), likewise.
         other: answers of another status, by it; `broken` for none at all.
@@ -117,6 +117,7 @@ async def _open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: fl
         task.add_done_callback(tasks.discard)
     if tasks:
         await asyncio.wait(tasks, timeout=2 * _TIMEOUT_S)
+    made.seconds = max(seconds, perf_counter() - start)
     client.close()
     return made
 

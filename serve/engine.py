@@ -219,7 +219,9 @@ class Engine:
                     )
                 if self._closed:
                     return []
-                queue, most = (self._calls, 1) if calls else (self._waiting, self._batch_size)
+                # In turns: many explanations in a row would keep pictures waiting.
+                lane.called = bool(calls) and not (lane.called and self._waiting)
+                queue, most = (self._calls, 1) if lane.called else (self._waiting, self._batch_size)
                 batch: list[_Work] = []
                 while queue and len(batch) < most:
                     work = queue.popleft()
@@ -252,6 +254,7 @@ class _Lane:
     def __init__(self, run: Callable[[_Lane], None], number: int) -> None:
         self.number = number
         self.busy_since: float | None = None
+        self.called = False
         self._thread = threading.Thread(target=run, args=[self], name=f"compute-{number}", daemon=True)
         self._thread.start()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,13 @@ class Gate:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self.sizes: list[int] = []
+        self.on_batch: Callable[[], object] = lambda: None
         self.open, self.begun = threading.Event(), threading.Event()
         self.open.set()
 
     def __call__(self, pictures: Sequence[Any]) -> NDArray[np.float32]:
         self.sizes.append(len(pictures))
+        self.on_batch()
         self.begun.set()
         assert self.open.wait(30)
         return self._bundle.probabilities(pictures)
@@ -175,6 +177,24 @@ def test_other_work_runs_between_batches(engine: Engine, gate: Gate) -> None:
         return await asyncio.gather(first, name, engine.result(PICTURES[1]))
 
     assert run(ask())[1] == "compute-0"
+
+
+def test_much_other_work_lets_pictures_through_in_turns(engine: Engine, gate: Gate) -> None:
+    done: list[str] = []
+
+    async def ask() -> None:
+        gate.open.clear()
+        first = asyncio.ensure_future(engine.result(PICTURES[0]))
+        await until(gate.begun.is_set)
+        calls = [asyncio.ensure_future(engine.compute(lambda: done.append("call"))) for _ in range(4)]
+        picture = asyncio.ensure_future(engine.result(PICTURES[1]))
+        await until(lambda: engine.waiting == 5)
+        gate.on_batch = lambda: done.append("batch")
+        gate.open.set()
+        await asyncio.gather(first, picture, *calls)
+
+    run(ask())
+    assert done.index("batch") == 1, done
 
 
 def test_with_two_lanes_two_batches_are_computed_at_once_and_other_work_waits_for_the_first(bundle: Bundle) -> None:
