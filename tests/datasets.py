@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.demo import demo_pictures
+from library import codec
 from tests.conftest import SHARED_DATA
 
 
@@ -26,10 +27,11 @@ def write_photos(folder: Path) -> Path:
 
 
 def write_cats_and_dogs(folder: Path, each: int = 100) -> Path:
-    """So many photos of cats and as many of dogs in `folder`, where they are at hand; else the tiles of the demo."""
+    """So many photos of cats and as many of dogs in `folder`, where they are at hand; else the demo's 86 tiles of real
+    photos, each as three JPEGs of other qualities."""
     tar = SHARED_DATA / "cats-dogs-1000.tar"
     if not tar.is_file():
-        return write_photos(folder)
+        return _write_tiles(folder)
     with tarfile.open(tar) as archive:
         files = sorted((member for member in archive if member.isfile()), key=lambda member: member.name)
         for label, members in itertools.groupby(files, key=lambda member: PurePosixPath(member.name).parts[-2]):
@@ -39,6 +41,18 @@ def write_cats_and_dogs(folder: Path, each: int = 100) -> Path:
                 assert file is not None
                 (folder / label / PurePosixPath(member.name).name).write_bytes(file.read())
     return folder
+
+
+def _write_tiles(folder: Path) -> Path:
+    for path in sorted(write_photos(folder).glob("*/*")):
+        if not path.name.startswith("damaged"):
+            pixels = codec.decode(path.read_bytes())
+            for quality in (80, 50):
+                copy, _ = codec.encode(pixels, codec.Encoding("jpeg", quality))
+                path.with_stem(f"{path.stem}-q{quality}").write_bytes(copy)
+        else:
+            path.unlink()
+    return folder / "photos"
 
 
 def write_digits(folder: Path, count: int = 400) -> Path:
