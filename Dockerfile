@@ -9,8 +9,9 @@
 FROM python:3.11.14-slim-bookworm AS base
 # ray: a user with a number and a home of its own; pods run as 1000:1000 and mount an emptyDir over the home. wget:
 # KubeRay's health commands call it where it cannot use an HTTP probe. procps: `ray stop` and people look at processes.
+# openssh-client and rsync: with `ray up` files are copied into the container, and its autoscaler reaches other nodes.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends procps wget \
+ && apt-get install --yes --no-install-recommends openssh-client procps rsync wget \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1000 ray \
  && useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash ray \
@@ -48,7 +49,9 @@ COPY cluster cluster
 COPY jobs jobs
 COPY serve serve
 RUN echo "hatchling==1.33.0" > /tmp/build.txt \
- && uv pip install --no-deps --build-constraints /tmp/build.txt --editable .
+ && uv pip install --no-deps --build-constraints /tmp/build.txt --editable . \
+ # By content: the files' times are others in the image.
+ && python -m compileall -q --invalidation-mode unchecked-hash library cluster jobs serve
 
 FROM base AS runtime
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH \

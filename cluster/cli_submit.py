@@ -145,7 +145,8 @@ def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile =
 
 
 def _where(address: str | None, token_file: str | None) -> tuple[str, str | None]:
-    from cluster.job_server import find_address, find_token
+    from cluster.job_server import find_address
+    from cluster.ray_token import find_token
 
     return find_address(address), find_token(token_file)
 

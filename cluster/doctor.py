@@ -120,10 +120,10 @@ def _of_ray(address: str | None, here: Mapping[str, Any], place: str | None) -> 
 
 
 def _of_session(cluster: str | None, session: Session) -> Check:
-    size = f"{session.nodes} node{'' if session.nodes == 1 else 's'}, {session.cpus} CPUs, {session.gpus} GPUs"
-    if session.cpus == 0:
-        return Check("Ray", "warn", size, "no node has a CPU for work: start workers, or wait for the autoscaler")
-    return Check("Ray", "ok", f"starts here: {size}" if cluster is None else f"answers at {cluster}: {size}")
+    told = f"{'starts here' if cluster is None else 'answers'}: {session}"
+    if session.present_cpus == 0:
+        return Check("Ray", "warn", told, "no node has a CPU for work: start workers, or wait for the autoscaler")
+    return Check("Ray", "ok", told)
 
 
 def _of_nodes(here: Mapping[str, Any], place: str | None, *, is_cluster: bool) -> Iterator[Check]:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
-#: Ray makes one where there is none.
-RAYS_TOKEN_FILE = "~/.ray/auth_token"
 
 #: Waits before each further try to reach it, in seconds: a port-forward that is started again, a head that comes up.
 _WAITS_S = (1, 2, 4, 8)
@@ -183,42 +180,6 @@ def find_address(address: str | None, environment: Mapping[str, str] = os.enviro
             + ("" if address in named else f", not to {address}")
         )
     return address.rstrip("/")
-
-
-def find_token(file: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The cluster's token: of `file`, else where Ray itself looks for it; None where there is none.
-
-    Ray looks in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, and in ~/.ray/auth_token.
-
-    Raises:
-        UsageError: when a file that is named cannot be read, or what it holds is no token.
-    """
-    if file is not None:
-        return _read_token(file, "--token-file")
-    if environment.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return None
-    if environment.get("RAY_AUTH_TOKEN"):
-        return _checked_token(environment["RAY_AUTH_TOKEN"], "RAY_AUTH_TOKEN")
-    if environment.get("RAY_AUTH_TOKEN_PATH"):
-        return _read_token(environment["RAY_AUTH_TOKEN_PATH"], "RAY_AUTH_TOKEN_PATH")
-    default = os.path.expanduser(RAYS_TOKEN_FILE)
-    return _read_token(default, "Ray's own file") if os.path.isfile(default) else None
-
-
-def _read_token(path: str, named: str) -> str:
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{named} {path} cannot be read: {_reason(error)}") from None
-    return _checked_token(text, f"{named} {path}")
-
-
-def _checked_token(text: str, named: str) -> str:
-    token = text.strip()
-    # It becomes a header; and it is never shown, whatever it is.
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"{named} holds no token: a token is one word, as `ray get-auth-token` prints it")
-    return token
 
 
 def _reason(error: BaseException) -> str:

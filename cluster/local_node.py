@@ -27,8 +27,11 @@ def main() -> None:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
+    from cluster.ray_token import make_token
+
     # As `ray.init` does for a Ray that it starts: a token unless the user has said otherwise.
     token.enable_token_auth_by_default()
+    make_token()
     token.ensure_token_if_auth_enabled(create_token_if_missing=True)
     head, dashboard_port = told["gcs"] is None, told["dashboard_port"]
     node = Node(

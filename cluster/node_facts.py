@@ -5,7 +5,6 @@ from __future__ import annotations
 import email.utils
 import os
 import platform
-import shutil
 import socket
 import time
 import urllib.error
@@ -16,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cluster.job_server import RAYS_TOKEN_FILE
+from cluster.machine import memory_bytes, shm_bytes
+from cluster.ray_token import RAYS_TOKEN_FILE
 from library import storage
 from library.errors import StriateError
 
@@ -25,8 +25,6 @@ PACKAGES = (
     *("striate", "ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "pydantic"),
     *("opencv-python-headless", "simplejpeg", "pillow", "tifffile", "imagecodecs", "s3fs"),
 )
-_SHM = "/dev/shm"
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def node_facts(place: str | None = None) -> dict[str, Any]:
@@ -35,8 +33,8 @@ def node_facts(place: str | None = None) -> dict[str, Any]:
         "host": socket.gethostname(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": _memory(),
-        "shm_bytes": shutil.disk_usage(_SHM).total if os.path.isdir(_SHM) else None,
+        "memory_bytes": memory_bytes(),
+        "shm_bytes": shm_bytes(),
         "gpus": _gpus(),
         # Of a node: Ray gives it to all its processes.
         "token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
@@ -112,19 +110,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _memory() -> int:
-    """Of the machine, or what a container may use of it."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _CGROUP_LIMITS:
-        try:
-            limit = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            return min(whole, int(limit))
-    return whole
 
 
 def _gpus() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.head_watch import watched
+from cluster.machine import memory_bytes, shm_bytes
+from cluster.ray_token import make_token
 from library.errors import StriateError, UsageError
 
 #: Set before Ray is imported, unless the user has set them.
@@ -27,7 +29,6 @@ _ENVIRONMENT = {
     # Ray Train takes up one report of the workers each time it looks; an epoch may take less than its two seconds. But
     # each look takes some milliseconds from the workers.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
     # Workers share CPUs: a thread of torch that waits for another by spinning keeps it from running.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
@@ -40,12 +41,15 @@ _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _LOCAL_ENVIRONMENT = {
     "RAY_preload_python_modules": "cv2,pyarrow.parquet,pydantic,library.shard_work",
     _LOOPBACK[0]: _LOOPBACK[1],
+    # Nobody reads them here.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
     # An actor that asks whether the cloud is about to take a node away.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
-# Shards never pass through it; decoded training pictures do.
-_OBJECT_STORE_BYTES = 2 * 2**30
+# Of memory, as Ray's own default, and of /dev/shm, beyond which Ray takes files. Shards never pass through it; decoded
+# training pictures do. Memory is taken only as it is used.
+_STORE_OF_MEMORY, _STORE_OF_SHM, _SMALLEST_STORE = 0.3, 0.9, 100 * 2**20
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Session:
         nodes: how many there are of these.
         gpus: logical GPUs of all of them.
         node_cpus: logical CPUs of each that has some.
-        present_cpus: logical CPUs of the nodes that are there now.
+        present_nodes: how many are there now.
+        present_cpus: logical CPUs of these.
         present_gpus: likewise.
     """
 
@@ -67,8 +72,17 @@ class Session:
     nodes: int
     gpus: int = 0
     node_cpus: tuple[float, ...] = ()
+    present_nodes: int = 0
     present_cpus: int = 0
     present_gpus: int = 0
+
+    def __str__(self) -> str:
+        """`Ray at head:6379: 3 nodes, 24 CPUs, 2 GPUs`, and what may come."""
+        there = f"{_counted(self.present_nodes, 'node')}, {self.present_cpus} CPUs, {self.present_gpus} GPUs"
+        more = (self.cpus, self.gpus) != (self.present_cpus, self.present_gpus)
+        return f"Ray at {self.address or 'this machine'}: {there}" + (
+            f"; an autoscaler may bring up to {self.cpus} CPUs, {self.gpus} GPUs" if more else ""
+        )
 
     def workers(self, wanted: str) -> int:
         """Turn `--workers` into a number: `auto` is one a CPU that is there.
@@ -121,11 +135,12 @@ def connect(
     if address is None:
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        make_token()
         os.environ.update(environment or {})
         options |= {
             "num_cpus": num_cpus or os.cpu_count(),
             "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
+            "object_store_memory": object_store_bytes(memory_bytes(), shm_bytes()),
         }
     # Ray reads most of its environment when it is imported.
     import ray
@@ -140,7 +155,10 @@ def connect(
         raise StriateError(f"cannot connect to Ray at {address}: {error}; see --address and RAY_ADDRESS") from error
     try:
         with _watched(address):
-            yield _session(address)
+            session = _session(address)
+            if address is not None:
+                print(f"connected to {session}", file=sys.stderr, flush=True)
+            yield session
     finally:
         ray.shutdown()
 
@@ -152,6 +170,16 @@ def _watched(address: str | None) -> AbstractContextManager[None]:
     if address is None or address.startswith("ray://"):
         return nullcontext()
     return watched(ray.get_runtime_context().gcs_address)
+
+
+def object_store_bytes(memory: int, shm: int | None) -> int:
+    """Of a Ray on a machine with so much memory and /dev/shm (None: it has none), in bytes."""
+    most = min(_STORE_OF_MEMORY * memory, memory if shm is None else _STORE_OF_SHM * shm)
+    return max(int(most), _SMALLEST_STORE)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def node_environment() -> dict[str, str]:
@@ -233,6 +261,7 @@ def _session(address: str | None) -> Session:
         len(nodes),
         int(sum(node.get("GPU", 0) for node in nodes)),
         cpus,
+        present_nodes=len(there),
         present_cpus=int(sum(node.get("CPU", 0) for node in there)),
         present_gpus=int(sum(node.get("GPU", 0) for node in there)),
     )

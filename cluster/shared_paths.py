@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Generator, Iterable, Sequence
 
+from cluster.nodes import VARIABLE, autoscaled
 from library import storage
 from library.errors import StriateError, UsageError
 
@@ -24,8 +25,8 @@ _TELLING = ("_manifest.json", "bundle.json")
 def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = ()) -> None:
     """Refuse local paths that some node of the cluster does not see as this process does.
 
-    Nothing is asked where all paths are in S3, or all work runs on the node of this process. A node that joins later is
-    not asked either.
+    Nothing is asked where all paths are in S3, or all work runs on the node of this process. A node that somebody adds
+    later is not asked either; where an autoscaler does, local paths are refused.
 
     Args:
         reads: URIs of datasets, bundles and files that workers read.
@@ -36,7 +37,14 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = ()) -> No
         StriateError: when a node does not answer.
     """
     read, written = ([uri for uri in dict.fromkeys(uris) if not storage.is_s3(uri)] for uris in (reads, writes))
-    nodes = _other_nodes() if read or written else {}
+    if not read and not written:
+        return
+    if autoscaled():
+        raise UsageError(
+            f"{(read + written)[0]} is a path of this machine, and the autoscaler brings nodes that are not there yet "
+            f"to look at it ({VARIABLE}): datasets, bundles and training's files must lie at s3://BUCKET/..."
+        )
+    nodes = _other_nodes()
     if not nodes:
         return
     with contextlib.ExitStack() as stack:

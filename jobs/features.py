@@ -45,7 +45,7 @@ def cached_features(
     shards = sorted(set(rows.shard.tolist()))
     gpus = session.present_gpus
     workers = min(gpus or max(1, session.present_cpus), len(shards))
-    threads = max(1, session.cpus // session.nodes // workers)
+    threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
     arguments = (rows, inputs, recipe.model_dump_json(), copies, threads)
     pool: WorkerPool[int] = WorkerPool(FeatureWorker, arguments, workers, num_gpus=1 if gpus else 0)
     try:

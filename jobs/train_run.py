@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +36,11 @@ _MAX_FAILURES = 3
 # Ray Train may ask for the workers of a node that is lost already; as many as are left then come this much later. With
 # a fixed number of workers its own minute stays: a node may be on its way.
 _ELASTIC_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+# A machine with GPUs takes ten minutes where the cloud has one at once.
+_AUTOSCALED_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
+_WAITING = (
+    "the workers wait for nodes that the autoscaler has still to bring (`ray status`); at most half an hour a try"
+)
 _KEPT = 2
 _KEYS_SHOWN = 12
 # How torch's threads wait for each other. Where decoders or augmentation share the CPUs, spinning made a LeNet 25 times
@@ -58,6 +64,7 @@ class Placement:
         decoders: actors that stream pictures to each.
         decoder_cpus: logical CPUs of each of these.
         cluster: whether it is a Ray that others use too.
+        waits_for_nodes: whether an autoscaler has to bring some first.
     """
 
     workers: tuple[int, int]
@@ -67,6 +74,7 @@ class Placement:
     decoders: int
     decoder_cpus: float
     cluster: bool = False
+    waits_for_nodes: bool = False
 
     @classmethod
     def of(cls, session: Session, workers: str, *, gpu: bool | None, cpus_per_worker: float | None) -> Placement:
@@ -85,25 +93,29 @@ class Placement:
         if low > session.cpus:
             raise UsageError(f"--workers {workers}: Ray has {session.cpus} CPUs; ask for at most so many")
         high = min(high, gpus if use_gpu else session.cpus)
+        # An autoscaler brings nodes for the workers, and none to decode only.
+        near = max(session.present_cpus, int(sum(sorted(session.node_cpus, reverse=True)[:high])))
         share = cpus_per_worker
         if share is None:
-            share = min(session.cpus / (2 * high), 1.0 if use_gpu else 64, _most_that_fits(session.node_cpus, high))
+            share = min(near / (2 * high), 1.0 if use_gpu else 64, _most_that_fits(session.node_cpus, high))
         room = sum(int(cpus / share) for cpus in session.node_cpus)
         if room < low:
             raise UsageError(
                 f"--cpus-per-worker {share:g} x {low} workers: a worker is on one node, and there is room for {room}; "
                 f"at most {_most_that_fits(session.node_cpus, low):.2g} each do"
             )
-        left = session.cpus - share * high
+        left = near - share * high
         if left <= 0:
             raise UsageError(
-                f"--cpus-per-worker {share:g} x {high} workers leave none of {session.cpus} CPUs for decoding; "
-                f"at most {(session.cpus - 0.5) / high:.2g} do"
+                f"--cpus-per-worker {share:g} x {high} workers leave none of {near} CPUs for decoding; "
+                f"at most {(near - 0.5) / high:.2g} do"
             )
         decoders = max(1, int(left // high))
-        threads = max(1, (session.cpus // session.nodes) // max(1, -(-high // session.nodes)))
+        nodes = max(1, len(session.node_cpus))
+        threads = max(1, (session.cpus // nodes) // max(1, -(-high // nodes)))
         decoder_cpus = min(1.0, left / (high * decoders) * 0.99)
-        return cls((low, high), use_gpu, share, threads, decoders, decoder_cpus, session.address is not None)
+        waits = share * low > session.present_cpus or (use_gpu and low > session.present_gpus)
+        return cls((low, high), use_gpu, share, threads, decoders, decoder_cpus, session.address is not None, waits)
 
 
 def _most_that_fits(node_cpus: Sequence[float], workers: int) -> float:
@@ -157,7 +169,10 @@ def fit(
         threads=placement.threads,
     )
     low, high = placement.workers
-    if low < high:
+    if placement.waits_for_nodes:
+        os.environ.setdefault(*_AUTOSCALED_START)
+        print(_WAITING, file=sys.stderr, flush=True)
+    elif low < high:
         os.environ.setdefault(*_ELASTIC_START)
     for logger in ("ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -222,7 +237,10 @@ def _explained(error: TrainingFailedError) -> str:
     while first.__cause__ is not None:
         first = first.__cause__
     lines = [line for line in str(first).splitlines() if line.strip()]
-    return f"training failed {_MAX_FAILURES + 1} times: {lines[-1] if lines else type(first).__name__}"
+    reason = lines[-1] if lines else type(first).__name__
+    if not causes:
+        return f"the training's workers did not start: {reason}"
+    return f"training failed {_MAX_FAILURES + 1} times: {reason}"
 
 
 def _diverged(problem: dict[str, Any], checkpoints: str) -> str:

@@ -41,7 +41,7 @@ class WorkerPool(Generic[_TaskT]):
         self._running: dict[Any, tuple[Any, _TaskT | None]] = {}
         self._lost_starts = 0
         self._asked = f"{num_cpus:g} CPU" + (f" and {num_gpus:g} GPU" if num_gpus else "")
-        self._tells_waiting = True
+        self._tells_waiting = True  # once, until a worker is up again
         for _ in range(num_workers):
             self._start()
 
@@ -71,7 +71,7 @@ class WorkerPool(Generic[_TaskT]):
                         waiting.appendleft(task)
                     self._replace(worker, error, starting=task is None)
                     continue
-                self._lost_starts, self._tells_waiting = 0, False
+                self._lost_starts, self._tells_waiting = 0, True
                 self._hand_out(worker, waiting)
                 # Near the end nothing is queued: a task that waits at one worker could be in work at another.
                 if task is None and len(waiting) > len(self._alive):
@@ -84,7 +84,7 @@ class WorkerPool(Generic[_TaskT]):
         """All that are done, at least one: a look costs by the number of workers, which may be thousands."""
         running = list(self._running)
         ready, _ = ray.wait(running, num_returns=len(running), timeout=0)
-        if not ready and self._tells_waiting:
+        if not ready and self._tells_waiting and all(task is None for _, task in self._running.values()):
             ready, _ = ray.wait(running, num_returns=1, timeout=_WAITS_S)
             if not ready:
                 self._tell_waiting()

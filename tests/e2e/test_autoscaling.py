@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 from cluster.nodes import VARIABLE
-from tests.conftest import free_port
+from library import storage
+from tests.conftest import S3Server, free_port
 from tests.datasets import write_photos
 from tests.waiting import until
 
@@ -81,16 +83,26 @@ def _killed(name: str) -> list[int]:
     return found
 
 
-def test_workers_come_with_the_nodes_that_the_autoscaler_brings(environment: dict[str, str], tmp_path: Path) -> None:
+def test_workers_come_with_the_nodes_that_the_autoscaler_brings(
+    environment: dict[str, str], s3_server: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    environment = environment | s3_server.environment()
+
     def striate(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(_BIN / "striate"), *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
-    refused = striate("ingest", str(write_photos(tmp_path)), str(tmp_path / "raw"), "--workers", "4")
+    photos = tmp_path / "photos.tar"
+    with tarfile.open(photos, "w") as tar:
+        tar.add(write_photos(tmp_path), "photos")
+    storage.write_bytes(f"{bucket}/photos.tar", photos.read_bytes())
+    here = striate("ingest", f"{bucket}/photos.tar", str(tmp_path / "raw"), "--workers", "2")
+    assert here.returncode == 2
+    assert "the autoscaler brings nodes that are not there yet" in here.stderr
+    refused = striate("ingest", f"{bucket}/photos.tar", f"{bucket}/raw", "--workers", "4")
     assert refused.returncode == 2
     assert "Ray has 3 CPUs" in refused.stderr
-    done = striate(
-        "ingest", str(tmp_path / "photos"), str(tmp_path / "raw"), "--shard-mb", "0.2", "--workers", "2", "--json"
-    )
+    done = striate("ingest", f"{bucket}/photos.tar", f"{bucket}/raw", "--shard-mb", "0.05", "--workers", "2", "--json")
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["run"]["shards_by_node"]) >= 1
+    assert "0 CPUs, 0 GPUs; an autoscaler may bring up to 3 CPUs" in done.stderr
+    assert len(json.loads(done.stdout)["run"]["shards_by_node"]) == 2

@@ -226,9 +226,12 @@ def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on
 def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
     stranger = Nodes(nodes.environment | {"RAY_AUTH_TOKEN": "f" * 64}, nodes.root)
     process = stranger.start("filter", raw, f"s3://{BUCKET}/stolen", "--steps", "grayscale")
-    process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
+    assert "token" in errors.decode().lower()
     assert not nodes.folder("stolen").exists()
+    # It is the token: with the right one the same command is let in.
+    nodes.run("filter", raw, f"s3://{BUCKET}/mine", "--steps", "grayscale", "--limit", "1")
 
 
 def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(nodes: Nodes, raw: str) -> None:

@@ -38,9 +38,6 @@ def test_an_entry_point_is_a_command_of_ours(environment: str, name: str) -> Non
     assert program == "striate"
     group = typer.main.get_command(app)
     found = group.commands[command]  # type: ignore[attr-defined]  # typer's own type is a plain command
-    known = {option for parameter in found.params for option in parameter.opts}
-    if command == "predict" and not {"--workers", "--gpu"} <= known:
-        pytest.xfail("striate predict over a dataset is not there yet")
     # Parses, and refuses unknown options and missing arguments; runs nothing.
     found.make_context(command, arguments)
 
@@ -114,6 +111,4 @@ def test_the_classifiers_import(environment: str) -> None:
     for service in of_kind(environment, "RayService"):
         for application in yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]:
             module, _, attribute = application["import_path"].partition(":")
-            if importlib.util.find_spec(module) is None:
-                pytest.skip(f"{module} is not there yet")
             assert callable(getattr(importlib.import_module(module), attribute))

@@ -293,3 +293,13 @@ def test_a_standing_cluster_says_what_its_autoscaler_may_bring(
                 node["GPU"] = float(limits["nvidia.com/gpu"])
             wanted += [node] * group["maxReplicas"]
         assert autoscaled() == wanted
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_budget_over_pods_of_ray_says_how_many_stay(environment: str) -> None:
+    # maxUnavailable and shares need a scale, which a RayCluster does not tell Kubernetes.
+    for budget in of_kind(environment, "PodDisruptionBudget"):
+        component = budget["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
+        if component != "redis":
+            assert "maxUnavailable" not in budget["spec"]
+            assert isinstance(budget["spec"]["minAvailable"], int)

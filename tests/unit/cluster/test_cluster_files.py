@@ -105,3 +105,8 @@ def test_the_autoscaler_gets_the_boto3_that_goes_with_the_locked_botocore() -> N
     locked = re.search(r"^botocore==(\S+)", (ROOT / "requirements.lock").read_text("utf-8"), re.MULTILINE)
     assert locked is not None
     assert f" boto3=={locked[1]} " in " ".join(load("aws")["head_setup_commands"])
+
+
+def test_the_image_has_what_ray_up_copies_files_and_reaches_nodes_with() -> None:
+    installed = (ROOT / "Dockerfile").read_text("utf-8").split("AS build")[0].split()
+    assert {"openssh-client", "rsync"} <= set(installed)

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import pytest
 
-from cluster.job_server import JobServer, Lost, find_address, find_token
+from cluster.job_server import JobServer, Lost, find_address
+from cluster.ray_token import find_token, make_token
 from library.errors import StriateError, UsageError
 from tests.conftest import free_port
 
@@ -109,3 +110,29 @@ def test_the_environment_is_as_it_was(not_ray: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(StriateError, match=not_ray):
         JobServer(not_ray + "/json")
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://other:1"
+
+
+def test_a_token_that_is_made_here_is_its_owners_alone_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_token()
+    file = tmp_path / ".ray" / "auth_token"
+    made = file.read_text()
+    assert (file.stat().st_mode & 0o777, find_token(None, {})) == (0o600, made)
+    make_token()
+    assert file.read_text() == made
+
+
+@pytest.mark.parametrize("variable", [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "mine")])
+def test_no_token_is_made_where_none_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(*variable)
+    make_token()
+    assert not (tmp_path / ".ray").exists()
