@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -203,6 +204,7 @@ def train(
     if plan.finished:
         return TrainResult(load_record(plan.out), plan.out, {}, 0.0, resumed=True)
     with connect(address, environment=_ENVIRONMENT) as session:
+        from jobs.train_lock import alone_in
         from jobs.train_run import Placement, fit
 
         if size is not None:
@@ -210,10 +212,12 @@ def train(
             workers, gpu, cpus_per_worker = str(need.workers), need.gpus > 0, need.cpus
         placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
         check_shared(reads=_read_by_workers(plan), writes=[plan.out])
-        claim(plan)
-        run = uuid.uuid4().hex
-        refs = data_refs(plan, session)
-        checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, CHECKPOINTS), _RUN)
+        # A Ray of its own has no other driver.
+        with alone_in(plan.out) if session.address is not None else nullcontext():
+            claim(plan)
+            run = uuid.uuid4().hex
+            refs = data_refs(plan, session)
+            checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, CHECKPOINTS), _RUN)
     record = _bundle(plan, checkpoint, ended)
     return TrainResult(
         record,

@@ -295,7 +295,6 @@ def test_a_standing_cluster_says_what_its_autoscaler_may_bring(
         assert autoscaled() == wanted
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_a_budget_over_pods_of_ray_says_how_many_stay(environment: str) -> None:
     # maxUnavailable and shares need a scale, which a RayCluster does not tell Kubernetes.
     for budget in of_kind(environment, "PodDisruptionBudget"):
