@@ -25,8 +25,10 @@ MAX_DATA_FILES = 200
 MAX_DATA_BYTES = 16 * 2**20
 
 _IGNORE_FILES = (".gitignore", ".rayignore")
-#: Left out with or without an ignore file: history, environments, what jobs made, data, secrets.
-_NEVER = (".git", ".venv", "venv", "__pycache__", "/out/", "/data/", ".*_cache/", "*.egg-info/", ".env", ".aws", ".ssh")
+#: Left out with or without an ignore file: history, environments, what jobs made, data.
+_NEVER = (".git", ".venv", "venv", "__pycache__", "/out/", "/data/", ".*_cache/", "*.egg-info/")
+#: Secrets, by the names that they usually have.
+_SECRETS = (".env", ".env.*", ".envrc", ".netrc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "*api-keys*", "*api_keys*")
 _DATA_SUFFIXES = (PICTURE_SUFFIXES - {"svg", "ico"}) | {"parquet", "tar", "tgz", "gz", "zip", "arrow", "tfrecord"}
 _NAMED_FOLDERS = 4
 
@@ -53,7 +55,8 @@ class Tree:
             for path in sorted(self.files):
                 member = zipfile.ZipInfo(path)  # of a fixed date
                 member.compress_type = zipfile.ZIP_DEFLATED
-                member.external_attr = 0o644 << 16
+                mode = os.stat(os.path.join(self.root, path)).st_mode
+                member.external_attr = (0o755 if mode & 0o100 else 0o644) << 16
                 with open(os.path.join(self.root, path), "rb") as file:
                     packed.writestr(member, file.read())
 
@@ -70,7 +73,7 @@ def working_tree(root: str) -> Tree:
     if root in (os.path.realpath(os.path.expanduser("~")), os.path.sep):
         raise UsageError(f"{root} is no project: the folder that you are in is uploaded; change to the project's first")
     files: dict[str, int] = {}
-    for path, size in _walk(root, "", (_rules("", _NEVER),)):
+    for path, size in _walk(root, "", (_rules("", (*_NEVER, *_SECRETS)),)):
         files[path] = size
         if len(files) > MAX_FILES:
             break

@@ -215,8 +215,12 @@ def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on
     checkpoints = nodes.folder("elastic") / "checkpoints" / "run"
     until(lambda: process.poll() is not None or len(list(checkpoints.glob("step-*"))) >= 2, 240)
     assert process.poll() is None, "it ended before the node was lost"
+    log = nodes.folder("elastic") / "logs" / "metrics.jsonl"
+    (first, *_) = log.read_text().splitlines()
     lost = nodes.lose()
     told = finished(process)
+    # With its times: begun again from nothing it would be another line.
+    assert log.read_text().splitlines()[0] == first
     assert told["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost}
     lines = [json.loads(line) for line in (nodes.folder("elastic") / "logs" / "metrics.jsonl").read_text().splitlines()]
     epochs = [line["epoch"] for line in lines if "val_loss" in line]

@@ -25,3 +25,14 @@ def test_links_to_files_lead_to_files(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8"))
     for link in links:
         assert "://" in link or (document.parent / link).exists(), link
+
+
+def test_every_variable_that_is_read_or_set_is_listed() -> None:
+    told = (ROOT / "docs/environment.md").read_text("utf-8")
+    code = "".join(
+        path.read_text("utf-8") for folder in ("cluster", "jobs", "serve") for path in (ROOT / folder).glob("*.py")
+    )
+    used = set(re.findall(r"""["']((?:RAY|STRIATE)_\w+|OMP_WAIT_POLICY)["']""", code))
+    assert len(used) > 25
+    missing = {name for name in used if f"`{name}`" not in told and not name.startswith("RAY_SERVE_HAPROXY_")}
+    assert missing == set()

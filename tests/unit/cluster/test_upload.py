@@ -46,6 +46,7 @@ def test_what_git_ignores_stays_here_at_every_depth(tmp_path: Path) -> None:
 
 def test_history_environments_outputs_and_secrets_stay_here_without_an_ignore_file(tmp_path: Path) -> None:
     left_out = (".git/config", ".venv/x.py", "a/__pycache__/x.pyc", "out/x.json", "data/x.csv", ".env", ".a_cache/1")
+    left_out += (".env.production", "a/.netrc", ".kube/config", "tls/server.pem", "tls/server.key", "api-keys.txt")
     write(tmp_path, dict.fromkeys((*left_out, "a/data/loader.py", "a/out/x.py", "main.py"), ""))
     assert set(working_tree(str(tmp_path)).files) == {"a/data/loader.py", "a/out/x.py", "main.py"}
 
@@ -69,6 +70,15 @@ def test_equal_trees_make_equal_archives(tmp_path: Path) -> None:
     assert archives[0] == archives[1]
     with zipfile.ZipFile(tmp_path / "one.zip") as packed:
         assert {name: packed.read(name) for name in packed.namelist()} == {"a.py": b"one", "b/two.py": b"two"}
+
+
+def test_what_may_be_run_here_may_be_run_there(tmp_path: Path) -> None:
+    root = write(tmp_path / "root", {"run.sh": "#!/bin/sh", "a.py": ""})
+    (root / "run.sh").chmod(0o755)
+    working_tree(str(root)).pack(str(tmp_path / "tree.zip"))
+    with zipfile.ZipFile(tmp_path / "tree.zip") as packed:
+        modes = {member.filename: member.external_attr >> 16 for member in packed.infolist()}
+    assert modes == {"run.sh": 0o755, "a.py": 0o644}
 
 
 def test_too_large_a_tree_is_refused_with_its_largest_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
