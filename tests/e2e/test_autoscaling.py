@@ -53,13 +53,16 @@ def config(port: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def environment(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Of commands on the head of such a cluster."""
     port, told = free_port(), tmp_path_factory.mktemp("autoscaler") / "config.yaml"
     told.write_text(json.dumps(config(port)))
     # Short: sockets lie below it.
     folder = Path(f"/tmp/striate-grows-{os.getpid()}")
-    made = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    # Its nodes reach S3 too.
+    made = (
+        os.environ | s3_server.environment() | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    )
     grows = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
     start = [str(_BIN / "ray"), "start", "--head", "--port", str(port), "--num-cpus", "0", "--temp-dir", str(folder)]
     start += ["--autoscaling-config", str(told), "--include-dashboard", "false"]
@@ -84,10 +87,8 @@ def _killed(name: str) -> list[int]:
 
 
 def test_workers_come_with_the_nodes_that_the_autoscaler_brings(
-    environment: dict[str, str], s3_server: S3Server, bucket: str, tmp_path: Path
+    environment: dict[str, str], bucket: str, tmp_path: Path
 ) -> None:
-    environment = environment | s3_server.environment()
-
     def striate(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(_BIN / "striate"), *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
