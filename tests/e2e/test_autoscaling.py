@@ -106,8 +106,5 @@ def test_workers_come_with_the_nodes_that_the_autoscaler_brings(
     done = striate("ingest", f"{bucket}/photos.tar", f"{bucket}/raw", "--shard-mb", "0.05", "--workers", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert "0 CPUs, 0 GPUs; an autoscaler may bring up to 3 CPUs" in done.stderr
-    # Slow enough that a second node is there before the first has done it all.
-    slow = ("--steps", "denoise(strength=0.03, search_size=21)", "--workers", "2", "--json")
-    done = striate("filter", f"{bucket}/raw", f"{bucket}/slow", *slow)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["run"]["shards_by_node"]) == 2
+    # One node may have done it all before the second was there.
+    assert _HEAD not in json.loads(done.stdout)["run"]["shards_by_node"]
