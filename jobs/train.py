@@ -18,6 +18,7 @@ import numpy as np
 from cluster.resources import placed
 from cluster.session import connect
 from cluster.shared_paths import check_shared
+from jobs.placement import Placement
 from jobs.train_claim import CHECKPOINTS, check_claim, claim
 from jobs.train_data import data_refs
 from library import storage
@@ -205,7 +206,7 @@ def train(
         return TrainResult(load_record(plan.out), plan.out, {}, 0.0, resumed=True)
     with connect(address, environment=_ENVIRONMENT) as session:
         from jobs.train_lock import alone_in
-        from jobs.train_run import Placement, fit
+        from jobs.train_run import fit
 
         if size is not None:
             need = placed(size, "train")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.session import Session, object_store_bytes
-from jobs.train_run import Placement
+from jobs.placement import Placement
 from library.errors import UsageError
 
 
