@@ -1,4 +1,4 @@
-"""What every request and response gets, whatever becomes of it: an id, security headers, a line in the access log.
+"""What every request and response gets, whatever becomes of it: security headers and a line in the access log.
 
 The line is one JSON object to the logger `striate.access`: who (the key's name, never the key), what (the address'
 template, never what was sent), and how it went.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
@@ -40,7 +38,6 @@ _SECURITY = {
 #: As ASGI sends them; no answer of ours has any of its own.
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in _SECURITY.items()]
 _NO_STORE = (b"cache-control", b"no-store")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FACTS = "striate.facts"
 
 _access = logging.getLogger("striate.access")
@@ -52,7 +49,8 @@ class Facts:
     """What is known of a request under way.
 
     Attributes:
-        request_id: the client's `X-Request-Id`, or a new one.
+        request_id: the first 64 characters of its `X-Request-Id`. Ray Serve gives one to a request that comes without,
+            and every response has it.
         model: that it is for.
         key: the name of its key.
         received: bytes of its body so far.
@@ -89,8 +87,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        facts = Facts(given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16), self._model)
+        facts = Facts(Headers(scope=scope).get("x-request-id", "")[:64], self._model)
         scope[_FACTS] = facts
         if scope["path"] == scope.get("root_path"):
             scope["path"] += "/"  # the address of the model itself, which Starlette would find no route for
@@ -98,7 +95,7 @@ class Envelope:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 facts.status = message["status"]
-                headers = [*message["headers"], *_HEADERS, (b"x-request-id", facts.request_id.encode())]
+                headers = [*message["headers"], *_HEADERS]
                 if not any(name == b"cache-control" for name, _ in headers):
                     headers.append(_NO_STORE)
                 message["headers"] = headers

@@ -20,7 +20,8 @@ from library.models import create
 from serve.engine import Engine, Result
 from serve.service import Answer, Busy, Timing
 from serve.settings import ServeSettings
-from tests.unit.serve.serving import apps, until
+from tests.unit.serve.serving import apps
+from tests.waiting import until
 
 PROVENANCE = {
     "recipe": "model: lenet5\nepochs: 2\n",

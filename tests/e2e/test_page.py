@@ -18,7 +18,7 @@ from library import codec
 from serve.keys import new_key
 from serve.settings import ServeSettings
 from tests.e2e.page_server import PROVENANCE, EngineModel, PageServer, make_bundle
-from tests.unit.serve.serving import until
+from tests.waiting import until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -221,12 +222,22 @@ def test_the_gateway_knows_the_models_there_are(served: Served) -> None:
 
 
 def test_every_request_is_a_line_of_the_access_log(served: Served, photos: list[bytes]) -> None:
-    httpx.post(f"{served.url}/models/one/predict", content=photos[0], headers={"X-Request-Id": "mine"})
-    httpx.get(f"{served.url}/models", headers={"X-Request-Id": "mine too"})
-    httpx.get(f"{served.url}/models/third", headers={"X-Request-Id": "mine-2"})
-    logged = [json.loads(line) for line in served.stderr.with_name("access.log").read_text().splitlines()]
-    told = [(line["id"], line["model"], line["status"]) for line in logged if line["id"].startswith("mine")]
-    assert told == [("mine", "one", 200), ("mine-2", None, 404)]
+    answers = [
+        httpx.post(f"{served.url}/models/one/predict", content=photos[0], headers={"X-Request-Id": "mine"}),
+        httpx.get(f"{served.url}/models"),
+        httpx.get(f"{served.url}/models/third", headers={"X-Request-Id": "mine-2"}),
+    ]
+    ids = [answer.headers["X-Request-Id"] for answer in answers]
+    assert (ids[0], ids[2]) == ("mine", "mine-2")
+    assert re.fullmatch("[0-9a-f-]{36}", ids[1]), "one is given to a request that comes without"
+
+    def logged() -> dict[str, tuple[str | None, int]]:
+        lines = served.stderr.with_name("access.log").read_text().splitlines()
+        return {line["id"]: (line["model"], line["status"]) for line in map(json.loads, lines)}
+
+    # A line is written after its answer is sent, by whichever process gave it.
+    until(lambda: logged().keys() >= set(ids))
+    assert [logged()[each] for each in ids] == [("one", 200), (None, 200), (None, 404)]
 
 
 def test_nothing_listens_beyond_loopback(served: Served) -> None:

@@ -1,4 +1,4 @@
-"""What tests of the HTTP faces need: bundles, a model service without Ray, and servers."""
+"""What tests of the HTTP faces need: bundles, a model service without Ray's actors, and servers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import httpx
 import numpy as np
 import uvicorn
 from numpy.typing import NDArray
+from ray.serve._private.http_util import RequestIdMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from library import codec
@@ -24,6 +24,7 @@ from serve.gateway_api import gateway_app
 from serve.model_api import model_app
 from serve.service import Answer, Timing
 from serve.settings import ServeSettings
+from tests.waiting import until
 
 
 class LocalModel:
@@ -114,7 +115,7 @@ def apps(models: Mapping[str, LocalModel], settings: ServeSettings) -> ASGIApp:
                     return
         await gateway(scope, receive, send)
 
-    return dispatch
+    return RequestIdMiddleware(dispatch)
 
 
 class Server:
@@ -152,14 +153,6 @@ class Server:
             while chunk := connection.recv(65536):
                 received += chunk
             return received
-
-
-def until(condition: Any, timeout_s: float = 20) -> None:
-    """Return once the condition holds; fails when it does not."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it never became true"
-        time.sleep(0.005)
 
 
 def asgi_client(app: ASGIApp, **options: Any) -> httpx.AsyncClient:

@@ -14,11 +14,12 @@ import httpx
 import pytest
 import test_bad_pictures as bad
 from picture_examples import encoded
-from serving import LocalModel, Server, apps, asgi_client, problem, until
+from serving import LocalModel, Server, apps, asgi_client, problem
 
 from serve.keys import new_key
 from serve.service import Busy
 from serve.settings import ServeSettings
+from tests.waiting import until
 
 JPEG = encoded("jpeg", 40, 50)
 POST = "POST /models/grey/predict HTTP/1.1\r\nHost: localhost\r\n"
