@@ -70,6 +70,9 @@ class WorkerPool(Generic[_TaskT]):
                     if task is not None:
                         waiting.appendleft(task)
                     self._replace(worker, error, starting=task is None)
+                    # Its successor may find no place, and who has run out of work asks for none.
+                    for idle in self._alive - {busy for busy, _ in self._running.values()}:
+                        self._hand_out(idle, waiting)
                     continue
                 self._lost_starts, self._tells_waiting = 0, True
                 self._hand_out(worker, waiting)

@@ -1,8 +1,10 @@
-"""Workers that wait for a place say so."""
+"""Workers that wait for a place say so, and the work of one that is lost does not wait for one."""
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,3 +47,34 @@ def test_a_pool_without_a_place_says_what_it_waits_for_and_works_once_it_has_one
     thread.join(60)
     pool.stop()
     assert sorted(rows) == [2, 4, 6]
+
+
+class _Dies:
+    """On its first try of the task 0, once `folder/go` is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def run(self, task: int) -> int:
+        if task == 0 and not (self._folder / "tried").exists():
+            (self._folder / "tried").touch()
+            until((self._folder / "go").exists)
+            os._exit(1)
+        return task
+
+
+def test_who_has_no_work_left_takes_that_of_one_that_is_lost_and_finds_no_place_again(tmp_path: Path) -> None:
+    half = ray.cluster_resources()["CPU"] / 2
+    pool: WorkerPool[int] = WorkerPool(_Dies, (tmp_path,), 2, num_cpus=half)
+    rows: list[int] = []
+    thread = threading.Thread(target=lambda: rows.extend(pool.run([0, 1])), daemon=True)
+    thread.start()
+    until(lambda: rows == [1] and (tmp_path / "tried").exists())
+    # First in the queue for what the lost one had.
+    holder: Any = ray.remote(num_cpus=half)(_Holder).remote()
+    (tmp_path / "go").touch()
+    thread.join(60)
+    assert rows == [1, 0]
+    ray.get(holder.__ray_ready__.remote())
+    ray.kill(holder)
+    pool.stop()
