@@ -27,6 +27,7 @@ from jobs.progress import duration
 from jobs.tracking import mlflow_logger
 from jobs.train_checkpoint import load_state
 from jobs.train_loop import TrainTask, train_loop
+from jobs.train_network import NodeTorchConfig
 from library import storage
 from library.errors import StriateError
 
@@ -100,6 +101,7 @@ def fit(
     trainer = (TorchTrainer if placement.cluster else LocalTrainer)(
         train_loop,
         train_loop_config={"task": asdict(task), "refs": refs},
+        torch_config=NodeTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=high if low == high else (low, high),
             use_gpu=placement.gpu,

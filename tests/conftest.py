@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,34 +90,41 @@ class S3Server:
         }
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of this machine's that nobody listens on."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((host, 0))
         return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """`rclone serve s3` on a free loopback port, with a key."""
-    root, port = tmp_path_factory.mktemp("s3"), free_port()
-    server = S3Server(f"http://127.0.0.1:{port}", root, "test-key", "test-secret")
-    command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}"]
+    with serve_s3(tmp_path_factory.mktemp("s3"), "127.0.0.1") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve_s3(root: Path, host: str) -> Generator[S3Server]:
+    """`rclone serve s3` at one of this machine's addresses, with a key."""
+    port = free_port(host)
+    server = S3Server(f"http://{host}:{port}", root, "test-key", "test-secret")
+    command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--addr", f"{host}:{port}"]
     command += ["--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off", str(root)]
     with open(root.parent / "rclone.log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            wait_for_port(port, process)
+            wait_for_port(port, process, host=host)
             yield server
         finally:
             process.terminate()
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 20) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 20, host: str = "127.0.0.1") -> None:
     """Return once something listens there."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and process.poll() is None:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex((host, port)) == 0:
                 return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05)

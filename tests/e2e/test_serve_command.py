@@ -29,6 +29,7 @@ from library.runtimes import open_runtime
 from tests.bundles import CLASSES, make_bundle
 from tests.conftest import free_port
 from tests.datasets import write_cats_and_dogs
+from tests.processes import LOOPBACK, command, family, listening
 from tests.waiting import until
 
 STRIATE = str(Path(sys.executable).parent / "striate")
@@ -57,45 +58,6 @@ class Served:
     def ids(self, kind: str) -> list[int]:
         """Processes of it by what they call themselves."""
         return [pid for pid in family(self.process.pid) if command(pid).startswith(kind)]
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    found = [pid]
-    for thread in Path(f"/proc/{pid}/task").glob("*"):
-        try:
-            found += [each for child in (thread / "children").read_text().split() for each in family(int(child))]
-        except OSError:
-            continue
-    return found
-
-
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def listening(pids: list[int]) -> set[tuple[str, int]]:
-    """Addresses and ports that processes accept TCP connections on."""
-    sockets: set[str] = set()
-    for pid in pids:
-        try:
-            links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-        except OSError:
-            continue
-        sockets |= {link[8:-1] for link in links if link.startswith("socket:[")}
-    found: set[tuple[str, int]] = set()
-    for kind, family_of in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A" and words[9] in sockets:
-                address, _, port = words[1].partition(":")
-                raw = bytes.fromhex(address)
-                raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-                found.add((socket.inet_ntop(family_of, raw), int(port, 16)))
-    return found
 
 
 def slowly(port: int, beginning: bytes) -> bytes:
@@ -243,7 +205,7 @@ def test_every_request_is_a_line_of_the_access_log(served: Served, photos: list[
 def test_nothing_listens_beyond_loopback(served: Served) -> None:
     found = listening(family(served.process.pid))
     assert len(found) > 10, "Ray, HAProxy and the replicas all listen somewhere"
-    assert [each for each in found if each[0] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
+    assert [each for each in found if each[0] not in LOOPBACK] == []
 
 
 def test_it_runs_behind_haproxy(served: Served) -> None:

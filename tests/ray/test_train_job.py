@@ -30,6 +30,7 @@ from library.models import create
 from library.recipe import Recipe
 from library.training.logs import read_metrics
 from tests.datasets import rows, write_digits
+from tests.processes import LOOPBACK, listening_meanwhile
 from tests.prometheus import exported_once, total
 
 # A training of seconds takes minutes to start where others use the machine.
@@ -215,6 +216,16 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_undisturbed_result(
     undisturbed, killed = (load_file(folder / "model.safetensors") for folder in (trained, out))
     for name in undisturbed:
         np.testing.assert_allclose(killed[name], undisturbed[name], atol=1e-4, err_msg=name)
+
+
+def test_a_training_with_a_ray_of_its_own_listens_on_loopback_only(digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe(digits).dump())
+    command = [str(Path(sys.executable).parent / "striate"), "train", str(path), "--out", str(tmp_path / "out")]
+    with _started([*command, "--workers", "2"]) as process, listening_meanwhile(process.pid) as sockets:
+        assert process.wait(_BOUND_S) == 0
+    assert len(sockets) > 10, "Ray, its workers and those of the training all listen somewhere"
+    assert [each for each in sockets if each[0] not in LOOPBACK] == []
 
 
 @contextlib.contextmanager

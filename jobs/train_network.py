@@ -1,0 +1,91 @@
+"""How the workers of a training find each other, and where they listen: at the address that their node has in Ray.
+
+By themselves PyTorch's store listens at every address of a machine, asking nobody for a key, and Gloo at the one that
+the host's name leads to: on many machines (Debian's, for one) 127.0.1.1, where no other machine finds it. NCCL looks
+for an interface of its own accord.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend  # pyright: ignore[reportPrivateUsage]
+from torch.distributed import TCPStore, init_process_group  # pyright: ignore[reportPrivateImportUsage]
+
+_GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+#: Of Linux: the IPv4 address of an interface, which begins at the 21st byte of what is answered.
+_SIOCGIFADDR, _NAME_BYTES, _REQUEST_BYTES, _ADDRESS_AT = 0x8915, 16, 256, 20
+
+#: Of the first worker, for all; in its process as long as the group is.
+_stores: list[TCPStore] = []
+
+
+@dataclass
+class NodeTorchConfig(TorchConfig):
+    """Ray Train's `TorchConfig`, whose workers listen at their nodes' addresses only."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """Of the workers' process group."""
+        return _NodeBackend
+
+
+class _NodeBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        size, timeout = len(worker_group), timedelta(seconds=backend_config.timeout_s)
+        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
+        store = worker_group.execute_single(0, _open_store, size, timeout)
+        joined = [
+            worker_group.execute_single_async(rank, _join, backend, store, rank, size, timeout) for rank in range(size)
+        ]
+        ray.get(joined)
+
+
+def _open_store(size: int, timeout: timedelta) -> tuple[str, int]:
+    """In the first worker; returns where it listens."""
+    address = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+        listener.bind((address, 0))
+        port = listener.getsockname()[1]
+        _stores[:] = [
+            TCPStore(
+                address,
+                port,
+                size,
+                is_master=True,
+                timeout=timeout,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
+        ]
+    return address, port
+
+
+def _join(backend: str, store: tuple[str, int], rank: int, size: int, timeout: timedelta) -> None:
+    name = interface_with(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault(_GLOO_INTERFACE, name)
+    joined = _stores[0] if rank == 0 else TCPStore(*store, size, timeout=timeout, wait_for_workers=False)
+    init_process_group(backend, store=joined, rank=rank, world_size=size, timeout=timeout)
+
+
+def interface_with(address: str) -> str | None:
+    """The network interface of this machine whose (first) IPv4 address this is; None where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            request = struct.pack(f"{_REQUEST_BYTES}s", name.encode()[: _NAME_BYTES - 1])
+            try:
+                answer = fcntl.ioctl(asked.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                continue  # it has no such address
+            if socket.inet_ntoa(answer[_ADDRESS_AT : _ADDRESS_AT + 4]) == address:
+                return name
+    return None

@@ -1,0 +1,207 @@
+"""A Ray of four machines, each with its own network, address, disk and shared memory, started as `cluster/local.yaml`
+does: what nodes on one machine cannot show. Storage is an S3 server beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as load_tensors
+
+from tests.conftest import S3Server, serve_s3
+from tests.datasets import content, write_digits, write_photos
+from tests.machines import Machine, Machines, machines, why_not
+from tests.waiting import has_checkpoint, until
+
+pytestmark = pytest.mark.cluster
+
+BIN = Path(sys.executable).parent
+BUCKET = "shared"
+#: Slow enough to lose a machine in the midst of it.
+SLOW = "denoise(strength=0.03, search_size=21) | grayscale"
+RECIPE = """
+data: {{train: "s3://{bucket}/digits", val_fraction: 0.2}}
+input: {{steps: 'grayscale | resize([28, 28], mode="exact")'}}
+model: lenet5
+optimizer: {{name: adamw, lr: 3e-3}}
+batch_size: 32
+epochs: {epochs}
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The machines, the head first; and what commands on them find in their environment."""
+
+    machines: Machines
+    s3: S3Server
+    environment: Mapping[str, str]
+    #: Still there, the head not among them.
+    workers: list[Machine]
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """A command on the head, as one who has logged in there types it."""
+        head = self.machines.each[0]
+        there = {**self.environment, "RAY_ADDRESS": f"{head.address}:6379"}
+        return head.start(str(BIN / "striate"), *arguments, environment=there, **options)
+
+    def run(self, *arguments: str) -> Any:
+        """What the command says in its JSON."""
+        return finished(self.start(*arguments, "--json"))
+
+    def folder(self, name: str) -> Path:
+        """Where the S3 server keeps a prefix."""
+        return self.s3.root / BUCKET / name
+
+    def nodes_of(self, dataset: str) -> int:
+        """How many have made its shards."""
+        return len(json.loads((self.folder(dataset) / "_manifest.json").read_bytes())["run"]["shards_by_node"])
+
+
+def finished(process: subprocess.Popen[bytes]) -> Any:
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A head without CPUs and three workers with one each."""
+    if (reason := why_not()) is not None:
+        pytest.skip(f"this machine cannot be several: {reason}")
+    root = tmp_path_factory.mktemp("machines")
+    (root / "s3" / BUCKET).mkdir(parents=True)
+    (root / "token").touch(0o600)
+    (root / "token").write_text(secrets.token_hex(32))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(root / "token"), "HOME": str(root)}
+    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
+    # A machine without power is missed after three seconds instead of a minute.
+    environment |= {f"RAY_health_check_{name}": "1000" for name in ("initial_delay_ms", "period_ms", "timeout_ms")}
+    environment |= {"RAY_health_check_failure_threshold": "3"}
+    with machines(("head", "one", "two", "three")) as made, serve_s3(root / "s3", made.outside) as s3:
+        environment |= s3.environment()
+        head, *workers = made.each
+        lead = ("--head", "--port=6379", "--num-cpus=0", f"--temp-dir={made.disk}/ray")
+        start_ray(head, made, environment, *lead, f"--dashboard-host={head.address}")
+        with ThreadPoolExecutor() as pool:
+            join = (f"--address={head.address}:6379", "--num-cpus=1")
+            list(pool.map(lambda worker: start_ray(worker, made, environment, *join), workers))
+        yield Cluster(made, s3, environment, workers)
+
+
+def start_ray(machine: Machine, made: Machines, environment: Mapping[str, str], *arguments: str) -> None:
+    with open(made.disk.parent / f"{made.disk.name}-{machine.name}.log", "w+b") as log:
+        command = [str(BIN / "ray"), "start", "--disable-usage-stats", "--object-store-memory=100000000", *arguments]
+        process = machine.start(*command, environment=environment, stdout=log, stderr=log)
+        try:
+            assert process.wait(90) == 0, Path(log.name).read_text()
+        finally:
+            Path(log.name).unlink()
+
+
+@pytest.fixture(scope="module")
+def raw(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Real photos in many small shards."""
+    photos = str(write_photos(tmp_path_factory.mktemp("photos")))
+    cluster.run("ingest", photos, f"s3://{BUCKET}/raw", "--shard-mb", "0.05")
+    return f"s3://{BUCKET}/raw"
+
+
+@pytest.fixture(scope="module")
+def digits(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
+    digits = str(write_digits(tmp_path_factory.mktemp("digits"), 200))
+    cluster.run("ingest", digits, f"s3://{BUCKET}/digits", "--shard-mb", "0.02")
+
+
+def test_the_doctor_finds_every_machine_sound(cluster: Cluster) -> None:
+    told = cluster.run("doctor", f"s3://{BUCKET}/probe")["checks"]
+    named = " ".join(check["name"] for check in told)
+    for machine in cluster.machines.each:
+        assert f"node {machine.address} (" in named
+    assert [check for check in told if check["verdict"] != "ok"] == []
+
+
+def test_a_filter_job_spreads_over_machines_and_gives_the_bytes_of_one(cluster: Cluster, raw: str) -> None:
+    asked = ("--steps", "grayscale | resize(64)")
+    cluster.run("filter", raw, f"s3://{BUCKET}/spread", *asked)
+    cluster.run("filter", raw, f"s3://{BUCKET}/alone", *asked, "--workers", "1")
+    assert (cluster.nodes_of("spread"), cluster.nodes_of("alone")) == (3, 1)
+    assert content(cluster.folder("spread")) == content(cluster.folder("alone"))
+
+
+def test_a_disk_that_is_each_machines_own_is_refused(cluster: Cluster, raw: str) -> None:
+    process = cluster.start("filter", raw, f"{cluster.machines.disk}/out", "--steps", "grayscale", "--json")
+    told = json.loads(process.communicate(timeout=120)[0])
+    assert told["exit_code"] == 2
+    assert "does not see the same there" in told["error"]
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_training_spreads_over_machines_and_learns_what_one_learns(cluster: Cluster, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(bucket=BUCKET, epochs=3))
+    two = cluster.run("train", str(recipe), "--out", f"s3://{BUCKET}/two", "--workers", "2")
+    one = cluster.run("train", str(recipe), "--out", f"s3://{BUCKET}/one")
+    assert sorted(two["workers_by_node"].values()) == [1, 1]
+    assert list(one["workers_by_node"].values()) == [1]
+    weights = [load_tensors((cluster.folder(name) / "model.safetensors").read_bytes()) for name in ("two", "one")]
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[0][name], weights[1][name], atol=2e-3, err_msg=name)
+
+
+def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, tmp_path: Path) -> None:
+    url = f"http://{cluster.machines.each[0].address}:8265"
+    asked = ["submit", "--address", url, "--aws", "--", "filter", raw, f"s3://{BUCKET}/submitted"]
+    finished_there = subprocess.run(
+        [str(BIN / "striate"), *asked, "--steps", "grayscale | resize(64)"],
+        env=dict(cluster.environment),
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished_there.returncode == 0, finished_there.stderr.decode()
+    assert content(cluster.folder("submitted")) == content(cluster.folder("alone"))
+
+
+def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) -> None:
+    asked = ("--steps", SLOW, "--limit", "60", "--json")
+    process = cluster.start("filter", raw, f"s3://{BUCKET}/lossy", *asked)
+    reports = cluster.folder("lossy") / "_reports"
+    until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 4, 240)
+    assert process.poll() is None, "it ended before the machine was lost"
+    cluster.workers.pop().kill()
+    finished(process)
+    finished(cluster.start("filter", raw, f"s3://{BUCKET}/calm", *asked))
+    assert content(cluster.folder("lossy")) == content(cluster.folder("calm"))
+
+
+@pytest.mark.usefixtures("digits")
+def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(cluster: Cluster, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(bucket=BUCKET, epochs=100))
+    elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
+    process = cluster.start("train", str(recipe), "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
+    checkpoints = cluster.folder("elastic") / "checkpoints" / "run"
+    until(lambda: process.poll() is not None or has_checkpoint(checkpoints), 240)
+    assert process.poll() is None, "it ended before the machine was lost"
+    log = cluster.folder("elastic") / "logs" / "metrics.jsonl"
+    (first, *_) = log.read_text().splitlines()
+    cluster.workers.pop().kill()
+    told = finished(process)
+    assert log.read_text().splitlines()[0] == first, "it was begun again from nothing"
+    assert list(told["workers_by_node"].values()) == [1]
+    epochs = [line["epoch"] for line in map(json.loads, log.read_text().splitlines()) if "val_loss" in line]
+    assert epochs == list(range(1, 101)), "an epoch is missing, or doubled"

@@ -1,0 +1,131 @@
+"""Machines on this machine: each has a network of its own, an address, a host name, a disk and processes that end with
+it. What runs on one reaches the others by their addresses only. Linux as root, with iproute2 and util-linux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.waiting import until
+
+_NETWORK = "10.213.{third}.{last}"
+#: Of this machine itself, in the network of the others.
+_OUTSIDE = 254
+_NAMESPACES = ("--net", "--mount", "--uts", "--pid")
+_INIT = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs {disk}
+mount -t tmpfs tmpfs /dev/shm
+hostname {name}
+ip link set lo up
+until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done
+ip address add {address}/24 dev eth0
+ip link set eth0 up
+ip route add default via {outside}
+touch {disk}/.up
+exec sleep infinity
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One of them; `pid` is of its first process, as this machine numbers it."""
+
+    name: str
+    address: str
+    pid: int
+    link: str
+
+    def start(self, *command: str, environment: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
+        """A command there, with pipes for its stdout and stderr."""
+        enter = ["nsenter", "--target", str(self.pid), *_NAMESPACES, "--wdns=/"]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        return subprocess.Popen([*enter, *command], env=dict(environment), **pipes)
+
+    def kill(self) -> None:
+        """As if its power went: its processes end at once, and nobody hears of it."""
+        _ip("link", "set", self.link, "down", check=False)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Several.
+
+    Attributes:
+        each: of them.
+        outside: this machine's address in their network.
+        disk: a path that leads on each of them, and here, to another disk.
+    """
+
+    each: Sequence[Machine]
+    outside: str
+    disk: Path
+
+
+def why_not() -> str | None:
+    """Why there can be none here; None where there can."""
+    if missing := [tool for tool in ("ip", "unshare", "nsenter") if shutil.which(tool) is None]:
+        return f"there is no {missing[0]}"
+    tried = subprocess.run(["unshare", *_NAMESPACES, "--fork", "true"], capture_output=True, check=False)
+    if tried.returncode:
+        return tried.stderr.decode().strip()
+    made = subprocess.run(["ip", "link", "add", "striate-try", "type", "bridge"], capture_output=True, check=False)
+    if made.returncode:
+        return made.stderr.decode().strip()
+    _ip("link", "delete", "striate-try")
+    return None
+
+
+@contextlib.contextmanager
+def machines(names: Sequence[str]) -> Generator[Machines]:
+    """So many machines, until the block ends."""
+    third = os.getpid() % 256
+    bridge = f"striate{third}"
+    # Short: Ray puts sockets below it.
+    disk = Path(tempfile.mkdtemp(prefix="disk-", dir="/tmp"))
+    outside = _NETWORK.format(third=third, last=_OUTSIDE)
+    with contextlib.ExitStack() as stack:
+        stack.callback(disk.rmdir)
+        _ip("link", "add", bridge, "type", "bridge")
+        stack.callback(_ip, "link", "delete", bridge)
+        _ip("address", "add", f"{outside}/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        each: list[Machine] = []
+        for number, name in enumerate(names, 1):
+            address, link = _NETWORK.format(third=third, last=number), f"{bridge}-{number}"
+            init = _INIT.format(disk=disk, name=name, address=address, outside=outside)
+            process = subprocess.Popen(
+                ["unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c", init],
+                stdin=subprocess.DEVNULL,
+            )
+            stack.callback(process.wait)
+            machine = Machine(name, address, _child(process), link)
+            stack.callback(machine.kill)
+            _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(machine.pid))
+            stack.callback(_ip, "link", "delete", link, check=False)  # the kernel may have been faster
+            _ip("link", "set", link, "master", bridge, "up")
+            until((Path(f"/proc/{machine.pid}/root") / disk.relative_to("/") / ".up").exists, 10)
+            each.append(machine)
+        yield Machines(each, outside, disk)
+
+
+def _child(process: subprocess.Popen[bytes]) -> int:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until(lambda: children.read_text().strip(), 10)
+    return int(children.read_text())
+
+
+def _ip(*arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments], check=check, capture_output=not check)

@@ -1,0 +1,71 @@
+"""What processes there are, and where they listen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+_LOOK_EVERY_S = 0.1
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            found += [each for child in (thread / "children").read_text().split() for each in family(int(child))]
+        except OSError:
+            continue
+    return found
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def listening(pids: list[int]) -> set[tuple[str, int]]:
+    """Addresses and ports that processes accept TCP connections on."""
+    sockets: set[str] = set()
+    for pid in pids:
+        try:
+            links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            continue
+        sockets |= {link[8:-1] for link in links if link.startswith("socket:[")}
+    found: set[tuple[str, int]] = set()
+    for kind, family_of in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in sockets:
+                address, _, port = words[1].partition(":")
+                raw = bytes.fromhex(address)
+                raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
+                found.add((socket.inet_ntop(family_of, raw), int(port, 16)))
+    return found
+
+
+@contextlib.contextmanager
+def listening_meanwhile(pid: int) -> Generator[set[tuple[str, int]]]:
+    """What a process and its descendants listen on at any time within the block; whole when it ends."""
+    found: set[tuple[str, int]] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(_LOOK_EVERY_S):
+            found.update(listening(family(pid)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
