@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json as json_lines
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from jobs.options import Json
+
 
 def keys_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; appears in the access log.")],
     file: Annotated[Path, typer.Option("--file", metavar="FILE", help="Key file to add it to; made if missing.")],
+    json: Json = False,
 ) -> None:
     """Make an API key: print it once, and add its SHA-256 to a key file.
 
@@ -31,7 +35,7 @@ def keys_command(
             out.write(("" if ends_whole else "\n") + line + "\n")
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from None
-    typer.echo(key)
+    typer.echo(json_lines.dumps({"name": name, "key": key, "file": str(file)}) if json else key)
     typer.echo(
         f"Added to {file}. This is the only time the key is shown; send it as: Authorization: Bearer KEY", err=True
     )

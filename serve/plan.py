@@ -22,6 +22,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """How many of an application there may be, and what each takes."""
+
+    application: str
+    fewest: int
+    most: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
 class ServePlan:
     """A server that can be started.
 
@@ -48,6 +59,30 @@ class ServePlan:
     def needs_key(self) -> bool:
         """Whether every application asks for keys."""
         return all(settings.needs_key for settings in _settings(self.applications))
+
+    @property
+    def key_files(self) -> list[str]:
+        """Files of keys that replicas read."""
+        return [settings.keys_file for settings in _settings(self.applications) if settings.keys_file is not None]
+
+    @property
+    def replicas(self) -> list[Replicas]:
+        """Of each application."""
+        found: list[Replicas] = []
+        for application in self.applications:
+            for deployment in application["deployments"]:
+                fixed, scaled = deployment.get("num_replicas", 1), deployment.get("autoscaling_config", {})
+                takes = deployment.get("ray_actor_options", {})
+                found.append(
+                    Replicas(
+                        application["name"],
+                        scaled.get("min_replicas", fixed),
+                        scaled.get("max_replicas", fixed),
+                        takes.get("num_cpus", 1),
+                        takes.get("num_gpus", 0),
+                    )
+                )
+        return found
 
 
 def named_bundles(arguments: Sequence[str]) -> dict[str, str]:

@@ -39,6 +39,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for all of a machine's addresses."""
+    return host in ("0.0.0.0", "::")
+
+
 def free_port(host: str, port: int) -> int:
     """`port`, or with 0 one that is free.
 

@@ -14,12 +14,12 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster import haproxy
 from cluster.session import connect, mute, named_cluster
 from library.errors import StriateError, UsageError
 from serve.deploy import MODEL_PATH, ModelArgs, targets
+from serve.on_cluster import at_head, check_cluster, listens_at, taken_back
 from serve.plan import ServePlan
 from serve.reach import free_port, is_loopback
 
@@ -39,6 +39,8 @@ _POLL_S = 0.2
 _PROXY_S = 60.0
 #: Of an application, with a key or without.
 _ANSWERED = (200, 401)
+#: An error that is nothing but another's trace.
+_TRACE = "Traceback (most recent call last):"
 #: Serve looks for itself whether its parts live; this is only to end when all of Ray has.
 _ALIVE_S = 5.0
 
@@ -69,48 +71,67 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
             keys.
         StriateError: when a model does not come up, saying why.
     """
-    stays = named_cluster(address) is not None
-    port = plan.port if stays else free_port(plan.host, plan.port)
+    cluster = named_cluster(address)
+    port = plan.port if cluster else free_port(plan.host, plan.port)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="striate-serve-"))
         # Ray prints notes on its own affairs, as that a replica has died, which its log files have too.
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         behind = (
             {}
-            if stays
+            if cluster
             else haproxy.environment(Path(folder), _most_at_once(plan), f"{plan.host}:{port}", plan.body_timeout_s)
         )
         # Twice the CPUs: a new version of a model comes up beside the old one.
-        stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=_ENVIRONMENT | behind))
+        session = stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=_ENVIRONMENT | behind))
         mute()
         from ray import serve
-        from ray.exceptions import RayError
-        from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
 
         # Ray has put a handler of its own there, which ends the process without any ceremony.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        if not stays:
+        names = [application["name"] for application in plan.applications]
+        if not cluster:
             stack.callback(serve.shutdown)
-        try:
-            serve.start(
-                proxy_location="EveryNode" if stays else "HeadOnly",
-                http_options={"host": _BEHIND if behind else plan.host, "port": port},
-                logging_config={"enable_access_log": False},
-            )
-        except (RayError, RuntimeError, TimeoutError) as error:
-            raise StriateError(f"Ray Serve does not start: {_reason([str(error)])}") from error
-        # A Serve that ran before has an address of its own.
-        client: Any = _get_global_client()
-        host, port = (plan.host, port) if behind else (client.http_config.host, client.http_config.port)
-        if not plan.needs_key and not is_loopback(host):
-            raise UsageError(f"Serve listens on {host} there, and there are no API keys: make one with `striate keys`")
-        serve.run_many(targets(plan.applications), wait_for_applications_running=False)
-        _wait([application["name"] for application in plan.applications])
-        url = _url(host, port)
-        if not stays:
+            _start(_BEHIND if behind else plan.host, port, "HeadOnly")
+            _run(plan, names)
+            url = _url(plan.host, port)
             _wait_for_proxy(url, [application["route_prefix"] for application in plan.applications])
-        yield Server(url, stays)
+        else:
+            there = listens_at(plan)
+            host, port = there or (plan.host, port)
+            if not plan.needs_key and not is_loopback(host):
+                raise UsageError(
+                    f"Serve listens on {host} there, and there are no API keys: make one with `striate keys`"
+                )
+            check_cluster(plan, session, host)
+            if there is None:
+                _start(host, port, "EveryNode")
+            with taken_back(names, started=there is None):
+                _run(plan, names)
+            url = _url(at_head(host, cluster), port)
+        yield Server(url, cluster is not None)
+
+
+def _start(host: str, port: int, location: str) -> None:
+    from ray import serve
+    from ray.exceptions import RayError
+
+    try:
+        serve.start(
+            proxy_location=location,
+            http_options={"host": host, "port": port},
+            logging_config={"enable_access_log": False},
+        )
+    except (RayError, RuntimeError, TimeoutError) as error:
+        raise StriateError(f"Ray Serve does not start: {_reason([str(error)])}") from error
+
+
+def _run(plan: ServePlan, names: Sequence[str]) -> None:
+    from ray import serve
+
+    serve.run_many(targets(plan.applications), wait_for_applications_running=False)
+    _wait(names)
 
 
 def wait_for_signal() -> None:
@@ -142,12 +163,7 @@ def _most_at_once(plan: ServePlan) -> int:
 
 
 def _cpus(plan: ServePlan) -> int:
-    wanted = 0.0
-    for application in plan.applications:
-        for deployment in application["deployments"]:
-            most = deployment.get("autoscaling_config", {}).get("max_replicas", deployment.get("num_replicas", 1))
-            wanted += most * deployment.get("ray_actor_options", {}).get("num_cpus", 1)
-    return max(os.cpu_count() or 1, math.ceil(wanted))
+    return max(os.cpu_count() or 1, math.ceil(sum(each.most * each.cpus for each in plan.replicas)))
 
 
 def _check_alive() -> None:
@@ -202,5 +218,5 @@ def _status(url: str) -> int | None:
 def _reason(messages: Sequence[str]) -> str:
     """The last line of an error in a replica that says something."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error: " in line]
+    errors = [line for line in lines if "Error: " in line and not line.endswith(_TRACE)]
     return (errors or lines or ["no reason is known"])[-1]

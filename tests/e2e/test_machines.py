@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import load as load_tensors
 
+from library.bundle import Bundle
+from tests.bundles import make_bundle
 from tests.conftest import S3Server, serve_s3
 from tests.datasets import content, write_digits, write_photos
 from tests.machines import Machine, Machines, machines, why_not
@@ -86,6 +89,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (root / "token").write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(root / "token"), "HOME": str(root)}
+    environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"  # as in cluster/local.yaml
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     # A machine without power is missed after three seconds instead of a minute.
     environment |= {f"RAY_health_check_{name}": "1000" for name in ("initial_delay_ms", "period_ms", "timeout_ms")}
@@ -123,6 +127,20 @@ def raw(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
 def digits(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
     digits = str(write_digits(tmp_path_factory.mktemp("digits"), 200))
     cluster.run("ingest", digits, f"s3://{BUCKET}/digits", "--shard-mb", "0.02")
+
+
+@pytest.fixture(scope="module")
+def keys_of_the_head(cluster: Cluster) -> str:
+    """A file of keys on its own disk."""
+    file = f"{cluster.machines.disk}/keys"
+    cluster.run("keys", "ann", "--file", file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """On the disk of this machine, which all others see too, but for `Machines.disk`."""
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
 
 
 def test_the_doctor_finds_every_machine_sound(cluster: Cluster) -> None:
@@ -174,6 +192,45 @@ def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, tmp_pat
     )
     assert finished_there.returncode == 0, finished_there.stderr.decode()
     assert content(cluster.folder("submitted")) == content(cluster.folder("alone"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--cpus-per-replica", "1"), "serve with --host 0.0.0.0 and --api-keys FILE"),
+        (("--cpus-per-replica", "2"), "the largest machine of the cluster has 1"),
+        (("--cpus-per-replica", "1", "--replicas", "4"), "ask for 4 CPUs, and the cluster has 3"),
+        (("--host", "0.0.0.0", "--cpus-per-replica", "1", "--api-keys", "{keys}"), "STRIATE_API_KEYS"),
+    ],
+)
+def test_what_could_not_be_served_there_is_refused(
+    cluster: Cluster, bundle: str, keys_of_the_head: str, arguments: tuple[str, ...], why: str
+) -> None:
+    process = cluster.start("serve", bundle, *[argument.format(keys=keys_of_the_head) for argument in arguments])
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, why in errors.decode()) == (2, True), errors.decode()
+
+
+def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tmp_path: Path) -> None:
+    key = cluster.run("keys", "ann", "--file", str(tmp_path / "keys"))["key"]
+    serve = ("serve", bundle, "--runtime", "eager", "--cpus-per-replica", "1", "--api-keys", str(tmp_path / "keys"))
+    told = cluster.run(*serve, "--host", "0.0.0.0")
+    head = cluster.machines.each[0].address
+    assert told["address"] == f"http://{head}:8000"
+    photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
+    wanted = Bundle.load(bundle, "cpu").predict(photo).classes[0]
+    headers = {"Authorization": f"Bearer {key}"}
+    for machine in cluster.machines.each:
+        url = f"http://{machine.address}:8000/models/bundle/predict?top_k=1"
+        until(lambda url=url: httpx.post(url, content=photo, headers=headers).status_code == 200)
+        (answer,) = httpx.post(url, content=photo, headers=headers).json()["predictions"][0]["classes"]
+        assert answer["class"] == wanted[0]
+        assert answer["probability"] == pytest.approx(wanted[1], rel=1e-6)
+        assert httpx.post(url, content=photo).status_code == 401
+    other = cluster.start(*serve, "--host", head)
+    assert b"Serve runs on this cluster already and listens on 0.0.0.0:8000" in other.communicate(timeout=120)[1]
+    end = [str(BIN / "serve"), "shutdown", "--yes", "--address", f"http://{head}:8265"]
+    subprocess.run(end, env=dict(cluster.environment), check=True, capture_output=True, timeout=120)
 
 
 def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) -> None:
