@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from cluster.local_cluster import LocalCluster
+from cluster.options import Json
 from library.errors import StriateError
 
 app = typer.Typer(help="A Ray of several nodes on this machine, to try things: up, status, down.", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; the rest goes to stderr.")]
 
 
 @app.command("up")

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.options import Json
+
 
 def doctor_command(
     place: Annotated[
@@ -20,7 +22,7 @@ def doctor_command(
             help="Ray cluster to examine; RAY_ADDRESS does the same. Default: this machine.", show_default=False
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Check versions, CPUs, GPUs, memory, Ray, its nodes, clocks and a bucket: a line each, with what to do.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.options import Json
+
 if TYPE_CHECKING:  # they import Ray, sooner or later
     from ray.job_submission import JobDetails
 
@@ -29,7 +31,6 @@ TokenFile = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; the rest goes to stderr.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Of the job, as `striate jobs` shows it.")]
 
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from cluster.head_watch import set_last_words
+from cluster.options import Json
 from jobs import cli_augment, cli_evaluate, cli_export, cli_models, cli_predict, cli_train, output
-from jobs.options import Address, Json, Measure, Size, Steps, Workers, WorkersUnlessSize, check_size
+from jobs.options import Address, Measure, Size, Steps, Workers, WorkersUnlessSize, check_size
 from library import storage
 from library.errors import StriateError, UsageError
 

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from cluster.options import Json
 from jobs import output
-from jobs.options import Address, Json, Workers
+from jobs.options import Address, Workers
 
 
 def augment_command(

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.options import Json
 from jobs import output
-from jobs.options import Address, Json, Size, WorkersUnlessSize, check_size
+from jobs.options import Address, Size, WorkersUnlessSize, check_size
 from library import storage
 from library.errors import UsageError
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.options import Json
 from jobs import output
-from jobs.options import Json
 
 if TYPE_CHECKING:  # it imports torch, which only the command itself waits for
     from jobs.export import Written

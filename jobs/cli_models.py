@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.options import Json
 from jobs import output
-from jobs.options import Json
 from library.errors import UsageError
 
 

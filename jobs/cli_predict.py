@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.cells import cell_len
 
+from cluster.options import Json
 from jobs import output
-from jobs.options import Address, Json, Size, check_size
+from jobs.options import Address, Size, check_size
 from library.errors import BadPicture, UsageError
 
 if TYPE_CHECKING:  # it imports torch

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from cluster.options import Json
 from jobs import output
-from jobs.options import Address, Json, Size, check_size
+from jobs.options import Address, Size, check_size
 
 
 def train_command(

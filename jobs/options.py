@@ -9,7 +9,6 @@ import typer
 
 from library.errors import UsageError
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; the rest goes to stderr.")]
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on; RAY_ADDRESS does the same. Default: this machine.", show_default=False),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.options import Json
+from cluster.options import Json
 
 
 def keys_command(

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,60 +22,37 @@ from safetensors.numpy import load as load_tensors
 
 from library.bundle import Bundle
 from tests.bundles import make_bundle
+from tests.commands import SLOW, Commands, epochs_of, finished, has_checkpoint, write_recipe
 from tests.conftest import S3Server, serve_s3
 from tests.datasets import content, write_digits, write_photos
 from tests.machines import Machine, Machines, machines, why_not
-from tests.waiting import has_checkpoint, until
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
 BIN = Path(sys.executable).parent
 BUCKET = "shared"
-#: Slow enough to lose a machine in the midst of it.
-SLOW = "denoise(strength=0.03, search_size=21) | grayscale"
-RECIPE = """
-data: {{train: "s3://{bucket}/digits", val_fraction: 0.2}}
-input: {{steps: 'grayscale | resize([28, 28], mode="exact")'}}
-model: lenet5
-optimizer: {{name: adamw, lr: 3e-3}}
-batch_size: 32
-epochs: {epochs}
-"""
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """The machines, the head first; and what commands on them find in their environment."""
+class Cluster(Commands):
+    """Commands on the head of some machines.
 
-    machines: Machines
-    s3: S3Server
-    environment: Mapping[str, str]
-    #: Still there, the head not among them.
-    workers: list[Machine]
+    Attributes:
+        machines: the head first.
+        environment: what commands find there.
+        workers: those that are still there, the head not among them.
+    """
+
+    def __init__(self, machines: Machines, s3: S3Server, environment: Mapping[str, str]) -> None:
+        super().__init__(s3.root, BUCKET)
+        self.machines, self.environment = machines, environment
+        self.workers: list[Machine] = list(machines.each[1:])
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """A command on the head, as one who has logged in there types it."""
+        """The command as one who has logged in on the head types it."""
         head = self.machines.each[0]
         there = {**self.environment, "RAY_ADDRESS": f"{head.address}:6379"}
         return head.start(str(BIN / "striate"), *arguments, environment=there, **options)
-
-    def run(self, *arguments: str) -> Any:
-        """What the command says in its JSON."""
-        return finished(self.start(*arguments, "--json"))
-
-    def folder(self, name: str) -> Path:
-        """Where the S3 server keeps a prefix."""
-        return self.s3.root / BUCKET / name
-
-    def nodes_of(self, dataset: str) -> int:
-        """How many have made its shards."""
-        return len(json.loads((self.folder(dataset) / "_manifest.json").read_bytes())["run"]["shards_by_node"])
-
-
-def finished(process: subprocess.Popen[bytes]) -> Any:
-    out, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors.decode()
-    return json.loads(out)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +79,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         with ThreadPoolExecutor() as pool:
             join = (f"--address={head.address}:6379", "--num-cpus=1")
             list(pool.map(lambda worker: start_ray(worker, made, environment, *join), workers))
-        yield Cluster(made, s3, environment, workers)
+        yield Cluster(made, s3, environment)
 
 
 def start_ray(machine: Machine, made: Machines, environment: Mapping[str, str], *arguments: str) -> None:
@@ -125,9 +101,10 @@ def raw(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def digits(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
+def digits(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
     digits = str(write_digits(tmp_path_factory.mktemp("digits"), 200))
     cluster.run("ingest", digits, f"s3://{BUCKET}/digits", "--shard-mb", "0.02")
+    return f"s3://{BUCKET}/digits"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +133,7 @@ def test_a_filter_job_spreads_over_machines_and_gives_the_bytes_of_one(cluster: 
     asked = ("--steps", "grayscale | resize(64)")
     cluster.run("filter", raw, f"s3://{BUCKET}/spread", *asked)
     cluster.run("filter", raw, f"s3://{BUCKET}/alone", *asked, "--workers", "1")
-    assert (cluster.nodes_of("spread"), cluster.nodes_of("alone")) == (3, 1)
+    assert [len(cluster.shards_by_node(name)) for name in ("spread", "alone")] == [3, 1]
     assert content(cluster.folder("spread")) == content(cluster.folder("alone"))
 
 
@@ -167,12 +144,12 @@ def test_a_disk_that_is_each_machines_own_is_refused(cluster: Cluster, raw: str)
     assert "does not see the same there" in told["error"]
 
 
-@pytest.mark.usefixtures("digits")
-def test_a_training_spreads_over_machines_and_learns_what_one_learns(cluster: Cluster, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(bucket=BUCKET, epochs=3))
-    two = cluster.run("train", str(recipe), "--out", f"s3://{BUCKET}/two", "--workers", "2")
-    one = cluster.run("train", str(recipe), "--out", f"s3://{BUCKET}/one")
+def test_a_training_spreads_over_machines_and_learns_what_one_learns(
+    cluster: Cluster, digits: str, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, digits, 3)
+    two = cluster.run("train", recipe, "--out", f"s3://{BUCKET}/two", "--workers", "2")
+    one = cluster.run("train", recipe, "--out", f"s3://{BUCKET}/one")
     assert sorted(two["workers_by_node"].values()) == [1, 1]
     assert list(one["workers_by_node"].values()) == [1]
     weights = [load_tensors((cluster.folder(name) / "model.safetensors").read_bytes()) for name in ("two", "one")]
@@ -253,12 +230,12 @@ def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) 
     assert content(cluster.folder("lossy")) == content(cluster.folder("calm"))
 
 
-@pytest.mark.usefixtures("digits")
-def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(cluster: Cluster, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(bucket=BUCKET, epochs=100))
+def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(
+    cluster: Cluster, digits: str, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, digits, 100)
     elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
-    process = cluster.start("train", str(recipe), "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
+    process = cluster.start("train", recipe, "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
     checkpoints = cluster.folder("elastic") / "checkpoints" / "run"
     until(lambda: process.poll() is not None or has_checkpoint(checkpoints), 240)
     assert process.poll() is None, "it ended before the machine was lost"
@@ -268,5 +245,4 @@ def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(cluste
     told = finished(process)
     assert log.read_text().splitlines()[0] == first, "it was begun again from nothing"
     assert list(told["workers_by_node"].values()) == [1]
-    epochs = [line["epoch"] for line in map(json.loads, log.read_text().splitlines()) if "val_loss" in line]
-    assert epochs == list(range(1, 101)), "an epoch is missing, or doubled"
+    assert epochs_of(cluster.folder("elastic")) == list(range(1, 101)), "an epoch is missing, or doubled"

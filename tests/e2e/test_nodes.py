@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,65 +20,40 @@ import pytest
 from safetensors.numpy import load as load_tensors
 
 from tests.bundles import make_bundle
+from tests.commands import SLOW, Commands, epochs_of, finished, has_checkpoint, write_recipe
 from tests.conftest import S3Server
 from tests.datasets import content, write_digits, write_photos
-from tests.waiting import has_checkpoint, until
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
 BUCKET = "nodes"
-#: Slow enough to lose a node in the midst of it.
-SLOW = "denoise(strength=0.03, search_size=21) | grayscale"
-RECIPE = """
-data: {{train: "{data}", val_fraction: 0.2}}
-input: {{steps: 'grayscale | resize([28, 28], mode="exact")'}}
-model: lenet5
-optimizer: {{name: adamw, lr: 3e-3}}
-batch_size: 32
-epochs: {epochs}
-"""
+#: Ray itself ends a process that has been without a head for so long (a minute, by its default), without a word.
+_SOON = {"RAY_gcs_rpc_server_reconnect_timeout_s": "30"}
 
 
-@dataclass
-class Nodes:
+class Nodes(Commands):
     """The cluster, and how commands reach it and its storage."""
 
-    environment: dict[str, str]
-    root: Path
-    nodes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    def __init__(self, environment: dict[str, str], root: Path) -> None:
+        super().__init__(root, BUCKET)
+        self.environment, self.nodes = environment, list[dict[str, Any]]()
 
-    def start(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
-        """The command as a user starts it."""
+    def start(self, *arguments: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[bytes]:
+        """The command as a user starts it; `more` is for its environment."""
         return subprocess.Popen(
             [str(Path(sys.executable).parent / "striate"), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=self.environment,
+            env=self.environment | more,
             cwd=cwd,
         )
-
-    def run(self, *arguments: str) -> Any:
-        """What the command says in its JSON."""
-        return finished(self.start(*arguments, "--json"))
 
     def lose(self) -> str:
         """SIGKILL to all of the last node at once; returns Ray's id of it."""
         node = self.nodes.pop()
         os.kill(node["pid"], signal.SIGKILL)
         return str(node["node_id"])
-
-    def folder(self, name: str) -> Path:
-        """Where the S3 server keeps a prefix."""
-        return self.root / BUCKET / name
-
-    def by_node(self, dataset: str) -> dict[str, int]:
-        return json.loads((self.folder(dataset) / "_manifest.json").read_bytes())["run"]["shards_by_node"]
-
-
-def finished(process: subprocess.Popen[bytes]) -> Any:
-    out, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors.decode()
-    return json.loads(out)
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +113,8 @@ def test_the_doctor_examines_every_node(nodes: Nodes) -> None:
 def test_a_filter_job_spreads_over_the_nodes_and_gives_the_bytes_of_one_worker(nodes: Nodes, raw: str) -> None:
     nodes.run("filter", raw, f"s3://{BUCKET}/spread", "--steps", "grayscale | resize(64)")
     nodes.run("filter", raw, f"s3://{BUCKET}/alone", "--steps", "grayscale | resize(64)", "--workers", "1")
-    assert len(nodes.by_node("spread")) >= 2
-    assert len(nodes.by_node("alone")) == 1
+    assert len(nodes.shards_by_node("spread")) >= 2
+    assert len(nodes.shards_by_node("alone")) == 1
     assert content(nodes.folder("spread")) == content(nodes.folder("alone"))
 
 
@@ -160,17 +134,16 @@ def test_a_prediction_spreads_over_the_nodes(nodes: Nodes, raw: str, tmp_path: P
     bundle = make_bundle(tmp_path / "bundle")
     nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored")
     nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored-alone", "--workers", "1")
-    assert len(nodes.by_node("scored")) >= 2
+    assert len(nodes.shards_by_node("scored")) >= 2
     assert content(nodes.folder("scored")) == content(nodes.folder("scored-alone"))
 
 
 def test_a_training_spreads_over_two_nodes_and_learns_what_one_worker_learns(
     nodes: Nodes, digits: str, tmp_path: Path
 ) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(data=digits, epochs=3))
-    two = nodes.run("train", str(recipe), "--out", f"s3://{BUCKET}/two", "--workers", "2")
-    one = nodes.run("train", str(recipe), "--out", f"s3://{BUCKET}/one")
+    recipe = write_recipe(tmp_path, digits, 3)
+    two = nodes.run("train", recipe, "--out", f"s3://{BUCKET}/two", "--workers", "2")
+    one = nodes.run("train", recipe, "--out", f"s3://{BUCKET}/one")
     assert sorted(two["workers_by_node"].values()) == [1, 1]
     assert list(one["workers_by_node"].values()) == [1]
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
@@ -207,11 +180,10 @@ def test_a_node_lost_in_a_prediction_changes_no_byte(nodes: Nodes, raw: str, tmp
 def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on(
     nodes: Nodes, digits: str, tmp_path: Path
 ) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(data=digits, epochs=100))
+    recipe = write_recipe(tmp_path, digits, 100)
     # More than half of a node's CPU each: two workers cannot be on one.
     elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
-    process = nodes.start("train", str(recipe), "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
+    process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
     checkpoints = nodes.folder("elastic") / "checkpoints" / "run"
     until(lambda: process.poll() is not None or has_checkpoint(checkpoints), 240)
     assert process.poll() is None, "it ended before the node was lost"
@@ -222,14 +194,12 @@ def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on
     # With its times: begun again from nothing it would be another line.
     assert log.read_text().splitlines()[0] == first
     assert told["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost}
-    lines = [json.loads(line) for line in (nodes.folder("elastic") / "logs" / "metrics.jsonl").read_text().splitlines()]
-    epochs = [line["epoch"] for line in lines if "val_loss" in line]
-    assert epochs == list(range(1, 101)), "an epoch is missing, or doubled"
+    assert epochs_of(nodes.folder("elastic")) == list(range(1, 101)), "an epoch is missing, or doubled"
 
 
 def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
-    stranger = Nodes(nodes.environment | {"RAY_AUTH_TOKEN": "f" * 64}, nodes.root)
-    process = stranger.start("filter", raw, f"s3://{BUCKET}/stolen", "--steps", "grayscale")
+    asked = ("filter", raw, f"s3://{BUCKET}/stolen", "--steps", "grayscale")
+    process = nodes.start(*asked, RAY_AUTH_TOKEN="f" * 64)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "token" in errors.decode().lower()
@@ -252,14 +222,9 @@ def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
     nodes.environment["RAY_ADDRESS"], nodes.nodes = up["address"], up["nodes"]
 
 
-def soon_without_head(nodes: Nodes) -> Nodes:
-    # Ray itself ends a process that has been without a head for so long (a minute, by its default), without a word.
-    return Nodes(nodes.environment | {"RAY_gcs_rpc_server_reconnect_timeout_s": "30"}, nodes.root)
-
-
 def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(nodes: Nodes, raw: str) -> None:
     asked = ("filter", raw, f"s3://{BUCKET}/headless", "--steps", SLOW, "--limit", "60", "--json")
-    process = soon_without_head(nodes).start(*asked)
+    process = nodes.start(*asked, **_SOON)
     reports = nodes.folder("headless") / "_reports"
     until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 3, 240)
     lose_head(nodes, process)
@@ -271,10 +236,9 @@ def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(nodes: No
 def test_a_training_whose_head_is_lost_goes_on_from_its_checkpoint_under_another(
     nodes: Nodes, digits: str, tmp_path: Path
 ) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(data=digits, epochs=100))
-    asked = ("train", str(recipe), "--out", f"s3://{BUCKET}/trained-headless", "--json")
-    process = soon_without_head(nodes).start(*asked)
+    recipe = write_recipe(tmp_path, digits, 100)
+    asked = ("train", recipe, "--out", f"s3://{BUCKET}/trained-headless", "--json")
+    process = nodes.start(*asked, **_SOON)
     checkpoints = nodes.folder("trained-headless") / "checkpoints" / "run"
     until(lambda: process.poll() is not None or has_checkpoint(checkpoints), 240)
     log = nodes.folder("trained-headless") / "logs" / "metrics.jsonl"
@@ -283,6 +247,6 @@ def test_a_training_whose_head_is_lost_goes_on_from_its_checkpoint_under_another
     nodes.run(*asked[:-1])
     # With its times: begun again from nothing it would be another line.
     assert log.read_text().splitlines()[0] == first
-    nodes.run("train", str(recipe), "--out", f"s3://{BUCKET}/trained-calm")
+    nodes.run("train", recipe, "--out", f"s3://{BUCKET}/trained-calm")
     headless, calm = (nodes.folder(name) / "model.safetensors" for name in ("trained-headless", "trained-calm"))
     assert headless.read_bytes() == calm.read_bytes()
