@@ -22,7 +22,7 @@ _MOST_NAMES = 1000
 _TELLING = ("_manifest.json", "bundle.json")
 
 
-def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = ()) -> None:
+def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_nodes_without_cpus: bool = False) -> None:
     """Refuse local paths that some node of the cluster does not see as this process does.
 
     Nothing is asked where all paths are in S3, or all work runs on the node of this process. A node that somebody adds
@@ -31,6 +31,7 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = ()) -> No
     Args:
         reads: URIs of datasets, bundles and files that workers read.
         writes: URIs of folders that workers write to; they need not exist yet.
+        on_nodes_without_cpus: whether what reads may run there too.
 
     Raises:
         UsageError: names the path and the node.
@@ -44,7 +45,7 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = ()) -> No
             f"{(read + written)[0]} is a path of this machine, and the autoscaler brings nodes that are not there yet "
             f"to look at it ({VARIABLE}): datasets, bundles and training's files must lie at s3://BUCKET/..."
         )
-    nodes = _other_nodes()
+    nodes = _other_nodes(0 if on_nodes_without_cpus else 1e-4)
     if not nodes:
         return
     with contextlib.ExitStack() as stack:
@@ -55,8 +56,8 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = ()) -> No
         _compare(nodes, wanted)
 
 
-def _other_nodes() -> dict[str, str]:
-    """Addresses of the nodes that have a CPU for work, by id, without the one this process is on."""
+def _other_nodes(least_cpus: float) -> dict[str, str]:
+    """Addresses of the nodes that have so much of a CPU for work, by id, without the one this process is on."""
     import ray
     from ray.util.client import ray as client
 
@@ -65,7 +66,7 @@ def _other_nodes() -> dict[str, str]:
     return {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0) > 0 and node["NodeID"] != here
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= least_cpus and node["NodeID"] != here
     }
 
 

@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,6 +20,8 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend  # pyright: ignore[reportPrivateUsage]
 from torch.distributed import TCPStore, init_process_group  # pyright: ignore[reportPrivateImportUsage]
+
+from library.errors import StriateError
 
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 #: Of Linux: the IPv4 address of an interface, which begins at the 21st byte of what is answered.
@@ -30,7 +33,7 @@ _stores: list[TCPStore] = []
 
 @dataclass
 class NodeTorchConfig(TorchConfig):
-    """Ray Train's `TorchConfig`, whose workers listen at their nodes' addresses only."""
+    """Ray Train's `TorchConfig`, whose workers listen at their nodes' addresses only; it has no `init_method`."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -39,9 +42,12 @@ class NodeTorchConfig(TorchConfig):
 
 
 class _NodeBackend(_TorchBackend):
+    """Ray Train's own also sets RANK and the like in the environment, which nothing here reads."""
+
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         size, timeout = len(worker_group), timedelta(seconds=backend_config.timeout_s)
-        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) else "gloo"
+        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        backend = backend_config.backend or ("nccl" if on_gpus else "gloo")
         store = worker_group.execute_single(0, _open_store, size, timeout)
         joined = [
             worker_group.execute_single_async(rank, _join, backend, store, rank, size, timeout) for rank in range(size)
@@ -70,15 +76,24 @@ def _open_store(size: int, timeout: timedelta) -> tuple[str, int]:
 
 
 def _join(backend: str, store: tuple[str, int], rank: int, size: int, timeout: timedelta) -> None:
-    name = interface_with(ray.util.get_node_ip_address())
-    if name is not None:
-        os.environ.setdefault(_GLOO_INTERFACE, name)
+    if "gloo" in backend and _GLOO_INTERFACE not in os.environ:
+        address = ray.util.get_node_ip_address()
+        name = interface_with(address)
+        if name is not None:
+            os.environ[_GLOO_INTERFACE] = name
+        elif size > 1 and sys.platform.startswith("linux"):
+            raise StriateError(
+                f"no network interface of this node has Ray's address of it, {address}, as its first IPv4 address; set "
+                f"{_GLOO_INTERFACE} on each node to the interface by which the others reach it"
+            )
     joined = _stores[0] if rank == 0 else TCPStore(*store, size, timeout=timeout, wait_for_workers=False)
     init_process_group(backend, store=joined, rank=rank, world_size=size, timeout=timeout)
 
 
 def interface_with(address: str) -> str | None:
-    """The network interface of this machine whose (first) IPv4 address this is; None where there is none."""
+    """The network interface of this machine whose first IPv4 address this is; None where there is none, or no Linux."""
+    if not sys.platform.startswith("linux"):
+        return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
             request = struct.pack(f"{_REQUEST_BYTES}s", name.encode()[: _NAME_BYTES - 1])

@@ -97,6 +97,7 @@ def serve_command(
     from serve.reach import check_reach
     from serve.running import running, wait_for_signal
 
+    asked = {"host", "port"}.intersection(_given(context))
     if config is not None:
         beside = [name for name in _given(context) if name not in _BESIDE_CONFIG]
         if beside:
@@ -104,8 +105,9 @@ def serve_command(
         read = config_file.read_config(config)
         made = with_keys(read["applications"], environment_keys())
         listens = config_file.HttpOptions.model_validate(read.get("http_options", {}))
-        host = host if "host" in _given(context) else listens.host
-        port = port if "port" in _given(context) else listens.port
+        host = host if "host" in asked else listens.host
+        port = port if "port" in asked else listens.port
+        asked |= listens.model_fields_set
     else:
         if tune and batch_size is not None:
             raise UsageError("--tune finds the batch size: leave --batch-size out")
@@ -134,7 +136,7 @@ def serve_command(
             config_file.write_config(write_config, config_file.config_of(made, host, port))
             print(json_lines.dumps({"config": write_config}) if json else f"serve deploy {write_config}")
             return
-    plan = plan_serve(made, host=host, port=port)
+    plan = plan_serve(made, host=host, port=port, asked=asked)
     out = sys.stdout
     try:
         with running(plan, address) as server:

@@ -10,7 +10,7 @@ import yaml
 
 from library import storage
 from library.errors import UsageError
-from serve.deploy import GATEWAY_PATH, MODEL_PATH, GatewayArgs, ModelArgs
+from serve.deploy import GATEWAY_PATH, MODEL_PATH, Deployment, GatewayArgs, ModelArgs
 
 _MAX_BYTES = 2**20
 _HEADER = "# Written by `striate serve --write-config`: for `striate serve --config`, `serve deploy`, serveConfigV2.\n"
@@ -63,28 +63,11 @@ class HttpOptions(pydantic.BaseModel):
     port: int = pydantic.Field(default=8000, ge=0, le=65535)
 
 
-class _ActorOptions(pydantic.BaseModel):
-    num_cpus: float = pydantic.Field(default=1.0, ge=0)
-
-
-class _Autoscaling(pydantic.BaseModel):
-    max_replicas: int = pydantic.Field(ge=1)
-
-
-class _Deployment(pydantic.BaseModel):
-    """What we read of a deployment; Serve checks the rest."""
-
-    name: str
-    num_replicas: int = pydantic.Field(default=1, ge=1)
-    ray_actor_options: _ActorOptions = _ActorOptions()
-    autoscaling_config: _Autoscaling | None = None
-
-
 class _Application(pydantic.BaseModel):
     name: str
     route_prefix: str
     import_path: str
-    deployments: list[_Deployment] = pydantic.Field(min_length=1, max_length=1)
+    deployments: list[Deployment] = pydantic.Field(min_length=1, max_length=1)
 
 
 def _check(config: Any, uri: str) -> None:

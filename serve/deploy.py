@@ -49,6 +49,29 @@ class GatewayArgs(pydantic.BaseModel):
     settings: ServeSettings = ServeSettings()
 
 
+class ActorOptions(pydantic.BaseModel):
+    """What a replica takes."""
+
+    num_cpus: float = pydantic.Field(default=1.0, ge=0)
+    num_gpus: float = pydantic.Field(default=0.0, ge=0)
+
+
+class Autoscaling(pydantic.BaseModel):
+    """Fewest and most replicas."""
+
+    min_replicas: int = pydantic.Field(default=1, ge=0)
+    max_replicas: int = pydantic.Field(ge=1)
+
+
+class Deployment(pydantic.BaseModel):
+    """What we read of a deployment in Serve's config file; Serve checks the rest."""
+
+    name: str
+    num_replicas: int = pydantic.Field(default=1, ge=1)
+    ray_actor_options: ActorOptions = ActorOptions()
+    autoscaling_config: Autoscaling | None = None
+
+
 def model(args: dict[str, Any]) -> Any:
     """The application of one model, from `ModelArgs`."""
     return _model(args, {})

@@ -49,8 +49,8 @@ class Facts:
     """What is known of a request under way.
 
     Attributes:
-        request_id: the first 64 characters of its `X-Request-Id`. Ray Serve gives one to a request that comes without,
-            and every response has it.
+        request_id: the first 64 characters of its `X-Request-Id`. Ray Serve gives one to a request that comes without
+            and puts it, whole, into every response that is not HAProxy's own.
         model: that it is for.
         key: the name of its key.
         received: bytes of its body so far.

@@ -3,15 +3,28 @@ does not come up leaves behind."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.nodes import autoscaled
 from cluster.session import Session
 from cluster.shared_paths import check_shared
 from library.errors import UsageError
 from serve.plan import ServePlan
 from serve.reach import is_loopback, is_wildcard
+
+_LISTENS = b"striate:serve:listens"
+#: Ray counts CPUs and GPUs to so many digits.
+_DIGITS = 4
+
+
+def publish(host: str, port: int) -> None:
+    """Tell commands that come to this Ray later where Serve is asked; it itself knows only what lies behind HAProxy."""
+    from ray.experimental.internal_kv import _internal_kv_put  # pyright: ignore[reportPrivateUsage]
+
+    _internal_kv_put(_LISTENS, f"{host} {port}".encode())
 
 
 def listens_at(plan: ServePlan) -> tuple[str, int] | None:
@@ -20,90 +33,75 @@ def listens_at(plan: ServePlan) -> tuple[str, int] | None:
     Raises:
         UsageError: when it listens somewhere else than was asked for.
     """
-    from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
-
-    client: Any = _get_global_client(raise_if_no_controller_running=False)
+    client = _client()
     if client is None:
         return None
-    host, port = client.http_config.host, client.http_config.port
-    if plan.host != host and not is_loopback(plan.host):
-        raise UsageError(
-            f"--host {plan.host}: Serve runs on this cluster already and listens on {host}:{port}; leave --host out, "
-            "or end it, with all that it serves, by `serve shutdown`"
-        )
-    return host, port
+    from ray.experimental.internal_kv import _internal_kv_get  # pyright: ignore[reportPrivateUsage]
+
+    told: bytes | None = _internal_kv_get(_LISTENS)
+    host, _, port = told.decode().partition(" ") if told else (client.http_config.host, "", client.http_config.port)
+    wanted = {"host": plan.host, "port": plan.port}
+    found = {"host": host, "port": int(port)}
+    for name in sorted(plan.asked):
+        if wanted[name] != found[name]:
+            raise UsageError(
+                f"--{name} {wanted[name]}: Serve runs on this cluster already and listens on {host}:{port}; leave "
+                f"--{name} out, or end it, with all that it serves, by `serve shutdown`"
+            )
+    return host, int(port)
 
 
 def check_cluster(plan: ServePlan, session: Session, host: str) -> None:
-    """Refuse what could not come up there, or not be reached.
+    """Refuse what could not come up there, or not be reached, or be reached by anyone.
 
     Args:
         plan: what to serve.
         session: a connection to the cluster.
-        host: where Serve listens on each machine.
+        host: where Serve listens on each machine, or will.
 
     Raises:
-        UsageError: for replicas larger than any machine or all of them, an address that not every machine has, and
-            bundles or key files that some machine does not see.
+        UsageError: for an address that others reach where no keys are asked for, or that not every machine has; for
+            replicas with more CPUs than any machine, or more than the cluster has together; and for bundles and key
+            files that some machine does not see.
     """
-    _check_room(plan, session)
-    machines = _machines()
-    if len(machines) > 1 and not is_wildcard(host):
+    if not plan.needs_key and not is_loopback(host):
+        raise UsageError(f"Serve listens on {host} there, and there are no API keys: make one with `striate keys`")
+    if "port" in plan.asked and plan.port == 0:
+        raise UsageError("--port 0: on a cluster no free port is looked for; name one, or leave it out for 8000")
+    check_room(plan, session)
+    if _are_several() and not is_wildcard(host):
         raise UsageError(
-            f"--host {host}: this cluster has {len(machines)} machines, which ask each other's replicas, and each has "
-            "an address of its own: serve with --host 0.0.0.0 and --api-keys FILE (`striate keys` makes one)"
+            f"--host {host}: this cluster has several machines, which ask each other's replicas, and each has an "
+            "address of its own: serve with --host 0.0.0.0 and --api-keys FILE (`striate keys` makes one; "
+            "`serve shutdown` first where Serve runs already)"
         )
     check_shared(reads=plan.bundles.values())
     try:
-        check_shared(reads=plan.key_files)
+        # The gateway asks for no CPU.
+        check_shared(reads=plan.key_files, on_nodes_without_cpus=True)
     except UsageError as error:
         raise UsageError(f"{error}. The lines of a key file may also stand in STRIATE_API_KEYS") from None
 
 
-def _check_room(plan: ServePlan, session: Session) -> None:
+def check_room(plan: ServePlan, session: Session) -> None:
+    """Refuse replicas that would wait for ever, as far as that can be seen from the numbers.
+
+    Raises:
+        UsageError: says what is asked for, and what there is.
+    """
     largest = max(session.node_cpus, default=0)
     for each in plan.replicas:
         if each.cpus > largest:
             raise UsageError(
                 f"a replica of '{each.application}' asks for {each.cpus:g} CPUs, and the largest machine of the "
-                f"cluster has {largest:g}: ask for fewer with --cpus-per-replica"
+                f"cluster has {largest:g}: ask for fewer with --cpus-per-replica, or in the config file"
             )
     for what, wanted, there in (
         ("CPUs", sum(each.fewest * each.cpus for each in plan.replicas), session.cpus),
         ("GPUs", sum(each.fewest * each.gpus for each in plan.replicas), session.gpus),
     ):
-        if wanted > there:
+        if round(wanted, _DIGITS) > there:
             raise UsageError(f"the replicas of all models ask for {wanted:g} {what}, and the cluster has {there}")
-
-
-def _machines() -> set[str]:
-    """Addresses of the nodes; nodes of one machine, as of `striate cluster up`, share one."""
-    import ray
-
-    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-
-
-@contextmanager
-def taken_back(names: Sequence[str], *, started: bool) -> Generator[None]:
-    """Where the block fails, end the applications of these names that were not there before it, which Serve would try
-    again for ever.
-
-    Args:
-        names: of applications.
-        started: whether Serve itself was started for them; it ends too, then.
-    """
-    from ray import serve
-
-    before = set() if started else set(serve.status().applications)
-    try:
-        yield
-    except BaseException:
-        if started:
-            serve.shutdown()
-        else:
-            for name in [name for name in names if name not in before]:
-                serve.delete(name)
-        raise
 
 
 def at_head(host: str, address: str) -> str:
@@ -120,3 +118,51 @@ def at_head(host: str, address: str) -> str:
     if address == "auto":
         address = ray.get_runtime_context().gcs_address
     return address.removeprefix("ray://").rpartition(":")[0].strip("[]")
+
+
+@contextmanager
+def taken_back(names: Sequence[str]) -> Generator[None]:
+    """Where the block fails, end the applications of these names that were not there before it, which Serve would try
+    again for ever; and Serve itself, where it was started in the block and serves nobody else.
+
+    What cannot be ended is told on stderr.
+    """
+    from ray import serve
+
+    ran = _client() is not None
+    before = set(serve.status().applications) if ran else set[str]()
+    try:
+        yield
+    except BaseException:
+        try:
+            _take_back([name for name in names if name not in before], ran=ran)
+        except Exception as error:  # whatever Ray raises when it is gone; the first error is the one to tell
+            print(f"what was begun could not be taken back: {type(error).__name__} {error}", file=sys.stderr)
+        raise
+
+
+def _take_back(names: Sequence[str], *, ran: bool) -> None:
+    from ray import serve
+
+    if _client() is None:
+        return
+    there = set(serve.status().applications)
+    if not ran and there <= set(names):
+        serve.shutdown()
+        return
+    for name in there.intersection(names):
+        serve.delete(name, _blocking=False)
+
+
+def _client() -> Any:
+    """Of the Serve that runs, or None."""
+    from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
+
+    return _get_global_client(raise_if_no_controller_running=False)
+
+
+def _are_several() -> bool:
+    """Machines, or there may be; nodes of one machine, as of `striate cluster up`, share an address."""
+    import ray
+
+    return bool(autoscaled()) or len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +14,7 @@ import pydantic
 from library import storage
 from library.bundle_record import BundleRecord, checked_record
 from library.errors import UsageError
-from serve.deploy import GATEWAY, MODEL_PATH, ModelArgs
+from serve.deploy import GATEWAY, MODEL_PATH, Deployment, ModelArgs
 from serve.reach import check_reach
 from serve.settings import ServeSettings
 
@@ -42,6 +42,7 @@ class ServePlan:
         records: what the bundles say of themselves, by the same names.
         host: address to listen on.
         port: likewise; 0 takes a free one.
+        asked: those of `host` and `port` that were asked for; the others are defaults.
     """
 
     applications: Sequence[Mapping[str, Any]]
@@ -49,6 +50,7 @@ class ServePlan:
     records: Mapping[str, BundleRecord]
     host: str
     port: int
+    asked: frozenset[str] = frozenset()
 
     @property
     def body_timeout_s(self) -> float:
@@ -70,18 +72,11 @@ class ServePlan:
         """Of each application."""
         found: list[Replicas] = []
         for application in self.applications:
-            for deployment in application["deployments"]:
-                fixed, scaled = deployment.get("num_replicas", 1), deployment.get("autoscaling_config", {})
-                takes = deployment.get("ray_actor_options", {})
-                found.append(
-                    Replicas(
-                        application["name"],
-                        scaled.get("min_replicas", fixed),
-                        scaled.get("max_replicas", fixed),
-                        takes.get("num_cpus", 1),
-                        takes.get("num_gpus", 0),
-                    )
-                )
+            for deployment in map(Deployment.model_validate, application["deployments"]):
+                scaled, takes = deployment.autoscaling_config, deployment.ray_actor_options
+                fewest = deployment.num_replicas if scaled is None else scaled.min_replicas
+                most = deployment.num_replicas if scaled is None else scaled.max_replicas
+                found.append(Replicas(application["name"], fewest, most, takes.num_cpus, takes.num_gpus))
         return found
 
 
@@ -163,13 +158,16 @@ def make_settings(options: Mapping[str, Any], api_keys: str | None) -> ServeSett
         raise UsageError(f"{option}: {first['msg']}") from None
 
 
-def plan_serve(applications: Sequence[Mapping[str, Any]], *, host: str, port: int) -> ServePlan:
+def plan_serve(
+    applications: Sequence[Mapping[str, Any]], *, host: str, port: int, asked: Iterable[str] = ()
+) -> ServePlan:
     """Check what is to be served.
 
     Args:
         applications: as in Serve's config file.
         host: address to listen on.
         port: likewise; 0 takes a free one.
+        asked: of `ServePlan`.
 
     Raises:
         UsageError: for a bundle that is not there, a wrong key file, or an address that others reach without keys.
@@ -180,7 +178,7 @@ def plan_serve(applications: Sequence[Mapping[str, Any]], *, host: str, port: in
     for settings in _settings(applications):
         check_reach(host, settings)
     records = {name: checked_record(uri) for name, uri in bundles.items()}
-    return ServePlan(applications, bundles, records, host, port)
+    return ServePlan(applications, bundles, records, host, port, frozenset(asked))
 
 
 def _settings(applications: Sequence[Mapping[str, Any]]) -> list[ServeSettings]:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from cluster import haproxy
 from cluster.session import connect, mute, named_cluster
-from library.errors import StriateError, UsageError
+from library.errors import StriateError
 from serve.deploy import MODEL_PATH, ModelArgs, targets
-from serve.on_cluster import at_head, check_cluster, listens_at, taken_back
+from serve.on_cluster import at_head, check_cluster, listens_at, publish, taken_back
 from serve.plan import ServePlan
-from serve.reach import free_port, is_loopback
+from serve.reach import free_port
 
 #: Requests are answered in the event loop of Serve itself, not in a second one behind it; nothing of ours holds it up.
 _ENVIRONMENT = {
@@ -64,12 +64,12 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
 
     Args:
         plan: what to serve.
-        address: of a Ray cluster; there the models are put beside what it serves already, and stay after the block.
+        address: of a Ray cluster; there the models are put beside what it serves already, and stay after the block. Its
+            proxies may hear of them some moments later.
 
     Raises:
-        UsageError: when the port is taken, or a cluster's Serve can be reached from other machines and there are no
-            keys.
-        StriateError: when a model does not come up, saying why.
+        UsageError: when the port is taken, or for what `listens_at` and `check_cluster` refuse on a cluster.
+        StriateError: when a model does not come up, saying why; on a cluster it is taken back.
     """
     cluster = named_cluster(address)
     port = plan.port if cluster else free_port(plan.host, plan.port)
@@ -97,17 +97,18 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
             _run(plan, names)
             url = _url(plan.host, port)
             _wait_for_proxy(url, [application["route_prefix"] for application in plan.applications])
+            if behind:
+                publish(plan.host, port)
         else:
             there = listens_at(plan)
-            host, port = there or (plan.host, port)
-            if not plan.needs_key and not is_loopback(host):
-                raise UsageError(
-                    f"Serve listens on {host} there, and there are no API keys: make one with `striate keys`"
-                )
+            host, port = there or (plan.host, plan.port)
             check_cluster(plan, session, host)
-            if there is None:
-                _start(host, port, "EveryNode")
-            with taken_back(names, started=there is None):
+            with taken_back(names):
+                if there is None:
+                    _start(host, port, "EveryNode")
+                    # Another command may have been faster.
+                    host, port = listens_at(plan) or (host, port)
+                    check_cluster(plan, session, host)
                 _run(plan, names)
             url = _url(at_head(host, cluster), port)
         yield Server(url, cluster is not None)

@@ -223,7 +223,8 @@ def test_a_training_with_a_ray_of_its_own_listens_on_loopback_only(digits: Path,
     path.write_text(recipe(digits).dump())
     command = [str(Path(sys.executable).parent / "striate"), "train", str(path), "--out", str(tmp_path / "out")]
     with _started([*command, "--workers", "2"]) as process, listening_meanwhile(process.pid) as sockets:
-        assert process.wait(_BOUND_S) == 0
+        _, stderr = process.communicate(timeout=_BOUND_S)
+    assert process.returncode == 0, stderr.decode()
     assert len(sockets) > 10, "Ray, its workers and those of the training all listen somewhere"
     assert [each for each in sockets if each[0] not in LOOPBACK] == []
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.state import actors
 
 from jobs import worker_pool
 from jobs.worker_pool import WorkerPool
@@ -72,9 +73,12 @@ def test_who_has_no_work_left_takes_that_of_one_that_is_lost_and_finds_no_place_
     until(lambda: rows == [1] and (tmp_path / "tried").exists())
     # First in the queue for what the lost one had.
     holder: Any = ray.remote(num_cpus=half)(_Holder).remote()
-    (tmp_path / "go").touch()
-    thread.join(60)
-    assert rows == [1, 0]
-    ray.get(holder.__ray_ready__.remote())
-    ray.kill(holder)
-    pool.stop()
+    try:
+        until(lambda: actors(holder._actor_id.hex())["State"] == "PENDING_CREATION")
+        (tmp_path / "go").touch()
+        ray.get(holder.__ray_ready__.remote(), timeout=60)
+        thread.join(60)
+        assert rows == [1, 0]
+    finally:
+        ray.kill(holder)
+        pool.stop()

@@ -297,6 +297,7 @@ def test_every_answer_carries_security_headers_and_an_id(server: Server, path: s
     assert headers["referrer-policy"] == "no-referrer"
     assert "camera=(self)" in headers["permissions-policy"]
     assert headers["cache-control"] in ("no-store", "no-cache")
+    assert len(headers.get_list("x-request-id")) == 1
     assert "access-control-allow-origin" not in headers
 
 

@@ -233,6 +233,17 @@ def test_the_log_says_who_asked_what_and_how_it_went_and_holds_no_key_and_no_nam
         assert secret not in caplog.text
 
 
+def test_of_a_long_id_the_beginning_is_logged(models: dict[str, LocalModel], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "striate.access")
+
+    async def play() -> None:
+        async with asgi_client(apps(models, ServeSettings())) as client:
+            await client.get("/models", headers={"X-Request-Id": "x" * 10_000})
+
+    asyncio.run(play())
+    assert [one["id"] for one in lines(caplog)] == ["x" * 64]
+
+
 def test_an_unexpected_failure_is_logged_with_its_trace_and_told_without(
     models: dict[str, LocalModel], caplog: pytest.LogCaptureFixture
 ) -> None:
