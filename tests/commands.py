@@ -31,10 +31,23 @@ class Commands(ABC):
 
     def __init__(self, root: Path, bucket: str) -> None:
         self._folder = root / bucket
+        self._started: list[subprocess.Popen[bytes]] = []
 
     @abstractmethod
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """`striate` with these arguments, as a user of the cluster starts it, with pipes for stdout and stderr."""
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """As `popen`; killed by `end` if it still runs then."""
+        self._started.append(self.popen(*arguments, **options))
+        return self._started[-1]
+
+    def end(self) -> None:
+        """What failed tests have left."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
     def run(self, *arguments: str) -> Any:
         """What the command says in its JSON."""

@@ -5,9 +5,8 @@ it. What runs on one reaches the others by their addresses only. Linux as root, 
 from __future__ import annotations
 
 import contextlib
-import os
+import random
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -15,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.processes import command, family
 from tests.waiting import until
 
 _NETWORK = "10.213.{third}.{last}"
+_BRIDGE = "striate"
 #: Of this machine itself, in the network of the others.
 _OUTSIDE = 254
 _NAMESPACES = ("--net", "--mount", "--uts", "--pid")
@@ -39,24 +40,29 @@ exec sleep infinity
 
 @dataclass(frozen=True)
 class Machine:
-    """One of them; `pid` is of its first process, as this machine numbers it."""
+    """One of them; `pid` is of its first process, as this machine numbers it, and all others descend from that."""
 
     name: str
     address: str
     pid: int
     link: str
+    process: subprocess.Popen[bytes]
 
-    def start(self, *command: str, environment: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
-        """A command there, with pipes for its stdout and stderr."""
-        enter = ["nsenter", "--target", str(self.pid), *_NAMESPACES, "--wdns=/"]
+    def start(self, *words: str, environment: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
+        """A command there, in /, with pipes for its stdout and stderr."""
+        enter = ["nsenter", "--target", str(self.pid), *_NAMESPACES]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen([*enter, *command], env=dict(environment), **pipes)
+        return subprocess.Popen([*enter, *words], env=dict(environment), **pipes)
+
+    def runs(self, what: str) -> bool:
+        """Whether a process there has this in its command line."""
+        return any(what in command(pid) for pid in family(self.pid))
 
     def kill(self) -> None:
         """As if its power went: its processes end at once, and nobody hears of it."""
         _ip("link", "set", self.link, "down", check=False)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
 
 
 @dataclass(frozen=True)
@@ -76,30 +82,29 @@ class Machines:
 
 def why_not() -> str | None:
     """Why there can be none here; None where there can."""
-    if missing := [tool for tool in ("ip", "unshare", "nsenter") if shutil.which(tool) is None]:
+    if missing := [tool for tool in ("ip", "unshare", "nsenter", "hostname") if shutil.which(tool) is None]:
         return f"there is no {missing[0]}"
     tried = subprocess.run(["unshare", *_NAMESPACES, "--fork", "true"], capture_output=True, check=False)
     if tried.returncode:
         return tried.stderr.decode().strip()
-    made = subprocess.run(["ip", "link", "add", "striate-try", "type", "bridge"], capture_output=True, check=False)
-    if made.returncode:
-        return made.stderr.decode().strip()
-    _ip("link", "delete", "striate-try")
+    try:
+        _ip("link", "delete", _bridge())
+    except OSError as error:
+        return str(error)
     return None
 
 
 @contextlib.contextmanager
 def machines(names: Sequence[str]) -> Generator[Machines]:
     """So many machines, until the block ends."""
-    third = os.getpid() % 256
-    bridge = f"striate{third}"
     # Short: Ray puts sockets below it.
     disk = Path(tempfile.mkdtemp(prefix="disk-", dir="/tmp"))
-    outside = _NETWORK.format(third=third, last=_OUTSIDE)
     with contextlib.ExitStack() as stack:
         stack.callback(disk.rmdir)
-        _ip("link", "add", bridge, "type", "bridge")
+        bridge = _bridge()
         stack.callback(_ip, "link", "delete", bridge)
+        third = int(bridge.removeprefix(_BRIDGE))
+        outside = _NETWORK.format(third=third, last=_OUTSIDE)
         _ip("address", "add", f"{outside}/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
         each: list[Machine] = []
@@ -111,14 +116,29 @@ def machines(names: Sequence[str]) -> Generator[Machines]:
                 stdin=subprocess.DEVNULL,
             )
             stack.callback(process.wait)
-            machine = Machine(name, address, _child(process), link)
-            stack.callback(machine.kill)
+            stack.callback(process.kill)
+            machine = Machine(name, address, _child(process), link, process)
             _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(machine.pid))
             stack.callback(_ip, "link", "delete", link, check=False)  # the kernel may have been faster
             _ip("link", "set", link, "master", bridge, "up")
             until((Path(f"/proc/{machine.pid}/root") / disk.relative_to("/") / ".up").exists, 10)
             each.append(machine)
         yield Machines(each, outside, disk)
+
+
+def _bridge() -> str:
+    """A new one; the number in its name is free.
+
+    Raises:
+        OSError: this machine makes none.
+    """
+    for number in random.sample(range(256), 256):
+        made = subprocess.run(["ip", "link", "add", f"{_BRIDGE}{number}", "type", "bridge"], capture_output=True)
+        if made.returncode == 0:
+            return f"{_BRIDGE}{number}"
+        if b"exists" not in made.stderr:
+            break
+    raise OSError(made.stderr.decode().strip())
 
 
 def _child(process: subprocess.Popen[bytes]) -> int:

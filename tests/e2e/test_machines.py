@@ -32,6 +32,7 @@ pytestmark = pytest.mark.cluster
 
 BIN = Path(sys.executable).parent
 BUCKET = "shared"
+QUICK = "grayscale | resize(64)"
 
 
 class Cluster(Commands):
@@ -48,7 +49,7 @@ class Cluster(Commands):
         self.machines, self.environment = machines, environment
         self.workers: list[Machine] = list(machines.each[1:])
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """The command as one who has logged in on the head types it."""
         head = self.machines.each[0]
         there = {**self.environment, "RAY_ADDRESS": f"{head.address}:6379"}
@@ -79,7 +80,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         with ThreadPoolExecutor() as pool:
             join = (f"--address={head.address}:6379", "--num-cpus=1")
             list(pool.map(lambda worker: start_ray(worker, made, environment, *join), workers))
-        yield Cluster(made, s3, environment)
+        started = Cluster(made, s3, environment)
+        try:
+            yield started
+        finally:
+            started.end()
 
 
 def start_ray(machine: Machine, made: Machines, environment: Mapping[str, str], *arguments: str) -> None:
@@ -98,6 +103,13 @@ def raw(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
     photos = str(write_photos(tmp_path_factory.mktemp("photos")))
     cluster.run("ingest", photos, f"s3://{BUCKET}/raw", "--shard-mb", "0.05")
     return f"s3://{BUCKET}/raw"
+
+
+@pytest.fixture(scope="module")
+def alone(cluster: Cluster, raw: str) -> dict[str, Any]:
+    """What one worker makes."""
+    cluster.run("filter", raw, f"s3://{BUCKET}/alone", "--steps", QUICK, "--workers", "1")
+    return content(cluster.folder("alone"))
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +141,12 @@ def test_the_doctor_finds_every_machine_sound(cluster: Cluster) -> None:
     assert [check for check in told if check["verdict"] != "ok"] == []
 
 
-def test_a_filter_job_spreads_over_machines_and_gives_the_bytes_of_one(cluster: Cluster, raw: str) -> None:
-    asked = ("--steps", "grayscale | resize(64)")
-    cluster.run("filter", raw, f"s3://{BUCKET}/spread", *asked)
-    cluster.run("filter", raw, f"s3://{BUCKET}/alone", *asked, "--workers", "1")
+def test_a_filter_job_spreads_over_machines_and_gives_the_bytes_of_one(
+    cluster: Cluster, raw: str, alone: dict[str, Any]
+) -> None:
+    cluster.run("filter", raw, f"s3://{BUCKET}/spread", "--steps", QUICK)
     assert [len(cluster.shards_by_node(name)) for name in ("spread", "alone")] == [3, 1]
-    assert content(cluster.folder("spread")) == content(cluster.folder("alone"))
+    assert content(cluster.folder("spread")) == alone
 
 
 def test_a_disk_that_is_each_machines_own_is_refused(cluster: Cluster, raw: str) -> None:
@@ -157,11 +169,11 @@ def test_a_training_spreads_over_machines_and_learns_what_one_learns(
         np.testing.assert_allclose(weights[0][name], weights[1][name], atol=2e-3, err_msg=name)
 
 
-def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, tmp_path: Path) -> None:
+def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: dict[str, Any], tmp_path: Path) -> None:
     url = f"http://{cluster.machines.each[0].address}:8265"
     asked = ["submit", "--address", url, "--aws", "--", "filter", raw, f"s3://{BUCKET}/submitted"]
     finished_there = subprocess.run(
-        [str(BIN / "striate"), *asked, "--steps", "grayscale | resize(64)"],
+        [str(BIN / "striate"), *asked, "--steps", QUICK],
         env=dict(cluster.environment),
         cwd=tmp_path,
         capture_output=True,
@@ -169,7 +181,7 @@ def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, tmp_pat
         check=False,
     )
     assert finished_there.returncode == 0, finished_there.stderr.decode()
-    assert content(cluster.folder("submitted")) == content(cluster.folder("alone"))
+    assert content(cluster.folder("submitted")) == alone
 
 
 @pytest.mark.parametrize(
@@ -198,24 +210,26 @@ def answers(url: str, **request: Any) -> bool:
 def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tmp_path: Path) -> None:
     key = cluster.run("keys", "ann", "--file", str(tmp_path / "keys"))["key"]
     serve = ("serve", bundle, "--runtime", "eager", "--cpus-per-replica", "1", "--api-keys", str(tmp_path / "keys"))
-    # One on each: where no replica is, but on the head, Serve has no proxy.
-    told = cluster.run(*serve, "--host", "0.0.0.0", "--replicas", "3")
     head = cluster.machines.each[0].address
-    assert told["address"] == f"http://{head}:8000"
-    photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
-    wanted = Bundle.load(bundle, "cpu").predict(photo).classes[0]
-    headers = {"Authorization": f"Bearer {key}"}
-    for machine in cluster.machines.each:
-        url = f"http://{machine.address}:8000/models/bundle/predict?top_k=1"
-        until(lambda url=url: answers(url, content=photo, headers=headers))
-        (answer,) = httpx.post(url, content=photo, headers=headers).json()["predictions"][0]["classes"]
-        assert answer["class"] == wanted[0]
-        assert answer["probability"] == pytest.approx(wanted[1], rel=1e-6)
-        assert httpx.post(url, content=photo).status_code == 401
-    other = cluster.start(*serve, "--host", head)
-    assert b"Serve runs on this cluster already and listens on 0.0.0.0:8000" in other.communicate(timeout=120)[1]
-    end = [str(BIN / "serve"), "shutdown", "--yes", "--address", f"http://{head}:8265"]
-    subprocess.run(end, env=dict(cluster.environment), check=True, capture_output=True, timeout=120)
+    try:
+        # One on each: where no replica is, but on the head, Serve has no proxy.
+        told = cluster.run(*serve, "--host", "0.0.0.0", "--replicas", "3")
+        assert told["address"] == f"http://{head}:8000"
+        photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
+        wanted = Bundle.load(bundle, "cpu").predict(photo).classes[0]
+        headers = {"Authorization": f"Bearer {key}"}
+        for machine in cluster.machines.each:
+            url = f"http://{machine.address}:8000/models/bundle/predict?top_k=1"
+            until(lambda url=url: answers(url, content=photo, headers=headers))
+            (answer,) = httpx.post(url, content=photo, headers=headers).json()["predictions"][0]["classes"]
+            assert answer["class"] == wanted[0]
+            assert answer["probability"] == pytest.approx(wanted[1], rel=1e-6)
+            assert httpx.post(url, content=photo).status_code == 401
+        _, errors = cluster.start(*serve, "--host", head).communicate(timeout=120)
+        assert f"--host {head}: Serve runs on this cluster already and listens on 0.0.0.0:8000" in errors.decode()
+    finally:
+        end = [str(BIN / "serve"), "shutdown", "--yes", "--address", f"http://{head}:8265"]
+        subprocess.run(end, env=dict(cluster.environment), check=True, capture_output=True, timeout=120)
 
 
 def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) -> None:
@@ -224,6 +238,7 @@ def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) 
     reports = cluster.folder("lossy") / "_reports"
     until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 4, 240)
     assert process.poll() is None, "it ended before the machine was lost"
+    assert cluster.workers[-1].runs("ray::ShardWorker")
     cluster.workers.pop().kill()
     finished(process)
     finished(cluster.start("filter", raw, f"s3://{BUCKET}/calm", *asked))
@@ -241,6 +256,7 @@ def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(
     assert process.poll() is None, "it ended before the machine was lost"
     log = cluster.folder("elastic") / "logs" / "metrics.jsonl"
     (first, *_) = log.read_text().splitlines()
+    assert all(worker.runs("ray::RayTrainWorker") for worker in cluster.workers)
     cluster.workers.pop().kill()
     told = finished(process)
     assert log.read_text().splitlines()[0] == first, "it was begun again from nothing"
