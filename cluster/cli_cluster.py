@@ -39,7 +39,8 @@ def up_command(
     _show(made)
     print(f"\n  export RAY_ADDRESS={made.address}     # or --address {made.address} with a command")
     if made.dashboard is not None:
-        print(f"  striate submit --address {made.dashboard} -- info s3://BUCKET/raw")
+        print(f"  export RAY_API_SERVER_ADDRESS={made.dashboard}     # for striate submit, jobs, logs and stop")
+        print("  striate submit -- info s3://BUCKET/raw")
     print("  striate cluster down")
 
 
@@ -82,7 +83,7 @@ def _document(cluster: LocalCluster) -> dict[str, Any]:
 
 def _show(cluster: LocalCluster) -> None:
     running = cluster.running()
-    print(f"Ray at {cluster.address}, dashboard {cluster.dashboard or 'off'}, files in {cluster.folder}")
+    print(f"Ray at {cluster.address}, files in {cluster.folder}, dashboard {cluster.dashboard or 'off'}")
     for node in cluster.nodes:
         state = "runs" if node in running else "has ended"
         cpus = f"{node.cpus} CPU{'' if node.cpus == 1 else 's'}"

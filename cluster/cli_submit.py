@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # they import Ray, sooner or later
 
     from cluster.job_server import JobServer
 
+_PIPED_WIDTH = 200
+
 JobAddress = Annotated[
     str | None,
     typer.Option(
@@ -104,14 +106,18 @@ def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("id", "status", "exit code", "started", "seconds"):
+    # Whole, however narrow the terminal is: `striate logs` wants it.
+    table.add_column("id", no_wrap=True, min_width=max((len(str(job.submission_id)) for job in jobs), default=2))
+    for heading in ("status", "exit code", "started", "seconds"):
         table.add_column(heading, justify="right" if heading in ("exit code", "seconds") else "left", no_wrap=True)
     table.add_column("command")
     for job in jobs:
         told = _document(job)
         cells = (told["id"], told["status"], told["exit_code"], told["started"], told["seconds"], told["command"])
         table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
-    Console(highlight=False, emoji=False).print(table)
+    console = Console(highlight=False, emoji=False)
+    # Who reads a pipe has room for all of it.
+    console.print(table, width=None if console.is_terminal else _PIPED_WIDTH)
 
 
 def logs_command(

@@ -158,6 +158,8 @@ def _start(
     }
     environment = {**_ENVIRONMENT, **node_environment(), _MARK: f"{folder}#{number}"}
     environment.pop("RAY_ADDRESS", None)
+    # A submitted job finds `striate` also where this environment is not activated.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     with open(_log(folder, number), "wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "cluster.local_node", json.dumps(told)],

@@ -42,6 +42,9 @@ def main() -> None:
             num_gpus=0,  # each node would count the machine's GPUs as its own
             object_store_memory=told["object_store_bytes"],
             temp_dir=told["folder"],
+            # All nodes share this folder: two that unpacked what a job sends into one place would pull it away from
+            # each other.
+            runtime_env_dir_name=f"runtime_resources_{told['number']}",
             include_dashboard=dashboard_port is not None if head else None,
             dashboard_host=_LOOPBACK_HOST,
             dashboard_port=dashboard_port,

@@ -8,14 +8,14 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.head_watch import watched
 from cluster.machine import memory_bytes, shm_bytes
-from cluster.ray_token import make_token
+from cluster.ray_token import find_token, make_token
 from library.errors import StriateError, UsageError
 
 #: Set before Ray is imported, unless the user has set them.
@@ -46,6 +46,10 @@ _LOCAL_ENVIRONMENT = {
     # An actor that asks whether the cloud is about to take a node away.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+
+# Files of Ray's core whose lines are its own affairs: its log's level, and each try to reach a head.
+_NOTES_FROM = (b"logging.cc", b"gcs_client.cc")
+_NO_TOKEN = b"AuthToken"
 
 # Of memory, as Ray's own default, and of /dev/shm, beyond which Ray takes files. Shards never pass through it; decoded
 # training pictures do. Memory is taken only as it is used.
@@ -125,6 +129,9 @@ def connect(
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = named_cluster(address)
+    if address is not None and find_token(None) is not None:
+        # Ray itself sends a token only to a cluster of this machine that it has found by itself.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address is not None and address != "auto":
         host, port = _check_answers(address)
         if _is_only_here(host, port):
@@ -146,13 +153,12 @@ def connect(
     import ray
 
     _keep_stdout_ours()
+    notes: list[bytes] = []
     try:
-        with _without_ray_notes():
+        with _without_ray_notes(notes):
             ray.init(address=address or "local", **options)
     except Exception as error:  # Ray raises a bare one where the machine is too busy to start it
-        if address is None:
-            raise StriateError(f"cannot start Ray on this machine: {error}") from error
-        raise StriateError(f"cannot connect to Ray at {address}: {error}; see --address and RAY_ADDRESS") from error
+        raise StriateError(_refused(address, error, notes)) from error
     try:
         with _watched(address):
             session = _session(address)
@@ -161,6 +167,17 @@ def connect(
             yield session
     finally:
         ray.shutdown()
+
+
+def _refused(address: str | None, error: Exception, notes: Sequence[bytes]) -> str:
+    if address is None:
+        return f"cannot start Ray on this machine: {error}"
+    if any(_NO_TOKEN in note for note in notes):
+        return (
+            f"Ray at {address} asks for a token, and was given none or another cluster's: set RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH to a file that holds it"
+        )
+    return f"cannot connect to Ray at {address}: {error}; see --address and RAY_ADDRESS"
 
 
 def _watched(address: str | None) -> AbstractContextManager[None]:
@@ -268,8 +285,8 @@ def _session(address: str | None) -> Session:
 
 
 @contextmanager
-def _without_ray_notes() -> Generator[None]:
-    """Hold back what Ray's C++ core writes to stderr about its own log level; everything else is passed on."""
+def _without_ray_notes(notes: list[bytes]) -> Generator[None]:
+    """Hold back in `notes` what Ray's core writes to stderr about its own affairs; everything else is passed on."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -281,5 +298,7 @@ def _without_ray_notes() -> Generator[None]:
             os.close(kept)
             held.seek(0)
             for line in held:
-                if b"logging.cc" not in line:
+                if any(source in line for source in _NOTES_FROM):
+                    notes.append(line)
+                else:
                     os.write(2, line)

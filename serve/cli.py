@@ -134,7 +134,8 @@ def serve_command(
             # Where it will run is not here: bundles, key file and port are checked there.
             check_reach(host, settings, here=False)
             config_file.write_config(write_config, config_file.config_of(made, host, port))
-            print(json_lines.dumps({"config": write_config}) if json else f"serve deploy {write_config}")
+            how = f"striate serve --config {write_config}, or serve deploy {write_config}"
+            print(json_lines.dumps({"config": write_config}) if json else f"{write_config} is written; next: {how}")
             return
     plan = plan_serve(made, host=host, port=port, asked=asked)
     out = sys.stdout

@@ -9,6 +9,7 @@ import pydantic
 from pydantic import Field
 
 from library import storage
+from library.errors import UsageError
 from library.manifest import digest_of
 from library.recipe import fields
 from library.recipe.contradictions import Contradictions, contradictions
@@ -200,10 +201,13 @@ class Recipe(_Group):
             overrides: `a.b=value`, as `--set` has them; the value is read as YAML.
 
         Raises:
-            UsageError: all that is wrong with it, a line each: the field, its value, and what would work.
+            UsageError: when there is none; all that is wrong with it, a line each: the field, its value, and what would
+                work.
             StriateError: when it cannot be read.
         """
         uri = storage.normalize(uri)
+        if not storage.exists(uri):
+            raise UsageError(f"there is no recipe {uri}")
         return cls.parse(storage.read_bytes(uri, _MAX_BYTES).decode(errors="replace"), overrides, where=uri)
 
     @classmethod

@@ -64,7 +64,8 @@ def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (home / "token").write_text("0123456789abcdef" * 4)
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     environment |= s3_server.environment()
-    environment |= {"XDG_STATE_HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token")}
+    environment |= {"XDG_STATE_HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(home / "token")}
+    environment.pop("RAY_AUTH_MODE", None)
     (s3_server.root / BUCKET).mkdir()
     made = Nodes(environment, s3_server.root)
     up = made.run("cluster", "up", "--nodes", "4", "--cpus-per-node", "1")

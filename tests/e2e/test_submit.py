@@ -150,6 +150,29 @@ def test_submit_ends_with_the_exit_code_of_the_command(
     assert f"FAILED, exit code {code}" in told.err
 
 
+def test_two_nodes_of_this_machine_do_not_unpack_what_is_sent_into_one_place(tmp_path: Path) -> None:
+    (tmp_path / "token").touch(0o600)
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"XDG_STATE_HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+
+    def striate(*arguments: str) -> str:
+        command = [str(BIN / "striate"), *arguments]
+        # All of this project is sent, whose modules the job imports while the second node is still unpacking them.
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    raw, out = str(tmp_path / "raw"), str(tmp_path / "grey")
+    striate("ingest", str(write_photos(tmp_path)), raw, "--shard-mb", "0.05")
+    up = json.loads(striate("cluster", "up", "--nodes", "2", "--cpus-per-node", "1", "--dashboard", "--json"))
+    try:
+        striate("submit", "--address", up["dashboard"], "--", "filter", raw, out, "--steps", "grayscale")
+    finally:
+        striate("cluster", "down")
+    assert load_manifest(out).rows == 86
+
+
 def test_the_doctor_examines_a_cluster_from_inside(
     project: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
