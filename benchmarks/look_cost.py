@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from typing import Any
 
@@ -22,7 +23,7 @@ class _Blocked:
     """An actor that does nothing, and has much to do."""
 
     def block(self) -> None:
-        time.sleep(3600)
+        threading.Event().wait()
 
     def nothing(self) -> None: ...
 

@@ -103,7 +103,7 @@ def _wait(process: subprocess.Popen[bytes], probe: urllib.request.Request, timeo
             process.wait(0.1)
     why = "ended" if process.poll() is not None else f"answered {answer} for {timeout_s:g} s"
     written = log.read_text(errors="replace").strip()[-2000:]
-    raise NotRunError(f"{' '.join(map(str, process.args))} {why}:\n{written}")  # type: ignore[arg-type]
+    raise NotRunError(f"{process.args} {why}:\n{written}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ from benchmarks.striate_runs import BLUR, ENCODE
 from jobs.filter import plan_filter
 from library import storage
 from library.destination import claim, committed, finish
+from library.errors import StriateError
 from library.manifest import Job
 from library.planning import Layout, plan
 from library.shard_work import IngestJob
@@ -115,7 +116,12 @@ def _server(folder: Path) -> Generator[None]:
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
-                time.sleep(0.05)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.05)
+            if process.poll() is not None:
+                raise StriateError(
+                    f"{command[0]} ended before it listened on port {port}, with exit code {process.returncode}"
+                )
             yield
         finally:
             process.terminate()

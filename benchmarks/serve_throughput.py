@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.result_file import code_digest, machine, save
 from benchmarks.serving_goals import goals, print_result
 from benchmarks.serving_models import Served, make_served
 from benchmarks.serving_peers import SERVERS, Server, limit, versions
+from cluster.machine import free_ports
 from library.errors import StriateError, UsageError
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -145,7 +145,7 @@ def _round(found: dict[str, Any], wanted: str, served: Served, options: argparse
 
 
 def _served(server: Server, served: Served, options: argparse.Namespace) -> dict[str, Any]:
-    with server.started(served, _free_port(), options.cores, options.peers_python) as (started, url):
+    with server.started(served, free_ports(1)[0], options.cores, options.peers_python) as (started, url):
 
         def measured(connections: int) -> dict[str, Any]:
             return closed_loop(url, served.bodies, connections, options.seconds, server.form)
@@ -179,12 +179,6 @@ def _open(started: Started, url: str, served: Served, seconds: float) -> dict[st
         "afterwards_per_s": bears(),
         "runs": started.runs,
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _say(line: str) -> None:

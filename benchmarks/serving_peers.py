@@ -186,5 +186,5 @@ def _line(loop: subprocess.Popen[str]) -> str:
     assert loop.stdout
     line = loop.stdout.readline()
     if not line:
-        raise StriateError(f"{' '.join(map(str, loop.args))} ended")  # type: ignore[arg-type]
+        raise StriateError(f"{loop.args} ended")
     return line

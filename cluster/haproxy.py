@@ -8,12 +8,9 @@ where the front end does, too. So Serve itself is kept to loopback, and starts t
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import random
 import shlex
-import socket
 import sys
 from pathlib import Path
 
@@ -86,6 +83,8 @@ def environment(folder: Path, most: int, listens: str, body_s: float = 30.0) -> 
     start.chmod(0o700)
     for name, page in _PAGES.items():
         (folder / name).write_text(page, encoding="ascii", newline="")
+    from cluster.machine import free_ports  # not where this file stands in for HAProxy, alone
+
     metrics, statistics, fallback = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -112,26 +111,6 @@ def environment(folder: Path, most: int, listens: str, body_s: float = 30.0) -> 
         # 1 s requests were refused on a busy machine; stopping takes as long, and the default is half a minute.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     }
-
-
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports that nothing listens on at `host`, and that no connection or worker of Ray gets before they are used.
-
-    The system hands out ports from 32768 on, Ray's workers take 10002 to 19999, and replicas 30000 to 31000.
-
-    Raises:
-        StriateError: when there are not so many.
-    """
-    found: list[int] = []
-    for port in random.sample(range(20_000, 30_000), 10_000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    from library.errors import StriateError  # not where this file stands in for HAProxy, alone
-
-    raise StriateError(f"of the ports 20000 to 29999 fewer than {count} are free at {host}")
 
 
 def confined(config: str, folder: str, most: int, listens: str, body_s: float = 30.0) -> str:

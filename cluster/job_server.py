@@ -86,6 +86,7 @@ class JobServer:
 
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # A head that starts anew answers again after a while, and tells nobody when.
         for number, wait_s in enumerate((*waits_s, None)):
             try:
                 with self.explained(), _only_address(self.address):
@@ -96,7 +97,7 @@ class JobServer:
                 if number == 0:
                     told(f"{error}; trying for {sum(waits_s):.0f} s")
                 time.sleep(wait_s)
-        raise AssertionError
+        raise AssertionError("the last round returns or raises")
 
     @contextmanager
     def explained(self) -> Generator[None]:

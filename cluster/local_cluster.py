@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.machine import free_ports
 from cluster.session import node_environment
 from library.errors import StriateError, UsageError
 
@@ -101,7 +101,7 @@ def up(nodes: int, cpus_per_node: int, *, dashboard: bool = False) -> LocalClust
     try:
         # One after the other: two that start at once would choose the same names for their sockets.
         for number in range(1, nodes + 1):
-            process = _start(folder, number, cpus_per_node, address or None, _free_port() if dashboard else None)
+            process = _start(folder, number, cpus_per_node, address or None, free_ports(1)[0] if dashboard else None)
             told = _answer(folder, number, process)
             address, web = address or told["gcs"], web or told["dashboard"]
             started.append(LocalNode(number, told["node_id"], process.pid, cpus_per_node))
@@ -225,18 +225,13 @@ def _is_zombie(entry: Path) -> bool:
 
 
 def _wait(condition: Callable[[], object], seconds: float) -> bool:
+    # Of files and of other sessions' processes, which tell nobody.
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             return False
         time.sleep(_LOOK_EVERY_S)
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _state_file() -> Path:

@@ -1,10 +1,15 @@
-"""What this machine has, or the container that this process is in."""
+"""What this machine has, or the container that this process is in, and which of its ports are free."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
+import socket
 from pathlib import Path
+
+from library.errors import StriateError
 
 _SHM = "/dev/shm"
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -26,3 +31,21 @@ def memory_bytes() -> int:
 def shm_bytes() -> int | None:
     """Of /dev/shm; None where there is none."""
     return shutil.disk_usage(_SHM).total if os.path.isdir(_SHM) else None
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports that nothing listens on at `host`, and that no connection or worker of Ray gets before they are used.
+
+    The system hands out ports from 32768 on, Ray's workers take 10002 to 19999, and replicas 30000 to 31000.
+
+    Raises:
+        StriateError: when there are not so many, or there is no such address.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 10_000):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise StriateError(f"of the ports 20000 to 29999 fewer than {count} are free at {host}")

@@ -181,6 +181,7 @@ def follow(server: JobServer, job: str, write: Callable[[str], object], told: Ca
                 told(f"{error}; the job may go on, trying for {_AWAY_S} s")
             elif time.monotonic() - away_since > _AWAY_S:
                 raise
+        # The log may end before the job has its status.
         time.sleep(_POLL_S)
 
 
@@ -215,7 +216,7 @@ def stop(server: JobServer, job: str, seconds: float = 60) -> tuple[JobDetails, 
     while not (details := server.details(job)).status.is_terminal():
         if time.monotonic() > end:
             raise StriateError(f"{job} was asked to stop {seconds:.0f} s ago, and is still {details.status}")
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # the job API answers questions and tells nothing by itself
     return details, str(details.status) == "STOPPED"
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # it imports torch, which only the command itself waits for
 
 def export_command(
     bundle: Annotated[str, typer.Argument(help="Bundle: a folder or s3://.")],
-    format: Annotated[  # noqa: A002 (the option's name)
-        Literal["onnx", "torch-export"], typer.Option(help="ONNX, or a .pt2 for torch.export.load.")
+    file_format: Annotated[
+        Literal["onnx", "torch-export"], typer.Option("--format", help="ONNX, or a .pt2 for torch.export.load.")
     ] = "onnx",
     out: Annotated[
         str | None, typer.Option(help="File to write, here or in S3.", show_default="NAME.onnx or NAME.pt2 here")
@@ -36,7 +36,7 @@ def export_command(
     """
     from jobs.export import write_export
 
-    written = write_export(bundle, format, out)
+    written = write_export(bundle, file_format, out)
     output.emit_json(written.described()) if json else _print(written)
 
 

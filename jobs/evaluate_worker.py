@@ -75,7 +75,7 @@ class JudgeWorker:
             board.end(self._job.run, shard)
         except StriateError as error:
             row["error"] = str(error)
-        except Exception:
+        except Exception:  # a defect too comes back as a row: told once, with its shard, and no other shard is lost
             row["error"] = f"shard {shard}: {traceback.format_exc()}"
         if row["error"]:
             self._log.error("shard failed", extra={"shard": shard, "error": row["error"]})

@@ -36,20 +36,20 @@ class Written:
         }
 
 
-def write_export(bundle: str, format: str, out: str | None = None) -> Written:  # noqa: A002 (the option's name)
+def write_export(bundle: str, file_format: str, out: str | None = None) -> Written:
     """Export a bundle into a file, here or in S3; nothing is written when it does not answer as the bundle does.
 
     Args:
         bundle: URI of the bundle.
-        format: `onnx` or `torch-export`.
+        file_format: `onnx` or `torch-export`.
         out: URI of the file; by default the bundle's name in the working folder.
 
     Raises:
         UsageError: no bundle, or a place where no export may go.
         StriateError: it cannot be exported so.
     """
-    path = destination(bundle, format, out)
+    path = destination(bundle, file_format, out)
     loaded = Bundle.load(bundle, "cpu")
-    exported = export(loaded, format)
+    exported = export(loaded, file_format)
     storage.write_bytes(path, exported.data)
     return Written(path, loaded, exported)

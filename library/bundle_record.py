@@ -88,6 +88,8 @@ def load_record(uri: str) -> BundleRecord:
     """
     path = storage.join(storage.normalize(uri), BUNDLE)
     if not storage.exists(path):
+        if not storage.exists(uri):
+            raise UsageError(f"there is nothing at {uri}; a bundle is a folder that `striate train` makes")
         raise UsageError(f"{uri} is not a bundle: it has no {BUNDLE}; `striate train` makes one")
     try:
         return BundleRecord.model_validate_json(storage.read_bytes(path, max_bytes=_MAX_RECORD_BYTES))

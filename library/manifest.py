@@ -200,6 +200,8 @@ def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
         splits = splits_below(dataset)
         if splits:
             raise UsageError(f"{dataset} holds one dataset a split; name one of them: {' or '.join(splits)}")
+        if not storage.exists(dataset):
+            raise UsageError(f"there is nothing at {dataset}; a dataset is a folder that `striate ingest` makes")
         raise UsageError(f"{dataset} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
     if must_be_complete and not manifest.complete:
         raise UsageError(f"{dataset} is not finished; run the command that makes it again, it goes on where it was")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 
-from library.errors import UsageError
+from cluster.machine import free_ports
+from library.errors import StriateError, UsageError
 from serve.keys import Keys
 from serve.settings import ServeSettings
 
@@ -50,6 +52,9 @@ def free_port(host: str, port: int) -> int:
     Raises:
         UsageError: when something listens there, or there is no such address.
     """
+    if port == 0:
+        with contextlib.suppress(StriateError):  # no such address: told below
+            return free_ports(1, host)[0]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         # As servers do: a connection of one before that still ends is no reason to refuse.

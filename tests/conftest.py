@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from cluster.machine import free_ports
+
 #: Real pictures beside the checkout; no part of the project.
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -91,10 +93,8 @@ class S3Server:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of this machine's that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return int(listener.getsockname()[1])
+    """A port of this machine's that nobody listens on, and that no connection is given before it is used."""
+    return free_ports(1, host)[0]
 
 
 @pytest.fixture(scope="session")

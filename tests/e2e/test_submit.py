@@ -139,7 +139,7 @@ def test_pictures_are_ingested_into_a_bucket_by_the_keys_that_are_passed_on(
 
 @pytest.mark.parametrize(
     ("command", "code", "said"),
-    [("doctor --address 127.0.0.1:9", 1, "cannot connect to Ray"), ("info /nowhere/raw", 2, "is not a dataset")],
+    [("doctor --address 127.0.0.1:9", 1, "cannot connect to Ray"), ("info /nowhere/raw", 2, "there is nothing at")],
 )
 def test_submit_ends_with_the_exit_code_of_the_command(
     project: Path, command: str, code: int, said: str, capsys: pytest.CaptureFixture[str]

@@ -6,7 +6,8 @@ import contextlib
 import socket
 from pathlib import Path
 
-from cluster.haproxy import confined, free_ports
+from cluster.haproxy import confined
+from cluster.machine import free_ports
 
 #: As ray 2.60 writes it, cut down to what listens.
 WRITTEN = """global
