@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+
+from tests.waiting import until
 
 #: Steps slow enough to lose a node in the midst of them.
 SLOW = "denoise(strength=0.03, search_size=21) | grayscale"
@@ -61,6 +65,36 @@ class Commands(ABC):
         """How many of a dataset's shards each node has made, by Ray's id of it."""
         return json.loads((self.folder(dataset) / "_manifest.json").read_bytes())["run"]["shards_by_node"]
 
+    def until_shards(self, process: subprocess.Popen[bytes], dataset: str, count: int) -> None:
+        """Return when a job that is at work has made so many shards; fail when it ends before."""
+        reports = self.folder(dataset) / "_reports"
+        until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= count, 240)
+        assert process.poll() is None, "it ended before something was lost"
+
+    def until_checkpoint(self, process: subprocess.Popen[bytes], training: str) -> str:
+        """As `until_shards`, when Ray Train would go on from a checkpoint; returns the first line of the log."""
+        snapshot = self.folder(training) / "checkpoints" / "run" / "checkpoint_manager_snapshot.json"
+        until(lambda: process.poll() is not None or (snapshot.exists() and "step-" in snapshot.read_text()), 240)
+        assert process.poll() is None, "it ended before something was lost"
+        return self._log(training)[0]
+
+    def check_went_on(self, training: str, first: str, epochs: int) -> None:
+        """Fail unless the finished training has gone on from where its log began with `first`, and missed no epoch."""
+        log = self._log(training)
+        # With its times: begun again from nothing it would be another line.
+        assert log[0] == first, "it was begun again from nothing"
+        told = [line["epoch"] for line in map(json.loads, log) if "val_loss" in line]
+        assert told == list(range(1, epochs + 1)), "an epoch is missing, or doubled"
+
+    def check_weights(self, one: str, other: str) -> None:
+        """Fail unless two trainings have learned the same, within rounding."""
+        first, second = (load_tensors((self.folder(name) / "model.safetensors").read_bytes()) for name in (one, other))
+        for name in first:
+            np.testing.assert_allclose(first[name], second[name], atol=2e-3, err_msg=name)
+
+    def _log(self, training: str) -> list[str]:
+        return (self.folder(training) / "logs" / "metrics.jsonl").read_text().splitlines()
+
 
 def finished(process: subprocess.Popen[bytes]) -> Any:
     """What a command that must succeed says in its JSON."""
@@ -74,15 +108,3 @@ def write_recipe(folder: Path, data: str, epochs: int) -> str:
     path = folder / "recipe.yaml"
     path.write_text(_RECIPE.format(data=data, epochs=epochs))
     return str(path)
-
-
-def has_checkpoint(run: Path) -> bool:
-    """Whether Ray Train has taken up a checkpoint of the run in this folder, from which it would go on."""
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    return snapshot.exists() and "step-" in snapshot.read_text()
-
-
-def epochs_of(training: Path) -> Sequence[int]:
-    """The epochs that a training has logged, in the order of its log."""
-    lines = (training / "logs" / "metrics.jsonl").read_text().splitlines()
-    return [line["epoch"] for line in map(json.loads, lines) if "val_loss" in line]

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from safetensors.numpy import load as load_tensors
 
 from library.bundle import Bundle
 from tests.bundles import make_bundle
-from tests.commands import SLOW, Commands, epochs_of, finished, has_checkpoint, write_recipe
+from tests.commands import SLOW, Commands, finished, write_recipe
 from tests.conftest import S3Server, serve_s3
 from tests.datasets import content, write_digits, write_photos
 from tests.machines import Machine, Machines, machines, why_not
@@ -164,9 +162,7 @@ def test_a_training_spreads_over_machines_and_learns_what_one_learns(
     one = cluster.run("train", recipe, "--out", f"s3://{BUCKET}/one")
     assert sorted(two["workers_by_node"].values()) == [1, 1]
     assert list(one["workers_by_node"].values()) == [1]
-    weights = [load_tensors((cluster.folder(name) / "model.safetensors").read_bytes()) for name in ("two", "one")]
-    for name in weights[0]:
-        np.testing.assert_allclose(weights[0][name], weights[1][name], atol=2e-3, err_msg=name)
+    cluster.check_weights("two", "one")
 
 
 def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: dict[str, Any], tmp_path: Path) -> None:
@@ -235,9 +231,7 @@ def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tm
 def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) -> None:
     asked = ("--steps", SLOW, "--limit", "60", "--json")
     process = cluster.start("filter", raw, f"s3://{BUCKET}/lossy", *asked)
-    reports = cluster.folder("lossy") / "_reports"
-    until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 4, 240)
-    assert process.poll() is None, "it ended before the machine was lost"
+    cluster.until_shards(process, "lossy", 4)
     assert cluster.workers[-1].runs("ray::ShardWorker")
     cluster.workers.pop().kill()
     finished(process)
@@ -251,14 +245,9 @@ def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(
     recipe = write_recipe(tmp_path, digits, 100)
     elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
     process = cluster.start("train", recipe, "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
-    checkpoints = cluster.folder("elastic") / "checkpoints" / "run"
-    until(lambda: process.poll() is not None or has_checkpoint(checkpoints), 240)
-    assert process.poll() is None, "it ended before the machine was lost"
-    log = cluster.folder("elastic") / "logs" / "metrics.jsonl"
-    (first, *_) = log.read_text().splitlines()
+    first = cluster.until_checkpoint(process, "elastic")
     assert all(worker.runs("ray::RayTrainWorker") for worker in cluster.workers)
     cluster.workers.pop().kill()
     told = finished(process)
-    assert log.read_text().splitlines()[0] == first, "it was begun again from nothing"
     assert list(told["workers_by_node"].values()) == [1]
-    assert epochs_of(cluster.folder("elastic")) == list(range(1, 101)), "an epoch is missing, or doubled"
+    cluster.check_went_on("elastic", first, 100)

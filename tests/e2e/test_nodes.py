@@ -15,16 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load as load_tensors
 
 from tests.bundles import make_bundle
-from tests.commands import SLOW, Commands, epochs_of, finished, has_checkpoint, write_recipe
+from tests.commands import SLOW, Commands, finished, write_recipe
 from tests.conftest import S3Server
 from tests.datasets import content, write_digits, write_photos
 from tests.processes import command, family
-from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -157,17 +154,13 @@ def test_a_training_spreads_over_two_nodes_and_learns_what_one_worker_learns(
     assert sorted(two["workers_by_node"].values()) == [1, 1]
     assert list(one["workers_by_node"].values()) == [1]
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
-    weights = [load_tensors((nodes.folder(name) / "model.safetensors").read_bytes()) for name in ("two", "one")]
-    for name in weights[0]:
-        np.testing.assert_allclose(weights[0][name], weights[1][name], atol=2e-3, err_msg=name)
+    nodes.check_weights("two", "one")
 
 
 def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str, calm: dict[str, Any]) -> None:
     asked = ("--steps", SLOW, "--limit", "60", "--json")
     process = nodes.start("filter", raw, f"s3://{BUCKET}/lossy", *asked)
-    reports = nodes.folder("lossy") / "_reports"
-    until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 4, 240)
-    assert process.poll() is None, "it ended before the node was lost"
+    nodes.until_shards(process, "lossy", 4)
     nodes.lose()
     finished(process)
     assert content(nodes.folder("lossy")) == calm
@@ -177,9 +170,7 @@ def test_a_node_lost_in_a_prediction_changes_no_byte(nodes: Nodes, raw: str, tmp
     bundle = make_bundle(tmp_path / "bundle", model="resnet18", size=224)
     asked = ("predict", bundle, raw, f"s3://{BUCKET}/scored-lossy", "--runtime", "eager", "--json")
     process = nodes.start(*asked)
-    reports = nodes.folder("scored-lossy") / "_reports"
-    until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 2, 240)
-    assert process.poll() is None, "it ended before the node was lost"
+    nodes.until_shards(process, "scored-lossy", 2)
     nodes.lose()
     finished(process)
     nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored-calm", "--runtime", "eager")
@@ -193,19 +184,13 @@ def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on
     # More than half of a node's CPU each: two workers cannot be on one.
     elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
     process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
-    checkpoints = nodes.folder("elastic") / "checkpoints" / "run"
-    until(lambda: process.poll() is not None or has_checkpoint(checkpoints), 240)
-    assert process.poll() is None, "it ended before the node was lost"
-    log = nodes.folder("elastic") / "logs" / "metrics.jsonl"
-    (first, *_) = log.read_text().splitlines()
+    first = nodes.until_checkpoint(process, "elastic")
     for node in nodes.nodes:
         assert any("ray::RayTrainWorker" in command(pid) for pid in family(node["pid"]))
     lost = nodes.lose()
     told = finished(process)
-    # With its times: begun again from nothing it would be another line.
-    assert log.read_text().splitlines()[0] == first
     assert told["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost}
-    assert epochs_of(nodes.folder("elastic")) == list(range(1, 101)), "an epoch is missing, or doubled"
+    nodes.check_went_on("elastic", first, 100)
 
 
 def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
@@ -238,8 +223,7 @@ def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(
 ) -> None:
     asked = ("filter", raw, f"s3://{BUCKET}/headless", "--steps", SLOW, "--limit", "60", "--json")
     process = nodes.start(*asked, **_SOON)
-    reports = nodes.folder("headless") / "_reports"
-    until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= 3, 240)
+    nodes.until_shards(process, "headless", 3)
     lose_head(nodes, process)
     run = nodes.run(*asked[:-1])["run"]
     assert 3 <= run["shards_resumed"] < run["shards"]
@@ -252,14 +236,10 @@ def test_a_training_whose_head_is_lost_goes_on_from_its_checkpoint_under_another
     recipe = write_recipe(tmp_path, digits, 100)
     asked = ("train", recipe, "--out", f"s3://{BUCKET}/trained-headless", "--json")
     process = nodes.start(*asked, **_SOON)
-    checkpoints = nodes.folder("trained-headless") / "checkpoints" / "run"
-    until(lambda: process.poll() is not None or has_checkpoint(checkpoints), 240)
-    log = nodes.folder("trained-headless") / "logs" / "metrics.jsonl"
-    (first, *_) = log.read_text().splitlines()
+    first = nodes.until_checkpoint(process, "trained-headless")
     lose_head(nodes, process)
     nodes.run(*asked[:-1])
-    # With its times: begun again from nothing it would be another line.
-    assert log.read_text().splitlines()[0] == first
+    nodes.check_went_on("trained-headless", first, 100)
     nodes.run("train", recipe, "--out", f"s3://{BUCKET}/trained-calm")
     headless, calm = (nodes.folder(name) / "model.safetensors" for name in ("trained-headless", "trained-calm"))
     assert headless.read_bytes() == calm.read_bytes()

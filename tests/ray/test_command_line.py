@@ -73,7 +73,7 @@ def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: P
         (["filter", "RAW", "OUT", "--steps", "convolve(kernel=[[1, 2], [3]])"], "kernel"),
         (["filter", "RAW", "OUT", "--steps", "invert", "--encode", "jpg"], "unknown encoding 'jpg'"),
         (["filter", "RAW", "RAW/inside", "--steps", "invert"], "lies in the source"),
-        (["filter", "OUT", "RAW", "--steps", "invert"], "is not a dataset"),
+        (["filter", "OUT", "RAW", "--steps", "invert"], "there is nothing at"),
         (["filter", "RAW", "OUT", "--steps", "invert", "--limit", "0"], "at least 1 picture"),
         (["filter", "RAW"], "Missing argument 'destination'"),
         (["filter", "RAW", "OUT", "--stepz", "invert"], "No such option: --stepz"),
