@@ -31,7 +31,7 @@ def up_command(
     """
     from cluster.local_cluster import up
 
-    print(f"starting {nodes} nodes", file=sys.stderr)
+    print(f"starting {nodes} node{'' if nodes == 1 else 's'}", file=sys.stderr)
     made = up(nodes, cpus_per_node, dashboard=dashboard)
     if json:
         print(json_lines.dumps(_document(made)))

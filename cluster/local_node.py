@@ -26,6 +26,7 @@ def main() -> None:
     from ray._private.authentication import authentication_token_setup as token
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._private.utils import write_ray_address
 
     from cluster.ray_token import make_token
 
@@ -58,6 +59,9 @@ def main() -> None:
         shutdown_at_exit=True,  # SIGTERM ends the node in good order ...
         spawn_reaper=True,  # ... and SIGKILL takes all of it along
     )
+    if head:
+        # As `ray start` does. A submitted job reads there which Ray is its own; without, it takes any on this machine.
+        write_ray_address(node.gcs_address, told["folder"])
     answer = {"gcs": node.gcs_address, "node_id": node.node_id, "dashboard": node.webui_url or None}
     file = Path(told["folder"]) / f"node-{told['number']}.json"
     file.with_suffix(".part").write_text(json.dumps(answer), encoding="utf-8")

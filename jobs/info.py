@@ -13,8 +13,16 @@ from rich.table import Table
 from jobs.output import balance, counted, reasons, size, time_spent
 from jobs.progress import duration
 from library import storage
-from library.errors import UsageError
-from library.manifest import MANIFEST, REJECTS, REPORTS, Manifest, Tally, find_manifest, load_report, splits_below
+from library.manifest import (
+    REJECTS,
+    REPORTS,
+    Manifest,
+    Tally,
+    find_manifest,
+    load_report,
+    no_dataset,
+    splits_below,
+)
 from library.storage import Span
 
 _MOST_CLASSES = 20
@@ -35,7 +43,7 @@ def datasets_below(folder: str) -> dict[str, Manifest]:
         return {folder: _so_far(folder, held)}
     splits = splits_below(folder)
     if not splits:
-        raise UsageError(f"{folder} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
+        raise no_dataset(folder)
     return {uri: _so_far(uri, manifest) for uri in splits if (manifest := find_manifest(uri)) is not None}
 
 

@@ -100,7 +100,7 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
         print(f"{resumed:,} of {sum(run['shards'] for run in runs):,} shards were done before")
     table = time_spent(runs)
     if table is not None and made:
-        print(f"{made:,} pictures in {runs[0]['wall_s']:.1f} s on {runs[0]['workers']} workers")
+        print(f"{made:,} pictures in {runs[0]['wall_s']:.1f} s on {counted(runs[0]['workers'], 'worker')}")
         Console(highlight=False, emoji=False).print(table)
 
 

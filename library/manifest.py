@@ -189,6 +189,13 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
+def no_dataset(uri: str) -> UsageError:
+    """What is said of a place where there is none."""
+    if not storage.exists(uri):
+        return UsageError(f"there is nothing at {uri}; make a dataset with `striate ingest`")
+    return UsageError(f"{uri} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
+
+
 def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
     """Read a dataset's manifest.
 
@@ -200,9 +207,7 @@ def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
         splits = splits_below(dataset)
         if splits:
             raise UsageError(f"{dataset} holds one dataset a split; name one of them: {' or '.join(splits)}")
-        if not storage.exists(dataset):
-            raise UsageError(f"there is nothing at {dataset}; a dataset is a folder that `striate ingest` makes")
-        raise UsageError(f"{dataset} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
+        raise no_dataset(dataset)
     if must_be_complete and not manifest.complete:
         raise UsageError(f"{dataset} is not finished; run the command that makes it again, it goes on where it was")
     return manifest

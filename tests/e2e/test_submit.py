@@ -150,7 +150,8 @@ def test_submit_ends_with_the_exit_code_of_the_command(
     assert f"FAILED, exit code {code}" in told.err
 
 
-def test_two_nodes_of_this_machine_do_not_unpack_what_is_sent_into_one_place(tmp_path: Path) -> None:
+def test_two_nodes_of_this_machine_unpack_what_is_sent_apart_and_run_it_themselves(head: Head, tmp_path: Path) -> None:
+    assert head.answers(), "there must be another Ray"
     (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -170,7 +171,10 @@ def test_two_nodes_of_this_machine_do_not_unpack_what_is_sent_into_one_place(tmp
         striate("submit", "--address", up["dashboard"], "--", "filter", raw, out, "--steps", "grayscale")
     finally:
         striate("cluster", "down")
-    assert load_manifest(out).rows == 86
+    made = load_manifest(out)
+    assert made.rows == 86
+    # Another Ray runs on this machine, and the job is not its.
+    assert made.run["shards_by_node"].keys() <= {node["node_id"] for node in up["nodes"]}
 
 
 def test_the_doctor_examines_a_cluster_from_inside(
