@@ -118,12 +118,14 @@ def connect(
         environment: of a Ray that is started here; what the user has set yields to it.
 
     Raises:
+        UsageError: when this process is connected to another cluster than the one that is named.
         StriateError: when nothing answers at the address.
     """
     if "ray" in sys.modules:
         import ray
 
         if ray.is_initialized():
+            _check_same(address)
             yield _session(address)
             return
     for name, value in _ENVIRONMENT.items():
@@ -167,6 +169,17 @@ def connect(
             yield session
     finally:
         ray.shutdown()
+
+
+def _check_same(address: str | None) -> None:
+    """By the port: a host has many names."""
+    import ray
+
+    if address is None or address in ("auto", "local") or address.startswith("ray://"):
+        return
+    connected = ray.get_runtime_context().gcs_address
+    if address.rpartition(":")[2] != connected.rpartition(":")[2]:
+        raise UsageError(f"--address {address}: this process is connected to Ray at {connected} already")
 
 
 def _refused(address: str | None, error: Exception, notes: Sequence[bytes]) -> str:
