@@ -53,7 +53,7 @@ class Exported:
     batches: tuple[int, ...] = CHECKED_BATCHES
 
 
-def export(bundle: Bundle, format: str) -> Exported:  # noqa: A002 (the option's name)
+def export(bundle: Bundle, file_format: str) -> Exported:
     """Make a file of a bundle, run it, and compare.
 
     An ensemble is one graph: the weighted mean of its members, with one input for those that see the same picture.
@@ -64,16 +64,16 @@ def export(bundle: Bundle, format: str) -> Exported:  # noqa: A002 (the option's
 
     Args:
         bundle: on the CPU.
-        format: one of `FORMATS`.
+        file_format: one of `FORMATS`.
 
     Raises:
         UsageError: for another format.
         StriateError: a network that cannot be written so, or whose file gives other answers.
     """
-    if format not in FORMATS:
-        raise UsageError(f"there is no format '{format}'; there are {', '.join(FORMATS)}")
-    graph, data = _onnx(bundle) if format == "onnx" else _torch(bundle)
-    run = _onnx_runner(data) if format == "onnx" else _torch_runner(data, graph.inputs)
+    if file_format not in FORMATS:
+        raise UsageError(f"there is no format '{file_format}'; there are {', '.join(FORMATS)}")
+    graph, data = _onnx(bundle) if file_format == "onnx" else _torch(bundle)
+    run = _onnx_runner(data) if file_format == "onnx" else _torch_runner(data, graph.inputs)
 
     def compute(pictures: Sequence[Any]) -> NDArray[np.float32]:
         seen = [flattened(picture) for picture in pictures]
@@ -88,27 +88,29 @@ def export(bundle: Bundle, format: str) -> Exported:  # noqa: A002 (the option's
         difference = check(bundle, compute)
     except Disagreement as error:
         raise StriateError(
-            f"the {format} file does not answer as the bundle does, nothing is written: {error}"
+            f"the {file_format} file does not answer as the bundle does, nothing is written: {error}"
         ) from None
-    return Exported(format, data, graph.inputs, difference, tolerance(bundle))
+    return Exported(file_format, data, graph.inputs, difference, tolerance(bundle))
 
 
-def destination(bundle_uri: str, format: str, out: str | None = None) -> str:  # noqa: A002
+def destination(bundle_uri: str, file_format: str, out: str | None = None) -> str:
     """Where a file goes: `out`, or the bundle's name in the working folder.
 
     Raises:
         UsageError: inside the bundle, a folder, or a name of the other format.
     """
     uri = storage.normalize(bundle_uri)
-    out = out or f"{storage.name_of(uri)}{FORMATS[format]}"
+    out = out or f"{storage.name_of(uri)}{FORMATS[file_format]}"
     path = storage.normalize(out)
     if storage.contains(uri, path):
         raise UsageError(f"{out} lies inside the bundle, which stays as it is; choose another place with --out")
     if not storage.is_s3(path) and storage.is_folder(path):
-        raise UsageError(f"{out} is a folder; name a file: {storage.join(out, storage.name_of(uri))}{FORMATS[format]}")
+        raise UsageError(
+            f"{out} is a folder; name a file: {storage.join(out, storage.name_of(uri))}{FORMATS[file_format]}"
+        )
     for other, suffix in FORMATS.items():
-        if other != format and path.endswith(suffix):
-            raise UsageError(f"{out} is called as a file of the format {other}; the format asked for is {format}")
+        if other != file_format and path.endswith(suffix):
+            raise UsageError(f"{out} is called as a file of the format {other}; the format asked for is {file_format}")
     return path
 
 

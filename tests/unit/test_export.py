@@ -107,27 +107,27 @@ def _is_pickle(data: bytes) -> bool:
         return False
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch-export"])
-def test_an_ensemble_is_one_graph_with_an_input_for_each_way_of_seeing(format: str) -> None:  # noqa: A002
+@pytest.mark.parametrize("file_format", ["onnx", "torch-export"])
+def test_an_ensemble_is_one_graph_with_an_input_for_each_way_of_seeing(file_format: str) -> None:
     alike = ensemble([untrained(seed=1), untrained("mlp", seed=2, classes=("bee", "chat été", "ant"))], [3, 1])
-    made = export(alike, format)
+    made = export(alike, file_format)
     assert [one.name for one in made.inputs] == ["pixels"]
     other = ensemble([alike, untrained(seed=3, steps="grayscale | invert")])
-    made = export(other, format)
+    made = export(other, file_format)
     assert [(one.name, one.steps) for one in made.inputs] == [
         ("pixels_0", "grayscale"),
         ("pixels_1", "grayscale | invert"),
     ]
-    if format == "onnx":
+    if file_format == "onnx":
         pictures = [np.stack(samples(untrained(), 3)), 255 - np.stack(samples(untrained(), 3))]
         (rows,) = session(made.data).run(None, {"pixels_0": pictures[0], "pixels_1": pictures[1]})
         prepared = [((one, one), two) for one, two in zip(*pictures, strict=True)]
         assert rows == pytest.approx(other.probabilities(prepared), abs=1e-4)
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+@pytest.mark.parametrize("file_format", ["onnx", "torch-export"])
 def test_a_file_that_answers_otherwise_is_not_written(
-    format: str,  # noqa: A002
+    file_format: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -135,11 +135,11 @@ def test_a_file_that_answers_otherwise_is_not_written(
     folder = make_bundle(tmp_path / "made")
     other = Bundle.load(make_bundle(tmp_path / "other", seed=1), "cpu")
     # As if the exporter had written other weights.
-    maker = "_onnx" if format == "onnx" else "_torch"
+    maker = "_onnx" if file_format == "onnx" else "_torch"
     true_maker = getattr(exporting, maker)
     monkeypatch.setattr(exporting, maker, lambda bundle: true_maker(other))
     out = tmp_path / "out" / "file"
-    assert run(["export", folder, "--format", format, "--out", str(out)]) == 1
+    assert run(["export", folder, "--format", file_format, "--out", str(out)]) == 1
     assert "does not answer as the bundle does, nothing is written" in capsys.readouterr().err
     assert not out.parent.exists()
 
@@ -180,9 +180,9 @@ def test_a_network_that_no_tracer_can_follow_is_told(monkeypatch: pytest.MonkeyP
     bundle = untrained()
     forward = bundle.model.net.forward
     monkeypatch.setattr(bundle.model.net, "forward", lambda x: forward(x) if float(x.sum()) else x)
-    for format, problem in (("onnx", "cannot be written as ONNX"), ("torch-export", "cannot be written by torch")):  # noqa: A001
+    for file_format, problem in (("onnx", "cannot be written as ONNX"), ("torch-export", "cannot be written by torch")):
         with pytest.raises(StriateError, match=problem):
-            export(bundle, format)
+            export(bundle, file_format)
 
 
 def test_an_export_goes_to_s3_and_out_of_a_bundle_there(bucket: str) -> None:
