@@ -144,6 +144,8 @@ def serve_command(
             print(_told(plan, server, json), file=out, flush=True)
             if not server.stays:
                 wait_for_signal()
+                if sys.stderr.isatty():  # for who looks on: it takes some seconds
+                    print("ending; requests that have begun are answered", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         pass
 
