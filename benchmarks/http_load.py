@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import uvloop
 
 from benchmarks.measuring import NotRunError
 from library.errors import StriateError, UsageError
@@ -96,7 +97,8 @@ class OpenLoop:
 
 def open_loop(url: str, bodies: Bodies, rate: float, seconds: float) -> OpenLoop:
     """Ask at a steady rate, whatever becomes of it."""
-    return asyncio.run(_open_loop(url, bodies.read(), rate, seconds))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_open_loop(url, bodies.read(), rate, seconds))
 
 
 async def _open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: float) -> OpenLoop:

@@ -25,6 +25,7 @@ from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError,
 from library.models.classifier import Classifier
 from library.network import SingleNetwork
 from library.picture import Pixels
+from library.side_by_side import SideBySide
 
 _MEMBERS = "members"
 
@@ -234,6 +235,7 @@ class _Ensemble:
 
     def __init__(self, members: Sequence[Bundle], weights: Sequence[float]) -> None:
         self.members = tuple(members)
+        self._side_by_side = SideBySide(len(self.members), members[0].device)
         self._shares = np.asarray(weights, np.float64) / sum(weights)
         # Members may number the classes differently.
         self._orders = [[member.classes.index(name) for name in members[0].classes] for member in members]
@@ -246,9 +248,7 @@ class _Ensemble:
         return tuple(member.prepare_pixels(pixels, **columns) for member in self.members)
 
     def log_probabilities(self, pictures: Sequence[tuple[Any, ...]]) -> NDArray[np.float32]:
-        return self.joined(
-            [member.probabilities([picture[n] for picture in pictures]) for n, member in enumerate(self.members)]
-        )
+        return self.joined(self._side_by_side.map([member.probabilities for member in self.members], pictures))
 
     def joined(self, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Log probabilities from the members' probabilities."""

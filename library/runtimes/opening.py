@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from library.runtimes.onnx_session import onnx_compute
 from library.runtimes.parity import check
 from library.runtimes.runtime import Compute, Runtime
 from library.runtimes.samples import samples
+from library.side_by_side import SideBySide
 
 NAMES = ("auto", "eager", "compile", "onnx")
 #: What auto compares: a lone picture, and a batch.
@@ -128,18 +129,11 @@ def _measured(candidates: Sequence[Runtime], pictures: Sequence[Prepared], probe
 
 
 def _joined(bundle: Bundle, members: Sequence[Runtime]) -> Runtime:
-    """An ensemble of its members' runtimes.
+    """An ensemble of its members' runtimes, which run side by side."""
+    side_by_side = SideBySide(len(members), bundle.device)
 
-    They run side by side where all are ONNX Runtime's, whose threads sleep when they have nothing to do. The threads of
-    torch wait for each other by spinning: side by side on the same cores they would hold each other up.
-    """
-    pool = ThreadPoolExecutor(len(members), "member") if all(one.name == "onnx" for one in members) else None
-
-    def compute(pictures: Sequence[Prepared]) -> NDArray[np.float32]:
-        seen = [[picture[number] for picture in pictures] for number in range(len(members))]
-        asked = [member.compute for member in members]
-        parts = map(_ask, asked, seen) if pool is None else pool.map(_ask, asked, seen)
-        return bundle.joined(list(parts))
+    def compute(pictures: Sequence[Any]) -> NDArray[np.float32]:
+        return bundle.joined(side_by_side.map([member.compute for member in members], pictures))
 
     passed_over: dict[str, str] = {}
     for number, member in enumerate(members):
@@ -152,7 +146,3 @@ def _joined(bundle: Bundle, members: Sequence[Runtime]) -> Runtime:
         max(member.difference for member in members),
         passed_over,
     )
-
-
-def _ask(compute: Compute, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
-    return compute(pictures)

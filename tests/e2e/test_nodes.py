@@ -1,4 +1,4 @@
-"""A Ray of four nodes on this machine, as `striate cluster up` makes it: work spreads over it, and a lost node costs
+"""A Ray of five nodes on this machine, as `striate cluster up` makes it: work spreads over it, and a lost node costs
 nothing but time. Storage is S3, as it must be where nodes share no disk.
 
 The tests take one node each from the cluster, so they are in order: first all nodes, at last the head.
@@ -26,6 +26,7 @@ from tests.processes import command, family
 pytestmark = pytest.mark.cluster
 
 BUCKET = "nodes"
+NODES = 5
 #: Ray itself ends a process that has been without a head for so long (a minute, by its default), without a word.
 _SOON = {"RAY_gcs_rpc_server_reconnect_timeout_s": "30"}
 
@@ -47,16 +48,16 @@ class Nodes(Commands):
             cwd=cwd,
         )
 
-    def lose(self) -> str:
-        """SIGKILL to all of the last node at once; returns Ray's id of it."""
-        node = self.nodes.pop()
+    def lose(self, number: int = -1) -> str:
+        """SIGKILL to all of a node at once, the last by default; returns Ray's id of it."""
+        node = self.nodes.pop(number)
         os.kill(node["pid"], signal.SIGKILL)
         return str(node["node_id"])
 
 
 @pytest.fixture(scope="module")
 def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Four nodes of one CPU; with a token, as Ray has it where nobody says otherwise."""
+    """Nodes of one CPU; with a token, as Ray has it where nobody says otherwise."""
     home = tmp_path_factory.mktemp("home")
     (home / "token").write_text("0123456789abcdef" * 4)
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
@@ -65,7 +66,7 @@ def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     environment.pop("RAY_AUTH_MODE", None)
     (s3_server.root / BUCKET).mkdir()
     made = Nodes(environment, s3_server.root)
-    up = made.run("cluster", "up", "--nodes", "4", "--cpus-per-node", "1")
+    up = made.run("cluster", "up", "--nodes", str(NODES), "--cpus-per-node", "1")
     try:
         environment["RAY_ADDRESS"] = up["address"]
         made.nodes = up["nodes"]
@@ -99,7 +100,7 @@ def digits(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_second_cluster_is_refused_and_the_status_shows_the_first(nodes: Nodes) -> None:
     status = nodes.run("cluster", "status")
-    assert [node["running"] for node in status["nodes"]] == [True] * 4
+    assert [node["running"] for node in status["nodes"]] == [True] * NODES
     second = nodes.start("cluster", "up")
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 2
@@ -112,8 +113,9 @@ def test_the_doctor_examines_every_node(nodes: Nodes) -> None:
     for node in nodes.nodes:
         assert f"node 127.0.0.1 ({node['node_id'][:8]})" in named
     assert {"ok"} == {check["verdict"] for check in checks if check["name"].startswith(("node", "clock", "storage"))}
-    assert [check["found"] for check in checks if check["name"] == "versions of nodes"] == ["the same on 4 nodes"]
-    assert len([name for name in named if name.startswith("storage from")]) == 5
+    (versions,) = [check["found"] for check in checks if check["name"] == "versions of nodes"]
+    assert versions == f"the same on {NODES} nodes"
+    assert len([name for name in named if name.startswith("storage from")]) == NODES + 1
     assert not nodes.folder("probe").exists()
 
 
@@ -157,6 +159,19 @@ def test_a_training_spreads_over_two_nodes_and_learns_what_one_worker_learns(
     nodes.check_weights("two", "one")
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle that is slow enough to lose a node in the midst of its predictions."""
+    return make_bundle(tmp_path_factory.mktemp("large"), model="resnet18", size=224)
+
+
+@pytest.fixture(scope="module")
+def scored(nodes: Nodes, raw: str, large: str) -> dict[str, Any]:
+    """What `large` says where no node is lost."""
+    nodes.run("predict", large, raw, f"s3://{BUCKET}/scored-calm", "--runtime", "eager")
+    return content(nodes.folder("scored-calm"))
+
+
 def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str, calm: dict[str, Any]) -> None:
     asked = ("--steps", SLOW, "--limit", "60", "--json")
     process = nodes.start("filter", raw, f"s3://{BUCKET}/lossy", *asked)
@@ -166,15 +181,36 @@ def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str, cal
     assert content(nodes.folder("lossy")) == calm
 
 
-def test_a_node_lost_in_a_prediction_changes_no_byte(nodes: Nodes, raw: str, tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "bundle", model="resnet18", size=224)
-    asked = ("predict", bundle, raw, f"s3://{BUCKET}/scored-lossy", "--runtime", "eager", "--json")
-    process = nodes.start(*asked)
+def test_a_node_lost_in_a_prediction_changes_no_byte(
+    nodes: Nodes, raw: str, large: str, scored: dict[str, Any]
+) -> None:
+    process = nodes.start("predict", large, raw, f"s3://{BUCKET}/scored-lossy", "--runtime", "eager", "--json")
     nodes.until_shards(process, "scored-lossy", 2)
     nodes.lose()
     finished(process)
-    nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored-calm", "--runtime", "eager")
-    assert content(nodes.folder("scored-lossy")) == content(nodes.folder("scored-calm"))
+    assert content(nodes.folder("scored-lossy")) == scored
+
+
+def test_a_node_lost_in_a_training_of_two_workers_is_made_up_for_by_another(
+    nodes: Nodes, digits: str, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, digits, 100)
+    # More than half of a node's CPU each: two workers cannot be on one.
+    asked = ("--workers", "2", "--cpus-per-worker", "0.6", "--json")
+    process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/made-up-for", *asked)
+    first = nodes.until_checkpoint(process, "made-up-for")
+    # Any but the head.
+    (at_work, *_) = [number for number, node in enumerate(nodes.nodes) if number and trains(node)]
+    lost = nodes.lose(at_work)
+    told = finished(process)
+    assert sorted(told["workers_by_node"].values()) == [1, 1]
+    assert lost not in told["workers_by_node"]
+    nodes.check_went_on("made-up-for", first, 100)
+
+
+def trains(node: dict[str, Any]) -> bool:
+    """Whether a worker of a training is on a node."""
+    return any("ray::RayTrainWorker" in command(pid) for pid in family(node["pid"]))
 
 
 def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on(
@@ -185,8 +221,7 @@ def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on
     elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
     process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
     first = nodes.until_checkpoint(process, "elastic")
-    for node in nodes.nodes:
-        assert any("ray::RayTrainWorker" in command(pid) for pid in family(node["pid"]))
+    assert all(map(trains, nodes.nodes))
     lost = nodes.lose()
     told = finished(process)
     assert told["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost}
@@ -228,6 +263,18 @@ def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(
     run = nodes.run(*asked[:-1])["run"]
     assert 3 <= run["shards_resumed"] < run["shards"]
     assert content(nodes.folder("headless")) == calm
+
+
+def test_a_prediction_whose_head_is_lost_goes_on_under_another(
+    nodes: Nodes, raw: str, large: str, scored: dict[str, Any]
+) -> None:
+    asked = ("predict", large, raw, f"s3://{BUCKET}/scored-headless", "--runtime", "eager", "--json")
+    process = nodes.start(*asked, **_SOON)
+    nodes.until_shards(process, "scored-headless", 2)
+    lose_head(nodes, process)
+    run = nodes.run(*asked[:-1])["run"]
+    assert 2 <= run["shards_resumed"] < run["shards"]
+    assert content(nodes.folder("scored-headless")) == scored
 
 
 def test_a_training_whose_head_is_lost_goes_on_from_its_checkpoint_under_another(
