@@ -167,15 +167,14 @@ def _open(started: Started, url: str, served: Served, seconds: float) -> dict[st
 
     before = bears()
     normal = open_loop(url, served.bodies, 0.8 * before, seconds).figures()
-    memory = started.memory_mb()
-    with PeakMemory(started) as peak:
+    with PeakMemory(started) as memory:
         overload = open_loop(url, served.bodies, 3 * before, seconds).figures()
     return {
         "bears_per_s": before,
         "at_80_percent": normal,
         "at_300_percent": overload,
-        "memory_before_mb": memory,
-        "memory_peak_mb": peak.mb,
+        "memory_before_mb": memory.before_mb,
+        "memory_peak_mb": memory.peak_mb,
         "afterwards_per_s": bears(),
         "runs": started.runs,
     }
