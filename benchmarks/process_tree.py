@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -58,7 +59,7 @@ def server(
         command = [*_NICE, *command]
         process = subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log, start_new_session=True)
         try:
-            _wait(process, probe, timeout_s, Path(log.name))
+            _wait(process, command, probe, timeout_s, Path(log.name))
             yield Started(process, round(perf_counter() - start, 2))
         finally:
             _end(process)
@@ -82,13 +83,21 @@ def _megabytes(pids: Sequence[int], file: str, field: str) -> float:
     """The sum of one field of a file in /proc, in 10^6 bytes; processes that have ended meanwhile count nothing."""
     total = 0
     for pid in pids:
-        with contextlib.suppress(OSError):
-            match = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            text = Path(f"/proc/{pid}/{file}").read_text()
+            match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+            # One that has ended, and waits for its parent to notice, has no memory.
             total += int(match[1]) * 1024 if match else 0
     return round(total / 1e6, 1)
 
 
-def _wait(process: subprocess.Popen[bytes], probe: urllib.request.Request, timeout_s: float, log: Path) -> None:
+def _wait(
+    process: subprocess.Popen[bytes],
+    command: Sequence[str],
+    probe: urllib.request.Request,
+    timeout_s: float,
+    log: Path,
+) -> None:
     end = monotonic() + timeout_s
     answer = "nothing"
     while process.poll() is None and monotonic() < end:
@@ -103,7 +112,7 @@ def _wait(process: subprocess.Popen[bytes], probe: urllib.request.Request, timeo
             process.wait(0.1)
     why = "ended" if process.poll() is not None else f"answered {answer} for {timeout_s:g} s"
     written = log.read_text(errors="replace").strip()[-2000:]
-    raise NotRunError(f"{process.args} {why}:\n{written}")
+    raise NotRunError(f"{shlex.join(command)} {why}:\n{written}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -125,24 +134,27 @@ class PeakMemory:
     Nobody looks meanwhile: to add up the pages of some processes takes 0.1 s of a core, which the server then lacks.
 
     Attributes:
-        before_mb: resident sets of all its processes when the block began, in 10^6 bytes; what they share counts for
-            each of them.
-        peak_mb: the sum of the largest that each had since, at whatever moment; so no less than the largest sum.
+        before_mb: `Started.memory_mb` when the block began.
+        peak_mb: and by how much the resident set of each process has been larger since, at whatever moment each; so no
+            less than the largest `Started.memory_mb` of the processes that live on.
     """
 
     before_mb: float
     peak_mb: float
 
     def __init__(self, started: Started) -> None:
-        self._pid = started.process.pid
+        self._started = started
+        self._resident_mb = dict[int, float]()
 
     def __enter__(self) -> PeakMemory:
-        below = descendants(self._pid)
-        self.before_mb = _megabytes(below, "status", "VmRSS")
-        for pid in below:
-            with contextlib.suppress(OSError):
+        self.before_mb = self._started.memory_mb()
+        for pid in descendants(self._started.process.pid):
+            self._resident_mb[pid] = _megabytes([pid], "status", "VmRSS")
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.peak_mb = _megabytes(descendants(self._pid), "status", "VmHWM")
+        below = descendants(self._started.process.pid)
+        grown = [_megabytes([pid], "status", "VmHWM") - self._resident_mb.get(pid, 0.0) for pid in below]
+        self.peak_mb = round(self.before_mb + sum(grown), 1)

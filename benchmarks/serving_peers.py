@@ -186,5 +186,5 @@ def _line(loop: subprocess.Popen[str]) -> str:
     assert loop.stdout
     line = loop.stdout.readline()
     if not line:
-        raise StriateError(f"{loop.args} ended")
+        raise StriateError("a loop of the bare model ended")
     return line

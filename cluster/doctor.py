@@ -53,10 +53,7 @@ def examine(address: str | None = None, place: str | None = None) -> Iterator[Ch
     yield from of_machine(here)
     yield from _of_ray(address, here, place)
     if place is not None:
-        yield of_storage(f"storage from {here['host']}", place, here["storage"])
-        # Where nobody is let in nobody is told the time either, and it is not what is wrong.
-        if storage.is_s3(place) and here["storage"]["error"] is None:
-            yield of_storage_clock(storage_clock(place))
+        yield from of_storage_from_here(here, place)
 
 
 def of_machine(facts: Mapping[str, Any]) -> Iterator[Check]:
@@ -206,6 +203,16 @@ def ahead(ask: Callable[[], float]) -> tuple[float, float]:
         after = time.time()
         best = min(best, (there - (before + after) / 2, (after - before) / 2), key=lambda found: found[1])
     return best
+
+
+def of_storage_from_here(here: Mapping[str, Any], place: str) -> Iterator[Check]:
+    """Of this machine's way to `place`, and of the clock of S3, which also refuses whose clock is off."""
+    yield of_storage(f"storage from {here['host']}", place, here["storage"])
+    if storage.is_s3(place):
+        found = storage_clock(place)
+        # Where nobody is reached nobody tells the time either, and that is not what is wrong.
+        if found is not None or here["storage"]["error"] is None:
+            yield of_storage_clock(found)
 
 
 def of_clock(name: str, ahead_s: float, exactly_s: float) -> Check:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import random
 import shutil
@@ -36,15 +36,20 @@ def shm_bytes() -> int | None:
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """Ports that nothing listens on at `host`, and that no connection or worker of Ray gets before they are used.
 
-    The system hands out ports from 32768 on, Ray's workers take 10002 to 19999, and replicas 30000 to 31000.
+    By default the system hands out ports from 32768 on, Ray's workers take 10002 to 19999, and replicas 30000 to 31000.
 
     Raises:
-        StriateError: when there are not so many, or there is no such address.
+        StriateError: when there are not so many, or this machine has no such address.
     """
     found: list[int] = []
-    for port in random.sample(range(20_000, 30_000), 10_000):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 10_000):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                raise StriateError(f"cannot listen at {host}: {error.strerror}") from error
             found.append(port)
         if len(found) == count:
             return found

@@ -24,8 +24,8 @@ from library.bundle_record import BUNDLE, WEIGHTS, BundleRecord, Member, Predict
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError, UsageError
 from library.models.classifier import Classifier
 from library.network import SingleNetwork
+from library.parallel_members import ParallelMembers
 from library.picture import Pixels
-from library.side_by_side import SideBySide
 
 _MEMBERS = "members"
 
@@ -235,7 +235,7 @@ class _Ensemble:
 
     def __init__(self, members: Sequence[Bundle], weights: Sequence[float]) -> None:
         self.members = tuple(members)
-        self._side_by_side = SideBySide(len(self.members), members[0].device)
+        self._parallel = ParallelMembers([member.probabilities for member in members], members[0].device)
         self._shares = np.asarray(weights, np.float64) / sum(weights)
         # Members may number the classes differently.
         self._orders = [[member.classes.index(name) for name in members[0].classes] for member in members]
@@ -248,7 +248,7 @@ class _Ensemble:
         return tuple(member.prepare_pixels(pixels, **columns) for member in self.members)
 
     def log_probabilities(self, pictures: Sequence[tuple[Any, ...]]) -> NDArray[np.float32]:
-        return self.joined(self._side_by_side.map([member.probabilities for member in self.members], pictures))
+        return self.joined(self._parallel.probabilities(pictures))
 
     def joined(self, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Log probabilities from the members' probabilities."""

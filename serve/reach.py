@@ -53,7 +53,7 @@ def free_port(host: str, port: int) -> int:
         UsageError: when something listens there, or there is no such address.
     """
     if port == 0:
-        with contextlib.suppress(StriateError):  # no such address: told below
+        with contextlib.suppress(StriateError):  # no such address, which is told below; or of ours none is free
             return free_ports(1, host)[0]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:

@@ -72,7 +72,7 @@ class Commands(ABC):
         assert process.poll() is None, "it ended before something was lost"
 
     def until_checkpoint(self, process: subprocess.Popen[bytes], training: str) -> str:
-        """As `until_shards`, when Ray Train would go on from a checkpoint; returns the first line of the log."""
+        """Return when Ray Train would go on from a checkpoint of a training at work; the first line of its log."""
         snapshot = self.folder(training) / "checkpoints" / "run" / "checkpoint_manager_snapshot.json"
         until(lambda: process.poll() is not None or (snapshot.exists() and "step-" in snapshot.read_text()), 240)
         assert process.poll() is None, "it ended before something was lost"
@@ -89,6 +89,7 @@ class Commands(ABC):
     def check_weights(self, one: str, other: str) -> None:
         """Fail unless two trainings have learned the same, within rounding."""
         first, second = (load_tensors((self.folder(name) / "model.safetensors").read_bytes()) for name in (one, other))
+        assert first.keys() == second.keys() != set()
         for name in first:
             np.testing.assert_allclose(first[name], second[name], atol=2e-3, err_msg=name)
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from library.bundle import Bundle, Prepared
 from library.errors import StriateError, UsageError
+from library.parallel_members import ParallelMembers
 from library.runtimes.compiled import compiled
 from library.runtimes.onnx_session import onnx_compute
 from library.runtimes.parity import check
 from library.runtimes.runtime import Compute, Runtime
 from library.runtimes.samples import samples
-from library.side_by_side import SideBySide
 
 NAMES = ("auto", "eager", "compile", "onnx")
 #: What auto compares: a lone picture, and a batch.
@@ -129,11 +129,11 @@ def _measured(candidates: Sequence[Runtime], pictures: Sequence[Prepared], probe
 
 
 def _joined(bundle: Bundle, members: Sequence[Runtime]) -> Runtime:
-    """An ensemble of its members' runtimes, which run side by side."""
-    side_by_side = SideBySide(len(members), bundle.device)
+    """An ensemble of its members' runtimes, which compute at the same time."""
+    parallel = ParallelMembers([member.compute for member in members], bundle.device)
 
     def compute(pictures: Sequence[Any]) -> NDArray[np.float32]:
-        return bundle.joined(side_by_side.map([member.compute for member in members], pictures))
+        return bundle.joined(parallel.probabilities(pictures))
 
     passed_over: dict[str, str] = {}
     for number, member in enumerate(members):

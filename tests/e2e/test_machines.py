@@ -10,7 +10,8 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     # A machine without power is missed after three seconds instead of a minute.
     environment |= {f"RAY_health_check_{name}": "1000" for name in ("initial_delay_ms", "period_ms", "timeout_ms")}
     environment |= {"RAY_health_check_failure_threshold": "3"}
+    environment["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "5"  # instead of the 65 of cluster/local.yaml
     with machines(("head", "one", "two", "three")) as made, serve_s3(root / "s3", made.outside) as s3:
         environment |= s3.environment()
         head, *workers = made.each
@@ -197,6 +199,19 @@ def test_what_could_not_be_served_there_is_refused(
     assert (process.returncode, why in errors.decode()) == (2, True), errors.decode()
 
 
+@contextlib.contextmanager
+def served(cluster: Cluster, bundle: str, folder: Path, replicas: int) -> Generator[tuple[str, dict[str, str]]]:
+    """A bundle served on all machines within the block: the address that the command tells, and headers with a key."""
+    keys = str(folder / "keys")
+    headers = {"Authorization": f"Bearer {cluster.run('keys', 'ann', '--file', keys)['key']}"}
+    options = ("--runtime", "eager", "--cpus-per-replica", "1", "--replicas", str(replicas))
+    try:
+        yield cluster.run("serve", bundle, *options, "--host", "0.0.0.0", "--api-keys", keys)["address"], headers
+    finally:
+        end = [str(BIN / "serve"), "shutdown", "--yes", "--address", f"http://{cluster.machines.each[0].address}:8265"]
+        subprocess.run(end, env=dict(cluster.environment), check=True, capture_output=True, timeout=120)
+
+
 def answers(url: str, **request: Any) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.post(url, **request).status_code == 200
@@ -204,16 +219,12 @@ def answers(url: str, **request: Any) -> bool:
 
 
 def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tmp_path: Path) -> None:
-    key = cluster.run("keys", "ann", "--file", str(tmp_path / "keys"))["key"]
-    serve = ("serve", bundle, "--runtime", "eager", "--cpus-per-replica", "1", "--api-keys", str(tmp_path / "keys"))
     head = cluster.machines.each[0].address
-    try:
-        # One on each: where no replica is, but on the head, Serve has no proxy.
-        told = cluster.run(*serve, "--host", "0.0.0.0", "--replicas", "3")
-        assert told["address"] == f"http://{head}:8000"
-        photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
-        wanted = Bundle.load(bundle, "cpu").predict(photo).classes[0]
-        headers = {"Authorization": f"Bearer {key}"}
+    photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
+    wanted = Bundle.load(bundle, "cpu").predict(photo).classes[0]
+    # A replica on each: where none is, but on the head, Serve has no proxy.
+    with served(cluster, bundle, tmp_path, replicas=3) as (address, headers):
+        assert address == f"http://{head}:8000"
         for machine in cluster.machines.each:
             url = f"http://{machine.address}:8000/models/bundle/predict?top_k=1"
             until(lambda url=url: answers(url, content=photo, headers=headers))
@@ -221,11 +232,9 @@ def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tm
             assert answer["class"] == wanted[0]
             assert answer["probability"] == pytest.approx(wanted[1], rel=1e-6)
             assert httpx.post(url, content=photo).status_code == 401
-        _, errors = cluster.start(*serve, "--host", head).communicate(timeout=120)
+        again = cluster.start("serve", bundle, "--host", head, "--api-keys", str(tmp_path / "keys"))
+        _, errors = again.communicate(timeout=120)
         assert f"--host {head}: Serve runs on this cluster already and listens on 0.0.0.0:8000" in errors.decode()
-    finally:
-        end = [str(BIN / "serve"), "shutdown", "--yes", "--address", f"http://{head}:8265"]
-        subprocess.run(end, env=dict(cluster.environment), check=True, capture_output=True, timeout=120)
 
 
 def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) -> None:
@@ -251,3 +260,29 @@ def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(
     told = finished(process)
     assert list(told["workers_by_node"].values()) == [1]
     cluster.check_went_on("elastic", first, 100)
+
+
+def test_requests_at_a_machine_that_loses_its_power_are_answered(cluster: Cluster, tmp_path: Path) -> None:
+    slow = make_bundle(tmp_path / "slow", model="resnet18", size=224)
+    photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
+    good = list[float]()
+
+    def first_other(url: str, headers: dict[str, str]) -> int:
+        """The first status that is not 200, within a minute."""
+        end = time.monotonic() + 60
+        # Where nobody gives up on the lost machine, this does.
+        with httpx.Client(timeout=30) as client:
+            while (status := client.post(url, content=photo, headers=headers).status_code) == 200:
+                good.append(time.monotonic())
+                assert good[-1] < end, "nothing is lost"
+        return status
+
+    with served(cluster, slow, tmp_path, replicas=1) as (address, headers), ThreadPoolExecutor(4) as pool:
+        url = f"{address}/models/slow/predict"
+        until(lambda: answers(url, content=photo, headers=headers))
+        (machine,) = [worker for worker in cluster.workers if worker.runs("ray::ServeReplica:slow")]
+        asking = [pool.submit(first_other, url, headers) for _ in range(4)]
+        until(lambda: len(good) >= 8)
+        cluster.workers.remove(machine)
+        machine.kill()
+        assert {asked.result() for asked in asking} <= {503, 504}

@@ -172,10 +172,16 @@ def scored(nodes: Nodes, raw: str, large: str) -> dict[str, Any]:
     return content(nodes.folder("scored-calm"))
 
 
+def runs(node: dict[str, Any], what: str) -> bool:
+    """Whether a process of a node has this in its command line."""
+    return any(what in command(pid) for pid in family(node["pid"]))
+
+
 def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str, calm: dict[str, Any]) -> None:
     asked = ("--steps", SLOW, "--limit", "60", "--json")
     process = nodes.start("filter", raw, f"s3://{BUCKET}/lossy", *asked)
     nodes.until_shards(process, "lossy", 4)
+    assert runs(nodes.nodes[-1], "ray::ShardWorker")
     nodes.lose()
     finished(process)
     assert content(nodes.folder("lossy")) == calm
@@ -186,6 +192,7 @@ def test_a_node_lost_in_a_prediction_changes_no_byte(
 ) -> None:
     process = nodes.start("predict", large, raw, f"s3://{BUCKET}/scored-lossy", "--runtime", "eager", "--json")
     nodes.until_shards(process, "scored-lossy", 2)
+    assert runs(nodes.nodes[-1], "ray::ShardWorker")
     nodes.lose()
     finished(process)
     assert content(nodes.folder("scored-lossy")) == scored
@@ -200,17 +207,12 @@ def test_a_node_lost_in_a_training_of_two_workers_is_made_up_for_by_another(
     process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/made-up-for", *asked)
     first = nodes.until_checkpoint(process, "made-up-for")
     # Any but the head.
-    (at_work, *_) = [number for number, node in enumerate(nodes.nodes) if number and trains(node)]
+    (at_work, *_) = [n for n, node in enumerate(nodes.nodes) if n and runs(node, "ray::RayTrainWorker")]
     lost = nodes.lose(at_work)
     told = finished(process)
     assert sorted(told["workers_by_node"].values()) == [1, 1]
     assert lost not in told["workers_by_node"]
     nodes.check_went_on("made-up-for", first, 100)
-
-
-def trains(node: dict[str, Any]) -> bool:
-    """Whether a worker of a training is on a node."""
-    return any("ray::RayTrainWorker" in command(pid) for pid in family(node["pid"]))
 
 
 def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on(
@@ -221,7 +223,7 @@ def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on
     elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
     process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
     first = nodes.until_checkpoint(process, "elastic")
-    assert all(map(trains, nodes.nodes))
+    assert all(runs(node, "ray::RayTrainWorker") for node in nodes.nodes)
     lost = nodes.lose()
     told = finished(process)
     assert told["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost}
@@ -237,6 +239,16 @@ def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
     assert not nodes.folder("stolen").exists()
     # It is the token: with the right one the same command is let in.
     nodes.run("filter", raw, f"s3://{BUCKET}/mine", "--steps", "grayscale", "--limit", "1")
+
+
+def test_a_token_is_sent_only_where_one_is_asked_for(nodes: Nodes, raw: str, tmp_path: Path) -> None:
+    unlocked = {"XDG_STATE_HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    up = finished(nodes.start("cluster", "up", "--nodes", "1", "--cpus-per-node", "1", "--json", **unlocked))
+    try:
+        asked = ("filter", raw, f"s3://{BUCKET}/unlocked", "--steps", "grayscale", "--limit", "3", "--json")
+        assert finished(nodes.start(*asked, RAY_ADDRESS=up["address"]))["rows"] == 3
+    finally:
+        finished(nodes.start("cluster", "down", "--json", **unlocked))
 
 
 def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:

@@ -9,9 +9,24 @@ from cluster.session import connect
 from library.errors import UsageError
 
 
-def test_another_address_than_the_connected_one_is_refused() -> None:
-    refused = r"--address 127.0.0.1:9: this process is connected to Ray at .+ already"
-    with pytest.raises(UsageError, match=refused), connect("127.0.0.1:9"):
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "192.0.2.1:{port}", "there.is.no.such.invalid:{port}"])
+def test_another_address_than_the_connected_one_is_refused(address: str) -> None:
+    address = address.format(port=connected_port())
+    refused = rf"--address {address}: this process is connected to Ray at .+ already"
+    with pytest.raises(UsageError, match=refused), connect(address):
         pass
-    with connect(ray.get_runtime_context().gcs_address) as session:
+
+
+@pytest.mark.parametrize("address", [None, "local", "auto", "127.0.0.1:{port}", "localhost:{port}"])
+def test_any_name_of_the_connected_one_is_taken(address: str | None) -> None:
+    with connect(address and address.format(port=connected_port())) as session:
         assert session.cpus == 2
+
+
+def test_what_is_no_address_is_told_so() -> None:
+    with pytest.raises(UsageError, match=r"--address 'foo': write HOST:PORT"), connect("foo"):
+        pass
+
+
+def connected_port() -> str:
+    return ray.get_runtime_context().gcs_address.rpartition(":")[2]

@@ -82,6 +82,23 @@ def test_a_clock_is_as_far_off_as_it_surely_is() -> None:
     assert doctor.of_storage_clock(None).verdict == "warn"
 
 
+@pytest.mark.parametrize(
+    ("error", "told", "verdicts"),
+    [
+        (None, (0, 1), ["ok", "ok"]),
+        (None, None, ["ok", "warn"]),
+        ("RequestTimeTooSkewed", (1000, 1), ["fail", "fail"]),
+        ("no route to host", None, ["fail"]),
+    ],
+)
+def test_the_clock_of_s3_is_looked_at_where_s3_lets_nobody_in_too(
+    error: str | None, told: tuple[float, float] | None, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "storage_clock", lambda place: told)
+    here = {"host": "here", "storage": {"error": error, "step": "written", "ms": 1}}
+    assert [check.verdict for check in doctor.of_storage_from_here(here, "s3://b/x")] == verdicts
+
+
 def test_a_clock_is_known_as_exactly_as_the_quickest_answer() -> None:
     ahead_s, exactly_s = doctor.ahead(lambda: time.time() + 100)
     assert abs(ahead_s - 100) <= exactly_s + 0.001

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from pathlib import Path
-
 from cluster.haproxy import confined
-from cluster.machine import free_ports
 
 #: As ray 2.60 writes it, cut down to what listens.
 WRITTEN = """global
@@ -90,14 +85,3 @@ def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> N
 def test_nothing_is_logged_to_where_nobody_reads() -> None:
     made = confined(WRITTEN, "/tmp/x", 128, "*:8000").splitlines()
     assert [line.split()[1] for line in made if line.split()[:1] == ["log"]] == ["/tmp/x/metrics.sock"]
-
-
-def test_ports_are_free_and_none_that_the_system_hands_out() -> None:
-    first = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    ports = free_ports(3)
-    with contextlib.ExitStack() as stack:
-        for port in ports:
-            stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-    assert len(set(ports)) == 3
-    if first.exists():
-        assert max(ports) < int(first.read_text().split()[0])

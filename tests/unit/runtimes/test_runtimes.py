@@ -151,6 +151,25 @@ def test_an_ensemble_runs_its_members_by_themselves_and_joins_them() -> None:
     assert np.array_equal(eager.probabilities(pictures), both.probabilities(pictures))
 
 
+@pytest.mark.parametrize("runtime", ["eager", "onnx"])
+def test_an_ensemble_gives_the_bits_of_its_members_whoever_else_asks(lenet: Bundle, runtime: str) -> None:
+    torch.set_num_threads(2)  # with one the members would take turns
+    try:
+        members = [lenet, untrained("resnet9(width=8)", 1, 28, seed=2)]
+        inner = ensemble(members, [3, 1])
+        outer = ensemble([inner, lenet])
+        pictures = samples(outer, 5)
+        seen = zip(*(picture[0] for picture in pictures), strict=True)
+        alone = [open_runtime(member, runtime).probabilities(own) for member, own in zip(members, seen, strict=True)]
+        wanted = outer.joined([inner.joined(alone), alone[0]])
+        opened = open_runtime(outer, runtime)
+        with ThreadPoolExecutor(3) as pool:
+            for said in pool.map(opened.probabilities, [pictures] * 6):
+                assert np.array_equal(said, wanted)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_another_name_is_refused(lenet: Bundle) -> None:
     with pytest.raises(UsageError, match="no runtime 'tensorrt'; there are auto, eager, compile, onnx"):
         open_runtime(lenet, "tensorrt")
