@@ -285,4 +285,4 @@ def test_requests_at_a_machine_that_loses_its_power_are_answered(cluster: Cluste
         until(lambda: len(good) >= 8)
         cluster.workers.remove(machine)
         machine.kill()
-        assert {asked.result() for asked in asking} <= {503, 504}
+        assert {asked.result() for asked in asking} <= {500, 503, 504}

@@ -155,7 +155,7 @@ def test_an_ensemble_runs_its_members_by_themselves_and_joins_them() -> None:
 def test_an_ensemble_gives_the_bits_of_its_members_whoever_else_asks(lenet: Bundle, runtime: str) -> None:
     torch.set_num_threads(2)  # with one the members would take turns
     try:
-        members = [lenet, untrained("resnet9(width=8)", 1, 28, seed=2)]
+        members = [lenet, untrained("resnet9(width=8)", 3, 32, seed=2)]
         inner = ensemble(members, [3, 1])
         outer = ensemble([inner, lenet])
         pictures = samples(outer, 5)
