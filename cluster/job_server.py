@@ -96,7 +96,7 @@ class JobServer:
                     raise
                 if number == 0:
                     told(f"{error}; trying for {sum(waits_s):.0f} s")
-                time.sleep(wait_s)
+                time.sleep(wait_s)  # longer from try to try, for one that is starting
         raise AssertionError("the last round returns or raises")
 
     @contextmanager

@@ -225,12 +225,11 @@ def _is_zombie(entry: Path) -> bool:
 
 
 def _wait(condition: Callable[[], object], seconds: float) -> bool:
-    # Of files and of other sessions' processes, which tell nobody.
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             return False
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_LOOK_EVERY_S)  # of files and of other sessions' processes, which tell nobody
     return True
 
 

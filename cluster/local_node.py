@@ -66,9 +66,8 @@ def main() -> None:
     file = Path(told["folder"]) / f"node-{told['number']}.json"
     file.with_suffix(".part").write_text(json.dumps(answer), encoding="utf-8")
     os.replace(file.with_suffix(".part"), file)
-    # Ray has no call that waits for it.
     while not node.dead_processes():
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_LOOK_EVERY_S)  # Ray has no call that waits for it
     node.kill_all_processes(check_alive=False, allow_graceful=False)
     os._exit(1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.addresses import asks_for_token, check_answers, is_of_this_machine, is_only_here, is_same
 from cluster.head_watch import watched
 from cluster.machine import memory_bytes, shm_bytes
 from cluster.ray_token import find_token, make_token
@@ -50,8 +50,6 @@ _LOCAL_ENVIRONMENT = {
 # Files of Ray's core whose lines are its own affairs: its log's level, and each try to reach a head.
 _NOTES_FROM = (b"logging.cc", b"gcs_client.cc")
 _NO_TOKEN = b"AuthToken"
-#: What the head is asked to learn whether it asks for a token; it has no effect.
-_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 # Of memory, as Ray's own default, and of /dev/shm, beyond which Ray takes files. Shards never pass through it; decoded
 # training pictures do. Memory is taken only as it is used.
@@ -134,11 +132,11 @@ def connect(
         os.environ.setdefault(name, value)
     address = named_cluster(address)
     if address is not None and address != "auto":
-        host, port = _check_answers(address)
-        if find_token(None) is not None and _asks_for_token(host, port):
+        host, port = check_answers(address)
+        if find_token(None) is not None and asks_for_token(host, port):
             # Ray itself sends a token only to a cluster of this machine that it has found by itself.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if _is_only_here(host, port):
+        if is_only_here(host, port):
             # As of a Ray that this function has started in another process. Ray would look for it at this machine's
             # address in the network.
             os.environ.setdefault(*_LOOPBACK)
@@ -180,34 +178,8 @@ def _check_same(address: str | None) -> None:
     if address is None or address == "auto" or address.startswith("ray://"):
         return
     connected = ray.get_runtime_context().gcs_address
-    host, port = _host_and_port(connected)
-    there = _addresses(host)
-    if address == "local":
-        same = any(map(_is_here, there))
-    else:
-        named_host, named_port = _host_and_port(address)
-        named = _addresses(named_host)
-        # Of this machine any address will do: Ray tells one of them.
-        same = named_port == port and bool(named & there or (any(map(_is_here, named)) and any(map(_is_here, there))))
-    if not same:
+    if not (is_of_this_machine(connected) if address == "local" else is_same(address, connected)):
         raise UsageError(f"--address {address}: this process is connected to Ray at {connected} already")
-
-
-def _addresses(host: str) -> set[str]:
-    try:
-        return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
-    except OSError:
-        return set()
-
-
-def _is_here(address: str) -> bool:
-    """Whether it is one of this machine's."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
 
 
 def _refused(address: str | None, error: Exception, notes: Sequence[bytes]) -> str:
@@ -257,51 +229,6 @@ def named_cluster(address: str | None) -> str | None:
     """The cluster that `connect` would connect to; None where it would start a Ray here."""
     address = address or os.environ.get("RAY_ADDRESS") or None
     return None if address == "local" else address
-
-
-def _check_answers(address: str) -> tuple[str, int]:
-    """Host and port of a cluster that answers; Ray itself tries for minutes where nothing listens."""
-    host, port = _host_and_port(address)
-    try:
-        socket.create_connection((host, port), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise StriateError(
-            f"cannot connect to Ray at {address}: {error}; is it running, and is that its port (6379, ray:// 10001)?"
-        ) from error
-    return host, port
-
-
-def _asks_for_token(host: str, port: int) -> bool:
-    """Whether a cluster lets nobody in without one: with one, a driver in turn lets in nobody of a cluster without."""
-    import grpc
-
-    with grpc.insecure_channel(f"{host}:{port}") as channel:
-        try:
-            channel.unary_unary(_ALIVE)(b"", timeout=10)
-        except grpc.RpcError as error:
-            return error.code() is grpc.StatusCode.UNAUTHENTICATED
-    return False
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"--address '{address}': write HOST:PORT, ray://HOST:PORT, auto or local")
-    return host, int(port)
-
-
-def _is_only_here(host: str, port: int) -> bool:
-    """Whether something listens on this machine's loopback address, and not on the one that it has in the network."""
-    if host not in ("127.0.0.1", "localhost"):
-        return False
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Nothing is sent: this only chooses the interface.
-            probe.connect(("8.8.8.8", 53))
-            socket.create_connection((probe.getsockname()[0], port), timeout=10).close()
-        except OSError:
-            return True
-    return False
 
 
 def _keep_stdout_ours() -> None:

@@ -181,8 +181,7 @@ def follow(server: JobServer, job: str, write: Callable[[str], object], told: Ca
                 told(f"{error}; the job may go on, trying for {_AWAY_S} s")
             elif time.monotonic() - away_since > _AWAY_S:
                 raise
-        # The log may end before the job has its status.
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # the log may end before the job has its status
 
 
 async def _alive(server: JobServer, job: str) -> AsyncIterator[str]:

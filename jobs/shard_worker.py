@@ -70,7 +70,7 @@ class ShardWorker:
             self._log.info("shard done", extra={"shard": shard, **counts, "seconds": took})
         except StriateError as error:
             result["error"] = str(error)
-        except Exception:
+        except Exception:  # the driver tells of it, whatever it is, and this worker goes on
             result["error"] = f"shard {shard}: {traceback.format_exc()}"
         if result["error"]:
             self._log.error("shard failed", extra={"shard": shard, "error": result["error"]})

@@ -60,7 +60,7 @@ def _wait(name: str, out: str) -> None:
                 f"{out} is being trained now, by process {held['pid']} on {held['host']}: wait for it, or stop it "
                 "(`striate jobs`, `striate stop ID`)"
             )
-        time.sleep(_LOOK_S)
+        time.sleep(_LOOK_S)  # a sign of life is all that a process on another machine gives
 
 
 def _keep(name: str, own: str, ended: threading.Event) -> None:

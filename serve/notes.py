@@ -38,4 +38,4 @@ class Notes:
                     call(*arguments)
                 except Exception:  # a note that cannot be taken is no reason to lose the others
                     _log.exception("a measure could not be taken")
-            time.sleep(_EVERY_S)
+            time.sleep(_EVERY_S)  # to be woken for each would cost the event loop a system call a request

@@ -143,7 +143,7 @@ def wait_for_signal() -> None:
     """
     try:
         while True:
-            time.sleep(_ALIVE_S)
+            time.sleep(_ALIVE_S)  # a signal ends it at once
             _check_alive()
     except KeyboardInterrupt:
         return
@@ -193,7 +193,7 @@ def _wait(names: Sequence[str]) -> None:
         if time.monotonic() > end:
             late = [name for name in names if name not in states or states[name].status != ApplicationStatus.RUNNING]
             raise StriateError(f"after {_START_S:.0f} s these still do not answer: {', '.join(late)}")
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # Serve tells nobody how it goes: it is asked
 
 
 def _wait_for_proxy(url: str, prefixes: Sequence[str]) -> None:
@@ -203,7 +203,7 @@ def _wait_for_proxy(url: str, prefixes: Sequence[str]) -> None:
         while _status(url + prefix.rstrip("/") + "/") not in _ANSWERED:
             if time.monotonic() > end:
                 raise StriateError(f"{url}{prefix} does not answer; is something else listening there?")
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # HAProxy tells nobody that it has heard
 
 
 def _status(url: str) -> int | None:

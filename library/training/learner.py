@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class Learner:
             self.model.freeze(frozen)
             module: nn.Module = _TrainingForward(self.model, on_features=self._recipe.cache_features)
             if self._recipe.compile:
-                module = torch.compile(module)  # type: ignore[assignment] -- it is a Module again
+                module = cast(nn.Module, torch.compile(module))
             self._module = self._distribute(module)
         self.model.train()
 

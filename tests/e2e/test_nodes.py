@@ -265,15 +265,20 @@ def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
     nodes.environment["RAY_ADDRESS"], nodes.nodes = up["address"], up["nodes"]
 
 
+def goes_on_under_another_head(nodes: Nodes, dataset: str, asked: tuple[str, ...]) -> None:
+    """Lose the head under a shard job, and run it again: what was done is not done again."""
+    process = nodes.start(*asked, **_SOON)
+    nodes.until_shards(process, dataset, 2)
+    lose_head(nodes, process)
+    run = nodes.run(*asked[:-1])["run"]
+    assert 2 <= run["shards_resumed"] < run["shards"]
+
+
 def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(
     nodes: Nodes, raw: str, calm: dict[str, Any]
 ) -> None:
     asked = ("filter", raw, f"s3://{BUCKET}/headless", "--steps", SLOW, "--limit", "60", "--json")
-    process = nodes.start(*asked, **_SOON)
-    nodes.until_shards(process, "headless", 3)
-    lose_head(nodes, process)
-    run = nodes.run(*asked[:-1])["run"]
-    assert 3 <= run["shards_resumed"] < run["shards"]
+    goes_on_under_another_head(nodes, "headless", asked)
     assert content(nodes.folder("headless")) == calm
 
 
@@ -281,11 +286,7 @@ def test_a_prediction_whose_head_is_lost_goes_on_under_another(
     nodes: Nodes, raw: str, large: str, scored: dict[str, Any]
 ) -> None:
     asked = ("predict", large, raw, f"s3://{BUCKET}/scored-headless", "--runtime", "eager", "--json")
-    process = nodes.start(*asked, **_SOON)
-    nodes.until_shards(process, "scored-headless", 2)
-    lose_head(nodes, process)
-    run = nodes.run(*asked[:-1])["run"]
-    assert 2 <= run["shards_resumed"] < run["shards"]
+    goes_on_under_another_head(nodes, "scored-headless", asked)
     assert content(nodes.folder("scored-headless")) == scored
 
 
