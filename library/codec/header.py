@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
+from PIL import Image
 
 ORIENTATION_TAG = 0x0112  # in EXIF and in TIFF
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
@@ -28,6 +31,14 @@ class Header:
     colours: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True)
+class Format:
+    """How to read one format: its header (no pixel decoded), and with that its pixels (upright)."""
+
+    header: Callable[[bytes], Header]
+    pixels: Callable[[bytes, Header], NDArray[Any]]
+
+
 def header_of(
     name: str, width: int, height: int, channels: int, dtype: str = "uint8", orientation: int = 1, colours: str = ""
 ) -> Header:
@@ -46,3 +57,12 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
+
+
+def exif_orientation(segment: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        return int(exif.get(ORIENTATION_TAG, 1))
+    except (SyntaxError, ValueError, TypeError, struct.error, OSError, KeyError, IndexError, OverflowError):
+        return 1  # a damaged tag says nothing; the pixels may still be whole
