@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ _compute: Any = pyarrow.compute  # its functions are made at import, where no ty
 _INTEGER = r"^(-?[1-9]\d{0,17}|0)$"  # not 007: a code with leading zeros is text
 _NUMBER = r"^-?(\d{1,15}\.?|\d{0,15}\.\d+)([eE][-+]?\d{1,3})?$"  # not 20 digits: a double would cut them
 _LEADING_ZERO = r"^-?0\d"
+_WHOLE = re.compile(r"-?(0|[1-9]\d*)\.0")
 
 
 class Columns:
@@ -64,6 +67,43 @@ def as_text(value: Any) -> str | None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def label_text(value: Any) -> str | None:
+    """A value as the name of a class: 3 and 3.0 are both `3`; empty text and not-a-number are no class.
+
+    Raises:
+        ValueError: for a number with a fraction, a list or an object.
+    """
+    if isinstance(value, (list, dict)):
+        raise ValueError("holds several values; one class name a picture is wanted")
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if not value.is_integer():
+            raise ValueError(f"{value} is no class; text or a whole number is wanted")
+        value = int(value)
+    text = as_text(value)
+    return text.strip() or None if text else None
+
+
+def class_names(values: Any) -> tuple[list[str | None], list[str | None]]:
+    """A column of labels as names of classes, and for each row the problem of its picture, or None."""
+    names: list[str | None] = []
+    problems: list[str | None] = []
+    in_arrow = isinstance(values, (pa.Array, pa.ChunkedArray))
+    for value in values.to_pylist() if in_arrow else values:
+        name, problem = None, None
+        try:
+            name = label_text(value)
+        except ValueError as error:
+            problem = f"bad_label: the label {error}"
+        names.append(name)
+        problems.append(problem)
+    # pandas writes whole numbers with a gap among them as 0.0, 1.0
+    if all(name is None or _WHOLE.fullmatch(name) for name in names):
+        names = [name and name.removesuffix(".0") for name in names]
+    return names, problems
 
 
 def narrowed(text: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:

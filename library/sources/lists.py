@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import posixpath
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 
 from library import storage
 from library.errors import StriateError, UsageError
-from library.sources.columns import Columns, as_text, narrowed, typed
+from library.sources.columns import class_names
 from library.sources.index import Listing, Options, finish
 from library.sources.labels import split_of
+from library.sources.tables import is_csv, narrow, read_table, texts
 
 IMAGE_NAMES = (
     "image", "path", "file", "filename", "file_name", "image_path", "filepath", "file_path", "uri", "url",
@@ -28,7 +25,6 @@ IMAGE_NAMES = (
 LABEL_NAMES = ("label", "class")
 _FEW = 2000  # S3 objects that are asked for one by one; more of them are listed by their folder
 _REQUESTS_AT_ONCE = 16
-_BUFFER_BYTES = 2**20
 
 
 def list_list(uri: str, options: Options) -> Listing:
@@ -41,8 +37,8 @@ def list_list(uri: str, options: Options) -> Listing:
         StriateError: a line that is broken (says which), or two lines with one key.
         UsageError: no column of paths, or a named column that is not there.
     """
-    text = uri.lower().endswith((".csv", ".tsv"))
-    columns = _read_csv(uri) if text else _read_json_lines(uri)
+    with storage.open_read(uri) as file:
+        columns = read_table(uri, file)
     image = _column(uri, columns, options.image_column, "--image-column", IMAGE_NAMES)
     if image is None:
         raise UsageError(
@@ -51,80 +47,19 @@ def list_list(uri: str, options: Options) -> Listing:
         )
     label = _column(uri, columns, options.label_column, "--label-column", LABEL_NAMES)
     key = _column(uri, columns, options.key_column, "--key-column", ())
-    paths = _texts(columns.pop(image))
-    keys = paths if key is None else paths if key == image else _texts(columns.pop(key))
-    labels = None if label is None else _texts(columns.pop(label))
-    _check_keys(uri, keys, first_line=2 if text else 1)
+    paths = _trimmed(columns.pop(image))
+    keys = paths if key is None else paths if key == image else _trimmed(columns.pop(key))
+    labels = None if label is None else columns.pop(label)
+    _check_keys(uri, keys, first_line=2 if is_csv(uri) else 1)
     rows: dict[str, Any] = {"key": keys, **_located(uri, paths)}
     if labels is not None:
-        rows["label"] = [value.strip() or None if value else None for value in labels]
+        rows["label"], refused = class_names(labels)
+        rows["problem"] = [before or now for before, now in zip(rows["problem"], refused, strict=True)]
     splits = _splits(columns)
     if splits is not None:
         rows["split"] = splits
-    extras = {name: _typed(values) for name, values in columns.items()}
+    extras = {name: narrow(values) for name, values in columns.items()}
     return Listing("list", finish(rows, extras), pa.schema([]), Counter())
-
-
-def _read_csv(uri: str) -> dict[str, Any]:
-    """Every column as text: what is a number is found out later, for a label 007 is none."""
-    with _opened(uri) as file:
-        first = next((line for line in iter(lambda: file.readline(_BUFFER_BYTES), b"") if line.strip()), b"")
-        delimiter, names = _header(uri, first)
-        file.seek(0)
-        if len(set(names)) < len(names):
-            twice = next(name for name, count in Counter(names).items() if count > 1)
-            raise UsageError(f"{uri} names the column '{twice}' twice in its first line; rename one")
-        try:
-            table = pyarrow.csv.read_csv(
-                file,
-                # One thread, for only then an error says which row it is.
-                pyarrow.csv.ReadOptions(use_threads=False),
-                pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
-            )
-            if names != table.column_names:
-                raise StriateError(f"{uri}: the first line cannot be read as names of columns: {names}")
-        except UnicodeDecodeError as error:
-            raise StriateError(f"{uri} is not UTF-8 in its first line ({error}); save it as UTF-8") from error
-        except pa.ArrowInvalid as error:
-            hint = "; save it as UTF-8" if "UTF8" in str(error) else " (the names of the columns are row 1)"
-            raise StriateError(f"{uri} cannot be read: {str(error).replace('Row #', 'row ')}{hint}") from error
-    return {name: table.column(name) for name in table.column_names}
-
-
-def _opened(uri: str) -> io.BufferedReader:
-    # s3fs's own lines are slow, and their length has no limit.
-    return io.BufferedReader(cast(Any, storage.open_read(uri)), _BUFFER_BYTES)
-
-
-def _header(uri: str, line: bytes) -> tuple[str, list[str]]:
-    """The delimiter and the names of the columns."""
-    try:
-        text = next(iter(line.decode("utf-8-sig").splitlines()), "")
-        delimiter = "\t" if uri.lower().endswith(".tsv") else max(",;\t", key=text.count)
-        names = next(csv.reader([text], delimiter=delimiter), [])
-    except UnicodeDecodeError as error:
-        raise StriateError(f"{uri} is not UTF-8 in its first line ({error}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise StriateError(f"{uri}: the first line names no columns: {error}") from error
-    return delimiter, names
-
-
-def _read_json_lines(uri: str) -> dict[str, Any]:
-    columns = Columns()
-    with _opened(uri) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                hint = "; one object {...} a line is wanted, not one JSON document" if number == 1 else ""
-                raise StriateError(f"{uri}, line {number}: {error}{hint}") from error
-            if not isinstance(fields, dict):
-                raise StriateError(f"{uri}, line {number}: one object {{...}} a line is wanted, not {line[:40]!r}")
-            columns.add(fields)
-    return {name: columns.values(name) for name in columns.names}
 
 
 def _column(uri: str, columns: dict[str, Any], named: str | None, option: str, usual: Iterable[str]) -> str | None:
@@ -137,12 +72,8 @@ def _column(uri: str, columns: dict[str, Any], named: str | None, option: str, u
     return next((by_lower[name] for name in usual if name in by_lower), None)
 
 
-def _texts(values: Any) -> list[str | None]:
-    return values.to_pylist() if isinstance(values, pa.ChunkedArray) else [as_text(value) for value in values]
-
-
-def _typed(values: Any) -> Any:
-    return narrowed(values) if isinstance(values, pa.ChunkedArray) else typed(values)
+def _trimmed(values: Any) -> list[str | None]:
+    return [text and text.strip() for text in texts(values)]
 
 
 def _check_keys(uri: str, keys: list[str | None], first_line: int) -> None:
@@ -165,9 +96,9 @@ def _splits(columns: dict[str, Any]) -> list[str | None] | None:
     """The column `split`, when everything in it is the name of one."""
     if "split" not in columns:
         return None
-    texts = _texts(columns["split"])
-    splits = [split_of(text) if text else None for text in texts]
-    if any(text and not split for text, split in zip(texts, splits, strict=True)):
+    names = texts(columns["split"])
+    splits = [split_of(name) if name else None for name in names]
+    if any(name and not split for name, split in zip(names, splits, strict=True)):
         return None
     del columns["split"]
     return splits
@@ -188,11 +119,15 @@ def _located(uri: str, paths: list[str | None]) -> dict[str, Any]:
         raise UsageError(f"{uri} names web addresses only, and they are not fetched; download the pictures first")
     sizes = [0] * len(uris)
     for row, (size, problem) in _sizes([None if problem else uri for uri, problem in zip(uris, problems, strict=True)]):
+        if problem is not None and "\\" in (paths[row] or ""):
+            problem += f"; the list writes '{paths[row]}', with backslashes: write / and a path on this machine"
         sizes[row], problems[row] = size, problem
     return {"uri": uris, "at": [0] * len(uris), "size": sizes, "problem": problems}
 
 
 def _resolved(base: str, path: str) -> str:
+    if "\\" in path and not os.path.lexists(storage.join(base, path)):
+        path = path.replace("\\", "/")  # as Windows writes paths
     try:
         return storage.normalize(path if "://" in path else storage.join(base, path))
     except UsageError:

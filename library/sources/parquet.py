@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from library import storage
 from library.errors import BadPicture, StriateError, UsageError
+from library.sources.columns import class_names
 from library.sources.index import MAX_BYTES, Listing, Options, Read, finish, output_name
 from library.sources.labels import file_splits, from_folders, split_of
 
@@ -154,10 +155,10 @@ def _layout(uri: str, schema: pa.Schema, options: Options) -> _Layout:
         label = next(
             (name for name in _LABEL_NAMES if name in schema.names and _is_label(schema.field(name).type)), None
         )
-    key = _named(uri, schema, options.key_column, "--key-column", _is_label)
-    if key is None and "key" in schema.names and pa.types.is_string(schema.field("key").type):
+    key = _named(uri, schema, options.key_column, "--key-column", _is_key)
+    if key is None and "key" in schema.names and _is_text(schema.field("key").type):
         key = "key"
-    split = "split" if "split" in schema.names and pa.types.is_string(schema.field("split").type) else None
+    split = "split" if "split" in schema.names and _is_text(schema.field("split").type) else None
     if split in (label, key):
         split = None
     extras: dict[str, pa.Field[Any]] = {}
@@ -204,12 +205,22 @@ def _is_image(dtype: pa.DataType) -> bool:
 
 
 def _is_label(dtype: pa.DataType) -> bool:
-    if isinstance(dtype, pa.DictionaryType):
-        return _is_label(dtype.value_type)
-    return any(
-        is_type(dtype)
-        for is_type in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
-    )
+    # pandas makes floats of whole numbers with a gap among them.
+    return _is_key(dtype) or pa.types.is_floating(_value_type(dtype))
+
+
+def _is_key(dtype: pa.DataType) -> bool:
+    inner = _value_type(dtype)
+    return _is_text(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner)
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    inner = _value_type(dtype)
+    return pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)
+
+
+def _value_type(dtype: pa.DataType) -> pa.DataType:
+    return dtype.value_type if isinstance(dtype, pa.DictionaryType) else dtype
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
@@ -223,17 +234,15 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 
 def _labels(values: list[Any], names: tuple[str, ...] | None) -> tuple[list[str | None], list[str | None]]:
-    labels: list[str | None] = []
-    problems: list[str | None] = []
-    for value in values:
-        problem: str | None = None
-        if names is not None and isinstance(value, int):
-            if value >= len(names):
-                problem = f"bad_label: {value}, where the schema has names for 0 to {len(names) - 1}"
+    labels, problems = class_names(values)
+    if names is None:
+        return labels, problems
+    for row, value in enumerate(values):
+        if isinstance(value, (int, float)) and problems[row] is None and labels[row] is not None:
             # -1 is how Hugging Face writes "no label", in test sets
-            value = names[value] if 0 <= value < len(names) else None
-        labels.append(None if value is None or value == "" else str(value))
-        problems.append(problem)
+            labels[row] = names[int(value)] if 0 <= value < len(names) else None
+            if value >= len(names):
+                problems[row] = f"bad_label: {value}, where the schema has names for 0 to {len(names) - 1}"
     return labels, problems
 
 

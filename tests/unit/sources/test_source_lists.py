@@ -157,3 +157,51 @@ def test_a_long_list_of_objects_in_several_buckets_is_listed_bucket_by_bucket(
     found = rows(listing)
     assert [found[uri]["size"] for uri in uris] == [len(picture(number)) for number in range(3)]
     assert [found[uri]["problem"] for uri in missing] == [f"missing: there is no object {uri}" for uri in missing]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "label, image, note\ncat, img/a.jpg, 1\n, img/b.jpg,2\n",
+        'label,image,note\ncat, "img/a.jpg",1\n,img/b.jpg, 2\n',
+        "label,image,note\n cat , img/a.jpg , 1\n, img/b.jpg, 2\n",
+    ],
+)
+def test_spaces_after_commas_belong_to_no_cell(folder: Path, text: str) -> None:
+    listing = list_source(_write(folder, "l.csv", text))
+    assert labels(listing) == {"img/a.jpg": "cat", "img/b.jpg": None}
+    assert extras_of(listing.index).to_pylist() == [{"note": 1}, {"note": 2}]
+    assert read_all(listing)["img/b.jpg"].data == picture(2)
+
+
+def test_a_line_too_short_is_told_in_a_list_with_spaces_too(folder: Path) -> None:
+    with pytest.raises(StriateError, match=r"l\.csv cannot be read: row 3: Expected 2 columns, got 1"):
+        list_source(_write(folder, "l.csv", "label, image\ncat, img/a.jpg\ndog\n"))
+
+
+def test_backslashes_in_a_path_find_the_picture_or_are_named(folder: Path) -> None:
+    uri = _write(folder, "l.csv", "image,label\nimg\\a.jpg,cat\nC:\\img\\b.jpg,dog\n")
+    found = read_all(list_source(uri))
+    assert found["img\\a.jpg"].data == picture(1)
+    problem = found["C:\\img\\b.jpg"].problem
+    assert problem is not None
+    assert problem.reason == "missing"
+    assert r"the list writes 'C:\img\b.jpg', with backslashes" in problem.detail
+
+
+def test_a_label_that_is_a_list_or_a_fraction_is_a_reject_with_its_bytes(folder: Path) -> None:
+    lines = [{"path": "img/a.jpg", "label": ["a", "b"]}, {"path": "img/b.jpg", "label": 3.0}]
+    listing = list_source(_write(folder, "l.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    assert labels(listing) == {"img/a.jpg": None, "img/b.jpg": "3"}
+    found = read_all(listing)
+    assert str(found["img/a.jpg"].problem) == (
+        "bad_label: the label holds several values; one class name a picture is wanted"
+    )
+    assert found["img/a.jpg"].data == picture(1)
+
+
+def test_whole_numbers_that_pandas_wrote_with_a_fraction_are_whole(folder: Path) -> None:
+    listing = list_source(_write(folder, "l.csv", "path,label\nimg/a.jpg,0.0\nimg/b.jpg,\n"))
+    assert labels(listing) == {"img/a.jpg": "0", "img/b.jpg": None}
+    listing = list_source(_write(folder, "l.csv", "path,label\nimg/a.jpg,1.0\nimg/b.jpg,1.5\n"))
+    assert labels(listing) == {"img/a.jpg": "1.0", "img/b.jpg": "1.5"}

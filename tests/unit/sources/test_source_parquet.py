@@ -107,10 +107,10 @@ def test_keys_and_columns_can_be_named(tmp_path: Path) -> None:
 
 
 def test_a_named_column_of_the_wrong_type_is_an_error(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.parquet", {"image": _images(range(1)), "score": [0.5]})
-    with pytest.raises(UsageError, match="--label-column score: text or whole numbers are wanted, it holds double"):
+    path = _write(tmp_path / "a.parquet", {"image": _images(range(1)), "score": [[0.5]]})
+    with pytest.raises(UsageError, match="--label-column score: text or whole numbers are wanted, it holds list"):
         list_source(str(path), Options(label_column="score"))
-    with pytest.raises(UsageError, match="--image-column score: it holds double, not bytes"):
+    with pytest.raises(UsageError, match=r"--image-column score: it holds list<.*>, not bytes"):
         list_source(str(path), Options(image_column="score"))
     with pytest.raises(UsageError, match=r"--key-column id: .* has no such column; it has image, score"):
         list_source(str(path), Options(key_column="id"))
@@ -173,3 +173,33 @@ def test_one_large_value_that_a_dictionary_repeats_is_held_once(tmp_path: Path) 
     finally:
         pa.set_memory_pool(before)
     assert pool.max_memory() < 8 * len(image)
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([0.0, 1.0, None, float("nan")]), ["0", "1", None, None]),
+        (pa.array([0, 1, None, 2], pa.float32()), ["0", "1", None, "2"]),
+        (pa.array([True, False, None, True]), ["true", "false", None, "true"]),
+        (pa.array(["cat", " dog ", None, ""], pa.large_string()), ["cat", "dog", None, None]),
+        (pa.array(["cat", "dog", None, "cat"]).dictionary_encode(), ["cat", "dog", None, "cat"]),
+        (pa.array(["cat", "dog", None, "cat"], pa.string_view()), ["cat", "dog", None, "cat"]),
+    ],
+)
+def test_labels_of_every_plain_type_are_class_names(tmp_path: Path, column: Any, expected: list[str | None]) -> None:
+    listing = list_source(str(_write(tmp_path / "a.parquet", {"image": _images(range(4)), "label": column})))
+    assert list(labels(listing).values()) == expected
+    assert not [read.problem for read in read_all(listing).values() if read.problem]
+
+
+def test_a_label_with_a_fraction_is_a_reject_that_says_so(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.parquet", {"image": _images(range(2)), "label": [1.0, 0.5]})
+    found = read_all(list_source(str(path)))["a.parquet/00000001"]
+    assert str(found.problem) == "bad_label: the label 0.5 is no class; text or a whole number is wanted"
+    assert found.data == picture(1)
+
+
+def test_keys_and_splits_may_be_of_any_type_of_text(tmp_path: Path) -> None:
+    columns = {"key": pa.array(["x", "y"], pa.large_string()), "split": pa.array(["train", "dev"]).dictionary_encode()}
+    found = rows(list_source(str(_write(tmp_path / "a.parquet", {**columns, "image": _images(range(2))}))))
+    assert {key: row["split"] for key, row in found.items()} == {"x": "train", "y": "val"}
