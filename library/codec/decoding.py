@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from PIL import Image
 from library.codec.formats import FORMATS, sniff
 from library.codec.header import Header
 from library.errors import BadPicture
+
+# What the libraries log about a picture does not name its file; what matters becomes a BadPicture, which does.
+for _name in ("tifffile", "imagecodecs", "PIL"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
 DTYPES = ("uint8", "uint16", "float32")
 
@@ -70,6 +75,11 @@ def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> NDArray[Any]:
     pixels = _guarded(FORMATS[header.format].pixels, data, header)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
+    expected = (header.height, header.width, header.channels)
+    if pixels.shape != expected or pixels.dtype.name != header.dtype:
+        raise BadPicture(
+            "damaged", f"the header says {expected} of {header.dtype}, the pixels are {pixels.shape} of {pixels.dtype}"
+        )
     return np.ascontiguousarray(pixels)
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
-from PIL import Image
 
 ORIENTATION_TAG = 0x0112  # in EXIF and in TIFF
+_SHORT = 3  # EXIF's type of 16 bits
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
@@ -59,10 +59,25 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return pixels
 
 
-def exif_orientation(segment: bytes) -> int:
-    exif = Image.Exif()
+def exif_orientation(exif: bytes) -> int:
+    """The orientation (1 to 8) in a block of EXIF; 1 where there is none or the block is damaged.
+
+    Only the first directory is looked at: Pillow's reader of all tags warns of oddities without a picture's name.
+    """
+    exif = exif.removeprefix(b"Exif\0\0")
+    if exif[:4] == b"II*\0":
+        order = "<"
+    elif exif[:4] == b"MM\0*":
+        order = ">"
+    else:
+        return 1
     try:
-        exif.load(segment)
-        return int(exif.get(ORIENTATION_TAG, 1))
-    except (SyntaxError, ValueError, TypeError, struct.error, OSError, KeyError, IndexError, OverflowError):
-        return 1  # a damaged tag says nothing; the pixels may still be whole
+        (at,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind, _, short, _ = struct.unpack_from(order + "HHIHH", exif, entry)
+            if tag == ORIENTATION_TAG:
+                return short if kind == _SHORT and 1 <= short <= 8 else 1
+    except struct.error:
+        pass
+    return 1
