@@ -147,6 +147,7 @@ _PICTURES = {
     "zero_size": (400, _SEND),
     "unsupported": (415, _SEND),
     "too_large": (413, "Make the picture smaller."),
+    "too_much_work": (413, "Save the picture anew, with an image editor's usual settings, or make it smaller."),
 }
 
 

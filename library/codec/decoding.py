@@ -23,17 +23,28 @@ DTYPES = ("uint8", "uint16", "float32")
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a picture may be; checked from its header.
+    """How large a picture may be, and how much work to decode; checked from its header and markers.
 
     Attributes:
         max_bytes: encoded size in bytes.
         max_pixels: width x height. The default takes a Sentinel-2 tile (10,980 x 10,980).
         max_decoded_bytes: width x height x channels x bytes per sample.
+        max_side_px: width, and height. Each row costs by itself, however short it is.
     """
 
     max_bytes: int = 512 * 2**20
     max_pixels: int = 2**27
     max_decoded_bytes: int = 2**30
+    max_side_px: int = 10**6
+
+    @property
+    def max_work_px(self) -> int:
+        """`Header.work_px` of a picture, at most: eight times that of the largest plain one.
+
+        A progressive photo in twenty scans takes up to five. Small pictures have room for what costs the same whatever
+        the size: scans, strips, tiles.
+        """
+        return 8 * max(self.max_pixels, 2**20)
 
 
 DEFAULT_LIMITS = Limits()
@@ -43,7 +54,8 @@ def probe(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> Header:
     """Read a picture's header; no pixel is decoded.
 
     Raises:
-        BadPicture: `empty`, `not_an_image`, `damaged`, `truncated`, `unsupported`, `zero_size` or `too_large`.
+        BadPicture: `empty`, `not_an_image`, `damaged`, `truncated`, `unsupported`, `zero_size`, `too_large` or
+            `too_much_work`.
     """
     if not data:
         raise BadPicture("empty", "the file has no bytes")
@@ -96,9 +108,19 @@ def _check_size(header: Header, limits: Limits) -> None:
         raise BadPicture(
             "too_large", f"{header.width}x{header.height} is {pixels:,} pixels; at most {limits.max_pixels:,} are read"
         )
+    if max(header.width, header.height) > limits.max_side_px:
+        raise BadPicture(
+            "too_large", f"{header.width}x{header.height}; a side of at most {limits.max_side_px:,} pixels is read"
+        )
     size = pixels * header.channels * np.dtype(header.dtype).itemsize
     if size > limits.max_decoded_bytes:
         raise BadPicture("too_large", f"{size:,} bytes when decoded; at most {limits.max_decoded_bytes:,} are read")
+    if header.work_px > limits.max_work_px:
+        raise BadPicture(
+            "too_much_work",
+            f"decoding its {header.width}x{header.height} pixels would cost as much as {header.work_px:,} pixels, "
+            f"because of how the file stores them; at most {limits.max_work_px:,} are spent on one picture",
+        )
 
 
 def _guarded(read: Any, *arguments: Any) -> Any:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 ORIENTATION_TAG = 0x0112  # in EXIF and in TIFF
 _SHORT = 3  # EXIF's type of 16 bits
 _TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+PLAIN_PX_NS = 10.0
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Header:
 
     `orientation` (1 to 8) and `colours` (a JPEG's colour space) are for the reader of the pixels, which would look
     them up again.
+
+    `work_px` is what decoding costs at most, counted in pixels of a plain picture of the format, whatever the file
+    repeats or pads: a plain one of 1,000 x 1,000 pixels counts 1,000,000. Readers count it from the header and the
+    markers; 0 where the header was not read from the bytes. `px_ns` is what each of these pixels costs, in nanoseconds
+    on one core of the machine of docs/security.md; it says how long to expect, and limits nothing.
     """
 
     format: str
@@ -29,6 +35,13 @@ class Header:
     dtype: str = "uint8"
     orientation: int = field(default=1, compare=False)
     colours: str = field(default="", compare=False)
+    work_px: int = field(default=0, compare=False)
+    px_ns: float = field(default=PLAIN_PX_NS, compare=False)
+
+    @property
+    def expected_s(self) -> float:
+        """How long decoding takes at most, in seconds."""
+        return self.work_px * self.px_ns * 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,12 +53,23 @@ class Format:
 
 
 def header_of(
-    name: str, width: int, height: int, channels: int, dtype: str = "uint8", orientation: int = 1, colours: str = ""
+    name: str,
+    width: int,
+    height: int,
+    channels: int,
+    dtype: str = "uint8",
+    orientation: int = 1,
+    colours: str = "",
+    *,
+    work_px: int | None = None,
+    px_ns: float = PLAIN_PX_NS,
 ) -> Header:
-    """A header from the stored size; the orientation may swap its sides."""
+    """A header from the stored size; the orientation may swap its sides. Without `work_px` it is a plain picture."""
     if orientation in _TURNED:
         width, height = height, width
-    return Header(name, width, height, channels, dtype, orientation, colours)
+    if work_px is None:
+        work_px = width * height
+    return Header(name, width, height, channels, dtype, orientation, colours, work_px, px_ns)
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

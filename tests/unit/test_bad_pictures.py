@@ -89,7 +89,17 @@ def tried(data: bytes) -> str:
     return "ok"
 
 
-REASONS = {"ok", "empty", "not_an_image", "damaged", "truncated", "unsupported", "zero_size", "too_large"}
+REASONS = {
+    "ok",
+    "empty",
+    "not_an_image",
+    "damaged",
+    "truncated",
+    "unsupported",
+    "zero_size",
+    "too_large",
+    "too_much_work",
+}
 
 
 # -- no picture at all ------------------------------------------------------------------------------------------------
