@@ -20,7 +20,7 @@ class Header:
     """What the first bytes of a picture say; width and height with the orientation applied.
 
     `orientation` (1 to 8) and `colours` (a JPEG's colour space) are for the reader of the pixels, which would look
-    them up again.
+    them up again. `has_more_pages` says that only the first of several pictures in the file is read.
 
     `work_px` is what decoding costs at most, counted in pixels of a plain picture of the format, whatever the file
     repeats or pads: a plain one of 1,000 x 1,000 pixels counts 1,000,000. Readers count it from the header and the
@@ -35,6 +35,7 @@ class Header:
     dtype: str = "uint8"
     orientation: int = field(default=1, compare=False)
     colours: str = field(default="", compare=False)
+    has_more_pages: bool = field(default=False, compare=False)
     work_px: int = field(default=0, compare=False)
     px_ns: float = field(default=PLAIN_PX_NS, compare=False)
 

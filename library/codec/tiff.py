@@ -1,16 +1,31 @@
-"""The reader of TIFF, by tifffile; a module of its own, as few workers ever need tifffile."""
+"""TIFF, through tifffile; a module of its own, as few workers ever need tifffile.
+
+What a sample becomes depends on its type and its depth in bits:
+
+| stored | decoded |
+|---|---|
+| unsigned, 1 to 8 bits | uint8 over the full range: round(value x 255 / (2^bits - 1)) |
+| unsigned, 9 to 16 bits | uint16 over the full range: round(value x 65535 / (2^bits - 1)) |
+| unsigned of more bits, signed, float | float32, the same value |
+
+Unsigned samples whose 0 is white (MinIsWhite) are inverted first: 2^bits - 1 - value. Colours that are multiplied by
+their alpha are divided by it. Colour maps, CMYK and the YCbCr of JPEG become RGB.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
 
 from library.codec.header import ORIENTATION_TAG, Header, header_of, upright
 from library.errors import BadPicture
@@ -31,61 +46,107 @@ def _damage_is_no_defect(read: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
     return guarded
 
 
+# -- the header -------------------------------------------------------------------------------------------------------
+
+_COLOURS = {  # samples that are colours; what follows them are extra samples
+    PHOTOMETRIC.MINISWHITE: 1,
+    PHOTOMETRIC.MINISBLACK: 1,
+    PHOTOMETRIC.MASK: 1,
+    PHOTOMETRIC.PALETTE: 1,
+    PHOTOMETRIC.RGB: 3,
+    PHOTOMETRIC.YCBCR: 3,
+    PHOTOMETRIC.SEPARATED: 4,
+}
+_SENSOR_COLOURS = (PHOTOMETRIC.CFA, PHOTOMETRIC.LINEAR_RAW)
+_JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG)
+_SUB_IFDS_TAG, _DNG_VERSION_TAG = 330, 50706
+_MOST_DIRECTORIES = 32  # that are looked at; a pyramid has about ten
+_MAX_TILE_PX = 2**24  # tiles are padded to their whole size, however small the picture
+_RAW = "a camera raw file; develop it to JPEG or TIFF first"
+
+
 @_damage_is_no_defect
 def tiff_header(data: bytes) -> Header:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = _page(file)
+        pages = _pages(file)
+        page = next(pages)
+        _check(page, data)
         height, width, channels = _shape(page)
-        dtype = _dtype(page)
-        return header_of("tiff", width, height, channels, dtype, _orientation(page))
+        header = header_of("tiff", width, height, channels, _dtype(page), _orientation(page))
+        return dataclasses.replace(header, has_more_pages=next(pages, None) is not None)
 
 
-def _page(file: tifffile.TiffFile) -> tifffile.TiffPage:
-    page = file.pages[0]
-    if not isinstance(page, tifffile.TiffPage) or page.dtype is None:
-        raise BadPicture("unsupported", "the TIFF's sample format is not one tifffile reads")
+def _pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+    """The pages that are pictures of their own (no thumbnail, no level of a pyramid, no mask), or else the first."""
+    first, found = file.pages[0], False
+    for number in range(_MOST_DIRECTORIES):
+        try:
+            page = file.pages[number]
+        except Exception:  # there is none, or what is damaged behind the first page costs that page nothing
+            break
+        if isinstance(page, tifffile.TiffPage) and not page.is_reduced and not page.is_mask:
+            found = True
+            yield page
+    if not found:
+        if not isinstance(first, tifffile.TiffPage) or _SUB_IFDS_TAG in first.tags:
+            raise BadPicture("unsupported", _RAW)
+        yield first
+
+
+def _check(page: tifffile.TiffPage, data: bytes) -> None:
+    """Refuse what would come out wrong, or not at all."""
+    if _DNG_VERSION_TAG in page.tags or data[8:10] == b"CR" or page.photometric in _SENSOR_COLOURS:
+        raise BadPicture("unsupported", _RAW)
+    dtype, bits, photometric = page.dtype, page.bitspersample, page.photometric
+    if dtype is None or dtype.kind not in "buif" or np.ndim(bits):  # a depth for each sample is a tuple
+        raise BadPicture(
+            "unsupported", f"a TIFF with samples of {bits} bits and of the type {_name(page.sampleformat)}"
+        )
+    if photometric not in _COLOURS:
+        raise BadPicture("unsupported", f"a TIFF whose colours are {_name(photometric)}")
+    planes = page.planarconfig == PLANARCONFIG.SEPARATE
     # tifffile turns YCbCr into RGB where the JPEG codec does, and hands out the rest as it is stored.
-    if page.photometric in _COLOUR_SPACES and page.compression not in _JPEG_IN_TIFF:
-        raise BadPicture("unsupported", f"a TIFF whose colours are {tifffile.PHOTOMETRIC(page.photometric).name}")
-    return page
+    if photometric == PHOTOMETRIC.YCBCR and (page.compression not in _JPEG or (planes and page.subsampling != (1, 1))):
+        raise BadPicture(
+            "unsupported", "a TIFF whose colours are YCBCR and not coded as JPEG, or in planes of two sizes"
+        )
+    if photometric == PHOTOMETRIC.MINISWHITE and dtype.kind in "if":
+        raise BadPicture("unsupported", f"a TIFF of {dtype} where 0 is white (MinIsWhite): no value of it is black")
+    if int(page.compression) not in tifffile.TIFF.DECOMPRESSORS:  # a damaged tag may hold a list
+        raise BadPicture("unsupported", f"a TIFF compressed as {_name(page.compression)}")
+    if page.imagedepth != 1:
+        raise BadPicture("unsupported", "a TIFF volume (several depths in one page)")
+    if dtype.kind == "i" and _multiplied(page):
+        raise BadPicture("unsupported", f"a TIFF of {dtype} whose colours are multiplied by alpha")
+    if photometric in (PHOTOMETRIC.PALETTE, PHOTOMETRIC.SEPARATED) and (dtype.kind not in "bu" or bits > 16):
+        raise BadPicture("unsupported", f"a TIFF whose {_name(photometric)} samples are {dtype}")
 
 
-_COLOUR_SPACES = (6, 8, 9, 10, 32844, 32845)  # YCbCr, L*a*b* in three codings, LogL, LogLuv
-_JPEG_IN_TIFF = (6, 7)
-_CMYK_STRIP_PX = 2**16
-_MAX_TILE_PX = 2**24  # tiles are padded to their whole size, however small the picture
+def _name(value: Any) -> str:
+    return str(getattr(value, "name", value))
 
 
 def _shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
-    if page.imagedepth != 1:
-        raise BadPicture("unsupported", "a TIFF volume (several depths in one page)")
-    # A damaged tag may hold a list where a number belongs.
+    """Height, width and channels, as stored."""
     height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
     if page.is_tiled and int(page.tilewidth) * int(page.tilelength) > max(_MAX_TILE_PX, 4 * width * height):
         raise BadPicture("too_large", f"a TIFF of {width}x{height} in tiles of {page.tilewidth}x{page.tilelength}")
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        if samples != 1:
-            raise BadPicture("unsupported", f"a TIFF with a palette and {samples} samples a pixel")
-        return height, width, 3
-    if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-        with_alpha = samples == 5 and tuple(page.extrasamples) == (tifffile.EXTRASAMPLE.UNASSALPHA,)
-        if samples != 4 and not with_alpha:
-            raise BadPicture(
-                "unsupported", f"a TIFF of inks with {samples} samples a pixel, not CMYK or CMYK and alpha"
-            )
-        return height, width, samples - 1
-    return height, width, samples
+    if page.photometric not in (PHOTOMETRIC.PALETTE, PHOTOMETRIC.SEPARATED):
+        return height, width, samples
+    colours = _COLOURS[page.photometric]
+    with_alpha = samples == colours + 1 and tuple(page.extrasamples) == (EXTRASAMPLE.UNASSALPHA,)
+    if samples != colours and not with_alpha:
+        kind = "a palette" if colours == 1 else "inks"
+        raise BadPicture("unsupported", f"a TIFF of {kind} with {samples} samples a pixel, the last not plain alpha")
+    return height, width, 3 + with_alpha
 
 
 def _dtype(page: tifffile.TiffPage) -> str:
-    """uint8 and uint16 stay; 1 bit becomes uint8; every other sample type becomes float32."""
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.bitspersample == 1:
+    """The type of the decoded samples; see the module's table."""
+    bits, kind = page.bitspersample, np.dtype(page.dtype).kind
+    if page.photometric == PHOTOMETRIC.PALETTE or (kind in "bu" and bits <= 8):
         return "uint8"
-    name = np.dtype(page.dtype).name
-    inks = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
-    if np.dtype(page.dtype).kind not in "uif" or (inks and name not in ("uint8", "uint16")):
-        raise BadPicture("unsupported", f"TIFF samples of type {name}")
-    return name if name in ("uint8", "uint16") else "float32"
+    return "uint16" if kind == "u" and bits <= 16 else "float32"
 
 
 def _orientation(page: tifffile.TiffPage) -> int:
@@ -93,29 +154,30 @@ def _orientation(page: tifffile.TiffPage) -> int:
     return int(tag.value) if tag is not None else 1
 
 
+def _multiplied(page: tifffile.TiffPage) -> bool:
+    return EXTRASAMPLE.ASSOCALPHA in page.extrasamples
+
+
+# -- the pixels -------------------------------------------------------------------------------------------------------
+
+_ROWS_PX = 2**16  # pixels that are worked on as floats at a time
+
+
 @_damage_is_no_defect
 def tiff_pixels(data: bytes) -> NDArray[Any]:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = _page(file)
-        shape = _shape(page)
+        page = next(_pages(file))
         _check_segments(page, len(data))
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            pixels = page.asrgb()
-            pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-        else:
-            pixels = page.asarray(maxworkers=1)
-        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
+        pixels = page.asarray(maxworkers=1)
+        if page.planarconfig == PLANARCONFIG.SEPARATE and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
-        if page.bitspersample == 1:
-            pixels = pixels.astype(np.uint8) * 255
-        elif 1 < page.bitspersample < 8:
-            pixels = (pixels.astype(np.uint16) * 255 // (2**page.bitspersample - 1)).astype(np.uint8)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
-        if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+            if page.photometric == PHOTOMETRIC.YCBCR:
+                pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels), "YCbCr").convert("RGB"))
+        pixels = _coloured(pixels, page) if page.photometric == PHOTOMETRIC.PALETTE else _full_range(pixels, page)
+        if page.photometric == PHOTOMETRIC.SEPARATED:
             pixels = _cmyk_to_rgb(pixels)
-        if pixels.shape != (shape if pixels.ndim == 3 else shape[:2]):
-            raise BadPicture("damaged", f"the TIFF's header says {shape}, and its pixels are {pixels.shape}")
+        elif _multiplied(page):
+            pixels = _divided_by_alpha(pixels, page)
         return upright(pixels.astype(_dtype(page), copy=False), _orientation(page))
 
 
@@ -130,12 +192,56 @@ def _check_segments(page: tifffile.TiffPage, num_bytes: int) -> None:
             raise BadPicture("truncated", f"a strip or tile of {size:,} bytes at {start:,}; the file has {num_bytes:,}")
 
 
+def _full_range(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
+    """Unsigned samples stretched to all of 8 or 16 bits, 0 as black."""
+    bits, white_is_zero = page.bitspersample, page.photometric == PHOTOMETRIC.MINISWHITE
+    if pixels.dtype.kind not in "bu" or (bits in (8, 16) and not white_is_zero):
+        return pixels
+    most = 2**bits - 1
+    if bits > 16:
+        return most - pixels if white_is_zero else pixels
+    full = 255 if bits <= 8 else 65535
+    table = ((np.arange(most + 1) * full * 2 + most) // (2 * most)).astype(np.uint8 if bits <= 8 else np.uint16)
+    # As a table, as it takes no memory per pixel; 1 bit comes as booleans, which would be a mask.
+    return np.take(table[::-1] if white_is_zero else table, pixels.astype(np.uint8) if bits == 1 else pixels)
+
+
+def _coloured(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
+    """The colours of a palette's indices; alpha beside the indices stays."""
+    palette = np.asarray(page.colormap).reshape(3, -1)
+    # Entries have 16 bits; some writers put 8 into them, as libtiff knows too.
+    colours = np.ascontiguousarray((palette if palette.max() < 256 else palette >> 8).astype(np.uint8).T)
+    if pixels.ndim == 2:
+        return np.take(colours, pixels.astype(np.uint16), axis=0)
+    alpha = _full_range(pixels[:, :, 1:], page)
+    alpha = alpha if alpha.dtype == np.uint8 else (alpha >> 8).astype(np.uint8)
+    return np.concatenate([np.take(colours, pixels[:, :, 0].astype(np.uint16), axis=0), alpha], -1)
+
+
+def _divided_by_alpha(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
+    """Colours as they were before they were multiplied by their alpha; where that is zero they are black."""
+    colours = _COLOURS[PHOTOMETRIC(page.photometric)]
+    alpha = colours + tuple(page.extrasamples).index(EXTRASAMPLE.ASSOCALPHA)
+    whole = pixels.dtype.kind == "u"
+    # Samples of more than 16 bits are not stretched.
+    opaque = 1 if not whole else 2**page.bitspersample - 1 if page.bitspersample > 16 else np.iinfo(pixels.dtype).max
+    divided = pixels.copy()
+    rows = max(_ROWS_PX // pixels.shape[1], 1)
+    for top in range(0, len(pixels), rows):
+        part = pixels[top : top + rows].astype(np.float64)
+        covered = part[:, :, alpha : alpha + 1]
+        values = np.zeros_like(part[:, :, :colours])
+        np.divide(part[:, :, :colours] * opaque, covered, out=values, where=covered > 0)
+        divided[top : top + rows, :, :colours] = np.minimum(np.rint(values), opaque) if whole else values
+    return divided
+
+
 def _cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
     """CMYK (and alpha, which stays as it is) to RGB."""
     white = np.iinfo(pixels.dtype).max
     rgb = pixels[:, :, 1:].copy()
     # In strips: the whole picture as floats would take eight times its size.
-    rows = max(_CMYK_STRIP_PX // pixels.shape[1], 1)
+    rows = max(_ROWS_PX // pixels.shape[1], 1)
     for top in range(0, len(pixels), rows):
         paper = 1 - pixels[top : top + rows].astype(np.float64) / white
         rgb[top : top + rows, :, :3] = np.rint(paper[:, :, :3] * paper[:, :, 3:4] * white)

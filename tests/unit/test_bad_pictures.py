@@ -443,7 +443,7 @@ def test_a_tiff_of_inks_with_more_samples_than_inks_is_refused_before_it_is_deco
 def test_a_palette_for_more_than_one_sample_a_pixel_is_refused() -> None:
     data = tiff_bytes(np.zeros((8, 8), np.uint8), photometric="palette", colormap=np.zeros((3, 256), np.uint16))
     assert codec.probe(data).channels == 3
-    with pytest.raises(BadPicture, match="palette and 3 samples"):
+    with pytest.raises(BadPicture, match="a palette with 3 samples"):
         codec.probe(with_tiff_tag(data, 277, 3))
 
 
