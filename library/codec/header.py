@@ -35,9 +35,9 @@ class Header:
     dtype: str = "uint8"
     orientation: int = field(default=1, compare=False)
     colours: str = field(default="", compare=False)
-    has_more_pages: bool = field(default=False, compare=False)
     work_px: int = field(default=0, compare=False)
     px_ns: float = field(default=PLAIN_PX_NS, compare=False)
+    has_more_pages: bool = field(default=False, compare=False)
 
     @property
     def expected_s(self) -> float:
