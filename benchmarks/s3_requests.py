@@ -25,7 +25,7 @@ from s3fs import S3FileSystem
 from benchmarks.photo_files import make_photos
 from benchmarks.striate_runs import BLUR, ENCODE
 from jobs.filter import plan_filter
-from library import storage
+from library import stores
 from library.destination import claim, committed, finish
 from library.errors import StriateError
 from library.manifest import Job
@@ -49,7 +49,7 @@ def main() -> None:
 
 def _counted(folder: Path, shard_mb: float) -> dict[str, Any]:
     bucket = "s3://bucket"
-    storage.s3_filesystem().mkdir("bucket")
+    stores.opened(bucket)[0].mkdir("bucket")
     photos = int(shard_mb * 2**20 / _BYTES_A_PHOTO)
     make_photos(None, folder / "photos", photos)
     listing = list_source(str(folder / "photos"), Options())

@@ -152,7 +152,7 @@ def _of_nodes(here: Mapping[str, Any], place: str | None, *, is_cluster: bool) -
     yield of_versions(here["versions"], {name: facts["versions"] for name, facts in told.items()})
     if is_cluster and told:
         yield _of_token(all(facts["token"] for facts in told.values()))
-    if place is not None and not storage.is_s3(place) and len({facts["host"] for facts in told.values()}) > 1:
+    if place is not None and not storage.is_remote(place) and len({facts["host"] for facts in told.values()}) > 1:
         yield Check("storage", "warn", f"{place} is a folder, and there are several machines", _shared(place))
 
 
@@ -208,7 +208,7 @@ def ahead(ask: Callable[[], float]) -> tuple[float, float]:
 def of_storage_from_here(here: Mapping[str, Any], place: str) -> Iterator[Check]:
     """Of this machine's way to `place`, and of the clock of S3, which also refuses whose clock is off."""
     yield of_storage(f"storage from {here['host']}", place, here["storage"])
-    if storage.is_s3(place):
+    if place.startswith("s3://"):
         found = storage_clock(place)
         # Where nobody is reached nobody tells the time either, and that is not what is wrong.
         if found is not None or here["storage"]["error"] is None:
@@ -241,12 +241,15 @@ def of_storage(name: str, place: str, found: Mapping[str, Any]) -> Check:
     if found["error"] is None:
         return Check(name, "ok", f"{place}: an object was written, read and removed in {found['ms']} ms")
     advice = {
-        "written": "give s3:PutObject on it; nodes need the credentials too (a role, or striate submit --aws)",
-        "read": "give s3:GetObject on it",
-        "removed": "give s3:DeleteObject on it, and remove the object that is left there",
-        "listed": "give s3:ListBucket on the bucket",
+        "written": "give the right to write there (s3:PutObject); nodes need the credentials too (a role, or striate "
+        "submit --aws)",
+        "read": "give the right to read there (s3:GetObject)",
+        "removed": "give the right to delete there (s3:DeleteObject), and remove the object that is left there",
+        "listed": "give the right to list the bucket (s3:ListBucket)",
     }[str(found["step"])]
-    return Check(name, "fail", str(found["error"]), advice if storage.is_s3(place) else "choose a folder of your own")
+    return Check(
+        name, "fail", str(found["error"]), advice if storage.is_remote(place) else "choose a folder of your own"
+    )
 
 
 def of_versions(here: Mapping[str, str | None], nodes: Mapping[str, Mapping[str, str | None]]) -> Check:

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.machine import memory_bytes, shm_bytes
 from cluster.ray_token import RAYS_TOKEN_FILE
-from library import storage
+from library import storage, stores
 from library.errors import StriateError
 
 #: They must be the same on all nodes: Ray insists on some, others decide the bytes of datasets and of bundles.
@@ -95,7 +95,7 @@ def storage_clock(place: str) -> tuple[float, float] | None:
 
 
 def _s3_client() -> Any:
-    filesystem: Any = storage.s3_filesystem()
+    filesystem: Any = stores.opened("s3://")[0]
     return filesystem.s3
 
 

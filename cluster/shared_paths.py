@@ -37,7 +37,7 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_no
         UsageError: names the path and the node.
         StriateError: when a node does not answer.
     """
-    read, written = ([uri for uri in dict.fromkeys(uris) if not storage.is_s3(uri)] for uris in (reads, writes))
+    read, written = ([uri for uri in dict.fromkeys(uris) if not storage.is_remote(uri)] for uris in (reads, writes))
     if not read and not written:
         return
     if autoscaled():

@@ -18,7 +18,7 @@ from library.errors import StriateError, UsageError
 
 app = typer.Typer(
     name="striate",
-    help="Raw pictures to filtered shards on Ray, on disk or in S3.",
+    help="Raw pictures to filtered shards on Ray, on disk or in a store.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -205,7 +205,7 @@ def info_command(
 @app.command("show")
 def show_command(
     dataset: Annotated[str, typer.Argument(help="Dataset to draw pictures of.")],
-    out: Annotated[str, typer.Option(help="PNG file to write, here or in S3.")],
+    out: Annotated[str, typer.Option(help="PNG file to write, here or in a store.")],
     steps: Steps = "",
     count: Annotated[
         int | None, typer.Option(help="How many pictures.", show_default="12, or 4 with --augment")

@@ -19,7 +19,7 @@ def export_command(
         Literal["onnx", "torch-export"], typer.Option("--format", help="ONNX, or a .pt2 for torch.export.load.")
     ] = "onnx",
     out: Annotated[
-        str | None, typer.Option(help="File to write, here or in S3.", show_default="NAME.onnx or NAME.pt2 here")
+        str | None, typer.Option(help="File to write, here or in a store.", show_default="NAME.onnx or NAME.pt2 here")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -12,7 +12,7 @@ from jobs.options import Address, Size, check_size
 
 
 def train_command(
-    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in S3; jobs/recipes/ has examples.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in a store; jobs/recipes/ has examples.")],
     out: Annotated[str, typer.Option(help="Folder or s3:// of the bundle to make; logs and checkpoints go there too.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw, optimizer.lr=0.01 ...")
@@ -100,7 +100,7 @@ def ensemble_command(
 
 
 def plan_command(
-    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in S3.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in a store.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw ...")] = None,
     seconds: Annotated[float, typer.Option(min=0.3, help="How long to measure, in all.")] = 30.0,
     device: Annotated[str, typer.Option(help="Where the model learns: auto, cpu, cuda.")] = "auto",

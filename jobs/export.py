@@ -37,7 +37,7 @@ class Written:
 
 
 def write_export(bundle: str, file_format: str, out: str | None = None) -> Written:
-    """Export a bundle into a file, here or in S3; nothing is written when it does not answer as the bundle does.
+    """Export a bundle into a file, here or in a store; nothing is written when it does not answer as the bundle does.
 
     Args:
         bundle: URI of the bundle.

@@ -75,7 +75,7 @@ def plan_ingest(
     """List the source and decide where each picture goes; reads no picture, writes nothing.
 
     Args:
-        source: folder, archive, list or Parquet, on disk or in S3.
+        source: folder, archive, list or Parquet, on disk or in a store.
         destination: URI of the dataset to make.
         options: which columns mean what.
         shard_mb: size of a shard in MiB; None for 128, less for a small source.

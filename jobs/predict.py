@@ -22,7 +22,7 @@ class Answer:
 
 
 def predict_files(bundle: Bundle, files: Sequence[str], *, top_k: int = 5) -> Iterator[Answer]:
-    """Classify picture files, here or in S3; one that cannot be used stops no other.
+    """Classify picture files, here or in a store; one that cannot be used stops no other.
 
     Args:
         bundle: the classifier.
@@ -45,7 +45,7 @@ def predict_files(bundle: Bundle, files: Sequence[str], *, top_k: int = 5) -> It
 def _read(file: str) -> bytes | BadPicture:
     try:
         uri = storage.normalize(file)
-        if not storage.is_s3(uri) and storage.is_folder(uri):
+        if not storage.is_remote(uri) and storage.is_folder(uri):
             return BadPicture("no_pictures", "the folder holds no file with a picture's name")
         return storage.read_bytes(uri, max_bytes=codec.DEFAULT_LIMITS.max_bytes)
     except StriateError as error:

@@ -38,7 +38,7 @@ def picture_files(path: str) -> list[str]:
         UsageError: when it holds datasets.
     """
     uri = storage.normalize(path)
-    # In S3 every name may be a prefix: asking for each picture is a request each.
+    # In a store every name may be a prefix: asking for each picture is a request each.
     if is_picture_name(path) or not storage.is_folder(uri):
         return [path]
     found = scan(uri).path

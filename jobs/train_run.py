@@ -28,7 +28,7 @@ from jobs.tracking import mlflow_logger
 from jobs.train_checkpoint import load_state
 from jobs.train_loop import TrainTask, train_loop
 from jobs.train_network import NodeTorchConfig
-from library import storage
+from library import storage, stores
 from library.errors import StriateError
 
 _LINE_EVERY_S = 10.0
@@ -147,10 +147,10 @@ def fit(
 
 
 def _storage(checkpoints: str) -> dict[str, Any]:
-    if not storage.is_s3(checkpoints):
+    if not storage.is_remote(checkpoints):
         return {"storage_path": checkpoints}
-    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(storage.s3_filesystem()))
-    return {"storage_path": checkpoints.removeprefix("s3://"), "storage_filesystem": filesystem}
+    filesystem, path = stores.opened(checkpoints)
+    return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))}
 
 
 def _explained(error: TrainingFailedError) -> str:

@@ -104,7 +104,7 @@ def destination(bundle_uri: str, file_format: str, out: str | None = None) -> st
     path = storage.normalize(out)
     if storage.contains(uri, path):
         raise UsageError(f"{out} lies inside the bundle, which stays as it is; choose another place with --out")
-    if not storage.is_s3(path) and storage.is_folder(path):
+    if not storage.is_remote(path) and storage.is_folder(path):
         raise UsageError(
             f"{out} is a folder; name a file: {storage.join(out, storage.name_of(uri))}{FORMATS[file_format]}"
         )

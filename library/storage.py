@@ -1,7 +1,6 @@
-"""Files, on disk or in an S3 bucket, by one set of functions. Every path Striate takes goes through here.
+"""Files, on disk or in an object store, by one set of functions. Every path Striate takes goes through here.
 
-S3 goes through s3fs, which reads the standard AWS variables, profiles and endpoint URL. Requests are retried with
-adaptive backoff and jitter; a file appears whole or not at all.
+A store (`library/stores.py`) is reached through fsspec's package for it; a file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,28 +11,30 @@ import os
 import posixpath
 import uuid
 from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from typing import IO, Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from library import stores
 from library.errors import StriateError, UsageError
 
-_S3_BLOCK_BYTES = 16 * 2**20  # of a multipart upload; bounds the memory of a write
+_BLOCK_BYTES = 16 * 2**20  # of a multipart upload; bounds the memory of a write
 _CONCURRENT_READS = 32
 TEMPORARY_PREFIX = "_tmp-"  # readers of Parquet skip names that begin with "_"
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One file in a listing: its URI, its path below the listed folder (with /), its size in bytes, a
-    token that changes when its content does (modification time or ETag), and when it was written (Unix time)."""
+    """One file in a listing: its URI, its path below the listed folder (with /), its size in bytes, and when it was
+    written (Unix time; 0 where the store does not say, as hf://)."""
 
     uri: str
     path: str
     size: int
-    version: str
     modified: float
 
 
@@ -46,27 +47,29 @@ class Span:
     size: int | None = None
 
 
-def is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
+def is_remote(uri: str) -> bool:
+    """Whether `uri` lies in an object store: every machine with its credentials sees the same there."""
+    return stores.store_of(uri) is not None
 
 
 def normalize(uri: str) -> str:
-    """An absolute path or an s3:// URI, without a slash at the end.
+    """An absolute path, or an address in a store, without a slash at the end.
 
     Raises:
-        UsageError: for another scheme, or s3:// without a bucket.
+        UsageError: for an unknown scheme, or an address without a bucket.
     """
-    if is_s3(uri):
-        bucket, _, key = uri[len("s3://") :].partition("/")
-        if not bucket:
-            raise UsageError(f"'{uri}' names no bucket; write s3://bucket/folder")
-        key = posixpath.normpath(key).strip("/") if key.strip("/") else ""
-        return f"s3://{bucket}/{key}" if key else f"s3://{bucket}"
-    if "://" in uri:
-        if uri.startswith("file://"):
-            return normalize(uri[len("file://") :])
-        raise UsageError(f"'{uri}': only local paths and s3:// are read and written")
-    return os.path.abspath(os.path.expanduser(uri))
+    scheme, rest = stores.split(uri)
+    if scheme in ("", "file"):
+        return os.path.abspath(os.path.expanduser(rest))
+    store = stores.store_of(uri)
+    if store is None:
+        how = "; a list of web addresses is read by `striate ingest LIST.csv DEST`" if "http" in scheme else ""
+        raise UsageError(f"'{uri}': only local paths, {stores.SCHEMES} are read{how}")
+    container, _, key = rest.partition("/")
+    if not container:
+        raise UsageError(f"'{uri}' names no {store.container}; write {store.example}")
+    key = posixpath.normpath(key).strip("/") if key.strip("/") else ""
+    return f"{scheme}://{container}/{key}" if key else f"{scheme}://{container}"
 
 
 def join(uri: str, *parts: str) -> str:
@@ -80,7 +83,7 @@ def name_of(uri: str) -> str:
 
 def contains(folder: str, other: str) -> bool:
     """Whether `other` is `folder` or lies inside it, links followed."""
-    a, b = (normalize(uri) if is_s3(uri) else os.path.realpath(normalize(uri)) for uri in (folder, other))
+    a, b = (normalize(uri) if is_remote(uri) else os.path.realpath(normalize(uri)) for uri in (folder, other))
     return a == b or b.startswith(a.rstrip("/") + "/")
 
 
@@ -93,26 +96,42 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
     with _explained(uri, "read"):
         if max_bytes is not None and size(uri) > max_bytes:
             raise StriateError(f"{uri} is larger than {max_bytes:,} bytes")
-        return cast(bytes, _filesystem(uri).cat_file(_path(uri)))
+        filesystem, path = _opened(uri)
+        return cast(bytes, filesystem.cat_file(path))
 
 
 def read_many(spans: Sequence[Span]) -> list[bytes | Exception]:
-    """Parts of files, in the order asked; in S3 many at a time. A part that cannot be read is its exception."""
-    if not spans:
-        return []
-    if not is_s3(spans[0].uri):
-        return [_read_local(span) for span in spans]
-    results: list[Any] = []
-    filesystem: Any = _filesystem(spans[0].uri)
-    for first in range(0, len(spans), _CONCURRENT_READS):
-        part = spans[first : first + _CONCURRENT_READS]
-        results += filesystem.cat_ranges(
-            [_path(span.uri) for span in part],
-            [None if span.size is None else span.start for span in part],
-            [None if span.size is None else span.start + span.size for span in part],
-            on_error="return",
-        )
-    return results
+    """Parts of files, in the order asked; in a store many at a time. A part that cannot be read is its exception."""
+    parts: list[bytes | Exception] = [b""] * len(spans)
+    by_store: dict[fsspec.AbstractFileSystem, list[tuple[int, str]]] = {}
+    for number, span in enumerate(spans):
+        if is_remote(span.uri):
+            filesystem, path = _opened(span.uri)
+            by_store.setdefault(filesystem, []).append((number, path))
+        else:
+            parts[number] = _read_local(span)
+    for filesystem, wanted in by_store.items():
+        for first in range(0, len(wanted), _CONCURRENT_READS):
+            numbers, paths = zip(*wanted[first : first + _CONCURRENT_READS], strict=True)
+            for number, part in zip(numbers, _read_remote(filesystem, paths, [spans[n] for n in numbers]), strict=True):
+                parts[number] = part
+    return parts
+
+
+def _read_remote(filesystem: Any, paths: Sequence[str], spans: Sequence[Span]) -> Iterable[bytes | Exception]:
+    starts = [None if span.size is None else span.start for span in spans]
+    ends = [None if span.size is None else span.start + span.size for span in spans]
+    if filesystem.async_impl:
+        return filesystem.cat_ranges(list(paths), starts, ends, on_error="return")
+
+    def read(path: str, start: int | None, end: int | None) -> bytes | Exception:
+        try:
+            return filesystem.cat_file(path, start, end)
+        except Exception as error:  # for the caller to judge, as cat_ranges gives it back
+            return error
+
+    with ThreadPoolExecutor(len(paths)) as pool:
+        return list(pool.map(read, paths, starts, ends))
 
 
 def _read_local(span: Span) -> bytes | Exception:
@@ -125,27 +144,31 @@ def _read_local(span: Span) -> bytes | Exception:
 
 
 def open_read(uri: str) -> IO[bytes]:
-    """A seekable file for reading; in S3 each read is one range request, so read in large parts."""
+    """A seekable file for reading; in a store each read is one range request, so read in large parts."""
     with _explained(uri, "read"):
-        if not is_s3(uri):
+        if not is_remote(uri):
             return open(uri, "rb")
-        return cast(IO[bytes], _filesystem(uri).open(_path(uri), "rb", cache_type="readahead", block_size=2**20))
+        filesystem, path = _opened(uri)
+        return cast(IO[bytes], filesystem.open(path, "rb", cache_type="readahead", block_size=2**20))
 
 
 def size(uri: str) -> int:
     with _explained(uri, "read"):
-        return int(cast(Any, _filesystem(uri)).size(_path(uri)))
+        filesystem, path = _opened(uri)
+        return int(cast(Any, filesystem).size(path))
 
 
 def exists(uri: str) -> bool:
     with _explained(uri, "look up"):
-        return bool(_filesystem(uri).exists(_path(uri)))
+        filesystem, path = _opened(uri)
+        return bool(filesystem.exists(path))
 
 
 def is_folder(uri: str) -> bool:
-    """Whether `uri` is a folder, or in S3 a prefix that holds something."""
+    """Whether `uri` is a folder, or in a store a prefix that holds something."""
     with _explained(uri, "look up"):
-        return bool(_filesystem(uri).isdir(_path(uri)))
+        filesystem, path = _opened(uri)
+        return bool(filesystem.isdir(path))
 
 
 def list_files(folder: str) -> list[FileInfo]:
@@ -154,34 +177,32 @@ def list_files(folder: str) -> list[FileInfo]:
     A local listing follows no links to folders.
     """
     with _explained(folder, "list"):
-        filesystem = _filesystem(folder)
+        filesystem, path = _opened(folder)
         filesystem.invalidate_cache()
         try:
-            found = cast(dict[str, dict[str, Any]], filesystem.find(_path(folder), detail=True))
+            found = cast(dict[str, dict[str, Any]], filesystem.find(path, detail=True))
         except FileNotFoundError:
             return []
-    root = _path(folder).rstrip("/") + "/"
-    prefix = "s3://" if is_s3(folder) else ""
-    files = [
-        FileInfo(
-            prefix + path,
-            path[len(root) :],
-            int(info["size"]),
-            str(info.get("ETag", info.get("mtime", ""))),
-            info["LastModified"].timestamp() if "LastModified" in info else float(info["mtime"]),
-        )
-        for path, info in found.items()
-        if path.startswith(root)
+    root = path.rstrip("/") + "/"
+    below = {name[len(root) :]: info for name, info in found.items() if name.startswith(root)}
+    return [
+        FileInfo(join(folder, name), name, int(below[name]["size"]), _modified(below[name])) for name in sorted(below)
     ]
-    return sorted(files, key=lambda file: file.path)
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Each package has its own name for it."""
+    when = next((info[name] for name in ("LastModified", "last_modified", "mtime", "created") if name in info), 0.0)
+    return when.timestamp() if isinstance(when, datetime) else float(when)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a small file so that it appears whole or not at all: one PUT, or a temporary file and a rename."""
-    with _explained(uri, "write"):
-        if is_s3(uri):
-            _filesystem(uri).pipe_file(_path(uri), data)
-            return
+    if is_remote(uri):
+        with _explained(uri, "write"):
+            filesystem, path = _opened(uri, writing=True)
+            filesystem.pipe_file(path, data)
+        return
     with writer(uri) as file:
         file.write(data)
 
@@ -189,8 +210,9 @@ def write_bytes(uri: str, data: bytes) -> None:
 class HashingFile:
     """A file being written that counts and hashes what passes through."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], uri: str) -> None:
         self._file = file
+        self._uri = uri
         self._hash = hashlib.sha256()
         self.size = 0
         self.closed = False
@@ -198,7 +220,8 @@ class HashingFile:
     def write(self, data: bytes | memoryview) -> int:
         self._hash.update(data)
         self.size += len(data)
-        self._file.write(data)
+        with _explained(self._uri, "write"):
+            self._file.write(data)
         return len(data)
 
     def tell(self) -> int:
@@ -218,39 +241,45 @@ class HashingFile:
 def writer(uri: str) -> Generator[HashingFile]:
     """A file that appears under its name when the block ends well, and not at all when it does not.
 
-    Locally: a temporary file beside it, renamed; its bytes are on their way to the disk (see `flush`). In S3: one PUT,
-    or a multipart upload that is completed at the end, so memory stays bounded.
+    Locally: a temporary file beside it, renamed; its bytes are on their way to the disk (see `flush`). In a store: one
+    PUT, or an upload in parts that is completed at the end, so memory stays bounded.
     """
-    with _explained(uri, "write"):
-        if is_s3(uri):
-            file: Any = _filesystem(uri).open(_path(uri), "wb", block_size=_S3_BLOCK_BYTES)
-            try:
-                yield HashingFile(file)
-            except BaseException:
-                file.discard()
-                file.closed = True
-                raise
-            file.close()
-            return
-        os.makedirs(os.path.dirname(uri), exist_ok=True)
-        temporary = os.path.join(os.path.dirname(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    if is_remote(uri):
+        with _explained(uri, "write"):
+            filesystem, path = _opened(uri, writing=True)
+            upload: Any = filesystem.open(path, "wb", block_size=_BLOCK_BYTES)
         try:
-            with open(temporary, "wb") as file:
-                yield HashingFile(file)
-                file.flush()
-                if hasattr(os, "posix_fadvise"):  # Linux then begins to write to the disk, and nobody waits for it
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            os.replace(temporary, uri)
+            yield HashingFile(upload, uri)
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            upload.discard()
+            upload.closed = True
             raise
+        with _explained(uri, "write"):
+            upload.close()
+        return
+    temporary = os.path.join(os.path.dirname(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    with _explained(uri, "write"):
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        file = open(temporary, "wb")  # noqa: SIM115 -- closed below
+    try:
+        with file:
+            yield HashingFile(file, uri)
+            with _explained(uri, "write"):
+                file.flush()
+            if hasattr(os, "posix_fadvise"):  # Linux then begins to write to the disk, and nobody waits for it
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with _explained(uri, "write"):
+            os.replace(temporary, uri)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def flush(uris: Iterable[str]) -> None:
-    """Wait until files are on the disk, so that a power cut cannot take them; in S3 what is written is kept."""
+    """Wait until files are on the disk, so that a power cut cannot take them; in a store what is written is kept."""
     for uri in uris:
-        if not is_s3(uri):
+        if not is_remote(uri):
             with _explained(uri, "write"), open(uri, "rb") as file:
                 os.fsync(file.fileno())
 
@@ -259,7 +288,8 @@ def remove(uris: Iterable[str]) -> None:
     """Remove files; those that are gone already are no error."""
     for uri in uris:
         with _explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
-            _filesystem(uri).rm_file(_path(uri))
+            filesystem, path = _opened(uri, writing=True)
+            filesystem.rm_file(path)
 
 
 def check_writable(folder: str) -> None:
@@ -269,53 +299,39 @@ def check_writable(folder: str) -> None:
     remove([probe])
 
 
-def _path(uri: str) -> str:
-    return uri[len("s3://") :] if is_s3(uri) else uri
-
-
-_S3_OPTIONS: dict[str, Any] = {
-    # Other tools write to the same bucket: a listing is never served from memory.
-    "use_listings_cache": False,
-    "default_cache_type": "none",
-    "config_kwargs": {
-        "retries": {"mode": "adaptive", "max_attempts": 10},
-        "connect_timeout": 10,
-        "read_timeout": 60,
-        "max_pool_connections": 64,
-        # Newer boto sends checksums that S3-compatible servers answer with 411 or ignore.
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    },
-}
-
-
-def s3_filesystem() -> fsspec.AbstractFileSystem:
-    """What all S3 traffic goes through, for libraries that take a file system."""
-    return cast(fsspec.AbstractFileSystem, fsspec.filesystem("s3", **_S3_OPTIONS))
-
-
-def _filesystem(uri: str) -> fsspec.AbstractFileSystem:
-    return s3_filesystem() if is_s3(uri) else LocalFileSystem()
+def _opened(uri: str, *, writing: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
+    store = stores.store_of(uri)
+    if store is None:
+        return LocalFileSystem(), uri
+    if writing and not store.writable:
+        raise UsageError(
+            f"{uri}: {stores.split(uri)[0]}:// is read, not written; write to a folder, s3://, gs:// or az://"
+        )
+    return stores.opened(uri)
 
 
 @contextlib.contextmanager
 def _explained(uri: str, doing: str) -> Generator[None]:
     """Turn what a file system raises into what, where, and what would work."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
+    store = stores.store_of(uri)
     try:
         yield
     except StriateError:
         raise
-    except FileNotFoundError as error:
-        if is_s3(uri) and "specified bucket" in str(error).lower():
-            raise StriateError(f"cannot {doing} {uri}: there is no such bucket") from error
-        raise StriateError(f"cannot {doing} {uri}: there is no such file or folder") from error
-    except PermissionError as error:
-        hint = "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy" if is_s3(uri) else ""
-        raise StriateError(f"cannot {doing} {uri}: permission denied ({error}){hint}") from error
-    except NoCredentialsError as error:
-        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE (on a cluster: on every node)"
-        raise StriateError(f"cannot {doing} {uri}: no AWS credentials; {hint}") from error
-    except (OSError, ClientError, BotoCoreError) as error:
-        raise StriateError(f"cannot {doing} {uri}: {error}") from error
+    except Exception as error:
+        if not (isinstance(error, OSError) if store is None else store.is_failure(error)):
+            raise
+        raise StriateError(f"cannot {doing} {uri}: {_reason(error, store, doing)}") from error
+
+
+def _reason(error: Exception, store: stores.Store | None, doing: str) -> str:
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    lost = isinstance(error, FileNotFoundError)
+    if store is None:
+        refused = isinstance(error, PermissionError)
+        return "there is no such file or folder" if lost else f"permission denied ({text})" if refused else text
+    if "specified bucket" in text.lower() or (lost and doing == "write"):
+        return f"there is no such {store.container}"
+    if lost:
+        return "there is no such file or folder" + ("" if store.writable else f"; {store.credentials}")
+    return f"permission denied ({text}); {store.credentials}" if store.is_refusal(error) else text

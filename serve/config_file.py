@@ -29,7 +29,7 @@ def config_of(applications: Sequence[Mapping[str, Any]], host: str, port: int) -
 
 
 def write_config(uri: str, config: Mapping[str, Any]) -> None:
-    """Write the document to a file, here or in S3."""
+    """Write the document to a file, here or in a store."""
     text = _HEADER + yaml.safe_dump(dict(config), sort_keys=False, width=110)
     storage.write_bytes(storage.normalize(uri), text.encode())
 

@@ -73,7 +73,9 @@ def _uri(text: str) -> str:
     try:
         storage.normalize(text)
     except UsageError:
-        raise ValueError("should be a local path or s3://bucket/prefix") from None
+        raise ValueError(
+            "should be a local path or an address such as s3://bucket/prefix, gs://, az:// or hf://"
+        ) from None
     return text
 
 

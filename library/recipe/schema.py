@@ -194,7 +194,7 @@ class Recipe(_Group):
 
     @classmethod
     def load(cls, uri: str, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe from a file, on disk or in S3.
+        """Read a recipe from a file, on disk or in a store.
 
         Args:
             uri: of the YAML file.

@@ -24,7 +24,7 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
 _HEAD_BYTES = 512
-_LISTINGS_AT_ONCE = 8  # in S3, where a listing waits for one small request after the other
+_LISTINGS_AT_ONCE = 8  # in a store, where a listing waits for one small request after the other
 _OTHER_COMPRESSION = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _NOT_READ = {b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file"}
 _NUMBERED = re.compile(r"(^|[-_.])\d+$|-of-\d+$")
@@ -99,7 +99,7 @@ def list_archives(paths: Sequence[str], uris: Sequence[str], options: Options) -
     stems = {path: _stem(path) for path in paths}
     splits = labels.file_splits(map(posixpath.basename, stems.values()))
     numbered = any(_NUMBERED.search(stem) for stem in stems.values())
-    with ThreadPoolExecutor(_LISTINGS_AT_ONCE if storage.is_s3(uris[0]) else 1) as pool:
+    with ThreadPoolExecutor(_LISTINGS_AT_ONCE if storage.is_remote(uris[0]) else 1) as pool:
         for path, uri, (entries, index) in zip(paths, uris, pool.map(scan, uris), strict=True):
             stem = stems[path]
             folder = posixpath.dirname(path) if numbered else stem

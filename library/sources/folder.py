@@ -1,4 +1,4 @@
-"""A folder of pictures, on disk or in S3: which files there are."""
+"""A folder of pictures, on disk or in an object store: which files there are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scan(uri: str) -> Entries:
     Raises:
         StriateError: when the folder or one below it cannot be listed; names it.
     """
-    return _scan_s3(uri) if storage.is_s3(uri) else _scan_local(uri)
+    return _scan_remote(uri) if storage.is_remote(uri) else _scan_local(uri)
 
 
 def location(path: str) -> str:
@@ -38,7 +38,7 @@ def opened(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(uri[len("file://") :])) if uri.startswith("file://") else uri
 
 
-def _scan_s3(uri: str) -> Entries:
+def _scan_remote(uri: str) -> Entries:
     entries = Entries()
     for file in storage.list_files(uri):
         if file.path.endswith("/"):  # a folder marker that some tools write

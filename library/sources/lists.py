@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from library import storage
+from library import storage, stores
 from library.errors import StriateError, UsageError
 from library.sources.columns import class_names
 from library.sources.index import Listing, Options, finish
@@ -23,15 +23,15 @@ IMAGE_NAMES = (
     "image", "path", "file", "filename", "file_name", "image_path", "filepath", "file_path", "uri", "url",
 )  # fmt: skip
 LABEL_NAMES = ("label", "class")
-_FEW = 2000  # S3 objects that are asked for one by one; more of them are listed by their folder
+_FEW = 2000  # objects of a store that are asked for one by one; more of them are listed by their folder
 _REQUESTS_AT_ONCE = 16
 
 
 def list_list(uri: str, options: Options) -> Listing:
     """The pictures that a list names.
 
-    Paths count from the list's own folder; absolute ones and s3:// are taken as they are. The key is the path as
-    written, or the cell of `key_column`.
+    Paths count from the list's own folder; absolute ones and addresses in a store are taken as they are. The key is the
+    path as written, or the cell of `key_column`.
 
     Raises:
         StriateError: a line that is broken (says which), or two lines with one key.
@@ -112,7 +112,7 @@ def _located(uri: str, paths: list[str | None]) -> dict[str, Any]:
     for path in paths:
         assert path is not None  # _check_keys looked
         scheme = path.partition("://")[0].lower() if "://" in path else ""
-        refused = scheme not in ("", "s3", "file")
+        refused = scheme not in ("", "file") and not storage.is_remote(path)
         uris.append(path if refused else _resolved(base, path))
         problems.append(f"remote: {scheme} addresses are not fetched; download the pictures first" if refused else None)
     if problems and all(problems):
@@ -135,23 +135,24 @@ def _resolved(base: str, path: str) -> str:
 
 
 def _sizes(uris: list[str | None]) -> Iterator[tuple[int, tuple[int, str | None]]]:
-    remote = {row: uri for row, uri in enumerate(uris) if uri is not None and storage.is_s3(uri)}
+    remote = {row: uri for row, uri in enumerate(uris) if uri is not None and storage.is_remote(uri)}
     for row, uri in enumerate(uris):
         if uri is not None and row not in remote:
             yield row, _local_size(uri)
     if len(remote) > _FEW:
         folders_in: dict[str, list[str]] = {}
         for uri in remote.values():
-            bucket, _, key = uri[len("s3://") :].partition("/")
+            scheme, path = stores.split(uri)
+            bucket, _, key = path.partition("/")
             if bucket and key:
-                folders_in.setdefault(bucket, []).append(posixpath.dirname(f"{bucket}/{key}"))
-        common = [posixpath.commonpath(folders) for folders in folders_in.values()]
-        known = {file.uri: file.size for folder in common for file in storage.list_files(f"s3://{folder}")}
+                folders_in.setdefault(f"{scheme}://{bucket}", []).append(posixpath.dirname(path))
+        common = [f"{stores.split(at)[0]}://{posixpath.commonpath(folders)}" for at, folders in folders_in.items()]
+        known = {file.uri: file.size for folder in common for file in storage.list_files(folder)}
         for row, uri in remote.items():
             yield row, (known[uri], None) if uri in known else (0, f"missing: there is no object {uri}")
     else:
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-            yield from zip(remote, pool.map(_s3_size, remote.values()), strict=True)
+            yield from zip(remote, pool.map(_remote_size, remote.values()), strict=True)
 
 
 def _local_size(path: str) -> tuple[int, str | None]:
@@ -166,7 +167,7 @@ def _local_size(path: str) -> tuple[int, str | None]:
     return status.st_size, None
 
 
-def _s3_size(uri: str) -> tuple[int, str | None]:
+def _remote_size(uri: str) -> tuple[int, str | None]:
     if not storage.exists(uri):
         return 0, f"missing: there is no object {uri}"
     return storage.size(uri), None

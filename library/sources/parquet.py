@@ -55,7 +55,7 @@ def list_parquet(paths: Sequence[str], uris: Sequence[str], ours: bool, options:
     splits = _splits(paths)
     columns: dict[str, list[Any]] = defaultdict(list)
     schemas: list[pa.Schema] = []
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE if storage.is_s3(uris[0]) else 1) as pool:
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE if storage.is_remote(uris[0]) else 1) as pool:
         listed = pool.map(_list_file, paths, uris, [options] * len(uris))
         for uri, split, (found, layout) in zip(uris, splits, listed, strict=True):
             if layout.split is None:

@@ -53,10 +53,7 @@ class _Reader:
 
     def read(self, chunk: list[tuple[int, list[Span]]]) -> list[tuple[int, list[bytes | BadPicture]]]:
         plain = [span for _, spans in chunk for span in spans if span.uri not in self._hints]
-        # A list may name files on disk and in S3; read_many takes one or the other.
-        local = [span for span in plain if not storage.is_s3(span.uri)]
-        remote = [span for span in plain if storage.is_s3(span.uri)]
-        found = dict(zip([*local, *remote], [*storage.read_many(local), *storage.read_many(remote)], strict=True))
+        found = dict(zip(plain, storage.read_many(plain), strict=True))
         return [
             (
                 row,
@@ -84,7 +81,7 @@ def _checked(span: Span, found: bytes | Exception) -> bytes | BadPicture:
     if isinstance(found, FileNotFoundError) and single:
         return BadPicture("missing", f"there is no file {span.uri}")
     refused = isinstance(found, (PermissionError, IsADirectoryError, NotADirectoryError))
-    # In S3 refused credentials would refuse every picture: an outage, not a thousand rejects.
-    if refused and single and not storage.is_s3(span.uri):
+    # In a store refused credentials would refuse every picture: an outage, not a thousand rejects.
+    if refused and single and not storage.is_remote(span.uri):
         return BadPicture("unreadable", f"{span.uri}: {found.strerror}")
     raise StriateError(f"cannot read {span.uri}: {found}") from found

@@ -19,13 +19,13 @@ class Logs:
     """One line an epoch in metrics.jsonl, and scalars for TensorBoard.
 
     Args:
-        uri: folder; in S3 the files are uploaded after each epoch.
+        uri: folder; in a store the files are uploaded after each epoch.
         step: what a run that goes on starts from; lines of later steps, written before it was killed, are left out.
     """
 
     def __init__(self, uri: str, step: int) -> None:
         self._uri = uri
-        self._folder = Path(tempfile.mkdtemp(prefix="striate-logs-")) if storage.is_s3(uri) else Path(uri)
+        self._folder = Path(tempfile.mkdtemp(prefix="striate-logs-")) if storage.is_remote(uri) else Path(uri)
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(uri) if line["step"] <= step]
         self._lines = "".join(json.dumps(line) + "\n" for line in kept)
@@ -45,7 +45,7 @@ class Logs:
             if name not in ("epoch", "step"):
                 self._board.add_scalar(f"epochs/{name}", value, values["step"])
         self._board.flush()
-        if storage.is_s3(self._uri):
+        if storage.is_remote(self._uri):
             for path in self._folder.iterdir():
                 storage.write_bytes(storage.join(self._uri, path.name), path.read_bytes())
 

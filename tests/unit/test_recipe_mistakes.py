@@ -61,7 +61,10 @@ def problems(text: str, *overrides: str) -> list[str]:
         ("data.classes=[cat, 7]", "each in quotes if it looks like a number"),
         ("data.classes=[cat]", "should be all, or a list of two or more class names"),
         ("data.classes=[cat, dog, cat]", "should name every class once; twice: cat"),
-        ("data.train=http://x/y", "should be a local path or s3://bucket/prefix"),
+        (
+            "data.train=http://x/y",
+            "should be a local path or an address such as s3://bucket/prefix, gs://, az:// or hf://",
+        ),
         ("weights=none", "would be a file of that name; leave weights out"),
         ("data.val_fraction=1", "data.val_fraction: 1 should be a number above 0 and below 1, or null"),
         ("loss.class_weights.cat=0", "should be balanced, or a table {text: a number above 0}, or null"),

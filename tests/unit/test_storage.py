@@ -1,24 +1,38 @@
-"""Files on disk and in a real S3 server."""
+"""Files on disk and in stores: a real S3 server, and Azurite where its variables are set.
+
+npx azurite-blob --blobPort 10000 --inMemoryPersistence --skipApiVersionCheck
+AZURE_STORAGE_CONNECTION_STRING=... pytest tests/unit/test_storage.py
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import re
+import sys
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from library import storage
+from library import storage, stores
 from library.errors import StriateError, UsageError
 from library.storage import Span
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", "s3", "az"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty folder on disk, and one in a bucket."""
+    """An empty folder on disk, in a bucket, and in a container."""
     if request.param == "disk":
         return str(tmp_path / "folder")
+    if request.param == "az":
+        if "AZURE_STORAGE_CONNECTION_STRING" not in os.environ:
+            pytest.skip("needs Azurite, which is no package of Python's: AZURE_STORAGE_CONNECTION_STRING names none")
+        name = f"container-{uuid.uuid4().hex[:12]}"
+        stores.opened("az://")[0].mkdir(name)
+        return f"az://{name}/folder"
     return request.getfixturevalue("bucket") + "/folder"
 
 
@@ -95,6 +109,11 @@ def test_a_bucket_that_does_not_exist_is_named(bucket: str) -> None:
         storage.write_bytes("s3://no-such-bucket-here/x", b"data")
 
 
+def test_a_failure_of_who_writes_is_not_called_one_of_the_store(folder: str) -> None:
+    with pytest.raises(OSError, match="of something else"), storage.writer(f"{folder}/x.bin"):
+        raise OSError("of something else")
+
+
 def test_wrong_credentials_say_which_variables_to_check(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
@@ -107,16 +126,69 @@ def test_wrong_credentials_say_which_variables_to_check(bucket: str, monkeypatch
 
 @pytest.mark.parametrize(
     ("uri", "message"),
-    [("http://host/x", "only local paths and s3://"), ("s3://", "names no bucket"), ("gs://b/x", "only local")],
+    [
+        (
+            "http://host/x",
+            r"only local paths, s3://, gs://, az:// and hf:// are read; .*`striate ingest LIST.csv DEST`",
+        ),
+        ("ftp://host/x", r"only local paths, s3://, gs://, az:// and hf:// are read$"),
+        ("s3://", "names no bucket; write s3://bucket/folder"),
+        ("abfs:///x", "names no container; write az://container/folder"),
+    ],
 )
-def test_other_schemes_are_refused(uri: str, message: str) -> None:
+def test_an_address_that_is_not_read_says_which_are(uri: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         storage.normalize(uri)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package", "how"), [("gs", "gcsfs", "'striate[gs]'"), ("az", "adlfs", "'striate[az]'")]
+)
+def test_a_store_whose_package_is_missing_names_it(
+    scheme: str, package: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
+    with pytest.raises(UsageError, match=rf"{scheme}:// needs the package {package}: pip install {re.escape(how)}"):
+        storage.exists(f"{scheme}://bucket/x")
+
+
+@pytest.mark.parametrize("write", [lambda uri: storage.write_bytes(uri, b"x"), lambda uri: storage.remove([uri])])
+def test_a_hub_repository_is_read_and_not_written(write: Callable[[str], None]) -> None:
+    with pytest.raises(UsageError, match="hf:// is read, not written"):
+        write("hf://datasets/owner/name/x")
+
+
+def test_any_file_system_of_fsspec_works_by_the_same_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stores.STORES, "memory", stores.Store("", "memory://b/x", "bucket", "", ()))
+    folder = f"memory://bucket-{uuid.uuid4().hex}/folder"
+    storage.write_bytes(f"{folder}/a/1.bin", b"12345")
+    with storage.writer(f"{folder}/b.bin") as file:
+        file.write(b"abc")
+    assert [(file.path, file.size) for file in storage.list_files(folder)] == [("a/1.bin", 5), ("b.bin", 3)]
+    assert storage.list_files(f"{folder}/none") == []
+    assert [storage.is_folder(uri) for uri in (folder, f"{folder}/a", f"{folder}/b.bin")] == [True, True, False]
+    wanted = [Span(f"{folder}/b.bin"), Span(f"{folder}/none"), Span(f"{folder}/a/1.bin", 1, 2)]
+    parts = storage.read_many(wanted)
+    assert (parts[0], type(parts[1]), parts[2]) == (b"abc", FileNotFoundError, b"23")
+    storage.remove([f"{folder}/b.bin"])
+    assert not storage.exists(f"{folder}/b.bin")
+
+
+def test_parts_of_files_on_disk_and_in_a_store_come_in_one_answer(bucket: str, tmp_path: Path) -> None:
+    for uri in (f"{bucket}/x", str(tmp_path / "x")):
+        storage.write_bytes(uri, uri.encode())
+    uris = [f"{bucket}/x", str(tmp_path / "x"), f"{bucket}/x"]
+    assert storage.read_many([Span(uri) for uri in uris]) == [uri.encode() for uri in uris]
 
 
 def test_paths_are_made_absolute_and_plain() -> None:
     assert storage.normalize("s3://bucket//a/../b/") == "s3://bucket/b"
     assert storage.normalize("s3://bucket/") == "s3://bucket"
+    assert storage.normalize("gcs://bucket/a/") == "gs://bucket/a"
+    assert storage.normalize("abfss://box@account.dfs.core.windows.net//a") == (
+        "az://box@account.dfs.core.windows.net/a"
+    )
     assert storage.normalize("x/../y/") == os.path.join(os.getcwd(), "y")
 
 

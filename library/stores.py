@@ -1,0 +1,145 @@
+"""The stores that Striate reads and writes besides local folders: how each is opened, and what its package raises.
+
+fsspec has a package for each of them; credentials and endpoints are read by that package, in its own variables.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import fsspec
+import fsspec.core
+
+from library.errors import StriateError, UsageError
+
+
+@dataclass(frozen=True)
+class Store:
+    """One kind of object store.
+
+    Attributes:
+        needs: the package that fsspec reaches it through, and how to install it.
+        example: an address in it.
+        container: what its users call the first part of an address.
+        credentials: what to check when it lets nobody in.
+        failures: exceptions besides OSError by which its package reports that the store failed, as `module:name`.
+        refusals: those that mean missing or wrong credentials.
+        options: for fsspec.
+        writable: whether datasets and bundles can be written there.
+    """
+
+    needs: str
+    example: str
+    container: str
+    credentials: str
+    failures: tuple[str, ...]
+    refusals: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    writable: bool = True
+
+    def is_failure(self, error: Exception) -> bool:
+        return isinstance(error, (OSError, *_named(self.failures)))
+
+    def is_refusal(self, error: Exception) -> bool:
+        return isinstance(error, (PermissionError, *_named(self.refusals)))
+
+
+_S3_OPTIONS: dict[str, Any] = {
+    "default_cache_type": "none",
+    "config_kwargs": {
+        "retries": {"mode": "adaptive", "max_attempts": 10},
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "max_pool_connections": 64,
+        # Newer boto sends checksums that S3-compatible servers answer with 411 or ignore.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    },
+}
+
+STORES: dict[str, Store] = {
+    "s3": Store(
+        needs="s3fs: pip install s3fs",
+        example="s3://bucket/folder",
+        container="bucket",
+        credentials="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE (on a cluster: on every node) and "
+        "the bucket's policy",
+        failures=("botocore.exceptions:ClientError", "botocore.exceptions:BotoCoreError"),
+        refusals=("botocore.exceptions:NoCredentialsError",),
+        options=_S3_OPTIONS,
+    ),
+    "gs": Store(
+        needs="gcsfs: pip install 'striate[gs]'",
+        example="gs://bucket/folder",
+        container="bucket",
+        credentials="check GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login` (on a cluster: on "
+        "every node) and the bucket's permissions",
+        failures=("gcsfs.retry:HttpError", "google.auth.exceptions:GoogleAuthError", "aiohttp:ClientError"),
+        refusals=("google.auth.exceptions:GoogleAuthError",),
+    ),
+    "az": Store(
+        needs="adlfs: pip install 'striate[az]'",
+        example="az://container/folder",
+        container="container",
+        credentials="check AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with "
+        "AZURE_STORAGE_ACCOUNT_KEY or a login (on a cluster: on every node)",
+        # adlfs wraps what fails in an upload into RuntimeError.
+        failures=("azure.core.exceptions:AzureError", "builtins:RuntimeError"),
+        refusals=("azure.core.exceptions:ClientAuthenticationError",),
+    ),
+    "hf": Store(
+        needs="huggingface_hub: pip install huggingface_hub",
+        example="hf://datasets/owner/name/folder",
+        container="repository",
+        credentials="a private or gated repository needs HF_TOKEN (on a cluster: on every node)",
+        # huggingface_hub raises ValueError and NotImplementedError for addresses that name no repository.
+        failures=("httpx:HTTPError", "builtins:ValueError", "builtins:NotImplementedError"),
+        writable=False,
+    ),
+}
+_ALIASES = {"gcs": "gs", "abfs": "az", "abfss": "az"}
+#: For messages.
+SCHEMES = "s3://, gs://, az:// and hf://"
+
+
+def split(uri: str) -> tuple[str, str]:
+    """The scheme of a URI and what follows it; `gcs`, `abfs` and `abfss` are `gs` and `az`. "" for a local path."""
+    scheme, found, rest = uri.partition("://")
+    return (_ALIASES.get(scheme.lower(), scheme.lower()), rest) if found else ("", uri)
+
+
+def store_of(uri: str) -> Store | None:
+    """The store that a URI lies in; None for a local path."""
+    return STORES.get(split(uri)[0])
+
+
+def opened(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of the store that `uri` lies in, and its path there.
+
+    Raises:
+        UsageError: the store's package is not installed.
+        StriateError: the package cannot be set up with the credentials that there are.
+    """
+    scheme, rest = split(uri)
+    store = STORES[scheme]
+    # Other tools write to the same bucket: a listing is never served from memory.
+    options: dict[str, Any] = {"use_listings_cache": False, **store.options}
+    _, found, host = rest.partition("/")[0].partition("@")
+    if scheme == "az" and found:  # az://container@account.dfs.core.windows.net/key, as Spark writes it
+        options["account_name"] = host.partition(".")[0]
+    try:
+        filesystem = cast(fsspec.AbstractFileSystem, fsspec.filesystem(scheme, **options))
+        return filesystem, cast(str, fsspec.core.strip_protocol(f"{scheme}://{rest}"))
+    except ImportError as error:
+        raise UsageError(f"{scheme}:// needs the package {store.needs}") from error
+    except Exception as error:
+        if isinstance(error, ValueError) or store.is_failure(error):
+            raise StriateError(f"cannot open {uri}: {error}; {store.credentials}") from error
+        raise
+
+
+def _named(names: tuple[str, ...]) -> tuple[type[Exception], ...]:
+    return tuple(pkgutil.resolve_name(name) for name in names)
