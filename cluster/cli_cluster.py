@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.console import say
 from cluster.local_cluster import LocalCluster
 from cluster.options import Json
 from library.errors import StriateError
@@ -31,17 +32,17 @@ def up_command(
     """
     from cluster.local_cluster import up
 
-    print(f"starting {nodes} node{'' if nodes == 1 else 's'}", file=sys.stderr)
+    say(f"starting {nodes} node{'' if nodes == 1 else 's'}", file=sys.stderr)
     made = up(nodes, cpus_per_node, dashboard=dashboard)
     if json:
-        print(json_lines.dumps(_document(made)))
+        say(json_lines.dumps(_document(made)))
         return
     _show(made)
-    print(f"\n  export RAY_ADDRESS={made.address}     # or --address {made.address} with a command")
+    say(f"\n  export RAY_ADDRESS={made.address}     # or --address {made.address} with a command")
     if made.dashboard is not None:
-        print(f"  export RAY_API_SERVER_ADDRESS={made.dashboard}     # for striate submit, jobs, logs and stop")
-        print("  striate submit -- info s3://BUCKET/raw")
-    print("  striate cluster down")
+        say(f"  export RAY_API_SERVER_ADDRESS={made.dashboard}     # for striate submit, jobs, logs and stop")
+        say("  striate submit -- info s3://BUCKET/raw")
+    say("  striate cluster down")
 
 
 @app.command("status")
@@ -56,7 +57,7 @@ def status_command(json: Json = False) -> None:
     if found is None:
         raise StriateError("no cluster is up on this machine; `striate cluster up` starts one")
     if json:
-        print(json_lines.dumps(_document(found)))
+        say(json_lines.dumps(_document(found)))
     else:
         _show(found)
     if len(found.running()) < len(found.nodes):
@@ -72,7 +73,7 @@ def down_command(json: Json = False) -> None:
     from cluster.local_cluster import down
 
     ended = down()
-    print(json_lines.dumps({"processes_ended": ended}) if json else f"{ended} processes ended")
+    say(json_lines.dumps({"processes_ended": ended}) if json else f"{ended} processes ended")
 
 
 def _document(cluster: LocalCluster) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def _document(cluster: LocalCluster) -> dict[str, Any]:
 
 def _show(cluster: LocalCluster) -> None:
     running = cluster.running()
-    print(f"Ray at {cluster.address}, files in {cluster.folder}, dashboard {cluster.dashboard or 'off'}")
+    say(f"Ray at {cluster.address}, files in {cluster.folder}, dashboard {cluster.dashboard or 'off'}")
     for node in cluster.nodes:
         state = "runs" if node in running else "has ended"
         cpus = f"{node.cpus} CPU{'' if node.cpus == 1 else 's'}"
-        print(f"  node {node.number}{' (head)' if node.number == 1 else ''}: {cpus}, {node.node_id[:8]}, {state}")
+        say(f"  node {node.number}{' (head)' if node.number == 1 else ''}: {cpus}, {node.node_id[:8]}, {state}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.console import say
 from cluster.options import Json
 
 
@@ -40,9 +41,9 @@ def doctor_command(
         checks.append(check)
         if not json:
             advice = f"\n      {check.advice}" if check.advice else ""
-            print(f"{check.verdict:5} {check.name}: {check.found}{advice}", flush=True)
+            say(f"{check.verdict:5} {check.name}: {check.found}{advice}", flush=True)
     failed = worst(checks) == "fail"
     if json:
-        print(json_lines.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
+        say(json_lines.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
     if failed:
         raise typer.Exit(1)

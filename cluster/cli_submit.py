@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.console import Terminal, say
 from cluster.options import Json
 
 if TYPE_CHECKING:  # they import Ray, sooner or later
@@ -82,9 +83,9 @@ def submit_command(
     _tell(f"{job}: {len(tree.files):,} files, {tree.bytes / 1e6:.1f} MB, sent to {server.address}")
     if detach:
         if json:
-            print(json_lines.dumps({"id": job, "address": server.address, "command": submission.entrypoint}))
+            say(json_lines.dumps({"id": job, "address": server.address, "command": submission.entrypoint}))
         else:
-            print(job)
+            say(job)
         _tell(_handles(server, job))
         return
     _end_with(server, job, json)
@@ -99,9 +100,8 @@ def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json:
     jobs = [job for job in server.ask(lambda client: client.list_jobs()) if job.submission_id]
     jobs.sort(key=lambda job: job.start_time or 0, reverse=True)
     if json:
-        print(json_lines.dumps([_document(job) for job in jobs], indent=1))
+        say(json_lines.dumps([_document(job) for job in jobs], indent=1))
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -115,7 +115,7 @@ def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json:
         told = _document(job)
         cells = (told["id"], told["status"], told["exit_code"], told["started"], told["seconds"], told["command"])
         table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     # Who reads a pipe has room for all of it.
     console.print(table, width=None if console.is_terminal else _PIPED_WIDTH)
 
@@ -133,7 +133,7 @@ def logs_command(
     server = _connected(*_where(address, token_file))
     if follow:
         _end_with(server, job, as_json=False)
-    sys.stdout.write(server.ask(lambda client: client.get_job_logs(job)))
+    say(server.ask(lambda client: client.get_job_logs(job)).replace("\r\n", "\n").replace("\r", "\n"), end="")
 
 
 def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile = None, json: Json = False) -> None:
@@ -146,9 +146,9 @@ def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile =
     server = _connected(*_where(address, token_file))
     details, by_us = stop(server, job)
     if json:
-        print(json_lines.dumps(_document(details) | {"stopped": by_us}))
+        say(json_lines.dumps(_document(details) | {"stopped": by_us}))
     else:
-        print(ended(details) if by_us else f"{job} had ended already: {details.status}")
+        say(ended(details) if by_us else f"{job} had ended already: {details.status}")
 
 
 def _where(address: str | None, token_file: str | None) -> tuple[str, str | None]:
@@ -173,8 +173,7 @@ def _end_with(server: JobServer, job: str, as_json: bool) -> None:
     out = sys.stderr if as_json else sys.stdout
 
     def write(piece: str) -> None:
-        out.write(piece)
-        out.flush()
+        say(piece.replace("\r\n", "\n").replace("\r", "\n"), file=out, end="", flush=True)
 
     try:
         details = follow(server, job, write, _tell)
@@ -184,7 +183,7 @@ def _end_with(server: JobServer, job: str, as_json: bool) -> None:
     except Lost as error:
         raise StriateError(f"{error}\n{job} may go on there\n{_handles(server, job)}") from error
     if as_json:
-        print(json_lines.dumps(_document(details)))
+        say(json_lines.dumps(_document(details)))
     _tell(ended(details))
     raise typer.Exit(exit_code(details))
 
@@ -224,4 +223,4 @@ def _document(details: JobDetails) -> dict[str, Any]:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, file=sys.stderr, flush=True)

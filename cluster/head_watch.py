@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from cluster.console import say
+
 _EVERY_S = 2.0
 _TIMEOUT_S = 5.0
 #: Silence that is told.
@@ -37,10 +39,10 @@ def watched(address: str) -> Generator[None]:
         ended.set()
 
 
-def set_last_words(say: Callable[[str], object]) -> None:
-    """Have `say` called with the reason before the process ends with exit code 1; by default it goes to stderr."""
+def set_last_words(tell: Callable[[str], object]) -> None:
+    """Have `tell` called with the reason before the process ends with exit code 1; by default it goes to stderr."""
     global _last_words
-    _last_words = say
+    _last_words = tell
 
 
 def _watch(address: str, ended: threading.Event) -> None:
@@ -74,7 +76,7 @@ def _answers(address: str) -> bool:
 
 
 def _tell(line: str) -> None:
-    print(f"striate: {line}", file=sys.stderr, flush=True)
+    say(f"striate: {line}", file=sys.stderr, flush=True)
 
 
 _last_words: Callable[[str], object] = _tell

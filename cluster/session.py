@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.addresses import asks_for_token, check_answers, is_of_this_machine, is_only_here, is_same
+from cluster.console import say
 from cluster.head_watch import watched
 from cluster.machine import memory_bytes, shm_bytes
 from cluster.ray_token import find_token, make_token
@@ -165,7 +166,7 @@ def connect(
         with _watched(address):
             session = _session(address)
             if address is not None:
-                print(f"connected to {session}", file=sys.stderr, flush=True)
+                say(f"connected to {session}", file=sys.stderr, flush=True)
             yield session
     finally:
         ray.shutdown()

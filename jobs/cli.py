@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.console import encode_anything, say
 from cluster.head_watch import set_last_words
 from cluster.options import Json
 from jobs import cli_augment, cli_evaluate, cli_export, cli_models, cli_predict, cli_train, output
@@ -33,12 +34,13 @@ def _options(
     if version:
         from library.versions import VERSIONS
 
-        print(f"striate {VERSIONS['striate']}")
+        say(f"striate {VERSIONS['striate']}")
         raise typer.Exit
 
 
 def main() -> None:
     """Entry point of the `striate` command: exit code 0, 1 for a failure, 2 for misuse, 130 for Ctrl-C."""
+    encode_anything()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -72,7 +74,7 @@ def misuse(error: Any) -> str:
 def _fail(message: str, code: int, as_json: bool) -> int:
     if as_json:
         output.emit_json({"error": message, "exit_code": code})
-    print(f"striate: {message}", file=sys.stderr)
+    say(f"striate: {message}", file=sys.stderr)
     return code
 
 
@@ -234,7 +236,7 @@ def show_command(
     if json:
         output.emit_json({"sheet": out, "pictures": sheet.pictures})
     else:
-        print(f"{out}: {len(sheet.pictures)} pictures")
+        say(f"{out}: {len(sheet.pictures)} pictures")
 
 
 @app.command("steps")
@@ -283,7 +285,7 @@ def demo_command(
     if json:
         output.emit_json(result)
     else:
-        print(f"open {result['page']} in a browser")
+        say(f"open {result['page']} in a browser")
 
 
 app.command("augment")(cli_augment.augment_command)

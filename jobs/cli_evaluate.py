@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.console import Terminal, say, visible
 from cluster.options import Json
 from jobs import output
 from jobs.options import Address, Size, WorkersUnlessSize, check_size
@@ -71,14 +71,14 @@ def evaluate_command(
         return
     _print(content)
     if page is not None:
-        print(f"open {page} in a browser")
+        say(f"open {page} in a browser")
 
 
 def _print(content: Content) -> None:
     from library.report import account, speed
 
-    console = Console(highlight=False, emoji=False)
-    print(f"{content.dataset}: {speed(content.throughput)}")
+    console = Terminal()
+    say(f"{content.dataset}: {speed(content.throughput)}")
     for subject in content.subjects:
         console.print(f"\n[bold]{escape(subject.name)}[/]  bundle {subject.bundle_id[:12]}", soft_wrap=True)
         console.print(account(subject.counts), markup=False, soft_wrap=True)
@@ -86,10 +86,10 @@ def _print(content: Content) -> None:
         console.print(_classes(subject.evaluation))
         if subject.robustness is not None:
             clean = subject.robustness.clean
-            print(f"top-1 of {subject.robustness.pictures:,} pictures made worse; as they are {clean:.1%}")
+            say(f"top-1 of {subject.robustness.pictures:,} pictures made worse; as they are {clean:.1%}")
             console.print(_robustness(subject.robustness))
     if content.comparison is not None:
-        print(f"\n{_compared(content.comparison)}")
+        say(f"\n{_compared(content.comparison)}")
 
 
 def _headline(evaluation: Evaluation) -> Table:
@@ -112,7 +112,9 @@ def _classes(evaluation: Evaluation) -> Table:
     for name in ("pictures", "precision", "recall", "F1"):
         table.add_column(name, justify="right")
     for score in scores:
-        table.add_row(escape(score.name), f"{score.support:,}", *map(_share, (score.precision, score.recall, score.f1)))
+        table.add_row(
+            escape(visible(score.name)), f"{score.support:,}", *map(_share, (score.precision, score.recall, score.f1))
+        )
     return table
 
 

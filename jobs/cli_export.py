@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.console import say
 from cluster.options import Json
 from jobs import output
 
@@ -42,13 +43,13 @@ def export_command(
 
 def _print(written: Written) -> None:
     made, classes = written.exported, written.bundle.classes
-    print(f"{written.path}: {made.format}, {output.size(len(made.data))}, of bundle {written.bundle.id[:12]}")
+    say(f"{written.path}: {made.format}, {output.size(len(made.data))}, of bundle {written.bundle.id[:12]}")
     for one in made.inputs:
         pipeline = " | ".join(part for part in (one.steps, one.fit) if part)
-        print(f"  {one.name}: uint8, N x {one.size[0]} x {one.size[1]} x {one.channels}, pictures after {pipeline}")
-    print(f"  probabilities: float32, N x {len(classes)}")
+        say(f"  {one.name}: uint8, N x {one.size[0]} x {one.size[1]} x {one.channels}, pictures after {pipeline}")
+    say(f"  probabilities: float32, N x {len(classes)}")
     batches = ", ".join(map(str, made.batches))
-    print(
+    say(
         f"checked in batches of {batches}: largest difference of a probability {made.difference:.2g}, "
         f"{made.allowed:g} is allowed"
     )

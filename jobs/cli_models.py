@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.console import Terminal
 from cluster.options import Json
 from jobs import output
 from library.errors import UsageError
@@ -52,7 +52,7 @@ def models_command(
 
 
 def _print_table(table: Sequence[Mapping[str, Any]]) -> None:
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     columns = ("", ">", ">", ">", ">", ">")
     rows = [
         (
@@ -90,7 +90,7 @@ def _print_table(table: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_model(model: Mapping[str, Any]) -> None:
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     size = "x".join(map(str, (*model["input_size"][1:], model["input_size"][0])))
     lines = {
         "paper": "; ".join(part for part in (model["authors"], str(model["year"] or ""), model["title"]) if part),
@@ -120,7 +120,7 @@ def _print_model(model: Mapping[str, Any]) -> None:
         _print_layers(console, model)
 
 
-def _print_layers(console: Console, model: Mapping[str, Any]) -> None:
+def _print_layers(console: Terminal, model: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("layer", overflow="fold", min_width=12)
     table.add_column("kind", no_wrap=True)

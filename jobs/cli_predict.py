@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.cells import cell_len
 
+from cluster.console import say, visible
 from cluster.options import Json
 from jobs import output
 from jobs.options import Address, Size, check_size
@@ -120,10 +121,13 @@ def _pictures(bundle: str, paths: Sequence[str], top_k: int, *, as_json: bool) -
     from library.bundle import Bundle
 
     loaded = Bundle.load(bundle)
-    widths = (min(_widest([*files, "file"]), _WIDEST_FILE), _widest([*loaded.classes, "class"]))
+    widths = (
+        min(_widest([*map(visible, files), "file"]), _WIDEST_FILE),
+        _widest([*map(visible, loaded.classes), "class"]),
+    )
     failed, documents = False, list[Mapping[str, Any]]()
     if not as_json:
-        print(_line(("file", "class"), widths, "probability  next"))
+        say(_line(("file", "class"), widths, "probability  next"))
     for answer in predict_files(loaded, files, top_k=top_k):
         failed |= isinstance(answer.result, BadPicture)
         documents.append(_document(answer))
@@ -132,7 +136,7 @@ def _pictures(bundle: str, paths: Sequence[str], top_k: int, *, as_json: bool) -
     if as_json:
         output.emit_json({"bundle": bundle, "bundle_id": loaded.id, "predictions": documents})
     else:
-        print(f"bundle {loaded.id}")
+        say(f"bundle {loaded.id}")
     if failed:
         raise typer.Exit(1)
 
@@ -146,11 +150,11 @@ def _document(answer: Answer) -> Mapping[str, Any]:
 
 def _print_answer(answer: Answer, widths: Sequence[int]) -> None:
     if isinstance(answer.result, BadPicture):
-        print(f"{answer.file}: {answer.result}", file=sys.stderr)
+        say(f"{visible(answer.file)}: {answer.result}", file=sys.stderr)
         return
     (best, share), *others = answer.result.classes
-    following = ", ".join(f"{name} {probability:.2%}" for name, probability in others)
-    print(_line((answer.file, best), widths, f"{share:11.2%}  {following}".rstrip()))
+    following = ", ".join(f"{visible(name)} {probability:.2%}" for name, probability in others)
+    say(_line((visible(answer.file), visible(best)), widths, f"{share:11.2%}  {following}".rstrip()))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], end: str) -> str:

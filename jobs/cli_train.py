@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.console import say
 from cluster.options import Json
 from jobs import output
 from jobs.options import Address, Size, check_size
@@ -70,10 +71,10 @@ def train_command(
         )
         return
     state = "was trained before" if result.resumed else f"trained in {result.seconds:.1f} s"
-    print(f"{result.out}: {state}, bundle {result.bundle.id[:12]}")
+    say(f"{result.out}: {state}, bundle {result.bundle.id[:12]}")
     if "val_top1" in metrics:
-        print(f"  top-1 {metrics['val_top1']:.2%}, loss {metrics['val_loss']:.4f} on the validation set")
-    print(f"  striate evaluate {result.out} DATASET   striate predict {result.out} PICTURE")
+        say(f"  top-1 {metrics['val_top1']:.2%}, loss {metrics['val_loss']:.4f} on the validation set")
+    say(f"  striate evaluate {result.out} DATASET   striate predict {result.out} PICTURE")
 
 
 def ensemble_command(
@@ -96,7 +97,7 @@ def ensemble_command(
             {"bundle": out, "id": record.id, "members": [member.model_dump() for member in record.members]}
         )
     else:
-        print(f"{out}: an ensemble of {len(record.members)}, bundle {record.id[:12]}")
+        say(f"{out}: an ensemble of {len(record.members)}, bundle {record.id[:12]}")
 
 
 def plan_command(
@@ -117,8 +118,8 @@ def plan_command(
     if json:
         output.emit_json(measured)
         return
-    print(f"decode    {measured['decode_pictures_per_s']:>12,.0f} pictures/s on one CPU, with the input pipeline")
-    print(f"augment   {measured['augment_pictures_per_s']:>12,.0f} pictures/s on one CPU, with the fit to its size")
-    print(f"learn     {measured['step_pictures_per_s']:>12,.0f} pictures/s on {measured['device']}")
-    print(f"streamed from shards, such a device is kept busy by {measured['cpus_per_device']:.2f} CPUs")
-    print(f"kept decoded in memory, by {measured['cpus_per_device_resident']:.2f}")
+    say(f"decode    {measured['decode_pictures_per_s']:>12,.0f} pictures/s on one CPU, with the input pipeline")
+    say(f"augment   {measured['augment_pictures_per_s']:>12,.0f} pictures/s on one CPU, with the fit to its size")
+    say(f"learn     {measured['step_pictures_per_s']:>12,.0f} pictures/s on {measured['device']}")
+    say(f"streamed from shards, such a device is kept busy by {measured['cpus_per_device']:.2f} CPUs")
+    say(f"kept decoded in memory, by {measured['cpus_per_device_resident']:.2f}")

@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.console import Terminal, visible
 from jobs.output import balance, counted, reasons, size, time_spent
 from jobs.progress import duration
 from library import storage
@@ -99,7 +99,7 @@ def how_far(manifest: Manifest) -> str:
 
 def print_info(dataset: str, manifest: Manifest) -> None:
     """For people, on stdout."""
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     tally = manifest.tally
     state = "" if manifest.complete else "  NOT FINISHED; where no job runs, the same command again goes on from here"
     console.print(f"[bold]{escape(dataset)}[/]{state}", soft_wrap=True)
@@ -159,4 +159,4 @@ def _medians(histograms: Mapping[str, Any]) -> str:
 def _ranked(counts: Mapping[str, int]) -> str:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f", and {len(ranked) - _MOST_CLASSES} more" if len(ranked) > _MOST_CLASSES else ""
-    return ", ".join(f"{name} {count:,}" for name, count in ranked[:_MOST_CLASSES]) + more
+    return ", ".join(f"{visible(name)} {count:,}" for name, count in ranked[:_MOST_CLASSES]) + more

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.console import Terminal, json_text, say
 from library.manifest import Manifest
 
 #: People read here; with --json only the document goes to stdout.
-stderr = Console(stderr=True, highlight=False, emoji=False)
+stderr = Terminal(stderr=True)
 
 
 def emit_json(value: Any) -> None:
     """One JSON document on stdout."""
-    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
-    sys.stdout.write("\n")
+    say(json_text(value))
 
 
 def size(num_bytes: float) -> str:
@@ -76,7 +73,7 @@ def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
     for name, value in values.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{key}: {item}" for key, item in value.items())
-        print(f"{name.replace('_', ' '):16} {value}")
+        say(f"{name.replace('_', ' '):16} {value}")
 
 
 def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
@@ -86,22 +83,22 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
         return
     for dataset, manifest in manifests.items():
         tally = manifest.tally
-        print(
+        say(
             f"{dataset}: {counted(len(manifest.shards), 'shard')}, {counted(tally.rows_out, 'picture')}, "
             f"{size(manifest.bytes)}"
         )
-        print(f"  {balance(manifest)}")
+        say(f"  {balance(manifest)}")
         for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
             if counts:
-                print(f"  {reasons(title, counts)}")
+                say(f"  {reasons(title, counts)}")
     runs = [manifest.run for manifest in manifests.values()]
     resumed, made = (sum(run.get(name, 0) for run in runs) for name in ("shards_resumed", "pictures_made"))
     if resumed:
-        print(f"{resumed:,} of {sum(run['shards'] for run in runs):,} shards were done before")
+        say(f"{resumed:,} of {sum(run['shards'] for run in runs):,} shards were done before")
     table = time_spent(runs)
     if table is not None and made:
-        print(f"{made:,} pictures in {runs[0]['wall_s']:.1f} s on {counted(runs[0]['workers'], 'worker')}")
-        Console(highlight=False, emoji=False).print(table)
+        say(f"{made:,} pictures in {runs[0]['wall_s']:.1f} s on {counted(runs[0]['workers'], 'worker')}")
+        Terminal().print(table)
 
 
 def summaries(manifests: Mapping[str, Manifest]) -> Any:
@@ -125,7 +122,7 @@ def _summary(dataset: str, manifest: Manifest) -> dict[str, Any]:
 
 def print_steps(steps: Sequence[Mapping[str, str]]) -> None:
     """The table of steps."""
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     for kind, title in (
         ("filter", "filters: pixels to pixels"),
         ("selector", "selectors: keep a picture, or drop it with a reason"),
@@ -144,7 +141,7 @@ def print_steps(steps: Sequence[Mapping[str, str]]) -> None:
 
 def print_step(step: Mapping[str, Any]) -> None:
     """One step, whole."""
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     console.print(f"[bold]{step['name']}[/] ({step['kind']})")
     console.print(escape(step["help"]))
     table = Table(box=None, pad_edge=False)

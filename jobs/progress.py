@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from cluster.console import Terminal, say
 from jobs.board import Count
 
 _LINE_EVERY_S = 10.0
@@ -34,7 +35,7 @@ class Progress:
 
     def __init__(self, title: str, shards: int, pictures: int, snapshot: Callable[[], Count]) -> None:
         self._title, self._shards, self._pictures, self._snapshot = title, shards, pictures, snapshot
-        self._console = Console(stderr=True)
+        self._console = Terminal(stderr=True)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._start = time.monotonic()
@@ -70,7 +71,7 @@ class Progress:
                     live.update(self._drawn(self._look()), refresh=True)
             return
         while not self._wait(_LINE_EVERY_S):
-            print(self.line(self._look()), file=sys.stderr, flush=True)
+            say(self.line(self._look()), file=sys.stderr, flush=True)
 
     def _wait(self, seconds: float) -> bool:
         """Until the next look is due; true when the block has ended."""

@@ -17,9 +17,9 @@ from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
-from rich.console import Console
 from rich.live import Live
 
+from cluster.console import Terminal, say
 from jobs import board
 from jobs.local_trainer import LocalTrainer
 from jobs.placement import Placement
@@ -93,7 +93,7 @@ def fit(
     low, high = placement.workers
     if placement.waits_for_nodes:
         os.environ.setdefault(*_AUTOSCALED_START)
-        print(_WAITING, file=sys.stderr, flush=True)
+        say(_WAITING, file=sys.stderr, flush=True)
     elif low < high:
         os.environ.setdefault(*_ELASTIC_START)
     for logger in ("ray.train", "ray.data"):
@@ -190,7 +190,7 @@ def _shown(run: str, log: Callable[[dict[str, Any]], None]) -> Generator[None]:
 
 
 def _show(run: str, log: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
-    console = Console(stderr=True, highlight=False, emoji=False)
+    console = Terminal(stderr=True)
     printed: set[str] = set()
     since_line = 0.0
     live = Live("starting the workers", console=console, auto_refresh=False, transient=True)

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.console import say
+
 _TaskT = TypeVar("_TaskT")
 
 # Lost before they were up, one after the other with no success between: then something is wrong with all of them.
@@ -98,7 +100,7 @@ class WorkerPool(Generic[_TaskT]):
         free, there = ray.available_resources(), ray.cluster_resources()
         cpus = f"{free.get('CPU', 0):g} of {there.get('CPU', 0):g} CPUs"
         gpus = f" and {free.get('GPU', 0):g} of {there.get('GPU', 0):g} GPUs" if "GPU" in there else ""
-        print(
+        say(
             f"no worker has a place yet: each asks for {self._asked}, and Ray has {cpus}{gpus} free; other jobs hold "
             "the rest, or nodes have still to come (`ray status`)",
             file=sys.stderr,

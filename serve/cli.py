@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.console import say
 from serve.cli_keys import keys_command
 
 if TYPE_CHECKING:
@@ -135,17 +136,17 @@ def serve_command(
             check_reach(host, settings, here=False)
             config_file.write_config(write_config, config_file.config_of(made, host, port))
             how = f"striate serve --config {write_config}, or serve deploy {write_config}"
-            print(json_lines.dumps({"config": write_config}) if json else f"{write_config} is written; next: {how}")
+            say(json_lines.dumps({"config": write_config}) if json else f"{write_config} is written; next: {how}")
             return
     plan = plan_serve(made, host=host, port=port, asked=asked)
     out = sys.stdout
     try:
         with running(plan, address) as server:
-            print(_told(plan, server, json), file=out, flush=True)
+            say(_told(plan, server, json), file=out, flush=True)
             if not server.stays:
                 wait_for_signal()
                 if sys.stderr.isatty():  # for who looks on: it takes some seconds
-                    print("ending; requests that have begun are answered", file=sys.stderr, flush=True)
+                    say("ending; requests that have begun are answered", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         pass
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json as json_lines
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cluster.console import say
 from cluster.options import Json
 
 
@@ -35,7 +37,8 @@ def keys_command(
             out.write(("" if ends_whole else "\n") + line + "\n")
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from None
-    typer.echo(json_lines.dumps({"name": name, "key": key, "file": str(file)}) if json else key)
-    typer.echo(
-        f"Added to {file}. This is the only time the key is shown; send it as: Authorization: Bearer KEY", err=True
+    say(json_lines.dumps({"name": name, "key": key, "file": str(file)}) if json else key)
+    say(
+        f"Added to {file}. This is the only time the key is shown; send it as: Authorization: Bearer KEY",
+        file=sys.stderr,
     )

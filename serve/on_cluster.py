@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.console import say
 from cluster.nodes import autoscaled
 from cluster.session import Session
 from cluster.shared_paths import check_shared
@@ -137,7 +138,7 @@ def taken_back(names: Sequence[str]) -> Generator[None]:
         try:
             _take_back([name for name in names if name not in before], ran=ran)
         except Exception as error:  # whatever Ray raises when it is gone; the first error is the one to tell
-            print(f"what was begun could not be taken back: {type(error).__name__} {error}", file=sys.stderr)
+            say(f"what was begun could not be taken back: {type(error).__name__} {error}", file=sys.stderr)
         raise
 
 

@@ -1,0 +1,75 @@
+"""The terminal: all that commands print goes through here, so that no name in it can steer the terminal.
+
+A class, a key or a file may be called anything, in a stranger's archive or bundle too. An escape sequence in a name
+could colour, overwrite or hide lines, so control characters are shown as `\\x1b` and never sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from typing import IO, Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+# Controls of both ranges, separators of lines, what turns the direction of writing round, and lone surrogates, which
+# no terminal's encoding can hold.
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_IN_TEXT = re.compile(f"[{_CONTROLS}]")
+_IN_A_NAME = re.compile(f"[\t\n{_CONTROLS}]")
+
+
+def visible(name: str) -> str:
+    """A name on one line: control characters and line breaks are written out, as `\\x1b` and `\\x0a`."""
+    return _IN_A_NAME.sub(_written_out, name)
+
+
+def say(*values: object, file: IO[str] | None = None, end: str = "\n", flush: bool = False) -> None:
+    """Print like `print`, with control characters written out; line breaks and tabs are kept.
+
+    Args:
+        values: what is printed, with spaces between.
+        file: standard output when None.
+        end: what follows.
+        flush: whether to write at once.
+    """
+    text = _IN_TEXT.sub(_written_out, " ".join(map(str, values)))
+    print(text, end=end, file=sys.stdout if file is None else file, flush=flush)
+
+
+def json_text(value: object) -> str:
+    """A JSON document for standard output, in which no control character stands as itself."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    return _IN_TEXT.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class Terminal(Console):
+    """Rich's console; control characters of what is printed are written out, Rich's own styles are not."""
+
+    def __init__(self, *, stderr: bool = False, **options: Any) -> None:
+        super().__init__(stderr=stderr, highlight=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        # Before its width is measured; `render` is for what was no string.
+        return super().render_str(_IN_TEXT.sub(_written_out, text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=_IN_TEXT.sub(_written_out, segment.text))
+
+
+def encode_anything() -> None:
+    """Let standard output and error write out what their encoding cannot hold, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
