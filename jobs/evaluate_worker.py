@@ -11,6 +11,7 @@ from typing import Any
 from jobs import board
 from jobs.board import Count
 from jobs.metrics import WorkMetrics
+from library import storage
 from library.errors import StriateError
 from library.json_lines import WorkLog
 from library.scoring import ShardScorer, ShardScores
@@ -100,7 +101,8 @@ class JudgeWorker:
         cv2.setNumThreads(1)
         torch.set_num_threads(self._job.threads)
         bundles = [Bundle.load(uri, self._job.device) for uri in self._job.bundles]
-        self._log = WorkLog(command="evaluate", run=self._job.run, bundle_ids=[bundle.id for bundle in bundles])
+        names = {"command": "evaluate", "run": self._job.run, "dataset_id": storage.uri_id(self._job.dataset)}
+        self._log = WorkLog(**names, bundle_ids=[bundle.id for bundle in bundles])
         return ShardScorer(
             bundles,
             threads=self._job.threads,

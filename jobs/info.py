@@ -122,6 +122,7 @@ def print_info(dataset: str, manifest: Manifest) -> None:
         encode = f"  (encode {job.encode})" if job.pipeline else ""
         console.print(f"  {number}. {job.kind} {job.source}: {what}{encode}", markup=False, soft_wrap=True)
     console.print(f"digest {manifest.digest}")
+    console.print(f"in metrics: dataset_id {storage.uri_id(dataset)}")
     table = time_spent([manifest.run])
     if table is not None:
         console.print(table)

@@ -2,6 +2,7 @@
 
 Workers count what they did once a shard, or once a window of training steps, and never once a picture. A count stands
 at the node of the worker that did the work and stays there when the worker has ended; a gauge goes with its process.
+Datasets and trainings are labelled by `storage.uri_id`, which `striate info` prints.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-from ray.util import metrics
-
+from cluster import metrics
+from library import storage
 from library.manifest import ShardReport
 
 #: Stages of `ShardReport.seconds` and of evaluation by what they are told as; the name of any step is `steps`.
@@ -22,7 +23,7 @@ _STAGES = {
     "prepare": "decode",
     "robustness": "infer",
 }
-_OF_JOBS = ("command", "dataset")
+_OF_JOBS = ("command", "dataset_id")
 
 
 class WorkMetrics:
@@ -53,17 +54,17 @@ class WorkMetrics:
         self, dataset: str, read: int, used: int, dropped: Mapping[str, int], rejected: Mapping[str, int]
     ) -> None:
         """What became of some pictures."""
-        tags = {"dataset": dataset}
-        _add(self._in, read, tags)
-        _add(self._out, used, tags)
+        labels = _dataset(dataset)
+        self._in.add(read, labels)
+        self._out.add(used, labels)
         for counter, counts in ((self._dropped, dropped), (self._rejected, rejected)):
             for reason, count in counts.items():
-                _add(counter, count, {**tags, "reason": reason})
+                counter.add(count, {**labels, "reason": reason})
 
     def bytes(self, dataset: str, read: int, written: int) -> None:
         """Encoded pictures that were read, files that were written."""
-        _add(self._bytes_in, read, {"dataset": dataset})
-        _add(self._bytes_out, written, {"dataset": dataset})
+        self._bytes_in.add(read, _dataset(dataset))
+        self._bytes_out.add(written, _dataset(dataset))
 
     def seconds(self, dataset: str, seconds: Mapping[str, float]) -> None:
         """Time by stage."""
@@ -71,26 +72,25 @@ class WorkMetrics:
         for stage, value in seconds.items():
             spent[_STAGES.get(stage, "steps")] += value  # pyright: ignore[reportArgumentType] -- sums floats as well
         for stage, value in spent.items():
-            _add(self._seconds, value, {"dataset": dataset, "stage": stage})
+            self._seconds.add(value, {**_dataset(dataset), "stage": stage})
 
 
 class PlanMetrics:
     """How far a shard job is; told by its driver, and gone with it."""
 
     def __init__(self, command: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
-        self._planned = metrics.Gauge("striate_shards_planned", "shards of the job", _OF_JOBS)
-        self._done = metrics.Gauge("striate_shards_done", "shards that are committed", _OF_JOBS)
+        fixed = {"command": command}
+        planned_shards = metrics.Gauge("striate_shards_planned", "shards of the job", _OF_JOBS, fixed)
+        self._done = metrics.Gauge("striate_shards_done", "shards that are committed", _OF_JOBS, fixed)
         self._counts = Counter(done)
-        for gauge in (self._planned, self._done):
-            gauge.set_default_tags({"command": command})
         for dataset, shards in planned.items():
-            self._planned.set(shards, {"dataset": dataset})
-            self._done.set(self._counts[dataset], {"dataset": dataset})
+            planned_shards.set(shards, _dataset(dataset))
+            self._done.set(self._counts[dataset], _dataset(dataset))
 
     def one_more(self, dataset: str) -> None:
         """One more shard of a dataset is committed."""
         self._counts[dataset] += 1
-        self._done.set(self._counts[dataset], {"dataset": dataset})
+        self._done.set(self._counts[dataset], _dataset(dataset))
 
 
 class TrainMetrics:
@@ -103,34 +103,33 @@ class TrainMetrics:
 
     def __init__(self, run: str, rank: int) -> None:
         self._first = rank == 0
-        whole, own = {"run": run}, {"run": run, "rank": str(rank)}
-        self._pictures = metrics.Counter("striate_train_pictures", "pictures trained on", ("run",))
-        self._seconds = metrics.Counter("striate_train_seconds", "seconds in the training loop", ("run", "rank"))
-        self._waited = metrics.Counter(
-            "striate_train_data_wait_seconds", "of them, for the next batch", ("run", "rank")
-        )
-        self._epoch = metrics.Gauge("striate_train_epoch", "epoch", ("run",))
-        self._loss = metrics.Gauge("striate_train_loss", "loss of the last window of steps", ("run",))
-        self._rate = metrics.Gauge("striate_train_learning_rate", "learning rate", ("run",))
-        self._top1 = metrics.Gauge(
-            "striate_train_val_top1", "share of the validation set that is classified right", ("run",)
-        )
-        self._checkpoints = metrics.Counter("striate_train_checkpoints", "checkpoints uploaded", ("run",))
-        self._kept_at = metrics.Gauge(
-            "striate_train_checkpoint_time_seconds", "Unix time of the last checkpoint", ("run",)
-        )
-        for metric in vars(self).values():
-            if isinstance(metric, metrics.Metric):
-                metric.set_default_tags(own if "rank" in metric.info["tag_keys"] else whole)
+        run_id = {"run_id": storage.uri_id(run)}
+        of_worker = {**run_id, "rank": str(rank)}
+
+        def gauge(name: str, description: str) -> metrics.Gauge:
+            return metrics.Gauge(name, description, tuple(run_id), run_id)
+
+        def counter(name: str, description: str, labels: Mapping[str, str] = run_id) -> metrics.Counter:
+            return metrics.Counter(name, description, tuple(labels), labels)
+
+        self._pictures = counter("striate_train_pictures", "pictures trained on")
+        self._seconds = counter("striate_train_seconds", "seconds in the training loop", of_worker)
+        self._waited = counter("striate_train_data_wait_seconds", "of them, for the next batch", of_worker)
+        self._epoch = gauge("striate_train_epoch", "epoch")
+        self._loss = gauge("striate_train_loss", "loss of the last window of steps")
+        self._rate = gauge("striate_train_learning_rate", "learning rate")
+        self._top1 = gauge("striate_train_val_top1", "share of the validation set that is classified right")
+        self._checkpoints = counter("striate_train_checkpoints", "checkpoints uploaded")
+        self._kept_at = gauge("striate_train_checkpoint_time_seconds", "Unix time of the last checkpoint")
 
     def window(
         self, pictures: int, seconds: float, waited: float, *, epoch: int, loss: float, learning_rate: float
     ) -> None:
         """Some steps were done: pictures of all workers, seconds of this one, and how long it waited for batches."""
-        _add(self._seconds, seconds)
-        _add(self._waited, waited)
+        self._seconds.add(seconds)
+        self._waited.add(waited)
         if self._first:
-            _add(self._pictures, pictures)
+            self._pictures.add(pictures)
             self._epoch.set(epoch)
             self._loss.set(loss)
             self._rate.set(learning_rate)
@@ -142,15 +141,13 @@ class TrainMetrics:
 
     def kept(self) -> None:
         """A checkpoint lies where it is to stay."""
-        self._checkpoints.inc()
+        self._checkpoints.add(1)
         self._kept_at.set(time.time())
 
 
-def _counter(name: str, what: str, command: str, *tags: str) -> metrics.Counter:
-    return metrics.Counter(name, what, (*_OF_JOBS, *tags)).set_default_tags({"command": command})
+def _counter(name: str, description: str, command: str, *labels: str) -> metrics.Counter:
+    return metrics.Counter(name, description, (*_OF_JOBS, *labels), {"command": command})
 
 
-def _add(counter: metrics.Counter, value: float, tags: Mapping[str, str] | None = None) -> None:
-    # Ray refuses to add nothing.
-    if value > 0:
-        counter.inc(value, dict(tags or {}))
+def _dataset(uri: str) -> dict[str, str]:
+    return {"dataset_id": storage.uri_id(uri)}

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.console import Terminal, json_text, say
+from library import storage
 from library.manifest import Manifest
 
 #: People read here; with --json only the document goes to stdout.
@@ -112,6 +113,7 @@ def summaries(manifests: Mapping[str, Manifest]) -> Any:
 def _summary(dataset: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "dataset": dataset,
+        "dataset_id": storage.uri_id(dataset),
         "digest": manifest.digest,
         "rows": manifest.rows,
         "bytes": manifest.bytes,

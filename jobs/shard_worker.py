@@ -15,6 +15,7 @@ import ray
 from jobs import board
 from jobs.board import Count
 from jobs.metrics import WorkMetrics
+from library import storage
 from library.errors import StriateError
 from library.json_lines import WorkLog
 from library.manifest import Tally
@@ -67,7 +68,8 @@ class ShardWorker:
             board.end(self._run, shard)
             counts = asdict(count_of(report.tally, shards=1)) | {"kept": report.tally.rows_out}
             took = round(time.perf_counter() - start, 3)
-            self._log.info("shard done", extra={"shard": shard, **counts, "seconds": took})
+            named = {"shard": shard, "dataset_id": storage.uri_id(task.dataset)}
+            self._log.info("shard done", extra={**named, **counts, "seconds": took})
         except StriateError as error:
             result["error"] = str(error)
         except Exception:  # the driver tells of it, whatever it is, and this worker goes on

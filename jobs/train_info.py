@@ -27,6 +27,7 @@ def training_at(out: str) -> dict[str, Any] | None:
     done, goal = (last["step"], recipe.steps) if recipe.steps is not None else (last["epoch"], recipe.epochs)
     return {
         "training": out,
+        "run_id": storage.uri_id(out),
         "finished": storage.exists(storage.join(out, BUNDLE)),
         "epochs" if recipe.steps is None else "steps": f"{done:,} of {goal:,.9g}",
         **(

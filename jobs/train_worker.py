@@ -24,6 +24,7 @@ from jobs.streaming import StreamFeed, StreamScoring
 from jobs.train_checkpoint import keep, last_state
 from jobs.train_loop import TrainTask
 from jobs.train_peers import gathered, largest, summed, take_from_first
+from library import storage
 from library.errors import StriateError
 from library.json_lines import WorkLog
 from library.models import create
@@ -61,7 +62,8 @@ class _Training:
         self._task = task
         self._recipe = Recipe.model_validate_json(task.recipe)
         context = ray.train.get_context()
-        self._work_log = WorkLog(command="train", run=task.run, out=task.out, recipe_digest=self._recipe.digest)
+        names = {"command": "train", "run": task.run, "out": task.out, "run_id": storage.uri_id(task.out)}
+        self._work_log = WorkLog(**names, recipe_digest=self._recipe.digest)
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
         self._device: torch.device = ray.train.torch.get_device()
         recipe = self._recipe

@@ -72,6 +72,11 @@ def normalize(uri: str) -> str:
     return f"{scheme}://{container}/{key}" if key else f"{scheme}://{container}"
 
 
+def uri_id(uri: str) -> str:
+    """A short name for a URI, the same on every machine and at every time: 12 hex digits, by which metrics label it."""
+    return hashlib.sha256(normalize(uri).encode(errors="surrogatepass")).hexdigest()[:12]
+
+
 def join(uri: str, *parts: str) -> str:
     return posixpath.join(uri, *parts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from ray.util import metrics
+from cluster import metrics
 
 #: Classes with a series of their own: the first of the bundle. A thousand would cost Prometheus more than they tell.
 MAX_CLASSES = 100
@@ -28,12 +28,12 @@ class RequestMetrics:
             "striate_serve_requests", "answered requests by HTTP status", ("model", "status")
         )
         self._seconds = _histogram(
-            "striate_serve_request_seconds", "from the request's arrival to its answer", _SECONDS
+            "striate_serve_request_seconds", "from the request's arrival to its answer", _SECONDS, {}
         )
 
     def answered(self, model: str, status: int, seconds: float) -> None:
         """One request to `model` was answered with this HTTP status, so long after it came."""
-        self._requests.inc(1, {"model": model, "status": str(status)})
+        self._requests.add(1, {"model": model, "status": str(status)})
         self._seconds.observe(seconds, {"model": model})
 
 
@@ -47,21 +47,20 @@ class ServeMetrics:
 
     def __init__(self, model: str, classes: Sequence[str] = ()) -> None:
         self._named = frozenset(classes[:MAX_CLASSES])
-        tags = {"model": model}
+        fixed = {"model": model}
         self._model, self._requests = model, RequestMetrics()
-        self._predictions = metrics.Counter("striate_serve_predictions", "predictions by class", ("model", "class"))
-        self._waiting = metrics.Gauge("striate_serve_waiting", "pictures that wait for a batch", ("model",))
-        self._drift = metrics.Gauge("striate_serve_drift", "stability index by measure", ("model", "measure"))
-        self._queue_seconds = _histogram("striate_serve_queue_seconds", "waiting for a batch", _SECONDS)
-        self._decode_seconds = _histogram(
-            "striate_serve_decode_seconds", "decoding and input pipeline of a picture", _SECONDS
+        self._predictions = metrics.Counter(
+            "striate_serve_predictions", "predictions by class", ("model", "class"), fixed
         )
-        self._infer_seconds = _histogram("striate_serve_infer_seconds", "the model's time for a batch", _SECONDS)
-        self._batch_size = _histogram("striate_serve_batch_size", "pictures in a batch", _SIZES)
-        self._confidence = _histogram("striate_serve_confidence", "probability of the first class", _SHARES)
-        for metric in vars(self).values():
-            if isinstance(metric, metrics.Metric):
-                metric.set_default_tags(tags)
+        self._waiting = metrics.Gauge("striate_serve_waiting", "pictures that wait for a batch", ("model",), fixed)
+        self._drift = metrics.Gauge("striate_serve_drift", "stability index by measure", ("model", "measure"), fixed)
+        self._queue_seconds = _histogram("striate_serve_queue_seconds", "waiting for a batch", _SECONDS, fixed)
+        self._decode_seconds = _histogram(
+            "striate_serve_decode_seconds", "decoding and input pipeline of a picture", _SECONDS, fixed
+        )
+        self._infer_seconds = _histogram("striate_serve_infer_seconds", "the model's time for a batch", _SECONDS, fixed)
+        self._batch_size = _histogram("striate_serve_batch_size", "pictures in a batch", _SIZES, fixed)
+        self._confidence = _histogram("striate_serve_confidence", "probability of the first class", _SHARES, fixed)
 
     def request(self, status: int, seconds: float) -> None:
         """One request was answered with this HTTP status, so long after it came."""
@@ -91,7 +90,7 @@ class ServeMetrics:
             names[name if name in self._named else OTHER] += 1
             self._confidence.observe(probability)
         for name, count in names.items():
-            self._predictions.inc(count, {"class": name})
+            self._predictions.add(count, {"class": name})
 
     def drift(self, psi: Mapping[str, float]) -> None:
         """How far the pictures of late are from those of training, by measure: `library.drift.compare`'s `psi`."""
@@ -99,5 +98,5 @@ class ServeMetrics:
             self._drift.set(value, {"measure": measure})
 
 
-def _histogram(name: str, what: str, boundaries: list[float]) -> metrics.Histogram:
-    return metrics.Histogram(name, what, boundaries, ("model",))
+def _histogram(name: str, description: str, buckets: Sequence[float], fixed: Mapping[str, str]) -> metrics.Histogram:
+    return metrics.Histogram(name, description, ("model",), buckets, fixed)

@@ -13,6 +13,7 @@ import ray
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.metrics import TrainMetrics
+from library import storage
 from library.manifest import Manifest
 from tests.prometheus import LISTED, SUFFIX, Exported, exported_once, labels_by_metric, total
 
@@ -48,7 +49,7 @@ def _told(command: str, dataset: str, manifest: Manifest) -> _Made:
     return _Made(
         manifest,
         exported_once(
-            {"command": command, "dataset": dataset},
+            {"command": command, "dataset_id": storage.uri_id(dataset)},
             lambda found: (
                 total(found, "ray_striate_pictures_in_total") >= rows
                 and total(found, "ray_striate_shards_done") >= len(manifest.shards)
@@ -80,7 +81,7 @@ def trained() -> Iterator[Exported]:
     workers = [_Trainer.remote() for _ in range(2)]
     ray.get([worker.count.remote(rank) for rank, worker in enumerate(workers)])
     yield exported_once(
-        {"run": _RUN},
+        {"run_id": storage.uri_id(_RUN)},
         lambda found: total(found, "ray_striate_train_seconds_total") == 8 and len(labels_by_metric(found)) == 9,
     )
     for worker in workers:

@@ -1,0 +1,40 @@
+"""Labels of metrics, and what happens where Ray refuses a metric."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.metrics import Counter, Gauge, Histogram, label_value
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_a_label_is_printable_ascii_and_gives_its_text_back(text: str) -> None:
+    label = label_value(text)
+    assert label.isascii()
+    assert label.isprintable()
+    assert unquote(label, errors="surrogatepass") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("cat", "cat"), ("(other)", "(other)"), ("Kätzchen", "K%C3%A4tzchen"), ("犬", "%E7%8A%AC"), ("100%", "100%25")],
+)
+def test_plain_names_stay_and_others_are_percent_encoded(text: str, label: str) -> None:
+    assert label_value(text) == label
+
+
+def test_what_ray_refuses_is_logged_once_a_metric_and_not_raised(caplog: pytest.LogCaptureFixture) -> None:
+    counter, gauge = Counter("striate_tested", "a test", ("label",)), Gauge("striate_tested_too", "a test", ())
+    for _ in range(3):
+        counter.add(1)  # without its label
+        gauge.set("many")  # pyright: ignore[reportArgumentType]
+    Histogram("striate_tested_last", "a test", (), [-1.0]).observe(1)
+    assert [record.args[0] for record in caplog.records if isinstance(record.args, tuple)] == [
+        "striate_tested",
+        "striate_tested_too",
+        "striate_tested_last",
+    ]
