@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def _npy_header(data: bytes) -> Header:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, _, dtype = read(file)
-    except MemoryError:  # from Python's parser, for a header nested too deeply
+    except (MemoryError, RecursionError, SyntaxError, TokenError):  # from Python's parser, by version and nesting
         raise BadPicture("damaged", "the NPY header is no plain dictionary") from None
     shape = tuple(map(int, shape))
     if len(shape) not in (2, 3) or dtype.name not in ("uint8", "uint16", "float32"):

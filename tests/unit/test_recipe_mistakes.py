@@ -89,14 +89,15 @@ def test_a_wrong_value_is_told_with_what_would_work(override: str, problem: str)
     ("augment", "flip | rotat(5)", "rotat"),
     ("input.steps", "grayscale | gaussian_blur(sgma=1)", "sgma"),
     ("input.fit", "resize(", "("),
-    ("model", "resnet18(in_chans=)", "=)"),
+    ("model", "resnet18(in_chans=)", "in_chans=)"),
 ])  # fmt: skip
 def test_a_mistake_in_a_pipeline_or_a_model_is_pointed_at(field: str, text: str, place: str) -> None:
     with pytest.raises(UsageError) as raised:
         parsed(f"{field}={text}")
     first, line, marks = str(raised.value).split("\n")
     assert first.startswith(f"the recipe: {field}: ")
-    assert line[marks.index("^") :].startswith(place[-1] if place == "=)" else place)
+    # Which character of a wrong place Python points at depends on its version.
+    assert marks.index("^") in range(line.index(place), line.index(place) + len(place))
 
 
 @pytest.mark.parametrize(
