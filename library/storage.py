@@ -267,15 +267,16 @@ def writer(uri: str) -> Generator[HashingFile]:
         os.makedirs(os.path.dirname(uri), exist_ok=True)
         file = open(temporary, "wb")  # noqa: SIM115 -- closed below
     try:
-        with file:
-            yield HashingFile(file, uri)
-            with _explained(uri, "write"):
-                file.flush()
+        yield HashingFile(file, uri)
+        with _explained(uri, "write"):
+            file.flush()
             if hasattr(os, "posix_fadvise"):  # Linux then begins to write to the disk, and nobody waits for it
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        with _explained(uri, "write"):
+            file.close()
             os.replace(temporary, uri)
     except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()  # writes what is buffered, for which a full disk has no room
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
