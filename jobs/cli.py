@@ -92,6 +92,13 @@ def ingest_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order in which pictures are stored.")] = 0,
     label_column: Annotated[str | None, typer.Option(help="Column (or JSON field) with the class name.")] = None,
+    label_level: Annotated[
+        int | None,
+        typer.Option(
+            help="The folder that is the class: 1 is the first below SOURCE, -1 the one a picture lies in, 0 none.",
+            show_default="the first level that tells pictures apart",
+        ),
+    ] = None,
     key_column: Annotated[str | None, typer.Option(help="Column with unique keys.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the picture or its path.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every picture, not only its header.")] = False,
@@ -107,8 +114,8 @@ def ingest_command(
 ) -> None:
     """Turn pictures from any source into a dataset: shuffled Parquet shards and a manifest.
 
-    The class of a picture is the folder it lies in, unless the source says otherwise. What cannot be used goes to
-    `_rejects/` with its bytes and a reason.
+    The class of a picture is its folder at the first level that tells pictures apart, unless the source says
+    otherwise. What cannot be used goes to `_rejects/` with its bytes and a reason.
 
         striate ingest cats-dogs.tar out/raw --split train=0.8,test=0.2
 
@@ -120,7 +127,7 @@ def ingest_command(
     made = plan_ingest(
         source,
         destination,
-        options=Options(label_column=label_column, key_column=key_column, image_column=image_column),
+        options=Options(label_column, key_column, image_column, label_level),
         shard_mb=shard_mb,
         seed=seed,
         split=split,
@@ -128,15 +135,24 @@ def ingest_command(
         measure=measure,
         overwrite=overwrite,
     )
+    found = output.classes(made.listing.classes, made.listing.index.num_rows)
+    output.stderr.print(
+        f"{source}: {output.counted(made.listing.index.num_rows, 'picture')}, {found}", markup=False, soft_wrap=True
+    )
+    for note in made.listing.notes:
+        output.stderr.print(f"note: {note}", markup=False, soft_wrap=True)
     if dry_run:
-        output.facts(made.described(), as_json=json)
+        described = made.described()
+        if not json:
+            del described["notes"]  # they were said
+        output.facts(described, as_json=json)
         return
     manifests = ingest(made, workers=workers, address=address)
     if not json:
-        output.finished(manifests, as_json=False)
+        output.finished(manifests, as_json=False, notes=made.listing.notes)
     check_bad_fraction(manifests, max_bad_fraction)
     if json:
-        output.finished(manifests, as_json=True)
+        output.finished(manifests, as_json=True, notes=made.listing.notes)
 
 
 @app.command("filter")

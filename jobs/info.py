@@ -9,8 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.console import Terminal, visible
-from jobs.output import balance, counted, reasons, size, time_spent
+from cluster.console import Terminal
+from jobs.output import balance, counted, ranked, reasons, size, time_spent
 from jobs.progress import duration
 from library import storage
 from library.manifest import (
@@ -25,7 +25,6 @@ from library.manifest import (
 )
 from library.storage import Span
 
-_MOST_CLASSES = 20
 # Speed is that of the last minutes: a job may have stood still for days before it went on.
 _LATELY_S = 300
 
@@ -136,12 +135,12 @@ def _counts(manifest: Manifest) -> Table:
     table.add_column()
     labelled = sum(tally.classes.values())
     table.add_row(
-        "classes", f"{len(tally.classes):,}" + (f" ({escape(_ranked(tally.classes))})" if tally.classes else "")
+        "classes", f"{len(tally.classes):,}" + (f" ({escape(ranked(tally.classes))})" if tally.classes else "")
     )
     if labelled < tally.rows_out:
         table.add_row("without a label", f"{tally.rows_out - labelled:,}")
-    table.add_row("formats", escape(_ranked(tally.formats)))
-    table.add_row("channels", escape(_ranked(tally.channels)))
+    table.add_row("formats", escape(ranked(tally.formats)))
+    table.add_row("channels", escape(ranked(tally.channels)))
     sides = dict(sorted(tally.sides.items(), key=lambda item: int(item[0])))
     table.add_row("longer side", ", ".join(f"up to {side} px: {count:,}" for side, count in sides.items()))
     if manifest.histograms is not None:
@@ -155,9 +154,3 @@ def _medians(histograms: Mapping[str, Any]) -> str:
     made = Histograms.from_dict(histograms)
     found = {name: middle for name in EDGES if (middle := made.median(name)) is not None}
     return "medians: " + ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in found.items())
-
-
-def _ranked(counts: Mapping[str, int]) -> str:
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    more = f", and {len(ranked) - _MOST_CLASSES} more" if len(ranked) > _MOST_CLASSES else ""
-    return ", ".join(f"{visible(name)} {count:,}" for name, count in ranked[:_MOST_CLASSES]) + more

@@ -47,6 +47,9 @@ class IngestPlan:
             "source": self.source,
             "kind": self.listing.kind,
             "pictures": self.listing.index.num_rows,
+            "classes": self.listing.classes,
+            "without_a_class": self.listing.index["label"].null_count,
+            "notes": list(self.listing.notes),
             "columns": self.listing.columns.names,
             "skipped": dict(self.listing.skipped),
             "datasets": {
@@ -114,6 +117,7 @@ def plan_ingest(
             "image_column": options.image_column,
             # Not there where it is off: a dataset that was made before it was offered is still this job's.
             **({"measure": True} if measure else {}),
+            **({} if options.label_level is None else {"label_level": options.label_level}),
         },
     )
     work = IngestJob.of(listing, options, verify=verify, measure=measure)

@@ -9,12 +9,13 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.console import Terminal, json_text, say
+from cluster.console import Terminal, json_text, say, visible
 from library import storage
 from library.manifest import Manifest
 
 #: People read here; with --json only the document goes to stdout.
 stderr = Terminal(stderr=True)
+_MOST_NAMES = 20
 
 
 def emit_json(value: Any) -> None:
@@ -41,6 +42,22 @@ def balance(manifest: Manifest) -> str:
     tally = manifest.tally
     dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
     return f"{tally.rows_in:,} in = {tally.rows_out:,} out + {dropped:,} dropped + {rejected:,} rejected"
+
+
+def ranked(counts: Mapping[str, int]) -> str:
+    """`cat 500, dog 499`, most first; the first 20."""
+    first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = f", and {len(first) - _MOST_NAMES:,} more" if len(first) > _MOST_NAMES else ""
+    return ", ".join(f"{visible(name)} {count:,}" for name, count in first[:_MOST_NAMES]) + more
+
+
+def classes(counts: Mapping[str, int], pictures: int) -> str:
+    """`2 classes: cat 500, dog 499; 1 picture without a class`, of so many pictures."""
+    without = pictures - sum(counts.values())
+    if not counts:
+        return "no classes: no picture has a label"
+    number = "1 class" if len(counts) == 1 else f"{len(counts):,} classes"
+    return f"{number}: {ranked(counts)}" + (f"; {counted(without, 'picture')} without a class" if without else "")
 
 
 def reasons(title: str, counts: Mapping[str, int]) -> str:
@@ -72,15 +89,18 @@ def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
         emit_json(values)
         return
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and all(isinstance(item, int) for item in value.values()):
+            value = ranked(value)
+        elif isinstance(value, Mapping):
             value = ", ".join(f"{key}: {item}" for key, item in value.items())
         say(f"{name.replace('_', ' '):16} {value}")
 
 
-def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
-    """The closing message of a job that made these datasets."""
+def finished(manifests: Mapping[str, Manifest], *, as_json: bool, notes: Sequence[str] | None = None) -> None:
+    """The closing message of a job that made these datasets; with the classes and `notes` of their source, if given."""
     if as_json:
-        emit_json(summaries(manifests))
+        document = summaries(manifests)
+        emit_json(document if notes is None else {**document, "notes": list(notes)})
         return
     for dataset, manifest in manifests.items():
         tally = manifest.tally
@@ -89,6 +109,8 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool) -> None:
             f"{size(manifest.bytes)}"
         )
         say(f"  {balance(manifest)}")
+        if notes is not None:
+            say(f"  {classes(tally.classes, tally.rows_out)}")
         for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
             if counts:
                 say(f"  {reasons(title, counts)}")

@@ -12,6 +12,7 @@ picture. Nothing is unpacked to disk, no archive member's name is ever used as a
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from library.errors import BadPicture, UsageError
 from library.sources import cifar, containers, folder, idx, lists, members, parquet
 from library.sources.entries import Entries, is_picture_name
 from library.sources.index import INDEX_SCHEMA, Listing, Options, Read, extras_of
+from library.sources.labels import look_alikes
 from library.sources.tree import Tree
 
 __all__ = ["INDEX_SCHEMA", "Listing", "Options", "Read", "extras_of", "list_source", "read_pictures"]
@@ -38,6 +40,10 @@ _READERS: dict[str, Callable[[pa.Table, Mapping[str, bytes], Options], Iterator[
     "cifar": cifar.read_cifar,
     "parquet": parquet.read_parquet,
 }
+_LABEL_LIKE = re.compile(
+    r"(.*[-_. ])?(labels?|class(es)?|categor(y|ies)|targets?|species|cls)([-_. ]?(names?|ids?|idx|index))?",
+    re.IGNORECASE,
+)
 # Problems that leave the bytes readable: the reject keeps them.
 _READABLE = ("unsafe_name", "bad_sidecar", "bad_label")
 
@@ -57,6 +63,8 @@ def list_source(uri: str, options: Options = Options()) -> Listing:
         StriateError: it cannot be read, it is damaged, or two pictures have one key.
     """
     uri = storage.normalize(uri)
+    if options.label_column is not None and options.label_level is not None:
+        raise UsageError("--label-column and --label-level both say what the class is; leave one out")
     if storage.is_folder(uri):
         listing = _list_folder(uri, options)
     elif storage.exists(uri):
@@ -68,7 +76,26 @@ def list_source(uri: str, options: Options = Options()) -> Listing:
         raise UsageError(
             f"{uri} holds no pictures{f' (passed over: {passed})' if passed else ''}; what works: {containers.WORKS}"
         )
-    return listing
+    problems = listing.index["problem"].to_pylist()
+    if all(problem is not None and problem.startswith("bad_label: ") for problem in problems):
+        key = listing.index["key"][0]
+        raise UsageError(f"{uri}: no picture has a label that can be used; that of '{key}': {_problem(problems[0])}")
+    return replace(listing, notes=(*listing.notes, *look_alikes(listing.classes), *_unused_labels(listing, options)))
+
+
+def _unused_labels(listing: Listing, options: Options) -> Iterator[str]:
+    """Names the columns that are called as if they were labels, and are not taken for it."""
+    if listing.kind in ("idx", "cifar") or options.label_column is not None or options.label_level is not None:
+        return
+    for column in listing.columns:
+        name = column.name.removeprefix("source_")
+        if _LABEL_LIKE.fullmatch(name) and not pa.types.is_binary(column.type):
+            kept = f" and is kept as '{column.name}'" if column.name != name else ""
+            way_out = "a class is text or a whole number" if pa.types.is_nested(column.type) else ""
+            yield (
+                f"the column '{name}' ({column.type}) has the name of a label and is not taken for it{kept}; "
+                f"{way_out or f'--label-column {name} takes it'}"
+            )
 
 
 def read_pictures(

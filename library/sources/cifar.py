@@ -60,7 +60,7 @@ def list_cifar(entries: Entries, hints: dict[str, bytes], options: Options) -> L
         StriateError: a file is truncated, or has a label without a name.
     """
     hint = "its pictures have CIFAR's labels, and nothing else"
-    options.refuse("CIFAR files", label_column=hint, key_column=hint, image_column=hint)
+    options.refuse("CIFAR files", label_column=hint, key_column=hint, image_column=hint, label_level=hint)
     by_name = {posixpath.basename(path): row for row, path in enumerate(entries.path)}
     hundred = "fine_label_names.txt" in by_name
     names = {name: _class_names(_content(entries, by_name[name], hints)) for name in _NAMES if name in by_name}

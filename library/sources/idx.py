@@ -49,7 +49,7 @@ def list_idx(paths: Sequence[str], uris: Sequence[str], beside: Mapping[str, str
         StriateError: wrong magic number, wrong dimensions, fewer or more bytes than declared, no labels beside.
     """
     hint = "its pictures have a label each, and nothing else"
-    options.refuse("IDX files", label_column=hint, key_column=hint, image_column=hint)
+    options.refuse("IDX files", label_column=hint, key_column=hint, image_column=hint, label_level=hint)
     hints: dict[str, bytes] = {}
     columns: dict[str, list[Any]] = {name: [] for name in ("key", "uri", "at", "size", "block", "label", "split")}
     used = 0

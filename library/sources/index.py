@@ -48,11 +48,15 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Options:
-    """Which columns (of a list or Parquet) or fields (of JSON beside the pictures) mean what; None: by their names."""
+    """Which columns (of a list or Parquet) or fields (of JSON beside the pictures) mean what; None: by their names.
+
+    `label_level` takes the label from a folder whatever else there is: see `library.sources.labels.from_folders`.
+    """
 
     label_column: str | None = None
     key_column: str | None = None
     image_column: str | None = None
+    label_level: int | None = None
 
     def refuse(self, kind: str, **hints: str) -> None:
         """Raise for each option in `hints` that is set: for this kind of source it would do nothing."""
@@ -72,6 +76,7 @@ class Listing:
         skipped: how many files were passed over, by reason: `hidden`, `system`, `link`, `link_outside`, `link_folder`,
             `link_broken`, `special`, `sparse`, `underscore`, `beside`. A hidden folder on disk counts once.
         hints: by URI of a container, what the reader needs to find its way in it (an index of a gzip stream).
+        notes: sentences for the user about what was found and may surprise.
     """
 
     kind: str
@@ -79,12 +84,23 @@ class Listing:
     late: pa.Schema
     skipped: Counter[str]
     hints: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """How many pictures each class has, by name; those without a class are not counted here."""
+        counts = _compute.value_counts(self.index["label"]).to_pylist()
+        return {item["values"]: item["counts"] for item in sorted(counts, key=_by_name) if item["values"] is not None}
 
     @property
     def columns(self) -> pa.Schema:
         """Every extra column of the dataset to be, in order."""
         known = extras_of(self.index.slice(0, 0)).schema
         return pa.schema([*known, *self.late])
+
+
+def _by_name(item: dict[str, Any]) -> str:
+    return item["values"] or ""
 
 
 @dataclass(frozen=True)

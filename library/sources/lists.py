@@ -37,6 +37,7 @@ def list_list(uri: str, options: Options) -> Listing:
         StriateError: a line that is broken (says which), or two lines with one key.
         UsageError: no column of paths, or a named column that is not there.
     """
+    options.refuse("a list", label_level="the class is a column, which --label-column names")
     with storage.open_read(uri) as file:
         columns = read_table(uri, file)
     image = _column(uri, columns, options.image_column, "--image-column", IMAGE_NAMES)

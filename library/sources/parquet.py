@@ -52,6 +52,7 @@ def list_parquet(paths: Sequence[str], uris: Sequence[str], ours: bool, options:
         StriateError: a file that is damaged; two rows with one key.
         UsageError: no column of pictures, or several; files with different columns.
     """
+    options.refuse("Parquet", label_level="the class is a column, which --label-column names")
     splits = _splits(paths)
     columns: dict[str, list[Any]] = defaultdict(list)
     schemas: list[pa.Schema] = []
@@ -88,7 +89,7 @@ def _splits(paths: Sequence[str]) -> list[str | None]:
     if by_name:
         return [by_name.get(posixpath.basename(path).rpartition(".")[0]) for path in paths]
     by_folder = from_folders({posixpath.dirname(path) for path in paths})
-    return [by_folder[posixpath.dirname(path)][1] for path in paths]
+    return [by_folder.splits[posixpath.dirname(path)] for path in paths]
 
 
 def _read_group(

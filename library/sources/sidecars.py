@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from library.sources.columns import label_text
 from library.sources.entries import PICTURE_SUFFIXES, SIDECAR_SUFFIXES, Entries, is_picture_name, suffix_of
 from library.sources.index import Options, output_name
 from library.sources.labels import split_of
@@ -174,23 +175,23 @@ def _facts(texts: Mapping[str, str], options: Options) -> Facts:
     split = found.fields.get("split")
     if isinstance(split, str) and split_of(split):
         found.split = split_of(str(found.fields.pop("split")))
-    if "cls" in texts and options.label_column is not None:
+    elsewhere = options.label_column is not None or options.label_level is not None
+    if "cls" in texts and elsewhere:
         found.fields["cls"] = texts["cls"].strip()
-    if "cls" in texts and options.label_column is None:
+    if "cls" in texts and not elsewhere:
         found.label = texts["cls"].strip() or None
         if found.label and "\n" in found.label:
             raise ValueError("the .cls holds several lines; one class name is wanted")
-    else:
+    elif options.label_level is None:
         _take_label(found, options)
     return found
 
 
 def _take_label(found: Facts, options: Options) -> None:
     wanted = (options.label_column,) if options.label_column is not None else _LABEL_FIELDS
-    for name in wanted:
-        value = found.fields.get(name)
-        if isinstance(value, (str, int, float)):
-            found.label = str(found.fields.pop(name)).strip() or None
-            return
-        if value is not None and options.label_column is not None:
-            raise ValueError(f"the label '{name}' is no single value")
+    name = next((name for name in wanted if found.fields.get(name) is not None), None)
+    if name is not None:
+        try:
+            found.label = label_text(found.fields.pop(name))
+        except ValueError as error:
+            found.problem = f"bad_label: the label {error}"

@@ -88,7 +88,7 @@ class Tree:
                 f"--label-column {self._options.label_column}: no JSON file beside a picture has this field; "
                 f"fields found: {', '.join(self._extras.names) or 'none'}"
             )
-        self._add_labels()
+        notes = self._add_labels()
         part_names = sorted(self._part_names)
         extras: dict[str, pa.Array[Any]] = {}
         for name, values in self._extras.arrays().items():
@@ -99,18 +99,21 @@ class Tree:
             pa.schema([(name, pa.binary()) for name in part_names]),
             self.skipped,
             self.hints,
+            notes,
         )
 
-    def _add_labels(self) -> None:
+    def _add_labels(self) -> tuple[str, ...]:
         pictures = {folder for folder, is_picture in zip(self._folders, self._picture, strict=True) if is_picture}
-        found = from_folders(pictures or set(self._folders), set(self._folders))
+        found = from_folders(pictures or set(self._folders), set(self._folders), self._options.label_level)
         labels, splits = self._columns["label"], self._columns["split"]
+        used = False
         for row, folder in enumerate(self._folders):
-            label, split = found[folder]
             if labels[row] is None:
-                labels[row] = label
+                labels[row] = found.labels[folder]
+                used = True
             if splits[row] is None:
-                splits[row] = split
+                splits[row] = found.splits[folder]
+        return found.notes if used else ()
 
     def _said(self, entries: Entries, found: list[Sample]) -> Iterator[tuple[Sample, Facts]]:
         """Each sample with what its sidecars say; they are read some thousands at a time."""

@@ -10,11 +10,11 @@ from library.errors import StriateError, UsageError
 from library.sources import Options, extras_of, list_source
 
 
-def test_the_label_is_the_folder_a_picture_lies_in(tmp_path: Path) -> None:
+def test_the_label_is_the_class_folder_a_picture_lies_below(tmp_path: Path) -> None:
     files = {"pets/cat/a.jpg": picture(1), "pets/dog/deep/b.jpg": picture(2), "pets/dog/c.png": picture(3, "png")}
     write_tree(tmp_path, files)
     listing = assert_reads_back(tmp_path, files)
-    assert labels(listing) == {"pets/cat/a.jpg": "cat", "pets/dog/deep/b.jpg": "deep", "pets/dog/c.png": "dog"}
+    assert labels(listing) == {"pets/cat/a.jpg": "cat", "pets/dog/deep/b.jpg": "dog", "pets/dog/c.png": "dog"}
     assert listing.kind == "folder"
 
 
