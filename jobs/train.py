@@ -46,7 +46,8 @@ class TrainPlan:
     """What a training is going to do.
 
     Attributes:
-        recipe: what is learned, and how.
+        recipe: what is learned, and how, as it was written: what the bundle keeps and a digest is taken of.
+        located: the same with absolute paths: what workers get, whose current folder is Ray's.
         out: URI of the bundle, with `logs/` and `checkpoints/` in it.
         train: pictures to learn from.
         val: pictures to validate with, or None.
@@ -58,6 +59,7 @@ class TrainPlan:
     """
 
     recipe: Recipe
+    located: Recipe
     out: str
     train: Rows
     val: Rows | None
@@ -91,14 +93,14 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     Raises:
         UsageError: whatever is wrong with the request or the datasets.
     """
-    out = storage.normalize(out)
-    train_uri = storage.normalize(recipe.data.train)
+    out, located = storage.normalize(out), recipe.located()
+    train_uri, val_uri = located.data.train, located.data.val
+    _check_weights(located.weights)
     classes = None if recipe.data.classes == "all" else recipe.data.classes
     manifest = load_manifest(train_uri)
     datasets = {"train": manifest.digest}
     train, val = read_rows(train_uri, classes), None
-    if recipe.data.val is not None:
-        val_uri = storage.normalize(recipe.data.val)
+    if val_uri is not None:
         val_manifest = load_manifest(val_uri)
         if classes is None:
             check_same_classes(train, val_manifest, val_uri)
@@ -121,8 +123,13 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         raise UsageError(
             "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
         )
-    plan = TrainPlan(recipe, out, train, val, inputs, datasets, resident or recipe.cache_features, overwrite)
+    plan = TrainPlan(recipe, located, out, train, val, inputs, datasets, resident or recipe.cache_features, overwrite)
     return dataclasses.replace(plan, finished=check_claim(plan))
+
+
+def _check_weights(weights: str | None) -> None:
+    if weights not in (None, "pretrained") and not (storage.exists(weights) or storage.is_folder(weights)):
+        raise UsageError(f"weights: there is nothing at {weights}; a relative path starts from the current folder")
 
 
 def _check_class_weights(recipe: Recipe, classes: Sequence[str]) -> None:
@@ -231,8 +238,8 @@ def train(
 
 
 def _read_by_workers(plan: TrainPlan) -> list[str]:
-    weights = plan.recipe.weights
-    own = [] if weights is None or weights == "pretrained" else [storage.normalize(weights)]
+    weights = plan.located.weights
+    own = [] if weights is None or weights == "pretrained" else [weights]
     return [*(rows.dataset for rows in (plan.train, plan.val) if rows is not None), *own]
 
 

@@ -97,4 +97,4 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resid
         "copies": copies,
     }
     uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(known)[:16]}.npz")
-    return cached_features(uri, rows, plan.inputs, recipe, session, copies=copies, title=f"features of {role}")
+    return cached_features(uri, rows, plan.inputs, plan.located, session, copies=copies, title=f"features of {role}")

@@ -14,7 +14,8 @@ class TrainTask:
     """What all workers are told; plain data.
 
     Attributes:
-        recipe: as JSON.
+        recipe: as JSON, with absolute paths.
+        recipe_digest: of the recipe as it was written.
         run: name under which progress is told.
         out: URI of the bundle that is made.
         logs: URI of the folder of metrics.jsonl.
@@ -28,6 +29,7 @@ class TrainTask:
     """
 
     recipe: str
+    recipe_digest: str
     run: str
     out: str
     logs: str

@@ -74,7 +74,8 @@ def fit(
     """
     recipe, inputs = plan.recipe, plan.inputs
     task = TrainTask(
-        recipe=recipe.model_dump_json(),
+        recipe=plan.located.model_dump_json(),
+        recipe_digest=recipe.digest,
         run=run,
         out=plan.out,
         logs=storage.join(plan.out, "logs"),

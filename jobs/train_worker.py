@@ -63,7 +63,7 @@ class _Training:
         self._recipe = Recipe.model_validate_json(task.recipe)
         context = ray.train.get_context()
         names = {"command": "train", "run": task.run, "out": task.out, "run_id": storage.uri_id(task.out)}
-        self._work_log = WorkLog(**names, recipe_digest=self._recipe.digest)
+        self._work_log = WorkLog(**names, recipe_digest=task.recipe_digest)
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
         self._device: torch.device = ray.train.torch.get_device()
         recipe = self._recipe

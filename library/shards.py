@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from types import TracebackType
@@ -65,6 +65,15 @@ class ShardReader:
                 yield table
                 start = perf_counter()
 
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """A few columns of the whole shard at once; the pictures are not read."""
+        with storage.open_read(self.uri) as file:
+            parquet = self._opened(file)
+            try:
+                return parquet.read(list(names), use_threads=False)
+            except _DAMAGE as error:
+                raise StriateError(f"{self.uri}: {error}") from error
+
     def schema(self) -> pa.Schema:
         """The columns, from the file's footer."""
         with storage.open_read(self.uri) as file:
@@ -72,7 +81,9 @@ class ShardReader:
 
     def _opened(self, file: Any) -> pq.ParquetFile:
         try:
-            parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+            # Threads of Arrow's own, which a buffer in advance and `use_threads` would set to work, may still hold a
+            # Python file when the interpreter ends, and then abort the process (apache/arrow issues 33975 and 34314).
+            parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
             names = parquet.schema_arrow.names
         except _DAMAGE as error:
             raise StriateError(f"{self.uri} is not a readable shard: {error}") from error

@@ -215,6 +215,20 @@ class Recipe(_Group):
         """Read a recipe from YAML text; `where` names it in errors. Arguments and errors as in `load`."""
         return read(cls, text, overrides, where)
 
+    def located(self) -> Recipe:
+        """The same recipe with absolute paths, for processes that work in another folder than the user's.
+
+        A relative path, in the file or in an override, starts from the current folder.
+        """
+        train, val = storage.normalize(self.data.train), self.data.val and storage.normalize(self.data.val)
+        named = self.weights is not None and self.weights != "pretrained"
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update={"train": train, "val": val}),
+                "weights": storage.normalize(self.weights) if named and self.weights else self.weights,
+            }
+        )
+
     def dump(self) -> str:
         """YAML that `parse` reads as an equal recipe; defaults are written out, what is absent is left out."""
         return dump_yaml(self.model_dump(exclude_none=True))

@@ -19,6 +19,7 @@ from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.predict_dataset import plan_predict, predict_dataset
 from tests.bundles import make_bundle
+from tests.commands import write_recipe
 from tests.datasets import content, write_photos
 
 STEPS = "denoise(strength=0.03, search_size=21) | grayscale"
@@ -152,3 +153,14 @@ def worker_processes(session: int) -> list[int]:
             if name.startswith(b"ray::ShardWorker") and os.getsid(int(entry.name)) == session:
                 found.append(int(entry.name))
     return found
+
+
+@pytest.mark.faults
+def test_a_refused_training_ends_with_2_every_time(raw: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, raw, 1)
+    command = ("train", recipe, "--out", str(tmp_path / "out"), "--set", "loss.class_weights={bird: 2}")
+    for _ in range(10):
+        together = [striate(*command) for _ in range(4)]
+        for process in together:
+            _, stderr = process.communicate(timeout=180)
+            assert (process.returncode, b"there is no class 'bird'" in stderr) == (2, True), stderr.decode()

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from jobs.ingest import ingest, plan_ingest
 from jobs.train import plan_train, train
 from jobs.train_claim import claim
+from library import storage
 from library.bundle import Bundle
 from library.bundle_record import Prediction
 from library.drift import Histograms
@@ -105,7 +106,7 @@ def test_a_bundle_says_of_each_picture_what_is_wrong_with_it(trained: Path, digi
 
 def test_a_training_tells_prometheus_of_its_pictures_and_checkpoints(trained: Path, digits: Path) -> None:
     pictures, checkpoints = "ray_striate_train_pictures_total", "ray_striate_train_checkpoints_total"
-    found = exported_once({"run": str(trained)}, lambda found: total(found, checkpoints) >= 4)
+    found = exported_once({"run_id": storage.uri_id(str(trained))}, lambda found: total(found, checkpoints) >= 4)
     assert total(found, checkpoints) == 4  # one an epoch
     assert total(found, pictures) == 4 * len(rows(digits / "train"))
     assert total(found, "ray_striate_train_data_wait_seconds_total", rank="0") > 0
@@ -177,10 +178,15 @@ def test_a_loss_that_is_no_number_ends_the_training_with_step_rate_and_keys(digi
     assert not (tmp_path / "broken" / "bundle.json").exists()
 
 
-def test_cached_features_are_what_the_frozen_backbone_gives(trained: Path, digits: Path, tmp_path: Path) -> None:
+def test_cached_features_are_what_the_frozen_backbone_gives(
+    trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "cached"
-    transfer = recipe(digits, weights=str(trained), freeze="all", cache_features=True, epochs=2)
+    # From the user's folder, which is not that of the workers.
+    monkeypatch.chdir(trained.parent)
+    transfer = recipe(digits, weights=trained.name, freeze="all", cache_features=True, epochs=2)
     train(plan_train(transfer, str(out)))
+    assert Recipe.parse(Bundle.load(str(out)).record.provenance["recipe"]) == transfer
     (cached,) = (out / "features").glob("train-*.npz")
     pictures = {row["key"]: row["image"]["bytes"] for row in rows(digits / "train").to_pylist()}
     bundle = Bundle.load(str(trained), device="cpu")

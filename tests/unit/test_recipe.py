@@ -34,6 +34,17 @@ def parsed(*overrides: str) -> Recipe:
     return Recipe.parse(BASE, overrides)
 
 
+def test_relative_paths_start_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = parsed("data.val=s3://bucket/val/", "weights=~/models/first")
+    located = written.located()
+    assert located.data.train == str(tmp_path / "out/train")
+    assert (located.data.val, located.weights) == ("s3://bucket/val", str(Path.home() / "models/first"))
+    assert located.located() == located
+    assert (written.data.train, written.weights) == ("out/train", "~/models/first")
+    assert (parsed().located().weights, parsed("weights=pretrained").located().weights) == (None, "pretrained")
+
+
 # -- what is read -----------------------------------------------------------------------------------------------------
 
 
