@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 
 #: One scan of a progressive JPEG: its components, first and last coefficient, and the bits before and after it.
@@ -51,3 +52,51 @@ def _packed(bits: str, times: int) -> bytes:
 
 #: Huffman tables of one symbol each, a bit of 0: no difference, and the longest run of empty blocks.
 _TABLES = _segment(0xC4, b"\x00\x01" + bytes(15) + b"\x00") + _segment(0xC4, b"\x10\x01" + bytes(15) + b"\xe0")
+
+
+def thin_png(rows: int, interlaced: bool = False) -> bytes:
+    """A PNG of one column, or (interlaced) of two."""
+    width = 2 if interlaced else 1
+    header = struct.pack(">IIBBBBB", width, rows, 8, 0, 0, 0, interlaced)
+    # Each row with its filter. Of the seven pictures of an interlaced one five have a pixel in these columns.
+    passes = [(0, 8, 2), (4, 8, 2), (2, 4, 2), (0, 2, 2), (1, 2, 3)] if interlaced else [(0, 1, 2)]
+    pixels = zlib.compress(bytes(sum(-(-(rows - first) // step) * size for first, step, size in passes)), 9)
+    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def striped_tiff(width: int, strips: int, strip: bytes, compression: int = 8, rows: int = 1) -> bytes:
+    """A grey TIFF all of whose strips are one and the same.
+
+    Args:
+        width: in pixels.
+        strips: how many.
+        strip: encoded.
+        compression: by its number: 8 is zlib, 7 JPEG.
+        rows: of each strip.
+    """
+    places, sizes, begin = 8, 8 + 4 * strips, 8 + 8 * strips
+    entries = [(256, width), (257, strips * rows), (258, 8), (259, compression), (262, 1), (277, 1), (278, rows)]
+    values = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries]
+    where = (begin, len(strip)) if strips == 1 else (places, sizes)
+    values.insert(5, struct.pack("<HHII", 273, 4, strips, where[0]))
+    values.append(struct.pack("<HHII", 279, 4, strips, where[1]))
+    directory = struct.pack("<H", len(values)) + b"".join(values) + bytes(4)
+    lists = struct.pack("<I", begin) * strips + struct.pack("<I", len(strip)) * strips
+    return b"II*\0" + struct.pack("<I", begin + len(strip)) + lists + strip + directory
+
+
+def run_length_bmp(width: int, height: int, runs: bytes) -> bytes:
+    """A BMP of 256 colours whose pixels are these run lengths (RLE8)."""
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    offset = 14 + 40 + 1024
+    return b"BM" + struct.pack("<IHHI", offset + len(runs), 0, 0, offset) + head + bytes(1024) + runs
+
+
+def commented_gif(blocks: int) -> bytes:
+    """A GIF of one pixel behind a comment in so many blocks of a byte."""
+    comment = b"!\xfe" + b"\x01x" * blocks + b"\0"
+    pixel = b",\0\0\0\0\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"
+    return b"GIF89a\x01\0\x01\0\x80\0\0" + bytes(6) + comment + pixel + b";"

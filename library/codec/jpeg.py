@@ -63,6 +63,11 @@ _SEQUENTIAL = (0xC0, 0xC1, 0xC3, 0xC9)
 _OF_NO_INTEREST = frozenset(bytes([0xFF, marker]) for marker in (0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE))
 
 
+def jpeg_work_px(data: bytes) -> int:
+    """`Header.work_px` of JPEG data, also of such that is part of another file."""
+    return _read_markers(data)[1]
+
+
 def _read_markers(data: bytes) -> tuple[int, int]:
     """The orientation, and `Header.work_px`.
 

@@ -24,10 +24,14 @@ from typing import Any, TypeVar
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, WebPImagePlugin
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
 
 from library.codec.header import ORIENTATION_TAG, Header, header_of, upright
+from library.codec.jpeg import jpeg_work_px
+from library.codec.jpeg2000_work import PX_NS as JPEG2000_PX_NS
+from library.codec.jpeg2000_work import jpeg2000_work_px
+from library.codec.png import png_header
 from library.errors import BadPicture
 
 _T = TypeVar("_T")
@@ -72,7 +76,10 @@ def tiff_header(data: bytes) -> Header:
         page = next(pages)
         _check(page, data)
         height, width, channels = _shape(page)
-        header = header_of("tiff", width, height, channels, _dtype(page), _orientation(page))
+        work_px, px_ns = _work(page, data)
+        header = header_of(
+            "tiff", width, height, channels, _dtype(page), _orientation(page), work_px=work_px, px_ns=px_ns
+        )
         return dataclasses.replace(header, has_more_pages=next(pages, None) is not None)
 
 
@@ -156,6 +163,70 @@ def _orientation(page: tifffile.TiffPage) -> int:
 
 def _multiplied(page: tifffile.TiffPage) -> bool:
     return EXTRASAMPLE.ASSOCALPHA in page.extrasamples
+
+
+# -- the work ---------------------------------------------------------------------------------------------------------
+
+_SEGMENT_PX = 5000  # a strip or tile costs by itself
+_MOST_SEGMENTS = 200_000
+_PX_NS = 12.0
+#: How dear the codecs are whose output is no larger than a strip or tile, in pixels.
+_CODECS = {
+    COMPRESSION.NONE: 1,
+    COMPRESSION.PACKBITS: 1,
+    COMPRESSION.ZSTD: 1,
+    34926: 1,
+    COMPRESSION.LERC: 2,
+    COMPRESSION.LZW: 2,
+    COMPRESSION.ADOBE_DEFLATE: 2,
+    COMPRESSION.DEFLATE: 2,
+    COMPRESSION.PIXTIFF: 2,
+    COMPRESSION.CCITTRLE: 4,
+    COMPRESSION.CCITTFAX3: 4,
+    COMPRESSION.CCITTFAX4: 4,
+    COMPRESSION.LZMA: 5,
+}
+
+
+def _work(page: tifffile.TiffPage, data: bytes) -> tuple[int, float]:
+    """`Header.work_px` and `Header.px_ns`.
+
+    Strips and tiles are decoded whole, however little of them the picture needs. Some hold a file of another format,
+    which has a header of its own.
+    """
+    segments = max([math.prod(page.chunked), *(page.tags[tag].count for tag in _SEGMENT_TAGS if tag in page.tags)])
+    if segments > _MOST_SEGMENTS:
+        raise BadPicture("too_much_work", f"the TIFF has more than {_MOST_SEGMENTS:,} strips or tiles")
+    samples = math.prod(page.chunked) * math.prod(page.chunks) * max(np.dtype(page.dtype).itemsize // 2, 1)
+    pixels = max(samples // 3, int(page.imagewidth) * int(page.imagelength))
+    compression = int(page.compression)
+    if compression in _CODECS:
+        return _CODECS[compression] * pixels + _SEGMENT_PX * segments, _PX_NS
+    read, px_ns = _EMBEDDED.get(compression, (None, 0.0))
+    if read is None:
+        raise BadPicture("unsupported", f"a TIFF compressed as {_name(page.compression)}")
+    parts = (data[start : start + size] for start, size in zip(page.dataoffsets, page.databytecounts, strict=False))
+    return sum(read(part) for part in parts if part) + pixels + _SEGMENT_PX * segments, px_ns
+
+
+_SEGMENT_TAGS = (273, 279, 324, 325)  # offsets and byte counts of strips and of tiles
+
+
+def _png_work_px(part: bytes) -> int:
+    return png_header(part).work_px
+
+
+def _webp_work_px(part: bytes) -> int:
+    image = WebPImagePlugin.WebPImageFile(io.BytesIO(part))
+    return image.width * image.height
+
+
+_EMBEDDED: dict[int, tuple[Callable[[bytes], int], float]] = {
+    **dict.fromkeys((6, 7, 33007, 34892), (jpeg_work_px, _PX_NS)),
+    **dict.fromkeys((33003, 33004, 33005, 34712), (jpeg2000_work_px, JPEG2000_PX_NS)),
+    COMPRESSION.PNG: (_png_work_px, _PX_NS),
+    **dict.fromkeys((34927, 50001), (_webp_work_px, 40.0)),
+}
 
 
 # -- the pixels -------------------------------------------------------------------------------------------------------

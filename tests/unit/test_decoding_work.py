@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import zlib
 from bisect import bisect_right
 
 import numpy as np
 import pytest
-from picture_examples import pil_bytes, scene
+from picture_examples import encoded, pil_bytes, scene, tiff_bytes, with_tiff_tag
 from PIL import Image
 
-from benchmarks.worst_pictures import many_scans, progressive_jpeg
+from benchmarks.worst_pictures import (
+    commented_gif,
+    many_scans,
+    progressive_jpeg,
+    run_length_bmp,
+    striped_tiff,
+    thin_png,
+)
 from library import codec
+from library.codec.jpeg2000_work import jpeg2000_work_px
 from library.errors import BadPicture
 
 LIMITS = codec.Limits(max_pixels=2**20)
@@ -95,3 +104,88 @@ def test_large_photographs_and_tiles_are_accepted() -> None:
     """A Sentinel-2 tile, a panorama, and 100 million pixels in 20 scans."""
     for width, height, scans in ((10_980, 10_980, 0), (26_000, 5_000, 10), (11_500, 8_700, 20)):
         codec.probe(progressive_jpeg(width, height, many_scans(scans, refining=True)))
+
+
+# -- the other formats ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_of_one_column_is_bounded(interlaced: bool) -> None:
+    decoded = codec.decode(thin_png(5000, interlaced))
+    assert decoded.shape == (5000, 1 + interlaced, 1)
+    assert codec.probe(thin_png(5000, interlaced)).work_px > 10 * 5000, "each row costs by itself"
+    codec.probe(thin_png(1_000_000, interlaced))
+    assert reason_of(thin_png(1_000_001, interlaced), codec.DEFAULT_LIMITS) == "too_large"
+    rows = 450_000 if interlaced else 900_000
+    assert reason_of(thin_png(rows, interlaced)[:200], LIMITS) == "too_much_work", "before it is decoded"
+
+
+@pytest.mark.parametrize("kind", ["bmp", "npy", "tiff", "gif", "webp", "png"])
+def test_no_side_of_any_format_is_longer_than_the_limit(kind: str) -> None:
+    picture = encoded(kind, 24, 32)
+    codec.probe(picture, codec.Limits(max_side_px=32))
+    assert reason_of(picture, codec.Limits(max_side_px=31)) == "too_large"
+
+
+def test_a_tiff_has_as_many_strips_as_its_limit_has_room_for() -> None:
+    strip = zlib.compress(b"\x07")
+    assert np.array_equal(codec.decode(striped_tiff(1, 50, strip)), np.full((50, 1, 1), 7))
+    most = LIMITS.max_work_px // (5000 + 2)
+    codec.probe(striped_tiff(1, most, strip), LIMITS)
+    assert reason_of(striped_tiff(1, most + 1, strip), LIMITS) == "too_much_work"
+    # What the strips hold is not looked at.
+    assert reason_of(striped_tiff(1, most + 1, b"\xff"), LIMITS) == "too_much_work"
+    assert reason_of(striped_tiff(1, 300_000, strip), codec.DEFAULT_LIMITS) == "too_much_work"
+
+
+def test_a_tile_that_is_larger_than_its_tiff_counts_whole() -> None:
+    tiles = tiff_bytes(scene(32, 32), photometric="rgb", tile=(16, 16), compression="zlib")
+    padded = with_tiff_tag(with_tiff_tag(tiles, 322, 4096), 323, 4080)
+    assert codec.probe(padded, None).work_px > 4096 * 4080
+
+
+def test_the_scans_of_a_jpeg_inside_a_tiff_count() -> None:
+    def tiff(scans: int) -> bytes:
+        return striped_tiff(1000, 1, progressive_jpeg(1000, 1000, many_scans(scans, refining=True)), 7, rows=1000)
+
+    assert codec.decode(tiff(14)).shape == (1000, 1000, 1)
+    codec.probe(tiff(14), LIMITS)
+    assert reason_of(tiff(500)) == "too_much_work"
+
+
+def test_a_picture_inside_a_tiff_that_is_larger_than_its_tile_counts() -> None:
+    for kind, compression in (("png", 34933), ("webp", 50001), ("jpeg2000", 34712)):
+        small = striped_tiff(8, 1, pil_bytes(Image.new("RGB", (8, 8)), kind), compression, rows=8)
+        large = striped_tiff(8, 1, pil_bytes(Image.new("RGB", (2000, 900)), kind), compression, rows=8)
+        assert codec.probe(small, None).work_px < 20_000
+        assert codec.probe(large, None).work_px > 1_800_000
+
+
+def test_a_codec_of_unknown_work_inside_a_tiff_is_unsupported() -> None:
+    with pytest.raises(BadPicture, match="compressed as JPEGXL") as raised:
+        codec.probe(striped_tiff(8, 1, b"\xff\x0a", 50002, rows=8))
+    assert raised.value.reason == "unsupported"
+
+
+def test_run_lengths_of_a_bmp_are_bounded() -> None:
+    runs = (b"\1\5" * 4 + b"\0\0") * 4
+    assert codec.decode(run_length_bmp(4, 4, runs)).shape == (4, 4, 3)
+    codec.probe(run_length_bmp(700, 700, b""), LIMITS)
+    assert reason_of(run_length_bmp(1000, 1000, b"")) == "too_much_work"
+    assert reason_of(run_length_bmp(8, 8, b"\0\2\0\0" * 100_000)) == "too_much_work", "runs that make no pixel"
+
+
+def test_the_blocks_before_the_picture_of_a_gif_are_bounded() -> None:
+    assert codec.decode(commented_gif(90_000)).shape[:2] == (1, 1)
+    assert reason_of(commented_gif(110_000)) == "too_much_work"
+    assert reason_of(commented_gif(110_000)[:200_100]) == "too_much_work"
+
+
+def test_the_packets_of_jpeg_2000_are_counted_before_it_is_decoded() -> None:
+    plain = pil_bytes(Image.new("RGB", (500, 400)), "jpeg2000")
+    assert 200_000 <= jpeg2000_work_px(plain) < 220_000
+    at = plain.index(b"\xff\x52")
+    layers = plain[: at + 6] + b"\xff\xff" + plain[at + 8 :]
+    assert jpeg2000_work_px(layers) > LIMITS.max_work_px
+    tiles = pil_bytes(Image.new("RGB", (500, 400)), "jpeg2000", tile_size=(8, 8))
+    assert jpeg2000_work_px(tiles) > 5 * jpeg2000_work_px(plain)
