@@ -55,6 +55,11 @@ class Augmenter:
                     f"'{step.name}' drops pictures, and an augmentation only changes them; select with "
                     "`striate filter` before"
                 )
+            if hasattr(step, "may_drop") and cast(Any, step).may_drop():
+                raise UsageError(
+                    f"'{step}' may drop a picture, and an augmentation only changes them; run it with `striate filter` "
+                    "before"
+                )
             columns: tuple[str, ...] = cast(Any, step).columns() if hasattr(step, "columns") else ()
             if columns:
                 raise UsageError(

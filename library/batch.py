@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from library import codec
-from library.errors import BadPicture, StepError, StriateError
+from library.errors import BadPicture, Dropped, StepError, StriateError
 from library.picture import Picture
 from library.record import REJECT_COLUMNS
 from library.steps.base import Filter, Selector, Step
@@ -128,6 +128,8 @@ def run_step(step: Step, picture: Picture) -> str | None:
         columns = _columns(step, picture)
         picture.replace(cast(Filter, step)(picture.pixels, *columns))
         return None
+    except Dropped as dropped:
+        return dropped.reason
     except StriateError:
         raise
     except Exception as error:

@@ -47,6 +47,16 @@ class BadPicture(StriateError):
         return type(self), (self.reason, self.detail)
 
 
+class Dropped(BadPicture):
+    """A picture that a filter leaves out because its parameters say so: counted as what a selector drops. Where nothing
+    can be dropped it is a picture that cannot be used.
+
+    Args:
+        reason: a slug, for counting: `no_subject`.
+        detail: one sentence for a person.
+    """
+
+
 #: Why a picture is rejected after it was judged: a float picture may hold NaN, and no ranking is right then.
 NOT_FINITE = "not_finite"
 NOT_FINITE_WHY = "the classifier's answer is not-a-number; the picture may hold some"

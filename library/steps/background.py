@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from library import codec
-from library.errors import BadPicture
+from library.errors import BadPicture, Dropped
 from library.picture import Pixels
 from library.steps.arrays import as_8_bits, by_channel_groups, finite_range, saturated, white
 from library.steps.base import register
@@ -34,9 +34,11 @@ class BlurBackground:
     A mask is an encoded picture of the same height and width, as bytes or as a struct with `bytes`; where any of its
     channels is not 0 is the subject. Put this step before any that moves pixels, for the mask does not move.
 
+    A picture without a subject (GrabCut finds none, or has fewer than 8 pixels a side to search; a mask is 0
+    everywhere) stays as it is or is dropped, as `no_subject` says. Reason: `no_subject`.
+
     Raises:
-        BadPicture: `too_small` for GrabCut under 8 pixels, `no_subject` if it finds none, `not_finite`; with masks
-            `no_mask`, `mask_size`, and as decoding.
+        BadPicture: `not_finite` for GrabCut; with masks `no_mask`, `mask_size`, and as decoding.
     """
 
     sigma: Annotated[float, Field(gt=0, le=250, description="standard deviation of the blur in pixels")] = 8.0
@@ -48,6 +50,9 @@ class BlurBackground:
         Field(gt=0, lt=0.5, description="for GrabCut: rim that is background, as a fraction of the side (0.1)"),
     ] = None
     iterations: Annotated[int | None, Field(ge=1, le=20, description="for GrabCut: rounds (3)")] = None
+    no_subject: Annotated[
+        Literal["keep", "drop"], Field(description="a picture without a subject: keep it as it is, or drop it")
+    ] = "keep"
 
     @model_validator(mode="after")
     def _fill_in(self) -> BlurBackground:
@@ -62,10 +67,16 @@ class BlurBackground:
         """The mask's column, if one was named."""
         return () if self.mask_column is None else (self.mask_column,)
 
+    def may_drop(self) -> bool:
+        """Whether a picture may be left out."""
+        return self.no_subject == "drop"
+
     def __call__(self, pixels: Pixels, mask: Any = None) -> Pixels:
         shape = pixels.shape[0], pixels.shape[1]
         subject = self._grab_cut(pixels) if self.mask_column is None else _decoded_mask(mask, shape)
-        if subject.all():
+        if not subject.any() and self.no_subject == "drop":
+            raise Dropped("no_subject", "there is no subject in the middle of the picture to keep sharp")
+        if subject.all() or not subject.any():
             return pixels
         behind = np.asarray(~subject, np.float32)
         blurred = by_channel_groups(self._blurred, pixels * behind[:, :, None])
@@ -79,7 +90,7 @@ class BlurBackground:
     def _grab_cut(self, pixels: Pixels) -> NDArray[np.bool_]:
         height, width = pixels.shape[:2]
         if min(height, width) < _LEAST_SIDE_PX:
-            raise BadPicture("too_small", f"GrabCut needs {_LEAST_SIDE_PX} pixels a side; this is {width}x{height}")
+            return np.zeros((height, width), np.bool_)
         shrink = min(1.0, _SEGMENT_SIDE_PX / max(height, width))
         small = (max(_LEAST_SIDE_PX, round(width * shrink)), max(_LEAST_SIDE_PX, round(height * shrink)))
         image = cv2.resize(_eight_bit_rgb(pixels), small, interpolation=cv2.INTER_AREA)
@@ -92,8 +103,6 @@ class BlurBackground:
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.grabCut(image, mask, (0, 0, 0, 0), *models, cast(int, self.iterations), cv2.GC_INIT_WITH_MASK)
         found = np.asarray(mask == cv2.GC_PR_FGD, np.float32)
-        if not found.any():
-            raise BadPicture("no_subject", "GrabCut found no subject in the middle of the picture")
         return np.asarray(cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR)) >= 0.5
 
 

@@ -41,7 +41,8 @@ class Filter(Protocol):
     """Pixels to pixels, the same result every time. Never writes to its input.
 
     A filter that needs other columns (a mask) has a method `columns() -> tuple[str, ...]`; their values
-    follow the pixels as positional arguments.
+    follow the pixels as positional arguments. One whose parameters let it leave pictures out raises
+    `library.errors.Dropped` for them, and has a method `may_drop() -> bool`.
     """
 
     def __call__(self, pixels: Pixels, /, *columns: Any) -> Pixels: ...

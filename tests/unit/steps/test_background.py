@@ -1,9 +1,13 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from step_examples import DTYPES, frozen, picture, step
 
 from library import codec
-from library.errors import BadPicture
+from library.augmentation import Augmenter
+from library.batch import run_batch
+from library.errors import BadPicture, Dropped, UsageError
+from library.pipeline import Pipeline
 
 
 def disc(height: int = 60, width: int = 80) -> np.ndarray:
@@ -76,12 +80,36 @@ def test_a_column_that_holds_no_pictures_is_a_fault_of_the_recipe() -> None:
         step('blur_background(mask_column="mask")')(scene(), "subject.png")
 
 
-def test_grabcut_that_finds_nothing_or_has_no_room_says_so() -> None:
-    with pytest.raises(BadPicture, match="too_small"):
-        step("blur_background")(picture(height=7, width=90))
-    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    with pytest.raises(BadPicture, match="no_subject"):
-        step("blur_background")(noise)
+NOISE = frozen(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("pixels", [NOISE, picture(height=7, width=90)], ids=["noise", "too small for GrabCut"])
+def test_a_picture_without_a_subject_is_kept_as_it_is_or_dropped(pixels: np.ndarray) -> None:
+    assert step("blur_background")(pixels) is pixels
+    with pytest.raises(Dropped, match="no_subject"):
+        step('blur_background(no_subject="drop")')(pixels)
+
+
+def test_a_mask_of_zeros_is_a_picture_without_a_subject() -> None:
+    pixels, nothing = scene(), png(np.zeros((60, 80)))
+    assert step('blur_background(mask_column="mask")')(pixels, nothing) is pixels
+    with pytest.raises(Dropped, match="no_subject"):
+        step('blur_background(mask_column="mask", no_subject="drop")')(pixels, nothing)
+
+
+def test_what_has_no_subject_is_counted_as_dropped_and_not_as_rejected() -> None:
+    pictures = [codec.encode(pixels, codec.Encoding.parse("png"))[0] for pixels in (scene(), NOISE)]
+    rows = pa.table({"key": ["scene", "noise", "none"], "image": [*pictures, b"no picture"]})
+    for text, kept in (("blur_background", 2), ('blur_background(no_subject="drop")', 1)):
+        result = run_batch([step(text)], rows)
+        assert (result.table.num_rows, dict(result.dropped)) == (kept, {"no_subject": 1} if kept == 1 else {})
+        assert dict(result.rejected) == {"not_an_image": 1}
+
+
+def test_an_augmentation_refuses_a_filter_that_may_drop_a_picture() -> None:
+    Augmenter(Pipeline.parse("flip | blur_background"), 0)
+    with pytest.raises(UsageError, match="may drop a picture"):
+        Augmenter(Pipeline.parse('flip | sometimes(0.5, blur_background(no_subject="drop"))'), 0)
 
 
 def test_without_a_mask_no_column_is_asked_for() -> None:
