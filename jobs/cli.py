@@ -122,6 +122,7 @@ def ingest_command(
         striate ingest s3://bucket/list.csv s3://bucket/raw --label-column species --verify
     """
     from jobs.ingest import check_bad_fraction, ingest, plan_ingest
+    from library.manifest import skipped_text
     from library.sources import Options
 
     made = plan_ingest(
@@ -145,6 +146,7 @@ def ingest_command(
         described = made.described()
         if not json:
             del described["notes"]  # they were said
+            described["skipped"] = skipped_text(made.listing.skipped).removeprefix("skipped ")
         output.facts(described, as_json=json)
         return
     manifests = ingest(made, workers=workers, address=address)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.console import Terminal
-from jobs.output import balance, counted, ranked, reasons, size, time_spent
+from jobs.output import balance, counted, left_out, ranked, size, time_spent
 from jobs.progress import duration
 from library import storage
 from library.manifest import (
@@ -107,9 +107,8 @@ def print_info(dataset: str, manifest: Manifest) -> None:
     pictures, shards = counted(tally.rows_out, "picture"), counted(len(manifest.shards), "shard")
     console.print(f"{pictures} in {shards}, {size(manifest.bytes)}")
     console.print(balance(manifest))
-    for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
-        if counts:
-            console.print(reasons(title, counts), markup=False, soft_wrap=True)
+    for line in left_out(manifest):
+        console.print(line, markup=False, soft_wrap=True)
     if manifest.rejects:
         rejects = storage.join(dataset, REJECTS)
         console.print(f"the rejects lie in {rejects}, Parquet with `reason` and `detail`", markup=False, soft_wrap=True)

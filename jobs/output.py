@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cluster.console import Terminal, json_text, say, visible
 from library import storage
-from library.manifest import Manifest
+from library.manifest import Manifest, skipped_text
 
 #: People read here; with --json only the document goes to stdout.
 stderr = Terminal(stderr=True)
@@ -66,6 +66,15 @@ def reasons(title: str, counts: Mapping[str, int]) -> str:
     return f"{title}: " + ", ".join(f"{name} {number:,}" for name, number in ranked)
 
 
+def left_out(manifest: Manifest) -> Iterator[str]:
+    """A line for what was dropped, one for what was rejected, one for what was skipped, where there is any."""
+    for title, counts in (("dropped", manifest.tally.dropped), ("rejected", manifest.tally.rejected)):
+        if counts:
+            yield reasons(title, counts)
+    if manifest.skipped:
+        yield skipped_text(manifest.skipped)
+
+
 def time_spent(runs: Iterable[Mapping[str, Any]]) -> Table | None:
     """Where the time went, summed over workers; None when nothing was run."""
     seconds: Counter[str] = Counter()
@@ -111,9 +120,8 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool, notes: Sequenc
         say(f"  {balance(manifest)}")
         if notes is not None:
             say(f"  {classes(tally.classes, tally.rows_out)}")
-        for title, counts in (("dropped", tally.dropped), ("rejected", tally.rejected), ("skipped", manifest.skipped)):
-            if counts:
-                say(f"  {reasons(title, counts)}")
+        for line in left_out(manifest):
+            say(f"  {line}")
     runs = [manifest.run for manifest in manifests.values()]
     resumed, made = (sum(run.get(name, 0) for run in runs) for name in ("shards_resumed", "pictures_made"))
     if resumed:

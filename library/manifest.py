@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import pydantic
@@ -23,6 +23,21 @@ SCHEMA_VERSION = 1
 MANIFEST = "_manifest.json"
 REPORTS = "_reports"
 REJECTS = "_rejects"
+
+#: What is passed over, by reason; a hidden folder on disk, or a link to a folder, counts once.
+SKIPPED = {
+    "beside": "not pictures by their names",
+    "hidden": "hidden",
+    "system": "of an operating system",
+    "link": "links in an archive",
+    "link_broken": "links to nothing",
+    "link_folder": "links to folders that are read elsewhere",
+    "link_outside": "links out of the folder to what is no picture",
+    "repeated": "texts that the archive holds again",
+    "special": "devices, pipes or the like",
+    "sparse": "sparse members",
+    "underscore": "with a name that begins with _",
+}
 
 _MAX_JSON_BYTES = 512 * 2**20
 
@@ -182,6 +197,13 @@ class Manifest(_Model):
 
 
 _ModelT = TypeVar("_ModelT", bound=_Model)
+
+
+def skipped_text(counts: Mapping[str, int]) -> str:
+    """`skipped 5 files: 3 not pictures by their names, 2 hidden`."""
+    each = ", ".join(f"{count:,} {SKIPPED.get(reason, reason)}" for reason, count in sorted(counts.items()))
+    total = sum(counts.values())
+    return f"skipped {total:,} {'file' if total == 1 else 'files'}: {each}"
 
 
 def digest_of(value: Any) -> str:

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from library import storage
 from library.errors import BadPicture, UsageError
+from library.manifest import skipped_text
 from library.sources import cifar, containers, folder, idx, lists, members, parquet
 from library.sources.entries import Entries, is_picture_name
 from library.sources.index import INDEX_SCHEMA, Listing, Options, Read, extras_of
@@ -45,7 +46,7 @@ _LABEL_LIKE = re.compile(
     re.IGNORECASE,
 )
 # Problems that leave the bytes readable: the reject keeps them.
-_READABLE = ("unsafe_name", "bad_sidecar", "bad_label")
+_READABLE = ("unsafe_name", "bad_sidecar", "bad_label", "duplicate_key")
 
 
 def list_source(uri: str, options: Options = Options()) -> Listing:
@@ -72,10 +73,8 @@ def list_source(uri: str, options: Options = Options()) -> Listing:
     else:
         raise UsageError(f"there is no {uri}; what works: {containers.WORKS}")
     if listing.index.num_rows == 0:
-        passed = ", ".join(f"{count:,} {reason}" for reason, count in sorted(listing.skipped.items()))
-        raise UsageError(
-            f"{uri} holds no pictures{f' (passed over: {passed})' if passed else ''}; what works: {containers.WORKS}"
-        )
+        skipped = f" ({skipped_text(listing.skipped)})" if listing.skipped else ""
+        raise UsageError(f"{uri} holds no pictures{skipped}; what works: {containers.WORKS}")
     problems = listing.index["problem"].to_pylist()
     if all(problem is not None and problem.startswith("bad_label: ") for problem in problems):
         key = listing.index["key"][0]

@@ -18,7 +18,32 @@ PICTURE_SUFFIXES = frozenset(
 )
 SIDECAR_SUFFIXES = frozenset(("txt", "json", "cls"))
 MAX_SIDECAR_BYTES = 2**20
-_SYSTEM = frozenset(("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"))
+# What lies beside pictures: texts and lists, annotations, programs, archives, tensors, films. A name that is neither
+# here nor among the pictures is looked at.
+_OTHER_SUFFIXES = SIDECAR_SUFFIXES | frozenset(
+    (
+        "csv", "tsv", "jsonl", "ndjson", "xml", "yaml", "yml", "toml", "ini", "cfg", "names", "lst", "log", "sql",
+        "md", "rst", "rtf", "html", "htm", "css", "js", "pdf", "doc", "docx", "odt", "xls", "xlsx", "ppt", "pptx",
+        "py", "pyc", "ipynb", "sh", "bat", "ps1", "c", "cpp", "h", "java", "r", "exe", "dll", "so", "lnk", "url",
+        "tar", "gz", "tgz", "zip", "7z", "rar", "bz2", "xz", "zst", "torrent", "md5", "sha1", "sha256", "sha512",
+        "npz", "mat", "pkl", "pickle", "pt", "pth", "safetensors", "onnx", "h5", "hdf5", "parquet", "pq", "arrow",
+        "feather", "db", "sqlite", "sqlite3", "mdb", "tfrecord", "tfrecords", "rec", "idx",
+        "mp4", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "mp3", "wav", "srt",
+    )
+)  # fmt: skip
+_OTHER_NAMES = frozenset(
+    (
+        "readme", "license", "licence", "copying", "copyright", "notice", "authors", "credits", "changelog",
+        "citation", "contributing", "version", "makefile", "dockerfile", "md5sums", "sha256sums", "checksums",
+    )
+)  # fmt: skip
+_SYSTEM = frozenset(
+    (
+        *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", "icon\\x0d", "picasa.ini"),
+        *("thumbs.db:encryptable", "zbthumbnail.info", "$recycle.bin", "system volume information", "lost+found"),
+        "@eadir",
+    )
+)
 
 
 @dataclass
@@ -79,9 +104,15 @@ def is_picture_name(path: str) -> bool:
     return suffix_of(path) in PICTURE_SUFFIXES
 
 
+def is_other_name(path: str) -> bool:
+    """Whether a name says that the file is no picture: README.md, LICENSE, labels.csv, annotations.xml."""
+    stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
+    return suffix[1:] in _OTHER_SUFFIXES or (not suffix and stem in _OTHER_NAMES)
+
+
 def why_skipped(name: str) -> str | None:
     """`system` or `hidden` for one part of a path that no picture lies under, or None."""
-    if name.lower() in _SYSTEM:
+    if name.lower() in _SYSTEM or name.endswith(":Zone.Identifier"):  # as WSL copies what Windows notes of a download
         return "system"
     return "hidden" if name.startswith(".") else None
 

@@ -46,6 +46,11 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
+#: Begins the problem of a member that its archive holds again further on: the one problem with which two rows may
+#: have one key.
+SUPERSEDED = "duplicate_key: "
+
+
 @dataclass(frozen=True)
 class Options:
     """Which columns (of a list or Parquet) or fields (of JSON beside the pictures) mean what; None: by their names.
@@ -73,8 +78,7 @@ class Listing:
         kind: which reader reads the pictures back; goes to `read_pictures`.
         index: INDEX_SCHEMA, and the extra columns that the listing already knows (see `extras_of`). Sorted by key.
         late: the extra columns that come with the pictures (`Read.extras`), with their types.
-        skipped: how many files were passed over, by reason: `hidden`, `system`, `link`, `link_outside`, `link_folder`,
-            `link_broken`, `special`, `sparse`, `underscore`, `beside`. A hidden folder on disk counts once.
+        skipped: how many files were passed over, by reason: one of `library.manifest.SKIPPED`.
         hints: by URI of a container, what the reader needs to find its way in it (an index of a gzip stream).
         notes: sentences for the user about what was found and may surprise.
     """
@@ -175,8 +179,9 @@ def finish(
     table = pa.table(arrays)
     keys = table.column("key")
     if any(_compute.less_equal(keys.slice(1), keys.slice(0, max(num_rows - 1, 0))).to_pylist()):
-        table = table.take(_compute.sort_indices(keys))
-    _check_unique(table, unit)
+        table = table.take(_compute.sort_indices(table, [(name, "ascending") for name in ("key", "uri", "at")]))
+    superseded = _compute.fill_null(_compute.starts_with(table["problem"], SUPERSEDED), False)
+    _check_unique(table.filter(_compute.invert(superseded)), unit)
     return _with_limit(table) if unit == "byte" else table
 
 

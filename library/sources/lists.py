@@ -55,7 +55,7 @@ def list_list(uri: str, options: Options) -> Listing:
     rows: dict[str, Any] = {"key": keys, **_located(uri, paths)}
     if labels is not None:
         rows["label"], refused = class_names(labels)
-        rows["problem"] = [before or now for before, now in zip(rows["problem"], refused, strict=True)]
+        rows["problem"] = [_worse(before, now) for before, now in zip(rows["problem"], refused, strict=True)]
     splits = _splits(columns)
     if splits is not None:
         rows["split"] = splits
@@ -71,6 +71,12 @@ def _column(uri: str, columns: dict[str, Any], named: str | None, option: str, u
         return named
     by_lower = {name.strip().lower(): name for name in reversed(list(columns))}
     return next((by_lower[name] for name in usual if name in by_lower), None)
+
+
+def _worse(of_file: str | None, of_label: str | None) -> str | None:
+    """Of two problems the one to tell; what is no file must not be read."""
+    missing = of_file is None or of_file.startswith("missing: ")
+    return of_label if missing and of_label is not None else of_file
 
 
 def _trimmed(values: Any) -> list[str | None]:

@@ -1,20 +1,28 @@
 """What lies beside a picture and speaks of it: NAME.cls, NAME.json, NAME.txt; and the samples of WebDataset.
 
-One rule for folders and archives: a sidecar has the stem of a picture in the same folder. A file of such a name
-without a picture is a file like any other.
+One rule for folders and archives: a sidecar has the stem of a picture in the same folder. A text without a picture is
+passed over and counted, as are README.md, labels.csv and the like.
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from library.sources.columns import label_text
-from library.sources.entries import PICTURE_SUFFIXES, SIDECAR_SUFFIXES, Entries, is_picture_name, suffix_of
-from library.sources.index import Options, output_name
+from library.sources.entries import (
+    MAX_SIDECAR_BYTES,
+    PICTURE_SUFFIXES,
+    SIDECAR_SUFFIXES,
+    Entries,
+    is_other_name,
+    is_picture_name,
+    suffix_of,
+)
+from library.sources.index import SUPERSEDED, Options, output_name
 from library.sources.labels import split_of
 
 _LABEL_FIELDS = ("label", "class")
@@ -28,7 +36,7 @@ class Sample:
     Attributes:
         key: its path below the container.
         row: the entry of the picture (or of a file that is nobody's sidecar).
-        sidecars: entries by suffix: cls, json, txt.
+        sidecars: entries by suffix: cls, json, txt; in WebDataset also with a name: outputs.txt.
         parts: other binary members by column name.
     """
 
@@ -49,7 +57,10 @@ class Facts:
 
 
 def samples(entries: Entries, may_be_webdataset: bool, main_suffix: str | None = None) -> tuple[bool, list[Sample]]:
-    """Group the files of one container into samples.
+    """Group the files of one container into samples. Files that are no part of one are counted in `entries.skipped`.
+
+    Of a name that an archive holds several times the last counts, as when it is unpacked; each earlier picture is a
+    sample of its own with a problem, so that it is a reject.
 
     Args:
         entries: the container's files.
@@ -60,23 +71,56 @@ def samples(entries: Entries, may_be_webdataset: bool, main_suffix: str | None =
     Returns:
         Whether it is WebDataset, and the samples in the order of their pictures.
     """
-    beside = _sidecars(entries)
-    if may_be_webdataset and (beside or main_suffix is not None):
-        groups, repeated = _by_first_dot(entries)
+    superseded = _superseded(entries)
+    rows = [row for row in range(len(entries)) if row not in superseded]
+    texts = any(suffix_of(path) in SIDECAR_SUFFIXES for path in entries.path)
+    if may_be_webdataset and (texts or main_suffix is not None):
+        groups, repeated = _by_first_dot(entries, [*superseded, *rows])
         if main_suffix is not None or _is_webdataset(groups):
-            return True, [_sample(key, members, main_suffix) for key, members in (*groups.items(), *repeated)]
+            for key in [key for key, members in groups.items() if _is_no_sample(key, members)]:
+                entries.skipped["beside"] += len(groups.pop(key))
+            found = [_sample(entries, key, members, main_suffix) for key, members in groups.items()]
+            return True, [*found, *_rejects(entries, repeated)]
+    beside = _sidecars(entries, rows)
     used = {row for found in beside.values() for row in found.values()}
-    return False, [
-        Sample(path, row, beside.get(posixpath.splitext(path)[0], {}) if is_picture_name(path) else {})
-        for row, path in enumerate(entries.path)
-        if row not in used
-    ]
+    kept: list[Sample] = []
+    for row in rows:
+        path = entries.path[row]
+        if is_picture_name(path):
+            kept.append(Sample(path, row, beside.get(posixpath.splitext(path)[0], {})))
+        elif not is_other_name(path):
+            kept.append(Sample(path, row))
+        elif row not in used:
+            entries.skipped["beside"] += 1
+    return False, [*kept, *_rejects(entries, [(entries.path[row], row) for row in superseded])]
 
 
-def _sidecars(entries: Entries) -> dict[str, dict[str, int]]:
+def _superseded(entries: Entries) -> list[int]:
+    """Members whose name comes again further on."""
+    last: dict[str, int] = {}
+    found: list[int] = []
+    for row, path in enumerate(entries.path):
+        if path in last:
+            found.append(last[path])
+        last[path] = row
+    return found
+
+
+def _rejects(entries: Entries, superseded: Collection[tuple[str, int]]) -> Iterator[Sample]:
+    """What a later member of the same name stands for: a picture is a row with a problem, a text beside one is not."""
+    for key, row in superseded:
+        if is_other_name(entries.path[row]):
+            entries.skipped["repeated"] += 1
+        else:
+            entries.problem[row] = f"{SUPERSEDED}the archive holds '{entries.path[row]}' again; the last one is taken"
+            yield Sample(key, row)
+
+
+def _sidecars(entries: Entries, rows: Collection[int]) -> dict[str, dict[str, int]]:
     """Sidecars by the stem of their pictures, and by suffix."""
     found: dict[str, dict[str, int]] = {}
-    for row, path in enumerate(entries.path):
+    for row in rows:
+        path = entries.path[row]
         if suffix_of(path) in SIDECAR_SUFFIXES:
             found.setdefault(posixpath.splitext(path)[0], {})[suffix_of(path)] = row
     if not found:
@@ -85,22 +129,18 @@ def _sidecars(entries: Entries) -> dict[str, dict[str, int]]:
     return {stem: found[stem] for stem in pictures if stem in found}
 
 
-def _by_first_dot(entries: Entries) -> tuple[dict[str, dict[str, int]], list[tuple[str, dict[str, int]]]]:
-    """Members by key and suffix, as WebDataset splits names; and those of a name that was there before.
-
-    The latter become rows of the same key, so that the clash is told.
-    """
+def _by_first_dot(entries: Entries, rows: Iterable[int]) -> tuple[dict[str, dict[str, int]], list[tuple[str, int]]]:
+    """Members by key and suffix, as WebDataset splits names; and each that a later one takes the place of."""
     groups: dict[str, dict[str, int]] = {}
-    repeated: list[tuple[str, dict[str, int]]] = []
-    for row, path in enumerate(entries.path):
-        folder, name = posixpath.split(path)
+    repeated: list[tuple[str, int]] = []
+    for row in rows:
+        folder, name = posixpath.split(entries.path[row])
         stem, _, suffix = name.partition(".")
         key = posixpath.join(folder, stem)
         group = groups.setdefault(key, {})
         if suffix.lower() in group:
-            repeated.append((key, {suffix.lower(): row}))
-        else:
-            group[suffix.lower()] = row
+            repeated.append((key, group[suffix.lower()]))
+        group[suffix.lower()] = row
     return groups, repeated
 
 
@@ -109,19 +149,41 @@ def _is_webdataset(groups: dict[str, dict[str, int]]) -> bool:
     some = False
     for members in groups.values():
         pictures = [suffix for suffix in members if suffix.rpartition(".")[2] in PICTURE_SUFFIXES]
-        has_sidecar = not SIDECAR_SUFFIXES.isdisjoint(members)
-        if len(pictures) > 1 and not has_sidecar and all("." in suffix for suffix in pictures):
+        has_text = not SIDECAR_SUFFIXES.isdisjoint(members) or _has_named_text(members, pictures)
+        if len(pictures) > 1 and not has_text and all("." in suffix for suffix in pictures):
             return False
-        some = some or (has_sidecar and bool(pictures))
+        some = some or (has_text and bool(pictures))
     return some
 
 
-def _sample(key: str, members: dict[str, int], main_suffix: str | None) -> Sample:
+def _has_named_text(members: Collection[str], pictures: Collection[str]) -> bool:
+    """Whether a sample is X.input.jpg with X.outputs.txt: a text with a name of its own, which is no number."""
+    names = {suffix.rpartition(".")[0] for suffix in pictures}
+    texts = {suffix.rpartition(".")[0] for suffix in members if suffix.rpartition(".")[2] in SIDECAR_SUFFIXES}
+    one = len(pictures) == 1 or not names.isdisjoint(_MAIN_NAMES)
+    return one and any(text and not text.isdigit() and text not in names for text in texts)
+
+
+def _is_no_sample(key: str, members: Collection[str]) -> bool:
+    """Whether a group is a file that lies among the samples: README.md, sizes.csv; a text of a lost picture is one."""
+    if is_other_name(posixpath.basename(key)):
+        return True
+    texts = any(suffix.rpartition(".")[2] in SIDECAR_SUFFIXES for suffix in members)
+    return not texts and all(is_other_name(f"{key}.{suffix}") for suffix in members)
+
+
+def _sample(entries: Entries, key: str, members: dict[str, int], main_suffix: str | None) -> Sample:
     main = _main(members, main_suffix)
-    sidecars = {suffix: row for suffix, row in members.items() if suffix in SIDECAR_SUFFIXES and suffix != main}
+    sidecars: dict[str, int] = {}
     parts: dict[str, int] = {}
     for suffix, row in members.items():
-        if suffix != main and suffix not in sidecars:
+        if suffix == main:
+            continue
+        named = "." in suffix
+        text = suffix.rpartition(".")[2] in SIDECAR_SUFFIXES
+        if text and not (named and entries.size[row] > MAX_SIDECAR_BYTES):
+            sidecars[suffix] = row
+        else:
             parts[_part_name(suffix, parts)] = row
     return Sample(key, members[main], sidecars, parts)
 
@@ -168,6 +230,11 @@ def _facts(texts: Mapping[str, str], options: Options) -> Facts:
         if not isinstance(fields, dict):
             raise ValueError("it is no object {...}")
         found.fields = {str(name): value for name, value in fields.items()}
+    for suffix, text in texts.items():
+        name, _, kind = suffix.rpartition(".")
+        if name:  # X.outputs.txt and X.cls_idx.json are the columns outputs and cls_idx
+            column = name if kind != "cls" or name in _LABEL_FIELDS else f"{name}_cls"
+            found.fields[column.replace(".", "_")] = json.loads(text) if kind == "json" else text.strip()
     if "txt" in texts:
         if "caption" in found.fields:
             found.fields["json_caption"] = found.fields.pop("caption")

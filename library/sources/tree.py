@@ -53,9 +53,9 @@ class Tree:
             split: the split that its name says.
             tar: whether its names may be WebDataset's.
         """
-        self.skipped += entries.skipped
         main = self._options.image_column if tar else None
         webdataset, found = samples(entries, tar, main)
+        self.skipped += entries.skipped
         self._webdataset = self._webdataset or webdataset
         for sample, said in self._said(entries, found):
             row = sample.row

@@ -65,11 +65,33 @@ def test_hidden_and_system_files_are_skipped_and_counted(tmp_path: Path) -> None
             "Thumbs.db": b"x",
             ".DS_Store": b"x",
             "sub/desktop.ini": b"x",
+            "a.jpg:Zone.Identifier": b"x",
         },
     )
     listing = list_source(str(tmp_path))
     assert list(rows(listing)) == ["a.jpg"]
-    assert listing.skipped == Counter(hidden=2, system=4)
+    assert listing.skipped == Counter(hidden=2, system=5)
+
+
+def test_texts_lists_and_programs_beside_class_folders_are_not_bad_pictures(tmp_path: Path) -> None:
+    names = [
+        "README",
+        "LICENSE.md",
+        "labels.csv",
+        "train.TXT",
+        "cat/a.xml",
+        "tool.py",
+        "model.pt",
+        "clip.mp4",
+        "x.tar.gz",
+    ]
+    unknown = ["cat/0001", "cat/b.dcm", "cat/c.jpg.part", "cat/readme.jpg"]
+    pictures = ["cat/a.jpg", "dog/b.jpg"]
+    write_tree(tmp_path, dict.fromkeys([*names, *unknown], b"x") | {name: picture(1) for name in pictures})
+    listing = list_source(str(tmp_path))
+    assert set(rows(listing)) == {*unknown, *pictures}, "what no name gives away is looked at"
+    assert listing.skipped == Counter(beside=len(names))
+    assert listing.classes == {"cat": 5, "dog": 1}
 
 
 def test_links_inside_the_tree_are_read_and_links_out_of_it_are_skipped(tmp_path: Path) -> None:
@@ -117,7 +139,8 @@ def test_a_caption_a_class_and_json_fields_beside_a_picture_describe_it(tmp_path
         },
     )
     listing = list_source(str(tmp_path))
-    assert labels(listing) == {"x/a.jpg": "cat", "x/b.jpg": "x", "y/c.jpg": "3", "y/readme.txt": "y"}
+    assert labels(listing) == {"x/a.jpg": "cat", "x/b.jpg": "x", "y/c.jpg": "3"}
+    assert listing.skipped == Counter(beside=1)
     assert rows(listing)["x/a.jpg"]["split"] == "val"
     extras = extras_of(listing.index)
     assert extras.to_pylist()[:2] == [
@@ -183,7 +206,7 @@ def test_an_unreadable_folder_is_an_error_that_names_it() -> None:
 
 def test_an_empty_source_says_what_works(tmp_path: Path) -> None:
     write_tree(tmp_path, {".hidden": "x"})
-    with pytest.raises(UsageError, match=r"holds no pictures \(passed over: 1 hidden\); what works: a folder"):
+    with pytest.raises(UsageError, match=r"holds no pictures \(skipped 1 file: 1 hidden\); what works: a folder"):
         list_source(str(tmp_path))
     with pytest.raises(UsageError, match=r"there is no .*nowhere; what works: a folder"):
         list_source(str(tmp_path / "nowhere"))
@@ -204,5 +227,6 @@ def test_one_picture_alone_is_no_source(tmp_path: Path) -> None:
 def test_a_real_folder_of_photos_lists_and_reads() -> None:
     listing = list_source(shared("exif-orientation"))
     found = read_all(listing)
-    assert len(found) == 10
+    assert len(found) == 9
+    assert listing.skipped == Counter(beside=1)
     assert all(read.data and len(read.data) == rows(listing)[key]["size"] for key, read in found.items())

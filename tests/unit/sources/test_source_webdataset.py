@@ -1,11 +1,11 @@
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from source_examples import assert_reads_back, labels, picture, read_all, rows, write_tar, write_tree
 
-from library.errors import StriateError
-from library.sources import Options, extras_of, list_source
+from library.sources import Options, extras_of, list_source, read_pictures
 
 
 def test_a_sample_is_everything_up_to_the_first_dot(tmp_path: Path) -> None:
@@ -36,13 +36,14 @@ def test_other_members_of_a_sample_come_with_the_picture_as_binary_columns(tmp_p
         "2.cls": "dog",
     }
     listing = list_source(str(write_tar(tmp_path / name, files)))
-    assert listing.late.names == ["mask", "seg", "seg_cls"]
+    assert listing.late.names == ["mask", "seg"]
     assert {str(kind) for kind in listing.late.types} == {"binary"}
-    assert listing.columns.names == ["source_key", "mask_", "mask", "seg", "seg_cls"]
+    assert set(listing.columns.names) == {"source_key", "mask_", "seg_cls", "mask", "seg"}
+    assert listing.index["extra.seg_cls"].to_pylist() == ["3", None]
     assert labels(listing) == {"1": "cat", "2": "dog"}
     found = read_all(listing)
     assert found["1"].data == picture(1)
-    assert found["1"].extras == {"mask": b"mask 1", "seg": b"seg 1", "seg_cls": b"3"}
+    assert found["1"].extras == {"mask": b"mask 1", "seg": b"seg 1"}
     assert found["2"].data == picture(2)
     assert found["2"].extras == {"mask": b"mask 2"}
 
@@ -77,10 +78,50 @@ def test_names_with_numbers_after_a_dot_are_no_webdataset(tmp_path: Path) -> Non
     assert rows(listing)["pets/cat/cat.0.jpg"]["extra.caption"] == "zero"
 
 
-def test_a_sample_with_two_members_of_one_name_is_an_error(tmp_path: Path) -> None:
-    files = [("1.jpg", picture(1)), ("1.cls", "a"), ("1.jpg", picture(2))]
-    with pytest.raises(StriateError, match=r"the key '1': .*\(byte 512\) and .*\(byte "):
-        list_source(str(write_tar(tmp_path / "a.tar", files)))
+def test_of_a_members_repeats_in_a_sample_the_last_counts(tmp_path: Path) -> None:
+    files = [("1.jpg", picture(1)), ("1.cls", "a"), ("1.jpg", picture(2)), ("1.cls", "b"), ("1.JPG", picture(3))]
+    listing = list_source(str(write_tar(tmp_path / "a.tar", files)))
+    found = {read.data: read.problem for read in read_pictures(listing.kind, listing.index, listing.hints)}
+    assert [row["label"] for row in listing.index.to_pylist() if row["problem"] is None] == ["b"]
+    assert {data for data, problem in found.items() if problem is None} == {picture(3)}
+    assert {problem.reason for problem in found.values() if problem} == {"duplicate_key"}
+    assert len(found) == 3
+    assert listing.skipped == Counter(repeated=1)
+
+
+def test_texts_with_names_of_their_own_are_columns(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {}
+    for number, name in enumerate(("cat", "dog")):
+        files[f"s{number}.input.jpg"] = picture(number)
+        files[f"s{number}.outputs.txt"] = f"{name}\n"
+        files[f"s{number}.cls_idx.json"] = str(number)
+        files[f"s{number}.mask.png"] = b"mask"
+    path = write_tar(tmp_path / "a.tar", {**files, "README.md": b"x", "labels.csv": b"{}"})
+    listing = list_source(str(path))
+    assert labels(listing) == {"s0": None, "s1": None}
+    assert read_all(listing)["s0"].data == picture(0)
+    assert extras_of(listing.index).to_pylist() == [
+        {"outputs": "cat", "cls_idx": 0},
+        {"outputs": "dog", "cls_idx": 1},
+    ]
+    assert listing.late.names == ["mask"]
+    assert any("'cls_idx' (int64) has the name of a label" in note for note in listing.notes)
+    assert labels(list_source(str(path), Options(label_column="outputs"))) == {"s0": "cat", "s1": "dog"}
+
+
+def test_a_sample_that_lost_its_picture_is_a_row_and_a_stray_file_is_not(tmp_path: Path) -> None:
+    files = {"1.jpg": picture(1), "1.cls": "a", "2.cls": "b", "README": b"x", "labels.csv": b"x", "license.txt": b"x"}
+    listing = list_source(str(write_tar(tmp_path / "a.tar", files)))
+    assert sorted(rows(listing)) == ["1", "2"]
+    assert listing.skipped == Counter(beside=3)
+
+
+def test_texts_beside_pictures_with_dots_in_their_names_are_captions(tmp_path: Path) -> None:
+    files = {"cat.front.jpg": picture(1), "cat.front.txt": "from before", "dog.1.jpg": picture(2), "dog.2.txt": "lost"}
+    listing = list_source(str(write_tar(tmp_path / "a.tar", files)))
+    assert listing.kind == "tar"
+    assert rows(listing)["cat.front.jpg"]["extra.caption"] == "from before"
+    assert listing.skipped == Counter(beside=1)
 
 
 def test_ten_thousand_samples_keep_their_own_words(tmp_path: Path) -> None:
