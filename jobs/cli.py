@@ -27,6 +27,9 @@ app = typer.Typer(
 )
 
 
+_LINKS = "Lists of links (http:// and https://)"
+
+
 @app.callback(invoke_without_command=True)
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -81,7 +84,10 @@ def _fail(message: str, code: int, as_json: bool) -> int:
 @app.command("ingest")
 def ingest_command(
     source: Annotated[
-        str, typer.Argument(help="Folder, tar, tar.gz, zip, WebDataset, MNIST IDX, CIFAR, CSV/JSONL, Parquet.")
+        str,
+        typer.Argument(
+            help="Folder, tar, tar.gz, zip, WebDataset, MNIST IDX, CIFAR, CSV/JSONL (paths, links), Parquet."
+        ),
     ],
     destination: Annotated[str, typer.Argument(help="Dataset to make: a folder or s3://bucket/prefix.")],
     split: Annotated[
@@ -100,7 +106,7 @@ def ingest_command(
         ),
     ] = None,
     key_column: Annotated[str | None, typer.Option(help="Column with unique keys.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column with the picture or its path.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the picture, its path or its link.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every picture, not only its header.")] = False,
     measure: Measure = False,
     max_bad_fraction: Annotated[
@@ -111,6 +117,22 @@ def ingest_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     address: Address = None,
     json: Json = False,
+    links_per_host: Annotated[int, typer.Option(help="Requests at once to one host.", rich_help_panel=_LINKS)] = 4,
+    link_connections: Annotated[int, typer.Option(help="Requests at once in all.", rich_help_panel=_LINKS)] = 32,
+    link_retries: Annotated[
+        int, typer.Option(help="Further attempts after a failure that may pass.", rich_help_panel=_LINKS)
+    ] = 3,
+    link_timeout_s: Annotated[
+        float, typer.Option(help="Longest time for one request, in seconds.", rich_help_panel=_LINKS)
+    ] = 60,
+    link_max_mb: Annotated[float, typer.Option(help="Largest picture in MiB.", rich_help_panel=_LINKS)] = 32,
+    allow_address: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A network that is not public but may be fetched from, as 10.0.0.0/8; may be given several times.",
+            rich_help_panel=_LINKS,
+        ),
+    ] = None,
 ) -> None:
     """Turn pictures from any source into a dataset: shuffled Parquet shards and a manifest.
 
@@ -120,15 +142,25 @@ def ingest_command(
         striate ingest cats-dogs.tar out/raw --split train=0.8,test=0.2
 
         striate ingest s3://bucket/list.csv s3://bucket/raw --label-column species --verify
+
+        striate ingest links.csv out/raw --image-column url --links-per-host 2
     """
     from jobs.ingest import check_bad_fraction, ingest, plan_ingest
     from library.manifest import skipped_text
-    from library.sources import Options
+    from library.sources import LinkLimits, Options
 
+    links = LinkLimits(
+        connections=link_connections,
+        per_host=links_per_host,
+        retries=link_retries,
+        timeout_s=link_timeout_s,
+        max_bytes=int(link_max_mb * 2**20),
+        allowed=tuple(allow_address or ()),
+    )
     made = plan_ingest(
         source,
         destination,
-        options=Options(label_column, key_column, image_column, label_level),
+        options=Options(label_column, key_column, image_column, label_level, links),
         shard_mb=shard_mb,
         seed=seed,
         split=split,

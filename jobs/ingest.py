@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.session import connect
@@ -144,13 +144,13 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
     with connect(address) as session:
         from jobs.shard_runner import run_shards
 
-        num_workers = session.workers(workers)
+        num_workers, work = _shared_out(made, session.workers(workers), auto=workers == "auto")
         check_shared(reads=[made.source], writes=made.datasets)
         for dataset in made.datasets:
             rows = [task.rows for task in made.tasks if task.dataset == dataset]
             planned = {"shards_planned": len(rows), "pictures_planned": sum(rows)}
             claim(dataset, [made.job], overwrite=made.overwrite, planned=planned)
-        run = run_shards("ingest", made.work, made.tasks, num_workers)
+        run = run_shards("ingest", work, made.tasks, num_workers)
     manifests: dict[str, Manifest] = {}
     for number, dataset in enumerate(made.datasets):
         # What was skipped belongs to no split; it is told once.
@@ -158,6 +158,21 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
         summary = run.summary(dataset, num_workers)
         manifests[dataset] = finish(dataset, [made.job], run.made[dataset], skipped=skipped, run=summary)
     return manifests
+
+
+def _shared_out(made: IngestPlan, num_workers: int, *, auto: bool) -> tuple[int, IngestJob]:
+    """How many workers there are, and what each does: all together keep the limits of links."""
+    if made.listing.kind != "links":
+        return num_workers, made.work
+    limits = made.work.options.links
+    most = min(limits.per_host, limits.connections)
+    if num_workers > most and not auto:
+        raise UsageError(
+            f"--workers {num_workers}: each needs a connection of its own, and {most} are allowed at once; use fewer "
+            "workers, or raise --links-per-host and --link-connections"
+        )
+    num_workers = min(num_workers, most)
+    return num_workers, replace(made.work, options=replace(made.work.options, links=limits.share(num_workers)))
 
 
 def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) -> None:

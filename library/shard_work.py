@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -156,18 +157,16 @@ class IngestJob:
             rows = stream.read_all()
         schema = dataset_schema(list(self.columns))
         with ShardOutput(task, schema, measure=self.measure) as output:
-            start = perf_counter()
-            pictures: list[Read | None] = [None] * rows.num_rows
-            # A reader gives pictures in the order that is cheapest for it; they are stored in the plan's.
-            for picture in read_pictures(self.reader, rows, self.hints, self.options):
-                pictures[picture.row] = picture
-            output.spent({"read": perf_counter() - start})
-            for first, last in _row_groups(pictures):
-                progress(self._store(rows.slice(first, last - first), pictures[first:last], schema, output))
-                pictures[first:last] = [None] * (last - first)
+            done, start = 0, perf_counter()
+            for pictures in _row_groups(read_pictures(self.reader, rows, self.hints, self.options), rows.num_rows):
+                output.spent({"read": perf_counter() - start})
+                progress(self._store(rows.slice(done, len(pictures)), pictures, schema, output))
+                done, start = done + len(pictures), perf_counter()
+            if done < rows.num_rows:
+                raise StriateError(f"the {self.reader} reader did not give every picture, which is a defect")
         return output.commit(self.work_digest(task))
 
-    def _store(self, rows: pa.Table, pictures: list[Read | None], schema: pa.Schema, output: ShardOutput) -> Tally:
+    def _store(self, rows: pa.Table, pictures: list[Read], schema: pa.Schema, output: ShardOutput) -> Tally:
         """Check some pictures, and write them or put them aside."""
         start = perf_counter()
         kept: list[ImageRecord] = []
@@ -175,8 +174,6 @@ class IngestJob:
         listed = rows.select(["key", "label"]).to_pylist()
         extras = extras_of(rows).to_pylist()
         for row, picture, known in zip(listed, pictures, extras, strict=True):
-            if picture is None:
-                raise StriateError(f"the {self.reader} reader gave nothing for '{row['key']}', which is a defect")
             record = ImageRecord(
                 row["key"], picture.data, storage.name_of(row["key"]), row["label"], extras={**known, **picture.extras}
             )
@@ -187,7 +184,7 @@ class IngestJob:
         output.spent({"check": perf_counter() - start})
         tally = Tally(
             rows_in=rows.num_rows,
-            image_bytes_in=sum(len(picture.data or b"") for picture in pictures if picture is not None),
+            image_bytes_in=sum(len(picture.data or b"") for picture in pictures),
             rejected=dict(Counter(bad.reason for _, bad in rejects)),
         )
         return output.add(table_of(kept, schema), _reject_table(rejects, schema), tally)
@@ -213,14 +210,22 @@ def _measured(measure: bool) -> list[Any]:
     return ["measure", drift.VERSION] if measure else []
 
 
-def _row_groups(pictures: Sequence[Read | None]) -> Iterator[tuple[int, int]]:
-    """Ranges of pictures that fill a row group each."""
-    first = size = 0
-    for number, picture in enumerate(pictures, 1):
-        size += len(picture.data or b"") if picture is not None else 0
-        if size >= ROW_GROUP_BYTES or number == len(pictures):
-            yield first, number
-            first, size = number, 0
+def _row_groups(reads: Iterable[Read], num_rows: int) -> Iterator[list[Read]]:
+    """Pictures that fill a row group each, in the order of their rows, as soon as they are there.
+
+    A reader gives them in the order that is cheapest for it."""
+    held: dict[int, Read] = {}
+    group: list[Read] = []
+    size = done = 0
+    for read in reads:
+        held[read.row] = read
+        while done in held:
+            group.append(held.pop(done))
+            size += len(group[-1].data or b"")
+            done += 1
+            if size >= ROW_GROUP_BYTES or done == num_rows:
+                yield group
+                group, size = [], 0
 
 
 def _reject_table(rejects: Sequence[tuple[ImageRecord, BadPicture]], schema: pa.Schema) -> pa.Table:
@@ -248,18 +253,20 @@ class ShardOutput:
         self.histograms = drift.Histograms() if measure else None
         self._schema = schema
         self._rejected = schema if rejected is None else rejected
-        self._rejects: list[pa.Table] = []
+        self._rejects: ShardWriter | None = None
+        self._files = ExitStack()
         self._tallies: list[Tally] = []
         self._seconds: Counter[str] = Counter()
 
     def __enter__(self) -> ShardOutput:
-        self._writer = ShardWriter(self._task.dataset, self._task.stem + SUFFIX, self._schema)
-        self._writer.__enter__()
+        self._writer = self._files.enter_context(
+            ShardWriter(self._task.dataset, self._task.stem + SUFFIX, self._schema)
+        )
         return self
 
     def __exit__(self, *raised: Any) -> None:
         start = perf_counter()
-        self._writer.__exit__(*raised)
+        self._files.__exit__(*raised)
         self.spent({"write": perf_counter() - start})
 
     def spent(self, seconds: Mapping[str, float]) -> None:
@@ -271,25 +278,22 @@ class ShardOutput:
         start = perf_counter()
         self._writer.add(kept)
         if rejects.num_rows:
-            self._rejects.append(rejects)
+            if self._rejects is None:
+                name = f"{REJECTS}/{self._task.stem}{SUFFIX}"
+                schema = reject_schema(self._rejected)
+                self._rejects = self._files.enter_context(ShardWriter(self._task.dataset, name, schema))
+            self._rejects.add(rejects)
         done = tally.model_copy(update=_kept_counts(kept))
         self._tallies.append(done)
         self.spent({"write": perf_counter() - start})
         return done
 
     def commit(self, work_digest: str) -> ShardReport:
-        """Write the rejects, then the report; from then on the shard counts as done.
+        """Write the report; from then on the shard counts as done.
 
         Raises:
             StriateError: if the pictures do not add up.
         """
-        rejects = None
-        if self._rejects:
-            name = f"{REJECTS}/{self._task.stem}{SUFFIX}"
-            with ShardWriter(self._task.dataset, name, reject_schema(self._rejected)) as writer:
-                for table in self._rejects:
-                    writer.add(table)
-            rejects = writer.entry
         tally = Tally.total(self._tallies)
         if not tally.balanced:
             raise StriateError(f"{self._task.stem}: pictures were lost or doubled, which is a defect: {tally}")
@@ -298,7 +302,7 @@ class ShardOutput:
             input_digest=self._task.input_digest,
             work_digest=work_digest,
             output=self._writer.entry,
-            rejects=rejects,
+            rejects=None if self._rejects is None else self._rejects.entry,
             tally=tally,
             histograms=None if self.histograms is None else self.histograms.to_dict(),
             seconds={stage: round(seconds, 4) for stage, seconds in self._seconds.items()},

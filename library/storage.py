@@ -256,7 +256,9 @@ def writer(uri: str) -> Generator[HashingFile]:
         try:
             yield HashingFile(upload, uri)
         except BaseException:
-            upload.discard()
+            # Parts that cannot be taken back do not hide why the upload was given up.
+            with contextlib.suppress(Exception):
+                upload.discard()
             upload.closed = True
             raise
         with _explained(uri, "write"):

@@ -95,8 +95,8 @@ STORES: dict[str, Store] = {
         example="hf://datasets/owner/name/folder",
         container="repository",
         credentials="a private or gated repository needs HF_TOKEN (on a cluster: on every node)",
-        # huggingface_hub raises ValueError and NotImplementedError for addresses that name no repository.
-        failures=("httpx:HTTPError", "builtins:ValueError", "builtins:NotImplementedError"),
+        # Its errors have no base, and its HTTP library is another one in each version; nothing of ours runs in a read.
+        failures=("builtins:Exception",),
         writable=False,
     ),
 }

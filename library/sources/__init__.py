@@ -24,15 +24,23 @@ from library.errors import BadPicture, UsageError
 from library.manifest import skipped_text
 from library.sources import cifar, containers, folder, idx, lists, members, parquet
 from library.sources.entries import Entries, is_picture_name
-from library.sources.index import INDEX_SCHEMA, Listing, Options, Read, extras_of
+from library.sources.index import INDEX_SCHEMA, LinkLimits, Listing, Options, Read, extras_of
 from library.sources.labels import look_alikes
 from library.sources.tree import Tree
 
-__all__ = ["INDEX_SCHEMA", "Listing", "Options", "Read", "extras_of", "list_source", "read_pictures"]
+__all__ = ["INDEX_SCHEMA", "LinkLimits", "Listing", "Options", "Read", "extras_of", "list_source", "read_pictures"]
+
+
+def _read_links(rows: pa.Table, hints: Mapping[str, bytes], options: Options) -> Iterator[Read]:
+    from library.sources.links import read_links  # an HTTP client, which no other source need wait for
+
+    return read_links(rows, hints, options)
+
 
 _READERS: dict[str, Callable[[pa.Table, Mapping[str, bytes], Options], Iterator[Read]]] = {
     "folder": members.read_files,
     "list": members.read_files,
+    "links": _read_links,
     "tar": members.read_members,
     "zip": members.read_members,
     "archives": members.read_members,
@@ -75,6 +83,8 @@ def list_source(uri: str, options: Options = Options()) -> Listing:
     if listing.index.num_rows == 0:
         skipped = f" ({skipped_text(listing.skipped)})" if listing.skipped else ""
         raise UsageError(f"{uri} holds no pictures{skipped}; what works: {containers.WORKS}")
+    if options.links != LinkLimits() and listing.kind != "links":
+        raise UsageError(f"--link... and --allow-address have no effect: {uri} names no web addresses")
     problems = listing.index["problem"].to_pylist()
     if all(problem is not None and problem.startswith("bad_label: ") for problem in problems):
         key = listing.index["key"][0]

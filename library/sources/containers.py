@@ -10,15 +10,15 @@ from typing import Any, cast
 
 from library import codec, storage
 from library.errors import UsageError
-from library.sources import gzips, labels, tarfiles, zipfiles
-from library.sources.entries import Entries
+from library.sources import gzips, labels, lists, tarfiles, zipfiles
+from library.sources.entries import Entries, is_picture_name
 from library.sources.index import Listing, Options
 from library.sources.tree import Tree
 from library.storage import Span
 
 WORKS = (
     "a folder of pictures; a .tar, .tar.gz or .zip of them; WebDataset .tar shards; MNIST's IDX files; "
-    "CIFAR's binary archives; a .csv, .tsv or .jsonl list of paths; Parquet files with pictures in them"
+    "CIFAR's binary archives; a .csv, .tsv, .jsonl or .txt list of paths or links; Parquet files with pictures in them"
 )
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -55,7 +55,7 @@ def type_of(uri: str) -> str:
         if uri.lower().endswith((".tar.gz", ".tgz")):
             return "tar.gz"
         raise UsageError(f"{uri} is a gzip file of neither a tar archive nor IDX; what works: {WORKS}")
-    kind = _by_content(head, uri) or _by_name(uri)
+    kind = _by_content(head, uri) or _by_name(uri) or _by_lines(head, uri)
     if kind is not None:
         return kind
     picture = codec.sniff(head)
@@ -135,6 +135,12 @@ def _by_name(uri: str) -> str | None:
     if name.endswith(".zip"):
         return "zip"  # a self-extracting one begins with a program
     return "cifar" if name.endswith(".bin") else None
+
+
+def _by_lines(head: bytes, uri: str) -> str | None:
+    """A text file is a list where its first line names a picture or a web address: a file of notes is none."""
+    first = next(iter(head.decode("utf-8-sig", "replace").split()), "")
+    return "list" if uri.lower().endswith(".txt") and (lists.is_link(first) or is_picture_name(first)) else None
 
 
 def _stem(path: str) -> str:

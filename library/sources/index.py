@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.compute
 from library.codec import DEFAULT_LIMITS
 from library.errors import BadPicture, StriateError, UsageError
 from library.record import CORE_COLUMNS, REJECT_COLUMNS
+from library.sources.addresses import parse_networks
 
 _compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 MAX_BYTES = DEFAULT_LIMITS.max_bytes
@@ -52,16 +53,70 @@ SUPERSEDED = "duplicate_key: "
 
 
 @dataclass(frozen=True)
+class LinkLimits:
+    """How pictures at web addresses are fetched.
+
+    Attributes:
+        connections: requests at once, in all.
+        per_host: requests at once to one host.
+        retries: further attempts after a failure that may pass.
+        timeout_s: for one request as a whole.
+        connect_timeout_s: until there is a connection.
+        idle_timeout_s: between two pieces of an answer.
+        max_bytes: of one picture.
+        max_redirects: followed for one picture.
+        max_wait_s: longest time that a server may ask to be left alone (Retry-After).
+        backoff_s: before the first further attempt where the server does not say; doubled each time.
+        allowed: networks that are no public ones and may be fetched from all the same.
+
+    Raises:
+        UsageError: a number that allows nothing, or `allowed` is no network.
+    """
+
+    connections: int = 32
+    per_host: int = 4
+    retries: int = 3
+    timeout_s: float = 60.0
+    connect_timeout_s: float = 10.0
+    idle_timeout_s: float = 15.0
+    max_bytes: int = 32 * 2**20
+    max_redirects: int = 5
+    max_wait_s: float = 60.0
+    backoff_s: float = 0.5
+    allowed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for option, value, least in (
+            ("--link-connections", self.connections, 1),
+            ("--links-per-host", self.per_host, 1),
+            ("--link-retries", self.retries, 0),
+        ):
+            if value < least:
+                raise UsageError(f"{option} {value}: at least {least}")
+        if self.timeout_s <= 0:
+            raise UsageError(f"--link-timeout-s {self.timeout_s:g}: a time above 0")
+        if not 0 < self.max_bytes <= MAX_BYTES:
+            raise UsageError(f"--link-max-mb {self.max_bytes / 2**20:g}: above 0, and at most {MAX_BYTES // 2**20}")
+        parse_networks(self.allowed)
+
+    def share(self, num_workers: int) -> LinkLimits:
+        """One worker's part, so that all together keep the limits; `num_workers` must exceed neither of them."""
+        return replace(self, connections=self.connections // num_workers, per_host=self.per_host // num_workers)
+
+
+@dataclass(frozen=True)
 class Options:
     """Which columns (of a list or Parquet) or fields (of JSON beside the pictures) mean what; None: by their names.
 
     `label_level` takes the label from a folder whatever else there is: see `library.sources.labels.from_folders`.
+    `links` limits how pictures at web addresses are fetched.
     """
 
     label_column: str | None = None
     key_column: str | None = None
     image_column: str | None = None
     label_level: int | None = None
+    links: LinkLimits = LinkLimits()
 
     def refuse(self, kind: str, **hints: str) -> None:
         """Raise for each option in `hints` that is set: for this kind of source it would do nothing."""

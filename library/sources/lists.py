@@ -1,14 +1,16 @@
-"""Lists of pictures: CSV, TSV (or with semicolons) and JSON Lines; a column of paths, and whatever else is known."""
+"""Lists of pictures: CSV, TSV (or with semicolons) and JSON Lines; a column of paths or links, and whatever else is
+known. Or plain text, one path or link a line."""
 
 from __future__ import annotations
 
 import os
 import posixpath
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -21,17 +23,31 @@ from library.sources.tables import is_csv, narrow, read_table, texts
 
 IMAGE_NAMES = (
     "image", "path", "file", "filename", "file_name", "image_path", "filepath", "file_path", "uri", "url",
+    "image_url", "link",
 )  # fmt: skip
 LABEL_NAMES = ("label", "class")
 _FEW = 2000  # objects of a store that are asked for one by one; more of them are listed by their folder
 _REQUESTS_AT_ONCE = 16
+#: How large a picture at a web address is taken to be when shards are planned; it is known once it is fetched.
+_LINK_BYTES = 2**19
+_USER_INFO = re.compile(r"^(https?://)[^/?#]*@", re.IGNORECASE)
+
+
+def is_link(path: str) -> bool:
+    """Whether a list's path is a web address."""
+    return path[:8].lower().startswith(("http://", "https://"))
+
+
+def without_user(path: str) -> str:
+    """A web address without a user's name and password, which are never printed or stored."""
+    return _USER_INFO.sub(r"\1", path)
 
 
 def list_list(uri: str, options: Options) -> Listing:
-    """The pictures that a list names.
+    """The pictures that a list names; links are not fetched yet.
 
-    Paths count from the list's own folder; absolute ones and addresses in a store are taken as they are. The key is the
-    path as written, or the cell of `key_column`.
+    Paths count from the list's own folder; absolute ones and addresses in a store or on the web are taken as they are.
+    The key is the path or link as written (less a user's name and password), or the cell of `key_column`.
 
     Raises:
         StriateError: a line that is broken (says which), or two lines with one key.
@@ -39,7 +55,7 @@ def list_list(uri: str, options: Options) -> Listing:
     """
     options.refuse("a list", label_level="the class is a column, which --label-column names")
     with storage.open_read(uri) as file:
-        columns = read_table(uri, file)
+        columns = _read_lines(uri, file) if uri.lower().endswith(".txt") else read_table(uri, file)
     image = _column(uri, columns, options.image_column, "--image-column", IMAGE_NAMES)
     if image is None:
         raise UsageError(
@@ -49,7 +65,7 @@ def list_list(uri: str, options: Options) -> Listing:
     label = _column(uri, columns, options.label_column, "--label-column", LABEL_NAMES)
     key = _column(uri, columns, options.key_column, "--key-column", ())
     paths = _trimmed(columns.pop(image))
-    keys = paths if key is None else paths if key == image else _trimmed(columns.pop(key))
+    keys = [path and without_user(path) for path in paths] if key in (None, image) else _trimmed(columns.pop(key))
     labels = None if label is None else columns.pop(label)
     _check_keys(uri, keys, first_line=2 if is_csv(uri) else 1)
     rows: dict[str, Any] = {"key": keys, **_located(uri, paths)}
@@ -60,7 +76,16 @@ def list_list(uri: str, options: Options) -> Listing:
     if splits is not None:
         rows["split"] = splits
     extras = {name: narrow(values) for name, values in columns.items()}
-    return Listing("list", finish(rows, extras), pa.schema([]), Counter())
+    kind = "links" if any(map(is_link, rows["uri"])) else "list"
+    return Listing(kind, finish(rows, extras), pa.schema([]), Counter())
+
+
+def _read_lines(uri: str, file: IO[bytes]) -> dict[str, Any]:
+    try:
+        lines = file.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise StriateError(f"{uri} is not UTF-8 ({error}); save it as UTF-8") from error
+    return {"url": [line for line in lines if line.strip()]}
 
 
 def _column(uri: str, columns: dict[str, Any], named: str | None, option: str, usual: Iterable[str]) -> str | None:
@@ -119,13 +144,14 @@ def _located(uri: str, paths: list[str | None]) -> dict[str, Any]:
     for path in paths:
         assert path is not None  # _check_keys looked
         scheme = path.partition("://")[0].lower() if "://" in path else ""
-        refused = scheme not in ("", "file") and not storage.is_remote(path)
-        uris.append(path if refused else _resolved(base, path))
-        problems.append(f"remote: {scheme} addresses are not fetched; download the pictures first" if refused else None)
+        refused = scheme not in ("", "file") and not storage.is_remote(path) and not is_link(path)
+        uris.append(path if refused or is_link(path) else _resolved(base, path))
+        problems.append(f"remote: {scheme}:// is not read; download the pictures first" if refused else None)
     if problems and all(problems):
-        raise UsageError(f"{uri} names web addresses only, and they are not fetched; download the pictures first")
-    sizes = [0] * len(uris)
-    for row, (size, problem) in _sizes([None if problem else uri for uri, problem in zip(uris, problems, strict=True)]):
+        raise UsageError(f"{uri}: no address in it is read; what works: paths, {stores.SCHEMES}, http:// and https://")
+    sizes = [_LINK_BYTES if is_link(uri) else 0 for uri in uris]
+    asked = [None if problem or is_link(uri) else uri for uri, problem in zip(uris, problems, strict=True)]
+    for row, (size, problem) in _sizes(asked):
         if problem is not None and "\\" in (paths[row] or ""):
             problem += f"; the list writes '{paths[row]}', with backslashes: write / and a path on this machine"
         sizes[row], problems[row] = size, problem

@@ -6,14 +6,18 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.info import datasets_below
 from jobs.ingest import check_bad_fraction, ingest, plan_ingest
+from library import codec
 from library.errors import StriateError, UsageError
-from library.manifest import load_manifest
+from library.manifest import Manifest, load_manifest, save_manifest
+from library.sources import LinkLimits, Options
 from tests.datasets import content, rows
+from tests.link_server import LinkServer, reply
 
 
 def test_a_folder_of_pictures_becomes_shards_and_what_is_damaged_is_kept_aside_with_its_bytes(
@@ -104,3 +108,42 @@ def test_real_mnist_brings_its_own_splits_and_labels(shared_data: Path, tmp_path
 def test_a_destination_inside_the_source_is_refused(photo_folder: Path) -> None:
     with pytest.raises(UsageError, match="lies in the source"):
         plan_ingest(str(photo_folder), str(photo_folder / "raw"))
+
+
+def test_links_are_fetched_once_and_after_a_kill_only_what_is_missing(tmp_path: Path) -> None:
+    options = Options(links=LinkLimits(retries=1, backoff_s=0.001, allowed=("127.0.0.1",)))
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with LinkServer() as server:
+        urls = [server.add(f"/{number}.png", reply(codec.encode(pixels + number)[0])) for number in range(24)]
+        server.add("/3.png", reply(b"", status=404))
+        server.add("/5.png", reply(b"<html>", kind="text/html"))
+        server.add("/7.png", reply(b"", status=503), reply(codec.encode(pixels + 7)[0]))
+        (tmp_path / "links.csv").write_text("\n".join(["url,label", *(f"{url},x" for url in urls)]))
+
+        def run() -> Manifest:
+            plan = plan_ingest(str(tmp_path / "links.csv"), str(tmp_path / "raw"), shard_mb=2, options=options)
+            return ingest(plan)[str(tmp_path / "raw")]
+
+        made = run()
+        assert (made.tally.rows_in, made.tally.rows_out, len(made.shards)) == (24, 22, 6)
+        assert made.tally.rejected == {"http_404": 1, "not_an_image": 1}
+        assert (max(server.asked.values()), server.asked.total()) == (2, 25)
+        first, server.asked = content(tmp_path / "raw"), Counter()
+        for path in ("_reports/part-000002.json", "_manifest.json"):
+            (tmp_path / "raw" / path).unlink()
+        ((tmp_path / "raw") / "part-000002.parquet").unlink()
+        claimed = made.model_copy(update={"complete": False})
+        save_manifest(str(tmp_path / "raw"), claimed)
+        assert run().digest == made.digest
+        assert server.asked.total() == 4
+        shards = {path: data for path, data in first.items() if path.endswith(".parquet")}
+        assert {path: data for path, data in content(tmp_path / "raw").items() if path in shards} == shards
+
+
+def test_more_workers_than_a_host_may_have_connections_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "links.txt").write_text("https://example.org/a.jpg")
+    plan = plan_ingest(
+        str(tmp_path / "links.txt"), str(tmp_path / "raw"), options=Options(links=LinkLimits(per_host=1))
+    )
+    with pytest.raises(UsageError, match="--workers 2: each needs a connection of its own, and 1 are allowed at once"):
+        ingest(plan, workers="2")

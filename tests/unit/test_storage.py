@@ -1,7 +1,8 @@
-"""Files on disk and in stores: a real S3 server, and Azurite where its variables are set.
+"""Files on disk and in stores: a real S3 server, and emulators of the others where their variables are set.
 
 npx azurite-blob --blobPort 10000 --inMemoryPersistence --skipApiVersionCheck
-AZURE_STORAGE_CONNECTION_STRING=... pytest tests/unit/test_storage.py
+gcp-storage-emulator start --port=9023 --in-memory
+AZURE_STORAGE_CONNECTION_STRING=... STORAGE_EMULATOR_HOST=http://127.0.0.1:9023 pytest tests/unit/test_storage.py
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from library import storage, stores
 from library.errors import StriateError, UsageError
 from library.storage import Span
 
+_EMULATORS = {"az": "AZURE_STORAGE_CONNECTION_STRING", "gs": "STORAGE_EMULATOR_HOST"}
 
-@pytest.fixture(params=["disk", "s3", "az"])
+
+@pytest.fixture(params=["disk", "s3", "az", "gs"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty folder on disk, in a bucket, and in a container."""
     if request.param == "disk":
         return str(tmp_path / "folder")
-    if request.param == "az":
-        if "AZURE_STORAGE_CONNECTION_STRING" not in os.environ:
-            pytest.skip("needs Azurite, which is no package of Python's: AZURE_STORAGE_CONNECTION_STRING names none")
-        name = f"container-{uuid.uuid4().hex[:12]}"
-        stores.opened("az://")[0].mkdir(name)
-        return f"az://{name}/folder"
+    if request.param in _EMULATORS:
+        if _EMULATORS[request.param] not in os.environ:
+            pytest.skip(f"needs an emulator that {_EMULATORS[request.param]} names; none is among the test packages")
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        stores.opened(f"{request.param}://{name}")[0].mkdir(name)
+        return f"{request.param}://{name}/folder"
     return request.getfixturevalue("bucket") + "/folder"
 
 

@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(folder: Path) -> None:
     paths = [
         "img/a.jpg",
         "img/none.jpg",
-        "http://example.org/x.jpg",
+        "ftp://example.org/x.jpg",
         "/dev/zero",
         "img/dir.jpg",
         str(folder / "img/b.jpg"),
@@ -100,16 +100,18 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(folder: Path) -> None:
     found = read_all(list_source(uri))
     assert {key: read.problem.reason for key, read in found.items() if read.problem} == {
         "img/none.jpg": "missing",
-        "http://example.org/x.jpg": "remote",
+        "ftp://example.org/x.jpg": "remote",
         "/dev/zero": "special",
         "img/dir.jpg": "special",
     }
     assert found[str(folder / "img/b.jpg")].data == picture(2)
 
 
-def test_a_list_of_web_addresses_only_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="names web addresses only"):
-        list_source(_write(folder, "l.csv", "url,label\nhttps://example.org/a.jpg,x\n"))
+def test_a_list_of_addresses_that_are_not_read_only_is_refused(folder: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"no address in it is read; what works: paths, s3://, .*, http:// and https://"
+    ):
+        list_source(_write(folder, "l.csv", "url,label\nftp://example.org/a.jpg,x\n"))
 
 
 def test_a_split_column_is_the_split_when_it_holds_nothing_else(folder: Path) -> None:
