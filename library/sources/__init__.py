@@ -26,6 +26,7 @@ from library.sources import cifar, containers, folder, idx, lists, members, parq
 from library.sources.entries import Entries, is_picture_name
 from library.sources.index import INDEX_SCHEMA, LinkLimits, Listing, Options, Read, extras_of
 from library.sources.labels import look_alikes
+from library.sources.tables import LISTS
 from library.sources.tree import Tree
 
 __all__ = ["INDEX_SCHEMA", "LinkLimits", "Listing", "Options", "Read", "extras_of", "list_source", "read_pictures"]
@@ -196,11 +197,18 @@ def _list_folder(uri: str, options: Options) -> Listing:
     private = [path.startswith("_") or "/_" in path for path in names]
     tables = [row for row, path in enumerate(names) if path.endswith(containers.PARQUET) and not private[row]]
     archives = [row for row, path in enumerate(names) if path.endswith(containers.ARCHIVES)]
+    notes: tuple[str, ...] = ()
+    if tables and archives and {_stem(names[row]) for row in tables} <= {_stem(names[row]) for row in archives}:
+        notes = (
+            f"{len(tables):,} Parquet files lie beside archives of the same name, as img2dataset writes them; "
+            "the pictures and their texts are read from the archives",
+        )
+        tables = []
     if tables and archives:
         raise UsageError(f"{uri} holds both Parquet files and archives; put them into a folder each, and ingest both")
     chosen = tables or archives
     if not chosen:
-        written = [entries.path[row] for row, path in enumerate(names) if path.endswith(containers.LISTS)]
+        written = [entries.path[row] for row, path in enumerate(names) if path.endswith(LISTS)]
         if written:
             raise UsageError(f"{uri} holds no pictures, but a list: name {storage.join(uri, written[0])} itself")
         return _list_tree(entries, options)
@@ -213,7 +221,13 @@ def _list_folder(uri: str, options: Options) -> Listing:
     underscore = sum(private) if tables else 0
     beside = len(entries) - len(chosen) - underscore
     skipped = listing.skipped + entries.skipped + Counter({"beside": beside, "underscore": underscore})
-    return replace(listing, skipped=skipped)
+    return replace(listing, skipped=skipped, notes=(*listing.notes, *notes))
+
+
+def _stem(path: str) -> str:
+    """A path up to the first dot of its name: 00000.tar, 00000.tar.gz and 00000.parquet are all 00000."""
+    folder, name = posixpath.split(path)
+    return posixpath.join(folder, name.partition(".")[0])
 
 
 def _list_tree(entries: Entries, options: Options) -> Listing:

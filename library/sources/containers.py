@@ -13,6 +13,7 @@ from library.errors import UsageError
 from library.sources import gzips, labels, lists, tarfiles, zipfiles
 from library.sources.entries import Entries, is_picture_name
 from library.sources.index import Listing, Options
+from library.sources.tables import LISTS
 from library.sources.tree import Tree
 from library.storage import Span
 
@@ -21,7 +22,6 @@ WORKS = (
     "CIFAR's binary archives; a .csv, .tsv, .jsonl or .txt list of paths or links; Parquet files with pictures in them"
 )
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-LISTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 PARQUET = (".parquet", ".pq")
 _HEAD_BYTES = 512
 _LISTINGS_AT_ONCE = 8  # in a store, where a listing waits for one small request after the other

@@ -60,7 +60,13 @@ class Folders:
     notes: tuple[str, ...] = ()
 
 
-def from_folders(pictures: Collection[str], others: Iterable[str] = (), level: int | None = None) -> Folders:
+def from_folders(
+    pictures: Collection[str],
+    others: Iterable[str] = (),
+    level: int | None = None,
+    *,
+    wanting: Collection[str] | None = None,
+) -> Folders:
     """The label and the split of what lies directly in each folder.
 
     A split is a name like train or test: at the first level below the folders that all pictures share, or at a deeper
@@ -75,6 +81,8 @@ def from_folders(pictures: Collection[str], others: Iterable[str] = (), level: i
         others: folders that hold something else; they get a label by the same rule, and do not change it.
         level: which folder of a path is the label: 1 is the first below the source, -1 the one that a picture lies
             in, 0 none. None to choose as above.
+        wanting: the folders in which a picture has no label from elsewhere; of the others nothing is noted. None for
+            all.
 
     Raises:
         UsageError: no picture lies in a folder of this level.
@@ -87,9 +95,10 @@ def from_folders(pictures: Collection[str], others: Iterable[str] = (), level: i
     if level is None:
         chosen = _label_level(deciding, split_at)
         labels = {folder: path.at(chosen) for folder, path in paths.items()}
-        unknown = _folders_that_are_no_class({(splits[folder], labels[folder]) for folder in pictures})
+        asked = [folder for folder in pictures if wanting is None or folder in wanting]
+        unknown = _folders_that_are_no_class({(splits[folder], labels[folder]) for folder in asked})
         labels = {folder: None if (splits[folder], label) in unknown else label for folder, label in labels.items()}
-        classified = [paths[folder] for folder in pictures if labels[folder] is not None]
+        classified = [paths[folder] for folder in asked if labels[folder] is not None]
         notes += _notes_on_levels(classified or deciding, split_at, chosen)
         for split, name in sorted(unknown):
             notes.append(

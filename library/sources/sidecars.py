@@ -205,31 +205,32 @@ def _part_name(suffix: str, taken: Collection[str]) -> str:
     return column if column not in taken else output_name(suffix.replace(".", "_"), taken)
 
 
-def facts(texts: Mapping[str, bytes], options: Options) -> Facts:
+def facts(texts: Mapping[str, bytes], options: Options, known: Mapping[str, Any]) -> Facts:
     """Read the sidecars of one picture.
 
     Args:
         texts: content by suffix.
         options: `label_column` names the field of the JSON that is the label.
+        known: fields that are known already, from a table.
 
     Returns:
         What they say. Damage is a problem of the picture: a label is not guessed.
     """
     try:
-        return _facts({suffix: text.decode("utf-8-sig") for suffix, text in texts.items()}, options)
+        return _facts({suffix: text.decode("utf-8-sig") for suffix, text in texts.items()}, options, known)
     except UnicodeDecodeError as error:
         return Facts(problem=f"bad_sidecar: the text beside the picture is not UTF-8 ({error})")
     except (ValueError, RecursionError) as error:
         return Facts(problem=f"bad_sidecar: the JSON beside the picture: {error}")
 
 
-def _facts(texts: Mapping[str, str], options: Options) -> Facts:
-    found = Facts()
+def _facts(texts: Mapping[str, str], options: Options, known: Mapping[str, Any]) -> Facts:
+    found = Facts(fields=dict(known))
     if "json" in texts:
         fields = json.loads(texts["json"])
         if not isinstance(fields, dict):
             raise ValueError("it is no object {...}")
-        found.fields = {str(name): value for name, value in fields.items()}
+        found.fields |= {str(name): value for name, value in fields.items()}
     for suffix, text in texts.items():
         name, _, kind = suffix.rpartition(".")
         if name:  # X.outputs.txt and X.cls_idx.json are the columns outputs and cls_idx

@@ -16,6 +16,7 @@ from library.errors import StriateError, UsageError
 from library.sources.columns import Columns, as_text, narrowed, typed
 
 _compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
+LISTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 _BUFFER_BYTES = 2**20
 
 #: Values by column: text in Arrow from CSV, JSON values from JSON Lines.

@@ -9,12 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from library.sources.columns import Columns
 from library.sources.entries import MAX_SIDECAR_BYTES, Entries, is_picture_name
 from library.sources.index import INDEX_SCHEMA, MAX_BYTES, Listing, Options, finish, output_name
 from library.sources.labels import from_folders
 from library.sources.members import read_files, read_members
+from library.sources.metadata import Metadata, find_metadata
 from library.sources.sidecars import Facts, Sample, facts, samples
 
 _BATCH = 4096  # samples whose sidecars are read at a time
@@ -40,6 +41,7 @@ class Tree:
         self._webdataset = False
         self.skipped: Counter[str] = Counter()
         self.hints: dict[str, bytes] = {}
+        self.notes: list[str] = []
 
     def add(
         self, entries: Entries, prefix: str = "", folder: str = "", split: str | None = None, tar: bool = False
@@ -55,9 +57,12 @@ class Tree:
         """
         main = self._options.image_column if tar else None
         webdataset, found = samples(entries, tar, main)
+        said_in_tables = Metadata() if webdataset else find_metadata(entries, lambda row: self._content(entries, row))
+        self.notes += said_in_tables.notes
+        entries.skipped["beside"] -= len(said_in_tables.tables)
         self.skipped += entries.skipped
         self._webdataset = self._webdataset or webdataset
-        for sample, said in self._said(entries, found):
+        for sample, said in self._said(entries, found, said_in_tables):
             row = sample.row
             columns = self._columns
             columns["key"].append(posixpath.join(prefix, sample.key))
@@ -75,6 +80,26 @@ class Tree:
             self._folders.append(posixpath.join(folder, posixpath.dirname(entries.path[row])))
             self._picture.append(is_picture_name(entries.path[row]))
             self._label_found = self._label_found or said.label is not None
+        for path in said_in_tables.unclaimed:
+            self._add_missing(path, prefix, folder, entries.uri[said_in_tables.tables[0]])
+
+    def _add_missing(self, path: str, prefix: str, folder: str, uri: str) -> None:
+        """A row for a picture that a table names and that is not there."""
+        row = {"key": posixpath.join(prefix, path), "uri": uri, "at": 0, "size": 0}
+        row["problem"] = f"missing: a table beside the pictures names {path}, and there is no such file"
+        for name, values in self._columns.items():
+            values.append(row.get(name))
+        self._extras.add({})
+        self._folders.append(posixpath.join(folder, posixpath.dirname(path)))
+        self._picture.append(False)
+
+    def _content(self, entries: Entries, row: int) -> bytes:
+        if row in entries.texts:
+            return entries.texts[row]
+        content = dict(_read(entries, [row], self.hints, self._kind))
+        if row not in content:
+            raise StriateError(f"{entries.path[row]} in {entries.uri[row]} cannot be read")
+        return content[row]
 
     def listing(self) -> Listing:
         """All rows, with labels and splits from the folders where the sidecars say nothing.
@@ -85,7 +110,7 @@ class Tree:
         """
         if self._options.label_column is not None and not self._label_found:
             raise UsageError(
-                f"--label-column {self._options.label_column}: no JSON file beside a picture has this field; "
+                f"--label-column {self._options.label_column}: no JSON or table beside a picture has this field; "
                 f"fields found: {', '.join(self._extras.names) or 'none'}"
             )
         notes = self._add_labels()
@@ -99,13 +124,16 @@ class Tree:
             pa.schema([(name, pa.binary()) for name in part_names]),
             self.skipped,
             self.hints,
-            notes,
+            (*self.notes, *notes),
         )
 
     def _add_labels(self) -> tuple[str, ...]:
         pictures = {folder for folder, is_picture in zip(self._folders, self._picture, strict=True) if is_picture}
-        found = from_folders(pictures or set(self._folders), set(self._folders), self._options.label_level)
         labels, splits = self._columns["label"], self._columns["split"]
+        wanting = {folder for folder, label in zip(self._folders, labels, strict=True) if label is None}
+        found = from_folders(
+            pictures or set(self._folders), set(self._folders), self._options.label_level, wanting=wanting
+        )
         used = False
         for row, folder in enumerate(self._folders):
             if labels[row] is None:
@@ -115,7 +143,7 @@ class Tree:
                 splits[row] = found.splits[folder]
         return found.notes if used else ()
 
-    def _said(self, entries: Entries, found: list[Sample]) -> Iterator[tuple[Sample, Facts]]:
+    def _said(self, entries: Entries, found: list[Sample], tables: Metadata) -> Iterator[tuple[Sample, Facts]]:
         """Each sample with what its sidecars say; they are read some thousands at a time."""
         for start in range(0, len(found), _BATCH):
             batch = found[start : start + _BATCH]
@@ -131,7 +159,8 @@ class Tree:
                 elif not all(row in texts for row in sample.sidecars.values()):
                     yield sample, Facts(problem="bad_sidecar: a file beside the picture cannot be read")
                 else:
-                    yield sample, facts({name: texts[row] for name, row in sample.sidecars.items()}, self._options)
+                    sidecars = {name: texts[row] for name, row in sample.sidecars.items()}
+                    yield sample, facts(sidecars, self._options, tables.fields(entries.path[sample.row]))
 
 
 def _read(entries: Entries, rows: list[int], hints: Mapping[str, bytes], kind: str) -> Iterable[tuple[int, bytes]]:

@@ -163,7 +163,7 @@ def test_a_label_column_names_a_field_of_the_json_or_is_an_error(tmp_path: Path)
     listing = list_source(str(tmp_path), Options(label_column="breed"))
     assert labels(listing) == {"a.jpg": "pug"}
     assert extras_of(listing.index).to_pylist() == [{"source_label": "dog"}]
-    with pytest.raises(UsageError, match="no JSON file beside a picture has this field; fields found: breed"):
+    with pytest.raises(UsageError, match="no JSON or table beside a picture has this field; fields found: breed"):
         list_source(str(tmp_path), Options(label_column="colour"))
 
 

@@ -1,10 +1,14 @@
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from source_examples import assert_reads_back, labels, picture, read_all, rows, write_tar, write_tree
 
+from library.errors import UsageError
 from library.sources import Options, extras_of, list_source, read_pictures
 
 
@@ -133,3 +137,23 @@ def test_ten_thousand_samples_keep_their_own_words(tmp_path: Path) -> None:
     listing = list_source(str(write_tar(tmp_path / "a.tar", files)))
     assert listing.index.column("label").to_pylist() == [str(number % 10) for number in range(9_000)]
     assert np.array_equal(listing.index.column("extra.n").to_numpy(), np.arange(9_000))
+
+
+def test_a_folder_that_img2dataset_wrote_is_read_from_its_archives(tmp_path: Path) -> None:
+    for shard in ("00000", "00001"):
+        fields = json.dumps({"caption": "a cat", "url": "https://example.org/1.jpg", "status": "success"})
+        files = {f"{shard}0000.jpg": picture(1), f"{shard}0000.txt": "a cat", f"{shard}0000.json": fields}
+        write_tar(tmp_path / f"{shard}.tar", files)
+        pq.write_table(
+            pa.table({"url": ["https://example.org/1.jpg"], "caption": ["a cat"]}), tmp_path / f"{shard}.parquet"
+        )
+        write_tree(tmp_path, {f"{shard}_stats.json": "{}"})
+    listing = list_source(str(tmp_path))
+    assert listing.kind == "webdataset"
+    assert list(rows(listing)) == ["00000.tar/000000000", "00001.tar/000010000"]
+    assert rows(listing)["00000.tar/000000000"]["extra.caption"] == "a cat"
+    assert listing.skipped == Counter(beside=4)
+    assert listing.notes[-1].startswith("2 Parquet files lie beside archives of the same name, as img2dataset writes")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(UsageError, match="holds both Parquet files and archives"):
+        list_source(str(tmp_path))
