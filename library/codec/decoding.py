@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from library.codec.formats import FORMATS, sniff
+from library.codec.formats import FORMATS, sniff, unread_format
 from library.codec.header import Header
 from library.errors import BadPicture
 
@@ -98,6 +98,9 @@ def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> NDArray[Any]:
 def _format_of(data: bytes) -> str:
     name = sniff(data)
     if name is None:
+        known = unread_format(data)
+        if known is not None:
+            raise BadPicture("unsupported", f"this is {known}; {', '.join(FORMATS)} are read")
         raise BadPicture("not_an_image", f"starts with {data[:12]!r}, which is none of {', '.join(FORMATS)}")
     return name
 

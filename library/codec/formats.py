@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from tokenize import TokenError
 from typing import Any
 
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, WebPImagePlugin
 
 from library.codec.header import Format, Header, header_of
+from library.codec.heif import avif_header, avif_pixels, heic_header, heic_pixels, heif_format
 from library.codec.jpeg import jpeg_header, jpeg_pixels
+from library.codec.jpeg2000 import CODESTREAM_MAGIC, JP2_MAGIC, jpeg2000_header, jpeg2000_pixels
 from library.codec.pillow_formats import bmp_work_px, check_gif, gif_work_px, pil_format
 from library.codec.png import png_header, png_pixels
 from library.errors import BadPicture
@@ -22,7 +25,26 @@ def sniff(data: bytes) -> str | None:
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
-    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return heif_format(data)
+
+
+def unread_format(data: bytes) -> str | None:
+    """The name of a format that is known by its magic bytes and not read, or None."""
+    for magic, name in _UNREAD:
+        if data.startswith(magic):
+            return name
+    if data[4:8] == b"ftyp":
+        return "a Canon raw file (CR3)" if data[8:11] == b"crx" else "a video (MP4, QuickTime)"
+    if data[:4] == b"RIFF" and data[8:11] == b"AVI":
+        return "a video (AVI)"
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"<svg") or (start.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in start):
+        return "SVG, which is drawn at any size"
+    return "a bitmap of Netpbm (PBM, PGM, PPM)" if _NETPBM.match(data) else None
 
 
 def _tiff_header(data: bytes) -> Header:
@@ -60,6 +82,31 @@ def _npy_pixels(data: bytes, header: Header) -> NDArray[Any]:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
+_NETPBM = re.compile(rb"P[1-7fF][\r\n\t ]+[#0-9W]")
+_UNREAD = (
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"II\xbc\x01", "JPEG XR"),
+    (b"%PDF-", "PDF"),
+    (b"8BPS", "a Photoshop file (PSD)"),
+    (b"gimp xcf", "a GIMP file (XCF)"),
+    (b"\0\0\1\0", "an icon (ICO)"),
+    (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"DDS ", "DDS"),
+    (b"qoif", "QOI"),
+    (b"BPG\xfb", "BPG"),
+    (b"SIMPLE  =", "FITS"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (b"IIRO", "an Olympus raw file (ORF)"),
+    (b"IIRS", "an Olympus raw file (ORF)"),
+    (b"MMOR", "an Olympus raw file (ORF)"),
+    (b"IIU\0", "a Panasonic raw file (RW2)"),
+    (b"FUJIFILMCCD-RAW", "a Fujifilm raw file (RAF)"),
+    (b"FOVb", "a Sigma raw file (X3F)"),
+    (b"\x1aE\xdf\xa3", "a video (Matroska, WebM)"),
+)
+
 _MAGIC = (
     (b"\xff\xd8\xff", "jpeg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -71,6 +118,8 @@ _MAGIC = (
     (b"II+\0", "tiff"),
     (b"MM\0+", "tiff"),
     (b"\x93NUMPY", "npy"),
+    (JP2_MAGIC, "jp2"),
+    (CODESTREAM_MAGIC, "jp2"),
 )
 
 FORMATS = {
@@ -80,5 +129,8 @@ FORMATS = {
     "gif": pil_format("gif", GifImagePlugin.GifImageFile, px_ns=7.0, work_px=gif_work_px, check=check_gif),
     "bmp": pil_format("bmp", BmpImagePlugin.BmpImageFile, px_ns=10.0, work_px=bmp_work_px),
     "tiff": Format(_tiff_header, _tiff_pixels),
+    "avif": Format(avif_header, avif_pixels),
+    "heic": Format(heic_header, heic_pixels),
+    "jp2": Format(jpeg2000_header, jpeg2000_pixels),
     "npy": Format(_npy_header, _npy_pixels),
 }

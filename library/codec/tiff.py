@@ -32,6 +32,7 @@ from library.codec.jpeg import jpeg_work_px
 from library.codec.jpeg2000_work import PX_NS as JPEG2000_PX_NS
 from library.codec.jpeg2000_work import jpeg2000_work_px
 from library.codec.png import png_header
+from library.codec.samples import cmyk_to_rgb, divided_by_alpha, full_range
 from library.errors import BadPicture
 
 _T = TypeVar("_T")
@@ -231,8 +232,6 @@ _EMBEDDED: dict[int, tuple[Callable[[bytes], int], float]] = {
 
 # -- the pixels -------------------------------------------------------------------------------------------------------
 
-_ROWS_PX = 2**16  # pixels that are worked on as floats at a time
-
 
 @_damage_is_no_defect
 def tiff_pixels(data: bytes) -> NDArray[Any]:
@@ -246,7 +245,7 @@ def tiff_pixels(data: bytes) -> NDArray[Any]:
                 pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels), "YCbCr").convert("RGB"))
         pixels = _coloured(pixels, page) if page.photometric == PHOTOMETRIC.PALETTE else _full_range(pixels, page)
         if page.photometric == PHOTOMETRIC.SEPARATED:
-            pixels = _cmyk_to_rgb(pixels)
+            pixels = cmyk_to_rgb(pixels)
         elif _multiplied(page):
             pixels = _divided_by_alpha(pixels, page)
         return upright(pixels.astype(_dtype(page), copy=False), _orientation(page))
@@ -266,15 +265,11 @@ def _check_segments(page: tifffile.TiffPage, num_bytes: int) -> None:
 def _full_range(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
     """Unsigned samples stretched to all of 8 or 16 bits, 0 as black."""
     bits, white_is_zero = page.bitspersample, page.photometric == PHOTOMETRIC.MINISWHITE
-    if pixels.dtype.kind not in "bu" or (bits in (8, 16) and not white_is_zero):
+    if pixels.dtype.kind not in "bu":
         return pixels
-    most = 2**bits - 1
     if bits > 16:
-        return most - pixels if white_is_zero else pixels
-    full = 255 if bits <= 8 else 65535
-    table = ((np.arange(most + 1) * full * 2 + most) // (2 * most)).astype(np.uint8 if bits <= 8 else np.uint16)
-    # As a table, as it takes no memory per pixel; 1 bit comes as booleans, which would be a mask.
-    return np.take(table[::-1] if white_is_zero else table, pixels.astype(np.uint8) if bits == 1 else pixels)
+        return 2**bits - 1 - pixels if white_is_zero else pixels
+    return full_range(pixels, bits, inverted=white_is_zero)
 
 
 def _coloured(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
@@ -290,30 +285,12 @@ def _coloured(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
 
 
 def _divided_by_alpha(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
-    """Colours as they were before they were multiplied by their alpha; where that is zero they are black."""
     colours = _COLOURS[PHOTOMETRIC(page.photometric)]
     alpha = colours + tuple(page.extrasamples).index(EXTRASAMPLE.ASSOCALPHA)
-    whole = pixels.dtype.kind == "u"
-    # Samples of more than 16 bits are not stretched.
-    opaque = 1 if not whole else 2**page.bitspersample - 1 if page.bitspersample > 16 else np.iinfo(pixels.dtype).max
-    divided = pixels.copy()
-    rows = max(_ROWS_PX // pixels.shape[1], 1)
-    for top in range(0, len(pixels), rows):
-        part = pixels[top : top + rows].astype(np.float64)
-        covered = part[:, :, alpha : alpha + 1]
-        values = np.zeros_like(part[:, :, :colours])
-        np.divide(part[:, :, :colours] * opaque, covered, out=values, where=covered > 0)
-        divided[top : top + rows, :, :colours] = np.minimum(np.rint(values), opaque) if whole else values
-    return divided
-
-
-def _cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    """CMYK (and alpha, which stays as it is) to RGB."""
-    white = np.iinfo(pixels.dtype).max
-    rgb = pixels[:, :, 1:].copy()
-    # In strips: the whole picture as floats would take eight times its size.
-    rows = max(_ROWS_PX // pixels.shape[1], 1)
-    for top in range(0, len(pixels), rows):
-        paper = 1 - pixels[top : top + rows].astype(np.float64) / white
-        rgb[top : top + rows, :, :3] = np.rint(paper[:, :, :3] * paper[:, :, 3:4] * white)
-    return rgb
+    if pixels.dtype.kind != "u":
+        opaque = 1
+    elif page.bitspersample > 16:  # which are not stretched
+        opaque = 2**page.bitspersample - 1
+    else:
+        opaque = np.iinfo(pixels.dtype).max
+    return divided_by_alpha(pixels, colours, alpha, opaque)
