@@ -140,8 +140,13 @@ def _guarded(read: Any, *arguments: Any) -> Any:
         raise BadPicture("too_large", str(error)) from error
     except Exception as error:
         text = str(error) or type(error).__name__
-        reason = "truncated" if any(word in text.lower() for word in _TRUNCATED_WORDS) else "damaged"
-        raise BadPicture(reason, text.strip()[:300]) from error
+        raise BadPicture(_reason(text.lower()), text.strip()[:300]) from error
+
+
+def _reason(text: str) -> str:
+    if "not implemented" in text:  # as libjpeg says of arithmetic coding, where it is built without
+        return "unsupported"
+    return "truncated" if any(word in text for word in _TRUNCATED_WORDS) else "damaged"
 
 
 _TRUNCATED_WORDS = ("truncated", "premature end", "unexpected end", "not enough", "ends early", "eof")

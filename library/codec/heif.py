@@ -1,8 +1,8 @@
 """AVIF through libavif (imagecodecs, which hands out 10 and 12 bits) and HEIC through libheif (pillow-heif).
 
-Both are read from their container's boxes without decoding a pixel. Samples of 10 and 12 bits are stretched over uint16.
-The container's own turns and mirrors (irot, imir) are applied; EXIF's orientation is passed over, as the standard asks
-and as browsers and phones do. Of a sequence or a burst the primary picture is read.
+Both headers are read from the container's boxes without decoding a pixel. Samples of 10 and 12 bits are stretched over
+uint16. The container's own turns and mirrors (irot, imir) are applied; EXIF's orientation is passed over, as the
+standard asks and as browsers and phones do. Of a sequence or a burst the primary picture is read.
 """
 
 from __future__ import annotations
@@ -92,16 +92,19 @@ def heic_pixels(data: bytes, header: Header) -> NDArray[Any]:
 def avif_header(data: bytes) -> Header:
     image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
     # Pillow says which way up the container wants the picture in EXIF's terms, but not how deep it is.
-    _, bits = _mode(_opened(data))
-    orientation = exif_orientation(image.info.get("exif", b""))
+    bits = 8 if image.n_frames > 1 else _mode(_opened(data))[1]
     dtype = "uint8" if bits <= 8 else "uint16"
+    orientation = exif_orientation(image.info.get("exif", b""))
     channels = _CHANNELS[image.mode]
     header = header_of("avif", *image.size, channels, dtype, orientation, colours=str(bits), px_ns=_PX_NS)
     return dataclasses.replace(header, has_more_pages=image.n_frames > 1)
 
 
 def avif_pixels(data: bytes, header: Header) -> NDArray[Any]:
-    pixels = full_range(avif_decode(data, index=0), int(header.colours))
+    if header.has_more_pages:
+        # imagecodecs decodes all frames or, asked for one, writes past its end; Pillow decodes one, of 8 bits.
+        return upright(np.asarray(AvifImagePlugin.AvifImageFile(io.BytesIO(data))), header.orientation)
+    pixels = full_range(avif_decode(data), int(header.colours))
     if header.channels == 4 and pixels.ndim == 3 and pixels.shape[2] == 2:
         pixels = pixels[:, :, [0, 0, 0, 1]]  # of grey with alpha Pillow's header says RGBA
     return upright(pixels, header.orientation)

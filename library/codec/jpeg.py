@@ -18,9 +18,9 @@ from library.errors import BadPicture
 
 
 def jpeg_header(data: bytes) -> Header:
+    orientation, work_px = _read_markers(data)
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     channels = 1 if colours == "Gray" else 3
-    orientation, work_px = _read_markers(data)
     return header_of(
         "jpeg",
         int(width),
@@ -58,7 +58,12 @@ _MOST_SEGMENTS = 20_000
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _APP1, _TEM = 0xD8, 0xD9, 0xDA, 0xE1, 0x01
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_UNREAD_FRAMES = {
+    **dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG"),
+    **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG"),
+    0xF7: "JPEG-LS file",
+}
+_FRAMES = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1, 0xC3, 0xC9)
 _OF_NO_INTEREST = frozenset(bytes([0xFF, marker]) for marker in (0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE))
 
@@ -92,6 +97,7 @@ def _read_markers(data: bytes) -> tuple[int, int]:
             orientation = exif_orientation(data[start + 2 : at])
         elif marker in _FRAMES and not frame:
             frame = bytes([marker]) + data[start + 2 : at]
+            _check_frame(frame)
         elif marker == _SOS and frame:
             scan = data[start + 2 : at].ljust(4, b"\0")
             if not byte_px:
@@ -101,6 +107,13 @@ def _read_markers(data: bytes) -> tuple[int, int]:
                 byte_px = _BYTE_PX if frame[0] in _SEQUENTIAL else _PROGRESSIVE_BYTE_PX
             work_px += _scan_px(frame, scan)
     raise BadPicture("too_much_work", f"the JPEG has more than {_MOST_SEGMENTS:,} scans and other segments")
+
+
+def _check_frame(frame: bytes) -> None:
+    """Refuse the kinds of JPEG that simplejpeg does not read (ITU-T T.81, table B.1), by name."""
+    kind = _UNREAD_FRAMES.get(frame[0], "12-bit JPEG" if frame[1:2] == b"\x0c" else None)
+    if kind is not None:
+        raise BadPicture("unsupported", f"a {kind}; only JPEGs of 8 bits, sequential or progressive, are read")
 
 
 def _plain_px(frame: bytes) -> int:

@@ -17,8 +17,8 @@ from library.codec.samples import divided_by_alpha, full_range
 from library.errors import BadPicture
 
 JP2_MAGIC, CODESTREAM_MAGIC = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
-_READ_COLOURS = (16, 17, 18)  # sRGB, grey, and sYCC, which imagecodecs turns into RGB
-_COLOUR_NAMES = {0: "bi-level", 12: "CMYK", 14: "CIELab", 15: "bi-level", 24: "e-sYCC"}
+_READ_COLOURS = (0, 16, 17, 18)  # not said (so OpenJPEG), sRGB, grey, and sYCC, which imagecodecs turns into RGB
+_COLOUR_NAMES = {12: "CMYK", 14: "CIELab", 24: "e-sYCC"}
 _ENUMERATED, _PREMULTIPLIED = 1, 2
 _MOST_BOXES = 1000
 
@@ -80,7 +80,7 @@ def _boxes_in(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, i
         if size == 1:
             size, content = int.from_bytes(data[start + 8 : start + 16], "big"), start + 16
         stop = end if size == 0 else start + size
-        if stop < content or stop > end and kind != b"jp2c":
+        if stop < content or (stop > end and kind != b"jp2c"):
             raise BadPicture("damaged", f"the JPEG 2000 file has a box of {size:,} bytes at byte {start}")
         yield kind, content, min(stop, end)
         start = stop
@@ -104,7 +104,9 @@ def _size(data: bytes, at: int) -> tuple[int, int, list[int]]:
     right, bottom, left, top, tile_width, tile_height, _, _, count = struct.unpack_from(">8IH", data, at + 8)
     components = data[at + 42 : at + 42 + 3 * count]
     if count < 1 or len(components) < 3 * count or min(tile_width, tile_height) < 1:
-        raise BadPicture("damaged", f"the JPEG 2000 header has {count} components and tiles of {tile_width} x {tile_height}")
+        raise BadPicture(
+            "damaged", f"the JPEG 2000 header has {count} components and tiles of {tile_width} x {tile_height}"
+        )
     if any(step != 1 for step in components[1::3] + components[2::3]):
         raise BadPicture("unsupported", "a JPEG 2000 whose components are subsampled")
     return right - left, bottom - top, list(components[::3])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pyarrow as pa
 import tifffile
 from numpy.typing import NDArray
@@ -58,6 +59,19 @@ def pil_bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
 def tiff_bytes(pixels: NDArray[Any], **options: Any) -> bytes:
     out = io.BytesIO()
     tifffile.imwrite(out, pixels, metadata=None, **options)
+    return out.getvalue()
+
+
+def heic_bytes(pixels: NDArray[Any], orientation: int = 1, *, premultiplied: bool = False, bits: int = 10) -> bytes:
+    """A lossless HEIC of uint8, or of uint16 cut to `bits`; an orientation becomes the container's turn."""
+    modes = {1: "L", 3: "RGB", 4: "RGBa" if premultiplied else "RGBA"}
+    mode = modes[pixels.shape[2]]
+    if pixels.dtype == np.uint16:
+        mode = "I;16" if mode == "L" else f"{mode};16"
+    file = pillow_heif.from_bytes(mode, (pixels.shape[1], pixels.shape[0]), np.ascontiguousarray(pixels).tobytes())
+    file.info["exif"] = orientation_exif(orientation).tobytes()
+    out = io.BytesIO()
+    file.save(out, quality=-1, chroma=444, matrix_coefficients=0, save_to_12bit=bits == 12)
     return out.getvalue()
 
 
@@ -128,6 +142,20 @@ def kinds() -> dict[str, bytes]:
         ),
         "tiff int32": tiff_bytes(scene(channels=1)[:, :, 0].astype(np.int32), photometric="minisblack"),
         "tiff float64": tiff_bytes(scene(channels=1, dtype="float32")[:, :, 0].astype(np.float64)),
+        "avif": pil_bytes(colour, "avif", quality=90),
+        "avif grey": pil_bytes(grey, "avif", quality=90),
+        "avif alpha": pil_bytes(rgba, "avif", quality=90),
+        "avif turned": pil_bytes(colour, "avif", exif=orientation_exif(6)),
+        "avif animated": pil_bytes(colour, "avif", **frames),
+        "heic": heic_bytes(scene()),
+        "heic grey": heic_bytes(scene(channels=1)),
+        "heic alpha": heic_bytes(scene(channels=4)),
+        "heic 10-bit": heic_bytes(scene(dtype="uint16")),
+        "heic turned": heic_bytes(scene(), 6),
+        "jp2": pil_bytes(colour, "jpeg2000"),
+        "jp2 codestream": pil_bytes(rgba, "jpeg2000", no_jp2=True),
+        "jp2 lossy": pil_bytes(colour, "jpeg2000", irreversible=True, quality_layers=[20]),
+        "jp2 grey uint16": pil_bytes(Image.fromarray(scene(channels=1, dtype="uint16")[:, :, 0]), "jpeg2000"),
         "npy flat": npy_array(scene(channels=1)[:, :, 0]),
         "npy columns first": npy_array(np.asfortranarray(scene())),
         "npy big-endian": npy_array(scene(dtype="uint16").astype(">u2")),

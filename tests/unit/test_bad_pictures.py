@@ -113,7 +113,7 @@ def test_an_empty_file_is_empty(limits: codec.Limits | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"hello, I am not a picture", b"<svg/>", b"\xff\xd8", b"RIFF\0\0\0\0WAVE", b"%PDF-1.4"]
+    "data", [b"", b"hello, I am not a picture", b"<html/>", b"\xff\xd8", b"RIFF\0\0\0\0WAVE", b"PK\3\4", b"P5ia"]
 )
 def test_other_files_are_no_image_whatever_their_name(data: bytes) -> None:
     assert reason_of(data) == ("not_an_image" if data else "empty")
