@@ -60,6 +60,7 @@ class Entries:
         stored: of zip members: span, compressed size, method, checksum.
         texts: content of small sidecars that was at hand while listing, by row.
         skipped: what was passed over, by reason.
+        notes: sentences for the user.
     """
 
     path: list[str] = field(default_factory=list[str])
@@ -71,6 +72,7 @@ class Entries:
     stored: list[tuple[int, int, int, int] | None] = field(default_factory=list[tuple[int, int, int, int] | None])
     texts: dict[int, bytes] = field(default_factory=dict[int, bytes])
     skipped: Counter[str] = field(default_factory=Counter[str])
+    notes: list[str] = field(default_factory=list[str])
 
     def add(
         self,

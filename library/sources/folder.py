@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from library import storage
+from library import codec, storage
 from library.errors import StriateError
-from library.sources.entries import Entries, why_skipped
+from library.sources.entries import Entries, is_other_name, why_skipped
 from library.sources.index import printable
+
+_HEAD_BYTES = 64
+_FEW = 3
 
 
 def scan(uri: str) -> Entries:
     """Every file below the folder `uri`, in the order of their paths.
 
-    Hidden and system files are passed over. A link to a file inside the folder is read; a link that leads out of
-    it, or to a folder, is not.
+    Hidden and system files are passed over. Links are followed on disk: to files, and to folders outside the source,
+    each once, so that class folders may be made of links. Outside the source only what begins as a picture is taken,
+    and the texts beside the pictures of a linked folder.
 
     Raises:
         StriateError: when the folder or one below it cannot be listed; names it.
@@ -52,28 +58,102 @@ def _scan_remote(uri: str) -> Entries:
 
 
 def _scan_local(root: str) -> Entries:
-    entries = Entries()
-    resolved = os.path.realpath(root)
-    folders = [root]
+    walk = _Walk(root)
+    folders = [_Folder(root, root, False)]
     while folders:
         folder = folders.pop()
-        below: list[str] = []
-        for entry in _listed(folder):
+        folders += reversed(walk.read(folder))
+    walk.entries.notes += walk.notes()
+    return walk.entries
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder to be read: its path below the source, where it really is, and whether a link led out to it."""
+
+    path: str
+    real: str
+    outside: bool
+
+
+class _Walk:
+    """What the folders that were read so far hold, and where links have led."""
+
+    def __init__(self, root: str) -> None:
+        self.entries = Entries()
+        self._root = root
+        self._resolved = os.path.realpath(root)
+        self._entered: list[str] = []  # folders outside, so that none is read twice, or for ever
+        self._outside: list[str] = []
+
+    def read(self, folder: _Folder) -> list[_Folder]:
+        """Add the files of one folder; returns the folders in it that are to be read."""
+        below: list[_Folder] = []
+        for entry in _listed(folder.real):
+            path = os.path.join(folder.path, entry.name)
             reason = why_skipped(entry.name)
             if reason is not None:
-                entries.skipped[reason] += 1
+                self.entries.skipped[reason] += 1
             elif entry.is_symlink():
-                _add_link(entries, entry, root, resolved)
+                below += self._follow(path, os.path.realpath(entry.path))
             elif entry.is_dir(follow_symlinks=False):
-                below.append(entry.path)
+                below.append(_Folder(path, entry.path, folder.outside))
             else:
                 status = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    entries.add(_below(root, entry.path), location(entry.path), 0, status.st_size)
+                if not stat.S_ISREG(status.st_mode):
+                    self.entries.skipped["special"] += 1
+                elif folder.outside and not is_other_name(entry.name) and not _is_picture(entry.path):
+                    self.entries.skipped["link_outside"] += 1
                 else:
-                    entries.skipped["special"] += 1
-        folders += reversed(below)
-    return entries
+                    self._add(path, entry.path, status.st_size)
+        return below
+
+    def notes(self) -> Iterator[str]:
+        if self._outside:
+            more = f", and {len(self._outside) - _FEW:,} more" if len(self._outside) > _FEW else ""
+            yield f"links that lead out of the folder are followed: {', '.join(self._outside[:_FEW])}{more}"
+
+    def _follow(self, path: str, target: str) -> list[_Folder]:
+        """Where a link leads: a folder that is still to be read, or a file, which is added."""
+        inside = _lies_in(target, self._resolved)
+        reason = None
+        if not os.path.exists(target):
+            reason = "link_broken"
+        elif os.path.isdir(target):
+            # What lies in the source is read where it lies; what holds it would be read without end.
+            if inside or _lies_in(self._resolved, target) or any(_lies_in(target, known) for known in self._entered):
+                reason = "link_folder"
+        elif not os.path.isfile(target):
+            reason = "special"
+        elif not inside and not _is_picture(target):
+            reason = "link_outside"
+        if reason is not None:
+            self.entries.skipped[reason] += 1
+            return []
+        if not inside:
+            self._outside.append(f"{_below(self._root, path)} -> {printable(target)}")
+        if os.path.isdir(target):
+            self._entered.append(target)
+            return [_Folder(path, target, True)]
+        # The target, not the link: a link that is turned elsewhere after this check is not followed.
+        self._add(path, target, os.stat(target).st_size)
+        return []
+
+    def _add(self, path: str, real: str, size: int) -> None:
+        self.entries.add(_below(self._root, path), location(real), 0, size)
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _is_picture(path: str) -> bool:
+    """Whether a file begins as a picture does: nothing else is taken from outside the source, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            return codec.sniff(file.read(_HEAD_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def _listed(folder: str) -> list[os.DirEntry[str]]:
@@ -85,26 +165,6 @@ def _listed(folder: str) -> list[os.DirEntry[str]]:
             f"cannot list the folder {printable(folder)}: {error.strerror}; "
             "make it readable (chmod u+rx), or move it out of the source"
         ) from error
-
-
-def _add_link(entries: Entries, entry: os.DirEntry[str], root: str, resolved: str) -> None:
-    target = os.path.realpath(entry.path)
-    reason = _why_not_followed(target, resolved)
-    if reason is not None:
-        entries.skipped[reason] += 1
-    else:
-        # The target, not the link: a link that is turned elsewhere after this check is not followed.
-        entries.add(_below(root, entry.path), location(target), 0, os.stat(target).st_size)
-
-
-def _why_not_followed(target: str, resolved: str) -> str | None:
-    if not os.path.exists(target):
-        return "link_broken"
-    if os.path.isdir(target):
-        return "link_folder"
-    if not target.startswith(resolved.rstrip("/") + "/"):
-        return "link_outside"
-    return None if os.path.isfile(target) else "special"
 
 
 def _below(root: str, path: str) -> str:

@@ -58,7 +58,7 @@ class Tree:
         main = self._options.image_column if tar else None
         webdataset, found = samples(entries, tar, main)
         said_in_tables = Metadata() if webdataset else find_metadata(entries, lambda row: self._content(entries, row))
-        self.notes += said_in_tables.notes
+        self.notes += [*entries.notes, *said_in_tables.notes]
         entries.skipped["beside"] -= len(said_in_tables.tables)
         self.skipped += entries.skipped
         self._webdataset = self._webdataset or webdataset

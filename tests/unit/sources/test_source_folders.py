@@ -94,17 +94,44 @@ def test_texts_lists_and_programs_beside_class_folders_are_not_bad_pictures(tmp_
     assert listing.classes == {"cat": 5, "dog": 1}
 
 
-def test_links_inside_the_tree_are_read_and_links_out_of_it_are_skipped(tmp_path: Path) -> None:
-    outside = write_tree(tmp_path / "outside", {"secret.jpg": picture(9)})
+def test_links_are_followed_on_disk_and_none_leads_round(tmp_path: Path) -> None:
+    pool = write_tree(tmp_path / "pool", {"x.jpg": picture(2), "deep/y.jpg": picture(3), "deep/y.txt": "a dog"})
     root = write_tree(tmp_path / "in", {"cat/a.jpg": picture(1)})
     (root / "cat/same.jpg").symlink_to("a.jpg")
-    (root / "cat/out.jpg").symlink_to(outside / "secret.jpg")
-    (root / "cat/far").symlink_to(outside)
-    (root / "loop").symlink_to(root)
+    (root / "cat/out.jpg").symlink_to(pool / "x.jpg")
+    (root / "dog").symlink_to(pool)
+    for number, target in enumerate((root, tmp_path, root / "cat", pool, pool / "deep")):
+        (root / f"loop{number}").symlink_to(target)
+    (pool / "back").symlink_to(root)
+    (pool / "deep/up").symlink_to(pool)
     (root / "gone.jpg").symlink_to("nowhere")
     os.mkfifo(root / "pipe.jpg")
-    listing = assert_reads_back(root, {"cat/a.jpg": picture(1), "cat/same.jpg": picture(1)})
-    assert listing.skipped == Counter(link_outside=1, link_folder=2, link_broken=1, special=1)
+    files = {"cat/a.jpg": 1, "cat/same.jpg": 1, "cat/out.jpg": 2, "dog/x.jpg": 2, "dog/deep/y.jpg": 3}
+    listing = assert_reads_back(root, {name: picture(number) for name, number in files.items()})
+    assert listing.classes == {"cat": 3, "dog": 2}
+    assert rows(listing)["dog/deep/y.jpg"]["extra.caption"] == "a dog"
+    assert listing.skipped == Counter(link_folder=7, link_broken=1, special=1)
+    real = pool.resolve()
+    said = f"links that lead out of the folder are followed: dog -> {real}, cat/out.jpg -> {real}/x.jpg"
+    assert listing.notes[0] == said
+
+
+def test_outside_the_tree_only_pictures_are_taken_whatever_their_names(tmp_path: Path) -> None:
+    secrets = {
+        "id_rsa": "key",
+        "photo.jpg": "password",
+        "notes.txt": "private",
+        "a.txt": "private",
+        "b.png": picture(2),
+    }
+    outside = write_tree(tmp_path / "outside", secrets)
+    root = write_tree(tmp_path / "in", {"cat/a.jpg": picture(1)})
+    for name in ("id_rsa", "photo.jpg", "a.txt"):
+        (root / "cat" / name).symlink_to(outside / name)
+    (root / "dog").symlink_to(outside)
+    listing = assert_reads_back(root, {"cat/a.jpg": picture(1), "dog/b.png": picture(2)})
+    assert listing.columns.names == []
+    assert listing.skipped == Counter(link_outside=5, beside=2)
 
 
 def test_a_source_that_is_itself_a_link_is_read(tmp_path: Path) -> None:
