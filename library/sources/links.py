@@ -214,11 +214,7 @@ class _Fetcher:
             found = await self._ask(url)
             if isinstance(found, bytes):
                 return found
-            # Whoever redirects does not choose what user we are elsewhere.
-            target = _parsed(found, base=url).with_user(None)
-            if url.scheme == "https" and target.scheme == "http":
-                raise BadPicture("bad_redirect", "it redirects from https to http")
-            url = target
+            url = redirected(url, found)
         raise BadPicture("too_many_redirects", f"more than {self._limits.max_redirects} redirects")
 
     def _host(self, url: URL) -> _Host:
@@ -311,6 +307,18 @@ class _PublicResolver(AbstractResolver):
 
     async def close(self) -> None:
         await self._resolver.close()
+
+
+def redirected(url: URL, location: str) -> URL:
+    """Where an answer from `url` leads. A user's name in it is left out: no server chooses who we are elsewhere.
+
+    Raises:
+        BadPicture: `bad_redirect` to another scheme, or from https to http; `bad_url`.
+    """
+    target = _parsed(location, base=url).with_user(None)
+    if url.scheme == "https" and target.scheme == "http":
+        raise BadPicture("bad_redirect", "it redirects from https to http")
+    return target
 
 
 def _parsed(address: str, base: URL | None = None) -> URL:

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from picture_examples import encoded, ingest, table, write_files
 
-from library import codec
+from library import codec, shard_work
 from library.errors import StepError, StriateError
 from library.manifest import Manifest, ShardReport, Tally, load_report
 from library.planning import Layout, plan
 from library.record import dataset_schema
 from library.shard_work import FilterJob, IngestJob, ShardOutput, ShardTask
 from library.shards import ROW_GROUP_BYTES, ShardWriter
-from library.sources import Options, list_source
+from library.sources import Options, Read, list_source, read_pictures
 
 GOOD, GREY, SMALL = encoded("jpeg", 40, 50), encoded("png", 40, 50, channels=1), encoded("png", 4, 5)
 HEADER_ONLY = GOOD[:-300]  # its header is whole, its pixels are not
@@ -185,6 +186,29 @@ def test_a_picture_that_is_gone_since_it_was_listed_is_a_reject_without_bytes(tm
     (raw / "b.png").unlink()
     assert work.run(task, quiet).tally.rejected == {"missing": 1}
     assert rows_of(tmp_path / "made", "_rejects")["b.png"]["image"]["bytes"] is None
+
+
+def test_pictures_are_stored_while_later_ones_are_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{number:02}.jpg": GOOD if number % 3 else b"no picture" for number in range(20)}
+    listing = list_source(str(write_files(tmp_path / "raw", files)))
+    order: list[str] = []
+
+    def read_one_by_one(*arguments: Any) -> Iterator[Read]:
+        for read in sorted(read_pictures(*arguments), key=lambda read: read.row):
+            order.append("read")
+            yield read
+
+    monkeypatch.setattr(shard_work, "read_pictures", read_one_by_one)
+    monkeypatch.setattr(shard_work, "ROW_GROUP_BYTES", 3 * len(GOOD))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, listing.index.schema) as stream:
+        stream.write_table(listing.index)
+    task = ShardTask(str(tmp_path / "made"), "part-000000", "x", 20, index=sink.getvalue().to_pybytes())
+    report = IngestJob.of(listing, Options(), verify=False).run(task, lambda tally: order.append("stored"))
+    assert (report.tally.rows_in, report.tally.rows_out, report.tally.rejected) == (20, 13, {"not_an_image": 7})
+    assert order.index("stored") < 8
+    assert order.count("stored") > 3
+    assert len(rows_of(tmp_path / "made", "_rejects")) == 7
 
 
 # -- filter -----------------------------------------------------------------------------------------------------------

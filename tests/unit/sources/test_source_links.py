@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 from source_examples import picture, read_all, rows
+from yarl import URL
 
 from library.errors import BadPicture, StriateError, UsageError
 from library.sources import LinkLimits, Options, addresses, extras_of, list_source
-from library.sources.links import fetched
+from library.sources.links import fetched, redirected
 from tests.link_server import LinkServer, bomb, drip, endless, redirect, reply, reset, silence
 
 #: The server of the tests is at a private address, so this one is allowed.
@@ -286,6 +287,26 @@ def test_a_redirect_leads_to_no_other_place(server: LinkServer, target: str, rea
     server.add("/x", reply(PICTURE))
     assert _refused(url, limits).reason == reason
     assert server.asked["/x"] == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "target"),
+    [
+        ("https://a/x/y?q", "z", "https://a/x/z"),
+        ("https://a/x", "//b/z", "https://b/z"),
+        ("http://a/x", "https://user:secret@b/", "https://b/"),
+        ("https://a/x", "http://a/x", "bad_redirect"),
+        ("https://a/x", "HTTP://a/x", "bad_redirect"),
+        ("https://a/x", "data:image/png;base64,AAAA", "bad_redirect"),
+        ("https://a/x", "https://[::1", "bad_url"),
+    ],
+)
+def test_a_redirect_keeps_encryption_and_brings_no_user(url: str, location: str, target: str) -> None:
+    if target.startswith("bad_"):
+        with pytest.raises(BadPicture, match=target):
+            redirected(URL(url), location)
+    else:
+        assert redirected(URL(url), location) == URL(target)
 
 
 @pytest.mark.parametrize(
