@@ -22,6 +22,7 @@ from library.bundle_record import BundleRecord, load_record
 from library.comparison import compare
 from library.errors import StriateError, UsageError
 from library.evaluation import Outcomes, evaluate, mistakes
+from library.inputs import InputPipeline
 from library.manifest import Manifest, load_manifest
 from library.report import Content, Counts, Subject, account, render, summary
 from library.robustness import measure
@@ -80,6 +81,9 @@ def plan_evaluate(
                 f"no picture of {dataset} has a class that {uri} knows; the dataset has "
                 f"{_few(list(manifest.tally.classes)) or 'no labels'}, the bundle knows {_few(record.classes)}"
             )
+        if not record.members:
+            inputs = InputPipeline.parse(record.steps, record.fit, record.input_size, record.channels)
+            inputs.check_channels(dataset, manifest.tally.channels)
     if report is not None:
         report = storage.normalize(report)
         _check_report(report, dataset)

@@ -38,12 +38,6 @@ class Feed(Protocol):
         ...
 
 
-def inputs_of(steps: str, fit: str, size: tuple[int, int], channels: int) -> InputPipeline:
-    """The input pipeline from its canonical texts."""
-    parsed = [Pipeline.parse(text) if text else Pipeline() for text in (steps, fit)]
-    return InputPipeline(parsed[0], parsed[1], (size[0], size[1]), channels)
-
-
 def feeds_of(
     data: dict[str, Any], refs: dict[str, Any], task: Any, recipe: Recipe, batch_size: int, rank: int, world_size: int
 ) -> tuple[Feed, Scoring]:
@@ -61,7 +55,7 @@ def feeds_of(
     Raises:
         StriateError: when a batch has no picture for some worker.
     """
-    inputs = inputs_of(task.steps_pipeline, task.fit, task.input_size, task.channels)
+    inputs = InputPipeline.parse(task.steps_pipeline, task.fit, task.input_size, task.channels)
     augmented = recipe.augment is not None and not recipe.cache_features
     augmenter = Augmenter(Pipeline.parse(recipe.augment or ""), recipe.seed) if augmented else None
     train: Any = ray.get(refs["train"][0])

@@ -11,6 +11,7 @@ from library import storage
 from library.bundle_record import load_record
 from library.destination import check_apart, check_claim
 from library.errors import StriateError, UsageError
+from library.inputs import InputPipeline
 from library.manifest import Job, Manifest, load_manifest
 from library.predict_work import PredictJob, predicted_schema
 from library.shards import ShardReader
@@ -66,6 +67,9 @@ def plan_predict(
     if features and record.members:
         raise UsageError(f"{bundle} is an ensemble and has no features of its own; ask one of its members for them")
     _check_columns(source, manifest, record.id, features)
+    if not record.members:
+        inputs = InputPipeline.parse(record.steps, record.fit, record.input_size, record.channels)
+        inputs.check_channels(source, manifest.tally.channels)
     options = {"bundle_id": record.id, "top_k": top_k, "features": features, "runtime": runtime, "limit": limit}
     job = Job(kind="predict", source=source, source_digest=manifest.digest, options=options)
     check_claim(destination, job, overwrite=overwrite)

@@ -31,8 +31,9 @@ from library.manifest import find_manifest, load_manifest
 from library.models import check_input, create, info, parse_call
 from library.pipeline import Pipeline
 from library.recipe import Recipe
+from library.training.order import smallest_part
 from library.training.resident import decode_rows
-from library.training.rows import Rows, check_columns, check_same_classes, held_out, read_rows
+from library.training.rows import Rows, check_columns, check_same_classes, held_out, read_rows, rejected_text
 from library.versions import VERSIONS
 
 # Of a Ray that is started here: no process of it is one that others have prepared.
@@ -116,6 +117,7 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     for rows in (train, val):
         if rows is not None:
             check_columns(rows, inputs.columns)
+            inputs.check_channels(rows.dataset, load_manifest(rows.dataset).tally.channels)
     if inputs.size != info(recipe.model).input_size[1:]:
         check_input(recipe.model, inputs.size)
     resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
@@ -123,6 +125,7 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         raise UsageError(
             "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
         )
+    _check_batch_norms(recipe, len(train), 1)
     plan = TrainPlan(recipe, located, out, train, val, inputs, datasets, resident or recipe.cache_features, overwrite)
     return dataclasses.replace(plan, finished=check_claim(plan))
 
@@ -130,6 +133,21 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
 def _check_weights(weights: str | None) -> None:
     if weights not in (None, "pretrained") and not (storage.exists(weights) or storage.is_folder(weights)):
         raise UsageError(f"weights: there is nothing at {weights}; a relative path starts from the current folder")
+
+
+def _check_batch_norms(recipe: Recipe, pictures: int, workers: int) -> None:
+    """Before Ray is asked, and again once it is known how many workers there may be."""
+    if recipe.cache_features:
+        return
+    batch_size = pictures if recipe.batch_size == "auto" else min(recipe.batch_size, pictures)
+    if smallest_part(batch_size, workers, recipe.accumulate) < 2:  # else PyTorch need not be waited for
+        import torch
+
+        from library.training.fitting import check_batch_norms
+
+        with torch.device("meta"):
+            model = create(recipe.model, num_classes=2, head=recipe.head)
+        check_batch_norms(recipe, model, batch_size, workers)
 
 
 def _check_class_weights(recipe: Recipe, classes: Sequence[str]) -> None:
@@ -160,7 +178,9 @@ def _bytes_needed(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
     probe = mine.take(np.arange(min(len(mine), _PROBED_ROWS)))
     decoded = decode_rows(probe, int(rows.shard[0]), inputs, fitted=recipe.augment is None)
     if not len(decoded):
-        raise UsageError(f"none of the first {len(probe)} pictures of {rows.dataset} can be used: {decoded.rejected}")
+        raise UsageError(
+            f"none of the first {len(probe)} pictures of {rows.dataset} can be used: {rejected_text(decoded.rejected)}"
+        )
     return decoded.flat.nbytes / len(decoded) * len(rows)
 
 
@@ -219,6 +239,7 @@ def train(
             need = placed(size, "train")
             workers, gpu, cpus_per_worker = str(need.workers), need.gpus > 0, need.cpus
         placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
+        _check_batch_norms(plan.recipe, len(plan.train), placement.workers[1])
         check_shared(reads=_read_by_workers(plan), writes=[plan.out])
         # A Ray of its own has no other driver.
         with alone_in(plan.out) if session.address is not None else nullcontext():

@@ -13,7 +13,7 @@ from library.errors import StriateError
 from library.inputs import InputPipeline
 from library.manifest import digest_of
 from library.training.resident import Resident, decode_rows
-from library.training.rows import Rows
+from library.training.rows import Rows, rejected_text
 
 if TYPE_CHECKING:
     from jobs.train import TrainPlan
@@ -45,7 +45,8 @@ def data_refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
             value.check_classes(rows.dataset, rows.classes)
         if isinstance(value, Resident) and value.rejected:
             total = sum(value.rejected.values())
-            stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {dict(value.rejected)}", markup=False)
+            told = rejected_text(value.rejected)
+            stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {told}", markup=False)
         refs[role] = [ray.put(value)]
     return refs
 
@@ -73,7 +74,7 @@ def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: boo
             pool.stop()
     data = Resident.joined([parts[shard] for shard in shards])
     if not len(data):
-        raise StriateError(f"{title}: no picture of {rows.dataset} can be used: {dict(data.rejected)}")
+        raise StriateError(f"{title}: no picture of {rows.dataset} can be used: {rejected_text(data.rejected)}")
     return data
 
 

@@ -30,7 +30,7 @@ from library.json_lines import WorkLog
 from library.models import create
 from library.recipe import Recipe
 from library.training.batch import Batch
-from library.training.fitting import CPU_BATCH_SIZE, fitting_batch_size, trial
+from library.training.fitting import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
 from library.training.learner import Learner, Score
 from library.training.logs import Logs
 from library.training.position import Position
@@ -72,6 +72,8 @@ class _Training:
         self._checkpoint = last_state(self._device)
         self._at = Position(**self._checkpoint["position"]) if self._checkpoint else Position()
         self._at.batch_size = self._at.batch_size or self._fitting(model)
+        if recipe.batch_size == "auto":  # else the driver has looked
+            check_batch_norms(recipe, model, self._at.batch_size, self._world_size)
         self._feed, self._scoring = feeds_of(
             task.data, refs, task, recipe, self._at.batch_size, self._rank, self._world_size
         )

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from library import codec
 from library.batch import run_step
-from library.errors import BadPicture
+from library.errors import BadPicture, StriateError, UsageError
 from library.picture import Picture, Pixels
 from library.pipeline import Pipeline
 from library.steps.base import Step
 
+#: Side of the flat picture that is sent through the steps to see how many channels come out.
+_PROBED_PX = 256
 _SCALES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 
 
@@ -34,6 +36,12 @@ class InputPipeline:
     fit: Pipeline
     size: tuple[int, int]
     channels: int
+
+    @classmethod
+    def parse(cls, steps: str, fit: str, size: tuple[int, int], channels: int) -> InputPipeline:
+        """From canonical texts, as a recipe's task and a bundle hold them; an empty one has no steps."""
+        both = [Pipeline.parse(text) if text else Pipeline() for text in (steps, fit)]
+        return cls(both[0], both[1], (size[0], size[1]), channels)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -64,13 +72,12 @@ class InputPipeline:
         """
         if pixels.shape[:2] != self.size:
             pixels = self.fit.apply(pixels)
-        if pixels.shape != (*self.size, self.channels):
-            height, width = self.size
-            raise BadPicture(
-                "wrong_shape",
-                f"the model takes {height}x{width}x{self.channels}, its input pipeline gave "
-                f"{'x'.join(map(str, pixels.shape))}",
-            )
+        if pixels.shape[2] != self.channels:
+            raise BadPicture("wrong_shape", self._way_out(pixels.shape[2]))
+        if pixels.shape[:2] != self.size:
+            (height, width), (found_height, found_width) = self.size, pixels.shape[:2]
+            sizes = f"the model takes {height}x{width} pixels and input.fit gives {found_height}x{found_width}"
+            raise BadPicture("wrong_shape", f'{sizes}; end it with resize([{height}, {width}], mode="exact")')
         return np.ascontiguousarray(pixels)
 
     def prepare(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Pixels:
@@ -83,11 +90,54 @@ class InputPipeline:
         self._run(self.steps.steps, picture)
         return self.fitted(picture.pixels)
 
+    def check_channels(self, dataset: str, counts: Mapping[str, int]) -> None:
+        """Refuse a dataset of which no picture has the model's channels after the input pipeline; nothing is read.
+
+        Args:
+            dataset: URI, for the error.
+            counts: pictures by number of channels, as a manifest's tally has them.
+
+        Raises:
+            UsageError: says what the pictures have, what the model takes, and what would work.
+        """
+        given = {channels: self._channels_from(int(channels)) for channels, count in counts.items() if count}
+        if given and self.channels not in given.values() and None not in given.values():
+            most = max(given, key=lambda channels: counts[channels])
+            have = ", ".join(f"{counts[each]:,} with {_counted(int(each))}" for each in given)
+            raise UsageError(
+                f"{dataset} holds no picture that the model can take ({have}): {self._way_out(given[most])}"
+            )
+
+    def _channels_from(self, channels: int) -> int | None:
+        """How many come out where so many go in; None where a flat picture does not tell."""
+        try:
+            pixels = np.full((_PROBED_PX, _PROBED_PX, channels), 128, np.uint8)
+            picture = _picture(b"", codec.DEFAULT_LIMITS, {}, pixels)
+            # A selector would drop the flat picture, and changes none.
+            self._run([step for step in self.steps.steps if step.kind != "selector"], picture)
+            return self.fit.apply(picture.pixels).shape[2]
+        except StriateError:
+            return None
+
+    def _way_out(self, found: int | None) -> str:
+        steps = {1: "grayscale", 3: "rgb"}.get(self.channels, f"channels({list(range(self.channels))})")
+        return (
+            f"the model takes {_counted(self.channels)} and its input pipeline gives {_counted(found or 0)}; add "
+            f"{steps} to the recipe's input.steps, or train a model that takes them, with in_chans={found}; for a "
+            f"finished model convert the pictures: striate filter --steps '{steps}'"
+        )
+
     def _run(self, steps: Sequence[Step], picture: Picture) -> None:
         for step in steps:
             reason = run_step(step, picture)
             if reason is not None:
                 raise BadPicture(f"dropped:{reason}", f"the model's own selector '{step}' drops it")
+
+
+def _counted(channels: int) -> str:
+    """`1 channel (grey)`, `3 channels (RGB)`."""
+    names = {1: " (grey)", 2: " (grey and alpha)", 3: " (RGB)", 4: " (RGB and alpha)"}
+    return f"{channels} channel{'' if channels == 1 else 's'}{names.get(channels, '')}"
 
 
 def _picture(data: bytes, limits: codec.Limits, columns: Mapping[str, Any], pixels: Pixels | None = None) -> Picture:

@@ -22,7 +22,6 @@ from library.models import create
 from library.models.tracing import Tracer
 from library.models.unfilled import Unfilled
 from library.picture import Pixels
-from library.pipeline import Pipeline
 
 _SMALL_FLOPS = 2e7
 # A LeNet takes 0.49 ms for 4 pictures, 0.43 for 2 and 1.08 for 16: one alone costs little more, and many a quarter.
@@ -46,8 +45,7 @@ class SingleNetwork:
     def __init__(self, record: BundleRecord, weights: bytes, device: str) -> None:
         self._weights = weights
         self.device, self._precision = choose_device(device), record.precision
-        steps, fit = (Pipeline.parse(text) if text else Pipeline() for text in (record.steps, record.fit))
-        self.inputs = InputPipeline(steps, fit, record.input_size, record.channels)
+        self.inputs = InputPipeline.parse(record.steps, record.fit, record.input_size, record.channels)
         with Unfilled():
             self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
         try:

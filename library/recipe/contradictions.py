@@ -186,3 +186,6 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
     for name in ("mixup", "cutmix"):
         if getattr(recipe, name) and size < 2:
             yield Problem(name, "mixes pictures of one batch; batch_size should be 2 or more", ("batch_size",))
+        elif getattr(recipe, name) and size // recipe.accumulate < 2:
+            text = f"mixes pictures of one part of a batch; accumulate should be {size // 2} or less"
+            yield Problem(name, text, ("batch_size", "accumulate"))

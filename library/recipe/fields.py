@@ -124,10 +124,19 @@ Classes: TypeAlias = Annotated[
     Words("a list of two or more class names, each in quotes if it looks like a number"),
 ]
 
-Count: TypeAlias = Annotated[int, Field(ge=1)]
+#: More is a slip of the finger: a training that could not begin, or would not end.
+MOST = 1_000_000
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]
+#: Batches of a training.
+Batches: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000_000)]
+#: Widths of layers.
+Units: TypeAlias = Annotated[int, Field(ge=1, le=65536)]
+Copies: TypeAlias = Annotated[int, Field(ge=1, le=10_000)]
 Pixels: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
-Above0: TypeAlias = Annotated[float, Field(gt=0)]
-AtLeast0: TypeAlias = Annotated[float, Field(ge=0)]
+Above0: TypeAlias = Annotated[float, Field(gt=0, le=MOST)]
+AtLeast0: TypeAlias = Annotated[float, Field(ge=0, le=MOST)]
+#: Of MixUp, CutMix and weight decay, which are 1 or less as a rule.
+Strength: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 #: At least 0, below 1.
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 #: Above 0, below 1.
@@ -177,13 +186,13 @@ def _range(metadata: Sequence[Any]) -> str:
         for constraint in item.metadata if isinstance(item, FieldInfo) else (item,):
             match constraint:
                 case annotated_types.Ge(ge=bound):
-                    lower = f" from {bound}"
+                    lower = f" from {bound:,}"
                 case annotated_types.Gt(gt=bound):
-                    lower = f" above {bound}"
+                    lower = f" above {bound:,}"
                 case annotated_types.Le(le=bound):
-                    upper = f" to {bound}"
+                    upper = f" to {bound:,}" if "from" in lower else f" and at most {bound:,}"
                 case annotated_types.Lt(lt=bound):
-                    upper = f" and below {bound}"
+                    upper = f" and below {bound:,}"
                 case _:
                     pass
     return lower + upper

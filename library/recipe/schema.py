@@ -38,7 +38,10 @@ class Data(_Group):
         Field(description="which classes; the pictures of others are left out"),
     ] = "all"
     max_resident_mb: Annotated[
-        int, Field(ge=0, description="MiB: decoded pictures are kept in memory where they fit into this; 0 for never")
+        int,
+        Field(
+            ge=0, le=10**9, description="MiB: decoded pictures are kept in memory where they fit into this; 0 for never"
+        ),
     ] = 2048
 
 
@@ -61,7 +64,7 @@ class Optimizer(_Group):
 
     name: Annotated[fields.OptimizerName, Field(description="by timm's name", examples=["sgd"])]
     lr: Annotated[fields.Above0, Field(description="highest learning rate, for this `batch_size`", examples=[0.1])]
-    weight_decay: Annotated[fields.AtLeast0, Field(description="of weights; biases and norms are left alone")] = 0.0
+    weight_decay: Annotated[fields.Strength, Field(description="of weights; biases and norms are left alone")] = 0.0
     momentum: Annotated[fields.Share | None, Field(description="for those that take it; 0.9 where nothing is said")] = (
         None
     )
@@ -139,7 +142,9 @@ class Recipe(_Group):
         dict[fields.Count, Literal["none"] | fields.Count],
         Field(description="gradual unfreezing: from this epoch (the first is 0) only so many stages are frozen"),
     ] = {}
-    head: Annotated[tuple[fields.Count, ...], Field(description="widths of dense layers before the classifier")] = ()
+    head: Annotated[
+        tuple[fields.Units, ...], Field(max_length=16, description="widths of dense layers before the classifier")
+    ] = ()
     layer_decay: Annotated[
         fields.Between | None, Field(description="the learning rate of a stage, as a fraction of the next one's")
     ] = None
@@ -147,7 +152,7 @@ class Recipe(_Group):
         bool, Field(description="run the frozen backbone over the pictures once, then train the head only")
     ] = False
     copies: Annotated[
-        fields.Count | None, Field(description="with `cache_features` and `augment`: augmented passes to cache")
+        fields.Copies | None, Field(description="with `cache_features` and `augment`: augmented passes to cache")
     ] = None
     optimizer: Optimizer
     schedule: Schedule = Schedule()
@@ -156,14 +161,14 @@ class Recipe(_Group):
         Field(description="pictures a step, over all workers; auto: what fits", examples=[128]),
     ]
     epochs: Annotated[fields.Above0 | None, Field(description="passes over the training set; or give `steps`")] = None
-    steps: Annotated[fields.Count | None, Field(description="batches in all; or give `epochs`")] = None
+    steps: Annotated[fields.Batches | None, Field(description="batches in all; or give `epochs`")] = None
     loss: Loss = Loss()
     sampling: Annotated[
         Literal["natural", "balanced"],
         Field(description="balanced: every class is drawn equally often, so an epoch may repeat rare pictures"),
     ] = "natural"
-    mixup: Annotated[fields.AtLeast0, Field(description="alpha of MixUp (arXiv 1710.09412); 0 is off")] = 0.0
-    cutmix: Annotated[fields.AtLeast0, Field(description="alpha of CutMix (arXiv 1905.04899); 0 is off")] = 0.0
+    mixup: Annotated[fields.Strength, Field(description="alpha of MixUp (arXiv 1710.09412); 0 is off")] = 0.0
+    cutmix: Annotated[fields.Strength, Field(description="alpha of CutMix (arXiv 1905.04899); 0 is off")] = 0.0
     ema: Annotated[
         fields.Between | None, Field(description="decay a step of an averaged copy, which is then the classifier")
     ] = None

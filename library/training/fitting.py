@@ -1,4 +1,4 @@
-"""How large a batch a GPU's memory takes: found by trying, before training starts."""
+"""How large a batch must and can be: two pictures for batch norms, and what a GPU's memory takes, found by trying."""
 
 from __future__ import annotations
 
@@ -9,18 +9,50 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
-from library.errors import StriateError
+from library.errors import StriateError, UsageError
 from library.recipe import Recipe
 from library.training.batch import Batch
 from library.training.learner import Learner
+from library.training.order import smallest_part
 
 _LARGEST = 1024
 #: What `auto` is on CPUs.
 CPU_BATCH_SIZE = 128
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 #: Whether so many pictures, taken in so many parts, can be learned from.
 Fits: TypeAlias = Callable[[int, int], bool]
+
+
+def check_batch_norms(recipe: Recipe, model: Any, batch_size: int, world_size: int) -> None:
+    """Refuse parts of one picture where a batch norm would learn from them: its variance is then the picture's own, or
+    none at all in a map of one pixel.
+
+    Args:
+        recipe: what is frozen, and when it is thawed.
+        model: a `Classifier`; it is left frozen as at the end of the training.
+        batch_size: over all workers.
+        world_size: workers.
+
+    Raises:
+        UsageError: with what would do.
+    """
+    if recipe.cache_features or smallest_part(batch_size, world_size, recipe.accumulate) > 1:
+        return
+    model.freeze(recipe.unfreeze[max(recipe.unfreeze)] if recipe.unfreeze else recipe.freeze)
+    model.train()
+    if any(isinstance(module, _BATCH_NORMS) and module.training for module in model.modules()):
+        least, parts = 2 * world_size * recipe.accumulate, recipe.accumulate
+        over = f" over {world_size} workers" * (world_size > 1) + f" in {parts} parts" * (parts > 1)
+        fewer = ", or fewer --workers" * (world_size > 1) + ", or a smaller accumulate" * (parts > 1)
+        raise UsageError(
+            f"{recipe.model} has batch norms, which learn from two pictures or more at once, and {batch_size} "
+            f"picture(s) a batch{over} give them one: use a batch_size (and as many training pictures) of {least} or "
+            f"more{fewer}, or freeze: all"
+        )
 
 
 def fitting_batch_size(recipe: Recipe, device: torch.device, world_size: int, fits: Fits) -> int:

@@ -39,3 +39,9 @@ def batch_rows(order: NDArray[np.int64], step: int, batch_size: int, rank: int, 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
     """Whole batches of an epoch; the rows left over come in another epoch, whose order is another."""
     return max(1, rows // batch_size)
+
+
+def smallest_part(batch_size: int, world_size: int, accumulate: int) -> int:
+    """Pictures that are learned from at once, in the smallest part that any worker takes of a batch."""
+    local = batch_size // world_size
+    return local // min(accumulate, max(local, 1))

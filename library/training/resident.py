@@ -17,7 +17,7 @@ from library.inputs import InputPipeline, scaled, stack
 from library.picture import Pixels
 from library.training.batch import Batch
 from library.training.order import batch_rows, epoch_order, steps_per_epoch
-from library.training.rows import Rows, read_pictures, vanished
+from library.training.rows import Rows, read_pictures, rejected_text, vanished
 
 _AHEAD = 4  # batches that are augmented before they are asked for
 
@@ -195,6 +195,7 @@ class ResidentFeed:
         pictures: list[Pixels] = []
         used: list[int] = []
         rejected: Counter[str] = Counter()
+        last = ""
         for row in rows.tolist():
             try:
                 pixels: Pixels = self._data[row]
@@ -204,8 +205,11 @@ class ResidentFeed:
                 used.append(row)
             except BadPicture as bad:
                 rejected[bad.reason] += 1
+                last = bad.detail
         if not pictures and len(rows):
-            raise StriateError(f"no picture of a whole batch can be used: {dict(rejected)}")
+            raise StriateError(
+                f"no picture of a whole batch can be used: {rejected_text(rejected)}; the last one: {last}"
+            )
         usable = len(pictures)
         for number in range(len(rows) - usable):
             pictures.append(pictures[number % usable])

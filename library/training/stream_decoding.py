@@ -14,7 +14,7 @@ from library.errors import BadPicture, StriateError
 from library.inputs import InputPipeline, stack
 from library.picture import Pixels
 from library.randomness import generator
-from library.training.rows import Rows, read_pictures
+from library.training.rows import Rows, read_pictures, rejected_text
 from library.training.windows import Window
 
 # Decoded bytes that are given at once: a window's pictures may be 20 times larger decoded than stored.
@@ -78,6 +78,7 @@ class WindowDecoder:
     def _with_stand_ins(self, taken: Sequence[tuple[dict[str, Any], int]]) -> Iterator[_Row]:
         last: _Row | None = None
         early: list[tuple[str, int]] = []  # rejected before there was any picture to stand in for them
+        detail = ""
         for record, label in taken:
             others = {name: value for name, value in record.items() if name != "bytes"}
             try:
@@ -88,6 +89,7 @@ class WindowDecoder:
             except BadPicture as bad:
                 if last is None:
                     early.append((bad.reason, label))
+                    detail = bad.detail
                 else:
                     yield (*last[:3], bad.reason, label)
                 continue
@@ -97,10 +99,10 @@ class WindowDecoder:
             yield last
         if early:
             names = ", ".join(sorted({self._rows.classes[label] for _, label in early}))
-            reasons = dict(Counter(reason for reason, _ in early))
+            reasons = rejected_text(Counter(reason for reason, _ in early))
             raise StriateError(
                 f"{self._rows.dataset}: none of {len(early):,} pictures of {names} that lie together can be used: "
-                f"{reasons}"
+                f"{reasons}; the last one: {detail}"
             )
 
 

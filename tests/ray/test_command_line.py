@@ -10,12 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jobs.cli import run
-from library import codec
+from library import codec, storage
 
 Run = Callable[..., Any]
+
+_RECIPE = """
+data: {train: ñ/roh, val_fraction: 0.3, classes: [Kätzchen, "犬 und 🐈"]}
+model: lenet5
+input: {size: 28}
+optimizer: {name: sgd, lr: 0.05}
+batch_size: 4
+epochs: 1
+"""
 
 
 @pytest.fixture
@@ -49,6 +59,35 @@ def test_the_tour_of_the_readme(striate: Run, photo_folder: Path, tmp_path: Path
     assert "86 in = 86 out + 0 dropped + 0 rejected" in out
     code, out, _ = striate("info", edges)
     assert 'edges(direction="vertical"' in out
+
+
+def test_any_letters_in_folders_and_classes_go_through_every_command(
+    striate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "Müller" / "größe 犬"
+    for label, grey in (("Kätzchen", 40), ("犬 und 🐈", 200)):
+        (here / "Quelle é" / label).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.full((28, 28, 1), grey + number, np.uint8)
+            (here / "Quelle é" / label / f"Bild ñ {number}.png").write_bytes(
+                codec.encode(pixels, codec.Encoding("png"))[0]
+            )
+    (here / "rezept ü.yaml").write_text(_RECIPE, encoding="utf-8")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "Müller"))
+    for arguments in (
+        ("ingest", "Quelle é", "ñ/roh"),
+        ("filter", "ñ/roh", "ñ/weich", "--steps", 'keep_labels(["Kätzchen", "犬 und 🐈"]) | box_blur'),
+        ("augment", "ñ/roh", "ñ/mehr", "--steps", "flip", "--copies", "1"),
+        ("train", "rezept ü.yaml", "--out", "~/größe 犬/ñ/modell"),
+        ("predict", "ñ/modell", "ñ/weich", "ñ/antworten"),
+        ("evaluate", "ñ/modell", "ñ/weich", "--report", "ñ/bericht"),
+        ("info", "ñ/antworten"),
+    ):
+        code, out, err = striate(*arguments)
+        assert code == 0, err
+    assert "犬 und 🐈 8, Kätzchen 8" in out or "Kätzchen 8, 犬 und 🐈 8" in out
+    assert f"dataset_id {storage.uri_id('ñ/antworten')}" in out
 
 
 def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: Path) -> None:

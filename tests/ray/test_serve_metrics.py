@@ -17,7 +17,7 @@ class _Replica:
     """A process of its own that counts, as a replica does."""
 
     def count(self) -> None:
-        classes = [f"class {number}" for number in range(MAX_CLASSES + 20)]
+        classes = ["Kätzchen", "K%C3%A4tzchen", "犬", *(f"class {number}" for number in range(MAX_CLASSES + 20))]
         told = ServeMetrics("tested", classes)
         for status, seconds in ((200, 0.004), (200, 0.004), (503, 0.0001)):
             told.request(status, seconds)
@@ -26,6 +26,7 @@ class _Replica:
         told.waiting(7)
         told.batch(3, 0.02)
         told.predicted([("class 0", 0.97), ("class 0", 0.55), (classes[-1], 0.31), ("never heard of", 0.2)])
+        told.predicted([("Kätzchen", 0.6), ("Kätzchen", 0.6), ("K%C3%A4tzchen", 0.6), ("犬", 0.6)])
         told.drift({"brightness": 0.31, "class": 0.02})
 
 
@@ -62,9 +63,19 @@ def test_batches_and_predictions_are_counted(exported: Any) -> None:
     assert _value(exported, "ray_striate_serve_batch_size_bucket", le="4.0") == 1
     assert _value(exported, "ray_striate_serve_waiting") == 7
     assert _value(exported, "ray_striate_serve_confidence_bucket", le="0.5") == 2
+    assert _value(exported, "ray_striate_serve_confidence_bucket", le="0.7") == 7
     assert _value(exported, "ray_striate_serve_drift", measure="brightness") == 0.31
 
 
 def test_classes_past_the_first_hundred_share_one_series(exported: Any) -> None:
     assert _value(exported, "ray_striate_serve_predictions_total", **{"class": "class 0"}) == 2
     assert _value(exported, "ray_striate_serve_predictions_total", **{"class": "(other)"}) == 2
+
+
+def test_classes_of_any_letters_have_a_series_each(exported: Any) -> None:
+    found = {
+        dict(labels)["class"]: value
+        for (name, labels), value in exported.items()
+        if name == "ray_striate_serve_predictions_total"
+    }
+    assert (found["K%C3%A4tzchen"], found["K%25C3%25A4tzchen"], found["%E7%8A%AC"]) == (2, 1, 1)

@@ -172,8 +172,8 @@ def test_a_bucket_larger_than_memory_is_streamed_to_two_workers_on_two_cpus_into
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_step_rate_and_keys(digits: Path, tmp_path: Path) -> None:
-    broken = recipe(digits, optimizer={"name": "sgd", "lr": 1e8}, epochs=3)
-    with pytest.raises(StriateError, match=r"at step \d+ \(learning rate 1e\+08\); the pictures of that batch: .*png"):
+    broken = recipe(digits, optimizer={"name": "sgd", "lr": 1e6}, epochs=3)
+    with pytest.raises(StriateError, match=r"at step \d+ \(learning rate 1e\+06\); the pictures of that batch: .*png"):
         train(plan_train(broken, str(tmp_path / "broken")))
     assert not (tmp_path / "broken" / "bundle.json").exists()
 
@@ -275,9 +275,12 @@ def _train_workers(session: int) -> list[int]:
         ({"data": {"classes": ["0"]}}, "two or more"),
         ({"loss": {"class_weights": {"zero": 2.0, "1": 3.0}}}, "there is no class 'zero'"),
         ({"input": {"steps": 'grayscale | blur_background(mask_column="mask")', "size": 28}}, "lacks; it has key"),
+        ({"model": "lenet5(in_chans=3)", "input": {"steps": "grayscale", "size": 28}}, r"add rgb to .* in_chans=1"),
+        ({"weights": "nowhere"}, "weights: there is nothing at .*nowhere"),
+        ({"model": "resnet9(width=4)", "batch_size": 1}, "resnet9.* has batch norms"),
     ],
 )
-def test_data_that_cannot_be_learned_from_is_refused_before_ray_is_asked(
+def test_what_cannot_be_learned_is_refused_before_ray_is_asked(
     digits: Path, tmp_path: Path, fields: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(UsageError, match=problem):

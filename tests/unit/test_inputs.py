@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from library import codec
-from library.errors import BadPicture
+from library.errors import BadPicture, UsageError
 from library.inputs import InputPipeline, stack
 from library.pipeline import Pipeline
 
@@ -40,9 +40,41 @@ def test_what_the_models_own_selector_drops_says_so() -> None:
     assert caught.value.reason.startswith("dropped:")
 
 
-def test_another_number_of_channels_than_the_model_takes_is_told() -> None:
-    with pytest.raises(BadPicture, match="takes 8x8x1, its input pipeline gave 8x8x3"):
+def test_another_number_of_channels_than_the_model_takes_names_the_way_out() -> None:
+    with pytest.raises(BadPicture, match=r"takes 1 channel \(grey\) .* gives 3 channels \(RGB\); add grayscale to"):
         pipeline("invert").prepare(png(COLOUR))
+    with pytest.raises(BadPicture, match=r"gives 1 channel \(grey\); add rgb to the recipe's .* with in_chans=1;"):
+        pipeline("grayscale", channels=3).prepare(png(COLOUR))
+
+
+def test_another_size_than_the_model_takes_names_the_way_out() -> None:
+    with pytest.raises(BadPicture, match=r"takes 8x8 pixels and input.fit gives 10x15; .* resize\(\[8, 8\]"):
+        pipeline("grayscale", fit="resize(10)").prepare(png(COLOUR))
+
+
+def test_a_dataset_without_a_fitting_picture_is_refused_by_its_manifest() -> None:
+    inputs = pipeline("not_blank | invert", channels=3)
+    with pytest.raises(
+        UsageError, match=r"^out/grey holds no picture .* \(20 with 1 channel \(grey\)\): .* add rgb to"
+    ):
+        inputs.check_channels("out/grey", {"1": 20})
+    with pytest.raises(UsageError, match=r"20 with 1 channel \(grey\), 3 with 4 channels \(RGB and alpha\)"):
+        pipeline("invert", channels=3).check_channels("out/grey", {"1": 20, "4": 3})
+
+
+@pytest.mark.parametrize(
+    ("steps", "channels", "counts"),
+    [
+        ("rgb", 3, {"1": 20, "4": 3}),
+        ("", 3, {"1": 20, "3": 1}),
+        ("channels([5, 1, 2])", 3, {"7": 4}),
+        ("center_crop(999)", 3, {"1": 20}),
+        ("", 3, {}),
+    ],
+)
+def test_what_may_fit_is_not_refused(steps: str, channels: int, counts: dict[str, int]) -> None:
+    parsed = InputPipeline.parse(steps, "", (8, 8), channels)
+    parsed.check_channels("out/some", counts)
 
 
 def test_a_damaged_picture_keeps_its_reason() -> None:

@@ -128,7 +128,7 @@ NAMES = st.text(min_size=1, max_size=12) | st.sampled_from(
 
 @given(
     st.lists(NAMES, min_size=2, max_size=5, unique=True),
-    st.floats(min_value=1e-12, max_value=1e12),
+    st.floats(min_value=1e-12, max_value=1e6),
     st.dictionaries(st.integers(1, 9), st.just("none"), max_size=1),
     st.lists(st.integers(1, 9999), max_size=3),
 )

@@ -38,6 +38,45 @@ def problems(text: str, *overrides: str) -> list[str]:
     return told
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "epochs=1e308",
+        "batch_size=99999999999",
+        "optimizer.lr=1e300",
+        "optimizer.weight_decay=1e9",
+        "optimizer.eps=1e200",
+        "schedule.warmup_epochs=1e9",
+        "schedule={name: step, step_epochs: 1e12}",
+        "schedule.min_lr=1e18",
+        "head=[999999999999]",
+        f"head={[1] * 17}",
+        "freeze=9999999999",
+        "unfreeze={99999999999: none}",
+        "accumulate=99999999999",
+        "copies=99999999999",
+        "mixup=1e6",
+        "cutmix=1e6",
+        "clip_grad=1e99",
+        "loss.class_weights={cat: 1e99}",
+        "early_stopping={patience: 99999999999}",
+        "early_stopping={min_delta: 1e99}",
+        "checkpoint_minutes=1e99",
+        "data.max_resident_mb=99999999999999",
+        "seed=9223372036854775808",
+        "epochs=.inf",
+        "optimizer.lr=.nan",
+    ],
+)
+def test_a_number_beyond_all_sense_is_refused(override: str) -> None:
+    assert any(re.split("[.=]", override)[0] in line and " should be " in line for line in problems(BASE, override))
+
+
+def test_a_number_of_steps_beyond_all_sense_is_refused() -> None:
+    (told,) = problems(BASE, "steps=9999999999", "epochs=null")
+    assert told == "steps: 9999999999 should be a whole number from 1 to 1,000,000,000, or null"
+
+
 # -- mistakes in one field --------------------------------------------------------------------------------------------
 
 
@@ -55,9 +94,9 @@ def problems(text: str, *overrides: str) -> list[str]:
         ("batch_size=0", "batch_size: 0 should be auto, or a whole number from 1"),
         ("batch_size=1.0", "batch_size: 1.0 should be auto, or a whole number from 1"),
         ("freeze=-1", "freeze: -1 should be none or all, or a whole number from 1"),
-        ("unfreeze.0=none", 'unfreeze: {"0": "none"} should be a table {a whole number from 1: none, or'),
+        ("unfreeze.0=none", 'unfreeze: {"0": "none"} should be a table {a whole number from 1 to 1,000,000: none, or'),
         ("head=256", "head: 256 should be a list, each a whole number from 1"),
-        ("input.size=[32]", "input.size: [32] should be a whole number from 1 to 65535, or [height, width], or null"),
+        ("input.size=[32]", "input.size: [32] should be a whole number from 1 to 65,535, or [height, width], or null"),
         ("data.classes=[cat, 7]", "each in quotes if it looks like a number"),
         ("data.classes=[cat]", "should be all, or a list of two or more class names"),
         ("data.classes=[cat, dog, cat]", "should name every class once; twice: cat"),
@@ -67,7 +106,10 @@ def problems(text: str, *overrides: str) -> list[str]:
         ),
         ("weights=none", "would be a file of that name; leave weights out"),
         ("data.val_fraction=1", "data.val_fraction: 1 should be a number above 0 and below 1, or null"),
-        ("loss.class_weights.cat=0", "should be balanced, or a table {text: a number above 0}, or null"),
+        (
+            "loss.class_weights.cat=0",
+            "should be balanced, or a table {text: a number above 0 and at most 1,000,000}, or null",
+        ),
         ("mixup=on", 'mixup: "on" should be a number from 0'),
         ("compile=yes", 'compile: "yes" should be true or false'),
         ("seed=null", "seed: null should be a whole number from 0"),
@@ -112,7 +154,10 @@ def test_a_mistake_in_a_pipeline_or_a_model_is_pointed_at(field: str, text: str,
         ("data.num_workers=4", "use --workers"),
         ("gpus=1", "use --gpu on the command line"),
         ("cpus_per_worker=1", "use --cpus-per-worker on the command line"),
-        ("batch_size.x=3", "batch_size takes auto, or a whole number from 1, and has no fields of its own"),
+        (
+            "batch_size.x=3",
+            "batch_size takes auto, or a whole number from 1 to 1,000,000, and has no fields of its own",
+        ),
         ("nonsense", "should be FIELD=VALUE, e.g. optimizer.lr=0.1"),
         ("=3", "should be FIELD=VALUE"),
         ("seed=[1", "line 1, column 3: "),
@@ -136,7 +181,7 @@ def test_what_is_missing_is_told_with_an_example() -> None:
         "data: is missing; it takes a table of train, val, val_fraction, classes, max_resident_mb",
         "model: is missing; it takes a model's call, e.g. resnet18(in_chans=3), e.g. lenet5",
         "optimizer: is missing; it takes a table of name, lr, weight_decay, momentum, betas, eps",
-        "batch_size: is missing; it takes auto, or a whole number from 1, e.g. 128",
+        "batch_size: is missing; it takes auto, or a whole number from 1 to 1,000,000, e.g. 128",
         "epochs: is missing; give epochs or steps",
     ]
 

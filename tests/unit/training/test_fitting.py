@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from library.errors import StriateError
+from library.errors import StriateError, UsageError
 from library.models import create
 from library.recipe import Recipe
-from library.training.fitting import CPU_BATCH_SIZE, fitting_batch_size, trial
+from library.training.fitting import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -93,3 +93,30 @@ def _at_most(pictures: int) -> Any:
             raise torch.OutOfMemoryError("too many pictures")
 
     return hook
+
+
+@pytest.mark.parametrize(
+    ("fields", "batch_size", "world_size", "least"),
+    [
+        ({}, 1, 1, 2),
+        ({}, 7, 4, 8),
+        ({"accumulate": 4}, 7, 1, 8),
+        ({"accumulate": 3}, 11, 2, 12),
+        ({"freeze": 1}, 1, 1, 2),
+        ({"freeze": "all", "unfreeze": {1: "none"}}, 1, 1, 2),
+    ],
+)
+def test_batch_norms_are_not_learned_from_one_picture_at_a_time(
+    fields: dict[str, Any], batch_size: int, world_size: int, least: int
+) -> None:
+    normed = recipe(model="resnet9(width=4)", **fields)
+    model = create(normed.model, num_classes=3)
+    with pytest.raises(UsageError, match=rf"has batch norms, .* use a batch_size .* of {least} or more"):
+        check_batch_norms(normed, model, batch_size, world_size)
+    check_batch_norms(normed, model, least, world_size)
+
+
+def test_one_picture_at_a_time_is_right_where_no_batch_norm_learns() -> None:
+    check_batch_norms(recipe(), create("lenet5", num_classes=3), 1, 1)
+    frozen = recipe(model="resnet9(width=4)", freeze="all")
+    check_batch_norms(frozen, create(frozen.model, num_classes=3), 1, 1)
