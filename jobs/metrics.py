@@ -80,11 +80,12 @@ class PlanMetrics:
 
     def __init__(self, command: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
         fixed = {"command": command}
-        planned_shards = metrics.Gauge("striate_shards_planned", "shards of the job", _OF_JOBS, fixed)
+        # A gauge ends with its object.
+        self._planned = metrics.Gauge("striate_shards_planned", "shards of the job", _OF_JOBS, fixed)
         self._done = metrics.Gauge("striate_shards_done", "shards that are committed", _OF_JOBS, fixed)
         self._counts = Counter(done)
         for dataset, shards in planned.items():
-            planned_shards.set(shards, _dataset(dataset))
+            self._planned.set(shards, _dataset(dataset))
             self._done.set(self._counts[dataset], _dataset(dataset))
 
     def one_more(self, dataset: str) -> None:
