@@ -45,8 +45,9 @@ _HELD_BYTES = 64 * 2**20
 #: A few dead links are rejects. Where so many of one shard and no other answer, the network is down: that is an error.
 _OUTAGE_LINKS = 8
 _NO_NETWORK = ("unreachable", "timed_out")
-#: A host that was not reached so often in a row is not asked again for the same shard.
-_LOST_AFTER = 16
+#: A host that failed so often in a row, each time after all attempts, is not asked again for the same shard.
+_GIVEN_UP_AFTER = 16
+_GIVEN_UP_FOR = (*_NO_NETWORK, "http_429")
 _REDIRECTS = (301, 302, 303, 307, 308)
 #: Statuses that have a reason of their own; every other is `http_error`.
 _TOLD = (403, 404, 410, 429)
@@ -132,13 +133,13 @@ class _Again(Exception):
 
 
 class _Host:
-    """How many requests a host gets at once, from when on (`time.monotonic`) it may be asked again, and how many of
-    the last ones did not reach it."""
+    """How many requests a host gets at once, from when on (`time.monotonic`) it may be asked again, and why the last
+    ones failed."""
 
     def __init__(self, slots: int) -> None:
         self.slots = asyncio.Semaphore(slots)
         self.free_at = 0.0
-        self.lost = 0
+        self.failures: list[str] = []
 
     async def free(self) -> None:
         while (wait_s := self.free_at - time.monotonic()) > 0:
@@ -187,9 +188,9 @@ class _Fetcher:
             try:
                 found = await self._tried(url)
             except BadPicture as bad:
-                host.lost = host.lost + 1 if bad.reason in _NO_NETWORK else 0
+                host.failures = [*host.failures, bad.reason] if bad.reason in _GIVEN_UP_FOR else []
                 raise
-            host.lost = 0
+            host.failures = []
             return found
         except BadPicture as bad:
             return BadPicture(bad.reason, f"{without_user(address)}: {bad.detail}")
@@ -227,8 +228,9 @@ class _Fetcher:
             addresses.check(known, self._allowed)
         host = self._host(url)
         async with host.slots:
-            if host.lost >= _LOST_AFTER:
-                raise BadPicture("unreachable", f"its host was not reached {_LOST_AFTER} times in a row")
+            if len(host.failures) >= _GIVEN_UP_AFTER:
+                times = f"its host failed {_GIVEN_UP_AFTER} times in a row and is not asked again for this shard"
+                raise BadPicture(host.failures[-1], times)
             await host.free()
             async with self._slots:
                 try:
