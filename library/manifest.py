@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
@@ -46,6 +46,8 @@ class _Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
 
+_Count = Annotated[int, pydantic.Field(ge=0)]
+
 # Names in a manifest become paths: one from elsewhere must not lead out of its dataset.
 _STEM = r"part-\d{6,}"
 
@@ -54,8 +56,8 @@ class FileEntry(_Model):
     """One Parquet file: name below the dataset, rows, size in bytes, SHA-256 of its bytes."""
 
     name: str = pydantic.Field(pattern=rf"^({REJECTS}/)?{_STEM}\.parquet$")
-    rows: int
-    bytes: int
+    rows: _Count
+    bytes: _Count
     digest: str
 
 
@@ -75,16 +77,16 @@ class Tally(_Model):
         sides: kept pictures by longer side, rounded up to a power of two (pixels).
     """
 
-    rows_in: int = 0
-    rows_out: int = 0
-    dropped: dict[str, int] = {}
-    rejected: dict[str, int] = {}
-    image_bytes_in: int = 0
-    image_bytes_out: int = 0
-    classes: dict[str, int] = {}
-    formats: dict[str, int] = {}
-    channels: dict[str, int] = {}
-    sides: dict[str, int] = {}
+    rows_in: _Count = 0
+    rows_out: _Count = 0
+    dropped: dict[str, _Count] = {}
+    rejected: dict[str, _Count] = {}
+    image_bytes_in: _Count = 0
+    image_bytes_out: _Count = 0
+    classes: dict[str, _Count] = {}
+    formats: dict[str, _Count] = {}
+    channels: dict[str, _Count] = {}
+    sides: dict[str, _Count] = {}
 
     @property
     def balanced(self) -> bool:
@@ -246,7 +248,35 @@ def splits_below(folder: str) -> list[str]:
 def find_manifest(dataset: str) -> Manifest | None:
     """The manifest of `dataset` in whatever state, or None when there is none."""
     uri = manifest_uri(dataset)
-    return _read(Manifest, uri) if storage.exists(uri) else None
+    if not storage.exists(uri):
+        return None
+    manifest = _read(Manifest, uri)
+    wrong = next(_wrong_sums(manifest), None)
+    if wrong is not None:
+        raise StriateError(
+            f"{uri} does not add up: {wrong}. Something changed it after it was written; copy the dataset again, or "
+            "remove it and make it again"
+        )
+    return manifest
+
+
+def _wrong_sums(manifest: Manifest) -> Iterator[str]:
+    """What contradicts itself in a manifest, a phrase each."""
+    tally = manifest.tally
+    dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
+    if not tally.balanced:
+        parts = f"{tally.rows_out:,} out, {dropped:,} dropped and {rejected:,} rejected"
+        yield f"{tally.rows_in:,} pictures in are not {parts}"
+    for what, entries, rows in (("shards", manifest.shards, tally.rows_out), ("rejects", manifest.rejects, rejected)):
+        held = sum(entry.rows for entry in entries)
+        if held != rows:
+            yield f"its {what} hold {held:,} pictures, and its total says {rows:,}"
+        if len({entry.name for entry in entries}) < len(entries):
+            yield f"a file of its {what} is named twice"
+    for what in ("classes", "formats", "channels", "sides"):
+        counted = sum(getattr(tally, what).values())
+        if counted > tally.rows_out:
+            yield f"its {what} hold {counted:,} pictures together, and its total says {tally.rows_out:,}"
 
 
 def save_manifest(dataset: str, manifest: Manifest) -> None:

@@ -193,3 +193,31 @@ def test_what_users_name_is_printed_as_it_is(name: str, capsys: pytest.CaptureFi
     for text in (f"/data/{name}", f"dropped: {name} 1", f"rejected: {name} 1", f"1 ({name} 1)", f"ingest {name}:"):
         assert text in said
     assert said.count(f"{name} 1") == 4, "and the formats"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tally": TALLY.model_copy(update={"rows_in": 9})}, "9 pictures in are not 2 out, 1 dropped and 0 rejected"),
+        (
+            {"shards": [SHARD, SHARD.model_copy(update={"name": "part-000001.parquet"})]},
+            "its shards hold 4 pictures, and",
+        ),
+        ({"shards": [SHARD.model_copy(update={"rows": 1})] * 2}, "a file of its shards is named twice"),
+        ({"rejects": [SHARD]}, "its rejects hold 2 pictures, and its total says 0"),
+        ({"tally": TALLY.model_copy(update={"classes": {"cat": 3}})}, "its classes hold 3 pictures together, and its"),
+    ],
+)
+def test_a_manifest_that_does_not_add_up_is_refused_in_a_sentence(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    save_manifest(str(tmp_path), MANIFEST.model_copy(update=changed))
+    with pytest.raises(StriateError, match=f"_manifest.json does not add up: {message}"):
+        load_manifest(str(tmp_path))
+
+
+def test_a_manifest_with_a_negative_count_is_refused(tmp_path: Path) -> None:
+    document = MANIFEST.model_dump() | {"tally": {**TALLY.model_dump(), "dropped": {"blank": -1}}}
+    (tmp_path / "_manifest.json").write_text(json.dumps(document))
+    with pytest.raises(StriateError, match=r"tally\.dropped\.blank: Input should be greater than or equal to 0"):
+        load_manifest(str(tmp_path))
