@@ -70,7 +70,9 @@ class Picture:
         """The picture as it is now; raises BadPicture if it is damaged. Never write to it: use `replace`."""
         if self._pixels is None:
             start = perf_counter()
-            self._pixels = codec.decode(self._data(), self._limits)
+            # A header from a dataset's columns may not fit the bytes; only one read from them counts work.
+            header = self._header if self._header.work_px else None
+            self._pixels = codec.decode(self._data(), self._limits, header)
             self.decode_seconds += perf_counter() - start
         return self._pixels
 

@@ -195,7 +195,7 @@ class IngestJob:
         try:
             header = codec.probe(record.data or b"", self.limits)
             if self.verify:
-                pixels = codec.decode(record.data or b"", limits=None)
+                pixels = codec.decode(record.data or b"", header=header)
                 if output.histograms is not None:
                     output.histograms.add(drift.measures(pixels))
         except StriateError:

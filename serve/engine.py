@@ -1,5 +1,8 @@
 """A bundle that answers many at once: pictures are prepared in threads and classified in batches, in more threads.
 
+A picture that may take long to prepare goes to a process of its own, which is ended with its request: a thread could
+not be stopped, and small pictures would wait for it.
+
 A batch begins as soon as a thread has done the one before, with what is ready by then: under load batches fill by
 themselves, and a lone request waits for nobody. Ray Serve's `@serve.batch` cuts its batches before the model is free,
 so that they fill only by waiting (decision 0008).
@@ -13,8 +16,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import asdict, dataclass, field
+from time import perf_counter, thread_time
 from typing import Any, TypeVar
 
 import cv2
@@ -23,11 +26,18 @@ from numpy.typing import NDArray
 
 from library import codec
 from library.bundle import Bundle, Prepared
-from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture
+from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StepError, StriateError
 from library.sheet import visible
-from serve.service import Busy
+from serve.prepare_worker import unpacked
+from serve.service import Busy, TimedOut
+from serve.worker_process import ProcessEndedError, WorkerPool
 
 _T = TypeVar("_T")
+
+#: A picture that is expected to take longer to prepare gets a process: a JPEG of 20 million pixels, a PNG of 6 million.
+_APART_S = 0.15
+#: Side of the picture that the model's own steps are measured with.
+_SAMPLE_PX = 512
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class _Work:
 
     future: asyncio.Future[Any]
     call: Callable[[], Any] | None = None
+    to_classify: bool = True
     prepared: Prepared | None = None
     size: tuple[int, int] = (0, 0)
     prepare_s: float = 0.0
@@ -78,6 +89,7 @@ class Engine:
         capacity: pictures under way, being prepared, waiting or computed; more are refused.
         batch_size: pictures in a batch, at most.
         lanes: threads that compute batches.
+        timeout_s: how long one picture may take to prepare; its request may end it sooner.
         batch_wait_s: how long an idle model waits for a batch to fill.
         on_picture: given each encoded picture that could be used, in a preparing thread.
         on_batch: told of the size and the seconds of each batch, in the thread that computed it.
@@ -93,6 +105,7 @@ class Engine:
         capacity: int,
         batch_size: int,
         lanes: int = 1,
+        timeout_s: float = 30.0,
         batch_wait_s: float = 0.0,
         on_picture: Callable[[bytes], None] | None = None,
         on_batch: Callable[[int, float], None] | None = None,
@@ -103,6 +116,8 @@ class Engine:
         self._capacity, self._batch_size, self._batch_wait_s = capacity, batch_size, batch_wait_s
         self._on_picture, self._on_batch = on_picture, on_batch
         self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
+        self._apart = WorkerPool("serve.prepare_worker", max(2, threads), _input_pipelines(bundle))
+        self._timeout_s, self._steps_px_s = timeout_s, _steps_px_s(bundle)
         self._waiting: deque[_Work] = deque()
         self._calls: deque[_Work] = deque()
         self._changed = threading.Condition()
@@ -125,9 +140,22 @@ class Engine:
         self._under_way -= pictures
 
     async def result(self, picture: bytes | NDArray[np.uint8]) -> Result | BadPicture:
-        """Prepare and classify one picture, encoded or decoded."""
+        """Prepare and classify one picture, encoded or decoded. Cancelling ends what is done for it.
+
+        Raises:
+            TimedOut: it takes too long to prepare.
+        """
         work = _Work(asyncio.get_running_loop().create_future())
         self._preparing.submit(self._prepare, work, picture)
+        outcome = await work.future
+        if outcome is not _APART:
+            return outcome
+        try:
+            prepared, seconds = await self._prepared_apart(picture)
+        except BadPicture as bad:
+            return bad
+        work = _Work(asyncio.get_running_loop().create_future(), prepared=prepared, size=work.size, prepare_s=seconds)
+        self._put(work, self._waiting)
         return await work.future
 
     async def compute(self, call: Callable[[], _T]) -> _T:
@@ -137,9 +165,15 @@ class Engine:
         return await work.future
 
     async def prepared(self, data: bytes) -> Prepared:
-        """What the model sees of a picture; raises BadPicture."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._preparing, self._bundle.prepare, data, self._limits)
+        """What the model sees of a picture; raises BadPicture, and as `result`."""
+        work = _Work(asyncio.get_running_loop().create_future(), to_classify=False)
+        self._preparing.submit(self._prepare, work, data)
+        outcome = await work.future
+        if outcome is _APART:
+            outcome, _ = await self._prepared_apart(data)
+        if isinstance(outcome, BadPicture):
+            raise outcome
+        return outcome
 
     async def view(self, data: bytes) -> bytes:
         """PNG of what the model sees; raises BadPicture."""
@@ -163,6 +197,7 @@ class Engine:
     def close(self) -> None:
         """End the threads; what has not begun is dropped."""
         self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._apart.close()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -175,10 +210,12 @@ class Engine:
             if isinstance(picture, bytes):
                 header = codec.probe(picture, self._limits)
                 work.size = header.width, header.height
-                work.prepared = self._bundle.prepare(picture, self._limits)
+                apart = self._takes_long(header.expected_s, work.size)
+                work.prepared = None if apart else self._bundle.prepare(picture, self._limits)
             else:
                 work.size = picture.shape[1], picture.shape[0]
-                work.prepared = self._bundle.prepare_pixels(picture)
+                apart = self._takes_long(0.0, work.size)
+                work.prepared = None if apart else self._bundle.prepare_pixels(picture)
         except BadPicture as bad:
             work.outcome = bad
             _tell([work])
@@ -186,11 +223,39 @@ class Engine:
             work.error = error
             _tell([work])
         else:
+            if apart or not work.to_classify:
+                work.outcome = _APART if apart else work.prepared
+                _tell([work])
+                return
             work.ready = perf_counter()
             work.prepare_s = work.ready - began
             self._put(work, self._waiting)
             if self._on_picture is not None and isinstance(picture, bytes):
                 self._on_picture(picture)
+
+    def _takes_long(self, decoding_s: float, size: tuple[int, int]) -> bool:
+        members = max(len(self._bundle.members), 1)  # each of which decodes by itself
+        return members * decoding_s + size[0] * size[1] * self._steps_px_s > _APART_S
+
+    async def _prepared_apart(self, picture: bytes | NDArray[np.uint8]) -> tuple[Prepared, float]:
+        """The prepared picture, and the seconds that it took with its wait for a process."""
+        began = perf_counter()
+        if isinstance(picture, bytes):
+            header, data = {"limits": asdict(self._limits)}, picture
+        else:
+            header, data = {"shape": picture.shape}, picture.tobytes()
+        try:
+            answer, packed = await self._apart.ask(header, data, seconds=self._timeout_s)
+        except ProcessEndedError as ended:
+            if ended.in_time:
+                detail = f"preparing it ended the process that did it (exit status {ended.status})"
+                raise BadPicture("damaged", detail) from None
+            raise TimedOut(f"a picture took more than {self._timeout_s:g} s to prepare") from None
+        if "reason" in answer:
+            raise BadPicture(answer["reason"], answer["detail"])
+        if "detail" in answer:
+            raise StepError(answer["detail"])
+        return unpacked(answer["shapes"], memoryview(packed))[0], perf_counter() - began
 
     def _put(self, work: _Work, queue: deque[_Work]) -> None:
         with self._changed:
@@ -246,6 +311,31 @@ class Engine:
                 work.outcome = BadPicture(NOT_FINITE, NOT_FINITE_WHY)
         if self._on_batch is not None:
             self._on_batch(len(batch), seconds)
+
+
+#: The outcome of a picture that should not be prepared in a thread.
+_APART = object()
+
+
+def _input_pipelines(bundle: Bundle) -> Any:
+    """What `prepare_worker` needs to know of a model."""
+    if bundle.members:
+        return [_input_pipelines(member) for member in bundle.members]
+    record = bundle.record
+    return {"steps": record.steps, "fit": record.fit, "size": record.input_size, "channels": record.channels}
+
+
+def _steps_px_s(bundle: Bundle) -> float:
+    """Seconds that the model's own steps take for a pixel, as far as one picture tells."""
+    sample = np.random.default_rng(0).integers(0, 256, (_SAMPLE_PX, _SAMPLE_PX, 3), np.uint8)
+    seconds: list[float] = []
+    for _ in range(2):  # what is done once only makes the first run the longer one
+        began = thread_time()
+        # A selector may drop the sample, and a step may want what it lacks.
+        with contextlib.suppress(StriateError):
+            bundle.prepare_pixels(sample)
+        seconds.append(thread_time() - began)
+    return min(seconds) / _SAMPLE_PX**2
 
 
 class _Lane:

@@ -1,17 +1,8 @@
-"""The process that shows a picture after any steps: one that takes too long or too much memory ends it, not the server.
-
-Both ways go frames: the lengths of a JSON header and of the bytes after it, then both.
-"""
+"""Shows a picture after any steps, in a process of its own: see `worker_process`."""
 
 from __future__ import annotations
 
-import json
-import os
-import resource
-import signal
-import struct
-import sys
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,27 +14,7 @@ from library.pipeline import Pipeline
 from library.randomness import generator
 from library.sheet import visible
 from library.steps.base import Step, augmented
-
-_LENGTHS = struct.Struct(">II")
-
-
-def write_frame(pipe: IO[bytes], header: dict[str, Any], data: bytes = b"") -> None:
-    """Send one frame."""
-    text = json.dumps(header).encode()
-    pipe.write(_LENGTHS.pack(len(text), len(data)))
-    pipe.write(text)
-    pipe.write(data)
-    pipe.flush()
-
-
-def read_frame(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame; None when the other side has ended."""
-    lengths = pipe.read(_LENGTHS.size)
-    if len(lengths) < _LENGTHS.size:
-        return None
-    text, data = _LENGTHS.unpack(lengths)
-    header, body = pipe.read(text), pipe.read(data)
-    return None if len(header) < text or len(body) < data else (json.loads(header), body)
+from serve.worker_process import answer_frames
 
 
 def preview(data: bytes, steps: str, max_pixels: int) -> bytes:
@@ -89,21 +60,5 @@ def _answer(header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]
         return {"reason": "too_large", "detail": "the steps take more memory than there is for a preview"}, b""
 
 
-def main() -> None:
-    """Answer frames until there are no more."""
-    max_bytes = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
-    # What a library prints must not get between the frames.
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    while (frame := read_frame(sys.stdin.buffer)) is not None:
-        header, data = frame
-        # The default action ends the process, whatever C code it is in, and also when its server is gone.
-        signal.setitimer(signal.ITIMER_REAL, header["seconds"])
-        answer = _answer(header, data)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        write_frame(replies, *answer)
-
-
 if __name__ == "__main__":
-    main()
+    answer_frames(_answer)

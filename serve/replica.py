@@ -81,6 +81,7 @@ class ModelReplica:
             capacity=max_queued,
             batch_size=self._batch_size,
             lanes=self._runtime.lanes,
+            timeout_s=self._settings.timeout_s,
             batch_wait_s=self._batch_wait_ms / 1000,
             on_picture=None if self._drift is None else self._drift.picture,
             on_batch=self._on_batch,
