@@ -100,3 +100,39 @@ def commented_gif(blocks: int) -> bytes:
     comment = b"!\xfe" + b"\x01x" * blocks + b"\0"
     pixel = b",\0\0\0\0\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"
     return b"GIF89a\x01\0\x01\0\x80\0\0" + bytes(6) + comment + pixel + b";"
+
+
+def layered_heif(kind: bytes, parts: int, width: int, height: int, layers: int = 1) -> bytes:
+    """The boxes of a HEIF file whose primary picture is put together of one and the same, named again and again.
+
+    Args:
+        kind: how it is put together: `grid` or `iovl`.
+        parts: how often it names what it is put together of.
+        width: of each, in pixels.
+        height: likewise.
+        layers: how many times that is put together so itself.
+    """
+    last = layers + 1
+    entries = [
+        _box(b"infe", bytes([2, 0, 0, 0]) + struct.pack(">HH", n, 0) + (kind if n < last else b"hvc1"))
+        for n in range(1, last + 1)
+    ]
+    references = [
+        _box(b"dimg", struct.pack(">HH", n, parts) + struct.pack(">H", n + 1) * parts) for n in range(1, last)
+    ]
+    size = _box(b"ispe", struct.pack(">III", 0, width, height))
+    associations = struct.pack(">II", 0, last) + b"".join(struct.pack(">HBB", n, 1, 1) for n in range(1, last + 1))
+    meta = b"".join(
+        [
+            bytes(4),
+            _box(b"pitm", bytes(4) + b"\0\1"),
+            _box(b"iinf", bytes(4) + struct.pack(">H", last) + b"".join(entries)),
+            _box(b"iref", bytes(4) + b"".join(references)),
+            _box(b"iprp", _box(b"ipco", size) + _box(b"ipma", associations)),
+        ]
+    )
+    return _box(b"ftyp", b"heic\0\0\0\0heicmif1") + _box(b"meta", meta)
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content) + 8) + kind + content

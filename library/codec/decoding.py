@@ -70,12 +70,13 @@ def probe(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> Header:
     return header
 
 
-def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> NDArray[Any]:
+def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS, header: Header | None = None) -> NDArray[Any]:
     """Decode a picture, strictly: damage is an error, never invented pixels.
 
     Args:
         data: the encoded picture.
-        limits: checked from the header first; None when the caller has done so with `probe`.
+        limits: checked from the header first; None for bytes that were encoded here.
+        header: what `probe` gave for these bytes and limits, so that nothing is read or checked twice.
 
     Returns:
         Height x width x channels, uint8, uint16 or float32, upright, C-contiguous.
@@ -83,7 +84,7 @@ def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> NDArray[Any]:
     Raises:
         BadPicture: as `probe`.
     """
-    header = probe(data, limits)
+    header = header or probe(data, limits)
     pixels = _guarded(FORMATS[header.format].pixels, data, header)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]

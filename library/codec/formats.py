@@ -74,7 +74,7 @@ def _npy_header(data: bytes) -> Header:
         raise BadPicture("unsupported", f"an array of {dtype.name} {shape}; 2-D or 3-D uint8, uint16, float32 is read")
     if len(data) - file.tell() < int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
         raise BadPicture("truncated", f"the array {shape} needs more bytes than there are")
-    return header_of("npy", shape[1], shape[0], shape[2] if len(shape) == 3 else 1, dtype.name)
+    return header_of("npy", shape[1], shape[0], shape[2] if len(shape) == 3 else 1, dtype.name, px_ns=20.0)
 
 
 def _npy_pixels(data: bytes, header: Header) -> NDArray[Any]:
@@ -125,7 +125,7 @@ _MAGIC = (
 FORMATS = {
     "jpeg": Format(jpeg_header, jpeg_pixels),
     "png": Format(png_header, png_pixels),
-    "webp": pil_format("webp", WebPImagePlugin.WebPImageFile, px_ns=40.0),
+    "webp": pil_format("webp", WebPImagePlugin.WebPImageFile, px_ns=75.0),
     "gif": pil_format("gif", GifImagePlugin.GifImageFile, px_ns=7.0, work_px=gif_work_px, check=check_gif),
     "bmp": pil_format("bmp", BmpImagePlugin.BmpImageFile, px_ns=10.0, work_px=bmp_work_px),
     "tiff": Format(_tiff_header, _tiff_pixels),

@@ -22,7 +22,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type
 _PALETTE = 3
 _TRANSPARENCY_BYTES = {0: range(2, 3), 2: range(6, 7), _PALETTE: range(1, 257)}  # by colour type
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_PX_NS = 15.0  # colour; 16 bits with alpha take twice as long
+_PX_NS = 15.0  # of 8 bits
 _ROW_PX = 10  # each row is unpacked by itself
 _MAX_CHUNKS = 100_000  # 512 MiB in the chunks of 8 KiB that libpng writes are 65,536
 
@@ -42,7 +42,9 @@ def png_header(data: bytes) -> Header:
     channels = _CHANNELS.get(colour, 0) + _adds_alpha(colour, transparency)
     dtype = "uint16" if depth == 16 else "uint8"
     work_px = width * height + _ROW_PX * _rows(height, interlaced=data[28] != 0)
-    return header_of("png", width, height, channels, dtype, orientation, work_px=work_px, px_ns=_PX_NS)
+    return header_of(
+        "png", width, height, channels, dtype, orientation, work_px=work_px, px_ns=_PX_NS * max(depth / 8, 1)
+    )
 
 
 def _rows(height: int, *, interlaced: bool) -> int:

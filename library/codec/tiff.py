@@ -226,7 +226,7 @@ _EMBEDDED: dict[int, tuple[Callable[[bytes], int], float]] = {
     **dict.fromkeys((6, 7, 33007, 34892), (jpeg_work_px, _PX_NS)),
     **dict.fromkeys((33003, 33004, 33005, 34712), (jpeg2000_work_px, JPEG2000_PX_NS)),
     COMPRESSION.PNG: (_png_work_px, _PX_NS),
-    **dict.fromkeys((34927, 50001), (_webp_work_px, 40.0)),
+    **dict.fromkeys((34927, 50001), (_webp_work_px, 75.0)),
 }
 
 

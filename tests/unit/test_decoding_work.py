@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks.worst_pictures import (
     commented_gif,
+    layered_heif,
     many_scans,
     progressive_jpeg,
     run_length_bmp,
@@ -19,6 +20,7 @@ from benchmarks.worst_pictures import (
     thin_png,
 )
 from library import codec
+from library.codec.heif_work import av1_frames, heif_work_px
 from library.codec.jpeg2000_work import jpeg2000_work_px
 from library.errors import BadPicture
 
@@ -189,3 +191,26 @@ def test_the_packets_of_jpeg_2000_are_counted_before_it_is_decoded() -> None:
     assert jpeg2000_work_px(layers) > LIMITS.max_work_px
     tiles = pil_bytes(Image.new("RGB", (500, 400)), "jpeg2000", tile_size=(8, 8))
     assert jpeg2000_work_px(tiles) > 5 * jpeg2000_work_px(plain)
+
+
+def test_a_picture_that_heif_names_again_and_again_counts_each_time() -> None:
+    one, many = (heif_work_px(layered_heif(b"grid", parts, 4000, 3000)) for parts in (1, 200))
+    assert 2 * 4000 * 3000 <= one < 2.1 * 4000 * 3000, "the picture, and what it is put together of"
+    assert many > 200 * 4000 * 3000
+    assert heif_work_px(layered_heif(b"iovl", 300, 500, 500, layers=6)) > 10**15, "layers of layers"
+
+
+def test_frames_that_are_not_shown_count() -> None:
+    data = pil_bytes(Image.new("RGB", (500, 500)), "avif", speed=10)
+    start = data.index(b"mdat") + 4
+    coded = data[start:]
+    assert av1_frames(coded) == 1
+    # The units of the frame once more, as those of a frame that is not shown are.
+    assert av1_frames(coded * 30) == 30
+
+
+def test_a_photo_in_avif_and_its_alpha_are_little_work() -> None:
+    pictures = (Image.new(mode, (2200, 2100), (90, 120, 30, 99)[: len(mode)]) for mode in ("RGB", "RGBA"))
+    plain, alpha = (heif_work_px(pil_bytes(picture, "avif", speed=10)) for picture in pictures)
+    assert 2100 * 2200 <= plain < 1.1 * 2100 * 2200
+    assert 2 * 2100 * 2200 <= alpha < 2.1 * 2100 * 2200
