@@ -16,8 +16,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 
 from library import storage
 from library.errors import BadPicture, UsageError
@@ -38,6 +40,7 @@ def _read_links(rows: pa.Table, hints: Mapping[str, bytes], options: Options) ->
     return read_links(rows, hints, options)
 
 
+_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 _READERS: dict[str, Callable[[pa.Table, Mapping[str, bytes], Options], Iterator[Read]]] = {
     "folder": members.read_files,
     "list": members.read_files,
@@ -86,10 +89,10 @@ def list_source(uri: str, options: Options = Options()) -> Listing:
         raise UsageError(f"{uri} holds no pictures{skipped}; what works: {containers.WORKS}")
     if options.links != LinkLimits() and listing.kind != "links":
         raise UsageError(f"--link... and --allow-address have no effect: {uri} names no web addresses")
-    problems = listing.index["problem"].to_pylist()
-    if all(problem is not None and problem.startswith("bad_label: ") for problem in problems):
-        key = listing.index["key"][0]
-        raise UsageError(f"{uri}: no picture has a label that can be used; that of '{key}': {_problem(problems[0])}")
+    problems = listing.index["problem"]
+    if _compute.all(_compute.fill_null(_compute.starts_with(problems, "bad_label: "), False)).as_py():
+        key, problem = listing.index["key"][0], _problem(problems[0].as_py())
+        raise UsageError(f"{uri}: no picture has a label that can be used; that of '{key}': {problem}")
     return replace(listing, notes=(*listing.notes, *look_alikes(listing.classes), *_unused_labels(listing, options)))
 
 

@@ -71,8 +71,9 @@ def find_metadata(entries: Entries, read: Callable[[int], bytes]) -> Metadata:
         StriateError: a table is damaged; names it.
     """
     found = Metadata()
-    # What lies deeper comes later, and counts.
-    rows = sorted(range(len(entries)), key=lambda row: entries.path[row].count("/"))
+    suffixes = (*_NAMES, _ANNOTATIONS, *LISTS)
+    rows = [row for row, path in enumerate(entries.path) if path.lower().endswith(suffixes)]
+    rows.sort(key=lambda row: entries.path[row].count("/"))  # what lies deeper comes later, and counts
     lists: list[str] = []
     paths: set[str] | None = None
     for row in rows:

@@ -72,7 +72,8 @@ def samples(entries: Entries, may_be_webdataset: bool, main_suffix: str | None =
         Whether it is WebDataset, and the samples in the order of their pictures.
     """
     superseded = _superseded(entries)
-    rows = [row for row in range(len(entries)) if row not in superseded]
+    gone = set(superseded)
+    rows = [row for row in range(len(entries)) if row not in gone]
     texts = any(suffix_of(path) in SIDECAR_SUFFIXES for path in entries.path)
     if may_be_webdataset and (texts or main_suffix is not None):
         groups, repeated = _by_first_dot(entries, [*superseded, *rows])
@@ -96,7 +97,9 @@ def samples(entries: Entries, may_be_webdataset: bool, main_suffix: str | None =
 
 
 def _superseded(entries: Entries) -> list[int]:
-    """Members whose name comes again further on."""
+    """Members whose name comes again further on. In a folder, where each file has a URI of its own, there are none."""
+    if entries.uri[:1] != entries.uri[-1:]:
+        return []
     last: dict[str, int] = {}
     found: list[int] = []
     for row, path in enumerate(entries.path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -406,3 +408,19 @@ def test_a_disk_that_is_full_at_the_last_leaves_no_commit(tmp_path: Path, small_
         work.run(ShardTask(str(small_disk / "made"), "part-000000", "x", 1), quiet)
     names = {str(path.relative_to(small_disk)) for path in small_disk.rglob("*") if path.is_file()}
     assert names == {"others", "made/part-000000.parquet"}
+
+
+def test_a_repeated_member_of_an_archive_is_kept_once_and_put_aside_once(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for data in (GREY, GOOD):
+            for name in ("cat/a.jpg", "dog/b.jpg"):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    job, (task,) = tasks_of(tmp_path / "a.tar", tmp_path / "raw")
+    tally = job.run(task, quiet).tally
+    assert (tally.rows_in, tally.rows_out, tally.rejected) == (4, 2, {"duplicate_key": 2})
+    assert {row["image"]["bytes"] for row in rows_of(tmp_path / "raw").values()} == {GOOD}
+    rejects = rows_of(tmp_path / "raw", "_rejects")
+    assert {key: row["image"]["bytes"] for key, row in rejects.items()} == {"cat/a.jpg": GREY, "dog/b.jpg": GREY}
+    assert tally.classes == {"cat": 1, "dog": 1}
