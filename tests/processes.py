@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from library import storage
 
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 _LOOK_EVERY_S = 0.1
+
+
+def reading_threads(monkeypatch: pytest.MonkeyPatch) -> set[type[threading.Thread]]:
+    """The kinds of threads that read local files of `library.storage` from now on, filled as they do. Python knows a
+    thread that it has not started, as one of Arrow's own, as a "dummy"."""
+    found: set[type[threading.Thread]] = set()
+
+    class Recorded(io.FileIO):
+        def readinto(self, buffer: Any, /) -> int | None:
+            found.add(type(threading.current_thread()))
+            return super().readinto(buffer)
+
+        def read(self, size: int | None = -1, /) -> bytes | None:
+            found.add(type(threading.current_thread()))
+            return super().read(size)
+
+    monkeypatch.setattr(storage, "open_read", Recorded)
+    return found
 
 
 def family(pid: int) -> list[int]:

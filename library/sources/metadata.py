@@ -120,7 +120,7 @@ def _columns(path: str, data: bytes) -> dict[str, list[Any]]:
             name: values if isinstance(values, list) else narrow(values).to_pylist() for name, values in table.items()
         }
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise StriateError(f"{path} is damaged, or no Parquet file: {error}") from error
     return {name: table.column(name).to_pylist() for name in table.column_names}

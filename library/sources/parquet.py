@@ -98,7 +98,8 @@ def _read_group(
     names = [layout.image, *(field.name for field in layout.extras.values())]
     # One row at a time (30 us): in a dictionary one large value stands for any number of rows, and no size in the
     # footer says so.
-    for number, batch in enumerate(file.iter_batches(1, row_groups=[group], columns=names), first):
+    batches = file.iter_batches(1, row_groups=[group], columns=names, use_threads=False)
+    for number, batch in enumerate(batches, first):
         if number in wanted:
             (values,) = batch.drop_columns([layout.image]).to_pylist() if layout.extras else ({},)
             extras = {name: values[field.name] for name, field in layout.extras.items()}
@@ -125,7 +126,7 @@ def _list_file(path: str, uri: str, options: Options) -> tuple[dict[str, list[An
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if min(counts, default=0) < 0 or sum(counts) > storage.size(uri):  # before lists of that length are made
             raise StriateError(f"{uri} is damaged: it declares {sum(counts):,} rows, more than it has bytes")
-        told = file.read(columns=names) if names else None
+        told = file.read(columns=names, use_threads=False) if names else None
         blocks: list[int] = []
         sizes: list[int] = []
         for group in range(metadata.num_row_groups):

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from picture_examples import encoded, table
 
-from library import storage
 from library.errors import StriateError
 from library.manifest import FileEntry
 from library.record import CORE_COLUMNS, dataset_schema, reject_schema
 from library.shards import ROW_GROUP_BYTES, ShardReader, ShardWriter, shard_name
+from tests.processes import reading_threads
 
 ROWS = table(
     [encoded("jpeg"), encoded("png"), None],
@@ -252,21 +250,8 @@ def test_rows_of_another_schema_fail_and_leave_nothing(tmp_path: Path) -> None:
 
 def test_no_thread_of_arrows_own_holds_a_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, [big(13, 2**20), big(13, 2**20)])
-    threads: set[type[threading.Thread]] = set()
-    opened = storage.open_read
-
-    class Recorded(io.FileIO):
-        def readinto(self, buffer: Any, /) -> int | None:
-            threads.add(type(threading.current_thread()))
-            return super().readinto(buffer)
-
-        def read(self, size: int | None = -1, /) -> bytes | None:
-            threads.add(type(threading.current_thread()))
-            return super().read(size)
-
-    monkeypatch.setattr(storage, "open_read", lambda uri: Recorded(opened(uri).name))
+    threads = reading_threads(monkeypatch)
     reader = ShardReader(str(tmp_path / "part-000000.parquet"))
     assert sum(table.num_rows for table in reader) == 26
     assert reader.columns(["key", "label"]).num_rows == 26
-    # Python knows a thread that it has not started as a "dummy".
     assert threads == {threading.Thread, type(threading.main_thread())}

@@ -1,4 +1,5 @@
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from source_examples import labels, picture, read_all, rows
 
 from library.errors import StriateError, UsageError
 from library.sources import Options, list_source, read_pictures
+from tests.processes import reading_threads
 
 
 def _images(numbers: range) -> list[dict[str, Any]]:
@@ -203,3 +205,12 @@ def test_keys_and_splits_may_be_of_any_type_of_text(tmp_path: Path) -> None:
     columns = {"key": pa.array(["x", "y"], pa.large_string()), "split": pa.array(["train", "dev"]).dictionary_encode()}
     found = rows(list_source(str(_write(tmp_path / "a.parquet", {**columns, "image": _images(range(2))}))))
     assert {key: row["split"] for key, row in found.items()} == {"x": "train", "y": "val"}
+
+
+def test_no_thread_of_arrows_own_holds_a_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"image": _images(range(10)), "label": ["cat", "dog"] * 5, "key": list(map(str, range(10)))}
+    path = _write(tmp_path / "a.parquet", columns)
+    threads = reading_threads(monkeypatch)
+    listing = list_source(str(path))
+    assert len(read_all(listing)) == 10
+    assert set() < threads <= {threading.Thread, type(threading.main_thread())}
