@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
+import struct
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from library.errors import BadPicture
 
 _CHANNELS = {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "RGBa": 4}  # by pillow-heif's mode, less its depth
 _PX_NS = 60.0
+_MAX_CODED_PX = 2**24  # of which a picture may show a small part
+_SIZES = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 
 
 def heif_format(data: bytes) -> str | None:
@@ -71,10 +75,21 @@ def _mode(image: pillow_heif.HeifFile) -> tuple[str, int]:
     return mode, int(bits or 8)
 
 
+def _coded_px(data: bytes, width: int, height: int) -> int:
+    """Pixels of the largest image item; one may be shown in part only (clap), and is decoded whole."""
+    sizes = [struct.unpack(">II", size) for size in _SIZES.findall(data)]
+    coded = max([width * height, *(across * down for across, down in sizes)])
+    if coded > max(_MAX_CODED_PX, 4 * width * height):
+        raise BadPicture("too_large", f"a picture of {width}x{height} that is stored as one of {coded:,} pixels")
+    return coded
+
+
 def heic_header(data: bytes) -> Header:
     image = _opened(data)
     mode, bits = _mode(image)
-    header = header_of("heic", *image.size, _CHANNELS[mode], "uint8" if bits <= 8 else "uint16", px_ns=_PX_NS)
+    dtype = "uint8" if bits <= 8 else "uint16"
+    coded = _coded_px(data, *image.size)
+    header = header_of("heic", *image.size, _CHANNELS[mode], dtype, work_px=coded, px_ns=_PX_NS)
     return dataclasses.replace(header, has_more_pages=len(image) > 1)
 
 
