@@ -26,9 +26,9 @@ REJECTS = "_rejects"
 
 #: What is passed over, by reason; a hidden folder on disk, or a link to a folder, counts once.
 SKIPPED = {
-    "beside": "not pictures by their names",
+    "beside": "of other types (texts, tables, programs)",
     "hidden": "hidden",
-    "system": "of an operating system",
+    "system": "of the operating system",
     "link": "links in an archive",
     "link_broken": "links to nothing",
     "link_folder": "links to folders that are read elsewhere",
@@ -205,6 +205,8 @@ def skipped_text(counts: Mapping[str, int]) -> str:
     """`skipped 5 files: 3 not pictures by their names, 2 hidden`."""
     each = ", ".join(f"{count:,} {SKIPPED.get(reason, reason)}" for reason, count in sorted(counts.items()))
     total = sum(counts.values())
+    if total == 0:
+        return "skipped nothing"
     return f"skipped {total:,} {'file' if total == 1 else 'files'}: {each}"
 
 

@@ -57,8 +57,10 @@ def scan(uri: str) -> Entries:
     with storage.open_read(uri) as file:
         num_bytes = storage.size(uri)
         directory, start, base, count = _directory(uri, file, num_bytes)
+    # As some Windows tools write, against the specification.
+    windows = b"\\" in directory and not any("/" in member.name for member in _members(uri, directory, base, count))
     starts, spans = _checked_spans(uri, _members(uri, directory, base, count), start, num_bytes)
-    for member in _members(uri, directory, base, count):
+    for member in _members(uri, directory, base, count, windows):
         _add(entries, uri, member, int(spans[np.searchsorted(starts, member.at)]))
     return entries
 
@@ -133,7 +135,7 @@ def _zip64_end(file: IO[bytes], locator_at: int) -> tuple[bytes, int]:
     return b"", 0
 
 
-def _members(uri: str, directory: bytes, base: int, count: int) -> Iterator[_Member]:
+def _members(uri: str, directory: bytes, base: int, count: int, windows: bool = False) -> Iterator[_Member]:
     at = found = 0
     while at + _ENTRY.size <= len(directory):
         (magic, _, system, _, _, flags, method, _, _, crc, compressed, size, name_bytes, extra_bytes, comment_bytes, _,
@@ -145,8 +147,8 @@ def _members(uri: str, directory: bytes, base: int, count: int) -> Iterator[_Mem
         raw_name = directory[name_at:extra_at]
         size, compressed, offset = _wide(directory[extra_at : extra_at + extra_bytes], size, compressed, offset)
         name = _decoded(raw_name, flags)
-        if system == _DOS and "/" not in name:
-            name = name.replace("\\", "/")  # as some Windows tools write, against the specification
+        if windows or (system == _DOS and "/" not in name):
+            name = name.replace("\\", "/")
         yield _Member(
             name,
             base + offset,

@@ -405,3 +405,17 @@ def test_a_zip64_directory_that_is_said_to_lie_beyond_63_bits_is_looked_for_wher
     path.write_bytes(data[:end] + locator + data[end:])
     with pytest.raises(StriateError, match="is damaged"):
         list_source(str(path))
+
+
+@pytest.mark.parametrize("system", [0, 3])
+def test_backslashes_in_a_zip_are_folders_where_no_name_has_a_slash(tmp_path: Path, system: int) -> None:
+    names = ["photos\\cat\\a.jpg", "photos\\dog\\b.jpg", "photos\\..\\..\\evil.jpg"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number, name in enumerate(names):
+            member = zipfile.ZipInfo("x")
+            member.filename, member.create_system = name, system
+            archive.writestr(member, picture(number))
+    found = rows(list_source(str(tmp_path / "a.zip")))
+    assert found["photos/cat/a.jpg"]["label"] == "cat"
+    assert found["photos/dog/b.jpg"]["label"] == "dog"
+    assert found["photos/../../evil.jpg"]["problem"].startswith("unsafe_name: ")
