@@ -143,7 +143,7 @@ def connect(
             os.environ.setdefault(*_LOOPBACK)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None:
-        for name, value in _LOCAL_ENVIRONMENT.items():
+        for name, value in _local_environment().items():
             os.environ.setdefault(name, value)
         make_token()
         os.environ.update(environment or {})
@@ -216,7 +216,13 @@ def _counted(number: int, what: str) -> str:
 
 def node_environment() -> dict[str, str]:
     """Of a node's process that is started on this machine: as of a Ray that `connect` starts here."""
-    return {**_ENVIRONMENT, **_LOCAL_ENVIRONMENT, **os.environ}
+    return {**_ENVIRONMENT, **_local_environment(), **os.environ}
+
+
+def _local_environment() -> dict[str, str]:
+    """Ray encodes the path of its temporary folder as ASCII: a TMPDIR with other letters is not for it."""
+    fits = os.environ.get("TMPDIR", "").isascii()
+    return _LOCAL_ENVIRONMENT if fits else _LOCAL_ENVIRONMENT | {"RAY_TMPDIR": "/tmp"}
 
 
 def mute() -> None:

@@ -277,7 +277,7 @@ def _train_workers(session: int) -> list[int]:
         ({"input": {"steps": 'grayscale | blur_background(mask_column="mask")', "size": 28}}, "lacks; it has key"),
         ({"model": "lenet5(in_chans=3)", "input": {"steps": "grayscale", "size": 28}}, r"add rgb to .* in_chans=1"),
         ({"weights": "nowhere"}, "weights: there is nothing at .*nowhere"),
-        ({"model": "resnet9(width=4)", "batch_size": 1}, "resnet9.* has batch norms"),
+        ({"model": "resnet9(width=4)", "batch_size": 1, "input": {"steps": "rgb"}}, "resnet9.* has batch norms"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_before_ray_is_asked(

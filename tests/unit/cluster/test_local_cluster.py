@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local_cluster import down, find, processes, up
+from cluster.session import node_environment
 from library.errors import UsageError
 
 
@@ -61,3 +62,12 @@ def test_a_process_belongs_to_the_cluster_whose_mark_it_carries_and_so_do_those_
     assert os.getpid() not in found
     assert processes("/tmp/striate-cluster-a", 2) == []
     assert processes("/tmp/striate-cluster-aa") == processes("/tmp/striate-cluster") == []
+
+
+def test_ray_gets_another_temporary_folder_than_one_it_cannot_write_the_name_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for folder, instead in (("/home/Müller/tmp", "/tmp"), ("/home/mueller/tmp", None)):
+        monkeypatch.setenv("TMPDIR", folder)
+        assert node_environment().get("RAY_TMPDIR") == instead
