@@ -108,6 +108,12 @@ def ingest_command(
     key_column: Annotated[str | None, typer.Option(help="Column with unique keys.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the picture, its path or its link.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every picture, not only its header.")] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Cut stray bytes out of JPEGs whose pixels are whole, instead of rejecting them; verifies."
+        ),
+    ] = False,
     measure: Measure = False,
     max_bad_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Fail, after writing everything, past this share of rejects.")
@@ -165,6 +171,7 @@ def ingest_command(
         seed=seed,
         split=split,
         verify=verify,
+        repair=repair,
         measure=measure,
         overwrite=overwrite,
     )

@@ -72,6 +72,7 @@ def plan_ingest(
     seed: int = 0,
     split: str = "found",
     verify: bool = False,
+    repair: bool = False,
     measure: bool = False,
     overwrite: bool = False,
 ) -> IngestPlan:
@@ -85,6 +86,7 @@ def plan_ingest(
         seed: of the order in which pictures are stored.
         split: `found` for those of the source, `none` to join them, or fractions (`train=0.8,val=0.2`).
         verify: decode every picture.
+        repair: decode every picture, and cut stray bytes out of JPEGs whose pixels are whole.
         measure: decode every picture, and keep histograms of what they look like.
         overwrite: replace what another job left at the destination.
 
@@ -117,10 +119,11 @@ def plan_ingest(
             "image_column": options.image_column,
             # Not there where it is off: a dataset that was made before it was offered is still this job's.
             **({"measure": True} if measure else {}),
+            **({"repair": True} if repair else {}),
             **({} if options.label_level is None else {"label_level": options.label_level}),
         },
     )
-    work = IngestJob.of(listing, options, verify=verify, measure=measure)
+    work = IngestJob.of(listing, options, verify=verify, measure=measure, repair=repair)
     made = IngestPlan(source, destination, job, listing, tasks, work, overwrite)
     if destination not in made.datasets and find_manifest(destination) is not None:
         raise UsageError(f"{destination} is a dataset, and this would make one a split below it; choose another folder")

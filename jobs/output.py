@@ -66,11 +66,19 @@ def reasons(title: str, counts: Mapping[str, int]) -> str:
     return f"{title}: " + ", ".join(f"{name} {number:,}" for name, number in ranked)
 
 
+_NOTES = {
+    "more_pages": "the file has further pages or frames, of which only the first is kept",
+    "repaired": "stray bytes were cut out of the file; the pixels are whole (--repair)",
+}
+
+
 def left_out(manifest: Manifest) -> Iterator[str]:
-    """A line for what was dropped, one for what was rejected, one for what was skipped, where there is any."""
+    """A line each for what was dropped, rejected, kept in part only, and skipped, where there is any."""
     for title, counts in (("dropped", manifest.tally.dropped), ("rejected", manifest.tally.rejected)):
         if counts:
             yield reasons(title, counts)
+    for name, number in manifest.tally.noted.items():
+        yield f"{counted(number, 'picture')}: {_NOTES.get(name, name)}"
     if manifest.skipped:
         yield skipped_text(manifest.skipped)
 

@@ -69,6 +69,8 @@ class Tally(_Model):
         rows_out: pictures kept.
         dropped: pictures that a selector dropped, by reason.
         rejected: pictures that could not be used, by reason.
+        noted: kept pictures of which not all was kept: `more_pages` (only the first is read), `repaired` (stray bytes
+            were cut out of the file).
         image_bytes_in: encoded bytes read.
         image_bytes_out: encoded bytes kept.
         classes: kept pictures by label; those without one are not counted here.
@@ -81,6 +83,7 @@ class Tally(_Model):
     rows_out: _Count = 0
     dropped: dict[str, _Count] = {}
     rejected: dict[str, _Count] = {}
+    noted: dict[str, _Count] = {}
     image_bytes_in: _Count = 0
     image_bytes_out: _Count = 0
     classes: dict[str, _Count] = {}

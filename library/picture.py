@@ -45,7 +45,7 @@ class Picture:
 
     @property
     def format(self) -> str:
-        """Format of the stored bytes: jpeg, png, webp, tiff, npy, gif or bmp."""
+        """Format of the stored bytes: jpeg, png, webp, tiff, avif, heic, jp2, gif, bmp or npy."""
         return self._header.format
 
     @property

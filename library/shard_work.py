@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+from numpy.typing import NDArray
 
 from library import codec, drift, storage
 from library.batch import run_batch
@@ -133,6 +134,7 @@ class IngestJob:
         verify: decode every picture, not only its header.
         limits: a picture past them is rejected.
         measure: measure every picture that is kept; with `verify` only.
+        repair: cut stray bytes out of files whose pixels are whole (`codec.repair`); with `verify` only.
     """
 
     reader: str
@@ -142,15 +144,18 @@ class IngestJob:
     verify: bool = False
     limits: codec.Limits = codec.DEFAULT_LIMITS
     measure: bool = False
+    repair: bool = False
 
     @classmethod
-    def of(cls, listing: Listing, options: Options, *, verify: bool, measure: bool = False) -> IngestJob:
-        verify = verify or measure
-        return cls(listing.kind, listing.columns, listing.hints, options, verify, measure=measure)
+    def of(
+        cls, listing: Listing, options: Options, *, verify: bool, measure: bool = False, repair: bool = False
+    ) -> IngestJob:
+        verify = verify or measure or repair
+        return cls(listing.kind, listing.columns, listing.hints, options, verify, measure=measure, repair=repair)
 
     def work_digest(self, task: ShardTask) -> str:
         known = ["ingest", self.reader, self.verify, self.columns.to_string(), VERSIONS]
-        return digest_of([*known, *_measured(self.measure)])
+        return digest_of([*known, *_measured(self.measure), *(["repair"] if self.repair else [])])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         with pa.ipc.open_stream(task.index) as stream:
@@ -171,6 +176,7 @@ class IngestJob:
         start = perf_counter()
         kept: list[ImageRecord] = []
         rejects: list[tuple[ImageRecord, BadPicture]] = []
+        noted: Counter[str] = Counter()
         listed = rows.select(["key", "label"]).to_pylist()
         extras = extras_of(rows).to_pylist()
         for row, picture, known in zip(listed, pictures, extras, strict=True):
@@ -178,31 +184,49 @@ class IngestJob:
                 row["key"], picture.data, storage.name_of(row["key"]), row["label"], extras={**known, **picture.extras}
             )
             try:
-                kept.append(self._checked(record, picture.problem, output))
+                checked, header = self._checked(record, picture.problem, output)
             except BadPicture as bad:
                 rejects.append((record, bad))
+                continue
+            kept.append(checked)
+            noted.update(more_pages=int(header.has_more_pages), repaired=int(checked.data is not record.data))
         output.spent({"check": perf_counter() - start})
         tally = Tally(
             rows_in=rows.num_rows,
             image_bytes_in=sum(len(picture.data or b"") for picture in pictures),
             rejected=dict(Counter(bad.reason for _, bad in rejects)),
+            noted=dict(+noted),
         )
         return output.add(table_of(kept, schema), _reject_table(rejects, schema), tally)
 
-    def _checked(self, record: ImageRecord, problem: BadPicture | None, output: ShardOutput) -> ImageRecord:
+    def _checked(
+        self, record: ImageRecord, problem: BadPicture | None, output: ShardOutput
+    ) -> tuple[ImageRecord, codec.Header]:
+        """The record with its header, and the header; raises BadPicture."""
         if problem is not None:
             raise problem
+        data = record.data or b""
         try:
-            header = codec.probe(record.data or b"", self.limits)
+            header = codec.probe(data, self.limits)
             if self.verify:
-                pixels = codec.decode(record.data or b"", header=header)
+                data, pixels = self._decoded(data, header)
                 if output.histograms is not None:
                     output.histograms.add(drift.measures(pixels))
         except StriateError:
             raise
         except Exception as error:
             raise StriateError(f"picture '{record.key}': {type(error).__name__}: {error}") from error
-        return dataclasses.replace(record, header=header)
+        return dataclasses.replace(record, header=header, data=data), header
+
+    def _decoded(self, data: bytes, header: codec.Header) -> tuple[bytes, NDArray[Any]]:
+        """The bytes to be stored, and their pixels."""
+        try:
+            return data, codec.decode(data, header=header)
+        except BadPicture:
+            repaired = codec.repair(data) if self.repair else None
+            if repaired is None:
+                raise
+            return repaired, codec.decode(repaired, self.limits)
 
 
 def _measured(measure: bool) -> list[Any]:

@@ -2,6 +2,16 @@
 
 from importlib.metadata import version
 
-_DISTRIBUTIONS = ("striate", "opencv-python-headless", "simplejpeg", "pillow", "tifffile", "numpy", "pyarrow")
+_DISTRIBUTIONS = (
+    "striate",
+    "opencv-python-headless",
+    "simplejpeg",
+    "pillow",
+    "pillow-heif",
+    "tifffile",
+    "imagecodecs",
+    "numpy",
+    "pyarrow",
+)
 
 VERSIONS = {name: version(name) for name in _DISTRIBUTIONS}

@@ -138,7 +138,7 @@ def _of_picture(bad: BadPicture) -> Problem:
     return Problem(status, bad.reason, bad.detail, how, reason=bad.reason)
 
 
-_SEND = "Send a picture as JPEG, PNG, WebP, TIFF, GIF, BMP or NPY."
+_SEND = "Send a picture as JPEG, PNG, WebP, AVIF, HEIC, JPEG 2000, TIFF, GIF, BMP or NPY."
 _PICTURES = {
     "empty": (400, _SEND),
     "not_an_image": (400, _SEND),

@@ -9,6 +9,7 @@ decoded.
 from library.codec.decoding import DEFAULT_LIMITS, DTYPES, Header, Limits, decode, probe
 from library.codec.encoding import KEEP, Encoding, encode
 from library.codec.formats import sniff
+from library.codec.repair import repair
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -20,5 +21,6 @@ __all__ = [
     "decode",
     "encode",
     "probe",
+    "repair",
     "sniff",
 ]

@@ -24,7 +24,8 @@ class Encoding:
     """How changed pictures are stored: `keep`, `jpeg:95`, `png`, `webp:90`, `tiff` or `npy`.
 
     `keep` stores a changed picture in the format it came in (JPEG at quality 95, WebP at 90). Where that format cannot
-    hold the result (16 bits or 5 bands in a JPEG) it takes the first of PNG and TIFF that can.
+    hold the result (16 bits or 5 bands in a JPEG) or is not written (AVIF, HEIC, JPEG 2000, GIF, BMP) it takes the
+    first of PNG and TIFF that can hold it.
     """
 
     format: str

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin
 
 from library.codec.header import Header, exif_orientation, header_of, upright
+from library.codec.heif_work import PX_NS, heif_work_px
 from library.codec.samples import divided_by_alpha, full_range
 from library.errors import BadPicture
 
 _CHANNELS = {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "RGBa": 4}  # by pillow-heif's mode, less its depth
-_PX_NS = 60.0
 _MAX_CODED_PX = 2**24  # of which a picture may show a small part
 _SIZES = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 
@@ -88,8 +88,8 @@ def heic_header(data: bytes) -> Header:
     image = _opened(data)
     mode, bits = _mode(image)
     dtype = "uint8" if bits <= 8 else "uint16"
-    coded = _coded_px(data, *image.size)
-    header = header_of("heic", *image.size, _CHANNELS[mode], dtype, work_px=coded, px_ns=_PX_NS)
+    work_px = max(_coded_px(data, *image.size), heif_work_px(data))
+    header = header_of("heic", *image.size, _CHANNELS[mode], dtype, work_px=work_px, px_ns=PX_NS)
     return dataclasses.replace(header, has_more_pages=len(image) > 1)
 
 
@@ -110,8 +110,16 @@ def avif_header(data: bytes) -> Header:
     bits = 8 if image.n_frames > 1 else _mode(_opened(data))[1]
     dtype = "uint8" if bits <= 8 else "uint16"
     orientation = exif_orientation(image.info.get("exif", b""))
-    channels = _CHANNELS[image.mode]
-    header = header_of("avif", *image.size, channels, dtype, orientation, colours=str(bits), px_ns=_PX_NS)
+    header = header_of(
+        "avif",
+        *image.size,
+        _CHANNELS[image.mode],
+        dtype,
+        orientation,
+        colours=str(bits),
+        work_px=heif_work_px(data),
+        px_ns=PX_NS,
+    )
     return dataclasses.replace(header, has_more_pages=image.n_frames > 1)
 
 

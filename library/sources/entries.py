@@ -13,7 +13,27 @@ from library.sources.index import printable
 PICTURE_SUFFIXES = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "tif", "tiff", "webp", "npy"),
-        *("heic", "heif", "avif", "jp2", "j2k", "jxl", "ppm", "pgm", "pbm", "pnm", "svg", "ico"),
+        *(
+            "heic",
+            "heif",
+            "hif",
+            "heics",
+            "avif",
+            "avifs",
+            "jp2",
+            "j2k",
+            "j2c",
+            "jpc",
+            "jpf",
+            "jpx",
+            "jxl",
+            "ppm",
+            "pgm",
+            "pbm",
+            "pnm",
+            "svg",
+            "ico",
+        ),
     )
 )
 SIDECAR_SUFFIXES = frozenset(("txt", "json", "cls"))

@@ -116,7 +116,9 @@ class DropLabels:
 class KeepFormats:
     """Keep pictures stored in these formats only. Reason: `other_format`."""
 
-    formats: Annotated[tuple[str, ...], Field(min_length=1, description="jpeg, png, webp, tiff, npy, gif, bmp")]
+    formats: Annotated[
+        tuple[str, ...], Field(min_length=1, description="jpeg, png, webp, tiff, avif, heic, jp2, gif, bmp, npy")
+    ]
 
     @field_validator("formats")
     @classmethod

@@ -199,11 +199,17 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def ingest(
-    source: Path, destination: Path, *, verify: bool = False, measure: bool = False, shard_bytes: int | None = None
+    source: Path,
+    destination: Path,
+    *,
+    verify: bool = False,
+    measure: bool = False,
+    repair: bool = False,
+    shard_bytes: int | None = None,
 ) -> Manifest:
     """A source as a finished dataset, without Ray."""
     listing = list_source(str(source))
-    work = IngestJob.of(listing, Options(), verify=verify, measure=measure)
+    work = IngestJob.of(listing, Options(), verify=verify, measure=measure, repair=repair)
     tasks = plan(listing.index, str(destination), Layout(shard_bytes))
     job = Job(kind="ingest", source=str(source))
     claim(str(destination), [job], overwrite=False)
