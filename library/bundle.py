@@ -20,14 +20,22 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 
 from library import codec, storage
-from library.bundle_record import BUNDLE, WEIGHTS, BundleRecord, Member, Prediction, dump_record, load_record
+from library.bundle_record import (
+    BUNDLE,
+    MEMBERS,
+    BundleRecord,
+    Member,
+    Prediction,
+    dump_record,
+    load_members,
+    load_record,
+)
+from library.bundle_weights import in_one_line, read_weights
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError, UsageError
 from library.models.classifier import Classifier
 from library.network import SingleNetwork
 from library.parallel_members import ParallelMembers
 from library.picture import Pixels
-
-_MEMBERS = "members"
 
 #: What one picture is for a model: its pixels, or for an ensemble what it is for each member.
 Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
@@ -80,17 +88,19 @@ class Bundle:
             StriateError: when its files do not belong together.
         """
         uri = storage.normalize(uri)
-        record = load_record(uri)
+        return cls._of_record(uri, load_record(uri), device, 0)
+
+    @classmethod
+    def _of_record(cls, uri: str, record: BundleRecord, device: str, depth: int) -> Bundle:
         if record.members:
-            members = [cls.load(storage.join(uri, _MEMBERS, str(n)), device) for n in range(len(record.members))]
-            for number, (member, wanted) in enumerate(zip(members, record.members, strict=True)):
-                if member.id != wanted.id:
-                    raise StriateError(f"{uri}/{_MEMBERS}/{number} is not the bundle that the ensemble was made of")
+            parts = load_members(uri, record, depth)
+            members = [cls._of_record(folder, part, device, depth + 1) for folder, part in parts]
             return cls(record, _Ensemble(members, [member.weight for member in record.members]))
-        weights = storage.read_bytes(storage.join(uri, WEIGHTS))
-        if hashlib.sha256(weights).hexdigest() != record.weights_digest:
-            raise StriateError(f"{uri}/{WEIGHTS} is damaged, or not the one that {BUNDLE} was written with")
-        return cls(record, SingleNetwork(record, weights, device))
+        weights = read_weights(record, uri)
+        try:
+            return cls(record, SingleNetwork(record, weights, device))
+        except UsageError as error:
+            raise StriateError(f"{storage.join(uri, BUNDLE)} cannot be used: {in_one_line(error)}") from None
 
     def save(self, uri: str) -> None:
         """Write the bundle; `bundle.json` last, so that a bundle is whole or not there."""
@@ -262,7 +272,7 @@ class _Ensemble:
 
     def files(self) -> Mapping[str, bytes]:
         return {
-            f"{_MEMBERS}/{number}/{name}": data
+            f"{MEMBERS}/{number}/{name}": data
             for number, member in enumerate(self.members)
             for name, data in {**member.network.files(), BUNDLE: dump_record(member.record)}.items()
         }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -15,7 +16,16 @@ from library.manifest import digest_of
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
 MEMBERS = "members"
-_MAX_RECORD_BYTES = 64 * 2**20
+_MAX_RECORD_BYTES = 16 * 2**20
+_MAX_CLASSES = 100_000
+_MAX_MEMBERS = 100
+#: An ensemble of ensembles of ensembles.
+_MAX_DEPTH = 3
+_READ_BYTES = 2**22
+
+_Name = Annotated[str, pydantic.Field(min_length=1, max_length=1000)]
+_Units = Annotated[int, pydantic.Field(ge=1, le=2**20)]
+_Side = Annotated[int, pydantic.Field(ge=0, le=2**14)]
 
 
 class Member(pydantic.BaseModel):
@@ -24,7 +34,7 @@ class Member(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     id: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
-    weight: float = pydantic.Field(gt=0)
+    weight: float = pydantic.Field(gt=0, le=1e9)
 
 
 class BundleRecord(pydantic.BaseModel):
@@ -49,17 +59,24 @@ class BundleRecord(pydantic.BaseModel):
 
     schema_version: Literal[1] = 1
     model: str = ""
-    head: tuple[int, ...] = ()
-    classes: tuple[str, ...] = pydantic.Field(min_length=1)
+    head: tuple[_Units, ...] = pydantic.Field(default=(), max_length=16)
+    classes: tuple[_Name, ...] = pydantic.Field(min_length=1, max_length=_MAX_CLASSES)
     steps: str = ""
     fit: str = ""
-    input_size: tuple[int, int] = (0, 0)
-    channels: int = 0
+    input_size: tuple[_Side, _Side] = (0, 0)
+    channels: int = pydantic.Field(default=0, ge=0, le=4096)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     weights_digest: str = ""
-    members: tuple[Member, ...] = ()
+    members: tuple[Member, ...] = pydantic.Field(default=(), max_length=_MAX_MEMBERS)
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> BundleRecord:
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name, count in Counter(self.classes).items() if count > 1)
+            raise ValueError(f"the class '{twice}' is there twice")
+        return self
 
     @property
     def id(self) -> str:
@@ -96,7 +113,42 @@ def load_record(uri: str) -> BundleRecord:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise StriateError(f"{path} is damaged or was written by another version: {where}: {first['msg']}") from None
+        what = str(first["msg"]).removeprefix("Value error, ")
+        raise StriateError(f"{path} is damaged or was written by another version: {where}: {what}") from None
+
+
+def load_members(uri: str, record: BundleRecord, depth: int = 0) -> list[tuple[str, BundleRecord]]:
+    """Folders and records of an ensemble's members, which are those that it was made of.
+
+    Args:
+        uri: of the ensemble.
+        record: of the ensemble.
+        depth: ensembles that it lies in.
+
+    Raises:
+        StriateError: naming the member that is another, or of another kind.
+    """
+    if record.members and depth == _MAX_DEPTH:
+        raise StriateError(f"{uri} is an ensemble inside of {_MAX_DEPTH} others, and so many are not read")
+    found: list[tuple[str, BundleRecord]] = []
+    for number, member in enumerate(record.members):
+        folder = storage.join(uri, MEMBERS, str(number))
+        part = load_record(folder)
+        if part.id != member.id:
+            raise StriateError(f"{folder} is not the bundle that the ensemble was made of")
+        if set(part.classes) != set(record.classes):
+            raise StriateError(f"{folder} has other classes than the ensemble that it is a part of")
+        found.append((folder, part))
+    return found
+
+
+def digest_of_file(uri: str) -> str:
+    """SHA-256 of a file's content, in hex, without all of it in memory."""
+    digest = hashlib.sha256()
+    with storage.open_read(uri) as file:
+        while part := file.read(_READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def checked_record(uri: str) -> BundleRecord:
@@ -107,17 +159,19 @@ def checked_record(uri: str) -> BundleRecord:
         StriateError: naming the file that is missing, damaged or another.
     """
     record = load_record(uri)
-    for number, member in enumerate(record.members):
-        folder = storage.join(uri, MEMBERS, str(number))
-        if checked_record(folder).id != member.id:
-            raise StriateError(f"{folder} is not the bundle that the ensemble was made of")
+    _check_files(storage.normalize(uri), record)
+    return record
+
+
+def _check_files(uri: str, record: BundleRecord, depth: int = 0) -> None:
+    for folder, part in load_members(uri, record, depth):
+        _check_files(folder, part, depth + 1)
     if not record.members:
-        weights = storage.join(storage.normalize(uri), WEIGHTS)
+        weights = storage.join(uri, WEIGHTS)
         if not storage.exists(weights):
             raise StriateError(f"{weights} is missing: the bundle is not whole")
-        if hashlib.sha256(storage.read_bytes(weights)).hexdigest() != record.weights_digest:
+        if digest_of_file(weights) != record.weights_digest:
             raise StriateError(f"{weights} is damaged, or not the one that {BUNDLE} was written with")
-    return record
 
 
 def dump_record(record: BundleRecord) -> bytes:

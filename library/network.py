@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load as load_tensors
 
 from library import codec
 from library.bundle_record import WEIGHTS, BundleRecord
+from library.bundle_weights import tensors_of
 from library.device import autocast, choose_device
 from library.errors import StriateError
 from library.inputs import InputPipeline, stack
@@ -49,9 +49,11 @@ class SingleNetwork:
         with Unfilled():
             self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
         try:
-            self.model.load_state_dict(load_tensors(weights))
+            self.model.load_state_dict(tensors_of(weights))
         except RuntimeError as error:
             raise StriateError(f"the weights do not fit the model '{record.model}': {error}") from None
+        if not _is_normalisation(self.model.mean, self.model.std):
+            raise StriateError(f"the weights of '{record.model}' have a mean or deviation of pixels that is no such")
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last).eval()
         self._block = _block_pictures(self.model, record) if self.device.type == "cpu" else None
 
@@ -95,6 +97,10 @@ class SingleNetwork:
 
     def files(self) -> Mapping[str, bytes]:
         return {WEIGHTS: self._weights}
+
+
+def _is_normalisation(mean: torch.Tensor, std: torch.Tensor) -> bool:
+    return bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
 
 
 def _block_pictures(model: Any, record: BundleRecord) -> int:

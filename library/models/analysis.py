@@ -95,7 +95,7 @@ def analyse(call: str | ModelCall, *, num_classes: int | None = None, size: tupl
         picture = torch.empty(1, call.in_chans, height, width)
         tracer = Tracer(picture)
         with tracer.naming(model), tracer:
-            _run(model, picture, training=False)
+            run(model, picture, training=False)
     layers = _layers(model, tracer.operations)
     sums = sum(layer.multiply_adds for layer in layers)
     return Analysis(
@@ -117,10 +117,11 @@ def check_input(call: str | ModelCall, size: tuple[int, int]) -> None:
     with torch.device("meta"), torch.no_grad():
         model = create(call, num_classes=2)
         # Batch norm learns from two pictures at least.
-        _run(model, torch.empty(2, call.in_chans, *size), training=True)
+        run(model, torch.empty(2, call.in_chans, *size), training=True)
 
 
-def _run(model: Classifier, pictures: torch.Tensor, *, training: bool) -> None:
+def run(model: Classifier, pictures: torch.Tensor, *, training: bool) -> None:
+    """Send pictures through a model; raises UsageError, with the model's own size, for such as it does not take."""
     height, width = pictures.shape[-2:]
     try:
         if training:

@@ -96,10 +96,12 @@ def _network(call: ModelCall, facts: ModelInfo, num_classes: int, *, auxiliary: 
         parameters["aux_logits"] = True
     try:
         net: Any = timm.create_model(facts.library_name, num_classes=num_classes, **parameters)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # whatever timm's code meets in parameters that it does not check
         if call.name != TIMM:
             raise
-        raise UsageError(f"timm does not make {call}: {error}") from error
+        raise UsageError(f"timm does not make {call}: {error or type(error).__name__}") from error
     config = net.pretrained_cfg
     classifier, first = config.get("classifier"), config.get("first_conv")
     if not isinstance(classifier, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 
@@ -13,7 +13,7 @@ from library import grammar
 from library.errors import GrammarError
 from library.grammar import Call, Chain, Span, format_call, format_value, nearest
 from library.models.catalog import CATALOG, TIMM
-from library.models.parameters import parameters_of
+from library.models.parameters import MAX_CHANNELS, parameters_of
 
 #: What timm's constructors take and is said elsewhere: in `num_classes`, `weights` and the recipe.
 _RESERVED = (
@@ -27,6 +27,10 @@ _RESERVED = (
     "exportable",
     "scriptable",
 )
+
+
+#: A number of layers, channels or pixels; networks are made in time and memory that grow with them.
+_MAX_NUMBER = 2**20
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,19 @@ def _timm_call(call: Call, text: str) -> ModelCall:
             )
             raise GrammarError(message, text, spans[reserved].offset, spans[reserved].length)
     channels = values.setdefault("in_chans", 3)
-    if type(channels) is not int or channels < 1:
+    if type(channels) is not int or not 1 <= channels <= MAX_CHANNELS:
         span = spans["in_chans"]
-        message = f"timm: 'in_chans' should be a whole number from 1; got {format_value(channels)}"
+        message = f"timm: 'in_chans' should be a whole number from 1 to {MAX_CHANNELS}; got {format_value(channels)}"
         raise GrammarError(message, text, span.offset, span.length)
+    for key, value in values.items():
+        if _largest(value) > _MAX_NUMBER:
+            message = f"timm: '{key}' should have no number beyond {_MAX_NUMBER:,}"
+            raise GrammarError(message, text, spans[key].offset, spans[key].length)
     rest = {key: values[key] for key in sorted(values) if key not in ("name", "in_chans")}
     return ModelCall(TIMM, {"name": name, "in_chans": channels, **rest})
+
+
+def _largest(value: Any) -> float:
+    if isinstance(value, tuple):
+        return max(map(_largest, cast("tuple[Any, ...]", value)), default=0)
+    return abs(value) if isinstance(value, (int, float)) else 0

@@ -13,8 +13,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=2**20)]
+MAX_CHANNELS = 4096
 Channels = Annotated[
-    int, Field(ge=1, le=4096, description="channels of the input: 1, 3, or as many bands as there are")
+    int, Field(ge=1, le=MAX_CHANNELS, description="channels of the input: 1, 3, or as many bands as there are")
 ]
 DropRate = Annotated[
     float, Field(ge=0, lt=1, description="share of features dropped before the classifier in training")
