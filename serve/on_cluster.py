@@ -34,6 +34,30 @@ def listens_at(plan: ServePlan) -> tuple[str, int] | None:
     Raises:
         UsageError: when it listens somewhere else than was asked for.
     """
+    listens = _listens()
+    if listens is None:
+        return None
+    host, port = listens
+    wanted = {"host": plan.host, "port": plan.port}
+    found = {"host": host, "port": port}
+    for name in sorted(plan.asked):
+        if wanted[name] != found[name]:
+            raise UsageError(
+                f"--{name} {wanted[name]}: Serve runs on this cluster already and listens on {host}:{port}; leave "
+                f"--{name} out, or end it, with all that it serves, by `serve shutdown`"
+            )
+    return listens
+
+
+def proxy_here() -> tuple[str, int]:
+    """Where the Serve that runs listens on this machine, for a process of this machine."""
+    listens = _listens()
+    assert listens is not None, "asked inside of Serve only"
+    host, port = listens
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+
+
+def _listens() -> tuple[str, int] | None:
     client = _client()
     if client is None:
         return None
@@ -41,14 +65,6 @@ def listens_at(plan: ServePlan) -> tuple[str, int] | None:
 
     told: bytes | None = _internal_kv_get(_LISTENS)
     host, _, port = told.decode().partition(" ") if told else (client.http_config.host, "", client.http_config.port)
-    wanted = {"host": plan.host, "port": plan.port}
-    found = {"host": host, "port": int(port)}
-    for name in sorted(plan.asked):
-        if wanted[name] != found[name]:
-            raise UsageError(
-                f"--{name} {wanted[name]}: Serve runs on this cluster already and listens on {host}:{port}; leave "
-                f"--{name} out, or end it, with all that it serves, by `serve shutdown`"
-            )
     return host, int(port)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,11 +15,9 @@ import pydantic
 from library import storage
 from library.bundle_record import BundleRecord, checked_record
 from library.errors import UsageError
-from serve.deploy import GATEWAY, MODEL_PATH, Deployment, ModelArgs
+from serve.deploy import GATEWAY, MODEL_PATH, NAME, Deployment, ModelArgs
 from serve.reach import check_reach
 from serve.settings import ServeSettings
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,11 @@ class ServePlan:
         return max(settings.body_timeout_s for settings in _settings(self.applications))
 
     @property
+    def max_body_bytes(self) -> int:
+        """The largest of all applications."""
+        return max(settings.max_body_bytes for settings in _settings(self.applications))
+
+    @property
     def needs_key(self) -> bool:
         """Whether every application asks for keys."""
         return all(settings.needs_key for settings in _settings(self.applications))
@@ -92,18 +96,25 @@ def named_bundles(arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         given, equals, rest = argument.partition("=")
         # An '=' further on belongs to the address: s3://bucket/run=3/lenet.
-        name, uri = (given, rest) if equals and "/" not in given else ("", argument)
-        uri = storage.normalize(uri)
+        name, place = (given, rest) if equals and "/" not in given else ("", argument)
+        uri = storage.normalize(place)
         name = name or PurePosixPath(uri).name
-        if not _NAME.fullmatch(name) or name == GATEWAY:
+        if not re.fullmatch(NAME, name) or name == GATEWAY:
             raise UsageError(
-                f"'{name}' cannot be a model's name: letters, digits, '.', '_' and '-', and not '{GATEWAY}'; "
-                "write NAME=BUNDLE"
+                f"'{name}' cannot be a model's name, which has letters from A to Z, digits, '.', '_' and '-', "
+                f"64 at most, and is not '{GATEWAY}'; write {_suggested(name)}={place}"
             )
         if name in named:
             raise UsageError(f"two bundles would be served as '{name}': {named[name]} and {uri}; write NAME=BUNDLE")
         named[name] = uri
     return named
+
+
+def _suggested(name: str) -> str:
+    """A name much like one that cannot be a model's."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    allowed = re.sub("[^A-Za-z0-9._-]+", "-", plain).strip("._-")[:64]
+    return allowed if re.fullmatch(NAME, allowed) and allowed != GATEWAY else "NAME"
 
 
 def read_replicas(text: str) -> tuple[int, int]:

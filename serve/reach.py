@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -44,6 +45,25 @@ def is_loopback(host: str) -> bool:
 def is_wildcard(host: str) -> bool:
     """Whether it stands for all of a machine's addresses."""
     return host in ("0.0.0.0", "::")
+
+
+async def answers(host: str, port: int, path: str) -> bool:
+    """Whether a server answers HEAD requests for `path`, also by asking for a key; True where none listens at all."""
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    request = f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: readyz\r\nConnection: close\r\n\r\n"
+    try:
+        writer.write(request.encode())
+        status = (await reader.readline()).split()[1:2]
+    except OSError:
+        return False
+    finally:
+        writer.close()
+    return status in ([b"200"], [b"401"])
 
 
 def free_port(host: str, port: int) -> int:

@@ -80,7 +80,11 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         behind = (
             {}
             if cluster
-            else haproxy.environment(Path(folder), _most_at_once(plan), f"{plan.host}:{port}", plan.body_timeout_s)
+            else haproxy.environment(
+                Path(folder),
+                f"{plan.host}:{port}",
+                haproxy.Limits(_most_at_once(plan), plan.body_timeout_s, plan.max_body_bytes),
+            )
         )
         # Twice the CPUs: a new version of a model comes up beside the old one.
         session = stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=_ENVIRONMENT | behind))
@@ -94,11 +98,11 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         if not cluster:
             stack.callback(serve.shutdown)
             _start(_BEHIND if behind else plan.host, port, "HeadOnly")
+            if behind:
+                publish(plan.host, port)
             _run(plan, names)
             url = _url(plan.host, port)
             _wait_for_proxy(url, [application["route_prefix"] for application in plan.applications])
-            if behind:
-                publish(plan.host, port)
         else:
             there = listens_at(plan)
             host, port = there or (plan.host, plan.port)
