@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 #: `curl --data-binary` sends the second, whatever the file is.
 _RAW = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 _TAKEN = "image/*, application/octet-stream, multipart/form-data with files named 'file', or application/json"
+#: Of JSON's marks a picture has at most six, its name whatever is in it.
+_MARKS_A_PICTURE = 100
+#: A part of a form has two or three.
+_MAX_PART_HEADERS = 20
 #: Larger bodies are taken apart in a thread, so that other requests go on meanwhile.
 _AT_ONCE_BYTES = 64 * 2**10
 
@@ -112,6 +116,7 @@ def _too_many(at_most: int) -> Problem:
 
 
 def _of_json(body: bytes, max_files: int) -> list[Upload]:
+    check_fields(body, _MARKS_A_PICTURE * (max_files + 1))
     try:
         pictures = JsonPictures.model_validate_json(body).pictures
     except pydantic.ValidationError as error:
@@ -122,6 +127,18 @@ def _of_json(body: bytes, max_files: int) -> list[Upload]:
         Upload(decode_base64(picture.base64, f"pictures.{n}.base64"), picture.name)
         for n, picture in enumerate(pictures)
     ]
+
+
+def check_fields(body: bytes, at_most: int) -> None:
+    """Refuse JSON with many more fields and values than a request has: each that is wrong would become an error.
+
+    Args:
+        body: JSON.
+        at_most: colons, commas and opening brackets, those in strings too; there are none in base64.
+    """
+    if sum(map(body.count, (b":", b",", b"{", b"["))) > at_most:
+        detail = f"the JSON has too many fields and values: {at_most:,} of ':', ',', '{{' and '[' are taken"
+        raise Problem(413, "too_many_fields", detail, "The page /docs says what is taken.")
 
 
 def decode_base64(text: str, where: str) -> bytes:
@@ -198,6 +215,8 @@ class _Form:
         self._value += data[start:end]
 
     def _on_header(self) -> None:
+        if len(self._headers) == _MAX_PART_HEADERS:
+            raise Problem(400, "malformed", f"a part of the form has more than {_MAX_PART_HEADERS} headers")
         self._headers[bytes(self._field).lower()] = bytes(self._value)
         self._field, self._value = bytearray(), bytearray()
 

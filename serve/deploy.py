@@ -18,6 +18,8 @@ from serve.settings import ServeSettings
 
 #: Name of the gateway's application; no model may have it.
 GATEWAY = "striate"
+#: What a model may be called: it stands in addresses, and in the names of Ray's metrics, which are ASCII.
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 #: Beyond the longest request, in seconds.
 _MARGIN_S = 5.0
 MODEL_PATH, GATEWAY_PATH = "serve.deploy:model", "serve.deploy:gateway"
@@ -35,7 +37,7 @@ class ModelArgs(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = pydantic.Field(pattern=f"^{NAME}$")
     bundle: str
     max_queued: int = pydantic.Field(128, ge=1)
     settings: ServeSettings = ServeSettings()

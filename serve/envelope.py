@@ -87,20 +87,18 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        facts = Facts(Headers(scope=scope).get("x-request-id", "")[:64], self._model)
+        request_id = Headers(scope=scope).get("x-request-id", "")[:64].encode("ascii", "replace").decode()
+        facts = Facts(request_id, self._model)
         scope[_FACTS] = facts
+        method = scope["method"]
+        if method == "HEAD":
+            # Every address that can be read answers it: as to GET, without the body.
+            scope = {**scope, "method": "GET"}
         if scope["path"] == scope.get("root_path"):
             scope["path"] += "/"  # the address of the model itself, which Starlette would find no route for
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                facts.status = message["status"]
-                headers = [*message["headers"], *_HEADERS]
-                if not any(name == b"cache-control" for name, _ in headers):
-                    headers.append(_NO_STORE)
-                message["headers"] = headers
-            elif message["type"] == "http.response.body":
-                facts.sent += len(message.get("body", b""))
+            _complete(message, facts, with_body=method != "HEAD")
             await send(message)
 
         try:
@@ -114,14 +112,28 @@ class Envelope:
             await problem_of(error).response(scope["path"])(scope, receive, answer)
         finally:
             if _access.isEnabledFor(logging.INFO):
-                _access.info(_line(scope, facts))
+                _access.info(_line(scope, method, facts))
 
 
-def _line(scope: Scope, facts: Facts) -> str:
+def _complete(message: Message, facts: Facts, *, with_body: bool) -> None:
+    """Put into a part of an answer what every answer has, and note it."""
+    if message["type"] == "http.response.start":
+        facts.status = message["status"]
+        headers = [*message["headers"], *_HEADERS]
+        if not any(name == b"cache-control" for name, _ in headers):
+            headers.append(_NO_STORE)
+        message["headers"] = headers
+    elif message["type"] == "http.response.body":
+        if not with_body:
+            message["body"] = b""
+        facts.sent += len(message.get("body", b""))
+
+
+def _line(scope: Scope, method: str, facts: Facts) -> str:
     line: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "id": facts.request_id,
-        "method": scope["method"],
+        "method": method,
         "path": _template(scope, facts.model),
         "model": facts.model,
         "status": CLIENT_LEFT if facts.status is None else facts.status,

@@ -15,31 +15,42 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 
-from library.errors import BadPicture, StriateError
+from library.errors import StriateError
 from serve.counted import Counted
 from serve.gateway_api import gateway_app
 from serve.logs import write_logs
 from serve.loopback import keep_to_loopback
 from serve.metrics import RequestMetrics
 from serve.notes import Notes
-from serve.service import Answer, Busy, ModelService, Timing
+from serve.on_cluster import proxy_here
+from serve.reach import answers
+from serve.service import Answers, Busy, ModelService
 from serve.settings import ServeSettings
 
-_INFER = re.compile("/v2/models/([^/]+)(?:/versions/1)?/infer")
+_MODEL_PATH = re.compile("/v2/models/([^/]+)(?:/versions/1)?/infer|/models/([^/]+)(?:/.*)?")
 _log = logging.getLogger("striate.serve")
 
 #: The deployment of a model's application, by which it is known as one.
 MODEL = "Model"
 _LOOK_S = 2.0
+#: Connections on which a model has to answer, one after the other.
+_CONNECTIONS = 5
 
 
 class RemoteModel:
-    """A model in an application of its own (`serve.service.ModelService`)."""
+    """A model in an application of its own (`serve.service.ModelService`).
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Args:
+        name: under which it is served.
+        door: where this node's proxy listens, host and port.
+    """
+
+    def __init__(self, name: str, door: tuple[str, int]) -> None:
+        self._name, self._door = name, door
         self._handle: DeploymentHandle[Any] | None = None
+        self._was_reached = False
 
     @property
     def name(self) -> str:
@@ -48,17 +59,30 @@ class RemoteModel:
 
     async def described(self) -> dict[str, Any]:
         """What `GET /models` says of it."""
-        return await self._ask("described")
+        try:
+            return await self._ask("described")
+        except Busy:
+            self._was_reached = False
+            raise
 
-    async def predict(
-        self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def is_reached(self) -> bool:
+        """Whether it answers through the proxy too, of which Serve tells a handle first.
+
+        A model that has answered there is asked again only after it was gone: a proxy that refuses for a moment,
+        because there is too much to do, takes no model out.
+        """
+        # While HAProxy is replaced by one that knows the replica, the old one still takes some connections.
+        for _ in range(0 if self._was_reached else _CONNECTIONS):
+            if not await answers(*self._door, f"/models/{self._name}"):
+                return False
+        self._was_reached = True
+        return True
+
+    async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:
         """Classify encoded pictures."""
         return await self._ask("predict", pictures, top_k=top_k, explain=explain)
 
-    async def predict_pixels(
-        self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         """Classify decoded pictures."""
         return await self._ask("predict_pixels", pictures, top_k=top_k)
 
@@ -102,8 +126,17 @@ class _Models(Mapping[str, ModelService]):
 
     def look(self) -> None:
         applications = serve.status().applications
-        names = {name for name, application in applications.items() if MODEL in application.deployments}
-        self._known = {name: self._known.get(name) or RemoteModel(name) for name in sorted(names)}
+        # What is being built may become a model: until that is known, not all models answer.
+        names = {
+            name
+            for name, application in applications.items()
+            if MODEL in application.deployments
+            or (not application.deployments and application.status == ApplicationStatus.DEPLOYING)
+        }
+        if names - self._known.keys():
+            door = proxy_here()
+            self._known |= {name: RemoteModel(name, door) for name in names - self._known.keys()}
+        self._known = {name: self._known[name] for name in sorted(names)}
 
 
 class GatewayReplica:
@@ -128,10 +161,11 @@ class GatewayReplica:
         return app
 
     def _count(self, path: str, status: int, seconds: float) -> None:
-        """Questions to a model that come in here, by the Open Inference Protocol; others its own replica counts."""
-        found = _INFER.fullmatch(path)
-        if found is not None and found[1] in self._models:
-            self._notes.add(self._metrics.answered, found[1], status, seconds)
+        """Requests for a model that are answered here; its own replica counts the others."""
+        found = _MODEL_PATH.fullmatch(path)
+        name = found and (found[1] or found[2])
+        if name and name in self._models:
+            self._notes.add(self._metrics.answered, name, status, seconds)
 
     async def _look_for_ever(self) -> None:
         while True:

@@ -1,6 +1,6 @@
 """The HTTP face of a server: the page, its health, its models, pipelines, and the Open Inference Protocol.
 
-What lies under /models/NAME is answered by the model's own application; here is what is left: models there are not.
+What lies under /models/NAME is mostly answered by the model's own application, without the gateway.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 
 from library.pipeline import Pipeline
 from library.step_help import ordered_steps, step_help
@@ -20,13 +20,13 @@ from serve.envelope import Envelope
 from serve.guard import Guard
 from serve.inference_protocol import add_protocol
 from serve.inference_tensors import InferRequest
-from serve.model_api import described_models
+from serve.model_api import add_model_routes
 from serve.models import describe_all, find
 from serve.openapi import BINARY, Json, describe_api, make_app, pictures_body, problems
 from serve.preview import Previewer
 from serve.problems import handle_problems
 from serve.schemas import Live, Models, PipelineText, Ready, StepDescription
-from serve.service import Busy, ModelService
+from serve.service import ModelService
 from serve.settings import ServeSettings
 from serve.sharing import share_with
 from serve.static_files import add_static_files
@@ -55,12 +55,15 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
 
     app = make_app("Striate", "Picture classifiers: what they say, what they see, and what there is.", lifespan)
     handle_problems(app)
+    add_model_routes(
+        app, "/models/{name}", lambda request: find(request, models, request.path_params["name"]), settings
+    )
     _add_health(app, models)
     _add_pipelines(app, previewer, settings)
     add_protocol(app, models, settings)
     _add_absent_models(app, models)
     add_static_files(app)
-    describe_api(app, settings, [JsonPictures, InferRequest], described_models(settings))
+    describe_api(app, settings, [JsonPictures, InferRequest])
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -74,7 +77,7 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
 
 def _is_open(method: str, path: str) -> bool:
     """What needs no key: whether the server lives, and files that are the same on every server (decision 0007)."""
-    return method in ("GET", "HEAD") and (path in ("/healthz", "/", "/docs") or path.startswith("/web/"))
+    return method == "GET" and (path in ("/healthz", "/", "/docs") or path.startswith("/web/"))
 
 
 def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:
@@ -123,11 +126,11 @@ def _add_pipelines(app: FastAPI, previewer: Previewer, settings: ServeSettings) 
 
 
 def _add_absent_models(app: FastAPI, models: Mapping[str, ModelService]) -> None:
-    """Addresses of models end here only when their application has none of its own."""
-    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    """What is no address of a model; above all of a model that there is not."""
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
     @app.api_route("/models/{name}", methods=methods, include_in_schema=False)
     @app.api_route("/models/{name}/{rest:path}", methods=methods, include_in_schema=False)
     async def absent(request: Request, name: str, rest: str = "") -> Response:
         find(request, models, name)
-        raise Busy(f"the model '{name}' is starting", retry_after_s=2)
+        raise HTTPException(404)

@@ -48,11 +48,21 @@ class Guard:
         body = _Body(receive, headers, facts, self._settings)
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and not body.complete:
-                await body.drain()
+            if body.complete:
+                await send(message)
+            elif message["type"] == "http.response.start":
+                if not body.is_too_large:
+                    await body.drain()
                 if not body.complete:
                     MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
+                await send(message)
+            elif body.is_too_large and not message.get("more_body", False):
+                # Told at once; the connection is closed when the client has had time to read it.
+                await send({**message, "more_body": True})
+                await body.drain()
+                await send({"type": "http.response.body"})
+            else:
+                await send(message)
 
         try:
             self._check(scope, headers, facts)
@@ -115,7 +125,7 @@ class _Body:
             settings.body_timeout_s,
         )
         self._deadline = asyncio.get_running_loop().time() + settings.body_timeout_s
-        self._late = False
+        self._late = self.is_too_large = False
         self.complete = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
 
     def check_length(self) -> None:
@@ -158,6 +168,7 @@ class _Body:
         self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
     def _too_large(self) -> Problem:
+        self.is_too_large = True
         detail = f"the body is larger than {self._limit:,} bytes"
         how = f"Send at most {self._limit_mb:g} MiB at once: fewer pictures, or smaller ones."
         return Problem(413, "body_too_large", detail, how)

@@ -74,11 +74,11 @@ async def _infer(request: Request, model: ModelService, settings: ServeSettings)
         call = model.predict(asked.pictures, top_k=asked.most_classes)
     else:
         call = model.predict_pixels(asked.pixels or [], top_k=asked.most_classes)
-    answers, _ = await answered(request, settings, call)
+    answers = await answered(request, settings, call)
     good: list[Answer] = []
-    for place, answer in enumerate(answers):
+    for place, answer in enumerate(answers.pictures):
         if isinstance(answer, BadPicture):
-            where = f"picture {place}: " if len(answers) > 1 else ""
+            where = f"picture {place}: " if len(answers.pictures) > 1 else ""
             raise BadPicture(answer.reason, where + answer.detail)
         good.append(answer)
     content, length = write_answer(asked, model.name, good)

@@ -29,6 +29,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _LENGTH = re.compile("[0-9]{1,18}")
 #: Values of a JSON document; a picture of 500 x 500 as numbers has 750,000.
 _MAX_VALUES = 2**20
+#: A request has some ten.
+_MAX_FIELDS = 200
 _LARGE_BYTES = 2**20
 _PARSING = threading.Lock()
 _DOCS = "GET /v2/models/NAME says what a model takes and gives."
@@ -48,7 +50,7 @@ class InputTensor(_Strict):
     """`image` (BYTES [n], encoded pictures; base64 in JSON) or `pixels` (UINT8 [n, height, width, channels])."""
 
     name: Literal["image", "pixels"]
-    shape: list[int] = pydantic.Field(min_length=1, max_length=4)
+    shape: list[int] = pydantic.Field(min_length=1, max_length=4, fail_fast=True)
     datatype: Literal["BYTES", "UINT8"]
     parameters: InputParameters = InputParameters()
     data: list[Any] | None = None
@@ -85,8 +87,8 @@ class InferRequest(_Strict):
 
     id: Annotated[str | None, pydantic.Field(max_length=256)] = None
     parameters: InferParameters = InferParameters()
-    inputs: list[InputTensor] = pydantic.Field(min_length=1, max_length=1)
-    outputs: list[OutputTensor] | None = None
+    inputs: list[InputTensor] = pydantic.Field(min_length=1, max_length=1, fail_fast=True)
+    outputs: list[OutputTensor] | None = pydantic.Field(default=None, fail_fast=True)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,9 @@ def read_request(body: bytes, header_length: str | None, settings: ServeSettings
             raise Problem(400, "malformed", detail, "Say how many bytes the JSON at its start has.")
         length = int(header_length)
     header = memoryview(body)[:length].tobytes()
+    if header.count(b":") > _MAX_FIELDS:
+        detail = f"the JSON has more than {_MAX_FIELDS:,} fields"
+        raise Problem(413, "too_many_fields", detail, _DOCS)
     values = header.count(b",") + header.count(b"[")
     if values > _MAX_VALUES:
         detail = f"the JSON has more than {_MAX_VALUES:,} values"

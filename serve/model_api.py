@@ -1,10 +1,14 @@
-"""The HTTP face of one model: what lies under /models/NAME."""
+"""The HTTP face of one model: what lies under /models/NAME.
+
+The gateway has the same routes for every model: a request that comes to it, because its path is written otherwise
+(`/models/%6Fne`) or because the proxy has not heard of the model yet, is answered like any other.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 
@@ -15,7 +19,7 @@ from serve.guard import Guard
 from serve.openapi import BINARY, Json, describe_api, make_app, pictures_body, problems
 from serve.problems import Problem, handle_problems, problem_of
 from serve.schemas import ModelDescription, PredictAnswer
-from serve.service import Answer, LocalService, Timing
+from serve.service import Answer, Answers, ModelService
 from serve.settings import ServeSettings
 from serve.sharing import share_with
 from serve.waiting import answered
@@ -23,9 +27,14 @@ from serve.waiting import answered
 _PNG: dict[int | str, dict[str, Any]] = {200: {"description": "a PNG", "content": {"image/png": {"schema": BINARY}}}}
 _BUSY = (429, 503, 504)
 _BODY = (400, 408, 413, 415)
+_NAMED: dict[str, Any] = {
+    "parameters": [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "of the model"}
+    ]
+}
 
 
-def model_app(service: LocalService, settings: ServeSettings) -> FastAPI:
+def model_app(service: ModelService, settings: ServeSettings) -> FastAPI:
     """The application of one model, for the route prefix /models/NAME.
 
     Args:
@@ -35,43 +44,49 @@ def model_app(service: LocalService, settings: ServeSettings) -> FastAPI:
     Raises:
         UsageError: for a wrong line among the keys, or a key file that is not there.
     """
-    app = _routes(service, settings)
+    app = make_app("Striate: one model", "A picture classifier.")
+    handle_problems(app)
+    describe_api(app, settings, [JsonPictures])
+    add_model_routes(app, "", lambda request: service, settings)
     app.add_middleware(Guard, settings=settings, is_open=lambda method, path: False)
     share_with(app, settings.cors_origins)
     app.add_middleware(Envelope, model=service.name)
     return app
 
 
-def described_models(settings: ServeSettings) -> dict[str, Any]:
-    """The description (OpenAPI) of the routes of any model, as they lie under /models/{name}."""
-    made = _routes(cast(LocalService, None), settings).openapi()
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "of the model"}
-    paths: dict[str, Any] = {}
-    for path, operations in made["paths"].items():
-        for operation in operations.values():
-            operation["parameters"] = [name, *operation.get("parameters", [])]
-            operation["operationId"] = f"model_{operation['operationId']}"
-            operation["responses"] |= {str(status): told for status, told in problems(404).items()}
-        paths["/models/{name}" + path.rstrip("/")] = operations
-    return made | {"paths": paths}
+def add_model_routes(
+    app: FastAPI, prefix: str, service_of: Callable[[Request], ModelService], settings: ServeSettings
+) -> None:
+    """Add what can be asked of a model.
 
+    Args:
+        app: of one model, or the gateway.
+        prefix: "" in a model's own application, else with `{name}` in it.
+        service_of: the model that a request is for; raises Problem where there is none.
+        settings: limits and what may be asked.
+    """
+    named, unknown = (_NAMED, (404,)) if prefix else (dict[str, Any](), ())
 
-def _routes(service: LocalService, settings: ServeSettings) -> FastAPI:
-    app = make_app("Striate: one model", "A picture classifier.")
-    handle_problems(app)
-    describe_api(app, settings, [JsonPictures])
-
-    @app.get("/", summary="What the model is", responses=problems(*_BUSY), response_model=ModelDescription)
+    @app.get(
+        prefix or "/",
+        summary="What the model is",
+        responses=problems(*unknown, *_BUSY),
+        response_model=ModelDescription,
+        openapi_extra=named,
+    )
     async def model(request: Request) -> Response:
-        return Json(await answered(request, settings, service.described()))
+        return Json(await answered(request, settings, service_of(request).described()))
+
+    if prefix:
+        app.get(f"{prefix}/", include_in_schema=False)(model)
 
     @app.post(
-        "/predict",
+        f"{prefix}/predict",
         summary="Classify pictures",
-        responses=problems(*_BODY, *_BUSY),
+        responses=problems(*unknown, *_BODY, *_BUSY),
         response_model=PredictAnswer,
         response_model_exclude_unset=True,
-        openapi_extra=pictures_body(several=True),
+        openapi_extra=named | pictures_body(several=True),
     )
     async def predict(
         request: Request,
@@ -83,51 +98,49 @@ def _routes(service: LocalService, settings: ServeSettings) -> FastAPI:
         The error of a single picture is the response's own. Of several pictures each has its classes or its own error,
         and the status is 200: a bad picture fails no other.
         """
+        service = service_of(request)
         if explain and not (await service.described())["explain"]:
             how = "Leave explain out, or ask a model whose `explain` is true in GET /models."
             raise Problem(422, "no_explanation", f"'{service.name}' gives no explanations", how)
         uploads = await read_pictures(request, settings)
         call = service.predict([upload.data for upload in uploads], top_k=top_k, explain=explain)
-        answers, timing = await answered(request, settings, call)
-        return Json(_predictions(service, uploads, answers, timing))
+        return Json(_predictions(service.name, uploads, await answered(request, settings, call)))
 
     @app.post(
-        "/view",
+        f"{prefix}/view",
         summary="What the model sees",
-        responses=_PNG | problems(*_BODY, *_BUSY),
+        responses=_PNG | problems(*unknown, *_BODY, *_BUSY),
         response_class=Response,
-        openapi_extra=pictures_body(several=False),
+        openapi_extra=named | pictures_body(several=False),
     )
     async def view(request: Request) -> Response:
         """A picture after the model's own input pipeline, as PNG."""
+        service = service_of(request)
         upload = await read_picture(request, settings)
         return Response(await answered(request, settings, service.view(upload.data)), media_type="image/png")
 
     @app.get(
-        "/drift",
+        f"{prefix}/drift",
         summary="How far what was asked lately is from what was trained on",
         responses=problems(404, *_BUSY, of_404="it is not measured"),
         response_model=dict[str, Any],
+        openapi_extra=named,
     )
     async def drift(request: Request) -> Response:
-        numbers = await answered(request, settings, service.drift())
+        numbers = await answered(request, settings, service_of(request).drift())
         if numbers is None:
             raise Problem(404, "drift_off", "Drift is not measured.", "Serve with --drift.")
         return Json(numbers)
 
-    return app
 
-
-def _predictions(
-    service: LocalService, uploads: Sequence[Upload], answers: Sequence[Answer | BadPicture], timing: Timing
-) -> dict[str, Any]:
-    if len(answers) == 1 and isinstance(answers[0], BadPicture):
-        raise answers[0]
+def _predictions(name: str, uploads: Sequence[Upload], answers: Answers) -> dict[str, Any]:
+    if len(answers.pictures) == 1 and isinstance(answers.pictures[0], BadPicture):
+        raise answers.pictures[0]
     return {
-        "model": service.name,
-        "bundle_id": service.bundle_id,
-        "predictions": [_prediction(upload, answer) for upload, answer in zip(uploads, answers, strict=True)],
-        "timing": timing,
+        "model": name,
+        "bundle_id": answers.bundle_id,
+        "predictions": [_prediction(upload, answer) for upload, answer in zip(uploads, answers.pictures, strict=True)],
+        "timing": answers.timing,
     }
 
 

@@ -44,6 +44,7 @@ async def described_soon(model: ModelService) -> dict[str, Any]:
     """What a model says of itself; of one that does not, its name and that it is not ready."""
     try:
         async with asyncio.timeout(_SOON_S):
-            return await model.described()
+            described = await model.described()
+            return described if await model.is_reached() else described | {"ready": False, "state": "STARTING"}
     except (StriateError, TimeoutError):
         return {"name": model.name, "ready": False, "state": "UNREACHABLE"}

@@ -121,16 +121,13 @@ def make_app(
     return app
 
 
-def describe_api(
-    app: FastAPI, settings: ServeSettings, bodies: Sequence[type[BaseModel]], more: dict[str, Any] | None = None
-) -> None:
+def describe_api(app: FastAPI, settings: ServeSettings, bodies: Sequence[type[BaseModel]]) -> None:
     """Put what FastAPI cannot know into the description of `app`.
 
     Args:
         app: of whom it is.
         settings: say whether keys are asked.
         bodies: schemas that bodies refer to.
-        more: the description of another application, whose paths are told too.
     """
     _, defined = models_json_schema([(model, "validation") for model in (ProblemBody, *bodies)], ref_template=_REF)
 
@@ -139,9 +136,6 @@ def describe_api(
             made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             components = made.setdefault("components", {})
             schemas: dict[str, Any] = components.setdefault("schemas", {})
-            if more is not None:
-                made["paths"] = more["paths"] | made["paths"]
-                schemas |= more["components"]["schemas"]
             schemas |= defined["$defs"]
             if settings.needs_key:
                 components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

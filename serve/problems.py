@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from cluster.console import json_text
 from library.errors import BadPicture, GrammarError, StepError, StriateError, UsageError
 from serve.service import Busy, TimedOut
 
@@ -57,8 +57,7 @@ class Problem(Exception):
         body = self.body()
         if path.startswith("/v2"):
             body["error"] = self.detail
-        content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-        return Response(content, self.status, self.headers, MEDIA_TYPE)
+        return Response(json_text(body), self.status, self.headers, MEDIA_TYPE)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -116,12 +115,12 @@ def invalid_values(errors: Sequence[Any], what: str) -> Problem:
         errors: of a `ValidationError`.
         what: the thing that is wrong: `body`, `request`.
     """
-    told = [{"where": ".".join(map(str, one["loc"])), "what": _in_words(one)} for one in errors]
+    told = [{"where": ".".join(str(part)[:80] for part in one["loc"]), "what": _in_words(one)} for one in errors[:20]]
     if errors[0]["type"] == "json_invalid":
         return Problem(400, "malformed", f"the {what} is no JSON: {told[0]['what']}")
     first = told[0]
     where = f"{first['where']}: " if first["where"] else ""
-    return Problem(422, "invalid", f"{where}{first['what']}", "The page /docs says what is taken.", errors=told[:20])
+    return Problem(422, "invalid", f"{where}{first['what']}", "The page /docs says what is taken.", errors=told)
 
 
 def _in_words(error: Mapping[str, Any]) -> str:

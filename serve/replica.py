@@ -33,7 +33,7 @@ from serve.metrics import ServeMetrics
 from serve.model_api import model_app
 from serve.notes import Notes
 from serve.priority import yield_to_others
-from serve.service import Answer, Timing
+from serve.service import Answer, Answers, Timing
 from serve.settings import ServeSettings
 
 #: How long the probe for the batch size may take, in seconds.
@@ -43,7 +43,7 @@ _STUCK_S = 120.0
 
 
 class ModelReplica:
-    """One model that answers (`serve.service.LocalService`).
+    """One model that answers (`serve.service.ModelService`).
 
     Args:
         name: under which it is served.
@@ -106,26 +106,21 @@ class ModelReplica:
         """Under which it is served."""
         return self._name
 
-    @property
-    def bundle_id(self) -> str:
-        """Of the bundle that answers, in hex."""
-        return self._bundle_id
-
     async def described(self) -> dict[str, Any]:
         """What `GET /models` says of it."""
         runtime = self._runtime.described() | {"batch_size": self._batch_size, "batch_wait_ms": self._batch_wait_ms}
         told = _described(self._name, self._bundle_id, self._bundle.record)
         return told | {"runtime": runtime, "explain": self._settings.explain}
 
-    async def predict(
-        self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def is_reached(self) -> bool:
+        """Asked of the gateway's models only."""
+        return True
+
+    async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:
         """Classify encoded pictures."""
         return await self._answers(pictures, top_k, explain)
 
-    async def predict_pixels(
-        self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         """Classify decoded pictures."""
         return await self._answers(pictures, top_k)
 
@@ -143,7 +138,7 @@ class ModelReplica:
 
     async def _answers(
         self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int, with_heat: bool = False
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    ) -> Answers:
         began = perf_counter()
         self._engine.admit(len(pictures))
         try:
@@ -157,12 +152,13 @@ class ModelReplica:
             self._engine.release(len(pictures))
         good = [result for result in results if isinstance(result, Result)]
         self._notes.add(self._count, good, [answer.classes[0] for answer in answers if isinstance(answer, Answer)])
-        return answers, Timing(
+        timing = Timing(
             decode_ms=1000 * sum(result.prepare_s for result in good),
             queue_ms=1000 * max((result.wait_s for result in good), default=0.0),
             infer_ms=1000 * max((result.compute_s for result in good), default=0.0),
             total_ms=1000 * (perf_counter() - began),
         )
+        return Answers(answers, timing, self._bundle_id)
 
     def _answer(self, result: Result, top_k: int) -> Answer:
         (ranked,) = self._bundle.ranked(result.probabilities[None], top_k)

@@ -1,8 +1,8 @@
 """What the HTTP faces ask of a model: `model_api` of the one in its own process, `gateway_api` of every one.
 
-In a model's own application the service is the replica itself (a `LocalService`); in the gateway it is a thin wrapper
-of the application's handle, which turns Ray's errors back into those below. All methods are coroutines, so that one
-protocol does for both. A call whose client has left is cancelled.
+In a model's own application the service is the replica itself; in the gateway it is a thin wrapper of the application's
+handle, which turns Ray's errors back into those below. All methods are coroutines, so that one protocol does for both.
+A call whose client has left is cancelled.
 """
 
 from __future__ import annotations
@@ -53,6 +53,21 @@ class Timing:
     total_ms: float = 0.0
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of the pictures of one request.
+
+    Attributes:
+        pictures: one answer each, in their order; a picture that cannot be used has its BadPicture.
+        timing: of the request.
+        bundle_id: of the bundle that answered, in hex.
+    """
+
+    pictures: list[Answer | BadPicture]
+    timing: Timing
+    bundle_id: str
+
+
 class Busy(StriateError):
     """The model takes no more at the moment, or is starting, or has just lost what it was computing.
 
@@ -90,9 +105,11 @@ class ModelService(Protocol):
         """
         ...
 
-    async def predict(
-        self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def is_reached(self) -> bool:
+        """Whether clients reach it: its own application answers, and what stands between."""
+        ...
+
+    async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:
         """Classify encoded pictures; one that cannot be used is its BadPicture, in its place, and stops no other.
 
         Args:
@@ -106,9 +123,7 @@ class ModelService(Protocol):
         """
         ...
 
-    async def predict_pixels(
-        self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         """As `predict`, of decoded pictures (height x width x channels)."""
         ...
 
@@ -122,13 +137,4 @@ class ModelService(Protocol):
 
     async def drift(self) -> dict[str, Any] | None:
         """How far what was asked lately is from what was trained on; None where that is not measured."""
-        ...
-
-
-class LocalService(ModelService, Protocol):
-    """A model in this process."""
-
-    @property
-    def bundle_id(self) -> str:
-        """Of the bundle that answers, in hex."""
         ...

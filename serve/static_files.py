@@ -36,11 +36,11 @@ def add_static_files(app: FastAPI) -> None:
         if path.is_file() and path.suffix in _TYPES
     }
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         return _answer(request, files.get("index.html"))
 
-    @app.api_route("/web/{name:path}", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/web/{name:path}", include_in_schema=False)
     async def asset(request: Request, name: str) -> Response:
         return _answer(request, files.get(name))
 

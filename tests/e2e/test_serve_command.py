@@ -70,6 +70,23 @@ def slowly(port: int, beginning: bytes) -> bytes:
     return told
 
 
+def answers_once_ready(url: str, names: tuple[str, ...], data: bytes) -> list[int]:
+    """Statuses of requests to each model, over fresh connections, from the moment that /readyz says 200."""
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{url}/readyz", timeout=60).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    until(is_ready, seconds=300)
+    return [
+        httpx.post(f"{url}/models/{name}/predict", content=data, timeout=60).status_code
+        for _ in range(20)
+        for name in names
+    ]
+
+
 def start(folder: Path, *arguments: str) -> Served:
     stderr = folder / "stderr.txt"
     with open(stderr, "wb") as err:
@@ -99,10 +116,25 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def served(bundles: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def at_first() -> list[int]:
+    """Statuses of the first requests to `served`, asked as soon as it says that it is ready."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def served(
+    bundles: dict[str, str], photos: list[bytes], at_first: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     arguments = (bundles["one"], f"second={bundles['other']}", "--runtime", "eager", "--cpus-per-replica", "1")
-    folder = tmp_path_factory.mktemp("serve")
-    made = start(folder, *arguments, "--port", "0", "--access-log", str(folder / "access.log"))
+    folder, port = tmp_path_factory.mktemp("serve"), free_port()
+
+    def ask() -> None:
+        at_first.extend(answers_once_ready(f"http://127.0.0.1:{port}", ("one", "second", "%6Fne"), photos[0]))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    made = start(folder, *arguments, "--port", str(port), "--access-log", str(folder / "access.log"))
+    asking.join(300)
     yield made
     if made.process.poll() is None:
         made.process.kill()
@@ -139,6 +171,17 @@ class Load:
 
     def bundles(self) -> set[str]:
         return {answer.json()["bundle_id"] for answer in self.answers if answer.status_code == 200}
+
+
+def test_a_server_that_says_it_is_ready_answers_for_every_model(served: Served, at_first: list[int]) -> None:
+    assert at_first == [200] * 60
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unsent(served: Served) -> None:
+    head = "POST /models/one/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
+    told = slowly(int(served.url.rpartition(":")[2]), head.encode())
+    assert told.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in told
 
 
 def test_models_answer_as_their_bundles_do_bit_for_bit(

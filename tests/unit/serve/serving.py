@@ -22,17 +22,18 @@ from library.errors import BadPicture
 from library.sheet import visible
 from serve.gateway_api import gateway_app
 from serve.model_api import model_app
-from serve.service import Answer, Timing
+from serve.service import Answer, Answers, Timing
 from serve.settings import ServeSettings
 from tests.waiting import until
 
 
 class LocalModel:
-    """A `LocalService` over a bundle, in threads."""
+    """A `ModelService` over a bundle, in threads."""
 
     def __init__(self, name: str, bundle: Bundle, settings: ServeSettings, *, ready: bool = True) -> None:
         self.name, self.bundle, self.settings, self.ready = name, bundle, settings, ready
         self.bundle_id = bundle.id
+        self.reached = True
         self.cancelled = 0
         self.failing: Exception | None = None
         #: Holds answers back until it is set.
@@ -56,9 +57,10 @@ class LocalModel:
             "state": "RUNNING" if self.ready else "DEPLOYING",
         }
 
-    async def predict(
-        self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def is_reached(self) -> bool:
+        return self.reached
+
+    async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:
         if self.failing is not None:
             raise self.failing
         if self.gate is not None:
@@ -70,9 +72,7 @@ class LocalModel:
                 raise
         return await asyncio.to_thread(self._predict, pictures, top_k, explain)
 
-    async def predict_pixels(
-        self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         return await asyncio.to_thread(self._predict, pictures, top_k, False)
 
     async def view(self, data: bytes) -> bytes:
@@ -82,8 +82,9 @@ class LocalModel:
     async def drift(self) -> dict[str, Any] | None:
         return {"brightness": 0.25} if self.name == "colour" else None
 
-    def _predict(self, pictures: Sequence[Any], top_k: int, explain: bool) -> tuple[list[Answer | BadPicture], Timing]:
-        return [self._one(picture, top_k, explain) for picture in pictures], Timing(1.0, 0.0, 2.0, 3.0)
+    def _predict(self, pictures: Sequence[Any], top_k: int, explain: bool) -> Answers:
+        said = [self._one(picture, top_k, explain) for picture in pictures]
+        return Answers(said, Timing(1.0, 0.0, 2.0, 3.0), self.bundle_id)
 
     def _one(self, picture: Any, top_k: int, explain: bool) -> Answer | BadPicture:
         try:

@@ -73,6 +73,17 @@ def test_ready_once_all_models_are(models: dict[str, LocalModel]) -> None:
     assert response.json()["models"][2] == {"name": "late", "ready": False, "state": "DEPLOYING"}
 
 
+def test_a_model_that_clients_do_not_reach_yet_is_not_ready(models: dict[str, LocalModel]) -> None:
+    behind = LocalModel("behind", models["grey"].bundle, ServeSettings())
+    behind.reached = False
+    for path in ("/readyz", "/v2/health/ready", "/v2/models/behind/ready"):
+        assert ask(models | {"behind": behind}, path).status_code == 503
+    assert ask(models | {"behind": behind}, "/readyz").json()["models"][0]["state"] == "STARTING"
+    assert ask({"behind": behind}, "/models/behind").status_code == 200, "who reaches it all the same is answered"
+    behind.reached = True
+    assert ask(models | {"behind": behind}, "/readyz").status_code == 200
+
+
 def test_a_model_that_does_not_answer_is_listed_as_such(models: dict[str, LocalModel]) -> None:
     class Gone(LocalModel):
         async def described(self) -> dict[str, Any]:
@@ -118,14 +129,40 @@ def test_paths_that_lead_nowhere_are_404(server: Server, path: str) -> None:
     assert b"application/problem+json" in answer
 
 
-def test_a_known_model_whose_application_is_not_there_yet_is_busy(models: dict[str, LocalModel]) -> None:
-    async def play() -> httpx.Response:
-        async with asgi_client(gateway_app(models, ServeSettings())) as client:
-            return await client.post("/models/grey/predict", content=JPEG)
+@pytest.mark.parametrize("name", ["grey", "%67rey", "gr%65%79"])
+def test_what_comes_to_the_gateway_for_a_model_is_answered(
+    models: dict[str, LocalModel], server: Server, name: str
+) -> None:
+    """As when the proxy has not heard of a model, or does not know it by an encoded name."""
 
-    response = asyncio.run(play())
-    assert "starting" in problem(response, 503, "busy")["detail"]
-    assert int(response.headers["retry-after"]) >= 1
+    async def play() -> list[httpx.Response]:
+        async with asgi_client(gateway_app(models, ServeSettings())) as client:
+            requests = [("GET", ""), ("GET", "/"), ("POST", "/predict"), ("POST", "/view"), ("GET", "/drift")]
+            answers = [await client.request(method, f"/models/{name}{path}", content=JPEG) for method, path in requests]
+            return [*answers, await client.get(f"/models/{name}/nothing")]
+
+    described, again, predicted, seen, drift, nothing = asyncio.run(play())
+    assert described.json() == again.json() == get(server, "/models/grey").json()
+    assert predicted.json()["predictions"] == post(server, "/models/grey/predict", content=JPEG).json()["predictions"]
+    assert predicted.json()["bundle_id"] == models["grey"].bundle_id
+    assert seen.content == post(server, "/models/grey/view", content=JPEG).content
+    problem(drift, 404, "drift_off")
+    problem(nothing, 404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/models", "/models/grey", "/steps", "/docs", "/v2"])
+def test_what_can_be_read_has_a_head(server: Server, path: str) -> None:
+    with server.client() as client:
+        read, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == read.headers["content-type"]
+    assert head.headers["content-length"] == read.headers["content-length"]
+
+
+def test_a_head_that_is_not_there_is_404_and_one_of_a_post_405(server: Server) -> None:
+    with server.client() as client:
+        assert client.head("/models/none").status_code == 404
+        assert client.head("/models/grey/predict").status_code == 405
 
 
 def test_a_wrong_method_is_405_and_says_the_right_one(server: Server) -> None:
@@ -161,6 +198,12 @@ def test_a_models_failure_is_told_without_its_inside(
         assert "secret" not in response.text
         assert (response.headers.get("retry-after") == "7") == (status in (429, 503))
         assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_what_could_steer_a_terminal_is_written_out(server: Server) -> None:
+    response = get(server, "/models/%1b[31mred%c2%9b31m%e2%80%ae")
+    assert "\x1b[31mred" in problem(response, 404, "unknown_model")["detail"]
+    assert not {"\x1b", "\x9b", "\u202e"} & set(response.text)
 
 
 # -- pipelines --------------------------------------------------------------------------------------------------------

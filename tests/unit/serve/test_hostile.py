@@ -55,6 +55,65 @@ def test_a_client_that_only_says_how_much_it_will_send_is_refused_before_it_does
         assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413")
 
 
+def test_a_body_that_says_it_is_too_large_is_answered_unread(models: dict[str, LocalModel]) -> None:
+    sent: list[Any] = []
+    seen: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        seen.append(len(sent))
+        return {"type": "http.request", "body": b"x" * 20_000, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-length", b"20000")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/models/grey/predict",
+        "query_string": b"",
+        "headers": headers,
+    }
+
+    async def play() -> None:
+        await apps(models, ServeSettings(max_body_mb=0.01))(scope, receive, send)
+
+    asyncio.run(play())
+    assert sent[0]["status"] == 413
+    assert b"".join(message.get("body", b"") for message in sent).count(b"body_too_large") == 1
+    assert seen == [2], "its head and its content are sent before anything is read"
+
+
+@pytest.mark.parametrize("path", ["/models/grey/predict", "/v2/models/grey/infer"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{" + b",".join(b'"key%d":1' % number for number in range(10**6)) + b"}",
+        b'{"pictures":[{' + b'"k":1,' * 10**6 + b'"base64":""}]}',
+        b'{"pictures":[' + b"1," * 10**6 + b"1]}",
+        b'{"inputs":[' + b"1," * 10**6 + b"1]}",
+        b'{"inputs":[],"outputs":[' + b"1," * 10**6 + b"1]}",
+        b'{"' + b"k" * 10**7 + b'":1}',
+        b"[" * 10**6,
+    ],
+    ids=["keys", "keys of a picture", "pictures", "inputs", "outputs", "a long key", "depth"],
+)
+def test_json_made_to_have_many_mistakes_is_refused_in_few_words(server: Server, path: str, body: bytes) -> None:
+    with server.client() as client:
+        response = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 413, 422)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert len(response.content) < 2000
+
+
+def test_a_part_of_a_form_with_many_headers_is_refused(server: Server) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="file"\r\n'
+    body = head + b"".join(b"X-%d: 1\r\n" % number for number in range(1000)) + b"\r\nx\r\n--b--\r\n"
+    with server.client() as client:
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        problem(client.post("/models/grey/predict", content=body, headers=headers), 400, "malformed")
+
+
 @pytest.mark.parametrize("head", ["Content-Length: 5000\r\n", "Transfer-Encoding: chunked\r\n"])
 def test_a_body_that_does_not_come_is_408_and_the_connection_closed(models: dict[str, LocalModel], head: str) -> None:
     with small(models, body_timeout_s=0.2) as server:
@@ -220,7 +279,7 @@ def test_the_log_says_who_asked_what_and_how_it_went_and_holds_no_key_and_no_nam
     logged = lines(caplog)
     assert [(one["method"], one["path"], one["model"], one["status"], one["key"]) for one in logged] == [
         ("POST", "/models/grey/predict", "grey", 200, "ann"),
-        ("POST", "/models/{name}/{rest:path}", None, 404, "ann"),
+        ("POST", "/models/{name}/predict", None, 404, "ann"),
         ("GET", "/v2/models/{name}/ready", "grey", 200, "ann"),
         ("GET", None, None, 404, "ann"),
         ("GET", None, None, 401, None),

@@ -36,8 +36,10 @@ def test_a_bundle_is_served_under_its_folders_name_or_the_one_it_is_given() -> N
     [
         ([], "name at least one"),
         (["/a/lenet", "/b/lenet"], "two bundles would be served as 'lenet'"),
-        (["a b=/m/lenet"], "'a b' cannot be a model's name"),
-        (["/m/über"], "cannot be a model's name"),
+        (["a b=/m/lenet"], "write a-b=/m/lenet"),
+        (["/m/über"], "write uber=/m/über"),
+        (["/m/run=3/犬"], "write NAME=/m/run=3/犬"),
+        (["%6Fne=/m/one"], "write 6Fne=/m/one"),
         (["..=/m/lenet"], "'..' cannot"),
         (["striate=/m/lenet"], "'striate' cannot"),
         (["/"], "cannot be a model's name"),

@@ -164,7 +164,7 @@ def test_a_compressed_body_is_415(server: Server) -> None:
     [
         (b"{", 400, "malformed", "JSON"),
         (b"\xff\xfe", 400, "malformed", "JSON"),
-        (b"[" * 100_000, 400, "malformed", "JSON"),
+        (b"[" * 5_000, 400, "malformed", "JSON"),
         (b"[]", 422, "invalid", "object"),
         (b"{}", 422, "invalid", "pictures"),
         (b'{"pictures": []}', 422, "invalid", "pictures"),
