@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from library.errors import BadPicture
 
 #: As `Header.px_ns`.
-PX_NS = 60.0
+PX_NS = 35.0
+#: Of each pixel that is coded. A picture with alpha counts six times its pixels; what counts eight times is refused.
+_CODED_PX = 3
 #: What is counted at least: the coded data may claim another size than its container, which only the decoder sees.
-_LEAST_PX = 4 * 2**20
+_LEAST_PX = 8 * 2**20
 _ITEM_PX = 10_000
 _MOST_BOXES, _MOST_UNITS = 50_000, 20_000
 _MOST_PX = 2**60
@@ -67,7 +69,7 @@ class _Items:
         """Of one picture with all that it is put together of; `known` has those counted so far."""
         if item not in known:
             known[item] = 0  # one that names itself is refused by every decoder
-            total = _ITEM_PX + self.sizes.get(item, 0) * max(self._frames(item, data), 1)
+            total = _ITEM_PX + _CODED_PX * self.sizes.get(item, 0) * max(self._frames(item, data), 1)
             for part, times in Counter(self.parts.get(item, ())).items():
                 total += times * self.work_px(part, data, known)
             known[item] = min(total, _MOST_PX)

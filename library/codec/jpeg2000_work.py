@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from library.errors import BadPicture
 
-#: As `Header.px_ns`. Photos take a quarter of it, and noise of which nothing is left out twice as long.
-PX_NS = 200.0
-_PACKET_PX = 5  # that is empty
+#: As `Header.px_ns`. Noise of which nothing is left out takes so long, and photos an eighth.
+PX_NS = 400.0
+_PACKET_PX = 20  # that is empty
 _TILE_PX = 500
 _MOST_SEGMENTS = 200_000
 _SIZ, _COD, _COC, _SOT, _SOD = 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93
