@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_examples import heic_bytes, pil_bytes
+from PIL import Image
 
 from library import codec
 from library.bundle import Bundle, ensemble
@@ -117,6 +119,16 @@ def test_a_picture_whose_answer_is_not_a_number_is_refused_and_stops_no_other() 
     assert isinstance(second, Prediction)
     with pytest.raises(BadPicture, match="not_finite"):
         made.predict(bad)
+
+
+def test_pictures_of_phones_and_of_archives_are_predicted_as_their_pixels_are() -> None:
+    made = bundle(0)
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8)
+    expected = made.predict(codec.encode(pixels, codec.Encoding("png"))[0])
+    for data in (heic_bytes(pixels), pil_bytes(Image.fromarray(pixels), "jpeg2000")):
+        assert dict(made.predict(data).classes) == pytest.approx(dict(expected.classes), abs=1e-6)
+    deep = made.predict(heic_bytes(pixels.astype(np.uint16) * 257))
+    assert dict(deep.classes) == pytest.approx(dict(expected.classes), abs=1e-2)
 
 
 def test_an_ensemble_is_the_weighted_mean_whatever_the_order_of_the_members_classes(tmp_path: Path) -> None:

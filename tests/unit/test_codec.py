@@ -498,3 +498,32 @@ def test_a_large_cmyk_tiff_takes_little_more_memory_than_its_pixels() -> None:
     assert most < 4 * inks.size
     exact = (1 - inks[0, :, :3] / 255) * (1 - inks[0, :, 3:] / 255) * 255
     assert np.array_equal(pixels, np.broadcast_to(np.rint(exact), pixels.shape))
+
+
+# -- files made after public bug reports ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "red", "blue"),
+    [
+        ("p_ztxt_big.png", [255, 0, 0], [0, 0, 255]),
+        ("p_rgb_trns.png", [255, 0, 0, 0], [0, 0, 255, 255]),
+        ("p_text_idat.png", [255, 0, 0, 255], [0, 0, 255, 255]),
+        ("x_avif.avif", [255, 0, 1], [0, 0, 253]),
+        ("t_planar_jpeg_ycc.tif", [254, 0, 0], [0, 0, 254]),
+        ("t_alpha_assoc.tif", [253, 0, 0, 128], [0, 0, 253, 128]),
+        ("t_grey12_miniswhite.tif", [19460], [7426]),
+    ],
+)
+def test_pictures_that_other_tools_read_have_their_colours(
+    shared_data: Path, name: str, red: list[int], blue: list[int]
+) -> None:
+    file = shared_data.parent / "cases" / name
+    if not file.is_file():
+        pytest.skip(f"{file} is not on this machine")
+    pixels = codec.decode(file.read_bytes()).astype(int)
+    header = codec.probe(file.read_bytes())
+    assert (header.height, header.width, header.channels) == pixels.shape == (48, 64, len(red))
+    white, left, right = pixels[5, 5], pixels[40, 16], pixels[5, 55]
+    assert white[0] == pixels[:, :, 0].max()
+    assert np.abs(np.array([left, right]) - [red, blue]).max() <= 2
