@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -158,7 +160,7 @@ def connect(
     _keep_stdout_ours()
     notes: list[bytes] = []
     try:
-        with _without_ray_notes(notes):
+        with _without_ray_notes(notes), _own_sigterm():
             ray.init(address=address or "local", **options)
     except Exception as error:  # Ray raises a bare one where the machine is too busy to start it
         raise StriateError(_refused(address, error, notes)) from error
@@ -169,7 +171,8 @@ def connect(
                 say(f"connected to {session}", file=sys.stderr, flush=True)
             yield session
     finally:
-        ray.shutdown()
+        with _undisturbed():
+            ray.shutdown()
 
 
 def _check_same(address: str | None) -> None:
@@ -275,6 +278,47 @@ def _session(address: str | None) -> Session:
         present_cpus=int(sum(node.get("CPU", 0) for node in there)),
         present_gpus=int(sum(node.get("GPU", 0) for node in there)),
     )
+
+
+@contextmanager
+def _own_sigterm() -> Generator[None]:
+    """Keep this program's handler of SIGTERM, where it has one: Ray's own ends the process with nothing tidied up."""
+    from ray._private import utils
+
+    handler, install = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    utils.set_sigterm_handler = _install_nothing
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
+        signal.signal(signal.SIGTERM, handler)  # Ray's core has put one of its own below Python's
+
+
+@contextmanager
+def _undisturbed() -> Generator[None]:
+    """Go on at one more Ctrl-C or SIGTERM, as of somebody who is impatient, and end the process at the next."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def count(number: int, _frame: object) -> None:
+        if seen:
+            os._exit(128 + number)
+        seen.append(number)
+
+    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's own
+
+
+def _install_nothing(_handler: object) -> None: ...
 
 
 @contextmanager

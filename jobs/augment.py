@@ -9,8 +9,9 @@ from library import storage
 from library.augment_work import AugmentJob
 from library.augmentation import Augmenter, parse_augmentation
 from library.codec import Encoding
-from library.destination import check_apart, check_claim
+from library.destination import check_apart, check_claim, remove_uncommitted
 from library.errors import UsageError
+from library.lease import hold
 from library.manifest import Job, Manifest, load_manifest
 
 _MOST_COPIES = 10_000
@@ -98,7 +99,8 @@ def augment_dataset(plan: ShardPlan[AugmentJob], *, workers: str = "auto", addre
         The manifest of the finished destination; its counts are in copies.
 
     Raises:
+        UsageError: another command writes there now.
         StriateError: when a shard fails; those done by then stay.
     """
-    with connect(address) as session:
+    with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
         return make_shards("augment", plan, Places(session.workers(workers)))

@@ -77,21 +77,6 @@ def clear(run: str) -> None:
     _kv("del")(_key(run, ""), del_by_prefix=True, namespace=_NAMESPACE)
 
 
-def note(name: str, value: bytes) -> None:
-    """Put something else on the board, in place of what was there by that name."""
-    _kv("put")(name.encode(), value, namespace=_NAMESPACE)
-
-
-def noted(name: str) -> bytes | None:
-    """What `note` has put there."""
-    return _kv("get")(name.encode(), namespace=_NAMESPACE)
-
-
-def forget(name: str) -> None:
-    """Take it away."""
-    _kv("del")(name.encode(), namespace=_NAMESPACE)
-
-
 def _kv(verb: str) -> Any:
     # Ray's libraries use these functions among themselves; their names begin with an underscore all the same.
     return getattr(internal_kv, f"_internal_kv_{verb}")

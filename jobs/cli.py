@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cluster.console import encode_anything, say
 from cluster.head_watch import set_last_words
@@ -17,8 +20,39 @@ from jobs.options import Address, Measure, Size, Steps, Workers, WorkersUnlessSi
 from library import storage
 from library.errors import StriateError, UsageError
 
+
+class _Stopped(StriateError):
+    """Ctrl-C or SIGTERM has ended the command."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number  # as a shell says it
+        by = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+        super().__init__(f"stopped by {by}; run the same command again to resume")
+
+
+class _Commands(TyperGroup):
+    """The commands, each of which ends in the same way at Ctrl-C and SIGTERM; Typer's own say nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Stopped(_stopped_by) from None
+
+
+_stopped_by: int = signal.SIGINT
+
+
+def _terminate(number: int, _frame: object) -> None:
+    # The exception itself cannot tell: Ray raises a new one where it was waited for.
+    global _stopped_by
+    _stopped_by = number
+    raise KeyboardInterrupt
+
+
 app = typer.Typer(
     name="striate",
+    cls=_Commands,
     help="Raw pictures to filtered shards on Ray, on disk or in a store.",
     no_args_is_help=True,
     add_completion=False,
@@ -42,9 +76,15 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the `striate` command: exit code 0, 1 for a failure, 2 for misuse, 130 for Ctrl-C."""
+    """Entry point of the `striate` command: exit code 0, 1 for a failure, 2 for misuse, 130 for Ctrl-C, 143 for
+    SIGTERM."""
     encode_anything()
-    sys.exit(run(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, _terminate)
+    code = run(sys.argv[1:])
+    # All is said and tidied: who stops the command once more does not wait for what Python does at its exit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(code))
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -56,10 +96,8 @@ def run(arguments: list[str]) -> int:
         return int(app(arguments, prog_name="striate", standalone_mode=False) or 0)
     except StriateError as error:
         return _fail(str(error), error.exit_code, as_json)
-    except typer.Abort:
-        return _fail("stopped; what is done stays, the same command goes on from there", 130, as_json)
-    except KeyboardInterrupt:
-        return _fail("stopped; what is done stays, the same command goes on from there", 130, as_json)
+    except typer.Abort:  # a question that nobody answered
+        return _fail("stopped", 130, as_json)
     except Exception as error:
         # Click's own misuse errors carry an exit code and know how to show themselves.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):

@@ -7,8 +7,9 @@ from jobs.places import places_of_shards
 from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
 from library import storage
 from library.codec import Encoding
-from library.destination import check_apart, check_claim
+from library.destination import check_apart, check_claim, remove_uncommitted
 from library.errors import UsageError
+from library.lease import hold
 from library.manifest import Job, Manifest, load_manifest
 from library.pipeline import Pipeline
 from library.shard_work import FilterJob
@@ -81,7 +82,8 @@ def filter_dataset(
         The manifest of the finished destination.
 
     Raises:
+        UsageError: another command writes there now.
         StriateError: when a shard fails; those done by then stay.
     """
-    with connect(address) as session:
+    with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
         return make_shards("filter", plan, places_of_shards(session, workers, size))

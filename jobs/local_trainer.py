@@ -1,4 +1,5 @@
-"""Ray Train without the actors that only a cluster needs; on a small machine each is a process that takes seconds.
+"""Ray Train that leaves Ctrl-C to the driver; and without the actors that only a cluster needs, each of which is a
+process that takes seconds on a small machine.
 
 This reaches into Ray Train: it is for the version that pyproject.toml asks for.
 """
@@ -17,8 +18,15 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 _UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
-class LocalTrainer(TorchTrainer):
-    """A `TorchTrainer` on a Ray that its own driver has started."""
+class ClusterTrainer(TorchTrainer):
+    """A `TorchTrainer` whose run ends with its driver, as any job does, and is resumed by the next one."""
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Install none: Ray Train's own calls exit(0) at Ctrl-C, as if the training had succeeded."""
+
+
+class LocalTrainer(ClusterTrainer):
+    """The same on a Ray that its own driver has started."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, _UNUSED)]

@@ -9,9 +9,10 @@ from jobs.places import places_of_classifiers
 from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
 from library import storage
 from library.bundle_record import load_record
-from library.destination import check_apart, check_claim
+from library.destination import check_apart, check_claim, remove_uncommitted
 from library.errors import StriateError, UsageError
 from library.inputs import InputPipeline
+from library.lease import hold
 from library.manifest import Job, Manifest, load_manifest
 from library.predict_work import PredictJob, predicted_schema
 from library.shards import ShardReader
@@ -123,9 +124,10 @@ def predict_dataset(
         The manifest of the finished destination.
 
     Raises:
+        UsageError: another command writes there now.
         StriateError: when a shard fails; those done by then stay.
     """
-    with connect(address) as session:
+    with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
         places = places_of_classifiers(session, workers, gpu, len(plan.tasks), size)
         work = dataclasses.replace(plan.work, device=places.device, threads=places.cpus)
         return make_shards("predict", dataclasses.replace(plan, work=work), places, reads=[work.bundle])

@@ -8,7 +8,6 @@ import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -19,7 +18,7 @@ from cluster.resources import placed
 from cluster.session import connect
 from cluster.shared_paths import check_shared
 from jobs.placement import Placement
-from jobs.train_claim import CHECKPOINTS, check_claim, claim
+from jobs.train_claim import CHECKPOINTS, check_claim, claim, remove_temporaries
 from jobs.train_data import data_refs
 from library import storage
 from library.bundle_record import BundleRecord, load_record
@@ -27,6 +26,7 @@ from library.drift import Histograms
 from library.errors import UsageError
 from library.grammar import nearest
 from library.inputs import InputPipeline
+from library.lease import hold
 from library.manifest import find_manifest, load_manifest
 from library.models import check_input, create, info, parse_call
 from library.pipeline import Pipeline
@@ -227,27 +227,28 @@ def train(
         address: of a Ray cluster.
 
     Raises:
+        UsageError: another command writes to the bundle's folder now.
         StriateError: when the loss is no number any more, or the workers failed too often.
     """
     if plan.finished:
         return TrainResult(load_record(plan.out), plan.out, {}, 0.0, resumed=True)
-    with connect(address, environment=_ENVIRONMENT) as session:
-        from jobs.train_lock import alone_in
-        from jobs.train_run import fit
+    with hold(plan.out, tidy=remove_temporaries):
+        if check_claim(plan):  # another command was faster
+            return TrainResult(load_record(plan.out), plan.out, {}, 0.0, resumed=True)
+        with connect(address, environment=_ENVIRONMENT) as session:
+            from jobs.train_run import fit
 
-        if size is not None:
-            need = placed(size, "train")
-            workers, gpu, cpus_per_worker = str(need.workers), need.gpus > 0, need.cpus
-        placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
-        _check_batch_norms(plan.recipe, len(plan.train), placement.workers[1])
-        check_shared(reads=_read_by_workers(plan), writes=[plan.out])
-        # A Ray of its own has no other driver.
-        with alone_in(plan.out) if session.address is not None else nullcontext():
+            if size is not None:
+                need = placed(size, "train")
+                workers, gpu, cpus_per_worker = str(need.workers), need.gpus > 0, need.cpus
+            placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
+            _check_batch_norms(plan.recipe, len(plan.train), placement.workers[1])
+            check_shared(reads=_read_by_workers(plan), writes=[plan.out])
             claim(plan)
             run = uuid.uuid4().hex
             refs = data_refs(plan, session)
             checkpoint, ended = fit(plan, refs, placement, run, storage.join(plan.out, CHECKPOINTS), _RUN)
-    record = _bundle(plan, checkpoint, ended)
+        record = _bundle(plan, checkpoint, ended)
     return TrainResult(
         record,
         plan.out,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 import torch
 
+from jobs.train_claim import local_checkpoint
 from library.training.position import Position
 
 if TYPE_CHECKING:  # the driver reads checkpoints and needs no timm for it
     from library.training.learner import Learner
+
+#: Of the folder of a checkpoint; the step's number follows.
+CHECKPOINT_PREFIX = "step-"
 
 _STATE = "state.pt"
 
@@ -31,18 +35,23 @@ def last_state(device: torch.device) -> dict[str, Any] | None:
     return None if checkpoint is None else load_state(checkpoint, device)
 
 
-def keep(learner: Learner, at: Position, metrics: dict[str, Any], kept: Callable[[], None]) -> None:
-    """Keep the state; rank 0 writes it, all take part. It is uploaded while training goes on, then `kept` is called."""
+def keep(learner: Learner, at: Position, metrics: dict[str, Any], out: str, kept: Callable[[], None]) -> None:
+    """Keep the state of the training that writes to `out`; rank 0 writes it, all take part. It is uploaded while
+    training goes on, then `kept` is called."""
     checkpoint = None
     storage: Any = ray.train.get_context().get_storage()
 
     def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        there = storage.persist_current_checkpoint(checkpoint, name)
+        try:
+            there = storage.persist_current_checkpoint(checkpoint, name)
+        except BaseException:  # Ray removes the local folder after a success only
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+            raise
         kept()
         return there
 
     if ray.train.get_context().get_world_rank() == 0:
-        folder = tempfile.mkdtemp(prefix="striate-checkpoint-")
+        folder = local_checkpoint(out)
         content = {"state": learner.state(), "position": asdict(at)}
         content["best_model"] = learner.best_model.state_dict()
         torch.save(content, Path(folder) / _STATE)
@@ -50,7 +59,7 @@ def keep(learner: Learner, at: Position, metrics: dict[str, Any], kept: Callable
     ray.train.report(
         metrics,
         checkpoint=checkpoint,
-        checkpoint_dir_name=f"step-{at.step:09d}",
+        checkpoint_dir_name=f"{CHECKPOINT_PREFIX}{at.step:09d}",
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=upload,
     )

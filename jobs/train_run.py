@@ -15,17 +15,16 @@ import pyarrow.fs
 import torch
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from rich.live import Live
 
 from cluster.console import Terminal, say
 from jobs import board
-from jobs.local_trainer import LocalTrainer
+from jobs.local_trainer import ClusterTrainer, LocalTrainer
 from jobs.placement import Placement
 from jobs.progress import duration
 from jobs.tracking import mlflow_logger
-from jobs.train_checkpoint import load_state
+from jobs.train_checkpoint import CHECKPOINT_PREFIX, load_state
 from jobs.train_loop import TrainTask, train_loop
 from jobs.train_network import NodeTorchConfig
 from library import storage, stores
@@ -99,7 +98,7 @@ def fit(
         os.environ.setdefault(*_ELASTIC_START)
     for logger in ("ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    trainer = (TorchTrainer if placement.cluster else LocalTrainer)(
+    trainer = (ClusterTrainer if placement.cluster else LocalTrainer)(
         train_loop,
         train_loop_config={"task": asdict(task), "refs": refs},
         torch_config=NodeTorchConfig(),
@@ -144,7 +143,18 @@ def fit(
     best = result.get_best_checkpoint("score", "max") if result.best_checkpoints else None
     if best is None or not ended:
         raise StriateError("the training ended without a checkpoint; nothing was learned")
+    known = [*(checkpoint for checkpoint, _ in result.best_checkpoints or ()), result.checkpoint]
+    _remove_halves(storage.join(checkpoints, name), {storage.name_of(each.path) for each in known if each})
     return load_state(best, torch.device("cpu")), ended
+
+
+def _remove_halves(run: str, known: set[str]) -> None:
+    """Remove checkpoints that a kill cut while they were uploaded: Ray Train knows nothing of them."""
+    for file in storage.list_files(run):
+        folder = file.path.partition("/")[0]
+        if folder.startswith(CHECKPOINT_PREFIX) and folder not in known:
+            storage.remove([file.uri])
+            storage.remove_empty_folder(storage.join(run, folder))
 
 
 def _storage(checkpoints: str) -> dict[str, Any]:

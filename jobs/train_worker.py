@@ -22,6 +22,7 @@ from jobs.feed import feeds_of
 from jobs.metrics import TrainMetrics
 from jobs.streaming import StreamFeed, StreamScoring
 from jobs.train_checkpoint import keep, last_state
+from jobs.train_claim import remove_local_checkpoints
 from jobs.train_loop import TrainTask
 from jobs.train_peers import gathered, largest, summed, take_from_first
 from library import storage
@@ -50,6 +51,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     if refused is not None:  # Ray starts the workers again after any error, and this one would come again
         return {"refused": refused["why"]}
     torch.set_num_threads(task.threads)
+    if ray.train.get_context().get_local_rank() == 0:
+        remove_local_checkpoints(task.out)  # of a worker that was killed
     try:
         return _Training(task, config["refs"]).run()
     except StriateError as error:
@@ -287,4 +290,4 @@ class _Training:
 
     def _keep(self, metrics: dict[str, Any]) -> None:
         self._saved_at = time.monotonic()
-        keep(self._learner, self._at, metrics, self._metrics.kept)
+        keep(self._learner, self._at, metrics, self._task.out, self._metrics.kept)

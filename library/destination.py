@@ -12,6 +12,7 @@ from typing import Any
 
 from library import storage
 from library.errors import StriateError, UsageError
+from library.lease import LEASES
 from library.manifest import (
     REJECTS,
     REPORTS,
@@ -32,6 +33,7 @@ from library.versions import VERSIONS
 _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
 #: What a job of ours writes below a dataset; nothing else is ever removed.
 _OURS = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
+_NOTHING_YET = rf"{LEASES}/.*|{_TEMPORARY}"
 
 _READ_AT_ONCE = 1000
 
@@ -51,6 +53,25 @@ def check_apart(source: str, destination: str) -> None:
         raise UsageError(f"the source {source} lies in the destination {destination}; choose a folder outside it")
 
 
+def remove_uncommitted(dataset: str) -> None:
+    """Remove temporary files; and as long as the dataset is not complete, shards and rejects without a report.
+
+    For a job that has failed. Workers that still write leave theirs: the next run of the job removes it.
+    """
+    held = find_manifest(dataset)
+    if held is None:
+        return
+    files = storage.list_files(dataset)
+    reports = {file.path for file in files if file.path.startswith(f"{REPORTS}/")}
+
+    def is_left_over(path: str) -> bool:
+        if held.complete or path in reports or not _OURS.fullmatch(path):
+            return re.fullmatch(_TEMPORARY, path) is not None
+        return f"{REPORTS}/{shard_stem(storage.name_of(path))}.json" not in reports
+
+    storage.remove(file.uri for file in files if is_left_over(file.path))
+
+
 def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
     """See whether `job` may write to `dataset`; changes nothing.
 
@@ -59,8 +80,8 @@ def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
     """
     held = find_manifest(dataset)
     if held is None:
-        # A job killed before its claim was written may have left a temporary file.
-        if any(not re.fullmatch(_TEMPORARY, file.path) for file in storage.list_files(dataset)):
+        # A job killed before its claim was written may have left its lease or a temporary file.
+        if any(not re.fullmatch(_NOTHING_YET, file.path) for file in storage.list_files(dataset)):
             raise UsageError(f"{dataset} is not empty and holds no dataset of ours; choose an empty folder")
         return
     if overwrite:

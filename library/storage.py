@@ -300,6 +300,27 @@ def remove(uris: Iterable[str]) -> None:
             filesystem.rm_file(path)
 
 
+def touch(uri: str) -> bool:
+    """Renew the time when a small file was last modified; False when there is no such file any more."""
+    with _explained(uri, "write"):
+        try:
+            if is_remote(uri):
+                filesystem, path = _opened(uri, writing=True)
+                filesystem.pipe_file(path, filesystem.cat_file(path))
+            else:
+                os.utime(uri)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def remove_empty_folder(uri: str) -> None:
+    """Remove a folder in which nothing is left; an object store has none."""
+    if not is_remote(uri):
+        with contextlib.suppress(OSError):  # gone already, or in use again
+            os.rmdir(uri)
+
+
 def check_writable(folder: str) -> None:
     """Raise early, with the reason, when nothing can be written below `folder`."""
     probe = join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")

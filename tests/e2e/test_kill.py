@@ -1,10 +1,11 @@
-"""SIGKILL at random moments, the same command again, and the same bytes in the end."""
+"""SIGKILL, SIGTERM and Ctrl-C in the midst of the work, or two commands at once; and the same bytes in the end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from cluster.session import connect
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.predict_dataset import plan_predict, predict_dataset
+from jobs.train_claim import local_checkpoints
 from tests.bundles import make_bundle
 from tests.commands import write_recipe
-from tests.datasets import content, write_photos
+from tests.datasets import content, write_digits, write_photos
+from tests.waiting import until
 
 STEPS = "denoise(strength=0.03, search_size=21) | grayscale"
 #: More of them for a longer search: STRIATE_KILLS=50.
@@ -63,6 +66,21 @@ def striate(*arguments: str, address: str | None = None) -> subprocess.Popen[byt
     )
 
 
+def said(process: subprocess.Popen[bytes], code: int) -> str:
+    """What a command that ends with this code writes to stderr, which holds nothing but plain lines."""
+    _, stderr = process.communicate(timeout=180)
+    assert process.returncode == code, stderr.decode()
+    assert "Traceback" not in stderr.decode()
+    return stderr.decode()
+
+
+def unfinished(folder: Path) -> list[str]:
+    """Leases, temporary files, and shards and rejects without a report."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    shards = [name for name in names if name.endswith(".parquet") and f"_reports/{Path(name).stem}.json" not in names]
+    return [*shards, *(name for name in names if "_tmp-" in name or name.startswith("_leases"))]
+
+
 def finish(process: subprocess.Popen[bytes]) -> None:
     _, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr.decode()
@@ -101,6 +119,72 @@ def test_a_driver_killed_at_random_moments_leaves_the_dataset_of_an_undisturbed_
     assert 0 < committed(killed) < len([name for name in calm if name.startswith("_reports/")]), "killed after the end"
     finish(striate(*command, address=address))
     assert content(killed) == calm
+
+
+def test_of_two_same_commands_one_does_the_work_and_the_other_says_who(
+    raw: str, calm: dict[str, Any], address: str, tmp_path: Path
+) -> None:
+    command = ("filter", raw, str(tmp_path / "both"), "--steps", STEPS, "--workers", "2")
+    one, two = striate(*command, address=address), striate(*command, address=address)
+    until(lambda: one.poll() is not None or two.poll() is not None)
+    works, refused = (two, one) if one.poll() is not None else (one, two)
+    assert f"both is being written by process {works.pid} on " in said(refused, 2)
+    finish(works)
+    assert content(tmp_path / "both") == calm
+
+
+def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_nothing_half_done(
+    raw: str, calm: dict[str, Any], address: str, tmp_path: Path
+) -> None:
+    stopped = tmp_path / "stopped"
+    command = ("filter", raw, str(stopped), "--steps", STEPS, "--workers", "2")
+    early = striate(*command)  # on a Ray of its own, while that starts
+    until((stopped / "_leases").exists)
+    early.terminate()
+    assert said(early, 143) == "striate: stopped by SIGTERM; run the same command again to resume\n"
+    assert not stopped.exists()
+    for number, code, why in ((signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")):
+        before = committed(stopped)
+        process = striate(*command, address=None if number == signal.SIGTERM else address)
+        until(lambda before=before: committed(stopped) > before)
+        process.send_signal(number)
+        process.send_signal(number)  # who is impatient does it twice
+        last = f"striate: stopped by {why}; run the same command again to resume\n"
+        lines = said(process, code).splitlines(keepends=True)
+        assert lines[-1] == last
+        assert lines.count(last) == 1
+        assert unfinished(stopped) == []
+        assert not processes(process.pid)
+    finish(striate(*command, address=address))
+    assert content(stopped) == calm
+
+
+def test_a_job_that_fails_takes_its_unfinished_shards_away(raw: str, tmp_path: Path) -> None:
+    source = shutil.copytree(raw, tmp_path / "source")
+    damaged_shard = sorted(source.glob("part-*.parquet"))[10]
+    damaged_shard.write_bytes(damaged_shard.read_bytes().replace(b"PAR1", b"PAR2"))
+    process = striate("filter", str(source), str(tmp_path / "made"), "--steps", STEPS, "--workers", "2")
+    assert f"{damaged_shard} is not a readable shard" in said(process, 1)
+    assert committed(tmp_path / "made") > 0
+    assert unfinished(tmp_path / "made") == []
+
+
+@pytest.mark.faults
+def test_one_training_at_a_time_writes_to_a_folder_and_sigterm_ends_it(tmp_path: Path) -> None:
+    data, out = str(tmp_path / "data"), tmp_path / "lenet"
+    finish(striate("ingest", str(write_digits(tmp_path)), data))
+    command = ("train", write_recipe(tmp_path, data, epochs=1000), "--out", str(out))
+    one, two = striate(*command), striate(*command)
+    until(lambda: one.poll() is not None or two.poll() is not None)
+    works, refused = (two, one) if one.poll() is not None else (one, two)
+    assert f"lenet is being written by process {works.pid} on " in said(refused, 2)
+    until(lambda: list(out.glob("checkpoints/run/step-*")))
+    works.terminate()
+    last = "striate: stopped by SIGTERM; run the same command again to resume\n"
+    assert said(works, 143).endswith(f"\n{last}")
+    assert unfinished(out) == []
+    assert not processes(works.pid)
+    assert not local_checkpoints(str(out))
 
 
 @pytest.mark.faults
@@ -146,12 +230,16 @@ def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
 
 def worker_processes(session: int) -> list[int]:
     """The shard workers of the job whose driver leads this session."""
-    found: list[int] = []
+    return [pid for pid, name in processes(session).items() if name.startswith(b"ray::ShardWorker")]
+
+
+def processes(session: int) -> dict[int, bytes]:
+    """Command lines of the processes of a session."""
+    found: dict[int, bytes] = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
-            name = (entry / "cmdline").read_bytes()
-            if name.startswith(b"ray::ShardWorker") and os.getsid(int(entry.name)) == session:
-                found.append(int(entry.name))
+            if os.getsid(int(entry.name)) == session:
+                found[int(entry.name)] = (entry / "cmdline").read_bytes()
     return found
 
 

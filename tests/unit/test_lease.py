@@ -1,0 +1,215 @@
+"""One writer at a time for a destination."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from library import lease, storage
+from library.errors import StriateError, UsageError
+from library.lease import LEASES, hold
+from tests.waiting import until
+
+#: Tries to hold what it is told to, says whether it does, and lets go when it is told so.
+_WRITER = """
+import sys
+from library.errors import UsageError
+from library.lease import hold
+print("up", flush=True)
+for line in sys.stdin:
+    try:
+        with hold(line.strip(), tidy=print):
+            print("holds", flush=True)
+            sys.stdin.readline()
+    except UsageError as error:
+        print(error, flush=True)
+        sys.stdin.readline()
+    print("out", flush=True)
+"""
+
+
+class Writer:
+    """A process that takes leases."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def writers(number: int) -> Generator[list[Writer]]:
+    started = [Writer() for _ in range(number)]
+    try:
+        assert {writer.answer() for writer in started} == {"up"}
+        yield started
+    finally:
+        for writer in started:
+            writer.process.kill()
+            writer.process.communicate()
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> str:
+    """A destination that does not exist yet."""
+    return str(tmp_path / "made")
+
+
+@pytest.fixture
+def tidied() -> list[str]:
+    return []
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else request.getfixturevalue("bucket")
+
+
+def test_of_two_that_begin_at_once_exactly_one_writes(root: str) -> None:
+    with writers(2) as both:
+        for number in range(20):
+            destination = storage.join(root, f"made-{number}")
+            for writer in both:
+                writer.say(destination)
+            answers = [writer.answer() for writer in both]
+            first = both[answers.index("holds")]
+            assert answers.count("holds") == 1
+            assert f"{destination} is being written by process {first.process.pid} on " in "".join(answers)
+            for writer in both:
+                writer.say("end")
+                assert writer.answer() == "out"
+            assert storage.list_files(destination) == []
+
+
+def test_a_second_writer_is_told_who_writes_and_since_when(there: str, tidied: list[str]) -> None:
+    with hold(there, tidy=tidied.append):
+        said = (
+            rf"made is being written by process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC: wait"
+        )
+        with pytest.raises(UsageError, match=said), hold(there, tidy=tidied.append):
+            pass
+        with hold(f"{there}/below", tidy=tidied.append):
+            pass
+        assert os.listdir(there) == [LEASES]
+    assert tidied == []
+    assert not os.path.exists(there)
+
+
+def test_a_folder_that_was_there_before_stays(tmp_path: Path, tidied: list[str]) -> None:
+    with hold(str(tmp_path), tidy=tidied.append):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_was_killed_is_followed_at_once(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with writers(1) as (killed,):
+        killed.say(root)
+        assert killed.answer() == "holds"
+        killed.process.send_signal(signal.SIGKILL)
+        killed.process.communicate()
+    with hold(root, tidy=print):
+        assert len(storage.list_files(root)) == 1
+    assert storage.list_files(root) == []
+    assert capsys.readouterr().err == "", "nobody was waited for"
+
+
+def test_another_process_of_the_same_number_is_not_the_writer(there: str, tidied: list[str]) -> None:
+    with hold(there, tidy=tidied.append):
+        (mine,) = Path(there, LEASES).iterdir()
+        earlier = json.loads(mine.read_text())
+    Path(there, LEASES).mkdir(parents=True)
+    left = Path(there, LEASES, "0" * 32 + ".json")
+    left.write_text(json.dumps(earlier | {"started": earlier["started"] - 1}))
+    with hold(there, tidy=tidied.append):
+        assert not left.exists()
+
+
+@pytest.fixture
+def elsewhere(root: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Lease of a writer on another machine."""
+    monkeypatch.setattr(lease, "_LOOK_S", 0.01)
+    monkeypatch.setattr(lease, "_ABANDONED_S", 0.2)
+    uri = storage.join(root, LEASES, "0" * 32 + ".json")
+    content = {"pid": 7, "started": 1, "machine": "far", "host": "gpu-3", "since": "2026-01-02 03:04:05 UTC"}
+    storage.write_bytes(uri, json.dumps(content).encode())
+    return uri
+
+
+def test_a_writer_elsewhere_that_shows_no_sign_of_life_is_followed(
+    root: str, elsewhere: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hold(root, tidy=print):
+        assert not storage.exists(elsewhere)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "an earlier command left its mark at the destination: waiting up to " in said
+
+
+def test_a_writer_elsewhere_that_renews_its_lease_is_left_alone(
+    root: str, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_ABANDONED_S", 60)
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.05):
+            storage.touch(elsewhere)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(UsageError, match="by process 7 on gpu-3 since 2026-01-02 03:04:05 UTC"):
+            hold(root, tidy=print).__enter__()
+    finally:
+        ended.set()
+        thread.join()
+    assert [file.uri for file in storage.list_files(root)] == [elsewhere]
+
+
+def test_a_lease_that_a_kill_has_cut_is_followed_too(there: str, tidied: list[str], elsewhere: str) -> None:
+    del elsewhere  # for its short waits
+    Path(there, LEASES).mkdir(parents=True)
+    Path(there, LEASES, "0" * 32 + ".json").write_text('{"pid"')
+    with hold(there, tidy=tidied.append):
+        pass
+    assert not Path(there, LEASES).exists()
+
+
+def test_a_writer_whose_place_was_taken_stops(there: str, tidied: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_RENEWED_S", 0.02)
+
+    def write() -> None:
+        with hold(there, tidy=tidied.append):
+            (mine,) = Path(there, LEASES).iterdir()
+            mine.unlink()
+            until(lambda: False)
+
+    with pytest.raises(StriateError, match=r"another command has taken over .*: this one showed no sign of life"):
+        write()
+
+
+def test_what_a_failed_job_leaves_is_tidied_and_what_a_refused_one_finds_is_not(there: str, tidied: list[str]) -> None:
+    with pytest.raises(ZeroDivisionError), hold(there, f"{there}/b", tidy=tidied.append):
+        raise ZeroDivisionError
+    assert tidied == [there, f"{there}/b"]
+    with pytest.raises(UsageError), hold(there, tidy=tidied.append):
+        raise UsageError("no")
+    assert len(tidied) == 2
