@@ -18,7 +18,7 @@ _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 # Folders that only cut a heap of pictures into parts: cat/images, cat/batch1, part-002/cat.
 _PART = re.compile(
     r"(image|img|pic|picture|photo|jpg|jpeg|png|frame|data|raw|original|batch|part|chunk|shard|fold|set|subset|session|"
-    r"run|disk|disc|volume|folder|dir|group|cam|camera)s?[-_ .]*\d*",
+    r"run|disk|disc|volume|folder|dir|group|cam|camera)(e?s)?[-_ .]*\d*",
     re.IGNORECASE,
 )
 _MONTH_AND_DAY = r"[-_.]?(0[1-9]|1[0-2])([-_.]?([0-2]\d|3[01])([-_ T].*)?)?"
