@@ -23,7 +23,7 @@ from jobs.train_data import data_refs
 from library import storage
 from library.bundle_record import BundleRecord, load_record
 from library.drift import Histograms
-from library.errors import UsageError
+from library.errors import BadPicture, UsageError
 from library.grammar import nearest
 from library.inputs import InputPipeline
 from library.lease import hold
@@ -33,7 +33,15 @@ from library.pipeline import Pipeline
 from library.recipe import Recipe
 from library.training.order import smallest_part
 from library.training.resident import decode_rows
-from library.training.rows import Rows, check_columns, check_same_classes, held_out, read_rows, rejected_text
+from library.training.rows import (
+    Rows,
+    check_columns,
+    check_same_classes,
+    held_out,
+    read_pictures,
+    read_rows,
+    rejected_text,
+)
 from library.versions import VERSIONS
 
 # Of a Ray that is started here: no process of it is one that others have prepared.
@@ -178,9 +186,14 @@ def _bytes_needed(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
     probe = mine.take(np.arange(min(len(mine), _PROBED_ROWS)))
     decoded = decode_rows(probe, int(rows.shard[0]), inputs, fitted=recipe.augment is None)
     if not len(decoded):
-        raise UsageError(
-            f"none of the first {len(probe)} pictures of {rows.dataset} can be used: {rejected_text(decoded.rejected)}"
-        )
+        (first, *_) = read_pictures(probe, int(rows.shard[0]), probe.row[:1], inputs.columns)
+        try:
+            inputs.prepare(first["bytes"], **{name: value for name, value in first.items() if name != "bytes"})
+        except BadPicture as bad:
+            reasons = f"{rejected_text(decoded.rejected)}; the first one: {bad.detail}"
+            raise UsageError(
+                f"none of the first {len(probe)} pictures of {rows.dataset} can be used: {reasons}"
+            ) from None
     return decoded.flat.nbytes / len(decoded) * len(rows)
 
 
