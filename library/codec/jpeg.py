@@ -119,7 +119,7 @@ def _check_frame(frame: bytes) -> None:
 def _plain_px(frame: bytes) -> int:
     """Work of a picture that is decoded once. CMYK is decoded twice, the second time by Pillow, which is slower."""
     height, width = int.from_bytes(frame[2:4], "big"), int.from_bytes(frame[4:6], "big")
-    return width * height * (5 if frame[6] == 4 else 1)
+    return width * height * (4 if frame[6] == 4 else 1)
 
 
 def _scan_px(frame: bytes, scan: bytes) -> int:

@@ -15,12 +15,14 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from library.codec.decoding import DEFAULT_LIMITS, probe
 from library.codec.formats import sniff
+from library.errors import BadPicture
 
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 _READ_AHEAD = 8
 _MOST_PLACES = 8  # of stray bytes in one file
-_MOST_TRIES = 64  # strict decodings
+_MOST_DECODINGS = 500
 
 
 def repair(data: bytes) -> bytes | None:
@@ -32,21 +34,27 @@ def repair(data: bytes) -> bytes | None:
     """
     if sniff(data) != "jpeg":
         return None
-    mended, tries = data, 0
+    try:
+        return _repaired(data, _Complaints(DEFAULT_LIMITS.max_work_px // max(probe(data).work_px, 1)))
+    except (BadPicture, _TooMuchWork):
+        return None
+
+
+def _repaired(data: bytes, complaints: _Complaints) -> bytes | None:
+    mended = data
     for _ in range(_MOST_PLACES):
-        complaint = _complaint(mended)
+        complaint = complaints.of(mended)
         if complaint is None:
             break
-        for candidate in _candidates(mended, complaint):
-            tries += 1
-            again = _complaint(candidate) if tries <= _MOST_TRIES else complaint
+        for candidate in _candidates(mended, complaint, complaints):
+            again = complaints.of(candidate)
             # A cut in a wrong place leaves the stray bytes where they were, or does damage.
             if again is None or (again != complaint and _STRAY.search(again)):
                 mended = candidate
                 break
         else:
             return None
-    if mended is data or _complaint(mended) is not None:
+    if mended is data or complaints.of(mended) is not None:
         return None
     return mended if np.array_equal(_decoded(mended, strict=True), _decoded(data, strict=False)) else None
 
@@ -57,16 +65,29 @@ def _decoded(data: bytes, *, strict: bool) -> NDArray[Any]:
     return simplejpeg.decode_jpeg(data, wanted, strict=strict)
 
 
-def _complaint(data: bytes) -> str | None:
-    """What strict decoding says, or None."""
-    try:
-        _decoded(data, strict=True)
-    except ValueError as error:
-        return str(error)
-    return None
+class _TooMuchWork(Exception):
+    """All strict decodings together would cost more than one picture may."""
 
 
-def _candidates(data: bytes, complaint: str) -> Iterator[bytes]:
+class _Complaints:
+    """What strict decoding says; so many times at most."""
+
+    def __init__(self, most: int) -> None:
+        self._left = min(most, _MOST_DECODINGS)
+
+    def of(self, data: bytes) -> str | None:
+        """The complaint, or None."""
+        if self._left < 1:
+            raise _TooMuchWork
+        self._left -= 1
+        try:
+            _decoded(data, strict=True)
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+def _candidates(data: bytes, complaint: str, complaints: _Complaints) -> Iterator[bytes]:
     """The file without the bytes that libjpeg complains of, for each place where they may be."""
     found = _STRAY.search(complaint)
     if found is None:
@@ -78,9 +99,9 @@ def _candidates(data: bytes, complaint: str) -> Iterator[bytes]:
         while data[end - 1] == 0xFF:  # padding before a marker is not counted
             end -= 1
         start = end - count
-        if start > 2 and _complaint(data[:start] + data[at:]) is None:
+        if start > 2 and complaints.of(data[:start] + data[at:]) is None:
             # The decoder had read on a little before it looked for the marker.
-            while start > end - count - _READ_AHEAD and _complaint(data[: start - 1] + data[at:]) is None:
+            while start > end - count - _READ_AHEAD and complaints.of(data[: start - 1] + data[at:]) is None:
                 start -= 1
             if set(data[start:end]) == {data[start - 1]}:
                 return

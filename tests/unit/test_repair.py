@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from picture_examples import encoded, ingest, pil_bytes, scene, tiff_bytes, write_files
 from PIL import Image
 
@@ -84,3 +86,23 @@ def test_ingest_counts_files_with_further_pages(tmp_path: Path) -> None:
     files = {"a.tif": pages, "b.tif": tiff_bytes(scene(), photometric="rgb"), "c.jpg": KINDS["grey"]}
     manifest = ingest(write_files(tmp_path / "source", files), tmp_path / "made")
     assert (manifest.rows, manifest.tally.noted) == (3, {"more_pages": 1})
+
+
+def test_repairing_costs_no_more_than_the_dearest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place where stray bytes may be is tried by decoding, and a file may have thousands."""
+    decoded = 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return decode_jpeg(*arguments, **options)
+
+    decode_jpeg = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", counted)
+    whole = KINDS["progressive"]
+    last = whole.rindex(b"\xff\xda")
+    # A comment that is full of what looks like scans, before stray bytes and damage that can't be repaired.
+    comment = b"\xff\xfe\x40\x02" + b"junk\xff\xda\0\0" * 2048
+    damaged = whole[:last] + comment + JUNK + whole[last:-40] + b"\xff\xd3" + whole[-38:]
+    assert codec.repair(damaged) is None
+    assert 400 < decoded <= 501
