@@ -65,6 +65,7 @@ bench: setup
 	$(BIN)/python benchmarks/predict_throughput.py
 	$(BIN)/python benchmarks/serve_throughput.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/decode_worst_case.py
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
+from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_examples import encoded, pil_bytes, scene, tiff_bytes, with_tiff_tag
+from picture_examples import encoded, ingest, pil_bytes, scene, tiff_bytes, with_tiff_tag, write_files
 from PIL import Image
 
 from benchmarks.worst_pictures import (
@@ -57,6 +58,12 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded() -> None:
     assert reason_of(attack, codec.DEFAULT_LIMITS) == "too_much_work"
     # Of half of it the decoder would say that it is cut off.
     assert reason_of(attack[: len(attack) // 2], codec.DEFAULT_LIMITS) == "too_much_work"
+
+
+def test_ingest_rejects_a_jpeg_of_too_many_scans_with_the_reason(tmp_path: Path) -> None:
+    pictures = {"a/attack.jpg": progressive_jpeg(8000, 8000, many_scans(19_000)), "a/good.jpg": encoded("jpeg")}
+    manifest = ingest(write_files(tmp_path / "source", pictures), tmp_path / "made", verify=True)
+    assert (manifest.tally.rows_out, manifest.tally.rejected) == (1, {"too_much_work": 1})
 
 
 def test_scans_and_segments_are_bounded_however_small_the_jpeg() -> None:
