@@ -235,7 +235,8 @@ _EMBEDDED: dict[int, tuple[Callable[[bytes], int], float]] = {
 
 @_damage_is_no_defect
 def tiff_pixels(data: bytes) -> NDArray[Any]:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
+    # Values past float32 become infinite, of which NumPy would warn without the picture's name.
+    with np.errstate(all="ignore"), tifffile.TiffFile(io.BytesIO(data)) as file:
         page = next(_pages(file))
         _check_segments(page, len(data))
         pixels = page.asarray(maxworkers=1)

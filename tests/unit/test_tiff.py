@@ -295,3 +295,12 @@ def test_what_is_not_read_is_unsupported_and_named() -> None:
     ):
         with pytest.raises(BadPicture, match=f"unsupported: a TIFF.*({words})"):
             codec.probe(data)
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_past_float32_are_infinite_and_warn_of_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    pixels = codec.decode(tiff_bytes(np.array([[1e300, -1e300, np.nan, 1.5]]), photometric="minisblack"))
+    assert pixels[0, [0, 1, 3], 0].tolist() == [np.inf, -np.inf, 1.5]
+    multiplied = tiff_bytes(np.full((2, 2, 4), 1e-300), photometric="rgb", extrasamples=("assocalpha",))
+    assert codec.decode(multiplied)[0, 0, :3].tolist() == [1, 1, 1]
+    assert capfd.readouterr() == ("", "")
