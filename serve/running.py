@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import tempfile
 import time
@@ -41,6 +42,8 @@ _PROXY_S = 60.0
 _ANSWERED = (200, 401)
 #: An error that is nothing but another's trace.
 _TRACE = "Traceback (most recent call last):"
+#: Leads an error of ours in a trace; what follows is a sentence.
+_OURS = re.compile(r"^library\.errors\.\w+: ")
 #: Serve looks for itself whether its parts live; this is only to end when all of Ray has.
 _ALIVE_S = 5.0
 
@@ -224,4 +227,4 @@ def _reason(messages: Sequence[str]) -> str:
     """The last line of an error in a replica that says something."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line and not line.endswith(_TRACE)]
-    return (errors or lines or ["no reason is known"])[-1]
+    return _OURS.sub("", (errors or lines or ["no reason is known"])[-1])

@@ -377,6 +377,8 @@ def test_what_a_config_file_says_is_served_on_one_open_port_and_nothing_of_it_wi
     assert answers == {"/models": 401, "/models/one": 401, "/-/routes": 404}
     (model,) = httpx.get(served.url + "/models", headers=configured.headers).json()["models"]
     assert (model["name"], model["runtime"]["name"]) == ("one", "onnx")
+    assert httpx.get(served.url + "/readyz", headers=configured.headers).status_code == 200
+    assert httpx.head(served.url + "/models/%6Fne", headers=configured.headers).status_code == 200
 
 
 def test_onnx_runtime_gives_the_same_bits_whichever_way_it_is_asked(
