@@ -46,7 +46,7 @@ def check(address: Address, allowed: Sequence[Network]) -> None:
     meant = _embedded(address)
     if any(meant in network for network in allowed) or _is_public(meant):
         return
-    raise BadPicture("private_address", f"{address} is no public address; --allow-address {address} allows it")
+    raise BadPicture("private_address", f"{address} is not a public address (see --allow-address)")
 
 
 def guarded_socket(info: tuple[object, ...], allowed: Sequence[Network]) -> socket.socket:
