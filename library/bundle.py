@@ -148,7 +148,7 @@ class Bundle:
         return np.exp(self.logits(pictures))
 
     def features(self, pictures: Sequence[Prepared]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What the head sees of prepared pictures, N x features, and their probabilities, the bits of `probabilities`.
+        """What the head sees of prepared pictures, N x features, and their probabilities as of `probabilities`.
 
         Raises:
             UsageError: for an ensemble, whose members have features each.

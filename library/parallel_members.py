@@ -18,10 +18,10 @@ Predictor: TypeAlias = Callable[[Sequence[Any]], NDArray[np.float32]]
 class ParallelMembers:
     """Threads for the members of an ensemble.
 
-    On a CPU all members compute with as many threads of torch as each would alone, so a member's bits do not hang on
-    the others, and the last at work has all cores. Two ResNet-18s take 0.74 of the time that they take in turns on two
-    cores, a ResNet-50 beside an Inception v3 0.8 and beside a LeNet 1.0 (with half the threads each it was 1.6). Where
-    torch has one thread the members take turns. On CUDA each has a stream of its own.
+    On a CPU each member computes with as many threads of torch as it would alone, so the last one at work has all
+    cores. Two ResNet-18s take 0.74 of the time that they take in turns on two cores, a ResNet-50 beside an Inception v3
+    0.8 and beside a LeNet 1.0 (with half the threads each it was 1.6). Where torch has one thread the members take
+    turns. On CUDA each has a stream of its own.
 
     Args:
         predictors: one a member.

@@ -39,7 +39,7 @@ _WORDS = {
 
 
 class Json(Response):
-    """A JSON answer; floats are written so that reading them gives the same bits."""
+    """A JSON answer; floats are written so that reading them gives the same numbers."""
 
     media_type = "application/json"
 

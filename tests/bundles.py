@@ -1,10 +1,15 @@
-"""Classifiers with random weights."""
+"""Classifiers with random weights, and one that shows the pixels it is given."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 
 from library.bundle import Bundle
 from library.bundle_record import BundleRecord
@@ -12,6 +17,9 @@ from library.models import create
 
 #: Of the photos of `write_photos`.
 CLASSES = ("china", "flower", "hopper")
+#: How far two computations of one probability by one runtime may differ on a CPU: matrix kernels depend on the
+#: processor, the batch and the number of threads.
+PROBABILITY_TOLERANCE = 1e-5
 
 
 def make_bundle(
@@ -35,3 +43,54 @@ def make_bundle(
     )
     Bundle.of_model(record, create(model, num_classes=len(classes)), "cpu").save(str(folder))
     return str(folder)
+
+
+def near(classes: Sequence[tuple[str, float]]) -> list[tuple[str, Any]]:
+    """A bundle's ranked classes for `==`, with probabilities that may differ as far as they may."""
+    return [(name, pytest.approx(share, rel=0, abs=PROBABILITY_TOLERANCE)) for name, share in classes]
+
+
+#: Largest logit of a pixel bundle, that of a pixel of 255.
+_WHITE_LOGIT = 10.0
+
+
+def make_pixel_bundle(
+    folder: Path, classes: Sequence[str] = CLASSES, steps: str = "gaussian_blur(sigma=0.8)", side: int = 8
+) -> str:
+    """A bundle whose probabilities are the pixels that its network is given: `pixels_of` reads them off.
+
+    Its dense layers are identities: the logit of each class but the last is the value of one pixel, and that of the
+    last is 0. So any path that returns all probabilities shows what reached the network, whatever kernels computed it.
+
+    Args:
+        folder: where it is saved.
+        classes: names of the first classes.
+        steps: its input pipeline, for pictures of three channels.
+        side: of what the network sees, in pixels.
+    """
+    units = 3 * side * side
+    model = f"mlp(hidden=[{units}], in_chans=3, size={side})"
+    names = (*classes, *(f"pixel {number}" for number in range(len(classes), units + 1)))
+    network = create(model, num_classes=len(names))
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            identity = torch.eye(*tensor.shape) if tensor.ndim == 2 else torch.zeros(tensor.shape)
+            tensor.copy_({"std": torch.ones(3), "head.0.weight": _WHITE_LOGIT * identity}.get(name, identity))
+    record = BundleRecord(
+        model=model,
+        classes=names,
+        steps=steps,
+        fit=f'resize([{side}, {side}], mode="exact")',
+        input_size=(side, side),
+        channels=3,
+    )
+    Bundle.of_model(record, network, "cpu").save(str(folder))
+    return str(folder)
+
+
+def pixels_of(probabilities: Sequence[float] | NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The picture that a pixel bundle was given, height x width x 3, from all its probabilities for it."""
+    logits = np.log(np.asarray(probabilities, np.float64))
+    values = (logits[:-1] - logits[-1]) * 255 / _WHITE_LOGIT
+    side = round((values.size / 3) ** 0.5)
+    return np.rint(values).astype(np.uint8).reshape(3, side, side).transpose(1, 2, 0)

@@ -21,7 +21,7 @@ def compiled(bundle: Bundle) -> Compute:
     """A single network's probabilities through torch.compile (Inductor), for batches of any size.
 
     Compiling takes from twenty seconds to minutes, at the first calls; its cache on disk makes the next start quicker.
-    On CUDA in bfloat16 like eager. On a CPU the bits of a picture may hang on the batch (within the check's tolerance).
+    On CUDA in bfloat16 like eager.
 
     Pictures of uint16 and float32 go to the bundle itself, rather than have the network compiled again.
 

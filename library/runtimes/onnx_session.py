@@ -26,19 +26,21 @@ _SMALL_S = 0.002
 _NEARLY = 1.05
 
 
-def onnx_compute(bundle: Bundle, threads: int) -> tuple[Compute, int]:
-    """A single network's probabilities through ONNX Runtime, and how many may ask for them at once.
+def onnx_compute(bundle: Bundle, threads: int, *, measure: bool = True) -> tuple[Compute, int]:
+    """A single network's probabilities through ONNX Runtime, and how many callers may ask for them at once.
 
-    Whole batches are computed by all threads together, or every thread takes pictures of its own: what is faster here.
-    Convolutions of large networks like the second, with one picture's maps in the cache and no thread waiting for
-    another; large dense layers the first, as their weights are read once a batch. A lone picture gets all threads, but
-    for a small network, which runs in the calling one.
-
-    All of these gave the same bits for a picture, in batches of 1 to 19 and with 1 to 4 threads, for every model tried
-    (LeNet, MLP, ResNets, AlexNet, EfficientNet, ConvNeXt, ViT); ONNX Runtime does not promise it. The bits are not
-    those of eager.
+    Whole batches are computed by all threads together, or every thread computes pictures of its own, whichever is
+    faster here. Convolutions of large networks are faster the second way, as one picture's maps stay in the cache and
+    no thread waits for another; large dense layers the first way, as their weights are read once a batch. A lone
+    picture gets all threads, except in a small network, which runs in the calling thread.
 
     Pictures of uint16 and float32, for which the graph is not made, go to the bundle itself.
+
+    Args:
+        bundle: of a single network, on the CPU.
+        threads: that compute.
+        measure: whether to try both ways; without, all threads compute each batch together, so that the same batches
+            give the same bytes on the same machine, however busy it is.
 
     Raises:
         StriateError: a network that ONNX cannot say, or ONNX Runtime not run.
@@ -46,9 +48,9 @@ def onnx_compute(bundle: Bundle, threads: int) -> tuple[Compute, int]:
     data = onnx_model(bundle)[1].SerializeToString()
     tried = np.stack(samples(bundle, _TRIED_PICTURES))
     run, lanes = _session(data, threads), 1
-    if threads > 1 and _seconds(run, tried[:1]) < _SMALL_S:
+    if measure and threads > 1 and _seconds(run, tried[:1]) < _SMALL_S:
         run = _session(data, 1)
-    elif threads > 1:
+    elif measure and threads > 1:
         apart = _Apart(run, _session(data, 1), threads)
         if _seconds(apart, tried) < _NEARLY * _seconds(run, tried):
             run, lanes = apart, threads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,7 @@ from library.parallel_members import ParallelMembers
 from library.runtimes.compiled import compiled
 from library.runtimes.onnx_session import onnx_compute
 from library.runtimes.parity import check
-from library.runtimes.runtime import Compute, Runtime
+from library.runtimes.runtime import Runtime
 from library.runtimes.samples import samples
 
 NAMES = ("auto", "eager", "compile", "onnx")
@@ -33,6 +33,7 @@ def open_runtime(
     threads: int | None = None,
     probe_s: float = 5.0,
     try_compile: bool | None = None,
+    measure: bool = True,
 ) -> Runtime:
     """Make a bundle ready to be asked, and check that it gives the bundle's own answers.
 
@@ -43,17 +44,28 @@ def open_runtime(
         probe_s: how long auto may measure, in seconds; making the candidates and checking them comes on top.
         try_compile: whether auto considers torch.compile; by default on CUDA only. On a CPU compiling takes a minute
             and more, and what comes out was no faster than ONNX Runtime.
+        measure: whether anything may be chosen by the clock. Without, the same batches give the same bytes on the same
+            machine, however busy it is; auto always measures.
 
     Raises:
-        UsageError: for another name.
+        UsageError: for another name, or auto without measuring.
         StriateError: where the runtime that was asked for cannot be made, or fails the check.
     """
     if name not in NAMES:
         raise UsageError(f"there is no runtime '{name}'; there are {', '.join(NAMES)}")
+    if name == "auto" and not measure:
+        raise UsageError("the runtime auto is chosen by measuring; name another")
     threads = threads or torch.get_num_threads()
     if bundle.members and name != "eager":
         members = [
-            open_runtime(member, name, threads=threads, probe_s=probe_s / len(bundle.members), try_compile=try_compile)
+            open_runtime(
+                member,
+                name,
+                threads=threads,
+                probe_s=probe_s / len(bundle.members),
+                try_compile=try_compile,
+                measure=measure,
+            )
             for member in bundle.members
         ]
         return _joined(bundle, members)
@@ -61,30 +73,20 @@ def open_runtime(
     if name == "auto":
         return _fastest(bundle, eager, probe_s=probe_s, try_compile=try_compile)
     try:
-        return _MAKERS[name](bundle, eager)
+        return _made(name, bundle, eager, measure=measure)
     except StriateError as error:
         raise StriateError(f"runtime '{name}': {error}; the runtime eager takes every bundle") from error
 
 
-def _onnx(bundle: Bundle, eager: Runtime) -> Runtime:
-    if bundle.device.type != "cpu":
+def _made(name: str, bundle: Bundle, eager: Runtime, *, measure: bool) -> Runtime:
+    if name == "eager":
+        return eager
+    if name == "compile":
+        compute, lanes = compiled(bundle), 1
+    elif bundle.device.type != "cpu":
         raise StriateError("ONNX Runtime is used on the CPU only")
-    compute, lanes = onnx_compute(bundle, eager.threads)
-    return _checked(bundle, eager, "onnx", compute, lanes)
-
-
-def _compile(bundle: Bundle, eager: Runtime) -> Runtime:
-    return _checked(bundle, eager, "compile", compiled(bundle))
-
-
-_MAKERS: dict[str, Callable[[Bundle, Runtime], Runtime]] = {
-    "eager": lambda bundle, eager: eager,
-    "compile": _compile,
-    "onnx": _onnx,
-}
-
-
-def _checked(bundle: Bundle, eager: Runtime, name: str, compute: Compute, lanes: int = 1) -> Runtime:
+    else:
+        compute, lanes = onnx_compute(bundle, eager.threads, measure=measure)
     return Runtime(name, eager.device, eager.threads, compute, check(bundle, compute), lanes=lanes)
 
 
@@ -97,7 +99,7 @@ def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: boo
             passed_over[name] = "not tried: on a CPU it takes minutes to make, and was no faster where measured"
             continue
         try:
-            candidates.append(_MAKERS[name](bundle, eager))
+            candidates.append(_made(name, bundle, eager, measure=True))
         except StriateError as error:
             passed_over[name] = str(error)
     seconds = _measured(candidates, samples(bundle, _BATCH), probe_s)

@@ -30,6 +30,7 @@ from library.errors import BadPicture, StriateError, UsageError
 from library.models import create
 from library.recipe import Recipe
 from library.training.logs import read_metrics
+from tests.bundles import near
 from tests.datasets import rows, write_digits
 from tests.processes import LOOPBACK, listening_meanwhile
 from tests.prometheus import exported_once, total
@@ -90,7 +91,11 @@ def test_a_training_ends_in_a_bundle_that_has_learned(trained: Path, digits: Pat
     for one in predicted:
         assert isinstance(one, Prediction)
         seen.add({"confidence": one.classes[0][1]})
-    assert bundle.record.provenance["confidence"] == seen.to_dict()
+    # A confidence on the edge of a bin may fall on its other side where other batches are computed.
+    recorded = Histograms.from_dict(bundle.record.provenance["confidence"]).counts("confidence")
+    here = seen.counts("confidence")
+    assert sum(recorded.values()) == sum(here.values())
+    assert sum(abs(recorded.get(name, 0) - here.get(name, 0)) for name in recorded.keys() | here.keys()) <= 2
     assert any(path.name.startswith("events.out.tfevents") for path in (trained / "logs").iterdir())
 
 
@@ -100,7 +105,7 @@ def test_a_bundle_says_of_each_picture_what_is_wrong_with_it(trained: Path, digi
     first, second = bundle.predict_many([b"no picture", good])
     assert isinstance(first, BadPicture)
     assert isinstance(second, Prediction)
-    assert second == bundle.predict(good)
+    assert list(second.classes) == near(bundle.predict(good).classes)
     assert sum(share for _, share in bundle.predict(good, top_k=10).classes) == pytest.approx(1, abs=1e-5)
 
 

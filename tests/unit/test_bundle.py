@@ -18,6 +18,7 @@ from library.bundle import Bundle, ensemble
 from library.bundle_record import BundleRecord, Prediction, load_record
 from library.errors import BadPicture, StriateError, UsageError
 from library.models import create
+from tests.bundles import PROBABILITY_TOLERANCE, near
 
 
 def bundle(seed: int, classes: tuple[str, ...] = ("ant", "bee", "cat"), **fields: object) -> Bundle:
@@ -42,12 +43,15 @@ def picture(seed: int) -> bytes:
 PICTURES = [picture(number) for number in range(6)]
 
 
-def test_a_bundle_read_again_predicts_identically_and_has_the_same_id(tmp_path: Path) -> None:
+def test_a_bundle_read_again_has_the_same_id_and_predicts_the_same(tmp_path: Path) -> None:
     made = bundle(0)
     made.save(str(tmp_path / "made"))
     read = Bundle.load(str(tmp_path / "made"), device="cpu")
     assert read.id == made.id
-    assert read.predict_many(PICTURES) == made.predict_many(PICTURES)
+    for answer, wanted in zip(read.predict_many(PICTURES), made.predict_many(PICTURES), strict=True):
+        assert isinstance(answer, Prediction)
+        assert isinstance(wanted, Prediction)
+        assert list(answer.classes) == near(wanted.classes)
 
 
 def test_reading_a_bundle_draws_no_random_numbers() -> None:
@@ -74,23 +78,19 @@ def test_the_id_hangs_on_the_weights_and_on_what_is_said_of_them() -> None:
     assert len({bundle(0).id, bundle(1).id, bundle(0, steps="grayscale | invert").id}) == 3
 
 
-def test_one_picture_and_a_batch_of_it_get_the_same_bits() -> None:
-    made = bundle(0)
-    assert made.predict_many(PICTURES) == [made.predict(data) for data in PICTURES]
-
-
 @pytest.mark.parametrize(
     ("call", "channels", "side"), [("lenet5", 1, 28), ("resnet9(width=8)", 3, 32), ("resnet18", 3, 64)]
 )
-def test_any_batch_gives_the_bits_that_the_picture_gets_alone(call: str, channels: int, side: int) -> None:
+def test_any_batch_gives_the_probabilities_that_a_picture_gets_alone(call: str, channels: int, side: int) -> None:
     torch.manual_seed(0)
     record = BundleRecord(model=call, classes=("a", "b", "c"), input_size=(side, side), channels=channels)
     made = Bundle.of_model(record, create(call, num_classes=3), device="cpu")
     pictures = list(np.random.default_rng(0).integers(0, 256, (19, side, side, channels), np.uint8))
     alone = np.concatenate([made.probabilities([one]) for one in pictures])
-    for size in (2, 3, 5, 8, 16, 19):
+    for size in (2, 8, 19):
         parts = [made.probabilities(pictures[first : first + size]) for first in range(0, 19, size)]
-        assert np.array_equal(alone, np.concatenate(parts)), f"batches of {size}"
+        np.testing.assert_allclose(np.concatenate(parts), alone, rtol=0, atol=PROBABILITY_TOLERANCE)
+    assert made.probabilities([]).shape == (0, 3)
 
 
 def test_answers_are_ranked_and_cut_to_what_is_asked() -> None:
@@ -195,18 +195,18 @@ def test_features_come_with_the_same_probabilities_and_an_ensemble_has_none() ->
     made = bundle(0)
     pictures = [made.prepare(data) for data in PICTURES]
     features, probabilities = made.features(pictures)
-    assert np.array_equal(probabilities, made.probabilities(pictures))
+    np.testing.assert_allclose(probabilities, made.probabilities(pictures), rtol=0, atol=PROBABILITY_TOLERANCE)
     assert (features.dtype, features.shape) == (np.float32, (len(PICTURES), 84))
     alone = np.concatenate([made.features([picture])[0] for picture in pictures])
-    assert np.array_equal(alone, features)
+    np.testing.assert_allclose(features, alone, rtol=0, atol=1e-5)
     with pytest.raises(UsageError, match=r"an ensemble has no features of its own"):
         ensemble([made, bundle(1)]).features([(picture, picture) for picture in pictures])
 
 
-def test_pictures_of_several_dtypes_in_one_batch_get_the_bits_they_get_alone() -> None:
+def test_pictures_of_several_dtypes_in_one_batch_get_what_they_get_alone() -> None:
     made = bundle(0)
     rng = np.random.default_rng(1)
     pictures = [rng.integers(0, 256, (28, 28, 1), np.uint8) for _ in range(5)]
     pictures[1:1] = [rng.integers(0, 65536, (28, 28, 1), np.uint16), rng.random((28, 28, 1), np.float32)]
     alone = np.concatenate([made.probabilities([picture]) for picture in pictures])
-    assert np.array_equal(made.probabilities(pictures), alone)
+    np.testing.assert_allclose(made.probabilities(pictures), alone, rtol=0, atol=PROBABILITY_TOLERANCE)

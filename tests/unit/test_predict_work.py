@@ -21,7 +21,7 @@ from library.predict_work import PredictJob
 from library.shard_work import FilterJob, ShardTask
 from library.shards import ShardWriter
 from library.totals import Totals
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, near
 
 FILES = {
     "cat/a.jpg": encoded("jpeg", 40, 50),
@@ -82,6 +82,22 @@ def rows_of(dataset: Path | str, folder: str = "") -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in found}
 
 
+def answer_of(row: dict[str, Any]) -> list[tuple[str, float]]:
+    """The ranked classes in a row, whose columns are taken away."""
+    ranked = list(zip(row.pop("top_classes"), row.pop("top_probabilities"), strict=True))
+    assert (row.pop("predicted"), row.pop("score")) == ranked[0]
+    return ranked
+
+
+def assert_same_rows(first: Path, second: Path) -> None:
+    """But for the last digits of probabilities, which depend on the batch and the number of threads."""
+    one, two = rows_of(first), rows_of(second)
+    assert list(one) == list(two)
+    for key, row in one.items():
+        assert answer_of(row) == near(answer_of(two[key]))
+    assert one == two
+
+
 def test_each_picture_gets_the_answer_of_the_bundle_itself_and_keeps_all_it_had(
     bundle: str, source: str, tmp_path: Path
 ) -> None:
@@ -90,9 +106,7 @@ def test_each_picture_gets_the_answer_of_the_bundle_itself_and_keeps_all_it_had(
     assert set(after) == {"cat/a.jpg", "cat/b.png", "dog/c.npy", "unknown.png"}
     loaded = Bundle.load(bundle, "cpu")
     for key, row in after.items():
-        answer = loaded.predict(FILES[key], top_k=2)
-        assert list(zip(row.pop("top_classes"), row.pop("top_probabilities"), strict=True)) == list(answer.classes)
-        assert (row.pop("predicted"), row.pop("score")) == answer.classes[0]
+        assert answer_of(row) == near(loaded.predict(FILES[key], top_k=2).classes)
         assert row == before[key]
     assert made.job.kind == "predict"
     assert made.job.options["bundle_id"] == loaded.id
@@ -123,16 +137,17 @@ def test_features_are_what_the_head_sees_and_change_no_probability(bundle: str, 
     loaded = Bundle.load(bundle, "cpu")
     for key, row in more.items():
         wanted, _ = loaded.features([loaded.prepare(FILES[key])])
-        np.testing.assert_array_equal(np.array(row.pop("features"), np.float32), wanted[0])
+        np.testing.assert_allclose(row.pop("features"), wanted[0], rtol=0, atol=1e-5)
+        assert answer_of(row) == near(answer_of(plain[key]))
         assert row == plain[key]
 
 
-def test_pictures_decoded_ahead_in_threads_give_the_same_bytes(bundle: str, tmp_path: Path) -> None:
+def test_pictures_decoded_ahead_in_threads_give_the_same_rows(bundle: str, tmp_path: Path) -> None:
     pictures = [codec.encode(np.roll(scene(), number, 0), codec.Encoding("png"))[0] for number in range(150)]
     rows = table([*pictures, b"no picture", *pictures])
     one = work_on(rows, tmp_path / "one", bundle)
     four = work_on(rows, tmp_path / "four", bundle, threads=4)
-    assert one.output == four.output
+    assert_same_rows(tmp_path / "one", tmp_path / "four")
     assert one.rejects == four.rejects
     assert (one.tally.rows_out, one.tally.rejected) == (300, {"not_an_image": 1})
     assert set(one.seconds) == {"load", "read", "prepare", "infer", "write"}
@@ -164,7 +179,7 @@ def test_a_better_bundle_takes_the_place_of_an_earlier_ones_predictions(
     predicted(bundle, source, tmp_path / "first", features=True)
     made = predicted(better, str(tmp_path / "first"), tmp_path / "second")
     predicted(better, source, tmp_path / "direct")
-    assert rows_of(tmp_path / "second") == rows_of(tmp_path / "direct")
+    assert_same_rows(tmp_path / "second", tmp_path / "direct")
     assert [job.kind for job in made.jobs] == ["ingest", "predict", "predict"]
 
 
@@ -210,8 +225,7 @@ def test_an_ensemble_predicts_but_has_no_features(bundle: str, source: str, tmp_
     ensemble([Bundle.load(bundle, "cpu"), Bundle.load(other, "cpu")]).save(both)
     predicted(both, source, tmp_path / "made")
     wanted = Bundle.load(both, "cpu").predict(FILES["cat/a.jpg"])
-    row = rows_of(tmp_path / "made")["cat/a.jpg"]
-    assert list(zip(row["top_classes"], row["top_probabilities"], strict=True)) == list(wanted.classes)
+    assert answer_of(rows_of(tmp_path / "made")["cat/a.jpg"]) == near(wanted.classes)
     with pytest.raises(UsageError, match="is an ensemble and has no features"):
         plan_predict(both, source, str(tmp_path / "x"), features=True)
 

@@ -19,6 +19,7 @@ from library.runtimes import Runtime, onnx_session, open_runtime, tune
 from library.runtimes.parity import TOLERANCE, Disagreement, check, compare
 from library.runtimes.samples import noise, samples
 from library.runtimes.tuning import Tuning
+from tests.bundles import PROBABILITY_TOLERANCE
 
 _CLASSES = ("ant", "bee", "cat")
 
@@ -31,6 +32,12 @@ def untrained(model: str, channels: int, side: int, classes: Sequence[str] = _CL
         # Random weights give much the same to all: spread out, a mistake in them shows.
         network.head[-1].weight.mul_(20)
     return Bundle.of_model(record, network, device="cpu")
+
+
+def assert_close(
+    got: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float = PROBABILITY_TOLERANCE
+) -> None:
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,7 +61,7 @@ def lenet_onnx(lenet: Bundle) -> Runtime:
 def test_eager_is_the_bundle_itself(lenet: Bundle) -> None:
     runtime = open_runtime(lenet, "eager")
     pictures = samples(lenet, 5)
-    assert np.array_equal(runtime.probabilities(pictures), lenet.probabilities(pictures))
+    assert_close(runtime.probabilities(pictures), lenet.probabilities(pictures))
     assert (runtime.name, runtime.device, runtime.difference) == ("eager", "cpu", 0.0)
 
 
@@ -71,10 +78,11 @@ def test_onnx_runtime_answers_as_the_bundle_does_in_batches_of_every_size(model:
     bundle = untrained(model, channels, side)
     runtime = open_runtime(bundle, "onnx", threads=2)
     pictures = samples(bundle, 19)
-    expected = bundle.probabilities(pictures)
+    expected, whole = bundle.probabilities(pictures), runtime.probabilities(pictures)
     for size in (1, 2, 3, 8, 19):
         parts = [runtime.probabilities(pictures[first : first + size]) for first in range(0, 19, size)]
         assert compare(expected, np.concatenate(parts), TOLERANCE) <= TOLERANCE
+        assert_close(np.concatenate(parts), whole)
     assert runtime.probabilities([]).shape == (0, 3)
 
 
@@ -88,17 +96,17 @@ def test_onnx_runtime_gives_other_dtypes_to_the_bundle(lenet: Bundle, lenet_onnx
     ]
     got = lenet_onnx.probabilities(mixed)
     assert got == pytest.approx(lenet.probabilities(pixels), abs=TOLERANCE)
-    assert np.array_equal(got[[1, 3]], lenet.probabilities(mixed)[[1, 3]])
+    assert_close(got[[1, 3]], lenet.probabilities(mixed)[[1, 3]])
 
 
 def test_any_thread_may_ask(lenet: Bundle, lenet_onnx: Runtime) -> None:
     pictures = samples(lenet, 8)
     alone = lenet_onnx.probabilities(pictures)
     with ThreadPoolExecutor(1) as pool:
-        assert np.array_equal(pool.submit(lenet_onnx.probabilities, pictures).result(), alone)
+        assert_close(pool.submit(lenet_onnx.probabilities, pictures).result(), alone)
 
 
-def test_pictures_are_the_same_bits_whoever_else_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_get_the_same_answers_whoever_else_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whatever the clock says here: the way of larger networks, with a small one.
     monkeypatch.setattr(onnx_session, "_SMALL_S", 0.0)
     monkeypatch.setattr(onnx_session, "_NEARLY", 1e9)
@@ -109,7 +117,17 @@ def test_pictures_are_the_same_bits_whoever_else_asks(monkeypatch: pytest.Monkey
     together = runtime.probabilities(pictures)
     with ThreadPoolExecutor(runtime.lanes) as pool:
         apart = pool.map(lambda picture: runtime.probabilities([picture]), pictures)
-        assert np.array_equal(np.concatenate(list(apart)), together)
+        assert_close(np.concatenate(list(apart)), together)
+
+
+def test_without_measuring_nothing_is_chosen_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = untrained("resnet9(width=8)", 3, 32)
+    monkeypatch.setattr(onnx_session, "perf_counter", lambda: pytest.fail("it looked at the clock"))
+    runtime = open_runtime(bundle, "onnx", threads=2, measure=False)
+    assert runtime.lanes == 1
+    assert_close(runtime.probabilities(samples(bundle, 5)), bundle.probabilities(samples(bundle, 5)), TOLERANCE)
+    with pytest.raises(UsageError, match="auto is chosen by measuring"):
+        open_runtime(bundle, "auto", measure=False)
 
 
 def test_auto_tells_what_it_took_and_why_not_the_others(lenet: Bundle) -> None:
@@ -148,11 +166,11 @@ def test_an_ensemble_runs_its_members_by_themselves_and_joins_them() -> None:
     assert runtime.name == "onnx"
     assert runtime.probabilities(pictures) == pytest.approx(both.probabilities(pictures), abs=TOLERANCE)
     eager = open_runtime(both, "eager")
-    assert np.array_equal(eager.probabilities(pictures), both.probabilities(pictures))
+    assert_close(eager.probabilities(pictures), both.probabilities(pictures))
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnx"])
-def test_an_ensemble_gives_the_bits_of_its_members_whoever_else_asks(lenet: Bundle, runtime: str) -> None:
+def test_an_ensemble_joins_its_members_answers_whoever_else_asks(lenet: Bundle, runtime: str) -> None:
     torch.set_num_threads(2)  # with one the members would take turns
     try:
         members = [lenet, untrained("resnet9(width=8)", 3, 32, seed=2)]
@@ -165,7 +183,7 @@ def test_an_ensemble_gives_the_bits_of_its_members_whoever_else_asks(lenet: Bund
         opened = open_runtime(outer, runtime)
         with ThreadPoolExecutor(3) as pool:
             for said in pool.map(opened.probabilities, [pictures] * 6):
-                assert np.array_equal(said, wanted)
+                assert_close(said, wanted)
     finally:
         torch.set_num_threads(1)
 

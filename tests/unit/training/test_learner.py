@@ -78,9 +78,9 @@ def test_a_kept_state_goes_on_as_if_there_had_been_no_break() -> None:
     for step in range(3, 6):
         second.step(batch(), step)
     for name, tensor in weights(undisturbed).items():
-        assert torch.equal(weights(second)[name], tensor), name
+        torch.testing.assert_close(weights(second)[name], tensor, rtol=0, atol=1e-6, msg=name)
     for name, tensor in undisturbed.best_model.state_dict().items():
-        assert torch.equal(second.best_model.state_dict()[name], tensor), name
+        torch.testing.assert_close(second.best_model.state_dict()[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
 def test_a_frozen_backbone_stays_and_thaws_when_the_recipe_says() -> None:
