@@ -84,7 +84,7 @@ def _megabytes(pids: Sequence[int], file: str, field: str) -> float:
     total = 0
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            text = Path(f"/proc/{pid}/{file}").read_text()
+            text = Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8")
             match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
             # One that has ended, and waits for its parent to notice, has no memory.
             total += int(match[1]) * 1024 if match else 0
@@ -111,7 +111,7 @@ def _wait(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
     why = "ended" if process.poll() is not None else f"answered {answer} for {timeout_s:g} s"
-    written = log.read_text(errors="replace").strip()[-2000:]
+    written = log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
     raise NotRunError(f"{shlex.join(command)} {why}:\n{written}")
 
 
@@ -151,7 +151,7 @@ class PeakMemory:
         for pid in descendants(self._started.process.pid):
             self._resident_mb[pid] = _megabytes([pid], "status", "VmRSS")
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
+                Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
         return self
 
     def __exit__(self, *raised: object) -> None:

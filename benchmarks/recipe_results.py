@@ -65,7 +65,7 @@ def measure(recipe: str, overrides: list[str], seeds: int, workers: str) -> dict
     return {
         "benchmark": f"recipe-{Path(recipe).stem}",
         "machine": described,
-        "recipe": Path(recipe).read_text(),
+        "recipe": Path(recipe).read_text(encoding="utf-8"),
         "overrides": overrides,
         "workers": workers,
         "runs": runs,

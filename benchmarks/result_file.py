@@ -95,7 +95,7 @@ def _memory_goals(results: Results) -> list[dict[str, Any]]:
 
 def machine(cores: int) -> dict[str, Any]:
     """What it ran on."""
-    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     status = _git("status", "--porcelain")
     return {

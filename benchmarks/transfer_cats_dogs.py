@@ -88,7 +88,7 @@ def _measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             "pictures_a_class": _A_CLASS,
             "test_pictures": 2000,
             "epochs": options.epochs,
-            "recipe": Path(options.recipe).read_text(),
+            "recipe": Path(options.recipe).read_text(encoding="utf-8"),
         },
         "pretrained": pretrained,
         "runs": runs,

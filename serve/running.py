@@ -79,7 +79,7 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="striate-serve-"))
         # Ray prints notes on its own affairs, as that a replica has died, which its log files have too.
-        stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         behind = (
             {}
             if cluster

@@ -33,8 +33,6 @@ from tests.datasets import rows, write_cats_and_dogs
 Answers = Mapping[str, NDArray[np.float32]]
 Way = Callable[[str, str, Path], Answers]
 
-_MODELS = {"resnet9": ("resnet9(width=8)", 32), "resnet18": ("resnet18", 48)}
-
 
 @pytest.fixture(scope="module")
 def real_photos(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -44,11 +42,10 @@ def real_photos(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "data")
 
 
-@pytest.fixture(scope="module", params=list(_MODELS))
-def bundle(request: pytest.FixtureRequest, real_photos: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    model, size = _MODELS[request.param]
+@pytest.fixture(scope="module")
+def bundle(real_photos: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     classes = tuple(load_manifest(real_photos).tally.classes)
-    return make_bundle(tmp_path_factory.mktemp("bundles") / request.param, 7, classes, model=model, size=size)
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "resnet18", 7, classes, model="resnet18", size=48)
 
 
 @pytest.fixture(scope="module")

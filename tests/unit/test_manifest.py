@@ -180,7 +180,7 @@ def test_a_name_that_leads_out_of_the_dataset_is_no_shard(tmp_path: Path, name: 
     with pytest.raises(ValueError, match="should match pattern"):
         FileEntry(name=name, rows=1, bytes=1, digest="a")
     text = MANIFEST.model_dump_json().replace('"part-000000.parquet"', json.dumps(name))
-    (tmp_path / "_manifest.json").write_text(text)
+    (tmp_path / "_manifest.json").write_text(text, "utf-8")
     with pytest.raises(StriateError, match=r"is damaged or was written by another version: shards\.0\.name"):
         load_manifest(str(tmp_path))
 

@@ -140,6 +140,10 @@ def test_auto_tells_what_it_took_and_why_not_the_others(lenet: Bundle) -> None:
     assert check(lenet, runtime.compute) <= TOLERANCE
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="torch.compile writes code that does not compile where PyTorch may use no vector instructions",
+)
 def test_torch_compile_answers_as_the_bundle_does(lenet: Bundle) -> None:
     runtime = open_runtime(lenet, "compile")
     pictures = samples(lenet, 8)
