@@ -66,7 +66,7 @@ def test_an_evaluation_tells_prometheus_what_it_has_judged(pair: tuple[EvaluateP
     became = [f"ray_striate_pictures_{name}_total" for name in ("out", "dropped", "rejected")]
     # Other tests may have judged the same photos.
     found = exported_once(
-        {"command": "evaluate", "dataset": pair[0].dataset},
+        {"command": "evaluate", "dataset_id": storage.uri_id(pair[0].dataset)},
         lambda found: (
             sum(total(found, name) for name in became) >= counts.rows_in
             and total(found, "ray_striate_shards_done") >= shards
