@@ -91,7 +91,7 @@ class Engine:
         lanes: threads that compute batches.
         timeout_s: how long one picture may take to prepare; its request may end it sooner.
         batch_wait_s: how long an idle model waits for a batch to fill.
-        on_picture: given each encoded picture that could be used, in a preparing thread.
+        on_picture: given each encoded picture that could be used and was prepared in a thread, in that thread.
         on_batch: told of the size and the seconds of each batch, in the thread that computed it.
     """
 
