@@ -195,6 +195,8 @@ def test_a_lease_that_a_kill_has_cut_is_followed_too(there: str, tidied: list[st
 
 def test_a_writer_whose_place_was_taken_stops(there: str, tidied: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_RENEWED_S", 0.02)
+    # Tests that a shell runs in the background inherit that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def write() -> None:
         with hold(there, tidy=tidied.append):
@@ -202,8 +204,11 @@ def test_a_writer_whose_place_was_taken_stops(there: str, tidied: list[str], mon
             mine.unlink()
             until(lambda: False)
 
-    with pytest.raises(StriateError, match=r"another command has taken over .*: this one showed no sign of life"):
-        write()
+    try:
+        with pytest.raises(StriateError, match=r"another command has taken over .*: this one showed no sign of life"):
+            write()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_a_failed_job_leaves_is_tidied_and_what_a_refused_one_finds_is_not(there: str, tidied: list[str]) -> None:

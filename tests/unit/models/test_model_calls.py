@@ -66,7 +66,7 @@ def test_defaults_stay_what_old_bundles_rely_on() -> None:
         ("timm", "timm needs the name of one of its models", "^~~~"),
         ('timm("hf-hub:a/b")', "timm takes a name of timm's own list", " " * 5 + "^~~"),
         ('timm("a", checkpoint_path="b")', "'checkpoint_path' is not a parameter of the model", " " * 10 + "^~~"),
-        ('timm("a", in_chans=0)', "'in_chans' should be a whole number from 1; got 0", " " * 10 + "^~~"),
+        ('timm("a", in_chans=0)', "'in_chans' should be a whole number from 1 to 4096; got 0", " " * 10 + "^~~"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(text: str, message: str, caret: str) -> None:
