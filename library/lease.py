@@ -95,21 +95,23 @@ def hold(*destinations: str, tidy: Callable[[str], None]) -> Generator[None]:
     """
     with ExitStack() as stack:
         # All take several destinations in one order, and so never wait for each other.
-        for destination in sorted(set(destinations)):
-            stack.enter_context(_held(destination))
+        lost = {destination: stack.enter_context(_held(destination)) for destination in sorted(set(destinations))}
         try:
             yield
         except UsageError:
             raise
         except BaseException:
             for destination in destinations:
+                if lost[destination].is_set():
+                    continue  # what lies there is another's now
                 with contextlib.suppress(StriateError):  # the job's own failure is what counts
                     tidy(destination)
             raise
 
 
 @contextmanager
-def _held(destination: str) -> Generator[None]:
+def _held(destination: str) -> Generator[threading.Event]:
+    """Holds one destination; the event is set when another process has taken over."""
     folder = storage.join(destination, LEASES)
     lease = storage.join(folder, f"{uuid.uuid4().hex}.json")
     existed = storage.is_remote(destination) or storage.exists(destination)  # a bucket has no folders to remove
@@ -124,7 +126,7 @@ def _held(destination: str) -> Generator[None]:
         _take(destination, lease)
         renewal.start()
         try:
-            yield
+            yield lost
         except KeyboardInterrupt:
             if not lost.is_set():
                 raise

@@ -73,16 +73,22 @@ class WorkerPool:
         call = asyncio.get_running_loop().run_in_executor(
             self._threads, process.ask, {**header, "seconds": seconds}, data
         )
+
+        def release(call: asyncio.Future[Any]) -> None:
+            # Not before: until then the thread uses the process.
+            if not call.cancelled():
+                call.exception()
+            if not process.wanted:
+                process.reap()  # it may have answered before it was ended
+            self._free.put_nowait(process)
+
+        call.add_done_callback(release)
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
             process.kill()
-            # Until the thread has seen the end, the process is not free for others.
             await asyncio.wait([call])
-            call.exception()
             raise
-        finally:
-            self._free.put_nowait(process)
 
     def close(self) -> None:
         """End the processes."""
@@ -111,10 +117,15 @@ class _Process:
         except BrokenPipeError:
             answer = None
         if answer is None:
-            self._running = None
-            running.communicate()
+            self.reap()
             raise ProcessEndedError(running.returncode)
         return answer
+
+    def reap(self) -> None:
+        """Wait for a process that has ended, or was told to; the next question starts another."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.communicate()
 
     def kill(self) -> None:
         self.wanted, running = False, self._running

@@ -23,6 +23,7 @@ _CODED_PX = 3
 _LEAST_PX = 8 * 2**20
 _ITEM_PX = 10_000
 _MOST_BOXES, _MOST_UNITS = 50_000, 20_000
+_MOST_OVERLAP = 2
 _MOST_PX = 2**60
 
 
@@ -30,7 +31,7 @@ def heif_work_px(data: bytes) -> int:
     """`Header.work_px` of an AVIF or HEIC file.
 
     Raises:
-        BadPicture: `too_much_work` where it has more boxes than are looked at.
+        BadPicture: `too_much_work` where it has more boxes, or names more data, than is looked at.
     """
     items = _Items()
     for kind, start, end in _boxes(data, 0, len(data)):
@@ -64,6 +65,9 @@ class _Items:
     sizes: dict[int, int] = field(default_factory=dict[int, int])
     places: dict[int, list[tuple[int, int]]] = field(default_factory=dict[int, list[tuple[int, int]]])
     first_frame: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    # What may still be looked at, of all items together: they may all name the same data.
+    _units: Iterator[int] = field(default_factory=lambda: iter(range(_MOST_UNITS)))
+    _bytes_read: int = 0
 
     def work_px(self, item: int, data: bytes, known: dict[int, int]) -> int:
         """Of one picture with all that it is put together of; `known` has those counted so far."""
@@ -76,9 +80,15 @@ class _Items:
         return known[item]
 
     def _frames(self, item: int, data: bytes) -> int:
-        coded = b"".join(data[start : start + length] for start, length in self.places.get(item, ()))
         kind = self.kinds.get(item)
-        return av1_frames(coded) if kind == b"av01" else _hevc_pictures(coded) if kind == b"hvc1" else 1
+        if kind not in (b"av01", b"hvc1"):
+            return 1
+        places = self.places.get(item, ())
+        self._bytes_read += sum(min(length, len(data)) for _, length in places)
+        if self._bytes_read > _MOST_OVERLAP * len(data):
+            raise BadPicture("too_much_work", "the parts of the picture share most of their bytes")
+        coded = b"".join(data[start : start + length] for start, length in places)
+        return av1_frames(coded, self._units) if kind == b"av01" else _hevc_pictures(coded, self._units)
 
 
 # -- boxes ------------------------------------------------------------------------------------------------------------
@@ -218,10 +228,10 @@ def _read_places(items: _Items, content: bytes, own_data: int) -> None:
 # -- coded data -------------------------------------------------------------------------------------------------------
 
 
-def av1_frames(coded: bytes) -> int:
-    """Frames, shown or not: units of the types frame header and frame."""
+def av1_frames(coded: bytes, units: Iterator[int]) -> int:
+    """Frames, shown or not: units of the types frame header and frame; `units` ends where no more are looked at."""
     at, frames = 0, 0
-    for _ in range(_MOST_UNITS):
+    for _ in units:
         if at >= len(coded):
             return frames
         head = coded[at]
@@ -240,10 +250,10 @@ def av1_frames(coded: bytes) -> int:
     return _MOST_PX
 
 
-def _hevc_pictures(coded: bytes) -> int:
+def _hevc_pictures(coded: bytes, units: Iterator[int]) -> int:
     """Pictures: slices that are the first of one. Units are led by their lengths, in four bytes as encoders write."""
     at, pictures = 0, 0
-    for _ in range(_MOST_UNITS):
+    for _ in units:
         if at + 7 > len(coded):
             return pictures
         pictures += coded[at + 4] >> 1 & 63 < 32 and coded[at + 6] >> 7

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -170,6 +171,7 @@ def _multiplied(page: tifffile.TiffPage) -> bool:
 
 _SEGMENT_PX = 5000  # a strip or tile costs by itself
 _MOST_SEGMENTS = 200_000
+_MOST_OVERLAP = 2
 _PX_NS = 12.0
 #: How dear the codecs are whose output is no larger than a strip or tile, in pixels.
 _CODECS = {
@@ -206,8 +208,12 @@ def _work(page: tifffile.TiffPage, data: bytes) -> tuple[int, float]:
     read, px_ns = _EMBEDDED.get(compression, (None, 0.0))
     if read is None:
         raise BadPicture("unsupported", f"a TIFF compressed as {_name(page.compression)}")
-    parts = (data[start : start + size] for start, size in zip(page.dataoffsets, page.databytecounts, strict=False))
-    return sum(read(part) for part in parts if part) + pixels + _SEGMENT_PX * segments, px_ns
+    # Tiles that are alike may share their bytes: those are read once. What overlaps in other ways costs work here.
+    spans = Counter(span for span in zip(page.dataoffsets, page.databytecounts, strict=False) if span[1])
+    if sum(size for _, size in spans) > _MOST_OVERLAP * len(data):
+        raise BadPicture("too_much_work", "a TIFF whose strips or tiles share most of their bytes")
+    embedded = sum(times * read(data[start : start + size]) for (start, size), times in spans.items())
+    return embedded + pixels + _SEGMENT_PX * segments, px_ns
 
 
 _SEGMENT_TAGS = (273, 279, 324, 325)  # offsets and byte counts of strips and of tiles

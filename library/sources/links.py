@@ -84,7 +84,8 @@ def read_links(rows: pa.Table, hints: Mapping[str, bytes], options: Options) -> 
 def fetched(urls: Sequence[str], limits: LinkLimits) -> Iterator[bytes | BadPicture]:
     """Fetch each address; what comes is in the order asked.
 
-    At most `limits.connections` bodies are being read and 64 MB wait to be taken.
+    At most `limits.connections` bodies of `limits.max_bytes` are held, read or waiting to be taken; none is begun while
+    64 MB wait.
     """
     with _loop() as loop:
         fetcher = asyncio.run_coroutine_threadsafe(_opened(limits), loop).result()
@@ -92,7 +93,7 @@ def fetched(urls: Sequence[str], limits: LinkLimits) -> Iterator[bytes | BadPict
         waiting = deque(urls)
         try:
             while waiting or pending:
-                while waiting and len(pending) < 4 * limits.connections and _held(pending) < _HELD_BYTES:
+                while waiting and len(pending) < limits.connections and _held(pending) < _HELD_BYTES:
                     pending.append(asyncio.run_coroutine_threadsafe(fetcher.fetch(waiting.popleft()), loop))
                 yield pending.popleft().result()
         finally:

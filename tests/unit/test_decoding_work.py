@@ -213,9 +213,9 @@ def test_frames_that_are_not_shown_count() -> None:
     data = pil_bytes(Image.new("RGB", (500, 500)), "avif", speed=10)
     start = data.index(b"mdat") + 4
     coded = data[start:]
-    assert av1_frames(coded) == 1
+    assert av1_frames(coded, iter(range(100))) == 1
     # The units of the frame once more, as those of a frame that is not shown are.
-    assert av1_frames(coded * 30) == 30
+    assert av1_frames(coded * 30, iter(range(100))) == 30
 
 
 def test_a_photo_in_avif_and_its_alpha_are_little_work() -> None:

@@ -209,6 +209,7 @@ def test_a_writer_whose_place_was_taken_stops(there: str, tidied: list[str], mon
             write()
     finally:
         signal.signal(signal.SIGINT, before)
+    assert tidied == [], "the files there are those of the other command"
 
 
 def test_what_a_failed_job_leaves_is_tidied_and_what_a_refused_one_finds_is_not(there: str, tidied: list[str]) -> None:

@@ -196,3 +196,23 @@ def test_a_process_that_dies_is_told_and_the_next_question_gets_another() -> Non
         pool.close()
 
     asyncio.run(play())
+
+
+def test_a_process_ended_after_its_answer_harms_no_later_picture() -> None:
+    header = {"steps": "grayscale", "max_pixels": 10**6}
+
+    async def ask() -> None:
+        pool = WorkerPool("serve.preview_worker", 1)
+        asking = asyncio.ensure_future(pool.ask(header, SMALL, seconds=60))
+        await asyncio.sleep(0)
+        # The only thread does this after it has read the answer, of which the loop has not heard yet.
+        pool._threads.submit(int).result()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        answer, png = await pool.ask(header, SMALL, seconds=60)
+        assert not answer
+        assert png.startswith(b"\x89PNG")
+        pool.close()
+
+    asyncio.run(ask())
