@@ -23,7 +23,7 @@ _CODED_PX = 3
 _LEAST_PX = 8 * 2**20
 _ITEM_PX = 10_000
 _MOST_BOXES, _MOST_UNITS = 50_000, 20_000
-_MOST_OVERLAP = 2
+_MOST_OVERLAP, _LEAST_READ_BYTES = 2, 2**24
 _MOST_PX = 2**60
 
 
@@ -85,7 +85,7 @@ class _Items:
             return 1
         places = self.places.get(item, ())
         self._bytes_read += sum(min(length, len(data)) for _, length in places)
-        if self._bytes_read > _MOST_OVERLAP * len(data):
+        if self._bytes_read > max(_MOST_OVERLAP * len(data), _LEAST_READ_BYTES):
             raise BadPicture("too_much_work", "the parts of the picture share most of their bytes")
         coded = b"".join(data[start : start + length] for start, length in places)
         return av1_frames(coded, self._units) if kind == b"av01" else _hevc_pictures(coded, self._units)

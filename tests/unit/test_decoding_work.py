@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from bisect import bisect_right
 from pathlib import Path
@@ -168,6 +169,40 @@ def test_a_picture_inside_a_tiff_that_is_larger_than_its_tile_counts() -> None:
         large = striped_tiff(8, 1, pil_bytes(Image.new("RGB", (2000, 900)), kind), compression, rows=8)
         assert codec.probe(small, None).work_px < 20_000
         assert codec.probe(large, None).work_px > 1_800_000
+
+
+def test_jpegs_in_a_tiff_that_share_their_bytes_are_read_once() -> None:
+    tile = encoded("jpeg", 16, 16)
+    alike, overlapping = (_tiff_of_one_jpeg(tile + bytes(10**6), shift) for shift in (0, 1))
+    assert codec.probe(alike).width == 160
+    assert reason_of(overlapping) == "too_much_work", "each tile is the rest of the file"
+
+
+def _tiff_of_one_jpeg(content: bytes, shift: int) -> bytes:
+    """10 x 10 tiles of 16 x 16 pixels that all begin in the same JPEG, each `shift` bytes shorter than the one before."""
+    number, tags = 100, 11
+    bits = 8 + 2 + 12 * tags + 4
+    offsets = bits + 8
+    counts = offsets + 4 * number
+    start = counts + 4 * number
+    values = {
+        256: 160,
+        257: 160,
+        258: bits,
+        259: 7,
+        262: 6,
+        277: 3,
+        284: 1,
+        322: 16,
+        323: 16,
+        324: offsets,
+        325: counts,
+    }
+    repeats = {258: 3, 324: number, 325: number}
+    entries = [struct.pack("<HHII", tag, 3 if tag == 258 else 4, repeats.get(tag, 1), values[tag]) for tag in values]
+    header = b"II*\0" + struct.pack("<IH", 8, tags) + b"".join(entries) + bytes(4) + struct.pack("<4H", 8, 8, 8, 0)
+    sizes = [len(content) - shift * tile for tile in range(number)]
+    return header + struct.pack("<I", start) * number + struct.pack(f"<{number}I", *sizes) + content
 
 
 def test_a_codec_of_unknown_work_inside_a_tiff_is_unsupported() -> None:
