@@ -179,7 +179,7 @@ def test_jpegs_in_a_tiff_that_share_their_bytes_are_read_once() -> None:
 
 
 def _tiff_of_one_jpeg(content: bytes, shift: int) -> bytes:
-    """10 x 10 tiles of 16 x 16 pixels that all begin in the same JPEG, each `shift` bytes shorter than the one before."""
+    """10 x 10 tiles of 16 x 16 pixels that all begin in one JPEG, each `shift` bytes shorter than the one before."""
     number, tags = 100, 11
     bits = 8 + 2 + 12 * tags + 4
     offsets = bits + 8
