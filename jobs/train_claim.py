@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from library import storage
 from library.bundle_record import BUNDLE
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from library.lease import LEASES
 
 if TYPE_CHECKING:
@@ -89,7 +89,12 @@ def _is_temporary(path: str) -> bool:
 def claimed(out: str) -> dict[str, Any] | None:
     """What the training that `out` belongs to has put on record; None where it belongs to none."""
     path = storage.join(out, _CLAIM)
-    return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
+    if not storage.exists(path):
+        return None
+    try:
+        return json.loads(storage.read_bytes(path))
+    except ValueError as error:
+        raise StriateError(f"{path} is damaged: {error}; remove it, or choose another folder") from None
 
 
 def _is_same(held: dict[str, Any], plan: TrainPlan) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from typing import Any, cast
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from library import storage
-from library.bundle_record import BUNDLE, WEIGHTS, BundleRecord, digest_of_file
+from library.bundle_record import BUNDLE, WEIGHTS, BundleRecord
 from library.errors import GrammarError, StriateError, UsageError
 from library.models.outline import Outline, outline
 
@@ -53,9 +54,10 @@ def read_weights(record: BundleRecord, uri: str) -> bytes:
         raise StriateError(f"{path} is missing: the bundle is not whole")
     if misfit := _misfit(path, wanted):
         raise StriateError(f"{path} does not fit the model '{record.model[:80]}': {misfit}")
-    if digest_of_file(path) != record.weights_digest:
+    weights = storage.read_bytes(path)
+    if hashlib.sha256(weights).hexdigest() != record.weights_digest:
         raise StriateError(f"{path} is damaged, or not the one that {BUNDLE} was written with")
-    return storage.read_bytes(path)
+    return weights
 
 
 def tensors_of(weights: bytes) -> dict[str, torch.Tensor]:

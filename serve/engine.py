@@ -247,6 +247,8 @@ class Engine:
         try:
             answer, packed = await self._apart.ask(header, data, seconds=self._timeout_s)
         except ProcessEndedError as ended:
+            if ended.status > 0:
+                raise  # our own code failed, as the process has printed
             if ended.in_time:
                 detail = f"preparing it ended the process that did it (exit status {ended.status})"
                 raise BadPicture("damaged", detail) from None

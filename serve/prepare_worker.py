@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from library import codec
 from library.errors import BadPicture, StriateError
 from library.inputs import InputPipeline
-from library.pipeline import Pipeline
 from serve.worker_process import answer_frames, setup
 
 #: The input pipeline of a model; of an ensemble those of its members.
@@ -27,9 +26,7 @@ _Prepared: TypeAlias = "NDArray[Any] | tuple[_Prepared, ...]"
 def _inputs(described: Any) -> _Inputs:
     if isinstance(described, list):
         return [_inputs(member) for member in cast(list[Any], described)]
-    height, width = described["size"]
-    steps, fit = (Pipeline.parse(text) if text else Pipeline() for text in (described["steps"], described["fit"]))
-    return InputPipeline(steps, fit, (height, width), described["channels"])
+    return InputPipeline.parse(**described)
 
 
 def unpacked(shapes: Any, data: memoryview) -> tuple[_Prepared, memoryview]:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from library import codec, storage
@@ -83,13 +84,15 @@ class _Walk:
         self.entries = Entries()
         self._root = root
         self._resolved = os.path.realpath(root)
-        self._entered: list[str] = []  # folders outside, so that none is read twice, or for ever
+        # Outside the source: so that no folder is read twice, or for ever.
+        self._entered: set[str] = set()  # where links have led
+        self._read_outside: set[str] = set()
         self._outside: list[str] = []
 
     def read(self, folder: _Folder) -> list[_Folder]:
         """Add the files of one folder; returns the folders in it that are to be read."""
         below: list[_Folder] = []
-        for entry in _listed(folder.real):
+        for entry in self._listed_once(folder):
             path = os.path.join(folder.path, entry.name)
             reason = why_skipped(entry.name)
             if reason is not None:
@@ -108,6 +111,21 @@ class _Walk:
                     self._add(path, entry.path, status.st_size)
         return below
 
+    def _listed_once(self, folder: _Folder) -> list[os.DirEntry[str]]:
+        """What a folder holds; nothing of one outside the source that was read before, or may not be read."""
+        if not folder.outside:
+            return _listed(folder.real)
+        real = os.path.realpath(folder.real)
+        if real in self._read_outside:
+            self.entries.skipped["link_folder"] += 1
+            return []
+        self._read_outside.add(real)
+        try:
+            return _listed(real)
+        except StriateError:  # its owner is another: no reason to refuse the source
+            self.entries.skipped["link_outside"] += 1
+            return []
+
     def notes(self) -> Iterator[str]:
         if self._outside:
             more = f", and {len(self._outside) - _FEW:,} more" if len(self._outside) > _FEW else ""
@@ -121,7 +139,7 @@ class _Walk:
             reason = "link_broken"
         elif os.path.isdir(target):
             # What lies in the source is read where it lies; what holds it would be read without end.
-            if inside or _lies_in(self._resolved, target) or any(_lies_in(target, known) for known in self._entered):
+            if inside or _lies_in(self._resolved, target) or self._was_entered(target):
                 reason = "link_folder"
         elif not os.path.isfile(target):
             reason = "special"
@@ -133,11 +151,14 @@ class _Walk:
         if not inside:
             self._outside.append(f"{_below(self._root, path)} -> {printable(target)}")
         if os.path.isdir(target):
-            self._entered.append(target)
+            self._entered.add(target)
             return [_Folder(path, target, True)]
         # The target, not the link: a link that is turned elsewhere after this check is not followed.
         self._add(path, target, os.stat(target).st_size)
         return []
+
+    def _was_entered(self, folder: str) -> bool:
+        return any(str(known) in self._entered for known in (folder, *Path(folder).parents))
 
     def _add(self, path: str, real: str, size: int) -> None:
         self.entries.add(_below(self._root, path), location(real), 0, size)

@@ -272,6 +272,8 @@ class _Fetcher:
                     chunk = unpack.unconsumed_tail
                 if len(data) > self._limits.max_bytes:
                     raise self._too_large()
+            if unpack is not None and unpack.eof:
+                break  # what stands behind it is not the picture's
             if not judged and len(data) >= _HEAD_BYTES:
                 judged = True
                 _check_picture(data, response)

@@ -24,7 +24,7 @@ from library.sources.tables import LISTS, narrow, read_table
 _NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _ANNOTATIONS = "_annotations.txt"
 _FILE_NAME = "file_name"
-_MAX_BYTES = 512 * 2**20
+_MAX_BYTES, _MAX_ROWS = 512 * 2**20, 50_000_000
 _FEW = 3
 
 
@@ -120,7 +120,11 @@ def _columns(path: str, data: bytes) -> dict[str, list[Any]]:
             name: values if isinstance(values, list) else narrow(values).to_pylist() for name, values in table.items()
         }
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data))
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > _MAX_BYTES or file.metadata.num_rows > _MAX_ROWS:
+            raise StriateError(f"{path} unpacks to more than {_MAX_BYTES:,} bytes or {_MAX_ROWS:,} rows")
+        table = file.read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise StriateError(f"{path} is damaged, or no Parquet file: {error}") from error
     return {name: table.column(name).to_pylist() for name in table.column_names}

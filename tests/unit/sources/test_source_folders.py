@@ -116,6 +116,15 @@ def test_links_are_followed_on_disk_and_none_leads_round(tmp_path: Path) -> None
     assert listing.notes[0] == said
 
 
+def test_a_folder_outside_is_read_once_in_whatever_order_links_lead_to_it(tmp_path: Path) -> None:
+    pool = write_tree(tmp_path / "pool", {"deep/y.jpg": picture(3)})
+    root = write_tree(tmp_path / "in", {"cat/a.jpg": picture(1)})
+    (root / "first").symlink_to(pool / "deep")
+    (root / "whole").symlink_to(pool)
+    listing = assert_reads_back(root, {"cat/a.jpg": picture(1), "first/y.jpg": picture(3)})
+    assert listing.skipped == Counter(link_folder=1)
+
+
 def test_outside_the_tree_only_pictures_are_taken_whatever_their_names(tmp_path: Path) -> None:
     secrets = {
         "id_rsa": "key",
