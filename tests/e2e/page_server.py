@@ -18,7 +18,7 @@ from library.bundle_record import BundleRecord
 from library.errors import BadPicture
 from library.models import create
 from serve.engine import Engine, Result
-from serve.service import Answer, Busy, Timing
+from serve.service import Answer, Answers, Busy, Timing
 from serve.settings import ServeSettings
 from tests.unit.serve.serving import apps
 from tests.waiting import until
@@ -94,19 +94,19 @@ class EngineModel:
             "state": "RUNNING",
         }
 
-    async def predict(
-        self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def is_reached(self) -> bool:
+        return True
+
+    async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:
         self.engine.admit(len(pictures))
         try:
             results = await asyncio.gather(*(self.engine.result(picture) for picture in pictures))
         finally:
             self.engine.release(len(pictures))
-        return [self._answer(result, top_k, explain) for result in results], Timing(1.25, 0.5, 2.0, 3.75)
+        answers = [self._answer(result, top_k, explain) for result in results]
+        return Answers(answers, Timing(1.25, 0.5, 2.0, 3.75), self.bundle_id)
 
-    async def predict_pixels(
-        self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int
-    ) -> tuple[list[Answer | BadPicture], Timing]:
+    async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         raise NotImplementedError
 
     async def view(self, data: bytes) -> bytes:
