@@ -183,7 +183,7 @@ def test_one_training_at_a_time_writes_to_a_folder_and_sigterm_ends_it(tmp_path:
     last = "striate: stopped by SIGTERM; run the same command again to resume\n"
     assert said(works, 143).endswith(f"\n{last}")
     assert unfinished(out) == []
-    assert not processes(works.pid)
+    until(lambda: not processes(works.pid))  # a worker may end a moment after its driver
     assert not local_checkpoints(str(out))
 
 
