@@ -190,8 +190,14 @@ def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) 
     rows = sum(manifest.tally.rows_in for manifest in manifests.values())
     bad = sum(sum(manifest.tally.rejected.values()) for manifest in manifests.values())
     if bad > max_bad_fraction * rows:
+        private = sum(manifest.tally.rejected.get("private_address", 0) for manifest in manifests.values())
+        way_out = (
+            f"; {private:,} links lead to private addresses: --allow-address NETWORK with --overwrite fetches them"
+            if private
+            else ""
+        )
         folders = ", ".join(f"{dataset}/_rejects" for dataset, manifest in manifests.items() if manifest.rejects)
         raise StriateError(
             f"{bad:,} of {rows:,} pictures ({bad / rows:.1%}) cannot be used, more than --max-bad-fraction "
-            f"{max_bad_fraction:g}; what is good is written, the others lie in {folders} with their reasons"
+            f"{max_bad_fraction:g}; what is good is written, the others lie in {folders} with their reasons{way_out}"
         )

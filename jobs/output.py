@@ -54,6 +54,8 @@ def ranked(counts: Mapping[str, int]) -> str:
 def classes(counts: Mapping[str, int], pictures: int) -> str:
     """`2 classes: cat 500, dog 499; 1 picture without a class`, of so many pictures."""
     without = pictures - sum(counts.values())
+    if not pictures:
+        return "no classes: no picture is left"
     if not counts:
         return "no classes: no picture has a label"
     number = "1 class" if len(counts) == 1 else f"{len(counts):,} classes"

@@ -140,6 +140,8 @@ def serve_command(
             return
     plan = plan_serve(made, host=host, port=port, asked=asked)
     out = sys.stdout
+    if sys.stderr.isatty():  # it takes half a minute, in which the port refuses
+        say("starting; the next line comes when every model answers", file=sys.stderr, flush=True)
     try:
         with running(plan, address) as server:
             say(_told(plan, server, json), file=out, flush=True)
