@@ -74,7 +74,7 @@ def test_who_has_no_work_left_takes_that_of_one_that_is_lost_and_finds_no_place_
     # First in the queue for what the lost one had.
     holder: Any = ray.remote(num_cpus=half)(_Holder).remote()
     try:
-        until(lambda: actors(holder._actor_id.hex())["State"] == "PENDING_CREATION")
+        until(lambda: actors(holder._actor_id.hex()).get("State") == "PENDING_CREATION")
         (tmp_path / "go").touch()
         ray.get(holder.__ray_ready__.remote(), timeout=60)
         thread.join(60)
