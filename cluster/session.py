@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from cluster import ray_internals
 from cluster.addresses import asks_for_token, check_answers, is_of_this_machine, is_only_here, is_same
 from cluster.console import say
 from cluster.head_watch import watched
@@ -157,6 +158,7 @@ def connect(
     # Ray reads most of its environment when it is imported.
     import ray
 
+    ray_internals.check("core")
     _keep_stdout_ours()
     notes: list[bytes] = []
     try:

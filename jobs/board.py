@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from ray.experimental import internal_kv
+from cluster import ray_internals
 
-_NAMESPACE = b"striate"
+_NAMESPACE = "striate"
 _BEGUN = "#begun"
 
 
@@ -35,52 +35,47 @@ class Count:
 
 def put(run: str, shard: str, count: Count) -> None:
     """Say how far a shard of a run is."""
-    _kv("put")(_key(run, shard), json.dumps(asdict(count)).encode(), namespace=_NAMESPACE)
+    ray_internals.kv_put(_key(run, shard), json.dumps(asdict(count)).encode(), namespace=_NAMESPACE)
 
 
 def begin(run: str, shard: str) -> int:
     """Say that a shard is begun; gives how often it was begun by now, this time counted."""
     key = _key(run, f"{shard}{_BEGUN}")
-    times = int(_kv("get")(key, namespace=_NAMESPACE) or 0) + 1
-    _kv("put")(key, str(times).encode(), namespace=_NAMESPACE)
+    times = int(ray_internals.kv_get(key, namespace=_NAMESPACE) or 0) + 1
+    ray_internals.kv_put(key, str(times).encode(), namespace=_NAMESPACE)
     return times
 
 
 def end(run: str, shard: str) -> None:
     """Say that a shard is done. What is on the board is listed again and again: it holds only what is in work."""
     for key in (_key(run, shard), _key(run, f"{shard}{_BEGUN}")):
-        _kv("del")(key, namespace=_NAMESPACE)
+        ray_internals.kv_delete(key, namespace=_NAMESPACE)
 
 
 def in_work(run: str) -> list[Count]:
     """How far the shards are that were begun and have not ended."""
-    keys = [bytes(key) for key in _kv("list")(_key(run, ""), namespace=_NAMESPACE)]
-    values = [_kv("get")(key, namespace=_NAMESPACE) for key in keys if not key.endswith(_BEGUN.encode())]
+    keys = ray_internals.kv_keys(_key(run, ""), namespace=_NAMESPACE)
+    values = [ray_internals.kv_get(key, namespace=_NAMESPACE) for key in keys if not key.endswith(_BEGUN)]
     return [Count(**json.loads(value)) for value in values if value is not None]
 
 
 def tell(run: str, values: Mapping[str, Any], name: str = "now") -> None:
     """Say anything else about a run; the same name is told anew."""
-    _kv("put")(_key(run, f"told/{name}"), json.dumps(values).encode(), namespace=_NAMESPACE)
+    ray_internals.kv_put(_key(run, f"told/{name}"), json.dumps(values).encode(), namespace=_NAMESPACE)
 
 
 def told(run: str) -> dict[str, dict[str, Any]]:
     """What was told of a run, by name, in order of the names."""
-    keys = sorted(bytes(key) for key in _kv("list")(_key(run, "told/"), namespace=_NAMESPACE))
-    values = {key: _kv("get")(key, namespace=_NAMESPACE) for key in keys}
+    keys = ray_internals.kv_keys(_key(run, "told/"), namespace=_NAMESPACE)
+    values = {key: ray_internals.kv_get(key, namespace=_NAMESPACE) for key in keys}
     start = len(_key(run, "told/"))
-    return {key[start:].decode(): json.loads(value) for key, value in values.items() if value is not None}
+    return {key[start:]: json.loads(value) for key, value in values.items() if value is not None}
 
 
 def clear(run: str) -> None:
     """Forget a run."""
-    _kv("del")(_key(run, ""), del_by_prefix=True, namespace=_NAMESPACE)
+    ray_internals.kv_delete_prefix(_key(run, ""), namespace=_NAMESPACE)
 
 
-def _kv(verb: str) -> Any:
-    # Ray's libraries use these functions among themselves; their names begin with an underscore all the same.
-    return getattr(internal_kv, f"_internal_kv_{verb}")
-
-
-def _key(run: str, shard: str) -> bytes:
-    return f"{run}:{shard}".encode()
+def _key(run: str, shard: str) -> str:
+    return f"{run}:{shard}"

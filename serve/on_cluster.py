@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from cluster import ray_internals
 from cluster.console import say
 from cluster.nodes import autoscaled
 from cluster.session import Session
@@ -16,16 +17,14 @@ from library.errors import UsageError
 from serve.plan import ServePlan
 from serve.reach import is_loopback, is_wildcard
 
-_LISTENS = b"striate:serve:listens"
+_NAMESPACE, _LISTENS = "striate", "serve:listens"
 #: Ray counts CPUs and GPUs to so many digits.
 _DIGITS = 4
 
 
 def publish(host: str, port: int) -> None:
     """Tell commands that come to this Ray later where Serve is asked; it itself knows only what lies behind HAProxy."""
-    from ray.experimental.internal_kv import _internal_kv_put  # pyright: ignore[reportPrivateUsage]
-
-    _internal_kv_put(_LISTENS, f"{host} {port}".encode())
+    ray_internals.kv_put(_LISTENS, f"{host} {port}".encode(), namespace=_NAMESPACE)
 
 
 def listens_at(plan: ServePlan) -> tuple[str, int] | None:
@@ -61,9 +60,7 @@ def _listens() -> tuple[str, int] | None:
     client = _client()
     if client is None:
         return None
-    from ray.experimental.internal_kv import _internal_kv_get  # pyright: ignore[reportPrivateUsage]
-
-    told: bytes | None = _internal_kv_get(_LISTENS)
+    told = ray_internals.kv_get(_LISTENS, namespace=_NAMESPACE)
     host, _, port = told.decode().partition(" ") if told else (client.http_config.host, "", client.http_config.port)
     return host, int(port)
 

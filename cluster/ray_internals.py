@@ -1,0 +1,94 @@
+"""The only module that imports private parts of Ray; each function says why Ray's public interface does not suffice.
+
+Every name below was read from Ray 2.60. A Ray that lacks one of them is refused by `check` before anything starts,
+with a message that names the version to install. Modules of Ray are imported inside the functions, so importing this
+one costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any, Literal
+
+from library.errors import StriateError
+
+#: What a command uses of Ray: everything needs the core, the others only what they start.
+Part = Literal["core"]
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Private names of one module of Ray, and what striate does with them."""
+
+    module: str
+    names: Sequence[str]
+    purpose: str
+
+
+_NEEDS: Mapping[Part, Sequence[_Need]] = {
+    "core": (
+        _Need(
+            "ray.experimental.internal_kv",
+            ("_internal_kv_put", "_internal_kv_get", "_internal_kv_list", "_internal_kv_del"),
+            "the progress of its workers",
+        ),
+    ),
+}
+
+
+def check(part: Part) -> None:
+    """Refuse a Ray that lacks a private name used for `part`; imports the modules that this part needs anyway.
+
+    Raises:
+        StriateError: names the version of Ray, what it lacks and the versions that work.
+    """
+    for need in _NEEDS[part]:
+        try:
+            module: object = import_module(need.module)
+        except ImportError:
+            raise StriateError(_lacks(need.module, need.purpose)) from None
+        for name in need.names:
+            if not hasattr(module, name):
+                raise StriateError(_lacks(f"{need.module}.{name}", need.purpose))
+
+
+def _lacks(what: str, purpose: str) -> str:
+    versions = next((line for line in metadata.requires("striate") or () if line.startswith("ray")), "ray")
+    return f"Ray {metadata.version('ray')} lacks {what}, which striate needs for {purpose}: install {versions}"
+
+
+# The head's key-value store. Ray's libraries share small facts through it; its functions have no public name. An actor
+# would do the same, but each process costs a job a second of its start on a small machine.
+
+
+def kv_put(key: str, value: bytes, *, namespace: str) -> None:
+    """Set the value of a key of the cluster's key-value store."""
+    _kv()._internal_kv_put(key, value, namespace=namespace)
+
+
+def kv_get(key: str, *, namespace: str) -> bytes | None:
+    """Return the value of a key; None where there is none."""
+    return _kv()._internal_kv_get(key, namespace=namespace)
+
+
+def kv_keys(prefix: str, *, namespace: str) -> list[str]:
+    """Return the keys that begin with `prefix`, in order."""
+    return sorted(bytes(key).decode() for key in _kv()._internal_kv_list(prefix, namespace=namespace))
+
+
+def kv_delete(key: str, *, namespace: str) -> None:
+    """Delete a key, if it is there."""
+    _kv()._internal_kv_del(key, namespace=namespace)
+
+
+def kv_delete_prefix(prefix: str, *, namespace: str) -> None:
+    """Delete all keys that begin with `prefix`."""
+    _kv()._internal_kv_del(prefix, del_by_prefix=True, namespace=namespace)
+
+
+def _kv() -> Any:
+    from ray.experimental import internal_kv
+
+    return internal_kv

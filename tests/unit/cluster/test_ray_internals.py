@@ -1,0 +1,27 @@
+"""What striate needs of Ray's private parts is checked before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray.experimental import internal_kv
+
+from cluster import ray_internals
+from library.errors import StriateError
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_ray_that_lacks_a_private_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_internals.check("core")
+    monkeypatch.delattr(internal_kv, "_internal_kv_list")
+    with pytest.raises(StriateError, match=r"Ray 2\.\d+\.\d+ lacks .*_internal_kv_list.*: install ray\[.*\][<>]"):
+        ray_internals.check("core")
+
+
+def test_importing_the_internals_imports_no_ray() -> None:
+    code = "import sys, cluster.ray_internals; assert 'ray' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
