@@ -109,14 +109,14 @@ class Tally(_Model):
         return cls.model_validate({n: v if isinstance(v, int) else dict(sorted(v.items())) for n, v in counts.items()})
 
 
-class ShardReport(_Model):
-    """What became of one input shard; its presence is the commit.
+class Report(_Model):
+    """What a job did with one shard; its presence is the commit.
 
     Attributes:
         stem: name of the shard without `.parquet`, the same for input and output.
-        input_digest: of the bytes (or the plan) the shard was made from.
-        work_digest: of all that decides the output: steps, encoding, row limit.
-        histograms: of the kept pictures (`library.drift`), where they were measured.
+        input_digest: of the bytes (or the plan) that the shard is read from.
+        work_digest: of everything else that decides the result: steps, encoding, row limit, classifier.
+        tally: what became of the pictures.
         seconds: time by stage (read, decode, each step, encode, write); differs from run to run.
     """
 
@@ -124,11 +124,22 @@ class ShardReport(_Model):
     stem: str = pydantic.Field(pattern=f"^{_STEM}$")
     input_digest: str
     work_digest: str
+    tally: Tally
+    seconds: dict[str, float] = {}
+
+
+class ShardReport(Report):
+    """The report of a job that writes a shard.
+
+    Attributes:
+        output: the shard.
+        rejects: the pictures that could not be used, where there are any.
+        histograms: of the kept pictures (`library.drift`), where they were measured.
+    """
+
     output: FileEntry
     rejects: FileEntry | None = None
-    tally: Tally
     histograms: dict[str, Any] | None = None
-    seconds: dict[str, float] = {}
 
 
 class Job(_Model):
@@ -293,9 +304,9 @@ def manifest_uri(dataset: str) -> str:
     return storage.join(dataset, MANIFEST)
 
 
-def save_report(dataset: str, report: ShardReport) -> None:
-    """Commit one shard."""
-    storage.write_bytes(report_uri(dataset, report.stem), _dumped(report))
+def save_report(folder: str, report: Report) -> None:
+    """Commit one shard: write its report below a dataset, or below the folder of an evaluation."""
+    storage.write_bytes(report_uri(folder, report.stem), _dumped(report))
 
 
 def load_report(data: bytes | Exception) -> ShardReport | None:
