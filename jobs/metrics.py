@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from cluster import metrics
 from library import storage
-from library.manifest import ShardReport
+from library.manifest import Report
 
 #: Stages of `ShardReport.seconds` and of evaluation by what they are told as; the name of any step is `steps`.
 _STAGES = {
@@ -42,12 +42,11 @@ class WorkMetrics:
         self._bytes_out = _counter("striate_bytes_out", "bytes written", command)
         self._seconds = _counter("striate_stage_seconds", "seconds of workers in each stage", command, "stage")
 
-    def shard(self, dataset: str, report: ShardReport) -> None:
+    def shard(self, dataset: str, report: Report) -> None:
         """One shard was committed."""
         tally = report.tally
-        written = report.output.bytes + (report.rejects.bytes if report.rejects else 0)
         self.pictures(dataset, tally.rows_in, tally.rows_out, tally.dropped, tally.rejected)
-        self.bytes(dataset, tally.image_bytes_in, written)
+        self.bytes(dataset, tally.image_bytes_in, report.bytes_written)
         self.seconds(dataset, report.seconds)
 
     def pictures(

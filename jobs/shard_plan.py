@@ -9,10 +9,10 @@ from typing import Any, Generic, TypeVar
 from cluster.shared_paths import check_shared
 from jobs.places import Places
 from library.destination import claim, committed, finish, shard_stem
-from library.manifest import Job, Manifest
+from library.manifest import Job, Manifest, ShardReport
 from library.shard_work import ShardJob, ShardTask
 
-WorkT = TypeVar("WorkT", bound=ShardJob)
+WorkT = TypeVar("WorkT", bound=ShardJob[ShardReport])
 
 
 @dataclass(frozen=True)

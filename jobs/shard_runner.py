@@ -71,7 +71,13 @@ class ShardRun:
 
 
 def run_shards(
-    title: str, job: ShardJob, tasks: Sequence[ShardTask], num_workers: int, *, num_cpus: int = 1, num_gpus: int = 0
+    title: str,
+    job: ShardJob[ShardReport],
+    tasks: Sequence[ShardTask],
+    num_workers: int,
+    *,
+    num_cpus: int = 1,
+    num_gpus: int = 0,
 ) -> ShardRun:
     """Make every shard that is not made yet.
 

@@ -18,7 +18,7 @@ from jobs.metrics import WorkMetrics
 from library import storage
 from library.errors import StriateError
 from library.json_lines import WorkLog
-from library.manifest import Tally
+from library.manifest import ShardReport, Tally
 from library.shard_work import ShardJob, ShardTask
 
 _REPORT_EVERY_S = 1.0
@@ -34,7 +34,7 @@ _GIVEN_UP = (
 class ShardWorker:
     """An actor that makes one shard after another; a failure comes back as a row, so that it is told once and whole."""
 
-    def __init__(self, job: ShardJob, run: str, command: str) -> None:
+    def __init__(self, job: ShardJob[ShardReport], run: str, command: str) -> None:
         import cv2
 
         self._job = job

@@ -125,7 +125,7 @@ def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mappin
         storage.remove(file.uri for file in found if _OURS.fullmatch(file.path))
 
 
-def committed(tasks: Iterable[ShardTask], job: ShardJob) -> Iterator[tuple[ShardTask, ShardReport]]:
+def committed(tasks: Iterable[ShardTask], job: ShardJob[ShardReport]) -> Iterator[tuple[ShardTask, ShardReport]]:
     """The shards that are done already: same input, same work, and the file is there.
 
     Reports are read some at a time: those of a large job would not fit into memory together.
@@ -145,7 +145,7 @@ def committed(tasks: Iterable[ShardTask], job: ShardJob) -> Iterator[tuple[Shard
                     yield task, report
 
 
-def _is_whole(report: ShardReport, task: ShardTask, job: ShardJob, sizes: Mapping[str, int]) -> bool:
+def _is_whole(report: ShardReport, task: ShardTask, job: ShardJob[ShardReport], sizes: Mapping[str, int]) -> bool:
     if (report.input_digest, report.work_digest) != (task.input_digest, job.work_digest(task)):
         return False
     outputs = [report.output, *([report.rejects] if report.rejects else [])]

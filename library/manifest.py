@@ -127,6 +127,11 @@ class Report(_Model):
     tally: Tally
     seconds: dict[str, float] = {}
 
+    @property
+    def bytes_written(self) -> int:
+        """Size of the files that were made of the shard."""
+        return 0
+
 
 class ShardReport(Report):
     """The report of a job that writes a shard.
@@ -140,6 +145,10 @@ class ShardReport(Report):
     output: FileEntry
     rejects: FileEntry | None = None
     histograms: dict[str, Any] | None = None
+
+    @property
+    def bytes_written(self) -> int:
+        return self.output.bytes + (self.rejects.bytes if self.rejects else 0)
 
 
 class Job(_Model):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from library import codec, drift, storage
 from library.batch import run_batch
 from library.errors import BadPicture, StriateError
-from library.manifest import REJECTS, ShardReport, Tally, digest_of, save_report
+from library.manifest import REJECTS, Report, ShardReport, Tally, digest_of, save_report
 from library.pipeline import Pipeline
 from library.record import REJECT_COLUMNS, ImageRecord, dataset_schema, reject_schema, table_of
 from library.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, ShardWriter, batches
@@ -33,6 +33,9 @@ _compute: Any = pyarrow.compute  # its functions are made at import, where no ty
 
 #: Pictures that are worked on before their results are written.
 _BATCH_ROWS = 64
+
+#: What a job reports of each shard.
+ReportT_co = TypeVar("ReportT_co", bound=Report, covariant=True)
 
 #: Called once a batch with the counts of what was done since the last call.
 Progress = Callable[[Tally], None]
@@ -64,15 +67,15 @@ class ShardTask:
         return self.rows if self.max_rows is None else min(self.rows, self.max_rows)
 
 
-class ShardJob(Protocol):
+class ShardJob(Protocol[ReportT_co]):
     """The work that all shards of a job share."""
 
     def work_digest(self, task: ShardTask) -> str:
         """Of all that decides the output apart from the input."""
         ...
 
-    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
-        """Make the shard and commit it; raises StriateError naming the shard."""
+    def run(self, task: ShardTask, progress: Progress) -> ReportT_co:
+        """Work on the shard and commit the result; raises StriateError naming the shard."""
         ...
 
 
