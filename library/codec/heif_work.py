@@ -34,7 +34,7 @@ def heif_work_px(data: bytes) -> int:
         BadPicture: `too_much_work` where it has more boxes, or names more data, than is looked at.
     """
     items = _Items()
-    for kind, start, end in _boxes(data, 0, len(data)):
+    for kind, start, end in boxes(data, 0, len(data)):
         if kind == b"meta":
             _read_meta(items, data, start + 4, end)
         elif kind == b"moov":
@@ -94,8 +94,15 @@ class _Items:
 # -- boxes ------------------------------------------------------------------------------------------------------------
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, first byte and end of the content of each box."""
+def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yields the boxes that stand beside each other in `data[start:end]`; JPEG 2000 files consist of them too.
+
+    Yields:
+        Kind, first byte and end of the content of each box; a box that claims to reach past `end` is cut there.
+
+    Raises:
+        BadPicture: `too_much_work` where there are more boxes than are looked at.
+    """
     for _ in range(_MOST_BOXES):
         if start + 8 > end:
             return
@@ -109,13 +116,13 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _read_meta(items: _Items, data: bytes, start: int, end: int) -> None:
-    inner = list(_boxes(data, start, end))
+    inner = list(boxes(data, start, end))
     own_data = next((at for kind, at, _ in inner if kind == b"idat"), 0)
     for kind, at, stop in inner:
         if kind == b"pitm":
             items.primary = int.from_bytes(data[at + 4 : at + (8 if data[at] else 6)], "big")
         elif kind == b"iinf":
-            for _, entry, _ in _boxes(data, at + (8 if data[at] else 6), stop):
+            for _, entry, _ in boxes(data, at + (8 if data[at] else 6), stop):
                 wide = data[entry] > 2
                 number = int.from_bytes(data[entry + 4 : entry + (8 if wide else 6)], "big")
                 items.kinds[number] = data[entry + (10 if wide else 8) : entry + (14 if wide else 12)]
@@ -130,11 +137,11 @@ def _read_meta(items: _Items, data: bytes, start: int, end: int) -> None:
 def _read_track(items: _Items, data: bytes, start: int, end: int) -> None:
     """The first frame of a sequence, which is the one that is decoded, as one more picture."""
     item = -1 - len(items.beside)
-    for kind, at, stop in _boxes(data, start, end):
+    for kind, at, stop in boxes(data, start, end):
         if kind in (b"trak", b"mdia", b"minf", b"stbl"):
             _read_track(items, data, at, stop)
         elif kind == b"stsd":
-            for coding, entry, _ in _boxes(data, at + 8, stop):
+            for coding, entry, _ in boxes(data, at + 8, stop):
                 items.kinds[item] = coding
                 items.sizes[item] = math.prod(struct.unpack_from(">HH", data, entry + 24))
                 items.beside.append(item)
@@ -150,9 +157,9 @@ def _read_track(items: _Items, data: bytes, start: int, end: int) -> None:
 def _read_sizes(items: _Items, data: bytes, start: int, end: int) -> None:
     areas: list[int] = []
     named: list[tuple[int, int]] = []
-    for kind, first, last in _boxes(data, start, end):
+    for kind, first, last in boxes(data, start, end):
         if kind == b"ipco":
-            areas = [_area(data, *box) for box in _boxes(data, first, last)]
+            areas = [_area(data, *box) for box in boxes(data, first, last)]
         elif kind == b"ipma":
             named += _associations(data[first:last])
     for item, number in named:
@@ -185,7 +192,7 @@ def _associations(content: bytes) -> Iterator[tuple[int, int]]:
 
 def _read_references(items: _Items, data: bytes, start: int, end: int) -> None:
     size = 4 if data[start] else 2
-    for kind, at, stop in _boxes(data, start + 4, end):
+    for kind, at, stop in boxes(data, start + 4, end):
         source = int.from_bytes(data[at : at + size], "big")
         count = int.from_bytes(data[at + size : at + size + 2], "big")
         first = at + size + 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ from imagecodecs import jpeg2k_decode
 from numpy.typing import NDArray
 
 from library.codec.header import Header, header_of
+from library.codec.heif_work import boxes
 from library.codec.jpeg2000_work import PX_NS, jpeg2000_work_px
 from library.codec.samples import divided_by_alpha, full_range
 from library.errors import BadPicture
@@ -20,7 +20,6 @@ JP2_MAGIC, CODESTREAM_MAGIC = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 _READ_COLOURS = (0, 16, 17, 18)  # not said (so OpenJPEG), sRGB, grey, and sYCC, which imagecodecs turns into RGB
 _COLOUR_NAMES = {12: "CMYK", 14: "CIELab", 24: "e-sYCC"}
 _ENUMERATED, _PREMULTIPLIED = 1, 2
-_MOST_BOXES = 1000
 
 
 @dataclass
@@ -41,19 +40,19 @@ class _Boxes:
 
 
 def jpeg2000_header(data: bytes) -> Header:
-    boxes = _boxes(data)
-    width, height, samples = _size(data, boxes.codestream)
-    depths = boxes.palette or samples
+    found = _boxes(data)
+    width, height, samples = _size(data, found.codestream)
+    depths = found.palette or samples
     if len(set(samples)) > 1 or len(set(depths)) > 1:
         raise BadPicture("unsupported", "a JPEG 2000 whose components differ in depth or size")
     if depths[0] & 0x80 or depths[0] > 15:
         kind = "signed samples" if depths[0] & 0x80 else f"samples of {depths[0] + 1} bits"
         raise BadPicture("unsupported", f"a JPEG 2000 of {kind}")
-    if boxes.colours is not None and boxes.colours not in _READ_COLOURS:
-        name = _COLOUR_NAMES.get(boxes.colours, f"of space {boxes.colours}")
+    if found.colours is not None and found.colours not in _READ_COLOURS:
+        name = _COLOUR_NAMES.get(found.colours, f"of space {found.colours}")
         raise BadPicture("unsupported", f"a JPEG 2000 whose colours are {name}")
     dtype = "uint8" if depths[0] < 8 else "uint16"
-    work_px = jpeg2000_work_px(data[boxes.codestream :])
+    work_px = jpeg2000_work_px(data[found.codestream :])
     return header_of("jp2", width, height, len(depths), dtype, work_px=work_px, px_ns=PX_NS)
 
 
@@ -61,30 +60,14 @@ def _boxes(data: bytes) -> _Boxes:
     found = _Boxes()
     if data.startswith(CODESTREAM_MAGIC):
         return found
-    for kind, start, end in _boxes_in(data, 0, len(data)):
+    for kind, start, end in boxes(data, 0, len(data)):
         if kind == b"jp2h":
-            for inner, at, stop in _boxes_in(data, start, end):
+            for inner, at, stop in boxes(data, start, end):
                 _read_box(found, inner, data[at:stop])
         elif kind == b"jp2c":
             found.codestream = start
             return found
     raise BadPicture("truncated", "the JPEG 2000 file ends before its codestream")
-
-
-def _boxes_in(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, first byte and end of the content of each box."""
-    for _ in range(_MOST_BOXES):
-        if start + 8 > end:
-            return
-        size, kind, content = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8], start + 8
-        if size == 1:
-            size, content = int.from_bytes(data[start + 8 : start + 16], "big"), start + 16
-        stop = end if size == 0 else start + size
-        if stop < content or (stop > end and kind != b"jp2c"):
-            raise BadPicture("damaged", f"the JPEG 2000 file has a box of {size:,} bytes at byte {start}")
-        yield kind, content, min(stop, end)
-        start = stop
-    raise BadPicture("too_large", f"a JPEG 2000 of more than {_MOST_BOXES:,} boxes")
 
 
 def _read_box(found: _Boxes, kind: bytes, content: bytes) -> None:
@@ -113,9 +96,9 @@ def _size(data: bytes, at: int) -> tuple[int, int, list[int]]:
 
 
 def jpeg2000_pixels(data: bytes, header: Header) -> NDArray[Any]:
-    boxes = _boxes(data)
-    depths = boxes.palette or _size(data, boxes.codestream)[2]
+    found = _boxes(data)
+    depths = found.palette or _size(data, found.codestream)[2]
     pixels = full_range(jpeg2k_decode(data), depths[0] + 1)
-    if boxes.premultiplied:
+    if found.premultiplied:
         return divided_by_alpha(pixels, header.channels - 1, header.channels - 1, np.iinfo(pixels.dtype).max)
     return pixels
