@@ -9,28 +9,26 @@ import base64
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from anyio import to_thread
 from fastapi import Request
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from serve.problems import Problem, invalid_values
 from serve.settings import ServeSettings
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
 
 #: `curl --data-binary` sends the second, whatever the file is.
 _RAW = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 _TAKEN = "image/*, application/octet-stream, multipart/form-data with files named 'file', or application/json"
 #: Of JSON's marks a picture has at most six, its name whatever is in it.
 _MARKS_A_PICTURE = 100
-#: A part of a form has two or three.
-_MAX_PART_HEADERS = 20
-#: Larger bodies are taken apart in a thread, so that other requests go on meanwhile.
+#: Fields of a form that are not files: one is refused by its name, more without.
+_MAX_FIELDS = 10
+#: A larger JSON body is parsed in a thread, so that other requests go on meanwhile.
 _AT_ONCE_BYTES = 64 * 2**10
 
 _T = TypeVar("_T")
@@ -72,9 +70,7 @@ async def read_pictures(request: Request, settings: ServeSettings) -> list[Uploa
     """
     kind = media_type(request)
     if kind == "multipart/form-data":
-        # Before the body is read: without it nothing can be made of the body.
-        boundary = _boundary(request.headers["content-type"])
-        return await in_thread(_of_form, await request.body(), boundary, settings.max_files)
+        return await _of_form(request, settings.max_files)
     if kind == "application/json":
         return await in_thread(_of_json, await request.body(), settings.max_files)
     if kind in _RAW or kind.startswith("image/"):
@@ -153,91 +149,50 @@ def decode_base64(text: str, where: str) -> bytes:
 # -- forms ------------------------------------------------------------------------------------------------------------
 
 
-def _boundary(content_type: str) -> bytes:
-    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
-    if not boundary:
-        raise Problem(
-            400, "malformed", "the content type multipart/form-data names no boundary", "Name it: boundary=..."
-        )
-    return boundary
+class _Form(MultiPartParser):
+    """Starlette's parser, with every file in memory (it would write those above 1 MiB to disk), and noting its end."""
+
+    spool_max_size = 0
+    is_complete = False
+
+    def on_end(self) -> None:
+        self.is_complete = True
 
 
-def _of_form(body: bytes, boundary: bytes, max_files: int) -> list[Upload]:
-    form = _Form(max_files)
+async def _of_form(request: Request, max_files: int) -> list[Upload]:
+    _check_charset(request.headers["content-type"])
+    form = _Form(request.headers, request.stream(), max_files=max_files, max_fields=_MAX_FIELDS)
     try:
-        parser = MultipartParser(boundary, form.callbacks())
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise Problem(
-            400, "malformed", f"the form is broken: {error}", "Send it as `curl -F file=@a.jpg` does."
-        ) from None
-    if not form.ended:
-        raise Problem(400, "malformed", "the form ends early", "Send all of it.")
-    if not form.uploads:
+        parts = (await form.parse()).multi_items()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise _too_many(max_files) from None
+        raise _broken_form(f"the form is broken: {error.message}") from None
+    if not form.is_complete:
+        raise _broken_form("the form ends early")
+    if not parts:
         raise Problem(422, "no_picture", "the form holds no file", "Send one or several as 'file'.")
-    return form.uploads
+    return [await _upload(name, part) for name, part in parts]
 
 
-class _Form:
-    """Collects the files of a form."""
+def _check_charset(content_type: str) -> None:
+    """Refuse names in another charset: Starlette looks every charset up, and Python remembers each one it looks for."""
+    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() != "utf-8":
+        raise Problem(415, "media_type", f"the form is in the charset '{charset[:40]}'", "Send it in utf-8.")
 
-    def __init__(self, max_files: int) -> None:
-        self.uploads: list[Upload] = []
-        self.ended = False
-        self._max_files = max_files
-        self._data = bytearray()
-        self._field, self._value = bytearray(), bytearray()
-        self._headers: dict[bytes, bytes] = {}
-        self._name: str | None = None
 
-    def callbacks(self) -> MultipartCallbacks:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._on_field,
-            "on_header_value": self._on_value,
-            "on_header_end": self._on_header,
-            "on_headers_finished": self._on_headers,
-            "on_part_data": self._on_data,
-            "on_part_end": self._on_part,
-            "on_end": self._on_end,
-        }
+async def _upload(name: str, part: UploadFile | str) -> Upload:
+    if name != "file" or isinstance(part, str):
+        how = "Send every picture as a file named 'file'; top_k and explain go into the address: ?top_k=3."
+        raise Problem(422, "field", f"the form's field '{name[:80]}' is not a file named 'file'", how)
+    encoding = part.headers.get("content-transfer-encoding", "binary").lower()
+    if encoding not in ("binary", "8bit", "7bit"):
+        raise Problem(
+            415, "content_encoding", f"a file of the form is encoded as '{encoding[:40]}'", "Send it as it is."
+        )
+    return Upload(await part.read(), part.filename)
 
-    def _begin(self) -> None:
-        if len(self.uploads) == self._max_files:
-            raise _too_many(self._max_files)
-        self._data, self._headers = bytearray(), {}
 
-    def _on_field(self, data: bytes, start: int, end: int) -> None:
-        self._field += data[start:end]
-
-    def _on_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _on_header(self) -> None:
-        if len(self._headers) == _MAX_PART_HEADERS:
-            raise Problem(400, "malformed", f"a part of the form has more than {_MAX_PART_HEADERS} headers")
-        self._headers[bytes(self._field).lower()] = bytes(self._value)
-        self._field, self._value = bytearray(), bytearray()
-
-    def _on_headers(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        field = options.get(b"name", b"").decode("utf-8", "replace")
-        if field != "file":
-            how = "Name every file 'file'; top_k and explain go into the address: ?top_k=3."
-            raise Problem(422, "field", f"the form has a field '{field[:80]}', which nothing is done with", how)
-        encoding = self._headers.get(b"content-transfer-encoding", b"binary").lower()
-        if encoding not in (b"binary", b"8bit", b"7bit"):
-            detail = f"a file of the form is encoded as '{encoding[:40].decode('latin-1')}'"
-            raise Problem(415, "content_encoding", detail, "Send it as it is.")
-        name = options.get(b"filename")
-        self._name = None if name is None else name.decode("utf-8", "replace")
-
-    def _on_data(self, data: bytes, start: int, end: int) -> None:
-        self._data += memoryview(data)[start:end]
-
-    def _on_part(self) -> None:
-        self.uploads.append(Upload(bytes(self._data), self._name))
-
-    def _on_end(self) -> None:
-        self.ended = True
+def _broken_form(detail: str) -> Problem:
+    return Problem(400, "malformed", detail, "Send it as `curl -F file=@a.jpg` does.")

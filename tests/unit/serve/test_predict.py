@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -198,6 +200,7 @@ LONG = b'Content-Disposition: form-data; name="' + b"x" * 9000 + b'"\r\n\r\n3'
     [
         (form(FILE + JPEG), TYPE, 200, ""),
         (form(FILE + JPEG), 'multipart/form-data; charset=utf-8; boundary="B"', 200, ""),
+        (form(FILE + JPEG), 'multipart/form-data; charset=idna; boundary="B"', 415, "media_type"),
         (form(FILE + JPEG), "multipart/form-data", 400, "malformed"),
         (form(FILE + JPEG), "multipart/form-data; boundary=C", 400, "malformed"),
         (form(FILE + JPEG), f"multipart/form-data; boundary={'x' * 500}", 400, "malformed"),
@@ -206,7 +209,8 @@ LONG = b'Content-Disposition: form-data; name="' + b"x" * 9000 + b'"\r\n\r\n3'
         (b"", TYPE, 400, "malformed"),
         (form(), TYPE, 422, "no_picture"),
         (form(b'Content-Disposition: form-data; name="top_k"\r\n\r\n3'), TYPE, 422, "field"),
-        (form(b"\r\n" + JPEG), TYPE, 422, "field"),
+        (form(FILE.replace(b'; filename="a.jpg"', b"") + JPEG), TYPE, 422, "field"),
+        (form(b"\r\n" + JPEG), TYPE, 400, "malformed"),
         (form(LONG), TYPE, 400, "malformed"),
         (form(b"Content-Transfer-Encoding: base64\r\n" + FILE + b"aGk="), TYPE, 415, "content_encoding"),
     ],
@@ -217,6 +221,13 @@ def test_forms_that_are_not_right_are_told_so(server: Server, body: bytes, kind:
         assert response.status_code == 200, response.text
     else:
         problem(response, status, slug)
+
+
+def test_a_large_file_of_a_form_is_kept_in_memory_and_off_the_disk(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    assert post(server, files={"file": JPEG + bytes(3 * 2**20)}).status_code == 200
 
 
 def test_more_files_than_may_be_are_413(server: Server) -> None:
