@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_lines
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -36,12 +37,13 @@ def doctor_command(
     """
     from cluster.doctor import Check, examine, worst
 
+    out = sys.stdout  # others' prints go to stderr while Ray is connected
     checks: list[Check] = []
     for check in examine(address, place):
         checks.append(check)
         if not json:
             advice = f"\n      {check.advice}" if check.advice else ""
-            say(f"{check.verdict:5} {check.name}: {check.found}{advice}", flush=True)
+            say(f"{check.verdict:5} {check.name}: {check.found}{advice}", file=out, flush=True)
     failed = worst(checks) == "fail"
     if json:
         say(json_lines.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))

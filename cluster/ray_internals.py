@@ -7,7 +7,10 @@ one costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any, Literal
@@ -34,6 +37,7 @@ _NEEDS: Mapping[Part, Sequence[_Need]] = {
             ("_internal_kv_put", "_internal_kv_get", "_internal_kv_list", "_internal_kv_del"),
             "the progress of its workers",
         ),
+        _Need("ray._private.utils", ("set_sigterm_handler",), "ending a command by SIGTERM while Ray starts"),
     ),
 }
 
@@ -52,6 +56,30 @@ def check(part: Part) -> None:
         for name in need.names:
             if not hasattr(module, name):
                 raise StriateError(_lacks(f"{need.module}.{name}", need.purpose))
+
+
+@contextmanager
+def sigterm_handler_kept() -> Generator[None]:
+    """Keep this program's handler of SIGTERM, where it has one, during and after `ray.init`.
+
+    Ray replaces it from its first second on, by one that ends the process with nothing tidied up. It has no setting for
+    this, and to put ours back after `ray.init` would be too late for a SIGTERM while Ray starts.
+    """
+    from ray._private import utils
+
+    handler, install = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def install_nothing(_handler: object) -> None: ...
+
+    utils.set_sigterm_handler = install_nothing
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
+        signal.signal(signal.SIGTERM, handler)  # Ray's core has put one of its own below Python's
 
 
 def _lacks(what: str, purpose: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
@@ -10,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +57,10 @@ _NO_TOKEN = b"AuthToken"
 # Of memory, as Ray's own default, and of /dev/shm, beyond which Ray takes files. Shards never pass through it; decoded
 # training pictures do. Memory is taken only as it is used.
 _STORE_OF_MEMORY, _STORE_OF_SHM, _SMALLEST_STORE = 0.3, 0.9, 100 * 2**20
+
+
+#: How a process of our own ends when its cluster is lost; see `own_process`.
+_end_process: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,22 +162,43 @@ def connect(
     import ray
 
     ray_internals.check("core")
-    _keep_stdout_ours()
     notes: list[bytes] = []
-    try:
-        with _without_ray_notes(notes), _own_sigterm():
-            ray.init(address=address or "local", **options)
-    except Exception as error:  # Ray raises a bare one where the machine is too busy to start it
-        raise StriateError(_refused(address, error, notes)) from error
-    try:
-        with _watched(address):
-            session = _session(address)
-            if address is not None:
-                say(f"connected to {session}", file=sys.stderr, flush=True)
-            yield session
-    finally:
-        with _undisturbed():
-            ray.shutdown()
+    # Ray prints what it says of lost nodes and the like, in the midst of a command's JSON document.
+    with nullcontext() if _end_process is None else redirect_stdout(sys.stderr):
+        try:
+            with _without_ray_notes(notes), ray_internals.sigterm_handler_kept():
+                ray.init(address=address or "local", **options)
+        except Exception as error:  # Ray raises a bare one where the machine is too busy to start it
+            raise StriateError(_refused(address, error, notes)) from error
+        try:
+            with _watched(address):
+                session = _session(address)
+                if address is not None:
+                    say(f"connected to {session}", file=sys.stderr, flush=True)
+                yield session
+        finally:
+            with _undisturbed():
+                ray.shutdown()
+
+
+def own_process(fail: Callable[[str], int]) -> None:
+    """Say that this process is a command of ours, and not a program that uses striate as a library.
+
+    Only then a connection may end the process, when the head of its cluster is lost, and sends to stderr whatever
+    others print to `sys.stdout` while it is open.
+
+    Args:
+        fail: reports a message, and returns the exit code of the process.
+    """
+    global _end_process
+
+    def end(message: str) -> None:
+        code = fail(message)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    _end_process = end
 
 
 def _check_same(address: str | None) -> None:
@@ -206,7 +230,7 @@ def _watched(address: str | None) -> AbstractContextManager[None]:
 
     if address is None or address.startswith("ray://"):
         return nullcontext()
-    return watched(ray.get_runtime_context().gcs_address)
+    return watched(ray.get_runtime_context().gcs_address, _end_process)
 
 
 def object_store_bytes(memory: int, shm: int | None) -> int:
@@ -230,39 +254,10 @@ def _local_environment() -> dict[str, str]:
     return _LOCAL_ENVIRONMENT if fits else _LOCAL_ENVIRONMENT | {"RAY_TMPDIR": "/tmp"}
 
 
-def mute() -> None:
-    """Show nothing that Ray tells of, until the next `connect`: for who sees to its parts by other means."""
-    from ray._private import worker
-
-    worker.print_to_stdstream = functools.partial(_to_nobody, _ray_print())
-
-
 def named_cluster(address: str | None) -> str | None:
     """The cluster that `connect` would connect to; None where it would start a Ray here."""
     address = address or os.environ.get("RAY_ADDRESS") or None
     return None if address == "local" else address
-
-
-def _keep_stdout_ours() -> None:
-    """What Ray has to say of lost nodes and the like goes to stderr: it would stand in the midst of a JSON document."""
-    from ray._private import worker
-
-    worker.print_to_stdstream = functools.partial(_to_stderr, _ray_print())
-
-
-def _ray_print() -> Any:
-    """Ray's own function, below whichever of ours is in its place."""
-    from ray._private import worker
-
-    told: Any = worker.print_to_stdstream
-    return told.args[0] if isinstance(told, functools.partial) else told
-
-
-def _to_stderr(told: Callable[..., None], data: Mapping[str, Any], **options: Any) -> None:
-    told({**data, "is_err": True}, **options)
-
-
-def _to_nobody(told: Callable[..., None], data: Mapping[str, Any], **options: Any) -> None: ...
 
 
 def _session(address: str | None) -> Session:
@@ -280,23 +275,6 @@ def _session(address: str | None) -> Session:
         present_cpus=int(sum(node.get("CPU", 0) for node in there)),
         present_gpus=int(sum(node.get("GPU", 0) for node in there)),
     )
-
-
-@contextmanager
-def _own_sigterm() -> Generator[None]:
-    """Keep this program's handler of SIGTERM, where it has one: Ray's own ends the process with nothing tidied up."""
-    from ray._private import utils
-
-    handler, install = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    utils.set_sigterm_handler = _install_nothing
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = install
-        signal.signal(signal.SIGTERM, handler)  # Ray's core has put one of its own below Python's
 
 
 @contextmanager
@@ -318,9 +296,6 @@ def _undisturbed() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's own
-
-
-def _install_nothing(_handler: object) -> None: ...
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.console import encode_anything, say
-from cluster.head_watch import set_last_words
 from cluster.options import Json
+from cluster.session import own_process
 from jobs import cli_augment, cli_evaluate, cli_export, cli_models, cli_predict, cli_train, output
 from jobs.options import Address, Measure, Size, Steps, Workers, WorkersUnlessSize, check_size
 from library import storage
@@ -80,7 +80,9 @@ def main() -> None:
     SIGTERM."""
     encode_anything()
     signal.signal(signal.SIGTERM, _terminate)
-    code = run(sys.argv[1:])
+    arguments = sys.argv[1:]
+    own_process(lambda message: _fail(message, StriateError.exit_code, "--json" in arguments))
+    code = run(arguments)
     # All is said and tidied: who stops the command once more does not wait for what Python does at its exit.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(code))
@@ -90,7 +92,6 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
     as_json = "--json" in arguments
-    set_last_words(lambda message: _fail(message, StriateError.exit_code, as_json))
     try:
         # Typer gives back the code of `typer.Exit`, and None when a command ends by itself.
         return int(app(arguments, prog_name="striate", standalone_mode=False) or 0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import haproxy
-from cluster.session import connect, mute, named_cluster
+from cluster.session import connect, named_cluster
 from library.errors import StriateError
 from serve.deploy import MODEL_PATH, ModelArgs, targets
 from serve.on_cluster import at_head, check_cluster, listens_at, publish, taken_back
@@ -78,8 +78,6 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
     port = plan.port if cluster else free_port(plan.host, plan.port)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="striate-serve-"))
-        # Ray prints notes on its own affairs, as that a replica has died, which its log files have too.
-        stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         behind = (
             {}
             if cluster
@@ -91,7 +89,8 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         )
         # Twice the CPUs: a new version of a model comes up beside the old one.
         session = stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=_ENVIRONMENT | behind))
-        mute()
+        # Ray prints notes on its own affairs, as that a replica has died, which its log files have too.
+        stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         from ray import serve
 
         # Ray has put a handler of its own there, which ends the process without any ceremony.

@@ -1,0 +1,47 @@
+"""A head that stops answering: what a program is told, and who may end it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+
+from cluster import head_watch
+from cluster.head_watch import watched
+from tests.conftest import free_port
+from tests.waiting import until
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_watch, "_EVERY_S", 0.01)
+    monkeypatch.setattr(head_watch, "_REPORTED_S", 0.02)
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10.1")
+
+
+def test_a_program_of_others_is_warned_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "cluster.head_watch"), watched(f"127.0.0.1:{free_port()}", None):
+        until(lambda: "finished work is kept" in caplog.text)
+    assert caplog.text.count("has not answered") == 2
+
+
+def test_a_command_of_ours_is_ended_once(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons: list[str] = []
+    address = f"127.0.0.1:{free_port()}"
+    with watched(address, reasons.append):
+        until(lambda: reasons)
+    assert len(reasons) == 1
+    assert reasons[0].startswith(f"the head of the cluster at {address} has not answered for")
+    assert capsys.readouterr().err.startswith(f"striate: the head of the cluster at {address} has not answered")
+
+
+def test_a_head_that_answers_again_is_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
+    port = free_port()
+    with caplog.at_level(logging.WARNING, "cluster.head_watch"), watched(f"127.0.0.1:{port}", None):
+        until(lambda: "waiting 50 s" in caplog.text)
+        with socket.create_server(("127.0.0.1", port)):
+            until(lambda: "answers again" in caplog.text)
