@@ -19,6 +19,7 @@ FOLDERS = sorted(path.parent.relative_to(K8S).as_posix() for path in K8S.rglob("
 ENVIRONMENTS = {
     "dev": ("overlays/dev", "overlays/dev/service", "jobs"),
     "gpu": ("overlays/gpu", "overlays/gpu/jobs"),
+    "canary": ("overlays/canary", "overlays/gpu/jobs"),
 }
 
 
@@ -103,6 +104,20 @@ def pods(environment: str) -> list[Pod]:
             _pod(f"RayJob {name} submitter", spec["submitterPodTemplate"])
             for name, spec in ray_jobs(environment).items()
         ),
+    ]
+
+
+def gateways(environment: str) -> list[Pod]:
+    """The pods behind the Gateway that KubeRay makes of a RayService which is upgraded in steps; their spec is the
+    controller's."""
+    return [
+        Pod(
+            f"Gateway {service['metadata']['name']}",
+            {"gateway.networking.k8s.io/gateway-name": f"{service['metadata']['name']}-gateway"},
+            {"containers": [{"name": "gateway", "ports": [{"name": "http", "containerPort": 80}]}]},
+        )
+        for service in of_kind(environment, "RayService")
+        if "clusterUpgradeOptions" in service["spec"]["upgradeStrategy"]
     ]
 
 

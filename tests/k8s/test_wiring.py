@@ -15,6 +15,7 @@ from tests.k8s.manifests import (
     ENVIRONMENTS,
     K8S,
     Pod,
+    gateways,
     names,
     of_kind,
     pods,
@@ -43,7 +44,7 @@ def _selected(environment: str, selector: dict[str, Any]) -> list[Pod]:
     """The pods that a label selector means."""
     assert set(selector) <= {"matchLabels"}, selector
     wanted = selector.get("matchLabels", {}).items()
-    return [pod for pod in pods(environment) if wanted <= pod.labels.items()]
+    return [pod for pod in [*pods(environment), *gateways(environment)] if wanted <= pod.labels.items()]
 
 
 def _selectors(resource: Resource) -> list[dict[str, Any]]:
@@ -128,6 +129,22 @@ def test_a_training_is_tried_again_and_no_job_runs_for_ever(environment: str) ->
     assert not [name for name, job in jobs.items() if "clusterSelector" in job and job.get("backoffLimit")]
 
 
+def test_a_submitter_runs_once_so_that_it_cannot_hide_a_failed_job(environment: str) -> None:
+    # The second pod of a submitter only follows the log of the job that the first has submitted, and ends with 0.
+    assert {job["submitterConfig"]["backoffLimit"] for job in ray_jobs(environment).values()} == {0}
+
+
+def test_a_service_is_upgraded_in_steps_that_kuberay_accepts(environment: str) -> None:
+    # ray-operator/controllers/ray/utils/validation.go, ValidateClusterUpgradeOptions
+    for service in of_kind(environment, "RayService"):
+        strategy = service["spec"]["upgradeStrategy"]
+        assert (strategy["type"] == "NewClusterWithIncrementalUpgrade") == (environment == "canary")
+        if options := strategy.get("clusterUpgradeOptions"):
+            assert service["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"] is True
+            assert 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100
+            assert options["intervalSeconds"] > 0
+
+
 def test_names_leave_room_for_what_kuberay_adds(environment: str) -> None:
     # ray-operator/controllers/ray/utils/constant.go: 63 less the longest suffix.
     for resource in of_kind(environment, "RayCluster", "RayJob", "RayService", "RayCronJob"):
@@ -180,7 +197,7 @@ def test_gpu_pods_ask_for_gpu_nodes_and_tolerate_their_taint(environment: str) -
 def test_there_is_a_gpu_pool_in_production_and_none_on_a_laptop(environment: str) -> None:
     cluster = ray_clusters(environment)["RayCluster striate"]
     gpus = [group["groupName"] for group in cluster["workerGroupSpecs"] if "gpu" in group["groupName"]]
-    assert gpus == {"dev": [], "gpu": ["gpu", "gpu-8"]}[environment]
+    assert gpus == ([] if environment == "dev" else ["gpu", "gpu-8"])
 
 
 def test_workers_of_a_group_are_within_its_bounds(environment: str) -> None:
@@ -254,14 +271,19 @@ def test_addresses_in_our_namespace_lead_to_services_that_are_there(environment:
 
 
 def test_the_ingress_ends_tls_for_its_host_and_leads_to_the_classifiers(environment: str) -> None:
-    made = {f"{name}-serve-svc" for name in names(environment, "RayService")}
+    # During an upgrade in steps the service of a RayService loses its pods for a while; its Gateway does not.
+    made = [
+        {"name": f"{service['metadata']['name']}-gateway-{options['gatewayClassName']}", "port": {"number": 80}}
+        if (options := service["spec"]["upgradeStrategy"].get("clusterUpgradeOptions"))
+        else {"name": f"{service['metadata']['name']}-serve-svc", "port": {"name": "serve"}}
+        for service in of_kind(environment, "RayService")
+    ]
     for ingress in of_kind(environment, "Ingress"):
         hosts = {rule["host"] for rule in ingress["spec"]["rules"]}
         assert hosts == {host for tls in ingress["spec"]["tls"] for host in tls["hosts"]}
         for rule in ingress["spec"]["rules"]:
             for path in rule["http"]["paths"]:
-                assert path["backend"]["service"]["name"] in made
-                assert path["backend"]["service"]["port"] == {"name": "serve"}
+                assert path["backend"]["service"] in made
 
 
 def test_the_port_of_serve_is_the_one_that_pods_name(environment: str) -> None:
