@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import shlex
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,12 @@ from jobs.ingest import ingest, plan_ingest
 from jobs.output import balance, reasons, size, stderr
 from jobs.show import contact_sheet
 from library import codec
+from library.bundle_record import Prediction
 from library.errors import StriateError, UsageError
+from library.evaluation import Evaluation
 from library.manifest import Manifest
 from library.picture import Pixels
+from library.report.page import template
 
 _TILE_PX, _STEP_PX = 224, 64
 _ASKED = 8
@@ -62,7 +65,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
         target = pictures / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    sections: list[str] = []
+    pipelines: list[_Filtered] = []
     with connect():
         for name, split in (("photos", "found"), ("digits", "train=0.8,test=0.2")):
             source, raw = pictures / name, data / name
@@ -79,14 +82,19 @@ def run_demo(folder: Path) -> dict[str, Any]:
             manifest = filter_dataset(plan_filter(str(source), str(made), steps, encode=encode))
             sheet = folder / f"{name}-{number}.png"
             sheet.write_bytes(contact_sheet(str(source), steps, count=9).png)
-            sections.append(_section(f"{name}: {steps}", text, manifest, sheet.name))
-        sections.append(_classifier(folder))
+            pipelines.append(_Filtered(f"{name}: {steps}", text, manifest, sheet.name))
+        classifier = _classifier(folder)
     answered = _served(folder / "lenet", folder / "pictures" / "digits" / "3" / "0003.png")
     datasets = {
         uri: manifest for name in ("photos", "digits") for uri, manifest in datasets_below(str(data / name)).items()
     }
     page = folder / "index.html"
-    page.write_text(_page(datasets, sections), encoding="utf-8")
+    page.write_text(
+        template("jobs", "demo.html").render(
+            datasets=datasets, pipelines=pipelines, classifier=classifier, balance=balance, reasons=reasons, size=size
+        ),
+        encoding="utf-8",
+    )
     return {
         "page": str(page),
         "bundle": str(folder / "lenet"),
@@ -97,13 +105,31 @@ def run_demo(folder: Path) -> dict[str, Any]:
     }
 
 
-def _classifier(folder: Path) -> str:
-    """Train LeNet-5 on the digits, evaluate it, ask it about some; gives the section of the page."""
+@dataclass(frozen=True)
+class _Filtered:
+    """One pipeline on the page: `title` and `text` say what it does, `sheet` is the file of its pictures."""
+
+    title: str
+    text: str
+    manifest: Manifest
+    sheet: str
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """The classifier on the page; `answers` are files, relative to the page, with what it says of them."""
+
+    dataset: str
+    evaluation: Evaluation
+    answers: list[tuple[str, Prediction]]
+
+
+def _classifier(folder: Path) -> _Classifier:
+    """Train LeNet-5 on the digits, evaluate it, and ask it about some."""
     from jobs.evaluate import plan_evaluate, run_evaluate
     from jobs.predict import predict_files
     from jobs.train import plan_train, train
     from library.bundle import Bundle
-    from library.bundle_record import Prediction
     from library.recipe import Recipe
 
     digits, out, report = folder / "data" / "digits", folder / "lenet", folder / "report"
@@ -119,16 +145,14 @@ def _classifier(folder: Path) -> str:
     asked = written[:: max(1, len(written) // _ASKED)][:_ASKED]
     _command("predict", str(out), *(str(path) for path in asked[:2]), "...")
     answers = predict_files(Bundle.load(str(out)), [str(path) for path in asked], top_k=3)
-    shown = "".join(
-        f"<figure><img src='{html.escape(str(Path(answer.file).relative_to(folder)))}' width=64 class=pixels alt=''>"
-        f"<figcaption>{_ranked(answer.result)}</figcaption></figure>"
-        for answer in answers
-        if isinstance(answer.result, Prediction)
-    )
-    return (
-        f"<section><h2>LeNet-5 on the digits</h2><p>Trained on {digits / 'train'} by <code>lenet-digits.yaml</code>: "
-        f"{evaluation.top1:.1%} of the {evaluation.pictures:,} held-out digits are right. "
-        f"<a href='report/index.html'>The whole report</a>. Some answers:</p><div class=answers>{shown}</div></section>"
+    return _Classifier(
+        str(digits / "train"),
+        evaluation,
+        [
+            (str(Path(answer.file).relative_to(folder)), answer.result)
+            for answer in answers
+            if isinstance(answer.result, Prediction)
+        ],
     )
 
 
@@ -156,10 +180,6 @@ def _served(bundle: Path, picture: Path) -> dict[str, Any]:
 def _text_of(answer: dict[str, Any]) -> str:
     classes = answer["predictions"][0]["classes"]
     return ", ".join(f"{ranked['class']} {ranked['probability']:.1%}" for ranked in classes)
-
-
-def _ranked(prediction: Any) -> str:
-    return "<br>".join(f"{html.escape(name)} {share:.1%}" for name, share in prediction.classes)
 
 
 def _command(*words: str) -> None:
@@ -194,44 +214,3 @@ def _tiles(photo: Pixels) -> Iterator[Pixels]:
     for top in range(0, photo.shape[0] - _TILE_PX + 1, _STEP_PX):
         for left in range(0, photo.shape[1] - _TILE_PX + 1, _STEP_PX):
             yield photo[top : top + _TILE_PX, left : left + _TILE_PX]
-
-
-def _section(title: str, text: str, manifest: Manifest, sheet: str) -> str:
-    counts = balance(manifest)
-    if manifest.tally.dropped:
-        counts += "; " + reasons("dropped", manifest.tally.dropped)
-    return (
-        f"<section><h2><code>{html.escape(title)}</code></h2><p>{html.escape(text)} {html.escape(counts)}, "
-        f"{size(manifest.bytes)}.</p><img src='{html.escape(sheet)}' alt='pictures before and after'></section>"
-    )
-
-
-def _page(datasets: dict[str, Manifest], sections: list[str]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(uri)}<td>{manifest.rows:,}<td>{html.escape(balance(manifest))}"
-        f"<td>{html.escape(', '.join(f'{k} {v}' for k, v in manifest.tally.rejected.items()) or 'none')}"
-        f"<td>{size(manifest.bytes)}"
-        for uri, manifest in datasets.items()
-    )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Striate: what the demo made</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
-img {{ max-width: 100%; background: white; border-radius: 6px; }}
-h2 {{ font-size: 1rem; margin-top: 2.5rem; overflow-wrap: anywhere; }}
-.answers {{ display: flex; gap: 1rem; flex-wrap: wrap; }}
-figure {{ margin: 0; }}
-.pixels {{ image-rendering: pixelated; }}
-table {{ border-collapse: collapse; }}
-td, th {{ text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top; }}
-</style></head><body>
-<h1>What the demo made</h1>
-<p>Real pictures (two photos from scikit-learn, one from matplotlib, cut into tiles; 1,797 handwritten digits from
-scikit-learn) went into Parquet shards, and the shards through pipelines. Three files were damaged on purpose: they
-lie in <code>_rejects/</code> with their bytes and a reason.</p>
-<table><tr><th>dataset<th>pictures<th>account<th>rejected<th>size</tr>{rows}</table>
-{"".join(sections)}
-</body></html>
-"""

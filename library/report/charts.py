@@ -1,17 +1,47 @@
-"""Small charts as inline SVG. Colours come from the page's style, so they follow light and dark."""
+"""Charts as inline SVG, drawn by matplotlib; colours are the page's variables, so charts follow light and dark."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from library.evaluation import Calibration
 
-_WIDTH, _HEIGHT = 460, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 36
-_MARKED = 40  # a line of at most so many points shows each of them
+if TYPE_CHECKING:  # matplotlib takes half a second to import: only where a page is made
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH_PX, _HEIGHT_PX, _PX_PER_INCH = 460, 250, 72
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52 / _WIDTH_PX, 446 / _WIDTH_PX, 238 / _HEIGHT_PX, 38 / _HEIGHT_PX
+_STEPS = [1, 2, 2.5, 5, 10]  # of ticks
+_MARKED = 40  # a line with at most this many points marks each of them
+
+#: The colours of a chart, and the variables of style.css that replace them on the page.
+_FIRST, _SECOND, _THIRD, _QUIET, _RULE = "#2463d6", "#c2570c", "#12805c", "#5b6576", "#dfe3ea"
+_VARIABLES = {_FIRST: "--first", _SECOND: "--second", _THIRD: "--third", _QUIET: "--quiet", _RULE: "--rule"}
+
+_STYLE = {
+    "font.size": 11,
+    "font.family": "DejaVu Sans",  # comes with matplotlib; style.css replaces it by the page's own
+    "svg.fonttype": "none",  # text stays text
+    "text.color": _QUIET,
+    "axes.labelcolor": _QUIET,
+    "xtick.labelcolor": _QUIET,
+    "ytick.labelcolor": _QUIET,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.axisbelow": True,
+    "grid.color": _RULE,
+}
+#: Parts of matplotlib's SVG that would apply to, or occur again on, the rest of the page.
+_FILE_ONLY = re.compile(r'<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', re.DOTALL)
 
 
 def line_chart(
@@ -20,133 +50,92 @@ def line_chart(
     x_title: str,
     y_title: str,
     show: Callable[[float], str],
-) -> str:
-    """Lines over whole numbers, the first in the page's first colour, and so on.
+    salt: str = "",
+) -> Markup:
+    """Draws lines over whole numbers in the page's first, second and third colour.
 
     Args:
-        series: points (x, y) of each line by its name, with x rising; values that are not finite leave a gap.
+        series: points (x, y) of at most three lines by name, with x rising; a value that is not finite leaves a gap.
         x_title: under the axis.
         y_title: for those who cannot see the chart.
-        show: a y value as text.
+        show: turns a y value into text.
+        salt: differs between the charts of one page, so that their ids do.
+
+    Returns:
+        An `<svg>` element; empty where no value is finite.
     """
-    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
-    xs = sorted({x for points in finite.values() for x, _ in points})
-    ys = [y for points in finite.values() for _, y in points]
-    if not xs:
-        return ""
-    x_ticks = _whole_ticks(xs[0], xs[-1])
-    y_ticks = _ticks(min(ys), max(ys))
-    plot = _Plot((xs[0], xs[-1]), (y_ticks[0], y_ticks[-1]))
-    parts = [plot.horizontal(y, show(y)) for y in y_ticks]
-    parts += [plot.text(plot.x(x), _HEIGHT - _BOTTOM + 16, f"{x:g}", "middle") for x in x_ticks]
-    parts.append(plot.text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, x_title, "middle"))
-    for number, (name, points) in enumerate(series.items()):
-        parts += _line(plot, points, f"line c{number}")
-        if len(points) <= _MARKED:
-            parts += [
-                f'<circle class="dot c{number}" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="3">'
-                f"<title>{escape(name)}, {escape(x_title)} {x:g}: {escape(show(y))}</title></circle>"
-                for x, y in points
-                if math.isfinite(y)
-            ]
+    finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in series.items()}
+    xs, ys = ([point[axis] for points in finite.values() for point in points] for axis in (0, 1))
+    if not ys:
+        return Markup()
+
+    def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes = _axes(figure, _BOTTOM, _TOP)
+        for points, colour in zip(series.values(), (_FIRST, _SECOND, _THIRD), strict=False):
+            values = [y if math.isfinite(y) else math.nan for _, y in points]
+            marker = "o" if len(points) <= _MARKED else ""
+            axes.plot([x for x, _ in points], values, color=colour, lw=2, marker=marker, ms=6, mew=0, clip_on=False)
+        ticks = MaxNLocator(5, steps=_STEPS).tick_values(min(ys), max(ys))
+        axes.set_yticks(ticks, [show(float(tick)) for tick in ticks])
+        axes.set_ylim(ticks[0], ticks[-1])
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=_STEPS, integer=True))
+        lone = min(xs) == max(xs)
+        axes.set_xlim(min(xs) - lone, max(xs) + lone)
+        axes.set_xlabel(x_title)
+
     ends = ", ".join(f"{name} ends at {show(points[-1][1])}" for name, points in finite.items() if points)
-    return _svg(f"{y_title} by {x_title}: {ends}", parts)
+    return _svg(draw, f"{y_title} by {x_title}: {ends}", salt)
 
 
-def reliability_chart(calibration: Calibration) -> str:
-    """Accuracy and confidence, a bar a bin: what they have in common, and what one has more; the diagonal is that of
-    a perfectly calibrated classifier. Under it how many pictures each bin holds."""
-    plot = _Plot((0, 1), (0, 1), bottom=84)
-    parts = [plot.horizontal(tick / 4, f"{tick * 25}%") for tick in range(5)]
-    most = max((one.count for one in calibration.bins), default=0) or 1
-    floor, room = _HEIGHT - _BOTTOM, 34
-    for one in calibration.bins:
-        left, wide = plot.x(one.low) + 1, plot.x(one.high) - plot.x(one.low) - 2
-        if one.accuracy is None or one.confidence is None:
-            continue
-        label = (
-            f"confidence {one.low:.0%} to {one.high:.0%}: {one.count:,} pictures, "
-            f"mean confidence {one.confidence:.1%}, accuracy {one.accuracy:.1%}"
-        )
-        low, high = sorted((one.accuracy, one.confidence))
-        tall = max(1.0, room * one.count / most)
-        gap = "over" if one.confidence > one.accuracy else "under"
-        parts += [
-            f"<g><title>{escape(label)}</title>",
-            _box("bar", left, plot.y(low), wide, plot.y(0) - plot.y(low)),
-            _box(gap, left, plot.y(high), wide, plot.y(low) - plot.y(high)),
-            _box("count", left, floor - tall, wide, tall),
-            "</g>",
-        ]
-    parts.append(_segment("diagonal", plot.x(0), plot.y(0), plot.x(1), plot.y(1)))
-    parts += [plot.text(plot.x(tick / 4), floor + 16, f"{tick * 25}%", "middle") for tick in range(5)]
-    parts.append(plot.text(_LEFT - 6, floor - room / 2 + 4, "pictures", "end"))
-    parts.append(plot.text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, "confidence", "middle"))
-    return _svg(f"accuracy by confidence; expected calibration error {calibration.ece:.3f}", parts)
+def reliability_chart(calibration: Calibration, *, salt: str = "") -> Markup:
+    """Draws accuracy and confidence as a bar for each bin: what both reach, and by how much one exceeds the other.
+
+    The diagonal is a perfectly calibrated classifier; small bars below show how many pictures each bin holds.
+    """
+    quarters = [number / 4 for number in range(5)]
+    percents = [f"{tick:.0%}" for tick in quarters]
+
+    def draw(figure: Figure) -> None:
+        shares, counts = _axes(figure, 86 / _HEIGHT_PX, _TOP), _axes(figure, _BOTTOM, 72 / _HEIGHT_PX)
+        for one in calibration.bins:
+            if one.accuracy is None or one.confidence is None:
+                continue
+            centre, width = (one.low + one.high) / 2, (one.high - one.low) * 0.92
+            low, high = sorted((one.accuracy, one.confidence))
+            gap = _SECOND if one.confidence > one.accuracy else _THIRD
+            shares.bar(centre, low, width, color=_FIRST, alpha=0.75, clip_on=False)
+            shares.bar(centre, high - low, width, bottom=low, color=gap, alpha=0.7, clip_on=False)
+            counts.bar(centre, one.count, width, color=_QUIET, alpha=0.6, clip_on=False)
+        shares.plot([0, 1], [0, 1], color=_QUIET, lw=1, ls="--", clip_on=False)
+        shares.set(xlim=(0, 1), ylim=(0, 1), xticks=[])
+        shares.set_yticks(quarters, percents)
+        counts.set(xlim=(0, 1), yticks=[], xlabel="confidence")
+        counts.set_xticks(quarters, percents)
+        counts.text(-0.015, 0.5, "pictures", transform=counts.transAxes, ha="right", va="center")
+
+    return _svg(draw, f"accuracy by confidence; expected calibration error {calibration.ece:.3f}", salt)
 
 
-class _Plot:
-    """Where values lie in the drawing."""
-
-    def __init__(self, across: tuple[float, float], up: tuple[float, float], bottom: float = _BOTTOM) -> None:
-        self._across, self._up, self._floor = across, up, _HEIGHT - bottom
-
-    def x(self, value: float) -> float:
-        low, high = self._across
-        share = (value - low) / (high - low) if high > low else 0.5
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = self._up
-        share = (value - low) / (high - low) if high > low else 0.5
-        return self._floor - share * (self._floor - _TOP)
-
-    def horizontal(self, value: float, label: str) -> str:
-        line = _segment("grid", _LEFT, self.y(value), _WIDTH - _RIGHT, self.y(value))
-        return line + self.text(_LEFT - 6, self.y(value) + 4, label, "end")
-
-    def text(self, x: float, y: float, words: str, anchor: str) -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+def _axes(figure: Figure, bottom: float, top: float) -> Axes:
+    axes = figure.add_axes((_LEFT, bottom, _RIGHT - _LEFT, top - bottom), frame_on=False)
+    axes.grid(axis="y", clip_on=False)
+    return axes
 
 
-def _line(plot: _Plot, points: Sequence[tuple[float, float]], style: str) -> list[str]:
-    """Runs of finite points, each a line."""
-    return [
-        _segment(style, plot.x(ax), plot.y(ay), plot.x(bx), plot.y(by))
-        for (ax, ay), (bx, by) in pairwise(points)
-        if math.isfinite(ay) and math.isfinite(by)
-    ]
+def _svg(draw: Callable[[Figure], None], label: str, salt: str) -> Markup:
+    """What is drawn as an element of a page: the same bytes for the same numbers, whatever the user's matplotlibrc."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
 
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers from at most `low` to at least `high`."""
-    if high <= low:
-        low, high = (low - abs(low) / 10, low + abs(low) / 10) if low else (0.0, 1.0)
-    rough = (high - low) / 4
-    unit = 10 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [number * step for number in range(first, last + 1)]
-
-
-def _whole_ticks(low: float, high: float) -> list[float]:
-    """Whole numbers between, at most nine."""
-    step = max(1, math.ceil((high - low) / 8))
-    for round_step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500):
-        if round_step >= step:
-            step = round_step
-            break
-    first = math.ceil(low / step)
-    return [number * step for number in range(first, math.floor(high / step) + 1)] or [low]
-
-
-def _segment(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _box(style: str, x: float, y: float, width: float, height: float) -> str:
-    return f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>'
-
-
-def _svg(label: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    written = io.StringIO()
+    with style.context(["default", {**_STYLE, "svg.hashsalt": f"{salt} {label}"}]):
+        figure = Figure((_WIDTH_PX / _PX_PER_INCH, _HEIGHT_PX / _PX_PER_INCH))
+        figure.patch.set_visible(False)
+        draw(figure)
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    svg = _FILE_ONLY.sub("", written.getvalue().partition("<svg")[2]).replace("xlink:href", "href")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return Markup('<svg role="img" aria-label="{}"').format(label) + Markup(svg)

@@ -1,119 +1,126 @@
-"""The page as a whole."""
+"""The page as a whole: page.html is its template; here is what the template is given."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from dataclasses import dataclass
 from typing import Any
 
-from library import storage
-from library.evaluation import TOP_K, Evaluation, Mistake
-from library.report import tables
-from library.report.charts import line_chart, reliability_chart
-from library.report.content import Content, Counts, Subject, account, speed
-from library.scoring import Example
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
-_AS_IT_IS = "png"  # small pictures are kept so; the page enlarges them without smoothing
+from library import storage
+from library.evaluation import TOP_K, ClassScore, ConfusedPair, Evaluation, confused_pairs
+from library.report.charts import line_chart, reliability_chart
+from library.report.content import Content, Subject, account, speed
+from library.robustness import CORRUPTIONS, STRENGTHS, Robustness
+
+#: With more classes the matrix would be too large to read: the most confused pairs are listed instead.
+MOST_IN_MATRIX = 100
+
+_PAIRS, _PAIRS_ALONE = 10, 60
+_NONE = "\N{EN DASH}"
+_IN_ORDER = 30  # more classes than this are listed from the worst
+_METRICS = (("top-1", "top1"), (f"top-{TOP_K}", "top5"), ("loss", "loss"))
 
 
 def render(content: Content) -> str:
     """A report as one HTML document."""
-    names = [escape(storage.name_of(subject.name)) for subject in content.subjects]
-    sections = "".join(
-        _subject(subject, number, alone=len(names) == 1) for number, subject in enumerate(content.subjects)
+    names = " and ".join(storage.name_of(subject.name) for subject in content.subjects)
+    return template("library.report", "page.html").render(
+        title=f"{names} on {storage.name_of(content.dataset)}",
+        content=content,
+        views=[_view(subject, number) for number, subject in enumerate(content.subjects)],
+        metrics=_METRICS,
+        top_k=TOP_K,
+        strengths=STRENGTHS,
+        most_in_matrix=MOST_IN_MATRIX,
+        account=account,
+        speed=speed,
+        number="{:,}".format,
+        percent=_percent,
+        score=_score,
+        interval=_interval,
+        base64=_base64,
     )
-    compared = ""
-    if len(names) > 1:
-        words = tables.side_by_side(content.subjects, content.comparison)
-        compared = f"<section class='card long'><h2 id='both' style='margin-top:0'>Side by side</h2>{words}</section>"
-    title = " and ".join(names)
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{title} on {escape(storage.name_of(content.dataset))}</title><style>{_css()}</style></head><body>"
-        f"<header><h1>{title} on {escape(storage.name_of(content.dataset))}</h1>{_heading(content)}</header>"
-        f"<main>{compared}{sections}</main><footer>{escape(content.made)}</footer></body></html>\n"
+
+
+def template(package: str, name: str) -> Template:
+    """A Jinja2 template that lies beside the modules of a package; every value that it writes is escaped."""
+    environment = Environment(
+        loader=PackageLoader(package, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    return environment.get_template(name)
 
 
-def _css() -> str:
-    return files("library.report").joinpath("style.css").read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class _Curve:
+    """How one number went over the epochs: a line and a column of the rows for each name."""
+
+    title: str
+    names: list[str]
+    chart: Markup
+    rows: list[list[str]]
 
 
-def _heading(content: Content) -> str:
-    facts = {
-        "dataset": f"{escape(content.dataset)} <span class='quiet key'>{content.dataset_digest[:12]}</span>",
-        "speed": escape(speed(content.throughput)),
-    }
-    return f"<dl class='facts'>{_facts(facts)}</dl>"
+@dataclass(frozen=True)
+class _View:
+    """What the page shows of one classifier beside its numbers.
+
+    Attributes:
+        confused: the most confused pairs.
+        scores: of the classes, as they are listed.
+        order: how they are listed, in words.
+        reliability: the chart.
+        bins: its numbers, a row each.
+        curves: of its training.
+        corrupted: for each corruption a cell a strength: in words, and top-1.
+        origin: names and values; how many entries a value has, if it is folded away.
+    """
+
+    subject: Subject
+    confused: Sequence[ConfusedPair]
+    scores: Sequence[ClassScore]
+    order: str
+    reliability: Markup
+    bins: list[list[str]]
+    curves: list[_Curve]
+    corrupted: Mapping[str, list[tuple[str, float | None]]]
+    origin: list[tuple[str, str, int]]
 
 
-def _subject(subject: Subject, number: int, *, alone: bool) -> str:
+def _view(subject: Subject, number: int) -> _View:
     evaluation = subject.evaluation
-    where = f"s{number}"
-    parts = [] if alone else [f"<h2 id='{where}'>{escape(subject.name)}</h2>"]
-    links = {
-        "confusion": "confusion matrix",
-        "classes": "classes",
-        "calibration": "calibration",
-        "mistakes": "mistakes",
-    }
-    links |= {"robustness": "robustness"} if subject.robustness else {}
-    links |= {"origin": "where it came from"}
-    parts.append(
-        "<nav aria-label='sections'>"
-        + " ".join(f"<a href='#{where}-{name}'>{words}</a>" for name, words in links.items())
-        + "</nav>"
+    alone = len(evaluation.classes) > MOST_IN_MATRIX
+    scores, order = _listed(evaluation)
+    return _View(
+        subject=subject,
+        confused=confused_pairs(evaluation.confusion, evaluation.classes, _PAIRS_ALONE if alone else _PAIRS),
+        scores=scores,
+        order=order,
+        reliability=reliability_chart(evaluation.calibration, salt=str(number)),
+        bins=[
+            [f"{one.low:.0%} to {one.high:.0%}", f"{one.count:,}", _percent(one.confidence), _percent(one.accuracy)]
+            for one in evaluation.calibration.bins
+            if one.count
+        ],
+        curves=_curves(subject.curves, number),
+        corrupted=_corrupted(subject.robustness) if subject.robustness else {},
+        origin=_origin(subject),
     )
-    parts.append(_tiles(evaluation, subject.counts))
-    parts.append(f"<p class='quiet'>{escape(account(subject.counts))}</p>")
-    parts.append(_card(where, "confusion", "Confusion matrix", tables.confusion(evaluation)))
-    parts.append(_card(where, "classes", "Classes", tables.classes(evaluation)))
-    parts.append(f"<div class='pair'>{_calibration(where, evaluation)}{_curves(subject.curves)}</div>")
-    parts.append(_card(where, "mistakes", "Most confident mistakes", _mistakes(subject.mistakes, subject.examples)))
-    if subject.robustness:
-        parts.append(_card(where, "robustness", "Robustness", tables.robustness(subject.robustness)))
-    parts.append(_card(where, "origin", "Where it came from", _origin(subject)))
-    return "".join(parts)
 
 
-def _card(where: str, name: str, title: str, content: str) -> str:
-    return f"<section class='card long'><h3 id='{where}-{name}'>{title}</h3>{content}</section>"
-
-
-def _tiles(evaluation: Evaluation, counts: Counts) -> str:
-    def tile(name: str, value: str, note: str) -> str:
-        return f"<div class='tile'><dt>{name}</dt><dd>{value}</dd><dd class='note'>{note}</dd></div>"
-
-    def share(name: str, metric: str) -> str:
-        low, high = evaluation.intervals[metric]
-        value = tables.percent(getattr(evaluation, metric), 2)
-        return tile(name, value, f"95% interval {low * 100:.2f} to {high * 100:.2f}")
-
-    tiles = [share("top-1", "top1")]
-    if len(evaluation.classes) > TOP_K:
-        tiles.append(share(f"top-{TOP_K}", "top5"))
-    low, high = evaluation.intervals["loss"]
-    tiles.append(tile("loss", f"{evaluation.loss:.4f}", f"95% interval {low:.4f} to {high:.4f}"))
-    tiles.append(tile("calibration error", f"{evaluation.calibration.ece:.4f}", "expected, over 15 bins"))
-    tiles.append(tile("pictures", f"{counts.evaluated:,}", f"of {len(evaluation.classes):,} classes"))
-    return f"<dl class='tiles'>{''.join(tiles)}</dl>"
-
-
-def _calibration(where: str, evaluation: Evaluation) -> str:
-    words = (
-        "Of pictures judged with a confidence of 80%, four in five should be right (the dashed line). "
-        "<span class='c1'><span class='swatch'></span>more confidence than accuracy</span> "
-        "<span class='c2'><span class='swatch'></span>more accuracy than confidence</span>"
-    )
-    return (
-        f"<section class='card'><h3 id='{where}-calibration'>Calibration</h3><figure>"
-        f"{reliability_chart(evaluation.calibration)}<figcaption>{words}</figcaption></figure>"
-        f"{tables.calibration(evaluation)}</section>"
-    )
+def _listed(evaluation: Evaluation) -> tuple[Sequence[ClassScore], str]:
+    if len(evaluation.per_class) <= _IN_ORDER:
+        return evaluation.per_class, "in the order of the classifier's outputs"
+    worst_first = sorted(evaluation.per_class, key=lambda score: (score.f1 is None, score.f1, score.name))
+    return worst_first, "from the lowest F1 on"
 
 
 _CURVES: tuple[tuple[str, dict[str, str], Callable[[float], str]], ...] = (
@@ -123,70 +130,68 @@ _CURVES: tuple[tuple[str, dict[str, str], Callable[[float], str]], ...] = (
 )
 
 
-def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
-    charts: list[str] = []
+def _curves(lines: Sequence[Mapping[str, Any]], number: int) -> list[_Curve]:
+    curves: list[_Curve] = []
     for title, names, show in _CURVES:
         series = {
-            words: points
+            words: {float(line["epoch"]): float(line[name]) for line in lines if _has(line, name)}
             for name, words in names.items()
-            if (points := [(float(line["epoch"]), float(line[name])) for line in lines if _has(line, name)])
         }
-        chart = line_chart(series, x_title="epoch", y_title=title, show=show)
+        series = {name: points for name, points in series.items() if points}
+        lists = {name: list(points.items()) for name, points in series.items()}
+        chart = line_chart(lists, x_title="epoch", y_title=title, show=show, salt=str(number))
         if chart:
-            legend = "".join(f"<span class='swatch c{n}'></span>{name}" for n, name in enumerate(series))
-            figure = f"<figure>{chart}<figcaption>{legend}</figcaption></figure>"
-            charts.append(f"<section class='card'><h3>{title}</h3>{figure}</section>")
-    return "".join(charts)
+            epochs = sorted({epoch for points in series.values() for epoch in points})
+            rows = [
+                [f"{epoch:g}", *(show(points[epoch]) if epoch in points else _NONE for points in series.values())]
+                for epoch in epochs
+            ]
+            curves.append(_Curve(title, list(series), chart, rows))
+    return curves
 
 
 def _has(line: Mapping[str, Any], name: str) -> bool:
     return line.get("epoch") is not None and line.get(name) is not None
 
 
-def _mistakes(mistakes: Sequence[Mistake], examples: Mapping[str, Example]) -> str:
-    if not mistakes:
-        return "<p>There is none: every picture was judged rightly.</p>"
-    items: list[str] = []
-    for mistake in mistakes:
-        key, label, predicted = (escape(text) for text in (mistake.key, mistake.label, mistake.predicted))
-        picture = ""
-        if (example := examples.get(mistake.key)) is not None:
-            small = " class='small'" if example.format == _AS_IT_IS else ""
-            data = base64.b64encode(example.data).decode()
-            words = f"{key}: {label}, taken for {predicted}"
-            picture = f"<img{small} alt='{words}' src='data:image/{example.format};base64,{data}'>"
-        items.append(
-            f"<li><figure>{picture}<figcaption>true <span class='true'>{label}</span>, taken for "
-            f"<span class='said'>{predicted}</span> with {mistake.confidence:.1%}<br><span class='key'>{key}</span>"
-            "</figcaption></figure></li>"
-        )
-    return f"<ul class='pictures'>{''.join(items)}</ul>"
+def _corrupted(measured: Robustness) -> dict[str, list[tuple[str, float | None]]]:
+    units = {"blur": "sigma {:g} px at 224 px", "noise": "deviation {:.0%} of white", "jpeg": "quality {:g}"}
+    rows: dict[str, list[tuple[str, float | None]]] = {}
+    for corruption, top1, judged in zip(CORRUPTIONS, measured.top1, measured.judged, strict=True):
+        amount = units.get(corruption.name, "{:.0%} of the contrast left").format(corruption.amount)
+        rows.setdefault(corruption.name, []).append((f"{amount}; {judged:,} pictures", top1))
+    return rows
 
 
-def _origin(subject: Subject) -> str:
-    record = subject.record
-    plain: dict[str, str] = {"bundle": escape(subject.name), "id": f"<span class='key'>{subject.bundle_id}</span>"}
-    plain |= {name: _value(value) for name, value in record.items() if name not in ("provenance", "classes")}
-    provenance: Mapping[str, Any] = record.get("provenance", {})
-    plain |= {name: _value(value) for name, value in provenance.items()}
-    return f"<dl class='facts'>{_facts(plain)}</dl>"
+def _origin(subject: Subject) -> list[tuple[str, str, int]]:
+    record = {name: value for name, value in subject.record.items() if name not in ("provenance", "classes")}
+    values = {"bundle": subject.name, "id": subject.bundle_id, **record, **subject.record.get("provenance", {})}
+    return [
+        (name.replace("_", " "), *_text(value)) for name, value in values.items() if value not in (None, "", [], {})
+    ]
 
 
-def _value(value: Any) -> str:
-    """What is long is folded away."""
+def _text(value: Any) -> tuple[str, int]:
+    """A value as text, and how many entries it has where it is so long that it is folded away."""
     if not isinstance(value, Mapping | list | tuple):
-        text = str(value)
-        return f"<pre>{escape(text)}</pre>" if "\n" in text else f"<code>{escape(text)}</code>"
+        return str(value), 0
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
-    if len(text) < 100:
-        return f"<code>{escape(json.dumps(value, ensure_ascii=False, default=str))}</code>"
-    return f"<details><summary>{len(value)} entries</summary><pre>{escape(text)}</pre></details>"
+    return (text, len(value)) if len(text) >= 100 else (json.dumps(value, ensure_ascii=False, default=str), 0)
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    """Names with values that are HTML already."""
-    return "".join(
-        f"<dt>{escape(str(name).replace('_', ' '))}</dt><dd>{value}</dd>"
-        for name, value in facts.items()
-        if value not in ("<code></code>", "<code>None</code>", "<code>[]</code>", "<code>{}</code>")
-    )
+def _percent(value: float | None, digits: int = 1) -> str:
+    """`98.8%`; a dash where there is no value."""
+    return _NONE if value is None else f"{value * 100:.{digits}f}%"
+
+
+def _score(value: float, metric: str) -> str:
+    return f"{value:.4f}" if metric == "loss" else _percent(value, 2)
+
+
+def _interval(interval: tuple[float, float], metric: str) -> str:
+    scale, digits = (1, 4) if metric == "loss" else (100, 2)
+    return " to ".join(f"{end * scale:.{digits}f}" for end in interval)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
