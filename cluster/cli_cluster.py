@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_lines
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,7 +35,7 @@ def up_command(
     say(f"starting {nodes} node{'' if nodes == 1 else 's'}", file=sys.stderr)
     made = up(nodes, cpus_per_node, dashboard=dashboard)
     if json:
-        say(json_lines.dumps(_document(made)))
+        say(json_lines.dumps(asdict(made)))
         return
     _show(made)
     say(f"\n  export RAY_ADDRESS={made.address}     # or --address {made.address} with a command")
@@ -57,10 +57,10 @@ def status_command(json: Json = False) -> None:
     if found is None:
         raise StriateError("no cluster is up on this machine; `striate cluster up` starts one")
     if json:
-        say(json_lines.dumps(_document(found)))
+        say(json_lines.dumps(asdict(found)))
     else:
         _show(found)
-    if len(found.running()) < len(found.nodes):
+    if not all(node.running for node in found.nodes):
         raise typer.Exit(1)
 
 
@@ -73,19 +73,12 @@ def down_command(json: Json = False) -> None:
     from cluster.local_cluster import down
 
     ended = down()
-    say(json_lines.dumps({"processes_ended": ended}) if json else f"{ended} processes ended")
-
-
-def _document(cluster: LocalCluster) -> dict[str, Any]:
-    running = cluster.running()
-    nodes = [asdict(node) | {"running": node in running} for node in cluster.nodes]
-    return {"address": cluster.address, "dashboard": cluster.dashboard, "folder": cluster.folder, "nodes": nodes}
+    say(json_lines.dumps({"nodes_ended": ended}) if json else f"{ended} node{'' if ended == 1 else 's'} ended")
 
 
 def _show(cluster: LocalCluster) -> None:
-    running = cluster.running()
     say(f"Ray at {cluster.address}, files in {cluster.folder}, dashboard {cluster.dashboard or 'off'}")
     for node in cluster.nodes:
-        state = "runs" if node in running else "has ended"
+        state = "runs" if node.running else "has ended"
         cpus = f"{node.cpus} CPU{'' if node.cpus == 1 else 's'}"
         say(f"  node {node.number}{' (head)' if node.number == 1 else ''}: {cpus}, {node.node_id[:8]}, {state}")

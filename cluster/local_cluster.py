@@ -1,7 +1,8 @@
 """A Ray of several nodes on this machine, to try things: `striate cluster up`, `status` and `down`.
 
-Each node is a raylet with all that belongs to it, on loopback only. Whatever belongs to the cluster carries the name of
-its folder in its environment, so `down` finds exactly these processes and touches no other Ray.
+One process, the keeper, holds all nodes (`ray.cluster_utils`), on loopback only; they end with it. As long as it lives
+it holds a lock, so whether a cluster is up never depends on a process id that something else may have by now.
+`ray start` would put the nodes on this machine's address in the network, where others reach their ports.
 """
 
 from __future__ import annotations
@@ -15,41 +16,41 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cluster.machine import free_ports
+from cluster.ray_token import make_token
 from cluster.session import node_environment
 from library.errors import StriateError, UsageError
 
-_MARK = "STRIATE_CLUSTER"
-_START_TIMEOUT_S = 90.0
-_END_TIMEOUT_S = 10.0
-_LOOK_EVERY_S = 0.05
+_START_TIMEOUT_S = 60.0  # for each node
+_END_TIMEOUT_S = 15.0
+_LOOK_EVERY_S, _KEEPER_LOOKS_EVERY_S = 0.05, 0.5
 _MAX_NODES = 16
 # Shards never pass through it; decoded training pictures do. Memory is taken only as it is used.
 _OBJECT_STORE_BYTES = 2**30
+# A node that is lost is noticed after a second or two; over a network Ray rightly waits half a minute.
 _ENVIRONMENT = {
-    # A node that is lost is noticed after a second or two; over a network Ray rightly waits half a minute.
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
-    # Nobody is served here for whom a node that ends would have to wait.
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 
 
 @dataclass(frozen=True)
 class LocalNode:
-    """One node: its number (1 is the head), Ray's id of it, and the process that holds it."""
+    """One node: its number (1 is the head), Ray's id, its raylet's process (the head's: its GCS), whether it runs."""
 
     number: int
     node_id: str
     pid: int
     cpus: int
+    running: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,15 @@ class LocalCluster:
         folder: of Ray's files and logs.
         address: for --address and RAY_ADDRESS.
         dashboard: for `striate submit --address`, or None.
-        nodes: all that were started.
+        keeper: process that holds all nodes.
+        nodes: all that were started. A node ends as soon as any process of it does.
     """
 
     folder: str
     address: str
     dashboard: str | None
+    keeper: int
     nodes: tuple[LocalNode, ...]
-
-    def running(self) -> tuple[LocalNode, ...]:
-        """Those nodes that are alive; one ends as soon as any process of it does."""
-        alive = set(_marked(self.folder))
-        return tuple(node for node in self.nodes if node.pid in alive)
 
 
 def up(nodes: int, cpus_per_node: int, *, dashboard: bool = False) -> LocalCluster:
@@ -92,136 +90,124 @@ def up(nodes: int, cpus_per_node: int, *, dashboard: bool = False) -> LocalClust
         raise UsageError(f"--nodes {nodes}: from 1 to {_MAX_NODES}")
     if cpus_per_node < 1:
         raise UsageError(f"--cpus-per-node {cpus_per_node}: at least 1")
-    _forget_what_is_dead()
-    # Short: Ray puts sockets below it, and a socket's path has room for 107 letters. Only its owner can look inside.
-    folder = tempfile.mkdtemp(prefix="striate-cluster-", dir="/tmp")
-    _claim(folder)
-    started: list[LocalNode] = []
-    address, web = "", None
+    _state_file().parent.mkdir(parents=True, exist_ok=True)
+    with open(_state_file().with_suffix(".lock"), "w", encoding="utf-8") as lock:
+        stale = _read_state()
+        if not _take(lock):
+            where = f"runs here already at {stale.address}" if stale else "is being started here"
+            raise UsageError(f"a cluster {where}; `striate cluster status` shows it, `down` ends it")
+        _remove(stale.folder if stale else None)
+        # Short: Ray puts sockets below it, and a socket's path has room for 107 letters.
+        folder = tempfile.mkdtemp(prefix="striate-cluster-", dir="/tmp")
+        keeper = _start_keeper(lock, folder, nodes, cpus_per_node, dashboard)
     try:
-        # One after the other: two that start at once would choose the same names for their sockets.
-        for number in range(1, nodes + 1):
-            process = _start(folder, number, cpus_per_node, address or None, free_ports(1)[0] if dashboard else None)
-            told = _answer(folder, number, process)
-            address, web = address or told["gcs"], web or told["dashboard"]
-            started.append(LocalNode(number, told["node_id"], process.pid, cpus_per_node))
-        made = LocalCluster(folder, address, f"http://{web}" if dashboard and web else None, tuple(started))
-        _write_state(dataclasses.asdict(made))
+        _wait(lambda: _read_state() or keeper.poll() is not None, nodes * _START_TIMEOUT_S)
+        cluster = _read_state()
+        if cluster is None:
+            lines = Path(folder, "keeper.log").read_text("utf-8", "replace").strip().splitlines()
+            raise StriateError(f"the cluster is not up: {lines[-1] if lines else 'its process said nothing'}")
     except BaseException:
-        _end(folder)
-        _state_file().unlink(missing_ok=True)
+        _end(keeper.pid)
+        _remove(folder)
         raise
-    return made
+    return cluster
 
 
 def find() -> LocalCluster | None:
     """The cluster that `up` has started on this machine for this user, or None."""
-    state = _read_state()
-    if state is None or "nodes" not in state:
-        return None
-    nodes = tuple(LocalNode(**node) for node in state["nodes"])
-    return LocalCluster(state["folder"], state["address"], state["dashboard"], nodes)
+    cluster = _read_state()
+    if cluster is None or _is_kept():
+        return cluster
+    return dataclasses.replace(cluster, nodes=tuple(dataclasses.replace(node, running=False) for node in cluster.nodes))
 
 
 def down() -> int:
     """End the cluster, whatever of it still runs, and remove its files.
 
     Returns:
-        How many processes were ended.
+        How many nodes were ended.
 
     Raises:
         UsageError: when there is none.
     """
-    state = _read_state()
-    if state is None:
+    cluster = find()
+    if cluster is None:
         raise UsageError("no cluster of `striate cluster up` is here; there is nothing to end")
-    ended = _end(state["folder"])
-    _state_file().unlink(missing_ok=True)
-    return ended
+    if _is_kept():
+        _end(cluster.keeper)
+    _remove(cluster.folder)
+    return sum(node.running for node in cluster.nodes)
 
 
-def processes(folder: str, number: int | None = None) -> list[int]:
-    """All processes of a cluster, or of one of its nodes, by their ids."""
-    return _marked(folder, number)
-
-
-def _start(
-    folder: str, number: int, cpus: int, address: str | None, dashboard_port: int | None
+def _start_keeper(
+    lock: IO[str], folder: str, nodes: int, cpus_per_node: int, dashboard: bool
 ) -> subprocess.Popen[bytes]:
-    told = {
-        "folder": folder,
-        "number": number,
-        "cpus": cpus,
-        "object_store_bytes": _OBJECT_STORE_BYTES,
-        "gcs": address,
-        "dashboard_port": dashboard_port,
-    }
-    environment = {**_ENVIRONMENT, **node_environment(), _MARK: f"{folder}#{number}"}
+    environment = {**_ENVIRONMENT, **node_environment(), "RAY_TMPDIR": folder}
     environment.pop("RAY_ADDRESS", None)
     # A submitted job finds `striate` also where this environment is not activated.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-    with open(_log(folder, number), "wb") as log:
+    with open(Path(folder, "keeper.log"), "wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "cluster.local_node", json.dumps(told)],
+            [
+                *(sys.executable, "-m", "cluster.local_cluster"),
+                *(folder, str(nodes), str(cpus_per_node), str(free_ports(1)[0] if dashboard else 0)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=folder,
             env=environment,
+            pass_fds=(lock.fileno(),),  # the lock is held until it ends
             start_new_session=True,  # Ctrl-C in this terminal is not meant for it
         )
 
 
-def _answer(folder: str, number: int, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What a node says once it is up."""
-    file = Path(folder) / f"node-{number}.json"
-    if not _wait(lambda: file.exists() or process.poll() is not None, _START_TIMEOUT_S) or not file.exists():
-        lines = _log(folder, number).read_text("utf-8", "replace").strip().splitlines()
-        last = lines[-1] if lines else "it said nothing"
-        state = f"is not up after {_START_TIMEOUT_S:.0f} s" if process.poll() is None else "ended while it started"
-        raise StriateError(f"node {number} {state}: {last}")
-    return json.loads(file.read_bytes())
+def _keep(folder: str, count: int, cpus: int, dashboard_port: int) -> None:
+    """Start the nodes, write down where they are, and hold them until SIGTERM or until none of them is left."""
+    # As `ray.init` does for a Ray that it starts: a token unless the user has said otherwise.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    make_token()
+    from ray.cluster_utils import Cluster
+
+    cluster, held = Cluster(), dict[int, Any]()
+    for number in range(1, count + 1):
+        node: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
+        node["dashboard_agent_listen_port"] = 0  # the default port is for one node a machine
+        if number == 1:
+            node |= {"include_dashboard": dashboard_port > 0, "dashboard_port": dashboard_port or None}
+        else:
+            # The head's is below RAY_TMPDIR, where a submitted job looks up which Ray is its own. Nodes that unpacked
+            # what a job sends into one folder would pull it away from each other.
+            node["temp_dir"] = f"{folder}/{number}"
+        held[number] = cluster.add_node(**node)
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    nodes = tuple(LocalNode(number, node.node_id, _pid(node), cpus) for number, node in held.items())
+    dashboard = f"http://{held[1].webui_url}" if dashboard_port else None
+    state = LocalCluster(folder, held[1].gcs_address, dashboard, os.getpid(), nodes)
+    _write_state(state)
+    while held and not over.wait(_KEEPER_LOOKS_EVERY_S):  # Ray has no call that waits for it
+        for number in [number for number, node in held.items() if not node.remaining_processes_alive()]:
+            cluster.remove_node(held.pop(number), allow_graceful=False)
+            running = tuple(dataclasses.replace(node, running=node.number in held) for node in state.nodes)
+            state = dataclasses.replace(state, nodes=running)
+            _write_state(state)
+    cluster.shutdown()
 
 
-def _log(folder: str, number: int) -> Path:
-    return Path(folder) / f"node-{number}.log"
+def _pid(node: Any) -> int:
+    processes: dict[str, Any] = dict(node.live_processes())
+    return processes.get("gcs_server", processes["raylet"]).pid
 
 
-def _end(folder: str) -> int:
-    """End all processes of a cluster, in good order if they let us; then remove its folder."""
-    found = _marked(folder)
+def _end(keeper: int) -> None:
+    """End the keeper, and with it its nodes: in good order if it lets us."""
     for how in (signal.SIGTERM, signal.SIGKILL):
-        for pid in _marked(folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, how)
-        if _wait(lambda: not _marked(folder), _END_TIMEOUT_S):
-            break
-    else:
-        raise StriateError(f"some processes of {folder} do not end: {_marked(folder)}")
-    shutil.rmtree(folder, ignore_errors=True)
-    return len(found)
-
-
-def _marked(folder: str, number: int | None = None) -> list[int]:
-    """Processes that carry the mark; and those beside them in a session, whose environment a new title has overwritten
-    (workers show what they do in the list of processes)."""
-    mark = f"{_MARK}={folder}#".encode() + (b"" if number is None else f"{number}\0".encode())
-    sessions: dict[int, int] = {}
-    marked: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(entry.name)
-            if entry.stat().st_uid != os.getuid() or _is_zombie(entry):
-                continue
-            sessions[pid] = os.getsid(pid)
-            if b"\0" + mark in b"\0" + (entry / "environ").read_bytes():
-                marked.add(pid)
-    mine = {sessions[pid] for pid in marked}
-    return sorted(pid for pid, session in sessions.items() if pid in marked or session in mine)
-
-
-def _is_zombie(entry: Path) -> bool:
-    return (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(keeper, how)
+        if _wait(lambda: not _is_kept(), _END_TIMEOUT_S):
+            return
+    raise StriateError(f"process {keeper}, which holds the cluster, does not end")
 
 
 def _wait(condition: Callable[[], object], seconds: float) -> bool:
@@ -229,8 +215,24 @@ def _wait(condition: Callable[[], object], seconds: float) -> bool:
     while not condition():
         if time.monotonic() > end:
             return False
-        time.sleep(_LOOK_EVERY_S)  # of files and of other sessions' processes, which tell nobody
+        time.sleep(_LOOK_EVERY_S)  # of files and locks of another process
     return True
+
+
+def _take(lock: IO[str]) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_kept() -> bool:
+    """Whether a keeper lives."""
+    with open(_state_file().with_suffix(".lock"), "a", encoding="utf-8") as lock:
+        return not _take(lock)
 
 
 def _state_file() -> Path:
@@ -238,39 +240,26 @@ def _state_file() -> Path:
     return Path(home) / "striate" / "cluster.json"
 
 
-def _read_state() -> dict[str, Any] | None:
+def _read_state() -> LocalCluster | None:
     try:
-        return json.loads(_state_file().read_bytes())
+        state: dict[str, Any] = json.loads(_state_file().read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise StriateError(f"{_state_file()} is damaged; remove it, and look for processes by hand: {error}") from error
+    nodes = tuple(LocalNode(**node) for node in state.pop("nodes"))
+    return LocalCluster(**state, nodes=nodes)
 
 
-def _claim(folder: str) -> None:
-    """Say that a cluster is being started here; of two that say so at once, one is refused."""
-    file = _state_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(file, "x", encoding="utf-8") as state:
-            json.dump({"folder": folder, "by": os.getpid()}, state)
-    except FileExistsError:
-        os.rmdir(folder)
-        raise UsageError("a cluster is being started here by another `striate cluster up`") from None
-
-
-def _write_state(state: dict[str, Any]) -> None:
+def _write_state(cluster: LocalCluster) -> None:
     part = _state_file().with_suffix(".part")
-    part.write_text(json.dumps(state), encoding="utf-8")
+    part.write_text(json.dumps(dataclasses.asdict(cluster)), encoding="utf-8")
     os.replace(part, _state_file())
 
 
-def _forget_what_is_dead() -> None:
-    state = _read_state()
-    if state is None:
-        return
-    if _marked(state["folder"]) or Path(f"/proc/{state.get('by', 0)}").exists():
-        where = f" at {state['address']}" if "address" in state else ""
-        raise UsageError(f"a cluster runs here already{where}; `striate cluster status` shows it, `down` ends it")
-    _end(state["folder"])
+def _remove(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     _state_file().unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    _keep(sys.argv[1], *map(int, sys.argv[2:]))

@@ -191,10 +191,12 @@ def own_process(fail: Callable[[str], int]) -> None:
         fail: reports a message, and returns the exit code of the process.
     """
     global _end_process
+    out = sys.stdout
 
     def end(message: str) -> None:
-        code = fail(message)
-        sys.stdout.flush()
+        with redirect_stdout(out):
+            code = fail(message)
+        out.flush()
         sys.stderr.flush()
         os._exit(code)
 

@@ -49,7 +49,7 @@ class Nodes(Commands):
         )
 
     def lose(self, number: int = -1) -> str:
-        """SIGKILL to all of a node at once, the last by default; returns Ray's id of it."""
+        """SIGKILL to a node, the last by default; returns Ray's id of it."""
         node = self.nodes.pop(number)
         os.kill(node["pid"], signal.SIGKILL)
         return str(node["node_id"])
@@ -259,7 +259,7 @@ def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 1, errors.decode()
     assert "Traceback" not in errors.decode()
     assert "waiting 20 s for it" in errors.decode()
-    assert "the same command goes on" in json.loads(out)["error"]
+    assert "the same command resumes it" in json.loads(out)["error"]
     nodes.run("cluster", "down")
     up = nodes.run("cluster", "up", "--nodes", "1", "--cpus-per-node", "1")
     nodes.environment["RAY_ADDRESS"], nodes.nodes = up["address"], up["nodes"]

@@ -50,7 +50,8 @@ def test_every_picture_is_filtered_dropped_or_rejected_and_the_pixels_are_those_
 
 def test_each_shard_has_a_line_of_json_in_the_log_of_its_worker(photos: str, tmp_path: Path) -> None:
     made = filter_dataset(plan_filter(photos, str(tmp_path / "grey"), "grayscale"), workers="1")
-    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"  # pyright: ignore
+    context = ray.get_runtime_context()
+    logs = Path(context.get_temp_dir(), context.get_session_name(), "logs")
     lines = [
         line for path in logs.glob("worker-*.err") for line in path.read_text().splitlines() if "shard done" in line
     ]

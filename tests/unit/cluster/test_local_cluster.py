@@ -1,16 +1,15 @@
-"""`striate cluster` without a Ray: what it refuses, and which processes it takes for its own."""
+"""`striate cluster` without a Ray: what it refuses, and what it takes for running."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.local_cluster import down, find, processes, up
+from cluster.local_cluster import LocalCluster, down, find, up
 from cluster.session import node_environment
 from library.errors import UsageError
 
@@ -18,25 +17,6 @@ from library.errors import UsageError
 @pytest.fixture(autouse=True)
 def nothing_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-
-
-@pytest.fixture
-def member() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that says it belongs to node 1 of /tmp/striate-cluster-a, with a child that says nothing."""
-    program = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], env={}); print(1); input()"
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"STRIATE_CLUSTER": "/tmp/striate-cluster-a#1"},
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process
-        assert process.stdin is not None
-        process.stdin.write(b"\n\n")
-        process.kill()
 
 
 @pytest.mark.parametrize(("nodes", "cpus"), [(0, 1), (17, 1), (2, 0)])
@@ -52,16 +32,28 @@ def test_where_none_is_up_there_is_nothing_to_show_or_end() -> None:
         down()
 
 
-def test_a_process_belongs_to_the_cluster_whose_mark_it_carries_and_so_do_those_of_its_session(
-    member: subprocess.Popen[bytes],
-) -> None:
-    found = processes("/tmp/striate-cluster-a")
-    assert member.pid in found
-    assert len(found) == 2
-    assert found == processes("/tmp/striate-cluster-a", 1)
-    assert os.getpid() not in found
-    assert processes("/tmp/striate-cluster-a", 2) == []
-    assert processes("/tmp/striate-cluster-aa") == processes("/tmp/striate-cluster") == []
+def test_a_cluster_runs_as_long_as_its_keeper_holds_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "striate").mkdir()
+    (tmp_path / "ray").mkdir()
+    node = {"number": 1, "node_id": "a", "pid": os.getpid(), "cpus": 1}
+    state = {"folder": str(tmp_path / "ray"), "address": "127.0.0.1:9", "dashboard": None, "keeper": os.getpid()}
+    (tmp_path / "striate/cluster.json").write_text(json.dumps(state | {"nodes": [node]}))
+    with open(tmp_path / "striate/cluster.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [node.running for node in found().nodes] == [True]
+        with pytest.raises(UsageError, match=r"runs here already at 127\.0\.0\.1:9"):
+            up(1, 1)
+    # This process lives, and has the keeper's id; but it is not the keeper.
+    assert [node.running for node in found().nodes] == [False]
+    assert down() == 0
+    assert find() is None
+    assert not (tmp_path / "ray").exists()
+
+
+def found() -> LocalCluster:
+    cluster = find()
+    assert cluster is not None
+    return cluster
 
 
 def test_ray_gets_another_temporary_folder_than_one_it_cannot_write_the_name_of(
