@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 _EVERY_S = 0.5
-_WORKER = b"ShardWorker"
+_WORKER = b"ray::MapWorker(Map(striate_"
 
 
 class WorkerMemory:

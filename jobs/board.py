@@ -18,13 +18,17 @@ _BEGUN = "#begun"
 
 @dataclass(frozen=True)
 class Count:
-    """Work done at one moment: shards committed; pictures, bytes, drops and rejects including shards in work."""
+    """Work done at one moment: shards committed; pictures, bytes, drops and rejects including shards in work.
+
+    `beats` counts the heartbeats of workers, which go on while a shard takes long.
+    """
 
     shards: int = 0
     pictures: int = 0
     image_bytes: int = 0
     dropped: int = 0
     rejected: int = 0
+    beats: int = 0
 
     @classmethod
     def total(cls, counts: Iterable[Count]) -> Count:

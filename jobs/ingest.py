@@ -8,6 +8,8 @@ from typing import Any
 
 from cluster.session import connect
 from cluster.shared_paths import check_shared
+from jobs.places import Places
+from jobs.shard_plan import run_tasks
 from library import storage
 from library.destination import check_apart, check_claim, claim, committed, finish, remove_uncommitted
 from library.errors import StriateError, UsageError
@@ -148,21 +150,19 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
     """
     with hold(made.destination, *made.datasets, tidy=remove_uncommitted):
         with connect(address) as session:
-            from jobs.shard_runner import run_shards
-
             num_workers, work = _shared_out(made, session.workers(workers), auto=workers == "auto")
             check_shared(reads=[made.source], writes=made.datasets)
             for dataset in made.datasets:
                 rows = [task.rows for task in made.tasks if task.dataset == dataset]
                 planned = {"shards_planned": len(rows), "pictures_planned": sum(rows)}
                 claim(dataset, [made.job], overwrite=made.overwrite, planned=planned)
-            run = run_shards("ingest", work, made.tasks, num_workers)
+            run = run_tasks("ingest", work, made.tasks, Places(num_workers))
         manifests: dict[str, Manifest] = {}
         for number, dataset in enumerate(made.datasets):
             # What was skipped belongs to no split; it is told once.
             skipped = made.listing.skipped if number == 0 else {}
-            summary = run.summary(dataset, num_workers)
-            manifests[dataset] = finish(dataset, [made.job], run.made[dataset], skipped=skipped, run=summary)
+            totals, summary = run.totals[dataset], run.summary(dataset)
+            manifests[dataset] = finish(dataset, [made.job], totals, skipped=skipped, run=summary)
         return manifests
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cluster.nodes import reachable
 from cluster.resources import placed
 from cluster.session import Session
 from library.errors import UsageError
+
+if TYPE_CHECKING:  # it takes a second, and planning does not need it
+    from ray.data import ActorPoolStrategy
+
+# Tasks a worker.
+_FEW_TASKS = 4
 
 
 @dataclass(frozen=True)
@@ -18,16 +25,47 @@ class Places:
         number: how many.
         cpus: logical CPUs of each.
         gpus: GPUs of each.
+        grows: whether there are more of them when the cluster grows, and fewer when they have no work.
     """
 
     number: int
     cpus: int = 1
     gpus: int = 0
+    grows: bool = False
 
     @property
     def device(self) -> str:
         """Where a classifier runs: `cuda` or `cpu`."""
         return "cuda" if self.gpus else "cpu"
+
+    def strategy(self, tasks: int) -> ActorPoolStrategy:
+        """The pool of actors for so many tasks."""
+        from ray.data import ActorPoolStrategy
+
+        number = min(self.number, tasks)
+        # One task in work and one that waits at each worker, so that no worker waits for the driver. Where tasks
+        # are few none waits: it could be in work at another worker.
+        few = tasks < _FEW_TASKS * number
+        return ActorPoolStrategy(
+            min_size=1 if self.grows else number,
+            max_size=tasks if self.grows else number,
+            initial_size=number,
+            max_tasks_in_flight_per_actor=1 if few and not self.grows else 2,
+        )
+
+    def waiting(self) -> str:
+        """What is said while no worker is up."""
+        import ray
+
+        free, total = ray.available_resources(), ray.cluster_resources()
+        gpus = f" and {self.gpus} GPU" if self.gpus else ""
+        some = [f"{free.get('CPU', 0):g} of {total.get('CPU', 0):g} CPUs"]
+        if self.gpus:
+            some.append(f"{free.get('GPU', 0):g} of {total.get('GPU', 0):g} GPUs")
+        return (
+            f"waiting for resources: each worker needs {self.cpus} CPU{gpus}, and {' and '.join(some)} are free. Other "
+            "jobs may be using them, or nodes are still starting (`ray status`)"
+        )
 
 
 def places_of_shards(session: Session, wanted: str, size: str | None) -> Places:

@@ -1,12 +1,13 @@
-"""The actor that makes shards. What a worker imports, each worker waits for at its start: so no more than it needs."""
+"""The work that one actor of a shard job does. It imports no more than it needs: each worker waits for that."""
 
 from __future__ import annotations
 
 import gc
 import resource
+import threading
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,23 +19,44 @@ from jobs.metrics import WorkMetrics
 from library import storage
 from library.errors import StriateError
 from library.json_lines import WorkLog
-from library.manifest import ShardReport, Tally
+from library.manifest import Report, Tally
 from library.shard_work import ShardJob, ShardTask
 
-_REPORT_EVERY_S = 1.0
-# A picture that crashes a decoder crashes it again. Only what was really begun counts, not what waited at a worker
-# that died.
+_BEAT_EVERY_S = 1.0
+# A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that
+# died.
 _MAX_ATTEMPTS = 4
 _GIVEN_UP = (
-    "shard {task.dataset}/{task.stem}: its worker died {times} times while it was in work; a picture in it crashes a "
-    "library, or the worker ran out of memory. The shards that are done stay, the same command goes on from there"
+    "shard {task.dataset}/{task.stem}: its worker died {times} times while it worked on this shard; a picture in it "
+    "crashes a library, or the worker ran out of memory. Finished shards are kept, and the same command resumes"
 )
 
 
-class ShardWorker:
-    """An actor that makes one shard after another; a failure comes back as a row, so that it is told once and whole."""
+@dataclass(frozen=True)
+class ShardResult:
+    """What a worker reports of one task: a row of the dataset that Ray Data maps.
 
-    def __init__(self, job: ShardJob[ShardReport], run: str, command: str) -> None:
+    Attributes:
+        number: place of the task among those of the job.
+        report: the shard's report as JSON; empty where the shard failed.
+        error: why the shard failed; empty where it did not.
+        waited_s: seconds without work before this shard.
+        rss: largest resident size of the worker so far, in bytes.
+        node: Ray's id of the worker's node.
+    """
+
+    number: int
+    report: str
+    error: str
+    waited_s: float
+    rss: int
+    node: str
+
+
+class ShardWorker:
+    """Works on one shard after another; a failure becomes a row, so that the driver reports it once and whole."""
+
+    def __init__(self, job: ShardJob[Report], run: str, command: str) -> None:
         import cv2
 
         self._job = job
@@ -46,56 +68,87 @@ class ShardWorker:
         bundle_id = getattr(job, "bundle_id", None)
         self._log = WorkLog(**names, **({"bundle_id": bundle_id} if bundle_id else {}))
         self._idle_since = time.perf_counter()
-        # One worker a CPU: threads inside the libraries would only take turns with the other workers.
+        # One worker a CPU: threads inside the libraries would only compete with the other workers.
         cv2.setNumThreads(1)
         pa.set_cpu_count(1)
-        # What was imported stays: the garbage collector need not walk it again and again.
+        # The garbage collector need not walk through imported modules again and again.
         gc.freeze()
 
-    def run(self, task: ShardTask) -> dict[str, Any]:
-        """Make one shard; returns its report, or the error, with what the driver counts."""
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Runs the task of a row (`task_row`) and returns a `ShardResult` as a row."""
+        number, task = row.pop("number"), ShardTask(**row)
         start = time.perf_counter()
-        waited, shard = start - self._idle_since, f"{task.dataset}/{task.stem}"
-        result: dict[str, Any] = {"dataset": task.dataset, "report": "", "error": "", "waited_s": waited}
-        result["node"] = self._node
-        begun = board.begin(self._run, shard)
+        waited_s = start - self._idle_since
+        report, error = "", ""
         try:
-            if begun > _MAX_ATTEMPTS:
-                raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
-            report = self._job.run(task, self._teller(task))
-            result["report"] = report.model_dump_json()
-            self._metrics.shard(task.dataset, report)
-            board.end(self._run, shard)
-            counts = asdict(count_of(report.tally, shards=1)) | {"kept": report.tally.rows_out}
-            took = round(time.perf_counter() - start, 3)
-            named = {"shard": shard, "dataset_id": storage.uri_id(task.dataset)}
-            self._log.info("shard done", extra={**named, **counts, "seconds": took})
-        except StriateError as error:
-            result["error"] = str(error)
-        except Exception:  # the driver tells of it, whatever it is, and this worker goes on
-            result["error"] = f"shard {shard}: {traceback.format_exc()}"
-        if result["error"]:
-            self._log.error("shard failed", extra={"shard": shard, "error": result["error"]})
-        result["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            report = self._commit(task, start)
+        except StriateError as failure:
+            error = str(failure)
+        except Exception:  # whatever it is, the driver reports it with its shard
+            error = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
+        if error:
+            self._log.error("shard failed", extra={"shard": f"{task.dataset}/{task.stem}", "error": error})
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._idle_since = time.perf_counter()
-        return result
+        return asdict(ShardResult(number, report, error, waited_s, rss, self._node))
 
-    def _teller(self, task: ShardTask) -> Any:
-        """Tells the board at most once a second how far this shard is."""
-        tallies: list[Tally] = []
-        told = time.monotonic()
+    def _commit(self, task: ShardTask, start: float) -> str:
+        """Runs a task; returns its report as JSON."""
+        shard = f"{task.dataset}/{task.stem}"
+        begun = board.begin(self._run, shard)
+        if begun > _MAX_ATTEMPTS:
+            raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
+        with _Heartbeat(self._run, shard) as heartbeat:
+            report = self._job.run(task, heartbeat.add)
+        self._metrics.shard(task.dataset, report)
+        board.end(self._run, shard)
+        counts = asdict(count_of(report.tally, shards=1)) | {"kept": report.tally.rows_out}
+        del counts["beats"]
+        took = round(time.perf_counter() - start, 3)
+        names = {"shard": shard, "dataset_id": storage.uri_id(task.dataset)}
+        self._log.info("shard done", extra={**names, **counts, "seconds": took})
+        return report.model_dump_json()
 
-        def tell(tally: Tally) -> None:
-            nonlocal told
-            tallies.append(tally)
-            if time.monotonic() - told >= _REPORT_EVERY_S:
-                told = time.monotonic()
-                board.put(self._run, f"{task.dataset}/{task.stem}", count_of(Tally.total(tallies)))
 
-        return tell
+class _Heartbeat:
+    """Writes to the board once a second how far a shard is, so that the driver sees that its worker is alive."""
+
+    def __init__(self, run: str, shard: str) -> None:
+        self._run, self._shard = run, shard
+        self._tallies: list[Tally] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> _Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def add(self, tally: Tally) -> None:
+        """Adds the counts of a batch."""
+        self._tallies.append(tally)
+
+    def _beat(self) -> None:
+        beats = 0
+        while not self._ended.wait(_BEAT_EVERY_S):
+            beats += 1
+            board.put(self._run, self._shard, count_of(Tally.total(list(self._tallies)), beats=beats))
 
 
-def count_of(tally: Tally, shards: int = 0) -> Count:
+def worker_class(command: str) -> type[ShardWorker]:
+    """`ShardWorker` under the name by which Ray's dashboard and process titles show a command's workers."""
+    return type(f"striate_{command}", (ShardWorker,), {})
+
+
+def task_row(number: int, task: ShardTask) -> dict[str, Any]:
+    """A task as a row of the dataset that Ray Data maps."""
+    return {"number": number, **asdict(task)}
+
+
+def count_of(tally: Tally, *, shards: int = 0, beats: int = 0) -> Count:
     """A shard's counts for the progress display."""
     dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
-    return Count(shards, tally.rows_in, tally.image_bytes_in, dropped, rejected)
+    return Count(shards, tally.rows_in, tally.image_bytes_in, dropped, rejected, beats)

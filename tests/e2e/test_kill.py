@@ -230,7 +230,7 @@ def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
 
 def worker_processes(session: int) -> list[int]:
     """The shard workers of the job whose driver leads this session."""
-    return [pid for pid, name in processes(session).items() if name.startswith(b"ray::ShardWorker")]
+    return [pid for pid, name in processes(session).items() if name.startswith(b"ray::MapWorker(Map(striate_")]
 
 
 def processes(session: int) -> dict[int, bytes]:

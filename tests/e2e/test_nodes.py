@@ -181,7 +181,7 @@ def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str, cal
     asked = ("--steps", SLOW, "--limit", "60", "--json")
     process = nodes.start("filter", raw, f"s3://{BUCKET}/lossy", *asked)
     nodes.until_shards(process, "lossy", 4)
-    assert runs(nodes.nodes[-1], "ray::ShardWorker")
+    assert runs(nodes.nodes[-1], "ray::MapWorker(Map(striate_")
     nodes.lose()
     finished(process)
     assert content(nodes.folder("lossy")) == calm
@@ -192,7 +192,7 @@ def test_a_node_lost_in_a_prediction_changes_no_byte(
 ) -> None:
     process = nodes.start("predict", large, raw, f"s3://{BUCKET}/scored-lossy", "--runtime", "eager", "--json")
     nodes.until_shards(process, "scored-lossy", 2)
-    assert runs(nodes.nodes[-1], "ray::ShardWorker")
+    assert runs(nodes.nodes[-1], "ray::MapWorker(Map(striate_")
     nodes.lose()
     finished(process)
     assert content(nodes.folder("scored-lossy")) == scored

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.augment import augment_dataset, plan_augment
 from jobs.cli import run
-from jobs.shard_runner import run_shards
+from jobs.places import Places
+from jobs.shard_plan import run_tasks
 from library import codec
 from library.augmentation import Augmenter
 from library.destination import claim
@@ -47,7 +48,7 @@ def test_a_job_that_was_cut_off_goes_on_and_another_seed_is_another_job(photos: 
     destination = str(tmp_path / "more")
     plan = plan_augment(photos, destination, STEPS, copies=2)
     claim(destination, plan.jobs, overwrite=False)
-    run_shards("augment", plan.work, plan.tasks[:2], 2)
+    run_tasks("augment", plan.work, plan.tasks[:2], Places(2))
     made = augment_dataset(plan)
     assert made.run["shards_resumed"] == 2
     whole = content(destination)

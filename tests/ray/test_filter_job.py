@@ -16,8 +16,7 @@ import ray
 from jobs.filter import filter_dataset, plan_filter
 from jobs.info import datasets_below, how_far
 from jobs.places import Places
-from jobs.shard_plan import make_shards
-from jobs.shard_runner import run_shards
+from jobs.shard_plan import make_shards, run_tasks
 from library import codec
 from library.destination import claim
 from library.errors import StriateError, UsageError
@@ -123,7 +122,7 @@ def test_a_killed_job_that_overwrites_goes_on_and_does_not_begin_anew(photos: st
     plan = plan_filter(photos, destination, "invert", overwrite=True)
     claim(destination, plan.jobs, overwrite=True)
     assert not list(Path(destination).glob("*.parquet"))
-    run_shards("filter", plan.work, plan.tasks[:2], 2)
+    run_tasks("filter", plan.work, plan.tasks[:2], Places(2))
     made = filter_dataset(plan_filter(photos, destination, "invert", overwrite=True))
     assert made.run["shards_resumed"] == 2
     assert set(made.tally.channels) == {"3"}
@@ -230,8 +229,8 @@ def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tm
     marks = tmp_path / "marks"
     marks.mkdir()
     claim(killed.destination, killed.jobs, overwrite=False)
-    run = run_shards("filter", DiesOnce(killed.work, str(marks)), killed.tasks[:3], 2)
-    assert run.made[killed.destination].shards == len(list(marks.iterdir())) == 3
+    run = run_tasks("filter", DiesOnce(killed.work, str(marks)), killed.tasks[:3], Places(2))
+    assert run.totals[killed.destination].shards == len(list(marks.iterdir())) == 3
     filter_dataset(killed)
     assert {k: v for k, v in content(tmp_path / "killed").items() if k.endswith("parquet")} == {
         k: v for k, v in content(tmp_path / "calm").items() if k.endswith("parquet")
@@ -242,13 +241,13 @@ def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tm
 def test_a_shard_that_kills_its_worker_each_time_is_named_instead_of_tried_for_ever(tmp_path: Path) -> None:
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007: its worker died 4 times"):
-        run_shards("filter", Fails("dies"), [task], 1)
+        run_tasks("filter", Fails("dies"), [task], Places(1))
 
 
 def test_an_unforeseen_error_in_a_worker_is_told_whole_and_names_the_shard(tmp_path: Path) -> None:
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007(.|\n)*ZeroDivisionError: one over none"):
-        run_shards("filter", Fails("raises"), [task], 1)
+        run_tasks("filter", Fails("raises"), [task], Places(1))
 
 
 @pytest.mark.parametrize(

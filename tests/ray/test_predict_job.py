@@ -10,8 +10,9 @@ import pytest
 from jobs.cli import run
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
+from jobs.places import Places
 from jobs.predict_dataset import plan_predict, predict_dataset
-from jobs.shard_runner import run_shards
+from jobs.shard_plan import run_tasks
 from library import storage
 from library.bundle import Bundle
 from library.destination import claim
@@ -82,7 +83,7 @@ def test_killed_workers_and_a_cut_off_job_leave_the_same_dataset(
     plan = plan_predict(bundle, photos, destination, top_k=2, runtime="eager")
     marks.mkdir()
     claim(destination, plan.jobs, overwrite=False)
-    run_shards("predict", DiesOnce(plan.work, str(marks)), plan.tasks[:2], 2)
+    run_tasks("predict", DiesOnce(plan.work, str(marks)), plan.tasks[:2], Places(2))
     assert len(list(marks.iterdir())) == 2
     made = predict_dataset(plan, workers="2", gpu=False)
     assert made.run["shards_resumed"] == 2

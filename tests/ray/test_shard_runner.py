@@ -1,0 +1,111 @@
+"""Workers that cannot be scheduled are reported, and the task of one that is lost does not wait for it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from jobs import shard_runner
+from jobs.places import Places
+from jobs.shard_runner import run_shards
+from library.manifest import Report, Tally
+from library.shard_work import Progress, ShardTask
+from tests.waiting import until
+
+TASKS = [ShardTask("/nowhere", f"part-{number:06d}", "digest", 1) for number in range(2)]
+
+
+class _Holder:
+    """Another program that has CPUs."""
+
+
+@dataclass(frozen=True)
+class Reports:
+    """A job that writes nothing."""
+
+    def work_digest(self, task: ShardTask) -> str:
+        return "work"
+
+    def run(self, task: ShardTask, progress: Progress) -> Report:
+        return Report(stem=task.stem, input_digest=task.input_digest, work_digest="work", tally=Tally())
+
+
+@dataclass(frozen=True)
+class DiesWhenTold(Reports):
+    """Ends its worker on the first try of the first task, once `folder/go` is there."""
+
+    folder: str
+
+    def run(self, task: ShardTask, progress: Progress) -> Report:
+        tried = Path(self.folder, "tried")
+        if task.stem == TASKS[0].stem and not tried.exists():
+            tried.touch()
+            until(Path(self.folder, "go").exists)
+            os._exit(1)
+        return super().run(task, progress)
+
+
+class Stems:
+    """The shards that were reported, in order."""
+
+    def __init__(self) -> None:
+        self.stems: list[str] = []
+
+    def add(self, task: ShardTask, report: str) -> Report:
+        self.stems.append(task.stem)
+        return Report.model_validate_json(report)
+
+
+def _all_done(results: Stems) -> bool:
+    return sorted(results.stems) == [task.stem for task in TASKS]
+
+
+def test_a_job_without_resources_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shard_runner, "_WAITS_S", 0.2)
+    monkeypatch.setattr("jobs.progress._LINE_EVERY_S", 0.2)
+    cpus = ray.cluster_resources()["CPU"]
+    holder: Any = ray.remote(num_cpus=cpus)(_Holder).remote()
+    ray.get(holder.__ray_ready__.remote())
+    results, printed = Stems(), list[str]()
+    thread = threading.Thread(target=run_shards, args=("filter", Reports(), TASKS, Places(1), results))
+    thread.start()
+
+    def waits() -> bool:
+        printed.append(capsys.readouterr().err)
+        return f"each worker needs 1 CPU, and 0 of {cpus:g} CPUs are free" in "".join(printed)
+
+    until(waits)
+    assert not results.stems
+    ray.kill(holder)
+    thread.join(60)
+    assert _all_done(results)
+
+
+def test_tasks_of_a_lost_worker_are_done_without_its_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shard_runner, "_STALLED_S", 3.0)
+    monkeypatch.setattr("jobs.progress._LINE_EVERY_S", 0.2)
+    half = int(ray.cluster_resources()["CPU"] / 2)
+    results = Stems()
+    job = DiesWhenTold(str(tmp_path))
+    places = Places(2, cpus=half)
+    thread = threading.Thread(target=run_shards, args=("filter", job, TASKS, places, results), daemon=True)
+    thread.start()
+    until(lambda: len(results.stems) == 1 and (tmp_path / "tried").exists())
+    # The first that waits for what the lost worker had.
+    holder: Any = ray.remote(num_cpus=half)(_Holder).remote()
+    ready = holder.__ray_ready__.remote()
+    try:
+        (tmp_path / "go").touch()
+        ray.get(ready, timeout=60)
+        thread.join(120)
+        assert _all_done(results)
+    finally:
+        ray.kill(holder)
