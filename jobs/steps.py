@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import numpy as np
@@ -34,7 +35,7 @@ def describe(text: str) -> dict[str, Any]:
         UsageError: when there is no such step, or the call is wrong.
     """
     step = _step(text)
-    return step_help(type(step)) | {"example": str(step)}
+    return dataclasses.asdict(step_help(type(step), str(step)))
 
 
 def example_picture(text: str) -> tuple[bytes, str]:

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from library.grammar import format_value
 from library.steps import REGISTRY
 from library.steps.base import Kind, Step
+
+
+@dataclass(frozen=True)
+class ParameterHelp:
+    """A parameter of a step; types and defaults are in the grammar of pipelines."""
+
+    name: str
+    type: str
+    default: str | None
+    required: bool
+    help: str
+
+
+@dataclass(frozen=True)
+class StepHelp:
+    """A step of pipelines, with an example of its use."""
+
+    name: str
+    kind: Kind
+    help: str
+    parameters: list[ParameterHelp]
+    example: str
 
 
 def ordered_steps() -> list[type[Step]]:
@@ -26,24 +49,20 @@ def step_table() -> list[dict[str, str]]:
     ]
 
 
-def step_help(cls: type[Step]) -> dict[str, Any]:
-    """One step: name, kind, help, and its parameters (name, type, default, required, help)."""
+def step_help(cls: type[Step], example: str) -> StepHelp:
+    """Describes one step from its fields and docstring."""
     hints, described = get_type_hints(cls), get_type_hints(cls, include_extras=True)
-    return {
-        "name": cls.name,
-        "kind": cls.kind,
-        "help": inspect.cleandoc(cls.__doc__ or ""),
-        "parameters": [
-            {
-                "name": field.name,
-                "type": _type_name(hints[field.name]),
-                "default": None if _is_required(field) else _default(field),
-                "required": _is_required(field),
-                "help": _description(described[field.name], field),
-            }
-            for field in dataclasses.fields(cls)
-        ],
-    }
+    parameters = [
+        ParameterHelp(
+            name=field.name,
+            type=_type_name(hints[field.name]),
+            default=None if _is_required(field) else _default(field),
+            required=_is_required(field),
+            help=_description(described[field.name], field),
+        )
+        for field in dataclasses.fields(cls)
+    ]
+    return StepHelp(cls.name, cls.kind, inspect.cleandoc(cls.__doc__ or ""), parameters, example)
 
 
 def _summary(cls: type[Step]) -> str:

@@ -26,6 +26,7 @@ from serve.metrics import RequestMetrics
 from serve.notes import Notes
 from serve.on_cluster import proxy_here
 from serve.reach import answers
+from serve.schemas import ModelDescription
 from serve.service import Answers, Busy, ModelService
 from serve.settings import ServeSettings
 
@@ -57,8 +58,8 @@ class RemoteModel:
         """Under which it is served."""
         return self._name
 
-    async def described(self) -> dict[str, Any]:
-        """What `GET /models` says of it."""
+    async def described(self) -> ModelDescription:
+        """Describes it for `GET /models`."""
         try:
             return await self._ask("described")
         except Busy:

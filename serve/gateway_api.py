@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 
 from library.pipeline import Pipeline
-from library.step_help import ordered_steps, step_help
+from library.step_help import StepHelp, ordered_steps, step_help
 from library.steps.examples import EXAMPLES
 from serve.bodies import JsonPictures, read_picture
 from serve.docs_page import docs_page
@@ -22,10 +22,10 @@ from serve.inference_protocol import add_protocol
 from serve.inference_tensors import InferRequest
 from serve.model_api import add_model_routes
 from serve.models import describe_all, find
-from serve.openapi import BINARY, Json, describe_api, make_app, pictures_body, problems
+from serve.openapi import BINARY, describe_api, make_app, pictures_body, problems
 from serve.preview import Previewer
 from serve.problems import handle_problems
-from serve.schemas import Live, Models, PipelineText, Ready, StepDescription
+from serve.schemas import Live, Models, ModelState, PipelineText, Ready
 from serve.service import ModelService
 from serve.settings import ServeSettings
 from serve.sharing import share_with
@@ -89,22 +89,22 @@ def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:
 
     not_ready: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "not all do"}}
 
-    @app.get("/readyz", summary="Whether all models answer", responses=not_ready | problems(), response_model=Ready)
-    async def readyz() -> Response:
-        states = await describe_all(models)
-        ready = bool(states) and all(state["ready"] for state in states)
-        told = [{name: state[name] for name in ("name", "ready", "state")} for state in states]
-        return Json({"ready": ready, "models": told}, 200 if ready else 503)
+    @app.get("/readyz", summary="Whether all models answer", responses=not_ready | problems())
+    async def readyz(response: Response) -> Ready:
+        states = [ModelState(name=one.name, ready=one.ready, state=one.state) for one in await describe_all(models)]
+        ready = bool(states) and all(state.ready for state in states)
+        response.status_code = 200 if ready else 503
+        return Ready(ready=ready, models=states)
 
-    @app.get("/models", summary="The models there are", responses=problems(), response_model=Models)
-    async def list_models() -> Response:
-        return Json({"models": await describe_all(models)})
+    @app.get("/models", summary="The models there are", responses=problems())
+    async def list_models() -> Models:
+        return Models(models=await describe_all(models))
 
 
 def _add_pipelines(app: FastAPI, previewer: Previewer, settings: ServeSettings) -> None:
     @app.get("/steps", summary="The steps of pipelines", responses=problems())
-    async def list_steps() -> list[StepDescription]:
-        return [StepDescription(**step_help(cls), example=EXAMPLES[cls.name]) for cls in ordered_steps()]
+    async def list_steps() -> list[StepHelp]:
+        return [step_help(cls, EXAMPLES[cls.name]) for cls in ordered_steps()]
 
     @app.get("/pipeline", summary="Check a pipeline", responses=problems())
     async def check(steps: _Steps) -> PipelineText:

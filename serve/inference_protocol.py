@@ -15,7 +15,7 @@ from library.versions import VERSIONS
 from serve.bodies import in_thread, media_type, unsupported
 from serve.inference_tensors import HEADER_LENGTH, metadata, read_request, write_answer
 from serve.models import describe_all, described_soon, find
-from serve.openapi import BINARY, Json, body_of, problems
+from serve.openapi import BINARY, body_of, problems
 from serve.service import Answer, ModelService
 from serve.settings import ServeSettings
 from serve.waiting import answered
@@ -33,14 +33,15 @@ def add_protocol(app: FastAPI, models: Mapping[str, ModelService], settings: Ser
         return {"name": "striate", "version": VERSIONS["striate"], "extensions": extensions}
 
     @app.get("/v2/health/live", summary="Whether the server runs", responses=problems())
-    async def live() -> dict[str, Any]:
+    async def live() -> dict[str, bool]:
         return {"live": True}
 
     @app.get("/v2/health/ready", summary="Whether all models answer", responses=problems(503))
-    async def ready() -> Response:
+    async def ready(response: Response) -> dict[str, bool]:
         states = await describe_all(models)
-        are = bool(states) and all(state["ready"] for state in states)
-        return Json({"ready": are}, 200 if are else 503)
+        are_ready = bool(states) and all(state.ready for state in states)
+        response.status_code = 200 if are_ready else 503
+        return {"ready": are_ready}
 
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/1"):
         _add_model(app, prefix, models, settings)
@@ -50,13 +51,14 @@ def _add_model(app: FastAPI, prefix: str, models: Mapping[str, ModelService], se
     unknown = problems(404, 429, 503, 504)
 
     @app.get(prefix, summary="What a model takes and gives", responses=unknown)
-    async def describe(request: Request, name: str) -> Response:
-        return Json(metadata(await answered(request, settings, find(request, models, name).described())))
+    async def describe(request: Request, name: str) -> dict[str, Any]:
+        return metadata(await answered(request, settings, find(request, models, name).described()))
 
     @app.get(f"{prefix}/ready", summary="Whether a model answers", responses=unknown)
-    async def ready(request: Request, name: str) -> Response:
+    async def ready(request: Request, response: Response, name: str) -> dict[str, Any]:
         state = await described_soon(find(request, models, name))
-        return Json({"name": name, "ready": state["ready"]}, 200 if state["ready"] else 503)
+        response.status_code = 200 if state.ready else 503
+        return {"name": name, "ready": state.ready}
 
     @app.post(f"{prefix}/infer", summary="Classify", responses=unknown | problems(*_BODY_STATUSES), openapi_extra=_BODY)
     async def infer(request: Request, name: str) -> Response:

@@ -9,7 +9,7 @@ import math
 import re
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from pydantic_core import to_json
 
 from serve.bodies import decode_base64
 from serve.problems import Problem, invalid_values
+from serve.schemas import ModelDescription
 from serve.service import Answer
 from serve.settings import ServeSettings
 
@@ -300,11 +301,11 @@ def _as_bytes(tensor: NDArray[Any], kind: str) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-def metadata(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model takes and gives, from its description."""
-    classes = len(described["classes"])
+def metadata(model: ModelDescription) -> dict[str, Any]:
+    """What a model takes and gives."""
+    classes = len(model.classes)
     return {
-        "name": described["name"],
+        "name": model.name,
         "versions": ["1"],
         "platform": "striate",
         "inputs": [

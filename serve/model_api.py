@@ -16,9 +16,9 @@ from library.errors import BadPicture
 from serve.bodies import JsonPictures, Upload, read_picture, read_pictures
 from serve.envelope import Envelope
 from serve.guard import Guard
-from serve.openapi import BINARY, Json, describe_api, make_app, pictures_body, problems
+from serve.openapi import BINARY, describe_api, make_app, pictures_body, problems
 from serve.problems import Problem, handle_problems, problem_of
-from serve.schemas import ModelDescription, PredictAnswer
+from serve.schemas import ClassProbability, ModelDescription, PicturePrediction, PredictAnswer
 from serve.service import Answer, Answers, ModelService
 from serve.settings import ServeSettings
 from serve.sharing import share_with
@@ -71,11 +71,10 @@ def add_model_routes(
         prefix or "/",
         summary="What the model is",
         responses=problems(*unknown, *_BUSY),
-        response_model=ModelDescription,
         openapi_extra=named,
     )
-    async def model(request: Request) -> Response:
-        return Json(await answered(request, settings, service_of(request).described()))
+    async def model(request: Request) -> ModelDescription:
+        return await answered(request, settings, service_of(request).described())
 
     if prefix:
         app.get(f"{prefix}/", include_in_schema=False)(model)
@@ -84,7 +83,6 @@ def add_model_routes(
         f"{prefix}/predict",
         summary="Classify pictures",
         responses=problems(*unknown, *_BODY, *_BUSY),
-        response_model=PredictAnswer,
         response_model_exclude_unset=True,
         openapi_extra=named | pictures_body(several=True),
     )
@@ -92,19 +90,19 @@ def add_model_routes(
         request: Request,
         top_k: Annotated[int, Query(ge=1, le=10**6, description="how many classes, the best first")] = settings.top_k,
         explain: Annotated[bool, Query(description="with a Grad-CAM as PNG: what spoke for the best class")] = False,
-    ) -> Response:
+    ) -> PredictAnswer:
         """The body is a picture as it is; or a form with one or several as `file`; or JSON with base64.
 
         The error of a single picture is the response's own. Of several pictures each has its classes or its own error,
         and the status is 200: a bad picture fails no other.
         """
         service = service_of(request)
-        if explain and not (await service.described())["explain"]:
+        if explain and not (await service.described()).explain:
             how = "Leave explain out, or ask a model whose `explain` is true in GET /models."
             raise Problem(422, "no_explanation", f"'{service.name}' gives no explanations", how)
         uploads = await read_pictures(request, settings)
         call = service.predict([upload.data for upload in uploads], top_k=top_k, explain=explain)
-        return Json(_predictions(service.name, uploads, await answered(request, settings, call)))
+        return _predictions(service.name, uploads, await answered(request, settings, call))
 
     @app.post(
         f"{prefix}/view",
@@ -123,32 +121,31 @@ def add_model_routes(
         f"{prefix}/drift",
         summary="How far what was asked lately is from what was trained on",
         responses=problems(404, *_BUSY, of_404="it is not measured"),
-        response_model=dict[str, Any],
         openapi_extra=named,
     )
-    async def drift(request: Request) -> Response:
+    async def drift(request: Request) -> dict[str, Any]:
         numbers = await answered(request, settings, service_of(request).drift())
         if numbers is None:
             raise Problem(404, "drift_off", "Drift is not measured.", "Serve with --drift.")
-        return Json(numbers)
+        return numbers
 
 
-def _predictions(name: str, uploads: Sequence[Upload], answers: Answers) -> dict[str, Any]:
+def _predictions(name: str, uploads: Sequence[Upload], answers: Answers) -> PredictAnswer:
     if len(answers.pictures) == 1 and isinstance(answers.pictures[0], BadPicture):
         raise answers.pictures[0]
-    return {
-        "model": name,
-        "bundle_id": answers.bundle_id,
-        "predictions": [_prediction(upload, answer) for upload, answer in zip(uploads, answers.pictures, strict=True)],
-        "timing": answers.timing,
-    }
+    return PredictAnswer(
+        model=name,
+        bundle_id=answers.bundle_id,
+        predictions=[_prediction(upload, answer) for upload, answer in zip(uploads, answers.pictures, strict=True)],
+        timing=answers.timing,
+    )
 
 
-def _prediction(upload: Upload, answer: Answer | BadPicture) -> dict[str, Any]:
+def _prediction(upload: Upload, answer: Answer | BadPicture) -> PicturePrediction:
     if isinstance(answer, BadPicture):
-        return {"file": upload.name, "error": problem_of(answer).body()}
-    classes = [{"class": name, "probability": probability} for name, probability in answer.classes]
-    told = {"file": upload.name, "classes": classes, "width": answer.width, "height": answer.height}
+        return PicturePrediction(file=upload.name, error=problem_of(answer).body())
+    classes = [ClassProbability({"class": name, "probability": probability}) for name, probability in answer.classes]
+    prediction = PicturePrediction(file=upload.name, classes=classes, width=answer.width, height=answer.height)
     if answer.explanation is not None:
-        told["explanation"] = base64.b64encode(answer.explanation).decode()
-    return told
+        prediction.explanation = base64.b64encode(answer.explanation).decode()
+    return prediction

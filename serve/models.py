@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi import Request
 
 from library.errors import StriateError
 from serve.envelope import facts_of
 from serve.problems import Problem
+from serve.schemas import ModelDescription, ModelState
 from serve.service import ModelService
 
 #: How long a list of models waits for one that does not answer.
@@ -33,18 +33,19 @@ def find(request: Request, models: Mapping[str, ModelService], name: str) -> Mod
     return model
 
 
-async def describe_all(models: Mapping[str, ModelService]) -> list[dict[str, Any]]:
+async def describe_all(models: Mapping[str, ModelService]) -> list[ModelDescription | ModelState]:
     """What each says of itself, by name."""
     # One that goes while we look is not there.
     there = [model for name in sorted(models) if (model := models.get(name)) is not None]
     return await asyncio.gather(*(described_soon(model) for model in there))
 
 
-async def described_soon(model: ModelService) -> dict[str, Any]:
+async def described_soon(model: ModelService) -> ModelDescription | ModelState:
     """What a model says of itself; of one that does not, its name and that it is not ready."""
     try:
         async with asyncio.timeout(_SOON_S):
             described = await model.described()
-            return described if await model.is_reached() else described | {"ready": False, "state": "STARTING"}
+            starting = {"ready": False, "state": "STARTING"}
+            return described if await model.is_reached() else described.model_copy(update=starting)
     except (StriateError, TimeoutError):
-        return {"name": model.name, "ready": False, "state": "UNREACHABLE"}
+        return ModelState(name=model.name, ready=False, state="UNREACHABLE")

@@ -12,7 +12,6 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from pydantic_core import to_json
 
 from library.versions import VERSIONS
 from serve.bodies import JsonPictures
@@ -36,15 +35,6 @@ _WORDS = {
     503: "busy or not ready; see Retry-After",
     504: "no answer in time",
 }
-
-
-class Json(Response):
-    """A JSON answer; floats are written so that reading them gives the same numbers."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return to_json(content, inf_nan_mode="null")
 
 
 def problems(*statuses: int, **words: str) -> dict[int | str, dict[str, Any]]:

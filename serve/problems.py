@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from cluster.console import json_text
 from library.errors import BadPicture, GrammarError, StepError, StriateError, UsageError
+from serve.schemas import ProblemBody
 from serve.service import Busy, TimedOut
 
 MEDIA_TYPE = "application/problem+json"
@@ -46,15 +47,17 @@ class Problem(Exception):
         self.headers, self.extras = dict(headers or {}), extras
         super().__init__(f"{status} {slug}: {detail}")
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ProblemBody:
         """The object, as it is sent."""
+        members = self.extras | ({"how": self.how} if self.how else {})
         title = HTTPStatus(self.status).phrase
-        body = {"type": f"urn:striate:{self.slug}", "title": title, "status": self.status, "detail": self.detail}
-        return body | self.extras | ({"how": self.how} if self.how else {})
+        return ProblemBody(
+            type=f"urn:striate:{self.slug}", title=title, status=self.status, detail=self.detail, **members
+        )
 
     def response(self, path: str) -> Response:
         """The answer to a request of `path`; clients of the Open Inference Protocol look for `error`."""
-        body = self.body()
+        body = self.body().model_dump(exclude_unset=True)
         if path.startswith("/v2"):
             body["error"] = self.detail
         return Response(json_text(body), self.status, self.headers, MEDIA_TYPE)

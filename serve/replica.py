@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ray import serve
 
 from library.bundle import Bundle
-from library.bundle_record import BundleRecord
 from library.errors import BadPicture
 from library.explain import explain as explanation
 from library.explain import overlay_png
@@ -33,7 +32,8 @@ from serve.metrics import ServeMetrics
 from serve.model_api import model_app
 from serve.notes import Notes
 from serve.priority import yield_to_others
-from serve.service import Answer, Answers, Timing
+from serve.schemas import ModelDescription, Timing
+from serve.service import Answer, Answers
 from serve.settings import ServeSettings
 
 #: How long the probe for the batch size may take, in seconds.
@@ -106,11 +106,12 @@ class ModelReplica:
         """Under which it is served."""
         return self._name
 
-    async def described(self) -> dict[str, Any]:
-        """What `GET /models` says of it."""
+    async def described(self) -> ModelDescription:
+        """Describes it for `GET /models`."""
         runtime = self._runtime.described() | {"batch_size": self._batch_size, "batch_wait_ms": self._batch_wait_ms}
-        told = _described(self._name, self._bundle_id, self._bundle.record)
-        return told | {"runtime": runtime, "explain": self._settings.explain}
+        return ModelDescription.of_record(
+            self._name, self._bundle_id, self._bundle.record, runtime, explain=self._settings.explain
+        )
 
     async def is_reached(self) -> bool:
         """Asked of the gateway's models only."""
@@ -195,25 +196,6 @@ class ModelReplica:
         # Under load batches fill by themselves; to wait is worth it only where it was measured with care.
         found_wait_ms = found.batch_wait_ms if self._settings.tune else 0.0
         return found.batch_size, found_wait_ms if wait_ms is None else wait_ms
-
-
-def _described(name: str, bundle_id: str, record: BundleRecord) -> dict[str, Any]:
-    return {
-        "name": name,
-        "bundle_id": bundle_id,
-        "model": record.model or "ensemble",
-        "classes": list(record.classes),
-        "input": {
-            "steps": record.steps,
-            "fit": record.fit,
-            "size": list(record.input_size),
-            "channels": record.channels,
-        },
-        "metrics": record.metrics,
-        "provenance": record.provenance,
-        "ready": True,
-        "state": "RUNNING",
-    }
 
 
 Model = serve.deployment(name=MODEL)(serve.ingress()(ModelReplica))

@@ -1,10 +1,13 @@
-"""What answers look like, for the documentation and the tests that hold answers to it."""
+"""The JSON bodies of answers, as FastAPI writes and describes them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from library.bundle_record import BundleRecord
 
 
 class Strict(BaseModel):
@@ -26,11 +29,8 @@ class ProblemBody(BaseModel):
     how: Annotated[str, Field(description="what would work")] = ""
 
 
-class ClassProbability(Strict):
-    """One class of an answer."""
-
-    name: Annotated[str, Field(alias="class")]
-    probability: Annotated[float, Field(ge=0, le=1.0001)]
+#: One class of an answer, and its probability, 0 to 1. Plain dicts: an answer may have a thousand a picture.
+ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": float})
 
 
 class PicturePrediction(Strict):
@@ -44,13 +44,13 @@ class PicturePrediction(Strict):
     error: ProblemBody | None = None
 
 
-class TimingBody(Strict):
-    """How long it took, in milliseconds."""
+class Timing(Strict):
+    """How long a request took, in milliseconds."""
 
-    decode_ms: float
-    queue_ms: float
-    infer_ms: float
-    total_ms: float
+    decode_ms: Annotated[float, Field(description="decoding and the input pipeline, of all its pictures together")] = 0
+    queue_ms: Annotated[float, Field(description="waiting for a batch to begin, the longest of its pictures")] = 0
+    infer_ms: Annotated[float, Field(description="in the model, the longest of its pictures")] = 0
+    total_ms: Annotated[float, Field(description="from the call to the answer")] = 0
 
 
 class PredictAnswer(Strict):
@@ -59,7 +59,7 @@ class PredictAnswer(Strict):
     model: str
     bundle_id: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     predictions: list[PicturePrediction]
-    timing: TimingBody
+    timing: Timing
 
 
 class InputDescription(Strict):
@@ -71,7 +71,7 @@ class InputDescription(Strict):
     channels: int
 
 
-class ModelDescription(BaseModel):
+class ModelDescription(Strict):
     """A model that is served."""
 
     name: str
@@ -81,14 +81,33 @@ class ModelDescription(BaseModel):
     input: InputDescription
     metrics: dict[str, Any]
     provenance: dict[str, Any]
-    runtime: dict[str, Any]
+    runtime: Annotated[dict[str, Any], Field(description="what computes: name, device, batch size, threads")]
     explain: Annotated[bool, Field(description="whether `explain=true` may be asked")]
-    ready: bool
-    state: str
+    ready: bool = True
+    state: str = "RUNNING"
+
+    @classmethod
+    def of_record(
+        cls, name: str, bundle_id: str, record: BundleRecord, runtime: dict[str, Any], *, explain: bool
+    ) -> ModelDescription:
+        """Describes a bundle that is served under `name`."""
+        return cls(
+            name=name,
+            bundle_id=bundle_id,
+            model=record.model or "ensemble",
+            classes=list(record.classes),
+            input=InputDescription(
+                steps=record.steps, fit=record.fit, size=record.input_size, channels=record.channels
+            ),
+            metrics=record.metrics,
+            provenance=record.provenance,
+            runtime=runtime,
+            explain=explain,
+        )
 
 
-class ModelState(BaseModel):
-    """A model that does not answer at the moment."""
+class ModelState(Strict):
+    """Whether a model answers."""
 
     name: str
     ready: bool
@@ -119,23 +138,3 @@ class PipelineText(Strict):
 
     ok: bool
     canonical: Annotated[str, Field(description="with every parameter")]
-
-
-class Parameter(Strict):
-    """A parameter of a step."""
-
-    name: str
-    type: str
-    default: str | None
-    required: bool
-    help: str
-
-
-class StepDescription(Strict):
-    """A step of pipelines."""
-
-    name: str
-    kind: Annotated[str, Field(pattern="^(filter|selector|augmentation)$")]
-    help: str
-    parameters: list[Parameter]
-    example: str

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library.errors import BadPicture, StriateError
+from serve.schemas import ModelDescription, Timing
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,6 @@ class Answer:
     height: int
     probabilities: NDArray[np.float32] = field(compare=False, repr=False)
     explanation: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long one request took, in milliseconds.
-
-    Attributes:
-        decode_ms: decoding and the input pipeline, of all its pictures together.
-        queue_ms: waiting for a batch to begin, the longest of its pictures.
-        infer_ms: in the model, the longest of its pictures.
-        total_ms: from the call to the answer.
-    """
-
-    decode_ms: float = 0.0
-    queue_ms: float = 0.0
-    infer_ms: float = 0.0
-    total_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,12 +81,8 @@ class ModelService(Protocol):
         """Under which it is served."""
         ...
 
-    async def described(self) -> dict[str, Any]:
-        """One object of `GET /models`, plain data:
-
-        name, bundle_id, model (call, or "ensemble"), classes, input {steps, fit, size [height, width], channels},
-        metrics, provenance, runtime {name, device, batch_size, threads}, explain (bool), ready (bool), state.
-        """
+    async def described(self) -> ModelDescription:
+        """Describes it for `GET /models`."""
         ...
 
     async def is_reached(self) -> bool:
@@ -115,7 +95,7 @@ class ModelService(Protocol):
         Args:
             pictures: one at least; the service holds each to the settings' `limits`, as `Bundle.prepare` does.
             top_k: how many classes, best first; more than there are gives all.
-            explain: with Grad-CAM; asked only where `described()["explain"]` is true.
+            explain: with Grad-CAM; asked only where `described().explain` is true.
 
         Raises:
             Busy: refused at once, rather than queued for ever.

@@ -18,7 +18,8 @@ from library.bundle_record import BundleRecord
 from library.errors import BadPicture
 from library.models import create
 from serve.engine import Engine, Result
-from serve.service import Answer, Answers, Busy, Timing
+from serve.schemas import ModelDescription, Timing
+from serve.service import Answer, Answers, Busy
 from serve.settings import ServeSettings
 from tests.unit.serve.serving import apps
 from tests.waiting import until
@@ -77,22 +78,9 @@ class EngineModel:
         self.engine.release(pictures)
         return True
 
-    async def described(self) -> dict[str, Any]:
-        record = self.bundle.record
-        inputs = {"steps": record.steps, "fit": record.fit, "size": record.input_size, "channels": record.channels}
-        return {
-            "name": self.name,
-            "bundle_id": self.bundle_id,
-            "model": record.model,
-            "classes": list(record.classes),
-            "input": inputs,
-            "metrics": record.metrics,
-            "provenance": record.provenance,
-            "runtime": {"name": "eager", "device": "cpu", "batch_size": 8, "threads": 1},
-            "explain": True,
-            "ready": True,
-            "state": "RUNNING",
-        }
+    async def described(self) -> ModelDescription:
+        runtime = {"name": "eager", "device": "cpu", "batch_size": 8, "threads": 1}
+        return ModelDescription.of_record(self.name, self.bundle_id, self.bundle.record, runtime, explain=True)
 
     async def is_reached(self) -> bool:
         return True
@@ -104,7 +92,7 @@ class EngineModel:
         finally:
             self.engine.release(len(pictures))
         answers = [self._answer(result, top_k, explain) for result in results]
-        return Answers(answers, Timing(1.25, 0.5, 2.0, 3.75), self.bundle_id)
+        return Answers(answers, Timing(decode_ms=1.25, queue_ms=0.5, infer_ms=2.0, total_ms=3.75), self.bundle_id)
 
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         raise NotImplementedError

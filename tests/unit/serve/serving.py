@@ -22,7 +22,8 @@ from library.errors import BadPicture
 from library.sheet import visible
 from serve.gateway_api import gateway_app
 from serve.model_api import model_app
-from serve.service import Answer, Answers, Timing
+from serve.schemas import ModelDescription, Timing
+from serve.service import Answer, Answers
 from serve.settings import ServeSettings
 from tests.waiting import until
 
@@ -40,22 +41,14 @@ class LocalModel:
         self.gate: asyncio.Event | None = None
         self.entered = asyncio.Event()
 
-    async def described(self) -> dict[str, Any]:
-        record = self.bundle.record
-        inputs = {"steps": record.steps, "fit": record.fit, "size": record.input_size, "channels": record.channels}
-        return {
-            "name": self.name,
-            "bundle_id": self.bundle_id,
-            "model": record.model,
-            "classes": list(record.classes),
-            "input": inputs,
-            "metrics": {"accuracy": 0.5, "loss": float("nan")},
-            "provenance": {},
-            "runtime": {"name": "eager", "device": "cpu", "batch_size": 1, "threads": 1},
-            "explain": self.name == "colour",
-            "ready": self.ready,
-            "state": "RUNNING" if self.ready else "DEPLOYING",
-        }
+    async def described(self) -> ModelDescription:
+        runtime = {"name": "eager", "device": "cpu", "batch_size": 1, "threads": 1}
+        described = ModelDescription.of_record(
+            self.name, self.bundle_id, self.bundle.record, runtime, explain=self.name == "colour"
+        )
+        described.metrics = {"accuracy": 0.5, "loss": float("nan")}
+        described.ready, described.state = self.ready, "RUNNING" if self.ready else "DEPLOYING"
+        return described
 
     async def is_reached(self) -> bool:
         return self.reached
@@ -84,7 +77,7 @@ class LocalModel:
 
     def _predict(self, pictures: Sequence[Any], top_k: int, explain: bool) -> Answers:
         said = [self._one(picture, top_k, explain) for picture in pictures]
-        return Answers(said, Timing(1.0, 0.0, 2.0, 3.0), self.bundle_id)
+        return Answers(said, Timing(decode_ms=1.0, queue_ms=0.0, infer_ms=2.0, total_ms=3.0), self.bundle_id)
 
     def _one(self, picture: Any, top_k: int, explain: bool) -> Answer | BadPicture:
         try:

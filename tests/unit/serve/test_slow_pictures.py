@@ -21,7 +21,8 @@ from library.errors import BadPicture, StepError
 from serve.engine import Engine
 from serve.model_api import model_app
 from serve.preview import Previewer
-from serve.service import Answer, TimedOut, Timing
+from serve.schemas import Timing
+from serve.service import Answer, TimedOut
 from serve.settings import ServeSettings
 from serve.worker_process import ProcessEndedError, WorkerPool
 from tests.bundles import make_bundle
