@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from library.augmentation import Augmenter
+from library.errors import StriateError
 from library.inputs import InputPipeline
 from library.training.batch import Batch
 from library.training.rows import Part, Rows, read_part
@@ -32,12 +34,13 @@ from library.training.windows import Group, Share, all_groups
 # What is decoded by one task: some tenths of a second of work, against milliseconds that Ray Data takes for a task.
 _CHUNK_BYTES = 16 * 2**20
 _CHUNK_ROWS = 512
+_LEAST_CHUNK_ROWS = 32
 # Chunks that wait decoded, for each decoder, and at least in all.
 _CHUNKS_AHEAD = 4
 _MIN_AHEAD_BYTES = 256 * 2**20
 # What the pipeline is given to read. More tasks than this would cost Ray Data more than they are worth.
 _MAX_TASKS = 4096
-_STAGE = ("training", "epoch")
+_STAGE, _PROBLEM = ("training", "epoch"), "problem"
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,13 @@ class Source:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows that are decoded at a time: an even part of a batch, where a batch is more."""
+        """Rows that are decoded at a time: an even part of this worker's batch, or some small batches whole."""
+        local = self.share.local
         picture_bytes = int(np.prod(self.inputs.size)) * self.inputs.channels
         most = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // picture_bytes))
-        return -(-self.share.local // -(-self.share.local // most))
+        if local > most:
+            return -(-local // -(-local // most))
+        return local * max(1, min(_LEAST_CHUNK_ROWS, most) // local)
 
 
 class StreamFeed:
@@ -147,7 +153,7 @@ class StreamFeed:
         """This worker's part of each batch that is left of the epoch under way."""
         stage, share, unusable = next(self._stages), self._source.share, self.unusable[0]
         unusable.clear()
-        for part in regrouped(self._parts, share.local, (stage.last_step - stage.first_step) * share.local):
+        for part in regrouped(self._parts, share.rows, share.local, (stage.last_step - stage.first_step) * share.local):
             unusable.add(part)
             self.rejected.update(reason for reason in part.rejected if reason)
             yield part.batch(share.batch_size)
@@ -159,7 +165,7 @@ class StreamFeed:
         stage, unusable = next(self._stages), self.unusable[1]
         unusable.clear()
         rows = sum(group.keep for group in self._source.groups(stage))
-        for part in regrouped(self._parts, batch_size, rows):
+        for part in regrouped(self._parts, self._source.val, batch_size, rows):
             unusable.add(part)
             # Stand-ins keep the workers in step while they learn; a measure must not count them.
             batch = part.without_stand_ins()
@@ -178,7 +184,8 @@ def _streamed(source: Source, remaining: Sequence[Stage], decoders: int, decoder
     ahead = max(_MIN_AHEAD_BYTES, decoders * _CHUNKS_AHEAD * _CHUNK_BYTES)
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    share = source.share
+    # A small dataset gives fewer tasks to read than there are decoders; their chunks are enough.
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
     with DataContext.current(context):
         chunks = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             _Reader,
@@ -190,7 +197,7 @@ def _streamed(source: Source, remaining: Sequence[Stage], decoders: int, decoder
         )
         decoded = chunks.map_batches(
             _Decoder,
-            fn_constructor_args=(share.rows.dataset, share.rows.classes, source.inputs, source.augmenter),
+            fn_constructor_args=(source.share.rows.classes, source.inputs, source.augmenter),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=decoder_cpus,
@@ -220,10 +227,14 @@ class _Reader:
             reader = self._train if stage.training else self._val
             assert reader is not None
             groups = self._groups(stage)
-            for table in reader.windows((groups[group] for _, group in units), stage.epoch):
-                for piece in cut_table(table, self._source.chunk_rows):
-                    lists = {name: _listed(piece[name]) for name in piece.column_names}
-                    yield pa.table({"training": [stage.training], "epoch": [stage.epoch], **lists})
+            try:
+                for table in reader.windows((groups[group] for _, group in units), stage.epoch):
+                    for piece in cut_table(table, self._source.chunk_rows):
+                        lists = {name: _listed(piece[name]) for name in piece.column_names}
+                        yield pa.table({"training": [stage.training], "epoch": [stage.epoch], **lists})
+            except StriateError as error:
+                yield _problem(error)
+                return
 
 
 def _stored_part(source: Source, rows: Rows, part: Part) -> pa.Table:
@@ -239,19 +250,27 @@ def _held_part(tables: Sequence[Any], part: Part) -> pa.Table:
 class _Decoder:
     """An actor of Ray Data around a `ChunkDecoder`; takes and gives one row."""
 
-    def __init__(
-        self, dataset: str, classes: Sequence[str], inputs: InputPipeline, augmenter: Augmenter | None
-    ) -> None:
+    def __init__(self, classes: Sequence[str], inputs: InputPipeline, augmenter: Augmenter | None) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-        self._train, self._val = (ChunkDecoder(dataset, classes, inputs, each) for each in (augmenter, None))
+        self._train, self._val = (ChunkDecoder(classes, inputs, each) for each in (augmenter, None))
 
     def __call__(self, row: pa.Table) -> pa.Table:
+        if _PROBLEM in row.column_names:
+            return row
         names = [name for name in row.column_names if name not in _STAGE]
         records = pa.table({name: row[name].chunk(0).values for name in names}).to_pylist()
         decoder = self._train if row["training"][0].as_py() else self._val
-        return _packed(decoder.decode(records, row["epoch"][0].as_py()))
+        try:
+            return _packed(decoder.decode(records, row["epoch"][0].as_py()))
+        except StriateError as error:  # a step's own code
+            return _problem(error)
+
+
+def _problem(error: StriateError) -> pa.Table:
+    """As a row: an exception would come out of Ray Data wrapped, its sentence among many lines."""
+    return pa.table({_PROBLEM: [str(error)]})
 
 
 def _listed(column: pa.ChunkedArray) -> pa.Array:
@@ -279,7 +298,13 @@ def _packed(decoded: Decoded) -> pa.Table:
 
 
 def _unpacked(row: pa.Table) -> Decoded:
-    """As arrays that lie in Ray's object store, which is read only."""
+    """As arrays that lie in Ray's object store, which is read only.
+
+    Raises:
+        StriateError: what reader or decoder could not go on with.
+    """
+    if _PROBLEM in row.column_names:
+        raise StriateError(row[_PROBLEM][0].as_py())
     pixels = row["pixels"].chunk(0)[0].as_buffer()
     pictures = np.frombuffer(pixels, row["dtype"][0].as_py()).reshape(row["shape"][0].as_py())
     labels, lost = (row[name].chunk(0).values.to_numpy() for name in ("labels", "lost"))

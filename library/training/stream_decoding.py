@@ -69,6 +69,8 @@ class Decoded:
         keys: of the pictures.
         rejected: of each picture that stands in for another one, why that could not be used; else empty.
         lost: the class id of what it stands in for, else -1.
+
+    Where nothing could be used, there are n reasons and no pictures, labels and keys.
     """
 
     pictures: NDArray[Any]
@@ -78,7 +80,14 @@ class Decoded:
     lost: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.lost)
+
+    def standing_in(self, other: Decoded) -> Decoded:
+        """The last picture as often as another part has rows, of which none could be used."""
+        count = len(other)
+        pictures = np.repeat(self.pictures[-1:], count, axis=0)
+        labels = np.repeat(self.labels[-1:], count)
+        return Decoded(pictures, labels, [*self.keys[-1:]] * count, other.rejected, other.lost)
 
     def __getitem__(self, rows: slice) -> Decoded:
         return Decoded(self.pictures[rows], self.labels[rows], self.keys[rows], self.rejected[rows], self.lost[rows])
@@ -144,16 +153,13 @@ class ChunkDecoder:
     """Decodes and augments.
 
     Args:
-        dataset: URI, for errors.
         classes: names by id.
         inputs: what the model sees.
         augmenter: None for none.
     """
 
-    def __init__(
-        self, dataset: str, classes: Sequence[str], inputs: InputPipeline, augmenter: Augmenter | None
-    ) -> None:
-        self._dataset, self._inputs, self._augmenter = dataset, inputs, augmenter
+    def __init__(self, classes: Sequence[str], inputs: InputPipeline, augmenter: Augmenter | None) -> None:
+        self._inputs, self._augmenter = inputs, augmenter
         self._ids = {name: number for number, name in enumerate(classes)}
 
     def decode(self, records: Sequence[Mapping[str, Any]], epoch: int) -> Decoded:
@@ -162,15 +168,11 @@ class ChunkDecoder:
         Args:
             records: `bytes`, `key`, `label` and the columns that steps ask for.
             epoch: from 0.
-
-        Raises:
-            StriateError: when none can be used.
         """
         pictures: list[Pixels] = []
         sources: list[int] = []  # of each record the place in `pictures`
         used: list[int] = []  # of each picture the place of its record
         rejected = [""] * len(records)
-        detail = ""
         for number, record in enumerate(records):
             others = {name: value for name, value in record.items() if name != "bytes"}
             try:
@@ -180,23 +182,20 @@ class ChunkDecoder:
                 pictures.append(self._inputs.fitted(pixels))
                 used.append(number)
             except BadPicture as bad:
-                rejected[number], detail = bad.reason, bad.detail
+                rejected[number] = bad.reason
             sources.append(max(len(pictures) - 1, 0))
+        reasons = zip(records, rejected, strict=True)
+        lost = np.asarray([self._ids[record["label"]] if why else _USED for record, why in reasons], np.int64)
         if not pictures:
-            names = ", ".join(sorted({record["label"] for record in records}))
-            raise StriateError(
-                f"{self._dataset}: none of {len(records):,} pictures of {names} that lie together can be used: "
-                f"{rejected_text(Counter(rejected))}; the last one: {detail}"
-            )
+            return Decoded(np.zeros(0, np.uint8), np.zeros(0, np.int64), (), rejected, lost)
         shown = [used[source] for source in sources]
-        lost = [self._ids[record["label"]] if why else _USED for record, why in zip(records, rejected, strict=True)]
         stacked = stack(pictures)
         return Decoded(
             stacked if len(pictures) == len(records) else stacked[np.asarray(sources)],
             np.asarray([self._ids[records[number]["label"]] for number in shown], np.int64),
             [records[number]["key"] for number in shown],
             rejected,
-            np.asarray(lost, np.int64),
+            lost,
         )
 
 
@@ -206,19 +205,21 @@ def cut_table(table: pa.Table, max_rows: int) -> Iterator[pa.Table]:
         yield table.slice(first, max_rows)
 
 
-def regrouped(parts: Iterator[Decoded], size: int, total: int) -> Iterator[Decoded]:
+def regrouped(parts: Iterator[Decoded], rows: Rows, size: int, total: int) -> Iterator[Decoded]:
     """The next `total` pictures of `parts`, `size` at a time; what is left of the last part is lost.
 
     Args:
         parts: in order.
+        rows: of the dataset, for errors.
         size: of each result; the last may be smaller.
         total: a whole number of parts.
+
+    Raises:
+        StriateError: when none of the pictures can be used.
     """
     waiting: list[Decoded] = []
     held = 0
-    while total:
-        part = next(parts)
-        total -= len(part)
+    for part in _filled(parts, rows, total):
         while len(part):
             taken = part[: size - held]
             part = part[len(taken) :]
@@ -229,3 +230,26 @@ def regrouped(parts: Iterator[Decoded], size: int, total: int) -> Iterator[Decod
                 waiting, held = [], 0
     if waiting:
         yield Decoded.joined(waiting)
+
+
+def _filled(parts: Iterator[Decoded], rows: Rows, total: int) -> Iterator[Decoded]:
+    """Parts of `total` pictures; the picture before one of which nothing can be used stands in for it, or the next."""
+    last: Decoded | None = None
+    early: list[Decoded] = []
+    while total:
+        part = next(parts)
+        total -= len(part)
+        if len(part.labels):
+            last = part
+            yield from (part[:1].standing_in(each) for each in early)
+            early = []
+            yield part
+        elif last is None:
+            early.append(part)
+        else:
+            yield last.standing_in(part)
+    if early:
+        reasons = Counter(reason for part in early for reason in part.rejected)
+        raise StriateError(
+            f"{rows.dataset}: none of {reasons.total():,} pictures can be used: {rejected_text(reasons)}"
+        )

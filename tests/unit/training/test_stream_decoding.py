@@ -62,7 +62,7 @@ def keys(rows: Rows, window: Window) -> list[int]:
 
 def decoded(rows: Rows, steps: str = "grayscale") -> Decoded:
     records = read_pictures(rows, (0, 0, len(rows)), inputs(steps).columns)
-    return ChunkDecoder(rows.dataset, rows.classes, inputs(steps), None).decode(records, 0)
+    return ChunkDecoder(rows.classes, inputs(steps), None).decode(records, 0)
 
 
 def test_rows_in_the_middle_of_a_shard_are_read_without_the_others(tmp_path: Path) -> None:
@@ -94,9 +94,10 @@ def test_windows_are_read_in_order_and_cut_into_chunks(tmp_path: Path) -> None:
 
 
 def test_chunks_become_batches_of_any_size(tmp_path: Path) -> None:
-    whole = decoded(dataset(tmp_path, [picture(number) for number in range(10)], "ab" * 5))
+    rows = dataset(tmp_path, [picture(number) for number in range(10)], "ab" * 5)
+    whole = decoded(rows)
     parts = iter([whole[:3], whole[3:4], whole[4:10], whole[:2]])
-    batches = [batch.keys for batch in regrouped(parts, 4, 10)]
+    batches = [batch.keys for batch in regrouped(parts, rows, 4, 10)]
     assert batches == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
     assert list(next(parts).keys) == ["0", "1"], "what comes after is left for the next stage"
 
@@ -117,12 +118,17 @@ def test_a_damaged_picture_is_replaced_and_counted_by_its_class(tmp_path: Path) 
     assert unusable.by_reason.total() == 2
 
 
-def test_a_chunk_of_damaged_pictures_is_an_error_that_names_their_classes(tmp_path: Path) -> None:
-    rows = dataset(tmp_path, [picture(0)[:30]] * 3, "aaa")
-    with pytest.raises(
-        StriateError, match=r"none of 3 pictures of a that lie together can be used: \w+ 3; the last one: "
-    ):
-        decoded(rows)
+def test_what_lies_beside_a_chunk_of_damaged_pictures_stands_in_for_it(tmp_path: Path) -> None:
+    pictures = [picture(number) if number in (3, 4) else picture(0)[:30] for number in range(8)]
+    rows = dataset(tmp_path, pictures, "abababab")
+    records = read_pictures(rows, (0, 0, 8))
+    decoder = ChunkDecoder(rows.classes, inputs(), None)
+    parts = [decoder.decode(records[first : first + 2], 0) for first in range(0, 8, 2)]
+    batches = list(regrouped(iter(parts), rows, 4, 8))
+    assert [batch.pictures[:, 0, 0, 0].tolist() for batch in batches] == [[3, 3, 3, 3], [4, 4, 4, 4]]
+    assert [batch.lost.tolist() for batch in batches] == [[0, 1, 0, -1], [-1, 1, 0, 1]]
+    with pytest.raises(StriateError, match=r"^\S+: none of 4 pictures can be used: truncated 4$"):
+        list(regrouped(iter([parts[0], parts[3]]), rows, 4, 4))
 
 
 def test_a_step_gets_its_column_and_a_missing_column_is_named(tmp_path: Path) -> None:
