@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from library.errors import StriateError
 from library.inputs import InputPipeline
 from library.training.resident import Resident, decode_rows
 from library.training.rows import Part, Rows
@@ -24,9 +25,16 @@ class Decoder:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The pictures of `row["part"]`."""
-        shard, low, high = (int(value) for value in row["part"])
-        decoded = decode_rows(self._rows, (shard, low, high), self._inputs, fitted=self._fitted)
-        return {"number": row["number"], "resident": decoded}
+        return answer(row, lambda part: decode_rows(self._rows, part, self._inputs, fitted=self._fitted))
+
+
+def answer(row: dict[str, Any], work: Callable[[Part], Resident]) -> dict[str, Any]:
+    """What an actor gives for a row; an error as its sentence, which Ray Data would wrap in many lines."""
+    shard, low, high = (int(value) for value in row["part"])
+    try:
+        return {"number": row["number"], "resident": work((shard, low, high)), "error": ""}
+    except StriateError as error:
+        return {"number": row["number"], "resident": None, "error": str(error)}
 
 
 def residents(
@@ -40,6 +48,9 @@ def residents(
         parts: of shards.
         workers: how many actors.
         num_gpus: GPUs of each.
+
+    Raises:
+        StriateError: from the first part that failed.
     """
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -52,5 +63,10 @@ def residents(
             num_gpus=num_gpus,
             compute=ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
         )
-    found: dict[int, Resident] = {row["number"]: row["resident"] for row in mapped.iter_rows()}
+    mapped.set_name("striate train, decode")
+    found: dict[int, Resident] = {}
+    for row in mapped.iter_rows():
+        if row["error"]:
+            raise StriateError(row["error"])
+        found[row["number"]] = row["resident"]
     return [found[number] for number in range(len(tasks))]

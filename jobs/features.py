@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.session import Session
-from jobs.decoder import residents
+from jobs.decoder import answer, residents
 from library import storage
 from library.augmentation import Augmenter
 from library.device import autocast, choose_device
@@ -21,7 +21,7 @@ from library.models import create
 from library.pipeline import Pipeline
 from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
-from library.training.rows import Rows
+from library.training.rows import Part, Rows
 from library.training.windows import small_parts
 
 _BATCH = 64
@@ -69,10 +69,12 @@ class FeatureWorker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Features of `row["part"]`."""
+        return answer(row, self._features)
+
+    def _features(self, part: Part) -> Resident:
         recipe = self._recipe
         augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if self._copies and recipe.augment else None
-        shard, low, high = (int(value) for value in row["part"])
-        data = decode_rows(self._rows, (shard, low, high), self._inputs, fitted=augmenter is None)
+        data = decode_rows(self._rows, part, self._inputs, fitted=augmenter is None)
         found: list[NDArray[Any]] = []
         labels: list[int] = []
         keys: list[str] = []
@@ -81,7 +83,7 @@ class FeatureWorker:
                 found += list(features)
             labels += data.labels.tolist()
             keys += data.keys.tolist()
-        return {"number": row["number"], "resident": Resident.of(found, labels, keys, data.rejected)}
+        return Resident.of(found, labels, keys, data.rejected)
 
     def _batches(self, data: Resident, augmenter: Augmenter | None, copy: int) -> Iterator[NDArray[np.float32]]:
         for first in range(0, len(data), _BATCH):

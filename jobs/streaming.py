@@ -203,6 +203,7 @@ def _streamed(source: Source, remaining: Sequence[Stage], decoders: int, decoder
             num_cpus=decoder_cpus,
             compute=ActorPoolStrategy(size=decoders, max_tasks_in_flight_per_actor=2),
         )
+        decoded.set_name("striate train")
         blocks: Any = decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     return map(_unpacked, blocks)
 
