@@ -18,7 +18,7 @@ from typing import Any, Literal
 from library.errors import StriateError
 
 #: What a command uses of Ray: everything needs the core, the others only what they start.
-Part = Literal["core"]
+Part = Literal["core", "serve"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ _NEEDS: Mapping[Part, Sequence[_Need]] = {
             "the progress of its workers",
         ),
         _Need("ray._private.utils", ("set_sigterm_handler",), "ending a command by SIGTERM while Ray starts"),
+    ),
+    "serve": (
+        _Need("ray.serve.context", ("_get_global_client",), "finding the Ray Serve of a cluster"),
+        _Need(
+            "ray.serve._private.replica",
+            ("add_port_to_grpc_server",),
+            "keeping the ports of replicas closed to other machines",
+        ),
     ),
 }
 
@@ -120,3 +128,35 @@ def _kv() -> Any:
     from ray.experimental import internal_kv
 
     return internal_kv
+
+
+def serve_address() -> tuple[str, int] | None:
+    """Host and port that the Serve of this cluster was started with; None where none runs.
+
+    `ray.serve.status()` is the same for a Serve without applications and for none, and does not tell the host and port.
+    """
+    from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
+
+    client: Any = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (client.http_config.host, client.http_config.port)
+
+
+def keep_replica_on_loopback() -> None:
+    """Keep the port for calls between deployments on loopback, where Ray's own ports are; called in a replica before it
+    is ready.
+
+    Serve opens it on all interfaces (`[::]:0`), whatever the host, and has no setting for it. Where Ray's address is
+    another than loopback, as on a cluster, the port stays as it is: other nodes call it.
+    """
+    import ray
+    from ray.serve._private import replica
+
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    serve_replica: Any = replica
+    add_port = serve_replica.add_port_to_grpc_server
+
+    def add_loopback_port(server: Any, address: str) -> int:
+        return add_port(server, address.replace("[::]", "127.0.0.1"))
+
+    serve_replica.add_port_to_grpc_server = add_loopback_port

@@ -17,11 +17,11 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
+from cluster.ray_internals import keep_replica_on_loopback
 from library.errors import StriateError
 from serve.counted import Counted
 from serve.gateway_api import gateway_app
 from serve.logs import write_logs
-from serve.loopback import keep_to_loopback
 from serve.metrics import RequestMetrics
 from serve.notes import Notes
 from serve.on_cluster import proxy_here
@@ -148,7 +148,7 @@ class GatewayReplica:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        keep_to_loopback()
+        keep_replica_on_loopback()
         self._settings = ServeSettings.model_validate(settings)
         write_logs(self._settings.access_log)
         self._notes, self._metrics = Notes(), RequestMetrics()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from cluster import ray_internals
 from cluster.console import say
@@ -57,11 +56,11 @@ def proxy_here() -> tuple[str, int]:
 
 
 def _listens() -> tuple[str, int] | None:
-    client = _client()
-    if client is None:
-        return None
-    told = ray_internals.kv_get(_LISTENS, namespace=_NAMESPACE)
-    host, _, port = told.decode().partition(" ") if told else (client.http_config.host, "", client.http_config.port)
+    address = ray_internals.serve_address()
+    published = ray_internals.kv_get(_LISTENS, namespace=_NAMESPACE) if address else None
+    if not published:
+        return address
+    host, _, port = published.decode().partition(" ")
     return host, int(port)
 
 
@@ -143,7 +142,7 @@ def taken_back(names: Sequence[str]) -> Generator[None]:
     """
     from ray import serve
 
-    ran = _client() is not None
+    ran = ray_internals.serve_address() is not None
     before = set(serve.status().applications) if ran else set[str]()
     try:
         yield
@@ -158,7 +157,7 @@ def taken_back(names: Sequence[str]) -> Generator[None]:
 def _take_back(names: Sequence[str], *, ran: bool) -> None:
     from ray import serve
 
-    if _client() is None:
+    if ray_internals.serve_address() is None:
         return
     there = set(serve.status().applications)
     if not ran and there <= set(names):
@@ -166,13 +165,6 @@ def _take_back(names: Sequence[str], *, ran: bool) -> None:
         return
     for name in there.intersection(names):
         serve.delete(name, _blocking=False)
-
-
-def _client() -> Any:
-    """Of the Serve that runs, or None."""
-    from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
-
-    return _get_global_client(raise_if_no_controller_running=False)
 
 
 def _are_several() -> bool:

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
 
+from cluster.ray_internals import keep_replica_on_loopback
 from library.bundle import Bundle
 from library.errors import BadPicture
 from library.explain import explain as explanation
@@ -27,7 +28,6 @@ from serve.drift import LiveDrift
 from serve.engine import Engine, Result
 from serve.gateway import MODEL
 from serve.logs import write_logs
-from serve.loopback import keep_to_loopback
 from serve.metrics import ServeMetrics
 from serve.model_api import model_app
 from serve.notes import Notes
@@ -53,7 +53,7 @@ class ModelReplica:
     """
 
     def __init__(self, name: str, uri: str, settings: Mapping[str, Any], max_queued: int) -> None:
-        keep_to_loopback()
+        keep_replica_on_loopback()
         yield_to_others()
         self._name, self._settings = name, ServeSettings.model_validate(settings)
         write_logs(self._settings.access_log)

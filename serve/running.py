@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import haproxy
+from cluster import haproxy, ray_internals
 from cluster.session import connect, named_cluster
 from library.errors import StriateError
 from serve.deploy import MODEL_PATH, ModelArgs, targets
@@ -91,6 +91,7 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
         session = stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=_ENVIRONMENT | behind))
         # Ray prints notes on its own affairs, as that a replica has died, which its log files have too.
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        ray_internals.check("serve")
         from ray import serve
 
         # Ray has put a handler of its own there, which ends the process without any ceremony.

@@ -7,12 +7,13 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -382,8 +383,9 @@ def configured(bundles: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     file.write_text(yaml.safe_dump(document))
     served = start(folder, "--config", str(file))
     yield Configured(served, port, {"Authorization": f"Bearer {made.stdout.strip()}"})
-    os.kill(served.process.pid, signal.SIGINT)
-    served.process.wait(30)
+    if served.process.poll() is None:
+        os.kill(served.process.pid, signal.SIGINT)
+        served.process.wait(30)
 
 
 def test_what_a_config_file_says_is_served_on_one_open_port_and_nothing_of_it_without_a_key(
@@ -431,6 +433,25 @@ def test_a_request_that_does_not_come_is_told_so(configured: Configured) -> None
     assert told.startswith(b"HTTP/1.1 408 ")
     assert b"application/problem+json" in told
     assert slowly(configured.port, b"no request\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_server_that_is_killed_while_haproxy_reloads_leaves_no_haproxy(configured: Configured) -> None:
+    served = configured.served
+    (before,) = haproxies("striate-serve-", family(served.process.pid))
+    folder = re.search(r"/\S*striate-serve-[^/]+", command(before))
+    assert folder
+    # Serve writes a new configuration for a replica that is gone, and starts a successor with it.
+    os.kill(served.ids("ray::ServeReplica:one")[0], signal.SIGKILL)
+    until(lambda: haproxies(folder[0]) - {before})
+    served.process.kill()
+    until(lambda: not haproxies(folder[0]))
+    shutil.rmtree(folder[0])
+
+
+def haproxies(folder: str, pids: Iterable[int] | None = None) -> set[int]:
+    """Processes of HAProxy, or about to become it, whose configuration is in this folder; by default of all users."""
+    everyone = (int(path.name) for path in Path("/proc").glob("[0-9]*")) if pids is None else pids
+    return {pid for pid in everyone if folder in command(pid) and "haproxy.cfg" in command(pid)}
 
 
 @pytest.mark.parametrize(

