@@ -1,14 +1,21 @@
-"""The actor that decodes pictures which are kept in memory. It imports no torch, so it is up in a second."""
+"""Decodes pictures that are kept in memory, in actors of Ray Data. Imports no torch, so an actor is up in a second."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from library.errors import StriateError
 from library.inputs import InputPipeline
 from library.training.resident import Resident, decode_rows
-from library.training.rows import Rows
+from library.training.rows import Part, Rows
 
 
 class Decoder:
-    """An actor that decodes one shard after another, for pictures that are kept in memory."""
+    """An actor that decodes one part of a shard after another."""
 
     def __init__(self, rows: Rows, inputs: InputPipeline, fitted: bool) -> None:
         import cv2
@@ -16,6 +23,50 @@ class Decoder:
         cv2.setNumThreads(1)
         self._rows, self._inputs, self._fitted = rows, inputs, fitted
 
-    def run(self, shard: int) -> tuple[int, Resident]:
-        """The pictures of one shard, and its number."""
-        return shard, decode_rows(self._rows, shard, self._inputs, fitted=self._fitted)
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The pictures of `row["part"]`."""
+        return answer(row, lambda part: decode_rows(self._rows, part, self._inputs, fitted=self._fitted))
+
+
+def answer(row: dict[str, Any], work: Callable[[Part], Resident]) -> dict[str, Any]:
+    """What an actor gives for a row; an error as its sentence, which Ray Data would wrap in many lines."""
+    shard, low, high = (int(value) for value in row["part"])
+    try:
+        return {"number": row["number"], "resident": work((shard, low, high)), "error": ""}
+    except StriateError as error:
+        return {"number": row["number"], "resident": None, "error": str(error)}
+
+
+def residents(
+    actor: type, arguments: Sequence[Any], parts: Sequence[Part], workers: int, *, num_gpus: float = 0
+) -> list[Resident]:
+    """What actors make of parts of shards, in the order of the parts.
+
+    Args:
+        actor: a class such as `Decoder`.
+        arguments: of its constructor.
+        parts: of shards.
+        workers: how many actors.
+        num_gpus: GPUs of each.
+
+    Raises:
+        StriateError: from the first part that failed.
+    """
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    tasks = [{"number": number, "part": list(part)} for number, part in enumerate(parts)]
+    with DataContext.current(context):
+        mapped = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+            actor,
+            fn_constructor_args=arguments,
+            num_cpus=1,
+            num_gpus=num_gpus,
+            compute=ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
+        )
+    mapped.set_name("striate train, decode")
+    found: dict[int, Resident] = {}
+    for row in mapped.iter_rows():
+        if row["error"]:
+            raise StriateError(row["error"])
+        found[row["number"]] = row["resident"]
+    return [found[number] for number in range(len(tasks))]

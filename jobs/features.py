@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.session import Session
-from jobs.worker_pool import WorkerPool
+from jobs.decoder import answer, residents
 from library import storage
 from library.augmentation import Augmenter
 from library.device import autocast, choose_device
@@ -21,44 +21,40 @@ from library.models import create
 from library.pipeline import Pipeline
 from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
-from library.training.rows import Rows
+from library.training.rows import Part, Rows
+from library.training.windows import small_parts
 
 _BATCH = 64
 
 
 def cached_features(
-    uri: str, rows: Rows, inputs: InputPipeline, recipe: Recipe, session: Session, *, copies: int | None, title: str
+    uri: str, rows: Rows, inputs: InputPipeline, recipe: Recipe, session: Session, *, copies: int | None
 ) -> Resident:
-    """Features of every picture: read from `uri`, or computed shard by shard and kept there.
+    """Features of every picture: read from `uri`, or computed and kept there.
 
     Args:
-        uri: of the file; its name must hang on all that decides the features.
+        uri: of the file; its name must depend on all that decides the features.
         rows: of the dataset.
         inputs: what the model sees.
         recipe: model, weights, seed; with `copies` also the augmentation.
         session: the connection to Ray.
         copies: augmented passes; None for one pass without augmentation.
-        title: for messages.
     """
     if storage.exists(uri):
         return _read(uri)
-    shards = sorted(set(rows.shard.tolist()))
     gpus = session.present_gpus
-    workers = min(gpus or max(1, session.present_cpus), len(shards))
+    workers = gpus or max(1, session.present_cpus)
+    parts = small_parts(rows, workers)
+    workers = min(workers, len(parts))
     threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
     arguments = (rows, inputs, recipe.model_dump_json(), copies, threads)
-    pool: WorkerPool[int] = WorkerPool(FeatureWorker, arguments, workers, num_gpus=1 if gpus else 0)
-    try:
-        parts = dict(pool.run(shards))
-    finally:
-        pool.stop()
-    data = Resident.joined([parts[shard] for shard in shards])
+    data = Resident.joined(residents(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
     _write(uri, data)
     return data
 
 
 class FeatureWorker:
-    """An actor that runs the frozen backbone over one shard after another."""
+    """An actor that runs the frozen backbone over one part of a shard after another."""
 
     def __init__(self, rows: Rows, inputs: InputPipeline, recipe: str, copies: int | None, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -71,11 +67,14 @@ class FeatureWorker:
         )
         self._model = model.to(self._device, memory_format=torch.channels_last).eval()
 
-    def run(self, shard: int) -> tuple[int, Resident]:
-        """Features of one shard, and its number."""
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Features of `row["part"]`."""
+        return answer(row, self._features)
+
+    def _features(self, part: Part) -> Resident:
         recipe = self._recipe
         augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if self._copies and recipe.augment else None
-        data = decode_rows(self._rows, shard, self._inputs, fitted=augmenter is None)
+        data = decode_rows(self._rows, part, self._inputs, fitted=augmenter is None)
         found: list[NDArray[Any]] = []
         labels: list[int] = []
         keys: list[str] = []
@@ -84,7 +83,7 @@ class FeatureWorker:
                 found += list(features)
             labels += data.labels.tolist()
             keys += data.keys.tolist()
-        return shard, Resident.of(found, labels, keys, data.rejected)
+        return Resident.of(found, labels, keys, data.rejected)
 
     def _batches(self, data: Resident, augmenter: Augmenter | None, copy: int) -> Iterator[NDArray[np.float32]]:
         for first in range(0, len(data), _BATCH):

@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import ray
 
-from jobs.streaming import StreamFeed, StreamScoring
+from jobs.streaming import Source, StreamFeed
 from library.augmentation import Augmenter
 from library.errors import StriateError
 from library.inputs import InputPipeline
 from library.pipeline import Pipeline
 from library.recipe import Recipe
 from library.training.batch import Batch
-from library.training.resident import Resident, ResidentFeed, scoring_batches
-
-#: Gives this worker's part of the validation pictures in batches of at most so many.
-Scoring = Callable[[int], Iterator[Batch]]
+from library.training.resident import Resident, ResidentFeed
+from library.training.stream_decoding import Unusable
+from library.training.windows import Share
 
 
 class Feed(Protocol):
-    """Training batches.
+    """What one worker learns from and validates with.
+
+    It is started once. Then the rest of the epoch under way is taken, then the validation pictures, and so on in turn;
+    while one is taken, the next one is prepared.
 
     Attributes:
         steps_per_epoch: batches of an epoch.
-        rejected: pictures that could not be used, by reason.
+        rejected: training pictures that could not be used, by reason.
+        unusable: pictures that could not be used in the epoch under way, by dataset; empty where that was known before.
     """
 
     steps_per_epoch: int
     rejected: Counter[str]
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """This worker's part of each batch of an epoch, from `first_step` on."""
+    @property
+    def unusable(self) -> Sequence[Unusable]: ...
+
+    def start(self, epoch: int, first_step: int, steps: int) -> None:
+        """Start at a step of an epoch, for `steps` steps in all."""
+        ...
+
+    def training(self) -> Iterator[Batch]:
+        """This worker's part of each batch that is left of the epoch under way."""
+        ...
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """This worker's part of the validation pictures, in batches of at most so many."""
         ...
 
 
-def feeds_of(
+def feed_of(
     data: dict[str, Any], refs: dict[str, Any], task: Any, recipe: Recipe, batch_size: int, rank: int, world_size: int
-) -> tuple[Feed, Scoring]:
-    """The feeds of one worker.
+) -> Feed:
+    """The feed of one worker.
 
     Args:
         data: `threads` (that augment) and `decoders` (of each worker, where it streams).
-        refs: of the pictures of `train` and `val` in Ray's object store: each a `Resident`, or `Rows` to be streamed.
+        refs: of the pictures of `train` and `val` in Ray's object store: each a `Resident`; or `Rows` to be
+            streamed, and after it a table of each shard where these are held there.
         task: a `TrainTask`; its input pipeline is read.
         recipe: `augment`, `sampling` and `seed` are read.
         batch_size: over all workers.
@@ -59,12 +73,14 @@ def feeds_of(
     augmented = recipe.augment is not None and not recipe.cache_features
     augmenter = Augmenter(Pipeline.parse(recipe.augment or ""), recipe.seed) if augmented else None
     train: Any = ray.get(refs["train"][0])
+    val: Any = ray.get(refs["val"][0]) if refs.get("val") else None
     smallest = min(batch_size, len(train))
     if smallest < world_size:
         raise StriateError(f"a batch of {smallest} pictures has none for some of {world_size} workers; use fewer")
     if isinstance(train, Resident):
-        feed: Feed = ResidentFeed(
+        return ResidentFeed(
             train,
+            val,
             inputs,
             augmenter,
             batch_size=batch_size,
@@ -74,30 +90,6 @@ def feeds_of(
             world_size=world_size,
             threads=data["threads"],
         )
-    else:
-        feed = StreamFeed(
-            train,
-            inputs,
-            augmenter,
-            batch_size=batch_size,
-            seed=recipe.seed,
-            rank=rank,
-            world_size=world_size,
-            decoders=data["decoders"],
-            decoder_cpus=data["decoder_cpus"],
-        )
-    val: Any = ray.get(refs["val"][0]) if refs.get("val") else None
-    if val is None:
-        return feed, _nothing
-    if isinstance(val, Resident):
-        return feed, functools.partial(_resident_scoring, val, rank, world_size)
-    decoders = (data["decoders"], data["decoder_cpus"])
-    return feed, StreamScoring(val, inputs, rank=rank, world_size=world_size, decoders=decoders)
-
-
-def _nothing(batch_size: int) -> Iterator[Batch]:
-    return iter(())
-
-
-def _resident_scoring(val: Resident, rank: int, world_size: int, batch_size: int) -> Iterator[Batch]:
-    return scoring_batches(val, batch_size, rank, world_size)
+    share = Share(train, smallest, rank, world_size)
+    source = Source(share, val, inputs, augmenter, recipe.seed, refs["train"][1:], refs.get("val", ())[1:])
+    return StreamFeed(source, decoders=data["decoders"], decoder_cpus=data["decoder_cpus"])

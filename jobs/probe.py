@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -43,15 +43,38 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dic
     Raises:
         UsageError: when none of the pictures can be used.
     """
-    cv2.setNumThreads(1)
     each = seconds / 3
-    uri = storage.normalize(recipe.data.train)
-    rows = read_rows(uri, None if recipe.data.classes == "all" else recipe.data.classes)
+    decoded, augmented = cpu_rates(recipe, each)
     inputs = model_inputs(recipe)
-    shard = int(rows.shard[0])
-    mine = rows.take(np.flatnonzero(rows.shard == shard)[:_PICTURES])
+    classes = read_rows(storage.normalize(recipe.data.train), _chosen(recipe)).classes
+    stepped, where = _step_rate(recipe, inputs.size, inputs.channels, len(classes), each, device)
+    return {
+        "device": where,
+        "decode_pictures_per_s": round(decoded, 1),
+        "augment_pictures_per_s": round(augmented, 1),
+        "step_pictures_per_s": round(stepped, 1),
+        "cpus_per_device": round(stepped * (1 / decoded + 1 / augmented), 2),
+        "cpus_per_device_resident": round(stepped / augmented, 2) if recipe.augment else 0.0,
+    }
+
+
+def cpu_rates(recipe: Recipe, seconds: float) -> tuple[float, float]:
+    """Pictures per second that one CPU decodes (with the input pipeline), and augments (with the fit).
+
+    Args:
+        recipe: whose data, input pipeline and augmentation are used.
+        seconds: of measuring, for each of the two.
+
+    Raises:
+        UsageError: when none of the first pictures can be used.
+    """
+    cv2.setNumThreads(1)
+    uri = storage.normalize(recipe.data.train)
+    rows = read_rows(uri, _chosen(recipe))
+    inputs = model_inputs(recipe)
+    shard = int(np.flatnonzero(rows.counts)[0])
     check_columns(rows, inputs.columns)
-    records = read_pictures(mine, shard, mine.row, inputs.columns)
+    records = read_pictures(rows, (shard, 0, _PICTURES), inputs.columns)
 
     def opened(record: Mapping[str, Any]) -> Pixels:
         return inputs.before_fit(record["bytes"], **{name: value for name, value in record.items() if name != "bytes"})
@@ -75,16 +98,11 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dic
             pixels = augmenter.apply(pixels, number // len(pictures), str(number))
         inputs.fitted(pixels)
 
-    decoded, augmented = (_rate(work, each) for work in (decode, augment))
-    stepped, where = _step_rate(recipe, inputs.size, inputs.channels, len(rows.classes), each, device)
-    return {
-        "device": where,
-        "decode_pictures_per_s": round(decoded, 1),
-        "augment_pictures_per_s": round(augmented, 1),
-        "step_pictures_per_s": round(stepped, 1),
-        "cpus_per_device": round(stepped * (1 / decoded + 1 / augmented), 2),
-        "cpus_per_device_resident": round(stepped / augmented, 2) if augmenter is not None else 0.0,
-    }
+    return _rate(decode, seconds), _rate(augment, seconds)
+
+
+def _chosen(recipe: Recipe) -> Sequence[str] | None:
+    return None if recipe.data.classes == "all" else recipe.data.classes
 
 
 def _rate(work: Callable[[int], None], seconds: float) -> float:

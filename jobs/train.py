@@ -182,18 +182,16 @@ def model_inputs(recipe: Recipe) -> InputPipeline:
 
 def _bytes_needed(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
     """Of all pictures decoded, from the first few."""
-    mine = rows.take(rows.shard == rows.shard[0])
-    probe = mine.take(np.arange(min(len(mine), _PROBED_ROWS)))
-    decoded = decode_rows(probe, int(rows.shard[0]), inputs, fitted=recipe.augment is None)
+    shard = int(np.flatnonzero(rows.counts)[0])
+    probed = min(int(rows.counts[shard]), _PROBED_ROWS)
+    decoded = decode_rows(rows, (shard, 0, probed), inputs, fitted=recipe.augment is None)
     if not len(decoded):
-        (first, *_) = read_pictures(probe, int(rows.shard[0]), probe.row[:1], inputs.columns)
+        (first,) = read_pictures(rows, (shard, 0, 1), inputs.columns)
         try:
             inputs.prepare(first["bytes"], **{name: value for name, value in first.items() if name != "bytes"})
         except BadPicture as bad:
             reasons = f"{rejected_text(decoded.rejected)}; the first one: {bad.detail}"
-            raise UsageError(
-                f"none of the first {len(probe)} pictures of {rows.dataset} can be used: {reasons}"
-            ) from None
+            raise UsageError(f"none of the first {probed} pictures of {rows.dataset} can be used: {reasons}") from None
     return decoded.flat.nbytes / len(decoded) * len(rows)
 
 

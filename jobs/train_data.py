@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.session import Session
@@ -12,8 +13,10 @@ from library import storage
 from library.errors import StriateError
 from library.inputs import InputPipeline
 from library.manifest import digest_of
+from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
-from library.training.rows import Rows, rejected_text
+from library.training.rows import Part, Rows, read_part, rejected_text
+from library.training.windows import small_parts
 
 if TYPE_CHECKING:
     from jobs.train import TrainPlan
@@ -24,7 +27,7 @@ _DECODED_HERE_S = 2.0
 
 
 def data_refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
-    """By role, a list with one reference.
+    """By role, a list with one reference; and after it one to each shard's table, where these are held encoded.
 
     Raises:
         StriateError: when no picture can be used, or none of some class.
@@ -40,41 +43,59 @@ def data_refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
             value = _features(plan, role, rows, session)
         elif plan.resident:
             fitted = role == "val" or plan.recipe.augment is None
-            value = _decoded(rows, plan.inputs, session, fitted=fitted, title=f"decode {role}")
+            value = _decoded(rows, plan.inputs, session, fitted=fitted)
         if isinstance(value, Resident):
             value.check_classes(rows.dataset, rows.classes)
         if isinstance(value, Resident) and value.rejected:
             total = sum(value.rejected.values())
-            told = rejected_text(value.rejected)
-            stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {told}", markup=False)
+            reasons = rejected_text(value.rejected)
+            stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {reasons}", markup=False)
         refs[role] = [ray.put(value)]
+        if isinstance(value, Rows) and _fits_encoded(rows, plan.recipe):
+            refs[role] += _encoded(refs[role][0], rows, plan.inputs)
     return refs
 
 
-def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool, title: str) -> Resident:
-    """All rows decoded, shard by shard: few of them here, and what is left on Ray."""
-    from jobs.decoder import Decoder
-    from jobs.worker_pool import WorkerPool
+def _fits_encoded(rows: Rows, recipe: Recipe) -> bool:
+    """Whether what is stored is fetched once. Files on a disk are kept by the system's own cache."""
+    most = recipe.data.max_resident_mb * 2**20
+    return storage.is_remote(rows.dataset) and rows.picture_bytes * len(rows) <= most
 
-    shards = sorted(set(rows.shard.tolist()))
-    parts: dict[int, Resident] = {}
+
+def _encoded(rows_ref: Any, rows: Rows, inputs: InputPipeline) -> list[Any]:
+    """A reference to the rows of each shard as they are stored; None where none is used."""
+    import ray
+
+    read: Any = ray.remote(num_returns=2)(_table_and_rows)
+    pairs = [
+        read.remote(rows_ref, (shard, 0, count), inputs.columns) if count else (None, None)
+        for shard, count in enumerate(rows.counts.tolist())
+    ]
+    # All are there before decoders take the CPUs that reading needs; and what cannot be read is told now.
+    ray.get([count for _, count in pairs if count is not None])
+    return [table for table, _ in pairs]
+
+
+def _table_and_rows(rows: Rows, part: Part, columns: Sequence[str]) -> tuple[Any, int]:
+    table = read_part(rows, part, columns)
+    return table, table.num_rows
+
+
+def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool) -> Resident:
+    """All rows decoded: few of them here, and what is left on Ray."""
+    from jobs.decoder import Decoder, residents
+
+    workers = max(1, session.present_cpus)
+    parts = small_parts(rows, workers)
+    done: list[Resident] = []
     end = time.monotonic() + _DECODED_HERE_S * (rows.picture_bytes * len(rows) <= _DECODED_HERE_BYTES)
-    for shard in shards:
-        if time.monotonic() >= end:
-            break
-        parts[shard] = decode_rows(rows, shard, inputs, fitted=fitted)
-    left = [shard for shard in shards if shard not in parts]
-    if left:
-        pool: WorkerPool[int] = WorkerPool(
-            Decoder, (rows, inputs, fitted), min(max(1, session.present_cpus), len(left))
-        )
-        try:
-            parts |= dict(pool.run(left))
-        finally:
-            pool.stop()
-    data = Resident.joined([parts[shard] for shard in shards])
+    while len(done) < len(parts) and time.monotonic() < end:
+        done.append(decode_rows(rows, parts[len(done)], inputs, fitted=fitted))
+    if len(done) < len(parts):
+        done += residents(Decoder, (rows, inputs, fitted), parts[len(done) :], workers)
+    data = Resident.joined(done)
     if not len(data):
-        raise StriateError(f"{title}: no picture of {rows.dataset} can be used: {rejected_text(data.rejected)}")
+        raise StriateError(f"no picture of {rows.dataset} can be used: {rejected_text(data.rejected)}")
     return data
 
 
@@ -98,4 +119,4 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resid
         "copies": copies,
     }
     uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(known)[:16]}.npz")
-    return cached_features(uri, rows, plan.inputs, plan.located, session, copies=copies, title=f"features of {role}")
+    return cached_features(uri, rows, plan.inputs, plan.located, session, copies=copies)

@@ -18,9 +18,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs import board
-from jobs.feed import feeds_of
+from jobs.feed import feed_of
 from jobs.metrics import TrainMetrics
-from jobs.streaming import StreamFeed, StreamScoring
 from jobs.train_checkpoint import keep, last_state
 from jobs.train_claim import remove_local_checkpoints
 from jobs.train_loop import TrainTask
@@ -77,9 +76,7 @@ class _Training:
         self._at.batch_size = self._at.batch_size or self._fitting(model)
         if recipe.batch_size == "auto":  # else the driver has looked
             check_batch_norms(recipe, model, self._at.batch_size, self._world_size)
-        self._feed, self._scoring = feeds_of(
-            task.data, refs, task, recipe, self._at.batch_size, self._rank, self._world_size
-        )
+        self._feed = feed_of(task.data, refs, task, recipe, self._at.batch_size, self._rank, self._world_size)
         steps = self._feed.steps_per_epoch
         self._total = recipe.steps if recipe.steps is not None else max(1, round((recipe.epochs or 0) * steps))
         self._learner = Learner(
@@ -126,6 +123,7 @@ class _Training:
         problem: dict[str, Any] | None = None
         nodes = gathered([ray.get_runtime_context().get_node_id()])
         rule = self._recipe.early_stopping
+        self._feed.start(self._at.epoch, self._at.step_in_epoch, self._total - self._at.step)
         while self._at.step < self._total and problem is None and not self._at.is_stale(rule):
             problem = self._epoch()
         if self._logs is not None:
@@ -142,7 +140,7 @@ class _Training:
         self._learner.start_epoch(self._at.epoch)
         start = window_start = time.monotonic()
         pictures, waited = 0, 0.0
-        for batch in self._timed(self._feed.epoch(self._at.epoch, self._at.step_in_epoch)):
+        for batch in self._timed(self._feed.training()):
             loss = self._learner.step(batch, self._at.step)
             self._window.append((self._at.step, loss, self._learner.learning_rate, list(batch.keys), batch.size))
             self._first_step_at = self._first_step_at or time.time()
@@ -176,7 +174,6 @@ class _Training:
         seconds = time.monotonic() - start
         steps_done = self._at.step_in_epoch
         train_loss = self._at.end_epoch(self._feed.steps_per_epoch)
-        self._check_classes(self._feed)
         self._ended(
             {
                 "train_loss": train_loss,
@@ -248,11 +245,11 @@ class _Training:
         # Each worker's batch norms saw its own part; what is measured must be what is kept, and that is rank 0's.
         take_from_first([*self._learner.model.buffers(), *self._learner.best_model.buffers()])
         score = Score()
-        for batch in self._scoring(self._scoring_batch()):
+        for batch in self._feed.validation(self._scoring_batch()):
             part = self._learner.score(batch.pictures, batch.labels)
             score = Score.of([*map(sum, zip(score.vector(), part.vector(), strict=True))])
         score = Score.of(summed(score.vector(), self._device))
-        self._check_classes(self._scoring)
+        self._check_classes()
         if score.pictures:
             metrics |= score.means("val")
             self._metrics.validated(metrics["val_top1"])
@@ -274,19 +271,15 @@ class _Training:
         parts = self._world_size * self._recipe.accumulate
         return min(_SCORING_BATCH, -(-self._at.batch_size // parts)) if self._device.type == "cuda" else _SCORING_BATCH
 
-    def _check_classes(self, source: object) -> None:
-        """Of a stream it is known only after an epoch that no picture of some class can be used."""
-        if not isinstance(source, StreamFeed | StreamScoring):
-            return
-        spoiled = summed(source.spoiled.tolist(), self._device)
-        gone = [
-            name
-            for (name, count), lost in zip(source.rows.class_counts.items(), spoiled, strict=True)
-            if lost and lost == count
-        ]
-        if gone:
-            reasons = Counter(gathered(list(source.rejected.elements())))
-            raise vanished(source.rows.dataset, gone, reasons)
+    def _check_classes(self) -> None:
+        """Whether no picture of some class can be used, which a stream knows only after an epoch."""
+        for unusable in self._feed.unusable:
+            lost = summed(unusable.by_class.tolist(), self._device)
+            counts = unusable.rows.class_counts
+            gone = [name for (name, count), each in zip(counts.items(), lost, strict=True) if each and each == count]
+            if gone:
+                reasons = Counter(gathered(list(unusable.by_reason.elements())))
+                raise vanished(unusable.rows.dataset, gone, reasons)
 
     def _keep(self, metrics: dict[str, Any]) -> None:
         self._saved_at = time.monotonic()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from library.inputs import InputPipeline, scaled, stack
 from library.picture import Pixels
 from library.training.batch import Batch
 from library.training.order import batch_rows, epoch_order, steps_per_epoch
-from library.training.rows import Rows, read_pictures, rejected_text, vanished
+from library.training.rows import Part, Rows, read_pictures, rejected_text, vanished
 
 _AHEAD = 4  # batches that are augmented before they are asked for
 
@@ -104,49 +105,58 @@ class Resident:
         return self.flat.reshape(len(self), *self.shapes[0])
 
 
-def decode_rows(rows: Rows, shard: int, inputs: InputPipeline, *, fitted: bool) -> Resident:
-    """Decode the rows of one shard.
+def decode_rows(rows: Rows, part: Part, inputs: InputPipeline, *, fitted: bool) -> Resident:
+    """Decode some rows of one shard.
 
     Args:
         rows: of the dataset.
-        shard: number of the shard.
+        part: which of them.
         inputs: what a model sees.
         fitted: give each picture the model's size; else only the pipeline's own steps are run.
     """
-    mine = rows.take(rows.shard == shard)
     pictures: list[Pixels] = []
-    kept: list[int] = []
+    labels: list[int] = []
+    keys: list[str] = []
     rejected: Counter[str] = Counter()
-    for position, record in enumerate(read_pictures(rows, shard, mine.row, inputs.columns)):
+    for record in read_pictures(rows, part, inputs.columns):
         try:
             others = {name: value for name, value in record.items() if name != "bytes"}
             pixels = inputs.before_fit(record["bytes"], **others)
             pictures.append(inputs.fitted(pixels) if fitted else pixels)
-            kept.append(position)
+            labels.append(rows.class_ids[record["label"]])
+            keys.append(record["key"])
         except BadPicture as bad:
             rejected[bad.reason] += 1
     if len({picture.dtype for picture in pictures}) > 1:
         pictures = [scaled(picture) for picture in pictures]
-    chosen = mine.take(np.asarray(kept, np.int64))
-    return Resident.of(pictures, chosen.labels.tolist(), chosen.keys.tolist(), rejected)
+    return Resident.of(pictures, labels, keys, rejected)
 
 
 class ResidentFeed:
-    """Batches out of memory.
+    """Batches out of memory. Threads augment some batches ahead, also over the end of an epoch.
 
     Args:
-        data: the training pictures; `fitted` where nothing is augmented.
+        train: the training pictures; `fitted` where nothing is augmented.
+        val: the validation pictures, fitted; None for none.
         inputs: gives augmented pictures the model's size.
         augmenter: None for none.
         batch_size: over all workers.
         seed: of the order.
         balanced: every class equally often.
         threads: that augment.
+
+    Attributes:
+        steps_per_epoch: batches of an epoch.
+        rejected: training pictures that could not be used, by reason.
+        unusable: nothing: whether classes have vanished is known before the training starts.
     """
+
+    unusable = ()
 
     def __init__(
         self,
-        data: Resident,
+        train: Resident,
+        val: Resident | None,
         inputs: InputPipeline,
         augmenter: Augmenter | None,
         *,
@@ -157,39 +167,47 @@ class ResidentFeed:
         world_size: int,
         threads: int = 1,
     ) -> None:
-        self._data, self._inputs, self._augmenter = data, inputs, augmenter
-        self._uniform = data.uniform if augmenter is None else None
-        self._batch_size, self._seed, self._balanced = min(batch_size, len(data)), seed, balanced
-        self._rank, self._world_size, self._threads = rank, world_size, threads
-        self.steps_per_epoch = steps_per_epoch(len(data), self._batch_size)
-        self.rejected = Counter(data.rejected)
+        self._train, self._val, self._inputs, self._augmenter = train, val, inputs, augmenter
+        self._uniform = train.uniform if augmenter is None else None
+        self._batch_size, self._seed, self._balanced = min(batch_size, len(train)), seed, balanced
+        self._rank, self._world_size = rank, world_size
+        self._pool = ThreadPoolExecutor(threads)
+        self._ahead: deque[Future[tuple[Batch, Counter[str]]]] = deque()
+        self._steps: Iterator[tuple[int, NDArray[np.int64]]] = iter(())
+        self._left = 0
+        self.steps_per_epoch = steps_per_epoch(len(train), self._batch_size)
+        self.rejected = Counter(train.rejected)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """This worker's part of every batch of an epoch, from `first_step` on."""
-        order = epoch_order(self._data.labels, self._seed, epoch, balanced=self._balanced)
-        parts = (
-            batch_rows(order, step, self._batch_size, self._rank, self._world_size)
-            for step in range(first_step, self.steps_per_epoch)
-        )
+    def start(self, epoch: int, first_step: int, steps: int) -> None:
+        """Take `steps` steps from here on."""
+        self._steps, self._left = self._rows_of_steps(epoch, first_step, steps), self.steps_per_epoch - first_step
+
+    def _rows_of_steps(self, epoch: int, first_step: int, steps: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Epoch and rows of each step that is left."""
+        while steps:
+            order = epoch_order(self._train.labels, self._seed, epoch, balanced=self._balanced)
+            for step in range(first_step, min(self.steps_per_epoch, first_step + steps)):
+                steps -= 1
+                yield epoch, batch_rows(order, step, self._batch_size, self._rank, self._world_size)
+            epoch, first_step = epoch + 1, 0
+
+    def training(self) -> Iterator[Batch]:
+        """This worker's part of each batch that is left of the epoch under way."""
+        left, self._left = self._left, self.steps_per_epoch
         if self._uniform is not None:
-            for rows in parts:
+            for _, rows in itertools.islice(self._steps, left):
                 yield self._batch(self._uniform[rows], rows)
             return
-        with ThreadPoolExecutor(self._threads) as pool:
-            ahead: list[Future[tuple[Batch, Counter[str]]]] = []
-            for rows in parts:
-                ahead.append(pool.submit(self._made, rows, epoch))
-                if len(ahead) > _AHEAD:
-                    yield self._counted(ahead.pop(0))
-            for future in ahead:
-                yield self._counted(future)
+        for _ in range(left):
+            for epoch, rows in itertools.islice(self._steps, _AHEAD + 1 - len(self._ahead)):
+                self._ahead.append(self._pool.submit(self._augmented, rows, epoch))
+            if not self._ahead:
+                return
+            batch, rejected = self._ahead.popleft().result()
+            self.rejected += rejected
+            yield batch
 
-    def _counted(self, made: Future[tuple[Batch, Counter[str]]]) -> Batch:
-        batch, rejected = made.result()
-        self.rejected += rejected
-        return batch
-
-    def _made(self, rows: NDArray[np.int64], epoch: int) -> tuple[Batch, Counter[str]]:
+    def _augmented(self, rows: NDArray[np.int64], epoch: int) -> tuple[Batch, Counter[str]]:
         """Augmented pictures. One that augmentation or the model cannot take is replaced by one before it in the batch,
         so that each worker keeps its share, and counted."""
         pictures: list[Pixels] = []
@@ -198,9 +216,9 @@ class ResidentFeed:
         last = ""
         for row in rows.tolist():
             try:
-                pixels: Pixels = self._data[row]
+                pixels: Pixels = self._train[row]
                 if self._augmenter is not None:
-                    pixels = self._augmenter.apply(pixels, epoch, str(self._data.keys[row]))
+                    pixels = self._augmenter.apply(pixels, epoch, str(self._train.keys[row]))
                 pictures.append(self._inputs.fitted(pixels))
                 used.append(row)
             except BadPicture as bad:
@@ -217,14 +235,16 @@ class ResidentFeed:
         return self._batch(stack(pictures), np.asarray(used, np.int64)), rejected
 
     def _batch(self, pictures: NDArray[Any], rows: NDArray[np.int64]) -> Batch:
-        return Batch(pictures, self._data.labels[rows], self._data.keys[rows].tolist(), self._batch_size)
+        return Batch(pictures, self._train.labels[rows], self._train.keys[rows].tolist(), self._batch_size)
 
-
-def scoring_batches(data: Resident, batch_size: int, rank: int, world_size: int) -> Iterator[Batch]:
-    """This worker's part of the validation pictures; together the workers see each once."""
-    rows = np.arange(len(data) * rank // world_size, len(data) * (rank + 1) // world_size)
-    uniform = data.uniform
-    for first in range(0, len(rows), batch_size):
-        chosen = rows[first : first + batch_size]
-        pictures = uniform[chosen] if uniform is not None else stack([data[row] for row in chosen])
-        yield Batch(pictures, data.labels[chosen], data.keys[chosen].tolist(), len(chosen))
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """This worker's part of the validation pictures; together the workers see each once."""
+        data = self._val
+        if data is None:
+            return
+        mine = np.arange(len(data) * self._rank // self._world_size, len(data) * (self._rank + 1) // self._world_size)
+        uniform = data.uniform
+        for first in range(0, len(mine), batch_size):
+            rows = mine[first : first + batch_size]
+            pictures = uniform[rows] if uniform is not None else stack([data[row] for row in rows])
+            yield Batch(pictures, data.labels[rows], data.keys[rows].tolist(), len(rows))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from library.randomness import generator
+from library.shards import ROW_GROUP_BYTES
 from library.training.order import steps_per_epoch
-from library.training.rows import Rows
+from library.training.rows import Part, Rows
 
-_WINDOW_SHARDS = 4
-# Stored bytes of a window's pictures: what a decoder holds of them at once.
+#: Shards whose rows are mixed.
+GROUP_SHARDS = 4
+# Stored bytes of a window's pictures: what a reader holds of them at once, and twice that while it reads ahead.
 _WINDOW_BYTES = 64 * 2**20
+_PARTS_A_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,44 @@ class Window:
     """Rows that are read and shuffled together.
 
     Attributes:
-        number: of the window in its worker's epoch; -1 where nothing is shuffled.
-        parts: shard number, and first and last-but-one position among the rows of that shard that are used.
+        number: of the window in its worker's epoch: its group, and its place there; None where nothing is shuffled.
+        parts: of which shards, and of each which rows.
         skip: rows at the beginning, after the shuffle, that were learned from already.
         keep: rows after these that are given.
     """
 
-    number: int
-    parts: tuple[tuple[int, int, int], ...]
+    number: tuple[int, int] | None
+    parts: tuple[Part, ...]
     skip: int
     keep: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """A few shards whose rows are mixed: a shard may be all of one class.
+
+    Attributes:
+        number: of the group in its worker's epoch; None where nothing is shuffled.
+        parts: of each shard the rows that are this worker's.
+        skip: rows at the beginning that were learned from already.
+        keep: rows after these that are given.
+    """
+
+    number: int | None
+    parts: tuple[Part, ...]
+    skip: int
+    keep: int
+
+    def windows(self, max_rows: int) -> Iterator[Window]:
+        """The group in windows of at most `max_rows` (from 1), each with a piece of each shard."""
+        skip, keep = self.skip, self.keep
+        for place, parts in enumerate(_pieces(self.parts, max_rows)):
+            rows = _rows_of(parts)
+            left_out = min(skip, rows)
+            given = min(keep, rows - left_out)
+            skip, keep = skip - left_out, keep - given
+            if given:
+                yield Window(None if self.number is None else (self.number, place), parts, left_out, given)
 
 
 @dataclass(frozen=True)
@@ -64,18 +95,33 @@ class Share:
     def _before(self, rank: int) -> int:
         return self.batch_size * rank // self.world_size
 
-    def windows(self, seed: int, epoch: int, first_step: int = 0) -> list[Window]:
-        """What this worker reads in an epoch from `first_step` on, in a new order of shards each epoch."""
-        counts = shard_counts(self.rows)
-        order = generator("shards", seed, epoch).permutation(len(counts)).tolist()
-        first, mine = self.steps * self._before(self.rank), self.steps * self.local
-        windows = windows_of(counts, order, first, first + mine, shuffled=True, max_rows=window_rows(self.rows))
-        return cut_windows(windows, first_step * self.local, mine)
+    def groups(self, seed: int, epoch: int, first_step: int = 0, last_step: int | None = None) -> list[Group]:
+        """What this worker reads for the steps of an epoch, in a new order of shards each epoch."""
+        counts = self.rows.counts
+        order = generator("shards", seed, epoch).permutation(len(counts))
+        first = self.steps * self._before(self.rank)
+        groups = groups_of(counts, order, first, first + self.steps * self.local, shuffled=True)
+        last = self.steps if last_step is None else min(last_step, self.steps)
+        return cut(groups, first_step * self.local, (last - first_step) * self.local)
 
 
-def shard_counts(rows: Rows) -> NDArray[np.int64]:
-    """Rows of each shard."""
-    return np.bincount(rows.shard, minlength=len(rows.shards)).astype(np.int64)
+def all_groups(rows: Rows, rank: int, world_size: int) -> list[Group]:
+    """One worker's part of the rows in their own order; together the workers have each row once."""
+    first, last = len(rows) * rank // world_size, len(rows) * (rank + 1) // world_size
+    return groups_of(rows.counts, np.arange(len(rows.shards)), first, last, shuffled=False)
+
+
+def small_parts(rows: Rows, workers: int) -> list[Part]:
+    """All rows in parts of shards, small enough for `workers` to have as much to do as each other.
+
+    A part is no larger than a row group is by default, and several may lie in one shard.
+    """
+    most = max(1, min(len(rows) // (workers * _PARTS_A_WORKER), int(ROW_GROUP_BYTES / max(rows.picture_bytes, 1.0))))
+    return [
+        (shard, low, min(low + most, count))
+        for shard, count in enumerate(rows.counts.tolist())
+        for low in range(0, count, most)
+    ]
 
 
 def window_rows(rows: Rows) -> int:
@@ -83,68 +129,63 @@ def window_rows(rows: Rows) -> int:
     return max(1, int(_WINDOW_BYTES // max(rows.picture_bytes, 1.0)))
 
 
-def windows_of(
-    counts: NDArray[np.int64], order: Sequence[int], first: int, last: int, *, shuffled: bool, max_rows: int
-) -> list[Window]:
-    """Cut positions `first` to `last` of the shards' rows, in `order` one after the other, into windows.
-
-    A few shards are taken together, and each of their windows holds a piece of each: a shard may be all of one class.
+def groups_of(
+    counts: NDArray[np.int64], order: NDArray[np.int64], first: int, last: int, *, shuffled: bool
+) -> list[Group]:
+    """Cut positions `first` to `last` of the shards' rows, in `order` one after the other, into groups of few shards.
 
     Args:
         counts: rows of each shard.
         order: shard numbers.
         first: position in the concatenated rows.
         last: one past the end.
-        shuffled: number the windows, so that each is shuffled in its own way.
-        max_rows: of a window, from 1.
+        shuffled: number the groups, so that each window is shuffled in its own way.
     """
-    parts: list[tuple[int, int, int]] = []
-    at = 0
-    for shard in order:
-        low, high = max(first - at, 0), min(last - at, int(counts[shard]))
-        if low < high:
-            parts.append((int(shard), low, high))
-        at += int(counts[shard])
-    windows: list[Window] = []
-    for begin in range(0, len(parts), _WINDOW_SHARDS):
-        for pieces in _pieces(parts[begin : begin + _WINDOW_SHARDS], max_rows):
-            rows = sum(high - low for _, low, high in pieces)
-            windows.append(Window(len(windows) if shuffled else -1, pieces, 0, rows))
-    return windows
+    ends = np.cumsum(counts[order])
+    lows = np.clip(first - (ends - counts[order]), 0, None)
+    highs = np.minimum(last - (ends - counts[order]), counts[order])
+    (mine,) = np.nonzero(lows < highs)
+    columns = (order[mine].tolist(), lows[mine].tolist(), highs[mine].tolist())
+    parts: list[Part] = list(zip(*columns, strict=True))
+    groups: list[Group] = []
+    for begin in range(0, len(parts), GROUP_SHARDS):
+        chosen = tuple(parts[begin : begin + GROUP_SHARDS])
+        groups.append(Group(len(groups) if shuffled else None, chosen, 0, _rows_of(chosen)))
+    return groups
 
 
-def _pieces(parts: Sequence[tuple[int, int, int]], max_rows: int) -> list[tuple[tuple[int, int, int], ...]]:
+def cut(groups: Sequence[Group], skip: int, keep: int) -> list[Group]:
+    """Leave out the first `skip` rows, give the `keep` after them."""
+    kept: list[Group] = []
+    for group in groups:
+        left_out = min(skip, group.keep)
+        given = min(keep, group.keep - left_out)
+        skip, keep = skip - left_out, keep - given
+        if given:
+            kept.append(dataclasses.replace(group, skip=left_out, keep=given))
+    return kept
+
+
+def _rows_of(parts: Sequence[Part]) -> int:
+    return sum(high - low for _, low, high in parts)
+
+
+def _pieces(parts: Sequence[Part], max_rows: int) -> Iterator[tuple[Part, ...]]:
     """`parts` cut so that each piece holds at most `max_rows`: as long a slice of each part as of the others."""
-    total = sum(high - low for _, low, high in parts)
+    total = _rows_of(parts)
     number = -(-total // max_rows)
     # Row j of a part of n goes where j / n lies, so pieces are even; they are cut again by count, to keep the bound.
     places = np.concatenate([(np.arange(high - low) + 0.5) / (high - low) for _, low, high in parts])
     owners = np.repeat(np.arange(len(parts)), [high - low for _, low, high in parts])
     in_order = owners[np.argsort(places, kind="stable")]
     begins = [low for _, low, _ in parts]
-    pieces: list[tuple[tuple[int, int, int], ...]] = []
     for piece in range(number):
         taken = np.bincount(
             in_order[total * piece // number : total * (piece + 1) // number], minlength=len(parts)
         ).tolist()
-        pieces.append(
-            tuple(
-                (shard, begins[which], begins[which] + taken[which])
-                for which, (shard, _, _) in enumerate(parts)
-                if taken[which]
-            )
+        yield tuple(
+            (shard, begins[which], begins[which] + taken[which])
+            for which, (shard, _, _) in enumerate(parts)
+            if taken[which]
         )
         begins = [begin + count for begin, count in zip(begins, taken, strict=True)]
-    return pieces
-
-
-def cut_windows(windows: Sequence[Window], skip: int, keep: int) -> list[Window]:
-    """Leave out the first `skip` rows, give the `keep` after them."""
-    cut: list[Window] = []
-    for window in windows:
-        left_out = min(skip, window.keep)
-        given = min(keep, window.keep - left_out)
-        skip, keep = skip - left_out, keep - given
-        if given:
-            cut.append(dataclasses.replace(window, skip=left_out, keep=given))
-    return cut

@@ -1,7 +1,8 @@
-"""A stream's windows, decoded: the order, what stands in for damaged pictures, and how much is held at once."""
+"""A stream's windows: their order, how they become batches, and what stands in for damaged pictures."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,16 @@ from library.errors import StriateError, UsageError
 from library.inputs import InputPipeline
 from library.pipeline import Pipeline
 from library.record import ImageRecord, dataset_schema, table_of
-from library.training import stream_decoding
-from library.training.rows import Rows, check_columns, read_pictures
-from library.training.stream_decoding import WindowDecoder
-from library.training.windows import Window
+from library.training.rows import Rows, check_columns, read_part, read_pictures
+from library.training.stream_decoding import (
+    ChunkDecoder,
+    Decoded,
+    Unusable,
+    WindowReader,
+    cut_table,
+    regrouped,
+)
+from library.training.windows import Window, all_groups
 
 SIDE = 8
 PNG = codec.Encoding("png")
@@ -37,76 +44,95 @@ def dataset(folder: Path, pictures: list[bytes], labels: str) -> Rows:
     table = table_of(records, dataset_schema([pa.field("mask", pa.binary())]))
     pq.write_table(table, folder / "part-000000.parquet", row_group_size=3, write_page_checksum=True)
     classes = tuple(sorted(set(labels)))
-    count = len(records)
-    return Rows(
-        str(folder),
-        ("part-000000.parquet",),
-        np.zeros(count, np.int32),
-        np.arange(count, dtype=np.int32),
-        np.asarray([classes.index(label) for label in labels], np.int64),
-        np.asarray([record.key for record in records], object),
-        classes,
-    )
+    counts = {name: labels.count(name) for name in classes}
+    return Rows(str(folder), ("part-000000.parquet",), np.asarray([len(records)]), classes, counts)
 
 
-def decoder(rows: Rows, steps: str = "grayscale") -> WindowDecoder:
+def inputs(steps: str = "grayscale") -> InputPipeline:
     fit = Pipeline.parse(f'resize([{SIDE}, {SIDE}], mode="exact")')
-    return WindowDecoder(rows, InputPipeline(Pipeline.parse(steps), fit, (SIDE, SIDE), 1), None, 3, 0, 0)
+    return InputPipeline(Pipeline.parse(steps), fit, (SIDE, SIDE), 1)
 
 
-def values(made: WindowDecoder, window: Window) -> list[int]:
-    return [int(pixels.flat[0]) for block in made.blocks(window) for pixels in block["picture"]]
+def keys(rows: Rows, window: Window) -> list[int]:
+    return [
+        int(key)
+        for key in WindowReader(rows, functools.partial(read_part, rows), 3, 0).window(window, 0)["key"].to_pylist()
+    ]
+
+
+def decoded(rows: Rows, steps: str = "grayscale") -> Decoded:
+    records = read_pictures(rows, (0, 0, len(rows)), inputs(steps).columns)
+    return ChunkDecoder(rows.classes, inputs(steps), None).decode(records, 0)
 
 
 def test_rows_in_the_middle_of_a_shard_are_read_without_the_others(tmp_path: Path) -> None:
     rows = dataset(tmp_path, [picture(number) for number in range(10)], "ab" * 5)
-    wanted = np.array([4, 5, 8], np.int32)
-    assert [record["key"] for record in read_pictures(rows, 0, wanted)] == ["4", "5", "8"]
+    some = rows.only(np.isin(np.arange(10), [0, 4, 5, 8]), [3, 1])
+    assert [record["key"] for record in read_pictures(some, (0, 1, 4))] == ["4", "5", "8"]
     damaged = bytearray((tmp_path / "part-000000.parquet").read_bytes())
     damaged[100] ^= 255  # in the first row group
     (tmp_path / "part-000000.parquet").write_bytes(damaged)
-    assert [record["key"] for record in read_pictures(rows, 0, wanted)] == ["4", "5", "8"]
+    assert [record["key"] for record in read_pictures(some, (0, 1, 4))] == ["4", "5", "8"]
     with pytest.raises(StriateError, match="row group 0"):
-        read_pictures(rows, 0, np.array([0], np.int32))
+        read_pictures(some, (0, 0, 1))
 
 
-def test_a_window_is_shuffled_as_a_whole_and_goes_on_where_it_was_left(tmp_path: Path) -> None:
-    made = decoder(dataset(tmp_path, [picture(number) for number in range(10)], "ab" * 5))
-    whole = values(made, Window(0, ((0, 0, 10),), 0, 10))
+def test_a_window_is_shuffled_as_a_whole_and_resumes_where_it_was_left(tmp_path: Path) -> None:
+    rows = dataset(tmp_path, [picture(number) for number in range(10)], "ab" * 5)
+    whole = keys(rows, Window((0, 0), ((0, 0, 10),), 0, 10))
     assert sorted(whole) == list(range(10)) != whole
-    assert values(made, Window(0, ((0, 0, 10),), 4, 5)) == whole[4:9]
-    assert values(made, Window(1, ((0, 0, 10),), 0, 10)) != whole
-    assert values(made, Window(-1, ((0, 2, 5),), 0, 3)) == [2, 3, 4]
+    assert keys(rows, Window((0, 0), ((0, 0, 10),), 4, 5)) == whole[4:9]
+    assert keys(rows, Window((0, 1), ((0, 0, 10),), 0, 10)) != whole
+    assert keys(rows, Window(None, ((0, 2, 5),), 0, 3)) == [2, 3, 4]
 
 
-def test_decoded_pictures_are_given_a_few_megabytes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_decoding, "_BLOCK_BYTES", 3 * SIDE * SIDE)
-    made = decoder(dataset(tmp_path, [picture(number) for number in range(10)], "ab" * 5))
-    blocks = list(made.blocks(Window(-1, ((0, 0, 10),), 0, 10)))
-    assert [len(block["label"]) for block in blocks] == [3, 3, 3, 1]
+def test_windows_are_read_in_order_and_cut_into_chunks(tmp_path: Path) -> None:
+    rows = dataset(tmp_path, [picture(number) for number in range(10)], "ab" * 5)
+    tables = WindowReader(rows, functools.partial(read_part, rows), 3, 0).windows(all_groups(rows, 0, 1), 0)
+    chunks = [chunk["key"].to_pylist() for table in tables for chunk in cut_table(table, 4)]
+    assert chunks == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
 
 
-def test_what_is_damaged_is_stood_in_for_and_counted_by_its_class(tmp_path: Path) -> None:
+def test_chunks_become_batches_of_any_size(tmp_path: Path) -> None:
+    rows = dataset(tmp_path, [picture(number) for number in range(10)], "ab" * 5)
+    whole = decoded(rows)
+    parts = iter([whole[:3], whole[3:4], whole[4:10], whole[:2]])
+    batches = [batch.keys for batch in regrouped(parts, rows, 4, 10)]
+    assert batches == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
+    assert list(next(parts).keys) == ["0", "1"], "what comes after is left for the next stage"
+
+
+def test_a_damaged_picture_is_replaced_and_counted_by_its_class(tmp_path: Path) -> None:
     pictures = [picture(number) for number in range(6)]
     pictures[0] = pictures[4] = picture(0)[:30]
-    made = decoder(dataset(tmp_path, pictures, "abaaba"))
-    (block,) = made.blocks(Window(-1, ((0, 0, 6),), 0, 6))
-    assert block["picture"][:, 0, 0, 0].tolist() == [1, 1, 2, 3, 3, 5]
-    assert block["label"].tolist() == [1, 1, 0, 0, 0, 0]
-    assert block["lost"].tolist() == [0, -1, -1, -1, 1, -1]
-    assert [bool(reason) for reason in block["rejected"]] == [True, False, False, False, True, False]
+    rows = dataset(tmp_path, pictures, "abaaba")
+    chunk = decoded(rows)
+    assert chunk.pictures[:, 0, 0, 0].tolist() == [1, 1, 2, 3, 3, 5]
+    assert chunk.labels.tolist() == [1, 1, 0, 0, 0, 0]
+    assert chunk.lost.tolist() == [0, -1, -1, -1, 1, -1]
+    assert [bool(reason) for reason in chunk.rejected] == [True, False, False, False, True, False]
+    assert list(chunk.without_stand_ins().keys) == ["1", "2", "3", "5"]
+    unusable = Unusable(rows)
+    unusable.add(chunk)
+    assert unusable.by_class.tolist() == [1, 1]
+    assert unusable.by_reason.total() == 2
 
 
-def test_a_window_of_damaged_pictures_is_told_with_their_classes(tmp_path: Path) -> None:
-    made = decoder(dataset(tmp_path, [picture(0)[:30]] * 3 + [picture(1)], "aaab"))
-    with pytest.raises(
-        StriateError, match=r"none of 3 pictures of a that lie together can be used: \w+ 3; the last one: "
-    ):
-        list(made.blocks(Window(-1, ((0, 0, 3),), 0, 3)))
+def test_what_lies_beside_a_chunk_of_damaged_pictures_stands_in_for_it(tmp_path: Path) -> None:
+    pictures = [picture(number) if number in (3, 4) else picture(0)[:30] for number in range(8)]
+    rows = dataset(tmp_path, pictures, "abababab")
+    records = read_pictures(rows, (0, 0, 8))
+    decoder = ChunkDecoder(rows.classes, inputs(), None)
+    parts = [decoder.decode(records[first : first + 2], 0) for first in range(0, 8, 2)]
+    batches = list(regrouped(iter(parts), rows, 4, 8))
+    assert [batch.pictures[:, 0, 0, 0].tolist() for batch in batches] == [[3, 3, 3, 3], [4, 4, 4, 4]]
+    assert [batch.lost.tolist() for batch in batches] == [[0, 1, 0, -1], [-1, 1, 0, 1]]
+    with pytest.raises(StriateError, match=r"^\S+: none of 4 pictures can be used: truncated 4$"):
+        list(regrouped(iter([parts[0], parts[3]]), rows, 4, 4))
 
 
-def test_a_step_gets_its_column_in_a_stream_and_a_column_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_step_gets_its_column_and_a_missing_column_is_named(tmp_path: Path) -> None:
     rows = dataset(tmp_path, [picture(7)], "a")
-    assert values(decoder(rows, 'blur_background(sigma=2, mask_column="mask")'), Window(-1, ((0, 0, 1),), 0, 1)) == [7]
+    assert decoded(rows, 'blur_background(sigma=2, mask_column="mask")').pictures.flat[0] == 7
     with pytest.raises(UsageError, match=r"ask for the column masc, which .* lacks; it has .*mask"):
         check_columns(rows, ("masc",))

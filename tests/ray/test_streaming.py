@@ -1,0 +1,131 @@
+"""A training's stream: one Ray Data pipeline for all epochs, whose order is known before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from jobs.streaming import Source, Stage, StreamFeed, stages
+from library import codec
+from library.errors import StriateError
+from library.inputs import InputPipeline
+from library.picture import Pixels
+from library.pipeline import Pipeline
+from library.record import ImageRecord, dataset_schema, table_of
+from library.steps.base import Kind
+from library.training.rows import Rows, read_part
+from library.training.windows import Share
+
+SIDE, PICTURES, BATCH = 8, 240, 16
+STEPS = PICTURES // BATCH
+
+
+@dataclass(frozen=True)
+class NoteProcess:
+    """Leaves a file named after the process that decodes; not registered, for other tests look at all that are."""
+
+    kind: ClassVar[Kind] = "filter"
+    name: ClassVar[str] = "note_process"
+    folder: str
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        (Path(self.folder) / str(os.getpid())).touch()
+        return pixels
+
+
+def dataset(folder: Path, counts: list[int], *, damaged: bool = False) -> Rows:
+    """Shards of small pictures; the key of each is its number."""
+    names: list[str] = []
+    header = codec.Header("png", SIDE, SIDE, 1)
+    for shard, count in enumerate(counts):
+        records: list[ImageRecord] = []
+        for number in range(sum(counts[:shard]), sum(counts[:shard]) + count):
+            data, _ = codec.encode(np.full((SIDE, SIDE, 1), number % 256, np.uint8), codec.Encoding("png"))
+            label = "ab"[number % 2]
+            records.append(ImageRecord(str(number), data[:30] if damaged else data, None, label, header))
+        names.append(f"part-{shard:06d}.parquet")
+        pq.write_table(table_of(records, dataset_schema()), folder / names[-1], row_group_size=50)
+    total = sum(counts)
+    return Rows(str(folder), tuple(names), np.asarray(counts), ("a", "b"), {"a": total - total // 2, "b": total // 2})
+
+
+def feed(rows: Rows, steps: Pipeline, *, val: Rows | None = None, tables: Sequence[Any] = ()) -> StreamFeed:
+    inputs = InputPipeline(steps, Pipeline.parse(f'resize([{SIDE}, {SIDE}], mode="exact")'), (SIDE, SIDE), 1)
+    source = Source(Share(rows, BATCH, 0, 1), val, inputs, None, 3, train_tables=tables)
+    return StreamFeed(source, decoders=2, decoder_cpus=0.5)
+
+
+def epoch(source: StreamFeed) -> list[list[str]]:
+    """Keys of each batch that is left of the epoch under way."""
+    return [list(batch.keys) for batch in source.training()]
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Path:
+    (tmp_path / "processes").mkdir()
+    return tmp_path / "processes"
+
+
+def test_all_decoders_share_one_shard_and_live_as_long_as_the_training(tmp_path: Path, processes: Path) -> None:
+    rows = dataset(tmp_path, [PICTURES])
+    source = feed(rows, Pipeline((NoteProcess(str(processes)),)), val=rows)
+    epochs = 200
+    source.start(0, 0, epochs * STEPS)
+    seen: list[list[list[str]]] = []
+    # One decoder may be up before the other; both must have decoded in the end, and no third one.
+    while len(seen) < 3 or (len(list(processes.iterdir())) < 2 and len(seen) < epochs):
+        seen.append(epoch(source))
+        assert sorted(int(key) for keys in seen[-1] for key in keys) == list(range(PICTURES))
+        assert [key for batch in source.validation(100) for key in batch.keys] == [str(n) for n in range(PICTURES)]
+    assert len(list(processes.iterdir())) == 2
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_a_resumed_stream_gives_what_the_undisturbed_one_would_have_given(tmp_path: Path) -> None:
+    rows = dataset(tmp_path, [100, 10, 130])
+    whole = feed(rows, Pipeline.parse("grayscale"))
+    whole.start(0, 0, 2 * STEPS)
+    _, second = epoch(whole), epoch(whole)
+    resumed = feed(rows, Pipeline.parse("grayscale"))
+    resumed.start(1, 4, STEPS - 4 - 2)
+    assert epoch(resumed) == second[4:-2]
+
+
+def test_pictures_that_are_held_encoded_are_streamed_in_the_same_order(tmp_path: Path) -> None:
+    rows = dataset(tmp_path, [100, 10, 130])
+    read = feed(rows, Pipeline.parse("grayscale"))
+    read.start(0, 0, STEPS)
+    tables = [ray.put(read_part(rows, (shard, 0, count))) for shard, count in enumerate(rows.counts.tolist())]
+    expected = epoch(read)
+    for path in tmp_path.glob("*.parquet"):
+        path.unlink()
+    held = feed(rows, Pipeline.parse("grayscale"), tables=tables)
+    held.start(0, 0, STEPS)
+    assert epoch(held) == expected
+
+
+def test_a_dataset_that_cannot_be_used_ends_the_stream_with_one_sentence(tmp_path: Path) -> None:
+    source = feed(dataset(tmp_path, [20], damaged=True), Pipeline.parse("grayscale"))
+    source.start(0, 0, 1)
+    with pytest.raises(StriateError, match=r"^\S+: none of 16 pictures can be used: truncated 16$"):
+        epoch(source)
+
+
+def test_what_is_left_of_a_training_is_known_when_it_starts() -> None:
+    assert stages(10, 2, 7, 15, validated=True) == [
+        Stage(True, 2, 7, 10),
+        Stage(False, 2, 0, 0),
+        Stage(True, 3, 0, 10),
+        Stage(False, 3, 0, 0),
+        Stage(True, 4, 0, 2),
+        Stage(False, 4, 0, 0),
+    ]
+    assert stages(10, 0, 0, 10, validated=False) == [Stage(True, 0, 0, 10)]

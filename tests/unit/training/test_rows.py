@@ -1,0 +1,72 @@
+"""Which rows are learned from: chosen classes, and what is held out, without a list of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from library import codec
+from library.errors import UsageError
+from library.manifest import FileEntry, Job, Manifest, Tally, save_manifest
+from library.record import ImageRecord, dataset_schema, table_of
+from library.shards import ShardWriter
+from library.training.rows import Rows, held_out, read_pictures, read_rows
+
+PNG, _ = codec.encode(np.zeros((4, 4, 1), np.uint8), codec.Encoding("png"))
+HEADER = codec.Header("png", 4, 4, 1)
+
+
+def dataset(folder: Path, shards: list[str]) -> str:
+    """Shards of pictures whose labels are the letters of a text; the key of each is its number."""
+    entries: list[FileEntry] = []
+    labels = "".join(shards)
+    for shard, text in enumerate(shards):
+        first = sum(map(len, shards[:shard]))
+        records = [ImageRecord(str(first + row), PNG, None, label, HEADER) for row, label in enumerate(text)]
+        with ShardWriter(str(folder), f"part-{shard:06d}.parquet", dataset_schema()) as writer:
+            writer.add(table_of(records, dataset_schema()))
+        entries.append(writer.entry)
+    counts = {name: labels.count(name) for name in sorted(set(labels))}
+    tally = Tally(rows_in=len(labels), rows_out=len(labels), classes=counts)
+    job = Job(kind="ingest", source="nowhere")
+    save_manifest(str(folder), Manifest(complete=True, jobs=[job], tally=tally, shards=entries))
+    return str(folder)
+
+
+def keys(rows: Rows) -> list[int]:
+    """Of all rows, as they lie in the shards."""
+    counts = rows.counts.tolist()
+    return [int(one["key"]) for shard, count in enumerate(counts) for one in read_pictures(rows, (shard, 0, count))]
+
+
+def test_where_all_rows_are_used_no_shard_is_opened(tmp_path: Path) -> None:
+    uri = dataset(tmp_path, ["abab", "ba"])
+    for path in tmp_path.glob("*.parquet"):
+        path.unlink()
+    rows = read_rows(uri)
+    assert (rows.classes, rows.class_counts, rows.used) == (("a", "b"), {"a": 3, "b": 3}, None)
+    assert rows.counts.tolist() == [4, 2]
+
+
+def test_chosen_classes_keep_their_order_and_leave_the_others_out(tmp_path: Path) -> None:
+    rows = read_rows(dataset(tmp_path, ["abcabc", "ccc", "bca"]), ["c", "a"])
+    assert rows.class_counts == {"c": 6, "a": 3}
+    assert (len(rows), rows.counts.tolist()) == (9, [4, 3, 2])
+    assert keys(rows) == [0, 2, 3, 5, 6, 7, 8, 10, 11]
+
+
+def test_what_is_held_out_is_a_share_of_each_class_chosen_by_key(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    text = "aaaabbbbbbbbbbaaaaaa"
+    train, val = held_out(read_rows(dataset(one, [text])), 0.2, seed=1)
+    assert (train.class_counts, val.class_counts) == ({"a": 8, "b": 8}, {"a": 2, "b": 2})
+    assert sorted(keys(train) + keys(val)) == list(range(20))
+    assert keys(held_out(read_rows(dataset(two, [text[:7], text[7:]])), 0.2, seed=1)[1]) == keys(val)
+    assert keys(held_out(read_rows(str(one)), 0.2, seed=2)[1]) != keys(val)
+
+
+def test_a_class_of_one_picture_cannot_be_held_out(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"class 'b' has 1 picture\(s\); val_fraction needs two or more of each"):
+        held_out(read_rows(dataset(tmp_path, ["aab"])), 0.5, 0)
