@@ -29,7 +29,11 @@ def evaluate_command(
         list[str], typer.Argument(metavar="BUNDLE [BUNDLE] DATASET", help="One bundle, or two to compare; a dataset.")
     ],
     report: Annotated[
-        str | None, typer.Option(help="Folder or s3:// for a page with all numbers and pictures.")
+        str | None,
+        typer.Option(
+            help="Folder or s3:// for a page with all numbers and pictures. What each shard gives is kept below it, "
+            "and a killed run resumes from there; without --report nothing is kept."
+        ),
     ] = None,
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Measure accuracy under blur, noise, JPEG and low contrast too.")

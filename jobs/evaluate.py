@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import time
-import uuid
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from cluster.session import connect
 from cluster.shared_paths import check_shared
 from jobs.places import Places, places_of_classifiers
+from jobs.shard_plan import shard_tasks
 from library import storage
 from library.bundle_record import BundleRecord, load_record
 from library.comparison import compare
+from library.destination import reports_below, shard_stem
 from library.errors import StriateError, UsageError
-from library.evaluation import Outcomes, evaluate, mistakes
+from library.evaluation import evaluate
 from library.inputs import InputPipeline
-from library.manifest import Manifest, load_manifest
+from library.lease import hold
+from library.manifest import REPORTS, Manifest, find_manifest, load_manifest, save_report
 from library.report import Content, Counts, Subject, account, render, summary
 from library.robustness import measure
-from library.scoring import ShardScores
+from library.scoring import EvaluateJob
+from library.shard_work import ShardTask
+from library.storage import FileInfo
+from library.sums import EvaluateReport, EvaluateTotals, Sums
 from library.training.logs import read_metrics
 from library.versions import VERSIONS
 
+if TYPE_CHECKING:  # it imports Ray, and planning does not need it
+    from jobs.shard_runner import ShardRun
+
 PAGE, SUMMARY = "index.html", "summary.json"
 ROBUSTNESS_PICTURES = 1000
-
-_MISTAKES = 24
 
 
 @dataclass(frozen=True)
@@ -98,19 +100,57 @@ def _few(names: Sequence[str]) -> str:
 def _check_report(report: str, dataset: str) -> None:
     if storage.contains(dataset, report):
         raise UsageError(f"--report {report} lies in the dataset; name a folder elsewhere")
+    if find_manifest(report) is not None:
+        raise UsageError(f"--report {report} is a dataset; name a folder of its own for the report")
     if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
         raise UsageError(f"--report {report} holds a page that is not ours; name another folder")
     storage.check_writable(report)
 
 
-@dataclass
-class _Judged:
-    """What came back from the workers: scores by shard, for each bundle."""
+class Results:
+    """Commits the reports of shards and adds them up.
 
-    scores: dict[str, list[ShardScores]] = field(default_factory=dict[str, list[ShardScores]])
-    seconds: Counter[str] = field(default_factory=Counter[str])
-    first_s: float = 0.0
-    wall_s: float = 0.0
+    Attributes:
+        totals: over all shards.
+        resumed: shards that had a report already.
+        start_s: seconds until the first worker began with a shard.
+        robustness_s: seconds that workers took for robustness in this run.
+    """
+
+    def __init__(self, plan: EvaluatePlan) -> None:
+        self.totals = EvaluateTotals(len(plan.bundles))
+        self.resumed = 0
+        self.start_s: float | None = None
+        self.robustness_s = 0.0
+        self._folder = plan.report
+        self._start = time.monotonic()
+
+    def add(self, task: ShardTask, report: str) -> EvaluateReport:
+        """Add the report of a shard, as JSON; returns it."""
+        done = EvaluateReport.model_validate_json(report)
+        if self._folder is not None:
+            save_report(self._folder, done)
+        self.totals.add(done)
+        self.robustness_s += done.seconds.get("robustness", 0.0)
+        busy = sum(done.seconds.values()) - done.seconds.get("load", 0.0)
+        began = max(0.0, time.monotonic() - self._start - busy)
+        self.start_s = began if self.start_s is None else min(self.start_s, began)
+        return done
+
+    def resume(self, tasks: Sequence[ShardTask], job: EvaluateJob) -> list[ShardTask]:
+        """Add the reports that an earlier run of the same command has left; returns the tasks that have none."""
+        done = set[str]()
+        if self._folder is not None:
+            sizes = {storage.join(REPORTS, file.path): file.size for file in _report_files(self._folder)}
+            for task, report in reports_below(self._folder, sizes, tasks, job, EvaluateReport):
+                self.totals.add(report)
+                done.add(task.stem)
+        self.resumed = len(done)
+        return [task for task in tasks if task.stem not in done]
+
+
+def _report_files(folder: str) -> list[FileInfo]:
+    return storage.list_files(storage.join(folder, REPORTS))
 
 
 def run_evaluate(
@@ -121,7 +161,7 @@ def run_evaluate(
     size: str | None = None,
     address: str | None = None,
 ) -> Content:
-    """Judge every picture, and write the page where the plan has one.
+    """Judge every picture, and write the page where the plan has one; a killed run resumes when this is called again.
 
     Args:
         plan: from `plan_evaluate`.
@@ -131,145 +171,108 @@ def run_evaluate(
         address: of the Ray cluster.
 
     Raises:
+        UsageError: another command writes to the report's folder now.
         StriateError: when a shard fails, or no picture at all can be evaluated.
     """
+    if plan.report is None:
+        return _evaluate(plan, workers, gpu, size, address)
+    with hold(plan.report, tidy=_tidy):
+        content = _evaluate(plan, workers, gpu, size, address)
+        write_page(plan.report, content)
+        _tidy(plan.report, {f"{shard_stem(shard.name)}.json" for shard in plan.manifest.shards})
+        return content
+
+
+def write_page(folder: str, content: Content) -> None:
+    """Write `summary.json` and `index.html`."""
+    numbers = json.dumps(summary(content), ensure_ascii=False, allow_nan=False)
+    storage.write_bytes(storage.join(folder, SUMMARY), (numbers + "\n").encode())
+    storage.write_bytes(storage.join(folder, PAGE), render(content).encode("utf-8", "replace"))
+
+
+def _tidy(folder: str, kept: Set[str] | None = None) -> None:
+    """Remove what a killed run left half written; and where `kept` is given, all reports of shards but these."""
+    for file in _report_files(folder):
+        if file.path.startswith(storage.TEMPORARY_PREFIX) or (kept is not None and file.path not in kept):
+            storage.remove([file.uri])
+
+
+def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | None, address: str | None) -> Content:
+    tasks = shard_tasks(plan.manifest, plan.dataset, None)
     with connect(address) as session:
-        made = places_of_classifiers(session, workers, gpu, len(plan.manifest.shards), size)
+        places = places_of_classifiers(session, workers, gpu, len(tasks), size)
         check_shared(reads=[*plan.bundles, plan.dataset])
-        judged = _judge(plan, made)
-    content = _content(plan, made, judged)
-    if plan.report is not None:
-        numbers = json.dumps(summary(content), ensure_ascii=False, allow_nan=False)
-        storage.write_bytes(storage.join(plan.report, SUMMARY), (numbers + "\n").encode())
-        storage.write_bytes(storage.join(plan.report, PAGE), render(content).encode("utf-8", "replace"))
-    return content
+        from jobs.shard_runner import run_shards
+
+        job = EvaluateJob(
+            bundles=plan.bundles,
+            bundle_ids=tuple(record.id for record in plan.records),
+            robust_fraction=min(1.0, plan.robustness_pictures / max(plan.manifest.rows, 1)),
+            examples=plan.report is not None,
+            device=places.device,
+            threads=places.cpus,
+        )
+        results = Results(plan)
+        todo = results.resume(tasks, job)
+        run = run_shards("evaluate", job, todo, places, results, done={plan.dataset: results.resumed})
+    return content_of(plan, places, results, run)
 
 
-def _judge(plan: EvaluatePlan, made: Places) -> _Judged:
-    from ray.exceptions import RayError
+def content_of(plan: EvaluatePlan, places: Places, results: Results, run: ShardRun) -> Content:
+    """Everything that the page says.
 
-    from jobs import board
-    from jobs.board import Count
-    from jobs.evaluate_worker import JudgeJob, JudgeWorker, count_of
-    from jobs.metrics import PlanMetrics
-    from jobs.progress import Progress
-    from jobs.worker_pool import WorkerPool
-
-    rows = plan.manifest.rows
-    job = JudgeJob(
-        bundles=plan.bundles,
-        run=uuid.uuid4().hex,
-        device=made.device,
-        threads=made.cpus,
-        robust_fraction=min(1.0, plan.robustness_pictures / max(rows, 1)),
-        examples=_MISTAKES if plan.report is not None else 0,
-        dataset=plan.dataset,
-    )
-    shards = [storage.join(plan.dataset, shard.name) for shard in plan.manifest.shards]
-    judged, finished = _Judged(), Count()
-    metrics = PlanMetrics("evaluate", {plan.dataset: len(shards)}, {})
-
-    def snapshot() -> Count:
-        return Count.total([*board.in_work(job.run), finished])
-
-    start = time.monotonic()
-    with Progress("evaluate", len(shards), rows, snapshot):
-        pool: WorkerPool[str] = WorkerPool(JudgeWorker, (job,), made.number, num_cpus=made.cpus, num_gpus=made.gpus)
-        try:
-            for row in pool.run(shards):
-                if row["error"]:
-                    raise StriateError(row["error"])
-                judged.scores[row["shard"]] = row["scores"]
-                judged.seconds.update(row["seconds"])
-                finished = Count.total([finished, count_of(row["scores"], shards=1)])
-                metrics.one_more(plan.dataset)
-                began = time.monotonic() - start - row["busy_s"]
-                judged.first_s = min(judged.first_s or began, began)
-        except RayError as error:
-            cause = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
-            raise StriateError(
-                f"Ray could not run the job: {cause}; is striate installed on every node, in one version?"
-            ) from error
-        finally:
-            with contextlib.suppress(RayError, RuntimeError):  # the head may be gone
-                pool.stop()
-                board.clear(job.run)
-    judged.wall_s = time.monotonic() - start
-    return judged
-
-
-def _content(plan: EvaluatePlan, made: Places, judged: _Judged) -> Content:
-    in_order = [judged.scores[storage.join(plan.dataset, shard.name)] for shard in plan.manifest.shards]
-    parts = [[scores[number] for scores in in_order] for number in range(len(plan.bundles))]
-    outcomes = [_outcomes(record, mine) for record, mine in zip(plan.records, parts, strict=True)]
-    subjects = [_subject(plan, number, mine, outcomes[number]) for number, mine in enumerate(parts)]
+    Raises:
+        StriateError: no picture at all could be judged, or the dataset has changed meanwhile.
+    """
+    totals = results.totals
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return Content(
         plan.dataset,
         plan.manifest.digest,
-        subjects,
-        _throughput(plan, made, judged),
-        compare(*outcomes) if len(outcomes) == 2 else None,
+        [_subject(plan, number, sums) for number, sums in enumerate(totals.sums)],
+        _throughput(plan, places, results, run),
+        None if totals.pairs is None else compare(totals.pairs),
         f"made {now} by striate {VERSIONS['striate']}",
     )
 
 
-def _outcomes(record: BundleRecord, scores: Sequence[ShardScores]) -> Outcomes:
-    empty = np.zeros((0, len(record.classes)), np.float32)
-    return Outcomes(
-        record.classes,
-        tuple(key for score in scores for key in score.keys),
-        np.asarray([label for score in scores for label in score.truth], np.int64),
-        np.concatenate([empty, *(part for score in scores for part in score.probabilities)]),
-    )
-
-
-def _subject(plan: EvaluatePlan, number: int, scores: Sequence[ShardScores], outcomes: Outcomes) -> Subject:
+def _subject(plan: EvaluatePlan, number: int, sums: Sums) -> Subject:
     uri, record = plan.bundles[number], plan.records[number]
-    counts = Counts(
-        sum(score.rows for score in scores),
-        len(outcomes),
-        _total(score.dropped for score in scores),
-        _total(score.rejected for score in scores),
-        _total(score.unknown for score in scores),
-    )
-    if not len(outcomes):
+    by_reason = (dict(sorted(counter.items())) for counter in (sums.dropped, sums.rejected, sums.unknown))
+    counts = Counts(sums.pictures, sums.judged, *by_reason)
+    if not sums.judged:
         raise StriateError(f"{uri} could judge no picture of {plan.dataset}: {account(counts)}")
     if counts.rows_in != plan.manifest.rows:
         raise StriateError(
             f"{plan.dataset} holds {counts.rows_in:,} pictures, its manifest says {plan.manifest.rows:,}; it was "
             "changed while it was read"
         )
-    robust = {key: right for score in scores for key, right in score.robust.items()}
-    clean = dict(zip(outcomes.keys, outcomes.correct.tolist(), strict=True))
     return Subject(
         name=uri,
         bundle_id=record.id,
         counts=counts,
-        evaluation=evaluate(outcomes),
-        mistakes=mistakes(outcomes, _MISTAKES),
-        examples={example.key: example for score in scores for example in score.examples},
+        evaluation=evaluate(record.classes, sums),
+        mistakes=sums.mistakes,
+        examples={example.key: example for example in sums.examples},
         record=record.model_dump(mode="json"),
         curves=plan.curves[number],
-        robustness=measure(robust, clean, plan.robustness_pictures),
+        robustness=measure(sums.robust, plan.robustness_pictures),
     )
 
 
-def _total(counts: Any) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(sorted(total.items()))
-
-
-def _throughput(plan: EvaluatePlan, made: Places, judged: _Judged) -> dict[str, Any]:
-    """Pictures a second once the first worker is ready, less what robustness takes."""
-    busy = judged.wall_s - judged.first_s - judged.seconds.get("robustness", 0.0) / made.number
+def _throughput(plan: EvaluatePlan, places: Places, results: Results, run: ShardRun) -> dict[str, Any]:
+    """Pictures a second once the first worker has its classifiers, less what robustness takes; None where every shard
+    was judged before. `seconds` counts every shard, whenever it was judged; the rest this run only."""
+    pictures, start_s = run.pictures[plan.dataset], results.start_s or 0.0
+    busy = run.wall_s - start_s - results.robustness_s / places.number
     return {
-        "pictures_per_s": round(plan.manifest.rows / max(busy, 1e-6), 1),
-        "wall_s": round(judged.wall_s, 3),
-        "start_s": round(judged.first_s, 3),
-        "workers": made.number,
-        "device": made.device,
-        "seconds": {stage: round(seconds, 3) for stage, seconds in judged.seconds.items()},
+        "pictures_per_s": round(pictures / max(busy, 1e-6), 1) if pictures else None,
+        "wall_s": round(run.wall_s, 3),
+        "start_s": round(start_s, 3),
+        "workers": places.number,
+        "device": places.device,
+        "shards": len(plan.manifest.shards),
+        "shards_resumed": results.resumed,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in results.totals.seconds.items()},
+        "ray_data": run.ray_data,
     }

@@ -17,6 +17,7 @@ from library.manifest import (
     REJECTS,
     REPORTS,
     Manifest,
+    ShardReport,
     Tally,
     find_manifest,
     load_report,
@@ -51,7 +52,7 @@ def _so_far(dataset: str, manifest: Manifest) -> Manifest:
         return manifest
     files = [file for file in storage.list_files(storage.join(dataset, REPORTS)) if file.path.endswith(".json")]
     read = zip(files, storage.read_many([Span(file.uri) for file in files]), strict=True)
-    done = [(file.modified, report) for file, data in read if (report := load_report(data))]
+    done = [(file.modified, report) for file, data in read if (report := load_report(data, ShardReport))]
     return manifest.model_copy(
         update={
             "tally": Tally.total(report.tally for _, report in done),

@@ -15,7 +15,7 @@ from cluster import metrics
 from library import storage
 from library.manifest import Report
 
-#: Stages of `ShardReport.seconds` and of evaluation by what they are told as; the name of any step is `steps`.
+#: Stages of `Report.seconds` by what they are told as; the name of any step is `steps`.
 _STAGES = {
     **{name: name for name in ("read", "decode", "encode", "write", "infer")},
     "load": "read",
@@ -44,34 +44,19 @@ class WorkMetrics:
 
     def shard(self, dataset: str, report: Report) -> None:
         """One shard was committed."""
-        tally = report.tally
-        self.pictures(dataset, tally.rows_in, tally.rows_out, tally.dropped, tally.rejected)
-        self.bytes(dataset, tally.image_bytes_in, report.bytes_written)
-        self.seconds(dataset, report.seconds)
-
-    def pictures(
-        self, dataset: str, read: int, used: int, dropped: Mapping[str, int], rejected: Mapping[str, int]
-    ) -> None:
-        """What became of some pictures."""
-        labels = _dataset(dataset)
-        self._in.add(read, labels)
-        self._out.add(used, labels)
-        for counter, counts in ((self._dropped, dropped), (self._rejected, rejected)):
+        labels, tally = _dataset(dataset), report.tally
+        self._in.add(tally.rows_in, labels)
+        self._out.add(tally.rows_out, labels)
+        for counter, counts in ((self._dropped, tally.dropped), (self._rejected, tally.rejected)):
             for reason, count in counts.items():
                 counter.add(count, {**labels, "reason": reason})
-
-    def bytes(self, dataset: str, read: int, written: int) -> None:
-        """Encoded pictures that were read, files that were written."""
-        self._bytes_in.add(read, _dataset(dataset))
-        self._bytes_out.add(written, _dataset(dataset))
-
-    def seconds(self, dataset: str, seconds: Mapping[str, float]) -> None:
-        """Time by stage."""
+        self._bytes_in.add(tally.image_bytes_in, labels)
+        self._bytes_out.add(report.bytes_written, labels)
         spent: Counter[str] = Counter()
-        for stage, value in seconds.items():
+        for stage, value in report.seconds.items():
             spent[_STAGES.get(stage, "steps")] += value  # pyright: ignore[reportArgumentType] -- sums floats as well
         for stage, value in spent.items():
-            self._seconds.add(value, {**_dataset(dataset), "stage": stage})
+            self._seconds.add(value, {**labels, "stage": stage})
 
 
 class PlanMetrics:

@@ -10,6 +10,7 @@ from jobs.train_claim import claimed
 from library import storage
 from library.bundle_record import BUNDLE
 from library.recipe import Recipe
+from library.training.logs import METRICS, read_metrics
 
 
 def training_at(out: str) -> dict[str, Any] | None:
@@ -18,8 +19,6 @@ def training_at(out: str) -> dict[str, Any] | None:
     claim = claimed(out)
     if claim is None:
         return None
-    from library.training.logs import METRICS, read_metrics  # TensorBoard, which a dataset need not wait for
-
     recipe, logs = Recipe.parse(claim["recipe_text"]), storage.join(out, "logs")
     written = [file.modified for file in storage.list_files(logs) if file.path == METRICS]
     lines = read_metrics(logs)

@@ -80,15 +80,26 @@ class Bundle:
         return cls(record, SingleNetwork(record, weights, device))
 
     @classmethod
-    def load(cls, uri: str, device: str = "auto") -> Bundle:
+    def load(cls, uri: str, device: str = "auto", planned_id: str | None = None) -> Bundle:
         """Read a bundle from a folder or s3://.
+
+        Args:
+            uri: of the folder.
+            device: where it predicts; auto, cpu, cuda, cuda:1 ...
+            planned_id: its id when the job that loads it was planned; None to load any.
 
         Raises:
             UsageError: when there is none at `uri`.
-            StriateError: when its files do not belong together.
+            StriateError: when its files do not belong together, or it has another id than planned.
         """
         uri = storage.normalize(uri)
-        return cls._of_record(uri, load_record(uri), device, 0)
+        record = load_record(uri)
+        if planned_id is not None and record.id != planned_id:
+            raise StriateError(
+                f"{uri} was replaced while this job ran: it is bundle {record.id[:12]} now, and was {planned_id[:12]} "
+                "when the job was planned; run the command again"
+            )
+        return cls._of_record(uri, record, device, 0)
 
     @classmethod
     def _of_record(cls, uri: str, record: BundleRecord, device: str, depth: int) -> Bundle:

@@ -8,9 +8,11 @@ from typing import Any, Literal, cast
 import numpy as np
 from scipy import stats
 
-from library.evaluation import Outcomes, bootstrap_intervals
+from library.evaluation import QUANTILES
+from library.sums import Pairs
 
 _FEW_DISCORDANT = 25
+_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,23 @@ class Comparison:
     method: Literal["exact", "chi2"]
 
 
-def compare(first: Outcomes, second: Outcomes, *, seed: int = 0) -> Comparison | None:
+def compare(pairs: Pairs) -> Comparison | None:
     """Two classifiers on the pictures that both have judged; None where there are none.
 
-    Pictures are matched by key. McNemar 1947, with Edwards' continuity correction.
+    McNemar 1947, with Edwards' continuity correction. The interval is that of the bootstrap (Efron 1979): pictures
+    drawn anew with replacement fall into the four cases as a multinomial says, so the cases are drawn, not pictures.
     """
-    at = {key: row for row, key in enumerate(second.keys)}
-    rows = [(row, at[key]) for row, key in enumerate(first.keys) if key in at]
-    if not rows:
+    cases = np.array([pairs.both, pairs.only_first, pairs.only_second, pairs.neither])
+    pictures = int(cases.sum())
+    if not pictures:
         return None
-    mine, other = np.asarray(rows).T
-    a, b = first.correct[mine], second.correct[other]
-    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    p_value, method = mcnemar(only_first, only_second)
-    gained = b.astype(np.float64) - a
-    (interval,) = bootstrap_intervals(gained[None], seed=seed)
+    drawn = np.random.default_rng(0).multinomial(pictures, cases / pictures, _RESAMPLES)
+    low, high = np.quantile((drawn[:, 2] - drawn[:, 1]) / pictures, QUANTILES)
+    p_value, method = mcnemar(pairs.only_first, pairs.only_second)
     return Comparison(
-        both=int((a & b).sum()),
-        only_first=only_first,
-        only_second=only_second,
-        neither=int((~a & ~b).sum()),
-        difference=float(gained.mean()),
-        interval=interval,
+        **pairs.model_dump(),
+        difference=(pairs.only_second - pairs.only_first) / pictures,
+        interval=(float(low), float(high)),
         p_value=p_value,
         method=method,
     )

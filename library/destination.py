@@ -18,6 +18,7 @@ from library.manifest import (
     REPORTS,
     Job,
     Manifest,
+    ReportT,
     ShardReport,
     find_manifest,
     load_report,
@@ -35,7 +36,7 @@ _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
 _OURS = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
 _NOTHING_YET = rf"{LEASES}/.*|{_TEMPORARY}"
 
-_READ_AT_ONCE = 1000
+_READ_AT_ONCE_BYTES = 16 * 2**20
 
 #: Choices that only say how far a job goes, not what it makes.
 _EXTENT = "limit"
@@ -126,30 +127,57 @@ def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mappin
 
 
 def committed(tasks: Iterable[ShardTask], job: ShardJob[ShardReport]) -> Iterator[tuple[ShardTask, ShardReport]]:
-    """The shards that are done already: same input, same work, and the file is there.
-
-    Reports are read some at a time: those of a large job would not fit into memory together.
-    """
+    """The shards that are done already: same input, same work, and the file is there."""
     wanted: dict[str, list[ShardTask]] = {}
     for task in tasks:
         wanted.setdefault(task.dataset, []).append(task)
     for dataset, mine in wanted.items():
         sizes = {file.path: file.size for file in storage.list_files(dataset)}
-        begun = [task for task in mine if f"{REPORTS}/{task.stem}.json" in sizes]
-        for first in range(0, len(begun), _READ_AT_ONCE):
-            some = begun[first : first + _READ_AT_ONCE]
-            contents = read_many([Span(report_uri(dataset, task.stem)) for task in some])
-            for task, content in zip(some, contents, strict=True):
-                report = load_report(content)
-                if report is not None and _is_whole(report, task, job, sizes):
-                    yield task, report
+        for task, report in reports_below(dataset, sizes, mine, job, ShardReport):
+            outputs = [report.output, *([report.rejects] if report.rejects else [])]
+            if all(sizes.get(entry.name) == entry.bytes for entry in outputs):
+                yield task, report
 
 
-def _is_whole(report: ShardReport, task: ShardTask, job: ShardJob[ShardReport], sizes: Mapping[str, int]) -> bool:
-    if (report.input_digest, report.work_digest) != (task.input_digest, job.work_digest(task)):
-        return False
-    outputs = [report.output, *([report.rejects] if report.rejects else [])]
-    return all(sizes.get(entry.name) == entry.bytes for entry in outputs)
+def reports_below(
+    folder: str, sizes: Mapping[str, int], tasks: Iterable[ShardTask], job: ShardJob[ReportT], model: type[ReportT]
+) -> Iterator[tuple[ShardTask, ReportT]]:
+    """The tasks that have a report below a folder, of the same input and the same work, and these reports.
+
+    Reports are read some at a time: those of a large job would not fit into memory together.
+
+    Args:
+        folder: URI.
+        sizes: of the files below it in bytes, by path; at least of its reports.
+        tasks: of one dataset.
+        job: what is done to each.
+        model: what its reports are.
+    """
+    some: list[ShardTask] = []
+    size = 0
+    for task in tasks:
+        its_size = sizes.get(f"{REPORTS}/{task.stem}.json")
+        if its_size is None:
+            continue
+        if some and size + its_size > _READ_AT_ONCE_BYTES:
+            yield from _read(folder, some, job, model)
+            some, size = [], 0
+        some.append(task)
+        size += its_size
+    yield from _read(folder, some, job, model)
+
+
+def _read(
+    folder: str, tasks: Sequence[ShardTask], job: ShardJob[ReportT], model: type[ReportT]
+) -> Iterator[tuple[ShardTask, ReportT]]:
+    contents = read_many([Span(report_uri(folder, task.stem)) for task in tasks])
+    for task, content in zip(tasks, contents, strict=True):
+        report = load_report(content, model)
+        if report is not None and (report.input_digest, report.work_digest) == (
+            task.input_digest,
+            job.work_digest(task),
+        ):
+            yield task, report
 
 
 def finish(

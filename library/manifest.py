@@ -222,6 +222,7 @@ class Manifest(_Model):
 
 
 _ModelT = TypeVar("_ModelT", bound=_Model)
+ReportT = TypeVar("ReportT", bound=Report)
 
 
 def skipped_text(counts: Mapping[str, int]) -> str:
@@ -318,12 +319,12 @@ def save_report(folder: str, report: Report) -> None:
     storage.write_bytes(report_uri(folder, report.stem), _dumped(report))
 
 
-def load_report(data: bytes | Exception) -> ShardReport | None:
-    """A report as read; None when it is unreadable or from another version, so that its shard is made again."""
+def load_report(data: bytes | Exception, model: type[ReportT]) -> ReportT | None:
+    """A report as read; None when it is unreadable or from another version, so that its shard is worked on again."""
     if isinstance(data, Exception):
         return None
     try:
-        return ShardReport.model_validate_json(data)
+        return model.model_validate_json(data)
     except pydantic.ValidationError:
         return None
 
@@ -333,7 +334,7 @@ def report_uri(dataset: str, stem: str) -> str:
 
 
 def _dumped(model: _Model) -> bytes:
-    return (json.dumps(model.model_dump(), indent=1, ensure_ascii=False) + "\n").encode()
+    return (model.model_dump_json(indent=1) + "\n").encode()
 
 
 def _canonical(value: Any) -> str:

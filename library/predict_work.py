@@ -122,13 +122,7 @@ class PredictJob:
         from library.runtimes import open_runtime
 
         torch.set_num_threads(self.threads)
-        bundle = Bundle.load(self.bundle, self.device)
-        if bundle.id != self.bundle_id:
-            raise StriateError(
-                f"{self.bundle} was replaced while this job ran: it is bundle {bundle.id[:12]} now, and was "
-                f"{self.bundle_id[:12]} when the job was planned; run the command again, with --overwrite or to "
-                "another destination"
-            )
+        bundle = Bundle.load(self.bundle, self.device, self.bundle_id)
         return bundle, open_runtime(bundle, self.chosen_runtime, threads=self.threads, measure=False)
 
     def _prepare(self, row: Mapping[str, Any]) -> Prepared | BadPicture:

@@ -8,13 +8,12 @@ a larger picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from library import codec
 from library.picture import Pixels
@@ -140,22 +139,20 @@ class Robustness:
     judged: tuple[int, ...]
 
 
-def measure(right: Mapping[str, NDArray[np.int8]], clean: Mapping[str, bool], most: int) -> Robustness | None:
-    """Accuracy from what a classifier made of each corrupted picture.
+def measure(robust: Sequence[tuple[int, str]], most: int) -> Robustness | None:
+    """Accuracy under every corruption, from what a classifier makes of the chosen pictures.
 
     Args:
-        right: by key, for each corruption 1 for right, 0 for wrong, -1 for not judged.
-        clean: by key, whether it is right about the picture as it is.
+        robust: as `library.sums.Sums` has them.
         most: pictures that count, at most; the choice depends on their keys alone.
 
     Returns:
         None where there are no pictures.
     """
-    keys = sorted(right, key=order_of)[:most]
-    if not keys:
+    chosen_ones = [answers for _, answers in sorted(robust)[:most]]
+    if not chosen_ones:
         return None
-    table = np.stack([right[key] for key in keys])
-    judged = (table >= 0).sum(0).tolist()
-    hits = (table == 1).sum(0).tolist()
-    top1 = tuple(hit / count if count else None for hit, count in zip(hits, judged, strict=True))
-    return Robustness(len(keys), sum(clean[key] for key in keys) / len(keys), top1, tuple(judged))
+    clean, *columns = zip(*chosen_ones, strict=True)
+    judged = tuple(len(column) - column.count("-") for column in columns)
+    top1 = tuple(column.count("1") / count if count else None for column, count in zip(columns, judged, strict=True))
+    return Robustness(len(chosen_ones), clean.count("1") / len(chosen_ones), top1, judged)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from library.comparison import Comparison
-from library.evaluation import Evaluation, Mistake
+from library.evaluation import Evaluation
 from library.robustness import CORRUPTIONS, Robustness
-from library.scoring import Example
+from library.sums import Example, Mistake
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,14 @@ def account(counts: Counts) -> str:
 
 
 def speed(throughput: Mapping[str, Any]) -> str:
-    """`1,234 pictures a second on 2 workers (cpu)`."""
+    """`1,234 pictures a second on 2 workers (cpu)`; says so where an earlier run has done all or a part."""
+    before = f"{throughput['shards_resumed']:,} of {throughput['shards']:,} shards were judged by an earlier run"
+    if throughput["pictures_per_s"] is None:
+        return before
     return (
         f"{throughput['pictures_per_s']:,.0f} pictures a second on {throughput['workers']} "
         f"{'worker' if throughput['workers'] == 1 else 'workers'} ({throughput['device']})"
+        + (f"; {before}" if throughput["shards_resumed"] else "")
     )
 
 

@@ -12,10 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from library import storage
-from library.evaluation import TOP_K, ClassScore, ConfusedPair, Evaluation, confused_pairs
+from library.evaluation import ClassScore, ConfusedPair, Evaluation, confused_pairs
 from library.report.charts import line_chart, reliability_chart
 from library.report.content import Content, Subject, account, speed
 from library.robustness import CORRUPTIONS, STRENGTHS, Robustness
+from library.sums import TOP_K
 
 #: With more classes the matrix would be too large to read: the most confused pairs are listed instead.
 MOST_IN_MATRIX = 100

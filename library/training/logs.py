@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from library import storage
 
 METRICS = "metrics.jsonl"
@@ -24,6 +22,8 @@ class Logs:
     """
 
     def __init__(self, uri: str, step: int) -> None:
+        from tensorboardX import SummaryWriter  # it takes seconds, and reading needs none of it
+
         self._uri = uri
         self._folder = Path(tempfile.mkdtemp(prefix="striate-logs-")) if storage.is_remote(uri) else Path(uri)
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from cluster.session import connect
+from jobs.evaluate import plan_evaluate, run_evaluate
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.predict_dataset import plan_predict, predict_dataset
@@ -201,6 +203,26 @@ def test_a_prediction_killed_at_random_moments_goes_on_and_leaves_the_same_datas
     assert 0 < committed(killed) < committed(calm), "the kills must fall before the end"
     finish(striate(*command, address=address))
     assert content(killed) == content(calm)
+
+
+@pytest.mark.faults
+def test_an_evaluation_killed_at_random_moments_resumes_to_the_same_numbers(
+    raw: str, address: str, tmp_path: Path
+) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    bundle = make_bundle(tmp_path / "bundle", model="resnet18", size=96)
+    run_evaluate(plan_evaluate([bundle], raw, report=str(calm)), workers="2", gpu=False)
+    command = ("evaluate", bundle, raw, "--report", str(killed), "--workers", "2", "--no-gpu")
+    chance = random.Random(12)
+    for _ in range(max(1, KILLS // 2)):
+        kill_in_work(striate(*command, address=address), killed, chance)
+    assert 0 < committed(killed) < committed(calm), "killed after the end"
+    finish(striate(*command, address=address))
+    wanted, numbers = (json.loads((folder / "summary.json").read_bytes()) for folder in (calm, killed))
+    assert numbers.pop("throughput")["shards_resumed"] > 0
+    assert wanted.pop("throughput")["shards_resumed"] == 0
+    assert numbers == wanted
+    assert unfinished(killed) == []
 
 
 @pytest.mark.faults

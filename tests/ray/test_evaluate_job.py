@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs import board
 from jobs.cli import run
 from jobs.evaluate import EvaluatePlan, plan_evaluate, run_evaluate
-from jobs.evaluate_worker import JudgeJob, JudgeWorker
 from jobs.ingest import ingest, plan_ingest
 from library import storage
 from library.bundle import Bundle
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
+from library.lease import hold
 from library.report import Content, summary
 from library.robustness import CORRUPTIONS
 from tests.bundles import make_bundle
@@ -70,6 +70,7 @@ def test_an_evaluation_tells_prometheus_what_it_has_judged(pair: tuple[EvaluateP
         lambda found: (
             sum(total(found, name) for name in became) >= counts.rows_in
             and total(found, "ray_striate_shards_done") >= shards
+            and total(found, "ray_striate_shards_planned") >= shards
         ),
     )
     assert total(found, "ray_striate_pictures_out_total") >= counts.evaluated
@@ -166,6 +167,12 @@ def test_json_is_one_document_and_a_dataset_in_s3_is_evaluated_as_one_on_disk(
     assert sum(map(sum, document["confusion"])) == 86
 
 
+def copy_of_manifest(dataset: str, folder: Path) -> str:
+    folder.mkdir()
+    shutil.copy(Path(dataset, "_manifest.json"), folder)
+    return str(folder)
+
+
 def test_what_cannot_be_evaluated_is_refused_before_anything_starts(
     first: str, photos: str, tmp_path: Path, striate: Striate
 ) -> None:
@@ -178,6 +185,8 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_starts(
         plan_evaluate([first], first)
     with pytest.raises(UsageError, match=r"is given twice"):
         plan_evaluate([first, first + "/"], photos)
+    with pytest.raises(UsageError, match=r"is a dataset; name a folder of its own"):
+        plan_evaluate([first], photos, report=copy_of_manifest(photos, tmp_path / "dataset"))
     with pytest.raises(UsageError, match=r"lies in the dataset"):
         plan_evaluate([first], photos, report=f"{photos}/report")
     (tmp_path / "site").mkdir()
@@ -189,19 +198,45 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_starts(
     assert (code, "no effect without --robustness" in err) == (2, True)
 
 
-def test_a_worker_names_a_damaged_bundle_instead_of_dying_of_it(photos: str, tmp_path: Path) -> None:
+def test_the_same_command_resumes_from_the_shards_that_are_judged(
+    pair: tuple[EvaluatePlan, Content], first: str, second: str, photos: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "report"
+    shutil.copytree(str(pair[0].report), folder)
+    reports = sorted((folder / "_reports").iterdir())
+    assert [path.stem for path in reports] == [shard.name.partition(".")[0] for shard in pair[0].manifest.shards]
+    # As a kill leaves it: some shards judged, one report cut short, no page; and one of a larger dataset.
+    reports[0].unlink()
+    reports[1].write_bytes(reports[1].read_bytes()[:-100])
+    (folder / "_reports" / "_tmp-0123").write_bytes(b"half")
+    (folder / "_reports" / "part-000099.json").write_bytes(reports[2].read_bytes())
+    (folder / "index.html").unlink()
+    plan = plan_evaluate([first, second], photos, report=str(folder), robustness_pictures=20)
+    content = run_evaluate(plan, workers="2", gpu=False)
+    assert content.throughput["shards_resumed"] == len(reports) - 2
+    numbers, wanted = summary(content), summary(pair[1])
+    assert (numbers.pop("throughput"), wanted.pop("throughput")) == (content.throughput, pair[1].throughput)
+    assert numbers == wanted
+    assert (folder / "index.html").read_text().count("<img") == Path(
+        str(pair[0].report), "index.html"
+    ).read_text().count("<img")
+    assert sorted((folder / "_reports").iterdir()) == reports
+    again = run_evaluate(plan, workers="2", gpu=False)
+    assert (again.throughput["shards_resumed"], again.throughput["pictures_per_s"]) == (len(reports), None)
+    other = run_evaluate(plan_evaluate([second], photos, report=str(folder)), workers="2", gpu=False)
+    assert other.throughput["shards_resumed"] == 0
+
+
+def test_a_report_that_another_command_writes_is_refused(first: str, photos: str, tmp_path: Path) -> None:
+    plan = plan_evaluate([first], photos, report=str(tmp_path / "report"))
+    with hold(str(tmp_path / "report"), tidy=lambda _: None), pytest.raises(UsageError, match="is being written by"):
+        run_evaluate(plan)
+
+
+def test_a_damaged_bundle_is_named_instead_of_a_worker_dying_of_it(photos: str, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", 0)
+    plan = plan_evaluate([bundle], photos)
     weights = tmp_path / "bundle" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    # The actor's class in this process: it need not load torch once more.
-    row = JudgeWorker(JudgeJob((bundle,), "damaged", "cpu", 1)).run(f"{photos}/part-000000.parquet")
-    assert "model.safetensors is damaged" in row["error"]
-    assert row["scores"] == []
-
-
-def test_a_shard_that_has_killed_its_workers_is_named_instead_of_tried_for_ever(first: str, photos: str) -> None:
-    shard = f"{photos}/part-000000.parquet"
-    for _ in range(4):
-        board.begin("kills", shard)
-    row = JudgeWorker(JudgeJob((first,), "kills", "cpu", 1)).run(shard)
-    assert f"shard {shard}: its worker died 4 times" in row["error"]
+    with pytest.raises(StriateError, match=r"model\.safetensors is damaged"):
+        run_evaluate(plan, workers="1", gpu=False)

@@ -61,10 +61,12 @@ def wanted(bundle: str, real_photos: str) -> Answers:
 def evaluated(bundle: str, dataset: str, _: Path) -> Answers:
     """As `striate evaluate` judges, in batches, decoded in three threads."""
     scorer = ShardScorer([Bundle.load(bundle, "cpu")], threads=3)
-    scores = [
-        scorer.score(storage.join(dataset, shard.name), lambda _: None)[0] for shard in load_manifest(dataset).shards
+    outcomes = [
+        judged[0].outcomes
+        for shard in load_manifest(dataset).shards
+        for _, judged in scorer.judged(storage.join(dataset, shard.name))
     ]
-    return {key: row for one in scores for key, row in zip(one.keys, np.concatenate(one.probabilities), strict=True)}
+    return {key: row for one in outcomes for key, row in zip(one.keys, one.probabilities, strict=True)}
 
 
 def predicted_by_pytorch(bundle: str, dataset: str, folder: Path) -> Answers:

@@ -1,4 +1,4 @@
-"""Numbers of a classifier: against scikit-learn, SciPy and sums done by hand."""
+"""Numbers of a classifier from sums: against scikit-learn, SciPy and all probabilities, and by hand."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from library.evaluation import (
-    Outcomes,
-    bootstrap_intervals,
-    calibration,
-    confused_pairs,
-    confusion_matrix,
-    evaluate,
-    mistakes,
-    per_class,
-)
+from library.evaluation import Evaluation, confused_pairs, evaluate
+from library.sums import CALIBRATION_BINS, MISTAKES, Example, Outcomes, Sums
 
 
 def outcomes(pictures: int = 500, classes: int = 7, skill: float = 1.5, seed: int = 0) -> Outcomes:
@@ -38,15 +31,39 @@ def made(truth: Any, probabilities: Any) -> Outcomes:
     return Outcomes(names, keys, np.asarray(truth, np.int64), probabilities)
 
 
+def evaluated(some: Outcomes) -> Evaluation:
+    return evaluate(some.classes, summed(some))
+
+
+def summed(*parts: Outcomes) -> Sums:
+    sums = Sums()
+    for part in parts:
+        sums.add(part)
+    return sums
+
+
+def rows_of(some: Outcomes, rows: Any) -> Outcomes:
+    """Some of the pictures."""
+    keys = tuple(some.keys[row] for row in rows)
+    return Outcomes(some.classes, keys, some.truth[rows], some.probabilities[rows])
+
+
+def confident(confidence: Any, correct: Any) -> Outcomes:
+    """Ten classes: the first has this probability, and is the true one or not; the others share the rest."""
+    first = np.asarray(confidence, np.float64)[:, None]
+    return made(np.where(correct, 0, 1), np.hstack([first, np.repeat((1 - first) / 9, 9, 1)]))
+
+
 def test_accuracy_loss_and_every_class_are_those_of_scikit_learn() -> None:
     some = outcomes()
-    got = evaluate(some)
+    got = evaluated(some)
     ids = np.arange(7)
     assert got.pictures == 500
     assert got.top1 == pytest.approx(metrics.accuracy_score(some.truth, some.predicted))
     assert got.top5 == pytest.approx(metrics.top_k_accuracy_score(some.truth, some.probabilities, k=5, labels=ids))
     exact = some.probabilities.astype(np.float64)
     assert got.loss == pytest.approx(metrics.log_loss(some.truth, exact / exact.sum(1, keepdims=True)), abs=1e-6)
+    assert got.loss == pytest.approx(-np.log(exact[np.arange(500), some.truth]).mean(), abs=1e-9)
     report: Any = metrics.classification_report(some.truth, some.predicted, labels=ids, output_dict=True)
     for number, score in enumerate(got.per_class):
         wanted = report[str(number)]
@@ -57,7 +74,8 @@ def test_accuracy_loss_and_every_class_are_those_of_scikit_learn() -> None:
 
 
 def test_a_class_without_pictures_or_predictions_has_no_score_instead_of_a_made_up_one() -> None:
-    scores = per_class(made([0, 0, 1], [[0.9, 0.1, 0, 0], [0.2, 0.7, 0.1, 0], [0.1, 0.8, 0, 0.1]]))
+    some = made([0, 0, 1], [[0.9, 0.1, 0, 0], [0.2, 0.7, 0.1, 0], [0.1, 0.8, 0, 0.1]])
+    scores = evaluated(some).per_class
     assert [(score.precision, score.recall, score.support) for score in scores] == [
         (1.0, 0.5, 2),
         (0.5, 1.0, 1),
@@ -65,17 +83,18 @@ def test_a_class_without_pictures_or_predictions_has_no_score_instead_of_a_made_
         (None, None, 0),
     ]
     assert scores[2].f1 is None
-    never_said = per_class(made([0, 1], [[0.9, 0.1], [0.9, 0.1]]))[1]
+    never_said = evaluated(made([0, 1], [[0.9, 0.1], [0.9, 0.1]])).per_class[1]
     assert (never_said.precision, never_said.recall, never_said.f1) == (None, 0.0, 0.0)
 
 
 def test_the_confusion_matrix_counts_every_picture_once_by_true_row_and_predicted_column() -> None:
     some = outcomes()
-    matrix = confusion_matrix(some)
+    matrix = evaluated(some).confusion
     assert matrix.sum() == 500
     np.testing.assert_array_equal(matrix.sum(1), np.bincount(some.truth, minlength=7))
     np.testing.assert_array_equal(matrix.sum(0), np.bincount(some.predicted, minlength=7))
     assert np.trace(matrix) == some.correct.sum()
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(some.truth, some.predicted, labels=np.arange(7)))
 
 
 def test_with_another_order_of_the_classes_the_numbers_stay() -> None:
@@ -87,7 +106,7 @@ def test_with_another_order_of_the_classes_the_numbers_stay() -> None:
         np.argsort(order)[some.truth].astype(np.int64),
         some.probabilities[:, order],
     )
-    a, b = evaluate(some), evaluate(turned)
+    a, b = evaluated(some), evaluated(turned)
     assert (a.top1, a.top5, a.loss, a.intervals, a.calibration) == (b.top1, b.top5, b.loss, b.intervals, b.calibration)
     assert {score.name: score for score in a.per_class} == {score.name: score for score in b.per_class}
     np.testing.assert_array_equal(a.confusion[np.ix_(order, order)], b.confusion)
@@ -101,7 +120,7 @@ def test_among_the_most_probable_equals_count_in_the_order_of_the_classes_as_a_p
 
 
 def test_a_true_class_of_probability_zero_costs_much_and_not_infinitely_much() -> None:
-    got = evaluate(made([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
+    got = evaluated(made([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
     assert got.loss == pytest.approx(87.336 / 2, abs=0.01)
 
 
@@ -109,54 +128,93 @@ def test_a_classifier_that_is_sure_and_right_is_perfectly_calibrated_and_one_tha
     None
 ):
     sure = np.eye(4)[[0, 1, 2, 3, 0, 1]]
-    assert evaluate(made([0, 1, 2, 3, 0, 1], sure)).calibration.ece == 0
-    assert evaluate(made([1, 2, 3, 0, 1, 2], sure)).calibration.ece == 1
-    assert evaluate(made([0, 1, 2, 3, 0, 1], sure)).top1 == 1
+    assert evaluated(made([0, 1, 2, 3, 0, 1], sure)).calibration.ece == 0
+    assert evaluated(made([1, 2, 3, 0, 1, 2], sure)).calibration.ece == 1
+    assert evaluated(made([0, 1, 2, 3, 0, 1], sure)).top1 == 1
 
 
 def test_calibration_by_hand() -> None:
-    got = calibration(np.array([0.1, 0.2, 0.61, 0.69, 0.8]), np.array([True, False, True, True, False]), bins=5)
-    assert [(one.count, one.accuracy) for one in got.bins] == [(2, 0.5), (0, None), (0, None), (3, 2 / 3), (0, None)]
-    assert got.bins[3].confidence == pytest.approx(0.7)
-    assert got.ece == pytest.approx(2 / 5 * abs(0.5 - 0.15) + 3 / 5 * abs(2 / 3 - 0.7))
+    # Bins of a fifteenth: 0.15 and 0.19 lie in the third, 0.62 and 0.65 in the tenth, 0.79 in the twelfth.
+    got = evaluated(confident([0.15, 0.19, 0.62, 0.65, 0.79], [True, False, True, True, False])).calibration
+    assert [(number, one.count, one.accuracy) for number, one in enumerate(got.bins) if one.count] == [
+        (2, 2, 0.5),
+        (9, 2, 1.0),
+        (11, 1, 0.0),
+    ]
+    assert got.bins[9].confidence == pytest.approx(0.635)
+    assert got.ece == pytest.approx(2 / 5 * abs(0.5 - 0.17) + 2 / 5 * abs(1 - 0.635) + 1 / 5 * 0.79)
+    assert (got.bins[0].confidence, got.bins[0].accuracy) == (None, None)
+
+
+def test_calibration_from_sums_is_that_of_all_confidences() -> None:
+    some = outcomes()
+    got, confidence = evaluated(some).calibration, some.probabilities.max(1).astype(np.float64)
+    bins = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1
+    gaps = [abs((some.correct[bins == one] - confidence[bins == one]).sum()) for one in range(CALIBRATION_BINS)]
+    assert got.ece == pytest.approx(sum(gaps) / 500, abs=1e-9)
+    assert [one.count for one in got.bins] == np.bincount(bins, minlength=CALIBRATION_BINS).tolist()
 
 
 def test_a_confidence_that_tells_the_truth_has_a_small_calibration_error() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.2, 1, 20_000)
-    assert calibration(confidence, rng.random(20_000) < confidence).ece < 0.02
-    assert calibration(confidence, rng.random(20_000) < confidence - 0.15).ece == pytest.approx(0.15, abs=0.02)
+    assert evaluated(confident(confidence, rng.random(20_000) < confidence)).calibration.ece < 0.02
+    late = evaluated(confident(confidence, rng.random(20_000) < confidence - 0.15)).calibration
+    assert late.ece == pytest.approx(0.15, abs=0.02)
 
 
-def test_intervals_contain_the_estimate_are_the_same_for_the_same_seed_and_close_to_scipys() -> None:
+def test_intervals_are_those_of_drawing_the_pictures_anew() -> None:
     some = outcomes()
-    got = evaluate(some)
-    for name in ("top1", "top5", "loss"):
+    got = evaluated(some)
+    for name, values, tolerance in (
+        ("top1", some.correct, 0.005),
+        ("top5", some.among(5), 0.005),
+        ("loss", some.losses, 0.02),
+    ):
         low, high = got.intervals[name]
         assert low < getattr(got, name) < high
-    assert evaluate(some).intervals == got.intervals
-    assert evaluate(some, seed=1).intervals != got.intervals
-    reference: Any = stats.bootstrap((some.losses,), np.mean, method="percentile", n_resamples=2000, batch=200)
-    wanted = reference.confidence_interval
-    assert got.intervals["loss"] == pytest.approx((wanted.low, wanted.high), abs=0.02)
+        drawn: Any = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, batch=200, rng=0)
+        interval = drawn.confidence_interval
+        assert got.intervals[name] == pytest.approx((interval.low, interval.high), abs=tolerance)
 
 
-def test_a_large_dataset_is_drawn_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    values: NDArray[np.float64] = np.random.default_rng(0).random((2, 300))
-    whole = bootstrap_intervals(values, seed=3, resamples=50)
-    monkeypatch.setattr("library.evaluation._RESAMPLED_AT_ONCE", 1000)
-    assert bootstrap_intervals(values, seed=3, resamples=50) == whole
+def test_of_one_picture_and_of_a_perfect_classifier_the_interval_is_a_point() -> None:
+    one = evaluated(made([0], [[0.25, 0.75]]))
+    assert one.intervals == {"top1": (0, 0), "top5": (1, 1), "loss": (one.loss, one.loss)}
+    assert evaluated(made([0] * 50, [[1.0, 0.0]] * 50)).intervals == {"top1": (1, 1), "top5": (1, 1), "loss": (0, 0)}
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 4), min_size=60, max_size=60), st.permutations(range(5)))
+def test_any_cut_into_shards_in_any_order_gives_the_same_sums(shards: list[int], order: list[int]) -> None:
+    some = outcomes(60)
+    whole, total = summed(some), Sums()
+    for shard in order:
+        rows = [row for row, its in enumerate(shards) if its == shard]
+        part = summed(*(rows_of(some, rows[first : first + 7]) for first in range(0, len(rows), 7)))
+        part.examples = [Example(mistake.key, b"", "png") for mistake in part.mistakes]
+        total.merge(Sums.model_validate_json(part.model_dump_json()))
+    assert {example.key for example in total.examples} == {mistake.key for mistake in total.mistakes}
+    assert total.model_copy(update={"examples": []}) == whole
+
+
+def test_sums_take_as_much_room_for_many_pictures_as_for_few() -> None:
+    some = outcomes(2000, 3)
+    few, many = summed(rows_of(some, range(400))), summed(*(rows_of(some, range(2000)) for _ in range(20)))
+    assert len(many.model_dump_json()) < 1.2 * len(few.model_dump_json())
 
 
 def test_the_most_confident_mistakes_come_first_and_equals_by_key() -> None:
-    found = mistakes(made([0, 0, 1, 1], [[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.2, 0.8]]), 3)
+    found = summed(made([0, 0, 1, 1], [[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.2, 0.8]])).mistakes
     assert [(one.key, one.label, one.predicted) for one in found] == [
         ("0001", "a", "b"),
         ("0002", "b", "a"),
         ("0000", "a", "b"),
     ]
     assert found[0].confidence == pytest.approx(0.9)
-    assert len(mistakes(outcomes(), 5)) == 5
+    some = outcomes()
+    ranked = sorted(some.confidence[~some.correct].tolist(), reverse=True)
+    assert [one.confidence for one in summed(some).mistakes] == ranked[:MISTAKES]
 
 
 def test_the_most_confused_pairs_leave_out_what_is_right() -> None:

@@ -13,7 +13,7 @@ from library import codec
 from library.codec import Encoding
 from library.destination import claim, committed, finish
 from library.drift import Histograms, compare
-from library.manifest import Job, Manifest, find_manifest, load_report
+from library.manifest import Job, Manifest, ShardReport, find_manifest, load_report
 from library.shard_work import FilterJob, ShardTask
 from library.totals import Totals
 
@@ -52,7 +52,8 @@ def test_ingest_measures_what_it_keeps_and_the_manifest_has_the_sum(tmp_path: Pa
     assert made.histograms == expected(files)
     # As with `verify`: a picture that cannot be decoded has nothing to be measured.
     assert sum(made.tally.rejected.values()) == 2
-    parts = [load_report(path.read_bytes()) for path in sorted((tmp_path / "made" / "_reports").glob("*.json"))]
+    files = sorted((tmp_path / "made" / "_reports").glob("*.json"))
+    parts = [load_report(path.read_bytes(), ShardReport) for path in files]
     assert Histograms.total(Histograms.from_dict(part.histograms or {}) for part in parts if part).to_dict() == (
         made.histograms
     )

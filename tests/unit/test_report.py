@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from library import codec
-from library.comparison import compare
-from library.evaluation import Outcomes, evaluate, mistakes
-from library.report import Content, Counts, Subject, render, summary
+from library.comparison import Comparison, compare
+from library.evaluation import Evaluation, evaluate
+from library.report import Content, Counts, Subject, render, speed, summary
 from library.report.charts import line_chart, reliability_chart
 from library.robustness import CORRUPTIONS, Robustness
-from library.scoring import Example
+from library.sums import Example, Outcomes, Pairs, Sums
 
 EVIL = "<script>alert('x')</script>"
 PICTURE = codec.encode(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), codec.Encoding("png"))[0]
-THROUGHPUT = {"pictures_per_s": 1234.5, "workers": 2, "device": "cpu"}
+THROUGHPUT = {"pictures_per_s": 1234.5, "workers": 2, "device": "cpu", "shards": 9, "shards_resumed": 0}
 VOID = {"meta", "img", "br"}
 
 
@@ -38,13 +38,29 @@ def outcomes(classes: int = 5, pictures: int = 200, seed: int = 0, names: tuple[
     return Outcomes(names, keys, truth, probabilities.astype(np.float32))
 
 
+def summed(some: Outcomes) -> Sums:
+    sums = Sums()
+    sums.add(some)
+    return sums
+
+
+def evaluated(some: Outcomes) -> Evaluation:
+    return evaluate(some.classes, summed(some))
+
+
+def compared(first: Outcomes, second: Outcomes) -> Comparison | None:
+    pairs = Pairs()
+    pairs.add(first, second)
+    return compare(pairs)
+
+
 def subject(some: Outcomes, **changes: Any) -> Subject:
-    worst = mistakes(some, 6)
+    worst = summed(some).mistakes[:6]
     made = Subject(
         name="/out/lenet",
         bundle_id="ab" * 32,
         counts=Counts(len(some) + 3, len(some), {"blank": 2}, {"truncated": 1}),
-        evaluation=evaluate(some),
+        evaluation=evaluated(some),
         mistakes=worst,
         examples={one.key: Example(one.key, PICTURE, "png") for one in worst},
         record={
@@ -135,12 +151,12 @@ def test_what_users_name_is_text_wherever_it_stands() -> None:
         counts=Counts(203, 200, {EVIL: 3}, {}, {EVIL: 3}),
         record={"model": EVIL, EVIL: EVIL, "provenance": {EVIL: {EVIL: EVIL}, "long": [EVIL] * 50}},
     )
-    for changes in ({"dataset": EVIL, "made": EVIL}, {"comparison": compare(evil, some)}):
+    for changes in ({"dataset": EVIL, "made": EVIL}, {"comparison": compared(evil, some)}):
         subjects = (one, one) if "comparison" in changes else (one,)
         text, page = read(*subjects, **changes)
         assert EVIL in text
         assert "script" not in {tag for tag, _ in page.tags}
-        assert any(EVIL in str(value) for tag, attributes in page.tags for value in attributes.values())
+        assert any(EVIL in str(value) for _, attributes in page.tags for value in attributes.values())
 
 
 def test_the_matrix_has_a_cell_for_each_pair_of_classes_and_shows_the_counts() -> None:
@@ -149,7 +165,7 @@ def test_the_matrix_has_a_cell_for_each_pair_of_classes_and_shows_the_counts() -
     matrix = re.search(r'<table class="heat.*?</table>', page, re.DOTALL)
     assert matrix is not None
     assert matrix[0].count("<td") == 900
-    confusion = evaluate(some).confusion
+    confusion = evaluated(some).confusion
     assert [int(count) for count in re.findall(r">(\d+)</td>", matrix[0])] == confusion[confusion > 0].tolist()
     assert matrix[0].count('scope="row"') == matrix[0].count('scope="col"') == 30
 
@@ -175,13 +191,13 @@ def test_a_perfect_classifier_and_one_without_curves_or_pictures_have_a_page_too
 def test_two_classifiers_stand_side_by_side_with_mcnemars_test() -> None:
     first, second = outcomes(seed=0), outcomes(seed=1)
     second = Outcomes(second.classes, second.keys, first.truth, second.probabilities)
-    compared = compare(first, second)
-    assert compared is not None
-    two = [subject(first), subject(second, name="/out/other", mistakes=mistakes(second, 2))]
-    text, page = read(*two, comparison=compared)
+    found = compared(first, second)
+    assert found is not None
+    two = [subject(first), subject(second, name="/out/other", mistakes=summed(second).mistakes[:2])]
+    text, page = read(*two, comparison=found)
     assert "lenet and other on test" in text
-    assert f"Only the first is right on {compared.only_first} pictures" in text
-    assert f"p = {compared.p_value:.3g}" in text
+    assert f"Only the first is right on {found.only_first} pictures" in text
+    assert f"p = {found.p_value:.3g}" in text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     links = [str(attributes["href"])[1:] for tag, attributes in page.tags if tag == "a"]
     assert len(ids) == len(set(ids))
@@ -190,16 +206,24 @@ def test_two_classifiers_stand_side_by_side_with_mcnemars_test() -> None:
     assert "They have judged no picture in common." in nothing
 
 
+def test_a_run_that_resumes_says_how_much_was_done_before() -> None:
+    whole = "1,234 pictures a second on 2 workers (cpu)"
+    assert speed(THROUGHPUT) == whole
+    assert speed({**THROUGHPUT, "shards_resumed": 4}) == f"{whole}; 4 of 9 shards were judged by an earlier run"
+    nothing = {**THROUGHPUT, "shards_resumed": 9, "pictures_per_s": None}
+    assert speed(nothing) == "9 of 9 shards were judged by an earlier run"
+
+
 def test_the_summary_is_json_with_every_number() -> None:
     some = outcomes(5)
     numbers = json.loads(json.dumps(summary(content(subject(some))), allow_nan=False))
     assert numbers["bundle_id"] == "ab" * 32
-    assert numbers["top1"] == evaluate(some).top1
+    assert numbers["top1"] == evaluated(some).top1
     assert np.sum(numbers["confusion"]) == 200
     assert [one["name"] for one in numbers["per_class"]] == list(some.classes)
     assert len(numbers["robustness"]["corrupted"]) == len(CORRUPTIONS)
     assert {"top5", "loss", "intervals", "calibration", "counts", "throughput", "dataset_digest"} <= numbers.keys()
-    two = summary(content(subject(some), subject(some), comparison=compare(some, some)))
+    two = summary(content(subject(some), subject(some), comparison=compared(some, some)))
     assert [one["top1"] for one in two["bundles"]] == [numbers["top1"]] * 2
     assert two["comparison"]["p_value"] == 1.0
 
@@ -225,7 +249,7 @@ def test_axes_reach_round_every_value(values: tuple[float, ...]) -> None:
 
 
 def test_the_reliability_chart_has_a_bar_for_each_bin_that_holds_pictures() -> None:
-    some = evaluate(outcomes()).calibration
+    some = evaluated(outcomes()).calibration
     chart = reliability_chart(some)
     filled = [one for one in some.bins if one.count]
     assert chart.count("fill: var(--first)") == chart.count("fill: var(--quiet); opacity") == len(filled)

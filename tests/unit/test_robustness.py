@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from picture_examples import scene
 
-from library.robustness import CORRUPTIONS, Corruption, chosen, measure, order_of
+from library.robustness import CORRUPTIONS, Corruption, chosen, measure
 
 ALL = [pytest.param(one, id=f"{one.name}{one.strength}") for one in CORRUPTIONS]
 
@@ -58,17 +58,16 @@ def test_about_the_fraction_asked_for_is_chosen_by_keys_alone_and_a_larger_one_k
 
 
 def test_accuracy_is_over_the_pictures_that_are_still_judged_and_at_most_so_many_count() -> None:
-    keys = sorted("abcdef", key=order_of)
-    right = {key: np.full(len(CORRUPTIONS), number % 2, np.int8) for number, key in enumerate(keys)}
-    right[keys[1]][0] = -1
-    found = measure(right, dict.fromkeys(keys, True), 4)
+    answers = [list("1" + "01"[number % 2] * len(CORRUPTIONS)) for number in range(6)]
+    answers[1][1] = "-"
+    found = measure([(number, "".join(one)) for number, one in reversed(list(enumerate(answers)))], 4)
     assert found is not None
     assert (found.pictures, found.clean) == (4, 1.0)
     assert (found.judged[0], found.top1[0]) == (3, pytest.approx(1 / 3))
     assert (found.judged[1], found.top1[1]) == (4, 0.5)
-    for key in keys:
-        right[key][2] = -1
-    nothing = measure(right, dict.fromkeys(keys, True), 4)
+    for one in answers:
+        one[3] = "-"
+    nothing = measure([(number, "".join(one)) for number, one in enumerate(answers)], 4)
     assert nothing is not None
     assert nothing.top1[2] is None
-    assert measure({}, {}, 4) is None
+    assert measure([], 4) is None

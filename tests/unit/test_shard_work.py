@@ -106,7 +106,7 @@ def test_the_report_says_what_became_of_the_shard_and_is_what_was_returned(tmp_p
     work, (task,) = tasks_of(write_files(tmp_path / "raw", RAW), tmp_path / "made")
     told: list[Tally] = []
     report = work.run(task, told.append)
-    assert load_report((tmp_path / "made" / "_reports" / "part-000000.json").read_bytes()) == report
+    assert load_report((tmp_path / "made" / "_reports" / "part-000000.json").read_bytes(), ShardReport) == report
     assert (report.stem, report.input_digest, report.work_digest) == (
         task.stem,
         task.input_digest,
