@@ -6,17 +6,19 @@ import json as json_lines
 import shlex
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from cluster.console import Terminal, say
 from cluster.options import Json
+from cluster.ray_token import find_token
+from library.errors import StriateError
 
 if TYPE_CHECKING:  # they import Ray, sooner or later
     from ray.job_submission import JobDetails
 
-    from cluster.job_server import JobServer
+    from cluster.submit import Jobs
 
 _PIPED_WIDTH = 200
 
@@ -41,9 +43,6 @@ def submit_command(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="Any striate command, after two dashes.")],
     address: JobAddress = None,
-    name: Annotated[
-        str | None, typer.Option(help="Begins the job's id.", show_default="the command's name", metavar="NAME")
-    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's id, and do not wait for it.")] = False,
     env: Annotated[
         list[str] | None,
@@ -65,30 +64,24 @@ def submit_command(
 
         striate submit --address http://head:8265 -- filter s3://b/raw s3://b/edges --steps "edges"
 
-        striate submit --detach --name lenet -- train jobs/recipes/lenet-mnist.yaml --out s3://b/lenet --workers 4
+        striate submit --detach -- train jobs/recipes/lenet-mnist.yaml --out s3://b/lenet --workers 4
     """
     from cluster import inner_command
-    from cluster.submit import Submission, job_id, passed_on, submit
+    from cluster.submit import Jobs, find_address, passed_on
     from cluster.upload import working_tree
 
     inner = inner_command.parse(context.find_root(), command)
-    job = job_id(name if name is not None else inner.name)
     environment = passed_on(env or (), aws=aws)
-    where, token = _where(address, token_file)
+    where, token = find_address(address), find_token(token_file)
     tree = working_tree(".")
     inner_command.check(inner, tree)
-    server = _connected(where, token)
-    submission = Submission(inner.words, tree, job, environment)
-    submit(server, submission)
-    _tell(f"{job}: {len(tree.files):,} files, {tree.bytes / 1e6:.1f} MB, sent to {server.address}")
-    if detach:
-        if json:
-            say(json_lines.dumps({"id": job, "address": server.address, "command": submission.entrypoint}))
-        else:
-            say(job)
-        _tell(_handles(server, job))
-        return
-    _end_with(server, job, json)
+    jobs = Jobs(where, token)
+    job = jobs.submit(inner.entrypoint, tree, environment)
+    _tell(f"{job}: {len(tree.files):,} files, {tree.bytes / 1e6:.1f} MB, sent to {jobs.address}")
+    if not detach:
+        _end_with(jobs, job, json)
+    say(json_lines.dumps({"id": job, "address": jobs.address, "command": inner.entrypoint}) if json else job)
+    _tell(_handles(jobs, job))
 
 
 def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json: Json = False) -> None:
@@ -96,24 +89,21 @@ def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json:
 
     striate jobs --address http://head:8265
     """
-    server = _connected(*_where(address, token_file))
-    jobs = [job for job in server.ask(lambda client: client.list_jobs()) if job.submission_id]
-    jobs.sort(key=lambda job: job.start_time or 0, reverse=True)
+    rows = [_document(job) for job in _jobs(address, token_file).all()]
     if json:
-        say(json_lines.dumps([_document(job) for job in jobs], indent=1))
+        say(json_lines.dumps(rows, indent=1))
         return
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     # Whole, however narrow the terminal is: `striate logs` wants it.
-    table.add_column("id", no_wrap=True, min_width=max((len(str(job.submission_id)) for job in jobs), default=2))
+    table.add_column("id", no_wrap=True, min_width=max((len(row["id"]) for row in rows), default=2))
     for heading in ("status", "exit code", "started", "seconds"):
         table.add_column(heading, justify="right" if heading in ("exit code", "seconds") else "left", no_wrap=True)
     table.add_column("command")
-    for job in jobs:
-        told = _document(job)
-        cells = (told["id"], told["status"], told["exit_code"], told["started"], told["seconds"], told["command"])
+    for row in rows:
+        cells = (row["id"], row["status"], row["exit_code"], row["started"], row["seconds"], row["command"])
         table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
     console = Terminal()
     # Who reads a pipe has room for all of it.
@@ -128,68 +118,54 @@ def logs_command(
 ) -> None:
     """Print what a job has written.
 
-    striate logs filter-20260131-142501-9f3a --follow
+    striate logs raysubmit_4LamXRuQpYdSMg7J --follow
     """
-    server = _connected(*_where(address, token_file))
+    jobs = _jobs(address, token_file)
     if follow:
-        _end_with(server, job, as_json=False)
-    say(server.ask(lambda client: client.get_job_logs(job)).replace("\r\n", "\n").replace("\r", "\n"), end="")
+        _end_with(jobs, job, as_json=False)
+    say(_lines(jobs.log(job)), end="")
 
 
 def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile = None, json: Json = False) -> None:
-    """Stop a job as Ctrl-C would: what is done stays, and the same command goes on from there.
+    """Stop a job as Ctrl-C would: finished work is kept, and the same command resumes it.
 
-    striate stop filter-20260131-142501-9f3a
+    striate stop raysubmit_4LamXRuQpYdSMg7J
     """
-    from cluster.submit import ended, stop
+    from cluster.submit import ended
 
-    server = _connected(*_where(address, token_file))
-    details, by_us = stop(server, job)
+    details, by_us = _jobs(address, token_file).stop(job)
     if json:
         say(json_lines.dumps(_document(details) | {"stopped": by_us}))
     else:
         say(ended(details) if by_us else f"{job} had ended already: {details.status}")
 
 
-def _where(address: str | None, token_file: str | None) -> tuple[str, str | None]:
-    from cluster.job_server import find_address
-    from cluster.ray_token import find_token
+def _jobs(address: str | None, token_file: str | None) -> Jobs:
+    from cluster.submit import Jobs, find_address
 
-    return find_address(address), find_token(token_file)
-
-
-def _connected(address: str, token: str | None) -> JobServer:
-    from cluster.job_server import JobServer
-
-    return JobServer(address, token, told=_tell)
+    return Jobs(find_address(address), find_token(token_file))
 
 
-def _end_with(server: JobServer, job: str, as_json: bool) -> None:
+def _end_with(jobs: Jobs, job: str, as_json: bool) -> NoReturn:
     """Follow a job to its end, and end as it did."""
-    from cluster.job_server import Lost
-    from cluster.submit import ended, exit_code, follow
-    from library.errors import StriateError
+    from cluster.submit import Lost, ended, exit_code
 
     out = sys.stderr if as_json else sys.stdout
-
-    def write(piece: str) -> None:
-        say(piece.replace("\r\n", "\n").replace("\r", "\n"), file=out, end="", flush=True)
-
     try:
-        details = follow(server, job, write, _tell)
+        details = jobs.follow(job, lambda piece: say(_lines(piece), file=out, end="", flush=True), _tell)
     except KeyboardInterrupt:
-        _interrupted(server, job)
+        _interrupted(jobs, job)
         raise typer.Exit(130) from None
     except Lost as error:
-        raise StriateError(f"{error}\n{job} may go on there\n{_handles(server, job)}") from error
+        raise StriateError(f"{error}\n{job} may go on there\n{_handles(jobs, job)}") from error
     if as_json:
         say(json_lines.dumps(_document(details)))
     _tell(ended(details))
     raise typer.Exit(exit_code(details))
 
 
-def _interrupted(server: JobServer, job: str) -> None:
-    from cluster.submit import ended, stop
+def _interrupted(jobs: Jobs, job: str) -> None:
+    from cluster.submit import ended
 
     if sys.stdin.isatty() and sys.stderr.isatty():
         try:
@@ -197,14 +173,18 @@ def _interrupted(server: JobServer, job: str) -> None:
         except (typer.Abort, KeyboardInterrupt):
             stops = False
         if stops:
-            _tell(ended(stop(server, job)[0]))
+            _tell(ended(jobs.stop(job)[0]))
             return
-    _tell(f"{job} goes on\n{_handles(server, job)}")
+    _tell(f"{job} goes on there\n{_handles(jobs, job)}")
 
 
-def _handles(server: JobServer, job: str) -> str:
-    where = f"--address {shlex.quote(server.address)}"
+def _handles(jobs: Jobs, job: str) -> str:
+    where = f"--address {shlex.quote(jobs.address)}"
     return f"  follow it: striate logs {job} --follow {where}\n  stop it:   striate stop {job} {where}"
+
+
+def _lines(log: str) -> str:
+    return log.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _document(details: JobDetails) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ class InnerCommand:
     words: tuple[str, ...]
     values: dict[str, Any]
     arguments: tuple[str, ...]
+
+    @property
+    def entrypoint(self) -> str:
+        """What a shell on the cluster runs."""
+        return shlex.join(["striate", *self.words])
 
 
 def parse(root: Any, words: Sequence[str]) -> InnerCommand:

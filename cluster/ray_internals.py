@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from library.errors import StriateError
 
 #: What a command uses of Ray: everything needs the core, the others only what they start.
-Part = Literal["core", "serve"]
+Part = Literal["core", "serve", "submit"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ _NEEDS: Mapping[Part, Sequence[_Need]] = {
             "keeping the ports of replicas closed to other machines",
         ),
     ),
+    "submit": (
+        _Need("ray._private.thirdparty.pathspec.pathspec", ("PathSpec",), "listing what is uploaded with a job"),
+    ),
 }
 
 
@@ -64,6 +67,17 @@ def check(part: Part) -> None:
         for name in need.names:
             if not hasattr(module, name):
                 raise StriateError(_lacks(f"{need.module}.{name}", need.purpose))
+
+
+def ignore_rules(lines: Iterable[str]) -> Callable[[str], bool]:
+    """Return whether a path is ignored by these lines of a .gitignore, as Ray's own packaging decides it.
+
+    Ray has no public way to say what it would upload. A second library would be one more to keep in step with it.
+    """
+    check("submit")
+    from ray._private.thirdparty.pathspec.pathspec import PathSpec
+
+    return PathSpec.from_lines("gitwildmatch", lines).match_file
 
 
 @contextmanager

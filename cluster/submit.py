@@ -9,22 +9,20 @@ dependencies, its version, and the command itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
-import secrets
-import shlex
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from cluster.job_server import JobServer, Lost
 from cluster.upload import Tree
 from library.errors import StriateError, UsageError
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
+if TYPE_CHECKING:  # Ray takes a second to import, and a wrong command line is refused before
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 #: Passed on by `--aws`, where they are set. A profile is a file of this machine, and stays here.
 AWS_VARIABLES = (
@@ -32,56 +30,43 @@ AWS_VARIABLES = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_EC2_METADATA_DISABLED"),
     *("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"),
 )
-
 #: Ray reads these in the process that runs the command: it is stopped as by Ctrl-C, and may end its work.
 _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
-
-#: Of a job that was stopped, as striate's own after Ctrl-C.
+#: Exit code of a job that was stopped, as striate's own after Ctrl-C.
 STOPPED_CODE = 130
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-# Silence after which the connection is tried, and the longest time that a cluster may be away.
-_QUIET_S = 30
-_AWAY_S = 300
-_POLL_S = 0.5
+# Silence after which the log is asked for anew, as nothing tells of a connection that is dead; how long a cluster may
+# be away; how often a job is asked for its state.
+_QUIET_S, _AWAY_S, _POLL_S = 60, 300, 0.5
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What is sent.
-
-    Attributes:
-        command: words of the striate command, without `striate`.
-        tree: the folder it runs in.
-        job: submission id, readable and unique.
-        environment: variables of the job beside the cluster's own.
-    """
-
-    command: Sequence[str]
-    tree: Tree
-    job: str
-    environment: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def entrypoint(self) -> str:
-        return shlex.join(["striate", *self.command])
+class Lost(StriateError):
+    """The cluster does not answer; it may answer again, and its jobs may go on."""
 
 
-def job_id(name: str, now: time.struct_time | None = None) -> str:
-    """`filter-20260131-142501-9f3a`: what it is, when it was sent (UTC), and four digits that make it unique.
+def find_address(address: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the job API that is meant: `--address`, else Ray's variables, else a Ray on this machine.
 
     Raises:
-        UsageError: when the name would not do in a URL and a file's name.
+        UsageError: when it is not an http address.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"--name '{name}': up to 63 letters, digits, dots, - and _, a letter or digit first")
-    return f"{name}-{time.strftime('%Y%m%d-%H%M%S', now or time.gmtime())}-{secrets.token_hex(2)}"
+    named = {"--address": address} | {name: environment.get(name) for name in (_ADDRESS_VARIABLE, "RAY_ADDRESS")}
+    for name, value in named.items():
+        if value or (value is not None and name == "--address"):
+            try:
+                parts = urlsplit(value)
+                if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+                    return value.rstrip("/")
+            except ValueError:
+                pass
+            raise UsageError(f"{name} {value}: jobs go to Ray's dashboard, as --address http://HOST:8265")
+    return "http://127.0.0.1:8265"
 
 
 def passed_on(names: Sequence[str], *, aws: bool, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables for the job: of this process by name, or written out as NAME=VALUE; with `aws` those of AWS.
+    """Return variables for the job: of this process by name, or written out as NAME=VALUE; with `aws` those of AWS.
 
     Raises:
         UsageError: when one is not set here, or Ray would change its value.
@@ -107,120 +92,148 @@ def passed_on(names: Sequence[str], *, aws: bool, environment: Mapping[str, str]
     return passed
 
 
-def submit(server: JobServer, submission: Submission) -> None:
-    """Upload the tree, where the cluster does not have it yet, and start the job.
-
-    Raises:
-        StriateError: when the cluster does not take it.
-    """
-    with tempfile.TemporaryDirectory(prefix="striate-") as folder:
-        archive = os.path.join(folder, "tree.zip")
-        submission.tree.pack(archive)
-        try:
-            server.ask(
-                lambda client: client.submit_job(
-                    entrypoint=submission.entrypoint,
-                    submission_id=submission.job,
-                    runtime_env={"working_dir": archive, "env_vars": _STOP | dict(submission.environment)},
-                    metadata={"job_name": submission.job},
-                )
-            )
-        except Lost:
-            # The answer may have been lost, and not the request.
-            try:
-                server.details(submission.job)
-            except StriateError:
-                pass
-            else:
-                return
-            raise
-
-
-def follow(server: JobServer, job: str, write: Callable[[str], object], told: Callable[[str], None]) -> JobDetails:
-    """Write the job's log as it grows, until the job has ended; a connection that is lost is made again.
+class Jobs:
+    """The jobs of the cluster whose dashboard is at `address`, through Ray's client.
 
     Args:
-        server: the cluster.
-        job: submission id.
-        write: takes pieces of the log.
-        told: takes what happens to the connection.
-
-    Returns:
-        The job as it ended.
+        address: see `find_address`.
+        token: see `cluster.ray_token.find_token`.
 
     Raises:
-        Lost: when the cluster is away for minutes; the job may go on there.
-        Unknown: when there is no such job.
+        Lost: when it does not answer.
+        StriateError: when the token is missing or wrong.
     """
-    written = 0
-    away_since: float | None = None
 
-    async def tail() -> None:
-        """The whole log is sent each time."""
-        nonlocal written, away_since
-        at = 0
-        async for piece in _alive(server, job):
-            away_since = None
-            new = piece[max(0, written - at) :]
-            at += len(piece)
-            if new:
-                write(new)
-                written = at
+    def __init__(self, address: str, token: str | None) -> None:
+        from ray.job_submission import JobSubmissionClient
 
-    while True:
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.address = address
+        with self.asked(), _only(address):
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            self._client = JobSubmissionClient(address, headers=headers)
+
+    @contextmanager
+    def asked(self) -> Generator[JobSubmissionClient]:
+        """Give Ray's client, and turn what it raises into what, where, and what would work."""
+        import aiohttp
+        import requests
+        from ray.exceptions import AuthenticationError
+
         try:
-            with server.explained():
-                asyncio.run(tail())
-            details = server.details(job)
-            away_since = None
-            if details.status.is_terminal():
-                return details
-        except Lost as error:
-            if away_since is None:
-                away_since = time.monotonic()
-                told(f"{error}; the job may go on, trying for {_AWAY_S} s")
-            elif time.monotonic() - away_since > _AWAY_S:
-                raise
-        time.sleep(_POLL_S)  # the log may end before the job has its status
+            yield getattr(self, "_client", None)  # pyright: ignore[reportReturnType] -- none only while it is made
+        except AuthenticationError as error:
+            how = "set RAY_AUTH_TOKEN, or name a file that holds it: --token-file FILE"
+            what = "refuses the token" if "Authentication failed" in error.message else "wants a token"
+            raise StriateError(f"{self.address} {what}: {how}") from error
+        except (requests.RequestException, aiohttp.ClientError, OSError, KeyError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            if "status code 404" in reason:
+                raise StriateError(f"{self.address}: {reason}; `striate jobs` lists the jobs there") from error
+            raise Lost(
+                f"{self.address} does not answer as Ray's dashboard does ({reason}); is the cluster up, is that the "
+                "port of its dashboard (8265), is it forwarded?"
+            ) from error
 
+    def all(self) -> list[JobDetails]:
+        """The jobs that were submitted, the latest first."""
+        with self.asked() as client:
+            jobs = [job for job in client.list_jobs() if job.submission_id]
+        return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
 
-async def _alive(server: JobServer, job: str) -> AsyncIterator[str]:
-    """Pieces of the log. Nothing tells of a connection that is dead, so after some silence the server is asked."""
-    pieces = aiter(server.client.tail_job_logs(job))
-    while True:
-        waiting = asyncio.ensure_future(anext(pieces, None))
-        while not (await asyncio.wait({waiting}, timeout=_QUIET_S))[0]:
-            await asyncio.to_thread(server.details, job)
-        piece = waiting.result()
-        if piece is None:
-            return
-        yield piece
+    def details(self, job: str) -> JobDetails:
+        """A job by its id."""
+        with self.asked() as client:
+            return client.get_job_info(job)
 
+    def log(self, job: str) -> str:
+        """What a job has written so far."""
+        with self.asked() as client:
+            return client.get_job_logs(job)
 
-def stop(server: JobServer, job: str, seconds: float = 60) -> tuple[JobDetails, bool]:
-    """Ask the job to stop, and wait until it has: it has 15 s, and is killed then.
+    def submit(self, entrypoint: str, tree: Tree, environment: Mapping[str, str]) -> str:
+        """Upload the tree, where the cluster does not have it yet, start the command, and return the job's id."""
+        variables = _STOP | dict(environment)
+        with self.asked() as client:
+            return client.submit_job(
+                entrypoint=entrypoint,
+                runtime_env={"working_dir": tree.root, "excludes": list(tree.excludes), "env_vars": variables},
+            )
 
-    Returns:
-        The job as it ended, and whether it was this that stopped it.
+    def follow(self, job: str, write: Callable[[str], object], report: Callable[[str], object]) -> JobDetails:
+        """Write the job's log as it grows until the job has ended; a connection that is lost is made again.
 
-    Raises:
-        Unknown: when there is no such job.
-        StriateError: when it is still there after `seconds`.
-    """
-    details = server.details(job)
-    if details.status.is_terminal():
-        return details, False
-    server.ask(lambda client: client.stop_job(job))
-    end = time.monotonic() + seconds
-    while not (details := server.details(job)).status.is_terminal():
-        if time.monotonic() > end:
-            raise StriateError(f"{job} was asked to stop {seconds:.0f} s ago, and is still {details.status}")
-        time.sleep(_POLL_S)  # the job API answers questions and tells nothing by itself
-    return details, str(details.status) == "STOPPED"
+        Args:
+            job: its id.
+            write: takes pieces of the log.
+            report: takes what happens to the connection.
+
+        Returns:
+            The job as it ended.
+
+        Raises:
+            Lost: when the cluster is away for minutes; the job may go on there.
+            StriateError: when there is no such job.
+        """
+        details, written, heard, reported = self.details(job), 0, time.monotonic(), False
+
+        async def tail() -> None:
+            """Ray sends the whole log each time."""
+            nonlocal written, heard, reported
+            at, pieces = 0, aiter(self._client.tail_job_logs(job))
+            while True:
+                try:
+                    piece = await asyncio.wait_for(anext(pieces, None), _QUIET_S)
+                except TimeoutError:
+                    return
+                if piece is None:
+                    return
+                heard, reported = time.monotonic(), False
+                write(piece[max(0, written - at) :])
+                at += len(piece)
+                written = max(written, at)
+
+        while True:
+            try:
+                with self.asked():
+                    asyncio.run(tail())
+                details = self.details(job)
+                if details.status.is_terminal():
+                    return details
+                heard, reported = time.monotonic(), False
+            except Lost as error:
+                if time.monotonic() - heard > _AWAY_S:
+                    raise
+                if not reported:
+                    report(f"{error}; the job may go on, trying for {_AWAY_S} s")
+                reported = True
+            time.sleep(_POLL_S)  # the log may end before the job has its status
+
+    def stop(self, job: str, seconds: float = 60) -> tuple[JobDetails, bool]:
+        """Ask the job to stop, and wait until it has: it has 15 s, and is killed then.
+
+        Returns:
+            The job as it ended, and whether it was this that stopped it.
+
+        Raises:
+            StriateError: when there is no such job, or it is still there after `seconds`.
+        """
+        details = self.details(job)
+        if details.status.is_terminal():
+            return details, False
+        with self.asked() as client:
+            client.stop_job(job)
+        end = time.monotonic() + seconds
+        while not (details := self.details(job)).status.is_terminal():
+            if time.monotonic() > end:
+                raise StriateError(f"{job} was asked to stop {seconds:.0f} s ago, and is still {details.status}")
+            time.sleep(_POLL_S)  # the job API answers questions and tells nothing by itself
+        return details, str(details.status) == "STOPPED"
 
 
 def exit_code(details: JobDetails) -> int:
-    """What the command itself ended with; 128 and the signal where one killed it, as a shell says it."""
+    """Return what the command itself ended with; 128 and the signal where one killed it, as a shell says it."""
     code = details.driver_exit_code
     if code is not None:
         return code if code >= 0 else 128 - code
@@ -228,10 +241,23 @@ def exit_code(details: JobDetails) -> int:
 
 
 def ended(details: JobDetails) -> str:
-    """`filter-...: FAILED, exit code 2, 12 s`, and why where the command never ran."""
+    """Return `raysubmit_...: FAILED, exit code 2, 12 s`, and why where the command never ran."""
     line = f"{details.submission_id}: {details.status}, exit code {exit_code(details)}"
     if details.start_time is not None and details.end_time is not None:
         line += f", {(details.end_time - details.start_time) / 1000:.0f} s"
     if str(details.status) == "FAILED" and details.driver_exit_code is None and details.message:
         line += f"\n{details.message.strip()}"
     return line
+
+
+@contextmanager
+def _only(address: str) -> Generator[None]:
+    """Ray lets this variable, or RAY_ADDRESS, override the address that it is given."""
+    before = os.environ.get(_ADDRESS_VARIABLE)
+    os.environ[_ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        del os.environ[_ADDRESS_VARIABLE]
+        if before is not None:
+            os.environ[_ADDRESS_VARIABLE] = before

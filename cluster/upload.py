@@ -1,32 +1,30 @@
-"""The working tree as a job takes it along: what is in it, whether it may be uploaded, and the archive.
+"""The working tree that Ray uploads with a job: what is in it, and whether it may be uploaded.
 
-Ray uploads a folder by itself, but weighs it only when it is packed, takes data for code, and goes through folders that
-`.gitignore` names. So the files are listed here by Ray's own matcher, and Ray is given the archive: what was weighed is
-what is sent, and the same tree is the same archive, which a cluster that has it is not sent again.
+Ray's packaging respects `.gitignore` and `.rayignore` and takes further excludes, but takes a folder of photos for
+code. So the files are listed by the same rules before Ray packs them.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from cluster.ray_internals import ignore_rules
 from library.errors import UsageError
 from library.sources.entries import PICTURE_SUFFIXES, suffix_of
 
 #: Of all files, before they are packed; Ray's dashboard takes 100 MiB.
 MAX_BYTES = 64 * 2**20
-MAX_FILES = 20_000
 #: Pictures and shards below one folder: more than these belong in a bucket.
 MAX_DATA_FILES = 200
 MAX_DATA_BYTES = 16 * 2**20
 
 _IGNORE_FILES = (".gitignore", ".rayignore")
 #: Left out with or without an ignore file: history, environments, what jobs made, data.
-_NEVER = (".git", ".venv", "venv", "__pycache__", "/out/", "/data/", ".*_cache/", "*.egg-info/")
+_NEVER = (".git", ".venv", "venv", "__pycache__", "/out", "/data", ".*_cache", "*.egg-info")
 #: Secrets, by the names that they usually have.
 _SECRETS = (".env", ".env.*", ".envrc", ".netrc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "*api-keys*", "*api_keys*")
 _DATA_SUFFIXES = (PICTURE_SUFFIXES - {"svg", "ico"}) | {"parquet", "tar", "tgz", "gz", "zip", "arrow", "tfrecord"}
@@ -35,10 +33,17 @@ _NAMED_FOLDERS = 4
 
 @dataclass(frozen=True)
 class Tree:
-    """Files below `root` that are sent, by their path with `/`, and their sizes in bytes."""
+    """Files below `root` that are sent, by their path with `/`, and their sizes in bytes.
+
+    Attributes:
+        root: absolute path of the folder.
+        files: sizes by path.
+        excludes: what Ray must be told to leave out to send exactly these files.
+    """
 
     root: str
     files: dict[str, int]
+    excludes: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -48,17 +53,6 @@ class Tree:
         """Whether a file or folder, by its path below `root`, is sent."""
         path = os.path.normpath(path)
         return path == "." or path in self.files or any(file.startswith(path + "/") for file in self.files)
-
-    def pack(self, archive: str) -> None:
-        """Write a zip file; equal trees make equal files."""
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-            for path in sorted(self.files):
-                member = zipfile.ZipInfo(path)  # of a fixed date
-                member.compress_type = zipfile.ZIP_DEFLATED
-                mode = os.stat(os.path.join(self.root, path)).st_mode
-                member.external_attr = (0o755 if mode & 0o100 else 0o644) << 16
-                with open(os.path.join(self.root, path), "rb") as file:
-                    packed.writestr(member, file.read())
 
 
 def working_tree(root: str) -> Tree:
@@ -71,29 +65,27 @@ def working_tree(root: str) -> Tree:
     """
     root = os.path.realpath(root)
     if root in (os.path.realpath(os.path.expanduser("~")), os.path.sep):
-        raise UsageError(f"{root} is no project: the folder that you are in is uploaded; change to the project's first")
-    files: dict[str, int] = {}
-    for path, size in _walk(root, "", (_rules("", (*_NEVER, *_SECRETS)),)):
-        files[path] = size
-        if len(files) > MAX_FILES:
-            break
-    tree = Tree(root, files)
+        raise UsageError(f"{root} is not a project: the current folder is uploaded; change to the project's first")
+    links: list[str] = []
+    files = {path[len(root) + 1 :]: os.path.getsize(path) for path in _walk(root, links)}
+    # Ray would follow links to folders.
+    linked = tuple("/" + re.sub(r"([*?\[\]!# ])", r"\\\1", path[len(root) + 1 :]) for path in links)
+    tree = Tree(root, files, (*_NEVER, *_SECRETS, *linked))
     _refuse_data(tree)
-    if len(files) > MAX_FILES:
-        raise UsageError(f"{root} has more than {MAX_FILES:,} files, too many to upload{_where(_by_folder(tree))}")
     if tree.bytes > MAX_BYTES:
+        sizes = _by_folder(tree.files).most_common(_NAMED_FOLDERS)
+        named = ", ".join(f"{folder} {size / 2**20:,.1f} MiB" for folder, size in sizes)
         raise UsageError(
-            f"{root} has {tree.bytes / 2**20:,.0f} MiB, and at most {MAX_BYTES >> 20} are uploaded"
-            f"{_where(_by_folder(tree))}"
+            f"{root} has {tree.bytes / 2**20:,.0f} MiB, and at most {MAX_BYTES >> 20} are uploaded ({named}): write in "
+            ".gitignore or .rayignore what the job does not need; data belongs in a bucket"
         )
     return tree
 
 
 def _refuse_data(tree: Tree) -> None:
     data = {path: size for path, size in tree.files.items() if suffix_of(path) in _DATA_SUFFIXES}
-    counts = Counter(_folder(path) for path in data)
-    sizes = _by_folder(Tree(tree.root, data))
-    for folder, count in counts.most_common():
+    sizes = _by_folder(data)
+    for folder, count in _by_folder(dict.fromkeys(data, 1)).most_common():
         if count > MAX_DATA_FILES or sizes[folder] > MAX_DATA_BYTES:
             raise UsageError(
                 f"{folder} holds {count:,} pictures and data files ({sizes[folder] / 2**20:,.1f} MiB), which are not "
@@ -102,51 +94,33 @@ def _refuse_data(tree: Tree) -> None:
             )
 
 
-def _by_folder(tree: Tree) -> Counter[str]:
-    sizes: Counter[str] = Counter()
-    for path, size in tree.files.items():
-        sizes[_folder(path)] += size
-    return sizes
+def _by_folder(files: dict[str, int]) -> Counter[str]:
+    sums: Counter[str] = Counter()
+    for path, number in files.items():
+        first, slash, _ = path.partition("/")
+        sums[f"{first}/" if slash else "./"] += number
+    return sums
 
 
-def _folder(path: str) -> str:
-    first, slash, _ = path.partition("/")
-    return f"{first}/" if slash else "./"
+def _walk(root: str, links: list[str]) -> Iterator[str]:
+    """Yield the files that are sent; collect the links to folders."""
+    everywhere = (len(root) + 1, ignore_rules((*_NEVER, *_SECRETS)))
+    rules: dict[str, tuple[tuple[int, Callable[[str], bool]], ...]] = {}
+    for folder, folders, names in os.walk(root):
+        valid = rules.get(os.path.dirname(folder), (everywhere,))
+        for name in set(_IGNORE_FILES).intersection(names):
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+                valid = (*valid, (len(folder) + 1, ignore_rules(file)))
+        rules[folder] = valid
 
+        def is_sent(path: str, valid: tuple[tuple[int, Callable[[str], bool]], ...] = valid) -> bool:
+            return not any(ignored(path[start:]) for start, ignored in valid)
 
-def _where(sizes: Counter[str]) -> str:
-    named = ", ".join(f"{folder} {size / 2**20:,.1f} MiB" for folder, size in sizes.most_common(_NAMED_FOLDERS))
-    return f" ({named}): write in .gitignore or .rayignore what the job does not need; data belongs in a bucket"
-
-
-# Of a folder: where its paths begin in a path from the root, and what it leaves out.
-_Rules = tuple[int, Any]
-
-
-def _walk(root: str, below: str, rules: tuple[_Rules, ...]) -> Iterator[tuple[str, int]]:
-    for name in _IGNORE_FILES:
-        try:
-            with open(os.path.join(root, below, name), encoding="utf-8", errors="replace") as file:
-                rules = (*rules, _rules(below, tuple(file)))
-        except (FileNotFoundError, IsADirectoryError):
-            continue
-    with os.scandir(os.path.join(root, below)) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        path = below + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            # With its slash, as `out/` matches a folder only so.
-            if not _left_out(path + "/", rules):
-                yield from _walk(root, path + "/", rules)
-        elif entry.is_file() and not _left_out(path, rules):
-            yield path, entry.stat().st_size
-
-
-def _rules(below: str, lines: tuple[str, ...]) -> _Rules:
-    from ray._private.thirdparty.pathspec.pathspec import PathSpec
-
-    return len(below), PathSpec.from_lines("gitwildmatch", lines)
-
-
-def _left_out(path: str, rules: tuple[_Rules, ...]) -> bool:
-    return any(spec.match_file(path[start:]) for start, spec in rules)
+        links += [path for path in (os.path.join(folder, name) for name in folders) if os.path.islink(path)]
+        # With its slash, as `runs/` matches a folder only so.
+        folders[:] = [
+            name for name in folders if os.path.join(folder, name) not in links and is_sent(f"{folder}/{name}/")
+        ]
+        for path in (os.path.join(folder, name) for name in names):
+            if os.path.isfile(path) and is_sent(path):
+                yield path

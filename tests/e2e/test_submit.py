@@ -129,12 +129,11 @@ def test_pictures_are_ingested_into_a_bucket_by_the_keys_that_are_passed_on(
     some = sorted(photos.rglob("*.jpg"))[:12]
     for path in [path for path in photos.rglob("*") if path.is_file() and path not in some]:
         path.unlink()
-    command = [str(BIN / "striate"), "submit", "--name", "few", "--aws", "--", "ingest", "photos", f"{bucket}/raw"]
+    command = [str(BIN / "striate"), "submit", "--aws", "--", "ingest", "photos", f"{bucket}/raw"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"12 in = {load_manifest(f'{bucket}/raw').rows} out" in done.stdout
     assert s3_server.secret not in done.stdout + done.stderr
-    assert "few-" in done.stderr
     assert "SUCCEEDED, exit code 0" in done.stderr
 
 
@@ -193,7 +192,7 @@ def test_the_doctor_examines_a_cluster_from_inside(
 def test_what_was_sent_is_what_runs_until_it_is_stopped(
     waiting_project: Path, head: Head, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = started(capsys, "--name", "long", "--env", "SECRET=42")
+    job = started(capsys, "--env", "SECRET=42")
     listed = jobs(capsys)[job]
     assert (listed["status"], listed["exit_code"], listed["command"]) == ("RUNNING", None, "striate info /anything")
     with Forwarder(head.address) as forwarder:
@@ -230,7 +229,7 @@ def test_ctrl_c_on_a_terminal_asks_whether_to_stop_the_job(
         os.write(ours, answer.encode())
         assert process.wait(60) == 130
     os.close(ours)
-    (job,) = [word for word in told.decode().split() if word.startswith("info-") and not word.endswith(":")]
+    (job,) = [word for word in told.decode().split() if word.startswith("raysubmit_") and not word.endswith(":")]
     assert jobs(capsys)[job]["status"] == status
     assert run(["stop", job]) == 0
 

@@ -62,7 +62,6 @@ def test_misuse_is_told_before_anything_is_sent(
     ("options", "told"),
     [
         (["--address", "head:6379"], "http://HOST:8265"),
-        (["--name", "a/b"], "--name 'a/b'"),
         (["--token-file", "missing"], "--token-file missing cannot be read"),
         (["--env", "NOT_SET_ANYWHERE"], "--env NOT_SET_ANYWHERE"),
         (["--aws"], "AWS_SECRET_ACCESS_KEY"),

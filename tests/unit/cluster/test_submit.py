@@ -1,35 +1,26 @@
-"""Names, variables and exit codes of jobs."""
+"""Where jobs are sent and with which variables, what is said when nobody answers, and exit codes."""
 
 from __future__ import annotations
 
+import http.server
+import os
 import shlex
-import time
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from cluster.submit import Submission, ended, exit_code, job_id, passed_on
-from cluster.upload import Tree
+from cluster.inner_command import InnerCommand
+from cluster.submit import Jobs, Lost, ended, exit_code, find_address, passed_on
 from library.errors import UsageError
-
-
-def test_a_job_is_named_for_what_it_does_and_when_and_is_unique() -> None:
-    sent = time.struct_time((2026, 1, 31, 14, 25, 1, 5, 31, 0))
-    first, second = job_id("filter", sent), job_id("filter", sent)
-    assert first.startswith("filter-20260131-142501-")
-    assert first != second
-
-
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "é", "x" * 64])
-def test_a_name_must_do_in_a_url(name: str) -> None:
-    with pytest.raises(UsageError, match="--name"):
-        job_id(name)
+from tests.conftest import free_port
 
 
 def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
-    words = ["filter", "s3://b/raw", "s3://b/x", "--steps", "grayscale | edges(direction='vertical')"]
-    entrypoint = Submission(words, Tree("/", {}), "job").entrypoint
+    words = ("filter", "s3://b/raw", "s3://b/x", "--steps", "grayscale | edges(direction='vertical')")
+    entrypoint = InnerCommand("filter", words, {}, ()).entrypoint
     assert entrypoint.startswith("striate filter s3://b/raw s3://b/x --steps ")
     assert shlex.split(entrypoint) == ["striate", *words]
 
@@ -81,3 +72,59 @@ def test_submit_ends_as_the_command_did(job: JobDetails, code: int) -> None:
 def test_why_a_command_never_ran_is_told() -> None:
     told = ended(details("FAILED", message="runtime_env setup failed", start_time=1000, end_time=13_000))
     assert told == "job: FAILED, exit code 1, 12 s\nruntime_env setup failed"
+
+
+def test_the_address_is_the_one_that_is_said_else_rays_own_variables_else_this_machine() -> None:
+    here = {"RAY_API_SERVER_ADDRESS": "http://a:1", "RAY_ADDRESS": "http://b:2"}
+    assert find_address("https://head/ray/", here) == "https://head/ray"
+    assert find_address(None, here) == "http://a:1"
+    assert find_address(None, {"RAY_ADDRESS": "http://b:2"}) == "http://b:2"
+    assert find_address(None, {}) == "http://127.0.0.1:8265"
+
+
+@pytest.mark.parametrize("address", ["head:8265", "head", "ray://head:10001", "http://", "http://head:port", "auto"])
+def test_another_address_is_refused_with_what_it_looks_like(address: str) -> None:
+    with pytest.raises(UsageError, match="http://HOST:8265"):
+        find_address(address, {})
+    with pytest.raises(UsageError, match=r"RAY_ADDRESS .*http://HOST:8265"):
+        find_address(None, {"RAY_ADDRESS": address})
+
+
+def test_where_nothing_answers_it_is_told() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(Lost, match=f"{address} does not answer .*8265"):
+        Jobs(address, "token")
+
+
+class _NotRay(http.server.BaseHTTPRequestHandler):
+    answers: ClassVar = {
+        "/json/api/version": (200, b"{}"),
+        "/page/api/version": (200, b"<html>"),
+        "/down/api/version": (502, b""),
+    }
+
+    def do_GET(self) -> None:
+        status, body = self.answers.get(self.path, (404, b""))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name there)
+        pass
+
+
+@pytest.fixture
+def not_ray() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NotRay) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", ["/json", "/page", "/missing", "/down"])
+def test_a_server_that_is_no_ray_is_called_that(not_ray: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:1")
+    with pytest.raises(Lost, match=f"{not_ray}{path} does not answer as Ray's dashboard does"):
+        Jobs(not_ray + path, None)
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://other:1"
