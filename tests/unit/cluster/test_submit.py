@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import os
 import shlex
 import threading
 from collections.abc import Iterator
+from queue import Queue
 from typing import Any, ClassVar
 
 import pytest
+from aiohttp import web
 from ray.job_submission import JobDetails, JobStatus, JobType
 
+from cluster import submit
 from cluster.inner_command import InnerCommand
 from cluster.submit import Jobs, Lost, ended, exit_code, find_address, passed_on
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from tests.conftest import free_port
 
 
@@ -128,3 +132,104 @@ def test_a_server_that_is_no_ray_is_called_that(not_ray: str, path: str, monkeyp
     with pytest.raises(Lost, match=f"{not_ray}{path} does not answer as Ray's dashboard does"):
         Jobs(not_ray + path, None)
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://other:1"
+
+
+class _Dashboard:
+    """As much of Ray's job API as follows one job, whose log is sent in parts; the first connection is cut
+    short, or says nothing more."""
+
+    def __init__(self) -> None:
+        self.status, self.tails, self.quiet = "RUNNING", 0, False
+
+    async def version(self, _request: web.Request) -> web.Response:
+        return web.json_response({"ray_version": "2.60.0"})
+
+    async def details(self, request: web.Request) -> web.Response:
+        if request.match_info["job"] != "a":
+            return web.Response(status=404, text=f"Job {request.match_info['job']} does not exist")
+        code = {"SUCCEEDED": 3, "STOPPED": None}.get(self.status)
+        return web.json_response(
+            {"type": "SUBMISSION", "submission_id": "a", "status": self.status, "entrypoint": "striate info"}
+            | {"driver_exit_code": code, "job_id": None}
+        )
+
+    async def stop(self, _request: web.Request) -> web.Response:
+        self.status = "STOPPED"
+        return web.json_response({"stopped": True})
+
+    async def tail(self, request: web.Request) -> web.StreamResponse:
+        self.tails += 1
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str("one\ntwo\n")
+        if self.tails == 1 and self.quiet:
+            await socket.receive()
+            return socket
+        if self.tails == 1:
+            assert request.transport is not None
+            request.transport.abort()
+            return socket
+        await socket.send_str("three\n")
+        self.status = "SUCCEEDED"
+        await socket.close()
+        return socket
+
+    def run(self, ready: Queue[int]) -> None:
+        app = web.Application()
+        app.router.add_get("/api/version", self.version)
+        app.router.add_get("/api/jobs/{job}", self.details)
+        app.router.add_get("/api/jobs/{job}/logs/tail", self.tail)
+        app.router.add_post("/api/jobs/{job}/stop", self.stop)
+
+        async def serve() -> None:
+            runner = web.AppRunner(app)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            ready.put(runner.addresses[0][1])
+            await asyncio.Event().wait()
+
+        asyncio.run(serve())
+
+
+@pytest.fixture
+def dashboard() -> tuple[_Dashboard, Jobs]:
+    made, ready = _Dashboard(), Queue[int]()
+    threading.Thread(target=made.run, args=(ready,), daemon=True).start()
+    return made, Jobs(f"http://127.0.0.1:{ready.get(timeout=30)}", None)
+
+
+def test_a_log_goes_on_where_its_connection_was_cut(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    server, jobs = dashboard
+    pieces: list[str] = []
+    reports: list[str] = []
+    details = jobs.follow("a", pieces.append, reports.append)
+    assert "".join(pieces) == "one\ntwo\nthree\n"
+    assert (server.tails, exit_code(details), len(reports)) == (2, 3, 1)
+    assert "the job may go on" in reports[0]
+
+
+def test_a_quiet_log_is_asked_for_anew_without_a_report(
+    dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, jobs = dashboard
+    server.quiet = True
+    monkeypatch.setattr(submit, "_QUIET_S", 0.2)
+    pieces: list[str] = []
+    reports: list[str] = []
+    jobs.follow("a", pieces.append, reports.append)
+    assert "".join(pieces) == "one\ntwo\nthree\n"
+    assert (server.tails, reports) == (2, [])
+
+
+def test_a_job_is_stopped_once(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    _, jobs = dashboard
+    details, by_us = jobs.stop("a")
+    assert (str(details.status), exit_code(details), by_us) == ("STOPPED", 130, True)
+    assert jobs.stop("a")[1] is False
+
+
+def test_a_job_that_is_not_there_is_told_at_once(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    with pytest.raises(StriateError, match=r"no-such-job does not exist.*`striate jobs` lists") as refused:
+        dashboard[1].follow("no-such-job", print, print)
+    assert not isinstance(refused.value, Lost)
