@@ -119,7 +119,7 @@ def _of_ray(address: str | None, here: Mapping[str, Any], place: str | None) -> 
 
 def _of_session(cluster: str | None, session: Session) -> Check:
     told = f"{'starts here' if cluster is None else 'answers'}: {session}"
-    if session.present_cpus == 0:
+    if session.cpus == 0:
         return Check("Ray", "warn", told, "no node has a CPU for work: start workers, or wait for the autoscaler")
     return Check("Ray", "ok", told)
 

@@ -48,15 +48,25 @@ SIZES: Mapping[str, Mapping[Kind, Need]] = {
 }
 
 
-def placed(size: str, kind: Kind) -> Need:
-    """What a size means for a kind of job, once it is known that the Ray that this process is connected to has it.
+def nodes() -> list[Mapping[str, float]]:
+    """Resources (CPU, GPU, memory in bytes, ...) of each node that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def placed(size: str, kind: Kind, *, may_grow: bool) -> Need:
+    """What a size means for a kind of job on the Ray that this process is connected to.
+
+    Args:
+        size: its name.
+        kind: of the job.
+        may_grow: whether nodes may come; else the workers must fit on those that are there.
 
     Raises:
-        UsageError: for an unknown size, or one that has no room: its workers would wait for ever.
+        UsageError: for an unknown size, or one that does not fit and never will.
     """
-    from cluster.nodes import reachable
-
-    return fitted(size, kind, reachable())
+    return wanted(size, kind) if may_grow else fitted(size, kind, nodes())
 
 
 def fitted(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:

@@ -69,13 +69,10 @@ class Session:
 
     Attributes:
         address: of the cluster, or None for a Ray started on this machine for this process.
-        cpus: logical CPUs of all nodes, those among them that an autoscaler may start.
+        cpus: logical CPUs of all nodes that are there.
         nodes: how many there are of these.
         gpus: logical GPUs of all of them.
         node_cpus: logical CPUs of each that has some.
-        present_nodes: how many are there now.
-        present_cpus: logical CPUs of these.
-        present_gpus: likewise.
     """
 
     address: str | None
@@ -83,31 +80,40 @@ class Session:
     nodes: int
     gpus: int = 0
     node_cpus: tuple[float, ...] = ()
-    present_nodes: int = 0
-    present_cpus: int = 0
-    present_gpus: int = 0
 
     def __str__(self) -> str:
-        """`Ray at head:6379: 3 nodes, 24 CPUs, 2 GPUs`, and what may come."""
-        there = f"{_counted(self.present_nodes, 'node')}, {self.present_cpus} CPUs, {self.present_gpus} GPUs"
-        more = (self.cpus, self.gpus) != (self.present_cpus, self.present_gpus)
-        return f"Ray at {self.address or 'this machine'}: {there}" + (
-            f"; an autoscaler may bring up to {self.cpus} CPUs, {self.gpus} GPUs" if more else ""
-        )
+        """`Ray at head:6379: 3 nodes, 24 CPUs, 2 GPUs`."""
+        there = f"{_counted(self.nodes, 'node')}, {self.cpus} CPUs, {self.gpus} GPUs"
+        return f"Ray at {self.address or 'this machine'}: {there}"
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether nodes may come: Ray does not say whether a cluster has an autoscaler, or what it may start."""
+        return self.address is not None
+
+    @property
+    def present_cpus(self) -> int:
+        return self.cpus
+
+    @property
+    def present_gpus(self) -> int:
+        return self.gpus
 
     def workers(self, wanted: str) -> int:
         """Turn `--workers` into a number: `auto` is one a CPU that is there.
 
         Raises:
-            UsageError: when it is no number, or more than there can be CPUs (they would wait for ever).
+            UsageError: when it is not a number, or more than the CPUs of this machine.
         """
         if wanted == "auto":
-            return max(1, self.present_cpus)
+            return max(1, self.cpus)
         if not wanted.isdigit() or int(wanted) < 1:
             raise UsageError(f"--workers '{wanted}': write a number from 1, or auto")
-        if int(wanted) > self.cpus:
-            where = self.address or "this machine"
-            raise UsageError(f"--workers {wanted}: Ray has {self.cpus} CPUs on {where}; ask for at most so many")
+        if int(wanted) > self.cpus and not self.may_grow:
+            raise UsageError(
+                f"--workers {wanted}: Ray has {self.cpus} CPUs on this machine; ask for at most as many, or use a "
+                "cluster (--address)"
+            )
         return int(wanted)
 
 
@@ -263,20 +269,11 @@ def named_cluster(address: str | None) -> str | None:
 
 
 def _session(address: str | None) -> Session:
-    from cluster.nodes import present, reachable
+    from cluster.resources import nodes
 
-    there, nodes = present(), reachable()
-    cpus = tuple(float(node["CPU"]) for node in nodes if node.get("CPU"))
-    return Session(
-        address,
-        int(sum(cpus)),
-        len(nodes),
-        int(sum(node.get("GPU", 0) for node in nodes)),
-        cpus,
-        present_nodes=len(there),
-        present_cpus=int(sum(node.get("CPU", 0) for node in there)),
-        present_gpus=int(sum(node.get("GPU", 0) for node in there)),
-    )
+    present = nodes()
+    cpus = tuple(float(node["CPU"]) for node in present if node.get("CPU"))
+    return Session(address, int(sum(cpus)), len(present), int(sum(node.get("GPU", 0) for node in present)), cpus)
 
 
 @contextmanager

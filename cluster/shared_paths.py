@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Generator, Iterable, Sequence
 
-from cluster.nodes import VARIABLE, autoscaled
+from cluster.resources import nodes
 from library import storage
 from library.errors import StriateError, UsageError
 
@@ -25,8 +25,8 @@ _TELLING = ("_manifest.json", "bundle.json")
 def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_nodes_without_cpus: bool = False) -> None:
     """Refuse local paths that some node of the cluster does not see as this process does.
 
-    Nothing is asked where all paths are in S3, or all work runs on the node of this process. A node that somebody adds
-    later is not asked either; where an autoscaler does, local paths are refused.
+    Nothing is asked where all paths are in S3, or all work runs on the node of this process. A node that comes later is
+    not asked here: a worker of a shard job looks for itself.
 
     Args:
         reads: URIs of datasets, bundles and files that workers read.
@@ -40,20 +40,20 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_no
     read, written = ([uri for uri in dict.fromkeys(uris) if not storage.is_remote(uri)] for uris in (reads, writes))
     if not read and not written:
         return
-    if autoscaled():
+    if not any(node.get("CPU") for node in nodes()):
         raise UsageError(
-            f"{(read + written)[0]} is a path of this machine, and the autoscaler brings nodes that are not there yet "
-            f"to look at it ({VARIABLE}): datasets, bundles and training's files must lie at s3://BUCKET/..."
+            f"{(read + written)[0]} is a path of this machine, and the nodes that will do the work are not there yet "
+            "to look at it: datasets, bundles and training's files must lie at s3://BUCKET/..."
         )
-    nodes = _other_nodes(0 if on_nodes_without_cpus else 1e-4)
-    if not nodes:
+    others = _other_nodes(0 if on_nodes_without_cpus else 1e-4)
+    if not others:
         return
     with contextlib.ExitStack() as stack:
         wanted = {path: (path, _fingerprint(path)) for path in read}
         for path in written:
             probe, content = stack.enter_context(_probe(path))
             wanted[path] = (probe, hashlib.sha256(content).hexdigest())
-        _compare(nodes, wanted)
+        _compare(others, wanted)
 
 
 def _other_nodes(least_cpus: float) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.session import connect
-from jobs.places import Places
+from jobs.places import places_of_shards
 from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
 from library import storage
 from library.augment_work import AugmentJob
@@ -103,4 +103,4 @@ def augment_dataset(plan: ShardPlan[AugmentJob], *, workers: str = "auto", addre
         StriateError: when a shard fails; those done by then stay.
     """
     with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
-        return make_shards("augment", plan, Places(session.workers(workers)))
+        return make_shards("augment", plan, places_of_shards(session, workers, None))

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.session import connect
 from cluster.shared_paths import check_shared
-from jobs.places import Places
+from jobs.places import Places, places_of_shards
 from jobs.shard_plan import run_tasks
 from library import storage
 from library.destination import check_apart, check_claim, claim, committed, finish, remove_uncommitted
@@ -150,13 +150,13 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
     """
     with hold(made.destination, *made.datasets, tidy=remove_uncommitted):
         with connect(address) as session:
-            num_workers, work = _shared_out(made, session.workers(workers), auto=workers == "auto")
+            places, work = _shared_out(made, places_of_shards(session, workers, None), auto=workers == "auto")
             check_shared(reads=[made.source], writes=made.datasets)
             for dataset in made.datasets:
                 rows = [task.rows for task in made.tasks if task.dataset == dataset]
                 planned = {"shards_planned": len(rows), "pictures_planned": sum(rows)}
                 claim(dataset, [made.job], overwrite=made.overwrite, planned=planned)
-            run = run_tasks("ingest", work, made.tasks, Places(num_workers))
+            run = run_tasks("ingest", work, made.tasks, places)
         manifests: dict[str, Manifest] = {}
         for number, dataset in enumerate(made.datasets):
             # What was skipped belongs to no split; it is told once.
@@ -166,19 +166,19 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
         return manifests
 
 
-def _shared_out(made: IngestPlan, num_workers: int, *, auto: bool) -> tuple[int, IngestJob]:
-    """How many workers there are, and what each does: all together keep the limits of links."""
+def _shared_out(made: IngestPlan, places: Places, *, auto: bool) -> tuple[Places, IngestJob]:
+    """The workers, and what each does: all together keep the limits of links."""
     if made.listing.kind != "links":
-        return num_workers, made.work
+        return places, made.work
     limits = made.work.options.links
     most = min(limits.per_host, limits.connections)
-    if num_workers > most and not auto:
+    if places.number > most and not auto:
         raise UsageError(
-            f"--workers {num_workers}: each needs a connection of its own, and {most} are allowed at once; use fewer "
+            f"--workers {places.number}: each needs a connection of its own, and {most} are allowed at once; use fewer "
             "workers, or raise --links-per-host and --link-connections"
         )
-    num_workers = min(num_workers, most)
-    return num_workers, replace(made.work, options=replace(made.work.options, links=limits.share(num_workers)))
+    places = replace(places, number=min(places.number, most), grows=False)
+    return places, replace(made.work, options=replace(made.work.options, links=limits.share(places.number)))
 
 
 def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) -> None:

@@ -21,7 +21,7 @@ class Placement:
         decoders: actors that stream pictures to each.
         decoder_cpus: logical CPUs of each of these.
         cluster: whether it is a Ray that others use too.
-        waits_for_nodes: whether an autoscaler has to bring some first.
+        waits_for_nodes: whether some have to come first.
     """
 
     workers: tuple[int, int]
@@ -37,42 +37,46 @@ class Placement:
     def of(cls, session: Session, workers: str, *, gpu: bool | None, cpus_per_worker: float | None) -> Placement:
         """Work out a placement that leaves CPUs to decoding.
 
+        On a cluster that lacks nodes for the least number of workers, each is given one CPU, unless `cpus_per_worker`
+        says more, and one decoder: what nodes will come is not known.
+
         Raises:
-            UsageError: when it cannot be had; it would wait for ever.
+            UsageError: when this machine does not have it.
         """
         low, high = _range(workers)
-        gpus = session.gpus
-        use_gpu = gpus > 0 if gpu is None else gpu
-        if use_gpu and low > gpus:
-            raise UsageError(
-                f"--workers {workers} with a GPU each: Ray has {gpus}; ask for at most so many, or --no-gpu"
-            )
-        if low > session.cpus:
-            raise UsageError(f"--workers {workers}: Ray has {session.cpus} CPUs; ask for at most so many")
-        high = min(high, gpus if use_gpu else session.cpus)
-        # An autoscaler brings nodes for the workers, and none to decode only.
-        near = max(session.present_cpus, int(sum(sorted(session.node_cpus, reverse=True)[:high])))
-        share = cpus_per_worker
-        if share is None:
-            share = min(near / (2 * high), 1.0 if use_gpu else 64, _most_that_fits(session.node_cpus, high))
+        use_gpu = session.gpus > 0 if gpu is None else gpu
+        present = session.gpus if use_gpu else session.cpus
+        if low > present and not session.may_grow:
+            what, instead = ("GPUs", "for at most as many, or --no-gpu") if use_gpu else ("CPUs", "for at most as many")
+            raise UsageError(f"--workers {workers}: Ray has {present} {what}; ask {instead}")
+        if not session.may_grow:
+            high = min(high, present)
+        now = min(high, present)  # shares are of what is there; more workers come with more nodes
+        share = cpus_per_worker or 1.0
+        waiting = cls((low, high), use_gpu, share, max(1, int(share)), 1, 1.0, cluster=True, waits_for_nodes=True)
+        if low > min(present, session.cpus):
+            return waiting
+        if cpus_per_worker is None:
+            share = min(session.cpus / (2 * now), 1.0 if use_gpu else 64, _most_that_fits(session.node_cpus, now))
         room = sum(int(cpus / share) for cpus in session.node_cpus)
         if room < low:
+            if session.may_grow:
+                return waiting
             raise UsageError(
                 f"--cpus-per-worker {share:g} x {low} workers: a worker is on one node, and there is room for {room}; "
                 f"at most {_most_that_fits(session.node_cpus, low):.2g} each do"
             )
-        left = near - share * high
+        left = session.cpus - share * now
         if left <= 0:
             raise UsageError(
-                f"--cpus-per-worker {share:g} x {high} workers leave none of {near} CPUs for decoding; "
-                f"at most {(near - 0.5) / high:.2g} do"
+                f"--cpus-per-worker {share:g} x {now} workers leave none of {session.cpus} CPUs for decoding; "
+                f"at most {(session.cpus - 0.5) / now:.2g} do"
             )
-        decoders = max(1, int(left // high))
+        decoders = max(1, int(left // now))
         nodes = max(1, len(session.node_cpus))
-        threads = max(1, (session.cpus // nodes) // max(1, -(-high // nodes)))
-        decoder_cpus = min(1.0, left / (high * decoders) * 0.99)
-        waits = share * low > session.present_cpus or (use_gpu and low > session.present_gpus)
-        return cls((low, high), use_gpu, share, threads, decoders, decoder_cpus, session.address is not None, waits)
+        threads = max(1, (session.cpus // nodes) // max(1, -(-now // nodes)))
+        decoder_cpus = min(1.0, left / (now * decoders) * 0.99)
+        return cls((low, high), use_gpu, share, threads, decoders, decoder_cpus, session.may_grow)
 
 
 def _most_that_fits(node_cpus: Sequence[float], workers: int) -> float:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster.nodes import reachable
-from cluster.resources import placed
+from cluster.resources import nodes, placed
 from cluster.session import Session
 from library.errors import UsageError
 
@@ -69,19 +68,19 @@ class Places:
 
 
 def places_of_shards(session: Session, wanted: str, size: str | None) -> Places:
-    """Workers that each make one shard at a time.
+    """Workers that each work on one shard at a time.
 
     Args:
         session: the connection to Ray.
-        wanted: `--workers`.
+        wanted: `--workers`; with `auto` there are more when a cluster grows.
         size: `--size`, which counts instead where it is given.
 
     Raises:
-        UsageError: more than there is room for.
+        UsageError: for more than this machine has room for.
     """
     if size is None:
-        return Places(session.workers(wanted))
-    need = placed(size, "shards")
+        return Places(session.workers(wanted), grows=session.may_grow and wanted == "auto")
+    need = placed(size, "shards", may_grow=session.may_grow)
     return Places(need.workers, int(need.cpus), need.gpus)
 
 
@@ -92,26 +91,27 @@ def places_of_classifiers(
 
     Args:
         session: the connection to Ray.
-        wanted: `--workers`.
+        wanted: `--workers`; with `auto` there are more when a cluster grows.
         gpu: whether they use GPUs; None where there are any.
         shards: to be worked on.
         size: `--size`, which counts instead of `wanted` and `gpu` where it is given.
 
     Raises:
-        UsageError: more workers than there is room for, or GPUs where there are none.
+        UsageError: for more workers than this machine has room for, or GPUs where it has none.
     """
+    shards, grows = max(shards, 1), session.may_grow and wanted == "auto"
     if size is not None:
-        need = placed(size, "classify")
-        return Places(min(need.workers, max(shards, 1)), int(need.cpus), need.gpus)
-    with_gpu = [node for node in reachable() if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
+        need = placed(size, "classify", may_grow=session.may_grow)
+        return Places(min(need.workers, shards), int(need.cpus), need.gpus)
+    with_gpu = [node for node in nodes() if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
     gpus = sum(int(node["GPU"]) for node in with_gpu)
-    if gpu and not gpus:
+    if gpu and not gpus and not session.may_grow:
         raise UsageError("--gpu: Ray has no GPU here; leave it out to use the CPUs")
-    if gpu is False or not gpus:
-        return Places(min(session.workers(wanted), max(shards, 1)))
-    number = max(1, session.present_gpus) if wanted == "auto" else session.workers(wanted)
-    if number > gpus:
-        raise UsageError(f"--workers {wanted}: Ray has {gpus} GPUs; ask for at most so many, or for --no-gpu")
-    # The CPUs beside each GPU decode for it.
-    cpus = min(int(node["CPU"] // node["GPU"]) for node in with_gpu)
-    return Places(min(number, max(shards, 1)), max(cpus, 1), 1)
+    if gpu is False or not (gpu or gpus):
+        return Places(min(session.workers(wanted), shards), grows=grows)
+    number = max(1, gpus) if wanted == "auto" else session.workers(wanted)
+    if number > gpus and not session.may_grow:
+        raise UsageError(f"--workers {wanted}: Ray has {gpus} GPUs; ask for at most as many, or for --no-gpu")
+    # The CPUs beside each GPU decode for it; of a node that is still to come nothing is known.
+    cpus = min((int(node["CPU"] // node["GPU"]) for node in with_gpu), default=1)
+    return Places(min(number, shards), max(cpus, 1), 1, grows)

@@ -19,7 +19,7 @@ from jobs.metrics import WorkMetrics
 from library import storage
 from library.errors import StriateError
 from library.json_lines import WorkLog
-from library.manifest import Report, Tally
+from library.manifest import Report, Tally, manifest_uri
 from library.shard_work import ShardJob, ShardTask
 
 _BEAT_EVERY_S = 1.0
@@ -67,6 +67,7 @@ class ShardWorker:
         names = {"command": command, "run": run, "ray_job": context.get_job_id(), "node": self._node}
         bundle_id = getattr(job, "bundle_id", None)
         self._log = WorkLog(**names, **({"bundle_id": bundle_id} if bundle_id else {}))
+        self._seen: set[str] = set()
         self._idle_since = time.perf_counter()
         # One worker a CPU: threads inside the libraries would only compete with the other workers.
         cv2.setNumThreads(1)
@@ -98,6 +99,7 @@ class ShardWorker:
         begun = board.begin(self._run, shard)
         if begun > _MAX_ATTEMPTS:
             raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
+        self._check_seen(task.dataset)
         with _Heartbeat(self._run, shard) as heartbeat:
             report = self._job.run(task, heartbeat.add)
         self._metrics.shard(task.dataset, report)
@@ -108,6 +110,20 @@ class ShardWorker:
         names = {"shard": shard, "dataset_id": storage.uri_id(task.dataset)}
         self._log.info("shard done", extra={**names, **counts, "seconds": took})
         return report.model_dump_json()
+
+    def _check_seen(self, dataset: str) -> None:
+        """Refuse to work where this node does not see the dataset's folder, which only one machine may have.
+
+        The driver asks the nodes that are there when it begins; this one may have come later.
+        """
+        if dataset in self._seen or storage.is_remote(dataset):
+            return
+        if not storage.exists(manifest_uri(dataset)):
+            raise StriateError(
+                f"node {self._node[:8]} does not see {dataset}: with several nodes, datasets must lie on storage that "
+                "all of them share: s3://BUCKET/..., or a file system that is mounted at one path everywhere"
+            )
+        self._seen.add(dataset)
 
 
 class _Heartbeat:

@@ -250,7 +250,7 @@ def train(
             from jobs.train_run import fit
 
             if size is not None:
-                need = placed(size, "train")
+                need = placed(size, "train", may_grow=session.may_grow)
                 workers, gpu, cpus_per_worker = str(need.workers), need.gpus > 0, need.cpus
             placement = Placement.of(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
             _check_batch_norms(plan.recipe, len(plan.train), placement.workers[1])

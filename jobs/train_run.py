@@ -39,7 +39,8 @@ _ELASTIC_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
 # A machine with GPUs takes ten minutes where the cloud has one at once.
 _AUTOSCALED_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
 _WAITING = (
-    "the workers wait for nodes that the autoscaler has still to bring (`ray status`); at most half an hour a try"
+    "waiting for resources: the workers need more than the cluster has now (`ray status`). An autoscaler may bring it; "
+    "each attempt waits for half an hour at most"
 )
 _KEPT = 2
 _KEYS_SHOWN = 12

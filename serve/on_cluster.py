@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 from cluster import ray_internals
 from cluster.console import say
-from cluster.nodes import autoscaled
 from cluster.session import Session
 from cluster.shared_paths import check_shared
 from library.errors import UsageError
@@ -81,7 +80,8 @@ def check_cluster(plan: ServePlan, session: Session, host: str) -> None:
         raise UsageError(f"Serve listens on {host} there, and there are no API keys: make one with `striate keys`")
     if "port" in plan.asked and plan.port == 0:
         raise UsageError("--port 0: on a cluster no free port is looked for; name one, or leave it out for 8000")
-    check_room(plan, session)
+    for sentence in shortages(plan, session):
+        say(f"waiting for resources: {sentence}", file=sys.stderr, flush=True)
     if _are_several() and not is_wildcard(host):
         raise UsageError(
             f"--host {host}: this cluster has several machines, which ask each other's replicas, and each has an "
@@ -96,25 +96,22 @@ def check_cluster(plan: ServePlan, session: Session, host: str) -> None:
         raise UsageError(f"{error}. The lines of a key file may also stand in STRIATE_API_KEYS") from None
 
 
-def check_room(plan: ServePlan, session: Session) -> None:
-    """Refuse replicas that would wait for ever, as far as that can be seen from the numbers.
-
-    Raises:
-        UsageError: says what is asked for, and what there is.
-    """
+def shortages(plan: ServePlan, session: Session) -> list[str]:
+    """What the replicas need and the cluster does not have now: a sentence each. Its autoscaler may bring it."""
     largest = max(session.node_cpus, default=0)
-    for each in plan.replicas:
-        if each.cpus > largest:
-            raise UsageError(
-                f"a replica of '{each.application}' asks for {each.cpus:g} CPUs, and the largest machine of the "
-                f"cluster has {largest:g}: ask for fewer with --cpus-per-replica, or in the config file"
-            )
-    for what, wanted, there in (
+    sentences = [
+        f"a replica of '{each.application}' needs {each.cpus:g} CPUs, and the largest machine of the cluster has "
+        f"{largest:g} (--cpus-per-replica)"
+        for each in plan.replicas
+        if each.cpus > largest
+    ]
+    for what, needed, present in (
         ("CPUs", sum(each.fewest * each.cpus for each in plan.replicas), session.cpus),
         ("GPUs", sum(each.fewest * each.gpus for each in plan.replicas), session.gpus),
     ):
-        if round(wanted, _DIGITS) > there:
-            raise UsageError(f"the replicas of all models ask for {wanted:g} {what}, and the cluster has {there}")
+        if round(needed, _DIGITS) > present:
+            sentences.append(f"the replicas of all models need {needed:g} {what}, and the cluster has {present}")
+    return sentences
 
 
 def at_head(host: str, address: str) -> str:
@@ -168,7 +165,7 @@ def _take_back(names: Sequence[str], *, ran: bool) -> None:
 
 
 def _are_several() -> bool:
-    """Machines, or there may be; nodes of one machine, as of `striate cluster up`, share an address."""
+    """Machines; nodes of one machine, as of `striate cluster up`, share an address."""
     import ray
 
-    return bool(autoscaled()) or len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.nodes import VARIABLE, autoscaled
 from tests.k8s.kustomize import Resource
 from tests.k8s.manifests import (
     ENVIRONMENTS,
@@ -299,22 +298,6 @@ def test_what_serve_reads_from_a_file_is_mounted_on_every_node(environment: str)
         for pod in [pod for pod in pods(environment) if pod.owner.startswith("RayService")]:
             mounted = {mount["mountPath"] for mount in pod.containers[0]["volumeMounts"]}
             assert set(files) <= mounted, pod.owner
-
-
-def test_a_standing_cluster_says_what_its_autoscaler_may_bring(
-    environment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for cluster in of_kind(environment, "RayCluster"):
-        (head,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
-        monkeypatch.setenv(VARIABLE, {one["name"]: one["value"] for one in head["env"]}[VARIABLE])
-        wanted: list[dict[str, float]] = []
-        for group in cluster["spec"]["workerGroupSpecs"]:
-            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-            node = {"CPU": float(limits["cpu"]), "memory": float(_quantity(limits["memory"]))}
-            if "nvidia.com/gpu" in limits:
-                node["GPU"] = float(limits["nvidia.com/gpu"])
-            wanted += [node] * group["maxReplicas"]
-        assert autoscaled() == wanted
 
 
 def test_a_budget_over_pods_of_ray_says_how_many_stay(environment: str) -> None:

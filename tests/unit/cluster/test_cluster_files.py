@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import yaml
 from ray.autoscaler._private.docker import validate_docker_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.nodes import VARIABLE, autoscaled
 from library.versions import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,15 +45,6 @@ def test_no_work_runs_on_the_head(name: str) -> None:
     head = made["available_node_types"][made["head_node_type"]]
     starts = " ".join(made["head_start_ray_commands"])
     assert head["resources"].get("CPU") == 0 or "--num-cpus=0" in starts
-
-
-def test_what_the_autoscaler_may_bring_is_told_to_striate(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = load("aws")
-    (said,) = [option for option in made["docker"]["run_options"] if VARIABLE in option]
-    (variable,) = shlex.split(said)[1:]
-    monkeypatch.setenv(*variable.split("=", 1))
-    wanted = [kind["resources"] for kind in made["available_node_types"].values() for _ in range(kind["max_workers"])]
-    assert [{name: node[name] for name in node if name != "memory"} for node in autoscaled()] == wanted
 
 
 @pytest.mark.parametrize("name", FILES)
