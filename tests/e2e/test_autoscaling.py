@@ -101,7 +101,7 @@ def test_workers_come_with_the_nodes_that_the_autoscaler_brings(
     assert "the nodes that will do the work are not there yet" in here.stderr
     fixed = striate("ingest", f"{bucket}/photos.tar", f"{bucket}/raw", "--shard-mb", "0.05", "--workers", "2", "--json")
     assert fixed.returncode == 0, fixed.stderr
-    assert "1 node, 0 CPUs, 0 GPUs" in fixed.stderr
+    assert ": 1 node, " in fixed.stderr
     # One node may have done it all before the second was there.
     assert _HEAD not in json.loads(fixed.stdout)["run"]["shards_by_node"]
     grown = striate("filter", f"{bucket}/raw", f"{bucket}/grey", "--steps", "grayscale", "--json")
