@@ -53,7 +53,7 @@ def plan_filter(
         pipeline=str(pipeline),
         pipeline_digest=pipeline.digest,
         encode=encoding,
-        options={"limit": limit, **({"measure": True} if measure else {})},
+        options={"limit": limit, "measure": measure},
     )
     check_claim(destination, job, overwrite=overwrite)
     return ShardPlan(

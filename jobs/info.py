@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -144,13 +144,7 @@ def _counts(manifest: Manifest) -> Table:
     sides = dict(sorted(tally.sides.items(), key=lambda item: int(item[0])))
     table.add_row("longer side", ", ".join(f"up to {side} px: {count:,}" for side, count in sides.items()))
     if manifest.histograms is not None:
-        table.add_row("measured", _medians(manifest.histograms))
+        from library.drift import Histograms
+
+        table.add_row("measured", Histograms.from_dict(manifest.histograms).medians())
     return table
-
-
-def _medians(histograms: Mapping[str, Any]) -> str:
-    from library.drift import EDGES, Histograms
-
-    made = Histograms.from_dict(histograms)
-    found = {name: middle for name in EDGES if (middle := made.median(name)) is not None}
-    return "medians: " + ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in found.items())

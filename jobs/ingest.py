@@ -120,10 +120,9 @@ def plan_ingest(
             "label_column": options.label_column,
             "key_column": options.key_column,
             "image_column": options.image_column,
-            # Not there where it is off: a dataset that was made before it was offered is still this job's.
-            **({"measure": True} if measure else {}),
-            **({"repair": True} if repair else {}),
-            **({} if options.label_level is None else {"label_level": options.label_level}),
+            "measure": measure,
+            "repair": repair,
+            "label_level": options.label_level,
         },
     )
     work = IngestJob.of(listing, options, verify=verify, measure=measure, repair=repair)

@@ -20,14 +20,13 @@ from cluster.shared_paths import check_shared
 from jobs.placement import Placement
 from jobs.train_claim import CHECKPOINTS, check_claim, claim, remove_temporaries
 from jobs.train_data import data_refs
-from library import storage
+from library import drift, storage
 from library.bundle_record import BundleRecord, load_record
-from library.drift import Histograms
 from library.errors import BadPicture, UsageError
 from library.grammar import nearest
 from library.inputs import InputPipeline
 from library.lease import hold
-from library.manifest import find_manifest, load_manifest
+from library.manifest import load_manifest
 from library.models import check_input, create, info, parse_call
 from library.pipeline import Pipeline
 from library.recipe import Recipe
@@ -299,8 +298,7 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
             "dataset_digests": plan.datasets,
             "train_pictures": len(plan.train),
             "class_counts": plan.train.class_counts,
-            **_measured(plan),
-            **_confidence(position["confidence"]),
+            "histograms": drift.histograms_of(plan.train.dataset, plan.datasets["train"]),
             "versions": _versions(),
             "git_commit": _git_commit(),
             "seconds": round(ended["seconds"], 1),
@@ -309,23 +307,6 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
     bundle = Bundle.of_model(record, model, device="cpu")
     bundle.save(plan.out)
     return bundle.record
-
-
-def _measured(plan: TrainPlan) -> dict[str, Any]:
-    """What the pictures look like, where ingest has measured them: serving tells drift by it, without the dataset."""
-    manifest = find_manifest(plan.train.dataset)
-    if manifest is None or manifest.histograms is None or manifest.digest != plan.datasets["train"]:
-        return {}
-    return {"histograms": manifest.histograms}
-
-
-def _confidence(counts: list[int]) -> dict[str, Any]:
-    """How sure the model was of the validation set, likewise."""
-    if not counts:
-        return {}
-    seen = Histograms()
-    seen.bins["confidence"] = counts
-    return {"confidence": seen.to_dict()}
 
 
 def _versions() -> dict[str, str]:

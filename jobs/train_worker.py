@@ -253,7 +253,6 @@ class _Training:
         if score.pictures:
             metrics |= score.means("val")
             self._metrics.validated(metrics["val_top1"])
-            self._at.confidence = [round(count) for count in score.confidence]
         watched = self._recipe.best_metric or "train_loss"
         value = -metrics[watched] if watched.endswith("loss") else metrics[watched]
         value = value if math.isfinite(value) else -math.inf

@@ -18,6 +18,7 @@ import numpy as np
 
 from library import codec
 from library.errors import BadPicture, StriateError
+from library.manifest import find_manifest
 from library.picture import Pixels
 from library.steps.arrays import white
 from library.steps.colour import Grayscale
@@ -32,14 +33,12 @@ VERSION = 1
 #: contrast: standard deviation of grey (RMS contrast, Peli 1990), 0 to 0.5, bins of 0.025.
 #: sharpness: variance of the Laplacian (Pech-Pacheco et al. 2000) of grey in 0 to 255; a bin an octave.
 #: width, height: pixels, two bins an octave, from 16 to 16384.
-#: confidence: probability of the first class, bins of 0.05.
 EDGES: Mapping[str, Sequence[float]] = {
     "brightness": [number / 20 for number in range(1, 20)],
     "contrast": [number / 40 for number in range(1, 20)],
     "sharpness": [2.0**number for number in range(15)],
     "width": [2 ** (number / 2) for number in range(8, 29)],
     "height": [2 ** (number / 2) for number in range(8, 29)],
-    "confidence": [number / 20 for number in range(1, 20)],
 }
 #: The mix of classes: of labels in a dataset, of answers at serving.
 CLASS = "class"
@@ -130,6 +129,11 @@ class Histograms:
         edges = (0.0, *EDGES[measure], math.inf)
         return edges[middle], edges[middle + 1]
 
+    def medians(self) -> str:
+        """A line with the bin of each measure's middle picture: `medians: brightness 0.4 to 0.45, ...`."""
+        middles = {name: middle for name in EDGES if (middle := self.median(name)) is not None}
+        return "medians: " + ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in middles.items())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the same for the same counts however they came together."""
         found: dict[str, Any] = {"version": VERSION}
@@ -169,6 +173,32 @@ class Histograms:
         for part in parts:
             made.merge(part)
         return made
+
+
+def histograms_of(dataset: str, digest: str) -> dict[str, Any] | None:
+    """What the pictures of a dataset look like, for a bundle's provenance: so drift is seen without the dataset.
+
+    Args:
+        dataset: its URI.
+        digest: that its manifest should have.
+
+    Returns:
+        None where ingest did not measure it, or where it is another dataset by now.
+    """
+    manifest = find_manifest(dataset)
+    return manifest.histograms if manifest is not None and manifest.digest == digest else None
+
+
+def training_histograms(provenance: Mapping[str, Any]) -> Histograms:
+    """What training saw, as far as a bundle's provenance says: its classes, and its pictures where they were measured.
+
+    Raises:
+        StriateError: when the histograms were made by another version.
+    """
+    kept = provenance.get("histograms")
+    seen = Histograms.from_dict(kept) if kept else Histograms()
+    seen.classes = {name: int(count) for name, count in provenance.get("class_counts", {}).items()}
+    return seen
 
 
 def compare(reference: Histograms, live: Histograms) -> dict[str, dict[str, Any]]:

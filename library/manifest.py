@@ -216,9 +216,7 @@ class Manifest(_Model):
     @property
     def digest(self) -> str:
         """SHA-256 over the content, in hex; the same for every run of the same job on the same source."""
-        # A dataset that was not measured has the digest that it had before anything could be measured.
-        left_out = {"run"} if self.histograms is not None else {"run", "histograms"}
-        return hashlib.sha256(_canonical(self.model_dump(exclude=left_out)).encode()).hexdigest()
+        return hashlib.sha256(_canonical(self.model_dump(exclude={"run"})).encode()).hexdigest()
 
 
 _ModelT = TypeVar("_ModelT", bound=_Model)

@@ -96,7 +96,9 @@ class FilterJob:
     measure: bool = False
 
     def work_digest(self, task: ShardTask) -> str:
-        return digest_of(["filter", self.pipeline, self.encode, task.max_rows, VERSIONS, *_measured(self.measure)])
+        return digest_of(
+            ["filter", self.pipeline, self.encode, task.max_rows, VERSIONS, self.measure and drift.VERSION]
+        )
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
@@ -158,7 +160,7 @@ class IngestJob:
 
     def work_digest(self, task: ShardTask) -> str:
         known = ["ingest", self.reader, self.verify, self.columns.to_string(), VERSIONS]
-        return digest_of([*known, *_measured(self.measure), *(["repair"] if self.repair else [])])
+        return digest_of([*known, self.measure and drift.VERSION, self.repair])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         with pa.ipc.open_stream(task.index) as stream:
@@ -230,11 +232,6 @@ class IngestJob:
             if repaired is None:
                 raise
             return repaired, codec.decode(repaired, self.limits)
-
-
-def _measured(measure: bool) -> list[Any]:
-    """What measuring adds to a digest: nothing where it is off, so that what was made before stays done."""
-    return ["measure", drift.VERSION] if measure else []
 
 
 def _row_groups(reads: Iterable[Read], num_rows: int) -> Iterator[list[Read]]:

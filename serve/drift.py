@@ -13,7 +13,7 @@ from typing import Any
 
 from library import codec
 from library.bundle_record import BundleRecord
-from library.drift import CLASS, DRIFTED, EDGES, MIN_A_BIN, SHIFTED, Histograms, compare, measures
+from library.drift import CLASS, DRIFTED, EDGES, MIN_A_BIN, SHIFTED, Histograms, compare, measures, training_histograms
 from library.errors import BadPicture
 
 #: Pictures in each half of the window; more where so many would not tell classes apart.
@@ -45,7 +45,7 @@ class LiveDrift:
         share: float = _SHARE,
         told: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        self.reference = reference_of(record)
+        self.reference = training_histograms(record.provenance)
         self._limits, self._share = limits, share
         half = max(half, MIN_A_BIN * len(record.classes))
         # Not every picture that is answered is measured: each fills a window of its own.
@@ -74,13 +74,11 @@ class LiveDrift:
                 if found is not None:
                     self._pictures.next().add(found)
 
-    def answered(self, firsts: Iterable[tuple[str, float]]) -> None:
-        """Count the first class of each of some pictures, with its probability."""
+    def answered(self, firsts: Iterable[str]) -> None:
+        """Count the first class of each of some pictures."""
         with self._lock:
-            for name, probability in firsts:
-                counts = self._answers.next()
-                counts.add_class(name)
-                counts.add({"confidence": probability})
+            for name in firsts:
+                self._answers.next().add_class(name)
         now = perf_counter()
         if self._told is not None and now >= self._tells_at:
             self._tells_at = now + _TELLS_EVERY_S
@@ -130,16 +128,3 @@ class _Window:
             self._count = 0
         self._count += 1
         return self.halves[1]
-
-
-def reference_of(record: BundleRecord) -> Histograms:
-    """What training saw, as far as the bundle says: its pictures' histograms where the dataset was measured
-    (`striate ingest --measure`), its classes, and how sure the model was of the validation set.
-
-    Raises:
-        StriateError: when the histograms were made by another version.
-    """
-    kept = (record.provenance.get(name) for name in ("histograms", "confidence"))
-    made = Histograms.total(Histograms.from_dict(each) for each in kept if each)
-    made.classes = {name: int(count) for name, count in record.provenance.get("class_counts", {}).items()}
-    return made

@@ -185,7 +185,7 @@ class ModelReplica:
             self._metrics.decoded(result.prepare_s)
             self._metrics.queued(result.wait_s)
         if self._drift is not None:
-            self._drift.answered(firsts)
+            self._drift.answered(name for name, _ in firsts)
 
     def _batches(self) -> tuple[int, float]:
         """Pictures in a batch, and how long an idle model waits for them in milliseconds: as told, else as found."""

@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn import functional
 
 from library.device import autocast
-from library.drift import EDGES
 from library.randomness import seed_of
 from library.recipe import Recipe
 from library.training.batch import Batch
@@ -34,23 +33,21 @@ class Score:
         loss: cross entropy, in nats.
         top1: those whose class came first.
         top5: those whose class was among the first five.
-        confidence: those with a first class of this probability, in the bins of `library.drift.EDGES`.
     """
 
     pictures: float = 0.0
     loss: float = 0.0
     top1: float = 0.0
     top5: float = 0.0
-    confidence: tuple[float, ...] = (0.0,) * (len(EDGES["confidence"]) + 1)
 
     def vector(self) -> list[float]:
         """All of it, for adding up."""
-        return [self.pictures, self.loss, self.top1, self.top5, *self.confidence]
+        return [self.pictures, self.loss, self.top1, self.top5]
 
     @classmethod
     def of(cls, vector: Sequence[float]) -> Score:
         """From its `vector`."""
-        return cls(*vector[:4], confidence=tuple(vector[4:]))
+        return cls(*vector)
 
     def means(self, prefix: str) -> dict[str, float]:
         """Means a picture: loss, and the fractions whose class is first, or among the first five."""
@@ -205,10 +202,7 @@ class Learner:
         first = logits.topk(min(5, logits.shape[1]), 1).indices == target[:, None]
         loss = functional.cross_entropy(logits, target, reduction="sum")
         self.model.train()
-        surest = torch.softmax(logits, 1).amax(1)
-        bins = torch.bucketize(surest, surest.new_tensor(EDGES["confidence"]), right=True)
-        counts = torch.bincount(bins, minlength=len(EDGES["confidence"]) + 1).tolist()
-        return Score(len(labels), float(loss), float(first[:, 0].sum()), float(first.any(1).sum()), tuple(counts))
+        return Score(len(labels), float(loss), float(first[:, 0].sum()), float(first.any(1).sum()))
 
     @property
     def learning_rate(self) -> float:

@@ -22,8 +22,6 @@ class Position:
         stopping_best: best value by now of what early stopping watches; larger is better.
         stale_epochs: epochs since.
         metrics: of the last epoch.
-        confidence: validation pictures of the last epoch by the probability of their first class, in the bins of
-            `library.drift.EDGES`; empty without a validation set.
     """
 
     epoch: int = 0
@@ -34,7 +32,6 @@ class Position:
     stopping_best: float = -math.inf
     stale_epochs: int = 0
     metrics: dict[str, float] = field(default_factory=dict[str, float])
-    confidence: list[int] = field(default_factory=list[int])
 
     def end_epoch(self, steps_per_epoch: int) -> float:
         """Go on to the next epoch, unless this one is broken off by the last step; returns its mean loss."""

@@ -25,7 +25,6 @@ from jobs.train_claim import claim
 from library import storage
 from library.bundle import Bundle
 from library.bundle_record import Prediction
-from library.drift import Histograms
 from library.errors import BadPicture, StriateError, UsageError
 from library.models import create
 from library.recipe import Recipe
@@ -87,15 +86,6 @@ def test_a_training_ends_in_a_bundle_that_has_learned(trained: Path, digits: Pat
     assert np.mean(right) > 0.6
     assert losses(trained)[-1] < losses(trained)[0] / 2
     assert bundle.record.provenance["dataset_digests"].keys() == {"train", "val"}
-    seen = Histograms()
-    for one in predicted:
-        assert isinstance(one, Prediction)
-        seen.add({"confidence": one.classes[0][1]})
-    # A confidence on the edge of a bin may fall on its other side where other batches are computed.
-    recorded = Histograms.from_dict(bundle.record.provenance["confidence"]).counts("confidence")
-    here = seen.counts("confidence")
-    assert sum(recorded.values()) == sum(here.values())
-    assert sum(abs(recorded.get(name, 0) - here.get(name, 0)) for name in recorded.keys() | here.keys()) <= 2
     assert any(path.name.startswith("events.out.tfevents") for path in (trained / "logs").iterdir())
 
 

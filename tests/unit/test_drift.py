@@ -88,7 +88,7 @@ def test_halves_add_up_to_the_whole_in_any_order(first: list[float], second: lis
     def counted(values: list[float]) -> Histograms:
         made = Histograms()
         for value in values:
-            made.add({"brightness": value, "confidence": 1 - value})
+            made.add({"brightness": value, "contrast": 1 - value})
             made.add_class("cat" if value > 0.5 else "dog")
         return made
 
@@ -170,8 +170,8 @@ def test_chance_alone_is_seldom_a_shift_and_never_a_drift(seed: int) -> None:
     reference, live = Histograms(), Histograms()
     for values, made in ((random.beta(2, 2, 5000), reference), (random.beta(2, 2, 250), live)):
         for value in values:
-            made.add({"confidence": float(value)})
-    found = compare(reference, live)["confidence"]
+            made.add({"brightness": float(value)})
+    found = compare(reference, live)["brightness"]
     assert found["psi"] < 0.15
     assert found["verdict"] != "drifted"
 

@@ -13,7 +13,7 @@ from library import codec
 from library.codec import Encoding
 from library.destination import claim, committed, finish
 from library.drift import Histograms, compare
-from library.manifest import Job, Manifest, ShardReport, find_manifest, load_report
+from library.manifest import Job, Manifest, ShardReport, load_report
 from library.shard_work import FilterJob, ShardTask
 from library.totals import Totals
 
@@ -74,16 +74,6 @@ def test_nothing_is_measured_unless_asked_for_and_the_pictures_are_the_same_eith
     assert off.histograms is None
     assert off.shards == on.shards
     assert off.digest != on.digest
-
-
-def test_the_digest_of_a_dataset_that_was_not_measured_is_what_it_was_before_there_were_histograms(
-    tmp_path: Path,
-) -> None:
-    made = ingest(write_files(tmp_path / "raw", pictures(3)), tmp_path / "made")
-    document = made.model_dump()
-    del document["histograms"]
-    assert Manifest.model_validate(document).digest == made.digest
-    assert find_manifest(str(tmp_path / "made")) == made
 
 
 def test_filter_measures_the_pictures_as_it_stores_them(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from library import codec
 from library.bundle_record import BundleRecord
 from library.codec import Encoding
-from library.drift import Histograms, measures
+from library.drift import Histograms, measures, training_histograms
 from library.errors import StriateError
-from serve.drift import LiveDrift, reference_of
+from serve.drift import LiveDrift
 
 
 def scenes(count: int, seed: int) -> list[Any]:
@@ -41,9 +41,9 @@ def test_pictures_like_those_of_training_are_the_same_and_darkened_ones_are_not(
     live = LiveDrift(record(scenes(400, 1)), half=300, share=1)
     for pixels in scenes(300, 2):
         live.picture(png(pixels))
-    live.answered([("cat", 0.9), ("dog", 0.8)] * 150)
+    live.answered(["cat", "dog"] * 150)
     assert verdicts(live) == dict.fromkeys(("brightness", "contrast", "sharpness", "width", "height", "class"), "same")
-    assert live.described()["no_reference"] == ["confidence"]
+    assert live.described()["no_reference"] == []
     # Two halves later nothing is left of what came before.
     for pixels in scenes(600, 3):
         live.picture(png((255 * (pixels / 255.0) ** 2.2).astype(np.uint8)))
@@ -57,7 +57,7 @@ def test_the_window_keeps_between_one_half_and_both() -> None:
     live = LiveDrift(record(scenes(5, 1)), half=100, share=1)
     sizes: list[int] = []
     for _ in range(350):
-        live.answered([("cat", 0.9)])
+        live.answered(["cat"])
         sizes.append(live.live().classes["cat"])
     assert sizes[:200] == list(range(1, 201))
     assert min(sizes[200:]) == 101
@@ -67,8 +67,8 @@ def test_the_window_keeps_between_one_half_and_both() -> None:
 def test_the_gauge_is_told_once_there_is_something_to_tell() -> None:
     told: list[dict[str, float]] = []
     live = LiveDrift(record(scenes(5, 1)), told=told.append)
-    live.answered([("cat", 0.9)] * 300)
-    live.answered([("cat", 0.9)])
+    live.answered(["cat"] * 300)
+    live.answered(["cat"])
     assert [list(values) for values in told] == [["class"]]
     assert told[0]["class"] > 0.25
 
@@ -93,25 +93,13 @@ def test_a_bundle_of_a_dataset_that_was_not_measured_is_compared_by_its_classes_
     live = LiveDrift(record([], histograms=None), share=1)
     for pixels in scenes(10, 2):
         live.picture(png(pixels))
-    live.answered([("cat", 0.9)] * 400)
+    live.answered(["cat"] * 400)
     described = live.described()
     assert {name: found["verdict"] for name, found in described["measures"].items()} == {"class": "drifted"}
     assert "brightness" in described["no_reference"]
     assert sum(described["live"]["bins"]["brightness"]) == 10
 
 
-def test_answers_that_are_less_sure_than_on_the_validation_set_are_told() -> None:
-    sure = Histograms()
-    for share in (0.97, 0.99, 0.92) * 100:
-        sure.add({"confidence": share})
-    live = LiveDrift(record(scenes(5, 1), confidence=sure.to_dict()), half=300, share=1)
-    live.answered([("cat", 0.99), ("dog", 0.96), ("dog", 0.93)] * 100)
-    assert verdicts(live)["confidence"] == "same"
-    live.answered([("cat", 0.6), ("dog", 0.7)] * 300)
-    assert verdicts(live)["confidence"] == "drifted"
-    assert live.described()["no_reference"] == []
-
-
 def test_a_bundle_with_histograms_of_another_version_is_told() -> None:
     with pytest.raises(StriateError, match="ingest --measure"):
-        reference_of(record([], histograms={"version": 99}))
+        training_histograms({"histograms": {"version": 99}})
