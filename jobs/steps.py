@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_sample_images
@@ -63,7 +63,7 @@ def _after(step: Step, photo: Pixels) -> list[Tile]:
         reason = _as_selector(step).reason(Picture("flower.jpg", "flower", header, lambda: data, _PREDICTED))
         verdict = "kept" if reason is None else f"dropped: {reason}"
         return [Tile(photo if reason is None else None, verdict, verdict)]
-    missing: tuple[str, ...] = cast(Any, step).columns() if hasattr(step, "columns") else ()
+    missing = step.columns()
     if missing:
         raise UsageError(
             f"the example picture has no column '{missing[0]}', which {step.name} would read: leave that parameter "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from library.errors import StepError, StriateError, UsageError
 from library.picture import Pixels
@@ -55,12 +54,12 @@ class Augmenter:
                     f"'{step.name}' drops pictures, and an augmentation only changes them; select with "
                     "`striate filter` before"
                 )
-            if hasattr(step, "may_drop") and cast(Any, step).may_drop():
+            if step.may_drop():
                 raise UsageError(
                     f"'{step}' may drop a picture, and an augmentation only changes them; run it with `striate filter` "
                     "before"
                 )
-            columns: tuple[str, ...] = cast(Any, step).columns() if hasattr(step, "columns") else ()
+            columns = step.columns()
             if columns:
                 raise UsageError(
                     f"'{step.name}' reads the column '{columns[0]}', and an augmentation sees pixels only; run it with "

@@ -139,7 +139,7 @@ def run_step(step: Step, picture: Picture) -> str | None:
 
 def _columns(step: Step, picture: Picture) -> list[Any]:
     """What a filter needs besides the pixels."""
-    names = cast(Any, step).columns() if hasattr(step, "columns") else ()
+    names = step.columns()
     try:
         return [picture.column(name) for name in names]
     except KeyError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,7 @@ class InputPipeline:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the other columns that the steps ask for, such as a mask's."""
-        named = (cast(Any, step).columns() for step in self.steps.steps if hasattr(step, "columns"))
+        named = (step.columns() for step in self.steps.steps)
         return tuple(dict.fromkeys(name for names in named for name in names))
 
     def before_fit(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Pixels:

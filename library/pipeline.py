@@ -84,7 +84,7 @@ class Pipeline:
         for step in self.steps:
             if step.kind == "augmentation":
                 raise TypeError(f"'{step.name}' is random and needs a seed; use library.augmentation.Augmenter")
-            if step.kind != "filter" or (hasattr(step, "columns") and cast(Any, step).columns()):
+            if step.kind != "filter" or step.columns():
                 raise TypeError(f"'{step.name}' needs the whole record, not only its pixels; use run_batch")
             pixels = cast(Filter, step)(pixels)
         return pixels

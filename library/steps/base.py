@@ -35,14 +35,21 @@ class Step(Protocol):
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it reads besides the picture."""
+        ...
+
+    def may_drop(self) -> bool:
+        """Whether its parameters let it drop pictures, as a selector does."""
+        ...
+
 
 @runtime_checkable
 class Filter(Protocol):
     """Pixels to pixels, the same result every time. Never writes to its input.
 
-    A filter that needs other columns (a mask) has a method `columns() -> tuple[str, ...]`; their values
-    follow the pixels as positional arguments. One whose parameters let it leave pictures out raises
-    `library.errors.Dropped` for them, and has a method `may_drop() -> bool`.
+    A filter that needs other columns (a mask) overrides `Step.columns`; their values follow the pixels as positional
+    arguments. One whose parameters let it drop pictures overrides `Step.may_drop`, and raises `library.errors.Dropped`.
     """
 
     def __call__(self, pixels: Pixels, /, *columns: Any) -> Pixels: ...
@@ -95,6 +102,9 @@ def register(kind: Kind) -> Callable[[type[_T]], type[_T]]:
         made.kind = kind
         made.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
         made.__str__ = _canonical
+        for name, method in (("columns", _no_columns), ("may_drop", _never)):
+            if not hasattr(made, name):
+                setattr(made, name, method)
         if made.name in REGISTRY:
             raise ValueError(f"two steps are named {made.name!r}")
         REGISTRY[made.name] = made
@@ -110,6 +120,14 @@ def parameters(step: Step) -> Mapping[str, object]:
     """A step's parameters in order; those that are None are absent."""
     values = ((field.name, getattr(step, field.name)) for field in dataclasses.fields(step))
     return {name: value for name, value in values if value is not None}
+
+
+def _no_columns(self: Step) -> tuple[str, ...]:
+    return ()
+
+
+def _never(self: Step) -> bool:
+    return False
 
 
 def _canonical(self: Step) -> str:
