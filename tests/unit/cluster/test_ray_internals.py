@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray.experimental import internal_kv
 
 from cluster import ray_internals
 from library.errors import StriateError
@@ -17,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 def test_a_ray_that_lacks_a_private_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ray_internals.check("core")
-    monkeypatch.delattr(internal_kv, "_internal_kv_list")
+    monkeypatch.delattr("ray.experimental.internal_kv._internal_kv_list")
     with pytest.raises(StriateError, match=r"Ray 2\.\d+\.\d+ lacks .*_internal_kv_list.*: install ray\[.*\][<>]"):
         ray_internals.check("core")
 
