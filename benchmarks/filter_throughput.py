@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import other_tools, process_pools, striate_runs
+from benchmarks import actor_pool, other_tools, process_pools, striate_runs
 from benchmarks.measuring import Contestant, NotRunError, Results, Setup
 from benchmarks.photo_files import PhotoSet, make_photos
 from benchmarks.result_file import code_digest, goals, machine, print_tables, save, summary
@@ -28,6 +28,7 @@ _CONTESTANTS = (
     # In each round in this order: what is compared most closely stands side by side.
     Contestant("limit_memory", "limit: pool, simplejpeg + OpenCV, bytes in memory", process_pools.limit_memory),
     Contestant("striate", "striate: blur, shards to shards", striate_runs.filter_blur, needs_dataset=True),
+    Contestant("actor_pool", "ray.util.ActorPool over the same shards", actor_pool.filter_blur, needs_dataset=True),
     Contestant("limit_files", "limit from files to files", process_pools.limit_files),
     Contestant("striate_select", "striate: selectors only", striate_runs.filter_select, needs_dataset=True),
     Contestant("daft_resize", "Daft: resize to 256x256", other_tools.daft_resize, needs_dataset=True),

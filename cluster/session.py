@@ -91,14 +91,6 @@ class Session:
         """Whether nodes may come: Ray does not say whether a cluster has an autoscaler, or what it may start."""
         return self.address is not None
 
-    @property
-    def present_cpus(self) -> int:
-        return self.cpus
-
-    @property
-    def present_gpus(self) -> int:
-        return self.gpus
-
     def workers(self, wanted: str) -> int:
         """Turn `--workers` into a number: `auto` is one a CPU that is there.
 

@@ -42,8 +42,8 @@ def cached_features(
     """
     if storage.exists(uri):
         return _read(uri)
-    gpus = session.present_gpus
-    workers = gpus or max(1, session.present_cpus)
+    gpus = session.gpus
+    workers = gpus or max(1, session.cpus)
     parts = small_parts(rows, workers)
     workers = min(workers, len(parts))
     threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)

@@ -85,7 +85,7 @@ def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: boo
     """All rows decoded: few of them here, and what is left on Ray."""
     from jobs.decoder import Decoder, residents
 
-    workers = max(1, session.present_cpus)
+    workers = max(1, session.cpus)
     parts = small_parts(rows, workers)
     done: list[Resident] = []
     end = time.monotonic() + _DECODED_HERE_S * (rows.picture_bytes * len(rows) <= _DECODED_HERE_BYTES)

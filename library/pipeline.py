@@ -89,16 +89,18 @@ class Pipeline:
             pixels = cast(Filter, step)(pixels)
         return pixels
 
-    def __call__(self, table: pa.Table, encode: str = "keep") -> pa.Table:
+    def __call__(self, table: pa.Table, encode: str = "keep", *, rejects: bool = False) -> pa.Table:
         """One batch of a dataset through the pipeline, for `map_batches(..., batch_format="pyarrow")`.
 
         Args:
             table: rows of a dataset, with at least `key` and `image`.
             encode: how changed pictures are stored, as `--encode`.
+            rejects: return pictures that cannot be used too, after the others: their bytes untouched, and in two more
+                columns `reason` and `detail`, which are null in the rows of the others.
 
         Returns:
-            The pictures that are kept, with the same columns. Those that a selector dropped or that cannot be
-            read are left out, and their number is logged with a reason; `run_batch` hands them over.
+            The pictures that are kept, with the same columns. Those that a selector dropped are left out; those that
+            cannot be used as well, without `rejects`, and their number is logged with a reason.
 
         Raises:
             TypeError: if a step is an augmentation.
@@ -107,6 +109,8 @@ class Pipeline:
             if step.kind == "augmentation":
                 raise TypeError(f"'{step.name}' is random and needs a seed; use library.augmentation.Augmenter")
         result = run_batch(self.steps, table, Encoding.parse(encode))
+        if rejects:
+            return pa.concat_tables([result.table, result.rejects], promote_options="default")
         if result.rejects.num_rows:
             _log.warning("left out %d pictures that cannot be used: %s", result.rejects.num_rows, result.rejected)
         return result.table

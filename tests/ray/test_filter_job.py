@@ -10,6 +10,8 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 import ray
 
@@ -150,6 +152,29 @@ def test_a_pipeline_works_in_a_users_own_ray_data_program(photos: str) -> None:
     assert len(made) == 86
     assert {(row["channels"], min(row["width"], row["height"])) for row in made} == {(1, 32)}
     assert codec.decode(made[0]["image"]["bytes"]).shape[:2] == (made[0]["height"], made[0]["width"])
+
+
+def test_a_users_program_writes_rejects_as_rows_beside_the_others(photos: str, tmp_path: Path) -> None:
+    with_damage = rows(photos).slice(0, 4).to_pylist()
+    with_damage[0]["image"]["bytes"] = with_damage[0]["image"]["bytes"][:40]
+    pipeline = Pipeline.parse('keep_labels(["china", "flower", "hopper"]) | grayscale')
+    source = ray.data.from_arrow(pa.Table.from_pylist(with_damage, rows(photos).schema))
+    checked = source.map_batches(pipeline, batch_format="pyarrow", fn_kwargs={"rejects": True})
+    checked.write_parquet(str(tmp_path / "checked"))
+    written = {row["key"]: row for row in ds.dataset(tmp_path / "checked").to_table().to_pylist()}
+    assert len(written) == 4
+    damaged = written.pop(with_damage[0]["key"])
+    assert (damaged["reason"], damaged["image"]["bytes"]) == ("damaged", with_damage[0]["image"]["bytes"])
+    assert {(row["reason"], row["channels"]) for row in written.values()} == {(None, 1)}
+
+
+def test_filters_work_on_the_arrays_of_read_images(photo_folder: Path) -> None:
+    pipeline = Pipeline.parse("grayscale | resize(32)")
+    folder = str(photo_folder / "china")
+    read = ray.data.read_images(folder, include_paths=True, file_extensions=["jpg"], mode="RGB")
+    small = read.map(lambda row: row | {"image": pipeline.apply(row["image"])}).take(3)
+    assert {min(row["image"].shape[:2]) for row in small} == {32}
+    assert all(row["path"].endswith(".jpg") for row in small)
 
 
 @dataclass(frozen=True)
