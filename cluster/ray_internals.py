@@ -13,12 +13,15 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from library.errors import StriateError
 
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
 #: What a command uses of Ray: everything needs the core, the others only what they start.
-Part = Literal["core", "serve", "submit"]
+Part = Literal["core", "serve", "submit", "train"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,14 @@ _NEEDS: Mapping[Part, Sequence[_Need]] = {
     "submit": (
         _Need("ray._private.thirdparty.pathspec.pathspec", ("PathSpec",), "listing what is uploaded with a job"),
     ),
+    "train": tuple(
+        _Need(f"ray.train.v2._internal.{module}", (name,), "a training without processes that only a cluster needs")
+        for module, name in (
+            ("callbacks.datasets", "DatasetsCallback"),
+            ("callbacks.placement_group_callback", "PlacementGroupCleanerCallback"),
+            ("execution.scaling_policy", "FixedScalingPolicy"),
+        )
+    ),
 }
 
 
@@ -67,6 +78,39 @@ def check(part: Part) -> None:
         for name in need.names:
             if not hasattr(module, name):
                 raise StriateError(_lacks(f"{need.module}.{name}", need.purpose))
+
+
+def local_trainer() -> type[TorchTrainer]:
+    """Return Ray Train's `TorchTrainer` without the actors that a Ray of our own does not need.
+
+    One hands out Ray Data's datasets, of which we give none; one removes what a killed driver leaves, which here takes
+    its Ray along; one asks an autoscaler, of which there is none. Each is a process that spends seconds on imports: of
+    some 85 s of CPU of a small training they took 20 (Ray 2.60, 2 cores). Ray Train has no setting for them.
+    """
+    check("train")
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    class FixedHere(FixedScalingPolicy):
+        """Asks no autoscaler."""
+
+        def after_controller_start(self, train_run_context: Any) -> None: ...
+
+        def _maybe_send_resource_request(self) -> None: ...
+
+    class LocalTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            if not self.scaling_config.elasticity_enabled:
+                arguments["scaling_policy"] = FixedHere(self.scaling_config)
+            return super()._initialize_and_run_controller(**arguments)
+
+    return LocalTrainer
 
 
 def ignore_rules(lines: Iterable[str]) -> Callable[[str], bool]:

@@ -7,6 +7,7 @@ for an interface of its own accord.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -17,13 +18,15 @@ from datetime import timedelta
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
+from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend  # pyright: ignore[reportPrivateUsage]
-from torch.distributed import TCPStore, init_process_group  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import TCPStore, destroy_process_group, init_process_group  # pyright: ignore[reportPrivateImportUsage]
 
 from library.errors import StriateError
 
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+_LEAVING_S = 30
 #: Of Linux: the IPv4 address of an interface, which begins at the 21st byte of what is answered.
 _SIOCGIFADDR, _NAME_BYTES, _REQUEST_BYTES, _ADDRESS_AT = 0x8915, 16, 256, 20
 
@@ -36,15 +39,19 @@ class NodeTorchConfig(TorchConfig):
     """Ray Train's `TorchConfig`, whose workers listen at their nodes' addresses only; it has no `init_method`."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """Of the workers' process group."""
+    def backend_cls(self) -> type[Backend]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Starts and ends the workers' process group."""
         return _NodeBackend
 
 
-class _NodeBackend(_TorchBackend):
-    """Ray Train's own also sets RANK and the like in the environment, which nothing here reads."""
+class _NodeBackend(Backend):
+    """Ray Train's own opens the store at all interfaces."""
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    #: A worker sees the GPUs of all workers of its node, as with Ray Train's own: NCCL connects them directly.
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, TorchConfig)
         size, timeout = len(worker_group), timedelta(seconds=backend_config.timeout_s)
         on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         backend = backend_config.backend or ("nccl" if on_gpus else "gloo")
@@ -53,6 +60,11 @@ class _NodeBackend(_TorchBackend):
             worker_group.execute_single_async(rank, _join, backend, store, rank, size, timeout) for rank in range(size)
         ]
         ray.get(joined)
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        # A worker that waits for one that is gone cannot leave its group; its process ends with the worker group.
+        with contextlib.suppress(GetTimeoutError):
+            ray.get(worker_group.execute_async(destroy_process_group), timeout=_LEAVING_S)
 
 
 def _open_store(size: int, timeout: timedelta) -> tuple[str, int]:

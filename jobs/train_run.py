@@ -7,20 +7,22 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow.fs
 import torch
 from ray.exceptions import RayError
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from rich.live import Live
 
+from cluster import ray_internals
 from cluster.console import Terminal, say
 from jobs import board
-from jobs.local_trainer import ClusterTrainer, LocalTrainer
 from jobs.placement import Placement
 from jobs.progress import duration
 from jobs.tracking import mlflow_logger
@@ -99,7 +101,7 @@ def fit(
         os.environ.setdefault(*_ELASTIC_START)
     for logger in ("ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    trainer = (ClusterTrainer if placement.cluster else LocalTrainer)(
+    trainer = (TorchTrainer if placement.cluster else ray_internals.local_trainer())(
         train_loop,
         train_loop_config={"task": asdict(task), "refs": refs},
         torch_config=NodeTorchConfig(),
@@ -126,8 +128,7 @@ def fit(
         storage.name_of(plan.out), {"out": plan.out, "recipe_digest": recipe.digest, **plan.described()}
     )
     try:
-        with _shown(run, log):
-            result = trainer.fit()
+        result = _shown(trainer.fit, run, log)
     except TrainingFailedError as error:
         raise StriateError(_explained(error)) from error
     except RayError as error:
@@ -188,17 +189,27 @@ def _diverged(problem: dict[str, Any], checkpoints: str) -> str:
     )
 
 
-@contextlib.contextmanager
-def _shown(run: str, log: Callable[[dict[str, Any]], None]) -> Generator[None]:
-    """A line an epoch, and a live one (or one every ten seconds) between them, on stderr; each epoch also to `log`."""
+def _shown(fit: Callable[[], Result], run: str, log: Callable[[dict[str, Any]], None]) -> Result:
+    """Shows how far `fit` is until it ends: a line an epoch, and a live one (or one every ten seconds) between them,
+    on stderr; each epoch also to `log`.
+
+    `fit` runs outside the main thread. In the main thread Ray Train would replace our handler of SIGINT by its own,
+    which ends the process at Ctrl-C with exit code 0, as if the training had succeeded.
+    """
+    ended: Future[Result] = Future()
     stop = threading.Event()
-    thread = threading.Thread(target=_show, args=(run, log, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+
+    def run_fit() -> None:
+        try:
+            ended.set_result(fit())
+        except BaseException as error:  # raised again in the main thread
+            ended.set_exception(error)
+        finally:
+            stop.set()
+
+    threading.Thread(target=run_fit, name="fit", daemon=True).start()
+    _show(run, log, stop)
+    return ended.result()
 
 
 def _show(run: str, log: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:

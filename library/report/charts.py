@@ -37,6 +37,7 @@ _STYLE = {
     "ytick.labelsize": 11,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "ytick.major.pad": 6,
     "axes.axisbelow": True,
     "grid.color": _RULE,
 }

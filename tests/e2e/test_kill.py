@@ -172,7 +172,7 @@ def test_a_job_that_fails_takes_its_unfinished_shards_away(raw: str, tmp_path: P
 
 
 @pytest.mark.faults
-def test_one_training_at_a_time_writes_to_a_folder_and_sigterm_ends_it(tmp_path: Path) -> None:
+def test_one_training_at_a_time_writes_to_a_folder_and_signals_end_it(tmp_path: Path) -> None:
     data, out = str(tmp_path / "data"), tmp_path / "lenet"
     finish(striate("ingest", str(write_digits(tmp_path)), data))
     command = ("train", write_recipe(tmp_path, data, epochs=1000), "--out", str(out))
@@ -180,12 +180,15 @@ def test_one_training_at_a_time_writes_to_a_folder_and_sigterm_ends_it(tmp_path:
     until(lambda: one.poll() is not None or two.poll() is not None)
     works, refused = (two, one) if one.poll() is not None else (one, two)
     assert f"lenet is being written by process {works.pid} on " in said(refused, 2)
-    until(lambda: list(out.glob("checkpoints/run/step-*")))
-    works.terminate()
-    last = "striate: stopped by SIGTERM; run the same command again to resume\n"
-    assert said(works, 143).endswith(f"\n{last}")
-    assert unfinished(out) == []
-    until(lambda: not processes(works.pid))  # a worker may end a moment after its driver
+    for number, code, why in ((signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")):
+        before = set(out.glob("checkpoints/run/step-*"))
+        until(lambda before=before: set(out.glob("checkpoints/run/step-*")) - before)
+        works.send_signal(number)
+        assert said(works, code).endswith(f"\nstriate: stopped by {why}; run the same command again to resume\n")
+        assert unfinished(out) == []
+        until(lambda pid=works.pid: not processes(pid))  # a worker may end a moment after its driver
+        if number == signal.SIGINT:
+            works = striate(*command)
     assert not local_checkpoints(str(out))
 
 
