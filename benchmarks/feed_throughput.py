@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from cluster.session import Session, connect
 from jobs.placement import Placement
 from jobs.probe import cpu_rates
 from jobs.train import TrainPlan, plan_train
+from jobs.train_loop import TrainTask
 from library import codec
 from library.errors import StriateError, UsageError
 from library.manifest import FileEntry, Job, Manifest, Tally, save_manifest
@@ -188,11 +188,14 @@ def _one_size(dataset: Path, photos: PhotoSet, count: int, batch_size: int, core
     )
     plan = plan_train(recipe, str(dataset.with_name("bundle")))
     before = _one_cpu(recipe)
-    with connect("local", num_cpus=cores) as session:
-        placement = Placement.of(session, "1", gpu=False, cpus_per_worker=None)
-        cpus = max(1, round(cores - placement.worker_cpus))
-        feed = _fed(plan, placement, session, count)
+    placement = Placement.of(
+        Session(None, cores, 1, node_cpus=(cores,), present_cpus=cores), "1", gpu=False, cpus_per_worker=None
+    )
+    cpus = max(1, round(cores - placement.worker_cpus))
+    # Before Ray is started: its processes come out of this one.
     peer = _image_folder(photos, dataset.with_name("files"), count, batch_size, cpus)
+    with connect("local", num_cpus=cores) as session:
+        feed = _fed(plan, placement, session, count)
     one = statistics.mean([before, _one_cpu(recipe)])
     return {
         "pictures_in": plan.described()["pictures_in"],
@@ -216,26 +219,33 @@ def _fed(plan: TrainPlan, placement: Placement, session: Session, count: int) ->
     start = time.perf_counter()
     refs = data_refs(plan, session)
     inputs = plan.inputs
-    task = SimpleNamespace(
-        steps_pipeline=str(inputs.steps), fit=str(inputs.fit), input_size=inputs.size, channels=inputs.channels
+    task = TrainTask(
+        recipe=plan.recipe.model_dump_json(),
+        recipe_digest=plan.recipe.digest,
+        run="",
+        out=plan.out,
+        logs="",
+        class_counts=plan.train.class_counts,
+        steps_pipeline=str(inputs.steps),
+        fit=str(inputs.fit),
+        input_size=inputs.size,
+        channels=inputs.channels,
+        threads=placement.threads,
+        decoders=placement.decoders,
+        decoder_cpus=placement.decoder_cpus,
     )
-    data = {
-        "threads": placement.threads,
-        "decoders": placement.decoders,
-        "decoder_cpus": placement.decoder_cpus,
-    }
     epochs = max(1, round(_COUNTED_PICTURES / count))
     worker: Any = ray.remote(num_cpus=placement.worker_cpus)(_take)
-    found: Any = ray.get(worker.remote(data, refs, task, plan.recipe.model_dump_json(), epochs))
+    found: Any = ray.get(worker.remote(refs, task, epochs))
     return {"whole_s": round(time.perf_counter() - start, 2), **found}
 
 
-def _take(data: dict[str, Any], refs: dict[str, Any], task: Any, text: str, epochs: int) -> dict[str, Any]:
+def _take(refs: dict[str, Any], task: TrainTask, epochs: int) -> dict[str, Any]:
     """Takes batches of part of a first epoch, and then of `epochs` whole ones."""
     from jobs.feed import feed_of
 
-    recipe = Recipe.model_validate_json(text)
-    feed = feed_of(data, refs, task, recipe, int(recipe.batch_size), 0, 1)
+    recipe = Recipe.model_validate_json(task.recipe)
+    feed = feed_of(refs, task, recipe, int(recipe.batch_size), 0, 1)
     steps = feed.steps_per_epoch
     warm = min(steps, max(1, _WARM_PICTURES // int(recipe.batch_size)))
     feed.start(0, steps - warm, warm + epochs * steps)

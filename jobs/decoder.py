@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,6 +53,7 @@ def residents(
     Raises:
         StriateError: from the first part that failed.
     """
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     tasks = [{"number": number, "part": list(part)} for number, part in enumerate(parts)]
@@ -63,7 +65,7 @@ def residents(
             num_gpus=num_gpus,
             compute=ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
         )
-    mapped.set_name("striate train, decode")
+    mapped.set_name("striate train decode")
     found: dict[int, Resident] = {}
     for row in mapped.iter_rows():
         if row["error"]:

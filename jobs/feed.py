@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import ray
 
 from jobs.streaming import Source, StreamFeed
+from jobs.train_loop import TrainTask
 from library.augmentation import Augmenter
 from library.errors import StriateError
 from library.inputs import InputPipeline
@@ -51,16 +52,13 @@ class Feed(Protocol):
         ...
 
 
-def feed_of(
-    data: dict[str, Any], refs: dict[str, Any], task: Any, recipe: Recipe, batch_size: int, rank: int, world_size: int
-) -> Feed:
+def feed_of(refs: dict[str, Any], task: TrainTask, recipe: Recipe, batch_size: int, rank: int, world_size: int) -> Feed:
     """The feed of one worker.
 
     Args:
-        data: `threads` (that augment) and `decoders` (of each worker, where it streams).
         refs: of the pictures of `train` and `val` in Ray's object store: each a `Resident`; or `Rows` to be
             streamed, and after it a table of each shard where these are held there.
-        task: a `TrainTask`; its input pipeline is read.
+        task: its input pipeline, threads and decoders are read.
         recipe: `augment`, `sampling` and `seed` are read.
         batch_size: over all workers.
         rank: of this worker.
@@ -88,8 +86,8 @@ def feed_of(
             balanced=recipe.sampling == "balanced",
             rank=rank,
             world_size=world_size,
-            threads=data["threads"],
+            threads=task.threads,
         )
     share = Share(train, smallest, rank, world_size)
     source = Source(share, val, inputs, augmenter, recipe.seed, refs["train"][1:], refs.get("val", ())[1:])
-    return StreamFeed(source, decoders=data["decoders"], decoder_cpus=data["decoder_cpus"])
+    return StreamFeed(source, decoders=task.decoders, decoder_cpus=task.decoder_cpus)

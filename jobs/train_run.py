@@ -86,12 +86,9 @@ def fit(
         fit=str(inputs.fit),
         input_size=inputs.size,
         channels=inputs.channels,
-        data={
-            "threads": placement.threads,
-            "decoders": placement.decoders,
-            "decoder_cpus": placement.decoder_cpus,
-        },
         threads=placement.threads,
+        decoders=placement.decoders,
+        decoder_cpus=placement.decoder_cpus,
     )
     low, high = placement.workers
     if placement.waits_for_nodes:

@@ -76,7 +76,7 @@ class _Training:
         self._at.batch_size = self._at.batch_size or self._fitting(model)
         if recipe.batch_size == "auto":  # else the driver has looked
             check_batch_norms(recipe, model, self._at.batch_size, self._world_size)
-        self._feed = feed_of(task.data, refs, task, recipe, self._at.batch_size, self._rank, self._world_size)
+        self._feed = feed_of(refs, task, recipe, self._at.batch_size, self._rank, self._world_size)
         steps = self._feed.steps_per_epoch
         self._total = recipe.steps if recipe.steps is not None else max(1, round((recipe.epochs or 0) * steps))
         self._learner = Learner(

@@ -1,4 +1,4 @@
-"""How far a training is, and what has been seen on the way."""
+"""How far a training is, and what was measured by then."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from library.recipe.schema import EarlyStopping
 
 @dataclass
 class Position:
-    """Kept in each checkpoint, so that a training which goes on is the one that was begun.
+    """How far a training is; kept in each checkpoint, so that a resumed training is the one that was started.
 
     Attributes:
-        epoch: the one under way, from 0.
+        epoch: the current one, from 0.
         step_in_epoch: steps of it that are done.
         step: steps done in all.
-        batch_size: over all workers; 0 where it is not chosen yet.
-        losses: sum over the steps of the epoch under way.
-        stopping_best: best value by now of what early stopping watches; larger is better.
-        stale_epochs: epochs since.
+        batch_size: over all workers; 0 until it is chosen.
+        losses: sum over the steps of the current epoch.
+        stopping_best: best value by now of the metric of early stopping; larger is better.
+        stale_epochs: epochs since then.
         metrics: of the last epoch.
     """
 
@@ -34,14 +34,14 @@ class Position:
     metrics: dict[str, float] = field(default_factory=dict[str, float])
 
     def end_epoch(self, steps_per_epoch: int) -> float:
-        """Go on to the next epoch, unless this one is broken off by the last step; returns its mean loss."""
+        """Advances to the next epoch, unless the last step ended this one early; returns its mean loss."""
         mean = self.losses / max(self.step_in_epoch, 1)
         if self.step_in_epoch == steps_per_epoch:
             self.epoch, self.step_in_epoch, self.losses = self.epoch + 1, 0, 0.0
         return mean
 
     def judge(self, rule: EarlyStopping | None, metrics: Mapping[str, float]) -> None:
-        """Note whether an epoch was better than all before; only what is better by `min_delta` counts."""
+        """Notes whether an epoch was better than all before, by at least `min_delta`."""
         if rule is None:
             return
         value = -metrics[rule.metric] if rule.metric.endswith("loss") else metrics[rule.metric]
@@ -51,5 +51,5 @@ class Position:
             self.stale_epochs += 1
 
     def is_stale(self, rule: EarlyStopping | None) -> bool:
-        """Whether training stops here."""
+        """Whether early stopping ends the training here."""
         return rule is not None and self.stale_epochs >= rule.patience
