@@ -186,6 +186,7 @@ def _streamed(source: Source, remaining: Sequence[Stage], decoders: int, decoder
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # A small dataset gives fewer tasks to read than there are decoders; their chunks are enough.
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # torch only reads what is shared
     with DataContext.current(context):
         chunks = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             _Reader,

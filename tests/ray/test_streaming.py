@@ -119,6 +119,13 @@ def test_a_dataset_that_cannot_be_used_ends_the_stream_with_one_sentence(tmp_pat
         epoch(source)
 
 
+@pytest.mark.parametrize(("batch_size", "chunk_rows"), [(64, 64), (256, 86), (10, 30), (1, 32), (120, 60)])
+def test_a_chunk_is_an_even_part_of_a_batch_or_some_batches_whole(batch_size: int, chunk_rows: int) -> None:
+    rows = Rows("nowhere", ("part-000000.parquet",), np.asarray([1000]), ("a", "b"), {"a": 500, "b": 500})
+    inputs = InputPipeline(Pipeline(), Pipeline(), (224, 224), 3)
+    assert Source(Share(rows, batch_size, 0, 1), None, inputs, None, 0).chunk_rows == chunk_rows
+
+
 def test_what_is_left_of_a_training_is_known_when_it_starts() -> None:
     assert stages(10, 2, 7, 15, validated=True) == [
         Stage(True, 2, 7, 10),
