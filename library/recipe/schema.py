@@ -40,7 +40,10 @@ class Data(_Group):
     max_resident_mb: Annotated[
         int,
         Field(
-            ge=0, le=10**9, description="MiB: decoded pictures are kept in memory where they fit into this; 0 for never"
+            ge=0,
+            le=10**9,
+            description="MiB: decoded pictures are kept in memory where they fit into this, else stored ones that come "
+            "from S3 or the like; 0 for never",
         ),
     ] = 2048
 

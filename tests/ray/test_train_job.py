@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from safetensors.numpy import load_file
 
+from cluster.session import Session
 from jobs.ingest import ingest, plan_ingest
 from jobs.train import plan_train, train
 from jobs.train_claim import claim
+from jobs.train_data import data_refs
 from library import storage
 from library.bundle import Bundle
 from library.bundle_record import Prediction
@@ -164,6 +167,21 @@ def test_a_bucket_larger_than_memory_is_streamed_to_two_workers_on_two_cpus_into
     assert (first["epoch"], second["epoch"]) == (1, 2)
     assert second["train_loss"] < first["train_loss"]
     assert train(plan_train(streamed, out)).resumed
+
+
+def test_pictures_of_a_bucket_that_fit_only_encoded_are_fetched_once(digits: Path, bucket: str) -> None:
+    ingest(plan_ingest(str(digits.parent / "digits"), f"{bucket}/data", shard_mb=0.02))
+    data = {"train": f"{bucket}/data", "val": None, "val_fraction": 0.2, "max_resident_mb": 1}
+    large = {"steps": 'grayscale | resize([80, 80], mode="exact")', "size": 28}
+    plan = plan_train(recipe(digits, data=data, input=large, augment="rotate(5)"), f"{bucket}/lenet")
+    assert not plan.resident
+    refs = data_refs(plan, Session(None, 2, 1, node_cpus=(2,), present_cpus=2))
+    for role, rows in (("train", plan.train), ("val", plan.val)):
+        assert rows is not None
+        tables: list[Any] = [ray.get(table) for table in refs[role][1:] if table is not None]
+        assert [table.num_rows for table in tables] == [count for count in rows.counts.tolist() if count]
+        assert {name for table in tables for name in table.column_names} == {"bytes", "key", "label"}
+    assert len(refs["train"]) == 1 + len(plan.train.shards) > 2
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_step_rate_and_keys(digits: Path, tmp_path: Path) -> None:
