@@ -176,10 +176,10 @@ def test_pictures_of_a_bucket_that_fit_only_encoded_are_fetched_once(digits: Pat
     plan = plan_train(recipe(digits, data=data, input=large, augment="rotate(5)"), f"{bucket}/lenet")
     assert not plan.resident
     refs = data_refs(plan, Session(None, 2, 1, node_cpus=(2,), present_cpus=2))
-    for role, rows in (("train", plan.train), ("val", plan.val)):
-        assert rows is not None
+    for role, used in (("train", plan.train), ("val", plan.val)):
+        assert used is not None
         tables: list[Any] = [ray.get(table) for table in refs[role][1:] if table is not None]
-        assert [table.num_rows for table in tables] == [count for count in rows.counts.tolist() if count]
+        assert [table.num_rows for table in tables] == [count for count in used.counts.tolist() if count]
         assert {name for table in tables for name in table.column_names} == {"bytes", "key", "label"}
     assert len(refs["train"]) == 1 + len(plan.train.shards) > 2
 
