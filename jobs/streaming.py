@@ -31,7 +31,8 @@ from library.training.rows import Part, Rows, read_part
 from library.training.stream_decoding import ChunkDecoder, Decoded, Unusable, WindowReader, cut_table, regrouped
 from library.training.windows import Group, Share, all_groups
 
-# What is decoded by one task: some tenths of a second of work, against milliseconds that Ray Data takes for a task.
+# What is decoded by one task, by its size before or after: some tenths of a second of work, where Ray Data takes
+# milliseconds for a task.
 _CHUNK_BYTES = 16 * 2**20
 _CHUNK_ROWS = 512
 _LEAST_CHUNK_ROWS = 32
@@ -114,8 +115,8 @@ class Source:
     def chunk_rows(self) -> int:
         """Rows that are decoded at a time: an even part of this worker's batch, or some small batches whole."""
         local = self.share.local
-        picture_bytes = int(np.prod(self.inputs.size)) * self.inputs.channels
-        most = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // picture_bytes))
+        largest = max(float(np.prod(self.inputs.size)) * self.inputs.channels, self.share.rows.picture_bytes)
+        most = max(1, min(_CHUNK_ROWS, int(_CHUNK_BYTES / largest)))
         if local > most:
             return -(-local // -(-local // most))
         return local * max(1, min(_LEAST_CHUNK_ROWS, most) // local)

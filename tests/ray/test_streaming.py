@@ -119,9 +119,15 @@ def test_a_dataset_that_cannot_be_used_ends_the_stream_with_one_sentence(tmp_pat
         epoch(source)
 
 
-@pytest.mark.parametrize(("batch_size", "chunk_rows"), [(64, 64), (256, 86), (10, 30), (1, 32), (120, 60)])
-def test_a_chunk_is_an_even_part_of_a_batch_or_some_batches_whole(batch_size: int, chunk_rows: int) -> None:
-    rows = Rows("nowhere", ("part-000000.parquet",), np.asarray([1000]), ("a", "b"), {"a": 500, "b": 500})
+@pytest.mark.parametrize(
+    ("batch_size", "picture_bytes", "chunk_rows"),
+    [(64, 1e5, 64), (256, 1e5, 86), (10, 1e5, 30), (1, 1e5, 32), (120, 1e5, 60), (64, 4e6, 4), (64, 1e8, 1)],
+)
+def test_a_chunk_is_an_even_part_of_a_batch_or_some_batches_whole(
+    batch_size: int, picture_bytes: float, chunk_rows: int
+) -> None:
+    counts = {"a": 500, "b": 500}
+    rows = Rows("nowhere", ("part-000000.parquet",), np.asarray([1000]), ("a", "b"), counts, picture_bytes)
     inputs = InputPipeline(Pipeline(), Pipeline(), (224, 224), 3)
     assert Source(Share(rows, batch_size, 0, 1), None, inputs, None, 0).chunk_rows == chunk_rows
 
