@@ -188,9 +188,7 @@ def _one_size(dataset: Path, photos: PhotoSet, count: int, batch_size: int, core
     )
     plan = plan_train(recipe, str(dataset.with_name("bundle")))
     before = _one_cpu(recipe)
-    placement = Placement.of(
-        Session(None, cores, 1, node_cpus=(cores,), present_cpus=cores), "1", gpu=False, cpus_per_worker=None
-    )
+    placement = Placement.of(Session(None, cores, 1, node_cpus=(cores,)), "1", gpu=False, cpus_per_worker=None)
     cpus = max(1, round(cores - placement.worker_cpus))
     # Before Ray is started: its processes come out of this one.
     peer = _image_folder(photos, dataset.with_name("files"), count, batch_size, cpus)

@@ -175,7 +175,7 @@ def test_pictures_of_a_bucket_that_fit_only_encoded_are_fetched_once(digits: Pat
     large = {"steps": 'grayscale | resize([80, 80], mode="exact")', "size": 28}
     plan = plan_train(recipe(digits, data=data, input=large, augment="rotate(5)"), f"{bucket}/lenet")
     assert not plan.resident
-    refs = data_refs(plan, Session(None, 2, 1, node_cpus=(2,), present_cpus=2))
+    refs = data_refs(plan, Session(None, 2, 1, node_cpus=(2,)))
     for role, used in (("train", plan.train), ("val", plan.val)):
         assert used is not None
         tables: list[Any] = [ray.get(table) for table in refs[role][1:] if table is not None]
