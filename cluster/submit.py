@@ -107,8 +107,9 @@ class Jobs:
     def __init__(self, address: str, token: str | None) -> None:
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        # Notes on what it packs and on connections.
+        for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.address = address
         with self.asked(), _only(address):
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
