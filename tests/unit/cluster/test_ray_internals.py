@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,3 +26,17 @@ def test_a_ray_that_lacks_a_private_name_is_refused(monkeypatch: pytest.MonkeyPa
 def test_importing_the_internals_imports_no_ray() -> None:
     code = "import sys, cluster.ray_internals; assert 'ray' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_private_parts_of_ray_are_imported_in_one_file() -> None:
+    private = re.compile(r"ray\.(.*\._|experimental\.internal_kv|_)")
+    found: set[str] = set()
+    for package in ("library", "cluster", "jobs", "serve"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                if isinstance(node, ast.Import):
+                    modules = [alias.name for alias in node.names]
+                if any(private.match(module) for module in modules):
+                    found.add(str(path.relative_to(ROOT)))
+    assert found == {"cluster/ray_internals.py"}
