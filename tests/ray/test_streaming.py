@@ -36,6 +36,12 @@ class NoteProcess:
     name: ClassVar[str] = "note_process"
     folder: str
 
+    def columns(self) -> tuple[str, ...]:
+        return ()
+
+    def may_drop(self) -> bool:
+        return False
+
     def __call__(self, pixels: Pixels) -> Pixels:
         (Path(self.folder) / str(os.getpid())).touch()
         return pixels

@@ -29,6 +29,12 @@ class CountedTurn:
     kind: ClassVar[Kind] = "augmentation"
     name: ClassVar[str] = "counted_turn"
 
+    def columns(self) -> tuple[str, ...]:
+        return ()
+
+    def may_drop(self) -> bool:
+        return False
+
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         AUGMENTED.release()
         return np.ascontiguousarray(pixels[::-1])
