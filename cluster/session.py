@@ -40,9 +40,8 @@ _ENVIRONMENT = {
 #: workers, agents) are open to nobody else.
 _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
-# Of a Ray that we start ourselves. Its first workers import these while the driver still plans.
+# Of a Ray that we start ourselves.
 _LOCAL_ENVIRONMENT = {
-    "RAY_preload_python_modules": "cv2,pyarrow.parquet,pydantic,library.shard_work",
     _LOOPBACK[0]: _LOOPBACK[1],
     # Nobody reads them here.
     "RAY_TRAIN_METRICS_ENABLED": "0",

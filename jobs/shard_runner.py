@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import ray.data
 from ray.exceptions import RayError
 
 from cluster.console import say
@@ -152,8 +153,6 @@ class _Engine:
 
     def _pass(self, left: Mapping[int, ShardTask]) -> Iterator[ShardResult]:
         """Map what is left once; yields the results, which are not all where the pass stalls."""
-        import ray.data
-
         # Ray Data reports each start and end on the terminal; everything stays in its log files.
         for handler in logging.getLogger("ray.data").handlers:
             if isinstance(handler, logging.StreamHandler):

@@ -30,8 +30,6 @@ def local_ray(s3_server: S3Server, s3_proxy: FaultProxy) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environment(s3_proxy.endpoint).items():
             patch.setenv(name, value)
-        # Trainings need little of what shard workers do.
-        patch.setenv("RAY_preload_python_modules", "")
         with connect("local", num_cpus=2):
             yield
 
