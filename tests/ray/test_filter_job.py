@@ -22,7 +22,7 @@ from jobs.shard_plan import make_shards, run_tasks
 from library import codec
 from library.destination import claim
 from library.errors import StriateError, UsageError
-from library.manifest import ShardReport, load_manifest
+from library.manifest import Job, Manifest, ShardReport, load_manifest, save_manifest
 from library.pipeline import Pipeline
 from library.shard_work import FilterJob, Progress, ShardTask
 from tests.datasets import content, rows
@@ -264,12 +264,14 @@ def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tm
 
 @pytest.mark.faults
 def test_a_shard_that_kills_its_worker_each_time_is_named_instead_of_tried_for_ever(tmp_path: Path) -> None:
+    save_manifest(str(tmp_path), Manifest(complete=False, jobs=[Job(kind="filter", source="/nowhere")]))
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007: its worker died 4 times"):
         run_tasks("filter", Fails("dies"), [task], Places(1))
 
 
 def test_an_unforeseen_error_in_a_worker_is_told_whole_and_names_the_shard(tmp_path: Path) -> None:
+    save_manifest(str(tmp_path), Manifest(complete=False, jobs=[Job(kind="filter", source="/nowhere")]))
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007(.|\n)*ZeroDivisionError: one over none"):
         run_tasks("filter", Fails("raises"), [task], Places(1))

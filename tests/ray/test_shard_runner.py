@@ -14,11 +14,10 @@ import ray
 from jobs import shard_runner
 from jobs.places import Places
 from jobs.shard_runner import run_shards
-from library.manifest import Report, Tally
+from library.errors import StriateError
+from library.manifest import Job, Manifest, Report, Tally, save_manifest
 from library.shard_work import Progress, ShardTask
 from tests.waiting import until
-
-TASKS = [ShardTask("/nowhere", f"part-{number:06d}", "digest", 1) for number in range(2)]
 
 
 class _Holder:
@@ -44,7 +43,7 @@ class DiesWhenTold(Reports):
 
     def run(self, task: ShardTask, progress: Progress) -> Report:
         tried = Path(self.folder, "tried")
-        if task.stem == TASKS[0].stem and not tried.exists():
+        if task.stem == "part-000000" and not tried.exists():
             tried.touch()
             until(Path(self.folder, "go").exists)
             os._exit(1)
@@ -62,12 +61,15 @@ class Stems:
         return Report.model_validate_json(report)
 
 
-def _all_done(results: Stems) -> bool:
-    return sorted(results.stems) == [task.stem for task in TASKS]
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[ShardTask]:
+    """Two shards of a dataset that is being made."""
+    save_manifest(str(tmp_path), Manifest(complete=False, jobs=[Job(kind="filter", source="/nowhere")]))
+    return [ShardTask(str(tmp_path), f"part-{number:06d}", "digest", 1) for number in range(2)]
 
 
 def test_a_job_without_resources_says_what_it_waits_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tasks: list[ShardTask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shard_runner, "_WAITS_S", 0.2)
     monkeypatch.setattr("jobs.progress._LINE_EVERY_S", 0.2)
@@ -75,7 +77,7 @@ def test_a_job_without_resources_says_what_it_waits_for(
     holder: Any = ray.remote(num_cpus=cpus)(_Holder).remote()
     ray.get(holder.__ray_ready__.remote())
     results, printed = Stems(), list[str]()
-    thread = threading.Thread(target=run_shards, args=("filter", Reports(), TASKS, Places(1), results))
+    thread = threading.Thread(target=run_shards, args=("filter", Reports(), tasks, Places(1), results))
     thread.start()
 
     def waits() -> bool:
@@ -86,17 +88,19 @@ def test_a_job_without_resources_says_what_it_waits_for(
     assert not results.stems
     ray.kill(holder)
     thread.join(60)
-    assert _all_done(results)
+    assert sorted(results.stems) == [task.stem for task in tasks]
 
 
-def test_tasks_of_a_lost_worker_are_done_without_its_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tasks_of_a_lost_worker_are_done_without_its_cpu(
+    tasks: list[ShardTask], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(shard_runner, "_STALLED_S", 3.0)
     monkeypatch.setattr("jobs.progress._LINE_EVERY_S", 0.2)
     half = int(ray.cluster_resources()["CPU"] / 2)
     results = Stems()
     job = DiesWhenTold(str(tmp_path))
     places = Places(2, cpus=half)
-    thread = threading.Thread(target=run_shards, args=("filter", job, TASKS, places, results), daemon=True)
+    thread = threading.Thread(target=run_shards, args=("filter", job, tasks, places, results), daemon=True)
     thread.start()
     until(lambda: len(results.stems) == 1 and (tmp_path / "tried").exists())
     # The first that waits for what the lost worker had.
@@ -106,6 +110,12 @@ def test_tasks_of_a_lost_worker_are_done_without_its_cpu(monkeypatch: pytest.Mon
         (tmp_path / "go").touch()
         ray.get(ready, timeout=60)
         thread.join(120)
-        assert _all_done(results)
+        assert sorted(results.stems) == [task.stem for task in tasks]
     finally:
         ray.kill(holder)
+
+
+def test_a_node_that_does_not_see_the_dataset_is_named(tmp_path: Path) -> None:
+    unseen = ShardTask(str(tmp_path / "elsewhere"), "part-000000", "digest", 1)
+    with pytest.raises(StriateError, match=r"node \w{8} does not see .*elsewhere"):
+        run_shards("filter", Reports(), [unseen], Places(1), Stems())
