@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import resource
 import threading
 import time
 import traceback
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +26,8 @@ from library.manifest import Report, Tally, manifest_uri
 from library.shard_work import ShardJob, ShardTask
 
 _BEAT_EVERY_S = 1.0
+# Shards. After each it would cost some percent of the speed.
+_TRIM_EVERY = 8
 # A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that
 # died.
 _MAX_ATTEMPTS = 4
@@ -67,7 +72,9 @@ class ShardWorker:
         names = {"command": command, "run": run, "ray_job": context.get_job_id(), "node": self._node}
         bundle_id = getattr(job, "bundle_id", None)
         self._log = WorkLog(**names, **({"bundle_id": bundle_id} if bundle_id else {}))
+        self._done = 0
         self._seen: set[str] = set()
+        self._heartbeat = _Heartbeat(run)
         self._idle_since = time.perf_counter()
         # One worker a CPU: threads inside the libraries would only compete with the other workers.
         cv2.setNumThreads(1)
@@ -89,6 +96,9 @@ class ShardWorker:
             error = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
         if error:
             self._log.error("shard failed", extra={"shard": f"{task.dataset}/{task.stem}", "error": error})
+        self._done += 1
+        if self._done % _TRIM_EVERY == 0:
+            _give_back_memory()
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._idle_since = time.perf_counter()
         return asdict(ShardResult(number, report, error, waited_s, rss, self._node))
@@ -100,8 +110,8 @@ class ShardWorker:
         if begun > _MAX_ATTEMPTS:
             raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
         self._check_seen(task.dataset)
-        with _Heartbeat(self._run, shard) as heartbeat:
-            report = self._job.run(task, heartbeat.add)
+        with self._heartbeat.shard(shard) as progress:
+            report = self._job.run(task, progress)
         self._metrics.shard(task.dataset, report)
         board.end(self._run, shard)
         counts = asdict(count_of(report.tally, shards=1)) | {"kept": report.tally.rows_out}
@@ -126,32 +136,42 @@ class ShardWorker:
         self._seen.add(dataset)
 
 
+def _give_back_memory() -> None:
+    """Keeps memory flat: threads come and go with tasks, and glibc keeps what each of them has freed apart."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 class _Heartbeat:
-    """Writes to the board once a second how far a shard is, so that the driver sees that its worker is alive."""
+    """Writes to the board once a second how far the worker's shard is, so that the driver sees that it is alive."""
 
-    def __init__(self, run: str, shard: str) -> None:
-        self._run, self._shard = run, shard
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._lock = threading.Lock()  # a shard that has ended is taken off the board, and not put on it again
+        self._shard: str | None = None
         self._tallies: list[Tally] = []
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._beats = 0
+        threading.Thread(target=self._beat, daemon=True).start()
 
-    def __enter__(self) -> _Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def add(self, tally: Tally) -> None:
-        """Adds the counts of a batch."""
-        self._tallies.append(tally)
+    @contextlib.contextmanager
+    def shard(self, name: str) -> Generator[Callable[[Tally], None]]:
+        """For as long as a shard takes; gives the function that takes the counts of a batch."""
+        with self._lock:
+            self._shard, self._tallies, self._beats = name, [], 0
+        try:
+            yield self._tallies.append
+        finally:
+            with self._lock:
+                self._shard = None
 
     def _beat(self) -> None:
-        beats = 0
-        while not self._ended.wait(_BEAT_EVERY_S):
-            beats += 1
-            board.put(self._run, self._shard, count_of(Tally.total(list(self._tallies)), beats=beats))
+        while True:
+            time.sleep(_BEAT_EVERY_S)
+            with self._lock:
+                if self._shard is not None:
+                    self._beats += 1
+                    count = count_of(Tally.total(list(self._tallies)), beats=self._beats)
+                    board.put(self._run, self._shard, count)
 
 
 def worker_class(command: str) -> type[ShardWorker]:
