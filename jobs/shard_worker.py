@@ -26,8 +26,6 @@ from library.manifest import Report, Tally, manifest_uri
 from library.shard_work import ShardJob, ShardTask
 
 _BEAT_EVERY_S = 1.0
-# Shards. After each it would cost some percent of the speed.
-_TRIM_EVERY = 8
 # A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that
 # died.
 _MAX_ATTEMPTS = 4
@@ -72,7 +70,6 @@ class ShardWorker:
         names = {"command": command, "run": run, "ray_job": context.get_job_id(), "node": self._node}
         bundle_id = getattr(job, "bundle_id", None)
         self._log = WorkLog(**names, **({"bundle_id": bundle_id} if bundle_id else {}))
-        self._done = 0
         self._seen: set[str] = set()
         self._heartbeat = _Heartbeat(run)
         self._idle_since = time.perf_counter()
@@ -96,9 +93,7 @@ class ShardWorker:
             error = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
         if error:
             self._log.error("shard failed", extra={"shard": f"{task.dataset}/{task.stem}", "error": error})
-        self._done += 1
-        if self._done % _TRIM_EVERY == 0:
-            _give_back_memory()
+        _give_back_memory()
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._idle_since = time.perf_counter()
         return asdict(ShardResult(number, report, error, waited_s, rss, self._node))
