@@ -44,7 +44,7 @@ from library.training.rows import (
 from library.versions import VERSIONS
 
 # Of a Ray that is started here: no process of it is one that others have prepared.
-_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0", "RAY_preload_python_modules": ""}
+_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}
 _RUN = "run"
 _PROBED_ROWS = 32
 
