@@ -72,7 +72,8 @@ def head() -> Iterator[Head]:
             yield made
         finally:
             process.terminate()
-            process.wait(30)
+            # Ray waits half a minute for the detached actors that any Ray Data program leaves on its cluster.
+            process.wait(60)
 
 
 @pytest.fixture
