@@ -1,9 +1,9 @@
 """HAProxy in front of Ray Serve, confined to the address that the server was told to listen on.
 
 Serve writes HAProxy's configuration and starts HAProxy. In Ray 2.60 HAProxy's statistics and metrics listen on all
-interfaces, replicas listen wherever requests come in, and no setting changes either. So Serve is told to listen on
-loopback and to start this file in HAProxy's place (`RAY_SERVE_HAPROXY_BINARY_PATH`): it edits the configuration and
-becomes HAProxy. Decision 0008 gives the reason and the measurement for each rule.
+interfaces and replicas listen at the server's own host, and no setting changes either. So Serve listens on loopback and
+starts this file in HAProxy's place (`RAY_SERVE_HAPROXY_BINARY_PATH`): it edits the configuration and becomes HAProxy.
+Decision 0008 gives the reason and the measurement for each rule.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def environment(folder: Path, listens: str, limits: Limits) -> dict[str, str]:
     """Returns what must be set before Ray starts, for a Serve behind HAProxy.
 
     Args:
-        folder: of this Ray alone, closed to other users: whoever can write to HAProxy's socket there commands it. By
+        folder: a folder that only this Ray uses and no other user can read: HAProxy's control socket lies in it. By
             default all Rays of a machine share one in /tmp.
-        listens: HOST:PORT where requests come in; Serve itself is told to listen on loopback.
+        listens: HOST:PORT of the server; Serve itself listens on loopback.
         limits: of requests.
 
     Returns:

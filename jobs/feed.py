@@ -48,7 +48,7 @@ class Feed(Protocol):
         ...
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
-        """This worker's part of the validation pictures, in batches of at most so many."""
+        """Yields this worker's part of the validation pictures in batches of `batch_size` at most."""
         ...
 
 

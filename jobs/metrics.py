@@ -15,7 +15,7 @@ from cluster import metrics
 from library import storage
 from library.manifest import Report
 
-#: Stages of `Report.seconds` by what they are told as; the name of any step is `steps`.
+#: The stage that metrics name for each stage of `Report.seconds`; every step counts as `steps`.
 _STAGES = {
     **{name: name for name in ("read", "decode", "encode", "write", "infer")},
     "load": "read",

@@ -161,7 +161,7 @@ class _Heartbeat:
 
     def _beat(self) -> None:
         while True:
-            time.sleep(_BEAT_EVERY_S)
+            time.sleep(_BEAT_EVERY_S)  # the thread ends with the worker's process
             with self._lock:
                 if self._shard is not None:
                     self._beats += 1

@@ -84,7 +84,7 @@ def stages(steps_per_epoch: int, epoch: int, first_step: int, steps: int, *, val
 
 @dataclass(frozen=True)
 class Source:
-    """What reader and decoders are told; it holds no key and no label.
+    """The arguments of reader and decoders; they hold no key and no label.
 
     Attributes:
         share: of the training pictures.

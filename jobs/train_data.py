@@ -71,7 +71,7 @@ def _encoded(rows_ref: Any, rows: Rows, inputs: InputPipeline) -> list[Any]:
         read.remote(rows_ref, (shard, 0, count), inputs.columns) if count else (None, None)
         for shard, count in enumerate(rows.counts.tolist())
     ]
-    # All are there before decoders take the CPUs that reading needs; and what cannot be read is told now.
+    # Reading ends before decoders take the CPUs that it needs, and what cannot be read is reported here.
     ray.get([count for _, count in pairs if count is not None])
     return [table for table, _ in pairs]
 

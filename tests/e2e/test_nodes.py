@@ -173,8 +173,14 @@ def scored(nodes: Nodes, raw: str, large: str) -> dict[str, Any]:
 
 
 def runs(node: dict[str, Any], what: str) -> bool:
-    """Whether a process of a node has this in its command line."""
-    return any(what in command(pid) for pid in family(node["pid"]))
+    """Whether a worker of a node has this in its command line. Workers are children of the node's raylet."""
+    raylets = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_raylet(int(path.name), node["node_id"])]
+    return any(what in command(pid) for raylet in raylets for pid in family(raylet))
+
+
+def _is_raylet(pid: int, node_id: str) -> bool:
+    name, _, arguments = command(pid).partition(" ")
+    return name.endswith("/raylet") and f"--node_id={node_id} " in arguments
 
 
 def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str, calm: dict[str, Any]) -> None:
