@@ -15,7 +15,6 @@ from library.pipeline import Pipeline
 from library.step_help import StepHelp, ordered_steps, step_help
 from library.steps.examples import EXAMPLES
 from serve.bodies import JsonPictures, read_picture
-from serve.docs_page import docs_page
 from serve.envelope import Envelope
 from serve.guard import Guard
 from serve.inference_protocol import add_protocol
@@ -65,10 +64,6 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
     add_static_files(app)
     describe_api(app, settings, [JsonPictures, InferRequest])
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return docs_page(app.openapi())
-
     app.add_middleware(Guard, settings=settings, is_open=_is_open)
     share_with(app, settings.cors_origins)
     app.add_middleware(Envelope)
@@ -77,7 +72,7 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
 
 def _is_open(method: str, path: str) -> bool:
     """What needs no key: whether the server lives, and files that are the same on every server (decision 0007)."""
-    return method == "GET" and (path in ("/healthz", "/", "/docs") or path.startswith("/web/"))
+    return method == "GET" and (path in ("/healthz", "/", "/docs", "/openapi.json") or path.startswith("/web/"))
 
 
 def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:

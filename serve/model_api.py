@@ -46,8 +46,8 @@ def model_app(service: ModelService, settings: ServeSettings) -> FastAPI:
     """
     app = make_app("Striate: one model", "A picture classifier.")
     handle_problems(app)
-    describe_api(app, settings, [JsonPictures])
     add_model_routes(app, "", lambda request: service, settings)
+    describe_api(app, settings, [JsonPictures])
     app.add_middleware(Guard, settings=settings, is_open=lambda method, path: False)
     share_with(app, settings.cors_origins)
     app.add_middleware(Envelope, model=service.name)

@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -21,6 +20,12 @@ from serve.settings import ServeSettings
 
 #: Bytes as they are, in a schema.
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+_ABOUT = """Where the server has keys, requests need one: `Authorization: Bearer KEY`. Errors are
+`application/problem+json` and say what is wrong, where, and what would work.
+
+    curl --data-binary @cat.jpg http://127.0.0.1:8000/models/NAME/predict
+    curl -F file=@a.jpg -F file=@b.jpg 'http://127.0.0.1:8000/models/NAME/predict?top_k=3'
+"""
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"schema": {"$ref": _REF.format(model="ProblemBody")}}
 _WORDS = {
@@ -101,6 +106,7 @@ def make_app(
     app = FastAPI(
         title=title,
         summary=summary,
+        description=_ABOUT,
         version=VERSIONS["striate"],
         docs_url=None,
         redoc_url=None,
@@ -112,25 +118,17 @@ def make_app(
 
 
 def describe_api(app: FastAPI, settings: ServeSettings, bodies: Sequence[type[BaseModel]]) -> None:
-    """Put what FastAPI cannot know into the description of `app`.
+    """Completes FastAPI's description of `app`, which has all its routes by now.
 
     Args:
-        app: of whom it is.
-        settings: say whether keys are asked.
-        bodies: schemas that bodies refer to.
+        app: the application.
+        settings: say whether requests need a key.
+        bodies: the models of the bodies that routes name by `body_of`.
     """
-    _, defined = models_json_schema([(model, "validation") for model in (ProblemBody, *bodies)], ref_template=_REF)
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            components = made.setdefault("components", {})
-            schemas: dict[str, Any] = components.setdefault("schemas", {})
-            schemas |= defined["$defs"]
-            if settings.needs_key:
-                components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-                made["security"] = [{"key": []}]
-            app.openapi_schema = made
-        return app.openapi_schema
-
-    app.openapi = openapi
+    _, definitions = models_json_schema([(model, "validation") for model in (ProblemBody, *bodies)], ref_template=_REF)
+    description = app.openapi()
+    components = description.setdefault("components", {})
+    components.setdefault("schemas", {}).update(definitions["$defs"])
+    if settings.needs_key:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        description["security"] = [{"key": []}]

@@ -1,9 +1,10 @@
-"""The web page's files: read once, so that no path of a request ever reaches the disk."""
+"""The files of the web page and of /docs: read once, so that no path of a request ever reaches the disk."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -29,16 +30,22 @@ class _File:
 
 
 def add_static_files(app: FastAPI) -> None:
-    """Answer / with the page, and /web/NAME with what it needs."""
+    """Answer / with the page, /docs with Swagger UI, and /web/NAME with what they need."""
     files = {
         path.relative_to(_ROOT).as_posix(): _read(path)
         for path in sorted(_ROOT.rglob("*"))
         if path.is_file() and path.suffix in _TYPES
     }
+    swagger = Path(str(resources.files("fastapi_offline"))) / "static"
+    files |= {name: _read(swagger / name) for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         return _answer(request, files.get("index.html"))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return _answer(request, files["docs.html"])
 
     @app.get("/web/{name:path}", include_in_schema=False)
     async def asset(request: Request, name: str) -> Response:

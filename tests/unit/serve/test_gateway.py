@@ -119,7 +119,7 @@ def test_an_unknown_model_is_404_with_the_names_there_are(server: Server, name: 
     [
         *("/models/grey/../colour/predict", "/models/grey/%2e%2e/colour", "/models/grey//predict"),
         *("/models/grey/nothing", "/models/grey/predict/x", "/etc/passwd"),
-        *("/web/../../serve/keys.py", "/web/%2e%2e/settings.py", "/web//etc/passwd", "/web/docs.css%00.js"),
+        *("/web/../../serve/keys.py", "/web/%2e%2e/settings.py", "/web//etc/passwd", "/web/docs.js%00.js"),
         *("/web/", "/web/nothing.js"),
     ],
 )
@@ -285,26 +285,21 @@ def test_the_page_is_there_with_all_that_it_asks_for(server: Server) -> None:
 
 
 def test_files_of_the_page_are_kept_by_browsers_and_asked_for_again(server: Server) -> None:
-    response = get(server, "/web/docs.css")
+    response = get(server, "/web/style.css")
     assert response.headers["cache-control"] == "no-cache"
-    again = get(server, "/web/docs.css", headers={"If-None-Match": response.headers["etag"]})
+    again = get(server, "/web/style.css", headers={"If-None-Match": response.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
 
 def test_the_documentation_needs_nothing_from_outside(server: Server) -> None:
     page = get(server, "/docs").text
-    assert "POST /models/{name}/predict" in page
-    assert "POST /preview" in page
-    assert "/v2/models/{name}/infer" in page
-    assert "<script" not in page
+    assert "<script>" not in page
     assert "style=" not in page
     links = re.findall(r'(?:src|href)="([^"#]+)"', page)
-    assert links
+    assert {"web/swagger-ui-bundle.js", "web/swagger-ui.css"} <= set(links)
     for link in links:
         assert "//" not in link
-        assert get(server, f"/{link.removeprefix('./')}").status_code == 200
-    targets = set(re.findall(r' id="([^"]+)"', page))
-    assert set(re.findall(r'href="#([^"]+)"', page)) <= targets
+        assert get(server, f"/{link}").status_code == 200
 
 
 def test_the_description_says_what_models_take_and_whether_keys_are_asked(models: dict[str, LocalModel]) -> None:

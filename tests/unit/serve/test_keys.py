@@ -103,7 +103,7 @@ def test_a_new_key_file_is_for_its_owner_only(tmp_path: Path) -> None:
 # -- over HTTP --------------------------------------------------------------------------------------------------------
 
 CLOSED = [
-    *("/models", "/readyz", "/steps", "/pipeline?steps=grayscale", "/openapi.json", "/nothing", "/web"),
+    *("/models", "/readyz", "/steps", "/pipeline?steps=grayscale", "/openapi.json/", "/nothing", "/web"),
     *("/models/grey", "/models/none", "/models/grey/openapi.json", "/models/grey/drift"),
     *("/v2", "/v2/health/live", "/v2/models/grey"),
     *("/healthz/", "/models/grey/healthz", "/web/../models", "/docs/", "/models/grey/docs", "/models/grey//web/x"),
@@ -119,7 +119,7 @@ def test_everything_needs_a_key(models: dict[str, LocalModel], path: str) -> Non
     assert get(models, settings, path, f"Bearer {KEYS['bob'][0]}").status_code != 401
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/docs", "/", "/web/docs.css"])
+@pytest.mark.parametrize("path", ["/healthz", "/docs", "/openapi.json", "/", "/web/docs.js"])
 def test_except_whether_the_server_lives_and_the_files_that_are_the_same_everywhere(
     models: dict[str, LocalModel], path: str
 ) -> None:
