@@ -352,6 +352,27 @@ def test_a_key_is_asked_for_refused_accepted_and_never_stored(open_page: Any, mo
         page.wait_for_selector("#key-dialog[open]")
 
 
+def test_the_documentation_tries_a_request_with_a_key(open_page: Any, models: dict[str, EngineModel]) -> None:
+    key, line = new_key("docs")
+    with PageServer(models, ServeSettings(keys=(line,))) as locked:
+        page = open_page(f"{locked.url}docs", ready=False)
+        page.click("button.authorize")
+        page.fill(".auth-container input", key)
+        page.click(".auth-container button.authorize")
+        page.click(".auth-container button.btn-done")
+        predict = page.locator(".opblock-post", has_text="/models/{name}/predict")
+        predict.locator(".opblock-summary-control").click()
+        predict.locator(".try-out__btn").click()
+        predict.locator("[data-param-name=name] input").fill("photos")
+        picture = {"name": CHINA[0], "mimeType": "image/jpeg", "buffer": CHINA[1]}
+        predict.locator("input[type=file]").set_input_files(picture)
+        predict.locator("button.execute").click()
+        answer = predict.locator(".live-responses-table").inner_text()
+        assert models["photos"].bundle.id in answer
+        kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
+        assert key not in kept
+
+
 def test_a_slow_model_is_waited_for_and_a_busy_one_asked_again(
     open_page: Any, server: PageServer, models: dict[str, EngineModel]
 ) -> None:
