@@ -203,7 +203,8 @@ def _streamed(source: Source, remaining: Sequence[Stage], decoders: int, decoder
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=decoder_cpus,
-            compute=ActorPoolStrategy(size=decoders, max_tasks_in_flight_per_actor=2),
+            # A decoder decodes one chunk at a time; beside it one is put into Ray's object store, and two wait.
+            compute=ActorPoolStrategy(size=decoders, max_tasks_in_flight_per_actor=4, max_concurrent_calls_per_actor=2),
         )
         decoded.set_name("striate train")
         blocks: Any = decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
