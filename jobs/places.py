@@ -43,13 +43,16 @@ class Places:
 
         number = min(self.number, tasks)
         # One task in work and one that waits at each worker, so that no worker waits for the driver. Where tasks
-        # are few none waits: it could be in work at another worker.
+        # are few none waits: it could be in work at another worker. The one that waits has a thread of its own and
+        # begins before the result of the other is stored; a pool that grows must not have one for each, since Ray Data
+        # adds workers where there are more tasks than threads.
         few = tasks < _FEW_TASKS * number
         return ActorPoolStrategy(
             min_size=1 if self.grows else number,
             max_size=tasks if self.grows else number,
             initial_size=number,
             max_tasks_in_flight_per_actor=1 if few and not self.grows else 2,
+            max_concurrent_calls_per_actor=1 if few or self.grows else 2,
         )
 
     def waiting(self) -> str:
