@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.staticfiles import StaticFiles
 
 from library.pipeline import Pipeline
 from library.step_help import StepHelp, ordered_steps, step_help
@@ -21,18 +23,16 @@ from serve.inference_protocol import add_protocol
 from serve.inference_tensors import InferRequest
 from serve.model_api import add_model_routes
 from serve.models import describe_all, find
-from serve.openapi import BINARY, describe_api, make_app, pictures_body, problems
+from serve.openapi import PNG, describe_api, make_app, pictures_body, problems
 from serve.preview import Previewer
 from serve.problems import handle_problems
 from serve.schemas import Live, Models, ModelState, PipelineText, Ready
 from serve.service import ModelService
 from serve.settings import ServeSettings
 from serve.sharing import share_with
-from serve.static_files import add_static_files
 from serve.waiting import answered
 
 _Steps = Annotated[str, Query(description='a pipeline, such as `grayscale | edges(direction="vertical")`')]
-_PNG: dict[int | str, dict[str, Any]] = {200: {"description": "a PNG", "content": {"image/png": {"schema": BINARY}}}}
 
 
 def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> FastAPI:
@@ -61,7 +61,7 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
     _add_pipelines(app, previewer, settings)
     add_protocol(app, models, settings)
     _add_absent_models(app, models)
-    add_static_files(app)
+    _add_pages(app)
     describe_api(app, settings, [JsonPictures, InferRequest])
 
     app.add_middleware(Guard, settings=settings, is_open=_is_open)
@@ -109,7 +109,7 @@ def _add_pipelines(app: FastAPI, previewer: Previewer, settings: ServeSettings) 
     @app.post(
         "/preview",
         summary="A picture after steps",
-        responses=_PNG | problems(400, 408, 413, 415, 503, 504),
+        responses=PNG | problems(400, 408, 413, 415, 503, 504),
         response_class=Response,
         openapi_extra=pictures_body(several=False),
     )
@@ -129,3 +129,24 @@ def _add_absent_models(app: FastAPI, models: Mapping[str, ModelService]) -> None
     async def absent(request: Request, name: str, rest: str = "") -> Response:
         find(request, models, name)
         raise HTTPException(404)
+
+
+def _add_pages(app: FastAPI) -> None:
+    """Answers / with the page, /docs with Swagger UI, and /web/NAME with what they need."""
+    files = StaticFiles(directory=Path(__file__).parent / "web", packages=[("fastapi_offline", "static")])
+
+    async def file(request: Request, name: str) -> Response:
+        response = await files.get_response(name, request.scope)
+        # Kept by browsers, but asked for again each time: a new version is seen at once.
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return await file(request, "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return await file(request, "docs.html")
+
+    app.get("/web/{name:path}", include_in_schema=False)(file)

@@ -16,7 +16,7 @@ from library.errors import BadPicture
 from serve.bodies import JsonPictures, Upload, read_picture, read_pictures
 from serve.envelope import Envelope
 from serve.guard import Guard
-from serve.openapi import BINARY, describe_api, make_app, pictures_body, problems
+from serve.openapi import PNG, describe_api, make_app, pictures_body, problems
 from serve.problems import Problem, handle_problems, problem_of
 from serve.schemas import ClassProbability, ModelDescription, PicturePrediction, PredictAnswer
 from serve.service import Answer, Answers, ModelService
@@ -24,7 +24,6 @@ from serve.settings import ServeSettings
 from serve.sharing import share_with
 from serve.waiting import answered
 
-_PNG: dict[int | str, dict[str, Any]] = {200: {"description": "a PNG", "content": {"image/png": {"schema": BINARY}}}}
 _BUSY = (429, 503, 504)
 _BODY = (400, 408, 413, 415)
 _NAMED: dict[str, Any] = {
@@ -107,7 +106,7 @@ def add_model_routes(
     @app.post(
         f"{prefix}/view",
         summary="What the model sees",
-        responses=_PNG | problems(*unknown, *_BODY, *_BUSY),
+        responses=PNG | problems(*unknown, *_BODY, *_BUSY),
         response_class=Response,
         openapi_extra=named | pictures_body(several=False),
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -20,6 +19,8 @@ from serve.settings import ServeSettings
 
 #: Bytes as they are, in a schema.
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+#: The answer of a route that gives a picture, for `responses`.
+PNG: dict[int | str, dict[str, Any]] = {200: {"description": "a PNG", "content": {"image/png": {"schema": BINARY}}}}
 _ABOUT = """Where the server has keys, requests need one: `Authorization: Bearer KEY`. Errors are
 `application/problem+json` and say what is wrong, where, and what would work.
 
@@ -74,21 +75,9 @@ def pictures_body(*, several: bool) -> dict[str, Any]:
     )
 
 
-class StrictRoute(APIRoute):
-    """A route that refuses parameters it does not have, or that stand there twice."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer, known = super().get_route_handler(), {field.alias for field in self.dependant.query_params}
-
-        async def checked(request: Request) -> Response:
-            if request.scope["query_string"]:
-                _check_query(request, known)
-            return await answer(request)
-
-        return checked
-
-
-def _check_query(request: Request, known: set[str]) -> None:
+async def _check_query(request: Request) -> None:
+    """Refuses parameters that the route does not have, or that are given twice."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
     seen: set[str] = set()
     for name, _ in request.query_params.multi_items():
         if name not in known or name in seen:
@@ -103,7 +92,7 @@ def make_app(
 ) -> FastAPI:
     """An application whose pages need nothing from outside."""
     # Redirects to an address without a last slash would be built from the request's own Host.
-    app = FastAPI(
+    return FastAPI(
         title=title,
         summary=summary,
         description=_ABOUT,
@@ -111,10 +100,9 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(_check_query)],
         lifespan=lifespan,
     )
-    app.router.route_class = StrictRoute
-    return app
 
 
 def describe_api(app: FastAPI, settings: ServeSettings, bodies: Sequence[type[BaseModel]]) -> None:
