@@ -213,25 +213,11 @@ def _fed(plan: TrainPlan, placement: Placement, session: Session, count: int) ->
     import ray
 
     from jobs.train_data import data_refs
+    from jobs.train_run import train_task
 
     start = time.perf_counter()
     refs = data_refs(plan, session)
-    inputs = plan.inputs
-    task = TrainTask(
-        recipe=plan.recipe.model_dump_json(),
-        recipe_digest=plan.recipe.digest,
-        run="",
-        out=plan.out,
-        logs="",
-        class_counts=plan.train.class_counts,
-        steps_pipeline=str(inputs.steps),
-        fit=str(inputs.fit),
-        input_size=inputs.size,
-        channels=inputs.channels,
-        threads=placement.threads,
-        decoders=placement.decoders,
-        decoder_cpus=placement.decoder_cpus,
-    )
+    task = train_task(plan, placement, "")
     epochs = max(1, round(_COUNTED_PICTURES / count))
     worker: Any = ray.remote(num_cpus=placement.worker_cpus)(_take)
     found: Any = ray.get(worker.remote(refs, task, epochs))

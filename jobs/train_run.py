@@ -15,9 +15,8 @@ from typing import Any
 import pyarrow.fs
 import torch
 from ray.exceptions import RayError
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
 from rich.live import Live
 
 from cluster import ray_internals
@@ -74,22 +73,7 @@ def fit(
     Raises:
         StriateError: when it failed.
     """
-    recipe, inputs = plan.recipe, plan.inputs
-    task = TrainTask(
-        recipe=plan.located.model_dump_json(),
-        recipe_digest=recipe.digest,
-        run=run,
-        out=plan.out,
-        logs=storage.join(plan.out, "logs"),
-        class_counts=plan.train.class_counts,
-        steps_pipeline=str(inputs.steps),
-        fit=str(inputs.fit),
-        input_size=inputs.size,
-        channels=inputs.channels,
-        threads=placement.threads,
-        decoders=placement.decoders,
-        decoder_cpus=placement.decoder_cpus,
-    )
+    recipe, task = plan.recipe, train_task(plan, placement, run)
     low, high = placement.workers
     if placement.waits_for_nodes:
         os.environ.setdefault(*_AUTOSCALED_START)
@@ -145,6 +129,26 @@ def fit(
     known = [*(checkpoint for checkpoint, _ in result.best_checkpoints or ()), result.checkpoint]
     _remove_halves(storage.join(checkpoints, name), {storage.name_of(each.path) for each in known if each})
     return load_state(best, torch.device("cpu")), ended
+
+
+def train_task(plan: Any, placement: Placement, run: str) -> TrainTask:
+    """The task of every worker of a `TrainPlan`; `run` is the name under which they report progress."""
+    inputs = plan.inputs
+    return TrainTask(
+        recipe=plan.located.model_dump_json(),
+        recipe_digest=plan.recipe.digest,
+        run=run,
+        out=plan.out,
+        logs=storage.join(plan.out, "logs"),
+        class_counts=plan.train.class_counts,
+        steps_pipeline=str(inputs.steps),
+        fit=str(inputs.fit),
+        input_size=inputs.size,
+        channels=inputs.channels,
+        threads=placement.threads,
+        decoders=placement.decoders,
+        decoder_cpus=placement.decoder_cpus,
+    )
 
 
 def _remove_halves(run: str, known: set[str]) -> None:
