@@ -187,7 +187,7 @@ def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: 
     [
         (("--cpus-per-replica", "1"), "serve with --host 0.0.0.0 and --api-keys FILE"),
         (("--cpus-per-replica", "2"), "the largest machine of the cluster has 1"),
-        (("--cpus-per-replica", "1", "--replicas", "4"), "ask for 4 CPUs, and the cluster has 3"),
+        (("--cpus-per-replica", "1", "--replicas", "4"), "the replicas of all models need 4 CPUs, and the cluster has 3"),
         (("--host", "0.0.0.0", "--cpus-per-replica", "1", "--api-keys", "{keys}"), "STRIATE_API_KEYS"),
     ],
 )
