@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from cluster.console import Terminal, say
+from cluster.console import say
 from cluster.options import Json
 from cluster.ray_token import find_token
 from library.errors import StriateError
@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # they import Ray, sooner or later
     from ray.job_submission import JobDetails
 
     from cluster.submit import Jobs
-
-_PIPED_WIDTH = 200
 
 JobAddress = Annotated[
     str | None,
@@ -37,6 +35,7 @@ TokenFile = Annotated[
     ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Of the job, as `striate jobs` shows it.")]
+_LINE = "{id:<26}  {status:<9}  {exit_code:>9}  {started:<25}  {seconds:>8}  {command}"
 
 
 def submit_command(
@@ -46,21 +45,19 @@ def submit_command(
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's id, and do not wait for it.")] = False,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[=VALUE]", help="Variable that the job gets; may be given several times."),
-    ] = None,
-    aws: Annotated[
-        bool,
         typer.Option(
-            "--aws", help="Give the job the AWS keys and endpoint of this shell; whoever lists jobs can read them."
+            metavar="NAME[=VALUE]",
+            help="Variable that the job gets, or a pattern of those of this shell, as 'AWS_*'; may be given several "
+            "times. Whoever lists jobs with Ray can read them.",
         ),
-    ] = False,
+    ] = None,
     token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
     """Run a striate command on a cluster: send this folder, follow the log, end with the command's own exit code.
 
-    The current folder is what the command runs in; what .gitignore and .rayignore name stays here, and so do pictures
-    and shards, which belong in a bucket. Ctrl-C asks whether to stop the job; without a terminal it goes on.
+    The current folder is what the command runs in; what .gitignore and .rayignore name stays here, and more than 32 MiB
+    are refused: data belongs in a bucket. Ctrl-C leaves the job running.
 
         striate submit --address http://head:8265 -- filter s3://b/raw s3://b/edges --steps "edges"
 
@@ -71,17 +68,17 @@ def submit_command(
     from cluster.upload import working_tree
 
     inner = inner_command.parse(context.find_root(), command)
-    environment = passed_on(env or (), aws=aws)
+    environment = passed_on(env or ())
     where, token = find_address(address), find_token(token_file)
     tree = working_tree(".")
     inner_command.check(inner, tree)
     jobs = Jobs(where, token)
     job = jobs.submit(inner.entrypoint, tree, environment)
-    _tell(f"{job}: {len(tree.files):,} files, {tree.bytes / 1e6:.1f} MB, sent to {jobs.address}")
+    _report(f"{job}: {len(tree.files):,} files, {tree.bytes / 1e6:.1f} MB, sent to {jobs.address}")
     if not detach:
         _end_with(jobs, job, json)
     say(json_lines.dumps({"id": job, "address": jobs.address, "command": inner.entrypoint}) if json else job)
-    _tell(_handles(jobs, job))
+    _report(_next_steps(jobs, job))
 
 
 def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json: Json = False) -> None:
@@ -89,25 +86,13 @@ def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json:
 
     striate jobs --address http://head:8265
     """
-    rows = [_document(job) for job in _jobs(address, token_file).all()]
+    jobs = [_document(job) for job in _jobs(address, token_file).all()]
     if json:
-        say(json_lines.dumps(rows, indent=1))
+        say(json_lines.dumps(jobs, indent=1))
         return
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    # Whole, however narrow the terminal is: `striate logs` wants it.
-    table.add_column("id", no_wrap=True, min_width=max((len(row["id"]) for row in rows), default=2))
-    for heading in ("status", "exit code", "started", "seconds"):
-        table.add_column(heading, justify="right" if heading in ("exit code", "seconds") else "left", no_wrap=True)
-    table.add_column("command")
-    for row in rows:
-        cells = (row["id"], row["status"], row["exit_code"], row["started"], row["seconds"], row["command"])
-        table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
-    console = Terminal()
-    # Who reads a pipe has room for all of it.
-    console.print(table, width=None if console.is_terminal else _PIPED_WIDTH)
+    heading = {name: name.replace("_", " ") for name in ("id", "status", "exit_code", "started", "seconds", "command")}
+    for job in (heading, *jobs):
+        say(_LINE.format_map({name: "" if value is None else value for name, value in job.items()}))
 
 
 def logs_command(
@@ -123,7 +108,7 @@ def logs_command(
     jobs = _jobs(address, token_file)
     if follow:
         _end_with(jobs, job, as_json=False)
-    say(_lines(jobs.log(job)), end="")
+    say(jobs.log(job), end="")
 
 
 def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile = None, json: Json = False) -> None:
@@ -133,11 +118,8 @@ def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile =
     """
     from cluster.submit import ended
 
-    details, by_us = _jobs(address, token_file).stop(job)
-    if json:
-        say(json_lines.dumps(_document(details) | {"stopped": by_us}))
-    else:
-        say(ended(details) if by_us else f"{job} had ended already: {details.status}")
+    details = _jobs(address, token_file).stop(job)
+    say(json_lines.dumps(_document(details)) if json else ended(details))
 
 
 def _jobs(address: str | None, token_file: str | None) -> Jobs:
@@ -152,55 +134,36 @@ def _end_with(jobs: Jobs, job: str, as_json: bool) -> NoReturn:
 
     out = sys.stderr if as_json else sys.stdout
     try:
-        details = jobs.follow(job, lambda piece: say(_lines(piece), file=out, end="", flush=True), _tell)
+        details = jobs.follow(job, lambda piece: say(piece, file=out, end="", flush=True))
     except KeyboardInterrupt:
-        _interrupted(jobs, job)
+        _report(f"{job} goes on there\n{_next_steps(jobs, job)}")
         raise typer.Exit(130) from None
     except Lost as error:
-        raise StriateError(f"{error}\n{job} may go on there\n{_handles(jobs, job)}") from error
+        raise StriateError(f"{error}\n{job} may go on there\n{_next_steps(jobs, job)}") from error
     if as_json:
         say(json_lines.dumps(_document(details)))
-    _tell(ended(details))
+    _report(ended(details))
     raise typer.Exit(exit_code(details))
 
 
-def _interrupted(jobs: Jobs, job: str) -> None:
-    from cluster.submit import ended
-
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        try:
-            stops = typer.confirm(f"\nStop the job {job} too?", default=False, err=True)
-        except (typer.Abort, KeyboardInterrupt):
-            stops = False
-        if stops:
-            _tell(ended(jobs.stop(job)[0]))
-            return
-    _tell(f"{job} goes on there\n{_handles(jobs, job)}")
-
-
-def _handles(jobs: Jobs, job: str) -> str:
+def _next_steps(jobs: Jobs, job: str) -> str:
     where = f"--address {shlex.quote(jobs.address)}"
     return f"  follow it: striate logs {job} --follow {where}\n  stop it:   striate stop {job} {where}"
-
-
-def _lines(log: str) -> str:
-    return log.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _document(details: JobDetails) -> dict[str, Any]:
     from cluster.submit import exit_code
 
-    ended = details.status.is_terminal()
     start, end = details.start_time, details.end_time
     return {
         "id": details.submission_id,
         "status": str(details.status),
-        "exit_code": exit_code(details) if ended else None,
+        "exit_code": exit_code(details) if details.status.is_terminal() else None,
         "started": None if start is None else datetime.fromtimestamp(start / 1000, UTC).isoformat(timespec="seconds"),
         "seconds": round((end - start) / 1000, 1) if start is not None and end is not None else None,
         "command": details.entrypoint,
     }
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     say(line, file=sys.stderr, flush=True)

@@ -14,7 +14,6 @@ from library.errors import UsageError
 
 #: Commands about clusters are for the machine that one sits at.
 _STAY_HERE = ("submit", "jobs", "logs", "stop", "cluster")
-
 #: Parameters that name what a command writes, and those beside its arguments that name what it reads.
 _WRITTEN = ("destination", "out", "report", "folder", "write_config", "access_log", "file")
 _READ = ("config", "api_keys")
@@ -60,11 +59,9 @@ def parse(root: Any, words: Sequence[str]) -> InnerCommand:
     if name in _STAY_HERE:
         raise UsageError(f"`striate {name}` is for this machine: run it without submit")
     context = command.make_context(name, rest, parent=root)
-    values = {
-        key: value for key, value in context.params.items() if context.get_parameter_source(key).name == "COMMANDLINE"
-    }
+    written = [key for key in context.params if context.get_parameter_source(key).name == "COMMANDLINE"]
     arguments = tuple(each.name for each in command.params if each.param_type_name == "argument")
-    return InnerCommand(str(name), words, values, arguments)
+    return InnerCommand(str(name), words, {key: context.params[key] for key in written}, arguments)
 
 
 def check(command: InnerCommand, tree: Tree) -> None:
@@ -73,57 +70,24 @@ def check(command: InnerCommand, tree: Tree) -> None:
     Raises:
         UsageError: says which word, and what would work.
     """
-    address = command.values.get("address")
-    if isinstance(address, str) and address.startswith("http"):
+    values = command.values
+    if str(values.get("address", "")).startswith("http"):
         raise UsageError("--address belongs before the --: on the cluster a command finds its own Ray")
-    for path in _written(command, tree):
+    written = [path for key in _WRITTEN for path in _paths(values.get(key))]
+    if command.name == "predict":  # DATASET DEST: all but a destination is there already
+        second = _paths(values.get("paths", ())[1:2])
+        written += [path for path in second if not os.path.exists(os.path.join(tree.root, path))]
+    for path in written:
         if not os.path.isabs(path) and path != "-":
             raise UsageError(
                 f"{path} would be written to the job's temporary folder, which Ray removes: write it to "
                 "s3://BUCKET/..., or to an absolute path that all nodes share"
             )
-    for key in (*command.arguments, *_READ):
-        if key not in _WRITTEN:
-            for path in _paths(command.values.get(key)):
+    for key in {*command.arguments, *_READ} - {*_WRITTEN}:
+        for path in _paths(values.get(key)):
+            if os.path.exists(os.path.join(tree.root, path)):
                 _check_sent(path, tree)
     _check_content(command, tree)
-
-
-def _written(command: InnerCommand, tree: Tree) -> Iterator[str]:
-    for key in _WRITTEN:
-        yield from _paths(command.values.get(key))
-    if command.name == "predict":  # DATASET DEST: all but a destination is there already
-        for path in _paths(command.values.get("paths", ())[1:2]):
-            if not os.path.exists(os.path.join(tree.root, path)):
-                yield path
-
-
-def _paths(value: Any) -> Iterator[str]:
-    """Local paths among what was written for a parameter."""
-    values: Sequence[Any] = value if isinstance(value, list | tuple) else (value,)
-    for each in values:
-        if isinstance(each, str | Path) and "://" not in str(each):
-            yield str(each)
-
-
-def _check_sent(path: str, tree: Tree) -> None:
-    """Of a relative path that exists here; an absolute one is the cluster's."""
-    if os.path.isabs(path) or not os.path.exists(os.path.join(tree.root, path)):
-        return
-    if os.path.normpath(path).startswith(".."):
-        raise UsageError(f"{path} lies outside {tree.root}, which is all that is uploaded: copy it there, or to S3")
-    if not tree.holds(path):
-        raise UsageError(
-            f"{path} is not uploaded: it is empty, or .gitignore, .rayignore or striate leaves it out (out/, data/ and "
-            "environments always); data belongs in a bucket"
-        )
-
-
-def _check_read(path: str, tree: Tree) -> None:
-    """Of what a recipe names: it is there on the cluster only where it is sent, or lies on storage of the nodes."""
-    _check_sent(path, tree)
-    if not os.path.isabs(path) and not os.path.exists(os.path.join(tree.root, path)):
-        raise UsageError(f"{path} is not in {tree.root}, which is all that is uploaded: name s3://BUCKET/... instead")
 
 
 def _check_content(command: InnerCommand, tree: Tree) -> None:
@@ -141,13 +105,30 @@ def _check_content(command: InnerCommand, tree: Tree) -> None:
         from library.codec import Encoding
 
         Encoding.parse(encode)
-    if isinstance(recipe, str) and "://" not in recipe and not os.path.isabs(recipe):
+    for path in _paths(recipe):
         from library.recipe import Recipe
 
-        path = os.path.join(tree.root, recipe)
-        if not os.path.exists(path):
-            raise UsageError(f"{recipe}: there is no such file in {tree.root}, which is what is uploaded")
-        read = Recipe.load(path, overrides=command.values.get("set_") or ())
+        if os.path.isabs(path):
+            continue
+        _check_sent(path, tree)
+        read = Recipe.load(os.path.join(tree.root, path), overrides=command.values.get("set_") or ())
         for named in (read.data.train, read.data.val, None if read.weights == "pretrained" else read.weights):
             for place in _paths(named):
-                _check_read(place, tree)
+                _check_sent(place, tree)
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """Local paths among what was written for a parameter."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, str | Path) and "://" not in str(each):
+            yield str(each)
+
+
+def _check_sent(path: str, tree: Tree) -> None:
+    """Refuse a path that will not be there; an absolute one is the cluster's."""
+    if not os.path.isabs(path) and not tree.holds(path):
+        raise UsageError(
+            f"{path} is not uploaded: in {tree.root}, which is, there is no such file or folder, it is empty, or "
+            ".gitignore, .rayignore or striate leaves it out (out/, data/, environments and secrets always); data "
+            "belongs in a bucket"
+        )

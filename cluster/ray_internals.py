@@ -7,12 +7,15 @@ one costs nothing.
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from library.errors import StriateError
@@ -51,7 +54,7 @@ _NEEDS: Mapping[Part, Sequence[_Need]] = {
         ),
     ),
     "submit": (
-        _Need("ray._private.thirdparty.pathspec.pathspec", ("PathSpec",), "listing what is uploaded with a job"),
+        _Need("ray._private.runtime_env.packaging", ("_dir_travel", "_get_excludes"), "listing what a job uploads"),
     ),
     "train": tuple(
         _Need(f"ray.train.v2._internal.{module}", (name,), "a training without processes that only a cluster needs")
@@ -113,15 +116,33 @@ def local_trainer() -> type[TorchTrainer]:
     return LocalTrainer
 
 
-def ignore_rules(lines: Iterable[str]) -> Callable[[str], bool]:
-    """Return whether a path is ignored by these lines of a .gitignore, as Ray's own packaging decides it.
+def packed_files(root: str, excludes: Sequence[str], most: int) -> dict[str, int]:
+    """Return the sizes in bytes, by path, of the files below `root` that Ray packs as a job's working directory.
 
-    Ray has no public way to say what it would upload. A second library would be one more to keep in step with it.
+    It is the walk of Ray's own packaging, with its rules for .gitignore, .rayignore, excludes and links, and it ends
+    after `most` files. Ray has no public way to say what it would upload.
     """
     check("submit")
-    from ray._private.thirdparty.pathspec.pathspec import PathSpec
+    from ray._private.runtime_env import packaging
 
-    return PathSpec.from_lines("gitwildmatch", lines).match_file
+    sizes: dict[str, int] = {}
+
+    class Enough(Exception):
+        """Ray follows a link that leads to its own folder some forty times, and two of them for ever."""
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+        if len(sizes) >= most:
+            raise Enough
+
+    ray_packaging: Any = packaging
+    excluded = ray_packaging._get_excludes(Path(root), list(excludes))
+    respects_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"  # as Ray reads it
+    quiet = logging.Logger("packed files", logging.CRITICAL)
+    with suppress(Enough):
+        ray_packaging._dir_travel(Path(root), [excluded], add, respects_gitignore, quiet)
+    return sizes
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""A striate command as a job of a cluster: sent with the working tree, followed, and ended with its own exit code.
+"""The jobs of a cluster, through Ray's client, which packs and sends the working tree and gives jobs their ids.
+
+What Ray's client and `ray job` lack was tried on Ray 2.60 and is here: a log that is followed on when its connection is
+cut or silent (Ray's ends, or waits for ever), the command's own exit code (theirs is 1, and 0 for `ray job logs`),
+errors of one sentence, and lists without the variables of jobs, which may be secrets.
 
 On the cluster the command is run as `striate ...`, as the jobs of Kubernetes are. Ray unpacks the tree on every node,
 makes it the current folder, and puts it first in PYTHONPATH: before the packages that are installed there, for the
@@ -9,83 +13,63 @@ dependencies, its version, and the command itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from cluster.console import say
 from cluster.upload import Tree
 from library.errors import StriateError, UsageError
 
 if TYPE_CHECKING:  # Ray takes a second to import, and a wrong command line is refused before
-    from ray.job_submission import JobDetails, JobSubmissionClient
+    from ray.job_submission import JobDetails
 
-#: Passed on by `--aws`, where they are set. A profile is a file of this machine, and stays here.
-AWS_VARIABLES = (
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
-    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_EC2_METADATA_DISABLED"),
-    *("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"),
-)
 #: Ray reads these in the process that runs the command: it is stopped as by Ctrl-C, and may end its work.
 _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
 #: Exit code of a job that was stopped, as striate's own after Ctrl-C.
 STOPPED_CODE = 130
 
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Silence after which the log is asked for anew, as nothing tells of a connection that is dead; how long a cluster may
-# be away; how often a job is asked for its state.
-_QUIET_S, _AWAY_S, _POLL_S = 60, 300, 0.5
+# be away; the pause before it is asked again.
+_QUIET_S, _AWAY_S, _PAUSE_S = 60, 300, 0.5
 
 
 class Lost(StriateError):
     """The cluster does not answer; it may answer again, and its jobs may go on."""
 
 
-def find_address(address: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the job API that is meant: `--address`, else Ray's variables, else a Ray on this machine.
+def find_address(address: str | None) -> str:
+    """Return the dashboard that is meant: `--address`, else the one of Ray's variables, else of this machine.
 
     Raises:
-        UsageError: when it is not an http address.
+        UsageError: when it is no http address.
     """
-    named = {"--address": address} | {name: environment.get(name) for name in (_ADDRESS_VARIABLE, "RAY_ADDRESS")}
-    for name, value in named.items():
-        if value or (value is not None and name == "--address"):
-            try:
-                parts = urlsplit(value)
-                if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-                    return value.rstrip("/")
-            except ValueError:
-                pass
-            raise UsageError(f"{name} {value}: jobs go to Ray's dashboard, as --address http://HOST:8265")
-    return "http://127.0.0.1:8265"
+    named = address or os.environ.get(_ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
+    if not re.match(r"https?://[\w\[]", named):
+        raise UsageError(f"{named}: jobs go to Ray's dashboard, as --address http://HOST:8265")
+    return named.rstrip("/")
 
 
-def passed_on(names: Sequence[str], *, aws: bool, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return variables for the job: of this process by name, or written out as NAME=VALUE; with `aws` those of AWS.
+def passed_on(wanted: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return variables for the job: of this process by NAME or by a pattern as AWS_*, or written out as NAME=VALUE.
 
     Raises:
         UsageError: when one is not set here, or Ray would change its value.
     """
     passed: dict[str, str] = {}
-    if aws:
-        passed = {name: environment[name] for name in AWS_VARIABLES if environment.get(name)}
-        if "AWS_SECRET_ACCESS_KEY" not in passed:
-            raise UsageError(
-                "--aws: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set here; of a profile, "
-                '`eval "$(aws configure export-credentials --format env)"` sets them'
-            )
-    for written in names:
-        name, equals, value = written.partition("=")
-        if not _VARIABLE.fullmatch(name):
-            raise UsageError(f"--env '{written}': write NAME, or NAME=VALUE")
-        if not equals and name not in environment:
-            raise UsageError(f"--env {name}: it is not set here; write --env {name}=VALUE")
-        passed[name] = value if equals else environment[name]
+    for each in wanted:
+        name, equals, value = each.partition("=")
+        found = {name: value} if equals else {key: environment[key] for key in environment if fnmatchcase(key, name)}
+        if not found or not name:
+            raise UsageError(f"--env '{each}': it is not set here; write NAME=VALUE, or the name of one that is set")
+        passed |= found
     for name, value in passed.items():
         if "$" in value:
             raise UsageError(f"--env {name}: Ray replaces what follows a $ in a value, and there is no way round it")
@@ -93,7 +77,7 @@ def passed_on(names: Sequence[str], *, aws: bool, environment: Mapping[str, str]
 
 
 class Jobs:
-    """The jobs of the cluster whose dashboard is at `address`, through Ray's client.
+    """The jobs of the cluster whose dashboard is at `address`.
 
     Args:
         address: see `find_address`.
@@ -111,23 +95,84 @@ class Jobs:
         for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self.address = address
-        with self.asked(), _only(address):
+        os.environ[_ADDRESS_VARIABLE] = address  # Ray lets it, or RAY_ADDRESS, override the address that it is given
+        with self._asked():
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
             self._client = JobSubmissionClient(address, headers=headers)
 
-    @contextmanager
-    def asked(self) -> Generator[JobSubmissionClient]:
-        """Give Ray's client, and turn what it raises into what, where, and what would work."""
+    def all(self) -> list[JobDetails]:
+        """Return the jobs that were submitted, the latest first."""
+        with self._asked():
+            jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
+
+    def log(self, job: str) -> str:
+        """Return what a job has written so far."""
+        with self._asked():
+            return self._client.get_job_logs(job)
+
+    def submit(self, entrypoint: str, tree: Tree, environment: Mapping[str, str]) -> str:
+        """Upload the tree, where the cluster does not have it yet, start the command, and return the job's id."""
+        runtime = {"working_dir": tree.root, "excludes": list(tree.excludes), "env_vars": _STOP | dict(environment)}
+        with self._asked():
+            return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime)
+
+    def stop(self, job: str) -> JobDetails:
+        """Ask the job to stop and return it as it ended: it has 15 s, and is killed then."""
+        with self._asked():
+            self._client.stop_job(job)
+        return self.follow(job, lambda _: None)
+
+    def follow(self, job: str, write: Callable[[str], object]) -> JobDetails:
+        """Give `write` the job's log as it grows, and return the job when it has ended.
+
+        Raises:
+            Lost: when the cluster is away for minutes; the job may go on there.
+            StriateError: when there is no such job.
+        """
+        written, heard, reported = 0, time.monotonic(), False
+
+        async def tail() -> None:
+            """Ray sends the whole log each time."""
+            nonlocal written, heard
+            at, pieces = 0, aiter(self._client.tail_job_logs(job))
+            with contextlib.suppress(TimeoutError):
+                while (piece := await asyncio.wait_for(anext(pieces, None), _QUIET_S)) is not None:
+                    heard = time.monotonic()
+                    write(piece[max(0, written - at) :])
+                    at += len(piece)
+                    written = max(written, at)
+
+        while True:
+            try:
+                with self._asked():
+                    details = self._client.get_job_info(job)
+                    heard, reported = time.monotonic(), False
+                    asyncio.run(tail())
+                if details.status.is_terminal():  # and so before its log was asked for, which is whole
+                    return details
+            except Lost as error:
+                if time.monotonic() - heard > _AWAY_S:
+                    raise
+                if not reported:
+                    say(f"{error}; the job may go on, trying for {_AWAY_S} s", file=sys.stderr, flush=True)
+                reported = True
+            time.sleep(_PAUSE_S)  # the log may end before the job has its status
+
+    @contextlib.contextmanager
+    def _asked(self) -> Generator[None]:
+        """Turn what Ray's client raises into what, where, and what would work."""
         import aiohttp
         import requests
         from ray.exceptions import AuthenticationError
 
         try:
-            yield getattr(self, "_client", None)  # pyright: ignore[reportReturnType] -- none only while it is made
+            yield
         except AuthenticationError as error:
-            how = "set RAY_AUTH_TOKEN, or name a file that holds it: --token-file FILE"
-            what = "refuses the token" if "Authentication failed" in error.message else "wants a token"
-            raise StriateError(f"{self.address} {what}: {how}") from error
+            raise StriateError(
+                f"{self.address} asks for a token, and was given none or another cluster's: set RAY_AUTH_TOKEN, or "
+                "name a file that holds it: --token-file FILE"
+            ) from error
         except (requests.RequestException, aiohttp.ClientError, OSError, KeyError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             if "status code 404" in reason:
@@ -136,101 +181,6 @@ class Jobs:
                 f"{self.address} does not answer as Ray's dashboard does ({reason}); is the cluster up, is that the "
                 "port of its dashboard (8265), is it forwarded?"
             ) from error
-
-    def all(self) -> list[JobDetails]:
-        """The jobs that were submitted, the latest first."""
-        with self.asked() as client:
-            jobs = [job for job in client.list_jobs() if job.submission_id]
-        return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
-
-    def details(self, job: str) -> JobDetails:
-        """A job by its id."""
-        with self.asked() as client:
-            return client.get_job_info(job)
-
-    def log(self, job: str) -> str:
-        """What a job has written so far."""
-        with self.asked() as client:
-            return client.get_job_logs(job)
-
-    def submit(self, entrypoint: str, tree: Tree, environment: Mapping[str, str]) -> str:
-        """Upload the tree, where the cluster does not have it yet, start the command, and return the job's id."""
-        variables = _STOP | dict(environment)
-        with self.asked() as client:
-            return client.submit_job(
-                entrypoint=entrypoint,
-                runtime_env={"working_dir": tree.root, "excludes": list(tree.excludes), "env_vars": variables},
-            )
-
-    def follow(self, job: str, write: Callable[[str], object], report: Callable[[str], object]) -> JobDetails:
-        """Write the job's log as it grows until the job has ended; a connection that is lost is made again.
-
-        Args:
-            job: its id.
-            write: takes pieces of the log.
-            report: takes what happens to the connection.
-
-        Returns:
-            The job as it ended.
-
-        Raises:
-            Lost: when the cluster is away for minutes; the job may go on there.
-            StriateError: when there is no such job.
-        """
-        details, written, heard, reported = self.details(job), 0, time.monotonic(), False
-
-        async def tail() -> None:
-            """Ray sends the whole log each time."""
-            nonlocal written, heard, reported
-            at, pieces = 0, aiter(self._client.tail_job_logs(job))
-            while True:
-                try:
-                    piece = await asyncio.wait_for(anext(pieces, None), _QUIET_S)
-                except TimeoutError:
-                    return
-                if piece is None:
-                    return
-                heard, reported = time.monotonic(), False
-                write(piece[max(0, written - at) :])
-                at += len(piece)
-                written = max(written, at)
-
-        while True:
-            try:
-                with self.asked():
-                    asyncio.run(tail())
-                details = self.details(job)
-                if details.status.is_terminal():
-                    return details
-                heard, reported = time.monotonic(), False
-            except Lost as error:
-                if time.monotonic() - heard > _AWAY_S:
-                    raise
-                if not reported:
-                    report(f"{error}; the job may go on, trying for {_AWAY_S} s")
-                reported = True
-            time.sleep(_POLL_S)  # the log may end before the job has its status
-
-    def stop(self, job: str, seconds: float = 60) -> tuple[JobDetails, bool]:
-        """Ask the job to stop, and wait until it has: it has 15 s, and is killed then.
-
-        Returns:
-            The job as it ended, and whether it was this that stopped it.
-
-        Raises:
-            StriateError: when there is no such job, or it is still there after `seconds`.
-        """
-        details = self.details(job)
-        if details.status.is_terminal():
-            return details, False
-        with self.asked() as client:
-            client.stop_job(job)
-        end = time.monotonic() + seconds
-        while not (details := self.details(job)).status.is_terminal():
-            if time.monotonic() > end:
-                raise StriateError(f"{job} was asked to stop {seconds:.0f} s ago, and is still {details.status}")
-            time.sleep(_POLL_S)  # the job API answers questions and tells nothing by itself
-        return details, str(details.status) == "STOPPED"
 
 
 def exit_code(details: JobDetails) -> int:
@@ -242,23 +192,7 @@ def exit_code(details: JobDetails) -> int:
 
 
 def ended(details: JobDetails) -> str:
-    """Return `raysubmit_...: FAILED, exit code 2, 12 s`, and why where the command never ran."""
+    """Return `raysubmit_...: FAILED, exit code 2`, and why where the command never ran."""
     line = f"{details.submission_id}: {details.status}, exit code {exit_code(details)}"
-    if details.start_time is not None and details.end_time is not None:
-        line += f", {(details.end_time - details.start_time) / 1000:.0f} s"
-    if str(details.status) == "FAILED" and details.driver_exit_code is None and details.message:
-        line += f"\n{details.message.strip()}"
-    return line
-
-
-@contextmanager
-def _only(address: str) -> Generator[None]:
-    """Ray lets this variable, or RAY_ADDRESS, override the address that it is given."""
-    before = os.environ.get(_ADDRESS_VARIABLE)
-    os.environ[_ADDRESS_VARIABLE] = address
-    try:
-        yield
-    finally:
-        del os.environ[_ADDRESS_VARIABLE]
-        if before is not None:
-            os.environ[_ADDRESS_VARIABLE] = before
+    never_ran = str(details.status) == "FAILED" and details.driver_exit_code is None
+    return f"{line}\n{details.message.strip()}" if never_ran and details.message else line

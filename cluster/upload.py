@@ -1,49 +1,37 @@
 """The working tree that Ray uploads with a job: what is in it, and whether it may be uploaded.
 
 Ray's packaging respects `.gitignore` and `.rayignore` and takes further excludes, but takes a folder of photos for
-code. So the files are listed by the same rules before Ray packs them.
+code: 130 MB of them end, after they are packed and sent, with "Maximum request body size 104857600 exceeded" under a
+traceback, and less than that fills the head's memory. So it is asked what it would pack before it does.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cluster.ray_internals import ignore_rules
+from cluster.ray_internals import packed_files
 from library.errors import UsageError
-from library.sources.entries import PICTURE_SUFFIXES, suffix_of
 
-#: Of all files, before they are packed; Ray's dashboard takes 100 MiB.
-MAX_BYTES = 64 * 2**20
-#: Pictures and shards below one folder: more than these belong in a bucket.
-MAX_DATA_FILES = 200
-MAX_DATA_BYTES = 16 * 2**20
+#: Of all files, before they are packed.
+MAX_BYTES, MAX_FILES = 32 * 2**20, 5000
 
-_IGNORE_FILES = (".gitignore", ".rayignore")
 #: Left out with or without an ignore file: history, environments, what jobs made, data.
 _NEVER = (".git", ".venv", "venv", "__pycache__", "/out", "/data", ".*_cache", "*.egg-info")
 #: Secrets, by the names that they usually have.
 _SECRETS = (".env", ".env.*", ".envrc", ".netrc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "*api-keys*", "*api_keys*")
-_DATA_SUFFIXES = (PICTURE_SUFFIXES - {"svg", "ico"}) | {"parquet", "tar", "tgz", "gz", "zip", "arrow", "tfrecord"}
 _NAMED_FOLDERS = 4
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Files below `root` that are sent, by their path with `/`, and their sizes in bytes.
-
-    Attributes:
-        root: absolute path of the folder.
-        files: sizes by path.
-        excludes: what Ray must be told to leave out to send exactly these files.
-    """
+    """Files below the folder `root` that are sent: their sizes in bytes by their path with `/`."""
 
     root: str
     files: dict[str, int]
-    excludes: tuple[str, ...] = ()
+    #: What Ray must leave out to send exactly these files.
+    excludes: tuple[str, ...] = (*_NEVER, *_SECRETS)
 
     @property
     def bytes(self) -> int:
@@ -56,71 +44,26 @@ class Tree:
 
 
 def working_tree(root: str) -> Tree:
-    """What of the folder `root` is sent: all that `.gitignore` and `.rayignore` leave in, at any depth.
-
-    Links to folders are not followed.
+    """Return what of the folder `root` is sent: all that `.gitignore` and `.rayignore` leave in, at any depth.
 
     Raises:
-        UsageError: when it is too large, or holds data, with the folders that make it so.
+        UsageError: when it is too much, with the folders that make it so.
     """
     root = os.path.realpath(root)
     if root in (os.path.realpath(os.path.expanduser("~")), os.path.sep):
         raise UsageError(f"{root} is not a project: the current folder is uploaded; change to the project's first")
-    links: list[str] = []
-    files = {path[len(root) + 1 :]: os.path.getsize(path) for path in _walk(root, links)}
-    # Ray would follow links to folders.
-    linked = tuple("/" + re.sub(r"([*?\[\]!# ])", r"\\\1", path[len(root) + 1 :]) for path in links)
-    tree = Tree(root, files, (*_NEVER, *_SECRETS, *linked))
-    _refuse_data(tree)
-    if tree.bytes > MAX_BYTES:
-        sizes = _by_folder(tree.files).most_common(_NAMED_FOLDERS)
-        named = ", ".join(f"{folder} {size / 2**20:,.1f} MiB" for folder, size in sizes)
+    tree = Tree(root, packed_files(root, Tree.excludes, MAX_FILES + 1))
+    if len(tree.files) > MAX_FILES or tree.bytes > MAX_BYTES:
+        counts, sizes = Counter[str](), Counter[str]()
+        for path, size in tree.files.items():
+            folder = f"{path.partition('/')[0]}/" if "/" in path else "./"
+            counts[folder] += 1
+            sizes[folder] += size
+        largest = (sizes if tree.bytes > MAX_BYTES else counts).most_common(_NAMED_FOLDERS)
+        named = ", ".join(f"{each} {counts[each]:,} files of {sizes[each] / 2**20:,.1f} MiB" for each, _ in largest)
         raise UsageError(
-            f"{root} has {tree.bytes / 2**20:,.0f} MiB, and at most {MAX_BYTES >> 20} are uploaded ({named}): write in "
-            ".gitignore or .rayignore what the job does not need; data belongs in a bucket"
+            f"{root} has more than {MAX_BYTES >> 20} MiB or {MAX_FILES:,} files, which are not uploaded with a job "
+            f"({named}): write in .gitignore or .rayignore what it does not need; data belongs in a bucket (aws s3 cp "
+            "--recursive FOLDER s3://BUCKET/...), and the command names it there"
         )
     return tree
-
-
-def _refuse_data(tree: Tree) -> None:
-    data = {path: size for path, size in tree.files.items() if suffix_of(path) in _DATA_SUFFIXES}
-    sizes = _by_folder(data)
-    for folder, count in _by_folder(dict.fromkeys(data, 1)).most_common():
-        if count > MAX_DATA_FILES or sizes[folder] > MAX_DATA_BYTES:
-            raise UsageError(
-                f"{folder} holds {count:,} pictures and data files ({sizes[folder] / 2**20:,.1f} MiB), which are not "
-                f"uploaded with a job: copy them to a bucket (aws s3 cp --recursive {folder} s3://BUCKET/...) and "
-                f"name s3://BUCKET/... in the command; or write {folder} in .gitignore or .rayignore"
-            )
-
-
-def _by_folder(files: dict[str, int]) -> Counter[str]:
-    sums: Counter[str] = Counter()
-    for path, number in files.items():
-        first, slash, _ = path.partition("/")
-        sums[f"{first}/" if slash else "./"] += number
-    return sums
-
-
-def _walk(root: str, links: list[str]) -> Iterator[str]:
-    """Yield the files that are sent; collect the links to folders."""
-    everywhere = (len(root) + 1, ignore_rules((*_NEVER, *_SECRETS)))
-    rules: dict[str, tuple[tuple[int, Callable[[str], bool]], ...]] = {}
-    for folder, folders, names in os.walk(root):
-        valid = rules.get(os.path.dirname(folder), (everywhere,))
-        for name in set(_IGNORE_FILES).intersection(names):
-            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
-                valid = (*valid, (len(folder) + 1, ignore_rules(file)))
-        rules[folder] = valid
-
-        def is_sent(path: str, valid: tuple[tuple[int, Callable[[str], bool]], ...] = valid) -> bool:
-            return not any(ignored(path[start:]) for start, ignored in valid)
-
-        links += [path for path in (os.path.join(folder, name) for name in folders) if os.path.islink(path)]
-        # With its slash, as `runs/` matches a folder only so.
-        folders[:] = [
-            name for name in folders if os.path.join(folder, name) not in links and is_sent(f"{folder}/{name}/")
-        ]
-        for path in (os.path.join(folder, name) for name in names):
-            if os.path.isfile(path) and is_sent(path):
-                yield path

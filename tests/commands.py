@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -102,6 +103,21 @@ def finished(process: subprocess.Popen[bytes]) -> Any:
     out, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors.decode()
     return json.loads(out)
+
+
+def up(process: subprocess.Popen[bytes]) -> Any:
+    """What `striate cluster up --json` says when all nodes are there."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert b'"nodes"' in line, process.communicate(timeout=60)[1].decode()
+    return json.loads(line)
+
+
+def down(process: subprocess.Popen[bytes]) -> None:
+    """End it as Ctrl-C does."""
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def write_recipe(folder: Path, data: str, epochs: int) -> str:

@@ -169,7 +169,7 @@ def test_a_training_spreads_over_machines_and_learns_what_one_learns(
 
 def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: dict[str, Any], tmp_path: Path) -> None:
     url = f"http://{cluster.machines.each[0].address}:8265"
-    asked = ["submit", "--address", url, "--aws", "--", "filter", raw, f"s3://{BUCKET}/submitted"]
+    asked = ["submit", "--address", url, "--env", "AWS_*", "--", "filter", raw, f"s3://{BUCKET}/submitted"]
     finished_there = subprocess.run(
         [str(BIN / "striate"), *asked, "--steps", QUICK],
         env=dict(cluster.environment),
@@ -187,7 +187,10 @@ def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: 
     [
         (("--cpus-per-replica", "1"), "serve with --host 0.0.0.0 and --api-keys FILE"),
         (("--cpus-per-replica", "2"), "the largest machine of the cluster has 1"),
-        (("--cpus-per-replica", "1", "--replicas", "4"), "the replicas of all models need 4 CPUs, and the cluster has 3"),
+        (
+            ("--cpus-per-replica", "1", "--replicas", "4"),
+            "the replicas of all models need 4 CPUs, and the cluster has 3",
+        ),
         (("--host", "0.0.0.0", "--cpus-per-replica", "1", "--api-keys", "{keys}"), "STRIATE_API_KEYS"),
     ],
 )

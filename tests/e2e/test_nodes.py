@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from tests.bundles import make_bundle
-from tests.commands import SLOW, Commands, finished, write_recipe
+from tests.commands import SLOW, Commands, down, finished, up, write_recipe
 from tests.conftest import S3Server
 from tests.datasets import content, write_digits, write_photos
-from tests.processes import command, family
+from tests.processes import LOOPBACK, command, family, listening
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -37,6 +38,13 @@ class Nodes(Commands):
     def __init__(self, environment: dict[str, str], root: Path) -> None:
         super().__init__(root, BUCKET)
         self.environment, self.nodes = environment, list[dict[str, Any]]()
+        self.holder: subprocess.Popen[bytes]
+
+    def up(self, count: int) -> None:
+        """Start the cluster with so many nodes of one CPU."""
+        self.holder = self.start("cluster", "up", "--nodes", str(count), "--cpus-per-node", "1", "--json")
+        told = up(self.holder)
+        self.environment["RAY_ADDRESS"], self.nodes = told["address"], told["nodes"]
 
     def popen(self, *arguments: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[bytes]:
         """The command as a user starts it; `more` is for its environment."""
@@ -62,18 +70,16 @@ def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (home / "token").write_text("0123456789abcdef" * 4)
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     environment |= s3_server.environment()
-    environment |= {"XDG_STATE_HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(home / "token")}
+    environment |= {"RAY_AUTH_TOKEN_PATH": str(home / "token")}
     environment.pop("RAY_AUTH_MODE", None)
     (s3_server.root / BUCKET).mkdir()
     made = Nodes(environment, s3_server.root)
-    up = made.run("cluster", "up", "--nodes", str(NODES), "--cpus-per-node", "1")
     try:
-        environment["RAY_ADDRESS"] = up["address"]
-        made.nodes = up["nodes"]
+        made.up(NODES)
         yield made
+        down(made.holder)
     finally:
         made.end()
-        made.run("cluster", "down")
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +104,10 @@ def digits(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"s3://{BUCKET}/digits"
 
 
-def test_a_second_cluster_is_refused_and_the_status_shows_the_first(nodes: Nodes) -> None:
-    status = nodes.run("cluster", "status")
-    assert [node["running"] for node in status["nodes"]] == [True] * NODES
-    second = nodes.start("cluster", "up")
-    _, errors = second.communicate(timeout=60)
-    assert second.returncode == 2
-    assert f"a cluster runs here already at {status['address']}" in errors.decode()
+def test_its_nodes_listen_on_loopback_only(nodes: Nodes) -> None:
+    found = listening(family(nodes.holder.pid))
+    assert len(found) > 2 * NODES, "each node listens somewhere"
+    assert [each for each in found if each[0] not in LOOPBACK] == []
 
 
 def test_the_doctor_examines_every_node(nodes: Nodes) -> None:
@@ -249,14 +252,15 @@ def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
     nodes.run("filter", raw, f"s3://{BUCKET}/mine", "--steps", "grayscale", "--limit", "1")
 
 
-def test_a_token_is_sent_only_where_one_is_asked_for(nodes: Nodes, raw: str, tmp_path: Path) -> None:
-    unlocked = {"XDG_STATE_HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
-    up = finished(nodes.start("cluster", "up", "--nodes", "1", "--cpus-per-node", "1", "--json", **unlocked))
-    try:
-        asked = ("filter", raw, f"s3://{BUCKET}/unlocked", "--steps", "grayscale", "--limit", "3", "--json")
-        assert finished(nodes.start(*asked, RAY_ADDRESS=up["address"]))["rows"] == 3
-    finally:
-        finished(nodes.start("cluster", "down", "--json", **unlocked))
+def test_a_token_is_sent_only_where_one_is_asked_for(nodes: Nodes, raw: str) -> None:
+    unlocked = nodes.start("cluster", "up", "--nodes", "1", "--cpus-per-node", "1", "--json", RAY_AUTH_MODE="disabled")
+    told = up(unlocked)
+    asked = ("filter", raw, f"s3://{BUCKET}/unlocked", "--steps", "grayscale", "--limit", "3", "--json")
+    assert finished(nodes.start(*asked, RAY_ADDRESS=told["address"]))["rows"] == 3
+    left = family(unlocked.pid)
+    down(unlocked)
+    until(lambda: not [pid for pid in left if command(pid)])
+    assert not Path(told["folder"]).exists()
 
 
 def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
@@ -268,9 +272,10 @@ def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
     assert "Traceback" not in errors.decode()
     assert "waiting 20 s for it" in errors.decode()
     assert "the same command resumes it" in json.loads(out)["error"]
-    nodes.run("cluster", "down")
-    up = nodes.run("cluster", "up", "--nodes", "1", "--cpus-per-node", "1")
-    nodes.environment["RAY_ADDRESS"], nodes.nodes = up["address"], up["nodes"]
+    out, errors = nodes.holder.communicate(timeout=60)
+    assert nodes.holder.returncode == 1, errors.decode()
+    assert "the head has ended" in json.loads(out)["error"]
+    nodes.up(1)
 
 
 def goes_on_under_another_head(nodes: Nodes, dataset: str, asked: tuple[str, ...]) -> None:

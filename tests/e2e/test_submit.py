@@ -23,7 +23,7 @@ import pytest
 from jobs.cli import run
 from library import storage
 from library.manifest import load_manifest
-from tests.commands import SLOW
+from tests.commands import SLOW, down, up
 from tests.conftest import S3Server, free_port
 from tests.datasets import write_photos
 from tests.waiting import until
@@ -130,7 +130,7 @@ def test_pictures_are_ingested_into_a_bucket_by_the_keys_that_are_passed_on(
     some = sorted(photos.rglob("*.jpg"))[:12]
     for path in [path for path in photos.rglob("*") if path.is_file() and path not in some]:
         path.unlink()
-    command = [str(BIN / "striate"), "submit", "--aws", "--", "ingest", "photos", f"{bucket}/raw"]
+    command = [str(BIN / "striate"), "submit", "--env", "AWS_*", "--", "ingest", "photos", f"{bucket}/raw"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"12 in = {load_manifest(f'{bucket}/raw').rows} out" in done.stdout
@@ -156,7 +156,7 @@ def test_two_nodes_of_this_machine_unpack_what_is_sent_apart_and_run_it_themselv
     (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"XDG_STATE_HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    environment |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
 
     def striate(*arguments: str) -> str:
         command = [str(BIN / "striate"), *arguments]
@@ -167,21 +167,24 @@ def test_two_nodes_of_this_machine_unpack_what_is_sent_apart_and_run_it_themselv
 
     raw, out = str(tmp_path / "raw"), str(tmp_path / "grey")
     striate("ingest", str(write_photos(tmp_path)), raw, "--shard-mb", "0.05")
-    up = json.loads(striate("cluster", "up", "--nodes", "2", "--cpus-per-node", "1", "--dashboard", "--json"))
-    try:
-        striate("submit", "--address", up["dashboard"], "--", "filter", raw, out, "--steps", SLOW, "--limit", "30")
-    finally:
-        striate("cluster", "down")
+    nodes = [str(BIN / "striate"), "cluster", "up", "--nodes", "2", "--dashboard", "--json"]
+    with subprocess.Popen(nodes, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as holder:
+        try:
+            told = up(holder)
+            submit = ("submit", "--address", told["dashboard"], "--", "filter", raw, out, "--steps", SLOW)
+            striate(*submit, "--limit", "30")
+        finally:
+            down(holder)
     made = load_manifest(out)
     assert made.rows == 30
     # Another Ray runs on this machine, and the job is not its.
-    assert made.run["shards_by_node"].keys() == {node["node_id"] for node in up["nodes"]}
+    assert made.run["shards_by_node"].keys() == {node["node_id"] for node in told["nodes"]}
 
 
 def test_the_doctor_examines_a_cluster_from_inside(
     project: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["submit", "--aws", "--", "doctor", f"{bucket}/deep"]) == 0
+    assert run(["submit", "--env", "AWS_*", "--", "doctor", f"{bucket}/deep"]) == 0
     told = capsys.readouterr().out
     for line in ("ok    Ray: answers", "ok    node ", "ok    clock of", "ok    versions of nodes: the same"):
         assert line in told
@@ -209,33 +212,10 @@ def test_what_was_sent_is_what_runs_until_it_is_stopped(
     assert told.out.count("the code that was sent") == 0, "the log goes on where it was cut"
     assert run(["logs", job, "--follow"]) == 130
     assert run(["stop", job]) == 0
-    assert "had ended already" in capsys.readouterr().out
+    assert f"{job}: STOPPED" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("answer", "status"), [("y\n", "STOPPED"), ("n\n", "RUNNING")])
-def test_ctrl_c_on_a_terminal_asks_whether_to_stop_the_job(
-    waiting_project: Path, answer: str, status: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ours, theirs = os.openpty()
-    command = [str(BIN / "striate"), "submit", "--", "info", "/anything"]
-    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as process:
-        os.close(theirs)
-        assert process.stdout is not None
-        while b"the code that was sent" not in process.stdout.readline():
-            assert process.poll() is None
-        os.kill(process.pid, signal.SIGINT)
-        told = b""
-        while b"too?" not in told:
-            told += os.read(ours, 1000)
-        os.write(ours, answer.encode())
-        assert process.wait(60) == 130
-    os.close(ours)
-    (job,) = [word for word in told.decode().split() if word.startswith("raysubmit_") and not word.endswith(":")]
-    assert jobs(capsys)[job]["status"] == status
-    assert run(["stop", job]) == 0
-
-
-def test_ctrl_c_without_a_terminal_leaves_the_job_and_says_how_to_stop_it(
+def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it(
     waiting_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = started(capsys)
@@ -254,11 +234,10 @@ def test_ctrl_c_without_a_terminal_leaves_the_job_and_says_how_to_stop_it(
     assert json.loads(capsys.readouterr().out)["status"] == "STOPPED"
 
 
-@pytest.mark.parametrize(("token", "told"), [("0" * 64, "refuses the token"), (None, "wants a token")])
+@pytest.mark.parametrize("token", ["0" * 64, None])
 def test_a_wrong_token_is_told_before_anything_is_sent(
     project: Path,
     token: str | None,
-    told: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A process of its own: Ray keeps the token that it found first.
@@ -271,7 +250,7 @@ def test_a_wrong_token_is_told_before_anything_is_sent(
         [str(BIN / "striate"), "submit", "--", "info", "/nowhere"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert told in done.stderr
+    assert "asks for a token" in done.stderr
 
 
 def test_a_token_in_a_file_and_an_address_are_enough(

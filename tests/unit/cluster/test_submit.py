@@ -1,15 +1,15 @@
-"""Where jobs are sent and with which variables, what is said when nobody answers, and exit codes."""
+"""Where jobs are sent, with which files and variables, what is said when nobody answers, logs, and exit codes."""
 
 from __future__ import annotations
 
 import asyncio
-import http.server
-import os
+import io
 import shlex
 import threading
-from collections.abc import Iterator
+import zipfile
+from pathlib import Path
 from queue import Queue
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -18,8 +18,10 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from cluster import submit
 from cluster.inner_command import InnerCommand
 from cluster.submit import Jobs, Lost, ended, exit_code, find_address, passed_on
+from cluster.upload import working_tree
 from library.errors import StriateError, UsageError
 from tests.conftest import free_port
+from tests.unit.cluster.test_upload import write
 
 
 def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
@@ -29,22 +31,26 @@ def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
     assert shlex.split(entrypoint) == ["striate", *words]
 
 
+@pytest.fixture(autouse=True)
+def no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test says which cluster is meant."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
 def test_variables_go_along_only_when_told() -> None:
-    here = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_PROFILE": "me", "A": "1", "B": "2"}
-    assert passed_on([], aws=False, environment=here) == {}
-    assert passed_on(["A", "C=x=y", "D="], aws=False, environment=here) == {"A": "1", "C": "x=y", "D": ""}
-    assert passed_on([], aws=True, environment=here) == {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+    here = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "A": "1", "B": "2"}
+    assert passed_on([], here) == {}
+    assert passed_on(["A", "C=x=y", "D="], here) == {"A": "1", "C": "x=y", "D": ""}
+    assert passed_on(["AWS_*"], here) == {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
 
 
-@pytest.mark.parametrize(("written", "told"), [("E", "not set"), ("a-b=1", "NAME=VALUE"), ("A=$HOME", r"\$")])
+@pytest.mark.parametrize(
+    ("written", "told"), [("E", "not set"), ("AWS_*", "not set"), ("=1", "NAME=VALUE"), ("A=$HOME", r"\$")]
+)
 def test_a_variable_that_would_not_arrive_is_refused(written: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        passed_on([written], aws=False, environment={})
-
-
-def test_a_profile_is_no_key() -> None:
-    with pytest.raises(UsageError, match="export-credentials"):
-        passed_on([], aws=True, environment={"AWS_PROFILE": "me"})
+        passed_on([written], {})
 
 
 def details(status: str, code: int | None = None, **more: Any) -> JobDetails:
@@ -74,24 +80,28 @@ def test_submit_ends_as_the_command_did(job: JobDetails, code: int) -> None:
 
 
 def test_why_a_command_never_ran_is_told() -> None:
-    told = ended(details("FAILED", message="runtime_env setup failed", start_time=1000, end_time=13_000))
-    assert told == "job: FAILED, exit code 1, 12 s\nruntime_env setup failed"
+    told = ended(details("FAILED", message="runtime_env setup failed"))
+    assert told == "job: FAILED, exit code 1\nruntime_env setup failed"
 
 
-def test_the_address_is_the_one_that_is_said_else_rays_own_variables_else_this_machine() -> None:
-    here = {"RAY_API_SERVER_ADDRESS": "http://a:1", "RAY_ADDRESS": "http://b:2"}
-    assert find_address("https://head/ray/", here) == "https://head/ray"
-    assert find_address(None, here) == "http://a:1"
-    assert find_address(None, {"RAY_ADDRESS": "http://b:2"}) == "http://b:2"
-    assert find_address(None, {}) == "http://127.0.0.1:8265"
+def test_the_address_is_the_one_that_is_said_else_rays_own_variables_else_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert find_address(None) == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "http://b:2")
+    assert find_address(None) == "http://b:2"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://a:1")
+    assert find_address(None) == "http://a:1"
+    assert find_address("https://head/ray/") == "https://head/ray"
 
 
-@pytest.mark.parametrize("address", ["head:8265", "head", "ray://head:10001", "http://", "http://head:port", "auto"])
-def test_another_address_is_refused_with_what_it_looks_like(address: str) -> None:
+@pytest.mark.parametrize("address", ["head:8265", "head", "ray://head:10001", "http://", "auto"])
+def test_another_address_is_refused_with_what_it_looks_like(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="http://HOST:8265"):
-        find_address(address, {})
-    with pytest.raises(UsageError, match=r"RAY_ADDRESS .*http://HOST:8265"):
-        find_address(None, {"RAY_ADDRESS": address})
+        find_address(address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UsageError, match="http://HOST:8265"):
+        find_address(None)
 
 
 def test_where_nothing_answers_it_is_told() -> None:
@@ -100,49 +110,29 @@ def test_where_nothing_answers_it_is_told() -> None:
         Jobs(address, "token")
 
 
-class _NotRay(http.server.BaseHTTPRequestHandler):
-    answers: ClassVar = {
-        "/json/api/version": (200, b"{}"),
-        "/page/api/version": (200, b"<html>"),
-        "/down/api/version": (502, b""),
-    }
-
-    def do_GET(self) -> None:
-        status, body = self.answers.get(self.path, (404, b""))
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name there)
-        pass
-
-
-@pytest.fixture
-def not_ray() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NotRay) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-
-
-@pytest.mark.parametrize("path", ["/json", "/page", "/missing", "/down"])
-def test_a_server_that_is_no_ray_is_called_that(not_ray: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:1")
-    with pytest.raises(Lost, match=f"{not_ray}{path} does not answer as Ray's dashboard does"):
-        Jobs(not_ray + path, None)
-    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://other:1"
-
-
 class _Dashboard:
-    """As much of Ray's job API as follows one job, whose log is sent in parts; the first connection is cut
-    short, or says nothing more."""
+    """As much of Ray's job API as takes and follows one job, whose log is sent in parts; the first connection is cut
+    short, or says nothing more. Beside it servers that are no Ray."""
 
     def __init__(self) -> None:
         self.status, self.tails, self.quiet = "RUNNING", 0, False
+        self.packages: list[bytes] = []
 
-    async def version(self, _request: web.Request) -> web.Response:
+    async def version(self, request: web.Request) -> web.Response:
+        path = request.match_info["path"]
+        if path:
+            status, body = {"json": (200, "{}"), "page": (200, "<html>"), "down": (502, "")}.get(path, (404, ""))
+            return web.Response(status=status, text=body)
         return web.json_response({"ray_version": "2.60.0"})
+
+    async def package(self, request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.Response(status=404)
+        self.packages.append(await request.read())
+        return web.Response()
+
+    async def submit(self, _request: web.Request) -> web.Response:
+        return web.json_response({"job_id": "a", "submission_id": "a"})
 
     async def details(self, request: web.Request) -> web.Response:
         if request.match_info["job"] != "a":
@@ -170,13 +160,16 @@ class _Dashboard:
             request.transport.abort()
             return socket
         await socket.send_str("three\n")
-        self.status = "SUCCEEDED"
+        if self.status == "RUNNING":
+            self.status = "SUCCEEDED"
         await socket.close()
         return socket
 
     def run(self, ready: Queue[int]) -> None:
         app = web.Application()
-        app.router.add_get("/api/version", self.version)
+        app.router.add_get("/{path:.*?}{slash:/?}api/version", self.version)
+        app.router.add_route("*", "/api/packages/{protocol}/{name}", self.package)
+        app.router.add_post("/api/jobs/", self.submit)
         app.router.add_get("/api/jobs/{job}", self.details)
         app.router.add_get("/api/jobs/{job}/logs/tail", self.tail)
         app.router.add_post("/api/jobs/{job}/stop", self.stop)
@@ -199,37 +192,64 @@ def dashboard() -> tuple[_Dashboard, Jobs]:
     return made, Jobs(f"http://127.0.0.1:{ready.get(timeout=30)}", None)
 
 
-def test_a_log_goes_on_where_its_connection_was_cut(dashboard: tuple[_Dashboard, Jobs]) -> None:
+@pytest.mark.parametrize("path", ["/json", "/page", "/missing", "/down"])
+def test_a_server_that_is_no_ray_is_called_that(
+    dashboard: tuple[_Dashboard, Jobs], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = dashboard[1].address + path
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:1")
+    with pytest.raises(Lost, match=f"{address} does not answer as Ray's dashboard does"):
+        Jobs(address, None)
+
+
+def test_ray_packs_the_files_that_are_listed_and_no_others(dashboard: tuple[_Dashboard, Jobs], tmp_path: Path) -> None:
     server, jobs = dashboard
+    other = write(tmp_path / "other", {"big.txt": "x"})
+    ignored = {".gitignore": "*.log\nbuild/\nkept/*\n!kept/this.txt\n", "kept/this.txt": "", "kept/that.txt": ""}
+    secrets = {"out/a.json": "", "data/a.csv": "", "a/.env": "", "a/tls.key": "", ".git/HEAD": "", "a.log": ""}
+    deep = {"deep/build/a.py": "", "deep/.rayignore": "b.py\n", "deep/b.py": "", "deep/out/c.py": "", "run.sh": "#!"}
+    project = write(tmp_path / "project", ignored | secrets | deep)
+    (project / "run.sh").chmod(0o755)
+    (project / "linked [1]").symlink_to(other)
+    tree = working_tree(str(project))
+    assert jobs.submit("striate info", tree, {}) == "a"
+    with zipfile.ZipFile(io.BytesIO(server.packages[0])) as packed:
+        members = {member.filename: member.external_attr >> 16 for member in packed.infolist() if not member.is_dir()}
+    assert members.keys() == tree.files.keys()
+    sent = {".gitignore", "kept/this.txt", "deep/.rayignore", "deep/out/c.py", "run.sh", "linked [1]/big.txt"}
+    assert tree.files.keys() == sent
+    assert members["run.sh"] & 0o111
+
+
+def test_a_log_goes_on_where_its_connection_was_cut(
+    dashboard: tuple[_Dashboard, Jobs], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, jobs = dashboard
     pieces: list[str] = []
-    reports: list[str] = []
-    details = jobs.follow("a", pieces.append, reports.append)
+    details = jobs.follow("a", pieces.append)
     assert "".join(pieces) == "one\ntwo\nthree\n"
-    assert (server.tails, exit_code(details), len(reports)) == (2, 3, 1)
-    assert "the job may go on" in reports[0]
+    assert exit_code(details) == 3
+    assert capsys.readouterr().err.count("the job may go on") == 1
 
 
 def test_a_quiet_log_is_asked_for_anew_without_a_report(
-    dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch
+    dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, jobs = dashboard
     server.quiet = True
     monkeypatch.setattr(submit, "_QUIET_S", 0.2)
     pieces: list[str] = []
-    reports: list[str] = []
-    jobs.follow("a", pieces.append, reports.append)
+    jobs.follow("a", pieces.append)
     assert "".join(pieces) == "one\ntwo\nthree\n"
-    assert (server.tails, reports) == (2, [])
+    assert capsys.readouterr().err == ""
 
 
-def test_a_job_is_stopped_once(dashboard: tuple[_Dashboard, Jobs]) -> None:
-    _, jobs = dashboard
-    details, by_us = jobs.stop("a")
-    assert (str(details.status), exit_code(details), by_us) == ("STOPPED", 130, True)
-    assert jobs.stop("a")[1] is False
+def test_a_job_is_stopped(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    details = dashboard[1].stop("a")
+    assert (str(details.status), exit_code(details)) == ("STOPPED", 130)
 
 
 def test_a_job_that_is_not_there_is_told_at_once(dashboard: tuple[_Dashboard, Jobs]) -> None:
     with pytest.raises(StriateError, match=r"no-such-job does not exist.*`striate jobs` lists") as refused:
-        dashboard[1].follow("no-such-job", print, print)
+        dashboard[1].follow("no-such-job", print)
     assert not isinstance(refused.value, Lost)
