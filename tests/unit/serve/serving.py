@@ -13,7 +13,6 @@ import httpx
 import numpy as np
 import uvicorn
 from numpy.typing import NDArray
-from ray.serve._private.http_util import RequestIdMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from library import codec
@@ -109,7 +108,7 @@ def apps(models: Mapping[str, LocalModel], settings: ServeSettings) -> ASGIApp:
                     return
         await gateway(scope, receive, send)
 
-    return RequestIdMiddleware(dispatch)
+    return dispatch
 
 
 class Server:

@@ -326,7 +326,7 @@ async def _described_with_key(models: dict[str, LocalModel], settings: ServeSett
 @pytest.mark.parametrize(
     "path", ["/", "/healthz", "/docs", "/models", "/nothing", "/models/grey", "/models/none", "/v2"]
 )
-def test_every_answer_carries_security_headers_and_an_id(server: Server, path: str) -> None:
+def test_every_answer_carries_security_headers(server: Server, path: str) -> None:
     headers = get(server, path).headers
     policy = headers["content-security-policy"]
     assert policy.startswith("default-src 'none'")
@@ -335,7 +335,7 @@ def test_every_answer_carries_security_headers_and_an_id(server: Server, path: s
     assert headers["referrer-policy"] == "no-referrer"
     assert "camera=(self)" in headers["permissions-policy"]
     assert headers["cache-control"] in ("no-store", "no-cache")
-    assert len(headers.get_list("x-request-id")) == 1
+    assert "x-request-id" not in headers  # Ray Serve adds it, and twice would be one too many
     assert "access-control-allow-origin" not in headers
 
 
