@@ -72,6 +72,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment |= {f"RAY_health_check_{name}": "1000" for name in ("initial_delay_ms", "period_ms", "timeout_ms")}
     environment |= {"RAY_health_check_failure_threshold": "3"}
     environment["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "5"  # instead of the 65 of cluster/local.yaml
+    environment["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "55"  # as there
     with machines(("head", "one", "two", "three")) as made, serve_s3(root / "s3", made.outside) as s3:
         environment |= s3.environment()
         head, *workers = made.each
