@@ -35,7 +35,7 @@ _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
 #: Exit code of a job that was stopped, as striate's own after Ctrl-C.
 STOPPED_CODE = 130
 
-_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 # Silence after which the log is asked for anew, as nothing tells of a connection that is dead; how long a cluster may
 # be away; the pause before it is asked again.
 _QUIET_S, _AWAY_S, _PAUSE_S = 60, 300, 0.5
@@ -51,7 +51,8 @@ def find_address(address: str | None) -> str:
     Raises:
         UsageError: when it is no http address.
     """
-    named = address or os.environ.get(_ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
+    set_here = [os.environ[name] for name in _ADDRESS_VARIABLES if os.environ.get(name)]
+    named = address or (set_here[0] if set_here else "http://127.0.0.1:8265")
     if not re.match(r"https?://[\w\[]", named):
         raise UsageError(f"{named}: jobs go to Ray's dashboard, as --address http://HOST:8265")
     return named.rstrip("/")
@@ -95,10 +96,14 @@ class Jobs:
         for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self.address = address
-        os.environ[_ADDRESS_VARIABLE] = address  # Ray lets it, or RAY_ADDRESS, override the address that it is given
-        with self._asked():
-            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-            self._client = JobSubmissionClient(address, headers=headers)
+        # Ray lets these override the address that it is given.
+        set_here = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
+        try:
+            with self._asked():
+                headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+                self._client = JobSubmissionClient(address, headers=headers)
+        finally:
+            os.environ.update(set_here)
 
     def all(self) -> list[JobDetails]:
         """Return the jobs that were submitted, the latest first."""

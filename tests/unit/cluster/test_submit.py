@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import shlex
 import threading
 import zipfile
@@ -34,7 +35,7 @@ def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
 @pytest.fixture(autouse=True)
 def no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test says which cluster is meant."""
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -200,6 +201,7 @@ def test_a_server_that_is_no_ray_is_called_that(
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:1")
     with pytest.raises(Lost, match=f"{address} does not answer as Ray's dashboard does"):
         Jobs(address, None)
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://other:1"
 
 
 def test_ray_packs_the_files_that_are_listed_and_no_others(dashboard: tuple[_Dashboard, Jobs], tmp_path: Path) -> None:
