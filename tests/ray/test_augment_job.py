@@ -10,8 +10,9 @@ import pytest
 from jobs.augment import augment_dataset, plan_augment
 from jobs.cli import run
 from jobs.places import Places
-from jobs.shard_plan import run_tasks
+from jobs.shard_plan import ShardPlan, run_tasks
 from library import codec
+from library.augment_work import AugmentJob
 from library.augmentation import Augmenter
 from library.destination import claim
 from library.errors import UsageError
@@ -22,13 +23,20 @@ from tests.datasets import content, rows
 STEPS = "rotate(15) | flip(p=0.5) | zoom(0.2) | sometimes(0.3, gaussian_blur(sigma=1))"
 
 
-def test_the_bytes_are_the_same_for_one_worker_and_for_two_and_the_pixels_are_those_of_the_library(
-    photos: str, tmp_path: Path
-) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    made = augment_dataset(plan_augment(photos, str(one), STEPS, copies=2, seed=3, encode="png"), workers="1")
-    augment_dataset(plan_augment(photos, str(two), STEPS, copies=2, seed=3, encode="png"), workers="2")
-    assert content(one) == content(two)
+def plan(photos: str, destination: Path) -> ShardPlan[AugmentJob]:
+    return plan_augment(photos, str(destination), STEPS, copies=2, seed=3, encode="png")
+
+
+@pytest.fixture(scope="module")
+def one(photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two copies of each photo, made by one worker."""
+    destination = tmp_path_factory.mktemp("augmented") / "one"
+    augment_dataset(plan(photos, destination), workers="1")
+    return destination
+
+
+def test_each_copy_has_the_pixels_of_the_library_and_what_its_picture_has(photos: str, one: Path) -> None:
+    made = load_manifest(str(one))
     assert (made.tally.rows_in, made.rows) == (172, 172)
     assert made.tally.balanced
     assert made.tally.classes == {name: 2 * count for name, count in load_manifest(photos).tally.classes.items()}
@@ -44,19 +52,15 @@ def test_the_bytes_are_the_same_for_one_worker_and_for_two_and_the_pixels_are_th
         assert row["label"] == before[key]["label"]
 
 
-def test_a_job_that_was_cut_off_goes_on_and_another_seed_is_another_job(photos: str, tmp_path: Path) -> None:
-    destination = str(tmp_path / "more")
-    plan = plan_augment(photos, destination, STEPS, copies=2)
-    claim(destination, plan.jobs, overwrite=False)
-    run_tasks("augment", plan.work, plan.tasks[:2], Places(2))
-    made = augment_dataset(plan)
-    assert made.run["shards_resumed"] == 2
-    whole = content(destination)
-    (tmp_path / "more" / "part-000001.parquet").unlink()
-    assert augment_dataset(plan).run["shards_resumed"] == len(made.shards) - 1
-    assert content(destination) == whole
+def test_a_job_cut_off_goes_on_with_two_workers_to_the_bytes_of_one(photos: str, one: Path, tmp_path: Path) -> None:
+    cut_off = plan(photos, tmp_path / "more")
+    claim(cut_off.destination, cut_off.jobs, overwrite=False)
+    run_tasks("augment", cut_off.work, cut_off.tasks[:2], Places(1))
+    made = augment_dataset(cut_off, workers="2")
+    assert made.run["shards_resumed"] == 2 < len(made.shards)
+    assert content(tmp_path / "more") == content(one)
     with pytest.raises(UsageError, match="holds the output of another job"):
-        plan_augment(photos, destination, STEPS, copies=2, seed=1)
+        plan_augment(photos, cut_off.destination, STEPS, copies=2, seed=1, encode="png")
 
 
 def test_the_command_says_how_many_copies_it_made(

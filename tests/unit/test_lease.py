@@ -85,7 +85,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_of_two_that_begin_at_once_exactly_one_writes(root: str) -> None:
     with writers(2) as both:
-        for number in range(20):
+        for number in range(5):
             destination = storage.join(root, f"made-{number}")
             for writer in both:
                 writer.say(destination)

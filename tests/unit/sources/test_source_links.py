@@ -173,7 +173,9 @@ def test_retry_after_is_waited_for_by_every_request_to_the_host(server: LinkServ
     assert (server.asked["/busy"], server.asked["/other"]) == (2, 1)
 
 
-@pytest.mark.parametrize("when", ["3600", email.utils.formatdate(time.time() + 3600, usegmt=True)])
+@pytest.mark.parametrize(
+    "when", ["3600", email.utils.formatdate(time.time() + 3600, usegmt=True)], ids=["in seconds", "as a date"]
+)
 def test_a_server_that_asks_for_a_long_time_is_left_alone(server: LinkServer, when: str) -> None:
     bad = _refused(server.add("/a", reply(b"", f"Retry-After: {when}", status=429)))
     assert bad.detail.endswith("the server answered 429 and asks to wait longer than 60 s")
