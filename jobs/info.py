@@ -144,7 +144,7 @@ def _counts(manifest: Manifest) -> Table:
     sides = dict(sorted(tally.sides.items(), key=lambda item: int(item[0])))
     table.add_row("longer side", ", ".join(f"up to {side} px: {count:,}" for side, count in sides.items()))
     if manifest.histograms is not None:
-        from library.drift import Histograms
+        from library.histograms import Histograms
 
         table.add_row("measured", Histograms.from_dict(manifest.histograms).medians())
     return table

@@ -20,7 +20,7 @@ from cluster.shared_paths import check_shared
 from jobs.placement import Placement
 from jobs.train_claim import CHECKPOINTS, check_claim, claim, remove_temporaries
 from jobs.train_data import data_refs
-from library import drift, storage
+from library import histograms, storage
 from library.bundle_record import BundleRecord, load_record
 from library.errors import BadPicture, UsageError
 from library.grammar import nearest
@@ -298,7 +298,7 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
             "dataset_digests": plan.datasets,
             "train_pictures": len(plan.train),
             "class_counts": plan.train.class_counts,
-            "histograms": drift.histograms_of(plan.train.dataset, plan.datasets["train"]),
+            "histograms": histograms.of_dataset(plan.train.dataset, plan.datasets["train"]),
             "versions": _versions(),
             "git_commit": _git_commit(),
             "seconds": round(ended["seconds"], 1),

@@ -139,7 +139,7 @@ class ShardReport(Report):
     Attributes:
         output: the shard.
         rejects: the pictures that could not be used, where there are any.
-        histograms: of the kept pictures (`library.drift`), where they were measured.
+        histograms: of the kept pictures (`library.histograms`), where they were measured.
     """
 
     output: FileEntry
@@ -184,7 +184,7 @@ class Manifest(_Model):
         shards: in order of name.
         rejects: files below `_rejects/`.
         versions: of what decides the bytes: striate and the codecs.
-        histograms: of its pictures (`library.drift`), where they were measured.
+        histograms: of its pictures (`library.histograms`), where they were measured.
         run: timings and cluster; no part of the digest.
     """
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from library import codec, drift, storage
+from library import codec, histograms, storage
 from library.batch import run_batch
 from library.errors import BadPicture, StriateError
 from library.manifest import REJECTS, Report, ShardReport, Tally, digest_of, save_report
@@ -97,7 +97,7 @@ class FilterJob:
 
     def work_digest(self, task: ShardTask) -> str:
         return digest_of(
-            ["filter", self.pipeline, self.encode, task.max_rows, VERSIONS, self.measure and drift.VERSION]
+            ["filter", self.pipeline, self.encode, task.max_rows, VERSIONS, self.measure and histograms.VERSION]
         )
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
@@ -160,7 +160,7 @@ class IngestJob:
 
     def work_digest(self, task: ShardTask) -> str:
         known = ["ingest", self.reader, self.verify, self.columns.to_string(), VERSIONS]
-        return digest_of([*known, self.measure and drift.VERSION, self.repair])
+        return digest_of([*known, self.measure and histograms.VERSION, self.repair])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         with pa.ipc.open_stream(task.index) as stream:
@@ -216,7 +216,7 @@ class IngestJob:
             if self.verify:
                 data, pixels = self._decoded(data, header)
                 if output.histograms is not None:
-                    output.histograms.add(drift.measures(pixels))
+                    output.histograms.add(histograms.measures(pixels))
         except StriateError:
             raise
         except Exception as error:
@@ -274,7 +274,7 @@ class ShardOutput:
         self, task: ShardTask, schema: pa.Schema, rejected: pa.Schema | None = None, *, measure: bool = False
     ) -> None:
         self._task = task
-        self.histograms = drift.Histograms() if measure else None
+        self.histograms = histograms.Histograms() if measure else None
         self._schema = schema
         self._rejected = schema if rejected is None else rejected
         self._rejects: ShardWriter | None = None

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from library.drift import Histograms
+from library.histograms import Histograms
 from library.manifest import FileEntry, ShardReport, Tally
 
 _ADDED_AT_ONCE = 256

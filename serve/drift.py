@@ -1,20 +1,34 @@
-"""Whether a replica is asked about pictures like those its model has learned from.
+"""Drift: whether a model is asked about pictures like those it has learned from, off unless asked for (`--drift`).
 
-Off unless asked for. Memory does not grow with what is asked: histograms of the last pictures, in two halves, of which
-the older is forgotten when the newer is full. No picture is kept.
+What training saw comes with the bundle, as the histograms of `striate ingest --measure`; what is asked comes from the
+request path. Memory does not grow with what is asked: histograms of the last pictures, in two halves, of which the
+older is forgotten when the newer is full. No picture is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster import metrics
 from library import codec
 from library.bundle_record import BundleRecord
-from library.drift import CLASS, DRIFTED, EDGES, MIN_A_BIN, SHIFTED, Histograms, compare, measures, training_histograms
 from library.errors import BadPicture
+from library.histograms import CLASS, EDGES, Histograms, measures
+from serve.service import Answer
+
+#: Of the population stability index (Siddiqi 2006, Credit Risk Scorecards): below the first nothing has changed that
+#: anybody need look at, from the second on the pictures are others.
+SHIFTED, DRIFTED = 0.1, 0.25
+
+#: With fewer pictures than this, or than ten a bin that is in use, chance alone goes past `SHIFTED` now and then.
+MIN_PICTURES, MIN_A_BIN = 200, 10
 
 #: Pictures in each half of the window; more where so many would not tell classes apart.
 HALF = 2000
@@ -22,77 +36,88 @@ HALF = 2000
 #: Of a thread's time at most this share goes into measuring; under load not every picture is looked at.
 _SHARE = 0.02
 
+#: A picture that is expected to take longer to decode is not measured: no thread can be stopped while it decodes.
+_SLOW_S = 0.15
+
+#: The next picture is measured after this time at the latest, also when a call of `later` is lost.
+_LOST_AFTER_S = 60.0
+
 #: A gauge need not be newer; Prometheus asks every 15 s.
 _TELLS_EVERY_S = 10.0
 
 
 class LiveDrift:
-    """What a replica has been asked lately; any thread may call.
+    """What a replica has been asked lately.
 
     Args:
+        model: the name it is served under.
         record: of the bundle: what training saw is in its provenance.
+        later: makes a call soon and outside the request path, such as `Notes.add`.
         limits: of a picture to be decoded.
         half: pictures in each half of the window.
         share: of one thread's time for measuring, 0 to 1.
-        told: given `psi` every now and then, while something is asked: `ServeMetrics.drift`.
     """
 
     def __init__(
         self,
+        model: str,
         record: BundleRecord,
+        later: Callable[..., None],
         limits: codec.Limits = codec.DEFAULT_LIMITS,
         half: int = HALF,
         share: float = _SHARE,
-        told: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.reference = training_histograms(record.provenance)
-        self._limits, self._share = limits, share
+        self._later, self._limits, self._share = later, limits, share
         half = max(half, MIN_A_BIN * len(record.classes))
         # Not every picture that is answered is measured: each fills a window of its own.
         self._pictures, self._answers = _Window(half), _Window(half)
         self._lock = Lock()
-        self._rests_until = 0.0
-        self._told, self._tells_at = told, 0.0
+        self._measures_at = self._tells_at = 0.0
+        self._gauge = metrics.Gauge(
+            "striate_serve_drift", "stability index by measure", ("model", "measure"), {"model": model}
+        )
 
-    def picture(self, data: bytes) -> None:
-        """Measure an encoded picture, unless measuring has had its share of the time; a damaged one is passed by."""
-        start = perf_counter()
+    def seen(
+        self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], answers: Sequence[Answer | BadPicture]
+    ) -> None:
+        """Counts the best classes of one request, and has one of its encoded pictures measured when that is due."""
+        good = [(picture, answer) for picture, answer in zip(pictures, answers, strict=True) if type(answer) is Answer]
         with self._lock:
-            if start < self._rests_until:
-                return
-            # Nobody else measures meanwhile.
-            self._rests_until = float("inf")
-        found: dict[str, float] | None = None
+            for _, answer in good:
+                self._answers.next().add_class(answer.classes[0][0])
+        now = perf_counter()
+        encoded = next((picture for picture, _ in good if isinstance(picture, bytes)), None)
+        if encoded is not None and now >= self._measures_at:
+            self._measures_at = now + _LOST_AFTER_S
+            self._later(self._measure, encoded)
+        if now >= self._tells_at:
+            self._tells_at = now + _TELLS_EVERY_S
+            self._later(self._tell)
+
+    def _measure(self, data: bytes) -> None:
+        start = perf_counter()
         try:
-            found = measures(codec.decode(data, self._limits))
-        except BadPicture:
+            header = codec.probe(data, self._limits)
+            if header.expected_s <= _SLOW_S:
+                values = measures(codec.decode(data, self._limits, header=header))
+                with self._lock:
+                    self._pictures.next().add(values)
+        except BadPicture:  # it was answered all the same
             pass
         finally:
             end = perf_counter()
-            with self._lock:
-                self._rests_until = end + (end - start) * (1 / self._share - 1)
-                if found is not None:
-                    self._pictures.next().add(found)
+            self._measures_at = end + (end - start) * (1 / self._share - 1)
 
-    def answered(self, firsts: Iterable[str]) -> None:
-        """Count the first class of each of some pictures."""
-        with self._lock:
-            for name in firsts:
-                self._answers.next().add_class(name)
-        now = perf_counter()
-        if self._told is not None and now >= self._tells_at:
-            self._tells_at = now + _TELLS_EVERY_S
-            self._told(self.psi())
+    def _tell(self) -> None:
+        for name, distance in compare(self.reference, self.live()).items():
+            if distance["verdict"] != "too_few":
+                self._gauge.set(distance["psi"], {"measure": name})
 
     def live(self) -> Histograms:
         """Of the last pictures, between one half of the window and both."""
         with self._lock:
             return Histograms.total([*self._pictures.halves, *self._answers.halves])
-
-    def psi(self) -> dict[str, float]:
-        """The stability index by measure; nothing where there are too few pictures to tell."""
-        found = compare(self.reference, self.live())
-        return {name: told["psi"] for name, told in found.items() if told["verdict"] != "too_few"}
 
     def described(self) -> dict[str, Any]:
         """For GET /models/NAME/drift: distance and verdict by measure, and the histograms they are drawn from.
@@ -102,7 +127,7 @@ class LiveDrift:
         live = self.live()
         measured = compare(self.reference, live)
         known = {name for name in (*EDGES, CLASS) if self.reference.counts(name)}
-        verdicts = {told["verdict"] for told in measured.values()}
+        verdicts = {distance["verdict"] for distance in measured.values()}
         return {
             "verdict": next((v for v in ("drifted", "shifted", "same") if v in verdicts), "too_few"),
             "thresholds": {"shifted": SHIFTED, "drifted": DRIFTED},
@@ -128,3 +153,69 @@ class _Window:
             self._count = 0
         self._count += 1
         return self.halves[1]
+
+
+def training_histograms(provenance: Mapping[str, Any]) -> Histograms:
+    """What training saw, as far as a bundle's provenance says: its classes, and its pictures where they were measured.
+
+    Raises:
+        StriateError: when the histograms were made by another version.
+    """
+    kept = provenance.get("histograms")
+    seen = Histograms.from_dict(kept) if kept else Histograms()
+    seen.classes = {name: int(count) for name, count in provenance.get("class_counts", {}).items()}
+    return seen
+
+
+def compare(reference: Histograms, live: Histograms) -> dict[str, dict[str, Any]]:
+    """How far apart two histograms lie, by measure; those that both have counted.
+
+    Returns:
+        By measure: `psi`, the population stability index less what chance alone would give for so many pictures (0 for
+        the same pictures, no upper bound); `js`, the Jensen-Shannon distance (0 the same, 1 nothing in common);
+        `verdict`: `same`, `shifted` (psi from 0.1), `drifted` (psi from 0.25), or `too_few` pictures to tell;
+        `reference` and `live`: how many pictures were counted.
+    """
+    return {
+        name: _compared(reference.counts(name), live.counts(name))
+        for name in (*EDGES, CLASS)
+        if reference.counts(name) and live.counts(name)
+    }
+
+
+def _compared(reference: Mapping[str, int], live: Mapping[str, int]) -> dict[str, Any]:
+    names = sorted(reference.keys() | live.keys())
+    known, seen = (np.array([counts.get(name, 0) for name in names], np.float64) for counts in (reference, live))
+    return {
+        "psi": round(_psi(known, seen), 4),
+        "js": round(_js(known, seen), 4),
+        "verdict": _verdict(known, seen),
+        "reference": int(known.sum()),
+        "live": int(seen.sum()),
+    }
+
+
+def _verdict(known: Any, seen: Any) -> str:
+    if min(known.sum(), seen.sum()) < max(MIN_PICTURES, MIN_A_BIN * len(seen)):
+        return "too_few"
+    psi = _psi(known, seen)
+    return "drifted" if psi >= DRIFTED else "shifted" if psi >= SHIFTED else "same"
+
+
+def _psi(known: Any, seen: Any) -> float:
+    """Half a picture is added to each bin, so that an empty one gives no infinity.
+
+    Of two samples of one kind the index is about (bins - 1)(1/n + 1/m) (Yurdakul 2018), which is taken away: otherwise
+    few pictures look like drift.
+    """
+    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (known, seen))
+    by_chance = (len(known) - 1) * (1 / known.sum() + 1 / seen.sum())
+    return max(0.0, float(((p - q) * np.log(p / q)).sum() - by_chance))
+
+
+def _js(known: Any, seen: Any) -> float:
+    """Square root of the Jensen-Shannon divergence in bits (Endres and Schindelin 2003)."""
+    p, q = known / known.sum(), seen / seen.sum()
+    middle = (p + q) / 2
+    bits = sum(float((part[part > 0] * np.log2(part[part > 0] / middle[part > 0])).sum()) for part in (p, q))
+    return math.sqrt(max(0.0, bits / 2))

@@ -91,7 +91,6 @@ class Engine:
         lanes: threads that compute batches.
         timeout_s: how long one picture may take to prepare; its request may end it sooner.
         batch_wait_s: how long an idle model waits for a batch to fill.
-        on_picture: given each encoded picture that could be used and was prepared in a thread, in that thread.
         on_batch: told of the size and the seconds of each batch, in the thread that computed it.
     """
 
@@ -107,14 +106,13 @@ class Engine:
         lanes: int = 1,
         timeout_s: float = 30.0,
         batch_wait_s: float = 0.0,
-        on_picture: Callable[[bytes], None] | None = None,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         # OpenCV would start a thread for every core of the machine, in every replica.
         cv2.setNumThreads(1)
         self._bundle, self._classify, self._limits = bundle, classify, limits
         self._capacity, self._batch_size, self._batch_wait_s = capacity, batch_size, batch_wait_s
-        self._on_picture, self._on_batch = on_picture, on_batch
+        self._on_batch = on_batch
         self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
         self._apart = WorkerPool("serve.prepare_worker", max(2, threads), _input_pipelines(bundle))
         self._timeout_s, self._steps_px_s = timeout_s, _steps_px_s(bundle)
@@ -230,8 +228,6 @@ class Engine:
             work.ready = perf_counter()
             work.prepare_s = work.ready - began
             self._put(work, self._waiting)
-            if self._on_picture is not None and isinstance(picture, bytes):
-                self._on_picture(picture)
 
     def _takes_long(self, decoding_s: float, size: tuple[int, int]) -> bool:
         members = max(len(self._bundle.members), 1)  # each of which decodes by itself

@@ -91,10 +91,6 @@ class RemoteModel:
         """PNG of what the model sees."""
         return await self._ask("view", data)
 
-    async def drift(self) -> dict[str, Any] | None:
-        """How far what was asked lately is from what was trained on."""
-        return await self._ask("drift")
-
     async def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
             if self._handle is None:

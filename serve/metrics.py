@@ -53,7 +53,6 @@ class ServeMetrics:
             "striate_serve_predictions", "predictions by class", ("model", "class"), fixed
         )
         self._waiting = metrics.Gauge("striate_serve_waiting", "pictures that wait for a batch", ("model",), fixed)
-        self._drift = metrics.Gauge("striate_serve_drift", "stability index by measure", ("model", "measure"), fixed)
         self._queue_seconds = _histogram("striate_serve_queue_seconds", "waiting for a batch", _SECONDS, fixed)
         self._decode_seconds = _histogram(
             "striate_serve_decode_seconds", "decoding and input pipeline of a picture", _SECONDS, fixed
@@ -91,11 +90,6 @@ class ServeMetrics:
             self._confidence.observe(probability)
         for name, count in names.items():
             self._predictions.add(count, {"class": name})
-
-    def drift(self, psi: Mapping[str, float]) -> None:
-        """How far the pictures of late are from those of training, by measure: `library.drift.compare`'s `psi`."""
-        for measure, value in psi.items():
-            self._drift.set(value, {"measure": measure})
 
 
 def _histogram(name: str, description: str, buckets: Sequence[float], fixed: Mapping[str, str]) -> metrics.Histogram:

@@ -123,10 +123,10 @@ def add_model_routes(
         openapi_extra=named,
     )
     async def drift(request: Request) -> dict[str, Any]:
-        numbers = await answered(request, settings, service_of(request).drift())
-        if numbers is None:
+        described = await answered(request, settings, service_of(request).described())
+        if described.drift is None:
             raise Problem(404, "drift_off", "Drift is not measured.", "Serve with --drift.")
-        return numbers
+        return described.drift
 
 
 def _predictions(name: str, uploads: Sequence[Upload], answers: Answers) -> PredictAnswer:

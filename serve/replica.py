@@ -68,11 +68,9 @@ class ModelReplica:
         self._bundle_id = self._bundle.id
         self._metrics = ServeMetrics(name, self._bundle.classes)
         self._notes = Notes()
-        self._drift = (
-            LiveDrift(self._bundle.record, self._settings.limits, told=self._metrics.drift)
-            if self._settings.drift
-            else None
-        )
+        self._drift = None
+        if self._settings.drift:
+            self._drift = LiveDrift(name, self._bundle.record, self._notes.add, self._settings.limits)
         self._engine = Engine(
             self._bundle,
             self._runtime.probabilities,
@@ -83,7 +81,6 @@ class ModelReplica:
             lanes=self._runtime.lanes,
             timeout_s=self._settings.timeout_s,
             batch_wait_s=self._batch_wait_ms / 1000,
-            on_picture=None if self._drift is None else self._drift.picture,
             on_batch=self._on_batch,
         )
         # What is there by now stays: the garbage collector would walk all of PyTorch now and then, and requests wait.
@@ -109,9 +106,11 @@ class ModelReplica:
     async def described(self) -> ModelDescription:
         """Describes it for `GET /models`."""
         runtime = self._runtime.described() | {"batch_size": self._batch_size, "batch_wait_ms": self._batch_wait_ms}
-        return ModelDescription.of_record(
+        described = ModelDescription.of_record(
             self._name, self._bundle_id, self._bundle.record, runtime, explain=self._settings.explain
         )
+        described.drift = None if self._drift is None else self._drift.described()
+        return described
 
     async def is_reached(self) -> bool:
         """Asked of the gateway's models only."""
@@ -133,10 +132,6 @@ class ModelReplica:
         finally:
             self._engine.release(1)
 
-    async def drift(self) -> dict[str, Any] | None:
-        """How far what was asked lately is from what was trained on; None where that is not measured."""
-        return None if self._drift is None else self._drift.described()
-
     async def _answers(
         self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int, with_heat: bool = False
     ) -> Answers:
@@ -151,6 +146,8 @@ class ModelReplica:
                 ]
         finally:
             self._engine.release(len(pictures))
+        if self._drift is not None:
+            self._drift.seen(pictures, answers)
         good = [result for result in results if isinstance(result, Result)]
         self._notes.add(self._count, good, [answer.classes[0] for answer in answers if isinstance(answer, Answer)])
         timing = Timing(
@@ -184,8 +181,6 @@ class ModelReplica:
         for result in results:
             self._metrics.decoded(result.prepare_s)
             self._metrics.queued(result.wait_s)
-        if self._drift is not None:
-            self._drift.answered(name for name, _ in firsts)
 
     def _batches(self) -> tuple[int, float]:
         """Pictures in a batch, and how long an idle model waits for them in milliseconds: as told, else as found."""

@@ -85,6 +85,8 @@ class ModelDescription(Strict):
     explain: Annotated[bool, Field(description="whether `explain=true` may be asked")]
     ready: bool = True
     state: str = "RUNNING"
+    #: How far what was asked lately is from what was trained on, where that is measured; it has an address of its own.
+    drift: Annotated[dict[str, Any] | None, Field(exclude=True)] = None
 
     @classmethod
     def of_record(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,8 +113,4 @@ class ModelService(Protocol):
         Raises:
             BadPicture: also `dropped:REASON`, where a selector of the model drops it.
         """
-        ...
-
-    async def drift(self) -> dict[str, Any] | None:
-        """How far what was asked lately is from what was trained on; None where that is not measured."""
         ...

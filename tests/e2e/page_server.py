@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -99,9 +98,6 @@ class EngineModel:
 
     async def view(self, data: bytes) -> bytes:
         return await self.engine.view(data)
-
-    async def drift(self) -> dict[str, Any] | None:
-        return None
 
     def _answer(self, result: Result | BadPicture, top_k: int, explain: bool) -> Answer | BadPicture:
         if isinstance(result, BadPicture):

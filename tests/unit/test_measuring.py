@@ -12,10 +12,11 @@ from picture_examples import encoded, ingest, scene, write_files
 from library import codec
 from library.codec import Encoding
 from library.destination import claim, committed, finish
-from library.drift import Histograms, compare
+from library.histograms import Histograms
 from library.manifest import Job, Manifest, ShardReport, load_report
 from library.shard_work import FilterJob, ShardTask
 from library.totals import Totals
+from serve.drift import compare
 
 DAMAGED = encoded("jpeg", 40, 50)[:-300]  # its header is whole, its pixels are not
 

@@ -46,6 +46,7 @@ class LocalModel:
             self.name, self.bundle_id, self.bundle.record, runtime, explain=self.name == "colour"
         )
         described.metrics = {"accuracy": 0.5, "loss": float("nan")}
+        described.drift = {"brightness": 0.25} if self.name == "colour" else None
         described.ready, described.state = self.ready, "RUNNING" if self.ready else "DEPLOYING"
         return described
 
@@ -70,9 +71,6 @@ class LocalModel:
     async def view(self, data: bytes) -> bytes:
         prepared: Any = await asyncio.to_thread(self.bundle.prepare, data, self.settings.limits)
         return codec.encode(visible(prepared), codec.Encoding("png"))[0]
-
-    async def drift(self) -> dict[str, Any] | None:
-        return {"brightness": 0.25} if self.name == "colour" else None
 
     def _predict(self, pictures: Sequence[Any], top_k: int, explain: bool) -> Answers:
         said = [self._one(picture, top_k, explain) for picture in pictures]

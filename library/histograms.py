@@ -1,7 +1,7 @@
-"""Whether pictures of today look like those that a model has learned from: cheap measures, histograms, a distance.
+"""What many pictures look like: cheap measures of each, counted in histograms.
 
 The measures are the same wherever pictures are counted, at ingest and at serving, and every histogram has the same bins
-everywhere, so that histograms add up and compare. Nothing of a picture is kept.
+everywhere, so that histograms add up and compare (`serve.drift`). Nothing of a picture is kept.
 """
 
 from __future__ import annotations
@@ -42,13 +42,6 @@ EDGES: Mapping[str, Sequence[float]] = {
 }
 #: The mix of classes: of labels in a dataset, of answers at serving.
 CLASS = "class"
-
-#: Of the population stability index (Siddiqi 2006, Credit Risk Scorecards): below the first nothing has changed that
-#: anybody need look at, from the second on the pictures are others.
-SHIFTED, DRIFTED = 0.1, 0.25
-
-#: With fewer pictures than this, or than ten a bin that is in use, chance alone goes past `SHIFTED` now and then.
-MIN_PICTURES, MIN_A_BIN = 200, 10
 
 #: Longer side of what grey is measured on. Contrast and sharpness depend on scale: two sizes of one photo should agree.
 _SIDE_PX = 256
@@ -175,7 +168,7 @@ class Histograms:
         return made
 
 
-def histograms_of(dataset: str, digest: str) -> dict[str, Any] | None:
+def of_dataset(dataset: str, digest: str) -> dict[str, Any] | None:
     """What the pictures of a dataset look like, for a bundle's provenance: so drift is seen without the dataset.
 
     Args:
@@ -187,69 +180,3 @@ def histograms_of(dataset: str, digest: str) -> dict[str, Any] | None:
     """
     manifest = find_manifest(dataset)
     return manifest.histograms if manifest is not None and manifest.digest == digest else None
-
-
-def training_histograms(provenance: Mapping[str, Any]) -> Histograms:
-    """What training saw, as far as a bundle's provenance says: its classes, and its pictures where they were measured.
-
-    Raises:
-        StriateError: when the histograms were made by another version.
-    """
-    kept = provenance.get("histograms")
-    seen = Histograms.from_dict(kept) if kept else Histograms()
-    seen.classes = {name: int(count) for name, count in provenance.get("class_counts", {}).items()}
-    return seen
-
-
-def compare(reference: Histograms, live: Histograms) -> dict[str, dict[str, Any]]:
-    """How far apart two histograms lie, by measure; those that both have counted.
-
-    Returns:
-        By measure: `psi`, the population stability index less what chance alone would give for so many pictures (0 for
-        the same pictures, no upper bound); `js`, the Jensen-Shannon distance (0 the same, 1 nothing in common);
-        `verdict`: `same`, `shifted` (psi from 0.1), `drifted` (psi from 0.25), or `too_few` pictures to tell;
-        `reference` and `live`: how many pictures were counted.
-    """
-    return {
-        name: _compared(reference.counts(name), live.counts(name))
-        for name in (*EDGES, CLASS)
-        if reference.counts(name) and live.counts(name)
-    }
-
-
-def _compared(reference: Mapping[str, int], live: Mapping[str, int]) -> dict[str, Any]:
-    names = sorted(reference.keys() | live.keys())
-    known, seen = (np.array([counts.get(name, 0) for name in names], np.float64) for counts in (reference, live))
-    return {
-        "psi": round(_psi(known, seen), 4),
-        "js": round(_js(known, seen), 4),
-        "verdict": _verdict(known, seen),
-        "reference": int(known.sum()),
-        "live": int(seen.sum()),
-    }
-
-
-def _verdict(known: Any, seen: Any) -> str:
-    if min(known.sum(), seen.sum()) < max(MIN_PICTURES, MIN_A_BIN * len(seen)):
-        return "too_few"
-    psi = _psi(known, seen)
-    return "drifted" if psi >= DRIFTED else "shifted" if psi >= SHIFTED else "same"
-
-
-def _psi(known: Any, seen: Any) -> float:
-    """Half a picture is added to each bin, so that an empty one gives no infinity.
-
-    Of two samples of one kind the index is about (bins - 1)(1/n + 1/m) (Yurdakul 2018), which is taken away: otherwise
-    few pictures look like drift.
-    """
-    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (known, seen))
-    by_chance = (len(known) - 1) * (1 / known.sum() + 1 / seen.sum())
-    return max(0.0, float(((p - q) * np.log(p / q)).sum() - by_chance))
-
-
-def _js(known: Any, seen: Any) -> float:
-    """Square root of the Jensen-Shannon divergence in bits (Endres and Schindelin 2003)."""
-    p, q = known / known.sum(), seen / seen.sum()
-    middle = (p + q) / 2
-    bits = sum(float((part[part > 0] * np.log2(part[part > 0] / middle[part > 0])).sum()) for part in (p, q))
-    return math.sqrt(max(0.0, bits / 2))

@@ -1,4 +1,4 @@
-"""Measures of pictures, histograms that add up, and what is told of two that differ."""
+"""Measures of pictures, and histograms that add up."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from library.drift import EDGES, Histograms, compare, measures
 from library.errors import StriateError
+from library.histograms import EDGES, Histograms, measures
 
 
 def photos(count: int, seed: int, side: tuple[int, int] = (60, 80)) -> list[NDArray[np.uint8]]:
@@ -27,19 +27,11 @@ def photos(count: int, seed: int, side: tuple[int, int] = (60, 80)) -> list[NDAr
     return made
 
 
-def darkened(pixels: NDArray[np.uint8], gamma: float = 2.2) -> NDArray[np.uint8]:
-    return (255 * (pixels / 255.0) ** gamma).astype(np.uint8)
-
-
 def histograms(pictures: list[Any]) -> Histograms:
     made = Histograms()
     for pixels in pictures:
         made.add(measures(pixels))
     return made
-
-
-def verdicts(reference: Histograms, live: Histograms) -> dict[str, str]:
-    return {name: found["verdict"] for name, found in compare(reference, live).items()}
 
 
 # -- measures ---------------------------------------------------------------------------------------------------------
@@ -133,78 +125,3 @@ def test_the_median_is_that_of_the_values_within_a_bin() -> None:
         made.add({"brightness": value})
     assert made.median("brightness") == (0.5, 0.55)
     assert made.median("contrast") is None
-
-
-# -- comparison -------------------------------------------------------------------------------------------------------
-
-
-def test_other_pictures_of_the_same_kind_are_the_same() -> None:
-    found = verdicts(histograms(photos(800, 1)), histograms(photos(400, 2)))
-    assert set(found.values()) == {"same"}
-    assert set(found) == {"brightness", "contrast", "sharpness", "width", "height"}
-
-
-def test_darkened_pictures_are_flagged_in_brightness_and_not_in_size() -> None:
-    reference = histograms(photos(800, 1))
-    found = verdicts(reference, histograms([darkened(picture) for picture in photos(400, 2)]))
-    assert found["brightness"] == "drifted"
-    assert (found["width"], found["height"]) == ("same", "same")
-
-
-def test_larger_pictures_are_flagged_in_size_and_not_in_brightness() -> None:
-    larger = [np.kron(picture, np.ones((2, 2, 1), np.uint8)) for picture in photos(400, 2)]
-    found = verdicts(histograms(photos(800, 1)), histograms(larger))
-    assert (found["width"], found["height"], found["brightness"]) == ("drifted", "drifted", "same")
-
-
-def test_few_pictures_are_no_drift() -> None:
-    reference = histograms(photos(800, 1))
-    assert set(verdicts(reference, histograms([darkened(picture) for picture in photos(20, 2)])).values()) == {
-        "too_few"
-    }
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_chance_alone_is_seldom_a_shift_and_never_a_drift(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    reference, live = Histograms(), Histograms()
-    for values, made in ((random.beta(2, 2, 5000), reference), (random.beta(2, 2, 250), live)):
-        for value in values:
-            made.add({"brightness": float(value)})
-    found = compare(reference, live)["brightness"]
-    assert found["psi"] < 0.15
-    assert found["verdict"] != "drifted"
-
-
-def test_a_class_that_nobody_has_trained_for_is_a_drift_and_a_thousand_classes_need_more_pictures() -> None:
-    reference, live = Histograms(), Histograms()
-    for name in ("cat", "dog"):
-        reference.add_class(name, 500)
-        live.add_class(name, 200)
-    assert verdicts(reference, live) == {"class": "same"}
-    live.add_class("horse", 400)
-    assert verdicts(reference, live) == {"class": "drifted"}
-    many = Histograms()
-    for number in range(1000):
-        many.add_class(str(number), 50)
-    assert verdicts(many, many)["class"] == "same"
-    few = Histograms()
-    for number in range(1000):
-        few.add_class(str(number))
-    assert verdicts(many, few)["class"] == "too_few"
-
-
-def test_distances_are_zero_for_the_same_and_js_one_for_nothing_in_common() -> None:
-    one, other = Histograms(), Histograms()
-    for _ in range(300):
-        one.add({"brightness": 0.1})
-        other.add({"brightness": 0.9})
-    assert compare(one, one)["brightness"] == {
-        "psi": 0.0,
-        "js": 0.0,
-        "verdict": "same",
-        "reference": 300,
-        "live": 300,
-    }
-    assert compare(one, other)["brightness"]["js"] == 1.0
-    assert compare(one, other)["brightness"]["verdict"] == "drifted"
