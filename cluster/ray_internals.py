@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from library.errors import StriateError
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
     from ray.train.torch import TorchTrainer
 
 #: What a command uses of Ray: everything needs the core, the others only what they start.
@@ -68,11 +69,16 @@ _NEEDS: Mapping[Part, Sequence[_Need]] = {
 
 
 def check(part: Part) -> None:
-    """Refuse a Ray that lacks a private name used for `part`; imports the modules that this part needs anyway.
+    """Refuse a Ray of another version than striate is installed for, or without a private name used for `part`.
+
+    Imports the modules that this part needs anyway.
 
     Raises:
         StriateError: names the version of Ray, what it lacks and the versions that work.
     """
+    version, needed = metadata.version("ray"), _requirement()
+    if not needed.specifier.contains(version):
+        raise StriateError(f"Ray {version} is too old or too new for striate: install {needed}")
     for need in _NEEDS[part]:
         try:
             module: object = import_module(need.module)
@@ -170,8 +176,19 @@ def sigterm_handler_kept() -> Generator[None]:
 
 
 def _lacks(what: str, purpose: str) -> str:
-    versions = next((line for line in metadata.requires("striate") or () if line.startswith("ray")), "ray")
-    return f"Ray {metadata.version('ray')} lacks {what}, which striate needs for {purpose}: install {versions}"
+    version = metadata.version("ray")
+    return f"Ray {version} lacks {what}, which striate needs for {purpose}: install {_requirement()}"
+
+
+def _requirement() -> Requirement:
+    """What the installed striate asks of Ray; any version where striate is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = metadata.requires("striate") or ()
+    except metadata.PackageNotFoundError:
+        lines = ()
+    return Requirement(next((line for line in lines if line.startswith("ray[")), "ray"))
 
 
 # The head's key-value store. Ray's libraries share small facts through it; its functions have no public name. An actor

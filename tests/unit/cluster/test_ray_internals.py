@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def test_a_ray_that_lacks_a_private_name_is_refused(monkeypatch: pytest.MonkeyPa
     ray_internals.check("core")
     monkeypatch.delattr("ray.experimental.internal_kv._internal_kv_list")
     with pytest.raises(StriateError, match=r"Ray 2\.\d+\.\d+ lacks .*_internal_kv_list.*: install ray\[.*\][<>]"):
+        ray_internals.check("core")
+
+
+def test_a_ray_of_another_version_is_refused_with_those_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2.59.0" if name == "ray" else version(name))
+    with pytest.raises(StriateError, match=r"Ray 2\.59\.0 is too old or too new .*: install ray\[.*\][<>]"):
         ray_internals.check("core")
 
 
