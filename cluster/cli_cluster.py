@@ -10,6 +10,7 @@ import contextlib
 import json as json_lines
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -64,6 +65,7 @@ def up_command(
         raise UsageError("a Ray of several nodes on one machine needs Linux; on others, leave --address out")
     # Short: Ray puts sockets below it, and a socket's path has room for 107 letters.
     folder = tempfile.mkdtemp(prefix="striate-cluster-", dir="/tmp")
+    signal.signal(signal.SIGHUP, signal.default_int_handler)  # a terminal that is closed ends it as Ctrl-C does
     try:
         with _started(folder, nodes, cpus_per_node, dashboard) as (cluster, held):
             head = held[1]
