@@ -7,9 +7,13 @@ raises is logged once for each metric, and the value is lost.
 from __future__ import annotations
 
 import logging
+import threading
+import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote
 
+import ray
 from ray.util import metrics
 
 _log = logging.getLogger(__name__)
@@ -17,6 +21,8 @@ _log = logging.getLogger(__name__)
 #: What stays as it is in a label: printable ASCII, but for the sign that escapes the rest.
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _NO_LABELS: Mapping[str, str] = {}
+# Ray's shortest time between two exports; by default it is ten seconds.
+_REPEAT_S = 1.0
 
 
 def label_value(text: str) -> str:
@@ -46,16 +52,59 @@ class Counter:
 
 
 class Gauge:
-    """A value that goes up and down, and ends with its process; arguments as for `Counter`."""
+    """A value that goes up and down, and ends with this object; arguments as for `Counter`.
+
+    Ray exports what was set since its last export, and forgets a gauge that two exports have missed. A value stays, so
+    it is recorded again every second.
+    """
 
     def __init__(
         self, name: str, description: str, labels: Sequence[str], fixed: Mapping[str, str] = _NO_LABELS
     ) -> None:
         self._recorder = _Recorder(name, fixed, lambda: metrics.Gauge(name, description, tuple(labels)).set)
+        self._values: dict[frozenset[tuple[str, str]], float] = {}
+        _repeater.add(self)
 
     def set(self, value: float, labels: Mapping[str, str] = _NO_LABELS) -> None:
         """Replace the value."""
+        self._values[frozenset(labels.items())] = value
         self._recorder.record(value, labels)
+
+    def repeat(self) -> None:
+        """Record the values again."""
+        for labels, value in list(self._values.items()):
+            self._recorder.record(value, dict(labels))
+
+
+class _Repeater:
+    """A thread that repeats the values of all gauges, from the first one on."""
+
+    def __init__(self) -> None:
+        self._gauges: weakref.WeakSet[Gauge] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, gauge: Gauge) -> None:
+        with self._lock:
+            self._gauges.add(gauge)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="gauges", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_REPEAT_S)
+            if ray.is_initialized():
+                self._repeat()
+
+    def _repeat(self) -> None:
+        with self._lock:
+            gauges = list(self._gauges)
+        for gauge in gauges:
+            gauge.repeat()
+
+
+_repeater = _Repeater()
 
 
 class Histogram:
