@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo   set up, run the main job on real pictures, leave pictures and a page in $(OUT)"
-	@echo "make test   set up, run the tests (fourteen minutes on two cores)"
+	@echo "make test   set up, run the tests (twelve minutes on two cores)"
 	@echo "make test-faults   set up, run the tests of whole jobs through kills and storage errors, and those of parity with other kernels"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
@@ -32,9 +32,10 @@ demo: setup
 	$(BIN)/striate demo $(OUT)
 
 test: setup
-	# What computes alone goes in a process a core; what starts Ray, which takes all cores, one after the other.
+	# What computes alone goes in a process a core. What starts Ray waits half of the time, whatever the cores: tests/ray
+	# shares one Ray in one process, and the files of tests/e2e take their turn in another.
 	$(BIN)/python -m pytest --numprocesses auto tests/unit tests/k8s tests/e2e/test_every_model.py
-	$(BIN)/python -m pytest tests/ray tests/e2e --ignore tests/e2e/test_every_model.py
+	$(BIN)/python -m pytest --numprocesses 2 tests/ray tests/e2e --ignore tests/e2e/test_every_model.py
 
 # What compares evaluation, batch prediction, HTTP and the Open Inference Protocol with the bundle itself.
 PARITY := tests/ray/test_parity.py tests/unit/test_bundle.py tests/unit/serve/test_engine.py tests/unit/runtimes

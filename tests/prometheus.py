@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -12,6 +11,8 @@ from typing import Any
 
 import ray
 import yaml
+
+from tests.waiting import until
 
 #: Every metric of ours, as the rules and dashboards know it.
 LISTED: list[dict[str, Any]] = yaml.safe_load(
@@ -31,14 +32,17 @@ _TIMEOUT_S = 120
 def exported_once(labels: Mapping[str, str], whole: Callable[[Exported], bool]) -> Exported:
     """The series that have these labels, as soon as `whole` says that they are all there."""
     port = ray.nodes()[0]["MetricsExportPort"]
-    end = time.monotonic() + _TIMEOUT_S
     found: Exported = {}
-    while time.monotonic() < end:
+
+    def are_there() -> bool:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-            found = _series(answer.read().decode(), labels)
-        if whole(found):
-            return found
-    raise AssertionError(f"after {_TIMEOUT_S} s there are only {found}")
+            found.clear()
+            found.update(_series(answer.read().decode(), labels))
+        return whole(found)
+
+    # Each look costs the node's agent a tenth of a second.
+    until(are_there, _TIMEOUT_S, every_s=0.5)
+    return found
 
 
 def total(exported: Exported, name: str, **labels: str) -> float:

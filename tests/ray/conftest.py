@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ from jobs.ingest import ingest, plan_ingest
 from tests.conftest import S3Server
 from tests.datasets import write_photos
 from tests.fault_proxy import FaultProxy
+
+# A command imports Ray after `connect` has set what keeps Ray's ports on loopback; test files import it first.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    importlib.import_module("ray")
 
 
 @pytest.fixture(scope="session")

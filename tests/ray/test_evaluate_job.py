@@ -6,7 +6,10 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -21,9 +24,13 @@ from library.errors import StriateError, UsageError
 from library.lease import hold
 from library.report import Content, summary
 from library.robustness import CORRUPTIONS
+from library.scoring import EvaluateJob
+from library.shard_work import Progress, ShardTask
+from library.sums import EvaluateReport
 from tests.bundles import make_bundle
 from tests.datasets import rows
 from tests.prometheus import exported_once, total
+from tests.waiting import until
 
 Striate = Callable[..., Any]
 
@@ -207,7 +214,7 @@ def test_the_same_command_resumes_from_the_shards_that_are_judged(
     (folder / "_reports" / "part-000099.json").write_bytes(reports[2].read_bytes())
     (folder / "index.html").unlink()
     plan = plan_evaluate([first, second], photos, report=str(folder), robustness_pictures=20)
-    content = run_evaluate(plan, workers="2", gpu=False)
+    content = run_evaluate(plan, workers="1", gpu=False)
     assert content.throughput["shards_resumed"] == len(reports) - 2
     numbers, wanted = summary(content), summary(pair[1])
     assert (numbers.pop("throughput"), wanted.pop("throughput")) == (content.throughput, pair[1].throughput)
@@ -216,10 +223,45 @@ def test_the_same_command_resumes_from_the_shards_that_are_judged(
         str(pair[0].report), "index.html"
     ).read_text().count("<img")
     assert sorted((folder / "_reports").iterdir()) == reports
-    again = run_evaluate(plan, workers="2", gpu=False)
+    again = run_evaluate(plan, workers="1", gpu=False)
     assert (again.throughput["shards_resumed"], again.throughput["pictures_per_s"]) == (len(reports), None)
-    other = run_evaluate(plan_evaluate([second], photos, report=str(folder)), workers="2", gpu=False)
-    assert other.throughput["shards_resumed"] == 0
+
+
+@dataclass(frozen=True)
+class JudgesTheLastWhenTold(EvaluateJob):
+    """Judges the last shard when a file appears."""
+
+    last: str = ""
+    go_on: str = ""
+
+    def run(self, task: ShardTask, progress: Progress) -> EvaluateReport:
+        if task.stem == self.last:
+            until(Path(self.go_on).exists)
+        return super().run(task, progress)
+
+
+def test_while_another_bundle_is_judged_prometheus_is_told_how_many_shards_are_done(
+    pair: tuple[EvaluatePlan, Content], second: str, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, go_on = tmp_path / "report", tmp_path / "go_on"
+    shutil.copytree(str(pair[0].report), folder)
+    plan = plan_evaluate([second], photos, report=str(folder))
+    stems = [Path(shard.name).stem for shard in plan.manifest.shards]
+    job = partial(JudgesTheLastWhenTold, last=stems[-1], go_on=str(go_on))
+    monkeypatch.setattr("jobs.evaluate.EvaluateJob", job)
+    contents: list[Content] = []
+    thread = Thread(target=lambda: contents.append(run_evaluate(plan, workers="1", gpu=False)))
+    thread.start()
+    try:
+        exported = exported_once(
+            {"command": "evaluate", "dataset_id": storage.uri_id(photos)},
+            lambda found: total(found, "ray_striate_shards_done") == len(stems) - 1,
+        )
+        assert total(exported, "ray_striate_shards_planned") == len(stems)
+    finally:
+        go_on.touch()
+        thread.join()
+    assert contents[0].throughput["shards_resumed"] == 0, "the report was one of two bundles"
 
 
 def test_a_report_that_another_command_writes_is_refused(first: str, photos: str, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,27 +95,35 @@ def test_all_decoders_share_one_shard_and_live_as_long_as_the_training(tmp_path:
     assert seen[0] != seen[1] != seen[2]
 
 
-def test_a_resumed_stream_gives_what_the_undisturbed_one_would_have_given(tmp_path: Path) -> None:
-    rows = dataset(tmp_path, [100, 10, 130])
+@dataclass(frozen=True)
+class Undisturbed:
+    """A dataset of three shards, and the keys of each batch of its first two epochs."""
+
+    rows: Rows
+    first: list[list[str]]
+    second: list[list[str]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    rows = dataset(tmp_path_factory.mktemp("streamed"), [100, 10, 130])
     whole = feed(rows, Pipeline.parse("grayscale"))
     whole.start(0, 0, 2 * STEPS)
-    _, second = epoch(whole), epoch(whole)
-    resumed = feed(rows, Pipeline.parse("grayscale"))
+    return Undisturbed(rows, epoch(whole), epoch(whole))
+
+
+def test_a_resumed_stream_gives_what_the_undisturbed_one_would_have_given(undisturbed: Undisturbed) -> None:
+    resumed = feed(undisturbed.rows, Pipeline.parse("grayscale"))
     resumed.start(1, 4, STEPS - 4 - 2)
-    assert epoch(resumed) == second[4:-2]
+    assert epoch(resumed) == undisturbed.second[4:-2]
 
 
-def test_pictures_that_are_held_encoded_are_streamed_in_the_same_order(tmp_path: Path) -> None:
-    rows = dataset(tmp_path, [100, 10, 130])
-    read = feed(rows, Pipeline.parse("grayscale"))
-    read.start(0, 0, STEPS)
+def test_pictures_that_are_held_encoded_are_streamed_in_the_same_order(undisturbed: Undisturbed) -> None:
+    rows = undisturbed.rows
     tables = [ray.put(read_part(rows, (shard, 0, count))) for shard, count in enumerate(rows.counts.tolist())]
-    expected = epoch(read)
-    for path in tmp_path.glob("*.parquet"):
-        path.unlink()
-    held = feed(rows, Pipeline.parse("grayscale"), tables=tables)
+    held = feed(replace(rows, dataset="/nowhere"), Pipeline.parse("grayscale"), tables=tables)
     held.start(0, 0, STEPS)
-    assert epoch(held) == expected
+    assert epoch(held) == undisturbed.first
 
 
 def test_a_dataset_that_cannot_be_used_ends_the_stream_with_one_sentence(tmp_path: Path) -> None:
