@@ -32,8 +32,9 @@ from benchmarks.scratch import fresh_folder
 from cluster.session import Session, connect
 from jobs.placement import Placement
 from jobs.probe import cpu_rates
-from jobs.train import TrainPlan, plan_train
+from jobs.train import plan_train
 from jobs.train_loop import TrainTask
+from jobs.train_plan import TrainPlan
 from library import codec
 from library.errors import StriateError, UsageError
 from library.manifest import FileEntry, Job, Manifest, Tally, save_manifest
@@ -213,11 +214,10 @@ def _fed(plan: TrainPlan, placement: Placement, session: Session, count: int) ->
     import ray
 
     from jobs.train_data import data_refs
-    from jobs.train_run import train_task
 
     start = time.perf_counter()
     refs = data_refs(plan, session)
-    task = train_task(plan, placement, "")
+    task = plan.task(placement, "")
     epochs = max(1, round(_COUNTED_PICTURES / count))
     worker: Any = ray.remote(num_cpus=placement.worker_cpus)(_take)
     found: Any = ray.get(worker.remote(refs, task, epochs))

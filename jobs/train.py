@@ -20,6 +20,7 @@ from cluster.shared_paths import check_shared
 from jobs.placement import Placement
 from jobs.train_claim import CHECKPOINTS, check_claim, claim, remove_temporaries
 from jobs.train_data import data_refs
+from jobs.train_plan import TrainPlan
 from library import histograms, storage
 from library.bundle_record import BundleRecord, load_record
 from library.errors import BadPicture, UsageError
@@ -47,47 +48,6 @@ from library.versions import VERSIONS
 _ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}
 _RUN = "run"
 _PROBED_ROWS = 32
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """What a training is going to do.
-
-    Attributes:
-        recipe: what is learned, and how, as it was written: what the bundle keeps and a digest is taken of.
-        located: the same with absolute paths: what workers get, whose current folder is Ray's.
-        out: URI of the bundle, with `logs/` and `checkpoints/` in it.
-        train: pictures to learn from.
-        val: pictures to validate with, or None.
-        inputs: what the model sees.
-        datasets: digests by role.
-        resident: whether the pictures fit into memory.
-        overwrite: replace what another training left there.
-        finished: whether the bundle is there already.
-    """
-
-    recipe: Recipe
-    located: Recipe
-    out: str
-    train: Rows
-    val: Rows | None
-    inputs: InputPipeline
-    datasets: dict[str, str]
-    resident: bool
-    overwrite: bool = False
-    finished: bool = False
-
-    def described(self) -> dict[str, Any]:
-        """For --dry-run and the first lines of a run."""
-        return {
-            "model": self.recipe.model,
-            "input": f"{self.inputs.steps} | {self.inputs.fit}".strip(" |"),
-            "classes": len(self.train.classes),
-            "train_pictures": len(self.train),
-            "val_pictures": len(self.val) if self.val is not None else 0,
-            "pictures_in": "memory" if self.resident else "a stream from the shards",
-            "out": self.out,
-        }
 
 
 def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPlan:

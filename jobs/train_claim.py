@@ -7,15 +7,13 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jobs.train_plan import TrainPlan
 from library import storage
 from library.bundle_record import BUNDLE
 from library.errors import StriateError, UsageError
 from library.lease import LEASES
-
-if TYPE_CHECKING:
-    from jobs.train import TrainPlan
 
 CHECKPOINTS = "checkpoints"
 FEATURES = "features"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.session import Session
 from jobs.output import stderr
 from jobs.train_claim import FEATURES
+from jobs.train_plan import TrainPlan
 from library import storage
 from library.errors import StriateError
 from library.inputs import InputPipeline
@@ -17,9 +18,6 @@ from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
 from library.training.rows import Part, Rows, read_part, rejected_text
 from library.training.windows import small_parts
-
-if TYPE_CHECKING:
-    from jobs.train import TrainPlan
 
 # So much is decoded in this process, for so long at most: until then actors for it would hardly be up.
 _DECODED_HERE_BYTES = 16 * 2**20

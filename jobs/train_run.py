@@ -26,8 +26,9 @@ from jobs.placement import Placement
 from jobs.progress import duration
 from jobs.tracking import mlflow_logger
 from jobs.train_checkpoint import CHECKPOINT_PREFIX, load_state
-from jobs.train_loop import TrainTask, train_loop
+from jobs.train_loop import train_loop
 from jobs.train_network import NodeTorchConfig
+from jobs.train_plan import TrainPlan
 from library import storage, stores
 from library.errors import StriateError
 
@@ -55,17 +56,17 @@ _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOL
 
 
 def fit(
-    plan: Any, refs: dict[str, Any], placement: Placement, run: str, checkpoints: str, name: str
+    plan: TrainPlan, refs: dict[str, Any], placement: Placement, run: str, checkpoints: str, name: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run Ray Train to its end.
 
     Args:
-        plan: a `TrainPlan`.
-        refs: of the pictures in Ray's object store.
+        plan: what to train.
+        refs: by role, the pictures in Ray's object store (`jobs.train_data.data_refs`).
         placement: where the workers go.
-        run: name under which they tell how far they are.
+        run: name under which they report progress.
         checkpoints: URI of the folder of the run.
-        name: of the run in it; the same name goes on from its last checkpoint.
+        name: of the run in it; the same name resumes from its last checkpoint.
 
     Returns:
         The best checkpoint's content, and how the loop ended.
@@ -73,7 +74,7 @@ def fit(
     Raises:
         StriateError: when it failed.
     """
-    recipe, task = plan.recipe, train_task(plan, placement, run)
+    recipe, task = plan.recipe, plan.task(placement, run)
     low, high = placement.workers
     if placement.waits_for_nodes:
         os.environ.setdefault(*_AUTOSCALED_START)
@@ -113,7 +114,7 @@ def fit(
     except TrainingFailedError as error:
         raise StriateError(_explained(error)) from error
     except RayError as error:
-        raise StriateError(f"Ray could not train: {str(error).splitlines()[0]}; the same command goes on") from error
+        raise StriateError(f"Ray could not train: {str(error).splitlines()[0]}; the same command resumes") from error
     finally:
         # Once all is shown: the last epoch ends together with the training.
         with contextlib.suppress(RayError, RuntimeError):
@@ -129,26 +130,6 @@ def fit(
     known = [*(checkpoint for checkpoint, _ in result.best_checkpoints or ()), result.checkpoint]
     _remove_halves(storage.join(checkpoints, name), {storage.name_of(each.path) for each in known if each})
     return load_state(best, torch.device("cpu")), ended
-
-
-def train_task(plan: Any, placement: Placement, run: str) -> TrainTask:
-    """The task of every worker of a `TrainPlan`; `run` is the name under which they report progress."""
-    inputs = plan.inputs
-    return TrainTask(
-        recipe=plan.located.model_dump_json(),
-        recipe_digest=plan.recipe.digest,
-        run=run,
-        out=plan.out,
-        logs=storage.join(plan.out, "logs"),
-        class_counts=plan.train.class_counts,
-        steps_pipeline=str(inputs.steps),
-        fit=str(inputs.fit),
-        input_size=inputs.size,
-        channels=inputs.channels,
-        threads=placement.threads,
-        decoders=placement.decoders,
-        decoder_cpus=placement.decoder_cpus,
-    )
 
 
 def _remove_halves(run: str, known: set[str]) -> None:
