@@ -71,7 +71,10 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
 
 
 def _is_open(method: str, path: str) -> bool:
-    """What needs no key: whether the server lives, and files that are the same on every server (decision 0007)."""
+    """Whether a request needs no key: for liveness, the page and the docs, which name no model.
+
+    They are the same on every server of this version with the same options (docs/decisions/0007).
+    """
     return method == "GET" and (path in ("/healthz", "/", "/docs", "/openapi.json") or path.startswith("/web/"))
 
 

@@ -81,7 +81,7 @@ async def _check_query(request: Request) -> None:
     seen: set[str] = set()
     for name, _ in request.query_params.multi_items():
         if name not in known or name in seen:
-            what = "is there twice" if name in seen else "is no parameter here"
+            what = "is given twice" if name in seen else "is not a parameter of this route"
             taken = f"It takes {', '.join(sorted(known))}." if known else "It takes none."
             raise Problem(422, "parameter", f"'{name[:80]}' {what}", taken)
         seen.add(name)

@@ -135,9 +135,9 @@ def test_an_explanation_comes_where_the_model_gives_one_and_is_refused_where_not
         ("top_k=x", "top_k"),
         ("top_k=3.5", "top_k"),
         ("explain=7", "explain"),
-        ("topk=3", "topk"),
+        ("topk=3", "'topk' is not a parameter of this route"),
         ("key=secret", "key"),
-        ("top_k=1&top_k=2", "twice"),
+        ("top_k=1&top_k=2", "is given twice"),
     ],
 )
 def test_a_wrong_parameter_is_named(server: Server, query: str, part: str) -> None:
