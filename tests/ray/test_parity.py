@@ -117,7 +117,12 @@ def test_the_pixels_that_reach_the_network_are_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("way", "tolerance"), [(evaluated, PROBABILITY_TOLERANCE), (predicted_by_onnx_runtime, TOLERANCE)]
+    ("way", "tolerance"),
+    [
+        (evaluated, PROBABILITY_TOLERANCE),
+        (predicted_by_pytorch, PROBABILITY_TOLERANCE),
+        (predicted_by_onnx_runtime, TOLERANCE),
+    ],
 )
 def test_the_probabilities_of_convolutions_are_those_of_the_bundle(
     way: Way, tolerance: float, bundle: str, wanted: Answers, real_photos: str, tmp_path: Path
