@@ -6,6 +6,7 @@ Ray's address is loopback, and otherwise its ports are at this machine's address
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json as json_lines
 import os
@@ -16,16 +17,16 @@ import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from cluster.console import say
 from cluster.machine import free_ports
 from cluster.options import Json
-from cluster.ray_internals import sigterm_handler_kept
+from cluster.ray_internals import HeldNode, check, sigterm_handler_kept
 from cluster.ray_token import make_token
-from cluster.session import node_environment
+from cluster.session import node_environment, undisturbed
 from library.errors import StriateError, UsageError
 
 # Decoded training pictures are in it, shards are not. Memory is taken only as it is used.
@@ -38,12 +39,25 @@ _ENVIRONMENT = {
     "RAY_health_check_failure_threshold": "3",
 }
 
+# By name: Windows, where this module is imported too, has no SIGHUP.
+_ENDED_BY = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP (a closed terminal)"}
+
 app = typer.Typer(no_args_is_help=True)
 
 
+class _Stopped(StriateError):
+    """A signal has ended the command before all nodes were there."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number  # as a shell says it
+        by = _ENDED_BY[signal.Signals(number).name]
+        super().__init__(f"stopped by {by} before all nodes were there, and nothing is left of them")
+
+
+# Typer drops the name of an only command unless its group has a callback.
 @app.callback()
 def _group() -> None:
-    """A Ray of several nodes on this machine, to try things."""  # and so `up` keeps its name, alone as it is
+    """A Ray of several nodes on this machine, to try things."""
 
 
 @app.command("up")
@@ -63,31 +77,57 @@ def up_command(
     """
     if not sys.platform.startswith("linux"):
         raise UsageError("a Ray of several nodes on one machine needs Linux; on others, leave --address out")
-    # Short: Ray puts sockets below it, and a socket's path has room for 107 letters.
-    folder = tempfile.mkdtemp(prefix="striate-cluster-", dir="/tmp")
-    signal.signal(signal.SIGHUP, signal.default_int_handler)  # a terminal that is closed ends it as Ctrl-C does
-    try:
-        with _started(folder, nodes, cpus_per_node, dashboard) as (cluster, held):
+    ended_by = end_on_signals()
+    with contextlib.ExitStack() as stack:
+        try:
+            cluster, held = stack.enter_context(_started(nodes, cpus_per_node, dashboard))
+        except KeyboardInterrupt:
+            # Ray may have raised a KeyboardInterrupt of its own.
+            raise _Stopped(ended_by[0] if ended_by else signal.SIGINT) from None
+        with contextlib.suppress(KeyboardInterrupt):
             head = held[1]
-            url = f"http://{head.webui_url}" if dashboard else None
+            url = f"http://{head.dashboard}" if dashboard else None
             described = [
-                {"number": number, "node_id": node.node_id, "pid": _pid(node), "cpus": cpus_per_node}
+                {"number": number, "node_id": node.node_id, "pid": node.pid, "cpus": cpus_per_node}
                 for number, node in held.items()
             ]
             if json:
+                folder = os.environ["RAY_TMPDIR"]
                 document = {"address": head.gcs_address, "dashboard": url, "folder": folder, "nodes": described}
                 say(json_lines.dumps(document), flush=True)
             else:
                 _show(head.gcs_address, url, described)
-            with contextlib.suppress(KeyboardInterrupt):  # SIGTERM too
-                _hold(cluster, held)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            _hold(cluster, held)
+
+
+def end_on_signals() -> list[int]:
+    """Let Ctrl-C, SIGTERM and SIGHUP (a terminal is closed) raise KeyboardInterrupt, from now until this process ends.
+
+    What the process was started to ignore it still ignores: `nohup` does that with SIGHUP.
+
+    Returns:
+        The signals that have come, filled as they come.
+    """
+    seen: list[int] = []
+
+    def end(number: int, _frame: object) -> NoReturn:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a closed terminal the shell and the kernel send one each
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.Signals[name] for name in _ENDED_BY):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+    return seen
 
 
 @contextlib.contextmanager
-def _started(folder: str, count: int, cpus: int, dashboard: bool) -> Generator[tuple[Any, dict[int, Any]]]:
+def _started(count: int, cpus: int, dashboard: bool) -> Generator[tuple[Any, dict[int, HeldNode]]]:
     """`ray.cluster_utils.Cluster` and its nodes by number, the head first, until the block ends."""
+    # Short: Ray puts sockets below it, and a socket's path has room for 107 letters.
+    folder = tempfile.mkdtemp(prefix="striate-cluster-", dir="/tmp")
+    # A node whose start is interrupted is ended by Ray at the exit of this process; this, registered before, is later.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update({**_ENVIRONMENT, **node_environment(), "RAY_TMPDIR": folder})
     # A submitted job finds `striate` also where this environment is not activated.
@@ -95,10 +135,10 @@ def _started(folder: str, count: int, cpus: int, dashboard: bool) -> Generator[t
     # As `ray.init` does for a Ray that it starts: a token unless the user has said otherwise.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     make_token()
-    # Ray reads its environment when it is imported.
+    check("cluster")  # imports Ray, which reads its environment then
     from ray.cluster_utils import Cluster
 
-    cluster, held = Cluster(), dict[int, Any]()
+    cluster, held = Cluster(), dict[int, HeldNode]()
     try:
         for number in range(1, count + 1):
             say(f"starting node {number} of {count}", file=sys.stderr, flush=True)
@@ -112,29 +152,26 @@ def _started(folder: str, count: int, cpus: int, dashboard: bool) -> Generator[t
                 node["temp_dir"] = f"{folder}/{number}"
             try:
                 with sigterm_handler_kept():
-                    held[number] = cluster.add_node(**node)
+                    held[number] = HeldNode.of(cluster.add_node(**node))
             except Exception as error:  # of whatever kind: Ray has none for it
                 raise StriateError(f"node {number} does not start: {str(error).strip()}") from error
         yield cluster, held
     finally:
-        cluster.shutdown()
+        with undisturbed():
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # from here on nothing is left to end
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hold(cluster: Any, held: dict[int, Any]) -> None:
+def _hold(cluster: Any, held: dict[int, HeldNode]) -> None:
     """Report nodes that end, until the head does; a node ends as soon as any process of it does."""
     while True:
-        for number in [number for number, node in held.items() if not node.remaining_processes_alive()]:
-            cluster.remove_node(held.pop(number), allow_graceful=False)
+        for number in [number for number, node in held.items() if not node.is_whole()]:
+            cluster.remove_node(held.pop(number).node, allow_graceful=False)
             say(f"node {number} has ended", file=sys.stderr, flush=True)
         if 1 not in held:
             raise StriateError("the head has ended, and the cluster with it; `striate cluster up` starts another")
         time.sleep(_LOOK_EVERY_S)  # Ray has no call that waits for it
-
-
-def _pid(node: Any) -> int:
-    """The process that a node is lost with."""
-    processes: dict[str, Any] = dict(node.live_processes())
-    return processes.get("gcs_server", processes["raylet"]).pid
 
 
 def _show(address: str, dashboard: str | None, nodes: list[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 #: What a command uses of Ray: everything needs the core, the others only what they start.
-Part = Literal["core", "serve", "submit", "train"]
+Part = Literal["cluster", "core", "serve", "submit", "train"]
 
 
 @dataclass(frozen=True)
 class _Need:
-    """Private names of one module of Ray, and what striate does with them."""
+    """Private names of one module of Ray, or of a class of it, and what striate does with them."""
 
     module: str
     names: Sequence[str]
@@ -38,6 +39,20 @@ class _Need:
 
 
 _NEEDS: Mapping[Part, Sequence[_Need]] = {
+    "cluster": (
+        _Need("ray._private.utils", ("set_sigterm_handler",), "ending a command by SIGTERM while Ray starts"),
+        _Need(
+            "ray._private.node",
+            (
+                "Node.node_id",
+                "Node.gcs_address",
+                "Node.webui_url",
+                "Node.live_processes",
+                "Node.remaining_processes_alive",
+            ),
+            "holding the nodes of `striate cluster up`",
+        ),
+    ),
     "core": (
         _Need(
             "ray.experimental.internal_kv",
@@ -85,8 +100,10 @@ def check(part: Part) -> None:
         except ImportError:
             raise StriateError(_lacks(need.module, need.purpose)) from None
         for name in need.names:
-            if not hasattr(module, name):
-                raise StriateError(_lacks(f"{need.module}.{name}", need.purpose))
+            try:
+                attrgetter(name)(module)
+            except AttributeError:
+                raise StriateError(_lacks(f"{need.module}.{name}", need.purpose)) from None
 
 
 def local_trainer() -> type[TorchTrainer]:
@@ -120,6 +137,42 @@ def local_trainer() -> type[TorchTrainer]:
             return super()._initialize_and_run_controller(**arguments)
 
     return LocalTrainer
+
+
+@dataclass(frozen=True)
+class HeldNode:
+    """A node that this process has started by `ray.cluster_utils.Cluster`, which returns a private class of Ray.
+
+    Attributes:
+        node: as the cluster knows it.
+        node_id: Ray's id of it.
+        gcs_address: host and port of the cluster.
+        dashboard: host and port of the cluster's dashboard, if it has one.
+        pid: of the process that the node is lost with.
+    """
+
+    node: Any
+    node_id: str
+    gcs_address: str
+    dashboard: str | None
+    pid: int
+
+    @classmethod
+    def of(cls, node: Any) -> HeldNode:
+        """Describe what `Cluster.add_node` has returned.
+
+        Raises:
+            StriateError: when the node has ended already.
+        """
+        processes = dict(node.live_processes())
+        process = processes.get("gcs_server") or processes.get("raylet")
+        if process is None:
+            raise StriateError("it ended at once")
+        return cls(node, node.node_id, node.gcs_address, node.webui_url or None, process.pid)
+
+    def is_whole(self) -> bool:
+        """Whether all of its processes still run. Ray's public interface says so only of all nodes together."""
+        return self.node.remaining_processes_alive()
 
 
 def packed_files(root: str, excludes: Sequence[str], most: int) -> dict[str, int]:

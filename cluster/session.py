@@ -174,7 +174,7 @@ def connect(
                     say(f"connected to {session}", file=sys.stderr, flush=True)
                 yield session
         finally:
-            with _undisturbed():
+            with undisturbed():
                 ray.shutdown()
 
 
@@ -268,7 +268,7 @@ def _session(address: str | None) -> Session:
 
 
 @contextmanager
-def _undisturbed() -> Generator[None]:
+def undisturbed() -> Generator[None]:
     """Go on at one more Ctrl-C or SIGTERM, as of somebody who is impatient, and end the process at the next."""
     if threading.current_thread() is not threading.main_thread():
         yield

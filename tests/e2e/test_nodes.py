@@ -6,8 +6,10 @@ The tests take one node each from the cluster, so they are in order: first all n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,10 +70,10 @@ def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Nodes of one CPU; with a token, as Ray has it where nobody says otherwise."""
     home = tmp_path_factory.mktemp("home")
     (home / "token").write_text("0123456789abcdef" * 4)
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    # Nor what a Ray that other tests have started in this process has set.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= s3_server.environment()
     environment |= {"RAY_AUTH_TOKEN_PATH": str(home / "token")}
-    environment.pop("RAY_AUTH_MODE", None)
     (s3_server.root / BUCKET).mkdir()
     made = Nodes(environment, s3_server.root)
     try:
@@ -258,9 +260,37 @@ def test_a_token_is_sent_only_where_one_is_asked_for(nodes: Nodes, raw: str) -> 
     asked = ("filter", raw, f"s3://{BUCKET}/unlocked", "--steps", "grayscale", "--limit", "3", "--json")
     assert finished(nodes.start(*asked, RAY_ADDRESS=told["address"]))["rows"] == 3
     left = family(unlocked.pid)
-    down(unlocked)
+    hang_up(unlocked)
+    assert unlocked.returncode == 0
     until(lambda: not [pid for pid in left if command(pid)])
     assert not Path(told["folder"]).exists()
+
+
+def test_a_hangup_while_nodes_start_is_told_and_leaves_nothing(nodes: Nodes) -> None:
+    starting = nodes.start("cluster", "up", "--nodes", "2", "--json")
+    folders: set[str] = set()
+
+    def a_process_has_started() -> bool:
+        lines = [command(pid) for pid in family(starting.pid)]
+        folders.update(found for line in lines for found in re.findall("/tmp/striate-cluster-[^/ ]+", line))
+        return bool(folders) or starting.poll() is not None
+
+    until(a_process_has_started)
+    left = family(starting.pid)
+    told = json.loads(hang_up(starting))
+    assert told["exit_code"] == starting.returncode == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP (a closed terminal) before all nodes were there" in told["error"]
+    until(lambda: not [pid for pid in left if command(pid)])
+    assert not [folder for folder in folders if Path(folder).exists()]
+
+
+def hang_up(process: subprocess.Popen[bytes]) -> bytes:
+    """SIGHUP again and again, as of a closed terminal the shell and the kernel send it; returns the rest of stdout."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGHUP)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    return process.communicate()[0]
 
 
 def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from importlib import metadata
+
 import pytest
 
+from cluster.cli_cluster import end_on_signals
 from cluster.session import node_environment
 from jobs.cli import run
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """What signals do is as it was before, at the end."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("options", [["--nodes", "0"], ["--nodes", "17"], ["--cpus-per-node", "0"]])
@@ -25,3 +42,34 @@ def test_ray_gets_another_temporary_folder_than_one_it_cannot_write_the_name_of(
     for folder, instead in (("/home/Müller/tmp", "/tmp"), ("/home/mueller/tmp", None)):
         monkeypatch.setenv("TMPDIR", folder)
         assert node_environment().get("RAY_TMPDIR") == instead
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_it_and_of_two_hangups_the_second_does_nothing(number: signal.Signals) -> None:
+    seen = end_on_signals()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert seen == [number]
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_hangup_that_nohup_ignores_does_not_end_it() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    seen = end_on_signals()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert seen == []
+
+
+@pytest.mark.usefixtures("handlers")
+def test_another_ray_is_refused_before_a_node_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2.59.0" if name == "ray" else version(name))
+    monkeypatch.setattr(os, "environ", os.environ | {"RAY_AUTH_TOKEN": "0" * 64})
+    assert run(["cluster", "up"]) == 1
+    told = capsys.readouterr().err
+    assert "Ray 2.59.0 is too old or too new" in told
+    assert "starting" not in told

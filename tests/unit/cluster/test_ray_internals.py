@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -17,11 +18,17 @@ from library.errors import StriateError
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_ray_that_lacks_a_private_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray_internals.check("core")
-    monkeypatch.delattr("ray.experimental.internal_kv._internal_kv_list")
-    with pytest.raises(StriateError, match=r"Ray 2\.\d+\.\d+ lacks .*_internal_kv_list.*: install ray\[.*\][<>]"):
-        ray_internals.check("core")
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("core", "ray.experimental.internal_kv._internal_kv_list"), ("cluster", "ray._private.node.Node.live_processes")],
+)
+def test_a_ray_that_lacks_a_private_name_is_refused(
+    part: ray_internals.Part, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_internals.check(part)
+    monkeypatch.delattr(name)
+    with pytest.raises(StriateError, match=rf"Ray 2\.\d+\.\d+ lacks {name}, .*: install ray\[.*\][<>]"):
+        ray_internals.check(part)
 
 
 def test_a_ray_of_another_version_is_refused_with_those_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +56,33 @@ def test_private_parts_of_ray_are_imported_in_one_file() -> None:
                 if any(private.match(module) for module in modules):
                     found.add(str(path.relative_to(ROOT)))
     assert found == {"cluster/ray_internals.py"}
+
+
+def versions_tried(folder: Path, wanted: str, locked: str) -> subprocess.CompletedProcess[str]:
+    """`.ci/ray_versions` of a project that asks for these."""
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/ray_versions", folder / ".ci")
+    (folder / "pyproject.toml").write_text(f'dependencies = [\n  "{wanted}",\n]\n')
+    (folder / "requirements.lock").write_text(f"{locked}\n")
+    return subprocess.run([folder / ".ci/ray_versions"], capture_output=True, text=True, timeout=60)
+
+
+def test_the_oldest_ray_is_not_tried_where_it_is_the_locked_one(tmp_path: Path) -> None:
+    done = versions_tried(tmp_path, "ray[data,train]>=2.60.0,<2.61", "ray==2.60.0")
+    assert done.returncode == 0, done.stderr
+    assert "Ray 2.60.0 is the oldest and the newest" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("wanted", "locked", "file"),
+    [
+        ("ray[data,train]~=2.60", "ray==2.60.0", "pyproject.toml"),
+        ("ray[data,train]>=2.60.0,<2.61", "ray @ https://example.org/ray.whl", "requirements.lock"),
+    ],
+)
+def test_a_file_in_which_the_version_of_ray_is_not_found_is_told(
+    wanted: str, locked: str, file: str, tmp_path: Path
+) -> None:
+    done = versions_tried(tmp_path, wanted, locked)
+    assert done.returncode == 1
+    assert f"ray_versions: {file} " in done.stderr
