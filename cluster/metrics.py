@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from urllib.parse import quote
 
 import ray
@@ -52,17 +52,30 @@ class Counter:
 
 
 class Gauge:
-    """A value that goes up and down, and ends with this object; arguments as for `Counter`.
+    """A value that goes up and down, and ends with this object.
 
     Ray exports what was set since its last export, and forgets a gauge that two exports have missed. A value stays, so
     it is recorded again every second.
+
+    Args:
+        name: as for `Counter`; so are `description`, `labels` and `fixed`.
+        description: what is measured.
+        labels: names of its labels.
+        fixed: values of the labels that never change here.
+        read: gives all labels and values every second, for a gauge that is never `set`; what it leaves out ends.
     """
 
     def __init__(
-        self, name: str, description: str, labels: Sequence[str], fixed: Mapping[str, str] = _NO_LABELS
+        self,
+        name: str,
+        description: str,
+        labels: Sequence[str],
+        fixed: Mapping[str, str] = _NO_LABELS,
+        read: Callable[[], Iterable[tuple[Mapping[str, str], float]]] | None = None,
     ) -> None:
         self._recorder = _Recorder(name, fixed, lambda: metrics.Gauge(name, description, tuple(labels)).set)
         self._values: dict[frozenset[tuple[str, str]], float] = {}
+        self._read = read or self._values_set
         _repeater.add(self)
 
     def set(self, value: float, labels: Mapping[str, str] = _NO_LABELS) -> None:
@@ -72,8 +85,11 @@ class Gauge:
 
     def repeat(self) -> None:
         """Record the values again."""
-        for labels, value in list(self._values.items()):
-            self._recorder.record(value, dict(labels))
+        for labels, value in self._read():
+            self._recorder.record(value, labels)
+
+    def _values_set(self) -> Iterable[tuple[Mapping[str, str], float]]:
+        return [(dict(labels), value) for labels, value in list(self._values.items())]
 
 
 class _Repeater:
@@ -101,7 +117,11 @@ class _Repeater:
         with self._lock:
             gauges = list(self._gauges)
         for gauge in gauges:
-            gauge.repeat()
+            try:
+                gauge.repeat()
+            except Exception:  # of what reads it; the other gauges stay
+                self._gauges.discard(gauge)
+                _log.exception("a gauge that cannot be read ends")
 
 
 _repeater = _Repeater()

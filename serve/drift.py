@@ -2,13 +2,14 @@
 
 What training saw comes with the bundle, as the histograms of `striate ingest --measure`; what is asked comes from the
 request path. Memory does not grow with what is asked: histograms of the last pictures, in two halves, of which the
-older is forgotten when the newer is full. No picture is kept.
+older is forgotten when the newer is full. No picture is kept. The gauge `striate_serve_drift` has a value only while
+pictures come: half an hour after the last one it ends, so a model that is not used any more raises no alert.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -21,11 +22,13 @@ from library import codec
 from library.bundle_record import BundleRecord
 from library.errors import BadPicture
 from library.histograms import CLASS, EDGES, Histograms, measures
+from serve.schemas import Distance, DriftReport, PictureCounts, Verdict
 from serve.service import Answer
 
 #: Of the population stability index (Siddiqi 2006, Credit Risk Scorecards): below the first nothing has changed that
 #: anybody need look at, from the second on the pictures are others.
 SHIFTED, DRIFTED = 0.1, 0.25
+_WORST_LAST: tuple[Verdict, ...] = ("too_few", "same", "shifted", "drifted")
 
 #: With fewer pictures than this, or than ten a bin that is in use, chance alone goes past `SHIFTED` now and then.
 MIN_PICTURES, MIN_A_BIN = 200, 10
@@ -42,8 +45,8 @@ _SLOW_S = 0.15
 #: The next picture is measured after this time at the latest, also when a call of `later` is lost.
 _LOST_AFTER_S = 60.0
 
-#: A gauge need not be newer; Prometheus asks every 15 s.
-_TELLS_EVERY_S = 10.0
+#: A gauge ends this long after the last picture: before the alert of k8s/monitoring, which waits for an hour.
+FRESH_S = 1800.0
 
 
 class LiveDrift:
@@ -56,6 +59,7 @@ class LiveDrift:
         limits: of a picture to be decoded.
         half: pictures in each half of the window.
         share: of one thread's time for measuring, 0 to 1.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -66,16 +70,17 @@ class LiveDrift:
         limits: codec.Limits = codec.DEFAULT_LIMITS,
         half: int = HALF,
         share: float = _SHARE,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.reference = training_histograms(record.provenance)
-        self._later, self._limits, self._share = later, limits, share
+        self._later, self._limits, self._share, self._clock = later, limits, share, clock
         half = max(half, MIN_A_BIN * len(record.classes))
         # Not every picture that is answered is measured: each fills a window of its own.
         self._pictures, self._answers = _Window(half), _Window(half)
         self._lock = Lock()
-        self._measures_at = self._tells_at = 0.0
+        self._measures_at = 0.0
         self._gauge = metrics.Gauge(
-            "striate_serve_drift", "stability index by measure", ("model", "measure"), {"model": model}
+            "striate_serve_drift", "stability index by measure", ("model", "measure"), {"model": model}, self.gauged
         )
 
     def seen(
@@ -83,60 +88,57 @@ class LiveDrift:
     ) -> None:
         """Counts the best classes of one request, and has one of its encoded pictures measured when that is due."""
         good = [(picture, answer) for picture, answer in zip(pictures, answers, strict=True) if type(answer) is Answer]
+        now = self._clock()
         with self._lock:
             for _, answer in good:
-                self._answers.next().add_class(answer.classes[0][0])
-        now = perf_counter()
+                self._answers.next(now).add_class(answer.classes[0][0])
         encoded = next((picture for picture, _ in good if isinstance(picture, bytes)), None)
         if encoded is not None and now >= self._measures_at:
             self._measures_at = now + _LOST_AFTER_S
             self._later(self._measure, encoded)
-        if now >= self._tells_at:
-            self._tells_at = now + _TELLS_EVERY_S
-            self._later(self._tell)
 
     def _measure(self, data: bytes) -> None:
-        start = perf_counter()
+        start = self._clock()
         try:
             header = codec.probe(data, self._limits)
             if header.expected_s <= _SLOW_S:
                 values = measures(codec.decode(data, self._limits, header=header))
                 with self._lock:
-                    self._pictures.next().add(values)
+                    self._pictures.next(start).add(values)
         except BadPicture:  # it was answered all the same
             pass
         finally:
-            end = perf_counter()
+            end = self._clock()
             self._measures_at = end + (end - start) * (1 / self._share - 1)
 
-    def _tell(self) -> None:
+    def gauged(self) -> Iterator[tuple[dict[str, str], float]]:
+        """Labels and values of the gauge now: of measures with enough pictures, the last of them not long ago."""
+        oldest = self._clock() - FRESH_S
         for name, distance in compare(self.reference, self.live()).items():
-            if distance["verdict"] != "too_few":
-                self._gauge.set(distance["psi"], {"measure": name})
+            window = self._answers if name == CLASS else self._pictures
+            if distance.verdict != "too_few" and window.last_at > oldest:
+                yield {"measure": name}, distance.psi
 
     def live(self) -> Histograms:
         """Of the last pictures, between one half of the window and both."""
         with self._lock:
             return Histograms.total([*self._pictures.halves, *self._answers.halves])
 
-    def described(self) -> dict[str, Any]:
-        """For GET /models/NAME/drift: distance and verdict by measure, and the histograms they are drawn from.
-
-        Its `live` histograms can be added to those of other replicas.
-        """
+    def report(self) -> DriftReport:
+        """Distance and verdict by measure, and the histograms that they are computed from."""
         live = self.live()
         measured = compare(self.reference, live)
         known = {name for name in (*EDGES, CLASS) if self.reference.counts(name)}
-        verdicts = {distance["verdict"] for distance in measured.values()}
-        return {
-            "verdict": next((v for v in ("drifted", "shifted", "same") if v in verdicts), "too_few"),
-            "thresholds": {"shifted": SHIFTED, "drifted": DRIFTED},
-            "measures": measured,
-            "no_reference": [name for name in (*EDGES, CLASS) if name not in known],
-            "edges": {name: list(edges) for name, edges in EDGES.items()},
-            "reference": self.reference.to_dict(),
-            "live": live.to_dict(),
-        }
+        worst = max((_WORST_LAST.index(distance.verdict) for distance in measured.values()), default=0)
+        return DriftReport(
+            verdict=_WORST_LAST[worst],
+            thresholds={"shifted": SHIFTED, "drifted": DRIFTED},
+            measures=measured,
+            no_reference=[name for name in (*EDGES, CLASS) if name not in known],
+            edges={name: list(edges) for name, edges in EDGES.items()},
+            reference=PictureCounts.model_validate(self.reference.to_dict()),
+            live=PictureCounts.model_validate(live.to_dict()),
+        )
 
 
 class _Window:
@@ -144,10 +146,13 @@ class _Window:
 
     def __init__(self, half: int) -> None:
         self._half, self._count = half, 0
+        #: When the last picture was counted.
+        self.last_at = -math.inf
         self.halves = [Histograms(), Histograms()]
 
-    def next(self) -> Histograms:
-        """Where the next picture is to be counted."""
+    def next(self, now: float) -> Histograms:
+        """Where the next picture is to be counted, at the time `now`."""
+        self.last_at = now
         if self._count == self._half:
             self.halves = [self.halves[1], Histograms()]
             self._count = 0
@@ -167,15 +172,8 @@ def training_histograms(provenance: Mapping[str, Any]) -> Histograms:
     return seen
 
 
-def compare(reference: Histograms, live: Histograms) -> dict[str, dict[str, Any]]:
-    """How far apart two histograms lie, by measure; those that both have counted.
-
-    Returns:
-        By measure: `psi`, the population stability index less what chance alone would give for so many pictures (0 for
-        the same pictures, no upper bound); `js`, the Jensen-Shannon distance (0 the same, 1 nothing in common);
-        `verdict`: `same`, `shifted` (psi from 0.1), `drifted` (psi from 0.25), or `too_few` pictures to tell;
-        `reference` and `live`: how many pictures were counted.
-    """
+def compare(reference: Histograms, live: Histograms) -> dict[str, Distance]:
+    """How far apart two histograms lie, by measure; those that both have counted."""
     return {
         name: _compared(reference.counts(name), live.counts(name))
         for name in (*EDGES, CLASS)
@@ -183,19 +181,19 @@ def compare(reference: Histograms, live: Histograms) -> dict[str, dict[str, Any]
     }
 
 
-def _compared(reference: Mapping[str, int], live: Mapping[str, int]) -> dict[str, Any]:
+def _compared(reference: Mapping[str, int], live: Mapping[str, int]) -> Distance:
     names = sorted(reference.keys() | live.keys())
     known, seen = (np.array([counts.get(name, 0) for name in names], np.float64) for counts in (reference, live))
-    return {
-        "psi": round(_psi(known, seen), 4),
-        "js": round(_js(known, seen), 4),
-        "verdict": _verdict(known, seen),
-        "reference": int(known.sum()),
-        "live": int(seen.sum()),
-    }
+    return Distance(
+        psi=round(_psi(known, seen), 4),
+        js=round(_js(known, seen), 4),
+        verdict=_verdict(known, seen),
+        reference=int(known.sum()),
+        live=int(seen.sum()),
+    )
 
 
-def _verdict(known: Any, seen: Any) -> str:
+def _verdict(known: Any, seen: Any) -> Verdict:
     if min(known.sum(), seen.sum()) < max(MIN_PICTURES, MIN_A_BIN * len(seen)):
         return "too_few"
     psi = _psi(known, seen)

@@ -26,7 +26,7 @@ from serve.metrics import RequestMetrics
 from serve.notes import Notes
 from serve.on_cluster import proxy_here
 from serve.reach import answers
-from serve.schemas import ModelDescription
+from serve.schemas import DriftReport, ModelDescription
 from serve.service import Answers, Busy, ModelService
 from serve.settings import ServeSettings
 
@@ -65,6 +65,10 @@ class RemoteModel:
         except Busy:
             self._was_reached = False
             raise
+
+    async def drift(self) -> DriftReport | None:
+        """Compares what was asked lately with what was trained on; None where that is not measured."""
+        return await self._ask("drift")
 
     async def is_reached(self) -> bool:
         """Whether it answers through the proxy too, of which Serve tells a handle first.

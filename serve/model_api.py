@@ -18,7 +18,7 @@ from serve.envelope import Envelope
 from serve.guard import Guard
 from serve.openapi import PNG, describe_api, make_app, pictures_body, problems
 from serve.problems import Problem, handle_problems, problem_of
-from serve.schemas import ClassProbability, ModelDescription, PicturePrediction, PredictAnswer
+from serve.schemas import ClassProbability, DriftReport, ModelDescription, PicturePrediction, PredictAnswer
 from serve.service import Answer, Answers, ModelService
 from serve.settings import ServeSettings
 from serve.sharing import share_with
@@ -122,11 +122,11 @@ def add_model_routes(
         responses=problems(404, *_BUSY, of_404="it is not measured"),
         openapi_extra=named,
     )
-    async def drift(request: Request) -> dict[str, Any]:
-        described = await answered(request, settings, service_of(request).described())
-        if described.drift is None:
+    async def drift(request: Request) -> DriftReport:
+        report = await answered(request, settings, service_of(request).drift())
+        if report is None:
             raise Problem(404, "drift_off", "Drift is not measured.", "Serve with --drift.")
-        return described.drift
+        return report
 
 
 def _predictions(name: str, uploads: Sequence[Upload], answers: Answers) -> PredictAnswer:

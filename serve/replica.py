@@ -32,7 +32,7 @@ from serve.metrics import ServeMetrics
 from serve.model_api import model_app
 from serve.notes import Notes
 from serve.priority import yield_to_others
-from serve.schemas import ModelDescription, Timing
+from serve.schemas import DriftReport, ModelDescription, Timing
 from serve.service import Answer, Answers
 from serve.settings import ServeSettings
 
@@ -106,11 +106,13 @@ class ModelReplica:
     async def described(self) -> ModelDescription:
         """Describes it for `GET /models`."""
         runtime = self._runtime.described() | {"batch_size": self._batch_size, "batch_wait_ms": self._batch_wait_ms}
-        described = ModelDescription.of_record(
+        return ModelDescription.of_record(
             self._name, self._bundle_id, self._bundle.record, runtime, explain=self._settings.explain
         )
-        described.drift = None if self._drift is None else self._drift.described()
-        return described
+
+    async def drift(self) -> DriftReport | None:
+        """Compares what was asked lately with what was trained on; None where that is not measured."""
+        return None if self._drift is None else self._drift.report()
 
     async def is_reached(self) -> bool:
         """Asked of the gateway's models only."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
@@ -85,8 +85,6 @@ class ModelDescription(Strict):
     explain: Annotated[bool, Field(description="whether `explain=true` may be asked")]
     ready: bool = True
     state: str = "RUNNING"
-    #: How far what was asked lately is from what was trained on, where that is measured; it has an address of its own.
-    drift: Annotated[dict[str, Any] | None, Field(exclude=True)] = None
 
     @classmethod
     def of_record(
@@ -106,6 +104,41 @@ class ModelDescription(Strict):
             runtime=runtime,
             explain=explain,
         )
+
+
+Verdict = Literal["same", "shifted", "drifted", "too_few"]
+
+
+class Distance(Strict):
+    """How far apart two histograms of one measure lie."""
+
+    psi: Annotated[
+        float, Field(ge=0, description="population stability index, less what chance alone gives; 0 is the same")
+    ]
+    js: Annotated[float, Field(ge=0, le=1, description="Jensen-Shannon distance; 1 is nothing in common")]
+    verdict: Annotated[Verdict, Field(description="`too_few` pictures have no other verdict yet")]
+    reference: Annotated[int, Field(ge=0, description="pictures that training saw")]
+    live: Annotated[int, Field(ge=0, description="pictures that were asked about")]
+
+
+class PictureCounts(Strict):
+    """Pictures counted by measure and by class; those of several replicas can be added."""
+
+    version: Annotated[int, Field(description="changes with what a bin means")]
+    bins: Annotated[dict[str, list[int]], Field(description="by measure; the first and the last bin are open")]
+    classes: dict[str, int] = {}
+
+
+class DriftReport(Strict):
+    """How far the pictures that a model was asked about are from those that it has learned from."""
+
+    verdict: Annotated[Verdict, Field(description="the worst of all measures")]
+    thresholds: Annotated[dict[str, float], Field(description="the least psi of a verdict")]
+    measures: dict[str, Distance]
+    no_reference: Annotated[list[str], Field(description="measures that training did not count")]
+    edges: Annotated[dict[str, list[float]], Field(description="by measure, where one bin ends and the next begins")]
+    reference: Annotated[PictureCounts, Field(description="what training saw")]
+    live: Annotated[PictureCounts, Field(description="the last few thousand pictures, however long ago they came")]
 
 
 class ModelState(Strict):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library.errors import BadPicture, StriateError
-from serve.schemas import ModelDescription, Timing
+from serve.schemas import DriftReport, ModelDescription, Timing
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ class ModelService(Protocol):
 
     async def described(self) -> ModelDescription:
         """Describes it for `GET /models`."""
+        ...
+
+    async def drift(self) -> DriftReport | None:
+        """Compares what was asked lately with what was trained on; None where that is not measured."""
         ...
 
     async def is_reached(self) -> bool:

@@ -17,7 +17,7 @@ from library.bundle_record import BundleRecord
 from library.errors import BadPicture
 from library.models import create
 from serve.engine import Engine, Result
-from serve.schemas import ModelDescription, Timing
+from serve.schemas import DriftReport, ModelDescription, Timing
 from serve.service import Answer, Answers, Busy
 from serve.settings import ServeSettings
 from tests.unit.serve.serving import apps
@@ -80,6 +80,9 @@ class EngineModel:
     async def described(self) -> ModelDescription:
         runtime = {"name": "eager", "device": "cpu", "batch_size": 8, "threads": 1}
         return ModelDescription.of_record(self.name, self.bundle_id, self.bundle.record, runtime, explain=True)
+
+    async def drift(self) -> DriftReport | None:
+        return None
 
     async def is_reached(self) -> bool:
         return True

@@ -85,7 +85,7 @@ def test_filter_measures_the_pictures_as_it_stores_them(tmp_path: Path) -> None:
     assert selected.histograms == expected(kept)
     darker = filtered(tmp_path / "made", made, tmp_path / "darker", "gamma(2.5)", measure=True)
     before, after = Histograms.from_dict(selected.histograms or {}), Histograms.from_dict(darker.histograms or {})
-    assert compare(before, after)["brightness"]["js"] > 0.3
+    assert compare(before, after)["brightness"].js > 0.3
 
 
 def test_a_damaged_picture_that_no_step_decodes_stays_and_is_not_measured(tmp_path: Path) -> None:

@@ -27,6 +27,21 @@ def test_plain_names_stay_and_others_are_percent_encoded(text: str, label: str) 
     assert label_value(text) == label
 
 
+def test_a_gauge_is_read_anew_each_time_and_what_it_leaves_out_ends() -> None:
+    values = {"old": 1.0, "new": 2.0}
+    reads: list[dict[str, float]] = []
+
+    def read() -> list[tuple[dict[str, str], float]]:
+        reads.append(dict(values))
+        return [({"label": name}, value) for name, value in values.items()]
+
+    gauge = Gauge("striate_tested", "a test", ("label",), read=read)
+    gauge.repeat()
+    del values["old"]
+    gauge.repeat()
+    assert reads == [{"old": 1.0, "new": 2.0}, {"new": 2.0}]
+
+
 def test_what_ray_refuses_is_logged_once_a_metric_and_not_raised(caplog: pytest.LogCaptureFixture) -> None:
     counter, gauge = Counter("striate_tested", "a test", ("label",)), Gauge("striate_tested_too", "a test", ())
     for _ in range(3):

@@ -19,9 +19,10 @@ from library import codec
 from library.bundle import Bundle
 from library.errors import BadPicture
 from library.sheet import visible
+from serve.drift import LiveDrift
 from serve.gateway_api import gateway_app
 from serve.model_api import model_app
-from serve.schemas import ModelDescription, Timing
+from serve.schemas import DriftReport, ModelDescription, Timing
 from serve.service import Answer, Answers
 from serve.settings import ServeSettings
 from tests.waiting import until
@@ -46,9 +47,13 @@ class LocalModel:
             self.name, self.bundle_id, self.bundle.record, runtime, explain=self.name == "colour"
         )
         described.metrics = {"accuracy": 0.5, "loss": float("nan")}
-        described.drift = {"brightness": 0.25} if self.name == "colour" else None
         described.ready, described.state = self.ready, "RUNNING" if self.ready else "DEPLOYING"
         return described
+
+    async def drift(self) -> DriftReport | None:
+        if self.name != "colour":
+            return None
+        return LiveDrift(self.name, self.bundle.record, later=lambda call, *arguments: call(*arguments)).report()
 
     async def is_reached(self) -> bool:
         return self.reached

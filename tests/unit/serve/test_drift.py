@@ -14,7 +14,8 @@ from library.bundle_record import BundleRecord
 from library.codec import Encoding
 from library.errors import BadPicture, StriateError
 from library.histograms import Histograms
-from serve.drift import LiveDrift, compare
+from serve.drift import FRESH_S, LiveDrift, compare
+from serve.schemas import Distance
 from serve.service import Answer
 from tests.unit.test_histograms import histograms, photos
 
@@ -42,23 +43,27 @@ def ask(live: LiveDrift, pictures: Sequence[Any], names: Sequence[str] = ("cat",
 
 
 def verdicts(reference: Histograms, live: Histograms) -> dict[str, str]:
-    return {name: distance["verdict"] for name, distance in compare(reference, live).items()}
+    return {name: distance.verdict for name, distance in compare(reference, live).items()}
 
 
 def said(live: LiveDrift) -> dict[str, str]:
-    return {name: distance["verdict"] for name, distance in live.described()["measures"].items()}
+    return {name: distance.verdict for name, distance in live.report().measures.items()}
+
+
+def gauged(live: LiveDrift) -> dict[str, float]:
+    return {labels["measure"]: value for labels, value in live.gauged()}
 
 
 def test_pictures_like_those_of_training_are_the_same_and_darkened_ones_are_not() -> None:
     live = live_drift(photos(400, 1), half=300)
     ask(live, [png(pixels) for pixels in photos(300, 2)])
     assert said(live) == dict.fromkeys(("brightness", "contrast", "sharpness", "width", "height", "class"), "same")
-    assert live.described()["no_reference"] == []
+    assert live.report().no_reference == []
     # Two halves later nothing is left of what came before.
     ask(live, [png(darkened(pixels)) for pixels in photos(600, 3)])
     found = said(live)
     assert (found["brightness"], found["width"], found["height"]) == ("drifted", "same", "same")
-    assert live.described()["verdict"] == "drifted"
+    assert live.report().verdict == "drifted"
 
 
 def test_the_window_keeps_between_one_half_and_both() -> None:
@@ -98,10 +103,36 @@ def test_a_picture_that_takes_long_to_decode_is_not_measured() -> None:
 def test_a_bundle_of_a_dataset_that_was_not_measured_is_compared_by_its_classes_only() -> None:
     live = live_drift([], provenance={"histograms": None})
     ask(live, [png(pixels) for pixels in photos(10, 2)] * 40, ["cat"])
-    described = live.described()
+    report = live.report()
     assert said(live) == {"class": "drifted"}
-    assert "brightness" in described["no_reference"]
-    assert sum(described["live"]["bins"]["brightness"]) == 400
+    assert "brightness" in report.no_reference
+    assert sum(report.live.bins["brightness"]) == 400
+
+
+def test_the_gauge_ends_when_no_picture_has_come_for_half_an_hour() -> None:
+    now = [1000.0]
+    live = live_drift([], provenance={"histograms": None}, clock=lambda: now[0])
+    ask(live, [b"answered"] * 100, ["cat"])
+    assert gauged(live) == {}, "too few"
+    ask(live, [b"answered"] * 300, ["cat"])
+    assert gauged(live)["class"] > 0.25
+    now[0] += FRESH_S - 1
+    assert gauged(live)["class"] > 0.25
+    now[0] += 1
+    assert gauged(live) == {}
+    assert live.report().verdict == "drifted", "of the last pictures, however long ago they came"
+    ask(live, [b"answered"], ["cat"])
+    assert gauged(live)["class"] > 0.25
+
+
+def test_the_gauge_of_pictures_ends_while_that_of_answers_stays() -> None:
+    now = [1000.0]
+    live = live_drift(photos(400, 1), clock=lambda: now[0])
+    ask(live, [png(pixels) for pixels in photos(300, 2)])
+    assert gauged(live).keys() == {"brightness", "contrast", "sharpness", "width", "height", "class"}
+    now[0] += FRESH_S
+    ask(live, [photos(1, 1)[0]])  # decoded pixels are not measured
+    assert gauged(live).keys() == {"class"}
 
 
 def test_a_bundle_with_histograms_of_another_version_is_told() -> None:
@@ -146,8 +177,8 @@ def test_chance_alone_is_seldom_a_shift_and_never_a_drift(seed: int) -> None:
         for value in values:
             made.add({"brightness": float(value)})
     found = compare(reference, live)["brightness"]
-    assert found["psi"] < 0.15
-    assert found["verdict"] != "drifted"
+    assert found.psi < 0.15
+    assert found.verdict != "drifted"
 
 
 def test_a_class_that_nobody_has_trained_for_is_a_drift_and_a_thousand_classes_need_more_pictures() -> None:
@@ -173,12 +204,6 @@ def test_distances_are_zero_for_the_same_and_js_one_for_nothing_in_common() -> N
     for _ in range(300):
         one.add({"brightness": 0.1})
         other.add({"brightness": 0.9})
-    assert compare(one, one)["brightness"] == {
-        "psi": 0.0,
-        "js": 0.0,
-        "verdict": "same",
-        "reference": 300,
-        "live": 300,
-    }
-    assert compare(one, other)["brightness"]["js"] == 1.0
-    assert compare(one, other)["brightness"]["verdict"] == "drifted"
+    assert compare(one, one)["brightness"] == Distance(psi=0, js=0, verdict="same", reference=300, live=300)
+    assert compare(one, other)["brightness"].js == 1.0
+    assert compare(one, other)["brightness"].verdict == "drifted"

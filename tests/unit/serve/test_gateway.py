@@ -172,7 +172,10 @@ def test_a_wrong_method_is_405_and_says_the_right_one(server: Server) -> None:
 
 
 def test_drift_is_told_where_it_is_measured(server: Server) -> None:
-    assert get(server, "/models/colour/drift").json() == {"brightness": 0.25}
+    report = get(server, "/models/colour/drift").json()
+    assert (report["verdict"], report["thresholds"]) == ("too_few", {"shifted": 0.1, "drifted": 0.25})
+    assert set(report) == {"verdict", "thresholds", "measures", "no_reference", "edges", "reference", "live"}
+    assert "drift" not in get(server, "/models/colour").json()
     problem(get(server, "/models/grey/drift"), 404, "drift_off")
 
 
