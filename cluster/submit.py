@@ -24,6 +24,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from cluster.console import say
+from cluster.ray_internals import check
 from cluster.upload import Tree
 from library.errors import StriateError, UsageError
 
@@ -86,10 +87,11 @@ class Jobs:
 
     Raises:
         Lost: when it does not answer.
-        StriateError: when the token is missing or wrong.
+        StriateError: when the token is missing or wrong, or this Ray is another than striate is installed for.
     """
 
     def __init__(self, address: str, token: str | None) -> None:
+        check("submit")
         from ray.job_submission import JobSubmissionClient
 
         # Notes on what it packs and on connections.

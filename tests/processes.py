@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import socket
 import threading
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import pytest
 from library import storage
 
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-_LOOK_EVERY_S = 0.1
 
 
 def reading_threads(monkeypatch: pytest.MonkeyPatch) -> set[type[threading.Thread]]:
@@ -74,22 +71,3 @@ def listening(pids: list[int]) -> set[tuple[str, int]]:
                 raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
                 found.add((socket.inet_ntop(family_of, raw), int(port, 16)))
     return found
-
-
-@contextlib.contextmanager
-def listening_meanwhile(pid: int) -> Generator[set[tuple[str, int]]]:
-    """What a process and its descendants listen on at any time within the block; whole when it ends."""
-    found: set[tuple[str, int]] = set()
-    stop = threading.Event()
-
-    def look() -> None:
-        while not stop.wait(_LOOK_EVERY_S):
-            found.update(listening(family(pid)))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield found
-    finally:
-        stop.set()
-        thread.join()

@@ -26,6 +26,7 @@ from library.manifest import load_manifest
 from tests.commands import SLOW, down, up
 from tests.conftest import S3Server, free_port
 from tests.datasets import write_photos
+from tests.processes import LOOPBACK, family, listening
 from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
@@ -153,7 +154,7 @@ def test_submit_ends_with_the_exit_code_of_the_command(
     assert f"FAILED, exit code {code}" in told.err
 
 
-def test_two_nodes_of_this_machine_unpack_what_is_sent_apart_and_run_it_themselves(head: Head, tmp_path: Path) -> None:
+def test_two_nodes_with_a_dashboard_on_loopback_run_what_is_sent(head: Head, tmp_path: Path) -> None:
     assert head.answers(), "there must be another Ray"
     (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(secrets.token_hex(32))
@@ -173,6 +174,9 @@ def test_two_nodes_of_this_machine_unpack_what_is_sent_apart_and_run_it_themselv
     with subprocess.Popen(nodes, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as holder:
         try:
             told = up(holder)
+            sockets = listening(family(holder.pid))
+            assert int(told["dashboard"].rpartition(":")[2]) in {port for _, port in sockets}
+            assert [each for each in sockets if each[0] not in LOOPBACK] == []
             submit = ("submit", "--address", told["dashboard"], "--", "filter", raw, out, "--steps", SLOW)
             striate(*submit, "--limit", "30")
         finally:

@@ -8,6 +8,7 @@ import os
 import shlex
 import threading
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -255,3 +256,10 @@ def test_a_job_that_is_not_there_is_told_at_once(dashboard: tuple[_Dashboard, Jo
     with pytest.raises(StriateError, match=r"no-such-job does not exist.*`striate jobs` lists") as refused:
         dashboard[1].follow("no-such-job", print)
     assert not isinstance(refused.value, Lost)
+
+
+def test_another_ray_is_refused_before_a_cluster_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2.59.0" if name == "ray" else version(name))
+    with pytest.raises(StriateError, match=r"Ray 2\.59\.0 is too old or too new"):
+        Jobs(f"http://127.0.0.1:{free_port()}", None)
