@@ -1,8 +1,8 @@
 """The only module that imports private parts of Ray; each function says why Ray's public interface does not suffice.
 
 Every name below was read from Ray 2.60. A Ray that lacks one of them is refused by `check` before anything starts,
-with a message that names the version to install. Modules of Ray are imported inside the functions, so importing this
-one costs nothing.
+with a message that names the version to install (decision 0012 says which, and why). Modules of Ray are imported
+inside the functions, so importing this one costs nothing.
 """
 
 from __future__ import annotations
