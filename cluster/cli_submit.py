@@ -47,8 +47,8 @@ def submit_command(
         list[str] | None,
         typer.Option(
             metavar="NAME[=VALUE]",
-            help="Variable that the job gets, or a pattern of those of this shell, as 'AWS_*'; may be given several "
-            "times. Whoever lists jobs with Ray can read them.",
+            help="Variable that the job gets, or a pattern of those of this shell, as 'AWS_*', which leaves out those "
+            "that name files of this machine; may be given several times. Whoever lists jobs with Ray can read them.",
         ),
     ] = None,
     token_file: TokenFile = None,
@@ -136,10 +136,10 @@ def _end_with(jobs: Jobs, job: str, as_json: bool) -> NoReturn:
     try:
         details = jobs.follow(job, lambda piece: say(piece, file=out, end="", flush=True))
     except KeyboardInterrupt:
-        _report(f"{job} goes on there\n{_next_steps(jobs, job)}")
+        _report(f"{job} is still running there\n{_next_steps(jobs, job)}")
         raise typer.Exit(130) from None
     except Lost as error:
-        raise StriateError(f"{error}\n{job} may go on there\n{_next_steps(jobs, job)}") from error
+        raise StriateError(f"{error}\n{job} may still be running there\n{_next_steps(jobs, job)}") from error
     if as_json:
         say(json_lines.dumps(_document(details)))
     _report(ended(details))

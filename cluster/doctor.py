@@ -242,7 +242,7 @@ def of_storage(name: str, place: str, found: Mapping[str, Any]) -> Check:
         return Check(name, "ok", f"{place}: an object was written, read and removed in {found['ms']} ms")
     advice = {
         "written": "give the right to write there (s3:PutObject); nodes need the credentials too (a role, or striate "
-        "submit --aws)",
+        "submit --env 'AWS_*')",
         "read": "give the right to read there (s3:GetObject)",
         "removed": "give the right to delete there (s3:DeleteObject), and remove the object that is left there",
         "listed": "give the right to list the bucket (s3:ListBucket)",

@@ -83,8 +83,8 @@ def check(command: InnerCommand, tree: Tree) -> None:
                 f"{path} would be written to the job's temporary folder, which Ray removes: write it to "
                 "s3://BUCKET/..., or to an absolute path that all nodes share"
             )
-    for key in {*command.arguments, *_READ} - {*_WRITTEN}:
-        for path in _paths(values.get(key)):
+    for key in (*command.arguments, *_READ):
+        for path in () if key in _WRITTEN else _paths(values.get(key)):
             if os.path.exists(os.path.join(tree.root, path)):
                 _check_sent(path, tree)
     _check_content(command, tree)
@@ -126,9 +126,16 @@ def _paths(value: Any) -> Iterator[str]:
 
 def _check_sent(path: str, tree: Tree) -> None:
     """Refuse a path that will not be there; an absolute one is the cluster's."""
-    if not os.path.isabs(path) and not tree.holds(path):
-        raise UsageError(
-            f"{path} is not uploaded: in {tree.root}, which is, there is no such file or folder, it is empty, or "
-            ".gitignore, .rayignore or striate leaves it out (out/, data/, environments and secrets always); data "
-            "belongs in a bucket"
-        )
+    if os.path.isabs(path) or tree.holds(path):
+        return
+    place = os.path.normpath(os.path.join(tree.root, path))
+    if not place.startswith(os.path.join(tree.root, "")):
+        raise UsageError(f"{path} is outside {tree.root}, which is sent: copy it there, or into a bucket")
+    if not os.path.exists(place):
+        raise UsageError(f"{path}: there is no such file or folder in {tree.root}, which is sent")
+    if os.path.isdir(place) and not os.listdir(place):
+        raise UsageError(f"{path} is an empty folder, which is not sent")
+    raise UsageError(
+        f"{path} is not sent, as .gitignore, .rayignore or striate leaves it out (out/, data/, environments and "
+        "secrets always): move it, or copy it into a bucket"
+    )

@@ -37,45 +37,75 @@ _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
 STOPPED_CODE = 130
 
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+#: Patterns do not take these: they name files and profiles of this machine, which the cluster's nodes do not have.
+_OF_THIS_MACHINE = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_CA_BUNDLE",
+    "AWS_*_FILE",
+    "AZURE_*_FILE",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
 # Silence after which the log is asked for anew, as nothing tells of a connection that is dead; how long a cluster may
-# be away; the pause before it is asked again.
-_QUIET_S, _AWAY_S, _PAUSE_S = 60, 300, 0.5
+# be away; how long a job may take to end after it was asked to, which Ray kills after 15 s; the pause between requests.
+_QUIET_S, _AWAY_S, _STOP_S, _PAUSE_S = 60, 300, 60, 0.5
 
 
 class Lost(StriateError):
-    """The cluster does not answer; it may answer again, and its jobs may go on."""
+    """The cluster does not answer; it may answer again, and its jobs may still be running."""
 
 
 def find_address(address: str | None) -> str:
     """Return the dashboard that is meant: `--address`, else the one of Ray's variables, else of this machine.
 
     Raises:
-        UsageError: when it is no http address.
+        UsageError: when it is not an http address.
     """
-    set_here = [os.environ[name] for name in _ADDRESS_VARIABLES if os.environ.get(name)]
-    named = address or (set_here[0] if set_here else "http://127.0.0.1:8265")
-    if not re.match(r"https?://[\w\[]", named):
-        raise UsageError(f"{named}: jobs go to Ray's dashboard, as --address http://HOST:8265")
-    return named.rstrip("/")
+    named = {"--address ": address} | {f"{name}=": os.environ.get(name) for name in _ADDRESS_VARIABLES}
+    source, value = next(((source, value) for source, value in named.items() if value), ("", "http://127.0.0.1:8265"))
+    if not re.match(r"https?://[\w\[]", value):
+        what = "is the address of Ray itself" if source == "RAY_ADDRESS=" else "is not an http address"
+        raise UsageError(
+            f"{source}{value} {what}: jobs are sent to Ray's dashboard; set RAY_API_SERVER_ADDRESS=http://HOST:8265 or "
+            "--address http://HOST:8265"
+        )
+    return value.rstrip("/")
 
 
 def passed_on(wanted: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return variables for the job: of this process by NAME or by a pattern as AWS_*, or written out as NAME=VALUE.
 
+    A pattern leaves out what names files of this machine.
+
     Raises:
-        UsageError: when one is not set here, or Ray would change its value.
+        UsageError: when one is not set here, when a pattern takes a profile of AWS for keys, or when Ray would change a
+            value.
     """
     passed: dict[str, str] = {}
     for each in wanted:
         name, equals, value = each.partition("=")
-        found = {name: value} if equals else {key: environment[key] for key in environment if fnmatchcase(key, name)}
-        if not found or not name:
+        variables = {name: value} if equals else _matching(name, environment)
+        if not variables or not name:
             raise UsageError(f"--env '{each}': it is not set here; write NAME=VALUE, or the name of one that is set")
-        passed |= found
+        passed |= variables
     for name, value in passed.items():
         if "$" in value:
             raise UsageError(f"--env {name}: Ray replaces what follows a $ in a value, and there is no way round it")
     return passed
+
+
+def _matching(pattern: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a name or a pattern takes."""
+    if pattern in environment:
+        return {pattern: environment[pattern]}
+    names = [name for name in environment if fnmatchcase(name, pattern)]
+    if {"AWS_PROFILE", "AWS_DEFAULT_PROFILE"} & {*names} and not environment.get("AWS_SECRET_ACCESS_KEY"):
+        raise UsageError(
+            f"--env '{pattern}': AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set here, and a profile is a file "
+            'of this machine; `eval "$(aws configure export-credentials --format env)"` sets them from the profile'
+        )
+    sent = (name for name in names if not any(fnmatchcase(name, each) for each in _OF_THIS_MACHINE))
+    return {name: environment[name] for name in sent}
 
 
 class Jobs:
@@ -119,50 +149,87 @@ class Jobs:
             return self._client.get_job_logs(job)
 
     def submit(self, entrypoint: str, tree: Tree, environment: Mapping[str, str]) -> str:
-        """Upload the tree, where the cluster does not have it yet, start the command, and return the job's id."""
+        """Upload the tree, where the cluster does not have it yet, start the command, and return the job's id.
+
+        Raises:
+            UsageError: when a file cannot be packed.
+        """
         runtime = {"working_dir": tree.root, "excludes": list(tree.excludes), "env_vars": _STOP | dict(environment)}
         with self._asked():
-            return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime)
+            try:
+                return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime)
+            except OSError as error:
+                if error.errno is None or isinstance(error, ConnectionError):  # of the network, as requests raises it
+                    raise
+                advice = ": make it readable, or name it in .rayignore" if error.filename else ""
+                what = f"{error.filename or tree.root} cannot be packed ({error.strerror}){advice}"
+                raise UsageError(f"nothing was submitted, as {what}") from error
 
     def stop(self, job: str) -> JobDetails:
-        """Ask the job to stop and return it as it ended: it has 15 s, and is killed then."""
+        """Ask the job to stop and return it as it ended: it has 15 s, and is killed then.
+
+        Raises:
+            StriateError: when it has not ended in a minute.
+        """
         with self._asked():
             self._client.stop_job(job)
-        return self.follow(job, lambda _: None)
+        deadline = time.monotonic() + _STOP_S
+        while True:
+            with self._asked():
+                details = self._client.get_job_info(job)
+            if details.status.is_terminal():
+                return details
+            if time.monotonic() > deadline:
+                raise StriateError(
+                    f"{job} was asked to stop and is still {details.status} after {_STOP_S} s; `striate jobs` shows "
+                    "when it has ended"
+                )
+            time.sleep(_PAUSE_S)
 
     def follow(self, job: str, write: Callable[[str], object]) -> JobDetails:
         """Give `write` the job's log as it grows, and return the job when it has ended.
 
+        What `write` raises is raised here. That the log of a job that has ended cannot be read is reported, and is no
+        error.
+
         Raises:
-            Lost: when the cluster is away for minutes; the job may go on there.
+            Lost: when the cluster is away for minutes; the job may still be running there.
             StriateError: when there is no such job.
         """
+        details: JobDetails | None = None
         written, heard, reported = 0, time.monotonic(), False
 
         async def tail() -> None:
             """Ray sends the whole log each time."""
-            nonlocal written, heard
+            nonlocal written, heard, reported
             at, pieces = 0, aiter(self._client.tail_job_logs(job))
-            with contextlib.suppress(TimeoutError):
-                while (piece := await asyncio.wait_for(anext(pieces, None), _QUIET_S)) is not None:
-                    heard = time.monotonic()
-                    write(piece[max(0, written - at) :])
-                    at += len(piece)
-                    written = max(written, at)
+            while True:
+                piece = None
+                with self._asked(), contextlib.suppress(TimeoutError):
+                    piece = await asyncio.wait_for(anext(pieces, None), _QUIET_S)
+                heard, reported = time.monotonic(), False
+                if piece is None:
+                    return
+                write(piece[max(0, written - at) :])
+                at += len(piece)
+                written = max(written, at)
 
         while True:
+            before = written
             try:
                 with self._asked():
                     details = self._client.get_job_info(job)
-                    heard, reported = time.monotonic(), False
-                    asyncio.run(tail())
+                asyncio.run(tail())
                 if details.status.is_terminal():  # and so before its log was asked for, which is whole
                     return details
             except Lost as error:
+                if details is not None and details.status.is_terminal() and written == before:
+                    say(f"the log of {job}, which has ended, cannot be read: {error}", file=sys.stderr, flush=True)
+                    return details
                 if time.monotonic() - heard > _AWAY_S:
                     raise
                 if not reported:
-                    say(f"{error}; the job may go on, trying for {_AWAY_S} s", file=sys.stderr, flush=True)
+                    say(f"{error}; the job may still be running, trying for {_AWAY_S} s", file=sys.stderr, flush=True)
                 reported = True
             time.sleep(_PAUSE_S)  # the log may end before the job has its status
 

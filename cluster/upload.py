@@ -20,7 +20,10 @@ MAX_BYTES, MAX_FILES = 32 * 2**20, 5000
 #: Left out with or without an ignore file: history, environments, what jobs made, data.
 _NEVER = (".git", ".venv", "venv", "__pycache__", "/out", "/data", ".*_cache", "*.egg-info")
 #: Secrets, by the names that they usually have.
-_SECRETS = (".env", ".env.*", ".envrc", ".netrc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "*api-keys*", "*api_keys*")
+_SECRETS = (
+    *(".env", ".env.*", ".envrc", ".netrc", ".aws", ".ssh", ".kube", "credentials", "auth_token"),
+    *("*.pem", "*.key", "id_rsa*", "id_ed25519*", "*api-keys*", "*api_keys*"),
+)
 _NAMED_FOLDERS = 4
 
 
@@ -47,12 +50,22 @@ def working_tree(root: str) -> Tree:
     """Return what of the folder `root` is sent: all that `.gitignore` and `.rayignore` leave in, at any depth.
 
     Raises:
-        UsageError: when it is too much, with the folders that make it so.
+        UsageError: when it is too much, with the folders that make it so; when a folder in it cannot be read; when a
+            link in it leads out of it.
     """
     root = os.path.realpath(root)
     if root in (os.path.realpath(os.path.expanduser("~")), os.path.sep):
         raise UsageError(f"{root} is not a project: the current folder is uploaded; change to the project's first")
-    tree = Tree(root, packed_files(root, Tree.excludes, MAX_FILES + 1))
+    try:
+        tree = Tree(root, packed_files(root, Tree.excludes, MAX_FILES + 1))
+    except OSError as error:
+        # Ray looks for an ignore file in a folder before it asks whether the folder is ignored.
+        path = str(error.filename)
+        raise UsageError(
+            f"{path if os.path.lexists(path) else os.path.dirname(path)} cannot be read ({error.strerror}), and Ray "
+            f"opens ignored folders too: make it readable, or move it out of {root}"
+        ) from error
+    _check_links(tree)
     if len(tree.files) > MAX_FILES or tree.bytes > MAX_BYTES:
         counts, sizes = Counter[str](), Counter[str]()
         for path, size in tree.files.items():
@@ -67,3 +80,20 @@ def working_tree(root: str) -> Tree:
             "--recursive FOLDER s3://BUCKET/...), and the command names it there"
         )
     return tree
+
+
+def _check_links(tree: Tree) -> None:
+    """Refuse a link that leads out of the tree: Ray follows it, and a link to `~/.aws` would send what is there."""
+    checked: set[str] = set()
+    for file in tree.files:
+        names = file.split("/")
+        for path in ("/".join(names[: depth + 1]) for depth in range(len(names))):
+            place = os.path.join(tree.root, path)
+            if path in checked or checked.add(path) or not os.path.islink(place):
+                continue
+            target = os.path.realpath(place)
+            if not f"{target}/".startswith(f"{tree.root}/"):
+                raise UsageError(
+                    f"{path} is a link out of {tree.root}, to {target}, which would be sent too: copy here what the "
+                    "job needs, or name the link in .rayignore"
+                )

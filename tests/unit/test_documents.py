@@ -1,11 +1,17 @@
-"""What documents name is there."""
+"""What documents and messages name is there."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
+
+from jobs.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -36,3 +42,27 @@ def test_every_variable_that_is_read_or_set_is_listed() -> None:
     assert len(used) > 25
     missing = {name for name in used if f"`{name}`" not in told and not name.startswith("RAY_SERVE_HAPROXY_")}
     assert missing == set()
+
+
+def test_every_option_that_a_message_names_is_one_of_its_command() -> None:
+    group: Any = typer.main.get_command(app)
+    named = 0
+    for path in (path for folder in ("cluster", "jobs", "library", "serve") for path in (ROOT / folder).rglob("*.py")):
+        for text in _texts(ast.parse(path.read_text("utf-8"))):
+            for name, line in re.findall(r"\bstriate ([a-z]+)\b((?: (?!-- )[^`;\n]*)?)", text):
+                command = group.commands.get(name)
+                options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", line.partition(" -- ")[0])
+                if command is None or hasattr(command, "commands"):
+                    continue
+                assert {*options} <= {each for option in command.params for each in option.opts}, f"{path}: {line}"
+                named += len(options)
+    assert named > 20
+
+
+def _texts(code: ast.AST) -> Iterator[str]:
+    """Strings as they are when the code runs; what is filled in is left out."""
+    for node in ast.walk(code):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value

@@ -20,6 +20,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/recipe.yaml").write_text(RECIPE)
     (tmp_path / "whole.yaml").write_text(WHOLE)
+    (tmp_path / "out/keys.txt").touch()
     (tmp_path / "out/digits").mkdir()
     (tmp_path / "wrong.yaml").write_text("modle: lenet5\n")
     return tmp_path
@@ -38,17 +39,18 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("augment s3://b/raw s3://b/more --copies 2 --steps invert", "random"),
         ("filter s3://b/raw out/edges --steps invert", "out/edges would be written to the job's temporary folder"),
         ("predict s3://b/lenet s3://b/raw scored", "scored would be written"),
-        ("train out/recipe.yaml --out s3://b/lenet", "out/recipe.yaml is not uploaded"),
-        ("train missing.yaml --out s3://b/lenet", "missing.yaml is not uploaded"),
+        ("train out/recipe.yaml --out s3://b/lenet", "out/recipe.yaml is not sent, as .gitignore"),
+        ("train missing.yaml --out s3://b/lenet", "missing.yaml: there is no such file or folder in"),
         ("train wrong.yaml --out s3://b/lenet", "modle"),
-        ("train ../recipe.yaml --out s3://b/lenet", "../recipe.yaml"),
-        ("train whole.yaml --out s3://b/lenet --set data.train=out/digits", "out/digits is not uploaded"),
-        ("train whole.yaml --out s3://b/lenet --set data.val=nowhere", "nowhere is not uploaded"),
+        ("train ../recipe.yaml --out s3://b/lenet", "../recipe.yaml is outside"),
+        ("train whole.yaml --out s3://b/lenet --set data.train=out/digits", "out/digits is an empty folder"),
+        ("train whole.yaml --out s3://b/lenet --set data.val=nowhere", "nowhere: there is no such file or folder"),
         (
             "train whole.yaml --out s3://b/lenet --set weights=missing.safetensors",
-            "missing.safetensors is not uploaded",
+            "missing.safetensors: there is no such file or folder",
         ),
         ("filter s3://b/raw s3://b/edges --address http://head:8265", "before the --"),
+        ("serve out/recipe.yaml --api-keys out/keys.txt", "out/recipe.yaml is not sent"),
         ("submit -- filter a b", "`striate submit` is for this machine"),
         ("jobs", "`striate jobs` is for this machine"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
 import shlex
 import threading
 import zipfile
@@ -23,7 +24,7 @@ from cluster.submit import Jobs, Lost, ended, exit_code, find_address, passed_on
 from cluster.upload import working_tree
 from library.errors import StriateError, UsageError
 from tests.conftest import free_port
-from tests.unit.cluster.test_upload import write
+from tests.unit.cluster.test_upload import closed, open_folder, write
 
 
 def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
@@ -45,6 +46,15 @@ def test_variables_go_along_only_when_told() -> None:
     assert passed_on([], here) == {}
     assert passed_on(["A", "C=x=y", "D="], here) == {"A": "1", "C": "x=y", "D": ""}
     assert passed_on(["AWS_*"], here) == {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+
+
+def test_a_pattern_leaves_out_what_names_files_of_this_machine() -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+    files: dict[str, str] = {"AWS_PROFILE": "mine", "AWS_CONFIG_FILE": "/c", "AWS_SHARED_CREDENTIALS_FILE": "/s"}
+    assert passed_on(["AWS_*"], keys | files) == keys
+    assert passed_on(["AWS_PROFILE"], files) == {"AWS_PROFILE": "mine"}
+    with pytest.raises(UsageError, match="aws configure export-credentials --format env"):
+        passed_on(["AWS_*"], files | {"AWS_REGION": "eu-west-1"})
 
 
 @pytest.mark.parametrize(
@@ -99,10 +109,13 @@ def test_the_address_is_the_one_that_is_said_else_rays_own_variables_else_this_m
 
 @pytest.mark.parametrize("address", ["head:8265", "head", "ray://head:10001", "http://", "auto"])
 def test_another_address_is_refused_with_what_it_looks_like(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="http://HOST:8265"):
+    with pytest.raises(UsageError, match=f"--address {re.escape(address)} is not an http address: .*http://HOST:8265"):
         find_address(address)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UsageError, match="http://HOST:8265"):
+    with pytest.raises(
+        UsageError,
+        match=f"RAY_ADDRESS={re.escape(address)} is the address of Ray itself: .*RAY_API_SERVER_ADDRESS=http",
+    ):
         find_address(None)
 
 
@@ -117,7 +130,7 @@ class _Dashboard:
     short, or says nothing more. Beside it servers that are no Ray."""
 
     def __init__(self) -> None:
-        self.status, self.tails, self.quiet = "RUNNING", 0, False
+        self.status, self.tails, self.quiet, self.stops, self.log_is_lost = "RUNNING", 0, False, True, False
         self.packages: list[bytes] = []
 
     async def version(self, request: web.Request) -> web.Response:
@@ -146,11 +159,14 @@ class _Dashboard:
         )
 
     async def stop(self, _request: web.Request) -> web.Response:
-        self.status = "STOPPED"
+        if self.stops:
+            self.status = "STOPPED"
         return web.json_response({"stopped": True})
 
     async def tail(self, request: web.Request) -> web.StreamResponse:
         self.tails += 1
+        if self.log_is_lost:
+            return web.Response(status=500, text="the node is gone")
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await socket.send_str("one\ntwo\n")
@@ -207,19 +223,26 @@ def test_a_server_that_is_no_ray_is_called_that(
 
 def test_ray_packs_the_files_that_are_listed_and_no_others(dashboard: tuple[_Dashboard, Jobs], tmp_path: Path) -> None:
     server, jobs = dashboard
-    other = write(tmp_path / "other", {"big.txt": "x"})
     ignored = {".gitignore": "*.log\nbuild/\nkept/*\n!kept/this.txt\n", "kept/this.txt": "", "kept/that.txt": ""}
     secrets = {"out/a.json": "", "data/a.csv": "", "a/.env": "", "a/tls.key": "", ".git/HEAD": "", "a.log": ""}
     deep = {"deep/build/a.py": "", "deep/.rayignore": "b.py\n", "deep/b.py": "", "deep/out/c.py": "", "run.sh": "#!"}
     project = write(tmp_path / "project", ignored | secrets | deep)
     (project / "run.sh").chmod(0o755)
-    (project / "linked [1]").symlink_to(other)
+    (project / "linked [1]").symlink_to(write(project / "there", {"big.txt": "x"}))
     tree = working_tree(str(project))
     assert jobs.submit("striate info", tree, {}) == "a"
     with zipfile.ZipFile(io.BytesIO(server.packages[0])) as packed:
         members = {member.filename: member.external_attr >> 16 for member in packed.infolist() if not member.is_dir()}
     assert members.keys() == tree.files.keys()
-    sent = {".gitignore", "kept/this.txt", "deep/.rayignore", "deep/out/c.py", "run.sh", "linked [1]/big.txt"}
+    sent = {
+        ".gitignore",
+        "kept/this.txt",
+        "deep/.rayignore",
+        "deep/out/c.py",
+        "run.sh",
+        "there/big.txt",
+        "linked [1]/big.txt",
+    }
     assert tree.files.keys() == sent
     assert members["run.sh"] & 0o111
 
@@ -232,7 +255,7 @@ def test_a_log_goes_on_where_its_connection_was_cut(
     details = jobs.follow("a", pieces.append)
     assert "".join(pieces) == "one\ntwo\nthree\n"
     assert exit_code(details) == 3
-    assert capsys.readouterr().err.count("the job may go on") == 1
+    assert capsys.readouterr().err.count("the job may still be running") == 1
 
 
 def test_a_quiet_log_is_asked_for_anew_without_a_report(
@@ -250,6 +273,59 @@ def test_a_quiet_log_is_asked_for_anew_without_a_report(
 def test_a_job_is_stopped(dashboard: tuple[_Dashboard, Jobs]) -> None:
     details = dashboard[1].stop("a")
     assert (str(details.status), exit_code(details)) == ("STOPPED", 130)
+    assert dashboard[0].tails == 0
+
+
+def test_a_job_that_does_not_stop_is_reported(
+    dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, jobs = dashboard
+    server.stops = False
+    monkeypatch.setattr(submit, "_STOP_S", 0)
+    with pytest.raises(StriateError, match="a was asked to stop and is still RUNNING"):
+        jobs.stop("a")
+
+
+def test_a_job_whose_log_is_lost_ends_as_it_did_with_one_report(
+    dashboard: tuple[_Dashboard, Jobs], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, jobs = dashboard
+    server.status, server.log_is_lost = "SUCCEEDED", True
+    assert exit_code(jobs.follow("a", print)) == 3
+    assert capsys.readouterr().err.count("the log of a, which has ended, cannot be read") == 1
+
+
+def test_a_running_job_whose_log_stays_unreadable_is_given_up(
+    dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, jobs = dashboard
+    server.log_is_lost = True
+    monkeypatch.setattr(submit, "_AWAY_S", 0.1)
+    monkeypatch.setattr(submit, "_PAUSE_S", 0.01)
+    with pytest.raises(Lost):
+        jobs.follow("a", print)
+    assert server.tails > 1
+    assert capsys.readouterr().err.count("the job may still be running") == 1
+
+
+def test_a_closed_pipe_ends_following_as_it_ends_any_command(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    def closed(_piece: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        dashboard[1].follow("a", closed)
+    assert dashboard[0].tails == 1
+
+
+def test_a_file_that_cannot_be_packed_is_named(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    server, jobs = dashboard
+    with open_folder() as folder:
+        tree = working_tree(str(write(folder, {"main.py": "1", "closed.py": "2"})))
+        jobs.submit("striate info", tree, {})
+        refused = r"nothing was submitted, as .*/closed\.py cannot be packed \(Permission denied\): make it readable"
+        with closed(folder / "closed.py"), pytest.raises(UsageError, match=refused):
+            jobs.submit("striate info", tree, {})
+    assert len(server.packages) == 1
 
 
 def test_a_job_that_is_not_there_is_told_at_once(dashboard: tuple[_Dashboard, Jobs]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,28 @@ def write(root: Path, files: Mapping[str, str | bytes]) -> Path:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content if isinstance(content, bytes) else content.encode())
     return root
+
+
+@contextmanager
+def open_folder() -> Generator[Path]:
+    """A folder that other users can enter too, which `tmp_path` is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(os.path.realpath(folder))
+
+
+@contextmanager
+def closed(path: Path) -> Generator[None]:
+    """Let nobody read a file or folder, root neither."""
+    mode, uid = path.stat().st_mode, os.geteuid()
+    path.chmod(0)
+    try:
+        if uid == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(uid)
+        path.chmod(mode)
 
 
 def test_what_git_ignores_stays_here_at_every_depth(tmp_path: Path) -> None:
@@ -46,27 +71,43 @@ def test_what_git_ignores_stays_here_at_every_depth(tmp_path: Path) -> None:
 def test_history_environments_outputs_and_secrets_stay_here_without_an_ignore_file(tmp_path: Path) -> None:
     left_out = (".git/config", ".venv/x.py", "a/__pycache__/x.pyc", "out/x.json", "data/x.csv", ".env", ".a_cache/1")
     left_out += (".env.production", "a/.netrc", ".kube/config", "tls/server.pem", "tls/server.key", "api-keys.txt")
+    left_out += ("id_rsa", "a/id_ed25519.pub", "a/credentials", "ray/auth_token")
     write(tmp_path, dict.fromkeys((*left_out, "a/data/loader.py", "a/out/x.py", "main.py"), ""))
     assert set(working_tree(str(tmp_path)).files) == {"a/data/loader.py", "a/out/x.py", "main.py"}
 
 
 def test_links_are_followed_also_where_they_lead_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = write(tmp_path / "other", {"big.txt": "x", "small.txt": "y"})
-    project = write(tmp_path / "project", {"main.py": ""})
-    (project / "linked").symlink_to(other)
-    (project / "small.txt").symlink_to(other / "small.txt")
-    (project / "broken.txt").symlink_to(other / "gone.txt")
-    assert working_tree(str(project)).files == {
-        "main.py": 0,
-        "small.txt": 1,
-        "linked/big.txt": 1,
-        "linked/small.txt": 1,
-    }
+    project = write(tmp_path / "project", {"main.py": "", "there/big.txt": "x"})
+    (project / "linked").symlink_to("there")
+    (project / "small.txt").symlink_to(project / "there/big.txt")
+    (project / "broken.txt").symlink_to(tmp_path / "gone.txt")
+    assert working_tree(str(project)).files == {"main.py": 0, "there/big.txt": 1, "linked/big.txt": 1, "small.txt": 1}
     monkeypatch.setattr(upload, "MAX_FILES", 50)
     (project / "self").symlink_to(project)
     (project / "again").symlink_to(project)
     with pytest.raises(UsageError, match="or 50 files"):
         working_tree(str(project))
+
+
+@pytest.mark.parametrize("target", ["home/.aws", "project-2", "home/.aws/config"])
+def test_a_link_that_leads_out_of_the_folder_is_refused_unless_ignored(target: str, tmp_path: Path) -> None:
+    write(tmp_path, {"home/.aws/config": "x", "project-2/a.txt": ""})
+    project = write(tmp_path / "project", {"main.py": "", "deep/a.py": ""})
+    (project / "deep/creds").symlink_to(tmp_path / target)
+    (project / "again").symlink_to("deep")
+    with pytest.raises(UsageError, match=rf"(deep|again)/creds is a link out of {project}, to {tmp_path / target}, "):
+        working_tree(str(project))
+    write(project, {".rayignore": "creds\n"})
+    assert working_tree(str(project)).files.keys() == {"main.py", "deep/a.py", "again/a.py", ".rayignore"}
+
+
+def test_a_folder_that_cannot_be_read_is_refused_also_where_it_is_ignored() -> None:
+    with open_folder() as folder:
+        write(folder, {"main.py": "", ".rayignore": "pgdata\n", "pgdata/1": ""})
+        assert working_tree(str(folder)).files.keys() == {"main.py", ".rayignore"}
+        refused = rf"{folder}/pgdata cannot be read \(Permission denied\).*move it out of {folder}"
+        with closed(folder / "pgdata"), pytest.raises(UsageError, match=refused):
+            working_tree(str(folder))
 
 
 def test_too_large_a_tree_is_refused_with_its_largest_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
