@@ -120,7 +120,7 @@ def test_everything_needs_a_key(models: dict[str, LocalModel], path: str) -> Non
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/docs", "/openapi.json", "/", "/web/docs.js"])
-def test_except_whether_the_server_lives_and_the_files_that_are_the_same_everywhere(
+def test_liveness_the_page_and_the_docs_need_no_key(
     models: dict[str, LocalModel], path: str
 ) -> None:
     settings = ServeSettings(keys=LINES)
