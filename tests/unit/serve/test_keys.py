@@ -120,9 +120,7 @@ def test_everything_needs_a_key(models: dict[str, LocalModel], path: str) -> Non
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/docs", "/openapi.json", "/", "/web/docs.js"])
-def test_liveness_the_page_and_the_docs_need_no_key(
-    models: dict[str, LocalModel], path: str
-) -> None:
+def test_liveness_the_page_and_the_docs_need_no_key(models: dict[str, LocalModel], path: str) -> None:
     settings = ServeSettings(keys=LINES)
     assert get(models, settings, path).status_code == 200
     assert get(models, settings, path, method="POST").status_code == 401
