@@ -137,5 +137,5 @@ def _check_sent(path: str, tree: Tree) -> None:
         raise UsageError(f"{path} is an empty folder, which is not sent")
     raise UsageError(
         f"{path} is not sent, as .gitignore, .rayignore or striate leaves it out (out/, data/, environments and "
-        "secrets always): move it, or copy it into a bucket"
+        "secrets always): copy it into a bucket, or name it by its absolute path where all nodes see the same folder"
     )
