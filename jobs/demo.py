@@ -44,7 +44,12 @@ _FILTERS = (
         "Vertical edges after a little blur; tiles of flat sky are dropped first.",
     ),
     ("photos", "clahe(clip_limit=2) | sharpen(amount=0.7)", "png", "Local contrast, then an unsharp mask."),
-    ("photos", "blur_background(sigma=6)", "jpeg:92", "GrabCut finds what stands out; the rest is blurred."),
+    (
+        "photos",
+        "blur_background(sigma=6)",
+        "jpeg:92",
+        "GrabCut guesses what stands out (on tiles as small as these it is often wrong); the rest is blurred.",
+    ),
     ("digits", 'binarize(method="otsu") | resize(56, interpolation="nearest")', "png", "Ink or paper, and larger."),
 )
 
