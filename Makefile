@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo   set up, run the main job on real pictures, leave pictures and a page in $(OUT)"
-	@echo "make test   set up, run the tests (twelve minutes on two cores)"
+	@echo "make test   set up, run the tests (thirteen minutes on two cores)"
 	@echo "make test-faults   set up, run the tests of whole jobs through kills and storage errors, and those of parity with other kernels"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
