@@ -109,7 +109,7 @@ class _Repeater:
 
     def _run(self) -> None:
         while True:
-            time.sleep(_REPEAT_S)
+            time.sleep(_REPEAT_S)  # Ray has no call that says when it exports
             if ray.is_initialized():
                 self._repeat()
 

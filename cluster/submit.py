@@ -184,7 +184,7 @@ class Jobs:
                     f"{job} was asked to stop and is still {details.status} after {_STOP_S} s; `striate jobs` shows "
                     "when it has ended"
                 )
-            time.sleep(_PAUSE_S)
+            time.sleep(_PAUSE_S)  # the job API can only be asked
 
     def follow(self, job: str, write: Callable[[str], object]) -> JobDetails:
         """Give `write` the job's log as it grows, and return the job when it has ended.

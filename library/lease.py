@@ -154,7 +154,7 @@ def _take(destination: str, lease: str) -> None:
         # The first by name stays and waits until the others have withdrawn: exactly one is left.
         if min(file.uri for file in rivals) < lease or time.monotonic() > end:
             raise _refusal(destination, rivals[0])
-        time.sleep(_TIE_LOOK_S)
+        time.sleep(_TIE_LOOK_S)  # a store has no call that waits for an object
     storage.remove(uri for uri, _ in abandoned)
 
 

@@ -104,7 +104,7 @@ def test_classes_of_any_letters_have_a_series_each(exported: Any) -> None:
 
 
 @pytest.mark.faults  # Ray forgets a gauge after two exports, 20 s
-def test_the_drift_of_a_model_that_nobody_asks_is_no_longer_exported(replica: Any, exported: Exported) -> None:
+def test_an_idle_models_drift_is_no_longer_exported(replica: Any, exported: Exported) -> None:
     assert _has_drift(exported)
     ray.get(replica.wait.remote(FRESH_S))
     exported_once({"model": "tested"}, lambda found: not _has_drift(found))

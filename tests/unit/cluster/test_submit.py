@@ -1,4 +1,4 @@
-"""Where jobs are sent, with which files and variables, what is said when nobody answers, logs, and exit codes."""
+"""Submitting jobs: the address, the files and variables that are sent, errors, logs and exit codes."""
 
 from __future__ import annotations
 

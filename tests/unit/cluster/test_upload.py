@@ -32,7 +32,7 @@ def open_folder() -> Generator[Path]:
 
 @contextmanager
 def closed(path: Path) -> Generator[None]:
-    """Let nobody read a file or folder, root neither."""
+    """Make a file or folder unreadable, for root too."""
     mode, uid = path.stat().st_mode, os.geteuid()
     path.chmod(0)
     try:

@@ -29,7 +29,7 @@ def png(pixels: Any) -> bytes:
 
 
 def live_drift(pictures: list[Any], share: float = 1, **options: Any) -> LiveDrift:
-    """Of a model that was trained on `pictures`; what can wait is done at once."""
+    """The drift of a model trained on `pictures`; work for the background runs immediately."""
     provenance = {"histograms": histograms(pictures).to_dict(), "class_counts": {"cat": 300, "dog": 300}}
     record = BundleRecord(classes=("cat", "dog"), provenance=provenance | options.pop("provenance", {}))
     return LiveDrift("pets", record, lambda call, *arguments: call(*arguments), share=share, **options)
@@ -181,7 +181,7 @@ def test_chance_alone_is_seldom_a_shift_and_never_a_drift(seed: int) -> None:
     assert found.verdict != "drifted"
 
 
-def test_a_class_that_nobody_has_trained_for_is_a_drift_and_a_thousand_classes_need_more_pictures() -> None:
+def test_an_unknown_class_is_drift_and_many_classes_need_more_pictures() -> None:
     reference, live = Histograms(), Histograms()
     for name in ("cat", "dog"):
         reference.add_class(name, 500)
