@@ -110,9 +110,7 @@ def serve_s3(root: Path, host: str) -> Generator[S3Server]:
     port = free_port(host)
     server = S3Server(f"http://{host}:{port}", root, "test-key", "test-secret")
     command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--addr", f"{host}:{port}"]
-    command += ["--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off"]
-    # A bucket that a test makes as a folder is there at once, not after the five minutes that the server keeps a list.
-    command += ["--dir-cache-time", "0s", str(root)]
+    command += ["--auth-key", f"{server.key},{server.secret}", "--vfs-cache-mode", "off", str(root)]
     with open(root.parent / "rclone.log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             wait_for_port(port, process, host=host)
