@@ -91,6 +91,13 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    def make_bucket(self, name: str) -> None:
+        """By a request: the server notices a folder that somebody else made only after minutes."""
+        import s3fs
+
+        client = {"endpoint_url": self.endpoint, "region_name": "us-east-1"}
+        s3fs.S3FileSystem(key=self.key, secret=self.secret, client_kwargs=client, skip_instance_cache=True).mkdir(name)
+
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port of this machine's that nobody listens on, and that no connection is given before it is used."""
@@ -141,5 +148,5 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     # s3fs keeps its connections by options, not by environment.
     fsspec.filesystem("s3").clear_instance_cache()
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    fsspec.filesystem("s3").mkdir(name)
+    s3_server.make_bucket(name)
     return f"s3://{name}"

@@ -74,7 +74,7 @@ def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= s3_server.environment()
     environment |= {"RAY_AUTH_TOKEN_PATH": str(home / "token")}
-    (s3_server.root / BUCKET).mkdir()
+    s3_server.make_bucket(BUCKET)
     made = Nodes(environment, s3_server.root)
     try:
         made.up(NODES)

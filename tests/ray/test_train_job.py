@@ -63,7 +63,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def in_bucket(digits: Path, s3_server: S3Server) -> str:
     """The digits in a bucket, not split."""
-    (s3_server.root / "digits").mkdir()
+    s3_server.make_bucket("digits")
     ingest(plan_ingest(str(digits.parent / "digits"), "s3://digits/data", shard_mb=0.02))
     return "s3://digits/data"
 
