@@ -18,8 +18,8 @@ from benchmarks.measuring import Run, Setup
 from benchmarks.scratch import fresh_folder
 from benchmarks.striate_runs import BLUR, ENCODE, Commit, connected, steady_rate
 from jobs.shard_plan import shard_tasks
-from library.manifest import Tally, load_manifest
-from library.shard_work import FilterJob, ShardTask
+from library.dataset.manifest import Tally, load_manifest
+from library.work.filtering import FilterJob, ShardTask
 
 
 class _Worker:

@@ -23,8 +23,8 @@ from benchmarks.result_file import machine, save
 from cluster.session import connect
 from jobs.ingest import ingest, plan_ingest
 from jobs.train import plan_train, train
-from library.bundle import Bundle
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle
+from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError
 from library.models import create
 from library.recipe import Recipe

@@ -29,8 +29,8 @@ from rich.table import Table
 
 from benchmarks.result_file import machine, save
 from benchmarks.worst_pictures import many_scans, progressive_jpeg, run_length_bmp, striped_tiff, thin_png
-from library import codec
 from library.errors import BadPicture
+from library.imaging import codec
 from serve.settings import ServeSettings
 
 _REPOSITORY = Path(__file__).resolve().parents[1]

@@ -19,10 +19,10 @@ import numpy as np
 
 from cluster.session import connect
 from jobs.filter import filter_dataset, plan_filter
-from library import codec
-from library.manifest import FileEntry, Job, Manifest, Tally, manifest_uri, save_manifest
-from library.record import ImageRecord, dataset_schema, table_of
-from library.shards import SUFFIX, ShardWriter, shard_name
+from library.dataset.manifest import FileEntry, Job, Manifest, Tally, manifest_uri, save_manifest
+from library.dataset.record import ImageRecord, dataset_schema, table_of
+from library.dataset.shards import SUFFIX, ShardWriter, shard_name
+from library.imaging import codec
 from library.versions import VERSIONS
 
 # Looks at the width and height beside the picture, and decodes nothing.

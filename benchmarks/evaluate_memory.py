@@ -29,15 +29,15 @@ from benchmarks.empty_shards import peak_mb
 from benchmarks.result_file import machine, save
 from jobs.evaluate import EvaluatePlan, Results, content_of, write_page
 from jobs.places import Places
-from library import codec
-from library.ahead import BATCH
-from library.bundle_record import BundleRecord
+from library.bundle.description import BundleRecord
+from library.dataset.manifest import FileEntry, Job, Manifest, Tally
+from library.dataset.shards import SUFFIX, shard_name
 from library.errors import StriateError
-from library.manifest import FileEntry, Job, Manifest, Tally
-from library.scoring import EvaluateJob
-from library.shard_work import ShardTask
-from library.shards import SUFFIX, shard_name
-from library.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
+from library.evaluation.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
+from library.imaging import codec
+from library.work.filtering import ShardTask
+from library.work.prefetch import BATCH
+from library.work.scoring import EvaluateJob
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _PROCESSES = 2

@@ -35,12 +35,12 @@ from jobs.probe import cpu_rates
 from jobs.train import plan_train
 from jobs.train_loop import TrainTask
 from jobs.train_plan import TrainPlan
-from library import codec
+from library.dataset.manifest import FileEntry, Job, Manifest, Tally, save_manifest
+from library.dataset.record import ImageRecord, dataset_schema, table_of
+from library.dataset.shards import SUFFIX, ShardWriter, shard_name
 from library.errors import StriateError, UsageError
-from library.manifest import FileEntry, Job, Manifest, Tally, save_manifest
+from library.imaging import codec
 from library.recipe import Recipe
-from library.record import ImageRecord, dataset_schema, table_of
-from library.shards import SUFFIX, ShardWriter, shard_name
 from library.versions import VERSIONS
 
 _REPOSITORY = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.empty_shards import peak_mb
-from library.planning import Layout, plan
+from library.dataset.planning import Layout, plan
 from library.sources import list_source
 
 _IN_A_FOLDER = 1000

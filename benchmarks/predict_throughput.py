@@ -30,9 +30,9 @@ from benchmarks.result_file import code_digest, machine, save, summary
 from benchmarks.scratch import fresh_folder
 from benchmarks.serving_models import make_bundle
 from benchmarks.worker_memory import WorkerMemory
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
+from library.dataset.manifest import load_manifest
 from library.errors import StriateError, UsageError
-from library.manifest import load_manifest
 from library.runtimes import open_runtime
 
 _REPOSITORY = Path(__file__).resolve().parents[1]

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measuring import Run
-from library.ahead import Ahead
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
+from library.work.prefetch import Ahead
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _CHUNK = 128

@@ -26,13 +26,13 @@ from benchmarks.photo_files import make_photos
 from benchmarks.striate_runs import BLUR, ENCODE
 from jobs.filter import plan_filter
 from library import stores
-from library.destination import claim, committed, finish
+from library.dataset.destination import claim, committed, finish
+from library.dataset.manifest import Job
+from library.dataset.planning import Layout, plan
+from library.dataset.totals import Totals
 from library.errors import StriateError
-from library.manifest import Job
-from library.planning import Layout, plan
-from library.shard_work import IngestJob
 from library.sources import Options, list_source
-from library.totals import Totals
+from library.work.filtering import IngestJob
 
 _BYTES_A_PHOTO = 111_000
 

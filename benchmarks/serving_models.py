@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.http_load import Bodies
 from benchmarks.photo_files import make_photos
-from library import codec
-from library.bundle import Bundle
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle
+from library.bundle.description import BundleRecord
+from library.imaging import codec
 from library.models import create, info
 
 _SMALL_PX = 28

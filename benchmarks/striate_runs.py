@@ -24,8 +24,8 @@ from benchmarks.worker_memory import WorkerMemory
 from cluster.session import connect
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
+from library.dataset.manifest import REPORTS, Manifest, ShardReport, load_manifest
 from library.errors import StriateError
-from library.manifest import REPORTS, Manifest, ShardReport, load_manifest
 
 BLUR = f"gaussian_blur(sigma={SIGMA})"
 ENCODE = f"jpeg:{QUALITY}"

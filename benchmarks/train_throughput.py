@@ -27,13 +27,13 @@ from torchvision import datasets, transforms
 from benchmarks.measuring import spread
 from benchmarks.result_file import machine, save
 from jobs.train import plan_train, train
-from library import codec
+from library.dataset.manifest import load_manifest
+from library.dataset.shards import ShardReader
 from library.device import autocast, choose_device
 from library.errors import StriateError, UsageError
-from library.manifest import load_manifest
+from library.imaging import codec
 from library.models import create, info
 from library.recipe import Recipe
-from library.shards import ShardReader
 from library.training.logs import read_metrics
 
 _REPOSITORY = Path(__file__).resolve().parents[1]

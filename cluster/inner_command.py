@@ -98,11 +98,11 @@ def _check_content(command: InnerCommand, tree: Tree) -> None:
 
         Pipeline.parse(steps, refuse="augmentation")
     if isinstance(steps, str) and command.name == "augment":
-        from library.augmentation import parse_augmentation
+        from library.pipeline.augmentation import parse_augmentation
 
         parse_augmentation(steps)
     if isinstance(encode, str):
-        from library.codec import Encoding
+        from library.imaging.codec import Encoding
 
         Encoding.parse(encode)
     for path in _paths(recipe):

@@ -191,7 +191,7 @@ def ingest_command(
         striate ingest links.csv out/raw --image-column url --links-per-host 2
     """
     from jobs.ingest import check_bad_fraction, ingest, plan_ingest
-    from library.manifest import skipped_text
+    from library.dataset.manifest import skipped_text
     from library.sources import LinkLimits, Options
 
     links = LinkLimits(
@@ -348,7 +348,7 @@ def steps_command(
     striate steps "clahe(clip_limit=4)" --out clahe.png
     """
     from jobs.steps import describe, example_picture
-    from library.step_help import step_table
+    from library.steps.help import step_table
 
     if step is None:
         if out is not None:

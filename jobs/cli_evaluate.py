@@ -16,10 +16,10 @@ from library import storage
 from library.errors import UsageError
 
 if TYPE_CHECKING:  # they are heavy, and only this command waits for them
-    from library.comparison import Comparison
-    from library.evaluation import Evaluation
-    from library.report import Content
-    from library.robustness import Robustness
+    from library.evaluation.comparison import Comparison
+    from library.evaluation.metrics import Evaluation
+    from library.evaluation.report import Content
+    from library.evaluation.robustness import Robustness
 
 _MOST_CLASSES = 20
 
@@ -63,7 +63,7 @@ def evaluate_command(
         raise UsageError("--robustness-pictures has no effect without --robustness")
     check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu})
     from jobs.evaluate import PAGE, ROBUSTNESS_PICTURES, plan_evaluate, run_evaluate
-    from library.report import summary
+    from library.evaluation.report import summary
 
     pictures = (robustness_pictures or ROBUSTNESS_PICTURES) if robustness else 0
     *bundles, dataset = bundles_and_data
@@ -79,7 +79,7 @@ def evaluate_command(
 
 
 def _print(content: Content) -> None:
-    from library.report import account, speed
+    from library.evaluation.report import account, speed
 
     console = Terminal()
     say(f"{content.dataset}: {speed(content.throughput)}")
@@ -123,7 +123,7 @@ def _classes(evaluation: Evaluation) -> Table:
 
 
 def _robustness(measured: Robustness) -> Table:
-    from library.robustness import CORRUPTIONS, STRENGTHS
+    from library.evaluation.robustness import CORRUPTIONS, STRENGTHS
 
     table = Table(box=None, pad_edge=False)
     table.add_column("made worse")

@@ -118,7 +118,7 @@ def _pictures(bundle: str, paths: Sequence[str], top_k: int, *, as_json: bool) -
     # Before PyTorch is imported: a wrong path is told at once.
     files = [file for path in paths for file in picture_files(path)]
     from jobs.predict import predict_files
-    from library.bundle import Bundle
+    from library.bundle.bundle import Bundle
 
     loaded = Bundle.load(bundle)
     widths = (

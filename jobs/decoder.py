@@ -10,7 +10,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from library.errors import StriateError
-from library.inputs import InputPipeline
+from library.pipeline.inputs import InputPipeline
 from library.training.resident import Resident, decode_rows
 from library.training.rows import Part, Rows
 

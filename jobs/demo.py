@@ -24,13 +24,13 @@ from jobs.info import datasets_below
 from jobs.ingest import ingest, plan_ingest
 from jobs.output import balance, reasons, size, stderr
 from jobs.show import contact_sheet
-from library import codec
-from library.bundle_record import Prediction
+from library.bundle.description import Prediction
+from library.dataset.manifest import Manifest
 from library.errors import StriateError, UsageError
-from library.evaluation import Evaluation
-from library.manifest import Manifest
-from library.picture import Pixels
-from library.report.page import template
+from library.evaluation.metrics import Evaluation
+from library.evaluation.report.page import template
+from library.imaging import codec
+from library.imaging.picture import Pixels
 
 _TILE_PX, _STEP_PX = 224, 64
 _ASKED = 8
@@ -134,7 +134,7 @@ def _classifier(folder: Path) -> _Classifier:
     from jobs.evaluate import plan_evaluate, run_evaluate
     from jobs.predict import predict_files
     from jobs.train import plan_train, train
-    from library.bundle import Bundle
+    from library.bundle.bundle import Bundle
     from library.recipe import Recipe
 
     digits, out, report = folder / "data" / "digits", folder / "lenet", folder / "report"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from library import storage
-from library.bundle import Bundle, ensemble
-from library.bundle_record import BUNDLE, BundleRecord
+from library.bundle.bundle import Bundle, ensemble
+from library.bundle.description import BUNDLE, BundleRecord
 from library.errors import UsageError
 
 

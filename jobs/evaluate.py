@@ -14,22 +14,22 @@ from cluster.shared_paths import check_shared
 from jobs.places import Places, places_of_classifiers
 from jobs.shard_plan import shard_tasks
 from library import storage
-from library.bundle_record import BundleRecord, load_record
-from library.comparison import compare
-from library.destination import reports_below, shard_stem
+from library.bundle.description import BundleRecord, load_record
+from library.dataset.destination import reports_below, shard_stem
+from library.dataset.lease import hold
+from library.dataset.manifest import REPORTS, Manifest, find_manifest, load_manifest, save_report
 from library.errors import StriateError, UsageError
-from library.evaluation import evaluate
-from library.inputs import InputPipeline
-from library.lease import hold
-from library.manifest import REPORTS, Manifest, find_manifest, load_manifest, save_report
-from library.report import Content, Counts, Subject, account, render, summary
-from library.robustness import measure
-from library.scoring import EvaluateJob
-from library.shard_work import ShardTask
+from library.evaluation.comparison import compare
+from library.evaluation.metrics import evaluate
+from library.evaluation.report import Content, Counts, Subject, account, render, summary
+from library.evaluation.robustness import measure
+from library.evaluation.sums import EvaluateReport, EvaluateTotals, Sums
+from library.pipeline.inputs import InputPipeline
 from library.storage import FileInfo
-from library.sums import EvaluateReport, EvaluateTotals, Sums
 from library.training.logs import read_metrics
 from library.versions import VERSIONS
+from library.work.filtering import ShardTask
+from library.work.scoring import EvaluateJob
 
 if TYPE_CHECKING:  # it imports Ray, and planning does not need it
     from jobs.shard_runner import ShardRun

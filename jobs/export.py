@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from library import storage
-from library.bundle import Bundle
-from library.export import Exported, destination, export
+from library.bundle.bundle import Bundle
+from library.runtimes.export import Exported, destination, export
 
 
 @dataclass(frozen=True)

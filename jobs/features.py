@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from cluster.session import Session
 from jobs.decoder import answer, residents
 from library import storage
-from library.augmentation import Augmenter
 from library.device import autocast, choose_device
-from library.inputs import InputPipeline, stack
 from library.models import create
 from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline, stack
 from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
 from library.training.rows import Part, Rows

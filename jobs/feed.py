@@ -10,14 +10,14 @@ import ray
 
 from jobs.streaming import Source, StreamFeed
 from jobs.train_loop import TrainTask
-from library.augmentation import Augmenter
 from library.errors import StriateError
-from library.inputs import InputPipeline
 from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.training.batch import Batch
 from library.training.resident import Resident, ResidentFeed
 from library.training.stream_decoding import Unusable
+from library.training.training_batch import Batch
 from library.training.windows import Share
 
 

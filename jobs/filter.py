@@ -6,13 +6,13 @@ from cluster.session import connect
 from jobs.places import places_of_shards
 from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
 from library import storage
-from library.codec import Encoding
-from library.destination import check_apart, check_claim, remove_uncommitted
+from library.dataset.destination import check_apart, check_claim, remove_uncommitted
+from library.dataset.lease import hold
+from library.dataset.manifest import Job, Manifest, load_manifest
 from library.errors import UsageError
-from library.lease import hold
-from library.manifest import Job, Manifest, load_manifest
+from library.imaging.codec import Encoding
 from library.pipeline import Pipeline
-from library.shard_work import FilterJob
+from library.work.filtering import FilterJob
 
 
 def plan_filter(

@@ -13,7 +13,7 @@ from cluster.console import Terminal
 from jobs.output import balance, counted, left_out, ranked, size, time_spent
 from jobs.progress import duration
 from library import storage
-from library.manifest import (
+from library.dataset.manifest import (
     REJECTS,
     REPORTS,
     Manifest,
@@ -144,7 +144,7 @@ def _counts(manifest: Manifest) -> Table:
     sides = dict(sorted(tally.sides.items(), key=lambda item: int(item[0])))
     table.add_row("longer side", ", ".join(f"up to {side} px: {count:,}" for side, count in sides.items()))
     if manifest.histograms is not None:
-        from library.histograms import Histograms
+        from library.dataset.histograms import Histograms
 
         table.add_row("measured", Histograms.from_dict(manifest.histograms).medians())
     return table

@@ -11,13 +11,13 @@ from cluster.shared_paths import check_shared
 from jobs.places import Places, places_of_shards
 from jobs.shard_plan import run_tasks
 from library import storage
-from library.destination import check_apart, check_claim, claim, committed, finish, remove_uncommitted
+from library.dataset.destination import check_apart, check_claim, claim, committed, finish, remove_uncommitted
+from library.dataset.lease import hold
+from library.dataset.manifest import Job, Manifest, digest_of, find_manifest, splits_below
+from library.dataset.planning import Layout, parse_fractions, plan
 from library.errors import StriateError, UsageError
-from library.lease import hold
-from library.manifest import Job, Manifest, digest_of, find_manifest, splits_below
-from library.planning import Layout, parse_fractions, plan
-from library.shard_work import IngestJob, ShardTask
 from library.sources import Listing, Options, list_source
+from library.work.filtering import IngestJob, ShardTask
 
 
 @dataclass(frozen=True)

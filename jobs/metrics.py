@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from cluster import metrics
 from library import storage
-from library.manifest import Report
+from library.dataset.manifest import Report
 
 #: The stage that metrics name for each stage of `Report.seconds`; every step counts as `steps`.
 _STAGES = {

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cluster.console import Terminal, json_text, say, visible
 from library import storage
-from library.manifest import Manifest, skipped_text
+from library.dataset.manifest import Manifest, skipped_text
 
 #: People read here; with --json only the document goes to stdout.
 stderr = Terminal(stderr=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from library import codec, storage
-from library.bundle import Bundle
-from library.bundle_record import Prediction
+from library import storage
+from library.bundle.bundle import Bundle
+from library.bundle.description import Prediction
 from library.errors import BadPicture, StriateError, UsageError
+from library.imaging import codec
 
 _BATCH = 32
 

@@ -8,14 +8,14 @@ from cluster.session import connect
 from jobs.places import places_of_classifiers
 from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
 from library import storage
-from library.bundle_record import load_record
-from library.destination import check_apart, check_claim, remove_uncommitted
+from library.bundle.description import load_record
+from library.dataset.destination import check_apart, check_claim, remove_uncommitted
+from library.dataset.lease import hold
+from library.dataset.manifest import Job, Manifest, load_manifest
+from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError
-from library.inputs import InputPipeline
-from library.lease import hold
-from library.manifest import Job, Manifest, load_manifest
-from library.predict_work import PredictJob, predicted_schema
-from library.shards import ShardReader
+from library.pipeline.inputs import InputPipeline
+from library.work.predicting import PredictJob, predicted_schema
 
 # As library.runtimes has them, which imports torch.
 _RUNTIMES = ("eager", "compile", "onnx")

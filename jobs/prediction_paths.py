@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from library import storage
+from library.dataset.manifest import MANIFEST, manifest_uri
 from library.errors import UsageError
-from library.manifest import MANIFEST, manifest_uri
 from library.sources.entries import is_picture_name
 from library.sources.folder import scan
 

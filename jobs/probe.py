@@ -13,17 +13,17 @@ import torch
 
 from jobs.train import model_inputs
 from library import storage
-from library.augmentation import Augmenter
 from library.device import choose_device
 from library.errors import BadPicture, UsageError
+from library.imaging.picture import Pixels
 from library.models import create
-from library.picture import Pixels
 from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
 from library.recipe import Recipe
-from library.training.batch import Batch
 from library.training.fitting import fitting_batch_size, trial
 from library.training.learner import Learner
 from library.training.rows import check_columns, read_pictures, read_rows
+from library.training.training_batch import Batch
 
 _PICTURES = 512
 

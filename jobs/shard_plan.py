@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cluster.shared_paths import check_shared
 from jobs.places import Places
-from library.destination import claim, committed, finish, shard_stem
-from library.manifest import Job, Manifest, ShardReport
-from library.shard_work import ShardJob, ShardTask
-from library.totals import Totals
+from library.dataset.destination import claim, committed, finish, shard_stem
+from library.dataset.manifest import Job, Manifest, ShardReport
+from library.dataset.totals import Totals
+from library.work.filtering import ShardJob, ShardTask
 
 if TYPE_CHECKING:  # it imports Ray, and planning does not need it
     from jobs.shard_runner import ShardRun

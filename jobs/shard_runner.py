@@ -27,9 +27,9 @@ from jobs.metrics import PlanMetrics
 from jobs.places import Places
 from jobs.progress import Progress
 from jobs.shard_worker import ShardResult, count_of, task_row, worker_class
+from library.dataset.manifest import Report
 from library.errors import StriateError
-from library.manifest import Report
-from library.shard_work import ShardJob, ShardTask
+from library.work.filtering import ShardJob, ShardTask
 
 # A worker that can be scheduled is up long before, and a user would take silence for a fault.
 _WAITS_S = 15.0

@@ -20,10 +20,10 @@ from jobs import board
 from jobs.board import Count
 from jobs.metrics import WorkMetrics
 from library import storage
+from library.dataset.manifest import Report, Tally, manifest_uri
 from library.errors import StriateError
 from library.json_lines import WorkLog
-from library.manifest import Report, Tally, manifest_uri
-from library.shard_work import ShardJob, ShardTask
+from library.work.filtering import ShardJob, ShardTask
 
 _BEAT_EVERY_S = 1.0
 # A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that

@@ -8,14 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from library import codec, storage
-from library.augmentation import Augmenter, parse_augmentation
-from library.batch import BatchResult, run_batch
+from library import storage
+from library.dataset.manifest import load_manifest
+from library.dataset.shards import ShardReader
 from library.errors import BadPicture, UsageError
-from library.manifest import load_manifest
+from library.imaging import codec
+from library.imaging.contact_sheet import Tile, draw_sheet
 from library.pipeline import Pipeline
-from library.shards import ShardReader
-from library.sheet import Tile, draw_sheet
+from library.pipeline.augmentation import Augmenter, parse_augmentation
+from library.pipeline.batch import BatchResult, run_batch
 
 _PAIRS_A_ROW = 3
 _PLAIN_A_ROW = 6

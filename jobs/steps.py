@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-from library import codec
-from library.augmentation import Augmenter
-from library.codec import Header
+from library.dataset.record import TOP_CLASSES, TOP_PROBABILITIES
 from library.errors import UsageError
 from library.grammar import nearest
-from library.picture import Picture, Pixels
+from library.imaging import codec
+from library.imaging.codec import Header
+from library.imaging.contact_sheet import Tile, draw_sheet
+from library.imaging.picture import Picture, Pixels
 from library.pipeline import Pipeline
-from library.record import TOP_CLASSES, TOP_PROBABILITIES
-from library.sheet import Tile, draw_sheet
-from library.step_help import step_help
+from library.pipeline.augmentation import Augmenter
 from library.steps import REGISTRY
 from library.steps.base import Selector, Step
 from library.steps.examples import EXAMPLES
+from library.steps.help import step_help
 
 _TILE_PX = 420
 _VARIANTS = 5

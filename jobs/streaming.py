@@ -23,12 +23,12 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
-from library.augmentation import Augmenter
 from library.errors import StriateError
-from library.inputs import InputPipeline
-from library.training.batch import Batch
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline
 from library.training.rows import Part, Rows, read_part
 from library.training.stream_decoding import ChunkDecoder, Decoded, Unusable, WindowReader, cut_table, regrouped
+from library.training.training_batch import Batch
 from library.training.windows import Group, Share, all_groups
 
 # What is decoded by one task, by its size before or after: some tenths of a second of work, where Ray Data takes

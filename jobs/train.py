@@ -21,15 +21,16 @@ from jobs.placement import Placement
 from jobs.train_claim import CHECKPOINTS, check_claim, claim, remove_temporaries
 from jobs.train_data import data_refs
 from jobs.train_plan import TrainPlan
-from library import histograms, storage
-from library.bundle_record import BundleRecord, load_record
+from library import storage
+from library.bundle.description import BundleRecord, load_record
+from library.dataset import histograms
+from library.dataset.lease import hold
+from library.dataset.manifest import load_manifest
 from library.errors import BadPicture, UsageError
 from library.grammar import nearest
-from library.inputs import InputPipeline
-from library.lease import hold
-from library.manifest import load_manifest
 from library.models import check_input, create, info, parse_call
 from library.pipeline import Pipeline
+from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.training.order import smallest_part
 from library.training.resident import decode_rows
@@ -236,7 +237,7 @@ def _read_by_workers(plan: TrainPlan) -> list[str]:
 
 
 def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) -> BundleRecord:
-    from library.bundle import Bundle  # torch, which Ray need not wait for
+    from library.bundle.bundle import Bundle  # torch, which Ray need not wait for
 
     recipe, position = plan.recipe, checkpoint["position"]
     model = create(recipe.model, num_classes=len(plan.train.classes), head=recipe.head)

@@ -11,9 +11,9 @@ from typing import Any
 
 from jobs.train_plan import TrainPlan
 from library import storage
-from library.bundle_record import BUNDLE
+from library.bundle.description import BUNDLE
+from library.dataset.lease import LEASES
 from library.errors import StriateError, UsageError
-from library.lease import LEASES
 
 CHECKPOINTS = "checkpoints"
 FEATURES = "features"

@@ -11,9 +11,9 @@ from jobs.output import stderr
 from jobs.train_claim import FEATURES
 from jobs.train_plan import TrainPlan
 from library import storage
+from library.dataset.manifest import digest_of
 from library.errors import StriateError
-from library.inputs import InputPipeline
-from library.manifest import digest_of
+from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.training.resident import Resident, decode_rows
 from library.training.rows import Part, Rows, read_part, rejected_text

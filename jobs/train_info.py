@@ -8,7 +8,7 @@ from typing import Any
 from jobs.progress import duration
 from jobs.train_claim import claimed
 from library import storage
-from library.bundle_record import BUNDLE
+from library.bundle.description import BUNDLE
 from library.recipe import Recipe
 from library.training.logs import METRICS, read_metrics
 

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.placement import Placement
 from jobs.train_loop import TrainTask
 from library import storage
-from library.inputs import InputPipeline
+from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.training.rows import Rows
 

@@ -29,12 +29,12 @@ from library.errors import StriateError
 from library.json_lines import WorkLog
 from library.models import create
 from library.recipe import Recipe
-from library.training.batch import Batch
 from library.training.fitting import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
 from library.training.learner import Learner, Score
 from library.training.logs import Logs
 from library.training.position import Position
 from library.training.rows import vanished
+from library.training.training_batch import Batch
 
 _WINDOW_STEPS = 20
 # The driver looks twice a second; what is told more often only takes time from the step.

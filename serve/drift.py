@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster import metrics
-from library import codec
-from library.bundle_record import BundleRecord
+from library.bundle.description import BundleRecord
+from library.dataset.histograms import CLASS, EDGES, Histograms, measures
 from library.errors import BadPicture
-from library.histograms import CLASS, EDGES, Histograms, measures
+from library.imaging import codec
 from serve.schemas import Distance, DriftReport, PictureCounts, Verdict
 from serve.service import Answer
 

@@ -24,10 +24,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from library import codec
-from library.bundle import Bundle, Prepared
+from library.bundle.bundle import Bundle, Prepared
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StepError, StriateError
-from library.sheet import visible
+from library.imaging import codec
+from library.imaging.contact_sheet import visible
 from serve.prepare_worker import unpacked
 from serve.service import Busy, TimedOut
 from serve.worker_process import ProcessEndedError, WorkerPool

@@ -14,8 +14,8 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.staticfiles import StaticFiles
 
 from library.pipeline import Pipeline
-from library.step_help import StepHelp, ordered_steps, step_help
 from library.steps.examples import EXAMPLES
+from library.steps.help import StepHelp, ordered_steps, step_help
 from serve.bodies import JsonPictures, read_picture
 from serve.envelope import Envelope
 from serve.guard import Guard

@@ -13,7 +13,7 @@ from typing import Any
 import pydantic
 
 from library import storage
-from library.bundle_record import BundleRecord, checked_record
+from library.bundle.description import BundleRecord, checked_record
 from library.errors import UsageError
 from serve.deploy import GATEWAY, MODEL_PATH, NAME, Deployment, ModelArgs
 from serve.reach import check_reach

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from library import codec
 from library.errors import BadPicture, StriateError
-from library.inputs import InputPipeline
+from library.imaging import codec
+from library.pipeline.inputs import InputPipeline
 from serve.worker_process import answer_frames, setup
 
 #: The input pipeline of a model; of an ensemble those of its members.

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from library import codec
-from library.batch import run_step
 from library.errors import BadPicture, StepError, StriateError
-from library.picture import Picture
+from library.imaging import codec
+from library.imaging.contact_sheet import visible
+from library.imaging.picture import Picture
 from library.pipeline import Pipeline
+from library.pipeline.batch import run_step
 from library.randomness import generator
-from library.sheet import visible
 from library.steps.base import Step, augmented
 from serve.worker_process import answer_frames
 

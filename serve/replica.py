@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from ray import serve
 
 from cluster.ray_internals import keep_replica_on_loopback
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
+from library.bundle.explain import explain as explanation
+from library.bundle.explain import overlay_png
 from library.errors import BadPicture
-from library.explain import explain as explanation
-from library.explain import overlay_png
 from library.runtimes import open_runtime, tune
 from library.runtimes.samples import noise
 from serve.counted import Counted

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from library.bundle_record import BundleRecord
+from library.bundle.description import BundleRecord
 
 
 class Strict(BaseModel):

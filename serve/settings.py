@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pydantic
 
-from library import codec
+from library.imaging import codec
 
 #: Photos of phones have 12 to 50 million.
 _MAX_PIXELS = 64 * 10**6

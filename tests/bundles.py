@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from library.bundle import Bundle
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle
+from library.bundle.description import BundleRecord
 from library.models import create
 
 #: Of the photos of `write_photos`.

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.demo import demo_pictures
-from library import codec
+from library.imaging import codec
 from tests.conftest import SHARED_DATA
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import torch
 
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from library.runtimes import Runtime, open_runtime
 
 

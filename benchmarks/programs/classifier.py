@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
-from library.bundle import Bundle
-from library.bundle_record import load_record
+from library.bundle.bundle import Bundle
+from library.bundle.description import load_record
 from library.models import create
 
 _TOP = 5

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from library import storage
-from library.bundle_record import BUNDLE, WEIGHTS, load_record
+from library.bundle.description import BUNDLE, WEIGHTS, load_record
 from library.errors import StriateError, UsageError
 from library.models.call import ModelCall
 from library.models.catalog import TIMM, ModelInfo

@@ -10,7 +10,7 @@ from library.recipe.fields import wanted
 from library.recipe.optimizers import BETAS, OPTIMIZERS, WITH_MOMENTUM
 from library.recipe.paths import fields_of, group_of
 from library.recipe.schema import Recipe
-from library.recipe.text import dump_yaml
+from library.recipe.yaml_text import dump_yaml
 
 
 def reference() -> str:

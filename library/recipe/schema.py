@@ -9,13 +9,13 @@ import pydantic
 from pydantic import Field
 
 from library import storage
+from library.dataset.manifest import digest_of
 from library.errors import UsageError
-from library.manifest import digest_of
 from library.recipe import fields
 from library.recipe.contradictions import Contradictions, contradictions
 from library.recipe.optimizers import WITH_MOMENTUM
-from library.recipe.reading import read
-from library.recipe.text import dump_yaml
+from library.recipe.parsing import read
+from library.recipe.yaml_text import dump_yaml
 
 _MAX_BYTES = 2**20
 

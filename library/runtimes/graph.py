@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from library.errors import StriateError
 
 OUTPUT = "probabilities"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from library.errors import StriateError
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 from library.runtimes.graph import OUTPUT, first_line, onnx_model
 from library.runtimes.runtime import Compute
 from library.runtimes.samples import samples

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from library.bundle import Bundle, Prepared
+from library.bundle.bundle import Bundle, Prepared
+from library.bundle.members import ParallelMembers
 from library.errors import StriateError, UsageError
-from library.parallel_members import ParallelMembers
 from library.runtimes.compiled import compiled
 from library.runtimes.onnx_session import onnx_compute
 from library.runtimes.parity import check

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from library.bundle import Bundle, Prepared
+from library.bundle.bundle import Bundle, Prepared
 from library.errors import StriateError
 from library.runtimes.runtime import Compute
 from library.runtimes.samples import samples

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from library.bundle import Prepared
+from library.bundle.bundle import Prepared
 
 #: Prepared pictures to probabilities, N x classes; the sum of each row is 1.
 Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]

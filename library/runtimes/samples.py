@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from library.bundle import Bundle, Prepared
-from library.picture import Pixels
+from library.bundle.bundle import Bundle, Prepared
+from library.imaging.picture import Pixels
 
 
 def noise(bundle: Bundle, seed: int) -> Prepared:

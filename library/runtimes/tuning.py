@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from library.bundle import Bundle, Prepared
+from library.bundle.bundle import Bundle, Prepared
 from library.runtimes.runtime import Runtime
 from library.runtimes.samples import noise
 

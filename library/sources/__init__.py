@@ -22,13 +22,15 @@ import pyarrow as pa
 import pyarrow.compute
 
 from library import storage
+from library.dataset.manifest import skipped_text
 from library.errors import BadPicture, UsageError
-from library.manifest import skipped_text
-from library.sources import cifar, containers, folder, idx, lists, members, parquet
+from library.sources import cifar, containers, folder, idx, parquet
+from library.sources.archives import members
 from library.sources.entries import Entries, is_picture_name
 from library.sources.index import INDEX_SCHEMA, LinkLimits, Listing, Options, Read, extras_of
 from library.sources.labels import look_alikes
-from library.sources.tables import LISTS
+from library.sources.tables import lists
+from library.sources.tables.text import LISTS
 from library.sources.tree import Tree
 
 __all__ = ["INDEX_SCHEMA", "LinkLimits", "Listing", "Options", "Read", "extras_of", "list_source", "read_pictures"]

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from library import codec, storage
+from library import storage
 from library.errors import StriateError, UsageError
-from library.sources import gzips
+from library.imaging import codec
+from library.sources.archives import gzips
+from library.sources.archives.members import read_raw
 from library.sources.entries import Entries
 from library.sources.index import Listing, Options, Read, finish
-from library.sources.members import read_raw
 from library.storage import Span
 
 _SIDE = 32

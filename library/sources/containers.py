@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-from library import codec, storage
+from library import storage
 from library.errors import UsageError
-from library.sources import gzips, labels, lists, tarfiles, zipfiles
+from library.imaging import codec
+from library.sources import labels
+from library.sources.archives import gzips, tarfiles, zipfiles
 from library.sources.entries import Entries, is_picture_name
 from library.sources.index import Listing, Options
-from library.sources.tables import LISTS
+from library.sources.tables import lists
+from library.sources.tables.text import LISTS
 from library.sources.tree import Tree
 from library.storage import Span
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from library import codec, storage
+from library import storage
 from library.errors import StriateError
+from library.imaging import codec
 from library.sources.entries import Entries, is_other_name, why_skipped
 from library.sources.index import printable
 

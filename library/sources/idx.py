@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from library import codec, storage
+from library import storage
 from library.errors import StriateError, UsageError
-from library.sources import gzips
+from library.imaging import codec
+from library.sources.archives import gzips
+from library.sources.archives.members import read_raw
 from library.sources.index import MAX_BYTES, Listing, Options, Read, finish
 from library.sources.labels import split_of
-from library.sources.members import read_raw
 from library.storage import Span
 
 _IMAGES = re.compile(r"^(.*?)images([-.])idx3-ubyte(\.gz)?$", re.IGNORECASE)

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from library.codec import DEFAULT_LIMITS
+from library.dataset.record import CORE_COLUMNS, REJECT_COLUMNS
 from library.errors import BadPicture, StriateError, UsageError
-from library.record import CORE_COLUMNS, REJECT_COLUMNS
-from library.sources.addresses import parse_networks
+from library.imaging.codec import DEFAULT_LIMITS
+from library.sources.allowed_hosts import parse_networks
 
 _compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 MAX_BYTES = DEFAULT_LIMITS.max_bytes
@@ -133,7 +133,7 @@ class Listing:
         kind: which reader reads the pictures back; goes to `read_pictures`.
         index: INDEX_SCHEMA, and the extra columns that the listing already knows (see `extras_of`). Sorted by key.
         late: the extra columns that come with the pictures (`Read.extras`), with their types.
-        skipped: how many files were passed over, by reason: one of `library.manifest.SKIPPED`.
+        skipped: how many files were passed over, by reason: one of `library.dataset.manifest.SKIPPED`.
         hints: by URI of a container, what the reader needs to find its way in it (an index of a gzip stream).
         notes: sentences for the user about what was found and may surprise.
     """

@@ -1,7 +1,7 @@
 """Pictures at web addresses: fetched by few connections a host, with retries, and within limits of size and time.
 
 Nothing that a server does ends a job: what cannot be fetched is a reject with its reason. A server decides neither
-where else this machine connects to (`library/sources/addresses.py`) nor how much it holds in memory.
+where else this machine connects to (`library/sources/allowed_hosts.py`) nor how much it holds in memory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import pyarrow as pa
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from library import codec
 from library.errors import BadPicture, StriateError
-from library.sources import addresses, members
+from library.imaging import codec
+from library.sources import allowed_hosts
+from library.sources.archives import members
 from library.sources.index import LinkLimits, Options, Read
-from library.sources.lists import is_link, without_user
+from library.sources.tables.lists import is_link, without_user
 from library.versions import VERSIONS
 
 _HEADERS = {
@@ -156,13 +157,13 @@ class _Fetcher:
 
     def __init__(self, limits: LinkLimits) -> None:
         self._limits = limits
-        self._allowed = addresses.parse_networks(limits.allowed)
+        self._allowed = allowed_hosts.parse_networks(limits.allowed)
         self._hosts: dict[str, _Host] = {}
         self._slots = asyncio.Semaphore(limits.connections)
         connector = aiohttp.TCPConnector(
             limit=0,  # ours count
             resolver=_PublicResolver(self._allowed),
-            socket_factory=lambda info: addresses.guarded_socket(info, self._allowed),
+            socket_factory=lambda info: allowed_hosts.guarded_socket(info, self._allowed),
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -224,9 +225,9 @@ class _Fetcher:
 
     async def _ask(self, url: URL) -> bytes | str:
         """One request: the body, or where it redirects to."""
-        known = addresses.literal(url.host or "")
+        known = allowed_hosts.literal(url.host or "")
         if known is not None:
-            addresses.check(known, self._allowed)
+            allowed_hosts.check(known, self._allowed)
         host = self._host(url)
         async with host.slots:
             if len(host.failures) >= _GIVEN_UP_AFTER:
@@ -290,7 +291,7 @@ class _Fetcher:
 class _PublicResolver(AbstractResolver):
     """Names to addresses, less those that may not be connected to."""
 
-    def __init__(self, allowed: Sequence[addresses.Network]) -> None:
+    def __init__(self, allowed: Sequence[allowed_hosts.Network]) -> None:
         self._allowed = allowed
         self._resolver = aiohttp.ThreadedResolver()
 
@@ -300,9 +301,9 @@ class _PublicResolver(AbstractResolver):
         refused: BadPicture | None = None
         for each in found:
             try:
-                address = addresses.literal(each["host"])
+                address = allowed_hosts.literal(each["host"])
                 assert address is not None
-                addresses.check(address, self._allowed)
+                allowed_hosts.check(address, self._allowed)
                 public.append(each)
             except BadPicture as bad:
                 refused = bad

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from library import storage
 from library.errors import BadPicture, StriateError, UsageError
-from library.sources.columns import class_names
 from library.sources.index import MAX_BYTES, Listing, Options, Read, finish, output_name
 from library.sources.labels import file_splits, from_folders, split_of
+from library.sources.tables.columns import class_names
 
 _IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "data", "content")
 _LABEL_NAMES = ("label", "class")

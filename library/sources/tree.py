@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from library.errors import StriateError, UsageError
-from library.sources.columns import Columns
+from library.sources.archives.members import read_files, read_members
 from library.sources.entries import MAX_SIDECAR_BYTES, Entries, is_picture_name
 from library.sources.index import INDEX_SCHEMA, MAX_BYTES, Listing, Options, finish, output_name
 from library.sources.labels import from_folders
-from library.sources.members import read_files, read_members
-from library.sources.metadata import Metadata, find_metadata
-from library.sources.sidecars import Facts, Sample, facts, samples
+from library.sources.tables.columns import Columns
+from library.sources.tables.metadata import Metadata, find_metadata
+from library.sources.tables.sidecars import Facts, Sample, facts, samples
 
 _BATCH = 4096  # samples whose sidecars are read at a time
 

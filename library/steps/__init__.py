@@ -1,10 +1,10 @@
 """Every step: importing this package fills REGISTRY."""
 
-from library.steps.augment_colour import Brightness, ChannelShift, Contrast, Hue, Saturation
-from library.steps.augment_crop import RandomCrop, RandomErase, RandomResizedCrop
-from library.steps.augment_geometry import Flip, Rotate, Shear, Shift, Zoom
-from library.steps.augment_noise import GaussianNoise, JpegQuality, RandomBlur
-from library.steps.augment_policies import Randaugment, Sometimes, TrivialAugment
+from library.steps.augmentations.crops import RandomCrop, RandomErase, RandomResizedCrop
+from library.steps.augmentations.degradation import GaussianNoise, JpegQuality, RandomBlur
+from library.steps.augmentations.geometric import Flip, Rotate, Shear, Shift, Zoom
+from library.steps.augmentations.photometric import Brightness, ChannelShift, Contrast, Hue, Saturation
+from library.steps.augmentations.policies import Randaugment, Sometimes, TrivialAugment
 from library.steps.background import BlurBackground
 from library.steps.base import REGISTRY
 from library.steps.colour import Channels, Grayscale, Rgb

@@ -12,7 +12,7 @@ import pydantic
 from numpy.typing import DTypeLike, NDArray
 
 from library.errors import BadPicture
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 
 #: How a filter sees past the rim, by OpenCV's names: `gfedcb|abcdefgh|gfedcba`, `fedcba|abcdefgh|hgfedcb`,
 #: `aaaaaa|abcdefgh|hhhhhhh`, `000000|abcdefgh|0000000`.

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from library import codec
 from library.errors import BadPicture, Dropped
-from library.picture import Pixels
+from library.imaging import codec
+from library.imaging.picture import Pixels
 from library.steps.arrays import as_8_bits, by_channel_groups, finite_range, saturated, white
 from library.steps.base import register
 

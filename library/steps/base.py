@@ -23,7 +23,7 @@ import pydantic
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from library.grammar import format_call
-from library.picture import Picture, Pixels
+from library.imaging.picture import Picture, Pixels
 
 Kind = Literal["filter", "selector", "augmentation"]
 

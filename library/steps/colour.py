@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from library.errors import BadPicture
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 from library.steps.arrays import Fraction, saturated, white
 from library.steps.base import register
 

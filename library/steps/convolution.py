@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from library.errors import BadPicture
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 from library.steps.arrays import BORDER_CODES, Border, by_channel_groups, saturated
 from library.steps.base import register
 

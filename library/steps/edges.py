@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 from library.steps.arrays import (
     BORDER_CODES,
     Border,

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
-from library.codec import DEFAULT_LIMITS
 from library.errors import BadPicture
-from library.picture import Pixels
+from library.imaging.codec import DEFAULT_LIMITS
+from library.imaging.picture import Pixels
 from library.steps.arrays import BORDER_CODES, Fraction, by_channel_groups, saturated, white
 from library.steps.base import register
 

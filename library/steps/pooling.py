@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from library.errors import BadPicture
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 from library.steps.arrays import saturated, white
 from library.steps.base import register
 

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from library.codec.formats import FORMATS
+from library.dataset.record import TOP_CLASSES, TOP_PROBABILITIES
 from library.errors import BadPicture, StepError
 from library.grammar import nearest
-from library.picture import Picture, Pixels
-from library.record import TOP_CLASSES, TOP_PROBABILITIES
+from library.imaging.codec.formats import FORMATS
+from library.imaging.picture import Picture, Pixels
 from library.steps.arrays import Fraction, white
 from library.steps.base import register
 from library.steps.colour import Grayscale

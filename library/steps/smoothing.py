@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 from library.steps.arrays import (
     BORDER_CODES,
     Border,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 from library.steps.arrays import (
     Fraction,
     OddSize,

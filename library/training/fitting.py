@@ -13,9 +13,9 @@ from torch import nn
 
 from library.errors import StriateError, UsageError
 from library.recipe import Recipe
-from library.training.batch import Batch
 from library.training.learner import Learner
 from library.training.order import smallest_part
+from library.training.training_batch import Batch
 
 _LARGEST = 1024
 #: What `auto` is on CPUs.

@@ -18,8 +18,8 @@ from torch.nn import functional
 from library.device import autocast
 from library.randomness import seed_of
 from library.recipe import Recipe
-from library.training.batch import Batch
 from library.training.optimization import Schedule, make_optimizer
+from library.training.training_batch import Batch
 
 _SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from library.augmentation import Augmenter
 from library.errors import BadPicture, StriateError
-from library.inputs import InputPipeline, scaled, stack
-from library.picture import Pixels
-from library.training.batch import Batch
+from library.imaging.picture import Pixels
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline, scaled, stack
 from library.training.order import batch_rows, epoch_order, steps_per_epoch
 from library.training.rows import Part, Rows, read_pictures, rejected_text, vanished
+from library.training.training_batch import Batch
 
 _AHEAD = 4  # batches that are augmented before they are asked for
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from library import storage
+from library.dataset.manifest import Manifest, load_manifest
+from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError
-from library.manifest import Manifest, load_manifest
 from library.randomness import seed_of
-from library.shards import ShardReader
 
 #: A store answers each request after some 50 ms, and a shard takes several.
 _SHARDS_AT_ONCE = 16

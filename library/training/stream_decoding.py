@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from library.augmentation import Augmenter
 from library.errors import BadPicture, StriateError
-from library.inputs import InputPipeline, scaled, stack
-from library.picture import Pixels
+from library.imaging.picture import Pixels
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline, scaled, stack
 from library.randomness import generator
-from library.training.batch import Batch
 from library.training.rows import Part, Rows, rejected_text
+from library.training.training_batch import Batch
 from library.training.windows import GROUP_SHARDS, Group, Window, window_rows
 
 _USED = -1

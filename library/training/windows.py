@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from library.dataset.shards import ROW_GROUP_BYTES
 from library.randomness import generator
-from library.shards import ROW_GROUP_BYTES
 from library.training.order import steps_per_epoch
 from library.training.rows import Part, Rows
 

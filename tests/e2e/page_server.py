@@ -11,10 +11,10 @@ import torch
 import uvicorn
 from numpy.typing import NDArray
 
-from library import codec
-from library.bundle import Bundle, Prepared
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle, Prepared
+from library.bundle.description import BundleRecord
 from library.errors import BadPicture
+from library.imaging import codec
 from library.models import create
 from serve.engine import Engine, Result
 from serve.schemas import DriftReport, ModelDescription, Timing

@@ -14,8 +14,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from library.bundle import Bundle
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle
+from library.bundle.description import BundleRecord
 from library.models import create, info, names
 
 #: Sides of small pictures, in pixels, whose last maps leave batch norm enough to go by; others take their own size.

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from tests.bundles import make_bundle
 from tests.commands import SLOW, Commands, finished, write_recipe
 from tests.conftest import S3Server, serve_s3

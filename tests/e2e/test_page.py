@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from jobs.demo import demo_pictures
-from library import codec
+from library.imaging import codec
 from serve.keys import new_key
 from serve.settings import ServeSettings
 from tests.e2e.page_server import PROVENANCE, EngineModel, PageServer, make_bundle

@@ -26,8 +26,8 @@ import tritonclient.http as triton
 import yaml
 
 from jobs.cli import run
-from library import codec
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
+from library.imaging import codec
 from library.runtimes import open_runtime
 from serve.keys import new_key
 from tests.bundles import CLASSES, PROBABILITY_TOLERANCE, make_bundle, make_pixel_bundle, near, pixels_of

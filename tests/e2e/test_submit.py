@@ -22,7 +22,7 @@ import pytest
 
 from jobs.cli import run
 from library import storage
-from library.manifest import load_manifest
+from library.dataset.manifest import load_manifest
 from tests.commands import SLOW, down, up
 from tests.conftest import S3Server, free_port
 from tests.datasets import write_photos

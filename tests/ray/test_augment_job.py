@@ -11,13 +11,13 @@ from jobs.augment import augment_dataset, plan_augment
 from jobs.cli import run
 from jobs.places import Places
 from jobs.shard_plan import ShardPlan, run_tasks
-from library import codec
-from library.augment_work import AugmentJob
-from library.augmentation import Augmenter
-from library.destination import claim
+from library.dataset.destination import claim
+from library.dataset.manifest import load_manifest
 from library.errors import UsageError
-from library.manifest import load_manifest
+from library.imaging import codec
 from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.work.augmenting import AugmentJob
 from tests.datasets import content, rows
 
 STEPS = "rotate(15) | flip(p=0.5) | zoom(0.2) | sometimes(0.3, gaussian_blur(sigma=1))"

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from jobs.cli import run
-from library import codec, storage
-from library.manifest import load_manifest
+from library import storage
+from library.dataset.manifest import load_manifest
+from library.imaging import codec
 from tests.bundles import make_bundle
 
 Run = Callable[..., Any]

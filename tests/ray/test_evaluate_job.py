@@ -19,14 +19,14 @@ from jobs.cli import run
 from jobs.evaluate import EvaluatePlan, plan_evaluate, run_evaluate
 from jobs.ingest import ingest, plan_ingest
 from library import storage
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
+from library.dataset.lease import hold
 from library.errors import StriateError, UsageError
-from library.lease import hold
-from library.report import Content, summary
-from library.robustness import CORRUPTIONS
-from library.scoring import EvaluateJob
-from library.shard_work import Progress, ShardTask
-from library.sums import EvaluateReport
+from library.evaluation.report import Content, summary
+from library.evaluation.robustness import CORRUPTIONS
+from library.evaluation.sums import EvaluateReport
+from library.work.filtering import Progress, ShardTask
+from library.work.scoring import EvaluateJob
 from tests.bundles import make_bundle
 from tests.datasets import rows
 from tests.prometheus import exported_once, total

@@ -20,12 +20,12 @@ from jobs.filter import filter_dataset, plan_filter
 from jobs.info import datasets_below, how_far
 from jobs.places import Places
 from jobs.shard_plan import make_shards, run_tasks
-from library import codec
-from library.destination import claim
+from library.dataset.destination import claim
+from library.dataset.manifest import Job, Manifest, ShardReport, load_manifest, save_manifest
 from library.errors import StriateError, UsageError
-from library.manifest import Job, Manifest, ShardReport, load_manifest, save_manifest
+from library.imaging import codec
 from library.pipeline import Pipeline
-from library.shard_work import FilterJob, Progress, ShardTask
+from library.work.filtering import FilterJob, Progress, ShardTask
 from tests.datasets import content, rows
 from tests.waiting import until
 

@@ -12,9 +12,9 @@ import pytest
 
 from jobs.info import datasets_below
 from jobs.ingest import check_bad_fraction, ingest, plan_ingest
-from library import codec
+from library.dataset.manifest import Manifest, load_manifest, save_manifest
 from library.errors import StriateError, UsageError
-from library.manifest import Manifest, load_manifest, save_manifest
+from library.imaging import codec
 from library.sources import LinkLimits, Options
 from tests.datasets import content, rows
 from tests.link_server import LinkServer, reply

@@ -14,7 +14,7 @@ from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.metrics import TrainMetrics
 from library import storage
-from library.manifest import Manifest
+from library.dataset.manifest import Manifest
 from tests.prometheus import LISTED, SUFFIX, Exported, exported_once, labels_by_metric, total
 
 _RUN = "s3://models/tested"

@@ -9,8 +9,8 @@ import pytest
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from library import storage
+from library.dataset.manifest import load_manifest
 from library.errors import StriateError
-from library.manifest import load_manifest
 from tests.conftest import S3Server
 from tests.datasets import content
 from tests.fault_proxy import FaultProxy

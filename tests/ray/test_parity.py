@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from jobs.ingest import ingest, plan_ingest
 from jobs.predict_dataset import plan_predict, predict_dataset
 from library import storage
-from library.bundle import Bundle
-from library.bundle_record import load_record
-from library.manifest import load_manifest
+from library.bundle.bundle import Bundle
+from library.bundle.description import load_record
+from library.dataset.manifest import load_manifest
 from library.runtimes.parity import TOLERANCE
-from library.scoring import ShardScorer
+from library.work.scoring import ShardScorer
 from tests.bundles import PROBABILITY_TOLERANCE, make_bundle, make_pixel_bundle, pixels_of
 from tests.datasets import rows, write_cats_and_dogs
 

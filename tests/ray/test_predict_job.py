@@ -14,10 +14,10 @@ from jobs.places import Places
 from jobs.predict_dataset import plan_predict, predict_dataset
 from jobs.shard_plan import run_tasks
 from library import storage
-from library.bundle import Bundle
-from library.destination import claim
+from library.bundle.bundle import Bundle
+from library.dataset.destination import claim
+from library.dataset.manifest import load_manifest
 from library.errors import StriateError, UsageError
-from library.manifest import load_manifest
 from tests.bundles import make_bundle, near
 from tests.conftest import S3Server
 from tests.datasets import content, rows

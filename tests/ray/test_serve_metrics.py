@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from library.bundle_record import BundleRecord
+from library.bundle.description import BundleRecord
 from serve.drift import FRESH_S, LiveDrift
 from serve.metrics import MAX_CLASSES, ServeMetrics
 from serve.notes import Notes

@@ -14,9 +14,9 @@ import ray
 from jobs import shard_runner
 from jobs.places import Places
 from jobs.shard_runner import run_shards
+from library.dataset.manifest import Job, Manifest, Report, Tally, save_manifest
 from library.errors import StriateError
-from library.manifest import Job, Manifest, Report, Tally, save_manifest
-from library.shard_work import Progress, ShardTask
+from library.work.filtering import Progress, ShardTask
 from tests.waiting import until
 
 

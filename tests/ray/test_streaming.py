@@ -14,12 +14,12 @@ import pytest
 import ray
 
 from jobs.streaming import Source, Stage, StreamFeed, stages
-from library import codec
+from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.errors import StriateError
-from library.inputs import InputPipeline
-from library.picture import Pixels
+from library.imaging import codec
+from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
-from library.record import ImageRecord, dataset_schema, table_of
+from library.pipeline.inputs import InputPipeline
 from library.steps.base import Kind
 from library.training.rows import Rows, read_part
 from library.training.windows import Share

@@ -26,8 +26,8 @@ from jobs.train import plan_train, train
 from jobs.train_claim import claim
 from jobs.train_data import data_refs
 from library import storage
-from library.bundle import Bundle
-from library.bundle_record import Prediction
+from library.bundle.bundle import Bundle
+from library.bundle.description import Prediction
 from library.errors import BadPicture, StriateError, UsageError
 from library.models import create
 from library.recipe import Recipe

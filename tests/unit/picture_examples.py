@@ -16,16 +16,16 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from library import codec
-from library.codec import Encoding
-from library.destination import claim, finish
+from library.dataset.destination import claim, finish
+from library.dataset.manifest import Job, Manifest
+from library.dataset.planning import Layout, plan
+from library.dataset.record import ImageRecord, dataset_schema, table_of
+from library.dataset.totals import Totals
 from library.errors import BadPicture
-from library.manifest import Job, Manifest
-from library.planning import Layout, plan
-from library.record import ImageRecord, dataset_schema, table_of
-from library.shard_work import IngestJob
+from library.imaging import codec
+from library.imaging.codec import Encoding
 from library.sources import Options, list_source
-from library.totals import Totals
+from library.work.filtering import IngestJob
 
 ORIENTATION = 0x0112
 

@@ -11,16 +11,16 @@ import pytest
 from picture_examples import encoded, ingest, table, write_files
 
 from jobs.augment import plan_augment
-from library import codec
-from library.augment_work import AugmentJob
-from library.augmentation import Augmenter
-from library.destination import claim, finish
+from library.dataset.destination import claim, finish
+from library.dataset.manifest import Manifest, ShardReport, Tally, load_manifest
+from library.dataset.shards import ShardWriter
+from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
-from library.manifest import Manifest, ShardReport, Tally, load_manifest
+from library.imaging import codec
 from library.pipeline import Pipeline
-from library.shard_work import ShardTask
-from library.shards import ShardWriter
-from library.totals import Totals
+from library.pipeline.augmentation import Augmenter
+from library.work.augmenting import AugmentJob
+from library.work.filtering import ShardTask
 
 STEPS = "rotate(15) | flip(p=0.5)"
 FILES = {

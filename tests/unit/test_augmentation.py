@@ -15,10 +15,10 @@ from jobs.augment import plan_augment
 from jobs.cli import run
 from jobs.filter import plan_filter
 from jobs.show import contact_sheet
-from library import codec
-from library.augmentation import Augmenter, parse_augmentation
 from library.errors import BadPicture, GrammarError, StepError, UsageError
+from library.imaging import codec
 from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter, parse_augmentation
 
 TEXT = "random_crop(24, padding=4) | flip | sometimes(0.5, gaussian_blur(sigma=1)) | rotate(20) | channel_shift(0.1)"
 
@@ -92,9 +92,9 @@ def test_an_augmentation_is_refused_where_the_result_must_be_the_same_every_time
         ) as refused:
             plan_filter(str(tmp_path / "a"), str(tmp_path / "b"), text)
         assert text[refused.value.offset :].startswith(("rotate", "sometimes"))
-        with pytest.raises(TypeError, match=r"is random and needs a seed; use library.augmentation.Augmenter"):
+        with pytest.raises(TypeError, match=r"is random and needs a seed; use library.pipeline.augmentation.Augmenter"):
             Pipeline.parse(text).apply(scene())
-        with pytest.raises(TypeError, match=r"is random and needs a seed; use library.augmentation.Augmenter"):
+        with pytest.raises(TypeError, match=r"is random and needs a seed; use library.pipeline.augmentation.Augmenter"):
             Pipeline.parse(text)(table([encoded()]))
 
 

@@ -32,8 +32,8 @@ from picture_examples import (
 )
 from PIL import Image
 
-from library import codec
 from library.errors import BadPicture
+from library.imaging import codec
 
 KINDS = kinds()
 # For tests that decode each many times: one of every code path, small.

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from picture_examples import encoded, orientation_exif, pil_bytes, scene, table
 from PIL import Image
 
-from library import codec
-from library.batch import BatchResult, run_batch
-from library.codec import Encoding, Limits
+from library.dataset.record import REJECT_COLUMNS, ImageRecord, dataset_schema, table_of
 from library.errors import BadPicture, StepError
-from library.picture import Picture, Pixels
+from library.imaging import codec
+from library.imaging.codec import Encoding, Limits
+from library.imaging.picture import Picture, Pixels
 from library.pipeline import Pipeline
-from library.record import REJECT_COLUMNS, ImageRecord, dataset_schema, table_of
+from library.pipeline.batch import BatchResult, run_batch
 from library.steps import REGISTRY
 from library.steps.base import register
 

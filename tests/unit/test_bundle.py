@@ -13,10 +13,10 @@ import torch
 from picture_examples import heic_bytes, pil_bytes
 from PIL import Image
 
-from library import codec
-from library.bundle import Bundle, ensemble
-from library.bundle_record import BundleRecord, Prediction, load_record
+from library.bundle.bundle import Bundle, ensemble
+from library.bundle.description import BundleRecord, Prediction, load_record
 from library.errors import BadPicture, StriateError, UsageError
+from library.imaging import codec
 from library.models import create
 from tests.bundles import PROBABILITY_TOLERANCE, near
 
@@ -65,7 +65,7 @@ def test_a_network_of_our_own_predicts_without_timm_and_torchs_compiler(tmp_path
     bundle(0).save(str(tmp_path))
     (tmp_path / "picture.png").write_bytes(PICTURES[0])
     code = (
-        "import sys; from pathlib import Path; from library.bundle import Bundle;"
+        "import sys; from pathlib import Path; from library.bundle.bundle import Bundle;"
         "Bundle.load(sys.argv[1], 'cpu').predict(Path(sys.argv[1], 'picture.png').read_bytes());"
         "print(sorted({'timm', 'torchvision', 'torch._dynamo'} & set(sys.modules)))"
     )

@@ -27,9 +27,9 @@ from picture_examples import (
 )
 from PIL import Image
 
-from library import codec
-from library.codec import Encoding
 from library.errors import BadPicture, UsageError
+from library.imaging import codec
+from library.imaging.codec import Encoding
 
 KINDS = kinds()
 

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from library.comparison import Comparison, compare, mcnemar
-from library.sums import Outcomes, Pairs
+from library.evaluation.comparison import Comparison, compare, mcnemar
+from library.evaluation.sums import Outcomes, Pairs
 
 
 def judged(right: list[bool], keys: str) -> Outcomes:

@@ -21,10 +21,10 @@ from benchmarks.worst_pictures import (
     striped_tiff,
     thin_png,
 )
-from library import codec
-from library.codec.heif_work import av1_frames, heif_work_px
-from library.codec.jpeg2000_work import jpeg2000_work_px
 from library.errors import BadPicture
+from library.imaging import codec
+from library.imaging.codec.heif_work import av1_frames, heif_work_px
+from library.imaging.codec.jpeg2000_work import jpeg2000_work_px
 
 LIMITS = codec.Limits(max_pixels=2**20)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from picture_examples import encoded, ingest, write_files
 
-from library.destination import check_apart, check_claim, claim, committed, finish
+from library.dataset.destination import check_apart, check_claim, claim, committed, finish
+from library.dataset.manifest import Job, Manifest, ShardReport, find_manifest, load_manifest, save_manifest
+from library.dataset.shards import SUFFIX
+from library.dataset.totals import Totals
 from library.errors import UsageError
-from library.manifest import Job, Manifest, ShardReport, find_manifest, load_manifest, save_manifest
-from library.shard_work import FilterJob, ShardTask
-from library.shards import SUFFIX
-from library.totals import Totals
+from library.work.filtering import FilterJob, ShardTask
 
 WORK = "grayscale(background=1.0)"
 

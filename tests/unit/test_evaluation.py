@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from library.evaluation import Evaluation, confused_pairs, evaluate
-from library.sums import CALIBRATION_BINS, MISTAKES, Example, Outcomes, Sums
+from library.evaluation.metrics import Evaluation, confused_pairs, evaluate
+from library.evaluation.sums import CALIBRATION_BINS, MISTAKES, Example, Outcomes, Sums
 
 
 def outcomes(pictures: int = 500, classes: int = 7, skill: float = 1.5, seed: int = 0) -> Outcomes:

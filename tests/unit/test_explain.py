@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from library import codec
-from library.bundle import Bundle, ensemble
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle, ensemble
+from library.bundle.description import BundleRecord
+from library.bundle.explain import explain, overlay, overlay_png
 from library.errors import UsageError
-from library.explain import explain, overlay, overlay_png
+from library.imaging import codec
 from library.models import create
 from library.models.classifier import Classifier
 from tests.bundles import PROBABILITY_TOLERANCE

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from jobs.cli import run
-from library import export as exporting
 from library import storage
-from library.bundle import Bundle, ensemble
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle, ensemble
+from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError
-from library.export import FACTS, destination, export
 from library.models import create
+from library.runtimes import export as exporting
+from library.runtimes.export import FACTS, destination, export
 from library.runtimes.samples import samples
 from tests.bundles import make_bundle
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from picture_examples import heic_bytes, kinds, orientation_exif, pil_bytes, scene
 from PIL import Image
 
-from library import codec
 from library.errors import BadPicture
+from library.imaging import codec
 
 KINDS = {kind: data for kind, data in kinds().items() if kind.split()[0] in ("avif", "heic", "jp2")}
 

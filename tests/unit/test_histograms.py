@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from library.dataset.histograms import EDGES, Histograms, measures
 from library.errors import StriateError
-from library.histograms import EDGES, Histograms, measures
 
 
 def photos(count: int, seed: int, side: tuple[int, int] = (60, 80)) -> list[NDArray[np.uint8]]:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from library.bundle import Bundle
-from library.bundle_record import BundleRecord, checked_record
+from library.bundle.bundle import Bundle
+from library.bundle.description import BundleRecord, checked_record
 from library.errors import StriateError
 from tests.bundles import make_bundle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pydantic
 import pytest
 
-from library.manifest import FileEntry, ShardReport, Tally
+from library.dataset.manifest import FileEntry, ShardReport, Tally
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from picture_examples import encoded, ingest, write_files
 from jobs.cli import run
 from jobs.filter import plan_filter
 from jobs.info import datasets_below, how_far
-from library.destination import claim, finish
-from library.manifest import report_uri
+from library.dataset.destination import claim, finish
+from library.dataset.manifest import report_uri
+from library.dataset.totals import Totals
 from library.recipe import Recipe
-from library.totals import Totals
 
 _PLANNED = {"shards_planned": 3, "pictures_planned": 12}
 

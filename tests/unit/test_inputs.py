@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from library import codec
 from library.errors import BadPicture, UsageError
-from library.inputs import InputPipeline, stack
+from library.imaging import codec
 from library.pipeline import Pipeline
+from library.pipeline.inputs import InputPipeline, stack
 
 
 def pipeline(steps: str, fit: str = 'resize([8, 8], mode="exact")', channels: int = 1) -> InputPipeline:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from picture_examples import encoded, ingest, write_files
 
-from library import codec
-from library.manifest import Manifest
+from library.dataset.manifest import Manifest
+from library.imaging import codec
 
 FILES = {
     f"{label}/{number:02}.{kind}": encoded(kind, 20 + number, 30)

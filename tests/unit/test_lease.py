@@ -14,16 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from library import lease, storage
+from library import storage
+from library.dataset import lease
+from library.dataset.lease import LEASES, hold
 from library.errors import StriateError, UsageError
-from library.lease import LEASES, hold
 from tests.waiting import until
 
 #: Tries to hold what it is told to, says whether it does, and lets go when it is told so.
 _WRITER = """
 import sys
 from library.errors import UsageError
-from library.lease import hold
+from library.dataset.lease import hold
 print("up", flush=True)
 for line in sys.stdin:
     try:

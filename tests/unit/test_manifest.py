@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.info import print_info
-from library.errors import StriateError, UsageError
-from library.manifest import (
+from library.dataset.manifest import (
     FileEntry,
     Job,
     Manifest,
@@ -25,6 +24,7 @@ from library.manifest import (
     save_manifest,
     save_report,
 )
+from library.errors import StriateError, UsageError
 
 SHARD = FileEntry(name="part-000000.parquet", rows=2, bytes=100, digest="ab")
 JOB = Job(kind="filter", source="/src", source_digest="cd", pipeline="invert", pipeline_digest="ef")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from picture_examples import encoded, ingest, scene, write_files
 
-from library import codec
-from library.codec import Encoding
-from library.destination import claim, committed, finish
-from library.histograms import Histograms
-from library.manifest import Job, Manifest, ShardReport, load_report
-from library.shard_work import FilterJob, ShardTask
-from library.totals import Totals
+from library.dataset.destination import claim, committed, finish
+from library.dataset.histograms import Histograms
+from library.dataset.manifest import Job, Manifest, ShardReport, load_report
+from library.dataset.totals import Totals
+from library.imaging import codec
+from library.imaging.codec import Encoding
+from library.work.filtering import FilterJob, ShardTask
 from serve.drift import compare
 
 DAMAGED = encoded("jpeg", 40, 50)[:-300]  # its header is whole, its pixels are not

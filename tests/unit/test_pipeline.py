@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from picture_examples import encoded, scene, table
 from test_grammar import marked
 
-from library import codec
 from library.errors import GrammarError, UsageError
+from library.imaging import codec
 from library.pipeline import Pipeline
 from library.steps import REGISTRY
 from library.steps.examples import EXAMPLES

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from library.errors import UsageError
-from library.planning import (
+from library.dataset.planning import (
     DEFAULT_SHARD_BYTES,
     MIN_SHARD_BYTES,
     MIN_SHARDS,
@@ -25,8 +24,9 @@ from library.planning import (
     plan,
     shard_bytes_for,
 )
-from library.shard_work import ShardTask
+from library.errors import UsageError
 from library.sources import INDEX_SCHEMA
+from library.work.filtering import ShardTask
 
 
 def listing(labels: Sequence[str | None], *, sizes: Sequence[int] | int = 100, **columns: Sequence[Any]) -> pa.Table:

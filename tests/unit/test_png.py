@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from picture_examples import orientation_exif, png_bytes, png_chunk, scene
 
-from library import codec
 from library.errors import BadPicture
+from library.imaging import codec
 
 SIZE_BY_COLOUR = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 

@@ -12,15 +12,15 @@ import pytest
 from picture_examples import encoded, ingest, npy_array, scene, table, write_files
 
 from jobs.predict_dataset import plan_predict
-from library import codec
-from library.bundle import Bundle, ensemble
-from library.destination import claim, finish
+from library.bundle.bundle import Bundle, ensemble
+from library.dataset.destination import claim, finish
+from library.dataset.manifest import Manifest, ShardReport, Tally, load_manifest
+from library.dataset.shards import ShardWriter
+from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
-from library.manifest import Manifest, ShardReport, Tally, load_manifest
-from library.predict_work import PredictJob
-from library.shard_work import FilterJob, ShardTask
-from library.shards import ShardWriter
-from library.totals import Totals
+from library.imaging import codec
+from library.work.filtering import FilterJob, ShardTask
+from library.work.predicting import PredictJob
 from tests.bundles import make_bundle, near
 
 FILES = {

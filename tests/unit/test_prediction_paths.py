@@ -13,7 +13,7 @@ from picture_examples import encoded, ingest, write_files
 from jobs.cli import run
 from jobs.prediction_paths import is_dataset_and_destination, picture_files
 from library import storage
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from library.errors import UsageError
 from tests.bundles import make_bundle
 

@@ -11,8 +11,8 @@ import simplejpeg
 from picture_examples import encoded, ingest, pil_bytes, scene, tiff_bytes, write_files
 from PIL import Image
 
-from library import codec
 from library.errors import BadPicture
+from library.imaging import codec
 
 PICTURE = Image.fromarray(scene(64, 96))
 JUNK = b"junk" * 8

@@ -13,13 +13,13 @@ import matplotlib
 import numpy as np
 import pytest
 
-from library import codec
-from library.comparison import Comparison, compare
-from library.evaluation import Evaluation, evaluate
-from library.report import Content, Counts, Subject, render, speed, summary
-from library.report.charts import line_chart, reliability_chart
-from library.robustness import CORRUPTIONS, Robustness
-from library.sums import Example, Outcomes, Pairs, Sums
+from library.evaluation.comparison import Comparison, compare
+from library.evaluation.metrics import Evaluation, evaluate
+from library.evaluation.report import Content, Counts, Subject, render, speed, summary
+from library.evaluation.report.charts import line_chart, reliability_chart
+from library.evaluation.robustness import CORRUPTIONS, Robustness
+from library.evaluation.sums import Example, Outcomes, Pairs, Sums
+from library.imaging import codec
 
 EVIL = "<script>alert('x')</script>"
 PICTURE = codec.encode(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), codec.Encoding("png"))[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from picture_examples import scene
 
-from library.robustness import CORRUPTIONS, Corruption, chosen, measure
+from library.evaluation.robustness import CORRUPTIONS, Corruption, chosen, measure
 
 ALL = [pytest.param(one, id=f"{one.name}{one.strength}") for one in CORRUPTIONS]
 

@@ -11,15 +11,16 @@ import pytest
 from numpy.typing import NDArray
 from picture_examples import encoded, ingest, npy_array, write_files
 
-from library import codec, storage
-from library.bundle import Bundle
+from library import storage
+from library.bundle.bundle import Bundle
+from library.dataset.shards import ShardReader
 from library.errors import BadPicture, StriateError
-from library.picture import Pixels
-from library.robustness import CORRUPTIONS, order_of
-from library.scoring import EvaluateJob, ShardScorer, ShardScores
-from library.shard_work import ShardTask
-from library.shards import ShardReader
-from library.sums import Pairs
+from library.evaluation.robustness import CORRUPTIONS, order_of
+from library.evaluation.sums import Pairs
+from library.imaging import codec
+from library.imaging.picture import Pixels
+from library.work.filtering import ShardTask
+from library.work.scoring import EvaluateJob, ShardScorer, ShardScores
 from tests.bundles import make_bundle
 
 

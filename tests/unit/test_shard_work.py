@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 from picture_examples import encoded, ingest, table, write_files
 
-from library import codec, shard_work
+from library.dataset.manifest import Manifest, ShardReport, Tally, load_report
+from library.dataset.planning import Layout, plan
+from library.dataset.record import dataset_schema
+from library.dataset.shards import ROW_GROUP_BYTES, ShardWriter
 from library.errors import StepError, StriateError
-from library.manifest import Manifest, ShardReport, Tally, load_report
-from library.planning import Layout, plan
-from library.record import dataset_schema
-from library.shard_work import FilterJob, IngestJob, ShardOutput, ShardTask
-from library.shards import ROW_GROUP_BYTES, ShardWriter
+from library.imaging import codec
 from library.sources import Options, Read, list_source, read_pictures
+from library.work import filtering
+from library.work.filtering import FilterJob, IngestJob, ShardOutput, ShardTask
 
 GOOD, GREY, SMALL = encoded("jpeg", 40, 50), encoded("png", 40, 50, channels=1), encoded("png", 4, 5)
 HEADER_ONLY = GOOD[:-300]  # its header is whole, its pixels are not
@@ -200,8 +201,8 @@ def test_pictures_are_stored_while_later_ones_are_being_read(tmp_path: Path, mon
             order.append("read")
             yield read
 
-    monkeypatch.setattr(shard_work, "read_pictures", read_one_by_one)
-    monkeypatch.setattr(shard_work, "ROW_GROUP_BYTES", 3 * len(GOOD))
+    monkeypatch.setattr(filtering, "read_pictures", read_one_by_one)
+    monkeypatch.setattr(filtering, "ROW_GROUP_BYTES", 3 * len(GOOD))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, listing.index.schema) as stream:
         stream.write_table(listing.index)

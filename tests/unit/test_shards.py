@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from picture_examples import encoded, table
 
+from library.dataset.manifest import FileEntry
+from library.dataset.record import CORE_COLUMNS, dataset_schema, reject_schema
+from library.dataset.shards import ROW_GROUP_BYTES, ShardReader, ShardWriter, shard_name
 from library.errors import StriateError
-from library.manifest import FileEntry
-from library.record import CORE_COLUMNS, dataset_schema, reject_schema
-from library.shards import ROW_GROUP_BYTES, ShardReader, ShardWriter, shard_name
 from tests.processes import reading_threads
 
 ROWS = table(

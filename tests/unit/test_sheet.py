@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from picture_examples import scene
 
-from library import codec
-from library.sheet import Tile, draw_sheet, thumbnail, visible
+from library.imaging import codec
+from library.imaging.contact_sheet import Tile, draw_sheet, thumbnail, visible
 
 
 @pytest.mark.parametrize("dtype", codec.DTYPES)

@@ -10,8 +10,9 @@ from picture_examples import encoded, ingest, write_files
 
 from jobs.cli import run
 from jobs.show import contact_sheet
-from library import codec, storage
+from library import storage
 from library.errors import StepError, UsageError
+from library.imaging import codec
 
 FILES = {
     "cat/a.jpg": encoded("jpeg", 60, 80),

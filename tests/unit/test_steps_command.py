@@ -9,12 +9,13 @@ import pytest
 
 from jobs.cli import run
 from jobs.steps import describe, example_picture
-from library import codec, storage
+from library import storage
 from library.errors import GrammarError, UsageError
+from library.imaging import codec
 from library.pipeline import Pipeline
-from library.step_help import step_table
 from library.steps import REGISTRY
 from library.steps.examples import EXAMPLES
+from library.steps.help import step_table
 
 
 def test_the_table_has_every_step_once_filters_first() -> None:

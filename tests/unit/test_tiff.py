@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from picture_examples import pil_bytes, scene, tiff_bytes, with_tiff_tag
 from PIL import Image
 
-from library import codec
 from library.errors import BadPicture
+from library.imaging import codec
 
 BITS, PHOTOMETRIC, SAMPLE_FORMAT, COLOUR_MAP = 258, 262, 339, 320
 

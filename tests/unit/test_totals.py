@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from library.manifest import REJECTS, FileEntry, ShardReport, Tally
-from library.totals import Totals
+from library.dataset.manifest import REJECTS, FileEntry, ShardReport, Tally
+from library.dataset.totals import Totals
 
 
 def _report(number: int) -> ShardReport:

@@ -15,8 +15,8 @@ from safetensors.torch import save, save_file
 from timm.models import adapt_input_conv
 
 from library import storage
-from library.bundle import Bundle, ensemble
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle, ensemble
+from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError
 from library.models import create
 from library.models.weights import adapt_channels

@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from library.bundle import Bundle, Prepared, ensemble
-from library.bundle_record import BundleRecord
+from library.bundle.bundle import Bundle, Prepared, ensemble
+from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError
 from library.models import create
 from library.runtimes import Runtime, onnx_session, open_runtime, tune

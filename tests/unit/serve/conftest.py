@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from serving import LocalModel, Server, apps
 
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from serve.settings import ServeSettings
 from tests.bundles import make_bundle
 

@@ -15,10 +15,10 @@ import uvicorn
 from numpy.typing import NDArray
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from library import codec
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from library.errors import BadPicture
-from library.sheet import visible
+from library.imaging import codec
+from library.imaging.contact_sheet import visible
 from serve.drift import LiveDrift
 from serve.gateway_api import gateway_app
 from serve.model_api import model_app

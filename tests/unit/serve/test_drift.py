@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from library import codec
-from library.bundle_record import BundleRecord
-from library.codec import Encoding
+from library.bundle.description import BundleRecord
+from library.dataset.histograms import Histograms
 from library.errors import BadPicture, StriateError
-from library.histograms import Histograms
+from library.imaging import codec
+from library.imaging.codec import Encoding
 from serve.drift import FRESH_S, LiveDrift, compare
 from serve.schemas import Distance
 from serve.service import Answer

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from picture_examples import scene
 
-from library import codec
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from library.errors import BadPicture
+from library.imaging import codec
 from serve.engine import Engine, Result
 from serve.service import Busy
 from tests.bundles import PROBABILITY_TOLERANCE, make_bundle

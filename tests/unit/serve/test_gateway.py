@@ -15,7 +15,7 @@ from picture_examples import encoded
 from PIL import Image
 from serving import LocalModel, Server, apps, asgi_client, problem
 
-from library import codec
+from library.imaging import codec
 from library.pipeline import Pipeline
 from library.steps import REGISTRY
 from serve.gateway_api import gateway_app

@@ -16,7 +16,7 @@ from picture_examples import encoded, scene
 from serving import LocalModel, Server, apps, problem
 from tritonclient.utils import InferenceServerException
 
-from library.bundle import Bundle
+from library.bundle.bundle import Bundle
 from serve.keys import new_key
 from serve.settings import ServeSettings
 from tests.bundles import PROBABILITY_TOLERANCE, near

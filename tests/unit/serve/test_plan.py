@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from library.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle, ensemble
 from library.errors import StriateError, UsageError
 from serve.config_file import config_of, read_config, write_config
 from serve.deploy import Scale, applications

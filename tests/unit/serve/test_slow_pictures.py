@@ -15,9 +15,9 @@ from picture_examples import encoded, scene
 from serving import LocalModel, asgi_client, problem
 
 from benchmarks.worst_pictures import many_scans, progressive_jpeg
-from library import codec
-from library.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle, ensemble
 from library.errors import BadPicture, StepError
+from library.imaging import codec
 from serve.engine import Engine
 from serve.model_api import model_app
 from serve.preview import Previewer

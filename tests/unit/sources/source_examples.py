@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from library import codec
+from library.imaging import codec
 from library.sources import Listing, Options, Read, list_source, read_pictures
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"

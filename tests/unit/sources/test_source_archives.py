@@ -22,9 +22,10 @@ from source_examples import (
     write_zip,
 )
 
-from library import codec
 from library.errors import StriateError, UsageError
-from library.sources import gzips, list_source, read_pictures
+from library.imaging import codec
+from library.sources import list_source, read_pictures
+from library.sources.archives import gzips
 
 FILES = {"pets/cat/a.jpg": picture(1), "pets/cat/b.jpg": picture(2), "pets/dog/c.jpg": picture(3)}
 LABELS = {"pets/cat/a.jpg": "cat", "pets/cat/b.jpg": "cat", "pets/dog/c.jpg": "dog"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from source_examples import idx_images, idx_labels, labels, read_all, rows, shared, write_tar, write_tree
 
-from library import codec
 from library.errors import StriateError, UsageError
+from library.imaging import codec
 from library.sources import Options, extras_of, list_source, read_pictures
 
 _RNG = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from source_examples import picture, read_all, rows
 from yarl import URL
 
 from library.errors import BadPicture, StriateError, UsageError
-from library.sources import LinkLimits, Options, addresses, extras_of, list_source
+from library.sources import LinkLimits, Options, allowed_hosts, extras_of, list_source
 from library.sources.links import fetched, redirected
 from tests.link_server import Answer, LinkServer, bomb, drip, endless, redirect, reply, reset, silence
 
@@ -342,7 +342,7 @@ def test_a_name_that_turns_to_a_private_address_is_refused_when_it_is_connected_
     """What is checked is the address of the socket, so a name server that answers otherwise the second time gains
     nothing."""
     with pytest.raises(BadPicture, match="private_address"):
-        addresses.guarded_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("10.0.0.1", 80)), ())
+        allowed_hosts.guarded_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("10.0.0.1", 80)), ())
     monkeypatch.setattr("library.sources.links._PublicResolver", lambda allowed: None)  # aiohttp's own, unchecked
     server.add("/a", reply(PICTURE))
     bad = _refused(server.url("/a", "localhost"), replace(LIMITS, allowed=(), retries=0))
@@ -363,18 +363,18 @@ def test_a_name_that_turns_to_a_private_address_is_refused_when_it_is_connected_
 )
 def test_only_public_addresses_are_connected_to(address: str, public: bool) -> None:
     if public:
-        addresses.check(ip_address(address), ())
+        allowed_hosts.check(ip_address(address), ())
         return
     with pytest.raises(BadPicture, match="private_address"):
-        addresses.check(ip_address(address), ())
+        allowed_hosts.check(ip_address(address), ())
 
 
 def test_an_allowed_network_is_connected_to_and_no_other() -> None:
-    allowed = addresses.parse_networks(["10.1.0.0/16", "fd00::/8"])
+    allowed = allowed_hosts.parse_networks(["10.1.0.0/16", "fd00::/8"])
     for text in ("10.1.2.3", "::ffff:10.1.2.3", "fd00::1"):
-        addresses.check(ip_address(text), allowed)
+        allowed_hosts.check(ip_address(text), allowed)
     with pytest.raises(BadPicture):
-        addresses.check(ip_address("10.2.0.1"), allowed)
+        allowed_hosts.check(ip_address("10.2.0.1"), allowed)
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[::1", "http://a:99999/x", f"http://{'a' * 64}.example/x"])

@@ -7,7 +7,8 @@ from source_examples import labels, picture, read_all, rows, write_tree
 
 from library import storage
 from library.errors import StriateError, UsageError
-from library.sources import Options, extras_of, list_source, lists
+from library.sources import Options, extras_of, list_source
+from library.sources.tables import lists
 
 
 @pytest.fixture

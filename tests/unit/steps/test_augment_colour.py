@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from step_examples import DTYPES, WHITE, assert_close, flat, picture, step
 
-from library import codec
 from library.errors import BadPicture
+from library.imaging import codec
 from library.randomness import generator
 
 LUMA = np.array([0.299, 0.587, 0.114])

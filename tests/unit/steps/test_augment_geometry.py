@@ -14,7 +14,7 @@ from scipy import ndimage
 from step_examples import DTYPES, assert_close, flat, picture, step
 
 from library.randomness import generator
-from library.steps.augment_geometry import rotated, sheared, shifted, warped
+from library.steps.augmentations.geometric import rotated, sheared, shifted, warped
 
 NUMPY_MODES = {"edge": "edge", "reflect": "symmetric", "wrap": "wrap"}
 

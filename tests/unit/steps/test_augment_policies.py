@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from step_examples import DTYPES, WHITE, flat, picture, step
 
 from library.randomness import generator
-from library.steps import augment_policies
+from library.steps.augmentations import policies
 
 
 def draws(text: str, pixels: NDArray[Any], count: int) -> list[NDArray[Any]]:
@@ -25,7 +25,7 @@ def draws(text: str, pixels: NDArray[Any], count: int) -> list[NDArray[Any]]:
 
 def operation(name: str, pixels: NDArray[Any], magnitude: int, sign: int = 1, *, wide: bool = False) -> NDArray[Any]:
     """One operation of a table by its name."""
-    table = augment_policies.WIDE_TABLE if wide else augment_policies.RANDAUGMENT_TABLE
+    table = policies.WIDE_TABLE if wide else policies.RANDAUGMENT_TABLE
     return table[name](pixels, magnitude / 30, sign, 0.0)
 
 
@@ -55,7 +55,7 @@ def test_what_stands_inside_sometimes_draws_anew_each_time() -> None:
 )
 def test_every_operation_of_the_table_is_drawn_about_as_often(text: str, wide: bool, magnitudes: Sequence[int]) -> None:
     pixels = photo()[::3, ::3].copy()
-    names = [name for name in augment_policies.WIDE_TABLE if name != "identity"]
+    names = [name for name in policies.WIDE_TABLE if name != "identity"]
     names_by_result = {
         operation(name, pixels, magnitude, sign, wide=wide).tobytes(): name
         for name in [*names, "identity"]  # last: at magnitude 0 the others are identities too
@@ -112,7 +112,7 @@ def test_the_greatest_magnitudes_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", augment_policies.WIDE_TABLE)
+@pytest.mark.parametrize("name", policies.WIDE_TABLE)
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_an_operation_keeps_shape_and_dtype_and_does_the_same_to_any_depth(
     name: str, dtype: str, channels: int

@@ -3,11 +3,11 @@ import pyarrow as pa
 import pytest
 from step_examples import DTYPES, frozen, picture, step
 
-from library import codec
-from library.augmentation import Augmenter
-from library.batch import run_batch
 from library.errors import BadPicture, Dropped, UsageError
+from library.imaging import codec
 from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.batch import run_batch
 
 
 def disc(height: int = 60, width: int = 80) -> np.ndarray:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from step_examples import DTYPES, SELECTORS, WHITE, flat, picture, step
 
-from library.codec.formats import Header
 from library.errors import BadPicture, StepError
-from library.picture import Picture
+from library.imaging.codec.formats import Header
+from library.imaging.picture import Picture
 from library.steps import REGISTRY
 
 HEADER_ONLY = SELECTORS[: SELECTORS.index("not_blank")]

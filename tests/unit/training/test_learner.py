@@ -11,8 +11,8 @@ import yaml
 
 from library.models import create
 from library.recipe import Recipe
-from library.training.batch import Batch
 from library.training.learner import Learner
+from library.training.training_batch import Batch
 
 COUNTS = {"even": 12, "odd": 4}
 RANDOM = np.random.default_rng(0)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from library.augmentation import Augmenter
-from library.inputs import InputPipeline
-from library.picture import Pixels
+from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline
 from library.steps.base import Kind
 from library.training.resident import Resident, ResidentFeed
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library import codec
+from library.dataset.manifest import FileEntry, Job, Manifest, Tally, save_manifest
+from library.dataset.record import ImageRecord, dataset_schema, table_of
+from library.dataset.shards import ShardWriter
 from library.errors import UsageError
-from library.manifest import FileEntry, Job, Manifest, Tally, save_manifest
-from library.record import ImageRecord, dataset_schema, table_of
-from library.shards import ShardWriter
+from library.imaging import codec
 from library.training.rows import Rows, held_out, read_pictures, read_rows
 
 PNG, _ = codec.encode(np.zeros((4, 4, 1), np.uint8), codec.Encoding("png"))

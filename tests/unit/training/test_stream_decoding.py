@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from library import codec
+from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.errors import StriateError, UsageError
-from library.inputs import InputPipeline
+from library.imaging import codec
 from library.pipeline import Pipeline
-from library.record import ImageRecord, dataset_schema, table_of
+from library.pipeline.inputs import InputPipeline
 from library.training.rows import Rows, check_columns, read_part, read_pictures
 from library.training.stream_decoding import (
     ChunkDecoder,

@@ -1,0 +1,1 @@
+"""Finished classifiers: what a bundle folder holds, how it is loaded, and what it predicts."""

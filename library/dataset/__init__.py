@@ -1,0 +1,1 @@
+"""Datasets: Parquet shards, the reports and the manifest beside them, and who may write them."""

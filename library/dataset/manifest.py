@@ -1,0 +1,349 @@
+"""What is written beside the shards: a report a shard, and one manifest a dataset.
+
+A report is the commit of its shard: it is written last. The manifest is written when a job starts (`complete` is
+false, so that nobody reads half a dataset by mistake) and again when it ends. Both are JSON. What depends on how a
+run went (timings, workers) stands under `run` and is no part of the digest, so two runs of the same job
+leave the same dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+
+from library import storage
+from library.errors import StriateError, UsageError
+
+SCHEMA_VERSION = 1
+MANIFEST = "_manifest.json"
+REPORTS = "_reports"
+REJECTS = "_rejects"
+
+#: What is passed over, by reason; a hidden folder on disk, or a link to a folder, counts once.
+SKIPPED = {
+    "beside": "of other types (texts, tables, programs)",
+    "hidden": "hidden",
+    "system": "of the operating system",
+    "link": "links in an archive",
+    "link_broken": "links to nothing",
+    "link_folder": "links to folders that are read elsewhere",
+    "link_outside": "links out of the folder to what is no picture",
+    "repeated": "texts that the archive holds again",
+    "special": "devices, pipes or the like",
+    "sparse": "sparse members",
+    "underscore": "with a name that begins with _",
+}
+
+_MAX_JSON_BYTES = 512 * 2**20
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+_Count = Annotated[int, pydantic.Field(ge=0)]
+
+# Names in a manifest become paths: one from elsewhere must not lead out of its dataset.
+_STEM = r"part-\d{6,}"
+
+
+class FileEntry(_Model):
+    """One Parquet file: name below the dataset, rows, size in bytes, SHA-256 of its bytes."""
+
+    name: str = pydantic.Field(pattern=rf"^({REJECTS}/)?{_STEM}\.parquet$")
+    rows: _Count
+    bytes: _Count
+    digest: str
+
+
+class Tally(_Model):
+    """Counts over pictures. `rows_in = rows_out + dropped + rejected`.
+
+    Attributes:
+        rows_in: pictures read.
+        rows_out: pictures kept.
+        dropped: pictures that a selector dropped, by reason.
+        rejected: pictures that could not be used, by reason.
+        noted: kept pictures of which not all was kept: `more_pages` (only the first is read), `repaired` (stray bytes
+            were cut out of the file).
+        image_bytes_in: encoded bytes read.
+        image_bytes_out: encoded bytes kept.
+        classes: kept pictures by label; those without one are not counted here.
+        formats: kept pictures by format.
+        channels: kept pictures by number of channels.
+        sides: kept pictures by longer side, rounded up to a power of two (pixels).
+    """
+
+    rows_in: _Count = 0
+    rows_out: _Count = 0
+    dropped: dict[str, _Count] = {}
+    rejected: dict[str, _Count] = {}
+    noted: dict[str, _Count] = {}
+    image_bytes_in: _Count = 0
+    image_bytes_out: _Count = 0
+    classes: dict[str, _Count] = {}
+    formats: dict[str, _Count] = {}
+    channels: dict[str, _Count] = {}
+    sides: dict[str, _Count] = {}
+
+    @property
+    def balanced(self) -> bool:
+        """Whether no picture was lost or doubled."""
+        return self.rows_in == self.rows_out + sum(self.dropped.values()) + sum(self.rejected.values())
+
+    @classmethod
+    def total(cls, tallies: Iterable[Tally]) -> Tally:
+        """The sum of many."""
+        counts: dict[str, Any] = {}
+        for tally in tallies:
+            for name, value in tally:
+                if isinstance(value, int):
+                    counts[name] = counts.get(name, 0) + value
+                else:
+                    counts.setdefault(name, Counter()).update(value)
+        return cls.model_validate({n: v if isinstance(v, int) else dict(sorted(v.items())) for n, v in counts.items()})
+
+
+class Report(_Model):
+    """What a job did with one shard; its presence is the commit.
+
+    Attributes:
+        stem: name of the shard without `.parquet`, the same for input and output.
+        input_digest: of the bytes (or the plan) that the shard is read from.
+        work_digest: of everything else that decides the result: steps, encoding, row limit, classifier.
+        tally: what became of the pictures.
+        seconds: time by stage (read, decode, each step, encode, write); differs from run to run.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    stem: str = pydantic.Field(pattern=f"^{_STEM}$")
+    input_digest: str
+    work_digest: str
+    tally: Tally
+    seconds: dict[str, float] = {}
+
+    @property
+    def bytes_written(self) -> int:
+        """Size of the files that were made of the shard."""
+        return 0
+
+
+class ShardReport(Report):
+    """The report of a job that writes a shard.
+
+    Attributes:
+        output: the shard.
+        rejects: the pictures that could not be used, where there are any.
+        histograms: of the kept pictures (`library.dataset.histograms`), where they were measured.
+    """
+
+    output: FileEntry
+    rejects: FileEntry | None = None
+    histograms: dict[str, Any] | None = None
+
+    @property
+    def bytes_written(self) -> int:
+        return self.output.bytes + (self.rejects.bytes if self.rejects else 0)
+
+
+class Job(_Model):
+    """What made a dataset, and out of what.
+
+    Attributes:
+        kind: ingest, filter, augment or predict.
+        source: URI it was made from.
+        source_digest: of the source's manifest; None where the source is no dataset of ours.
+        pipeline: canonical text of the steps; empty for ingest and predict.
+        pipeline_digest: SHA-256 of that text.
+        encode: how changed pictures were stored.
+        options: everything else that decides the output.
+    """
+
+    kind: Literal["ingest", "filter", "augment", "predict"]
+    source: str
+    source_digest: str | None = None
+    pipeline: str = ""
+    pipeline_digest: str = ""
+    encode: str = "keep"
+    options: dict[str, Any] = {}
+
+
+class Manifest(_Model):
+    """One dataset.
+
+    Attributes:
+        complete: false while a job is writing it (or was killed).
+        jobs: what made it, first job first; the last is its own.
+        tally: over all shards; `classes` are the dataset's classes with counts.
+        skipped: files of the source that were never taken for pictures, by reason (ingest only).
+        shards: in order of name.
+        rejects: files below `_rejects/`.
+        versions: of what decides the bytes: striate and the codecs.
+        histograms: of its pictures (`library.dataset.histograms`), where they were measured.
+        run: timings and cluster; no part of the digest.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    complete: bool
+    jobs: list[Job]
+    tally: Tally = Tally()
+    skipped: dict[str, int] = {}
+    shards: list[FileEntry] = []
+    rejects: list[FileEntry] = []
+    versions: dict[str, str] = {}
+    histograms: dict[str, Any] | None = None
+    run: dict[str, Any] = {}
+
+    @property
+    def job(self) -> Job:
+        """What made this dataset out of its source."""
+        return self.jobs[-1]
+
+    @property
+    def rows(self) -> int:
+        return self.tally.rows_out
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards on disk."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content, in hex; the same for every run of the same job on the same source."""
+        return hashlib.sha256(_canonical(self.model_dump(exclude={"run"})).encode()).hexdigest()
+
+
+_ModelT = TypeVar("_ModelT", bound=_Model)
+ReportT = TypeVar("ReportT", bound=Report)
+
+
+def skipped_text(counts: Mapping[str, int]) -> str:
+    """`skipped 5 files: 3 not pictures by their names, 2 hidden`."""
+    each = ", ".join(f"{count:,} {SKIPPED.get(reason, reason)}" for reason, count in sorted(counts.items()))
+    total = sum(counts.values())
+    if total == 0:
+        return "skipped nothing"
+    return f"skipped {total:,} {'file' if total == 1 else 'files'}: {each}"
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 over the canonical JSON of plain data, in hex."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def no_dataset(uri: str) -> UsageError:
+    """What is said of a place where there is none."""
+    if not storage.exists(uri):
+        return UsageError(f"there is nothing at {uri}; make a dataset with `striate ingest`")
+    return UsageError(f"{uri} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
+
+
+def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
+    """Read a dataset's manifest.
+
+    Raises:
+        UsageError: when `dataset` is not a dataset, or is not finished.
+    """
+    manifest = find_manifest(dataset)
+    if manifest is None:
+        splits = splits_below(dataset)
+        if splits:
+            raise UsageError(f"{dataset} holds one dataset a split; name one of them: {' or '.join(splits)}")
+        raise no_dataset(dataset)
+    if must_be_complete and not manifest.complete:
+        raise UsageError(f"{dataset} is not finished; run the command that makes it again, it goes on where it was")
+    return manifest
+
+
+def splits_below(folder: str) -> list[str]:
+    """The datasets that lie directly below `folder`, by URI: train, val and test first."""
+    depth_two = [file.path for file in storage.list_files(folder) if file.path.count("/") == 1]
+    names = [path.split("/")[0] for path in depth_two if path.endswith(f"/{MANIFEST}")]
+    order = {"train": 0, "val": 1, "test": 2}
+    return [storage.join(folder, name) for name in sorted(names, key=lambda name: (order.get(name, 3), name))]
+
+
+def find_manifest(dataset: str) -> Manifest | None:
+    """The manifest of `dataset` in whatever state, or None when there is none."""
+    uri = manifest_uri(dataset)
+    if not storage.exists(uri):
+        return None
+    manifest = _read(Manifest, uri)
+    wrong = next(_wrong_sums(manifest), None)
+    if wrong is not None:
+        raise StriateError(
+            f"{uri} does not add up: {wrong}. Something changed it after it was written; copy the dataset again, or "
+            "remove it and make it again"
+        )
+    return manifest
+
+
+def _wrong_sums(manifest: Manifest) -> Iterator[str]:
+    """What contradicts itself in a manifest, a phrase each."""
+    tally = manifest.tally
+    dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
+    if not tally.balanced:
+        parts = f"{tally.rows_out:,} out, {dropped:,} dropped and {rejected:,} rejected"
+        yield f"{tally.rows_in:,} pictures in are not {parts}"
+    for what, entries, rows in (("shards", manifest.shards, tally.rows_out), ("rejects", manifest.rejects, rejected)):
+        held = sum(entry.rows for entry in entries)
+        if held != rows:
+            yield f"its {what} hold {held:,} pictures, and its total says {rows:,}"
+        if len({entry.name for entry in entries}) < len(entries):
+            yield f"a file of its {what} is named twice"
+    for what in ("classes", "formats", "channels", "sides"):
+        counted = sum(getattr(tally, what).values())
+        if counted > tally.rows_out:
+            yield f"its {what} hold {counted:,} pictures together, and its total says {tally.rows_out:,}"
+
+
+def save_manifest(dataset: str, manifest: Manifest) -> None:
+    storage.write_bytes(manifest_uri(dataset), _dumped(manifest))
+    storage.flush([manifest_uri(dataset)])
+
+
+def manifest_uri(dataset: str) -> str:
+    return storage.join(dataset, MANIFEST)
+
+
+def save_report(folder: str, report: Report) -> None:
+    """Commit one shard: write its report below a dataset, or below the folder of an evaluation."""
+    storage.write_bytes(report_uri(folder, report.stem), _dumped(report))
+
+
+def load_report(data: bytes | Exception, model: type[ReportT]) -> ReportT | None:
+    """A report as read; None when it is unreadable or from another version, so that its shard is worked on again."""
+    if isinstance(data, Exception):
+        return None
+    try:
+        return model.model_validate_json(data)
+    except pydantic.ValidationError:
+        return None
+
+
+def report_uri(dataset: str, stem: str) -> str:
+    return storage.join(dataset, REPORTS, f"{stem}.json")
+
+
+def _dumped(model: _Model) -> bytes:
+    return (model.model_dump_json(indent=1) + "\n").encode()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _read(model: type[_ModelT], uri: str) -> _ModelT:
+    data = storage.read_bytes(uri, max_bytes=_MAX_JSON_BYTES)
+    try:
+        return model.model_validate_json(data)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise StriateError(f"{uri} is damaged or was written by another version: {where}: {first['msg']}") from None

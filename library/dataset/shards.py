@@ -1,0 +1,216 @@
+"""Shards: Parquet files read and written a row group at a time, with their digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from types import TracebackType
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from library import storage
+from library.dataset.manifest import FileEntry
+from library.dataset.record import CORE_COLUMNS
+from library.errors import StriateError
+
+#: A row group is closed once it holds this many bytes of pictures.
+ROW_GROUP_BYTES = 12 * 2**20
+
+SUFFIX = ".parquet"
+
+# A damaged footer may name types that Arrow lacks, and columns that are not UTF-8.
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+
+class ShardReader:
+    """The row groups of one shard, each read while the one before is worked on.
+
+    Args:
+        uri: of the shard.
+        max_rows: only so many; None for all.
+        first_row: where to begin; the row groups before it are not read.
+
+    Attributes:
+        waited: seconds the caller has waited for reading.
+    """
+
+    def __init__(self, uri: str, max_rows: int | None = None, first_row: int = 0) -> None:
+        self.uri = uri
+        self._max_rows, self._first_row = max_rows, first_row
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        start = perf_counter()
+        with storage.open_read(self.uri) as file, ThreadPoolExecutor(1) as ahead:
+            parquet = self._opened(file)
+            groups = parquet.metadata.num_row_groups
+            number, skipped = 0, self._first_row
+            while number < groups and skipped >= parquet.metadata.row_group(number).num_rows:
+                skipped -= parquet.metadata.row_group(number).num_rows
+                number += 1
+            following = ahead.submit(self._group, parquet, number) if number < groups else None
+            left = self._max_rows
+            while following is not None:
+                table = following.result().slice(skipped)
+                number, skipped = number + 1, 0
+                if left is not None:
+                    table = table.slice(0, left)
+                    left -= table.num_rows
+                more = number < groups and left != 0
+                following = ahead.submit(self._group, parquet, number) if more else None
+                self.waited += perf_counter() - start
+                yield table
+                start = perf_counter()
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """A few columns of the whole shard at once; the pictures are not read."""
+        with storage.open_read(self.uri) as file:
+            parquet = self._opened(file)
+            try:
+                return parquet.read(list(names), use_threads=False)
+            except _DAMAGE as error:
+                raise StriateError(f"{self.uri}: {error}") from error
+
+    def schema(self) -> pa.Schema:
+        """The columns, from the file's footer."""
+        with storage.open_read(self.uri) as file:
+            return self._opened(file).schema_arrow
+
+    def _opened(self, file: Any) -> pq.ParquetFile:
+        try:
+            # Threads of Arrow's own, which a buffer in advance and `use_threads` would set to work, may still hold a
+            # Python file when the interpreter ends, and then abort the process (apache/arrow issues 33975 and 34314).
+            parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+            names = parquet.schema_arrow.names
+        except _DAMAGE as error:
+            raise StriateError(f"{self.uri} is not a readable shard: {error}") from error
+        missing = [name for name in CORE_COLUMNS if name not in names]
+        if missing:
+            raise StriateError(f"{self.uri} is not a shard of a dataset: it has no column '{missing[0]}'")
+        return parquet
+
+    def _group(self, parquet: pq.ParquetFile, number: int) -> pa.Table:
+        try:
+            return parquet.read_row_group(number, use_threads=False)
+        except _DAMAGE as error:
+            raise StriateError(f"{self.uri}, row group {number}: {error}") from error
+
+
+def batches(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """A few rows at a time: a row group may hold thousands of small pictures, and work may make them large."""
+    for table in tables:
+        for first in range(0, table.num_rows, rows):
+            yield table.slice(first, rows)
+
+
+class ShardWriter:
+    """Writes one shard; it appears under its name, whole, when the block ends well.
+
+    Args:
+        dataset: URI of the dataset.
+        name: path of the shard below it, e.g. `part-000000.parquet`.
+        schema: of every table that will be added.
+    """
+
+    def __init__(self, dataset: str, name: str, schema: pa.Schema) -> None:
+        self._name = name
+        self._target = storage.writer(storage.join(dataset, name))
+        self._schema = schema
+        self._pending: list[pa.Table] = []
+        self._pending_bytes = 0
+        self._rows = 0
+
+    def __enter__(self) -> ShardWriter:
+        self._file = self._target.__enter__()
+        self._sink = _Sink(self._file)
+        self._parquet = pq.ParquetWriter(
+            cast(Any, pa.PythonFile(cast(Any, self._sink), mode="w")),
+            self._schema,
+            compression=cast(Any, self._compression()),
+            use_dictionary=cast(Any, [name for name in ("label", "format") if name in self._schema.names]),
+            write_statistics=cast(Any, [name for name in self._schema.names if name != "image"]),
+            write_page_checksum=True,
+        )
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows; they are written when a row group is full."""
+        if table.num_rows == 0:
+            return
+        self._pending.append(table)
+        self._pending_bytes += table.nbytes
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = pa.concat_tables(self._pending)
+            self._parquet.write_table(table, row_group_size=table.num_rows)
+            self._rows += table.num_rows
+            self._pending, self._pending_bytes = [], 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._parquet.close()
+        except BaseException as failure:
+            self._give_up(failure)
+            raise
+        if error is not None:
+            self._give_up(error)
+        else:
+            self._target.__exit__(None, None, None)
+
+    def _give_up(self, failure: BaseException) -> None:
+        self._sink.given_up = True
+        self._target.__exit__(type(failure), failure, failure.__traceback__)
+
+    @property
+    def entry(self) -> FileEntry:
+        """What was written; to be read after the block has ended."""
+        return FileEntry(name=self._name, rows=self._rows, bytes=self._file.size, digest=self._file.digest)
+
+    def _compression(self) -> dict[str, str]:
+        """Pictures are compressed already; the rest is small."""
+        leaves = [leaf for column in self._schema for leaf in _leaves(column.name, column.type)]
+        return {leaf: "NONE" if leaf == "image.bytes" else "ZSTD" for leaf in leaves}
+
+
+class _Sink:
+    """What Arrow writes a shard to. Once the shard is given up it takes everything and keeps nothing: Arrow's
+    destructors still write what they hold, to a file that is closed by then."""
+
+    closed = False
+
+    def __init__(self, file: storage.HashingFile) -> None:
+        self._file = file
+        self.given_up = False
+
+    def write(self, data: bytes) -> int:
+        return len(data) if self.given_up else self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _leaves(name: str, type_: pa.DataType) -> list[str]:
+    if pa.types.is_struct(type_):
+        return [leaf for child in type_ for leaf in _leaves(f"{name}.{child.name}", child.type)]
+    if pa.types.is_list(type_):
+        return _leaves(f"{name}.list.element", cast(Any, type_).value_type)
+    return [name]
+
+
+def shard_name(number: int) -> str:
+    """The stem of shard `number`; six digits sort by name up to a million shards (128 TB of 128 MB)."""
+    return f"part-{number:06d}"

@@ -1,0 +1,142 @@
+"""Charts as inline SVG, drawn by matplotlib; colours are the page's variables, so charts follow light and dark."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from library.evaluation.metrics import Calibration
+
+if TYPE_CHECKING:  # matplotlib takes half a second to import: only where a page is made
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH_PX, _HEIGHT_PX, _PX_PER_INCH = 460, 250, 72
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52 / _WIDTH_PX, 446 / _WIDTH_PX, 238 / _HEIGHT_PX, 38 / _HEIGHT_PX
+_STEPS = [1, 2, 2.5, 5, 10]  # of ticks
+_MARKED = 40  # a line with at most this many points marks each of them
+
+#: The colours of a chart, and the variables of style.css that replace them on the page.
+_FIRST, _SECOND, _THIRD, _QUIET, _RULE = "#2463d6", "#c2570c", "#12805c", "#5b6576", "#dfe3ea"
+_VARIABLES = {_FIRST: "--first", _SECOND: "--second", _THIRD: "--third", _QUIET: "--quiet", _RULE: "--rule"}
+
+_STYLE = {
+    "font.size": 11,
+    "font.family": "DejaVu Sans",  # comes with matplotlib; style.css replaces it by the page's own
+    "svg.fonttype": "none",  # text stays text
+    "text.color": _QUIET,
+    "axes.labelcolor": _QUIET,
+    "xtick.labelcolor": _QUIET,
+    "ytick.labelcolor": _QUIET,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.major.pad": 6,
+    "axes.axisbelow": True,
+    "grid.color": _RULE,
+}
+#: Parts of matplotlib's SVG that would apply to, or occur again on, the rest of the page.
+_FILE_ONLY = re.compile(r'<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', re.DOTALL)
+
+
+def line_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_title: str,
+    y_title: str,
+    show: Callable[[float], str],
+    salt: str = "",
+) -> Markup:
+    """Draws lines over whole numbers in the page's first, second and third colour.
+
+    Args:
+        series: points (x, y) of at most three lines by name, with x rising; a value that is not finite leaves a gap.
+        x_title: under the axis.
+        y_title: for those who cannot see the chart.
+        show: turns a y value into text.
+        salt: differs between the charts of one page, so that their ids do.
+
+    Returns:
+        An `<svg>` element; empty where no value is finite.
+    """
+    finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in series.items()}
+    xs, ys = ([point[axis] for points in finite.values() for point in points] for axis in (0, 1))
+    if not ys:
+        return Markup()
+
+    def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes = _axes(figure, _BOTTOM, _TOP)
+        for points, colour in zip(series.values(), (_FIRST, _SECOND, _THIRD), strict=False):
+            values = [y if math.isfinite(y) else math.nan for _, y in points]
+            marker = "o" if len(points) <= _MARKED else ""
+            axes.plot([x for x, _ in points], values, color=colour, lw=2, marker=marker, ms=6, mew=0, clip_on=False)
+        ticks = MaxNLocator(5, steps=_STEPS).tick_values(min(ys), max(ys))
+        axes.set_yticks(ticks, [show(float(tick)) for tick in ticks])
+        axes.set_ylim(ticks[0], ticks[-1])
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=_STEPS, integer=True))
+        lone = min(xs) == max(xs)
+        axes.set_xlim(min(xs) - lone, max(xs) + lone)
+        axes.set_xlabel(x_title)
+
+    ends = ", ".join(f"{name} ends at {show(points[-1][1])}" for name, points in finite.items() if points)
+    return _svg(draw, f"{y_title} by {x_title}: {ends}", salt)
+
+
+def reliability_chart(calibration: Calibration, *, salt: str = "") -> Markup:
+    """Draws accuracy and confidence as a bar for each bin: what both reach, and by how much one exceeds the other.
+
+    The diagonal is a perfectly calibrated classifier; small bars below show how many pictures each bin holds.
+    """
+    quarters = [number / 4 for number in range(5)]
+    percents = [f"{tick:.0%}" for tick in quarters]
+
+    def draw(figure: Figure) -> None:
+        shares, counts = _axes(figure, 86 / _HEIGHT_PX, _TOP), _axes(figure, _BOTTOM, 72 / _HEIGHT_PX)
+        for one in calibration.bins:
+            if one.accuracy is None or one.confidence is None:
+                continue
+            centre, width = (one.low + one.high) / 2, (one.high - one.low) * 0.92
+            low, high = sorted((one.accuracy, one.confidence))
+            gap = _SECOND if one.confidence > one.accuracy else _THIRD
+            shares.bar(centre, low, width, color=_FIRST, alpha=0.75, clip_on=False)
+            shares.bar(centre, high - low, width, bottom=low, color=gap, alpha=0.7, clip_on=False)
+            counts.bar(centre, one.count, width, color=_QUIET, alpha=0.6, clip_on=False)
+        shares.plot([0, 1], [0, 1], color=_QUIET, lw=1, ls="--", clip_on=False)
+        shares.set(xlim=(0, 1), ylim=(0, 1), xticks=[])
+        shares.set_yticks(quarters, percents)
+        counts.set(xlim=(0, 1), yticks=[], xlabel="confidence")
+        counts.set_xticks(quarters, percents)
+        counts.text(-0.015, 0.5, "pictures", transform=counts.transAxes, ha="right", va="center")
+
+    return _svg(draw, f"accuracy by confidence; expected calibration error {calibration.ece:.3f}", salt)
+
+
+def _axes(figure: Figure, bottom: float, top: float) -> Axes:
+    axes = figure.add_axes((_LEFT, bottom, _RIGHT - _LEFT, top - bottom), frame_on=False)
+    axes.grid(axis="y", clip_on=False)
+    return axes
+
+
+def _svg(draw: Callable[[Figure], None], label: str, salt: str) -> Markup:
+    """What is drawn as an element of a page: the same bytes for the same numbers, whatever the user's matplotlibrc."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    written = io.StringIO()
+    with style.context(["default", {**_STYLE, "svg.hashsalt": f"{salt} {label}"}]):
+        figure = Figure((_WIDTH_PX / _PX_PER_INCH, _HEIGHT_PX / _PX_PER_INCH))
+        figure.patch.set_visible(False)
+        draw(figure)
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    svg = _FILE_ONLY.sub("", written.getvalue().partition("<svg")[2]).replace("xlink:href", "href")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return Markup('<svg role="img" aria-label="{}"').format(label) + Markup(svg)

@@ -1,0 +1,198 @@
+"""The page as a whole: page.html is its template; here is what the template is given."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from library import storage
+from library.evaluation.metrics import ClassScore, ConfusedPair, Evaluation, confused_pairs
+from library.evaluation.report.charts import line_chart, reliability_chart
+from library.evaluation.report.content import Content, Subject, account, speed
+from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
+from library.evaluation.sums import TOP_K
+
+#: With more classes the matrix would be too large to read: the most confused pairs are listed instead.
+MOST_IN_MATRIX = 100
+
+_PAIRS, _PAIRS_ALONE = 10, 60
+_NONE = "\N{EN DASH}"
+_IN_ORDER = 30  # more classes than this are listed from the worst
+_METRICS = (("top-1", "top1"), (f"top-{TOP_K}", "top5"), ("loss", "loss"))
+
+
+def render(content: Content) -> str:
+    """A report as one HTML document."""
+    names = " and ".join(storage.name_of(subject.name) for subject in content.subjects)
+    return template("library.evaluation.report", "page.html").render(
+        title=f"{names} on {storage.name_of(content.dataset)}",
+        content=content,
+        views=[_view(subject, number) for number, subject in enumerate(content.subjects)],
+        metrics=_METRICS,
+        top_k=TOP_K,
+        strengths=STRENGTHS,
+        most_in_matrix=MOST_IN_MATRIX,
+        account=account,
+        speed=speed,
+        number="{:,}".format,
+        percent=_percent,
+        score=_score,
+        interval=_interval,
+        base64=_base64,
+    )
+
+
+def template(package: str, name: str) -> Template:
+    """A Jinja2 template that lies beside the modules of a package; every value that it writes is escaped."""
+    environment = Environment(
+        loader=PackageLoader(package, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """How one number went over the epochs: a line and a column of the rows for each name."""
+
+    title: str
+    names: list[str]
+    chart: Markup
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the page shows of one classifier beside its numbers.
+
+    Attributes:
+        confused: the most confused pairs.
+        scores: of the classes, as they are listed.
+        order: how they are listed, in words.
+        reliability: the chart.
+        bins: its numbers, a row each.
+        curves: of its training.
+        corrupted: for each corruption a cell a strength: in words, and top-1.
+        origin: names and values; how many entries a value has, if it is folded away.
+    """
+
+    subject: Subject
+    confused: Sequence[ConfusedPair]
+    scores: Sequence[ClassScore]
+    order: str
+    reliability: Markup
+    bins: list[list[str]]
+    curves: list[_Curve]
+    corrupted: Mapping[str, list[tuple[str, float | None]]]
+    origin: list[tuple[str, str, int]]
+
+
+def _view(subject: Subject, number: int) -> _View:
+    evaluation = subject.evaluation
+    alone = len(evaluation.classes) > MOST_IN_MATRIX
+    scores, order = _listed(evaluation)
+    return _View(
+        subject=subject,
+        confused=confused_pairs(evaluation.confusion, evaluation.classes, _PAIRS_ALONE if alone else _PAIRS),
+        scores=scores,
+        order=order,
+        reliability=reliability_chart(evaluation.calibration, salt=str(number)),
+        bins=[
+            [f"{one.low:.0%} to {one.high:.0%}", f"{one.count:,}", _percent(one.confidence), _percent(one.accuracy)]
+            for one in evaluation.calibration.bins
+            if one.count
+        ],
+        curves=_curves(subject.curves, number),
+        corrupted=_corrupted(subject.robustness) if subject.robustness else {},
+        origin=_origin(subject),
+    )
+
+
+def _listed(evaluation: Evaluation) -> tuple[Sequence[ClassScore], str]:
+    if len(evaluation.per_class) <= _IN_ORDER:
+        return evaluation.per_class, "in the order of the classifier's outputs"
+    worst_first = sorted(evaluation.per_class, key=lambda score: (score.f1 is None, score.f1, score.name))
+    return worst_first, "from the lowest F1 on"
+
+
+_CURVES: tuple[tuple[str, dict[str, str], Callable[[float], str]], ...] = (
+    ("Loss", {"train_loss": "training", "val_loss": "validation"}, "{:.3g}".format),
+    ("Top-1", {"train_top1": "training", "val_top1": "validation"}, lambda share: f"{share * 100:.4g}%"),
+    ("Learning rate", {"lr": "learning rate"}, "{:.3g}".format),
+)
+
+
+def _curves(lines: Sequence[Mapping[str, Any]], number: int) -> list[_Curve]:
+    curves: list[_Curve] = []
+    for title, names, show in _CURVES:
+        series = {
+            words: {float(line["epoch"]): float(line[name]) for line in lines if _has(line, name)}
+            for name, words in names.items()
+        }
+        series = {name: points for name, points in series.items() if points}
+        lists = {name: list(points.items()) for name, points in series.items()}
+        chart = line_chart(lists, x_title="epoch", y_title=title, show=show, salt=str(number))
+        if chart:
+            epochs = sorted({epoch for points in series.values() for epoch in points})
+            rows = [
+                [f"{epoch:g}", *(show(points[epoch]) if epoch in points else _NONE for points in series.values())]
+                for epoch in epochs
+            ]
+            curves.append(_Curve(title, list(series), chart, rows))
+    return curves
+
+
+def _has(line: Mapping[str, Any], name: str) -> bool:
+    return line.get("epoch") is not None and line.get(name) is not None
+
+
+def _corrupted(measured: Robustness) -> dict[str, list[tuple[str, float | None]]]:
+    units = {"blur": "sigma {:g} px at 224 px", "noise": "deviation {:.0%} of white", "jpeg": "quality {:g}"}
+    rows: dict[str, list[tuple[str, float | None]]] = {}
+    for corruption, top1, judged in zip(CORRUPTIONS, measured.top1, measured.judged, strict=True):
+        amount = units.get(corruption.name, "{:.0%} of the contrast left").format(corruption.amount)
+        rows.setdefault(corruption.name, []).append((f"{amount}; {judged:,} pictures", top1))
+    return rows
+
+
+def _origin(subject: Subject) -> list[tuple[str, str, int]]:
+    record = {name: value for name, value in subject.record.items() if name not in ("provenance", "classes")}
+    values = {"bundle": subject.name, "id": subject.bundle_id, **record, **subject.record.get("provenance", {})}
+    return [
+        (name.replace("_", " "), *_text(value)) for name, value in values.items() if value not in (None, "", [], {})
+    ]
+
+
+def _text(value: Any) -> tuple[str, int]:
+    """A value as text, and how many entries it has where it is so long that it is folded away."""
+    if not isinstance(value, Mapping | list | tuple):
+        return str(value), 0
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    return (text, len(value)) if len(text) >= 100 else (json.dumps(value, ensure_ascii=False, default=str), 0)
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    """`98.8%`; a dash where there is no value."""
+    return _NONE if value is None else f"{value * 100:.{digits}f}%"
+
+
+def _score(value: float, metric: str) -> str:
+    return f"{value:.4f}" if metric == "loss" else _percent(value, 2)
+
+
+def _interval(interval: tuple[float, float], metric: str) -> str:
+    scale, digits = (1, 4) if metric == "loss" else (100, 2)
+    return " to ".join(f"{end * scale:.{digits}f}" for end in interval)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,277 @@
+"""What an evaluation keeps of labelled pictures: sums that are exact in any order, and a few samples.
+
+All sums are whole numbers: a loss and a confidence count in units of `UNIT`, so each is off by at most 5e-13 and
+nothing is lost when they are added. The sums of a dataset are therefore the same however it is cut into shards and in
+whatever order these come, and their size depends on the classes, not on the pictures.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+
+from library.dataset.manifest import Report
+
+#: `top5` looks at the five most probable classes, or at all where there are fewer.
+TOP_K = 5
+CALIBRATION_BINS = 15
+#: How many of the most confident mistakes are kept.
+MISTAKES = 24
+#: What a loss (in nats) and a probability are counted in.
+UNIT = 2.0**-40
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a classifier says of some labelled pictures.
+
+    Attributes:
+        classes: K names, in the order of the probabilities.
+        keys: of the N pictures.
+        truth: N class ids, int64.
+        probabilities: N x K, float32; each row sums to 1.
+    """
+
+    classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    truth: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        wanted = (len(self.keys), len(self.classes))
+        if self.truth.shape != wanted[:1] or self.probabilities.shape != wanted:
+            got = f"{self.truth.shape} class ids and probabilities {self.probabilities.shape}"
+            raise ValueError(f"{wanted[0]} pictures of {wanted[1]} classes do not go with {got}")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable class of each picture; the first of equals, as in a Prediction."""
+        return self.probabilities.argmax(1)
+
+    @cached_property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether that is the true one."""
+        return self.predicted == self.truth
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float64]:
+        """The probability of the predicted class."""
+        return self.probabilities.max(1).astype(np.float64)
+
+    def among(self, k: int) -> NDArray[np.bool_]:
+        """Whether the true class is among the `k` most probable ones; of equals the first count."""
+        mine = self._of_truth[:, None]
+        before = np.arange(len(self.classes)) < self.truth[:, None]
+        ahead = (self.probabilities > mine) | ((self.probabilities == mine) & before)
+        return ahead.sum(1) < k
+
+    @cached_property
+    def losses(self) -> NDArray[np.float64]:
+        """Negative log likelihood of each true class, in nats; at most 87.3, where float32 ends."""
+        return -np.log(np.maximum(self._of_truth.astype(np.float64), np.finfo(np.float32).tiny))
+
+    @property
+    def _of_truth(self) -> NDArray[np.float32]:
+        return self.probabilities[np.arange(len(self)), self.truth]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture that was taken for another class; the confidence is the wrong class's probability."""
+
+    key: str
+    label: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small copy of a picture, `data` encoded as PNG or JPEG."""
+
+    key: str
+    data: bytes
+    format: str
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+
+def _no_bins() -> list[int]:
+    return [0] * CALIBRATION_BINS
+
+
+class Sums(_Model):
+    """What one classifier made of some pictures: each was judged, dropped or rejected.
+
+    Attributes:
+        judged: pictures.
+        dropped: pictures that were not judged, by reason: the classifier's own selectors, or their label.
+        rejected: pictures that cannot be used, by reason.
+        unknown: pictures by label, where the classifier does not know it; these are dropped.
+        top1: judged pictures whose most probable class is the true one.
+        top5: judged pictures whose true class is among the `TOP_K` most probable.
+        loss: sum of the losses, in `UNIT`.
+        loss_squared: sum of their squares, in `UNIT` squared.
+        confusion: judged pictures by true class id x number of classes + predicted class id.
+        bin_counts: judged pictures by confidence, in bins of equal width over 0 to 1, open below and closed above.
+        bin_correct: those of them that are right.
+        bin_confidence: sum of their confidences, in `UNIT`.
+        mistakes: the `MISTAKES` most confident ones, most confident first; of equals by key.
+        examples: small copies of these, where they are wanted.
+        robust: the pictures on which robustness is measured (`library.evaluation.robustness`): each with its place in
+            the order in which they are chosen, and what the classifier makes of it as it is and under each corruption:
+            1 for right, 0 for wrong, - for dropped by its own selectors.
+    """
+
+    judged: int = 0
+    dropped: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    top1: int = 0
+    top5: int = 0
+    loss: int = 0
+    loss_squared: int = 0
+    confusion: Counter[int] = Counter()
+    bin_counts: list[int] = pydantic.Field(default_factory=_no_bins)
+    bin_correct: list[int] = pydantic.Field(default_factory=_no_bins)
+    bin_confidence: list[int] = pydantic.Field(default_factory=_no_bins)
+    mistakes: list[Mistake] = []
+    examples: list[Example] = []
+    robust: list[tuple[int, str]] = []
+
+    @property
+    def pictures(self) -> int:
+        """All pictures: judged, dropped and rejected."""
+        return self.judged + self.dropped.total() + self.rejected.total()
+
+    def add(self, outcomes: Outcomes) -> None:
+        """Add judged pictures."""
+        correct = outcomes.correct
+        losses = _in_units(outcomes.losses).tolist()
+        self.judged += len(outcomes)
+        self.top1 += int(correct.sum())
+        self.top5 += int(outcomes.among(TOP_K).sum())
+        self.loss += sum(losses)
+        self.loss_squared += sum(loss * loss for loss in losses)
+        self.confusion.update((outcomes.truth * len(outcomes.classes) + outcomes.predicted).tolist())
+        bins = np.clip(np.ceil(outcomes.confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+        for name, values in (
+            ("bin_counts", np.ones(len(outcomes), np.int64)),
+            ("bin_correct", correct.astype(np.int64)),
+            ("bin_confidence", _in_units(outcomes.confidence)),
+        ):
+            sums = np.zeros(CALIBRATION_BINS, np.int64)
+            np.add.at(sums, bins, values)
+            setattr(self, name, _added(getattr(self, name), sums.tolist()))
+        self._keep(
+            Mistake(
+                outcomes.keys[row],
+                outcomes.classes[outcomes.truth[row]],
+                outcomes.classes[outcomes.predicted[row]],
+                float(outcomes.confidence[row]),
+            )
+            for row in np.flatnonzero(~correct).tolist()
+        )
+
+    def count(self, dropped: Counter[str], rejected: Counter[str], unknown: Counter[str]) -> None:
+        """Add pictures that were not judged."""
+        self.dropped.update(dropped)
+        self.rejected.update(rejected)
+        self.unknown.update(unknown)
+
+    def merge(self, other: Sums) -> None:
+        """Add the sums of other pictures."""
+        for name in ("judged", "top1", "top5", "loss", "loss_squared"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("dropped", "rejected", "unknown", "confusion"):
+            getattr(self, name).update(getattr(other, name))
+        for name in ("bin_counts", "bin_correct", "bin_confidence"):
+            setattr(self, name, _added(getattr(self, name), getattr(other, name)))
+        self.robust += other.robust
+        self._keep(other.mistakes)
+        kept = {mistake.key for mistake in self.mistakes}
+        self.examples = [example for example in (*self.examples, *other.examples) if example.key in kept]
+
+    def _keep(self, mistakes: Iterable[Mistake]) -> None:
+        every = [*self.mistakes, *mistakes]
+        self.mistakes = heapq.nsmallest(MISTAKES, every, key=lambda mistake: (-mistake.confidence, mistake.key))
+
+
+class Pairs(_Model):
+    """How often two classifiers are right about the pictures that both have judged."""
+
+    both: int = 0
+    only_first: int = 0
+    only_second: int = 0
+    neither: int = 0
+
+    def add(self, first: Outcomes, second: Outcomes) -> None:
+        """Add pictures, matched by key."""
+        theirs = dict(zip(second.keys, second.correct.tolist(), strict=True))
+        for key, correct in zip(first.keys, first.correct.tolist(), strict=True):
+            if key in theirs:
+                both = (correct, theirs[key])
+                self.both += both == (True, True)
+                self.only_first += both == (True, False)
+                self.only_second += both == (False, True)
+                self.neither += both == (False, False)
+
+    def merge(self, other: Pairs) -> None:
+        """Add other pictures."""
+        for name, count in other:
+            setattr(self, name, getattr(self, name) + count)
+
+
+class EvaluateReport(Report):
+    """What one classifier, or two, make of a shard. The tally is that of the first; `rows_out` are the judged pictures.
+
+    Attributes:
+        sums: for each classifier.
+        pairs: of two.
+    """
+
+    sums: list[Sums]
+    pairs: Pairs | None = None
+
+
+class EvaluateTotals:
+    """The reports of many shards, added up.
+
+    Attributes:
+        sums: for each classifier.
+        pairs: of two.
+        seconds: time by stage.
+    """
+
+    def __init__(self, classifiers: int) -> None:
+        self.sums = [Sums() for _ in range(classifiers)]
+        self.pairs = Pairs() if classifiers == 2 else None
+        self.seconds: Counter[str] = Counter()
+
+    def add(self, report: EvaluateReport) -> None:
+        """Add one shard."""
+        for mine, its in zip(self.sums, report.sums, strict=True):
+            mine.merge(its)
+        if self.pairs is not None and report.pairs is not None:
+            self.pairs.merge(report.pairs)
+        self.seconds.update(report.seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
+
+
+def _in_units(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(values / UNIT).astype(np.int64)
+
+
+def _added(first: list[int], second: list[int]) -> list[int]:
+    return [a + b for a, b in zip(first, second, strict=True)]

@@ -1,0 +1,104 @@
+"""JPEG 2000 (JP2 files and bare codestreams), through OpenJPEG in imagecodecs: any number of bands, up to 16 bits."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from imagecodecs import jpeg2k_decode
+from numpy.typing import NDArray
+
+from library.errors import BadPicture
+from library.imaging.codec.header import Header, header_of
+from library.imaging.codec.heif_work import boxes
+from library.imaging.codec.jpeg2000_work import PX_NS, jpeg2000_work_px
+from library.imaging.codec.samples import divided_by_alpha, full_range
+
+JP2_MAGIC, CODESTREAM_MAGIC = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
+_READ_COLOURS = (0, 16, 17, 18)  # not said (so OpenJPEG), sRGB, grey, and sYCC, which imagecodecs turns into RGB
+_COLOUR_NAMES = {12: "CMYK", 14: "CIELab", 24: "e-sYCC"}
+_ENUMERATED, _PREMULTIPLIED = 1, 2
+
+
+@dataclass
+class _Boxes:
+    """What the boxes of a JP2 file say.
+
+    Attributes:
+        codestream: where its first byte is.
+        colours: number of the colour space; None where a profile says it, or nothing.
+        palette: coded depth of each column of the palette; empty without one.
+        premultiplied: whether colours are multiplied by alpha.
+    """
+
+    codestream: int = 0
+    colours: int | None = None
+    palette: list[int] = field(default_factory=list[int])
+    premultiplied: bool = False
+
+
+def jpeg2000_header(data: bytes) -> Header:
+    found = _boxes(data)
+    width, height, samples = _size(data, found.codestream)
+    depths = found.palette or samples
+    if len(set(samples)) > 1 or len(set(depths)) > 1:
+        raise BadPicture("unsupported", "a JPEG 2000 whose components differ in depth or size")
+    if depths[0] & 0x80 or depths[0] > 15:
+        kind = "signed samples" if depths[0] & 0x80 else f"samples of {depths[0] + 1} bits"
+        raise BadPicture("unsupported", f"a JPEG 2000 of {kind}")
+    if found.colours is not None and found.colours not in _READ_COLOURS:
+        name = _COLOUR_NAMES.get(found.colours, f"of space {found.colours}")
+        raise BadPicture("unsupported", f"a JPEG 2000 whose colours are {name}")
+    dtype = "uint8" if depths[0] < 8 else "uint16"
+    work_px = jpeg2000_work_px(data[found.codestream :])
+    return header_of("jp2", width, height, len(depths), dtype, work_px=work_px, px_ns=PX_NS)
+
+
+def _boxes(data: bytes) -> _Boxes:
+    found = _Boxes()
+    if data.startswith(CODESTREAM_MAGIC):
+        return found
+    for kind, start, end in boxes(data, 0, len(data)):
+        if kind == b"jp2h":
+            for inner, at, stop in boxes(data, start, end):
+                _read_box(found, inner, data[at:stop])
+        elif kind == b"jp2c":
+            found.codestream = start
+            return found
+    raise BadPicture("truncated", "the JPEG 2000 file ends before its codestream")
+
+
+def _read_box(found: _Boxes, kind: bytes, content: bytes) -> None:
+    if kind == b"colr" and found.colours is None and content[:1] == bytes([_ENUMERATED]):
+        (found.colours,) = struct.unpack_from(">I", content, 3)
+    elif kind == b"pclr":
+        found.palette = list(content[3 : 3 + content[2]])
+    elif kind == b"cdef":
+        types = [struct.unpack_from(">H", content, at)[0] for at in range(4, len(content) - 1, 6)]
+        found.premultiplied = _PREMULTIPLIED in types
+
+
+def _size(data: bytes, at: int) -> tuple[int, int, list[int]]:
+    """Width, height and the coded depth of each component, from the codestream's first marker segment."""
+    if data[at : at + 4] != CODESTREAM_MAGIC:
+        raise BadPicture("damaged", "the JPEG 2000 file has no codestream where it should begin")
+    right, bottom, left, top, tile_width, tile_height, _, _, count = struct.unpack_from(">8IH", data, at + 8)
+    components = data[at + 42 : at + 42 + 3 * count]
+    if count < 1 or len(components) < 3 * count or min(tile_width, tile_height) < 1:
+        raise BadPicture(
+            "damaged", f"the JPEG 2000 header has {count} components and tiles of {tile_width} x {tile_height}"
+        )
+    if any(step != 1 for step in components[1::3] + components[2::3]):
+        raise BadPicture("unsupported", "a JPEG 2000 whose components are subsampled")
+    return right - left, bottom - top, list(components[::3])
+
+
+def jpeg2000_pixels(data: bytes, header: Header) -> NDArray[Any]:
+    found = _boxes(data)
+    depths = found.palette or _size(data, found.codestream)[2]
+    pixels = full_range(jpeg2k_decode(data), depths[0] + 1)
+    if found.premultiplied:
+        return divided_by_alpha(pixels, header.channels - 1, header.channels - 1, np.iinfo(pixels.dtype).max)
+    return pixels

@@ -1,0 +1,96 @@
+"""One picture on its way through a pipeline: bytes until a step asks for pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from library.imaging import codec
+
+#: Pixels, height x width x channels; uint8, uint16 or float32. Channels: 1 grey, 3 RGB, or any number of bands.
+Pixels: TypeAlias = NDArray[Any]
+
+
+class Picture:
+    """What a selector judges and a filter changes.
+
+    A selector that only needs the size, the label or the key costs no decoding, and a picture that no
+    filter has touched keeps its bytes.
+
+    Args:
+        key: unique in the dataset.
+        label: class name, or None.
+        header: of the stored bytes.
+        data: gives the stored bytes; called when they are needed.
+        extras: every other column, by name.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        label: str | None,
+        header: codec.Header,
+        data: Callable[[], bytes],
+        extras: Mapping[str, Any],
+        limits: codec.Limits = codec.DEFAULT_LIMITS,
+    ) -> None:
+        self.key, self.label, self.extras = key, label, extras
+        self._header, self._data, self._limits = header, data, limits
+        self._pixels: Pixels | None = None
+        self.changed = False
+        self.decode_seconds = 0.0
+
+    @property
+    def format(self) -> str:
+        """Format of the stored bytes: jpeg, png, webp, tiff, avif, heic, jp2, gif, bmp or npy."""
+        return self._header.format
+
+    @property
+    def width(self) -> int:
+        return self._header.width if self._pixels is None else int(self._pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        return self._header.height if self._pixels is None else int(self._pixels.shape[0])
+
+    @property
+    def channels(self) -> int:
+        return self._header.channels if self._pixels is None else int(self._pixels.shape[2])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the stored bytes."""
+        return len(self._data())
+
+    @property
+    def pixels(self) -> Pixels:
+        """The picture as it is now; raises BadPicture if it is damaged. Never write to it: use `replace`."""
+        if self._pixels is None:
+            start = perf_counter()
+            # A header from a dataset's columns may not fit the bytes; only one read from them counts work.
+            header = self._header if self._header.work_px else None
+            self._pixels = codec.decode(self._data(), self._limits, header)
+            self.decode_seconds += perf_counter() - start
+        return self._pixels
+
+    def replace(self, pixels: Pixels) -> None:
+        """Put a filter's result in place of the pixels; the very same array is no change.
+
+        Raises:
+            TypeError: unless it is height x width x channels of a dtype we know, with at least one pixel.
+        """
+        if pixels.ndim != 3 or not pixels.size or pixels.dtype.name not in codec.DTYPES:
+            wanted = ", ".join(codec.DTYPES)
+            raise TypeError(f"must give height x width x channels of {wanted}; gave {pixels.dtype} {pixels.shape}")
+        if pixels is not self._pixels:
+            self._pixels = pixels
+            self.changed = True
+
+    def column(self, name: str) -> Any:
+        """The value of any column by name; raises KeyError if the dataset has no such column."""
+        if name in ("key", "label"):
+            return self.key if name == "key" else self.label
+        return self.extras[name]

@@ -1,0 +1,1 @@
+"""Tar, zip and gzip archives, read where they lie; nothing is unpacked."""

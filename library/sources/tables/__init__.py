@@ -1,0 +1,1 @@
+"""Tables that list or describe pictures: CSV, JSON Lines, and files beside the pictures."""

@@ -1,0 +1,146 @@
+"""Tables among the pictures of a folder that say something of each: metadata.csv and the like, val_annotations.txt.
+
+Hugging Face's imagefolder has one in the folder, or in that of each split: the column `file_name` is a path from the
+table's own folder, the others describe the picture (https://huggingface.co/docs/datasets/image_dataset). Tiny ImageNet
+lists the classes of its validation set in a text with tabs.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from library.errors import StriateError
+from library.sources.entries import Entries
+from library.sources.labels import split_of
+from library.sources.tables.text import LISTS, narrow, read_table
+
+_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_ANNOTATIONS = "_annotations.txt"
+_FILE_NAME = "file_name"
+_MAX_BYTES, _MAX_ROWS = 512 * 2**20, 50_000_000
+_FEW = 3
+
+
+@dataclass
+class Metadata:
+    """What the tables of one container say.
+
+    Attributes:
+        tables: the entries that are such tables.
+        notes: sentences for the user.
+    """
+
+    tables: list[int] = field(default_factory=list[int])
+    notes: list[str] = field(default_factory=list[str])
+    _columns: list[Mapping[str, list[Any]]] = field(default_factory=list[Mapping[str, list[Any]]])
+    _where: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+
+    def fields(self, path: str) -> dict[str, Any]:
+        """What is said of one picture; it is then no longer among `unclaimed`."""
+        table, number = self._where.pop(path, (-1, 0))
+        if table < 0:
+            return {}
+        return {name: values[number] for name, values in self._columns[table].items() if values[number] is not None}
+
+    @property
+    def unclaimed(self) -> Iterable[str]:
+        """The paths that tables name and nobody asked for."""
+        return self._where
+
+    def add(self, paths: Iterable[str], columns: Mapping[str, list[Any]]) -> None:
+        """Add a table: the path of each row, and its other columns."""
+        self._where |= {path: (len(self._columns), number) for number, path in enumerate(paths)}
+        self._columns.append(columns)
+
+
+def find_metadata(entries: Entries, read: Callable[[int], bytes]) -> Metadata:
+    """Read the tables among the files of a container.
+
+    Args:
+        entries: the files.
+        read: gives the content of one by its number.
+
+    Raises:
+        StriateError: a table is damaged; names it.
+    """
+    found = Metadata()
+    suffixes = (*_NAMES, _ANNOTATIONS, *LISTS)
+    rows = [row for row, path in enumerate(entries.path) if path.lower().endswith(suffixes)]
+    rows.sort(key=lambda row: entries.path[row].count("/"))  # what lies deeper comes later, and counts
+    lists: list[str] = []
+    paths: set[str] | None = None
+    for row in rows:
+        path = entries.path[row]
+        folder, name = posixpath.split(path)
+        if name.lower() in _NAMES:
+            columns = _columns(path, _content(entries, row, read))
+            if _FILE_NAME in columns:
+                names = columns.pop(_FILE_NAME)
+                found.tables.append(row)
+                found.add((_joined(folder, str(name)) for name in names), columns)
+            else:
+                found.notes.append(
+                    f"{path} is not used: it has no column {_FILE_NAME}, but {', '.join(columns)}; rename the one "
+                    "that holds the paths of the pictures"
+                )
+        elif name.lower().endswith(_ANNOTATIONS) and split_of(name[: -len(_ANNOTATIONS)]) is not None:
+            paths = set(entries.path) if paths is None else paths
+            labels = _annotations(folder, _content(entries, row, read), paths)
+            if labels:
+                found.tables.append(row)
+                found.add(labels, {"label": [*labels.values()]})
+        elif entries.uri[row].lower().endswith(LISTS):  # a file of its own, no member of an archive
+            lists.append(entries.uri[row])
+    if lists:
+        more = f" (and {len(lists) - _FEW:,} more)" if len(lists) > _FEW else ""
+        found.notes.append(
+            f"tables beside the pictures are not used: {', '.join(lists[:_FEW])}{more}; if one lists pictures and "
+            f"classes, ingest it in place of the folder: striate ingest {lists[0]} DESTINATION"
+        )
+    return found
+
+
+def _content(entries: Entries, row: int, read: Callable[[int], bytes]) -> bytes:
+    if entries.size[row] > _MAX_BYTES:
+        raise StriateError(f"{entries.path[row]} is larger than {_MAX_BYTES:,} bytes; ingest it as a list")
+    return read(row)
+
+
+def _columns(path: str, data: bytes) -> dict[str, list[Any]]:
+    if not path.lower().endswith(".parquet"):
+        table = read_table(path, io.BytesIO(data))
+        return {
+            name: values if isinstance(values, list) else narrow(values).to_pylist() for name, values in table.items()
+        }
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > _MAX_BYTES or file.metadata.num_rows > _MAX_ROWS:
+            raise StriateError(f"{path} unpacks to more than {_MAX_BYTES:,} bytes or {_MAX_ROWS:,} rows")
+        table = file.read(use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StriateError(f"{path} is damaged, or no Parquet file: {error}") from error
+    return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _annotations(folder: str, data: bytes, paths: set[str]) -> dict[str, str]:
+    """The class of each picture by its path, from lines of file name, class and a box, with tabs between."""
+    labels: dict[str, str] = {}
+    for line in data.decode("utf-8", "replace").splitlines():
+        name, *cells = line.split("\t")
+        if not cells or not cells[0].strip():
+            return {}
+        beside, below = _joined(folder, name), _joined(folder, f"images/{name}")
+        labels[below if below in paths else beside] = cells[0].strip()
+    return labels if 2 * len(paths.intersection(labels)) > len(labels) else {}
+
+
+def _joined(folder: str, name: str) -> str:
+    return posixpath.normpath(posixpath.join(folder, name.strip().replace("\\", "/")))

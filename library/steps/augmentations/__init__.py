@@ -1,0 +1,1 @@
+"""Augmentations: steps whose parameters are drawn anew for each picture."""

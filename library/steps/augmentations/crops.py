@@ -1,0 +1,131 @@
+"""Augmentations that cut: random crops, and a rectangle that is erased."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from library.errors import BadPicture
+from library.imaging.picture import Pixels
+from library.steps.arrays import Fraction, saturated, white
+from library.steps.augmentations.ranges import Chance, Fill, Ratios, Shares, between, padded
+from library.steps.base import register
+from library.steps.geometry import Resize, Side
+
+_ATTEMPTS = 10
+
+
+@register("augmentation")
+class RandomCrop:
+    """Cut out a box at a random place, after padding; the usual one for CIFAR is `random_crop(32, padding=4)`.
+
+    As torchvision's RandomCrop.
+
+    Raises:
+        BadPicture: `too_small` if the padded picture is smaller than the box; `resize` it first.
+    """
+
+    size: Annotated[Side | tuple[Side, Side], Field(description="pixels: a square's side, or [height, width]")]
+    padding: Annotated[int, Field(ge=0, le=4096, description="pixels put on every side before the cut")] = 0
+    fill: Annotated[Fill, Field(description="what the padding holds")] = 0.0
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        room_y, room_x = (pixels.shape[0] + 2 * self.padding - height, pixels.shape[1] + 2 * self.padding - width)
+        if room_y < 0 or room_x < 0:
+            detail = f"a crop of {width}x{height} from a picture of {pixels.shape[1]}x{pixels.shape[0]}"
+            raise BadPicture("too_small", f"{detail} with {self.padding} pixels of padding")
+        top, left = int(rng.integers(room_y + 1)), int(rng.integers(room_x + 1))
+        if self.padding:
+            pixels = padded(pixels, self.padding, self.padding, self.fill)
+        elif room_y == room_x == 0:
+            return pixels
+        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+
+
+@register("augmentation")
+class RandomResizedCrop:
+    """Cut out a box of random area and shape, and resize it: how ImageNet is trained.
+
+    Szegedy et al. 2015 (Going deeper with convolutions, section 6), drawn as torchvision's RandomResizedCrop: the area
+    evenly, the shape evenly in its logarithm, ten tries, then the largest box in the middle of a shape that is allowed.
+    Sides that shrink are averaged over the area of each new pixel (see `resize`).
+    """
+
+    size: Annotated[Side | tuple[Side, Side], Field(description="pixels: a square's side, or [height, width]")]
+    scale: Annotated[Shares, Field(description="least and greatest area of the box, as fractions of the picture's")] = (
+        0.08,
+        1.0,
+    )
+    ratio: Annotated[Ratios, Field(description="least and greatest width / height of the box")] = (3 / 4, 4 / 3)
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        top, left, height, width = self._box(pixels.shape[0], pixels.shape[1], rng)
+        size = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        return _resizer(size)(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
+
+    def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        for _ in range(_ATTEMPTS):
+            rows, columns = _rectangle(height * width, self.scale, self.ratio, rng)
+            if 0 < rows <= height and 0 < columns <= width:
+                return int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns
+        shape = min(max(width / height, self.ratio[0]), self.ratio[1])
+        rows, columns = min(height, max(1, round(width / shape))), min(width, max(1, round(height * shape)))
+        return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+@register("augmentation")
+class RandomErase:
+    """Put noise, or a constant, in place of a random rectangle.
+
+    Zhong et al. 2020 (Random Erasing Data Augmentation), with the paper's own values, and its best filling: noise drawn
+    evenly from black to white. The shape is drawn evenly in its logarithm, as torchvision's RandomErasing does, so that
+    tall and wide ones are alike often; the paper draws it evenly. What fits in none of ten tries is cut off at the rim.
+    """
+
+    p: Annotated[Chance, Field(description="probability that a picture is changed")] = 0.5
+    scale: Annotated[Shares, Field(description="least and greatest area, as fractions of the picture's")] = (0.02, 0.4)
+    ratio: Annotated[Ratios, Field(description="least and greatest height / width")] = (0.3, 1 / 0.3)
+    fill: Annotated[Fraction | Literal["noise"], Field(description="noise, or a constant as a fraction of white")] = (
+        "noise"
+    )
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        if rng.random() >= self.p:
+            return pixels
+        height, width, channels = pixels.shape
+        rows = columns = 0
+        for _ in range(_ATTEMPTS):
+            columns, rows = _rectangle(height * width, self.scale, self.ratio, rng)
+            if rows <= height and columns <= width:
+                break
+        rows, columns = min(max(rows, 1), height), min(max(columns, 1), width)
+        top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+        erased = pixels.copy()
+        erased[top : top + rows, left : left + columns] = self._filling((rows, columns, channels), pixels.dtype, rng)
+        return erased
+
+    def _filling(self, shape: tuple[int, int, int], dtype: np.dtype[Any], rng: np.random.Generator) -> Pixels:
+        if isinstance(self.fill, float | int):
+            return saturated(np.full((1, 1, 1), self.fill), dtype, white(dtype))
+        if dtype == np.float32:
+            return rng.random(shape, np.float32)
+        return rng.integers(0, int(white(dtype)), shape, dtype, endpoint=True)
+
+
+def _rectangle(
+    area: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Two sides whose product is a random part of `area`, and second / first a random `ratio`."""
+    wanted = area * between(*scale, rng)
+    shape = math.exp(between(math.log(ratio[0]), math.log(ratio[1]), rng))
+    return round(math.sqrt(wanted / shape)), round(math.sqrt(wanted * shape))
+
+
+@lru_cache(maxsize=16)
+def _resizer(size: tuple[int, int]) -> Resize:
+    return Resize(size, mode="exact")

@@ -1,0 +1,102 @@
+"""Augmentations that make a picture worse: noise, blur, JPEG."""
+
+from __future__ import annotations
+
+from functools import cache
+from statistics import NormalDist
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, model_validator
+
+from library.errors import BadPicture
+from library.imaging import codec
+from library.imaging.picture import Pixels
+from library.steps.arrays import Fraction, by_channel_groups, each_channel, saturated, white
+from library.steps.augmentations.ranges import between, in_order
+from library.steps.base import register
+
+_Sigma = Annotated[float, Field(gt=0, le=50)]
+_Quality = Annotated[int, Field(ge=1, le=100)]
+
+
+@register("augmentation")
+class GaussianNoise:
+    """Add Gaussian noise, to each channel of each pixel by itself.
+
+    The noise takes 65,536 values, the middles of as many equally likely parts of the normal distribution: a third of
+    the time of NumPy's exact numbers, and none past 4.3 sigma. Integers saturate, float32 is not clipped.
+    """
+
+    sigma: Annotated[Fraction, Field(gt=0, description="standard deviation, as a fraction of white")]
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        noise = _normal_levels().take(rng.integers(0, 65_536, pixels.shape, np.uint16))
+        noise *= np.float32(self.sigma * white(pixels.dtype))
+        noise += pixels
+        return saturated(noise, pixels.dtype)
+
+
+@register("augmentation")
+class RandomBlur:
+    """Gaussian blur of a random width; for a fixed one, `sometimes(0.5, gaussian_blur(sigma=1))`.
+
+    As torchvision's GaussianBlur(sigma=(low, high)); the kernel is as wide as in `gaussian_blur`.
+    """
+
+    sigma: Annotated[
+        Annotated[tuple[_Sigma, _Sigma], AfterValidator(in_order)],
+        Field(description="[low, high]: standard deviation in pixels, drawn evenly"),
+    ] = (0.1, 2.0)
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        sigma = between(*self.sigma, rng)
+        return by_channel_groups(
+            lambda group: cv2.GaussianBlur(group, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101), pixels
+        )
+
+
+@register("augmentation")
+class JpegQuality:
+    """Through JPEG and back at a random quality, for the marks that it leaves.
+
+    RGB goes as JPEG stores it, colours at half the resolution (4:2:0); with any other number of channels each is stored
+    as a grey picture of its own.
+
+    Raises:
+        BadPicture: `wrong_dtype` unless the picture is uint8, as JPEG holds nothing else.
+    """
+
+    low: Annotated[_Quality, Field(description="lowest quality, 1 to 100")] = 30
+    high: Annotated[_Quality, Field(description="highest quality, itself drawn too")] = 95
+
+    @model_validator(mode="after")
+    def _check(self) -> JpegQuality:
+        if self.low > self.high:
+            raise ValueError(f"'low' should not be above 'high' ({self.high})")
+        return self
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        if pixels.dtype != np.uint8:
+            raise BadPicture("wrong_dtype", f"jpeg_quality needs uint8, as JPEG holds; the picture is {pixels.dtype}")
+        encoding = codec.Encoding("jpeg", int(rng.integers(self.low, self.high, endpoint=True)))
+        if pixels.shape[2] == 3:
+            return _through(pixels, encoding)
+        return each_channel(lambda plane: _through(plane[:, :, None], encoding)[:, :, 0], pixels)
+
+
+def _through(pixels: Pixels, encoding: codec.Encoding) -> Pixels:
+    return codec.decode(codec.encode(pixels, encoding)[0], limits=None)
+
+
+@cache
+def _normal_levels() -> NDArray[Any]:
+    """The middles of 65,536 equally likely parts of the normal distribution, of variance 1; float32, read-only."""
+    normal = NormalDist()
+    upper = np.array([normal.inv_cdf((level + 0.5) / 65_536) for level in range(32_768, 65_536)])
+    levels = np.concatenate([-upper[::-1], upper])
+    levels = (levels / levels.std()).astype(np.float32)
+    levels.flags.writeable = False
+    return levels

@@ -1,0 +1,167 @@
+"""Augmentations of tone and colour; positions stay.
+
+Integers are rounded and saturate, float32 is not clipped. An alpha channel is a channel like the others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from library.errors import BadPicture
+from library.imaging.picture import Pixels
+from library.steps.arrays import MAX_CV_CHANNELS, Fraction, finite_range, saturated, white
+from library.steps.augmentations.ranges import Factor, either_way, factor, in_order
+from library.steps.base import register
+
+#: ITU-R BT.601, as `grayscale` has it.
+_LUMA = (0.299, 0.587, 0.114)
+
+_Half = Annotated[float, Field(ge=0, le=0.5)]
+_SignedHalf = Annotated[float, Field(ge=-0.5, le=0.5)]
+
+
+@register("augmentation")
+class Brightness:
+    """Multiply all values by a random factor.
+
+    As torchvision's ColorJitter(brightness=...) and, with a pair, Keras' brightness_range.
+    """
+
+    amount: Annotated[Factor, Field(description="a: factors from 1 - a to 1 + a; or [low, high]")]
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return scaled(pixels, factor(self.amount, rng))
+
+
+@register("augmentation")
+class Contrast:
+    """Multiply the distance of all values from the picture's mean grey by a random factor.
+
+    As torchvision's ColorJitter(contrast=...): the mean is that of `grayscale` for RGB, and of all channels otherwise.
+
+    Raises:
+        BadPicture: `not_finite`.
+    """
+
+    amount: Annotated[Factor, Field(description="a: factors from 1 - a to 1 + a; or [low, high]; 0 is all grey")]
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return contrasted(pixels, factor(self.amount, rng))
+
+
+@register("augmentation")
+class Saturation:
+    """Multiply the distance of each pixel from its grey by a random factor: 0 is grey, above 1 more colourful.
+
+    As torchvision's ColorJitter(saturation=...).
+
+    Raises:
+        BadPicture: `wrong_channels` unless the picture has three, red, green, blue.
+    """
+
+    amount: Annotated[Factor, Field(description="a: factors from 1 - a to 1 + a; or [low, high]")]
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        _require_rgb(pixels, "saturation")
+        return saturated_by(pixels, factor(self.amount, rng))
+
+
+@register("augmentation")
+class Hue:
+    """Turn all colours round the colour wheel by one random angle; lightness and saturation (of HSV) stay.
+
+    As torchvision's ColorJitter(hue=...). uint8 goes through 8-bit HSV, where the angle is a whole
+    number of 256ths and a value may be off by up to 10 levels (by less than 1 on average), as it is in Pillow.
+
+    Raises:
+        BadPicture: `wrong_channels` unless the picture has three, red, green, blue; `not_finite`.
+    """
+
+    amount: Annotated[
+        Annotated[_Half | tuple[_SignedHalf, _SignedHalf], AfterValidator(in_order)],
+        Field(description="most either way, or [low, high], as a fraction of the whole wheel; 0.5 is the other side"),
+    ]
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        _require_rgb(pixels, "hue")
+        return _turned(pixels, either_way(self.amount, rng))
+
+
+@register("augmentation")
+class ChannelShift:
+    """Add a random number to each channel, one for each: a colour cast.
+
+    Keras' channel_shift_range adds the same number to all channels, which changes the brightness only.
+    """
+
+    amount: Annotated[Fraction, Field(description="most either way, as a fraction of white")]
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        top = white(pixels.dtype)
+        offsets = rng.uniform(-self.amount * top, self.amount * top, pixels.shape[2])
+        if pixels.dtype == np.float32:
+            return pixels + offsets.astype(np.float32)
+        whole = np.rint(offsets).astype(np.int32)
+        if pixels.dtype == np.uint8 and pixels.shape[2] <= MAX_CV_CHANNELS:
+            table = np.clip(np.arange(256, dtype=np.int32)[:, None] + whole, 0, 255).astype(np.uint8)
+            return np.asarray(cv2.LUT(pixels, table[None])).reshape(pixels.shape)
+        return np.clip(np.add(pixels, whole, dtype=np.int32), 0, top).astype(pixels.dtype)
+
+
+def scaled(pixels: Pixels, gain: float, offset: float = 0.0) -> Pixels:
+    """`pixels * gain + offset`, in their own dtype."""
+    if gain == 1 and offset == 0:
+        return pixels
+    flat = pixels.reshape(pixels.shape[0], -1)
+    return np.asarray(cv2.addWeighted(flat, gain, flat, 0.0, offset)).reshape(pixels.shape)
+
+
+def contrasted(pixels: Pixels, gain: float) -> Pixels:
+    """The distance of all values from the mean grey, times a factor; raises BadPicture `not_finite`."""
+    if pixels.shape[2] == 3:
+        mean = sum(weight * channel for weight, channel in zip(_LUMA, cv2.mean(pixels)[:3], strict=True))
+    else:
+        mean = float(cv2.mean(pixels.reshape(pixels.shape[0], -1))[0])
+    if not math.isfinite(mean):
+        raise BadPicture("not_finite", "the picture holds not-a-number or infinity, and this step needs finite values")
+    return scaled(pixels, gain, (1 - gain) * mean)
+
+
+def saturated_by(pixels: Pixels, gain: float) -> Pixels:
+    """The distance of each pixel of an RGB picture from its grey, times a factor."""
+    if gain == 1:
+        return pixels
+    to_grey = np.tile(np.asarray(_LUMA) * (1 - gain), (3, 1))
+    return np.asarray(cv2.transform(pixels, to_grey + np.eye(3) * gain))
+
+
+def _turned(pixels: Pixels, turn: float) -> Pixels:
+    """An RGB picture with its hues turned by a fraction of the whole wheel."""
+    if turn == 0:
+        return pixels
+    if pixels.dtype == np.uint8:
+        hsv: Any = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+        hsv[:, :, 0] += np.uint8(round(turn * 256) % 256)  # 256 steps go round the wheel, so the sum may wrap
+        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
+    values = pixels.astype(np.float32)
+    _, high = finite_range(values)
+    # Hue is a matter of differences only. OpenCV adds a tiny constant to what it divides by: values about 1 do not
+    # feel it, and none may be negative.
+    least = values.min(axis=2, keepdims=True)
+    peak = np.float32(high - float(least.min())) or np.float32(1)
+    hsv = cv2.cvtColor((values - least) / peak, cv2.COLOR_RGB2HSV)
+    hsv[:, :, 0] = (hsv[:, :, 0] + np.float32(turn * 360)) % np.float32(360)
+    return saturated(np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)) * peak + least, pixels.dtype)
+
+
+def _require_rgb(pixels: Pixels, name: str) -> None:
+    if pixels.shape[2] != 3:
+        count = f"{pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}"
+        raise BadPicture(
+            "wrong_channels", f"{name} needs red, green and blue; the picture has {count}: put 'rgb' before it"
+        )

@@ -1,0 +1,161 @@
+"""Augmentations made of others: a step with a probability, and the policies that draw their operations from a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeAlias
+
+import cv2
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from library.imaging.picture import Pixels
+from library.steps.arrays import by_channel_groups, white
+from library.steps.augmentations.geometric import rotated, sheared, shifted
+from library.steps.augmentations.photometric import contrasted, saturated_by, scaled
+from library.steps.augmentations.ranges import Chance, Fill
+from library.steps.base import Steps, augmented, register
+from library.steps.tone import ContrastStretch, Equalize, Invert
+
+#: An operation: pixels, the level from 0 to 1, a sign, and what lies past the rim.
+Operation: TypeAlias = Callable[[Pixels, float, int, "float | str"], Pixels]
+
+
+def _are_steps(value: Any) -> Any:
+    if not isinstance(value, Steps):
+        raise ValueError("should be a filter or an augmentation, or several joined by '|', e.g. gaussian_blur(sigma=1)")
+    return value
+
+
+@register("augmentation")
+class Sometimes:
+    """Run filters and augmentations with a probability, all of them or none: `sometimes(0.3, invert | rotate(10))`."""
+
+    p: Annotated[Chance, Field(description="probability that a picture is changed")]
+    steps: Annotated[
+        Steps, BeforeValidator(_are_steps), Field(description="one filter or augmentation, or several: a | b")
+    ]
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        if rng.random() >= self.p:
+            return pixels
+        for step in self.steps.steps:
+            pixels = augmented(step, pixels, rng)
+        return pixels
+
+
+@register("augmentation")
+class Randaugment:
+    """RandAugment: so many operations drawn from a table of fourteen, each at the same magnitude.
+
+    Cubuk et al. 2020 (RandAugment: Practical automated data augmentation with a reduced search space), with
+    torchvision's table: magnitudes of 0 to 30 go evenly up to shear 0.3, shift 150/331 of a side, turn 30 degrees,
+    factors 1 +- 0.9 of brightness, saturation, contrast and sharpness, 4 bits (posterize) and a threshold of 0
+    (solarize); signs are drawn. Identity, stretch (autocontrast) and equalize have no magnitude. Shears are about the
+    middle, not the corner.
+
+    A picture that is not RGB is never drawn the saturation; all else works on any number of channels. Float values
+    are taken to lie in 0..1 by posterize and solarize.
+
+    Raises:
+        BadPicture: `not_finite`, from contrast, stretch and equalize; `too_large` past 32,766 pixels a side.
+    """
+
+    num_ops: Annotated[int, Field(ge=1, le=14, description="operations a picture, drawn with repetition")] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30, description="how strong, 0 to 30")] = 9
+    fill: Annotated[Fill, Field(description="what comes in from past the rim; 0.5 is the grey of AutoAugment")] = 0.5
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        for _ in range(self.num_ops):
+            pixels = _drawn(RANDAUGMENT_TABLE, pixels, self.magnitude / 30, self.fill, rng)
+        return pixels
+
+
+@register("augmentation")
+class TrivialAugment:
+    """TrivialAugment: one operation drawn from a table, at a magnitude drawn too. Nothing to tune.
+
+    Mueller and Hutter 2021 (TrivialAugment: Tuning-free yet state-of-the-art data augmentation), the "wide" space as in
+    torchvision's TrivialAugmentWide: 31 magnitudes up to shear 0.99, shift 32 pixels, turn 135 degrees, factors
+    1 +- 0.99 of brightness, saturation, contrast and sharpness, 2 bits (posterize), a threshold of 0 (solarize);
+    identity, stretch and equalize have none. Shears are about the middle, not the corner.
+
+    A picture that is not RGB is never drawn the saturation; all else works on any number of channels. Float values
+    are taken to lie in 0..1 by posterize and solarize.
+
+    Raises:
+        BadPicture: `not_finite`, from contrast, stretch and equalize; `too_large` past 32,766 pixels a side.
+    """
+
+    fill: Annotated[Fill, Field(description="what comes in from past the rim; 0.5 is the grey of AutoAugment")] = 0.5
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return _drawn(WIDE_TABLE, pixels, int(rng.integers(31)) / 30, self.fill, rng)
+
+
+def _drawn(
+    table: Mapping[str, Operation], pixels: Pixels, level: float, fill: float | str, rng: np.random.Generator
+) -> Pixels:
+    names = list(table) if pixels.shape[2] == 3 else [name for name in table if name != "saturation"]
+    name = names[rng.integers(len(names))]
+    return table[name](pixels, level, 1 if rng.random() < 0.5 else -1, fill)
+
+
+def _table(shear: float, shift: Callable[[int], float], degrees: float, gain: float, bits: int) -> dict[str, Operation]:
+    """The fourteen operations up to these magnitudes at level 1; `shift` tells the pixels for a side."""
+    return {
+        "identity": lambda pixels, level, sign, fill: pixels,
+        "shear_x": lambda pixels, level, sign, fill: sheared(pixels, sign * level * shear, 0, fill),
+        "shear_y": lambda pixels, level, sign, fill: sheared(pixels, 0, sign * level * shear, fill),
+        "shift_x": lambda pixels, level, sign, fill: shifted(
+            pixels, sign * int(level * shift(pixels.shape[1])), 0, fill
+        ),
+        "shift_y": lambda pixels, level, sign, fill: shifted(
+            pixels, 0, sign * int(level * shift(pixels.shape[0])), fill
+        ),
+        "rotate": lambda pixels, level, sign, fill: rotated(pixels, sign * level * degrees, fill),
+        "brightness": lambda pixels, level, sign, fill: scaled(pixels, 1 + sign * level * gain),
+        "saturation": lambda pixels, level, sign, fill: saturated_by(pixels, 1 + sign * level * gain),
+        "contrast": lambda pixels, level, sign, fill: contrasted(pixels, 1 + sign * level * gain),
+        "sharpness": lambda pixels, level, sign, fill: _sharpened(pixels, 1 + sign * level * gain),
+        "posterize": lambda pixels, level, sign, fill: _posterized(pixels, 8 - round(level * (8 - bits))),
+        "solarize": lambda pixels, level, sign, fill: _solarized(pixels, 1 - level),
+        "stretch": lambda pixels, level, sign, fill: _STRETCH(pixels),
+        "equalize": lambda pixels, level, sign, fill: _EQUALIZE(pixels),
+    }
+
+
+RANDAUGMENT_TABLE = _table(shear=0.3, shift=lambda side: 150 / 331 * side, degrees=30, gain=0.9, bits=4)
+WIDE_TABLE = _table(shear=0.99, shift=lambda side: 32, degrees=135, gain=0.99, bits=2)
+
+_STRETCH, _EQUALIZE, _INVERT = ContrastStretch(low_percentile=0, high_percentile=100), Equalize(), Invert()
+
+#: Pillow's SMOOTH, from which its sharpness goes away.
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+
+
+def _sharpened(pixels: Pixels, gain: float) -> Pixels:
+    """The distance of each pixel from its surroundings, times a factor; past the rim they are mirrored (Pillow leaves
+    the rim as it was)."""
+    if gain == 1:
+        return pixels
+    kernel = _SMOOTH * (1 - gain)
+    kernel[1, 1] += gain
+    return by_channel_groups(lambda group: cv2.filter2D(group, -1, kernel), pixels)
+
+
+def _posterized(pixels: Pixels, bits: int) -> Pixels:
+    """Only so many of the top bits."""
+    if pixels.dtype == np.float32:
+        return np.floor(pixels * np.float32(2**bits)) / np.float32(2**bits)
+    return pixels & ~pixels.dtype.type(int(white(pixels.dtype)) >> bits)
+
+
+def _solarized(pixels: Pixels, threshold: float) -> Pixels:
+    """The negative of every value that is not under a threshold, a fraction of white."""
+    if threshold >= 1:
+        return pixels
+    level = threshold * white(pixels.dtype)
+    level = level if pixels.dtype == np.float32 else math.ceil(level)
+    return np.where(pixels >= pixels.dtype.type(level), _INVERT(pixels), pixels)

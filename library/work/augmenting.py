@@ -1,0 +1,228 @@
+"""What one worker does with one shard of `striate augment`. No Ray here: jobs/ maps it over shards."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+
+from library import storage
+from library.dataset.manifest import ShardReport, Tally, digest_of
+from library.dataset.record import REJECT_COLUMNS, image_array
+from library.dataset.shards import SUFFIX, ShardReader
+from library.errors import BadPicture, StepError, StriateError
+from library.imaging import codec
+from library.imaging.picture import Pixels
+from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.versions import VERSIONS
+from library.work.filtering import Progress, ShardOutput, ShardTask
+
+# Copies that are made before they are written: many copies of a picture, or large ones, are written in parts.
+_BATCH_ROWS, _BATCH_BYTES = 64, 12 * 2**20
+
+_KEY_OF_A_COPY = re.compile(r".+#([1-9]\d{0,8})", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class AugmentJob:
+    """Random copies of the pictures of a dataset, each drawn by (seed, number of the copy, key).
+
+    The accounts are in copies, as that is what is made. Of each picture read, `copies` are counted as in (one more with
+    `keep_original`), and each of them is out or rejected. A picture that cannot be decoded is rejected as often; its
+    bytes lie with the first of its rejects only.
+
+    Attributes:
+        source: URI of the dataset to read.
+        pipeline: canonical text.
+        copies: of each picture.
+        seed: of all randomness.
+        keep_original: write each picture under its own key too, bytes untouched.
+        encode: how changed pictures are stored.
+    """
+
+    source: str
+    pipeline: str
+    copies: int
+    seed: int
+    keep_original: bool = False
+    encode: str = "keep"
+
+    def work_digest(self, task: ShardTask) -> str:
+        own = [self.pipeline, self.copies, self.seed, self.keep_original, self.encode]
+        return digest_of(["augment", *own, task.max_rows, VERSIONS])
+
+    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+        augmenter = Augmenter(Pipeline.parse(self.pipeline), self.seed)
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
+        with ShardOutput(task, reader.schema()) as output:
+            for table in (group.combine_chunks() for group in reader):
+                made = _Made(table, output, progress)
+                for row in range(table.num_rows):
+                    try:
+                        self._copy(_Original.of(table, row), augmenter, made)
+                    except StriateError as error:
+                        raise StriateError(f"shard {reader.uri}: {error}") from error
+                made.write()
+            output.spent({"read": reader.waited})
+        return output.commit(self.work_digest(task))
+
+    def _copy(self, original: _Original, augmenter: Augmenter, made: _Made) -> None:
+        """All copies of one picture."""
+        numbers = range(0 if self.keep_original else 1, self.copies + 1)
+        if self.keep_original:
+            self._check_key(original.key)
+        made.count_read(original)
+        try:
+            start = perf_counter()
+            if original.data is None:
+                raise BadPicture("empty", "the image column holds no bytes")
+            pixels = codec.decode(original.data)
+            made.spent("decode", start)
+        except BadPicture as bad:
+            for number in numbers:
+                made.reject(original, number, bad)
+            return
+        for number in numbers:
+            try:
+                data, header = self._variant(original, pixels, augmenter, number, made)
+            except BadPicture as bad:
+                made.reject(original, number, bad)
+            else:
+                made.keep(original, number, original.data if data is None else data, header)
+
+    def _variant(
+        self, original: _Original, pixels: Pixels, augmenter: Augmenter, number: int, made: _Made
+    ) -> tuple[bytes | None, codec.Header]:
+        """A copy, encoded; None for the bytes where it is the original."""
+        if number == 0:
+            return None, original.header
+        start = perf_counter()
+        variant = augmenter.apply(pixels, number, original.key)
+        made.spent("augment", start)
+        if variant is pixels:
+            return None, original.header
+        start = perf_counter()
+        encoding = codec.Encoding.parse(self.encode)
+        try:
+            data, name = codec.encode(variant, encoding, original.header.format)
+        except BadPicture:
+            raise
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise StepError(f"encoding picture '{original.key}#{number}' as {encoding} failed: {problem}") from error
+        made.spent("encode", start)
+        height, width, channels = variant.shape
+        return data, codec.Header(name, width, height, channels)
+
+    def _check_key(self, key: str) -> None:
+        match = _KEY_OF_A_COPY.fullmatch(key)
+        if match is not None and int(match[1]) <= self.copies:
+            raise StriateError(
+                f"picture '{key}' is named as a copy is; with the originals kept, two pictures could get that key: "
+                "leave --keep-original out"
+            )
+
+
+@dataclass(frozen=True)
+class _Original:
+    """A picture to be copied, and the row it stands in."""
+
+    row: int
+    key: str
+    data: bytes | None
+    path: str | None
+    header: codec.Header
+
+    @classmethod
+    def of(cls, table: pa.Table, row: int) -> _Original:
+        image = table["image"][row].as_py() or {}
+        names = ("format", "width", "height", "channels")
+        header = codec.Header(*(table[name][row].as_py() for name in names))
+        return cls(row, table["key"][row].as_py(), image.get("bytes"), image.get("path"), header)
+
+    def key_of(self, number: int) -> str:
+        return f"{self.key}#{number}" if number else self.key
+
+    def path_of(self, number: int, name: str) -> str | None:
+        """The file name of a copy that is stored as `name`."""
+        if self.path is None or number == 0:
+            return self.path
+        stem, extension = posixpath.splitext(self.path)
+        return f"{stem}#{number}{extension if name == self.header.format else f'.{name}'}"
+
+
+class _Made:
+    """Copies of the pictures of one table, on their way to the shard."""
+
+    def __init__(self, table: pa.Table, output: ShardOutput, progress: Progress) -> None:
+        self._table, self._output, self._progress = table, output, progress
+        self._seconds: dict[str, float] = {}
+        self._bytes_in = 0
+        self._last_rejected: int | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._kept: list[tuple[_Original, int, bytes, codec.Header]] = []
+        self._rejects: list[tuple[_Original, int, bytes | None, BadPicture]] = []
+        self._bytes = 0
+
+    def spent(self, stage: str, start: float) -> None:
+        """Count the time since `start`."""
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
+
+    def count_read(self, original: _Original) -> None:
+        self._bytes_in += len(original.data or b"")
+
+    def keep(self, original: _Original, number: int, data: bytes, header: codec.Header) -> None:
+        self._kept.append((original, number, data, header))
+        self._write_when_full(len(data))
+
+    def reject(self, original: _Original, number: int, bad: BadPicture) -> None:
+        """Put a copy that cannot be made aside; only the first of a picture's carries its bytes."""
+        data = original.data if self._last_rejected != original.row else None
+        self._last_rejected = original.row
+        self._rejects.append((original, number, data, bad))
+        self._write_when_full(len(data or b""))
+
+    def _write_when_full(self, num_bytes: int) -> None:
+        self._bytes += num_bytes
+        if len(self._kept) + len(self._rejects) >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
+            self.write()
+
+    def write(self) -> None:
+        """Hand over what there is."""
+        kept = self._rows(self._kept)
+        rejects = self._rows([(original, number, data, original.header) for original, number, data, _ in self._rejects])
+        for name in REJECT_COLUMNS:
+            values = [getattr(bad, name) for *_, bad in self._rejects]
+            rejects = rejects.append_column(name, pa.array(values, pa.string()))
+        tally = Tally(
+            rows_in=kept.num_rows + rejects.num_rows,
+            image_bytes_in=self._bytes_in,
+            rejected=dict(Counter(bad.reason for *_, bad in self._rejects)),
+        )
+        self._output.spent(self._seconds)
+        self._seconds, self._bytes_in = {}, 0
+        self._clear()
+        self._progress(self._output.add(kept, rejects, tally))
+
+    def _rows(self, copies: Sequence[tuple[_Original, int, bytes | None, codec.Header]]) -> pa.Table:
+        """Rows of the table's own columns; label and extras are the original's, untouched."""
+        table = self._table.drop_columns(["image"]).take(pa.array([copy[0].row for copy in copies], pa.int64()))
+        headers = [header for *_, header in copies]
+        paths = [original.path_of(number, header.format) for original, number, _, header in copies]
+        columns: dict[str, Any] = {
+            "key": pa.array([original.key_of(number) for original, number, *_ in copies], pa.string()),
+            "image": image_array([data for _, _, data, _ in copies], paths),
+        }
+        for name in ("width", "height", "channels", "format"):
+            columns[name] = pa.array([getattr(header, name) for header in headers], table.schema.field(name).type)
+        arrays = [columns[name] if name in columns else table[name] for name in self._table.column_names]
+        return pa.Table.from_arrays(arrays, schema=self._table.schema)
