@@ -17,7 +17,7 @@ from ray.util import ActorPool
 from benchmarks.measuring import Run, Setup
 from benchmarks.scratch import fresh_folder
 from benchmarks.striate_runs import BLUR, ENCODE, Commit, connected, steady_rate
-from jobs.shard_plan import shard_tasks
+from jobs.shards.tasks import shard_tasks
 from library.dataset.manifest import Tally, load_manifest
 from library.work.filtering import FilterJob, ShardTask
 

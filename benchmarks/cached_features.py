@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.measuring import spread
 from benchmarks.result_file import machine, save
-from cluster.session import connect
+from cluster.connection.session import connect
 from jobs.ingest import ingest, plan_ingest
-from jobs.train import plan_train, train
+from jobs.train.driver import plan_train, train
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.session import connect
+from cluster.connection.session import connect
 from jobs.filter import filter_dataset, plan_filter
 from library.dataset.manifest import FileEntry, Job, Manifest, Tally, manifest_uri, save_manifest
 from library.dataset.record import ImageRecord, dataset_schema, table_of

@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.empty_shards import peak_mb
 from benchmarks.result_file import machine, save
 from jobs.evaluate import EvaluatePlan, Results, content_of, write_page
-from jobs.places import Places
+from jobs.shards.pool import Places
 from library.bundle.description import BundleRecord
 from library.dataset.manifest import FileEntry, Job, Manifest, Tally
 from library.dataset.shards import SUFFIX, shard_name
@@ -108,7 +108,7 @@ def _separately(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _driven(pictures: int, classes: int, classifiers: int, skill: float, folder: str, resume: bool) -> dict[str, Any]:
     """What the driver does: it adds up the reports of new shards, or those that it finds."""
-    from jobs.shard_runner import ShardRun
+    from jobs.shards.runner import ShardRun
 
     plan, before, start = _plan(pictures, classes, classifiers, folder), peak_mb(), time.perf_counter()
     names = zip(plan.manifest.shards, (f"{number:064x}" for number in range(len(plan.manifest.shards))), strict=True)

@@ -29,12 +29,12 @@ from benchmarks.measuring import spread
 from benchmarks.photo_files import PhotoSet, make_photos
 from benchmarks.result_file import code_digest, machine, save
 from benchmarks.scratch import fresh_folder
-from cluster.session import Session, connect
-from jobs.placement import Placement
+from cluster.connection.session import Session, connect
 from jobs.probe import cpu_rates
-from jobs.train import plan_train
-from jobs.train_loop import TrainTask
-from jobs.train_plan import TrainPlan
+from jobs.train.driver import plan_train
+from jobs.train.loop import TrainTask
+from jobs.train.placement import Placement
+from jobs.train.plan import TrainPlan
 from library.dataset.manifest import FileEntry, Job, Manifest, Tally, save_manifest
 from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.dataset.shards import SUFFIX, ShardWriter, shard_name
@@ -213,7 +213,7 @@ def _fed(plan: TrainPlan, placement: Placement, session: Session, count: int) ->
     """What one worker takes, in an actor that has what a training worker has."""
     import ray
 
-    from jobs.train_data import data_refs
+    from jobs.train.data import data_refs
 
     start = time.perf_counter()
     refs = data_refs(plan, session)
@@ -226,7 +226,7 @@ def _fed(plan: TrainPlan, placement: Placement, session: Session, count: int) ->
 
 def _take(refs: dict[str, Any], task: TrainTask, epochs: int) -> dict[str, Any]:
     """Takes batches of part of a first epoch, and then of `epochs` whole ones."""
-    from jobs.feed import feed_of
+    from jobs.feed.feeds import feed_of
 
     recipe = Recipe.model_validate_json(task.recipe)
     feed = feed_of(refs, task, recipe, int(recipe.batch_size), 0, 1)

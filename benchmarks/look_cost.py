@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from cluster.session import connect
+from cluster.connection.session import connect
 
 _LOOKS = 20
 
@@ -57,8 +57,8 @@ def _looks(numbers: list[int]) -> dict[str, float]:
 
 
 def _looks_at_the_board(numbers: list[int]) -> dict[str, float]:
-    from jobs import board
-    from jobs.board import Count
+    from jobs.progress import board
+    from jobs.progress.board import Count
 
     found: dict[str, float] = {}
     for number in numbers:

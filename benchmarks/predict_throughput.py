@@ -156,9 +156,9 @@ _CONTESTANTS: Mapping[str, tuple[str, Callable[[Setup], Run]]] = {
 def _predicted(setup: Setup, workers: int, threads: int) -> Run:
     with striate_runs.connected(setup.cores), fresh_folder(setup.work / "scored") as out, WorkerMemory() as memory:
         # After `connected`, which sets what Ray reads when it is imported.
-        from jobs.places import Places
         from jobs.predict_dataset import plan_predict
-        from jobs.shard_plan import make_shards
+        from jobs.shards.pool import Places
+        from jobs.shards.tasks import make_shards
 
         clock, start = time.time(), time.perf_counter()
         plan = plan_predict(str(setup.bundle), setup.dataset, str(out), gpu=False)

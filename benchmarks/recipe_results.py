@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.result_file import machine, save
-from cluster.session import connect
-from jobs.train import plan_train, train
+from cluster.connection.session import connect
+from jobs.train.driver import plan_train, train
 from library.errors import StriateError, UsageError
 from library.recipe import Recipe
 from library.training.logs import read_metrics

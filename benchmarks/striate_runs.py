@@ -21,7 +21,7 @@ from benchmarks.measuring import Run, Setup
 from benchmarks.process_pools import QUALITY, SIGMA, blurred
 from benchmarks.scratch import fresh_folder
 from benchmarks.worker_memory import WorkerMemory
-from cluster.session import connect
+from cluster.connection.session import connect
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from library.dataset.manifest import REPORTS, Manifest, ShardReport, load_manifest
@@ -44,7 +44,7 @@ def connected(cores: int) -> Generator[float]:
         took = time.perf_counter() - start
         # Here and not above: `connect` sets variables that Ray reads when it is imported. And not in the first timed
         # call either, for the later rounds would find it imported; the command line is measured with all imports.
-        importlib.import_module("jobs.shard_runner")
+        importlib.import_module("jobs.shards.runner")
         yield took
 
 

@@ -26,7 +26,7 @@ from torchvision import datasets, transforms
 
 from benchmarks.measuring import spread
 from benchmarks.result_file import machine, save
-from jobs.train import plan_train, train
+from jobs.train.driver import plan_train, train
 from library.dataset.manifest import load_manifest
 from library.dataset.shards import ShardReader
 from library.device import autocast, choose_device

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.recipe_results import run, spread_of
 from benchmarks.result_file import machine, save
-from cluster.session import connect
+from cluster.connection.session import connect
 from jobs.ingest import ingest, plan_ingest
 from library.errors import StriateError, UsageError
 from library.randomness import seed_of

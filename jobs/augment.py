@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.session import connect
-from jobs.places import places_of_shards
-from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
+from cluster.connection.session import connect
+from jobs.shards.pool import places_of_shards
+from jobs.shards.tasks import ShardPlan, make_shards, shard_tasks
 from library import storage
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.session import connect
+from cluster.connection.session import connect
 from cluster.shared_paths import check_shared
-from jobs.places import Places, places_of_classifiers
-from jobs.shard_plan import shard_tasks
+from jobs.shards.pool import Places, places_of_classifiers
+from jobs.shards.tasks import shard_tasks
 from library import storage
 from library.bundle.description import BundleRecord, load_record
 from library.dataset.destination import reports_below, shard_stem
@@ -32,7 +32,7 @@ from library.work.filtering import ShardTask
 from library.work.scoring import EvaluateJob
 
 if TYPE_CHECKING:  # it imports Ray, and planning does not need it
-    from jobs.shard_runner import ShardRun
+    from jobs.shards.runner import ShardRun
 
 PAGE, SUMMARY = "index.html", "summary.json"
 ROBUSTNESS_PICTURES = 1000
@@ -202,7 +202,7 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
     with connect(address) as session:
         places = places_of_classifiers(session, workers, gpu, len(tasks), size)
         check_shared(reads=[*plan.bundles, plan.dataset])
-        from jobs.shard_runner import run_shards
+        from jobs.shards.runner import run_shards
 
         job = EvaluateJob(
             bundles=plan.bundles,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.session import connect
+from cluster.connection.session import connect
 from cluster.shared_paths import check_shared
-from jobs.places import Places, places_of_shards
-from jobs.shard_plan import run_tasks
+from jobs.shards.pool import Places, places_of_shards
+from jobs.shards.tasks import run_tasks
 from library import storage
 from library.dataset.destination import check_apart, check_claim, claim, committed, finish, remove_uncommitted
 from library.dataset.lease import hold

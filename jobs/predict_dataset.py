@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from cluster.session import connect
-from jobs.places import places_of_classifiers
-from jobs.shard_plan import ShardPlan, make_shards, shard_tasks
+from cluster.connection.session import connect
+from jobs.shards.pool import places_of_classifiers
+from jobs.shards.tasks import ShardPlan, make_shards, shard_tasks
 from library import storage
 from library.bundle.description import load_record
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted

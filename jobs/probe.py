@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from jobs.train import model_inputs
+from jobs.train.driver import model_inputs
 from library import storage
 from library.device import choose_device
 from library.errors import BadPicture, UsageError

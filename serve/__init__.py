@@ -1,1 +1,1 @@
-"""The HTTP face of a finished classifier (Ray Serve). Empty until the first classifier can be trained."""
+"""Ray Serve: the HTTP face of finished classifiers, with a web page."""

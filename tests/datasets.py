@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.demo import demo_pictures
+from jobs.demo.demo import demo_pictures
 from library.imaging import codec
 from tests.conftest import SHARED_DATA
 

@@ -1,7 +1,7 @@
 """What many pictures look like: cheap measures of each, counted in histograms.
 
 The measures are the same wherever pictures are counted, at ingest and at serving, and every histogram has the same bins
-everywhere, so that histograms add up and compare (`serve.drift`). Nothing of a picture is kept.
+everywhere, so that histograms add up and compare (`serve.replica.drift`). Nothing of a picture is kept.
 """
 
 from __future__ import annotations

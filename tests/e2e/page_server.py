@@ -16,9 +16,9 @@ from library.bundle.description import BundleRecord
 from library.errors import BadPicture
 from library.imaging import codec
 from library.models import create
-from serve.engine import Engine, Result
-from serve.schemas import DriftReport, ModelDescription, Timing
-from serve.service import Answer, Answers, Busy
+from serve.http.schemas import DriftReport, ModelDescription, Timing
+from serve.http.service import Answer, Answers, Busy
+from serve.replica.engine import Engine, Result
 from serve.settings import ServeSettings
 from tests.unit.serve.serving import apps
 from tests.waiting import until

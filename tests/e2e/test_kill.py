@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from cluster.session import connect
+from cluster.connection.session import connect
 from jobs.evaluate import plan_evaluate, run_evaluate
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.predict_dataset import plan_predict, predict_dataset
-from jobs.train_claim import local_checkpoints
+from jobs.train.claim import local_checkpoints
 from tests.bundles import make_bundle
 from tests.commands import write_recipe
 from tests.datasets import content, write_digits, write_photos

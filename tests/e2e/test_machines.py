@@ -1,5 +1,5 @@
-"""A Ray of four machines, each with its own network, address, disk and shared memory, started as `cluster/local.yaml`
-does: what nodes on one machine cannot show. Storage is an S3 server beside them.
+"""A Ray of four machines, each with its own network, address, disk and shared memory, as `cluster/examples/local.yaml`
+starts it: what nodes on one machine cannot show. Storage is an S3 server beside them.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (root / "token").write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(root / "token"), "HOME": str(root)}
-    environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"  # as in cluster/local.yaml
+    environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"  # as in cluster/examples/local.yaml
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     # A machine without power is missed after three seconds instead of a minute.
     environment |= {f"RAY_health_check_{name}": "1000" for name in ("initial_delay_ms", "period_ms", "timeout_ms")}
     environment |= {"RAY_health_check_failure_threshold": "3"}
-    environment["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "5"  # instead of the 65 of cluster/local.yaml
+    environment["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "5"  # instead of the 65 of cluster/examples/local.yaml
     environment["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "55"  # as there
     with machines(("head", "one", "two", "three")) as made, serve_s3(root / "s3", made.outside) as s3:
         environment |= s3.environment()

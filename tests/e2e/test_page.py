@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs.demo import demo_pictures
+from jobs.demo.demo import demo_pictures
 from library.imaging import codec
-from serve.keys import new_key
+from serve.http.keys import new_key
 from serve.settings import ServeSettings
 from tests.e2e.page_server import PROVENANCE, EngineModel, PageServer, make_bundle
 from tests.waiting import until

@@ -25,11 +25,11 @@ import pytest
 import tritonclient.http as triton
 import yaml
 
-from jobs.cli import run
+from jobs.cli.app import run
 from library.bundle.bundle import Bundle
 from library.imaging import codec
 from library.runtimes import open_runtime
-from serve.keys import new_key
+from serve.http.keys import new_key
 from tests.bundles import CLASSES, PROBABILITY_TOLERANCE, make_bundle, make_pixel_bundle, near, pixels_of
 from tests.conftest import free_port
 from tests.datasets import write_cats_and_dogs
@@ -510,4 +510,4 @@ def test_a_config_file_is_written_and_its_host_needs_keys_too(bundles: dict[str,
     write = ["serve", bundles["one"], "--write-config", str(tmp_path / "serve.yaml"), "--host", "0.0.0.0"]
     assert run(write) == 2
     assert run([*write, "--api-keys", "/etc/striate/keys"]) == 0
-    assert "import_path: serve.deploy:model" in (tmp_path / "serve.yaml").read_text()
+    assert "import_path: serve.launch.deploy:model" in (tmp_path / "serve.yaml").read_text()

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import run
+from jobs.cli.app import run
 from library import storage
 from library.dataset.manifest import load_manifest
 from tests.commands import SLOW, down, up

@@ -13,11 +13,11 @@ import typer.main
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from jobs.cli import app
+from jobs.cli.app import app
 from library.pipeline import Pipeline
 from library.recipe import Recipe
-from serve.config_file import config_of
-from serve.deploy import Scale, applications
+from serve.launch.config_file import config_of
+from serve.launch.deploy import Scale, applications
 from serve.settings import ServeSettings
 from tests.k8s.manifests import ENVIRONMENTS, ROOT, of_kind, ray_jobs
 

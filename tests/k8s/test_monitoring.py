@@ -106,7 +106,7 @@ def test_every_metric_of_ours_is_shown_somewhere() -> None:
 
 def test_metrics_in_our_code_are_those_of_the_list() -> None:
     sources = [path.read_text() for folder in ("jobs", "serve") for path in (ROOT / folder).rglob("*.py")]
-    exporting = [text for text in sources if "from cluster import metrics" in text]
+    exporting = [text for text in sources if "from cluster import instruments" in text]
     named = {name for text in exporting for name in re.findall(r"""["'](striate_[a-z0-9_]+)["']""", text)}
     assert named == {metric["name"] for metric in _OURS}
 
@@ -114,7 +114,7 @@ def test_metrics_in_our_code_are_those_of_the_list() -> None:
 def test_rays_metrics_are_used_in_one_place_that_raises_nothing() -> None:
     sources = [path for folder in ("cluster", "jobs", "library", "serve") for path in (ROOT / folder).rglob("*.py")]
     users = [path for path in sources if re.search(r"ray\.util(\.| import )metrics", path.read_text())]
-    assert users == [ROOT / "cluster" / "metrics.py"]
+    assert users == [ROOT / "cluster" / "instruments.py"]
 
 
 def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from cluster.session import connect
+from cluster.connection.session import connect
 from jobs.ingest import ingest, plan_ingest
 from tests.conftest import S3Server
 from tests.datasets import write_photos

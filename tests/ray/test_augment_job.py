@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jobs.augment import augment_dataset, plan_augment
-from jobs.cli import run
-from jobs.places import Places
-from jobs.shard_plan import ShardPlan, run_tasks
+from jobs.cli.app import run
+from jobs.shards.pool import Places
+from jobs.shards.tasks import ShardPlan, run_tasks
 from library.dataset.destination import claim
 from library.dataset.manifest import load_manifest
 from library.errors import UsageError

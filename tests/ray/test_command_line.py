@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.cli import run
+from jobs.cli.app import run
 from library import storage
 from library.dataset.manifest import load_manifest
 from library.imaging import codec
@@ -169,9 +169,7 @@ def test_the_installed_command_starts_without_ray_and_helps_with_examples() -> N
     assert "striate filter out/raw out/edges --steps" in shown.stdout
     nothing = subprocess.run([striate], capture_output=True, text=True)
     assert "Commands" in nothing.stdout + nothing.stderr
-    loaded = (
-        "import sys, jobs.cli; jobs.cli.run(['steps']); assert 'ray' not in sys.modules and 'torch' not in sys.modules"
-    )
+    loaded = "import sys; from jobs.cli.app import run; run(['steps']); assert not {'ray', 'torch'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True).returncode == 0
 
 

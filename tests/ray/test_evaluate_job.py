@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.cli import run
+from jobs.cli.app import run
 from jobs.evaluate import EvaluatePlan, plan_evaluate, run_evaluate
 from jobs.ingest import ingest, plan_ingest
 from library import storage

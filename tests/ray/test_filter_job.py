@@ -18,8 +18,8 @@ import ray
 
 from jobs.filter import filter_dataset, plan_filter
 from jobs.info import datasets_below, how_far
-from jobs.places import Places
-from jobs.shard_plan import make_shards, run_tasks
+from jobs.shards.pool import Places
+from jobs.shards.tasks import make_shards, run_tasks
 from library.dataset.destination import claim
 from library.dataset.manifest import Job, Manifest, ShardReport, load_manifest, save_manifest
 from library.errors import StriateError, UsageError

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import run
+from jobs.cli.app import run
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
-from jobs.places import Places
 from jobs.predict_dataset import plan_predict, predict_dataset
-from jobs.shard_plan import run_tasks
+from jobs.shards.pool import Places
+from jobs.shards.tasks import run_tasks
 from library import storage
 from library.bundle.bundle import Bundle
 from library.dataset.destination import claim

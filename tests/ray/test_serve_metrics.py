@@ -10,10 +10,10 @@ import pytest
 import ray
 
 from library.bundle.description import BundleRecord
-from serve.drift import FRESH_S, LiveDrift
-from serve.metrics import MAX_CLASSES, ServeMetrics
-from serve.notes import Notes
-from serve.service import Answer
+from serve.http.deferred import Notes
+from serve.http.request_metrics import MAX_CLASSES, ServeMetrics
+from serve.http.service import Answer
+from serve.replica.drift import FRESH_S, LiveDrift
 from tests.prometheus import LISTED, SUFFIX, Exported, exported_once, labels_by_metric
 
 

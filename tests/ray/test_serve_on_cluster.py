@@ -9,8 +9,8 @@ import pytest
 from ray import serve
 
 from library.errors import UsageError
-from serve.on_cluster import listens_at, publish, taken_back
-from serve.plan import ServePlan
+from serve.launch.on_cluster import listens_at, publish, taken_back
+from serve.launch.request import ServePlan
 from tests.waiting import until
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
-from cluster.session import connect
+from cluster.connection.session import connect
 from library.errors import UsageError
 
 

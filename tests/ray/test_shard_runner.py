@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from jobs import shard_runner
-from jobs.places import Places
-from jobs.shard_runner import run_shards
+from jobs.shards import runner
+from jobs.shards.pool import Places
+from jobs.shards.runner import run_shards
 from library.dataset.manifest import Job, Manifest, Report, Tally, save_manifest
 from library.errors import StriateError
 from library.work.filtering import Progress, ShardTask
@@ -71,8 +71,8 @@ def tasks(tmp_path: Path) -> list[ShardTask]:
 def test_a_job_without_resources_says_what_it_waits_for(
     tasks: list[ShardTask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shard_runner, "_WAITS_S", 0.2)
-    monkeypatch.setattr("jobs.progress._LINE_EVERY_S", 0.2)
+    monkeypatch.setattr(runner, "_WAITS_S", 0.2)
+    monkeypatch.setattr("jobs.progress.bar._LINE_EVERY_S", 0.2)
     cpus = ray.cluster_resources()["CPU"]
     holder: Any = ray.remote(num_cpus=cpus)(_Holder).remote()
     ray.get(holder.__ray_ready__.remote())
@@ -94,8 +94,8 @@ def test_a_job_without_resources_says_what_it_waits_for(
 def test_tasks_of_a_lost_worker_are_done_without_its_cpu(
     tasks: list[ShardTask], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(shard_runner, "_STALLED_S", 3.0)
-    monkeypatch.setattr("jobs.progress._LINE_EVERY_S", 0.2)
+    monkeypatch.setattr(runner, "_STALLED_S", 3.0)
+    monkeypatch.setattr("jobs.progress.bar._LINE_EVERY_S", 0.2)
     half = int(ray.cluster_resources()["CPU"] / 2)
     results = Stems()
     job = DiesWhenTold(str(tmp_path))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.streaming import Source, Stage, StreamFeed, stages
+from jobs.feed.streaming import Source, Stage, StreamFeed, stages
 from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.errors import StriateError
 from library.imaging import codec

@@ -20,11 +20,11 @@ import ray
 import torch
 from safetensors.numpy import load_file
 
-from cluster.session import Session
+from cluster.connection.session import Session
 from jobs.ingest import ingest, plan_ingest
-from jobs.train import plan_train, train
-from jobs.train_claim import claim
-from jobs.train_data import data_refs
+from jobs.train.claim import claim
+from jobs.train.data import data_refs
+from jobs.train.driver import plan_train, train
 from library import storage
 from library.bundle.bundle import Bundle
 from library.bundle.description import Prediction

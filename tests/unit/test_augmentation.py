@@ -12,7 +12,7 @@ import pytest
 from picture_examples import encoded, ingest, scene, table, write_files
 
 from jobs.augment import plan_augment
-from jobs.cli import run
+from jobs.cli.app import run
 from jobs.filter import plan_filter
 from jobs.show import contact_sheet
 from library.errors import BadPicture, GrammarError, StepError, UsageError

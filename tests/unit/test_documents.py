@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from jobs.cli import app
+from jobs.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -36,7 +36,7 @@ def test_links_to_files_lead_to_files(document: Path) -> None:
 def test_every_variable_that_is_read_or_set_is_listed() -> None:
     told = (ROOT / "docs/environment.md").read_text("utf-8")
     code = "".join(
-        path.read_text("utf-8") for folder in ("cluster", "jobs", "serve") for path in (ROOT / folder).glob("*.py")
+        path.read_text("utf-8") for folder in ("cluster", "jobs", "serve") for path in (ROOT / folder).rglob("*.py")
     )
     used = set(re.findall(r"""["']((?:RAY|STRIATE)_\w+|OMP_WAIT_POLICY)["']""", code))
     assert len(used) > 25

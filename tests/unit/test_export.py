@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 
-from jobs.cli import run
+from jobs.cli.app import run
 from library import storage
 from library.bundle.bundle import Bundle, ensemble
 from library.bundle.description import BundleRecord

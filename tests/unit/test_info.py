@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from picture_examples import encoded, ingest, write_files
 
-from jobs.cli import run
+from jobs.cli.app import run
 from jobs.filter import plan_filter
 from jobs.info import datasets_below, how_far
 from library.dataset.destination import claim, finish

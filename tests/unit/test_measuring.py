@@ -16,7 +16,7 @@ from library.dataset.totals import Totals
 from library.imaging import codec
 from library.imaging.codec import Encoding
 from library.work.filtering import FilterJob, ShardTask
-from serve.drift import compare
+from serve.replica.drift import compare
 
 DAMAGED = encoded("jpeg", 40, 50)[:-300]  # its header is whole, its pixels are not
 

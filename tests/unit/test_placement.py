@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.session import Session, object_store_bytes
-from jobs.placement import Placement
+from cluster.connection.session import Session, object_store_bytes
+from jobs.train.placement import Placement
 from library.errors import UsageError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from picture_examples import encoded, ingest, write_files
 
-from jobs.cli import run
+from jobs.cli.app import run
 from jobs.prediction_paths import is_dataset_and_destination, picture_files
 from library import storage
 from library.bundle.bundle import Bundle

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from picture_examples import encoded, ingest, write_files
 
-from jobs.cli import run
+from jobs.cli.app import run
 from jobs.show import contact_sheet
 from library import storage
 from library.errors import StepError, UsageError

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jobs.cli import run
+from jobs.cli.app import run
 from jobs.steps import describe, example_picture
 from library import storage
 from library.errors import GrammarError, UsageError

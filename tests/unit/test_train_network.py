@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jobs.train_network import interface_with
+from jobs.train.rendezvous import interface_with
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere Gloo decides")
 

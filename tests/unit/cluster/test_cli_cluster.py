@@ -9,9 +9,9 @@ from importlib import metadata
 
 import pytest
 
-from cluster.cli_cluster import end_on_signals
-from cluster.session import node_environment
-from jobs.cli import run
+from cluster.connection.session import node_environment
+from cluster.nodes import end_on_signals
+from jobs.cli.app import run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -21,7 +21,7 @@ FILES = ("aws", "local")
 
 
 def load(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "cluster" / f"{name}.yaml").read_text("utf-8"))
+    return yaml.safe_load((ROOT / "cluster" / "examples" / f"{name}.yaml").read_text("utf-8"))
 
 
 def as_ray_reads(name: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_no_work_runs_on_the_head(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_key_and_no_secret_is_in_the_file_and_a_token_is_asked_for(name: str) -> None:
-    text = (ROOT / "cluster" / f"{name}.yaml").read_text("utf-8")
+    text = (ROOT / "cluster" / "examples" / f"{name}.yaml").read_text("utf-8")
     assert not re.search(r"ssh_private_key|KeyName|AKIA|SECRET_ACCESS_KEY|RAY_AUTH_TOKEN=", text)
     made = load(name)
     assert "--env RAY_AUTH_MODE=token" in made["docker"]["run_options"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cluster import doctor
-from cluster.doctor import Check, worst
-from cluster.node_facts import node_facts, storage_clock, storage_facts
-from jobs.cli import run
+from cluster.doctor import checks
+from cluster.doctor.checks import Check, worst
+from cluster.doctor.facts import node_facts, storage_clock, storage_facts
+from jobs.cli.app import run
 from library import storage
 from library.errors import UsageError
 from tests.conftest import S3Server
@@ -25,7 +25,7 @@ def facts(**changed: Any) -> dict[str, Any]:
 
 
 def of_machine(**changed: Any) -> dict[str, Check]:
-    return {check.name: check for check in doctor.of_machine(facts(**changed))}
+    return {check.name: check for check in checks.of_machine(facts(**changed))}
 
 
 def test_a_sound_machine_is_ok() -> None:
@@ -43,10 +43,10 @@ def test_a_token_that_other_users_can_read_is_told_until_it_is_closed(
     token.parent.mkdir()
     token.write_text("secret")
     token.chmod(0o644)
-    (told,) = (check for check in doctor.of_machine(node_facts()) if check.name == "token file")
+    (told,) = (check for check in checks.of_machine(node_facts()) if check.name == "token file")
     assert (told.verdict, told.advice) == ("warn", f"chmod 600 {token}")
     token.chmod(0o600)
-    assert "token file" not in {check.name for check in doctor.of_machine(node_facts())}
+    assert "token file" not in {check.name for check in checks.of_machine(node_facts())}
 
 
 @pytest.mark.parametrize(
@@ -66,20 +66,20 @@ def test_what_is_amiss_is_told_with_what_to_do(changed: dict[str, Any], name: st
 
 def test_the_package_that_differs_is_named_with_the_node() -> None:
     here = {"python": "3.11.9", "ray": "2.60.0", "torch": "2.14"}
-    same = doctor.of_versions(here, {"node a": here, "node b": here})
+    same = checks.of_versions(here, {"node a": here, "node b": here})
     assert (same.verdict, same.found) == ("ok", "the same on 2 nodes")
-    other = doctor.of_versions(here, {"node a": here, "node b": here | {"ray": "2.59.0"}})
+    other = checks.of_versions(here, {"node a": here, "node b": here | {"ray": "2.59.0"}})
     assert other.verdict == "fail"
     assert other.found == "ray 2.60.0 here, 2.59.0 on node b"
 
 
 def test_a_clock_is_as_far_off_as_it_surely_is() -> None:
-    assert doctor.of_clock("clock", 2.5, 1.0).verdict == "ok"
-    assert doctor.of_clock("clock", -3.5, 1.0).verdict == "warn"
-    assert doctor.of_storage_clock((30, 1)).verdict == "ok"
-    assert doctor.of_storage_clock((-100, 1)).verdict == "warn"
-    assert doctor.of_storage_clock((1000, 1)).verdict == "fail"
-    assert doctor.of_storage_clock(None).verdict == "warn"
+    assert checks.of_clock("clock", 2.5, 1.0).verdict == "ok"
+    assert checks.of_clock("clock", -3.5, 1.0).verdict == "warn"
+    assert checks.of_storage_clock((30, 1)).verdict == "ok"
+    assert checks.of_storage_clock((-100, 1)).verdict == "warn"
+    assert checks.of_storage_clock((1000, 1)).verdict == "fail"
+    assert checks.of_storage_clock(None).verdict == "warn"
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_a_clock_is_as_far_off_as_it_surely_is() -> None:
 def test_the_clock_of_s3_is_looked_at_where_s3_lets_nobody_in_too(
     error: str | None, told: tuple[float, float] | None, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "storage_clock", lambda place: told)
+    monkeypatch.setattr(checks, "storage_clock", lambda place: told)
     here = {"host": "here", "storage": {"error": error, "step": "written", "ms": 1}}
-    assert [check.verdict for check in doctor.of_storage_from_here(here, "s3://b/x")] == verdicts
+    assert [check.verdict for check in checks.of_storage_from_here(here, "s3://b/x")] == verdicts
 
 
 def test_a_clock_is_known_as_exactly_as_the_quickest_answer() -> None:
-    ahead_s, exactly_s = doctor.ahead(lambda: time.time() + 100)
+    ahead_s, exactly_s = checks.ahead(lambda: time.time() + 100)
     assert abs(ahead_s - 100) <= exactly_s + 0.001
 
 
@@ -122,20 +122,20 @@ def test_a_bucket_is_written_and_read_and_left_as_it_was(bucket: str, s3_server:
 
 def test_a_bucket_that_is_not_there_is_told(bucket: str) -> None:
     found = storage_facts("s3://there-is-no-such-bucket/x")
-    check = doctor.of_storage("storage", "s3://there-is-no-such-bucket/x", found)
+    check = checks.of_storage("storage", "s3://there-is-no-such-bucket/x", found)
     assert check.verdict == "fail"
     assert "no such bucket" in check.found
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    check = doctor.of_storage("storage", "x", storage_facts(str(tmp_path / "file")))
+    check = checks.of_storage("storage", "x", storage_facts(str(tmp_path / "file")))
     assert (check.verdict, check.advice) == ("fail", "choose a folder of your own")
 
 
 def test_a_dashboard_is_not_examined_from_outside() -> None:
     with pytest.raises(UsageError, match=r"striate submit --address http://head:8265 -- doctor"):
-        list(doctor.examine("http://head:8265"))
+        list(checks.examine("http://head:8265"))
 
 
 def test_a_cluster_that_does_not_answer_fails_and_the_rest_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from cluster import haproxy
-from cluster.haproxy import Limits, environment
+from serve.launch import haproxy
+from serve.launch.haproxy import Limits, environment
 from tests.conftest import free_port
 from tests.processes import command
 from tests.waiting import until

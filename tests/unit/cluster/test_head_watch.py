@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from cluster import head_watch
-from cluster.head_watch import watched
+from cluster.connection import head_watch
+from cluster.connection.head_watch import watched
 from tests.conftest import free_port
 from tests.waiting import until
 
@@ -21,7 +21,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_of_others_is_warned_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "cluster.head_watch"), watched(f"127.0.0.1:{free_port()}", None):
+    with caplog.at_level(logging.WARNING, "cluster.connection.head_watch"), watched(f"127.0.0.1:{free_port()}", None):
         until(lambda: "finished work is kept" in caplog.text)
     assert caplog.text.count("has not answered") == 2
 
@@ -41,7 +41,7 @@ def test_a_head_that_answers_again_is_reported(
 ) -> None:
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
     port = free_port()
-    with caplog.at_level(logging.WARNING, "cluster.head_watch"), watched(f"127.0.0.1:{port}", None):
+    with caplog.at_level(logging.WARNING, "cluster.connection.head_watch"), watched(f"127.0.0.1:{port}", None):
         until(lambda: "waiting 50 s" in caplog.text)
         with socket.create_server(("127.0.0.1", port)):
             until(lambda: "answers again" in caplog.text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import run
+from jobs.cli.app import run
 
 RECIPE = "model: lenet5\n"
 WHOLE = "data: {train: s3://b/digits}\nmodel: lenet5\noptimizer: {name: adamw, lr: 0.003}\nbatch_size: 32\nepochs: 1\n"

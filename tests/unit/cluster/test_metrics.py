@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.metrics import Counter, Gauge, Histogram, label_value
+from cluster.instruments import Counter, Gauge, Histogram, label_value
 
 
 @given(st.text(st.characters(exclude_categories=[])))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_token import find_token, make_token
+from cluster.connection.token import find_token, make_token
 from library.errors import UsageError
 
 

@@ -18,10 +18,10 @@ import pytest
 from aiohttp import web
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from cluster import submit
-from cluster.inner_command import InnerCommand
-from cluster.submit import Jobs, Lost, ended, exit_code, find_address, passed_on
-from cluster.upload import working_tree
+from cluster.submit import client
+from cluster.submit.client import Jobs, Lost, ended, exit_code, find_address, passed_on
+from cluster.submit.inner_command import InnerCommand
+from cluster.submit.upload import working_tree
 from library.errors import StriateError, UsageError
 from tests.conftest import free_port
 from tests.unit.cluster.test_upload import closed, open_folder, write
@@ -263,7 +263,7 @@ def test_a_quiet_log_is_asked_for_anew_without_a_report(
 ) -> None:
     server, jobs = dashboard
     server.quiet = True
-    monkeypatch.setattr(submit, "_QUIET_S", 0.2)
+    monkeypatch.setattr(client, "_QUIET_S", 0.2)
     pieces: list[str] = []
     jobs.follow("a", pieces.append)
     assert "".join(pieces) == "one\ntwo\nthree\n"
@@ -281,7 +281,7 @@ def test_a_job_that_does_not_stop_is_reported(
 ) -> None:
     server, jobs = dashboard
     server.stops = False
-    monkeypatch.setattr(submit, "_STOP_S", 0)
+    monkeypatch.setattr(client, "_STOP_S", 0)
     with pytest.raises(StriateError, match="a was asked to stop and is still RUNNING"):
         jobs.stop("a")
 
@@ -300,8 +300,8 @@ def test_a_running_job_whose_log_stays_unreadable_is_given_up(
 ) -> None:
     server, jobs = dashboard
     server.log_is_lost = True
-    monkeypatch.setattr(submit, "_AWAY_S", 0.1)
-    monkeypatch.setattr(submit, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "_AWAY_S", 0.1)
+    monkeypatch.setattr(client, "_PAUSE_S", 0.01)
     with pytest.raises(Lost):
         jobs.follow("a", print)
     assert server.tails > 1

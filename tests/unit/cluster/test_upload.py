@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import upload
-from cluster.upload import working_tree
+from cluster.submit import upload
+from cluster.submit.upload import working_tree
 from library.errors import UsageError
 
 
@@ -148,6 +148,6 @@ def test_a_home_folder_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_this_project_itself_may_be_sent() -> None:
     tree = working_tree(str(Path(__file__).parents[3]))
-    assert tree.holds("jobs/cli.py")
+    assert tree.holds("jobs/cli/app.py")
     assert tree.holds("library/storage.py")
     assert tree.bytes < 16 * 2**20

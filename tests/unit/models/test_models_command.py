@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jobs.cli import run
+from jobs.cli.app import run
 from jobs.models import parse_size
 from library.errors import UsageError
 from library.models import names

@@ -19,11 +19,11 @@ from library.bundle.bundle import Bundle
 from library.errors import BadPicture
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
-from serve.drift import LiveDrift
-from serve.gateway_api import gateway_app
-from serve.model_api import model_app
-from serve.schemas import DriftReport, ModelDescription, Timing
-from serve.service import Answer, Answers
+from serve.gateway.routes import gateway_app
+from serve.http.model_routes import model_app
+from serve.http.schemas import DriftReport, ModelDescription, Timing
+from serve.http.service import Answer, Answers
+from serve.replica.drift import LiveDrift
 from serve.settings import ServeSettings
 from tests.waiting import until
 

@@ -14,9 +14,9 @@ from library.dataset.histograms import Histograms
 from library.errors import BadPicture, StriateError
 from library.imaging import codec
 from library.imaging.codec import Encoding
-from serve.drift import FRESH_S, LiveDrift, compare
-from serve.schemas import Distance
-from serve.service import Answer
+from serve.http.schemas import Distance
+from serve.http.service import Answer
+from serve.replica.drift import FRESH_S, LiveDrift, compare
 from tests.unit.test_histograms import histograms, photos
 
 

@@ -15,8 +15,8 @@ from picture_examples import scene
 from library.bundle.bundle import Bundle
 from library.errors import BadPicture
 from library.imaging import codec
-from serve.engine import Engine, Result
-from serve.service import Busy
+from serve.http.service import Busy
+from serve.replica.engine import Engine, Result
 from tests.bundles import PROBABILITY_TOLERANCE, make_bundle
 
 PNG = codec.Encoding("png")

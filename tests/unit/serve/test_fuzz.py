@@ -13,8 +13,8 @@ from schemathesis import checks
 from serving import Server
 
 from library.steps.examples import EXAMPLES
-from serve.gateway_api import gateway_app
-from serve.model_api import model_app
+from serve.gateway.routes import gateway_app
+from serve.http.model_routes import model_app
 from serve.settings import ServeSettings
 
 #: Bodies of the types that are no text: pictures, and what is none.

@@ -18,9 +18,9 @@ from serving import LocalModel, Server, apps, asgi_client, problem
 from library.imaging import codec
 from library.pipeline import Pipeline
 from library.steps import REGISTRY
-from serve.gateway_api import gateway_app
-from serve.preview import Previewer
-from serve.service import Busy, TimedOut
+from serve.gateway.preview import Previewer
+from serve.gateway.routes import gateway_app
+from serve.http.service import Busy, TimedOut
 from serve.settings import ServeSettings
 
 JPEG = encoded("jpeg", 40, 50)
@@ -119,7 +119,7 @@ def test_an_unknown_model_is_404_with_the_names_there_are(server: Server, name: 
     [
         *("/models/grey/../colour/predict", "/models/grey/%2e%2e/colour", "/models/grey//predict"),
         *("/models/grey/nothing", "/models/grey/predict/x", "/etc/passwd"),
-        *("/web/../../serve/keys.py", "/web/%2e%2e/settings.py", "/web//etc/passwd", "/web/docs.js%00.js"),
+        *("/web/../../serve/http/keys.py", "/web/%2e%2e/settings.py", "/web//etc/passwd", "/web/docs.js%00.js"),
         *("/web/", "/web/nothing.js"),
     ],
 )

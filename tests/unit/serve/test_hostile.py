@@ -16,8 +16,8 @@ import test_bad_pictures as bad
 from picture_examples import encoded
 from serving import LocalModel, Server, apps, asgi_client, problem
 
-from serve.keys import new_key
-from serve.service import Busy
+from serve.http.keys import new_key
+from serve.http.service import Busy
 from serve.settings import ServeSettings
 from tests.waiting import until
 

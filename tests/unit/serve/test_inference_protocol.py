@@ -17,7 +17,7 @@ from serving import LocalModel, Server, apps, problem
 from tritonclient.utils import InferenceServerException
 
 from library.bundle.bundle import Bundle
-from serve.keys import new_key
+from serve.http.keys import new_key
 from serve.settings import ServeSettings
 from tests.bundles import PROBABILITY_TOLERANCE, near
 

@@ -15,8 +15,8 @@ from serving import LocalModel, apps, asgi_client, problem
 from typer.testing import CliRunner
 
 from library.errors import UsageError
-from serve.cli_keys import keys_command
-from serve.keys import Keys, new_key, parse_keys
+from serve.http.keys import Keys, new_key, parse_keys
+from serve.launch.make_key import keys_command
 from serve.settings import ServeSettings
 
 KEYS = {name: new_key(name) for name in ("ann", "bob")}

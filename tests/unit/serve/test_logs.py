@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from library.errors import UsageError
-from serve.logs import log_path, write_logs
+from serve.http.logs import log_path, write_logs
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cluster.session import Session
-from serve.deploy import MODEL_PATH
-from serve.on_cluster import at_head, shortages
-from serve.plan import Replicas, ServePlan
+from cluster.connection.session import Session
+from serve.launch.deploy import MODEL_PATH
+from serve.launch.on_cluster import at_head, shortages
+from serve.launch.request import Replicas, ServePlan
 
 CLUSTER = Session("10.0.0.1:6379", cpus=6, nodes=2, gpus=1, node_cpus=(2.0, 4.0))
 

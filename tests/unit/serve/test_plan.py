@@ -12,11 +12,11 @@ import yaml
 
 from library.bundle.bundle import Bundle, ensemble
 from library.errors import StriateError, UsageError
-from serve.config_file import config_of, read_config, write_config
-from serve.deploy import Scale, applications
-from serve.keys import new_key
-from serve.plan import make_settings, named_bundles, plan_serve, read_replicas, share_of_cpus, with_keys
-from serve.reach import check_reach, free_port, is_loopback
+from serve.http.keys import new_key
+from serve.launch.config_file import config_of, read_config, write_config
+from serve.launch.deploy import Scale, applications
+from serve.launch.exposure import check_reach, free_port, is_loopback
+from serve.launch.request import make_settings, named_bundles, plan_serve, read_replicas, share_of_cpus, with_keys
 from serve.settings import ServeSettings
 from tests.bundles import make_bundle
 
@@ -208,7 +208,7 @@ def _edited(config: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
         ({"route_prefix": "/"}, "/models/NAME"),
         ({"deployments": []}, "deployments"),
         ({"deployments": [{"name": "Model", "num_replicas": "auto"}]}, "deployments.0.num_replicas"),
-        ({"import_path": "serve.deploy:gateway", "args": {}}, "serves no model"),
+        ({"import_path": "serve.launch.deploy:gateway", "args": {}}, "serves no model"),
     ],
 )
 def test_a_config_file_with_a_mistake_is_refused_saying_where(

@@ -18,11 +18,11 @@ from benchmarks.worst_pictures import many_scans, progressive_jpeg
 from library.bundle.bundle import Bundle, ensemble
 from library.errors import BadPicture, StepError
 from library.imaging import codec
-from serve.engine import Engine
-from serve.model_api import model_app
-from serve.preview import Previewer
-from serve.schemas import Timing
-from serve.service import Answer, TimedOut
+from serve.gateway.preview import Previewer
+from serve.http.model_routes import model_app
+from serve.http.schemas import Timing
+from serve.http.service import Answer, TimedOut
+from serve.replica.engine import Engine
 from serve.settings import ServeSettings
 from serve.worker_process import ProcessEndedError, WorkerPool
 from tests.bundles import make_bundle
@@ -57,7 +57,7 @@ def worker_processes() -> set[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"serve.prepare_worker" in (entry / "cmdline").read_bytes():
+            if parent == os.getpid() and b"serve.replica.prepare_worker" in (entry / "cmdline").read_bytes():
                 found.add(int(entry.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -187,7 +187,7 @@ def test_a_process_that_dies_is_told_and_the_next_question_gets_another() -> Non
     inputs = {"steps": "", "fit": "", "size": [24, 32], "channels": 3}
 
     async def play() -> None:
-        pool = WorkerPool("serve.prepare_worker", 1, inputs)
+        pool = WorkerPool("serve.replica.prepare_worker", 1, inputs)
         with pytest.raises(ProcessEndedError) as raised:
             await pool.ask({"shape": [1, 1, 1]}, b"not so many bytes", seconds=30)
         assert (raised.value.in_time, raised.value.status) == (True, 1)
@@ -203,7 +203,7 @@ def test_a_process_ended_after_its_answer_harms_no_later_picture() -> None:
     header = {"steps": "grayscale", "max_pixels": 10**6}
 
     async def ask() -> None:
-        pool = WorkerPool("serve.preview_worker", 1)
+        pool = WorkerPool("serve.gateway.preview_worker", 1)
         asking = asyncio.ensure_future(pool.ask(header, SMALL, seconds=60))
         await asyncio.sleep(0)
         # The only thread does this after it has read the answer, of which the loop has not heard yet.

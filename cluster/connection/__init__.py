@@ -1,0 +1,1 @@
+"""Connecting to Ray: `session` is the only place that calls `ray.init`."""

@@ -1,0 +1,128 @@
+"""What one machine says of itself: gathered here, and by a task on every node of a cluster; plain data."""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import platform
+import socket
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cluster.connection.token import RAYS_TOKEN_FILE
+from cluster.machine import memory_bytes, shm_bytes
+from library import storage, stores
+from library.errors import StriateError
+
+#: They must be the same on all nodes: Ray insists on some, others decide the bytes of datasets and of bundles.
+PACKAGES = (
+    *("striate", "ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "pydantic"),
+    *("opencv-python-headless", "simplejpeg", "pillow", "tifffile", "imagecodecs", "s3fs"),
+)
+
+
+def node_facts(place: str | None = None) -> dict[str, Any]:
+    """Versions, sizes, and with `place` whether that bucket or folder can be read and written from here."""
+    return {
+        "host": socket.gethostname(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+        "shm_bytes": shm_bytes(),
+        "gpus": _gpus(),
+        # Of a node: Ray gives it to all its processes.
+        "token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
+        "open_token_files": _open_token_files(),
+        "storage": None if place is None else storage_facts(place),
+    }
+
+
+def clock() -> float:
+    """Seconds since 1970, by this machine's clock."""
+    return time.time()
+
+
+def storage_facts(place: str) -> dict[str, Any]:
+    """Write a small object below `place`, read it, list it, remove it: how long that took, or what went wrong."""
+    probe, content = storage.join(place, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"), os.urandom(64)
+
+    def read() -> None:
+        if storage.read_bytes(probe) != content:
+            raise StriateError(f"{place} gives back other bytes than were written")
+
+    steps: dict[str, Callable[[], object]] = {
+        "written": lambda: storage.write_bytes(probe, content),
+        "read": read,
+        "listed": lambda: storage.exists(place),
+        "removed": lambda: storage.remove([probe]),
+    }
+    begin, failed = time.perf_counter(), None
+    for step, do in steps.items():
+        if failed is None or (step == "removed" and failed["step"] != "written"):
+            try:
+                do()
+            except StriateError as error:
+                failed = failed or {"error": str(error), "step": step}
+    return failed or {"error": None, "ms": round((time.perf_counter() - begin) * 1000)}
+
+
+def storage_clock(place: str) -> tuple[float, float] | None:
+    """How many seconds this clock is ahead of S3's, and how exactly that is known; None where it does not tell.
+
+    It is asked without a signature: one by a wrong clock would be refused.
+    """
+    try:
+        endpoint = str(_s3_client().meta.endpoint_url)
+        request = urllib.request.Request(endpoint, method="HEAD")
+        before = time.time()
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                headers = response.headers
+        except urllib.error.HTTPError as error:
+            headers = error.headers
+        after = time.time()
+        told = email.utils.parsedate_to_datetime(headers["Date"]).timestamp()
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    # The header has whole seconds.
+    return (before + after) / 2 - (told + 0.5), (after - before) / 2 + 0.5
+
+
+def _s3_client() -> Any:
+    filesystem: Any = stores.opened("s3://")[0]
+    return filesystem.s3
+
+
+def _open_token_files() -> list[str]:
+    """Files with Ray's token that others may read: Ray 2.60 makes its own so."""
+    files = [Path(name).expanduser() for name in (RAYS_TOKEN_FILE, os.environ.get("RAY_AUTH_TOKEN_PATH")) if name]
+    return [str(file) for file in dict.fromkeys(files) if file.is_file() and file.stat().st_mode & 0o077]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> dict[str, Any]:
+    """GPUs that there are, by their device files, and those that torch can use. Torch is imported only where it may
+    find some: it takes seconds."""
+    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if not devices:
+        return {"devices": 0, "usable": 0, "names": []}
+    import torch
+
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {
+        "devices": devices,
+        "usable": usable,
+        "names": [torch.cuda.get_device_name(number) for number in range(usable)],
+    }

@@ -1,0 +1,185 @@
+"""`striate cluster up`: a Ray of several nodes on this machine, to try things, until Ctrl-C.
+
+The nodes are held by `ray.cluster_utils`, on loopback only. `ray start` cannot do that: it refuses a second node where
+Ray's address is loopback, and otherwise its ports are at this machine's address in the network.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json as json_lines
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from cluster.connection.session import node_environment, undisturbed
+from cluster.connection.token import make_token
+from cluster.console import say
+from cluster.machine import free_ports
+from cluster.options import Json
+from cluster.ray_internals import HeldNode, check, sigterm_handler_kept
+from library.errors import StriateError, UsageError
+
+# Decoded training pictures are in it, shards are not. Memory is taken only as it is used.
+_OBJECT_STORE_BYTES = 2**30
+_LOOK_EVERY_S = 0.5
+# A node that is lost is noticed after a second or two; over a network Ray rightly waits half a minute.
+_ENVIRONMENT = {
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+# By name: Windows, where this module is imported too, has no SIGHUP.
+_ENDED_BY = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP (a closed terminal)"}
+
+app = typer.Typer(no_args_is_help=True)
+
+
+class _Stopped(StriateError):
+    """A signal has ended the command before all nodes were there."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number  # as a shell says it
+        by = _ENDED_BY[signal.Signals(number).name]
+        super().__init__(f"stopped by {by} before all nodes were there, and nothing is left of them")
+
+
+# Typer drops the name of an only command unless its group has a callback.
+@app.callback()
+def _group() -> None:
+    """A Ray of several nodes on this machine, to try things."""
+
+
+@app.command("up")
+def up_command(
+    nodes: Annotated[int, typer.Option(min=1, max=16, help="How many nodes, the head among them.")] = 2,
+    cpus_per_node: Annotated[
+        int, typer.Option(min=1, help="Logical CPUs of each node; in all they may be more than the machine has.")
+    ] = 1,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Ray's dashboard too (about 0.9 GB); `striate submit` needs it.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start it, on loopback only, and hold it until Ctrl-C. Its workers get the AWS variables of this shell.
+
+    striate cluster up --nodes 2 --cpus-per-node 1
+    """
+    if not sys.platform.startswith("linux"):
+        raise UsageError("a Ray of several nodes on one machine needs Linux; on others, leave --address out")
+    ended_by = end_on_signals()
+    with contextlib.ExitStack() as stack:
+        try:
+            cluster, held = stack.enter_context(_started(nodes, cpus_per_node, dashboard))
+        except KeyboardInterrupt:
+            # Ray may have raised a KeyboardInterrupt of its own.
+            raise _Stopped(ended_by[0] if ended_by else signal.SIGINT) from None
+        with contextlib.suppress(KeyboardInterrupt):
+            head = held[1]
+            url = f"http://{head.dashboard}" if dashboard else None
+            described = [
+                {"number": number, "node_id": node.node_id, "pid": node.pid, "cpus": cpus_per_node}
+                for number, node in held.items()
+            ]
+            if json:
+                folder = os.environ["RAY_TMPDIR"]
+                document = {"address": head.gcs_address, "dashboard": url, "folder": folder, "nodes": described}
+                say(json_lines.dumps(document), flush=True)
+            else:
+                _show(head.gcs_address, url, described)
+            _hold(cluster, held)
+
+
+def end_on_signals() -> list[int]:
+    """Let Ctrl-C, SIGTERM and SIGHUP (a terminal is closed) raise KeyboardInterrupt, from now until this process ends.
+
+    What the process was started to ignore it still ignores: `nohup` does that with SIGHUP.
+
+    Returns:
+        The signals that have come, filled as they come.
+    """
+    seen: list[int] = []
+
+    def end(number: int, _frame: object) -> NoReturn:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a closed terminal the shell and the kernel send one each
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.Signals[name] for name in _ENDED_BY):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+    return seen
+
+
+@contextlib.contextmanager
+def _started(count: int, cpus: int, dashboard: bool) -> Generator[tuple[Any, dict[int, HeldNode]]]:
+    """`ray.cluster_utils.Cluster` and its nodes by number, the head first, until the block ends."""
+    # Short: Ray puts sockets below it, and a socket's path has room for 107 letters.
+    folder = tempfile.mkdtemp(prefix="striate-cluster-", dir="/tmp")
+    # A node whose start is interrupted is ended by Ray at the exit of this process; this, registered before, is later.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.update({**_ENVIRONMENT, **node_environment(), "RAY_TMPDIR": folder})
+    # A submitted job finds `striate` also where this environment is not activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    # As `ray.init` does for a Ray that it starts: a token unless the user has said otherwise.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    make_token()
+    check("cluster")  # imports Ray, which reads its environment then
+    from ray.cluster_utils import Cluster
+
+    cluster, held = Cluster(), dict[int, HeldNode]()
+    try:
+        for number in range(1, count + 1):
+            say(f"starting node {number} of {count}", file=sys.stderr, flush=True)
+            node: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
+            node["dashboard_agent_listen_port"] = 0  # the default port is for one node a machine
+            if number == 1:
+                node |= {"include_dashboard": dashboard, "dashboard_port": free_ports(1)[0] if dashboard else None}
+            else:
+                # The head's is below RAY_TMPDIR, where a submitted job looks up which Ray is its own. Nodes that
+                # unpacked what a job sends into one folder would pull it away from each other.
+                node["temp_dir"] = f"{folder}/{number}"
+            try:
+                with sigterm_handler_kept():
+                    held[number] = HeldNode.of(cluster.add_node(**node))
+            except Exception as error:  # of whatever kind: Ray has none for it
+                raise StriateError(f"node {number} does not start: {str(error).strip()}") from error
+        yield cluster, held
+    finally:
+        with undisturbed():
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # from here on nothing is left to end
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hold(cluster: Any, held: dict[int, HeldNode]) -> None:
+    """Report nodes that end, until the head does; a node ends as soon as any process of it does."""
+    while True:
+        for number in [number for number, node in held.items() if not node.is_whole()]:
+            cluster.remove_node(held.pop(number).node, allow_graceful=False)
+            say(f"node {number} has ended", file=sys.stderr, flush=True)
+        if 1 not in held:
+            raise StriateError("the head has ended, and the cluster with it; `striate cluster up` starts another")
+        time.sleep(_LOOK_EVERY_S)  # Ray has no call that waits for it
+
+
+def _show(address: str, dashboard: str | None, nodes: list[dict[str, Any]]) -> None:
+    for node in nodes:
+        kind = " (head)" if node["number"] == 1 else ""
+        say(f"  node {node['number']}{kind}: CPUs {node['cpus']}, id {node['node_id'][:8]}, process {node['pid']}")
+    say(f"\n  export RAY_ADDRESS={address}     # or --address {address} with a command")
+    if dashboard is not None:
+        say(f"  export RAY_API_SERVER_ADDRESS={dashboard}     # for striate submit, jobs, logs and stop")
+        say("  striate submit -- info s3://BUCKET/raw")
+    say("\nCtrl-C ends it", flush=True)

@@ -1,0 +1,1 @@
+"""`striate submit`: commands as jobs of a cluster."""

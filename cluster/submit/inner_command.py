@@ -1,0 +1,141 @@
+"""A striate command that will run on a cluster, checked here as far as it can be without running it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.submit.upload import Tree
+from library.errors import UsageError
+
+#: Commands about clusters are for the machine that one sits at.
+_STAY_HERE = ("submit", "jobs", "logs", "stop", "cluster")
+#: Parameters that name what a command writes, and those beside its arguments that name what it reads.
+_WRITTEN = ("destination", "out", "report", "folder", "write_config", "access_log", "file")
+_READ = ("config", "api_keys")
+
+
+@dataclass(frozen=True)
+class InnerCommand:
+    """A parsed command line.
+
+    Attributes:
+        name: of the command.
+        words: all of it, without `striate`.
+        values: what was written for each parameter; defaults are not among them.
+        arguments: which of the parameters are positional.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    values: dict[str, Any]
+    arguments: tuple[str, ...]
+
+    @property
+    def entrypoint(self) -> str:
+        """What a shell on the cluster runs."""
+        return shlex.join(["striate", *self.words])
+
+
+def parse(root: Any, words: Sequence[str]) -> InnerCommand:
+    """Read a command line as `striate` itself does; nothing is run.
+
+    Args:
+        root: context of `striate`, which knows all commands.
+        words: the command line; `striate` before it may be left out.
+
+    Raises:
+        UsageError: when the command has no place on a cluster.
+        Exception: what the command line raises for an unknown command, a wrong option, a missing argument.
+    """
+    words = tuple(words[1:] if list(words[:1]) == ["striate"] else words)
+    if not words:
+        raise UsageError("which command? e.g. striate submit -- filter s3://b/raw s3://b/edges --steps 'edges'")
+    name, command, rest = root.command.resolve_command(root, list(words))
+    if name in _STAY_HERE:
+        raise UsageError(f"`striate {name}` is for this machine: run it without submit")
+    context = command.make_context(name, rest, parent=root)
+    written = [key for key in context.params if context.get_parameter_source(key).name == "COMMANDLINE"]
+    arguments = tuple(each.name for each in command.params if each.param_type_name == "argument")
+    return InnerCommand(str(name), words, {key: context.params[key] for key in written}, arguments)
+
+
+def check(command: InnerCommand, tree: Tree) -> None:
+    """Refuse what would surely fail on the cluster, or write where nobody finds it.
+
+    Raises:
+        UsageError: says which word, and what would work.
+    """
+    values = command.values
+    if str(values.get("address", "")).startswith("http"):
+        raise UsageError("--address belongs before the --: on the cluster a command finds its own Ray")
+    written = [path for key in _WRITTEN for path in _paths(values.get(key))]
+    if command.name == "predict":  # DATASET DEST: all but a destination is there already
+        second = _paths(values.get("paths", ())[1:2])
+        written += [path for path in second if not os.path.exists(os.path.join(tree.root, path))]
+    for path in written:
+        if not os.path.isabs(path) and path != "-":
+            raise UsageError(
+                f"{path} would be written to the job's temporary folder, which Ray removes: write it to "
+                "s3://BUCKET/..., or to an absolute path that all nodes share"
+            )
+    for key in (*command.arguments, *_READ):
+        for path in () if key in _WRITTEN else _paths(values.get(key)):
+            if os.path.exists(os.path.join(tree.root, path)):
+                _check_sent(path, tree)
+    _check_content(command, tree)
+
+
+def _check_content(command: InnerCommand, tree: Tree) -> None:
+    """The parts that have a checker of their own: pipelines, encodings and recipes."""
+    steps, encode, recipe = (command.values.get(key) for key in ("steps", "encode", "recipe"))
+    if isinstance(steps, str) and command.name == "filter" and steps.strip():
+        from library.pipeline import Pipeline
+
+        Pipeline.parse(steps, refuse="augmentation")
+    if isinstance(steps, str) and command.name == "augment":
+        from library.pipeline.augmentation import parse_augmentation
+
+        parse_augmentation(steps)
+    if isinstance(encode, str):
+        from library.imaging.codec import Encoding
+
+        Encoding.parse(encode)
+    for path in _paths(recipe):
+        from library.recipe import Recipe
+
+        if os.path.isabs(path):
+            continue
+        _check_sent(path, tree)
+        read = Recipe.load(os.path.join(tree.root, path), overrides=command.values.get("set_") or ())
+        for named in (read.data.train, read.data.val, None if read.weights == "pretrained" else read.weights):
+            for place in _paths(named):
+                _check_sent(place, tree)
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """Local paths among what was written for a parameter."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, str | Path) and "://" not in str(each):
+            yield str(each)
+
+
+def _check_sent(path: str, tree: Tree) -> None:
+    """Refuse a path that will not be there; an absolute one is the cluster's."""
+    if os.path.isabs(path) or tree.holds(path):
+        return
+    place = os.path.normpath(os.path.join(tree.root, path))
+    if not place.startswith(os.path.join(tree.root, "")):
+        raise UsageError(f"{path} is outside {tree.root}, which is sent: copy it there, or into a bucket")
+    if not os.path.exists(place):
+        raise UsageError(f"{path}: there is no such file or folder in {tree.root}, which is sent")
+    if os.path.isdir(place) and not os.listdir(place):
+        raise UsageError(f"{path} is an empty folder, which is not sent")
+    raise UsageError(
+        f"{path} is not sent, as .gitignore, .rayignore or striate leaves it out (out/, data/, environments and "
+        "secrets always): copy it into a bucket, or name it by its absolute path where all nodes see the same folder"
+    )

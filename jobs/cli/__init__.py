@@ -1,0 +1,1 @@
+"""The `striate` command line: `app` holds all commands."""

@@ -1,0 +1,1 @@
+"""`striate demo`: the whole way from pictures to a classifier, on pictures that come with the packages."""

@@ -1,0 +1,1 @@
+"""How far a job is: what workers report, what a terminal shows, and what Prometheus reads."""

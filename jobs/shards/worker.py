@@ -1,0 +1,185 @@
+"""The work that one actor of a shard job does. It imports no more than it needs: each worker waits for that."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import resource
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from jobs.progress import board
+from jobs.progress.board import Count
+from jobs.progress.gauges import WorkMetrics
+from library import storage
+from library.dataset.manifest import Report, Tally, manifest_uri
+from library.errors import StriateError
+from library.json_lines import WorkLog
+from library.work.filtering import ShardJob, ShardTask
+
+_BEAT_EVERY_S = 1.0
+# A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that
+# died.
+_MAX_ATTEMPTS = 4
+_GIVEN_UP = (
+    "shard {task.dataset}/{task.stem}: its worker died {times} times while it worked on this shard; a picture in it "
+    "crashes a library, or the worker ran out of memory. Finished shards are kept, and the same command resumes"
+)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a worker reports of one task: a row of the dataset that Ray Data maps.
+
+    Attributes:
+        number: place of the task among those of the job.
+        report: the shard's report as JSON; empty where the shard failed.
+        error: why the shard failed; empty where it did not.
+        waited_s: seconds without work before this shard.
+        rss: largest resident size of the worker so far, in bytes.
+        node: Ray's id of the worker's node.
+    """
+
+    number: int
+    report: str
+    error: str
+    waited_s: float
+    rss: int
+    node: str
+
+
+class ShardWorker:
+    """Works on one shard after another; a failure becomes a row, so that the driver reports it once and whole."""
+
+    def __init__(self, job: ShardJob[Report], run: str, command: str) -> None:
+        import cv2
+
+        self._job = job
+        self._run = run
+        self._metrics = WorkMetrics(command)
+        context = ray.get_runtime_context()
+        self._node = context.get_node_id()
+        names = {"command": command, "run": run, "ray_job": context.get_job_id(), "node": self._node}
+        bundle_id = getattr(job, "bundle_id", None)
+        self._log = WorkLog(**names, **({"bundle_id": bundle_id} if bundle_id else {}))
+        self._seen: set[str] = set()
+        self._heartbeat = _Heartbeat(run)
+        self._idle_since = time.perf_counter()
+        # One worker a CPU: threads inside the libraries would only compete with the other workers.
+        cv2.setNumThreads(1)
+        pa.set_cpu_count(1)
+        # The garbage collector need not walk through imported modules again and again.
+        gc.freeze()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Runs the task of a row (`task_row`) and returns a `ShardResult` as a row."""
+        number, task = row.pop("number"), ShardTask(**row)
+        start = time.perf_counter()
+        waited_s = start - self._idle_since
+        report, error = "", ""
+        try:
+            report = self._commit(task, start)
+        except StriateError as failure:
+            error = str(failure)
+        except Exception:  # whatever it is, the driver reports it with its shard
+            error = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
+        if error:
+            self._log.error("shard failed", extra={"shard": f"{task.dataset}/{task.stem}", "error": error})
+        _give_back_memory()
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._idle_since = time.perf_counter()
+        return asdict(ShardResult(number, report, error, waited_s, rss, self._node))
+
+    def _commit(self, task: ShardTask, start: float) -> str:
+        """Runs a task; returns its report as JSON."""
+        shard = f"{task.dataset}/{task.stem}"
+        begun = board.begin(self._run, shard)
+        if begun > _MAX_ATTEMPTS:
+            raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
+        self._check_seen(task.dataset)
+        with self._heartbeat.shard(shard) as progress:
+            report = self._job.run(task, progress)
+        self._metrics.shard(task.dataset, report)
+        board.end(self._run, shard)
+        counts = asdict(count_of(report.tally, shards=1)) | {"kept": report.tally.rows_out}
+        del counts["beats"]
+        took = round(time.perf_counter() - start, 3)
+        names = {"shard": shard, "dataset_id": storage.uri_id(task.dataset)}
+        self._log.info("shard done", extra={**names, **counts, "seconds": took})
+        return report.model_dump_json()
+
+    def _check_seen(self, dataset: str) -> None:
+        """Refuse to work where this node does not see the dataset's folder, which only one machine may have.
+
+        The driver asks the nodes that are there when it begins; this one may have come later.
+        """
+        if dataset in self._seen or storage.is_remote(dataset):
+            return
+        if not storage.exists(manifest_uri(dataset)):
+            raise StriateError(
+                f"node {self._node[:8]} does not see {dataset}: with several nodes, datasets must lie on storage that "
+                "all of them share: s3://BUCKET/..., or a file system that is mounted at one path everywhere"
+            )
+        self._seen.add(dataset)
+
+
+def _give_back_memory() -> None:
+    """Keeps memory flat: threads come and go with tasks, and glibc keeps what each of them has freed apart."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class _Heartbeat:
+    """Writes to the board once a second how far the worker's shard is, so that the driver sees that it is alive."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._lock = threading.Lock()  # a shard that has ended is taken off the board, and not put on it again
+        self._shard: str | None = None
+        self._tallies: list[Tally] = []
+        self._beats = 0
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    @contextlib.contextmanager
+    def shard(self, name: str) -> Generator[Callable[[Tally], None]]:
+        """For as long as a shard takes; gives the function that takes the counts of a batch."""
+        with self._lock:
+            self._shard, self._tallies, self._beats = name, [], 0
+        try:
+            yield self._tallies.append
+        finally:
+            with self._lock:
+                self._shard = None
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(_BEAT_EVERY_S)  # the thread ends with the worker's process
+            with self._lock:
+                if self._shard is not None:
+                    self._beats += 1
+                    count = count_of(Tally.total(list(self._tallies)), beats=self._beats)
+                    board.put(self._run, self._shard, count)
+
+
+def worker_class(command: str) -> type[ShardWorker]:
+    """`ShardWorker` under the name by which Ray's dashboard and process titles show a command's workers."""
+    return type(f"striate_{command}", (ShardWorker,), {})
+
+
+def task_row(number: int, task: ShardTask) -> dict[str, Any]:
+    """A task as a row of the dataset that Ray Data maps."""
+    return {"number": number, **asdict(task)}
+
+
+def count_of(tally: Tally, *, shards: int = 0, beats: int = 0) -> Count:
+    """A shard's counts for the progress display."""
+    dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
+    return Count(shards, tally.rows_in, tally.image_bytes_in, dropped, rejected, beats)

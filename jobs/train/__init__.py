@@ -1,0 +1,1 @@
+"""Training: a recipe carried out on Ray Train."""

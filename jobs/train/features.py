@@ -1,0 +1,113 @@
+"""What a frozen backbone makes of a dataset, computed once and kept."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.connection.session import Session
+from jobs.feed.decoder import answer, residents
+from library import storage
+from library.device import autocast, choose_device
+from library.models import create
+from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline, stack
+from library.recipe import Recipe
+from library.training.resident import Resident, decode_rows
+from library.training.rows import Part, Rows
+from library.training.windows import small_parts
+
+_BATCH = 64
+
+
+def cached_features(
+    uri: str, rows: Rows, inputs: InputPipeline, recipe: Recipe, session: Session, *, copies: int | None
+) -> Resident:
+    """Features of every picture: read from `uri`, or computed and kept there.
+
+    Args:
+        uri: of the file; its name must depend on all that decides the features.
+        rows: of the dataset.
+        inputs: what the model sees.
+        recipe: model, weights, seed; with `copies` also the augmentation.
+        session: the connection to Ray.
+        copies: augmented passes; None for one pass without augmentation.
+    """
+    if storage.exists(uri):
+        return _read(uri)
+    gpus = session.gpus
+    workers = gpus or max(1, session.cpus)
+    parts = small_parts(rows, workers)
+    workers = min(workers, len(parts))
+    threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
+    arguments = (rows, inputs, recipe.model_dump_json(), copies, threads)
+    data = Resident.joined(residents(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
+    _write(uri, data)
+    return data
+
+
+class FeatureWorker:
+    """An actor that runs the frozen backbone over one part of a shard after another."""
+
+    def __init__(self, rows: Rows, inputs: InputPipeline, recipe: str, copies: int | None, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._rows, self._inputs, self._copies = rows, inputs, copies
+        self._recipe = Recipe.model_validate_json(recipe)
+        self._device = choose_device()
+        torch.manual_seed(self._recipe.seed)  # as the training, whose model is made in the same way
+        model: Any = create(
+            self._recipe.model, num_classes=len(rows.classes), head=self._recipe.head, weights=self._recipe.weights
+        )
+        self._model = model.to(self._device, memory_format=torch.channels_last).eval()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Features of `row["part"]`."""
+        return answer(row, self._features)
+
+    def _features(self, part: Part) -> Resident:
+        recipe = self._recipe
+        augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if self._copies and recipe.augment else None
+        data = decode_rows(self._rows, part, self._inputs, fitted=augmenter is None)
+        found: list[NDArray[Any]] = []
+        labels: list[int] = []
+        keys: list[str] = []
+        for copy in range(self._copies or 1):
+            for features in self._batches(data, augmenter, copy):
+                found += list(features)
+            labels += data.labels.tolist()
+            keys += data.keys.tolist()
+        return Resident.of(found, labels, keys, data.rejected)
+
+    def _batches(self, data: Resident, augmenter: Augmenter | None, copy: int) -> Iterator[NDArray[np.float32]]:
+        for first in range(0, len(data), _BATCH):
+            rows = range(first, min(first + _BATCH, len(data)))
+            pictures = [
+                data[row]
+                if augmenter is None
+                else self._inputs.fitted(augmenter.apply(data[row], copy, str(data.keys[row])))
+                for row in rows
+            ]
+            x = torch.from_numpy(stack(pictures)).to(self._device).permute(0, 3, 1, 2)
+            with torch.inference_mode(), autocast(self._device, self._recipe.precision):
+                yield self._model.features(x).float().cpu().numpy()
+
+
+def _write(uri: str, data: Resident) -> None:
+    out = io.BytesIO()
+    features = data.flat.reshape(len(data), -1)
+    rejected = np.asarray(sorted(data.rejected.elements()), np.str_)
+    np.savez(out, features=features, labels=data.labels, keys=data.keys.astype(np.str_), rejected=rejected)
+    storage.write_bytes(uri, out.getvalue())
+
+
+def _read(uri: str) -> Resident:
+    with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as held:
+        rejected = Counter(held["rejected"].tolist())
+        return Resident.of(list(held["features"]), held["labels"].tolist(), held["keys"].tolist(), rejected)

@@ -1,0 +1,150 @@
+"""The HTTP face of one model: what lies under /models/NAME.
+
+The gateway has the same routes for every model: a request that comes to it, because its path is written otherwise
+(`/models/%6Fne`) or because the proxy has not heard of the model yet, is answered like any other.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+
+from library.errors import BadPicture
+from serve.http.bodies import JsonPictures, Upload, read_picture, read_pictures
+from serve.http.cors import share_with
+from serve.http.envelope import Envelope
+from serve.http.guard import Guard
+from serve.http.openapi import PNG, describe_api, make_app, pictures_body, problems
+from serve.http.problems import Problem, handle_problems, problem_of
+from serve.http.schemas import ClassProbability, DriftReport, ModelDescription, PicturePrediction, PredictAnswer
+from serve.http.service import Answer, Answers, ModelService
+from serve.http.waiting import answered
+from serve.settings import ServeSettings
+
+_BUSY = (429, 503, 504)
+_BODY = (400, 408, 413, 415)
+_NAMED: dict[str, Any] = {
+    "parameters": [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "of the model"}
+    ]
+}
+
+
+def model_app(service: ModelService, settings: ServeSettings) -> FastAPI:
+    """The application of one model, for the route prefix /models/NAME.
+
+    Args:
+        service: asked at requests only, so it may still be loading when the application is made.
+        settings: limits, keys and what may be asked.
+
+    Raises:
+        UsageError: for a wrong line among the keys, or a key file that is not there.
+    """
+    app = make_app("Striate: one model", "A picture classifier.")
+    handle_problems(app)
+    add_model_routes(app, "", lambda request: service, settings)
+    describe_api(app, settings, [JsonPictures])
+    app.add_middleware(Guard, settings=settings, is_open=lambda method, path: False)
+    share_with(app, settings.cors_origins)
+    app.add_middleware(Envelope, model=service.name)
+    return app
+
+
+def add_model_routes(
+    app: FastAPI, prefix: str, service_of: Callable[[Request], ModelService], settings: ServeSettings
+) -> None:
+    """Add what can be asked of a model.
+
+    Args:
+        app: of one model, or the gateway.
+        prefix: "" in a model's own application, else with `{name}` in it.
+        service_of: the model that a request is for; raises Problem where there is none.
+        settings: limits and what may be asked.
+    """
+    named, unknown = (_NAMED, (404,)) if prefix else (dict[str, Any](), ())
+
+    @app.get(
+        prefix or "/",
+        summary="What the model is",
+        responses=problems(*unknown, *_BUSY),
+        openapi_extra=named,
+    )
+    async def model(request: Request) -> ModelDescription:
+        return await answered(request, settings, service_of(request).described())
+
+    if prefix:
+        app.get(f"{prefix}/", include_in_schema=False)(model)
+
+    @app.post(
+        f"{prefix}/predict",
+        summary="Classify pictures",
+        responses=problems(*unknown, *_BODY, *_BUSY),
+        response_model_exclude_unset=True,
+        openapi_extra=named | pictures_body(several=True),
+    )
+    async def predict(
+        request: Request,
+        top_k: Annotated[int, Query(ge=1, le=10**6, description="how many classes, the best first")] = settings.top_k,
+        explain: Annotated[bool, Query(description="with a Grad-CAM as PNG: what spoke for the best class")] = False,
+    ) -> PredictAnswer:
+        """The body is a picture as it is; or a form with one or several as `file`; or JSON with base64.
+
+        The error of a single picture is the response's own. Of several pictures each has its classes or its own error,
+        and the status is 200: a bad picture fails no other.
+        """
+        service = service_of(request)
+        if explain and not (await service.described()).explain:
+            how = "Leave explain out, or ask a model whose `explain` is true in GET /models."
+            raise Problem(422, "no_explanation", f"'{service.name}' gives no explanations", how)
+        uploads = await read_pictures(request, settings)
+        call = service.predict([upload.data for upload in uploads], top_k=top_k, explain=explain)
+        return _predictions(service.name, uploads, await answered(request, settings, call))
+
+    @app.post(
+        f"{prefix}/view",
+        summary="What the model sees",
+        responses=PNG | problems(*unknown, *_BODY, *_BUSY),
+        response_class=Response,
+        openapi_extra=named | pictures_body(several=False),
+    )
+    async def view(request: Request) -> Response:
+        """A picture after the model's own input pipeline, as PNG."""
+        service = service_of(request)
+        upload = await read_picture(request, settings)
+        return Response(await answered(request, settings, service.view(upload.data)), media_type="image/png")
+
+    @app.get(
+        f"{prefix}/drift",
+        summary="How far what was asked lately is from what was trained on",
+        responses=problems(404, *_BUSY, of_404="it is not measured"),
+        openapi_extra=named,
+    )
+    async def drift(request: Request) -> DriftReport:
+        report = await answered(request, settings, service_of(request).drift())
+        if report is None:
+            raise Problem(404, "drift_off", "Drift is not measured.", "Serve with --drift.")
+        return report
+
+
+def _predictions(name: str, uploads: Sequence[Upload], answers: Answers) -> PredictAnswer:
+    if len(answers.pictures) == 1 and isinstance(answers.pictures[0], BadPicture):
+        raise answers.pictures[0]
+    return PredictAnswer(
+        model=name,
+        bundle_id=answers.bundle_id,
+        predictions=[_prediction(upload, answer) for upload, answer in zip(uploads, answers.pictures, strict=True)],
+        timing=answers.timing,
+    )
+
+
+def _prediction(upload: Upload, answer: Answer | BadPicture) -> PicturePrediction:
+    if isinstance(answer, BadPicture):
+        return PicturePrediction(file=upload.name, error=problem_of(answer).body())
+    classes = [ClassProbability({"class": name, "probability": probability}) for name, probability in answer.classes]
+    prediction = PicturePrediction(file=upload.name, classes=classes, width=answer.width, height=answer.height)
+    if answer.explanation is not None:
+        prediction.explanation = base64.b64encode(answer.explanation).decode()
+    return prediction

@@ -1,0 +1,1 @@
+"""Starting a server: the command, its checks, and the Serve applications made of them."""

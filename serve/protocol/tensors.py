@@ -1,0 +1,319 @@
+"""Requests and answers of the Open Inference Protocol v2: tensors in JSON, or behind it as bytes (binary extension).
+
+https://github.com/kserve/open-inference-protocol and Triton's `binary_tensor_data` and `classification` extensions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+from numpy.typing import NDArray
+from pydantic_core import to_json
+
+from serve.http.bodies import decode_base64
+from serve.http.problems import Problem, invalid_values
+from serve.http.schemas import ModelDescription
+from serve.http.service import Answer
+from serve.settings import ServeSettings
+
+PROBABILITIES, LABEL = "probabilities", "label"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+_LENGTH = re.compile("[0-9]{1,18}")
+#: Values of a JSON document; a picture of 500 x 500 as numbers has 750,000.
+_MAX_VALUES = 2**20
+#: A request has some ten.
+_MAX_FIELDS = 200
+_LARGE_BYTES = 2**20
+_PARSING = threading.Lock()
+_DOCS = "GET /v2/models/NAME says what a model takes and gives."
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class InputParameters(_Strict):
+    """Where an input's data lies behind the JSON: so many bytes."""
+
+    binary_data_size: Annotated[int | None, pydantic.Field(ge=0)] = None
+
+
+class InputTensor(_Strict):
+    """`image` (BYTES [n], encoded pictures; base64 in JSON) or `pixels` (UINT8 [n, height, width, channels])."""
+
+    name: Literal["image", "pixels"]
+    shape: list[int] = pydantic.Field(min_length=1, max_length=4, fail_fast=True)
+    datatype: Literal["BYTES", "UINT8"]
+    parameters: InputParameters = InputParameters()
+    data: list[Any] | None = None
+
+
+class OutputParameters(_Strict):
+    """Whether the data is to lie behind the JSON; or the best classes in words, `PROBABILITY:INDEX:CLASS`."""
+
+    binary_data: bool | None = None
+    classification: Annotated[int | None, pydantic.Field(ge=0, le=10**6)] = None
+
+
+class OutputTensor(_Strict):
+    """An output that is wanted."""
+
+    name: Literal["probabilities", "label"]
+    parameters: OutputParameters = OutputParameters()
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> OutputTensor:
+        if self.parameters.classification and self.name != PROBABILITIES:
+            raise ValueError("classification goes with the output 'probabilities'")
+        return self
+
+
+class InferParameters(_Strict):
+    """Of the whole request."""
+
+    binary_data_output: bool = False
+
+
+class InferRequest(_Strict):
+    """An inference request."""
+
+    id: Annotated[str | None, pydantic.Field(max_length=256)] = None
+    parameters: InferParameters = InferParameters()
+    inputs: list[InputTensor] = pydantic.Field(min_length=1, max_length=1, fail_fast=True)
+    outputs: list[OutputTensor] | None = pydantic.Field(default=None, fail_fast=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks: encoded pictures or pixels, and how it wants the answer."""
+
+    request: InferRequest
+    pictures: list[bytes] | None
+    pixels: list[NDArray[np.uint8]] | None
+
+    @property
+    def most_classes(self) -> int:
+        """How many ranked classes the answer is made of."""
+        return max([1, *(output.parameters.classification or 0 for output in self.request.outputs or ())])
+
+
+def read_request(body: bytes, header_length: str | None, settings: ServeSettings) -> Asked:
+    """Take a request apart.
+
+    Args:
+        body: JSON, with the binary tensors behind it.
+        header_length: the header `Inference-Header-Content-Length`: how many bytes the JSON has, if not all.
+        settings: with the limits.
+
+    Raises:
+        Problem: 400, 413 or 422, saying what is wrong and where.
+    """
+    length = len(body)
+    if header_length is not None:
+        if not _LENGTH.fullmatch(header_length) or int(header_length) > length:
+            detail = f"{HEADER_LENGTH} is '{header_length[:40]}', and the body has {length:,} bytes"
+            raise Problem(400, "malformed", detail, "Say how many bytes the JSON at its start has.")
+        length = int(header_length)
+    header = memoryview(body)[:length].tobytes()
+    if header.count(b":") > _MAX_FIELDS:
+        detail = f"the JSON has more than {_MAX_FIELDS:,} fields"
+        raise Problem(413, "too_many_fields", detail, _DOCS)
+    values = header.count(b",") + header.count(b"[")
+    if values > _MAX_VALUES:
+        detail = f"the JSON has more than {_MAX_VALUES:,} values"
+        how = "Send pixels behind the JSON (binary_data_size), as tritonclient does, or encoded pictures as 'image'."
+        raise Problem(413, "too_large", detail, how, reason="too_large")
+    try:
+        # One large document at a time: each value takes some hundred bytes.
+        with _PARSING if length > _LARGE_BYTES else nullcontext():
+            request = InferRequest.model_validate_json(header)
+    except pydantic.ValidationError as error:
+        raise invalid_values(error.errors(include_url=False, include_input=False), "inference request") from None
+    tensor, binary = request.inputs[0], memoryview(body)[length:]
+    raw = _binary_of(tensor, binary)
+    if tensor.name == "image":
+        return Asked(request, _pictures(tensor, raw, settings.max_files), None)
+    return Asked(request, None, _pixels(tensor, raw, settings))
+
+
+def write_answer(asked: Asked, model: str, answers: Sequence[Answer]) -> tuple[bytes, int | None]:
+    """The body of an answer.
+
+    Args:
+        asked: the request.
+        model: its name.
+        answers: one a picture, with `most_classes` classes.
+
+    Returns:
+        The body, and the length of the JSON at its start; None when that is all.
+    """
+    wanted = asked.request.outputs
+    if wanted is None:
+        wanted = [OutputTensor(name=PROBABILITIES), OutputTensor(name=LABEL)]
+    described: list[dict[str, Any]] = []
+    behind: list[bytes] = []
+    for output in wanted:
+        tensor, kind = _output(output, answers)
+        facts: dict[str, Any] = {"name": output.name, "datatype": kind, "shape": list(tensor.shape)}
+        binary = output.parameters.binary_data
+        if asked.request.parameters.binary_data_output if binary is None else binary:
+            data = _as_bytes(tensor, kind)
+            behind.append(data)
+            facts["parameters"] = {"binary_data_size": len(data)}
+        else:
+            facts["data"] = tensor.ravel().tolist()
+        described.append(facts)
+    answer: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": described}
+    if asked.request.id is not None:
+        answer["id"] = asked.request.id
+    header = to_json(answer)
+    return b"".join([header, *behind]), len(header) if behind else None
+
+
+# -- in ---------------------------------------------------------------------------------------------------------------
+
+
+def _binary_of(tensor: InputTensor, binary: memoryview) -> memoryview | None:
+    size = tensor.parameters.binary_data_size
+    if (size is None) == (tensor.data is None):
+        detail = f"the input '{tensor.name}' should have either data or binary_data_size"
+        raise Problem(422, "invalid", detail, f"For bytes behind the JSON send {HEADER_LENGTH} and binary_data_size.")
+    if len(binary) != (size or 0):
+        detail = f"behind the JSON are {len(binary):,} bytes, and its binary_data_size says {size or 0:,}"
+        raise Problem(400, "malformed", detail, "Send exactly as many.")
+    return None if size is None else binary
+
+
+def _pictures(tensor: InputTensor, raw: memoryview | None, max_files: int) -> list[bytes]:
+    number = _elements(tensor.shape)
+    if tensor.datatype != "BYTES" or len(tensor.shape) > 2 or tensor.shape[1:] not in ([], [1]):
+        raise _misfit(tensor, "BYTES of shape [n]")
+    _check_number(number, max_files)
+    if raw is not None:
+        return _split(raw, number)
+    data = _flat(tensor.data or [])
+    if len(data) != number:
+        raise _misfit(tensor, f"{number:,} elements, but has {len(data):,}")
+    for place, text in enumerate(data):
+        if not isinstance(text, str):
+            raise Problem(422, "invalid", f"inputs.0.data.{place} is no text", "In JSON pictures are base64.")
+    return [decode_base64(text, f"inputs.0.data.{place}") for place, text in enumerate(data)]
+
+
+def _split(raw: memoryview, number: int) -> list[bytes]:
+    """Elements of a BYTES tensor: each is led by its length in 4 bytes."""
+    pictures: list[bytes] = []
+    at = 0
+    for _ in range(number):
+        if at + 4 > len(raw):
+            break
+        (length,) = struct.unpack_from("<I", raw, at)
+        if at + 4 + length > len(raw):
+            break
+        pictures.append(bytes(raw[at + 4 : at + 4 + length]))
+        at += 4 + length
+    if len(pictures) < number or at != len(raw):
+        detail = f"the bytes of the input 'image' are not {number:,} elements, each led by its length in 4 bytes"
+        raise Problem(400, "malformed", detail, "Send as tritonclient's set_data_from_numpy does.")
+    return pictures
+
+
+def _pixels(tensor: InputTensor, raw: memoryview | None, settings: ServeSettings) -> list[NDArray[np.uint8]]:
+    if tensor.datatype != "UINT8" or len(tensor.shape) != 4:
+        raise _misfit(tensor, "UINT8 of shape [n, height, width, channels]")
+    number = _elements(tensor.shape)
+    _check_number(tensor.shape[0], settings.max_files)
+    if tensor.shape[1] * tensor.shape[2] > settings.max_pixels:
+        detail = f"{tensor.shape[2]}x{tensor.shape[1]} pixels a picture; at most {settings.max_pixels:,} are taken"
+        raise Problem(413, "too_large", detail, "Make the pictures smaller.", reason="too_large")
+    if raw is not None:
+        if len(raw) != number:
+            raise _misfit(tensor, f"{number:,} bytes, but has {len(raw):,}")
+        return list(np.frombuffer(raw, np.uint8).reshape(tensor.shape))
+    values = _flat(tensor.data or [])
+    if len(values) != number:
+        raise _misfit(tensor, f"{number:,} elements, but has {len(values):,}")
+    if not all(type(value) is int and 0 <= value <= 255 for value in values):
+        raise _misfit(tensor, "whole numbers from 0 to 255")
+    return list(np.array(values, np.uint8).reshape(tensor.shape))
+
+
+def _elements(shape: Sequence[int]) -> int:
+    if min(shape) < 1:
+        raise Problem(422, "invalid", f"inputs.0.shape is {shape}", "Every dimension is at least 1.")
+    return math.prod(shape)
+
+
+def _check_number(number: int, at_most: int) -> None:
+    if number > at_most:
+        detail = f"there are {number:,} pictures, and at most {at_most:,} are taken at once"
+        raise Problem(413, "too_many_files", detail, "Send them in several requests.")
+
+
+def _misfit(tensor: InputTensor, what: str) -> Problem:
+    detail = f"the input '{tensor.name}' ({tensor.datatype} {tensor.shape}) should be {what}"
+    return Problem(422, "invalid", detail, _DOCS)
+
+
+def _flat(data: Sequence[Any]) -> list[Any]:
+    """Nested lists as one, in order; the protocol allows both."""
+    while data and isinstance(data[0], list):
+        if not all(isinstance(part, list) for part in data):
+            raise Problem(422, "invalid", "inputs.0.data has lists beside values", "Nest all of it alike, or nothing.")
+        data = [value for part in data for value in part]
+    return list(data)
+
+
+# -- out --------------------------------------------------------------------------------------------------------------
+
+
+def _output(output: OutputTensor, answers: Sequence[Answer]) -> tuple[NDArray[Any], str]:
+    number = output.parameters.classification
+    if number:
+        texts = [_classification(answer, number) for answer in answers]
+        return np.array(texts, object), "BYTES"
+    if output.name == LABEL:
+        return np.array([answer.classes[0][0] for answer in answers], object), "BYTES"
+    return np.stack([answer.probabilities for answer in answers]), "FP32"
+
+
+def _classification(answer: Answer, number: int) -> list[str]:
+    order = np.argsort(-answer.probabilities, kind="stable")
+    return [
+        f"{probability}:{index}:{name}"
+        for (name, probability), index in zip(answer.classes[:number], order.tolist(), strict=False)
+    ]
+
+
+def _as_bytes(tensor: NDArray[Any], kind: str) -> bytes:
+    if kind == "FP32":
+        return tensor.astype("<f4").tobytes()
+    elements = [str(text).encode() for text in tensor.ravel()]
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
+def metadata(model: ModelDescription) -> dict[str, Any]:
+    """What a model takes and gives."""
+    classes = len(model.classes)
+    return {
+        "name": model.name,
+        "versions": ["1"],
+        "platform": "striate",
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, -1, -1]},
+        ],
+        "outputs": [
+            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, classes]},
+            {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
+        ],
+    }

@@ -1,0 +1,1 @@
+"""One model that answers: its deployment, its engine and its drift."""

@@ -1,0 +1,369 @@
+"""A bundle that answers many at once: pictures are prepared in threads and classified in batches, in more threads.
+
+A picture that may take long to prepare goes to a process of its own, which is ended with its request: a thread could
+not be stopped, and small pictures would wait for it.
+
+A batch begins as soon as a thread has done the one before, with what is ready by then: under load batches fill by
+themselves, and a lone request waits for nobody. Ray Serve's `@serve.batch` cuts its batches before the model is free,
+so that they fill only by waiting (decision 0008).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from time import perf_counter, thread_time
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from library.bundle.bundle import Bundle, Prepared
+from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StepError, StriateError
+from library.imaging import codec
+from library.imaging.contact_sheet import visible
+from serve.http.service import Busy, TimedOut
+from serve.replica.prepare_worker import unpacked
+from serve.worker_process import ProcessEndedError, WorkerPool
+
+_T = TypeVar("_T")
+
+#: A picture that is expected to take longer to prepare gets a process: a JPEG of 20 million pixels, a PNG of 6 million.
+_APART_S = 0.15
+#: Side of the picture that the model's own steps are measured with.
+_SAMPLE_PX = 512
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one picture.
+
+    Attributes:
+        prepared: what the model saw of it.
+        probabilities: of every class, in the order of the bundle's.
+        width: of the decoded picture, in pixels.
+        height: likewise.
+        prepare_s: decoding and the model's pipeline, in seconds.
+        wait_s: from then to the beginning of its batch.
+        compute_s: its batch in the model.
+    """
+
+    prepared: Prepared
+    probabilities: NDArray[np.float32]
+    width: int
+    height: int
+    prepare_s: float
+    wait_s: float
+    compute_s: float
+
+
+@dataclass(eq=False)
+class _Work:
+    """A picture on its way, or (with `call`) something else for the first of the computing threads."""
+
+    future: asyncio.Future[Any]
+    call: Callable[[], Any] | None = None
+    to_classify: bool = True
+    prepared: Prepared | None = None
+    size: tuple[int, int] = (0, 0)
+    prepare_s: float = 0.0
+    ready: float = field(default_factory=perf_counter)
+    outcome: Any = None
+    error: BaseException | None = None
+
+
+class Engine:
+    """Threads round a bundle; used from one event loop, which none of its work holds up.
+
+    Args:
+        bundle: what prepares.
+        classify: prepared pictures to probabilities, N x classes; called by `lanes` threads at once at most.
+        limits: of one picture.
+        threads: CPUs that are this process's own.
+        capacity: pictures under way, being prepared, waiting or computed; more are refused.
+        batch_size: pictures in a batch, at most.
+        lanes: threads that compute batches.
+        timeout_s: how long one picture may take to prepare; its request may end it sooner.
+        batch_wait_s: how long an idle model waits for a batch to fill.
+        on_batch: told of the size and the seconds of each batch, in the thread that computed it.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        classify: Callable[[Sequence[Prepared]], NDArray[np.float32]],
+        limits: codec.Limits,
+        *,
+        threads: int,
+        capacity: int,
+        batch_size: int,
+        lanes: int = 1,
+        timeout_s: float = 30.0,
+        batch_wait_s: float = 0.0,
+        on_batch: Callable[[int, float], None] | None = None,
+    ) -> None:
+        # OpenCV would start a thread for every core of the machine, in every replica.
+        cv2.setNumThreads(1)
+        self._bundle, self._classify, self._limits = bundle, classify, limits
+        self._capacity, self._batch_size, self._batch_wait_s = capacity, batch_size, batch_wait_s
+        self._on_batch = on_batch
+        self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
+        self._apart = WorkerPool("serve.replica.prepare_worker", max(2, threads), _input_pipelines(bundle))
+        self._timeout_s, self._steps_px_s = timeout_s, _steps_px_s(bundle)
+        self._waiting: deque[_Work] = deque()
+        self._calls: deque[_Work] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._under_way = 0
+        self._lanes = [_Lane(self._compute_for_ever, number) for number in range(lanes)]
+
+    def admit(self, pictures: int) -> None:
+        """Take so many pictures in; `release` them afterwards. A request larger than all the room goes alone.
+
+        Raises:
+            Busy: there is no room for them.
+        """
+        if self._under_way and self._under_way + pictures > self._capacity:
+            raise Busy(f"{self._under_way} pictures are under way; more than {self._capacity} are not taken")
+        self._under_way += pictures
+
+    def release(self, pictures: int) -> None:
+        """They are done with."""
+        self._under_way -= pictures
+
+    async def result(self, picture: bytes | NDArray[np.uint8]) -> Result | BadPicture:
+        """Prepare and classify one picture, encoded or decoded. Cancelling ends what is done for it.
+
+        Raises:
+            TimedOut: it takes too long to prepare.
+        """
+        work = _Work(asyncio.get_running_loop().create_future())
+        self._preparing.submit(self._prepare, work, picture)
+        outcome = await work.future
+        if outcome is not _APART:
+            return outcome
+        try:
+            prepared, seconds = await self._prepared_apart(picture)
+        except BadPicture as bad:
+            return bad
+        work = _Work(asyncio.get_running_loop().create_future(), prepared=prepared, size=work.size, prepare_s=seconds)
+        self._put(work, self._waiting)
+        return await work.future
+
+    async def compute(self, call: Callable[[], _T]) -> _T:
+        """Do something in the first of the computing threads, between batches."""
+        work = _Work(asyncio.get_running_loop().create_future(), call=call)
+        self._put(work, self._calls)
+        return await work.future
+
+    async def prepared(self, data: bytes) -> Prepared:
+        """What the model sees of a picture; raises BadPicture, and as `result`."""
+        work = _Work(asyncio.get_running_loop().create_future(), to_classify=False)
+        self._preparing.submit(self._prepare, work, data)
+        outcome = await work.future
+        if outcome is _APART:
+            outcome, _ = await self._prepared_apart(data)
+        if isinstance(outcome, BadPicture):
+            raise outcome
+        return outcome
+
+    async def view(self, data: bytes) -> bytes:
+        """PNG of what the model sees; raises BadPicture."""
+        prepared = await self.prepared(data)
+        while isinstance(prepared, tuple):
+            prepared = prepared[0]
+        png = codec.Encoding("png")
+        return await asyncio.get_running_loop().run_in_executor(
+            self._preparing, lambda pixels: codec.encode(visible(pixels), png)[0], prepared
+        )
+
+    @property
+    def waiting(self) -> int:
+        """What is ready for a computing thread."""
+        return len(self._waiting) + len(self._calls)
+
+    def stuck_s(self) -> float:
+        """For how long a computing thread has been at the same batch, in seconds; without end when one has died."""
+        return max(lane.stuck_s() for lane in self._lanes)
+
+    def close(self) -> None:
+        """End the threads; what has not begun is dropped."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._apart.close()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _prepare(self, work: _Work, picture: bytes | NDArray[np.uint8]) -> None:
+        if work.future.cancelled():
+            return
+        began = perf_counter()
+        try:
+            if isinstance(picture, bytes):
+                header = codec.probe(picture, self._limits)
+                work.size = header.width, header.height
+                apart = self._takes_long(header.expected_s, work.size)
+                work.prepared = None if apart else self._bundle.prepare(picture, self._limits)
+            else:
+                work.size = picture.shape[1], picture.shape[0]
+                apart = self._takes_long(0.0, work.size)
+                work.prepared = None if apart else self._bundle.prepare_pixels(picture)
+        except BadPicture as bad:
+            work.outcome = bad
+            _tell([work])
+        except Exception as error:  # handed to whoever waits for the picture
+            work.error = error
+            _tell([work])
+        else:
+            if apart or not work.to_classify:
+                work.outcome = _APART if apart else work.prepared
+                _tell([work])
+                return
+            work.ready = perf_counter()
+            work.prepare_s = work.ready - began
+            self._put(work, self._waiting)
+
+    def _takes_long(self, decoding_s: float, size: tuple[int, int]) -> bool:
+        members = max(len(self._bundle.members), 1)  # each of which decodes by itself
+        return members * decoding_s + size[0] * size[1] * self._steps_px_s > _APART_S
+
+    async def _prepared_apart(self, picture: bytes | NDArray[np.uint8]) -> tuple[Prepared, float]:
+        """The prepared picture, and the seconds that it took with its wait for a process."""
+        began = perf_counter()
+        if isinstance(picture, bytes):
+            header, data = {"limits": asdict(self._limits)}, picture
+        else:
+            header, data = {"shape": picture.shape}, picture.tobytes()
+        try:
+            answer, packed = await self._apart.ask(header, data, seconds=self._timeout_s)
+        except ProcessEndedError as ended:
+            if ended.status > 0:
+                raise  # our own code failed, as the process has printed
+            if ended.in_time:
+                detail = f"preparing it ended the process that did it (exit status {ended.status})"
+                raise BadPicture("damaged", detail) from None
+            raise TimedOut(f"a picture took more than {self._timeout_s:g} s to prepare") from None
+        if "reason" in answer:
+            raise BadPicture(answer["reason"], answer["detail"])
+        if "detail" in answer:
+            raise StepError(answer["detail"])
+        return unpacked(answer["shapes"], memoryview(packed))[0], perf_counter() - began
+
+    def _put(self, work: _Work, queue: deque[_Work]) -> None:
+        with self._changed:
+            queue.append(work)
+            self._changed.notify_all()
+
+    def _compute_for_ever(self, lane: _Lane) -> None:
+        while batch := self._next_batch(lane):
+            lane.busy_since = perf_counter()
+            try:
+                self._compute(batch)
+            except Exception as error:  # handed to whoever waits for the pictures
+                for work in batch:
+                    work.error = error
+            lane.busy_since = None
+            _tell(batch)
+
+    def _next_batch(self, lane: _Lane) -> list[_Work]:
+        calls = self._calls if lane.number == 0 else ()
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or calls or self._closed)
+                if self._batch_wait_s and not calls:
+                    self._changed.wait_for(
+                        lambda: len(self._waiting) >= self._batch_size or calls or self._closed, self._batch_wait_s
+                    )
+                if self._closed:
+                    return []
+                # In turns: many explanations in a row would keep pictures waiting.
+                lane.called = bool(calls) and not (lane.called and self._waiting)
+                queue, most = (self._calls, 1) if lane.called else (self._waiting, self._batch_size)
+                batch: list[_Work] = []
+                while queue and len(batch) < most:
+                    work = queue.popleft()
+                    if not work.future.cancelled():
+                        batch.append(work)
+                if batch:
+                    return batch
+
+    def _compute(self, batch: list[_Work]) -> None:
+        first = batch[0]
+        if first.call is not None:
+            first.outcome = first.call()
+            return
+        began = perf_counter()
+        pictures = [work.prepared for work in batch if work.prepared is not None]
+        rows = self._classify(pictures)
+        seconds = perf_counter() - began
+        for work, picture, row in zip(batch, pictures, rows, strict=True):
+            if np.isfinite(row).all():
+                work.outcome = Result(picture, row, *work.size, work.prepare_s, began - work.ready, seconds)
+            else:
+                work.outcome = BadPicture(NOT_FINITE, NOT_FINITE_WHY)
+        if self._on_batch is not None:
+            self._on_batch(len(batch), seconds)
+
+
+#: The outcome of a picture that should not be prepared in a thread.
+_APART = object()
+
+
+def _input_pipelines(bundle: Bundle) -> Any:
+    """What `prepare_worker` needs to know of a model."""
+    if bundle.members:
+        return [_input_pipelines(member) for member in bundle.members]
+    record = bundle.record
+    return {"steps": record.steps, "fit": record.fit, "size": record.input_size, "channels": record.channels}
+
+
+def _steps_px_s(bundle: Bundle) -> float:
+    """Seconds that the model's own steps take for a pixel, as far as one picture tells."""
+    sample = np.random.default_rng(0).integers(0, 256, (_SAMPLE_PX, _SAMPLE_PX, 3), np.uint8)
+    seconds: list[float] = []
+    for _ in range(2):  # what is done once only makes the first run the longer one
+        began = thread_time()
+        # A selector may drop the sample, and a step may want what it lacks.
+        with contextlib.suppress(StriateError):
+            bundle.prepare_pixels(sample)
+        seconds.append(thread_time() - began)
+    return min(seconds) / _SAMPLE_PX**2
+
+
+class _Lane:
+    """A thread that computes."""
+
+    def __init__(self, run: Callable[[_Lane], None], number: int) -> None:
+        self.number = number
+        self.busy_since: float | None = None
+        self.called = False
+        self._thread = threading.Thread(target=run, args=[self], name=f"compute-{number}", daemon=True)
+        self._thread.start()
+
+    def stuck_s(self) -> float:
+        if not self._thread.is_alive():
+            return float("inf")
+        since = self.busy_since
+        return 0.0 if since is None else perf_counter() - since
+
+
+def _tell(batch: Sequence[_Work]) -> None:
+    # Where the loop has ended nobody waits.
+    with contextlib.suppress(RuntimeError):
+        batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch)
+
+
+def _resolve(batch: Sequence[_Work]) -> None:
+    for work in batch:
+        if work.future.done():
+            continue
+        if work.error is not None:
+            work.future.set_exception(work.error)
+        else:
+            work.future.set_result(work.outcome)

@@ -1,0 +1,198 @@
+"""The Serve deployment of one model: a bundle behind its HTTP face, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from fastapi import FastAPI
+from numpy.typing import NDArray
+from ray import serve
+
+from cluster.ray_internals import keep_replica_on_loopback
+from library.bundle.bundle import Bundle
+from library.bundle.explain import explain as explanation
+from library.bundle.explain import overlay_png
+from library.errors import BadPicture
+from library.runtimes import open_runtime, tune
+from library.runtimes.samples import noise
+from serve.gateway.gateway import MODEL
+from serve.http.counting import Counted
+from serve.http.deferred import Notes
+from serve.http.logs import write_logs
+from serve.http.model_routes import model_app
+from serve.http.request_metrics import ServeMetrics
+from serve.http.schemas import DriftReport, ModelDescription, Timing
+from serve.http.service import Answer, Answers
+from serve.replica.drift import LiveDrift
+from serve.replica.engine import Engine, Result
+from serve.replica.priority import yield_to_others
+from serve.settings import ServeSettings
+
+#: How long the probe for the batch size may take, in seconds.
+_PROBE_S, _LONG_PROBE_S = 2.0, 20.0
+#: A batch that takes longer never ends: the replica is replaced.
+_STUCK_S = 120.0
+
+
+class ModelReplica:
+    """One model that answers (`serve.http.service.ModelService`).
+
+    Args:
+        name: under which it is served.
+        uri: of the bundle.
+        settings: of `ServeSettings`, as plain data.
+        max_queued: pictures under way at once; more are refused.
+    """
+
+    def __init__(self, name: str, uri: str, settings: Mapping[str, Any], max_queued: int) -> None:
+        keep_replica_on_loopback()
+        yield_to_others()
+        self._name, self._settings = name, ServeSettings.model_validate(settings)
+        write_logs(self._settings.access_log)
+        threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        # Torch would use every core of the machine, in every replica.
+        torch.set_num_threads(threads)
+        self._bundle = Bundle.load(uri, self._settings.device)
+        self._runtime = open_runtime(self._bundle, self._settings.runtime, threads=threads)
+        self._batch_size, self._batch_wait_ms = self._batches()
+        # Warm: a first batch of a new size costs many times the second.
+        self._runtime.probabilities([noise(self._bundle, number) for number in range(self._batch_size)])
+        self._bundle_id = self._bundle.id
+        self._metrics = ServeMetrics(name, self._bundle.classes)
+        self._notes = Notes()
+        self._drift = None
+        if self._settings.drift:
+            self._drift = LiveDrift(name, self._bundle.record, self._notes.add, self._settings.limits)
+        self._engine = Engine(
+            self._bundle,
+            self._runtime.probabilities,
+            self._settings.limits,
+            threads=threads,
+            capacity=max_queued,
+            batch_size=self._batch_size,
+            lanes=self._runtime.lanes,
+            timeout_s=self._settings.timeout_s,
+            batch_wait_s=self._batch_wait_ms / 1000,
+            on_batch=self._on_batch,
+        )
+        # What is there by now stays: the garbage collector would walk all of PyTorch now and then, and requests wait.
+        gc.collect()
+        gc.freeze()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        app = model_app(self, self._settings)
+        app.add_middleware(Counted, told=lambda _, *facts: self._notes.add(self._metrics.request, *facts))
+        return app
+
+    def check_health(self) -> None:
+        """Asked by Serve again and again; raises when the replica should be replaced."""
+        stuck_s = self._engine.stuck_s()
+        if stuck_s > _STUCK_S:
+            raise RuntimeError(f"a batch of '{self._name}' has taken {stuck_s:.0f} s")
+
+    @property
+    def name(self) -> str:
+        """Under which it is served."""
+        return self._name
+
+    async def described(self) -> ModelDescription:
+        """Describes it for `GET /models`."""
+        runtime = self._runtime.described() | {"batch_size": self._batch_size, "batch_wait_ms": self._batch_wait_ms}
+        return ModelDescription.of_record(
+            self._name, self._bundle_id, self._bundle.record, runtime, explain=self._settings.explain
+        )
+
+    async def drift(self) -> DriftReport | None:
+        """Compares what was asked lately with what was trained on; None where that is not measured."""
+        return None if self._drift is None else self._drift.report()
+
+    async def is_reached(self) -> bool:
+        """Asked of the gateway's models only."""
+        return True
+
+    async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:
+        """Classify encoded pictures."""
+        return await self._answers(pictures, top_k, explain)
+
+    async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
+        """Classify decoded pictures."""
+        return await self._answers(pictures, top_k)
+
+    async def view(self, data: bytes) -> bytes:
+        """PNG of what the model sees."""
+        self._engine.admit(1)
+        try:
+            return await self._engine.view(data)
+        finally:
+            self._engine.release(1)
+
+    async def _answers(
+        self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int, with_heat: bool = False
+    ) -> Answers:
+        began = perf_counter()
+        self._engine.admit(len(pictures))
+        try:
+            results = await asyncio.gather(*(self._engine.result(picture) for picture in pictures))
+            answers = [result if isinstance(result, BadPicture) else self._answer(result, top_k) for result in results]
+            if with_heat:
+                answers = [
+                    await self._explained(answer, result) for answer, result in zip(answers, results, strict=True)
+                ]
+        finally:
+            self._engine.release(len(pictures))
+        if self._drift is not None:
+            self._drift.seen(pictures, answers)
+        good = [result for result in results if isinstance(result, Result)]
+        self._notes.add(self._count, good, [answer.classes[0] for answer in answers if isinstance(answer, Answer)])
+        timing = Timing(
+            decode_ms=1000 * sum(result.prepare_s for result in good),
+            queue_ms=1000 * max((result.wait_s for result in good), default=0.0),
+            infer_ms=1000 * max((result.compute_s for result in good), default=0.0),
+            total_ms=1000 * (perf_counter() - began),
+        )
+        return Answers(answers, timing, self._bundle_id)
+
+    def _answer(self, result: Result, top_k: int) -> Answer:
+        (ranked,) = self._bundle.ranked(result.probabilities[None], top_k)
+        return Answer(ranked.classes, result.width, result.height, result.probabilities)
+
+    async def _explained(self, answer: Answer | BadPicture, result: Result | BadPicture) -> Answer | BadPicture:
+        if isinstance(answer, BadPicture) or isinstance(result, BadPicture):
+            return answer
+        best = answer.classes[0][0]
+
+        def heat() -> bytes:
+            return overlay_png(result.prepared, explanation(self._bundle, result.prepared, best).heat)
+
+        return replace(answer, explanation=await self._engine.compute(heat))
+
+    def _on_batch(self, size: int, seconds: float) -> None:
+        self._notes.add(self._metrics.batch, size, seconds)
+        self._notes.add(self._metrics.waiting, self._engine.waiting)
+
+    def _count(self, results: Sequence[Result], firsts: Sequence[tuple[str, float]]) -> None:
+        self._metrics.predicted(firsts)
+        for result in results:
+            self._metrics.decoded(result.prepare_s)
+            self._metrics.queued(result.wait_s)
+
+    def _batches(self) -> tuple[int, float]:
+        """Pictures in a batch, and how long an idle model waits for them in milliseconds: as told, else as found."""
+        size, wait_ms = self._settings.batch_size, self._settings.batch_wait_ms
+        if size is not None:
+            return size, wait_ms or 0.0
+        found = tune(self._runtime, self._bundle, probe_s=_LONG_PROBE_S if self._settings.tune else _PROBE_S)
+        # Under load batches fill by themselves; to wait is worth it only where it was measured with care.
+        found_wait_ms = found.batch_wait_ms if self._settings.tune else 0.0
+        return found.batch_size, found_wait_ms if wait_ms is None else wait_ms
+
+
+Model = serve.deployment(name=MODEL)(serve.ingress()(ModelReplica))
