@@ -39,7 +39,7 @@ test: setup
 	$(BIN)/python -m pytest --numprocesses 2 tests/ray tests/e2e --ignore tests/e2e/test_every_model.py
 
 # What compares evaluation, batch prediction, HTTP and the Open Inference Protocol with the bundle itself.
-PARITY := tests/ray/test_parity.py tests/unit/test_bundle.py tests/unit/serve/test_engine.py tests/unit/runtimes
+PARITY := tests/ray/test_parity.py tests/unit/library/bundle/test_bundle.py tests/unit/serve/replica/test_engine.py tests/unit/library/runtimes
 SERVED_PARITY := $(addprefix tests/e2e/test_serve_command.py::test_,models_answer_as_their_bundles_do \
   over_http_the_network_sees_the_bundles_own_pixels tritons_client_gets_the_bundles_own_pixels_and_answers)
 

@@ -18,9 +18,10 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from cluster.machine import free_ports
+from tests import ROOT
 
 #: Real pictures beside the checkout; no part of the project.
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # Ray's token authentication is for clusters; it would write to the home of whoever runs the tests.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -6,18 +6,16 @@ import re
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
 
+from tests import ROOT
 from tests.waiting import until
 
 #: Every metric of ours, as the rules and dashboards know it.
-LISTED: list[dict[str, Any]] = yaml.safe_load(
-    (Path(__file__).resolve().parents[1] / "k8s/monitoring/metrics.yaml").read_text()
-)
+LISTED: list[dict[str, Any]] = yaml.safe_load((ROOT / "k8s/monitoring/metrics.yaml").read_text())
 #: What Ray puts after the name of each type.
 SUFFIX = {"counter": "_total", "gauge": "", "histogram": "_count"}
 

@@ -20,7 +20,7 @@ from serve.http.schemas import DriftReport, ModelDescription, Timing
 from serve.http.service import Answer, Answers, Busy
 from serve.replica.engine import Engine, Result
 from serve.settings import ServeSettings
-from tests.unit.serve.serving import apps
+from tests.serving import apps
 from tests.waiting import until
 
 PROVENANCE = {

@@ -23,6 +23,7 @@ import pytest
 from jobs.cli.app import run
 from library import storage
 from library.dataset.manifest import load_manifest
+from tests import ROOT
 from tests.commands import SLOW, down, up
 from tests.conftest import S3Server, free_port
 from tests.datasets import write_photos
@@ -32,7 +33,6 @@ from tests.waiting import until
 pytestmark = pytest.mark.cluster
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

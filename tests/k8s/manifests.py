@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from tests import ROOT
 from tests.k8s.kustomize import Resource, build
 
-ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 
 #: Every folder that can be built.

@@ -12,8 +12,8 @@ import pytest
 import typer.main
 
 from jobs.cli.app import app
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "k8s/README.md", ROOT / "benchmarks/README.md"]
 )

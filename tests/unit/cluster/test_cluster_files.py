@@ -14,8 +14,8 @@ import yaml
 from ray.autoscaler.sdk import fillout_defaults
 
 from library.versions import VERSIONS
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_bytes())
 FILES = ("aws", "local")
 

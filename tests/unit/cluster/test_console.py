@@ -7,8 +7,8 @@ import pytest
 from rich.table import Table
 
 from cluster.console import Terminal, json_text, say, visible
+from tests import ROOT
 
-ROOT = Path(__file__).parents[3]
 HOSTILE = "cat\x1b[2K\x1b]0;title\x07\r\x9b31m\u202egpj\udcff"
 SHOWN = "cat\\x1b[2K\\x1b]0;title\\x07\\x0d\\x9b31m\\u202egpj\\udcff"
 

@@ -14,8 +14,7 @@ import pytest
 
 from cluster import ray_internals
 from library.errors import StriateError
-
-ROOT = Path(__file__).parents[3]
+from tests import ROOT
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-# For `picture_examples`, which lies beside this folder.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from serving import LocalModel, Server, apps
-
 from library.bundle.bundle import Bundle
 from serve.settings import ServeSettings
 from tests.bundles import make_bundle
+from tests.serving import LocalModel, Server, apps
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,14 @@ from typing import Any, cast
 import schemathesis
 from hypothesis import settings
 from hypothesis import strategies as st
-from picture_examples import kinds
 from schemathesis import checks
-from serving import Server
 
 from library.steps.examples import EXAMPLES
 from serve.gateway.routes import gateway_app
 from serve.http.model_routes import model_app
 from serve.settings import ServeSettings
+from tests.picture_examples import kinds
+from tests.serving import Server
 
 #: Bodies of the types that are no text: pictures, and what is none.
 _PICTURES = st.sampled_from(list(kinds().values())) | st.binary(max_size=200)

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 import test_bad_pictures as bad
-from picture_examples import encoded
-from serving import LocalModel, Server, apps, asgi_client, problem
 
 from serve.http.keys import new_key
 from serve.http.service import Busy
 from serve.settings import ServeSettings
+from tests.picture_examples import encoded
+from tests.serving import LocalModel, Server, apps, asgi_client, problem
 from tests.waiting import until
 
 JPEG = encoded("jpeg", 40, 50)

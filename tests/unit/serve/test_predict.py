@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from picture_examples import encoded, kinds, scene
-from serving import LocalModel, Server, problem
 
 from tests.bundles import near
+from tests.picture_examples import encoded, kinds, scene
+from tests.serving import LocalModel, Server, problem
 
 JPEG = encoded("jpeg", 40, 50)
 PNG = encoded("png", 30, 20)

@@ -1,0 +1,341 @@
+"""Submitting jobs: the address, the files and variables that are sent, errors, logs and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+import shlex
+import threading
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+from aiohttp import web
+from ray.job_submission import JobDetails, JobStatus, JobType
+
+from cluster.submit import client
+from cluster.submit.client import Jobs, Lost, ended, exit_code, find_address, passed_on
+from cluster.submit.inner_command import InnerCommand
+from cluster.submit.upload import working_tree
+from library.errors import StriateError, UsageError
+from tests.conftest import free_port
+from tests.unit.cluster.submit.test_upload import closed, open_folder, write
+
+
+def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
+    words = ("filter", "s3://b/raw", "s3://b/x", "--steps", "grayscale | edges(direction='vertical')")
+    entrypoint = InnerCommand("filter", words, {}, ()).entrypoint
+    assert entrypoint.startswith("striate filter s3://b/raw s3://b/x --steps ")
+    assert shlex.split(entrypoint) == ["striate", *words]
+
+
+@pytest.fixture(autouse=True)
+def no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test says which cluster is meant."""
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_variables_go_along_only_when_told() -> None:
+    here = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "A": "1", "B": "2"}
+    assert passed_on([], here) == {}
+    assert passed_on(["A", "C=x=y", "D="], here) == {"A": "1", "C": "x=y", "D": ""}
+    assert passed_on(["AWS_*"], here) == {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+
+
+def test_a_pattern_leaves_out_what_names_files_of_this_machine() -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+    files: dict[str, str] = {"AWS_PROFILE": "mine", "AWS_CONFIG_FILE": "/c", "AWS_SHARED_CREDENTIALS_FILE": "/s"}
+    assert passed_on(["AWS_*"], keys | files) == keys
+    assert passed_on(["AWS_PROFILE"], files) == {"AWS_PROFILE": "mine"}
+    with pytest.raises(UsageError, match="aws configure export-credentials --format env"):
+        passed_on(["AWS_*"], files | {"AWS_REGION": "eu-west-1"})
+
+
+@pytest.mark.parametrize(
+    ("written", "told"), [("E", "not set"), ("AWS_*", "not set"), ("=1", "NAME=VALUE"), ("A=$HOME", r"\$")]
+)
+def test_a_variable_that_would_not_arrive_is_refused(written: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        passed_on([written], {})
+
+
+def details(status: str, code: int | None = None, **more: Any) -> JobDetails:
+    return JobDetails(
+        type=JobType.SUBMISSION,
+        submission_id="job",
+        status=JobStatus(status),
+        entrypoint="striate",
+        driver_exit_code=code,
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "code"),
+    [
+        (details("SUCCEEDED", 0), 0),
+        (details("FAILED", 2), 2),
+        (details("FAILED", -9), 137),
+        (details("FAILED", None), 1),
+        (details("STOPPED", None), 130),
+        (details("SUCCEEDED", None), 0),
+    ],
+)
+def test_submit_ends_as_the_command_did(job: JobDetails, code: int) -> None:
+    assert exit_code(job) == code
+
+
+def test_why_a_command_never_ran_is_told() -> None:
+    told = ended(details("FAILED", message="runtime_env setup failed"))
+    assert told == "job: FAILED, exit code 1\nruntime_env setup failed"
+
+
+def test_the_address_is_the_one_that_is_said_else_rays_own_variables_else_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert find_address(None) == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "http://b:2")
+    assert find_address(None) == "http://b:2"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://a:1")
+    assert find_address(None) == "http://a:1"
+    assert find_address("https://head/ray/") == "https://head/ray"
+
+
+@pytest.mark.parametrize("address", ["head:8265", "head", "ray://head:10001", "http://", "auto"])
+def test_another_address_is_refused_with_what_it_looks_like(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=f"--address {re.escape(address)} is not an http address: .*http://HOST:8265"):
+        find_address(address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        UsageError,
+        match=f"RAY_ADDRESS={re.escape(address)} is the address of Ray itself: .*RAY_API_SERVER_ADDRESS=http",
+    ):
+        find_address(None)
+
+
+def test_where_nothing_answers_it_is_told() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(Lost, match=f"{address} does not answer .*8265"):
+        Jobs(address, "token")
+
+
+class _Dashboard:
+    """As much of Ray's job API as takes and follows one job, whose log is sent in parts; the first connection is cut
+    short, or says nothing more. Beside it servers that are no Ray."""
+
+    def __init__(self) -> None:
+        self.status, self.tails, self.quiet, self.stops, self.log_is_lost = "RUNNING", 0, False, True, False
+        self.packages: list[bytes] = []
+
+    async def version(self, request: web.Request) -> web.Response:
+        path = request.match_info["path"]
+        if path:
+            status, body = {"json": (200, "{}"), "page": (200, "<html>"), "down": (502, "")}.get(path, (404, ""))
+            return web.Response(status=status, text=body)
+        return web.json_response({"ray_version": "2.60.0"})
+
+    async def package(self, request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.Response(status=404)
+        self.packages.append(await request.read())
+        return web.Response()
+
+    async def submit(self, _request: web.Request) -> web.Response:
+        return web.json_response({"job_id": "a", "submission_id": "a"})
+
+    async def details(self, request: web.Request) -> web.Response:
+        if request.match_info["job"] != "a":
+            return web.Response(status=404, text=f"Job {request.match_info['job']} does not exist")
+        code = {"SUCCEEDED": 3, "STOPPED": None}.get(self.status)
+        return web.json_response(
+            {"type": "SUBMISSION", "submission_id": "a", "status": self.status, "entrypoint": "striate info"}
+            | {"driver_exit_code": code, "job_id": None}
+        )
+
+    async def stop(self, _request: web.Request) -> web.Response:
+        if self.stops:
+            self.status = "STOPPED"
+        return web.json_response({"stopped": True})
+
+    async def tail(self, request: web.Request) -> web.StreamResponse:
+        self.tails += 1
+        if self.log_is_lost:
+            return web.Response(status=500, text="the node is gone")
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str("one\ntwo\n")
+        if self.tails == 1 and self.quiet:
+            await socket.receive()
+            return socket
+        if self.tails == 1:
+            assert request.transport is not None
+            request.transport.abort()
+            return socket
+        await socket.send_str("three\n")
+        if self.status == "RUNNING":
+            self.status = "SUCCEEDED"
+        await socket.close()
+        return socket
+
+    def run(self, ready: Queue[int]) -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*?}{slash:/?}api/version", self.version)
+        app.router.add_route("*", "/api/packages/{protocol}/{name}", self.package)
+        app.router.add_post("/api/jobs/", self.submit)
+        app.router.add_get("/api/jobs/{job}", self.details)
+        app.router.add_get("/api/jobs/{job}/logs/tail", self.tail)
+        app.router.add_post("/api/jobs/{job}/stop", self.stop)
+
+        async def serve() -> None:
+            runner = web.AppRunner(app)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            ready.put(runner.addresses[0][1])
+            await asyncio.Event().wait()
+
+        asyncio.run(serve())
+
+
+@pytest.fixture
+def dashboard() -> tuple[_Dashboard, Jobs]:
+    made, ready = _Dashboard(), Queue[int]()
+    threading.Thread(target=made.run, args=(ready,), daemon=True).start()
+    return made, Jobs(f"http://127.0.0.1:{ready.get(timeout=30)}", None)
+
+
+@pytest.mark.parametrize("path", ["/json", "/page", "/missing", "/down"])
+def test_a_server_that_is_no_ray_is_called_that(
+    dashboard: tuple[_Dashboard, Jobs], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = dashboard[1].address + path
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:1")
+    with pytest.raises(Lost, match=f"{address} does not answer as Ray's dashboard does"):
+        Jobs(address, None)
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://other:1"
+
+
+def test_ray_packs_the_files_that_are_listed_and_no_others(dashboard: tuple[_Dashboard, Jobs], tmp_path: Path) -> None:
+    server, jobs = dashboard
+    ignored = {".gitignore": "*.log\nbuild/\nkept/*\n!kept/this.txt\n", "kept/this.txt": "", "kept/that.txt": ""}
+    secrets = {"out/a.json": "", "data/a.csv": "", "a/.env": "", "a/tls.key": "", ".git/HEAD": "", "a.log": ""}
+    deep = {"deep/build/a.py": "", "deep/.rayignore": "b.py\n", "deep/b.py": "", "deep/out/c.py": "", "run.sh": "#!"}
+    project = write(tmp_path / "project", ignored | secrets | deep)
+    (project / "run.sh").chmod(0o755)
+    (project / "linked [1]").symlink_to(write(project / "there", {"big.txt": "x"}))
+    tree = working_tree(str(project))
+    assert jobs.submit("striate info", tree, {}) == "a"
+    with zipfile.ZipFile(io.BytesIO(server.packages[0])) as packed:
+        members = {member.filename: member.external_attr >> 16 for member in packed.infolist() if not member.is_dir()}
+    assert members.keys() == tree.files.keys()
+    sent = {
+        ".gitignore",
+        "kept/this.txt",
+        "deep/.rayignore",
+        "deep/out/c.py",
+        "run.sh",
+        "there/big.txt",
+        "linked [1]/big.txt",
+    }
+    assert tree.files.keys() == sent
+    assert members["run.sh"] & 0o111
+
+
+def test_a_log_goes_on_where_its_connection_was_cut(
+    dashboard: tuple[_Dashboard, Jobs], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, jobs = dashboard
+    pieces: list[str] = []
+    details = jobs.follow("a", pieces.append)
+    assert "".join(pieces) == "one\ntwo\nthree\n"
+    assert exit_code(details) == 3
+    assert capsys.readouterr().err.count("the job may still be running") == 1
+
+
+def test_a_quiet_log_is_asked_for_anew_without_a_report(
+    dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, jobs = dashboard
+    server.quiet = True
+    monkeypatch.setattr(client, "_QUIET_S", 0.2)
+    pieces: list[str] = []
+    jobs.follow("a", pieces.append)
+    assert "".join(pieces) == "one\ntwo\nthree\n"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_is_stopped(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    details = dashboard[1].stop("a")
+    assert (str(details.status), exit_code(details)) == ("STOPPED", 130)
+    assert dashboard[0].tails == 0
+
+
+def test_a_job_that_does_not_stop_is_reported(
+    dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, jobs = dashboard
+    server.stops = False
+    monkeypatch.setattr(client, "_STOP_S", 0)
+    with pytest.raises(StriateError, match="a was asked to stop and is still RUNNING"):
+        jobs.stop("a")
+
+
+def test_a_job_whose_log_is_lost_ends_as_it_did_with_one_report(
+    dashboard: tuple[_Dashboard, Jobs], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, jobs = dashboard
+    server.status, server.log_is_lost = "SUCCEEDED", True
+    assert exit_code(jobs.follow("a", print)) == 3
+    assert capsys.readouterr().err.count("the log of a, which has ended, cannot be read") == 1
+
+
+def test_a_running_job_whose_log_stays_unreadable_is_given_up(
+    dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, jobs = dashboard
+    server.log_is_lost = True
+    monkeypatch.setattr(client, "_AWAY_S", 0.1)
+    monkeypatch.setattr(client, "_PAUSE_S", 0.01)
+    with pytest.raises(Lost):
+        jobs.follow("a", print)
+    assert server.tails > 1
+    assert capsys.readouterr().err.count("the job may still be running") == 1
+
+
+def test_a_closed_pipe_ends_following_as_it_ends_any_command(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    def closed(_piece: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        dashboard[1].follow("a", closed)
+    assert dashboard[0].tails == 1
+
+
+def test_a_file_that_cannot_be_packed_is_named(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    server, jobs = dashboard
+    with open_folder() as folder:
+        tree = working_tree(str(write(folder, {"main.py": "1", "closed.py": "2"})))
+        jobs.submit("striate info", tree, {})
+        refused = r"nothing was submitted, as .*/closed\.py cannot be packed \(Permission denied\): make it readable"
+        with closed(folder / "closed.py"), pytest.raises(UsageError, match=refused):
+            jobs.submit("striate info", tree, {})
+    assert len(server.packages) == 1
+
+
+def test_a_job_that_is_not_there_is_told_at_once(dashboard: tuple[_Dashboard, Jobs]) -> None:
+    with pytest.raises(StriateError, match=r"no-such-job does not exist.*`striate jobs` lists") as refused:
+        dashboard[1].follow("no-such-job", print)
+    assert not isinstance(refused.value, Lost)
+
+
+def test_another_ray_is_refused_before_a_cluster_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2.59.0" if name == "ray" else version(name))
+    with pytest.raises(StriateError, match=r"Ray 2\.59\.0 is too old or too new"):
+        Jobs(f"http://127.0.0.1:{free_port()}", None)

@@ -1,0 +1,289 @@
+"""Who may write where, what is taken up again after a kill, and what is cleared away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from library.dataset.destination import check_apart, check_claim, claim, committed, finish
+from library.dataset.manifest import Job, Manifest, ShardReport, find_manifest, load_manifest, save_manifest
+from library.dataset.shards import SUFFIX
+from library.dataset.totals import Totals
+from library.errors import UsageError
+from library.work.filtering import FilterJob, ShardTask
+from tests.picture_examples import encoded, ingest, write_files
+
+WORK = "grayscale(background=1.0)"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Manifest:
+    """A dataset of three shards at tmp_path/source."""
+    files = {
+        f"{label}/{number}.png": encoded("png", 20 + number, 30) for label in ("cat", "dog") for number in range(6)
+    }
+    files["cat/broken.jpg"] = encoded("jpeg")[:-200]
+    size = sum(map(len, files.values()))
+    made = ingest(write_files(tmp_path / "raw", files), tmp_path / "source", shard_bytes=size // 3 + 1)
+    assert len(made.shards) == 3
+    return made
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    return str(tmp_path / "made")
+
+
+def job(**changes: object) -> Job:
+    values = {"kind": "filter", "source": "/source", "pipeline": WORK, "options": {"limit": None}, **changes}
+    return Job.model_validate(values)
+
+
+def tasks_of(source: Manifest, dataset: str) -> list[ShardTask]:
+    return [ShardTask(dataset, shard.name.removesuffix(SUFFIX), shard.digest, shard.rows) for shard in source.shards]
+
+
+def run(work: FilterJob, tasks: Sequence[ShardTask]) -> list[ShardReport]:
+    return [work.run(task, lambda _: None) for task in tasks]
+
+
+def done_before(tasks: Sequence[ShardTask], work: FilterJob) -> dict[tuple[str, str], ShardReport]:
+    return {(task.dataset, task.stem): report for task, report in committed(tasks, work)}
+
+
+def files_of(dataset: str) -> set[str]:
+    root = Path(dataset)
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+# -- apart ------------------------------------------------------------------------------------------------------------
+
+
+def test_source_and_destination_may_not_hold_each_other_also_through_links(tmp_path: Path) -> None:
+    source = tmp_path / "data" / "source"
+    (source / "inside").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "up").symlink_to(tmp_path / "data")
+    for destination in (source, source / "new", source / "inside", tmp_path / "link", tmp_path / "link" / "new"):
+        with pytest.raises(UsageError, match=r"the destination .* lies in the source .*; choose a folder outside it"):
+            check_apart(str(source), str(destination))
+    for destination in (tmp_path, tmp_path / "data", tmp_path / "up"):
+        with pytest.raises(UsageError, match=r"the source .* lies in the destination .*; choose a folder outside it"):
+            check_apart(str(source), str(destination))
+    check_apart(str(source), str(tmp_path / "data" / "source2"))
+    check_apart("s3://b/source", "s3://b/source2")
+    with pytest.raises(UsageError, match="lies in the source"):
+        check_apart("s3://b/source", "s3://b/source/x")
+    with pytest.raises(UsageError, match="lies in the destination"):
+        check_apart("s3://b/source", "s3://b")
+
+
+def test_a_source_file_in_the_destination_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos.tar").write_bytes(b"")
+    with pytest.raises(UsageError, match="lies in the destination"):
+        check_apart(str(tmp_path / "photos.tar"), str(tmp_path))
+
+
+# -- claims -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_or_missing_folder_may_be_claimed_and_the_claim_is_not_complete(dataset: str) -> None:
+    check_claim(dataset, job(), overwrite=False)
+    assert files_of(dataset) == set(), "a check writes nothing"
+    claim(dataset, [job()], overwrite=False)
+    held = find_manifest(dataset)
+    assert held is not None
+    assert (held.complete, held.jobs) == (False, [job()])
+
+
+def test_the_same_job_may_come_back_and_its_manifest_stays_when_nothing_changed(dataset: str) -> None:
+    claim(dataset, [job()], overwrite=False)
+    finish(dataset, [job()], Totals())
+    check_claim(dataset, job(), overwrite=False)
+    claim(dataset, [job()], overwrite=False)
+    assert load_manifest(dataset).complete, "to be finished again, not half true in between"
+
+
+def test_a_source_that_has_grown_is_the_same_job_and_not_complete_until_done(dataset: str) -> None:
+    finish(dataset, [job(source_digest="a")], Totals())
+    check_claim(dataset, job(source_digest="b"), overwrite=False)
+    claim(dataset, [job(source_digest="b")], overwrite=False)
+    assert not load_manifest(dataset, must_be_complete=False).complete
+
+
+@pytest.mark.parametrize(
+    ("other", "here", "there"),
+    [
+        (job(pipeline="invert"), "--steps 'invert'", f"--steps '{WORK}'"),
+        (job(source="/elsewhere"), "filter /elsewhere ", "filter /source "),
+        (job(encode="png"), "--encode png", "--encode keep"),
+        (
+            job(kind="ingest", pipeline="", options={"seed": 7}),
+            "ingest /source (seed=7)",
+            "filter /source",
+        ),
+    ],
+    ids=["steps", "source", "encoding", "kind"],
+)
+def test_another_job_is_refused_with_both_described(dataset: str, other: Job, here: str, there: str) -> None:
+    claim(dataset, [job()], overwrite=False)
+    with pytest.raises(UsageError) as raised:
+        check_claim(dataset, other, overwrite=False)
+    first, old, new, advice = str(raised.value).split("\n")
+    assert first == f"{dataset} holds the output of another job:"
+    assert there in old
+    assert here in new
+    assert "--overwrite" in advice
+    check_claim(dataset, other, overwrite=True)
+
+
+def test_a_try_out_may_be_extended_and_never_shortened(dataset: str) -> None:
+    claim(dataset, [job(options={"limit": 1000})], overwrite=False)
+    for limit in (1000, 2000, None):
+        check_claim(dataset, job(options={"limit": limit}), overwrite=False)
+    with pytest.raises(UsageError, match=r"was made with the first 1,000; --limit 10 would take some away"):
+        check_claim(dataset, job(options={"limit": 10}), overwrite=False)
+    check_claim(dataset, job(options={"limit": 10}), overwrite=True)
+    claim(dataset, [job(options={"limit": None})], overwrite=False)
+    with pytest.raises(UsageError, match="was made with all pictures; --limit 5000 would"):
+        check_claim(dataset, job(options={"limit": 5000}), overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["holiday.jpg", "part-000000.parquet", "sub/folder/x"])
+def test_a_folder_with_files_of_others_is_refused_even_with_overwrite(dataset: str, name: str, overwrite: bool) -> None:
+    write_files(Path(dataset), {name: b"mine"})
+    with pytest.raises(UsageError, match="is not empty and holds no dataset of ours; choose an empty folder"):
+        check_claim(dataset, job(), overwrite=overwrite)
+    assert files_of(dataset) == {name}
+
+
+def test_a_job_killed_before_its_claim_was_written_may_come_back(dataset: str) -> None:
+    write_files(Path(dataset), {"_tmp-0123456789abcdef": b"half a manifest"})
+    check_claim(dataset, job(), overwrite=False)
+    claim(dataset, [job()], overwrite=False)
+    finish(dataset, [job()], Totals())
+    assert files_of(dataset) == {"_manifest.json"}
+
+
+def test_overwrite_removes_what_jobs_of_ours_wrote_and_nothing_else(source: Manifest, dataset: str) -> None:
+    claim(dataset, [job()], overwrite=False)
+    tasks = tasks_of(source, dataset)
+    work = FilterJob(source_of(dataset), WORK)
+    finish(dataset, [job()], Totals.of(run(work, tasks)))
+    strangers = {
+        "notes.txt",
+        "part-1.parquet.bak",
+        "my-part-000000.parquet",
+        "_rejects/notes",
+        "_reports/x.json",
+        "sub/part-000000.parquet",
+    }
+    ours = {
+        "_tmp-00ff",
+        "_rejects/_tmp-00ff",
+        "part-000099.parquet",
+        "_reports/part-000099.json",
+        "_rejects/part-000099.parquet",
+    }
+    write_files(Path(dataset), dict.fromkeys(strangers | ours, b"x"))
+    claim(dataset, [job(pipeline="invert")], overwrite=True)
+    assert files_of(dataset) == strangers | {"_manifest.json"}
+    assert load_manifest(dataset, must_be_complete=False).job.pipeline == "invert"
+
+
+def source_of(dataset: str) -> str:
+    return str(Path(dataset).parent / "source")
+
+
+# -- taken up again ---------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_is_done_when_its_report_and_its_files_agree(source: Manifest, dataset: str) -> None:
+    work, tasks = FilterJob(source_of(dataset), WORK), tasks_of(source, dataset)
+    assert done_before(tasks, work) == {}
+    reports = run(work, tasks[:2])
+    assert done_before(tasks, work) == {(dataset, report.stem): report for report in reports}
+    assert list(done_before(tasks[1:], work)) == [(dataset, tasks[1].stem)]
+
+
+@pytest.mark.parametrize(
+    "harm", ["input", "steps", "encoding", "limit", "gone", "cut", "report gone", "report cut", "rejects gone"]
+)
+def test_a_shard_is_made_again_when_anything_differs(source: Manifest, dataset: str, harm: str) -> None:
+    # Ingest puts the broken picture aside only when it decodes; here the filter does.
+    work, tasks = FilterJob(source_of(dataset), WORK), tasks_of(source, dataset)
+    reports = run(work, tasks)
+    (rejected,) = [report for report in reports if report.rejects]
+    task = next(task for task in tasks if task.stem == rejected.stem)
+    shard, report = Path(dataset, rejected.output.name), Path(dataset, "_reports", f"{task.stem}.json")
+    if harm == "input":
+        tasks = [ShardTask(dataset, task.stem, "another", task.rows) for task in tasks]
+    elif harm == "steps":
+        work = FilterJob(work.source, "invert")
+    elif harm == "encoding":
+        work = FilterJob(work.source, work.pipeline, "png")
+    elif harm == "limit":
+        tasks = [ShardTask(dataset, task.stem, task.input_digest, task.rows, 2) for task in tasks]
+    elif harm == "gone":
+        shard.unlink()
+    elif harm == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif harm == "report gone":
+        report.unlink()
+    elif harm == "report cut":
+        report.write_bytes(report.read_bytes()[:-20])
+    else:
+        Path(dataset, "_rejects", shard.name).unlink()
+    done = done_before(tasks, work)
+    assert len(done) == (0 if harm in ("input", "steps", "encoding", "limit") else 2)
+    assert (dataset, task.stem) not in done
+
+
+def test_several_datasets_are_looked_at_at_once(source: Manifest, tmp_path: Path) -> None:
+    one, two = (tasks_of(source, str(tmp_path / name)) for name in ("one", "two"))
+    work = FilterJob(str(tmp_path / "source"), WORK)
+    run(work, [one[0], two[1]])
+    assert set(done_before([*one, *two], work)) == {(one[0].dataset, one[0].stem), (two[1].dataset, two[1].stem)}
+
+
+# -- finished ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_killed_attempts_left_is_gone_when_the_job_ends(source: Manifest, dataset: str) -> None:
+    claim(dataset, [job()], overwrite=False)
+    reports = run(FilterJob(source_of(dataset), WORK), tasks_of(source, dataset))
+    wanted = files_of(dataset)
+    left = [
+        "_tmp-ab12",
+        "_reports/_tmp-ab12",
+        "part-000099.parquet",
+        "_rejects/part-000099.parquet",
+        "_reports/part-000099.json",
+    ]
+    strangers = {"notes.txt", "part-000099.parquet.bak", "_reports/part-000099.json.old", "old/part-000099.parquet"}
+    write_files(Path(dataset), dict.fromkeys([*left, *strangers], b"x"))
+    made = finish(dataset, [job()], Totals.of(reports), skipped={"hidden": 2}, run={"workers": 3})
+    assert files_of(dataset) == wanted | strangers
+    assert made == load_manifest(dataset)
+    assert (made.skipped, made.run) == ({"hidden": 2}, {"workers": 3})
+
+
+def test_the_order_in_which_shards_end_leaves_no_trace(source: Manifest, dataset: str) -> None:
+    reports = run(FilterJob(source_of(dataset), WORK), tasks_of(source, dataset))
+    one = finish(dataset, [job()], Totals.of(reports))
+    two = finish(dataset, [job()], Totals.of(reversed(reports)))
+    assert one == two
+    assert [shard.name for shard in one.shards] == [f"part-00000{number}.parquet" for number in range(3)]
+    assert (one.tally.rows_in, one.tally.rows_out, one.tally.rejected) == (13, 12, {"truncated": 1})
+    assert one.tally.balanced
+
+
+def test_a_manifest_of_another_version_is_not_overwritten_by_mistake(dataset: str) -> None:
+    save_manifest(dataset, Manifest(complete=True, jobs=[job()]))
+    path = Path(dataset, "_manifest.json")
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(Exception, match="was written by another version"):
+        check_claim(dataset, job(), overwrite=False)

@@ -1,0 +1,194 @@
+"""Files for other programs: they answer as the bundle does, or are not written."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from jobs.cli.app import run
+from library import storage
+from library.bundle.bundle import Bundle, ensemble
+from library.bundle.description import BundleRecord
+from library.errors import StriateError, UsageError
+from library.models import create
+from library.runtimes import export as exporting
+from library.runtimes.export import FACTS, destination, export
+from library.runtimes.samples import samples
+from tests import ROOT
+from tests.bundles import make_bundle
+
+_CLASSES = ("ant", "bee", "chat été")
+_FIT = 'resize([28, 28], mode="exact")'
+
+
+def untrained(
+    model: str = "lenet5", seed: int = 0, classes: tuple[str, ...] = _CLASSES, steps: str = "grayscale"
+) -> Bundle:
+    torch.manual_seed(seed)
+    record = BundleRecord(model=model, classes=classes, steps=steps, fit=_FIT, input_size=(28, 28), channels=1)
+    return Bundle.of_model(record, create(model, num_classes=len(classes)), device="cpu")
+
+
+def session(data: bytes) -> Any:
+    return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+
+def test_an_onnx_file_answers_as_the_bundle_and_says_whose_it_is() -> None:
+    bundle = untrained()
+    made = export(bundle, "onnx")
+    assert made.difference <= made.allowed
+    loaded = session(made.data)
+    (given,), (got,) = loaded.get_inputs(), loaded.get_outputs()
+    assert (given.name, given.type, given.shape) == ("pixels", "tensor(uint8)", ["batch", 28, 28, 1])
+    assert (got.name, got.type, got.shape) == ("probabilities", "tensor(float)", ["batch", 3])
+    pictures = samples(bundle, 5)
+    for count in (1, 5):
+        (rows,) = loaded.run(None, {"pixels": np.stack(pictures[:count])})
+        assert rows == pytest.approx(bundle.probabilities(pictures[:count]), abs=1e-4)
+    told = loaded.get_modelmeta().custom_metadata_map
+    assert told["striate.bundle_id"] == bundle.id
+    assert json.loads(told["striate.classes"]) == list(_CLASSES)
+    assert json.loads(told["striate.inputs"]) == [
+        {
+            "name": "pixels",
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "steps": "grayscale",
+            "fit": _FIT,
+            "size": [28, 28],
+            "channels": 1,
+        }
+    ]
+    onnx.checker.check_model(onnx.load_from_string(made.data), full_check=True)
+
+
+def test_an_onnx_file_tells_nothing_of_the_machine_that_made_it() -> None:
+    data = export(untrained(), "onnx").data
+    assert str(ROOT).encode() not in data
+    assert b"site-packages" not in data
+
+
+def test_a_pt2_file_answers_as_the_bundle_and_holds_no_pickle(tmp_path: Path) -> None:
+    bundle = untrained()
+    made = export(bundle, "torch-export")
+    path = tmp_path / "made.pt2"
+    path.write_bytes(made.data)
+    extra = {FACTS: ""}
+    program: Any = torch.export.load(path, extra_files=extra).module()
+    pictures = samples(bundle, 5)
+    for count in (1, 5):
+        rows = program(torch.from_numpy(np.stack(pictures[:count])))
+        assert rows.detach().numpy() == pytest.approx(bundle.probabilities(pictures[:count]), abs=1e-4)
+    assert json.loads(extra[FACTS])["striate.bundle_id"] == bundle.id
+    with zipfile.ZipFile(io.BytesIO(made.data)) as archive:
+        for name in archive.namelist():
+            assert not _is_pickle(archive.read(name)), name
+            if name.endswith(".json"):
+                assert b'"use_pickle": true' not in archive.read(name)
+
+
+def _is_pickle(data: bytes) -> bool:
+    if data[:2] == b"PK":  # as torch.save writes
+        return True
+    if not data or data[0] != 0x80:
+        return False
+    try:
+        return any(op.name == "STOP" for op, _, _ in pickletools.genops(data))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torch-export"])
+def test_an_ensemble_is_one_graph_with_an_input_for_each_way_of_seeing(file_format: str) -> None:
+    alike = ensemble([untrained(seed=1), untrained("mlp", seed=2, classes=("bee", "chat été", "ant"))], [3, 1])
+    made = export(alike, file_format)
+    assert [one.name for one in made.inputs] == ["pixels"]
+    other = ensemble([alike, untrained(seed=3, steps="grayscale | invert")])
+    made = export(other, file_format)
+    assert [(one.name, one.steps) for one in made.inputs] == [
+        ("pixels_0", "grayscale"),
+        ("pixels_1", "grayscale | invert"),
+    ]
+    if file_format == "onnx":
+        pictures = [np.stack(samples(untrained(), 3)), 255 - np.stack(samples(untrained(), 3))]
+        (rows,) = session(made.data).run(None, {"pixels_0": pictures[0], "pixels_1": pictures[1]})
+        prepared = [((one, one), two) for one, two in zip(*pictures, strict=True)]
+        assert rows == pytest.approx(other.probabilities(prepared), abs=1e-4)
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torch-export"])
+def test_a_file_that_answers_otherwise_is_not_written(
+    file_format: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_bundle(tmp_path / "made")
+    other = Bundle.load(make_bundle(tmp_path / "other", seed=1), "cpu")
+    # As if the exporter had written other weights.
+    maker = "_onnx" if file_format == "onnx" else "_torch"
+    true_maker = getattr(exporting, maker)
+    monkeypatch.setattr(exporting, maker, lambda bundle: true_maker(other))
+    out = tmp_path / "out" / "file"
+    assert run(["export", folder, "--format", file_format, "--out", str(out)]) == 1
+    assert "does not answer as the bundle does, nothing is written" in capsys.readouterr().err
+    assert not out.parent.exists()
+
+
+def test_the_command_writes_by_the_bundles_name_and_tells_the_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_bundle(tmp_path / "photos")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(["export", folder]) == 0
+    assert "largest difference of a probability" in capsys.readouterr().out
+    assert run(["export", folder, "--format", "torch-export", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["file"] == str(tmp_path / "here" / "photos.pt2")
+    assert told["largest_difference"] <= told["allowed_difference"] == 1e-4
+    assert told["bytes"] == (tmp_path / "here" / "photos.pt2").stat().st_size
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["photos.onnx", "photos.pt2"]
+
+
+def test_places_where_no_file_may_go_are_told(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "made")
+    for out, problem in (
+        (f"{folder}/made.onnx", "inside the bundle"),
+        (str(tmp_path), "is a folder; name a file"),
+        (str(tmp_path / "made.pt2"), "of the format torch-export; the format asked for is onnx"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            destination(folder, "onnx", out)
+
+
+def test_what_cannot_be_exported_says_why() -> None:
+    with pytest.raises(UsageError, match="no format 'tflite'; there are onnx, torch-export"):
+        export(untrained(), "tflite")
+
+
+def test_a_network_that_no_tracer_can_follow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = untrained()
+    forward = bundle.model.net.forward
+    monkeypatch.setattr(bundle.model.net, "forward", lambda x: forward(x) if float(x.sum()) else x)
+    for file_format, problem in (("onnx", "cannot be written as ONNX"), ("torch-export", "cannot be written by torch")):
+        with pytest.raises(StriateError, match=problem):
+            export(bundle, file_format)
+
+
+def test_an_export_goes_to_s3_and_out_of_a_bundle_there(bucket: str) -> None:
+    untrained().save(f"{bucket}/models/digits")
+    assert run(["export", f"{bucket}/models/digits", "--out", f"{bucket}/files/digits.onnx"]) == 0
+    assert session(storage.read_bytes(f"{bucket}/files/digits.onnx")).get_modelmeta().custom_metadata_map
+    with pytest.raises(UsageError, match="inside the bundle"):
+        destination(f"{bucket}/models/digits", "onnx", f"{bucket}/models/digits/digits.onnx")

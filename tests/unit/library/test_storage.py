@@ -1,0 +1,205 @@
+"""Files on disk and in stores: a real S3 server, and emulators of the others where their variables are set.
+
+npx azurite-blob --blobPort 10000 --inMemoryPersistence --skipApiVersionCheck
+gcp-storage-emulator start --port=9023 --in-memory
+AZURE_STORAGE_CONNECTION_STRING=... \\
+  STORAGE_EMULATOR_HOST=http://127.0.0.1:9023 pytest tests/unit/library/test_storage.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from library import storage, stores
+from library.errors import StriateError, UsageError
+from library.storage import Span
+
+_EMULATORS = {"az": "AZURE_STORAGE_CONNECTION_STRING", "gs": "STORAGE_EMULATOR_HOST"}
+
+
+@pytest.fixture(params=["disk", "s3", "az", "gs"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder on disk, in a bucket, and in a container."""
+    if request.param == "disk":
+        return str(tmp_path / "folder")
+    if request.param in _EMULATORS:
+        if _EMULATORS[request.param] not in os.environ:
+            pytest.skip(f"needs an emulator that {_EMULATORS[request.param]} names; none is among the test packages")
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        stores.opened(f"{request.param}://{name}")[0].mkdir(name)
+        return f"{request.param}://{name}/folder"
+    return request.getfixturevalue("bucket") + "/folder"
+
+
+def test_what_is_written_is_read_back(folder: str) -> None:
+    storage.write_bytes(f"{folder}/a/b.bin", b"hello")
+    assert storage.read_bytes(f"{folder}/a/b.bin") == b"hello"
+    assert storage.exists(f"{folder}/a/b.bin")
+    assert storage.is_folder(f"{folder}/a")
+    assert not storage.exists(f"{folder}/a/c.bin")
+
+
+def test_a_listing_is_sorted_and_tells_sizes_and_paths(folder: str) -> None:
+    for path in ("b/2.bin", "a.bin", "b/1.bin"):
+        storage.write_bytes(f"{folder}/{path}", path.encode())
+    found = storage.list_files(folder)
+    assert [(file.path, file.size) for file in found] == [("a.bin", 5), ("b/1.bin", 7), ("b/2.bin", 7)]
+    assert storage.read_bytes(found[1].uri) == b"b/1.bin"
+
+
+def test_a_listing_sees_what_another_program_wrote_after_the_last_listing(folder: str) -> None:
+    assert storage.list_files(folder) == []
+    storage.write_bytes(f"{folder}/late.bin", b"x")
+    assert [file.path for file in storage.list_files(folder)] == ["late.bin"]
+    storage.remove([f"{folder}/late.bin", f"{folder}/never-was.bin"])
+    assert storage.list_files(folder) == []
+
+
+def test_parts_of_many_files_come_in_the_order_asked_and_a_missing_one_is_its_error(folder: str) -> None:
+    storage.write_bytes(f"{folder}/one.bin", bytes(range(100)))
+    storage.write_bytes(f"{folder}/two.bin", bytes(range(100, 200)))
+    parts = storage.read_many(
+        [
+            Span(f"{folder}/two.bin", 10, 3),
+            Span(f"{folder}/gone.bin"),
+            Span(f"{folder}/one.bin"),
+            Span(f"{folder}/one.bin", 98, 2),
+        ]
+    )
+    assert parts[0] == bytes([110, 111, 112])
+    assert isinstance(parts[1], FileNotFoundError)
+    assert parts[2] == bytes(range(100))
+    assert parts[3] == bytes([98, 99])
+
+
+def test_a_large_file_is_written_in_parts_and_its_digest_is_that_of_its_bytes(folder: str) -> None:
+    block = os.urandom(2**20)
+    with storage.writer(f"{folder}/large.bin") as file:
+        for _ in range(40):
+            file.write(block)
+    assert file.size == 40 * 2**20
+    assert file.digest == hashlib.sha256(block * 40).hexdigest()
+    assert storage.size(f"{folder}/large.bin") == file.size
+    with storage.open_read(f"{folder}/large.bin") as read:
+        read.seek(17 * 2**20 + 5)
+        assert read.read(10) == block[5:15]
+
+
+@pytest.mark.parametrize("size", [10, 20 * 2**20], ids=["small", "in parts"])
+def test_a_file_whose_writing_fails_does_not_appear_and_leaves_nothing(folder: str, size: int) -> None:
+    storage.write_bytes(f"{folder}/kept.bin", b"old")
+    with contextlib.suppress(ZeroDivisionError), storage.writer(f"{folder}/kept.bin") as file:
+        file.write(b"x" * size)
+        raise ZeroDivisionError
+    assert [(found.path, found.size) for found in storage.list_files(folder)] == [("kept.bin", 3)]
+
+
+def test_a_missing_file_is_named(folder: str) -> None:
+    with pytest.raises(StriateError, match=r"cannot read .*folder/gone.bin: there is no such file"):
+        storage.read_bytes(f"{folder}/gone.bin")
+
+
+def test_a_bucket_that_does_not_exist_is_named(bucket: str) -> None:
+    with pytest.raises(StriateError, match=r"cannot write s3://no-such-bucket-here/x.*no such bucket"):
+        storage.write_bytes("s3://no-such-bucket-here/x", b"data")
+
+
+def test_a_failure_of_who_writes_is_not_called_one_of_the_store(folder: str) -> None:
+    with pytest.raises(OSError, match="of something else"), storage.writer(f"{folder}/x.bin"):
+        raise OSError("of something else")
+
+
+def test_wrong_credentials_say_which_variables_to_check(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(StriateError, match=r"cannot write s3://.*permission denied.*AWS_ACCESS_KEY_ID"):
+        storage.write_bytes(f"{bucket}/x", b"data")
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        (
+            "http://host/x",
+            r"only local paths, s3://, gs://, az:// and hf:// are read; .*`striate ingest LIST.csv DEST`",
+        ),
+        ("ftp://host/x", r"only local paths, s3://, gs://, az:// and hf:// are read$"),
+        ("s3://", "names no bucket; write s3://bucket/folder"),
+        ("abfs:///x", "names no container; write az://container/folder"),
+    ],
+)
+def test_an_address_that_is_not_read_says_which_are(uri: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        storage.normalize(uri)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package", "how"), [("gs", "gcsfs", "'striate[gs]'"), ("az", "adlfs", "'striate[az]'")]
+)
+def test_a_store_whose_package_is_missing_names_it(
+    scheme: str, package: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
+    with pytest.raises(UsageError, match=rf"{scheme}:// needs the package {package}: pip install {re.escape(how)}"):
+        storage.exists(f"{scheme}://bucket/x")
+
+
+@pytest.mark.parametrize("write", [lambda uri: storage.write_bytes(uri, b"x"), lambda uri: storage.remove([uri])])
+def test_a_hub_repository_is_read_and_not_written(write: Callable[[str], None]) -> None:
+    with pytest.raises(UsageError, match="hf:// is read, not written"):
+        write("hf://datasets/owner/name/x")
+
+
+def test_any_file_system_of_fsspec_works_by_the_same_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stores.STORES, "memory", stores.Store("", "memory://b/x", "bucket", "", ()))
+    folder = f"memory://bucket-{uuid.uuid4().hex}/folder"
+    storage.write_bytes(f"{folder}/a/1.bin", b"12345")
+    with storage.writer(f"{folder}/b.bin") as file:
+        file.write(b"abc")
+    assert [(file.path, file.size) for file in storage.list_files(folder)] == [("a/1.bin", 5), ("b.bin", 3)]
+    assert storage.list_files(f"{folder}/none") == []
+    assert [storage.is_folder(uri) for uri in (folder, f"{folder}/a", f"{folder}/b.bin")] == [True, True, False]
+    wanted = [Span(f"{folder}/b.bin"), Span(f"{folder}/none"), Span(f"{folder}/a/1.bin", 1, 2)]
+    parts = storage.read_many(wanted)
+    assert (parts[0], type(parts[1]), parts[2]) == (b"abc", FileNotFoundError, b"23")
+    storage.remove([f"{folder}/b.bin"])
+    assert not storage.exists(f"{folder}/b.bin")
+
+
+def test_parts_of_files_on_disk_and_in_a_store_come_in_one_answer(bucket: str, tmp_path: Path) -> None:
+    for uri in (f"{bucket}/x", str(tmp_path / "x")):
+        storage.write_bytes(uri, uri.encode())
+    uris = [f"{bucket}/x", str(tmp_path / "x"), f"{bucket}/x"]
+    assert storage.read_many([Span(uri) for uri in uris]) == [uri.encode() for uri in uris]
+
+
+def test_paths_are_made_absolute_and_plain() -> None:
+    assert storage.normalize("s3://bucket//a/../b/") == "s3://bucket/b"
+    assert storage.normalize("s3://bucket/") == "s3://bucket"
+    assert storage.normalize("gcs://bucket/a/") == "gs://bucket/a"
+    assert storage.normalize("abfss://box@account.dfs.core.windows.net//a") == (
+        "az://box@account.dfs.core.windows.net/a"
+    )
+    assert storage.normalize("x/../y/") == os.path.join(os.getcwd(), "y")
+
+
+def test_a_folder_contains_itself_and_what_lies_in_it_also_through_links(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert storage.contains(str(tmp_path / "a"), str(tmp_path / "link" / "b"))
+    assert not storage.contains(str(tmp_path / "a"), str(tmp_path / "ab"))
+    assert storage.contains("s3://bucket/a", "s3://bucket/a/b")
+    assert not storage.contains("s3://bucket/a", "s3://bucket/ab")

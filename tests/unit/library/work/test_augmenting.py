@@ -1,0 +1,173 @@
+"""One shard of `striate augment`, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.augment import plan_augment
+from library.dataset.destination import claim, finish
+from library.dataset.manifest import Manifest, ShardReport, Tally, load_manifest
+from library.dataset.shards import ShardWriter
+from library.dataset.totals import Totals
+from library.errors import StriateError, UsageError
+from library.imaging import codec
+from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.work.augmenting import AugmentJob
+from library.work.filtering import ShardTask
+from tests.picture_examples import encoded, ingest, table, write_files
+
+STEPS = "rotate(15) | flip(p=0.5)"
+FILES = {
+    "cat/a.jpg": encoded("jpeg", 40, 50),
+    "cat/b.png": encoded("png", 40, 50, channels=1),
+    "dog/c.npy": encoded("npy", 20, 30, 5, "uint16"),
+    "dog/d.jpg": encoded("jpeg", 40, 50)[:-300],
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("augment")
+    ingest(write_files(folder / "raw", FILES), folder / "made")
+    return str(folder / "made")
+
+
+def augmented(source: str, destination: Path, steps: str = STEPS, **options: Any) -> tuple[Manifest, list[Tally]]:
+    """The whole job, without Ray."""
+    plan = plan_augment(source, str(destination), steps, **{"copies": 3, **options})
+    claim(plan.destination, plan.jobs, overwrite=False)
+    told: list[Tally] = []
+    return finish(plan.destination, plan.jobs, Totals.of(plan.work.run(task, told.append) for task in plan.tasks)), told
+
+
+def rows_of(dataset: Path, folder: str = "") -> dict[str, dict[str, Any]]:
+    """Every row of a dataset, or of its rejects, by key."""
+    found = [
+        row for path in sorted((dataset / folder).glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()
+    ]
+    assert len({row["key"] for row in found}) == len(found)
+    return {row["key"]: row for row in found}
+
+
+def work_on(rows: Any, destination: Path, **options: Any) -> tuple[ShardReport, list[Tally]]:
+    """One shard that holds these rows."""
+    with ShardWriter(str(destination / "source"), "part-000000.parquet", rows.schema) as writer:
+        writer.add(rows)
+    job = AugmentJob(str(destination / "source"), **{"pipeline": str(Pipeline.parse(STEPS)), "seed": 0, **options})
+    told: list[Tally] = []
+    return job.run(ShardTask(str(destination), "part-000000", "digest", rows.num_rows), told.append), told
+
+
+def test_each_picture_gets_its_copies_with_label_and_the_pixels_of_the_augmenter(source: str, tmp_path: Path) -> None:
+    made, _ = augmented(source, tmp_path, seed=5, encode="npy")
+    rows = rows_of(tmp_path)
+    assert set(rows) == {f"{key}#{number}" for key in list(FILES)[:3] for number in (1, 2, 3)}
+    augmenter = Augmenter(Pipeline.parse(STEPS), 5)
+    for key, row in rows.items():
+        original, _, number = key.rpartition("#")
+        wanted = augmenter.apply(codec.decode(FILES[original]), int(number), original)
+        np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), wanted)
+        assert row["label"] == original.split("/")[0]
+        assert (row["height"], row["width"], row["channels"], row["format"]) == (*wanted.shape, "npy")
+        assert row["image"]["path"] == f"{Path(original).stem}#{number}.npy"
+    assert made.tally.classes == {"cat": 6, "dog": 3}
+
+
+def test_the_accounts_are_in_copies_and_a_damaged_picture_is_rejected_as_often(source: str, tmp_path: Path) -> None:
+    made, told = augmented(source, tmp_path, keep_original=True)
+    assert (made.tally.rows_in, made.tally.rows_out, made.tally.rejected) == (16, 12, {"truncated": 4})
+    assert made.tally.balanced
+    assert Tally.total(told) == made.tally
+    rejects = rows_of(tmp_path, "_rejects")
+    assert set(rejects) == {"dog/d.jpg", "dog/d.jpg#1", "dog/d.jpg#2", "dog/d.jpg#3"}
+    assert [row["image"]["bytes"] for row in rejects.values()].count(FILES["dog/d.jpg"]) == 1
+    assert [row["image"]["bytes"] for row in rejects.values()].count(None) == 3
+    assert made.tally.image_bytes_in == sum(map(len, FILES.values()))
+
+
+def test_a_kept_original_is_untouched_and_so_is_a_copy_that_chance_left_alone(source: str, tmp_path: Path) -> None:
+    augmented(source, tmp_path, "flip(p=0)", copies=1, keep_original=True)
+    before, after = rows_of(Path(source)), rows_of(tmp_path)
+    for key in list(FILES)[:3]:
+        assert after[key] == before[key]
+        assert after[f"{key}#1"]["image"]["bytes"] == FILES[key]
+
+
+def test_a_picture_keeps_its_format_where_that_can_hold_the_copy(source: str, tmp_path: Path) -> None:
+    augmented(source, tmp_path)
+    rows = rows_of(tmp_path)
+    assert [rows[f"{key}#1"]["format"] for key in list(FILES)[:3]] == ["jpeg", "png", "npy"]
+    assert rows["cat/a.jpg#2"]["image"]["path"] == "a#2.jpg"
+
+
+def test_only_the_copies_that_a_step_cannot_make_are_rejected(tmp_path: Path) -> None:
+    rows = table([encoded("png", 20, 20)])
+    report, _ = work_on(rows, tmp_path, pipeline="sometimes(0.5, random_crop(99)) | flip", copies=40)
+    assert report.tally.balanced
+    assert 8 < report.tally.rejected["too_small"] < 32
+    assert report.tally.rows_out == 40 - report.tally.rejected["too_small"]
+
+
+def test_other_columns_pass_through_untouched(tmp_path: Path) -> None:
+    rows = table([encoded("png")] * 2, ["x", None], box=[[1, 2], None], score=[0.5, 2.0])
+    work_on(rows, tmp_path, copies=2)
+    made = pq.read_table(tmp_path / "part-000000.parquet")
+    before = pq.read_table(tmp_path / "source" / "part-000000.parquet")
+    assert made.schema.equals(before.schema, check_metadata=True)
+    assert made["box"].to_pylist() == [[1, 2], [1, 2], None, None]
+    assert made["score"].to_pylist() == [0.5, 0.5, 2.0, 2.0]
+    assert made["label"].to_pylist() == ["x", "x", None, None]
+
+
+def test_copies_are_written_in_parts_however_many_there_are(tmp_path: Path) -> None:
+    report, told = work_on(table([encoded("png")] * 3), tmp_path, copies=100)
+    assert report.tally.rows_out == 300
+    assert max(tally.rows_in for tally in told) <= 64
+    big = codec.encode(np.zeros((1500, 1500, 1), np.float32), codec.Encoding("npy"))[0]
+    _, told = work_on(table([big]), tmp_path / "big", copies=6)
+    assert max(tally.rows_in for tally in told) == 2  # 9 MB each, and 12 MB are enough
+
+
+def test_only_the_first_pictures_are_copied_with_a_limit(source: str, tmp_path: Path) -> None:
+    made, _ = augmented(source, tmp_path, limit=2)
+    assert made.tally.rows_in == 6
+
+
+def test_the_digest_of_the_work_tells_seeds_copies_and_pipelines_apart(source: str) -> None:
+    task = ShardTask("x", "part-000000", "digest", 1)
+    jobs = [
+        AugmentJob(source, pipeline, copies, seed, keep, encode)
+        for pipeline in ("flip", "rotate(3)")
+        for copies in (1, 2)
+        for seed in (0, 1)
+        for keep in (False, True)
+        for encode in ("keep", "png")
+    ]
+    assert len({job.work_digest(task) for job in jobs}) == len(jobs)
+    assert len({job.work_digest(task) for job in [jobs[0], AugmentJob("elsewhere", "flip", 1, 0)]}) == 1
+
+
+def test_keys_stay_unique_when_copies_are_copied_again(source: str, tmp_path: Path) -> None:
+    augmented(source, tmp_path / "once", copies=2, keep_original=True)
+    with pytest.raises(
+        UsageError, match="holds copies already, and with --keep-original two pictures could get one key"
+    ):
+        augmented(str(tmp_path / "once"), tmp_path / "twice", copies=2, keep_original=True)
+    made, _ = augmented(str(tmp_path / "once"), tmp_path / "twice", copies=2)
+    assert len(rows_of(tmp_path / "twice")) == made.rows == 18
+    assert [job.kind for job in load_manifest(str(tmp_path / "twice")).jobs] == ["ingest", "augment", "augment"]
+
+
+def test_a_key_that_looks_like_a_copys_is_refused_beside_kept_originals(tmp_path: Path) -> None:
+    rows = table([encoded("png")])
+    rows = rows.set_column(0, rows.schema.field("key"), [["photo#2"]])
+    with pytest.raises(StriateError, match=r"shard .*part-000000.parquet: picture 'photo#2' is named as a copy is"):
+        work_on(rows, tmp_path / "a", copies=2, keep_original=True)
+    report, _ = work_on(rows, tmp_path / "b", copies=1, keep_original=True)
+    assert report.tally.rows_out == 2

@@ -1,0 +1,212 @@
+"""A shard through classifiers, with one that is made in code: it tells dark pictures from light ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from library import storage
+from library.bundle.bundle import Bundle
+from library.dataset.shards import ShardReader
+from library.errors import BadPicture, StriateError
+from library.evaluation.robustness import CORRUPTIONS, order_of
+from library.evaluation.sums import Pairs
+from library.imaging import codec
+from library.imaging.picture import Pixels
+from library.work.filtering import ShardTask
+from library.work.scoring import EvaluateJob, ShardScorer, ShardScores
+from tests.bundles import make_bundle
+from tests.picture_examples import encoded, ingest, npy_array, write_files
+
+
+class ByBrightness:
+    """As a bundle, but light: the probability of `light` is the mean brightness; pictures of 7 pixels it drops."""
+
+    classes: tuple[str, ...] = ("dark", "light")
+
+    def prepare(self, data: bytes, **columns: Any) -> Pixels:
+        return self.prepare_pixels(codec.decode(data), **columns)
+
+    def prepare_pixels(self, pixels: Pixels, **columns: Any) -> Pixels:
+        assert columns["key"]
+        if pixels.shape[0] == 7:
+            raise BadPicture("dropped:too_small", "")
+        return np.asarray(pixels.mean(), np.float32) / (255 if pixels.dtype == np.uint8 else 1)
+
+    def probabilities(self, pictures: list[Any]) -> NDArray[np.float32]:
+        light = np.stack(pictures)
+        return np.stack([1 - light, light], 1)
+
+
+class Defective(ByBrightness):
+    """Its own code fails."""
+
+    def prepare_pixels(self, pixels: Pixels, **columns: Any) -> Pixels:
+        raise ZeroDivisionError("one over none")
+
+
+def flat(value: int, side: int = 16) -> bytes:
+    return codec.encode(np.full((side, side, 3), value, np.uint8), codec.Encoding("png"))[0]
+
+
+FILES = {
+    "dark/a.png": flat(30),
+    "dark/b.png": flat(240),
+    "dark/small.png": flat(30, 7),
+    "light/c.png": flat(250),
+    "light/d.png": flat(100),
+    "light/e.jpg": encoded("jpeg", 400, 300)[:-300],
+    "light/nan.npy": npy_array(np.full((16, 16, 1), np.nan, np.float32)),
+    "odd/f.png": flat(30),
+    "g.png": flat(30),
+}
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("scoring")
+    made = ingest(write_files(folder / "raw", FILES), folder / "made")
+    assert [entry.rows for entry in made.shards] == [len(FILES)]
+    return str(folder / "made" / made.shards[0].name)
+
+
+def judge(shard: str, *bundles: ByBrightness, **options: Any) -> ShardScores:
+    return scorer(*bundles, **options).score(shard, lambda _: None)
+
+
+def scorer(*bundles: ByBrightness, **options: Any) -> ShardScorer:
+    return ShardScorer([cast(Any, bundle) for bundle in bundles], **options)
+
+
+def outcomes(shard: str, **options: Any) -> dict[str, tuple[int, float]]:
+    """Of every judged picture its class id and the probability of `light`."""
+    batches = [judged[0].outcomes for _, judged in scorer(ByBrightness(), **options).judged(shard)]
+    return {
+        key: (int(truth), float(row[1]))
+        for one in batches
+        for key, truth, row in zip(one.keys, one.truth, one.probabilities, strict=True)
+    }
+
+
+def test_every_picture_is_judged_dropped_or_rejected_with_its_reason(shard: str) -> None:
+    scores = judge(shard, ByBrightness())
+    (got,) = scores.sums
+    assert got.pictures == scores.tally.rows_in == len(FILES)
+    assert outcomes(shard) == {
+        "dark/a.png": (0, pytest.approx(30 / 255)),
+        "dark/b.png": (0, pytest.approx(240 / 255)),
+        "light/c.png": (1, pytest.approx(250 / 255)),
+        "light/d.png": (1, pytest.approx(100 / 255)),
+    }
+    assert (got.judged, got.top1, got.top5) == (4, 2, 4)
+    # Class ids 0 dark, 1 light: each class is right once, and taken for the other once.
+    assert got.confusion == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert got.dropped == {"too_small": 1, "unknown_label": 1, "no_label": 1}
+    assert got.rejected == {"truncated": 1, "not_finite": 1}
+    assert got.unknown == {"odd": 1}
+    assert scores.tally.image_bytes_in == sum(map(len, FILES.values()))
+    assert (scores.tally.balanced, scores.tally.rows_out) == (True, 4)
+    assert (scores.tally.dropped, scores.tally.rejected) == (got.dropped, got.rejected)
+
+
+def test_several_threads_give_what_one_gives(shard: str) -> None:
+    assert outcomes(shard, threads=4) == outcomes(shard)
+    one, four = judge(shard, ByBrightness()), judge(shard, ByBrightness(), threads=4)
+    assert (one.sums, one.tally) == (four.sums, four.tally)
+
+
+def test_mistakes_come_as_pictures_where_they_are_wanted(shard: str) -> None:
+    (got,) = judge(shard, ByBrightness(), examples=True).sums
+    assert [mistake.key for mistake in got.mistakes] == ["dark/b.png", "light/d.png"]
+    pictures = {example.key: codec.decode(example.data) for example in got.examples}
+    assert pictures.keys() == {"dark/b.png", "light/d.png"}
+    np.testing.assert_array_equal(pictures["dark/b.png"], codec.decode(FILES["dark/b.png"]))
+    (none,) = judge(shard, ByBrightness()).sums
+    assert (none.examples, none.mistakes) == ([], got.mistakes)
+
+
+def test_a_large_mistake_comes_as_a_small_jpeg(tmp_path: Path) -> None:
+    made = ingest(
+        write_files(tmp_path / "raw", {"dark/a.png": flat(250, 700), "light/b.png": flat(250)}), tmp_path / "made"
+    )
+    (got,) = judge(str(tmp_path / "made" / made.shards[0].name), ByBrightness(), examples=True).sums
+    assert got.examples[0].format == "jpeg"
+    assert codec.decode(got.examples[0].data).shape == (160, 160, 3)
+
+
+def test_two_classifiers_judge_the_same_pictures_each_by_its_own_classes(shard: str) -> None:
+    turned = ByBrightness()
+    turned.classes = ("light", "odd")
+    scores = judge(shard, ByBrightness(), turned)
+    first, second = scores.sums
+    assert (first.judged, first.unknown) == (4, {"odd": 1})
+    assert (second.judged, second.unknown) == (3, {"dark": 3})
+    assert second.pictures == len(FILES)
+    # Both have judged the two light ones; the second takes what is light for odd.
+    assert scores.pairs == Pairs(both=0, only_first=1, only_second=1, neither=0)
+    assert judge(shard, ByBrightness()).pairs is None
+
+
+def test_under_corruption_a_judged_picture_is_judged_again_and_no_other(shard: str) -> None:
+    (got,) = judge(shard, ByBrightness(), robust_fraction=1.0).sums
+    robust = dict(got.robust)
+    wanted = {"dark/a.png": "1", "dark/b.png": "0", "light/c.png": "1", "light/d.png": "0"}
+    assert robust.keys() == {order_of(key) for key in wanted}
+    # Contrast and blur leave a flat picture as bright as it was.
+    plain = [0, *(place for place, one in enumerate(CORRUPTIONS, 1) if one.name in ("blur", "contrast"))]
+    assert {key: {robust[order_of(key)][place] for place in plain} for key in wanted} == {
+        key: {right} for key, right in wanted.items()
+    }
+    (few,) = judge(shard, ByBrightness()).sums
+    assert few.robust == []
+
+
+def test_a_defect_in_a_step_names_the_picture(shard: str) -> None:
+    with pytest.raises(StriateError, match=r"picture '.+': ZeroDivisionError: one over none"):
+        judge(shard, Defective())
+
+
+def test_progress_tells_what_each_batch_adds(tmp_path: Path) -> None:
+    files = {f"{('dark', 'light')[number % 2]}/{number:03d}.png": flat(number) for number in range(100)}
+    made = ingest(write_files(tmp_path / "raw", files), tmp_path / "made")
+    uri = storage.join(str(tmp_path / "made"), made.shards[0].name)
+    told: list[int] = []
+    scores = scorer(ByBrightness()).score(uri, lambda tally: told.append(tally.rows_in))
+    assert told == [64, 36]
+    assert scores.tally.rows_in == 100
+    assert list(outcomes(uri)) == [key for table in ShardReader(uri) for key in table["key"].to_pylist()]
+    assert set(scores.seconds) == {"read", "prepare", "infer"}
+
+
+def test_a_job_gives_the_sums_of_its_bundles_and_loads_no_other_than_planned(shard: str, tmp_path: Path) -> None:
+    uri = make_bundle(tmp_path / "bundle", 0, ("dark", "light", "odd"), "rgb")
+    bundle = Bundle.load(uri, "cpu")
+    dataset, _, name = shard.rpartition("/")
+    task = ShardTask(dataset, name.removesuffix(".parquet"), "digest", len(FILES))
+    job = EvaluateJob((uri,), (bundle.id,))
+    report = job.run(task, lambda _: None)
+    assert (report.stem, report.input_digest, report.work_digest) == (task.stem, "digest", job.work_digest(task))
+    assert (report.sums, report.tally.rows_out) == (ShardScorer([bundle]).score(shard, lambda _: None).sums, 6)
+    assert set(report.seconds) == {"load", "read", "prepare", "infer"}
+    make_bundle(tmp_path / "bundle", 1, ("dark", "light", "odd"), "rgb")
+    with pytest.raises(StriateError, match="bundle was replaced while this job ran"):
+        EvaluateJob((uri,), (bundle.id,)).run(task, lambda _: None)
+
+
+def test_the_digest_of_the_work_tells_apart_all_that_decides_the_sums() -> None:
+    task = ShardTask("x", "part-000000", "digest", 1)
+    jobs = [
+        EvaluateJob(("b",), bundle_ids, robust_fraction, examples, device)
+        for bundle_ids in (("1",), ("2",), ("1", "2"))
+        for robust_fraction in (0.0, 0.5)
+        for examples in (False, True)
+        for device in ("cpu", "cuda")
+    ]
+    assert len({job.work_digest(task) for job in jobs}) == len(jobs)
+    moved = dataclasses.replace(jobs[0], bundles=("s3://b/b",), threads=8)
+    assert moved.work_digest(ShardTask("elsewhere", "part-000000", "digest", 1)) == jobs[0].work_digest(task)
