@@ -19,7 +19,8 @@ from benchmarks.scratch import fresh_folder
 from benchmarks.striate_runs import BLUR, ENCODE, Commit, connected, steady_rate
 from jobs.shards.tasks import shard_tasks
 from library.dataset.manifest import Tally, load_manifest
-from library.work.filtering import FilterJob, ShardTask
+from library.dataset.task import ShardTask
+from library.work.filtering import FilterJob
 
 
 class _Worker:

@@ -32,10 +32,10 @@ from jobs.shards.pool import Places
 from library.bundle.description import BundleRecord
 from library.dataset.manifest import FileEntry, Job, Manifest, Tally
 from library.dataset.shards import SUFFIX, shard_name
+from library.dataset.task import ShardTask
 from library.errors import StriateError
 from library.evaluation.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
 from library.imaging import codec
-from library.work.filtering import ShardTask
 from library.work.prefetch import BATCH
 from library.work.scoring import EvaluateJob
 

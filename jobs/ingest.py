@@ -15,9 +15,10 @@ from library.dataset.destination import check_apart, check_claim, claim, committ
 from library.dataset.lease import hold
 from library.dataset.manifest import Job, Manifest, digest_of, find_manifest, splits_below
 from library.dataset.planning import Layout, parse_fractions, plan
+from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
 from library.sources import Listing, Options, list_source
-from library.work.filtering import IngestJob, ShardTask
+from library.work.filtering import IngestJob
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-from library.dataset.record import TOP_CLASSES, TOP_PROBABILITIES
 from library.errors import UsageError
 from library.grammar import nearest
 from library.imaging import codec
@@ -21,6 +20,7 @@ from library.steps import REGISTRY
 from library.steps.base import Selector, Step
 from library.steps.examples import EXAMPLES
 from library.steps.help import step_help
+from library.steps.selectors import TOP_CLASSES, TOP_PROBABILITIES
 
 _TILE_PX = 420
 _VARIANTS = 5

@@ -28,8 +28,8 @@ from jobs.progress.gauges import PlanMetrics
 from jobs.shards.pool import Places
 from jobs.shards.worker import ShardResult, count_of, task_row, worker_class
 from library.dataset.manifest import Report
+from library.dataset.task import ShardJob, ShardTask
 from library.errors import StriateError
-from library.work.filtering import ShardJob, ShardTask
 
 # A worker that can be scheduled is up long before, and a user would take silence for a fault.
 _WAITS_S = 15.0

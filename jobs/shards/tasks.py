@@ -11,8 +11,8 @@ from cluster.shared_paths import check_shared
 from jobs.shards.pool import Places
 from library.dataset.destination import claim, committed, finish, shard_stem
 from library.dataset.manifest import Job, Manifest, ShardReport
+from library.dataset.task import ShardJob, ShardTask
 from library.dataset.totals import Totals
-from library.work.filtering import ShardJob, ShardTask
 
 if TYPE_CHECKING:  # it imports Ray, and planning does not need it
     from jobs.shards.runner import ShardRun

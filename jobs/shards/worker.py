@@ -21,9 +21,9 @@ from jobs.progress.board import Count
 from jobs.progress.gauges import WorkMetrics
 from library import storage
 from library.dataset.manifest import Report, Tally, manifest_uri
+from library.dataset.task import ShardJob, ShardTask
 from library.errors import StriateError
 from library.json_lines import WorkLog
-from library.work.filtering import ShardJob, ShardTask
 
 _BEAT_EVERY_S = 1.0
 # A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that

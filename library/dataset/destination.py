@@ -25,11 +25,11 @@ from library.dataset.manifest import (
     save_manifest,
 )
 from library.dataset.shards import SUFFIX
+from library.dataset.task import ShardJob, ShardTask
 from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
 from library.storage import Span, read_many
 from library.versions import VERSIONS
-from library.work.filtering import ShardJob, ShardTask
 
 _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
 #: What a job of ours writes below a dataset; nothing else is ever removed.

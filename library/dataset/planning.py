@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from library import storage
 from library.dataset.shards import shard_name
+from library.dataset.task import ShardTask
 from library.errors import UsageError
-from library.work.filtering import ShardTask
 
 _compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 

@@ -26,9 +26,6 @@ _CORE = (
 CORE_COLUMNS = tuple(column.name for column in _CORE)
 REJECT_COLUMNS = ("reason", "detail")
 
-#: What a classifier says of a picture: its most probable classes, best first, and their probabilities.
-TOP_CLASSES, TOP_PROBABILITIES = "top_classes", "top_probabilities"
-
 _HUGGING_FACE = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
 
 

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from library.dataset.record import TOP_CLASSES, TOP_PROBABILITIES
 from library.errors import BadPicture, StepError
 from library.grammar import nearest
 from library.imaging.codec.formats import FORMATS
@@ -22,6 +21,9 @@ from library.imaging.picture import Picture, Pixels
 from library.steps.arrays import Fraction, white
 from library.steps.base import register
 from library.steps.colour import Grayscale
+
+#: Columns of a picture that was predicted: its most probable classes, best first, and their probabilities.
+TOP_CLASSES, TOP_PROBABILITIES = "top_classes", "top_probabilities"
 
 Pixel: TypeAlias = Annotated[int, Field(ge=1)]
 Labels: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1, description="class names, as stored")]

@@ -1,28 +1,24 @@
-"""What one worker does with one shard, from reading it to its report. No Ray here: jobs/ maps these over shards.
-
-A job object holds what all shards share and travels to each worker once; a `ShardTask` is plain data.
-"""
+"""What one worker does with one shard of `striate ingest` and of `striate filter`, from reading it to its report."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
 from library import storage
 from library.dataset import histograms
-from library.dataset.manifest import REJECTS, Report, ShardReport, Tally, digest_of, save_report
-from library.dataset.record import REJECT_COLUMNS, ImageRecord, dataset_schema, reject_schema, table_of
-from library.dataset.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, ShardWriter, batches
+from library.dataset.manifest import ShardReport, Tally, digest_of
+from library.dataset.record import REJECT_COLUMNS, ImageRecord, dataset_schema, table_of
+from library.dataset.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, batches
+from library.dataset.task import Progress, ShardOutput, ShardTask, image_bytes
 from library.errors import BadPicture, StriateError
 from library.imaging import codec
 from library.pipeline import Pipeline
@@ -35,50 +31,6 @@ _compute: Any = pyarrow.compute  # its functions are made at import, where no ty
 
 #: Pictures that are worked on before their results are written.
 _BATCH_ROWS = 64
-
-#: What a job reports of each shard.
-ReportT_co = TypeVar("ReportT_co", bound=Report, covariant=True)
-
-#: Called once a batch with the counts of what was done since the last call.
-Progress = Callable[[Tally], None]
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard to be made.
-
-    Attributes:
-        dataset: URI of the dataset it belongs to.
-        stem: its name there, without `.parquet`.
-        input_digest: of what it is made from; together with the job's `work_digest` it decides the output.
-        rows: pictures to be read.
-        max_rows: stop after so many (for a try-out); None for all.
-        index: for ingest, the rows of the source's listing, as an Arrow stream.
-    """
-
-    dataset: str
-    stem: str
-    input_digest: str
-    rows: int
-    max_rows: int | None = None
-    index: bytes = b""
-
-    @property
-    def pictures(self) -> int:
-        """How many are read."""
-        return self.rows if self.max_rows is None else min(self.rows, self.max_rows)
-
-
-class ShardJob(Protocol[ReportT_co]):
-    """The work that all shards of a job share."""
-
-    def work_digest(self, task: ShardTask) -> str:
-        """Of all that decides the output apart from the input."""
-        ...
-
-    def run(self, task: ShardTask, progress: Progress) -> ReportT_co:
-        """Work on the shard and commit the result; raises StriateError naming the shard."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -259,106 +211,3 @@ def _reject_table(rejects: Sequence[tuple[ImageRecord, BadPicture]], schema: pa.
     for name in REJECT_COLUMNS:
         table = table.append_column(name, pa.array([getattr(bad, name) for _, bad in rejects], pa.string()))
     return table
-
-
-class ShardOutput:
-    """A shard and its rejects being written, and the counts that go into its report.
-
-    Nothing appears under its name before the block ends well; the report is written by `commit`.
-
-    Args:
-        task: the shard.
-        schema: of what is kept.
-        rejected: columns of the rejects, less the reason; those of `schema` where it is None.
-    """
-
-    def __init__(
-        self, task: ShardTask, schema: pa.Schema, rejected: pa.Schema | None = None, *, measure: bool = False
-    ) -> None:
-        self._task = task
-        self.histograms = histograms.Histograms() if measure else None
-        self._schema = schema
-        self._rejected = schema if rejected is None else rejected
-        self._rejects: ShardWriter | None = None
-        self._files = ExitStack()
-        self._tallies: list[Tally] = []
-        self._seconds: Counter[str] = Counter()
-
-    def __enter__(self) -> ShardOutput:
-        self._writer = self._files.enter_context(
-            ShardWriter(self._task.dataset, self._task.stem + SUFFIX, self._schema)
-        )
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        start = perf_counter()
-        self._files.__exit__(*raised)
-        self.spent({"write": perf_counter() - start})
-
-    def spent(self, seconds: Mapping[str, float]) -> None:
-        """Add to the time by stage."""
-        self._seconds.update(seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
-
-    def add(self, kept: pa.Table, rejects: pa.Table, tally: Tally) -> Tally:
-        """Write what was kept; returns `tally` completed with the counts of `kept`."""
-        start = perf_counter()
-        self._writer.add(kept)
-        if rejects.num_rows:
-            if self._rejects is None:
-                name = f"{REJECTS}/{self._task.stem}{SUFFIX}"
-                schema = reject_schema(self._rejected)
-                self._rejects = self._files.enter_context(ShardWriter(self._task.dataset, name, schema))
-            self._rejects.add(rejects)
-        done = tally.model_copy(update=_kept_counts(kept))
-        self._tallies.append(done)
-        self.spent({"write": perf_counter() - start})
-        return done
-
-    def commit(self, work_digest: str) -> ShardReport:
-        """Write the report; from then on the shard counts as done.
-
-        Raises:
-            StriateError: if the pictures do not add up.
-        """
-        tally = Tally.total(self._tallies)
-        if not tally.balanced:
-            raise StriateError(f"{self._task.stem}: pictures were lost or doubled, which is a defect: {tally}")
-        report = ShardReport(
-            stem=self._task.stem,
-            input_digest=self._task.input_digest,
-            work_digest=work_digest,
-            output=self._writer.entry,
-            rejects=None if self._rejects is None else self._rejects.entry,
-            tally=tally,
-            histograms=None if self.histograms is None else self.histograms.to_dict(),
-            seconds={stage: round(seconds, 4) for stage, seconds in self._seconds.items()},
-        )
-        save_report(self._task.dataset, report)
-        return report
-
-
-def _kept_counts(kept: pa.Table) -> dict[str, Any]:
-    sides = np.maximum(kept["width"].to_numpy(), kept["height"].to_numpy()) if kept.num_rows else np.zeros(0)
-    rounded = 2 ** np.ceil(np.log2(np.maximum(sides, 1))).astype(np.int64)
-    return {
-        "rows_out": kept.num_rows,
-        "image_bytes_out": image_bytes(kept),
-        "classes": _counts(kept["label"]),
-        "formats": _counts(kept["format"]),
-        "channels": _counts(kept["channels"]),
-        "sides": _counts(pa.chunked_array([rounded])),
-    }
-
-
-def _counts(column: pa.ChunkedArray[Any]) -> dict[str, int]:
-    return {
-        str(item["values"]): item["counts"]
-        for item in _compute.value_counts(column).to_pylist()
-        if item["values"] is not None
-    }
-
-
-def image_bytes(table: pa.Table) -> int:
-    """Encoded bytes of all pictures of a table."""
-    sizes = _compute.binary_length(_compute.struct_field(table["image"], "bytes"))
-    return int(_compute.sum(sizes).as_py() or 0)

@@ -21,11 +21,11 @@ from jobs.ingest import ingest, plan_ingest
 from library import storage
 from library.bundle.bundle import Bundle
 from library.dataset.lease import hold
+from library.dataset.task import Progress, ShardTask
 from library.errors import StriateError, UsageError
 from library.evaluation.report import Content, summary
 from library.evaluation.robustness import CORRUPTIONS
 from library.evaluation.sums import EvaluateReport
-from library.work.filtering import Progress, ShardTask
 from library.work.scoring import EvaluateJob
 from tests.bundles import make_bundle
 from tests.datasets import rows

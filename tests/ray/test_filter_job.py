@@ -22,10 +22,11 @@ from jobs.shards.pool import Places
 from jobs.shards.tasks import make_shards, run_tasks
 from library.dataset.destination import claim
 from library.dataset.manifest import Job, Manifest, ShardReport, load_manifest, save_manifest
+from library.dataset.task import Progress, ShardTask
 from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.pipeline import Pipeline
-from library.work.filtering import FilterJob, Progress, ShardTask
+from library.work.filtering import FilterJob
 from tests.datasets import content, rows
 from tests.waiting import until
 

@@ -15,8 +15,8 @@ from jobs.shards import runner
 from jobs.shards.pool import Places
 from jobs.shards.runner import run_shards
 from library.dataset.manifest import Job, Manifest, Report, Tally, save_manifest
+from library.dataset.task import Progress, ShardTask
 from library.errors import StriateError
-from library.work.filtering import Progress, ShardTask
 from tests.waiting import until
 
 

@@ -11,10 +11,11 @@ import pytest
 from library.dataset.destination import claim, committed, finish
 from library.dataset.histograms import Histograms
 from library.dataset.manifest import Job, Manifest, ShardReport, load_report
+from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.imaging import codec
 from library.imaging.codec import Encoding
-from library.work.filtering import FilterJob, ShardTask
+from library.work.filtering import FilterJob
 from serve.replica.drift import compare
 from tests.picture_examples import encoded, ingest, scene, write_files
 

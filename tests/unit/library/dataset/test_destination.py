@@ -10,9 +10,10 @@ import pytest
 from library.dataset.destination import check_apart, check_claim, claim, committed, finish
 from library.dataset.manifest import Job, Manifest, ShardReport, find_manifest, load_manifest, save_manifest
 from library.dataset.shards import SUFFIX
+from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.errors import UsageError
-from library.work.filtering import FilterJob, ShardTask
+from library.work.filtering import FilterJob
 from tests.picture_examples import encoded, ingest, write_files
 
 WORK = "grayscale(background=1.0)"

@@ -24,9 +24,9 @@ from library.dataset.planning import (
     plan,
     shard_bytes_for,
 )
+from library.dataset.task import ShardTask
 from library.errors import UsageError
 from library.sources import INDEX_SCHEMA
-from library.work.filtering import ShardTask
 
 
 def listing(labels: Sequence[str | None], *, sizes: Sequence[int] | int = 100, **columns: Sequence[Any]) -> pa.Table:

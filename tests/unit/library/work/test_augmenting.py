@@ -13,13 +13,13 @@ from jobs.augment import plan_augment
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Manifest, ShardReport, Tally, load_manifest
 from library.dataset.shards import ShardWriter
+from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.work.augmenting import AugmentJob
-from library.work.filtering import ShardTask
 from tests.picture_examples import encoded, ingest, table, write_files
 
 STEPS = "rotate(15) | flip(p=0.5)"

@@ -20,11 +20,12 @@ from library.dataset.manifest import Manifest, ShardReport, Tally, load_report
 from library.dataset.planning import Layout, plan
 from library.dataset.record import dataset_schema
 from library.dataset.shards import ROW_GROUP_BYTES, ShardWriter
+from library.dataset.task import ShardOutput, ShardTask
 from library.errors import StepError, StriateError
 from library.imaging import codec
 from library.sources import Options, Read, list_source, read_pictures
 from library.work import filtering
-from library.work.filtering import FilterJob, IngestJob, ShardOutput, ShardTask
+from library.work.filtering import FilterJob, IngestJob
 from tests.picture_examples import encoded, ingest, table, write_files
 
 GOOD, GREY, SMALL = encoded("jpeg", 40, 50), encoded("png", 40, 50, channels=1), encoded("png", 4, 5)

@@ -15,10 +15,11 @@ from library.bundle.bundle import Bundle, ensemble
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Manifest, ShardReport, Tally, load_manifest
 from library.dataset.shards import ShardWriter
+from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
 from library.imaging import codec
-from library.work.filtering import FilterJob, ShardTask
+from library.work.filtering import FilterJob
 from library.work.predicting import PredictJob
 from tests.bundles import make_bundle, near
 from tests.picture_examples import encoded, ingest, npy_array, scene, table, write_files

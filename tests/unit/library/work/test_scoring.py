@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from library import storage
 from library.bundle.bundle import Bundle
 from library.dataset.shards import ShardReader
+from library.dataset.task import ShardTask
 from library.errors import BadPicture, StriateError
 from library.evaluation.robustness import CORRUPTIONS, order_of
 from library.evaluation.sums import Pairs
 from library.imaging import codec
 from library.imaging.picture import Pixels
-from library.work.filtering import ShardTask
 from library.work.scoring import EvaluateJob, ShardScorer, ShardScores
 from tests.bundles import make_bundle
 from tests.picture_examples import encoded, ingest, npy_array, write_files
