@@ -25,6 +25,27 @@ BORDER_CODES: dict[str, int] = {
     "zeros": cv2.BORDER_CONSTANT,
 }
 
+
+def _checked_fill(value: Any) -> Any:
+    if value == "constant":
+        return 0.0
+    if isinstance(value, str):
+        valid = value in _FILL_CODES
+    else:
+        valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    if not valid:
+        choices = ", ".join(f'"{name}"' for name in _FILL_CODES)
+        raise ValueError(f"should be a constant from 0 to 1 (a fraction of white), or one of {choices}")
+    return value
+
+
+_FILL_CODES = {"edge": cv2.BORDER_REPLICATE, "reflect": cv2.BORDER_REFLECT, "wrap": cv2.BORDER_WRAP}
+
+#: What an augmentation puts outside the picture: a constant (a fraction of white; "constant" means 0), or, by the
+#: names of Keras, "edge" `aaaaaa|abcdefgh|hhhhhhh`, "reflect" `fedcba|abcdefgh|hgfedcb`, "wrap"
+#: `cdefgh|abcdefgh|abcdefg`.
+Fill: TypeAlias = Annotated[float | Literal["edge", "reflect", "wrap"], pydantic.BeforeValidator(_checked_fill)]
+
 #: Past this many channels an OpenCV matrix has three dimensions, and no filter takes it.
 MAX_CV_CHANNELS = 128
 
@@ -86,6 +107,23 @@ def saturated(values: NDArray[Any], dtype: DTypeLike, scale: float = 1.0) -> Pix
     flat = values.reshape(values.shape[0], -1)
     depth = cv2.CV_8U if target == np.uint8 else cv2.CV_16U
     return np.asarray(cv2.addWeighted(flat, scale, flat, 0.0, 0.0, dtype=depth)).reshape(values.shape)
+
+
+def border(fill: float | str, dtype: DTypeLike) -> tuple[int, float]:
+    """OpenCV's border code for a fill, and the pixel value if it is a constant."""
+    if isinstance(fill, str):
+        return _FILL_CODES[fill], 0.0
+    return cv2.BORDER_CONSTANT, float(saturated(np.full((1, 1), fill), dtype, white(dtype))[0, 0])
+
+
+def padded(pixels: Pixels, rows: int | tuple[int, int], columns: int | tuple[int, int], fill: float | str) -> Pixels:
+    """A picture with rows and columns added: as many on both sides, or a pair (before, after)."""
+    code, value = border(fill, pixels.dtype)
+    top, bottom = rows if isinstance(rows, tuple) else (rows, rows)
+    left, right = columns if isinstance(columns, tuple) else (columns, columns)
+    return by_channel_groups(
+        lambda group: cv2.copyMakeBorder(group, top, bottom, left, right, code, value=(value,) * 4), pixels, 4
+    )
 
 
 def as_8_bits(pixels: Pixels, low: float, high: float) -> Pixels:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin
 
 from library.errors import BadPicture
+from library.imaging.codec.boxes import PX_NS, brands, heif_work_px
+from library.imaging.codec.conversions import divided_by_alpha, full_range
 from library.imaging.codec.header import Header, exif_orientation, header_of, upright
-from library.imaging.codec.heif_work import PX_NS, heif_work_px
-from library.imaging.codec.samples import divided_by_alpha, full_range
 
 _CHANNELS = {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "RGBa": 4}  # by pillow-heif's mode, less its depth
 _MAX_CODED_PX = 2**24  # of which a picture may show a small part
@@ -42,15 +42,6 @@ _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "heic"),
 }
 _HEIF_BRANDS = {b"mif1", b"mif2", b"msf1"}  # which say nothing of how the pixels are coded
-_MOST_BRANDS = 64
-
-
-def brands(data: bytes) -> list[bytes]:
-    """The brands of a file in boxes (MP4, HEIF and their relatives), the major one first; none of other files."""
-    if data[4:8] != b"ftyp":
-        return []
-    end = min(int.from_bytes(data[:4], "big"), 16 + 4 * _MOST_BRANDS)
-    return [data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))]
 
 
 def _opened(data: bytes) -> pillow_heif.HeifFile:

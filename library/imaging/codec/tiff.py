@@ -29,12 +29,12 @@ from PIL import Image, WebPImagePlugin
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG
 
 from library.errors import BadPicture
+from library.imaging.codec.conversions import cmyk_to_rgb, divided_by_alpha, full_range
 from library.imaging.codec.header import ORIENTATION_TAG, Header, header_of, upright
 from library.imaging.codec.jpeg import jpeg_work_px
-from library.imaging.codec.jpeg2000_work import PX_NS as JPEG2000_PX_NS
-from library.imaging.codec.jpeg2000_work import jpeg2000_work_px
+from library.imaging.codec.jpeg2000 import PX_NS as JPEG2000_PX_NS
+from library.imaging.codec.jpeg2000 import jpeg2000_work_px
 from library.imaging.codec.png import png_header
-from library.imaging.codec.samples import cmyk_to_rgb, divided_by_alpha, full_range
 
 _T = TypeVar("_T")
 

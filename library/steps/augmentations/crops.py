@@ -11,8 +11,8 @@ from pydantic import Field
 
 from library.errors import BadPicture
 from library.imaging.picture import Pixels
-from library.steps.arrays import Fraction, saturated, white
-from library.steps.augmentations.ranges import Chance, Fill, Ratios, Shares, between, padded
+from library.randomness import AreaFractions, Probability, Ratios, uniform
+from library.steps.arrays import Fill, Fraction, padded, saturated, white
 from library.steps.base import register
 from library.steps.geometry import Resize, Side
 
@@ -57,7 +57,9 @@ class RandomResizedCrop:
     """
 
     size: Annotated[Side | tuple[Side, Side], Field(description="pixels: a square's side, or [height, width]")]
-    scale: Annotated[Shares, Field(description="least and greatest area of the box, as fractions of the picture's")] = (
+    scale: Annotated[
+        AreaFractions, Field(description="least and greatest area of the box, as fractions of the picture's")
+    ] = (
         0.08,
         1.0,
     )
@@ -87,8 +89,11 @@ class RandomErase:
     tall and wide ones are alike often; the paper draws it evenly. What fits in none of ten tries is cut off at the rim.
     """
 
-    p: Annotated[Chance, Field(description="probability that a picture is changed")] = 0.5
-    scale: Annotated[Shares, Field(description="least and greatest area, as fractions of the picture's")] = (0.02, 0.4)
+    p: Annotated[Probability, Field(description="probability that a picture is changed")] = 0.5
+    scale: Annotated[AreaFractions, Field(description="least and greatest area, as fractions of the picture's")] = (
+        0.02,
+        0.4,
+    )
     ratio: Annotated[Ratios, Field(description="least and greatest height / width")] = (0.3, 1 / 0.3)
     fill: Annotated[Fraction | Literal["noise"], Field(description="noise, or a constant as a fraction of white")] = (
         "noise"
@@ -121,8 +126,8 @@ def _rectangle(
     area: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int]:
     """Two sides whose product is a random part of `area`, and second / first a random `ratio`."""
-    wanted = area * between(*scale, rng)
-    shape = math.exp(between(math.log(ratio[0]), math.log(ratio[1]), rng))
+    wanted = area * uniform(*scale, rng)
+    shape = math.exp(uniform(math.log(ratio[0]), math.log(ratio[1]), rng))
     return round(math.sqrt(wanted / shape)), round(math.sqrt(wanted * shape))
 
 

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, model_validator
 from library.errors import BadPicture
 from library.imaging import codec
 from library.imaging.picture import Pixels
+from library.randomness import in_order, uniform
 from library.steps.arrays import Fraction, by_channel_groups, each_channel, saturated, white
-from library.steps.augmentations.ranges import between, in_order
 from library.steps.base import register
 
 _Sigma = Annotated[float, Field(gt=0, le=50)]
@@ -52,7 +52,7 @@ class RandomBlur:
     ] = (0.1, 2.0)
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        sigma = between(*self.sigma, rng)
+        sigma = uniform(*self.sigma, rng)
         return by_channel_groups(
             lambda group: cv2.GaussianBlur(group, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101), pixels
         )

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from library.errors import BadPicture
 from library.imaging.picture import Pixels
-from library.steps.arrays import Fraction, by_channel_groups
-from library.steps.augmentations.ranges import Chance, Degrees, Fill, Ratios, border, either_way, factor, padded
+from library.randomness import Degrees, Probability, Ratios, factor, symmetric
+from library.steps.arrays import Fill, Fraction, border, by_channel_groups, padded
 from library.steps.base import register
 
 #: A linear map of the plane, rows first: ((xx, xy), (yx, yy)).
@@ -43,13 +43,13 @@ class Rotate:
     degrees: Annotated[
         Degrees, Field(description="most degrees either way, or [low, high]; positive is counter-clockwise")
     ]
-    p: Annotated[Chance, Field(description=_CHANCE)] = 1.0
+    p: Annotated[Probability, Field(description=_CHANCE)] = 1.0
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         if rng.random() >= self.p:
             return pixels
-        return rotated(pixels, either_way(self.degrees, rng), self.fill)
+        return rotated(pixels, symmetric(self.degrees, rng), self.fill)
 
 
 @register("augmentation")
@@ -59,7 +59,7 @@ class Flip:
     As torchvision's RandomHorizontalFlip and RandomVerticalFlip and Keras' horizontal_flip and vertical_flip.
     """
 
-    p: Annotated[Chance, Field(description="probability of each mirror")] = 0.5
+    p: Annotated[Probability, Field(description="probability of each mirror")] = 0.5
     direction: Annotated[
         Literal["horizontal", "vertical", "both"],
         Field(description="horizontal swaps left and right, vertical top and bottom; both draws for each"),
@@ -86,14 +86,14 @@ class Shift:
 
     x: Annotated[Fraction, Field(description="most sideways, either way, as a fraction of the width")] = 0.1
     y: Annotated[Fraction, Field(description="most up or down, as a fraction of the height")] = 0.1
-    p: Annotated[Chance, Field(description=_CHANCE)] = 1.0
+    p: Annotated[Probability, Field(description=_CHANCE)] = 1.0
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         if rng.random() >= self.p:
             return pixels
         height, width = pixels.shape[:2]
-        right, down = round(either_way(self.x * width, rng)), round(either_way(self.y * height, rng))
+        right, down = round(symmetric(self.x * width, rng)), round(symmetric(self.y * height, rng))
         return shifted(pixels, right, down, self.fill)
 
 
@@ -110,14 +110,14 @@ class Shear:
 
     degrees: Annotated[Annotated[float, Field(ge=0, le=80)], Field(description="greatest slant either way, in degrees")]
     axis: Annotated[Literal["x", "y", "both"], Field(description="the axis along which pixels slide")] = "x"
-    p: Annotated[Chance, Field(description=_CHANCE)] = 1.0
+    p: Annotated[Probability, Field(description=_CHANCE)] = 1.0
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         if rng.random() >= self.p:
             return pixels
-        x = math.tan(math.radians(either_way(self.degrees, rng))) if self.axis != "y" else 0.0
-        y = math.tan(math.radians(either_way(self.degrees, rng))) if self.axis != "x" else 0.0
+        x = math.tan(math.radians(symmetric(self.degrees, rng))) if self.axis != "y" else 0.0
+        y = math.tan(math.radians(symmetric(self.degrees, rng))) if self.axis != "x" else 0.0
         return sheared(pixels, x, y, self.fill)
 
 
@@ -136,7 +136,7 @@ class Zoom:
         Annotated[float, Field(ge=0, lt=1)] | Ratios,
         Field(description="a: factors from 1 - a to 1 + a; or [low, high], where [1, 1.5] only enlarges"),
     ]
-    p: Annotated[Chance, Field(description=_CHANCE)] = 1.0
+    p: Annotated[Probability, Field(description=_CHANCE)] = 1.0
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:

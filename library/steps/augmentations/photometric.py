@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field
 
 from library.errors import BadPicture
 from library.imaging.picture import Pixels
+from library.randomness import Factor, factor, in_order, symmetric
 from library.steps.arrays import MAX_CV_CHANNELS, Fraction, finite_range, saturated, white
-from library.steps.augmentations.ranges import Factor, either_way, factor, in_order
 from library.steps.base import register
 
 #: ITU-R BT.601, as `grayscale` has it.
@@ -89,7 +89,7 @@ class Hue:
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         _require_rgb(pixels, "hue")
-        return _turned(pixels, either_way(self.amount, rng))
+        return _turned(pixels, symmetric(self.amount, rng))
 
 
 @register("augmentation")

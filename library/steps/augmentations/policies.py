@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from library.imaging.picture import Pixels
-from library.steps.arrays import by_channel_groups, white
+from library.randomness import Probability
+from library.steps.arrays import Fill, by_channel_groups, white
 from library.steps.augmentations.geometric import rotated, sheared, shifted
 from library.steps.augmentations.photometric import contrasted, saturated_by, scaled
-from library.steps.augmentations.ranges import Chance, Fill
 from library.steps.base import Steps, augmented, register
 from library.steps.tone import ContrastStretch, Equalize, Invert
 
@@ -32,7 +32,7 @@ def _are_steps(value: Any) -> Any:
 class Sometimes:
     """Run filters and augmentations with a probability, all of them or none: `sometimes(0.3, invert | rotate(10))`."""
 
-    p: Annotated[Chance, Field(description="probability that a picture is changed")]
+    p: Annotated[Probability, Field(description="probability that a picture is changed")]
     steps: Annotated[
         Steps, BeforeValidator(_are_steps), Field(description="one filter or augmentation, or several: a | b")
     ]

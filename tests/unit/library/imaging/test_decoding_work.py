@@ -22,8 +22,8 @@ from benchmarks.worst_pictures import (
 )
 from library.errors import BadPicture
 from library.imaging import codec
-from library.imaging.codec.heif_work import av1_frames, heif_work_px
-from library.imaging.codec.jpeg2000_work import jpeg2000_work_px
+from library.imaging.codec.boxes import av1_frames, heif_work_px
+from library.imaging.codec.jpeg2000 import jpeg2000_work_px
 from tests.picture_examples import encoded, ingest, pil_bytes, scene, tiff_bytes, with_tiff_tag, write_files
 
 LIMITS = codec.Limits(max_pixels=2**20)

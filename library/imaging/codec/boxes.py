@@ -23,6 +23,7 @@ _CODED_PX = 3
 _LEAST_PX = 8 * 2**20
 _ITEM_PX = 10_000
 _MOST_BOXES, _MOST_UNITS = 50_000, 20_000
+_MOST_BRANDS = 64
 _MOST_OVERLAP, _LEAST_READ_BYTES = 2, 2**24
 _MOST_PX = 2**60
 
@@ -92,6 +93,14 @@ class _Items:
 
 
 # -- boxes ------------------------------------------------------------------------------------------------------------
+
+
+def brands(data: bytes) -> list[bytes]:
+    """The brands of a file in boxes (MP4, HEIF and their relatives), the major one first; none of other files."""
+    if data[4:8] != b"ftyp":
+        return []
+    end = min(int.from_bytes(data[:4], "big"), 16 + 4 * _MOST_BRANDS)
+    return [data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))]
 
 
 def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
