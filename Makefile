@@ -70,13 +70,13 @@ bench: setup
 	out/peers/bin/python -m pip install --quiet --disable-pip-version-check litserve bentoml
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 	  "$$(out/peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz-striate.pth"
-	$(BIN)/python benchmarks/filter_throughput.py
-	$(BIN)/python benchmarks/train_throughput.py
-	$(BIN)/python benchmarks/cached_features.py
-	$(BIN)/python benchmarks/predict_throughput.py
-	$(BIN)/python benchmarks/serve_throughput.py
-	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/decode_worst_case.py
+	$(BIN)/python benchmarks/filter/filter_throughput.py
+	$(BIN)/python benchmarks/train/train_throughput.py
+	$(BIN)/python benchmarks/train/cached_features.py
+	$(BIN)/python benchmarks/serve/predict_throughput.py
+	$(BIN)/python benchmarks/serve/serve_throughput.py
+	$(BIN)/python benchmarks/scale/scale.py
+	$(BIN)/python benchmarks/filter/decode_worst_case.py
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache

@@ -1,1 +1,5 @@
-"""Benchmarks, and the programs that striate is compared with. See README.md."""
+"""Benchmarks, and the programs that Striate is compared with. See README.md."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]

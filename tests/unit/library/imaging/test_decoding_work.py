@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.worst_pictures import (
+from benchmarks.filter.costly_pictures import (
     commented_gif,
     layered_heif,
     many_scans,

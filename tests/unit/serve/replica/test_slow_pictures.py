@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.worst_pictures import many_scans, progressive_jpeg
+from benchmarks.filter.costly_pictures import many_scans, progressive_jpeg
 from library.bundle.bundle import Bundle, ensemble
 from library.errors import BadPicture, StepError
 from library.imaging import codec

@@ -1,0 +1,1 @@
+"""What several benchmarks share: measuring, result files, photos and runs of Striate."""

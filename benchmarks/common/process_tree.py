@@ -1,0 +1,160 @@
+"""A server as a process of its own, with all that it starts: how much memory it takes, and an end to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, perf_counter
+
+from benchmarks.common.measuring import NotRunError
+
+_END_S = 60.0
+#: What asks has the cores first, as on a machine of its own: the times that it sees are the server's then.
+_NICE = ("nice", "-n", "5")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that answers.
+
+    Attributes:
+        process: the one that was started; the others are below it.
+        seconds: from its start to its first answer.
+    """
+
+    process: subprocess.Popen[bytes]
+    seconds: float
+
+    def memory_mb(self) -> float:
+        """Proportional set size of all its processes, in 10^6 bytes: what they share counts once."""
+        return _megabytes(descendants(self.process.pid), "smaps_rollup", "Pss")
+
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+
+@contextmanager
+def server(
+    command: Sequence[str], environment: Mapping[str, str], probe: urllib.request.Request, timeout_s: float = 180
+) -> Generator[Started]:
+    """Start a server and wait until it answers `probe` with 200; it is ended with the block, and all below it.
+
+    Raises:
+        NotRunError: it ends by itself, or does not answer in time; with the end of what it wrote.
+    """
+    with tempfile.NamedTemporaryFile(prefix="striate-bench-", suffix=".log") as log:
+        start = perf_counter()
+        command = [*_NICE, *command]
+        process = subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait(process, command, probe, timeout_s, Path(log.name))
+            yield Started(process, round(perf_counter() - start, 2))
+        finally:
+            _end(process)
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all below it."""
+    parents: dict[int, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        # It may have ended meanwhile.
+        with contextlib.suppress(OSError):
+            # "123 (name, maybe with brackets) S 456 ...": the parent is the second field after the name.
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, of in parents.items() if of == parent]
+    return found
+
+
+def _megabytes(pids: Sequence[int], file: str, field: str) -> float:
+    """The sum of one field of a file in /proc, in 10^6 bytes; processes that have ended meanwhile count nothing."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            text = Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8")
+            match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+            # One that has ended, and waits for its parent to notice, has no memory.
+            total += int(match[1]) * 1024 if match else 0
+    return round(total / 1e6, 1)
+
+
+def _wait(
+    process: subprocess.Popen[bytes],
+    command: Sequence[str],
+    probe: urllib.request.Request,
+    timeout_s: float,
+    log: Path,
+) -> None:
+    end = monotonic() + timeout_s
+    answer = "nothing"
+    while process.poll() is None and monotonic() < end:
+        try:
+            with urllib.request.urlopen(probe, timeout=10):
+                return
+        except urllib.error.HTTPError as error:
+            answer = f"{error.code}: {error.read()[:300]!r}"
+        except OSError as error:
+            answer = str(error)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    why = "ended" if process.poll() is not None else f"answered {answer} for {timeout_s:g} s"
+    written = log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
+    raise NotRunError(f"{shlex.join(command)} {why}:\n{written}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # Listed before: what is below it has another parent afterwards.
+    below = descendants(process.pid)[1:]
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+    for pid in [*below, process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+class PeakMemory:
+    """The most memory that a server takes while the block runs, as the kernel keeps it.
+
+    Nobody looks meanwhile: to add up the pages of some processes takes 0.1 s of a core, which the server then lacks.
+
+    Attributes:
+        before_mb: `Started.memory_mb` when the block began.
+        peak_mb: and by how much the resident set of each process has been larger since, at whatever moment each; so no
+            less than the largest `Started.memory_mb` of the processes that live on.
+    """
+
+    before_mb: float
+    peak_mb: float
+
+    def __init__(self, started: Started) -> None:
+        self._started = started
+        self._resident_mb = dict[int, float]()
+
+    def __enter__(self) -> PeakMemory:
+        self.before_mb = self._started.memory_mb()
+        for pid in descendants(self._started.process.pid):
+            self._resident_mb[pid] = _megabytes([pid], "status", "VmRSS")
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        below = descendants(self._started.process.pid)
+        grown = [_megabytes([pid], "status", "VmHWM") - self._resident_mb.get(pid, 0.0) for pid in below]
+        self.peak_mb = round(self.before_mb + sum(grown), 1)

@@ -1,0 +1,204 @@
+"""How long the dearest pictures take that are accepted, by format, on one core.
+
+    python benchmarks/filter/decode_worst_case.py
+
+Each picture is as dear as its format lets it be within limits of 16 million pixels: as many scans, strips or runs as
+are accepted, or noise, which is the dearest content. Limits grow with the pixels, and so does the time: a server takes
+four times as many pixels and a job eight times, and the two last columns say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import REPOSITORY
+from benchmarks.common.result_file import machine, save
+from benchmarks.filter.costly_pictures import many_scans, progressive_jpeg, run_length_bmp, striped_tiff, thin_png
+from library.errors import BadPicture
+from library.imaging import codec
+from serve.settings import ServeSettings
+
+_LIMITS = codec.Limits(max_pixels=2**24)
+_SIDE = 4096
+#: Of the encoders that take long: their noise is a quarter as large.
+_SMALL = 2048
+
+
+def main() -> int:
+    """Exit code 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="formats (all)")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of the result")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    ImageFile.MAXBLOCK = 2**28  # Pillow writes a progressive JPEG in one piece
+    described, rows = machine(1), list[dict[str, Any]]()
+    for name, (what, make) in _CASES.items():
+        if options.only and name.split()[0] not in options.only:
+            continue
+        rows.append({"case": name, "what": what, **_measured(make())})
+        print(rows[-1], file=sys.stderr, flush=True)
+    result = {"benchmark": "decode_worst_case", "machine": described, "parameters": {"pixels": 2**24}, "cases": rows}
+    _print(rows)
+    print(save(result, options.out))
+    return 0
+
+
+def _measured(data: bytes) -> dict[str, Any]:
+    """Processor time, as the machine may be busy; the scale is from this picture's pixels to those of each limit."""
+    began = time.process_time()
+    header = codec.probe(data, _LIMITS)
+    probed = time.process_time()
+    try:
+        codec.decode(data, header=header)
+        refused = ""
+    except BadPicture as bad:  # after as much work
+        refused = bad.reason
+    seconds = time.process_time() - probed
+    # A picture at the limit of its work grows with the limit; any other grows with its pixels.
+    at_most = max(header.work_px / _LIMITS.max_work_px, header.width * header.height / _LIMITS.max_pixels)
+    times = {"server": ServeSettings().max_pixels / 2**24, "job": codec.DEFAULT_LIMITS.max_pixels / 2**24}
+    return {
+        "bytes": len(data),
+        "size": [header.width, header.height],
+        "work_px": header.work_px,
+        "refused": refused,
+        "probe_s": round(probed - began, 4),
+        "decode_s": round(seconds, 3),
+        "expected_s": round(header.expected_s, 3),
+        **{f"{name}_s": round(seconds * scale / at_most, 1) for name, scale in times.items()},
+    }
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("picture", "MB", "probe s", "decode s", "server's limit s", "job's limit s"):
+        table.add_column(title, justify="left" if title == "picture" else "right")
+    for row in rows:
+        figures = (row["bytes"] / 1e6, row["probe_s"], row["decode_s"], row["server_s"], row["job_s"])
+        table.add_row(f"{row['case']}: {row['what']}", *(f"{figure:.2f}" for figure in figures))
+    Console(width=140, highlight=False, markup=False).print(table)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _noise(side: int, channels: int = 3, dtype: str = "uint8") -> NDArray[Any]:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (side, side, channels), dtype)
+
+
+def _pil(pixels: NDArray[Any], kind: str, mode: str | None = None, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(out, kind, **options)
+    return out.getvalue()
+
+
+def _tiff(pixels: NDArray[Any], compression: str, **options: Any) -> bytes:
+    import tifffile
+
+    out = io.BytesIO()
+    tifffile.imwrite(out, pixels, photometric="rgb", compression=compression, metadata=None, **options)
+    return out.getvalue()
+
+
+def _most(make: Callable[[int], bytes], limit: int) -> bytes:
+    """The dearest that is accepted of pictures that get dearer with a number."""
+
+    def refused(number: int) -> bool:
+        try:
+            return codec.probe(make(number), _LIMITS).work_px > _LIMITS.max_work_px
+        except BadPicture:
+            return True
+
+    return make(bisect_right(range(limit), False, key=refused) - 1)
+
+
+def _scans(refining: bool) -> Callable[[], bytes]:
+    return lambda: _most(lambda number: progressive_jpeg(_SIDE, _SIDE, many_scans(number, refining)), 5000)
+
+
+def _column(number: int) -> bytes:
+    return thin_png(number + 1, interlaced=True)
+
+
+def _strips() -> bytes:
+    strip = zlib.compress(bytes(50))
+    return _most(lambda number: striped_tiff(50, number + 1, strip), 200_000)
+
+
+def _scans_in_a_tiff() -> bytes:
+    return _most(
+        lambda number: striped_tiff(
+            _SIDE, 1, progressive_jpeg(_SIDE, _SIDE, many_scans(number, refining=True)), 7, rows=_SIDE
+        ),
+        2000,
+    )
+
+
+def _runs() -> bytes:
+    """One pixel in each run, as many as there may be."""
+    side = 1300
+    return run_length_bmp(side, side, (b"\1\5" * side + b"\0\0") * side)
+
+
+def _columns_first() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.asfortranarray(_noise(_SIDE)))
+    return out.getvalue()
+
+
+_CASES: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jpeg scans": ("progressive, scans of nothing", _scans(refining=False)),
+    "jpeg refined": ("progressive, each scan refines all", _scans(refining=True)),
+    "jpeg noise": (
+        "progressive, noise at quality 100",
+        lambda: _pil(_noise(_SMALL), "jpeg", quality=100, subsampling=0, progressive=True),
+    ),
+    "jpeg inks": ("CMYK, noise", lambda: _pil(_noise(_SIDE), "jpeg", "CMYK", quality=95)),
+    "png noise": ("16 bits and alpha, noise", lambda: cv2.imencode(".png", _noise(_SIDE, 4, "uint16"))[1].tobytes()),
+    "png column": (
+        "interlaced, one column",
+        lambda: _most(_column, 10**6),
+    ),
+    "webp noise": ("noise at quality 100", lambda: _pil(_noise(_SMALL), "webp", quality=100, method=0)),
+    "gif noise": ("noise", lambda: _pil(_noise(_SIDE, 1)[:, :, 0], "gif")),
+    "bmp runs": ("RLE8, runs of one pixel", _runs),
+    "npy columns": ("columns first", _columns_first),
+    "tiff strips": ("strips of one row", _strips),
+    "tiff scans": ("a progressive JPEG as strip", _scans_in_a_tiff),
+    "tiff lzma": ("noise, LZMA", lambda: _tiff(_noise(_SMALL) // 16, "lzma", tile=(256, 256))),
+    "tiff jp2": ("noise, JPEG 2000", lambda: _tiff(_noise(_SMALL), "jpeg2000", tile=(256, 256))),
+    "jp2 noise": ("lossless noise", lambda: _pil(_noise(_SMALL), "jpeg2000")),
+    "avif noise": ("noise with alpha", lambda: _pil(_noise(_SMALL, 4), "avif", quality=95, speed=10)),
+    "heic noise": ("noise", lambda: _heic(_noise(_SMALL))),
+}
+
+
+def _heic(pixels: NDArray[Any]) -> bytes:
+    import pillow_heif
+
+    out = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(out, quality=95)
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

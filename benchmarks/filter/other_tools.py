@@ -1,0 +1,93 @@
+"""Programs in processes of their own: Ray Data as documented, ImageMagick, Daft."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.common.measuring import NotRunError, Run, Setup, fresh_folder
+
+_PROGRAMS = Path(__file__).parent / "programs"
+_TIMEOUT_S = 3600
+
+
+def ray_data_images(setup: Setup) -> Run:
+    """Starting Ray is not counted, as it is not for ours."""
+    with fresh_folder(setup.work / "ray-data") as out:
+        program = [sys.executable, str(_PROGRAMS / "ray_data_images.py")]
+        told = _last_line([*program, str(setup.photos.folder), str(out), str(setup.cores)])
+        made = sum(path.is_file() for path in out.iterdir())
+    _check("the Ray Data program", made, len(setup.photos.names))
+    return Run(made, told.pop("seconds"), told)
+
+
+def mogrify_processes(setup: Setup) -> Run:
+    """As many processes as cores, each with its share of the photos and one thread."""
+    return _mogrify(setup, setup.cores, {"MAGICK_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "1"})
+
+
+def mogrify_threads(setup: Setup) -> Run:
+    """One process with the threads that ImageMagick takes by itself."""
+    return _mogrify(setup, 1, {})
+
+
+def _mogrify(setup: Setup, processes: int, variables: dict[str, str]) -> Run:
+    if shutil.which("mogrify") is None:
+        raise NotRunError("no `mogrify` here; `apt-get install -y imagemagick`")
+    names = setup.photos.names[: setup.slow_photos]
+    with fresh_folder(setup.work / "mogrify") as out:
+        command = ["mogrify", "-path", str(out), "-blur", "0x2", "-quality", "90"]
+        start = time.perf_counter()
+        running = [
+            subprocess.Popen(
+                [*command, *names[number::processes]],
+                cwd=setup.photos.folder,
+                env={**os.environ, **variables},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(processes)
+        ]
+        errors = [process.communicate(timeout=_TIMEOUT_S)[1] for process in running]
+        seconds = time.perf_counter() - start
+        made = sum(path.is_file() for path in out.iterdir())
+    if any(process.returncode for process in running):
+        raise NotRunError(f"mogrify failed: {' '.join(errors).strip()[-500:]}")
+    _check("mogrify", made, len(names))
+    return Run(made, seconds)
+
+
+def daft_resize(setup: Setup) -> Run:
+    if setup.daft_python is None:
+        raise NotRunError(
+            "no Daft here; it needs an older pyarrow than ours, so give it its own environment: "
+            "`python -m venv out/daft && out/daft/bin/pip install daft`, or name one with --daft-python"
+        )
+    with fresh_folder(setup.work / "daft") as out:
+        told = _last_line([str(setup.daft_python), str(_PROGRAMS / "daft_resize.py"), setup.dataset, str(out)])
+        made = sum(pq.ParquetFile(path).metadata.num_rows for path in out.glob("*.parquet"))
+    _check("Daft", made, len(setup.photos.names))
+    return Run(made, told.pop("seconds"), told)
+
+
+def _last_line(command: Sequence[str]) -> dict[str, Any]:
+    """Run a program that ends with one line of JSON."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    if done.returncode:
+        raise NotRunError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _check(who: str, made: int, expected: int) -> None:
+    if made != expected:
+        raise NotRunError(f"{who} made {made} pictures of {expected}, which is no fair comparison")

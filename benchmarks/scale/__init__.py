@@ -1,0 +1,1 @@
+"""Benchmarks of memory, requests and time at many shards."""

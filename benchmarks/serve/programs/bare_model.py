@@ -1,0 +1,67 @@
+"""A bundle in a loop over encoded pictures, with nothing round it: what the cores can do at best.
+
+Run by benchmarks/serve/serve_throughput.py: prints `{"ready": ...}`, then answers each line `{"batch": 8, "seconds": 2}`
+with the number of pictures and the seconds they took.
+
+    python -m benchmarks.serve.programs.bare_model BUNDLE FOLDER_OF_JPEGS RUNTIME THREADS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import cv2
+import torch
+
+from library.bundle.bundle import Bundle
+from library.runtimes import Runtime, open_runtime
+
+
+def main(uri: str, folder: str, name: str, threads: str) -> None:
+    torch.set_num_threads(int(threads))
+    cv2.setNumThreads(1)
+    bundle = Bundle.load(uri, "cpu")
+    runtime = open_runtime(bundle, name, threads=int(threads))
+    pictures = cycle([path.read_bytes() for path in sorted(Path(folder).iterdir())])
+    _say({"ready": runtime.described()})
+    with ThreadPoolExecutor(int(threads)) as pool:
+        for line in sys.stdin:
+            asked = json.loads(line)
+            _say(_measured(bundle, runtime, pictures, pool, asked["batch"], asked["seconds"], int(threads)))
+
+
+def _measured(
+    bundle: Bundle,
+    runtime: Runtime,
+    pictures: Any,
+    pool: ThreadPoolExecutor,
+    size: int,
+    seconds: float,
+    threads: int,
+) -> dict[str, Any]:
+    def batch() -> None:
+        data = list(islice(pictures, size))
+        # One thread takes no pool: handing a small picture over costs more than decoding it.
+        prepared = pool.map(bundle.prepare, data) if threads > 1 else map(bundle.prepare, data)
+        bundle.ranked(runtime.probabilities(list(prepared)))
+
+    batch()
+    made, start = 0, perf_counter()
+    while (spent := perf_counter() - start) < seconds:
+        batch()
+        made += size
+    return {"pictures": made, "seconds": spent}
+
+
+def _say(told: dict[str, Any]) -> None:
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

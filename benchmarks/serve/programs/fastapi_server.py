@@ -1,0 +1,21 @@
+"""A classifier by hand: FastAPI, one picture at a time, a process a core with one thread of PyTorch.
+
+The endpoint computes in the event loop: each process has one core and nothing better to do meanwhile.
+By itself, with the variables of classifier.py: `uvicorn benchmarks.serve.programs.fastapi_server:app --workers 2`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+
+from benchmarks.serve.programs.classifier import classifier
+
+app = FastAPI()
+_code = classifier()
+
+
+@app.post("/predict")
+async def predict(request: Request) -> dict[str, Any]:
+    return _code.classify([_code.prepare(await request.body())])[0]

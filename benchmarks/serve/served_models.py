@@ -1,0 +1,69 @@
+"""The bundles and the bodies that serving is measured with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.common.photo_files import make_photos
+from benchmarks.serve.http_load import Bodies
+from library.bundle.bundle import Bundle
+from library.bundle.description import BundleRecord
+from library.imaging import codec
+from library.models import create, info
+
+_SMALL_PX = 28
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model to be served: the name, its bundle, and what is posted to it."""
+
+    name: str
+    bundle: Path
+    bodies: Bodies
+
+
+def make_served(name: str, work: Path, photos: int, tar: Path | None) -> Served:
+    """A bundle of untrained weights, which cost what trained ones do, and real photos.
+
+    Args:
+        name: `lenet5` (grey, 28x28, 10 classes; its photos are reduced to that size, as digits have it) or `resnet50`
+            (colour, 224x224, 1000 classes; photos as they are).
+        work: folder to write into.
+        photos: how many.
+        tar: of photos; None for photos-500.tar, else synthetic ones.
+    """
+    make_bundle(name, work / name)
+    made = make_photos(tar, work / f"{name}-photos", photos)
+    if name == "lenet5":
+        for path in made.paths:
+            path.write_bytes(_reduced(path.read_bytes()))
+    return Served(name, work / name, Bodies(made.folder, photos))
+
+
+def make_bundle(name: str, folder: Path) -> None:
+    """Untrained weights: grey and 10 classes for a model of one channel, else colour and 1000 classes."""
+    torch.manual_seed(0)
+    channels, side, _ = info(name).input_size
+    classes = 10 if channels == 1 else 1000
+    record = BundleRecord(
+        model=name,
+        classes=tuple(f"class {number}" for number in range(classes)),
+        steps="grayscale" if channels == 1 else "rgb",
+        fit=f'resize([{side}, {side}], mode="exact")',
+        input_size=(side, side),
+        channels=channels,
+    )
+    Bundle.of_model(record, create(record.model, num_classes=classes), device="cpu").save(str(folder))
+
+
+def _reduced(data: bytes) -> bytes:
+    pixels = codec.decode(data)
+    grey = pixels if pixels.shape[2] == 1 else np.asarray(cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_RGB2GRAY))
+    small = np.asarray(cv2.resize(grey, (_SMALL_PX, _SMALL_PX), interpolation=cv2.INTER_AREA))
+    return codec.encode(small[:, :, None], codec.Encoding.parse("jpeg:90"))[0]
