@@ -1,6 +1,6 @@
 """A bundle in a loop over encoded pictures, with nothing round it: what the cores can do at best.
 
-Run by benchmarks/serve/serve_throughput.py: prints `{"ready": ...}`, then answers each line `{"batch": 8, "seconds": 2}`
+Run by serve_throughput.py: prints `{"ready": ...}`, then answers each line `{"batch": 8, "seconds": 2}`
 with the number of pictures and the seconds they took.
 
     python -m benchmarks.serve.programs.bare_model BUNDLE FOLDER_OF_JPEGS RUNTIME THREADS
