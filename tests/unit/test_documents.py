@@ -1,9 +1,10 @@
-"""What documents and messages name is there."""
+"""Documents and messages name files, tests, options and commands that exist."""
 
 from __future__ import annotations
 
 import ast
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ from tests import ROOT
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "k8s/README.md", ROOT / "benchmarks/README.md"]
 )
+
+
+#: Where the paths of a document may start: the repository, its tests (security.md), or the document's own folder.
+PATHS = re.compile(
+    r"(?<![\w./-])((?:\.ci|benchmarks|cluster|docs|e2e|jobs|k8s|library|ray|serve|tests|unit)/[\w.*/-]*[\w*])"
+)
+#: A folder that kubernetes.md has the reader make.
+READERS_OWN = "k8s/overlays/mine"
+MODULES = re.compile(r"`((?:library|cluster|jobs|serve)(?:\.\w+)+)`")
 
 
 def test_every_test_that_shows_a_claim_about_security_is_there() -> None:
@@ -33,14 +43,46 @@ def test_links_to_files_lead_to_files(document: Path) -> None:
         assert "://" in link or (document.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_and_modules_that_a_document_names_exist(document: Path) -> None:
+    text = document.read_text("utf-8")
+    starts = (ROOT, ROOT / "tests", document.parent)
+    paths = {path for path in PATHS.findall(text) if not path.startswith(READERS_OWN)}
+    missing = {path for path in paths if not any(any(start.glob(path)) for start in starts)}
+    missing |= {name for name in MODULES.findall(text) if not _is_module_or_attribute(name)}
+    assert missing == set()
+
+
+def _is_module_or_attribute(name: str) -> bool:
+    if name.endswith(".py"):
+        return True  # a file's name, which the paths cover
+    parent, _, last = name.rpartition(".")
+    module = ROOT / name.replace(".", "/")
+    if module.is_dir() or module.with_suffix(".py").exists():
+        return True
+    holder = ROOT / parent.replace(".", "/")
+    file = holder / "__init__.py" if holder.is_dir() else holder.with_suffix(".py")
+    return file.exists() and re.search(rf"\b{last}\b", file.read_text("utf-8")) is not None
+
+
+def test_the_page_of_commands_is_what_the_commands_say() -> None:
+    reference = runpy.run_path(str(ROOT / "docs/hooks/cli.py"))["reference"]
+    written = (ROOT / "docs/cli.md").read_text("utf-8")
+    assert written == reference(), "write it again: .venv/bin/python docs/hooks/cli.py"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8_000
+
+
 def test_every_variable_that_is_read_or_set_is_listed() -> None:
-    told = (ROOT / "docs/environment.md").read_text("utf-8")
+    listed = (ROOT / "docs/environment.md").read_text("utf-8")
     code = "".join(
         path.read_text("utf-8") for folder in ("cluster", "jobs", "serve") for path in (ROOT / folder).rglob("*.py")
     )
     used = set(re.findall(r"""["']((?:RAY|STRIATE)_\w+|OMP_WAIT_POLICY)["']""", code))
     assert len(used) > 25
-    missing = {name for name in used if f"`{name}`" not in told and not name.startswith("RAY_SERVE_HAPROXY_")}
+    missing = {name for name in used if f"`{name}`" not in listed and not name.startswith("RAY_SERVE_HAPROXY_")}
     assert missing == set()
 
 
