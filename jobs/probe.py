@@ -13,10 +13,10 @@ import torch
 
 from jobs.train.driver import model_inputs
 from library import storage
-from library.device import choose_device
 from library.errors import BadPicture, UsageError
 from library.imaging.picture import Pixels
-from library.models import create
+from library.models.build import create
+from library.models.classifier import choose_device
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.recipe import Recipe

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
-from library.models import create
+from library.models.build import create
 
 #: Of the photos of `write_photos`.
 CLASSES = ("china", "flower", "hopper")

@@ -14,7 +14,8 @@ from benchmarks.serve.http_load import Bodies
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.imaging import codec
-from library.models import create, info
+from library.models import info
+from library.models.build import create
 
 _SMALL_PX = 28
 

@@ -27,7 +27,7 @@ from jobs.train.driver import plan_train, train
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError
-from library.models import create
+from library.models.build import create
 from library.recipe import Recipe
 from library.training.logs import read_metrics
 

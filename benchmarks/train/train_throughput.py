@@ -30,10 +30,11 @@ from benchmarks.common.result_file import machine, save
 from jobs.train.driver import plan_train, train
 from library.dataset.manifest import load_manifest
 from library.dataset.shards import ShardReader
-from library.device import autocast, choose_device
 from library.errors import StriateError, UsageError
 from library.imaging import codec
-from library.models import create, info
+from library.models import info
+from library.models.build import create
+from library.models.classifier import autocast, choose_device
 from library.recipe import Recipe
 from library.training.logs import read_metrics
 

@@ -11,6 +11,7 @@ from jobs.output import stderr
 from jobs.train.claim import FEATURES
 from jobs.train.plan import TrainPlan
 from library import storage
+from library.bundle.description import weights_digest
 from library.dataset.manifest import digest_of
 from library.errors import StriateError
 from library.pipeline.inputs import InputPipeline
@@ -100,7 +101,6 @@ def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: boo
 def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resident:
     """What the frozen backbone makes of the pictures; kept beside the run, computed once."""
     from jobs.train.features import cached_features
-    from library.models.weights import weights_digest
 
     recipe = plan.recipe
     copies = recipe.copies if role == "train" and recipe.augment is not None else None

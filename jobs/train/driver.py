@@ -28,7 +28,7 @@ from library.dataset.lease import hold
 from library.dataset.manifest import load_manifest
 from library.errors import BadPicture, UsageError
 from library.grammar import nearest
-from library.models import check_input, create, info, parse_call
+from library.models import info, parse_call
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
@@ -87,6 +87,8 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
             check_columns(rows, inputs.columns)
             inputs.check_channels(rows.dataset, load_manifest(rows.dataset).tally.channels)
     if inputs.size != info(recipe.model).input_size[1:]:
+        from library.models.analysis import check_input  # torch, which the other sizes need not wait for
+
         check_input(recipe.model, inputs.size)
     resident = _bytes_needed(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
     if not resident and not recipe.cache_features and recipe.sampling == "balanced":
@@ -111,6 +113,7 @@ def _check_batch_norms(recipe: Recipe, pictures: int, workers: int) -> None:
     if smallest_part(batch_size, workers, recipe.accumulate) < 2:  # else PyTorch need not be waited for
         import torch
 
+        from library.models.build import create
         from library.training.fitting import check_batch_norms
 
         with torch.device("meta"):
@@ -238,6 +241,7 @@ def _read_by_workers(plan: TrainPlan) -> list[str]:
 
 def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) -> BundleRecord:
     from library.bundle.bundle import Bundle  # torch, which Ray need not wait for
+    from library.models.build import create
 
     recipe, position = plan.recipe, checkpoint["position"]
     model = create(recipe.model, num_classes=len(plan.train.classes), head=recipe.head)

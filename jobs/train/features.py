@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from cluster.connection.session import Session
 from jobs.feed.decoder import answer, residents
 from library import storage
-from library.device import autocast, choose_device
-from library.models import create
+from library.bundle.description import weights_file
+from library.models.build import create
+from library.models.classifier import autocast, choose_device
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, stack
@@ -63,7 +64,10 @@ class FeatureWorker:
         self._device = choose_device()
         torch.manual_seed(self._recipe.seed)  # as the training, whose model is made in the same way
         model: Any = create(
-            self._recipe.model, num_classes=len(rows.classes), head=self._recipe.head, weights=self._recipe.weights
+            self._recipe.model,
+            num_classes=len(rows.classes),
+            head=self._recipe.head,
+            weights=weights_file(self._recipe.weights),
         )
         self._model = model.to(self._device, memory_format=torch.channels_last).eval()
 

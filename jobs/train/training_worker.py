@@ -25,9 +25,10 @@ from jobs.train.claim import remove_local_checkpoints
 from jobs.train.collectives import gathered, largest, summed, take_from_first
 from jobs.train.loop import TrainTask
 from library import storage
+from library.bundle.description import weights_file
 from library.errors import StriateError
 from library.json_lines import WorkLog
-from library.models import create
+from library.models.build import create
 from library.recipe import Recipe
 from library.training.fitting import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
 from library.training.learner import Learner, Score
@@ -70,7 +71,9 @@ class _Training:
         self._device: torch.device = ray.train.torch.get_device()
         recipe = self._recipe
         torch.manual_seed(recipe.seed)
-        model = create(recipe.model, num_classes=len(task.class_counts), head=recipe.head, weights=recipe.weights)
+        model = create(
+            recipe.model, num_classes=len(task.class_counts), head=recipe.head, weights=weights_file(recipe.weights)
+        )
         self._checkpoint = last_state(self._device)
         self._at = Position(**self._checkpoint["position"]) if self._checkpoint else Position()
         self._at.batch_size = self._at.batch_size or self._fitting(model)

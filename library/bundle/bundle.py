@@ -32,7 +32,7 @@ from library.bundle.description import (
 )
 from library.bundle.members import ParallelMembers
 from library.bundle.network import SingleNetwork
-from library.bundle.tensors import in_one_line, read_weights
+from library.bundle.weight_file import in_one_line, read_weights
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError, UsageError
 from library.imaging import codec
 from library.imaging.picture import Pixels

@@ -16,6 +16,7 @@ from library.errors import StriateError, UsageError
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
 MEMBERS = "members"
+_WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _MAX_RECORD_BYTES = 16 * 2**20
 _MAX_CLASSES = 100_000
 _MAX_MEMBERS = 100
@@ -176,3 +177,39 @@ def _check_files(uri: str, record: BundleRecord, depth: int = 0) -> None:
 
 def dump_record(record: BundleRecord) -> bytes:
     return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def weights_file(weights: str | None) -> str | None:
+    """The weights that a recipe names, as `library.models.build.create` takes them.
+
+    Args:
+        weights: None, `pretrained`, or the URI of a file of weights or of a bundle.
+
+    Returns:
+        The URI of the bundle's `model.safetensors`; anything else unchanged.
+
+    Raises:
+        UsageError: `weights` is an ensemble, or neither a bundle nor a file of weights.
+    """
+    if weights is None or weights == "pretrained" or weights.endswith(_WEIGHTS_SUFFIXES):
+        return weights
+    uri = storage.normalize(weights)
+    if not storage.exists(storage.join(uri, BUNDLE)):
+        raise UsageError(
+            f"weights: {uri} is neither a bundle nor a .safetensors, .pth or .pt file, and not 'pretrained'"
+        )
+    if load_record(uri).members:
+        raise UsageError(f"weights: {uri} is an ensemble; name one of its members, e.g. {uri}/members/0")
+    return storage.join(uri, WEIGHTS)
+
+
+def weights_digest(weights: str | None) -> str:
+    """SHA-256, in hex, of the file or bundle record that `weights` names; changes when another is put in its place.
+
+    Empty for None and for `pretrained`, which stands for one published file.
+    """
+    if weights is None or weights == "pretrained":
+        return ""
+    uri = storage.normalize(weights)
+    record = storage.join(uri, BUNDLE)
+    return hashlib.sha256(storage.read_bytes(record if storage.exists(record) else uri)).hexdigest()

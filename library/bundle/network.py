@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from library.bundle.description import WEIGHTS, BundleRecord
-from library.bundle.tensors import tensors_of
-from library.device import autocast, choose_device
+from library.bundle.weight_file import tensors_of
 from library.errors import StriateError
 from library.imaging import codec
 from library.imaging.picture import Pixels
-from library.models import create
+from library.models.build import SkipInitialisation, create
+from library.models.classifier import autocast, choose_device
 from library.models.tracing import Tracer
-from library.models.unfilled import Unfilled
 from library.pipeline.inputs import InputPipeline, stack
 
 #: Of the largest map (float32) of the pictures that a CPU computes together; see `_pictures_at_once`.
@@ -48,7 +47,7 @@ class SingleNetwork:
         self._weights = weights
         self.device, self._precision = choose_device(device), record.precision
         self.inputs = InputPipeline.parse(record.steps, record.fit, record.input_size, record.channels)
-        with Unfilled():
+        with SkipInitialisation():
             self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
         try:
             self.model.load_state_dict(tensors_of(weights))

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from library.errors import UsageError
-from library.models import create, info, parse_call
-from library.models.call import ModelCall
+from library.models.build import create
+from library.models.call import ModelCall, parse_call
 from library.models.classifier import Classifier
+from library.models.lookup import info
 from library.models.tracing import Operation, Tracer
 
 
@@ -112,7 +113,15 @@ def analyse(call: str | ModelCall, *, num_classes: int | None = None, size: tupl
 
 
 def check_input(call: str | ModelCall, size: tuple[int, int]) -> None:
-    """See `library.models.check_input`."""
+    """Checks that a model can be trained on pictures of a size; computes nothing but shapes.
+
+    Args:
+        call: the model's call.
+        size: height and width in pixels.
+
+    Raises:
+        UsageError: the pictures are too small, or the model takes one size only.
+    """
     call = parse_call(call) if isinstance(call, str) else call
     with torch.device("meta"), torch.no_grad():
         model = create(call, num_classes=2)

@@ -14,9 +14,9 @@ import torch
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from library.errors import UsageError
-from library.models import create, info
 from library.models.analysis import run
-from library.models.unfilled import Unfilled
+from library.models.build import SkipInitialisation, create
+from library.models.lookup import info
 
 #: Of each tensor by name: dtype and shape.
 Outline: TypeAlias = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -40,7 +40,7 @@ def outline(call: str, *, num_classes: int, head: Sequence[int], channels: int, 
     """
     with torch.device("meta"), torch.no_grad():
         try:
-            with _few_modules(call), Unfilled():
+            with _few_modules(call), SkipInitialisation():
                 model = create(call, num_classes=num_classes, head=head, auxiliary=False).eval()
         except RuntimeError as error:  # a shape beyond what torch can count
             raise UsageError(f"the model '{call}' cannot be made: {error}") from error

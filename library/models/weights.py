@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from collections.abc import Callable, Mapping
@@ -14,7 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from library import storage
-from library.bundle.description import BUNDLE, WEIGHTS, load_record
 from library.errors import StriateError, UsageError
 from library.models.call import ModelCall
 from library.models.catalog import TIMM, ModelInfo
@@ -99,18 +97,6 @@ def load_weights(model: Classifier, weights: str, origin: Origin) -> str:
         line += f"; begin at random: {', '.join(fit.fresh)}"
     model.loaded = line
     return line
-
-
-def weights_digest(weights: str | None) -> str:
-    """Of what `weights` names: a file's or a bundle's content, so that one put in its place is noticed.
-
-    Empty for none, and for `pretrained`, whose name says what it is.
-    """
-    if weights is None or weights == "pretrained":
-        return ""
-    uri = storage.normalize(weights)
-    bundle = storage.join(uri, BUNDLE)
-    return hashlib.sha256(storage.read_bytes(bundle if storage.exists(bundle) else uri)).hexdigest()
 
 
 def adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
@@ -198,20 +184,14 @@ def _of_torchvision_vgg(tensors: Tensors) -> Tensors:
 
 
 def _read(uri: str) -> Tensors:
-    """Tensors of a bundle, a .safetensors or a .pth file; nothing in it is ever run."""
+    """Tensors of a .safetensors or a .pth file, by name; nothing in it is ever run."""
     uri = storage.normalize(uri)
     name = storage.name_of(uri)
     if name.endswith(".safetensors"):
         return _from_safetensors(uri)
     if name.endswith((".pth", ".pt", ".bin")):
         return _from_pickle(uri)
-    if not storage.exists(storage.join(uri, BUNDLE)):
-        raise UsageError(
-            f"weights: {uri} is neither a bundle nor a .safetensors, .pth or .pt file, and not 'pretrained'"
-        )
-    if load_record(uri).members:
-        raise UsageError(f"weights: {uri} is an ensemble; name one of its members, e.g. {uri}/members/0")
-    return _from_safetensors(storage.join(uri, WEIGHTS))
+    raise UsageError(f"weights: {uri} is not a .safetensors, .pth, .pt or .bin file, and not 'pretrained'")
 
 
 def _from_safetensors(uri: str) -> Tensors:

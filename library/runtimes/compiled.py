@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from library.bundle.bundle import Bundle
-from library.device import autocast
 from library.errors import StriateError
 from library.imaging.picture import Pixels
+from library.models.classifier import autocast
 from library.runtimes.graph import first_line
 from library.runtimes.runtime import Compute
 

@@ -15,7 +15,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn import functional
 
-from library.device import autocast
+from library.models.classifier import autocast
 from library.randomness import seed_of
 from library.recipe import Recipe
 from library.training.optimization import Schedule, make_optimizer

@@ -15,7 +15,7 @@ from library.bundle.bundle import Bundle, Prepared
 from library.bundle.description import BundleRecord
 from library.errors import BadPicture
 from library.imaging import codec
-from library.models import create
+from library.models.build import create
 from serve.http.schemas import DriftReport, ModelDescription, Timing
 from serve.http.service import Answer, Answers, Busy
 from serve.replica.engine import Engine, Result

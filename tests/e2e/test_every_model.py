@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
-from library.models import create, info, names
+from library.models import info, names
+from library.models.build import create
 
 #: Sides of small pictures, in pixels, whose last maps leave batch norm enough to go by; others take their own size.
 _SIDES = {"alexnet": 63, "resnet9": 8, "xception": 64, "inception_v3": 139, "inception_v4": 139}

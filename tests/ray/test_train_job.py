@@ -27,9 +27,9 @@ from jobs.train.data import data_refs
 from jobs.train.driver import plan_train, train
 from library import storage
 from library.bundle.bundle import Bundle
-from library.bundle.description import Prediction
+from library.bundle.description import Prediction, weights_file
 from library.errors import BadPicture, StriateError, UsageError
-from library.models import create
+from library.models.build import create
 from library.recipe import Recipe
 from library.training.logs import read_metrics
 from tests.bundles import near
@@ -210,7 +210,7 @@ def test_cached_features_are_what_the_frozen_backbone_gives(
     (cached,) = (out / "features").glob("train-*.npz")
     pictures = {row["key"]: row["image"]["bytes"] for row in rows(digits / "train").to_pylist()}
     bundle = Bundle.load(str(trained), device="cpu")
-    model = create("lenet5", num_classes=10, weights=str(trained)).eval()
+    model = create("lenet5", num_classes=10, weights=weights_file(str(trained))).eval()
     with np.load(cached) as held, torch.inference_mode():
         for key, features in list(zip(held["keys"].tolist(), held["features"], strict=True))[:20]:
             seen = torch.from_numpy(np.asarray(bundle.prepare(pictures[key]))).permute(2, 0, 1)[None]

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from library.bundle.bundle import Bundle
 from library.bundle.description import load_record
-from library.models import create
+from library.models.build import create
 
 _TOP = 5
 

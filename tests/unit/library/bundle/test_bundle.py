@@ -16,7 +16,7 @@ from library.bundle.bundle import Bundle, ensemble
 from library.bundle.description import BundleRecord, Prediction, load_record
 from library.errors import BadPicture, StriateError, UsageError
 from library.imaging import codec
-from library.models import create
+from library.models.build import create
 from tests.bundles import PROBABILITY_TOLERANCE, near
 from tests.picture_examples import heic_bytes, pil_bytes
 

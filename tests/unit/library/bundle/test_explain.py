@@ -16,7 +16,7 @@ from library.bundle.description import BundleRecord
 from library.bundle.explain import explain, overlay, overlay_png
 from library.errors import UsageError
 from library.imaging import codec
-from library.models import create
+from library.models.build import create
 from library.models.classifier import Classifier
 from tests.bundles import PROBABILITY_TOLERANCE
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from library.errors import UsageError
-from library.models import create, names
+from library.models import names
+from library.models.build import create
 from library.models.classifier import Classifier
 
 _EVERY = [*names(), 'timm("vit_tiny_patch16_224")', 'timm("convnext_atto")', 'timm("efficientnet_b0")']

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.models import agrees
 from library.errors import UsageError
-from library.models import check_input, create, info, names
-from library.models.analysis import Layer, analyse
+from library.models import info, names
+from library.models.analysis import Layer, analyse, check_input
+from library.models.build import create
 from library.models.catalog import CATALOG
 
 #: With 1000 classes, LeNet-5 with 10; without auxiliary heads.

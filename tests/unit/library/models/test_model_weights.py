@@ -16,9 +16,9 @@ from timm.models import adapt_input_conv
 
 from library import storage
 from library.bundle.bundle import Bundle, ensemble
-from library.bundle.description import BundleRecord
+from library.bundle.description import BundleRecord, weights_file
 from library.errors import StriateError, UsageError
-from library.models import create
+from library.models.build import create
 from library.models.weights import adapt_channels
 
 _RESNET = "resnet18(small_input=True)"
@@ -108,13 +108,13 @@ def test_a_backbone_is_taken_from_a_bundle_and_its_head_only_if_it_fits(tmp_path
     made = create("resnet9(width=4)", num_classes=2, head=[6])
     made.mean.fill_(0.1)
     _bundle("resnet9(width=4)", made, (6,)).save(str(tmp_path / "b"))
-    same = create("resnet9(width=4)", num_classes=2, head=[6], weights=str(tmp_path / "b"))
+    same = create("resnet9(width=4)", num_classes=2, head=[6], weights=weights_file(str(tmp_path / "b")))
     assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in same.state_dict().items())
-    other = create("resnet9(width=4)", num_classes=5, head=[6], weights=str(tmp_path / "b"))
+    other = create("resnet9(width=4)", num_classes=5, head=[6], weights=weights_file(str(tmp_path / "b")))
     assert torch.equal(other.head[0].weight, made.head[0].weight)
     assert other.loaded is not None
     assert other.loaded.endswith("begin at random: head.2.weight, head.2.bias")
-    plain = create("resnet9(width=4)", num_classes=5, weights=str(tmp_path / "b"))
+    plain = create("resnet9(width=4)", num_classes=5, weights=weights_file(str(tmp_path / "b")))
     assert plain.loaded is not None
     assert plain.loaded.endswith("begin at random: head.0.weight")
     assert torch.equal(plain.net.prep[0].weight, made.net.prep[0].weight)
@@ -164,15 +164,15 @@ def test_files_that_are_no_weights_are_told_apart(tmp_path: Path) -> None:
         ("missing.pth", StriateError, "there is no such file"),
     ):
         with pytest.raises(error, match=message):
-            create("lenet5", num_classes=2, weights=str(tmp_path / name))
+            create("lenet5", num_classes=2, weights=weights_file(str(tmp_path / name)))
 
 
 def test_an_ensemble_lends_no_weights_as_a_whole(tmp_path: Path) -> None:
     members = [_bundle("lenet5", create("lenet5", num_classes=2), ()) for _ in range(2)]
     ensemble(members).save(str(tmp_path / "e"))
     with pytest.raises(UsageError, match=r"is an ensemble; name one of its members, e\.g\. .*/e/members/0"):
-        create("lenet5", num_classes=2, weights=str(tmp_path / "e"))
-    create("lenet5", num_classes=2, weights=str(tmp_path / "e" / "members" / "1"))
+        create("lenet5", num_classes=2, weights=weights_file(str(tmp_path / "e")))
+    create("lenet5", num_classes=2, weights=weights_file(str(tmp_path / "e" / "members" / "1")))
 
 
 def test_pretrained_is_refused_where_there_is_nothing_to_fetch() -> None:

@@ -20,7 +20,7 @@ from library import storage
 from library.bundle.bundle import Bundle, ensemble
 from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError
-from library.models import create
+from library.models.build import create
 from library.runtimes import export as exporting
 from library.runtimes.export import FACTS, destination, export
 from library.runtimes.samples import samples

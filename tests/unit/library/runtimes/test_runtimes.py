@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from library.bundle.bundle import Bundle, Prepared, ensemble
 from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError
-from library.models import create
+from library.models.build import create
 from library.runtimes import Runtime, onnx_session, open_runtime, tune
 from library.runtimes.parity import TOLERANCE, Disagreement, check, compare
 from library.runtimes.samples import noise, samples

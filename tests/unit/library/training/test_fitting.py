@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from library.errors import StriateError, UsageError
-from library.models import create
+from library.models.build import create
 from library.recipe import Recipe
 from library.training.fitting import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from library.models import create
+from library.models.build import create
 from library.recipe import Recipe
 from library.training.learner import Learner
 from library.training.training_batch import Batch
