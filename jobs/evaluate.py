@@ -17,7 +17,7 @@ from library import storage
 from library.bundle.description import BundleRecord, load_record
 from library.dataset.destination import reports_below, shard_stem
 from library.dataset.lease import hold
-from library.dataset.manifest import REPORTS, Manifest, find_manifest, load_manifest, save_report
+from library.dataset.manifest import REPORTS, VERSIONS, Manifest, find_manifest, load_manifest, save_report
 from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
 from library.evaluation.comparison import compare
@@ -28,7 +28,6 @@ from library.evaluation.sums import EvaluateReport, EvaluateTotals, Sums
 from library.pipeline.inputs import InputPipeline
 from library.storage import FileInfo
 from library.training.logs import read_metrics
-from library.versions import VERSIONS
 from library.work.scoring import EvaluateJob
 
 if TYPE_CHECKING:  # it imports Ray, and planning does not need it

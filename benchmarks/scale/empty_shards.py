@@ -19,11 +19,10 @@ import numpy as np
 
 from cluster.connection.session import connect
 from jobs.filter import filter_dataset, plan_filter
-from library.dataset.manifest import FileEntry, Job, Manifest, Tally, manifest_uri, save_manifest
+from library.dataset.manifest import VERSIONS, FileEntry, Job, Manifest, Tally, manifest_uri, save_manifest
 from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.dataset.shards import SUFFIX, ShardWriter, shard_name
 from library.imaging import codec
-from library.versions import VERSIONS
 
 # Looks at the width and height beside the picture, and decodes nothing.
 _STEPS = "min_size(1)"

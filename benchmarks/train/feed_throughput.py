@@ -35,13 +35,12 @@ from jobs.train.driver import plan_train
 from jobs.train.loop import TrainTask
 from jobs.train.placement import Placement
 from jobs.train.plan import TrainPlan
-from library.dataset.manifest import FileEntry, Job, Manifest, Tally, save_manifest
+from library.dataset.manifest import VERSIONS, FileEntry, Job, Manifest, Tally, save_manifest
 from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.dataset.shards import SUFFIX, ShardWriter, shard_name
 from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.recipe import Recipe
-from library.versions import VERSIONS
 
 _AUGMENT = "random_resized_crop(224) | flip"
 _SIDE = 224

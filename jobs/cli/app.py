@@ -70,7 +70,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from library.versions import VERSIONS
+        from library.dataset.manifest import VERSIONS
 
         say(f"striate {VERSIONS['striate']}")
         raise typer.Exit

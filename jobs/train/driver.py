@@ -25,7 +25,7 @@ from library import storage
 from library.bundle.description import BundleRecord, load_record
 from library.dataset import histograms
 from library.dataset.lease import hold
-from library.dataset.manifest import load_manifest
+from library.dataset.manifest import VERSIONS, load_manifest
 from library.errors import BadPicture, UsageError
 from library.grammar import nearest
 from library.models import info, parse_call
@@ -43,7 +43,6 @@ from library.training.rows import (
     read_rows,
     rejected_text,
 )
-from library.versions import VERSIONS
 
 # Of a Ray that is started here: no process of it is one that others have prepared.
 _ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}

@@ -15,6 +15,7 @@ from library.dataset.lease import LEASES
 from library.dataset.manifest import (
     REJECTS,
     REPORTS,
+    VERSIONS,
     Job,
     Manifest,
     ReportT,
@@ -29,7 +30,6 @@ from library.dataset.task import ShardJob, ShardTask
 from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
 from library.storage import Span, read_many
-from library.versions import VERSIONS
 
 _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
 #: What a job of ours writes below a dataset; nothing else is ever removed.

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
@@ -23,6 +24,22 @@ SCHEMA_VERSION = 1
 MANIFEST = "_manifest.json"
 REPORTS = "_reports"
 REJECTS = "_rejects"
+
+#: Versions of the packages that decide the bytes of a dataset.
+VERSIONS = {
+    name: version(name)
+    for name in (
+        "striate",
+        "opencv-python-headless",
+        "simplejpeg",
+        "pillow",
+        "pillow-heif",
+        "tifffile",
+        "imagecodecs",
+        "numpy",
+        "pyarrow",
+    )
+}
 
 #: What is passed over, by reason; a hidden folder on disk, or a link to a folder, counts once.
 SKIPPED = {

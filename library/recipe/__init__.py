@@ -6,6 +6,7 @@
 No torch is imported here.
 """
 
-from library.recipe.schema import Data, EarlyStopping, Input, Loss, Optimizer, Recipe, Schedule
+from library.recipe.recipe import Recipe
+from library.recipe.schema import Data, EarlyStopping, Input, Loss, Optimizer, Schedule
 
 __all__ = ["Data", "EarlyStopping", "Input", "Loss", "Optimizer", "Recipe", "Schedule"]

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from library.recipe.optimizers import BETAS, WITH_EPS, WITH_MOMENTUM
-
-if TYPE_CHECKING:
-    from library.recipe.schema import Recipe
+from library.recipe.fields import BETAS, WITH_EPS, WITH_MOMENTUM
+from library.recipe.schema import RecipeFields
 
 
 @dataclass(frozen=True)
@@ -35,20 +32,20 @@ class Contradictions(ValueError):
         super().__init__("; ".join(f"{problem.field}: {problem.text}" for problem in problems))
 
 
-def contradictions(recipe: Recipe) -> Iterator[Problem]:
+def contradictions(recipe: RecipeFields) -> Iterator[Problem]:
     """All of a recipe's contradictions."""
     for rules in (_length, _validation, _freezing, _cached_features, _optimizer, _schedule, _classes, _batch):
         yield from rules(recipe)
 
 
-def _length(recipe: Recipe) -> Iterator[Problem]:
+def _length(recipe: RecipeFields) -> Iterator[Problem]:
     if recipe.epochs is not None and recipe.steps is not None:
         yield Problem("steps", "cannot stand beside epochs; set one of them to null", ("epochs",))
     if recipe.epochs is None and recipe.steps is None:
         yield Problem("epochs", "is missing; give epochs or steps", ("steps",))
 
 
-def _validation(recipe: Recipe) -> Iterator[Problem]:
+def _validation(recipe: RecipeFields) -> Iterator[Problem]:
     data = recipe.data
     if data.val is not None and data.val_fraction is not None:
         text = "cannot stand beside data.val; set one of them to null"
@@ -72,7 +69,7 @@ def _validation(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(field, text, ("data.classes",))
 
 
-def _freezing(recipe: Recipe) -> Iterator[Problem]:
+def _freezing(recipe: RecipeFields) -> Iterator[Problem]:
     if recipe.layer_decay is not None and recipe.freeze == "all" and not recipe.unfreeze:
         yield Problem("layer_decay", "has no effect with freeze: all; only the head learns", ("freeze", "unfreeze"))
     if not recipe.unfreeze:
@@ -91,7 +88,7 @@ def _freezing(recipe: Recipe) -> Iterator[Problem]:
         frozen = left
 
 
-def _cached_features(recipe: Recipe) -> Iterator[Problem]:
+def _cached_features(recipe: RecipeFields) -> Iterator[Problem]:
     if not recipe.cache_features:
         if recipe.copies is not None:
             yield Problem("copies", "has no effect without cache_features: true", ("cache_features",))
@@ -117,7 +114,7 @@ def _cached_features(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+def _optimizer(recipe: RecipeFields) -> Iterator[Problem]:
     settings = recipe.optimizer
     name = settings.name
     if settings.momentum is not None and name not in WITH_MOMENTUM:
@@ -135,7 +132,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("optimizer.eps", f"has no effect with {name}", ("optimizer.name",))
 
 
-def _schedule(recipe: Recipe) -> Iterator[Problem]:
+def _schedule(recipe: RecipeFields) -> Iterator[Problem]:
     schedule = recipe.schedule
     field, name = "schedule.name", schedule.name
     if name == "onecycle" and not schedule.warmup_epochs:
@@ -158,7 +155,7 @@ def _schedule(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"schedule.{other}", f"should be below epochs, {recipe.epochs:g}", ("epochs", field))
 
 
-def _classes(recipe: Recipe) -> Iterator[Problem]:
+def _classes(recipe: RecipeFields) -> Iterator[Problem]:
     weights = recipe.loss.class_weights
     if weights is None:
         return
@@ -177,7 +174,7 @@ def _classes(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(field, f"names what is not in data.classes: {', '.join(unknown)}", ("data.classes",))
 
 
-def _batch(recipe: Recipe) -> Iterator[Problem]:
+def _batch(recipe: RecipeFields) -> Iterator[Problem]:
     size = recipe.batch_size
     if size == "auto":
         return

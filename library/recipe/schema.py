@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import Field
 
-from library import storage
-from library.dataset.manifest import digest_of
-from library.errors import UsageError
 from library.recipe import fields
-from library.recipe.contradictions import Contradictions, contradictions
-from library.recipe.optimizers import WITH_MOMENTUM
-from library.recipe.parsing import read
-from library.recipe.yaml_text import dump_yaml
-
-_MAX_BYTES = 2**20
+from library.recipe.fields import WITH_MOMENTUM
 
 
 class _Group(pydantic.BaseModel):
@@ -124,8 +115,8 @@ class EarlyStopping(_Group):
     min_delta: Annotated[fields.AtLeast0, Field(description="by how much a value must be better to count")] = 0.0
 
 
-class Recipe(_Group):
-    """What is trained on what, and how. Says nothing of the cluster: that must not change what is learned."""
+class RecipeFields(_Group):
+    """The fields of a recipe; none is about the cluster, which must not change what is learned."""
 
     data: Data
     input: Input = Input()
@@ -192,59 +183,10 @@ class Recipe(_Group):
     seed: Annotated[fields.Seed, Field(description="of weights, order and augmentation")] = 0
 
     @pydantic.model_validator(mode="after")
-    def _check(self) -> Recipe:
+    def _fill_in(self) -> Self:
         if self.best_metric is None and self.has_validation:
             object.__setattr__(self, "best_metric", "val_top1")
-        found = list(contradictions(self))
-        if found:
-            raise Contradictions(found)
         return self
-
-    @classmethod
-    def load(cls, uri: str, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe from a file, on disk or in a store.
-
-        Args:
-            uri: of the YAML file.
-            overrides: `a.b=value`, as `--set` has them; the value is read as YAML.
-
-        Raises:
-            UsageError: when there is none; all that is wrong with it, a line each: the field, its value, and what would
-                work.
-            StriateError: when it cannot be read.
-        """
-        uri = storage.normalize(uri)
-        if not storage.exists(uri):
-            raise UsageError(f"there is no recipe {uri}")
-        return cls.parse(storage.read_bytes(uri, _MAX_BYTES).decode(errors="replace"), overrides, where=uri)
-
-    @classmethod
-    def parse(cls, text: str, overrides: Sequence[str] = (), *, where: str = "the recipe") -> Recipe:
-        """Read a recipe from YAML text; `where` names it in errors. Arguments and errors as in `load`."""
-        return read(cls, text, overrides, where)
-
-    def located(self) -> Recipe:
-        """The same recipe with absolute paths, for processes that work in another folder than the user's.
-
-        A relative path, in the file or in an override, starts from the current folder.
-        """
-        train, val = storage.normalize(self.data.train), self.data.val and storage.normalize(self.data.val)
-        named = self.weights is not None and self.weights != "pretrained"
-        return self.model_copy(
-            update={
-                "data": self.data.model_copy(update={"train": train, "val": val}),
-                "weights": storage.normalize(self.weights) if named and self.weights else self.weights,
-            }
-        )
-
-    def dump(self) -> str:
-        """YAML that `parse` reads as an equal recipe; defaults are written out, what is absent is left out."""
-        return dump_yaml(self.model_dump(exclude_none=True))
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the canonical JSON, in hex: two recipes that do the same by other spelling share it."""
-        return digest_of(self.model_dump(mode="json", exclude_none=True))
 
     @property
     def has_validation(self) -> bool:

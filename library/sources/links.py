@@ -25,13 +25,13 @@ import pyarrow as pa
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from library.dataset.manifest import VERSIONS
 from library.errors import BadPicture, StriateError
 from library.imaging import codec
 from library.sources import allowed_hosts
 from library.sources.archives import members
 from library.sources.index import LinkLimits, Options, Read
 from library.sources.tables.lists import is_link, without_user
-from library.versions import VERSIONS
 
 _HEADERS = {
     "User-Agent": f"Striate/{VERSIONS['striate']}",

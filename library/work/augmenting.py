@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from library import storage
-from library.dataset.manifest import ShardReport, Tally, digest_of
+from library.dataset.manifest import VERSIONS, ShardReport, Tally, digest_of
 from library.dataset.record import REJECT_COLUMNS, image_array
 from library.dataset.shards import SUFFIX, ShardReader
 from library.dataset.task import Progress, ShardOutput, ShardTask
@@ -22,7 +22,6 @@ from library.imaging import codec
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
-from library.versions import VERSIONS
 
 # Copies that are made before they are written: many copies of a picture, or large ones, are written in parts.
 _BATCH_ROWS, _BATCH_BYTES = 64, 12 * 2**20

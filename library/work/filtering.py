@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from library import storage
 from library.dataset import histograms
-from library.dataset.manifest import ShardReport, Tally, digest_of
+from library.dataset.manifest import VERSIONS, ShardReport, Tally, digest_of
 from library.dataset.record import REJECT_COLUMNS, ImageRecord, dataset_schema, table_of
 from library.dataset.shards import ROW_GROUP_BYTES, SUFFIX, ShardReader, batches
 from library.dataset.task import Progress, ShardOutput, ShardTask, image_bytes
@@ -25,7 +25,6 @@ from library.pipeline import Pipeline
 from library.pipeline.batch import run_batch
 from library.sources import Listing, Options, Read, read_pictures
 from library.sources.index import extras_of
-from library.versions import VERSIONS
 
 _compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
 

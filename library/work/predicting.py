@@ -19,13 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from library import storage
-from library.dataset.manifest import ShardReport, Tally, digest_of
+from library.dataset.manifest import VERSIONS, ShardReport, Tally, digest_of
 from library.dataset.shards import SUFFIX, ShardReader, batches
 from library.dataset.task import Progress, ShardOutput, ShardTask, image_bytes
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError
 from library.pipeline.batch import reject_table
 from library.steps.selectors import TOP_CLASSES, TOP_PROBABILITIES
-from library.versions import VERSIONS
 from library.work.prefetch import BATCH, Ahead, seen_by, why_dropped
 
 if TYPE_CHECKING:

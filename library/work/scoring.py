@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from library import storage
-from library.dataset.manifest import Tally, digest_of
+from library.dataset.manifest import VERSIONS, Tally, digest_of
 from library.dataset.shards import SUFFIX, ShardReader, batches
 from library.dataset.task import Progress, ShardTask
 from library.errors import NOT_FINITE, BadPicture, StriateError
@@ -25,7 +25,6 @@ from library.evaluation.robustness import CORRUPTIONS, chosen, order_of
 from library.evaluation.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
 from library.imaging import codec
 from library.imaging.contact_sheet import thumbnail, visible
-from library.versions import VERSIONS
 from library.work.prefetch import BATCH, Ahead, seen_by, why_dropped
 
 if TYPE_CHECKING:  # a bundle imports torch

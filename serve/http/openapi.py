@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from library.versions import VERSIONS
+from library.dataset.manifest import VERSIONS
 from serve.http.bodies import JsonPictures
 from serve.http.problems import MEDIA_TYPE, Problem
 from serve.http.schemas import ProblemBody

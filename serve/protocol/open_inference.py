@@ -10,8 +10,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
+from library.dataset.manifest import VERSIONS
 from library.errors import BadPicture
-from library.versions import VERSIONS
 from serve.gateway.model_list import describe_all, described_soon, find
 from serve.http.bodies import in_thread, media_type, unsupported
 from serve.http.openapi import BINARY, body_of, problems

@@ -13,7 +13,7 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler.sdk import fillout_defaults
 
-from library.versions import VERSIONS
+from library.dataset.manifest import VERSIONS
 from tests import ROOT
 
 SCHEMA = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_bytes())

@@ -1,21 +1,27 @@
-"""The table of every field in docs/recipes.md: `python -m library.recipe.reference` prints it."""
+"""Writes the table of fields at the end of docs/recipes.md: `.venv/bin/python docs/hooks/recipes.py`.
+
+tests/unit/library/recipe/test_recipe.py compares the page with what `reference` returns.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from library.recipe.fields import wanted
-from library.recipe.optimizers import BETAS, OPTIMIZERS, WITH_MOMENTUM
+from library.recipe import Recipe
+from library.recipe.fields import BETAS, OPTIMIZERS, WITH_MOMENTUM, wanted
 from library.recipe.paths import fields_of, group_of
-from library.recipe.schema import Recipe
 from library.recipe.yaml_text import dump_yaml
+
+_PAGE = Path(__file__).parents[1] / "recipes.md"
+_HEAD = "| field | takes | default | |"
 
 
 def reference() -> str:
-    """Markdown: every field with what it takes, its default and its meaning, and the optimizers."""
-    rows = ["| field | takes | default | |", "|---|---|---|---|"]
+    """Markdown: every field with what it takes, its default and its meaning, then the optimizers."""
+    rows = [_HEAD, "|---|---|---|---|"]
     for path, field in fields_of(Recipe):
         group = group_of(field)
         takes = "a table" if group else wanted(field)
@@ -42,4 +48,5 @@ def _default(field: FieldInfo) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    text = _PAGE.read_text(encoding="utf-8")
+    _PAGE.write_text(text[: text.index(_HEAD)] + reference(), encoding="utf-8")

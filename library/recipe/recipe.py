@@ -1,0 +1,74 @@
+"""A recipe: read from YAML, checked, and written as YAML again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pydantic
+
+from library import storage
+from library.dataset.manifest import digest_of
+from library.errors import UsageError
+from library.recipe.contradictions import Contradictions, contradictions
+from library.recipe.parsing import read
+from library.recipe.schema import RecipeFields
+from library.recipe.yaml_text import dump_yaml
+
+_MAX_BYTES = 2**20
+
+
+class Recipe(RecipeFields):
+    """What is trained on what, and how: `RecipeFields` that do not contradict each other."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Recipe:
+        problems = list(contradictions(self))
+        if problems:
+            raise Contradictions(problems)
+        return self
+
+    @classmethod
+    def load(cls, uri: str, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a recipe from a file, on disk or in a store.
+
+        Args:
+            uri: of the YAML file.
+            overrides: `a.b=value`, as `--set` has them; the value is read as YAML.
+
+        Raises:
+            UsageError: when there is none; all that is wrong with it, a line each: the field, its value, and what would
+                work.
+            StriateError: when it cannot be read.
+        """
+        uri = storage.normalize(uri)
+        if not storage.exists(uri):
+            raise UsageError(f"there is no recipe {uri}")
+        return cls.parse(storage.read_bytes(uri, _MAX_BYTES).decode(errors="replace"), overrides, where=uri)
+
+    @classmethod
+    def parse(cls, text: str, overrides: Sequence[str] = (), *, where: str = "the recipe") -> Recipe:
+        """Read a recipe from YAML text; `where` names it in errors. Arguments and errors as in `load`."""
+        return read(cls, text, overrides, where)
+
+    def located(self) -> Recipe:
+        """The same recipe with absolute paths, for processes that work in another folder than the user's.
+
+        A relative path, in the file or in an override, starts from the current folder.
+        """
+        train, val = storage.normalize(self.data.train), self.data.val and storage.normalize(self.data.val)
+        named = self.weights is not None and self.weights != "pretrained"
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update={"train": train, "val": val}),
+                "weights": storage.normalize(self.weights) if named and self.weights else self.weights,
+            }
+        )
+
+    def dump(self) -> str:
+        """YAML that `parse` reads as an equal recipe; defaults are written out, what is absent is left out."""
+        return dump_yaml(self.model_dump(exclude_none=True))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON, in hex: two recipes that do the same by other spelling share it."""
+        return digest_of(self.model_dump(mode="json", exclude_none=True))
