@@ -1,4 +1,4 @@
-"""Commands on a Ray of several nodes, whose storage is an S3 server; and what they are given to do."""
+"""Commands on a Ray of several nodes with an S3 server as storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.numpy import load as load_tensors
 
 from tests.waiting import until
 
-#: Steps slow enough to lose a node in the midst of them.
+#: Steps slow enough for a node to be lost while they run.
 SLOW = "denoise(strength=0.03, search_size=21) | grayscale"
 _RECIPE = """
 data: {{train: "{data}", val_fraction: 0.2}}
@@ -27,11 +27,11 @@ epochs: {epochs}
 
 
 class Commands(ABC):
-    """Commands whose cluster and storage are given.
+    """Runs commands on a cluster and reads what they left in its bucket.
 
     Args:
         root: the folder that the S3 server serves.
-        bucket: where datasets and bundles lie in it.
+        bucket: the bucket in it that holds datasets and bundles.
     """
 
     def __init__(self, root: Path, bucket: str) -> None:
@@ -43,52 +43,52 @@ class Commands(ABC):
         """`striate` with these arguments, as a user of the cluster starts it, with pipes for stdout and stderr."""
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """As `popen`; killed by `end` if it still runs then."""
+        """Starts the command by `popen`; `end` kills it if it still runs then."""
         self._started.append(self.popen(*arguments, **options))
         return self._started[-1]
 
     def end(self) -> None:
-        """What failed tests have left."""
+        """Kills the commands that still run."""
         for process in self._started:
             if process.poll() is None:
                 process.kill()
                 process.communicate()
 
     def run(self, *arguments: str) -> Any:
-        """What the command says in its JSON."""
+        """Runs the command and returns its JSON document."""
         return finished(self.start(*arguments, "--json"))
 
     def folder(self, name: str) -> Path:
-        """Where the S3 server keeps it."""
+        """The folder in which the S3 server stores it."""
         return self._folder / name
 
     def shards_by_node(self, dataset: str) -> dict[str, int]:
-        """How many of a dataset's shards each node has made, by Ray's id of it."""
+        """Number of a dataset's shards by the id of the node that wrote them."""
         return json.loads((self.folder(dataset) / "_manifest.json").read_bytes())["run"]["shards_by_node"]
 
     def until_shards(self, process: subprocess.Popen[bytes], dataset: str, count: int) -> None:
-        """Return when a job that is at work has made so many shards; fail when it ends before."""
+        """Waits until a running job has written `count` shards; fails when it ends earlier."""
         reports = self.folder(dataset) / "_reports"
         until(lambda: process.poll() is not None or len(list(reports.glob("*.json"))) >= count, 240)
-        assert process.poll() is None, "it ended before something was lost"
+        assert process.poll() is None, "the command ended before anything was killed"
 
     def until_checkpoint(self, process: subprocess.Popen[bytes], training: str) -> str:
-        """Return when Ray Train would go on from a checkpoint of a training at work; the first line of its log."""
+        """Waits until a running training has a checkpoint to resume from; returns the first line of its log."""
         snapshot = self.folder(training) / "checkpoints" / "run" / "checkpoint_manager_snapshot.json"
         until(lambda: process.poll() is not None or (snapshot.exists() and "step-" in snapshot.read_text()), 240)
-        assert process.poll() is None, "it ended before something was lost"
+        assert process.poll() is None, "the command ended before anything was killed"
         return self._log(training)[0]
 
-    def check_went_on(self, training: str, first: str, epochs: int) -> None:
-        """Fail unless the finished training has gone on from where its log began with `first`, and missed no epoch."""
+    def check_resumed(self, training: str, first: str, epochs: int) -> None:
+        """Fails unless the finished training resumed: its log still begins with `first` and has each epoch once."""
         log = self._log(training)
-        # With its times: begun again from nothing it would be another line.
-        assert log[0] == first, "it was begun again from nothing"
-        told = [line["epoch"] for line in map(json.loads, log) if "val_loss" in line]
-        assert told == list(range(1, epochs + 1)), "an epoch is missing, or doubled"
+        # The line holds times: a training that started again would have written another.
+        assert log[0] == first, "the training started again instead of resuming"
+        epochs_in_log = [line["epoch"] for line in map(json.loads, log) if "val_loss" in line]
+        assert epochs_in_log == list(range(1, epochs + 1)), "an epoch is missing or was logged twice"
 
     def check_weights(self, one: str, other: str) -> None:
-        """Fail unless two trainings have learned the same, within rounding."""
+        """Fails unless the weights of two trainings are equal within rounding."""
         first, second = (load_tensors((self.folder(name) / "model.safetensors").read_bytes()) for name in (one, other))
         assert first.keys() == second.keys() != set()
         for name in first:
@@ -99,14 +99,14 @@ class Commands(ABC):
 
 
 def finished(process: subprocess.Popen[bytes]) -> Any:
-    """What a command that must succeed says in its JSON."""
+    """Waits for a command that must succeed and returns its JSON document."""
     out, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors.decode()
     return json.loads(out)
 
 
 def up(process: subprocess.Popen[bytes]) -> Any:
-    """What `striate cluster up --json` says when all nodes are there."""
+    """The line that `striate cluster up --json` prints when all nodes are running."""
     assert process.stdout is not None
     line = process.stdout.readline()
     assert b'"nodes"' in line, process.communicate(timeout=60)[1].decode()
@@ -114,7 +114,7 @@ def up(process: subprocess.Popen[bytes]) -> Any:
 
 
 def down(process: subprocess.Popen[bytes]) -> None:
-    """End it as Ctrl-C does."""
+    """Ends it with SIGINT, as Ctrl-C does."""
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 0

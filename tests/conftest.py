@@ -1,4 +1,4 @@
-"""What several folders of tests need: real data where it lies beside the checkout, and a real S3 server."""
+"""Fixtures for several folders of tests: real data beside the checkout, and a real S3 server."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from xdist.scheduler import LoadScopeScheduling
 from cluster.machine import free_ports
 from tests import ROOT
 
-#: Real pictures beside the checkout; no part of the project.
+#: Real pictures beside the checkout; not part of the project.
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-# Ray's token authentication is for clusters; it would write to the home of whoever runs the tests.
+# Ray's token authentication is for clusters; it would write to the user's home.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-# A process a core: threads of one would only wait for those of the other.
+# There is a test process per core: more threads would only compete.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-#: What takes longest is begun first.
+#: The longest tests start first.
 _LONGEST_FIRST = (
     "tests/ray",
     "test_nodes.py",
@@ -43,31 +43,30 @@ _LONGEST_FIRST = (
 
 
 class _Groups(LoadScopeScheduling):
-    """Where tests run in several processes: what shares something costly stays together. That is one Ray for all of
-    tests/ray, and what the fixtures of a file have made."""
+    """Keeps tests that share something costly in one process: the Ray of tests/ray, and the fixtures of a file."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if "test_every_model.py" in file:
-            return nodeid  # nothing is shared there
+            return nodeid  # its tests share nothing
         return "tests/ray" if file.startswith("tests/ray/") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Groups:
-    """See `_Groups`; begun in the order of the tests."""
+    """Distributes tests by `_Groups`, in the order of the tests."""
     config.option.loadscopereorder = False
     return _Groups(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that the rest fills up the time of the other processes."""
+    """Starts with the longest tests, so that short ones fill the time of the other processes."""
     order = {name: number for number, name in enumerate(_LONGEST_FIRST)}
     items.sort(key=lambda item: min((order[name] for name in order if name in item.nodeid), default=len(order)))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures; skips where there is none."""
+    """The folder of real pictures; skips the test where it does not exist."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is not on this machine")
     return SHARED_DATA
@@ -75,7 +74,7 @@ def shared_data() -> Path:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 server: where it listens, and the folder whose sub-folders are its buckets."""
+    """A running S3 server: its address, and the folder whose sub-folders are its buckets."""
 
     endpoint: str
     root: Path
@@ -83,7 +82,7 @@ class S3Server:
     secret: str
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
-        """The standard AWS variables that lead to it, or to a proxy in front of it."""
+        """The standard AWS variables for it, or for a proxy in front of it."""
         return {
             "AWS_ENDPOINT_URL": endpoint or self.endpoint,
             "AWS_ACCESS_KEY_ID": self.key,
@@ -93,7 +92,7 @@ class S3Server:
         }
 
     def make_bucket(self, name: str) -> None:
-        """By a request: the server notices a folder that somebody else made only after minutes."""
+        """Creates a bucket by a request: the server notices a folder made behind its back only after minutes."""
         import s3fs
 
         client = {"endpoint_url": self.endpoint, "region_name": "us-east-1"}
@@ -101,7 +100,7 @@ class S3Server:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of this machine's that nobody listens on, and that no connection is given before it is used."""
+    """A free port that the kernel does not give to a connection before it is used."""
     return free_ports(1, host)[0]
 
 
@@ -114,7 +113,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @contextlib.contextmanager
 def serve_s3(root: Path, host: str) -> Generator[S3Server]:
-    """`rclone serve s3` at one of this machine's addresses, with a key."""
+    """`rclone serve s3` on `host`, with a key."""
     port = free_port(host)
     server = S3Server(f"http://{host}:{port}", root, "test-key", "test-secret")
     command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--addr", f"{host}:{port}"]
@@ -128,7 +127,7 @@ def serve_s3(root: Path, host: str) -> Generator[S3Server]:
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 20, host: str = "127.0.0.1") -> None:
-    """Return once something listens there."""
+    """Waits until something listens on the port."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and process.poll() is None:
         with socket.socket() as probe:
@@ -141,7 +140,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float 
 
 @pytest.fixture
 def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh bucket, and the variables that lead to it: `s3://name`."""
+    """The URI of a new bucket, `s3://name`, with the environment variables that lead to it."""
     import fsspec
 
     for name, value in s3_server.environment().items():

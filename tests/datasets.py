@@ -1,4 +1,4 @@
-"""What tests say about whole datasets."""
+"""Datasets of real pictures for tests, and the content of finished ones."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write_photos(folder: Path) -> Path:
 
 
 def write_cats_and_dogs(folder: Path, each: int = 100) -> Path:
-    """So many photos of cats and as many of dogs in `folder`, where they are at hand; else the demo's 86 tiles of real
-    photos, each as three JPEGs of other qualities."""
+    """Writes `each` photos of cats and of dogs to `folder`; without them, the demo's 86 tiles of real photos, each as
+    three JPEGs of different quality."""
     tar = SHARED_DATA / "cats-dogs-1000.tar"
     if not tar.is_file():
         return _write_tiles(folder)
@@ -75,13 +75,13 @@ def rows(dataset: str | Path) -> pa.Table:
 def content(dataset: str | Path) -> dict[str, Any]:
     """Every file below a dataset by its path: bytes of the Parquet, and the JSON without what differs from run to
     run (`run` in the manifest, `seconds` in a report)."""
-    found: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     for path in sorted(Path(dataset).rglob("*")):
         if path.is_file():
             name = str(path.relative_to(dataset))
             if path.suffix == ".json":
                 document = json.loads(path.read_bytes())
-                found[name] = {key: value for key, value in document.items() if key not in ("run", "seconds")}
+                files[name] = {key: value for key, value in document.items() if key not in ("run", "seconds")}
             else:
-                found[name] = path.read_bytes()
-    return found
+                files[name] = path.read_bytes()
+    return files

@@ -1,4 +1,4 @@
-"""A proxy that stands in front of an S3 server and makes it fail as real ones do."""
+"""A proxy in front of an S3 server that makes requests fail as real servers do."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _SLOW_DOWN = (
 
 
 class FaultProxy(socketserver.ThreadingTCPServer):
-    """Every `every`-th request meets the next fault of `faults`, in turn; the others pass.
+    """Applies the next fault of `faults`, in turn, to every `every`-th request; the others pass.
 
     slow_down: 503 SlowDown, the request never reaches the server.
-    reset: the connection is reset before an answer (the server has carried the request out).
-    cut: the answer's body breaks off half way with a reset.
-    slow: the answer is held back for half a second.
+    reset: the connection is reset before the answer, after the server has carried out the request.
+    cut: the connection is reset in the middle of the answer's body.
+    slow: the answer is delayed by half a second.
 
     Attributes:
-        met: how often each fault was met.
+        applied: how often each fault was applied.
     """
 
     allow_reuse_address = True
@@ -40,7 +40,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         split = urlsplit(target)
         self.target = (split.hostname or "", split.port or 0)
         self.faults, self.every = faults, every
-        self.met: Counter[str] = Counter()
+        self.applied: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._requests = 0
 
@@ -54,7 +54,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
             if not self.faults or self._requests % self.every:
                 return None
             fault = self.faults[self._requests // self.every % len(self.faults)]
-            self.met[fault] += 1
+            self.applied[fault] += 1
             return fault
 
     def __enter__(self) -> FaultProxy:
@@ -67,7 +67,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
 
 
 class _Handler(socketserver.StreamRequestHandler):
-    """One request a connection: told to both sides by `Connection: close`."""
+    """One request per connection: `Connection: close` tells both sides so."""
 
     server: FaultProxy
 

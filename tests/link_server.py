@@ -1,4 +1,4 @@
-"""A web server whose answers are written byte for byte by the tests, good ones and bad ones."""
+"""A web server whose answers, good and bad, are written byte for byte by the tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Answer = bytes | Callable[[socket.socket], None]
 
 
 class LinkServer(socketserver.ThreadingTCPServer):
-    """Answers each path by its own list, one answer a request; the last one again and again.
+    """Answers the requests for a path from a list, one after the other; the last answer repeats.
 
     Attributes:
-        asked: how often each path was asked for.
+        requests: number of requests by path.
         heads: the heads of the requests, by path.
-        most: the most requests that were open at once.
+        most: the largest number of requests open at the same time.
     """
 
     allow_reuse_address = True
@@ -31,7 +31,7 @@ class LinkServer(socketserver.ThreadingTCPServer):
     def __init__(self) -> None:
         super().__init__(("0.0.0.0", 0), _Handler)
         self.answers: dict[str, list[Answer]] = {}
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.heads: dict[str, list[str]] = defaultdict(list)
         self.open = self.most = 0
         self.lock = threading.Lock()
@@ -66,22 +66,22 @@ class _Handler(socketserver.BaseRequestHandler):
         path = head.split(b" ", 2)[1].decode()
         with self.server.lock:
             answers = self.server.answers.get(path, [reply(b"", status=404)])
-            answer = answers[min(self.server.asked[path], len(answers) - 1)]
-            self.server.asked[path] += 1
+            answer = answers[min(self.server.requests[path], len(answers) - 1)]
+            self.server.requests[path] += 1
             self.server.heads[path].append(head.decode("latin-1"))
             self.server.open += 1
             self.server.most = max(self.server.most, self.server.open)
         try:
             self.request.sendall(answer) if isinstance(answer, bytes) else answer(self.request)
         except OSError:
-            pass  # whoever asked has had enough
+            pass  # the client has closed the connection
         finally:
             with self.server.lock:
                 self.server.open -= 1
 
 
 def reply(body: bytes, *fields: str, status: int = 200, length: int | None = None, kind: str = "image/jpeg") -> bytes:
-    """A whole answer; `length` is what it claims to be long."""
+    """A complete answer; `length` is the Content-Length it claims."""
     claimed = len(body) if length is None else length
     lines = [
         f"HTTP/1.1 {status} X",
@@ -104,15 +104,15 @@ def reset(connection: socket.socket) -> None:
 
 
 def silence(connection: socket.socket) -> None:
-    """Holds the connection until the other side has had enough."""
+    """Holds the connection without an answer until the client closes it."""
     connection.recv(1)
 
 
 def drip(connection: socket.socket) -> None:
-    """Begins well, and then sends a byte whenever the other side might lose its patience."""
-    gone = threading.Event()
+    """Starts a valid answer, then sends a byte every 10 ms."""
+    closed = threading.Event()
     connection.sendall(reply(b"\xff\xd8\xff", length=10**6))
-    while not gone.wait(0.01):
+    while not closed.wait(0.01):
         connection.sendall(b"x")
 
 
@@ -124,5 +124,5 @@ def endless(connection: socket.socket) -> None:
 
 
 def bomb(num_bytes: int, head: bytes) -> bytes:
-    """A small body that unpacks to a large one, which begins like a picture."""
+    """A small gzip body that unpacks to a large one, which begins with `head`."""
     return reply(gzip.compress(head + bytes(num_bytes)), "Content-Encoding: gzip")

@@ -59,7 +59,7 @@ class Machine:
         return any(what in command(pid) for pid in family(self.pid))
 
     def kill(self) -> None:
-        """As if its power went: its processes end at once, and nobody hears of it."""
+        """Ends all its processes without notice, as a power failure does."""
         _ip("link", "set", self.link, "down", check=False)
         self.process.kill()
         self.process.wait()
@@ -67,12 +67,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Machines:
-    """Several.
+    """Machines in one network.
 
     Attributes:
-        each: of them.
-        outside: this machine's address in their network.
-        disk: a path that leads on each of them, and here, to another disk.
+        each: the machines.
+        outside: the address of the real machine in their network.
+        disk: a path that is a different disk on each of them and on the real machine.
     """
 
     each: Sequence[Machine]
@@ -81,7 +81,7 @@ class Machines:
 
 
 def why_not() -> str | None:
-    """Why there can be none here; None where there can."""
+    """The reason why machines cannot be made here; None where they can."""
     if missing := [tool for tool in ("ip", "unshare", "nsenter", "hostname") if shutil.which(tool) is None]:
         return f"there is no {missing[0]}"
     tried = subprocess.run(["unshare", *_NAMESPACES, "--fork", "true"], capture_output=True, check=False)
@@ -96,7 +96,7 @@ def why_not() -> str | None:
 
 @contextlib.contextmanager
 def machines(names: Sequence[str]) -> Generator[Machines]:
-    """So many machines, until the block ends."""
+    """Machines with these names, until the block ends."""
     # Short: Ray puts sockets below it.
     disk = Path(tempfile.mkdtemp(prefix="disk-", dir="/tmp"))
     with contextlib.ExitStack() as stack:
@@ -127,18 +127,18 @@ def machines(names: Sequence[str]) -> Generator[Machines]:
 
 
 def _bridge() -> str:
-    """A new one; the number in its name is free.
+    """Creates a bridge with an unused number and returns its name.
 
     Raises:
-        OSError: this machine makes none.
+        OSError: it cannot be created on this machine.
     """
     for number in random.sample(range(256), 256):
-        made = subprocess.run(["ip", "link", "add", f"{_BRIDGE}{number}", "type", "bridge"], capture_output=True)
-        if made.returncode == 0:
+        result = subprocess.run(["ip", "link", "add", f"{_BRIDGE}{number}", "type", "bridge"], capture_output=True)
+        if result.returncode == 0:
             return f"{_BRIDGE}{number}"
-        if b"exists" not in made.stderr:
+        if b"exists" not in result.stderr:
             break
-    raise OSError(made.stderr.decode().strip())
+    raise OSError(result.stderr.decode().strip())
 
 
 def _child(process: subprocess.Popen[bytes]) -> int:

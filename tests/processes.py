@@ -1,4 +1,4 @@
-"""What processes there are, and where they listen."""
+"""Processes of this machine, and the addresses they listen on."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
 def reading_threads(monkeypatch: pytest.MonkeyPatch) -> set[type[threading.Thread]]:
-    """The kinds of threads that read local files of `library.storage` from now on, filled as they do. Python knows a
-    thread that it has not started, as one of Arrow's own, as a "dummy"."""
-    found: set[type[threading.Thread]] = set()
+    """A set that collects the types of threads that read local files through `library.storage` from now on. A thread
+    that Python did not start, such as one of Arrow's, is a `_DummyThread`."""
+    thread_types: set[type[threading.Thread]] = set()
 
     class Recorded(io.FileIO):
         def readinto(self, buffer: Any, /) -> int | None:
-            found.add(type(threading.current_thread()))
+            thread_types.add(type(threading.current_thread()))
             return super().readinto(buffer)
 
         def read(self, size: int | None = -1, /) -> bytes | None:
-            found.add(type(threading.current_thread()))
+            thread_types.add(type(threading.current_thread()))
             return super().read(size)
 
     monkeypatch.setattr(storage, "open_read", Recorded)
-    return found
+    return thread_types
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    found = [pid]
+    """The process and all its descendants."""
+    pids = [pid]
     for thread in Path(f"/proc/{pid}/task").glob("*"):
         try:
-            found += [each for child in (thread / "children").read_text().split() for each in family(int(child))]
+            pids += [each for child in (thread / "children").read_text().split() for each in family(int(child))]
         except OSError:
             continue
-    return found
+    return pids
 
 
 def command(pid: int) -> str:
@@ -53,7 +53,7 @@ def command(pid: int) -> str:
 
 
 def listening(pids: list[int]) -> set[tuple[str, int]]:
-    """Addresses and ports that processes accept TCP connections on."""
+    """Addresses and ports on which the processes accept TCP connections."""
     sockets: set[str] = set()
     for pid in pids:
         try:
@@ -61,7 +61,7 @@ def listening(pids: list[int]) -> set[tuple[str, int]]:
         except OSError:
             continue
         sockets |= {link[8:-1] for link in links if link.startswith("socket:[")}
-    found: set[tuple[str, int]] = set()
+    addresses: set[tuple[str, int]] = set()
     for kind, family_of in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
             words = line.split()
@@ -69,5 +69,5 @@ def listening(pids: list[int]) -> set[tuple[str, int]]:
                 address, _, port = words[1].partition(":")
                 raw = bytes.fromhex(address)
                 raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-                found.add((socket.inet_ntop(family_of, raw), int(port, 16)))
-    return found
+                addresses.add((socket.inet_ntop(family_of, raw), int(port, 16)))
+    return addresses

@@ -1,4 +1,4 @@
-"""Waiting for what other processes and threads do."""
+"""Waiting for other processes and threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def until(condition: Callable[[], object], seconds: float = 60, *, every_s: float = 0.02) -> None:
-    """Return when `condition`, which is looked at every so often, holds; fail after `seconds`."""
+    """Returns as soon as `condition()` is true, which is tried every `every_s` seconds; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

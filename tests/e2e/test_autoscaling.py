@@ -1,5 +1,5 @@
-"""A cluster without CPUs whose autoscaler brings them: Ray's own autoscaler, with its provider of nodes that are
-processes here."""
+"""A cluster whose head has no CPUs and whose autoscaler adds nodes: Ray's own autoscaler, with its provider that starts
+nodes as processes of this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HEAD = "f" * 51 + "00000"
 
 
 def config(port: int) -> dict[str, Any]:
-    """From none to three nodes of one CPU."""
+    """The autoscaler's configuration: none to three nodes of one CPU."""
     provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
     commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     return {
@@ -53,39 +53,39 @@ def config(port: int) -> dict[str, Any]:
 
 @pytest.fixture
 def environment(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Of commands on the head of such a cluster."""
-    port, told = free_port(), tmp_path_factory.mktemp("autoscaler") / "config.yaml"
-    told.write_text(json.dumps(config(port)))
-    # Short: sockets lie below it.
+    """The environment of commands on the head of such a cluster."""
+    port, config_file = free_port(), tmp_path_factory.mktemp("autoscaler") / "config.yaml"
+    config_file.write_text(json.dumps(config(port)))
+    # A short path: it holds sockets.
     folder = Path(f"/tmp/striate-grows-{os.getpid()}")
-    # Its nodes reach S3 too.
-    made = (
+    # The nodes reach S3 as well.
+    environment_of_nodes = (
         os.environ | s3_server.environment() | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     )
     grows = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
     start = [str(_BIN / "ray"), "start", "--head", "--port", str(port), "--num-cpus", "0", "--temp-dir", str(folder)]
-    start += ["--autoscaling-config", str(told), "--include-dashboard", "false"]
+    start += ["--autoscaling-config", str(config_file), "--include-dashboard", "false"]
     try:
-        subprocess.run(start, env=made | grows, check=True, capture_output=True, timeout=120)
-        yield made | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        subprocess.run(start, env=environment_of_nodes | grows, check=True, capture_output=True, timeout=120)
+        yield environment_of_nodes | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     finally:
-        # Nodes that the autoscaler has started are nobody's children.
+        # Nodes that the autoscaler started are not children of this process.
         until(lambda: not _killed(str(folder)))
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _killed(name: str) -> list[int]:
-    """Processes whose command names it."""
-    found: list[int] = []
+    """Kills the processes whose command line holds `name`, and returns their ids."""
+    pids: list[int] = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if name in path.read_text():
-                found.append(int(path.parent.name))
-                os.kill(found[-1], signal.SIGKILL)
-    return found
+                pids.append(int(path.parent.name))
+                os.kill(pids[-1], signal.SIGKILL)
+    return pids
 
 
-def test_workers_come_with_the_nodes_that_the_autoscaler_brings(
+def test_workers_start_on_the_nodes_that_the_autoscaler_adds(
     environment: dict[str, str], bucket: str, tmp_path: Path
 ) -> None:
     def striate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -102,7 +102,7 @@ def test_workers_come_with_the_nodes_that_the_autoscaler_brings(
     fixed = striate("ingest", f"{bucket}/photos.tar", f"{bucket}/raw", "--shard-mb", "0.05", "--workers", "2", "--json")
     assert fixed.returncode == 0, fixed.stderr
     assert ": 1 node, " in fixed.stderr
-    # One node may have done it all before the second was there.
+    # One node may have done all the work before the second had started.
     assert _HEAD not in json.loads(fixed.stdout)["run"]["shards_by_node"]
     grown = striate("filter", f"{bucket}/raw", f"{bucket}/grey", "--steps", "grayscale", "--json")
     assert grown.returncode == 0, grown.stderr

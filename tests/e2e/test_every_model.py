@@ -1,4 +1,4 @@
-"""Every model of the table, whole: it learns, and a bundle of it predicts the same."""
+"""Every model of the catalog at full size: it learns, and a bundle of it predicts the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from library.bundle.description import BundleRecord
 from library.models import info, names
 from library.models.build import create
 
-#: Sides of small pictures, in pixels, whose last maps leave batch norm enough to go by; others take their own size.
+#: Sides in pixels of small pictures that still leave batch norm several positions in the last maps; other models take
+#: their own size.
 _SIDES = {"alexnet": 63, "resnet9": 8, "xception": 64, "inception_v3": 139, "inception_v4": 139}
 _SIDES |= {"inception_resnet_v2": 139, "vgg16": 32, "vgg19": 32, "googlenet": 32}
 _SIDES |= {f"resnet{layers}": 32 for layers in (18, 34, 50, 101, 152)}
@@ -28,7 +29,7 @@ _CLASSES = ("a", "b", "c")
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Removed at once: pytest would keep gigabytes of weights."""
+    """A folder that is removed after the test: pytest would keep gigabytes of weights."""
     with tempfile.TemporaryDirectory() as path:
         yield Path(path)
 
@@ -36,56 +37,56 @@ def folder() -> Iterator[Path]:
 @pytest.mark.parametrize("name", names())
 def test_a_step_lowers_the_loss_and_a_bundle_predicts_the_same(name: str, folder: Path) -> None:
     torch.manual_seed(0)
-    # The auxiliary head of Inception v3 takes pictures of its full size only.
+    # The auxiliary head of Inception v3 needs pictures of its full size.
     call = "inception_v3(auxiliary=False)" if name == "inception_v3" else name
     channels, side = info(call).input_size[0], _SIDES.get(name, info(call).input_size[1])
-    made = create(call, num_classes=3).train()
+    model = create(call, num_classes=3).train()
     pictures = torch.randint(0, 256, (4, channels, side, side), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0])
-    weights = next(made.net.parameters()).detach().clone()
+    weights = next(model.net.parameters()).detach().clone()
 
     def loss() -> torch.Tensor:
         torch.manual_seed(1)  # the same dropout both times
-        heads = made.forward_train(pictures)
+        heads = model.forward_train(pictures)
         return torch.stack([share * functional.cross_entropy(logits, labels) for logits, share in heads]).sum()
 
     before = loss()
     before.backward()
     # Gradients of untrained networks differ by a factor of 10,000 among these models. With this rate the loss falls by
-    # a tenth, as far as it is a straight line.
-    slope = sum(float(parameter.grad.square().sum()) for parameter in made.parameters() if parameter.grad is not None)
-    torch.optim.SGD(made.parameters(), lr=0.1 * before.item() / slope).step()
+    # a tenth if it is linear.
+    slope = sum(float(parameter.grad.square().sum()) for parameter in model.parameters() if parameter.grad is not None)
+    torch.optim.SGD(model.parameters(), lr=0.1 * before.item() / slope).step()
     with torch.no_grad():
         assert loss() < 0.99 * before
-    assert not torch.equal(next(made.net.parameters()), weights)
+    assert not torch.equal(next(model.net.parameters()), weights)
 
     record = BundleRecord(model=call, classes=_CLASSES, input_size=(side, side), channels=channels)
-    bundle = Bundle.of_model(record, made, device="cpu")
+    bundle = Bundle.of_model(record, model, device="cpu")
     bundle.save(str(folder))
     again = Bundle.load(str(folder), device="cpu")
     batch = np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
     np.testing.assert_allclose(again.logits(batch), bundle.logits(batch), rtol=1e-4, atol=1e-4)
     assert again.id == bundle.id
     with torch.inference_mode():
-        expected = torch.log_softmax(made.eval()(pictures.contiguous(memory_format=torch.channels_last)), 1)
+        expected = torch.log_softmax(model.eval()(pictures.contiguous(memory_format=torch.channels_last)), 1)
     np.testing.assert_allclose(again.logits(batch), expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_inception_v3_learns_through_its_auxiliary_head() -> None:
     torch.manual_seed(0)
-    made = create("inception_v3", num_classes=3).train()
-    heads = made.forward_train(torch.rand(1, 3, 299, 299).expand(2, -1, -1, -1))
+    model = create("inception_v3", num_classes=3).train()
+    heads = model.forward_train(torch.rand(1, 3, 299, 299).expand(2, -1, -1, -1))
     heads[1][0].square().sum().backward()
-    assert made.net.Mixed_6e.branch1x1.conv.weight.grad is not None
-    assert made.net.Mixed_7a.branch3x3_1.conv.weight.grad is None
+    assert model.net.Mixed_6e.branch1x1.conv.weight.grad is not None
+    assert model.net.Mixed_7a.branch3x3_1.conv.weight.grad is None
 
 
 def test_weights_of_torchvisions_vgg_fit_that_of_timm(folder: Path) -> None:
     torch.manual_seed(0)
-    theirs: Any = torchvision.models.vgg16(init_weights=False).eval()
-    save_file(theirs.state_dict(), folder / "vgg.safetensors")
-    made = create("vgg16", num_classes=1000, weights=str(folder / "vgg.safetensors")).eval()
+    reference: Any = torchvision.models.vgg16(init_weights=False).eval()
+    save_file(reference.state_dict(), folder / "vgg.safetensors")
+    model = create("vgg16", num_classes=1000, weights=str(folder / "vgg.safetensors")).eval()
     pixels = torch.rand(1, 3, 224, 224)
-    normalised = (pixels - made.mean.view(3, 1, 1)) / made.std.view(3, 1, 1)
+    normalised = (pixels - model.mean.view(3, 1, 1)) / model.std.view(3, 1, 1)
     with torch.inference_mode():
-        torch.testing.assert_close(made(pixels), theirs(normalised), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(pixels), reference(normalised), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""SIGKILL, SIGTERM and Ctrl-C in the midst of the work, or two commands at once; and the same bytes in the end."""
+"""Jobs that are killed, stopped, or started twice, and still end with the same bytes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from tests.processes import LOOPBACK, family, listening
 from tests.waiting import until
 
 STEPS = "denoise(strength=0.03, search_size=15) | grayscale"
-#: More of them for a longer search: STRIATE_KILLS=50.
+#: Kills per test; more of them search longer: STRIATE_KILLS=50.
 KILLS = int(os.environ.get("STRIATE_KILLS", "3"))
-#: Without what `connect` sets in this process later: a command must keep its Ray on loopback by itself.
+#: Taken before `connect` sets variables in this process: a command must keep its Ray on loopback without them.
 _ENVIRONMENT = dict(os.environ)
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of a Ray that outlives the commands: to start one for each of them would take most of the time."""
+    """The address of a Ray that outlives the commands: starting one for each would take most of the time."""
     with connect("local", num_cpus=2):
         import ray
 
@@ -54,14 +54,14 @@ def raw(address: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def calm(raw: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an undisturbed run leaves."""
+    """The dataset of an undisturbed run."""
     destination = tmp_path_factory.mktemp("calm") / "data"
     filter_dataset(plan_filter(raw, str(destination), STEPS), workers="2")
     return content(destination)
 
 
 def striate(*arguments: str, address: str | None = None) -> subprocess.Popen[bytes]:
-    """The command as a user starts it, in a session of its own; without an address it starts Ray and takes it along."""
+    """Starts the command as a user does, in a new session; without an address it starts and ends its own Ray."""
     return subprocess.Popen(
         [str(Path(sys.executable).parent / "striate"), *arguments],
         stdout=subprocess.DEVNULL,
@@ -72,7 +72,7 @@ def striate(*arguments: str, address: str | None = None) -> subprocess.Popen[byt
 
 
 def said(process: subprocess.Popen[bytes], code: int) -> str:
-    """What a command that ends with this code writes to stderr, which holds nothing but plain lines."""
+    """The stderr of a command that must end with `code` and without a traceback."""
     _, stderr = process.communicate(timeout=180)
     assert process.returncode == code, stderr.decode()
     assert "Traceback" not in stderr.decode()
@@ -96,7 +96,7 @@ def committed(dataset: Path) -> int:
 
 
 def kill_in_work(process: subprocess.Popen[bytes], destination: Path, chance: random.Random) -> None:
-    """At some moment after the next shard is committed."""
+    """Kills the command at a random moment after the next shard is committed."""
     before = committed(destination)
     while process.poll() is None and committed(destination) == before:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -107,7 +107,7 @@ def kill_in_work(process: subprocess.Popen[bytes], destination: Path, chance: ra
     process.communicate()
 
 
-def test_a_driver_killed_at_random_moments_leaves_the_dataset_of_an_undisturbed_run(
+def test_a_filter_job_killed_at_random_moments_leaves_the_same_dataset(
     raw: str, calm: dict[str, Any], address: str, tmp_path: Path
 ) -> None:
     killed = tmp_path / "killed"
@@ -119,14 +119,14 @@ def test_a_driver_killed_at_random_moments_leaves_the_dataset_of_an_undisturbed_
     os.kill(early.pid, signal.SIGKILL)
     early.communicate()
     for number in range(max(1, KILLS - 1)):
-        # Once with the whole of Ray.
+        # The first time together with its own Ray.
         kill_in_work(striate(*command, address=address if number else None), killed, chance)
     assert 0 < committed(killed) < len([name for name in calm if name.startswith("_reports/")]), "killed after the end"
     finish(striate(*command, address=address))
     assert content(killed) == calm
 
 
-def test_of_two_same_commands_one_does_the_work_and_the_other_says_who(
+def test_the_second_of_two_same_commands_is_refused_and_names_the_first(
     raw: str, calm: dict[str, Any], address: str, tmp_path: Path
 ) -> None:
     command = ("filter", raw, str(tmp_path / "both"), "--steps", STEPS, "--workers", "2")
@@ -138,12 +138,12 @@ def test_of_two_same_commands_one_does_the_work_and_the_other_says_who(
     assert content(tmp_path / "both") == calm
 
 
-def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_nothing_half_done(
+def test_a_stopped_job_says_so_in_one_line_and_leaves_nothing_half_done(
     raw: str, calm: dict[str, Any], address: str, tmp_path: Path
 ) -> None:
     stopped = tmp_path / "stopped"
     command = ("filter", raw, str(stopped), "--steps", STEPS, "--workers", "2")
-    early = striate(*command)  # on a Ray of its own, while that starts
+    early = striate(*command)  # stopped while its own Ray starts
     until((stopped / "_leases").exists)
     early.terminate()
     assert said(early, 143) == "striate: stopped by SIGTERM; run the same command again to resume\n"
@@ -153,7 +153,7 @@ def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_nothing_half_done(
         process = striate(*command, address=None if number == signal.SIGTERM else address)
         until(lambda before=before: committed(stopped) > before)
         process.send_signal(number)
-        process.send_signal(number)  # who is impatient does it twice
+        process.send_signal(number)  # as an impatient user does
         last = f"striate: stopped by {why}; run the same command again to resume\n"
         lines = said(process, code).splitlines(keepends=True)
         assert lines[-1] == last
@@ -164,19 +164,19 @@ def test_a_job_that_is_stopped_says_so_in_one_line_and_leaves_nothing_half_done(
     assert content(stopped) == calm
 
 
-def test_a_job_that_fails_takes_its_unfinished_shards_away(raw: str, address: str, tmp_path: Path) -> None:
+def test_a_failed_job_removes_its_unfinished_shards(raw: str, address: str, tmp_path: Path) -> None:
     source = shutil.copytree(raw, tmp_path / "source")
     damaged_shard = sorted(source.glob("part-*.parquet"))[10]
     damaged_shard.write_bytes(damaged_shard.read_bytes().replace(b"PAR1", b"PAR2"))
-    command = ("filter", str(source), str(tmp_path / "made"), "--steps", STEPS, "--workers", "2")
+    command = ("filter", str(source), str(tmp_path / "failed"), "--steps", STEPS, "--workers", "2")
     process = striate(*command, address=address)
     assert f"{damaged_shard} is not a readable shard" in said(process, 1)
-    assert committed(tmp_path / "made") > 0
-    assert unfinished(tmp_path / "made") == []
+    assert committed(tmp_path / "failed") > 0
+    assert unfinished(tmp_path / "failed") == []
 
 
 @pytest.mark.faults
-def test_a_training_is_on_loopback_alone_in_its_folder_and_heeds_signals(tmp_path: Path) -> None:
+def test_a_training_uses_loopback_locks_its_folder_and_stops_at_signals(tmp_path: Path) -> None:
     data, out = str(tmp_path / "data"), tmp_path / "lenet"
     finish(striate("ingest", str(write_digits(tmp_path)), data))
     command = ("train", write_recipe(tmp_path, data, epochs=1000), "--out", str(out), "--workers", "2")
@@ -188,7 +188,7 @@ def test_a_training_is_on_loopback_alone_in_its_folder_and_heeds_signals(tmp_pat
         before = set(out.glob("checkpoints/run/step-*"))
         until(lambda before=before: set(out.glob("checkpoints/run/step-*")) - before)
         sockets = listening(family(works.pid))
-        assert len(sockets) > 10, "Ray, its workers and those of the training all listen somewhere"
+        assert len(sockets) > 10, "Ray, its workers and the training workers listen on ports"
         assert [each for each in sockets if each[0] not in LOOPBACK] == []
         works.send_signal(number)
         assert said(works, code).endswith(f"\nstriate: stopped by {why}; run the same command again to resume\n")
@@ -200,9 +200,7 @@ def test_a_training_is_on_loopback_alone_in_its_folder_and_heeds_signals(tmp_pat
 
 
 @pytest.mark.faults
-def test_a_prediction_killed_at_random_moments_goes_on_and_leaves_the_same_dataset(
-    raw: str, address: str, tmp_path: Path
-) -> None:
+def test_a_prediction_killed_at_random_moments_leaves_the_same_dataset(raw: str, address: str, tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     bundle = make_bundle(tmp_path / "bundle", model="resnet18", size=96)
     predict_dataset(plan_predict(bundle, raw, str(calm), features=True), workers="2", gpu=False)
@@ -216,9 +214,7 @@ def test_a_prediction_killed_at_random_moments_goes_on_and_leaves_the_same_datas
 
 
 @pytest.mark.faults
-def test_an_evaluation_killed_at_random_moments_resumes_to_the_same_numbers(
-    raw: str, address: str, tmp_path: Path
-) -> None:
+def test_an_evaluation_killed_at_random_moments_gives_the_same_numbers(raw: str, address: str, tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     bundle = make_bundle(tmp_path / "bundle", model="resnet18", size=96)
     run_evaluate(plan_evaluate([bundle], raw, report=str(calm)), workers="2", gpu=False)
@@ -228,10 +224,10 @@ def test_an_evaluation_killed_at_random_moments_resumes_to_the_same_numbers(
         kill_in_work(striate(*command, address=address), killed, chance)
     assert 0 < committed(killed) < committed(calm), "killed after the end"
     finish(striate(*command, address=address))
-    wanted, numbers = (json.loads((folder / "summary.json").read_bytes()) for folder in (calm, killed))
+    expected, numbers = (json.loads((folder / "summary.json").read_bytes()) for folder in (calm, killed))
     assert numbers.pop("throughput")["shards_resumed"] > 0
-    assert wanted.pop("throughput")["shards_resumed"] == 0
-    assert numbers == wanted
+    assert expected.pop("throughput")["shards_resumed"] == 0
+    assert numbers == expected
     assert unfinished(killed) == []
 
 
@@ -245,14 +241,14 @@ def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
         assert runs <= KILLS, "no run lasted long enough for a kill"
         killed = tmp_path / f"killed-{runs}"
         process = striate("filter", raw, str(killed), "--steps", STEPS, "--workers", "2")
-        seen = 0
+        shards = 0
         while process.poll() is None and kills < KILLS:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(chance.uniform(0.02, 0.2))
             workers = worker_processes(process.pid)
-            # One kill a commit: a shard that lost its worker four times would be given up, as it should.
-            if workers and committed(killed) > seen:
-                seen = committed(killed)
+            # One kill per commit: a shard that loses its worker four times ends the job, as it should.
+            if workers and committed(killed) > shards:
+                shards = committed(killed)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(chance.choice(workers), signal.SIGKILL)
                     kills += 1
@@ -261,18 +257,18 @@ def test_killed_workers_are_replaced_and_the_dataset_is_the_same(
 
 
 def worker_processes(session: int) -> list[int]:
-    """The shard workers of the job whose driver leads this session."""
+    """Ids of the shard workers of the job whose driver leads the session."""
     return [pid for pid, name in processes(session).items() if name.startswith(b"ray::MapWorker(Map(striate_")]
 
 
 def processes(session: int) -> dict[int, bytes]:
-    """Command lines of the processes of a session."""
-    found: dict[int, bytes] = {}
+    """Command lines of the session's processes, by process id."""
+    command_lines: dict[int, bytes] = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             if os.getsid(int(entry.name)) == session:
-                found[int(entry.name)] = (entry / "cmdline").read_bytes()
-    return found
+                command_lines[int(entry.name)] = (entry / "cmdline").read_bytes()
+    return command_lines
 
 
 @pytest.mark.faults

@@ -51,8 +51,8 @@ class Cluster(Commands):
     def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """The command as one who has logged in on the head types it."""
         head = self.machines.each[0]
-        there = {**self.environment, "RAY_ADDRESS": f"{head.address}:6379"}
-        return head.start(str(BIN / "striate"), *arguments, environment=there, **options)
+        environment = {**self.environment, "RAY_ADDRESS": f"{head.address}:6379"}
+        return head.start(str(BIN / "striate"), *arguments, environment=environment, **options)
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +73,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment |= {"RAY_health_check_failure_threshold": "3"}
     environment["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "5"  # instead of the 65 of cluster/examples/local.yaml
     environment["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "55"  # as there
-    with machines(("head", "one", "two", "three")) as made, serve_s3(root / "s3", made.outside) as s3:
+    with machines(("head", "one", "two", "three")) as several, serve_s3(root / "s3", several.outside) as s3:
         environment |= s3.environment()
-        head, *workers = made.each
-        lead = ("--head", "--port=6379", "--num-cpus=0", f"--temp-dir={made.disk}/ray")
-        start_ray(head, made, environment, *lead, f"--dashboard-host={head.address}")
+        head, *workers = several.each
+        lead = ("--head", "--port=6379", "--num-cpus=0", f"--temp-dir={several.disk}/ray")
+        start_ray(head, several, environment, *lead, f"--dashboard-host={head.address}")
         with ThreadPoolExecutor() as pool:
             join = (f"--address={head.address}:6379", "--num-cpus=1")
-            list(pool.map(lambda worker: start_ray(worker, made, environment, *join), workers))
-        started = Cluster(made, s3, environment)
+            list(pool.map(lambda worker: start_ray(worker, several, environment, *join), workers))
+        started = Cluster(several, s3, environment)
         try:
             yield started
         finally:
             started.end()
 
 
-def start_ray(machine: Machine, made: Machines, environment: Mapping[str, str], *arguments: str) -> None:
-    with open(made.disk.parent / f"{made.disk.name}-{machine.name}.log", "w+b") as log:
+def start_ray(machine: Machine, several: Machines, environment: Mapping[str, str], *arguments: str) -> None:
+    with open(several.disk.parent / f"{several.disk.name}-{machine.name}.log", "w+b") as log:
         command = [str(BIN / "ray"), "start", "--disable-usage-stats", "--object-store-memory=100000000", *arguments]
         process = machine.start(*command, environment=environment, stdout=log, stderr=log)
         try:
@@ -135,11 +135,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_doctor_finds_every_machine_sound(cluster: Cluster) -> None:
-    told = cluster.run("doctor", f"s3://{BUCKET}/probe")["checks"]
-    named = " ".join(check["name"] for check in told)
+    result = cluster.run("doctor", f"s3://{BUCKET}/probe")["checks"]
+    named = " ".join(check["name"] for check in result)
     for machine in cluster.machines.each:
         assert f"node {machine.address} (" in named
-    assert [check for check in told if check["verdict"] != "ok"] == []
+    assert [check for check in result if check["verdict"] != "ok"] == []
 
 
 def test_a_filter_job_spreads_over_machines_and_gives_the_bytes_of_one(
@@ -152,9 +152,9 @@ def test_a_filter_job_spreads_over_machines_and_gives_the_bytes_of_one(
 
 def test_a_disk_that_is_each_machines_own_is_refused(cluster: Cluster, raw: str) -> None:
     process = cluster.start("filter", raw, f"{cluster.machines.disk}/out", "--steps", "grayscale", "--json")
-    told = json.loads(process.communicate(timeout=120)[0])
-    assert told["exit_code"] == 2
-    assert "does not see the same there" in told["error"]
+    result = json.loads(process.communicate(timeout=120)[0])
+    assert result["exit_code"] == 2
+    assert "does not see the same there" in result["error"]
 
 
 def test_a_training_spreads_over_machines_and_learns_what_one_learns(
@@ -170,9 +170,9 @@ def test_a_training_spreads_over_machines_and_learns_what_one_learns(
 
 def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: dict[str, Any], tmp_path: Path) -> None:
     url = f"http://{cluster.machines.each[0].address}:8265"
-    asked = ["submit", "--address", url, "--env", "AWS_*", "--", "filter", raw, f"s3://{BUCKET}/submitted"]
+    arguments = ["submit", "--address", url, "--env", "AWS_*", "--", "filter", raw, f"s3://{BUCKET}/submitted"]
     finished_there = subprocess.run(
-        [str(BIN / "striate"), *asked, "--steps", QUICK],
+        [str(BIN / "striate"), *arguments, "--steps", QUICK],
         env=dict(cluster.environment),
         cwd=tmp_path,
         capture_output=True,
@@ -225,7 +225,7 @@ def answers(url: str, **request: Any) -> bool:
 def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tmp_path: Path) -> None:
     head = cluster.machines.each[0].address
     photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
-    wanted = Bundle.load(bundle, "cpu").predict(photo).classes[0]
+    expected = Bundle.load(bundle, "cpu").predict(photo).classes[0]
     # A replica on each: where none is, but on the head, Serve has no proxy.
     with served(cluster, bundle, tmp_path, replicas=3) as (address, headers):
         assert address == f"http://{head}:8000"
@@ -233,8 +233,8 @@ def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tm
             url = f"http://{machine.address}:8000/models/bundle/predict?top_k=1"
             until(lambda url=url: answers(url, content=photo, headers=headers))
             (answer,) = httpx.post(url, content=photo, headers=headers).json()["predictions"][0]["classes"]
-            assert answer["class"] == wanted[0]
-            assert answer["probability"] == pytest.approx(wanted[1], abs=1e-5)
+            assert answer["class"] == expected[0]
+            assert answer["probability"] == pytest.approx(expected[1], abs=1e-5)
             assert httpx.post(url, content=photo).status_code == 401
         again = cluster.start("serve", bundle, "--host", head, "--api-keys", str(tmp_path / "keys"))
         _, errors = again.communicate(timeout=120)
@@ -242,13 +242,13 @@ def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tm
 
 
 def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) -> None:
-    asked = ("--steps", SLOW, "--limit", "60", "--json")
-    process = cluster.start("filter", raw, f"s3://{BUCKET}/lossy", *asked)
+    arguments = ("--steps", SLOW, "--limit", "60", "--json")
+    process = cluster.start("filter", raw, f"s3://{BUCKET}/lossy", *arguments)
     cluster.until_shards(process, "lossy", 4)
     assert cluster.workers[-1].runs("ray::MapWorker(Map(striate_")
     cluster.workers.pop().kill()
     finished(process)
-    finished(cluster.start("filter", raw, f"s3://{BUCKET}/calm", *asked))
+    finished(cluster.start("filter", raw, f"s3://{BUCKET}/calm", *arguments))
     assert content(cluster.folder("lossy")) == content(cluster.folder("calm"))
 
 
@@ -261,9 +261,9 @@ def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(
     first = cluster.until_checkpoint(process, "elastic")
     assert all(worker.runs("ray::RayTrainWorker") for worker in cluster.workers)
     cluster.workers.pop().kill()
-    told = finished(process)
-    assert list(told["workers_by_node"].values()) == [1]
-    cluster.check_went_on("elastic", first, 100)
+    result = finished(process)
+    assert list(result["workers_by_node"].values()) == [1]
+    cluster.check_resumed("elastic", first, 100)
 
 
 def test_requests_at_a_machine_that_loses_its_power_are_answered(cluster: Cluster, tmp_path: Path) -> None:
@@ -289,4 +289,4 @@ def test_requests_at_a_machine_that_loses_its_power_are_answered(cluster: Cluste
         until(lambda: len(good) >= 8)
         cluster.workers.remove(machine)
         machine.kill()
-        assert {asked.result() for asked in asking} <= {500, 503, 504}
+        assert {request.result() for request in asking} <= {500, 503, 504}

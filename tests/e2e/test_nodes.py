@@ -1,7 +1,7 @@
-"""A Ray of five nodes on this machine, as `striate cluster up` makes it: work spreads over it, and a lost node costs
-nothing but time. Storage is S3, as it must be where nodes share no disk.
+"""A Ray of five nodes on this machine, started by `striate cluster up`: work spreads over the nodes, and a lost node
+costs only time. Storage is S3, as for nodes that share no disk.
 
-The tests take one node each from the cluster, so they are in order: first all nodes, at last the head.
+Several tests kill one node of the cluster, so their order matters: all nodes run at the start, and the head goes last.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.cluster
 
 BUCKET = "nodes"
 NODES = 5
-#: Ray itself ends a process that has been without a head for so long (a minute, by its default), without a word.
+#: Ray kills a process that has had no head for this long, without a message; its default is a minute.
 _SOON = {"RAY_gcs_rpc_server_reconnect_timeout_s": "30"}
 
 
 class Nodes(Commands):
-    """The cluster, and how commands reach it and its storage."""
+    """The cluster, with the environment in which commands reach it and its storage."""
 
     def __init__(self, environment: dict[str, str], root: Path) -> None:
         super().__init__(root, BUCKET)
@@ -43,13 +43,13 @@ class Nodes(Commands):
         self.holder: subprocess.Popen[bytes]
 
     def up(self, count: int) -> None:
-        """Start the cluster with so many nodes of one CPU."""
+        """Starts the cluster with `count` nodes of one CPU."""
         self.holder = self.start("cluster", "up", "--nodes", str(count), "--cpus-per-node", "1", "--json")
-        told = up(self.holder)
-        self.environment["RAY_ADDRESS"], self.nodes = told["address"], told["nodes"]
+        result = up(self.holder)
+        self.environment["RAY_ADDRESS"], self.nodes = result["address"], result["nodes"]
 
     def popen(self, *arguments: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[bytes]:
-        """The command as a user starts it; `more` is for its environment."""
+        """Starts the command as a user does; `more` is added to its environment."""
         return subprocess.Popen(
             [str(Path(sys.executable).parent / "striate"), *arguments],
             stdout=subprocess.PIPE,
@@ -59,7 +59,7 @@ class Nodes(Commands):
         )
 
     def lose(self, number: int = -1) -> str:
-        """SIGKILL to a node, the last by default; returns Ray's id of it."""
+        """Kills a node (the last by default) with SIGKILL and returns its id in Ray."""
         node = self.nodes.pop(number)
         os.kill(node["pid"], signal.SIGKILL)
         return str(node["node_id"])
@@ -67,26 +67,26 @@ class Nodes(Commands):
 
 @pytest.fixture(scope="module")
 def nodes(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Nodes of one CPU; with a token, as Ray has it where nobody says otherwise."""
+    """Nodes of one CPU, with a token, which is Ray's default."""
     home = tmp_path_factory.mktemp("home")
     (home / "token").write_text("0123456789abcdef" * 4)
-    # Nor what a Ray that other tests have started in this process has set.
+    # Without the variables that a Ray of other tests has set in this process.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= s3_server.environment()
     environment |= {"RAY_AUTH_TOKEN_PATH": str(home / "token")}
     s3_server.make_bucket(BUCKET)
-    made = Nodes(environment, s3_server.root)
+    cluster = Nodes(environment, s3_server.root)
     try:
-        made.up(NODES)
-        yield made
-        down(made.holder)
+        cluster.up(NODES)
+        yield cluster
+        down(cluster.holder)
     finally:
-        made.end()
+        cluster.end()
 
 
 @pytest.fixture(scope="module")
 def raw(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Real photos in many small shards; ingested on this disk, which all of these nodes see."""
+    """Real photos in many small shards."""
     folder = tmp_path_factory.mktemp("photos")
     nodes.run("ingest", str(write_photos(folder)), f"s3://{BUCKET}/raw", "--shard-mb", "0.05")
     return f"s3://{BUCKET}/raw"
@@ -94,7 +94,7 @@ def raw(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def calm(nodes: Nodes, raw: str) -> dict[str, Any]:
-    """What comes of slow steps where no node is lost."""
+    """The dataset that slow steps give when no node is lost."""
     nodes.run("filter", raw, f"s3://{BUCKET}/calm", "--steps", SLOW, "--limit", "60")
     return content(nodes.folder("calm"))
 
@@ -107,9 +107,9 @@ def digits(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_its_nodes_listen_on_loopback_only(nodes: Nodes) -> None:
-    found = listening(family(nodes.holder.pid))
-    assert len(found) > 2 * NODES, "each node listens somewhere"
-    assert [each for each in found if each[0] not in LOOPBACK] == []
+    sockets = listening(family(nodes.holder.pid))
+    assert len(sockets) > 2 * NODES, "each node listens somewhere"
+    assert [each for each in sockets if each[0] not in LOOPBACK] == []
 
 
 def test_the_doctor_examines_every_node(nodes: Nodes) -> None:
@@ -124,7 +124,7 @@ def test_the_doctor_examines_every_node(nodes: Nodes) -> None:
     assert not nodes.folder("probe").exists()
 
 
-def test_a_filter_job_spreads_over_the_nodes_and_gives_the_bytes_of_one_worker(nodes: Nodes, raw: str) -> None:
+def test_a_filter_job_on_all_nodes_gives_the_bytes_of_one_worker(nodes: Nodes, raw: str) -> None:
     nodes.run("filter", raw, f"s3://{BUCKET}/spread", "--steps", "grayscale | resize(64)")
     nodes.run("filter", raw, f"s3://{BUCKET}/alone", "--steps", "grayscale | resize(64)", "--workers", "1")
     assert len(nodes.shards_by_node("spread")) >= 2
@@ -133,18 +133,18 @@ def test_a_filter_job_spreads_over_the_nodes_and_gives_the_bytes_of_one_worker(n
 
 
 def test_a_path_that_is_another_place_on_other_nodes_is_refused(nodes: Nodes, raw: str, tmp_path: Path) -> None:
-    # Each process has a folder of its own there, as each machine has a disk of its own.
+    # This path is a different folder for each process, as a local path is on each machine.
     refused = nodes.start("filter", raw, "/proc/self/cwd/out", "--steps", "grayscale", "--json", cwd=tmp_path)
     out, _ = refused.communicate(timeout=120)
-    told = json.loads(out)
-    assert told["exit_code"] == 2
-    assert "does not see the same there" in told["error"]
-    assert "s3://" in told["error"]
+    result = json.loads(out)
+    assert result["exit_code"] == 2
+    assert "does not see the same there" in result["error"]
+    assert "s3://" in result["error"]
     assert not list(tmp_path.iterdir()), "something was left behind"
 
 
 def test_a_prediction_spreads_over_the_nodes(nodes: Nodes, raw: str, tmp_path: Path) -> None:
-    # On this disk, which all of these nodes see: so it is taken.
+    # A local path is accepted because all of these nodes see the same disk.
     bundle = make_bundle(tmp_path / "bundle")
     nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored")
     nodes.run("predict", bundle, raw, f"s3://{BUCKET}/scored-alone", "--workers", "1")
@@ -152,9 +152,7 @@ def test_a_prediction_spreads_over_the_nodes(nodes: Nodes, raw: str, tmp_path: P
     assert content(nodes.folder("scored")) == content(nodes.folder("scored-alone"))
 
 
-def test_a_training_spreads_over_two_nodes_and_learns_what_one_worker_learns(
-    nodes: Nodes, digits: str, tmp_path: Path
-) -> None:
+def test_a_training_on_two_nodes_learns_what_one_worker_learns(nodes: Nodes, digits: str, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, digits, 3)
     two = nodes.run("train", recipe, "--out", f"s3://{BUCKET}/two", "--workers", "2")
     one = nodes.run("train", recipe, "--out", f"s3://{BUCKET}/one")
@@ -166,19 +164,19 @@ def test_a_training_spreads_over_two_nodes_and_learns_what_one_worker_learns(
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A bundle that is slow enough to lose a node in the midst of its predictions."""
+    """A bundle slow enough for a node to be lost during its predictions."""
     return make_bundle(tmp_path_factory.mktemp("large"), model="resnet18", size=224)
 
 
 @pytest.fixture(scope="module")
 def scored(nodes: Nodes, raw: str, large: str) -> dict[str, Any]:
-    """What `large` says where no node is lost."""
+    """The predictions of `large` when no node is lost."""
     nodes.run("predict", large, raw, f"s3://{BUCKET}/scored-calm", "--runtime", "eager")
     return content(nodes.folder("scored-calm"))
 
 
 def runs(node: dict[str, Any], what: str) -> bool:
-    """Whether a worker of a node has this in its command line. Workers are children of the node's raylet."""
+    """Whether a worker of the node has `what` in its command line. Workers are children of the node's raylet."""
     raylets = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_raylet(int(path.name), node["node_id"])]
     return any(what in command(pid) for raylet in raylets for pid in family(raylet))
 
@@ -189,8 +187,8 @@ def _is_raylet(pid: int, node_id: str) -> bool:
 
 
 def test_a_node_lost_in_a_filter_job_changes_no_byte(nodes: Nodes, raw: str, calm: dict[str, Any]) -> None:
-    asked = ("--steps", SLOW, "--limit", "60", "--json")
-    process = nodes.start("filter", raw, f"s3://{BUCKET}/lossy", *asked)
+    arguments = ("--steps", SLOW, "--limit", "60", "--json")
+    process = nodes.start("filter", raw, f"s3://{BUCKET}/lossy", *arguments)
     nodes.until_shards(process, "lossy", 4)
     assert runs(nodes.nodes[-1], "ray::MapWorker(Map(striate_")
     nodes.lose()
@@ -209,83 +207,81 @@ def test_a_node_lost_in_a_prediction_changes_no_byte(
     assert content(nodes.folder("scored-lossy")) == scored
 
 
-def test_a_node_lost_in_a_training_of_two_workers_is_made_up_for_by_another(
-    nodes: Nodes, digits: str, tmp_path: Path
-) -> None:
+def test_a_node_lost_in_a_training_of_two_workers_is_replaced(nodes: Nodes, digits: str, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, digits, 100)
-    # More than half of a node's CPU each: two workers cannot be on one.
-    asked = ("--workers", "2", "--cpus-per-worker", "0.6", "--json")
-    process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/made-up-for", *asked)
-    first = nodes.until_checkpoint(process, "made-up-for")
-    # Any but the head.
+    # More than half of a node's CPU each, so that two workers do not fit on one node.
+    arguments = ("--workers", "2", "--cpus-per-worker", "0.6", "--json")
+    process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/replaced", *arguments)
+    first = nodes.until_checkpoint(process, "replaced")
+    # Any node but the head.
     (at_work, *_) = [n for n, node in enumerate(nodes.nodes) if n and runs(node, "ray::RayTrainWorker")]
-    lost = nodes.lose(at_work)
-    told = finished(process)
-    assert sorted(told["workers_by_node"].values()) == [1, 1]
-    assert lost not in told["workers_by_node"]
-    nodes.check_went_on("made-up-for", first, 100)
+    lost_node = nodes.lose(at_work)
+    result = finished(process)
+    assert sorted(result["workers_by_node"].values()) == [1, 1]
+    assert lost_node not in result["workers_by_node"]
+    nodes.check_resumed("replaced", first, 100)
 
 
-def test_a_node_lost_in_an_elastic_training_leaves_it_to_the_other_which_goes_on(
+def test_an_elastic_training_that_loses_a_node_continues_on_the_other(
     nodes: Nodes, digits: str, tmp_path: Path
 ) -> None:
-    while len(nodes.nodes) > 2:  # tests before this one have lost some, where they ran
+    while len(nodes.nodes) > 2:  # earlier tests may have killed some
         nodes.lose()
     recipe = write_recipe(tmp_path, digits, 100)
-    # More than half of a node's CPU each: two workers cannot be on one.
+    # More than half of a node's CPU each, so that two workers do not fit on one node.
     elastic = ("--workers", "1-2", "--cpus-per-worker", "0.6")
     process = nodes.start("train", recipe, "--out", f"s3://{BUCKET}/elastic", *elastic, "--json")
     first = nodes.until_checkpoint(process, "elastic")
     assert all(runs(node, "ray::RayTrainWorker") for node in nodes.nodes)
-    lost = nodes.lose()
-    told = finished(process)
-    assert told["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost}
-    nodes.check_went_on("elastic", first, 100)
+    lost_node = nodes.lose()
+    result = finished(process)
+    assert result["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost_node}
+    nodes.check_resumed("elastic", first, 100)
 
 
-def test_a_wrong_token_is_not_let_in(nodes: Nodes, raw: str) -> None:
-    asked = ("filter", raw, f"s3://{BUCKET}/stolen", "--steps", "grayscale")
-    process = nodes.start(*asked, RAY_AUTH_TOKEN="f" * 64)
+def test_a_wrong_token_is_refused(nodes: Nodes, raw: str) -> None:
+    arguments = ("filter", raw, f"s3://{BUCKET}/stolen", "--steps", "grayscale")
+    process = nodes.start(*arguments, RAY_AUTH_TOKEN="f" * 64)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "token" in errors.decode().lower()
     assert not nodes.folder("stolen").exists()
-    # It is the token: with the right one the same command is let in.
+    # The token is the reason: with the right one the same command is accepted.
     nodes.run("filter", raw, f"s3://{BUCKET}/mine", "--steps", "grayscale", "--limit", "1")
 
 
 def test_a_token_is_sent_only_where_one_is_asked_for(nodes: Nodes, raw: str) -> None:
     unlocked = nodes.start("cluster", "up", "--nodes", "1", "--cpus-per-node", "1", "--json", RAY_AUTH_MODE="disabled")
-    told = up(unlocked)
-    asked = ("filter", raw, f"s3://{BUCKET}/unlocked", "--steps", "grayscale", "--limit", "3", "--json")
-    assert finished(nodes.start(*asked, RAY_ADDRESS=told["address"]))["rows"] == 3
+    result = up(unlocked)
+    arguments = ("filter", raw, f"s3://{BUCKET}/unlocked", "--steps", "grayscale", "--limit", "3", "--json")
+    assert finished(nodes.start(*arguments, RAY_ADDRESS=result["address"]))["rows"] == 3
     left = family(unlocked.pid)
     hang_up(unlocked)
     assert unlocked.returncode == 0
     until(lambda: not [pid for pid in left if command(pid)])
-    assert not Path(told["folder"]).exists()
+    assert not Path(result["folder"]).exists()
 
 
-def test_a_hangup_while_nodes_start_is_told_and_leaves_nothing(nodes: Nodes) -> None:
+def test_a_hangup_while_nodes_start_is_reported_and_leaves_nothing(nodes: Nodes) -> None:
     starting = nodes.start("cluster", "up", "--nodes", "2", "--json")
     folders: set[str] = set()
 
     def a_process_has_started() -> bool:
         lines = [command(pid) for pid in family(starting.pid)]
-        folders.update(found for line in lines for found in re.findall("/tmp/striate-cluster-[^/ ]+", line))
+        folders.update(folder for line in lines for folder in re.findall("/tmp/striate-cluster-[^/ ]+", line))
         return bool(folders) or starting.poll() is not None
 
     until(a_process_has_started)
     left = family(starting.pid)
-    told = json.loads(hang_up(starting))
-    assert told["exit_code"] == starting.returncode == 128 + signal.SIGHUP
-    assert "stopped by SIGHUP (a closed terminal) before all nodes were there" in told["error"]
+    result = json.loads(hang_up(starting))
+    assert result["exit_code"] == starting.returncode == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP (a closed terminal) before all nodes were there" in result["error"]
     until(lambda: not [pid for pid in left if command(pid)])
     assert not [folder for folder in folders if Path(folder).exists()]
 
 
 def hang_up(process: subprocess.Popen[bytes]) -> bytes:
-    """SIGHUP again and again, as of a closed terminal the shell and the kernel send it; returns the rest of stdout."""
+    """Sends SIGHUP until the process ends, as shell and kernel do for a closed terminal; returns the rest of stdout."""
     while process.poll() is None:
         process.send_signal(signal.SIGHUP)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -294,8 +290,8 @@ def hang_up(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the head under a command, which must end by itself and say how to go on; then have another head."""
-    assert process.poll() is None, "it ended before the head was lost"
+    """Kills the head under a command, which must end and say how to resume; then starts another head."""
+    assert process.poll() is None, "the command ended before the head was killed"
     os.kill(nodes.nodes[0]["pid"], signal.SIGKILL)
     out, errors = process.communicate(timeout=240)
     assert process.returncode == 1, errors.decode()
@@ -308,41 +304,37 @@ def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
     nodes.up(1)
 
 
-def goes_on_under_another_head(nodes: Nodes, dataset: str, asked: tuple[str, ...]) -> None:
-    """Lose the head under a shard job, and run it again: what was done is not done again."""
-    process = nodes.start(*asked, **_SOON)
+def check_resumed_under_another_head(nodes: Nodes, dataset: str, arguments: tuple[str, ...]) -> None:
+    """Kills the head under a shard job and runs the job again: finished shards are not done again."""
+    process = nodes.start(*arguments, **_SOON)
     nodes.until_shards(process, dataset, 2)
     lose_head(nodes, process)
-    run = nodes.run(*asked[:-1])["run"]
+    run = nodes.run(*arguments[:-1])["run"]
     assert 2 <= run["shards_resumed"] < run["shards"]
 
 
-def test_a_lost_head_ends_the_command_which_goes_on_under_another_head(
-    nodes: Nodes, raw: str, calm: dict[str, Any]
-) -> None:
-    asked = ("filter", raw, f"s3://{BUCKET}/headless", "--steps", SLOW, "--limit", "60", "--json")
-    goes_on_under_another_head(nodes, "headless", asked)
+def test_a_filter_job_whose_head_is_lost_resumes_under_another(nodes: Nodes, raw: str, calm: dict[str, Any]) -> None:
+    arguments = ("filter", raw, f"s3://{BUCKET}/headless", "--steps", SLOW, "--limit", "60", "--json")
+    check_resumed_under_another_head(nodes, "headless", arguments)
     assert content(nodes.folder("headless")) == calm
 
 
-def test_a_prediction_whose_head_is_lost_goes_on_under_another(
+def test_a_prediction_whose_head_is_lost_resumes_under_another(
     nodes: Nodes, raw: str, large: str, scored: dict[str, Any]
 ) -> None:
-    asked = ("predict", large, raw, f"s3://{BUCKET}/scored-headless", "--runtime", "eager", "--json")
-    goes_on_under_another_head(nodes, "scored-headless", asked)
+    arguments = ("predict", large, raw, f"s3://{BUCKET}/scored-headless", "--runtime", "eager", "--json")
+    check_resumed_under_another_head(nodes, "scored-headless", arguments)
     assert content(nodes.folder("scored-headless")) == scored
 
 
-def test_a_training_whose_head_is_lost_goes_on_from_its_checkpoint_under_another(
-    nodes: Nodes, digits: str, tmp_path: Path
-) -> None:
+def test_a_training_whose_head_is_lost_resumes_under_another(nodes: Nodes, digits: str, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, digits, 100)
-    asked = ("train", recipe, "--out", f"s3://{BUCKET}/trained-headless", "--json")
-    process = nodes.start(*asked, **_SOON)
+    arguments = ("train", recipe, "--out", f"s3://{BUCKET}/trained-headless", "--json")
+    process = nodes.start(*arguments, **_SOON)
     first = nodes.until_checkpoint(process, "trained-headless")
     lose_head(nodes, process)
-    nodes.run(*asked[:-1])
-    nodes.check_went_on("trained-headless", first, 100)
+    nodes.run(*arguments[:-1])
+    nodes.check_resumed("trained-headless", first, 100)
     nodes.run("train", recipe, "--out", f"s3://{BUCKET}/trained-calm")
     headless, calm = (nodes.folder(name) / "model.safetensors" for name in ("trained-headless", "trained-calm"))
     assert headless.read_bytes() == calm.read_bytes()

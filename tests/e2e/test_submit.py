@@ -1,4 +1,4 @@
-"""Commands as jobs of a cluster that someone keeps: a head of its own, with a token, and a dashboard."""
+"""Commands as jobs of a running cluster: a head started by `ray start`, with a token and a dashboard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: where its dashboard is, and the token."""
+    """A running head: the address of its dashboard, and its token."""
 
     address: str
     token: str
@@ -53,12 +53,12 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """`ray start --head`, on loopback; it knows no AWS variables."""
+    """`ray start --head` on loopback, without AWS variables."""
     token, port = secrets.token_hex(32), free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    # Else `ray start --block` waits half a minute at SIGTERM for its node to be without work; with the detached actors
-    # of Ray Data it never is.
+    # At SIGTERM `ray start --block` waits up to half a minute for its node to be idle; with the detached actors of Ray
+    # Data it never is.
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     # Sockets have short paths.
@@ -70,10 +70,10 @@ def head() -> Iterator[Head]:
         with open(f"{folder}/start.log", "wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            made = Head(f"http://127.0.0.1:{port}", token)
-            until(lambda: made.answers() or process.poll() is not None)
+            started_head = Head(f"http://127.0.0.1:{port}", token)
+            until(lambda: started_head.answers() or process.poll() is not None)
             assert process.poll() is None, Path(f"{folder}/start.log").read_text()
-            yield made
+            yield started_head
         finally:
             process.terminate()
             process.wait(30)
@@ -81,7 +81,7 @@ def head() -> Iterator[Head]:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Head) -> Path:
-    """A folder to submit from, in a shell that knows the cluster and its token."""
+    """A folder to submit from, with the cluster's address and token in the environment."""
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -93,7 +93,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Head) -> Path
 
 @pytest.fixture
 def waiting_project(project: Path) -> Path:
-    """The code of this project, in which `striate info` waits until it is stopped."""
+    """A copy of this project in which `striate info` waits until it is stopped."""
     for package in ("library", "cluster", "jobs", "serve"):
         shutil.copytree(ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__"))
     with open(project / "jobs/info.py", "a") as code:
@@ -126,7 +126,7 @@ def started(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     return job
 
 
-def test_pictures_are_ingested_into_a_bucket_by_the_keys_that_are_passed_on(
+def test_a_job_ingests_into_a_bucket_with_the_keys_it_was_given(
     project: Path, bucket: str, s3_server: S3Server
 ) -> None:
     photos = write_photos(project)
@@ -149,13 +149,13 @@ def test_submit_ends_with_the_exit_code_of_the_command(
     project: Path, command: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["submit", "--", *command.split()]) == code
-    told = capsys.readouterr()
-    assert said in told.out
-    assert f"FAILED, exit code {code}" in told.err
+    output = capsys.readouterr()
+    assert said in output.out
+    assert f"FAILED, exit code {code}" in output.err
 
 
 def test_two_nodes_with_a_dashboard_on_loopback_run_what_is_sent(head: Head, tmp_path: Path) -> None:
-    assert head.answers(), "there must be another Ray"
+    assert head.answers(), "another Ray must be running"
     (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(secrets.token_hex(32))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -163,7 +163,7 @@ def test_two_nodes_with_a_dashboard_on_loopback_run_what_is_sent(head: Head, tmp
 
     def striate(*arguments: str) -> str:
         command = [str(BIN / "striate"), *arguments]
-        # All of this project is sent, whose modules the job imports while the second node is still unpacking them.
+        # The whole project is sent: the job imports its modules while the second node is still unpacking them.
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -173,29 +173,29 @@ def test_two_nodes_with_a_dashboard_on_loopback_run_what_is_sent(head: Head, tmp
     nodes = [str(BIN / "striate"), "cluster", "up", "--nodes", "2", "--dashboard", "--json"]
     with subprocess.Popen(nodes, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as holder:
         try:
-            told = up(holder)
+            cluster = up(holder)
             sockets = listening(family(holder.pid))
-            assert int(told["dashboard"].rpartition(":")[2]) in {port for _, port in sockets}
+            assert int(cluster["dashboard"].rpartition(":")[2]) in {port for _, port in sockets}
             assert [each for each in sockets if each[0] not in LOOPBACK] == []
-            submit = ("submit", "--address", told["dashboard"], "--", "filter", raw, out, "--steps", SLOW)
+            submit = ("submit", "--address", cluster["dashboard"], "--", "filter", raw, out, "--steps", SLOW)
             striate(*submit, "--limit", "30")
         finally:
             down(holder)
-    made = load_manifest(out)
-    assert made.rows == 30
-    # Another Ray runs on this machine, and the job is not its.
-    assert made.run["shards_by_node"].keys() == {node["node_id"] for node in told["nodes"]}
+    manifest = load_manifest(out)
+    assert manifest.rows == 30
+    # The job ran on these nodes, not on the other Ray of this machine.
+    assert manifest.run["shards_by_node"].keys() == {node["node_id"] for node in cluster["nodes"]}
 
 
 def test_the_doctor_examines_a_cluster_from_inside(
     project: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["submit", "--env", "AWS_*", "--", "doctor", f"{bucket}/deep"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in ("ok    Ray: answers", "ok    node ", "ok    clock of", "ok    versions of nodes: the same"):
-        assert line in told
-    assert "ok    token: Ray lets in only who has its token" in told
-    assert told.count("an object was written, read and removed") == 2
+        assert line in output
+    assert "ok    token: Ray lets in only who has its token" in output
+    assert output.count("an object was written, read and removed") == 2
     assert storage.list_files(bucket) == []
 
 
@@ -213,9 +213,9 @@ def test_what_was_sent_is_what_runs_until_it_is_stopped(
         until(lambda: forwarder.connections > 1)
         assert run(["stop", job]) == 0
         follower.join(60)
-    told = capsys.readouterr()
-    assert f"{job}: STOPPED, exit code 130" in told.out
-    assert told.out.count("the code that was sent") == 0, "the log goes on where it was cut"
+    output = capsys.readouterr()
+    assert f"{job}: STOPPED, exit code 130" in output.out
+    assert output.out.count("the code that was sent") == 0, "the log continues where it was cut"
     assert run(["logs", job, "--follow"]) == 130
     assert run(["stop", job]) == 0
     assert f"{job}: STOPPED" in capsys.readouterr().out
@@ -233,20 +233,20 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it(
             assert process.poll() is None
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(60) == 130
-        told = process.stderr.read().decode()
-    assert f"striate stop {job} --address" in told
+        output = process.stderr.read().decode()
+    assert f"striate stop {job} --address" in output
     assert jobs(capsys)[job]["status"] == "RUNNING"
     assert run(["stop", job, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "STOPPED"
 
 
 @pytest.mark.parametrize("token", ["0" * 64, None])
-def test_a_wrong_token_is_told_before_anything_is_sent(
+def test_a_wrong_token_is_reported_before_anything_is_sent(
     project: Path,
     token: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # A process of its own: Ray keeps the token that it found first.
+    # In a new process: Ray keeps the first token that it reads.
     monkeypatch.setenv("HOME", str(project.parent))
     if token is None:
         monkeypatch.delenv("RAY_AUTH_TOKEN")
@@ -269,16 +269,16 @@ def test_a_token_in_a_file_and_an_address_are_enough(
     assert head.token not in capsys.readouterr().out
 
 
-def test_an_unknown_job_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_job_is_an_error(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["logs", "no-such-job"]) == 1
     assert "no-such-job does not exist" in capsys.readouterr().err
 
 
 class Forwarder:
-    """Stands before a head as a port-forward does, and can be cut.
+    """Forwards connections to a head, as a port-forward does, and can cut them.
 
     Attributes:
-        connections: how many logs were asked for.
+        connections: number of requests for a log so far.
     """
 
     def __init__(self, target: str) -> None:
@@ -298,7 +298,7 @@ class Forwarder:
         self.cut()
 
     def cut(self) -> None:
-        """Reset every connection there is."""
+        """Shuts down every open connection."""
         for each in self._open:
             try:
                 each.shutdown(socket.SHUT_RDWR)

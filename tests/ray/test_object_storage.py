@@ -35,14 +35,14 @@ def test_pictures_go_from_bucket_to_bucket_through_every_fault_and_none_is_lost_
     for path in photo_folder.rglob("*"):
         if path.is_file():
             storage.write_bytes(f"{bucket}/pictures/{path.relative_to(photo_folder)}", path.read_bytes())
-    s3_proxy.met.clear()
+    s3_proxy.applied.clear()
     s3_proxy.faults, s3_proxy.every = ("slow_down", "cut", "reset", "slow"), 5
     try:
         ingest(plan_ingest(f"{bucket}/pictures", f"{bucket}/raw", shard_mb=0.25, verify=True))
         filter_dataset(plan_filter(f"{bucket}/raw", f"{bucket}/edges", STEPS))
     finally:
         s3_proxy.faults = ()
-    assert min(s3_proxy.met[fault] for fault in ("slow_down", "cut", "reset", "slow")) > 3
+    assert min(s3_proxy.applied[fault] for fault in ("slow_down", "cut", "reset", "slow")) > 3
     raw, edges = load_manifest(f"{bucket}/raw"), load_manifest(f"{bucket}/edges")
     assert (raw.tally.rows_in, raw.rows, edges.tally.rows_in) == (89, 86, 86)
     assert edges.tally.balanced

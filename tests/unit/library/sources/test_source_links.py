@@ -60,7 +60,7 @@ def test_a_csv_of_links_has_labels_keys_and_columns_like_one_of_paths(server: Li
         f"{server.url('/c.jpg')},cat,2004",
     ]
     listing = list_source(_list(tmp_path, "links.csv", "\n".join(lines)), Options(links=LIMITS))
-    assert server.asked.total() == 0  # listing fetches nothing
+    assert server.requests.total() == 0  # listing fetches nothing
     found = read_all(listing, Options(links=LIMITS))
     assert {key: read.data for key, read in found.items()} == {
         a: PICTURE,
@@ -134,7 +134,7 @@ def test_a_request_names_striate_and_asks_for_nothing_compressed(server: LinkSer
 def test_an_answer_that_is_final_is_not_asked_for_again(server: LinkServer, status: int, reason: str) -> None:
     bad = _refused(server.add("/a", reply(b"no", status=status)))
     assert (bad.reason, bad.detail) == (reason, f"{server.url('/a')}: the server answered {status}")
-    assert server.asked["/a"] == 1
+    assert server.requests["/a"] == 1
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_an_answer_that_is_final_is_not_asked_for_again(server: LinkServer, stat
 )
 def test_a_failure_that_passes_is_tried_again(server: LinkServer, first: bytes) -> None:
     assert _one(server.add("/a", first, reply(PICTURE))) == PICTURE
-    assert server.asked["/a"] == 2
+    assert server.requests["/a"] == 2
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_failure_that_passes_is_tried_again(server: LinkServer, first: bytes) 
 def test_a_failure_that_stays_is_a_reject_after_its_retries(server: LinkServer, answer: bytes, reason: str) -> None:
     assert _refused(server.add("/a", answer)).reason == reason
     # aiohttp itself asks once more where a connection is closed before an answer.
-    assert server.asked["/a"] // (2 if answer is reset else 1) == LIMITS.retries + 1
+    assert server.requests["/a"] // (2 if answer is reset else 1) == LIMITS.retries + 1
 
 
 def test_retry_after_is_waited_for_by_every_request_to_the_host(server: LinkServer) -> None:
@@ -170,7 +170,7 @@ def test_retry_after_is_waited_for_by_every_request_to_the_host(server: LinkServ
     limits = replace(LIMITS, per_host=1)
     assert list(fetched([busy, other], limits)) == [PICTURE, PICTURE]
     assert time.monotonic() - begun >= 0.05
-    assert (server.asked["/busy"], server.asked["/other"]) == (2, 1)
+    assert (server.requests["/busy"], server.requests["/other"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_retry_after_is_waited_for_by_every_request_to_the_host(server: LinkServ
 def test_a_server_that_asks_for_a_long_time_is_left_alone(server: LinkServer, when: str) -> None:
     bad = _refused(server.add("/a", reply(b"", f"Retry-After: {when}", status=429)))
     assert bad.detail.endswith("the server answered 429 and asks to wait longer than 60 s")
-    assert server.asked["/a"] == 1
+    assert server.requests["/a"] == 1
 
 
 def test_no_more_requests_are_open_at_once_than_a_host_and_all_may_have(server: LinkServer) -> None:
@@ -292,7 +292,7 @@ def test_a_redirect_leads_to_no_other_place(server: LinkServer, target: str, rea
     url = server.add("/a", redirect(target.format(port=server.server_address[1])))
     server.add("/x", reply(PICTURE))
     assert _refused(url, limits).reason == reason
-    assert server.asked["/x"] == 0
+    assert server.requests["/x"] == 0
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_this_machine_is_not_fetched_from_however_it_is_written(server: LinkServ
     server.add("/a", reply(PICTURE))
     bad = _refused(server.url("/a", host), replace(LIMITS, allowed=(), retries=0))
     assert bad.reason in ("private_address", "bad_url")
-    assert server.asked["/a"] == 0
+    assert server.requests["/a"] == 0
 
 
 def test_a_name_that_turns_to_a_private_address_is_refused_when_it_is_connected_to(
@@ -347,7 +347,7 @@ def test_a_name_that_turns_to_a_private_address_is_refused_when_it_is_connected_
     server.add("/a", reply(PICTURE))
     bad = _refused(server.url("/a", "localhost"), replace(LIMITS, allowed=(), retries=0))
     assert bad.reason == "private_address"
-    assert server.asked["/a"] == 0
+    assert server.requests["/a"] == 0
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_host_that_always_fails_is_not_asked_for_ever(server: LinkServer, answ
     urls = [server.add(f"/{number}", answer) for number in range(40)]
     found = list(fetched(urls, replace(LIMITS, retries=0, per_host=1)))
     assert [each.reason for each in found if isinstance(each, BadPicture)] == [reason] * 40
-    assert len(server.asked) == 16
+    assert len(server.requests) == 16
 
 
 @pytest.mark.parametrize(
