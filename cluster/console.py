@@ -10,8 +10,9 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
+import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -21,6 +22,9 @@ from rich.text import Text
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_TEXT = re.compile(f"[{_CONTROLS}]")
 _IN_A_NAME = re.compile(f"[\t\n{_CONTROLS}]")
+
+#: The option that every command has.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; the rest goes to stderr.")]
 
 
 def visible(name: str) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.connection.session import connect
 from cluster.shared_paths import check_shared
-from jobs.shards.pool import Places, places_of_classifiers
-from jobs.shards.tasks import shard_tasks
+from jobs.shards.dataset_job import shard_tasks
+from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
 from library import storage
 from library.bundle.description import BundleRecord, load_record
 from library.dataset.destination import reports_below, shard_stem
@@ -199,7 +199,7 @@ def _tidy(folder: str, kept: Set[str] | None = None) -> None:
 def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | None, address: str | None) -> Content:
     tasks = shard_tasks(plan.manifest, plan.dataset, None)
     with connect(address) as session:
-        places = places_of_classifiers(session, workers, gpu, len(tasks), size)
+        pool = pool_for_classifiers(session, workers, gpu, len(tasks), size)
         check_shared(reads=[*plan.bundles, plan.dataset])
         from jobs.shards.runner import run_shards
 
@@ -208,16 +208,16 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
             bundle_ids=tuple(record.id for record in plan.records),
             robust_fraction=min(1.0, plan.robustness_pictures / max(plan.manifest.rows, 1)),
             examples=plan.report is not None,
-            device=places.device,
-            threads=places.cpus,
+            device=pool.device,
+            threads=pool.cpus,
         )
         results = Results(plan)
         todo = results.resume(tasks, job)
-        run = run_shards("evaluate", job, todo, places, results, done={plan.dataset: results.resumed})
-    return content_of(plan, places, results, run)
+        run = run_shards("evaluate", job, todo, pool, results, done={plan.dataset: results.resumed})
+    return content_of(plan, pool, results, run)
 
 
-def content_of(plan: EvaluatePlan, places: Places, results: Results, run: ShardRun) -> Content:
+def content_of(plan: EvaluatePlan, pool: WorkerPool, results: Results, run: ShardRun) -> Content:
     """Everything that the page says.
 
     Raises:
@@ -229,7 +229,7 @@ def content_of(plan: EvaluatePlan, places: Places, results: Results, run: ShardR
         plan.dataset,
         plan.manifest.digest,
         [_subject(plan, number, sums) for number, sums in enumerate(totals.sums)],
-        _throughput(plan, places, results, run),
+        _throughput(plan, pool, results, run),
         None if totals.pairs is None else compare(totals.pairs),
         f"made {now} by striate {VERSIONS['striate']}",
     )
@@ -259,17 +259,17 @@ def _subject(plan: EvaluatePlan, number: int, sums: Sums) -> Subject:
     )
 
 
-def _throughput(plan: EvaluatePlan, places: Places, results: Results, run: ShardRun) -> dict[str, Any]:
+def _throughput(plan: EvaluatePlan, pool: WorkerPool, results: Results, run: ShardRun) -> dict[str, Any]:
     """Pictures a second once the first worker has its classifiers, less what robustness takes; None where every shard
     was judged before. `seconds` counts every shard, whenever it was judged; the rest this run only."""
     pictures, start_s = run.pictures[plan.dataset], results.start_s or 0.0
-    busy = run.wall_s - start_s - results.robustness_s / places.number
+    busy = run.wall_s - start_s - results.robustness_s / pool.number
     return {
         "pictures_per_s": round(pictures / max(busy, 1e-6), 1) if pictures else None,
         "wall_s": round(run.wall_s, 3),
         "start_s": round(start_s, 3),
-        "workers": places.number,
-        "device": places.device,
+        "workers": pool.number,
+        "device": pool.device,
         "shards": len(plan.manifest.shards),
         "shards_resumed": results.resumed,
         "seconds": {stage: round(seconds, 3) for stage, seconds in results.totals.seconds.items()},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cluster.connection.session import connect
-from jobs.shards.pool import places_of_shards
-from jobs.shards.tasks import ShardPlan, make_shards, shard_tasks
+from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
+from jobs.shards.pool_size import pool_for_shards
 from library import storage
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold
@@ -86,4 +86,4 @@ def filter_dataset(
         StriateError: when a shard fails; those done by then stay.
     """
     with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
-        return make_shards("filter", plan, places_of_shards(session, workers, size))
+        return make_shards("filter", plan, pool_for_shards(session, workers, size))

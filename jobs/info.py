@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cluster.console import Terminal
 from jobs.output import balance, counted, left_out, ranked, size, time_spent
-from jobs.progress.bar import duration
+from jobs.progress.display import duration
 from library import storage
 from library.dataset.manifest import (
     REJECTS,

@@ -8,8 +8,8 @@ from typing import Any
 
 from cluster.connection.session import connect
 from cluster.shared_paths import check_shared
-from jobs.shards.pool import Places, places_of_shards
-from jobs.shards.tasks import run_tasks
+from jobs.shards.dataset_job import run_tasks
+from jobs.shards.pool_size import WorkerPool, pool_for_shards
 from library import storage
 from library.dataset.destination import check_apart, check_claim, claim, committed, finish, remove_uncommitted
 from library.dataset.lease import hold
@@ -150,13 +150,13 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
     """
     with hold(made.destination, *made.datasets, tidy=remove_uncommitted):
         with connect(address) as session:
-            places, work = _shared_out(made, places_of_shards(session, workers, None), auto=workers == "auto")
+            pool, work = _shared_out(made, pool_for_shards(session, workers, None), auto=workers == "auto")
             check_shared(reads=[made.source], writes=made.datasets)
             for dataset in made.datasets:
                 rows = [task.rows for task in made.tasks if task.dataset == dataset]
                 planned = {"shards_planned": len(rows), "pictures_planned": sum(rows)}
                 claim(dataset, [made.job], overwrite=made.overwrite, planned=planned)
-            run = run_tasks("ingest", work, made.tasks, places)
+            run = run_tasks("ingest", work, made.tasks, pool)
         manifests: dict[str, Manifest] = {}
         for number, dataset in enumerate(made.datasets):
             # What was skipped belongs to no split; it is told once.
@@ -166,19 +166,19 @@ def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = Non
         return manifests
 
 
-def _shared_out(made: IngestPlan, places: Places, *, auto: bool) -> tuple[Places, IngestJob]:
+def _shared_out(made: IngestPlan, pool: WorkerPool, *, auto: bool) -> tuple[WorkerPool, IngestJob]:
     """The workers, and what each does: all together keep the limits of links."""
     if made.listing.kind != "links":
-        return places, made.work
+        return pool, made.work
     limits = made.work.options.links
     most = min(limits.per_host, limits.connections)
-    if places.number > most and not auto:
+    if pool.number > most and not auto:
         raise UsageError(
-            f"--workers {places.number}: each needs a connection of its own, and {most} are allowed at once; use fewer "
+            f"--workers {pool.number}: each needs a connection of its own, and {most} are allowed at once; use fewer "
             "workers, or raise --links-per-host and --link-connections"
         )
-    places = replace(places, number=min(places.number, most), grows=False)
-    return places, replace(made.work, options=replace(made.work.options, links=limits.share(places.number)))
+    pool = replace(pool, number=min(pool.number, most), grows=False)
+    return pool, replace(made.work, options=replace(made.work.options, links=limits.share(pool.number)))
 
 
 def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) -> None:

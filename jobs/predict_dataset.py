@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from cluster.connection.session import connect
-from jobs.shards.pool import places_of_classifiers
-from jobs.shards.tasks import ShardPlan, make_shards, shard_tasks
+from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
+from jobs.shards.pool_size import pool_for_classifiers
 from library import storage
 from library.bundle.description import load_record
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
@@ -128,6 +128,6 @@ def predict_dataset(
         StriateError: when a shard fails; those done by then stay.
     """
     with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
-        places = places_of_classifiers(session, workers, gpu, len(plan.tasks), size)
-        work = dataclasses.replace(plan.work, device=places.device, threads=places.cpus)
-        return make_shards("predict", dataclasses.replace(plan, work=work), places, reads=[work.bundle])
+        pool = pool_for_classifiers(session, workers, gpu, len(plan.tasks), size)
+        work = dataclasses.replace(plan.work, device=pool.device, threads=pool.cpus)
+        return make_shards("predict", dataclasses.replace(plan, work=work), pool, reads=[work.bundle])

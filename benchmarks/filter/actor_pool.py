@@ -16,7 +16,7 @@ from ray.util import ActorPool
 
 from benchmarks.common.measuring import Run, Setup, fresh_folder
 from benchmarks.common.striate_runs import BLUR, ENCODE, Commit, connected, steady_rate
-from jobs.shards.tasks import shard_tasks
+from jobs.shards.dataset_job import shard_tasks
 from library.dataset.manifest import Tally, load_manifest
 from library.dataset.task import ShardTask
 from library.work.filtering import FilterJob

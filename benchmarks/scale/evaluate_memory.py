@@ -29,7 +29,7 @@ from benchmarks import REPOSITORY
 from benchmarks.common.result_file import machine, save
 from benchmarks.scale.empty_shards import peak_mb
 from jobs.evaluate import EvaluatePlan, Results, content_of, write_page
-from jobs.shards.pool import Places
+from jobs.shards.pool_size import WorkerPool
 from library.bundle.description import BundleRecord
 from library.dataset.manifest import FileEntry, Job, Manifest, Tally
 from library.dataset.shards import SUFFIX, shard_name
@@ -121,7 +121,7 @@ def _driven(pictures: int, classes: int, classifiers: int, skill: float, folder:
     for task, report in zip(todo, _reports(todo, job, classes, skill), strict=True):
         run.pictures[plan.dataset] += results.add(task, report).tally.rows_in
     added = time.perf_counter() - start
-    content = content_of(plan, Places(_PROCESSES), results, run)
+    content = content_of(plan, WorkerPool(_PROCESSES), results, run)
     write_page(folder, content)
     kept = [path.stat().st_size for path in Path(folder, "_reports").iterdir()]
     return {

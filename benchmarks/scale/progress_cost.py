@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale.progress_cost 64 640 6400
 
-Each worker has a shard in work and one waiting: a cluster of 3,200 workers has 6,400 calls out, and 3,200 shards on the
-board. `look_s` is a look for finished shards, `board_s` one at the board for the progress display.
+Each worker has a shard in work and one waiting: a cluster of 3,200 workers has 6,400 calls out, 3,200 shards in work.
+`look_s` is a look for finished shards, `board_s` one at the live status for the progress display.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ def _looks(numbers: list[int]) -> dict[str, float]:
 
 
 def _looks_at_the_board(numbers: list[int]) -> dict[str, float]:
-    from jobs.progress import board
-    from jobs.progress.board import Count
+    from jobs.progress import status
+    from jobs.progress.status import Count
 
     found: dict[str, float] = {}
     for number in numbers:
         for shard in range(number // 2):
-            board.begin("run", f"s3://bucket/made/part-{shard:06d}")
-            board.put("run", f"s3://bucket/made/part-{shard:06d}", Count(pictures=shard))
+            status.begin_shard("run", f"s3://bucket/made/part-{shard:06d}")
+            status.put_count("run", f"s3://bucket/made/part-{shard:06d}", Count(pictures=shard))
         start = time.perf_counter()
-        seen = board.in_work("run")
+        seen = status.counts_in_progress("run")
         found[str(number)] = round(time.perf_counter() - start, 6)
         assert len(seen) == number // 2
-        board.clear("run")
+        status.clear("run")
     return found
 
 

@@ -156,13 +156,13 @@ def _predicted(setup: Setup, workers: int, threads: int) -> Run:
     with striate_runs.connected(setup.cores), fresh_folder(setup.work / "scored") as out, WorkerMemory() as memory:
         # After `connected`, which sets what Ray reads when it is imported.
         from jobs.predict_dataset import plan_predict
-        from jobs.shards.pool import Places
-        from jobs.shards.tasks import make_shards
+        from jobs.shards.dataset_job import make_shards
+        from jobs.shards.pool_size import WorkerPool
 
         clock, start = time.time(), time.perf_counter()
         plan = plan_predict(str(setup.bundle), setup.dataset, str(out), gpu=False)
         plan = dataclasses.replace(plan, work=dataclasses.replace(plan.work, threads=threads))
-        manifest = make_shards("predict", plan, Places(workers, threads))
+        manifest = make_shards("predict", plan, WorkerPool(workers, threads))
         seconds = time.perf_counter() - start
         if manifest.rows != len(setup.photos.names):
             raise StriateError(f"{manifest.rows} pictures were made of {len(setup.photos.names)}; no fair comparison")

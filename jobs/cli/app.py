@@ -13,11 +13,10 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.connection.session import own_process
-from cluster.console import encode_anything, say
-from cluster.options import Json
+from cluster.console import Json, encode_anything, say
 from jobs import output
 from jobs.cli import augmenting, catalogs, evaluating, exporting, predicting, training
-from jobs.options import Address, Measure, Size, Steps, Workers, WorkersUnlessSize, check_size
+from jobs.cli.options import Address, Measure, Size, Steps, Workers, WorkersUnlessSize, check_size
 from library import storage
 from library.errors import StriateError, UsageError
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from cluster.options import Json
+from cluster.console import Json
 from jobs import output
-from jobs.options import Address, Workers
+from jobs.cli.options import Address, Workers
 
 
 def augment_command(

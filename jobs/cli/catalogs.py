@@ -9,8 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.console import Terminal
-from cluster.options import Json
+from cluster.console import Json, Terminal
 from jobs import output
 from library.errors import UsageError
 

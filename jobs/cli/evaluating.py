@@ -8,10 +8,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.console import Terminal, say, visible
-from cluster.options import Json
+from cluster.console import Json, Terminal, say, visible
 from jobs import output
-from jobs.options import Address, Size, WorkersUnlessSize, check_size
+from jobs.cli.options import Address, Size, WorkersUnlessSize, check_size
 from library import storage
 from library.errors import UsageError
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cluster.console import say
-from cluster.options import Json
+from cluster.console import Json, say
 from jobs import output
 
 if TYPE_CHECKING:  # it imports torch, which only the command itself waits for

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.cells import cell_len
 
-from cluster.console import say, visible
-from cluster.options import Json
+from cluster.console import Json, say, visible
 from jobs import output
-from jobs.options import Address, Size, check_size
+from jobs.cli.options import Address, Size, check_size
 from library.errors import BadPicture, UsageError
 
 if TYPE_CHECKING:  # it imports torch

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from cluster.console import say
-from cluster.options import Json
+from cluster.console import Json, say
 from jobs import output
-from jobs.options import Address, Size, check_size
+from jobs.cli.options import Address, Size, check_size
 
 
 def train_command(

@@ -21,11 +21,11 @@ import ray.data
 from ray.exceptions import RayError
 
 from cluster.console import say
-from jobs.progress import board
-from jobs.progress.bar import Progress
-from jobs.progress.board import Count
-from jobs.progress.gauges import PlanMetrics
-from jobs.shards.pool import Places
+from jobs.progress import status
+from jobs.progress.display import Progress
+from jobs.progress.job_metrics import JobMetrics
+from jobs.progress.status import Count
+from jobs.shards.pool_size import WorkerPool
 from jobs.shards.worker import ShardResult, count_of, task_row, worker_class
 from library.dataset.manifest import Report
 from library.dataset.task import ShardJob, ShardTask
@@ -73,7 +73,7 @@ def run_shards(
     command: str,
     job: ShardJob[Report],
     tasks: Sequence[ShardTask],
-    places: Places,
+    pool: WorkerPool,
     results: Results,
     *,
     done: Mapping[str, int] | None = None,
@@ -84,7 +84,7 @@ def run_shards(
         command: for the progress display, the metrics and Ray's dashboard.
         job: what to do with each task.
         tasks: those that have no report yet.
-        places: the workers.
+        pool: the workers.
         results: takes up the reports.
         done: shards that had a report before, by dataset; for the metrics.
 
@@ -93,7 +93,7 @@ def run_shards(
     """
     if not tasks:
         return ShardRun()
-    engine = _Engine(command, job, tasks, places, results, done or {})
+    engine = _Engine(command, job, tasks, pool, results, done or {})
     try:
         with Progress(command, len(tasks), sum(task.pictures for task in tasks), engine.look):
             engine.work()
@@ -105,7 +105,7 @@ def run_shards(
         ) from error
     finally:
         with contextlib.suppress(RayError, RuntimeError):  # the head may be lost
-            board.clear(engine.name)
+            status.clear(engine.name)
     return engine.run
 
 
@@ -121,15 +121,15 @@ class _Engine:
         command: str,
         job: ShardJob[Report],
         tasks: Sequence[ShardTask],
-        places: Places,
+        pool: WorkerPool,
         results: Results,
         done: Mapping[str, int],
     ) -> None:
         self.name = uuid.uuid4().hex
         self.run = ShardRun()
-        self._command, self._job, self._tasks, self._places, self._results = command, job, tasks, places, results
+        self._command, self._job, self._tasks, self._pool, self._results = command, job, tasks, pool, results
         planned = Counter(task.dataset for task in tasks) + Counter(done)
-        self._metrics = PlanMetrics(command, planned, done)
+        self._metrics = JobMetrics(command, planned, done)
         self._finished = Count()
         self._changed_at = time.monotonic()
         self._last: Count | None = None
@@ -168,9 +168,9 @@ class _Engine:
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 worker,
                 fn_constructor_args=(self._job, self.name, self._command),
-                compute=self._places.strategy(len(rows)),
-                num_cpus=self._places.cpus,
-                num_gpus=self._places.gpus,
+                compute=self._pool.strategy(len(rows)),
+                num_cpus=self._pool.cpus,
+                num_gpus=self._pool.gpus,
             )
             dataset.set_name(f"striate {self._command}")
             batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -191,13 +191,13 @@ class _Engine:
 
     def look(self) -> Count:
         """The work done by now; also says what a job waits for that has no worker yet."""
-        count, now = Count.total([*board.in_work(self.name), self._finished]), time.monotonic()
+        count, now = Count.total([*status.counts_in_progress(self.name), self._finished]), time.monotonic()
         self._unchanged += 1
         if count != self._last:
             self._begun, self._last, self._changed_at, self._unchanged = self._last is not None, count, now, 0
         elif not self._begun and not self._said and now - self._changed_at > _WAITS_S:
             self._said = True
-            say(self._places.waiting(), file=sys.stderr, flush=True)
+            say(self._pool.waiting(), file=sys.stderr, flush=True)
         return count
 
     def check_stalled(self) -> None:

@@ -16,14 +16,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from jobs.progress import board
-from jobs.progress.board import Count
-from jobs.progress.gauges import WorkMetrics
+from cluster.logging_setup import WorkLog
+from jobs.progress import status
+from jobs.progress.job_metrics import WorkerMetrics
+from jobs.progress.status import Count
 from library import storage
 from library.dataset.manifest import Report, Tally, manifest_uri
 from library.dataset.task import ShardJob, ShardTask
 from library.errors import StriateError
-from library.json_lines import WorkLog
 
 _BEAT_EVERY_S = 1.0
 # A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that
@@ -64,7 +64,7 @@ class ShardWorker:
 
         self._job = job
         self._run = run
-        self._metrics = WorkMetrics(command)
+        self._metrics = WorkerMetrics(command)
         context = ray.get_runtime_context()
         self._node = context.get_node_id()
         names = {"command": command, "run": run, "ray_job": context.get_job_id(), "node": self._node}
@@ -101,14 +101,14 @@ class ShardWorker:
     def _commit(self, task: ShardTask, start: float) -> str:
         """Runs a task; returns its report as JSON."""
         shard = f"{task.dataset}/{task.stem}"
-        begun = board.begin(self._run, shard)
+        begun = status.begin_shard(self._run, shard)
         if begun > _MAX_ATTEMPTS:
             raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
         self._check_seen(task.dataset)
         with self._heartbeat.shard(shard) as progress:
             report = self._job.run(task, progress)
         self._metrics.shard(task.dataset, report)
-        board.end(self._run, shard)
+        status.end_shard(self._run, shard)
         counts = asdict(count_of(report.tally, shards=1)) | {"kept": report.tally.rows_out}
         del counts["beats"]
         took = round(time.perf_counter() - start, 3)
@@ -166,7 +166,7 @@ class _Heartbeat:
                 if self._shard is not None:
                     self._beats += 1
                     count = count_of(Tally.total(list(self._tallies)), beats=self._beats)
-                    board.put(self._run, self._shard, count)
+                    status.put_count(self._run, self._shard, count)
 
 
 def worker_class(command: str) -> type[ShardWorker]:

@@ -21,8 +21,8 @@ from rich.live import Live
 
 from cluster import ray_internals
 from cluster.console import Terminal, say
-from jobs.progress import board
-from jobs.progress.bar import duration
+from jobs.progress import status
+from jobs.progress.display import duration
 from jobs.train.checkpoint import CHECKPOINT_PREFIX, load_state
 from jobs.train.loop import train_loop
 from jobs.train.placement import Placement
@@ -118,7 +118,7 @@ def fit(
     finally:
         # Once all is shown: the last epoch ends together with the training.
         with contextlib.suppress(RayError, RuntimeError):
-            board.clear(run)
+            status.clear(run)
     ended: Any = result.return_value
     if ended and "refused" in ended:
         raise StriateError(ended["refused"])
@@ -203,7 +203,7 @@ def _show(run: str, log: Callable[[dict[str, Any]], None], stop: threading.Event
         while True:
             last = stop.is_set()
             with contextlib.suppress(RayError, RuntimeError):  # the head may be gone
-                told = board.told(run)
+                told = status.published(run)
                 for name in sorted(told):
                     if name.startswith("epoch-") and name not in printed:
                         printed.add(name)

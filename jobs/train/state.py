@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from jobs.progress.bar import duration
+from jobs.progress.display import duration
 from jobs.train.claim import claimed
 from library import storage
 from library.bundle.description import BUNDLE

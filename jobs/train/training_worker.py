@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cluster.logging_setup import WorkLog
 from jobs.feed.feeds import feed_of
-from jobs.progress import board
-from jobs.progress.gauges import TrainMetrics
+from jobs.progress import status
+from jobs.progress.job_metrics import TrainMetrics
 from jobs.train.checkpoint import keep, last_state
 from jobs.train.claim import remove_local_checkpoints
 from jobs.train.collectives import gathered, largest, summed, take_from_first
@@ -27,7 +28,6 @@ from jobs.train.loop import TrainTask
 from library import storage
 from library.bundle.description import weights_file
 from library.errors import StriateError
-from library.json_lines import WorkLog
 from library.models.build import create
 from library.recipe import Recipe
 from library.training.fitting import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
@@ -47,7 +47,7 @@ _SCORING_BATCH = 256
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The loop of one worker; its return value on rank 0 says how it ended."""
     task = TrainTask(**config["task"])
-    refused = board.told(task.run).get("refused")
+    refused = status.published(task.run).get("refused")
     if refused is not None:  # Ray starts the workers again after any error, and this one would come again
         return {"refused": refused["why"]}
     torch.set_num_threads(task.threads)
@@ -56,7 +56,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         return _Training(task, config["refs"]).run()
     except StriateError as error:
-        board.tell(task.run, {"why": str(error)}, name="refused")
+        status.publish(task.run, {"why": str(error)}, name="refused")
         raise
 
 
@@ -234,7 +234,7 @@ class _Training:
             "spent_s": spent,
             "from_step": self._from_step,
         }
-        board.tell(self._task.run, told)
+        status.publish(self._task.run, told)
 
     def _due(self) -> bool:
         """Whether a checkpoint is due by the clock; rank 0's clock counts."""
@@ -265,7 +265,7 @@ class _Training:
         if self._logs is not None:
             self._logs.epoch(line)
             self._work_log.info("epoch done", extra=line)
-            board.tell(self._task.run, {"ended": line}, name=f"epoch-{self._at.epoch:06d}")
+            status.publish(self._task.run, {"ended": line}, name=f"epoch-{self._at.epoch:06d}")
         self._keep({**line, "score": value})
 
     def _scoring_batch(self) -> int:

@@ -11,8 +11,8 @@ import sys
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
+from cluster.logging_setup import JsonLines
 from library.errors import UsageError
-from library.json_lines import JsonLines
 
 #: To stderr rather than to a file.
 STDERR = "-"

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.console import say
-from cluster.options import Json
+from cluster.console import Json, say
 
 
 def keys_command(

@@ -9,8 +9,8 @@ import pytest
 
 from jobs.augment import augment_dataset, plan_augment
 from jobs.cli.app import run
-from jobs.shards.pool import Places
-from jobs.shards.tasks import ShardPlan, run_tasks
+from jobs.shards.dataset_job import ShardPlan, run_tasks
+from jobs.shards.pool_size import WorkerPool
 from library.dataset.destination import claim
 from library.dataset.manifest import load_manifest
 from library.errors import UsageError
@@ -55,7 +55,7 @@ def test_each_copy_has_the_pixels_of_the_library_and_what_its_picture_has(photos
 def test_a_job_cut_off_goes_on_with_two_workers_to_the_bytes_of_one(photos: str, one: Path, tmp_path: Path) -> None:
     cut_off = plan(photos, tmp_path / "more")
     claim(cut_off.destination, cut_off.jobs, overwrite=False)
-    run_tasks("augment", cut_off.work, cut_off.tasks[:2], Places(1))
+    run_tasks("augment", cut_off.work, cut_off.tasks[:2], WorkerPool(1))
     made = augment_dataset(cut_off, workers="2")
     assert made.run["shards_resumed"] == 2 < len(made.shards)
     assert content(tmp_path / "more") == content(one)

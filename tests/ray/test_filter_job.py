@@ -18,8 +18,8 @@ import ray
 
 from jobs.filter import filter_dataset, plan_filter
 from jobs.info import datasets_below, how_far
-from jobs.shards.pool import Places
-from jobs.shards.tasks import make_shards, run_tasks
+from jobs.shards.dataset_job import make_shards, run_tasks
+from jobs.shards.pool_size import WorkerPool
 from library.dataset.destination import claim
 from library.dataset.manifest import Job, Manifest, ShardReport, load_manifest, save_manifest
 from library.dataset.task import Progress, ShardTask
@@ -129,7 +129,7 @@ def test_a_killed_job_that_overwrites_goes_on_and_does_not_begin_anew(photos: st
     plan = plan_filter(photos, destination, "invert", overwrite=True)
     claim(destination, plan.jobs, overwrite=True)
     assert not list(Path(destination).glob("*.parquet"))
-    run_tasks("filter", plan.work, plan.tasks[:2], Places(1))
+    run_tasks("filter", plan.work, plan.tasks[:2], WorkerPool(1))
     made = filter_dataset(plan_filter(photos, destination, "invert", overwrite=True), workers="1")
     assert made.run["shards_resumed"] == 2
     assert set(made.tally.channels) == {"3"}
@@ -235,7 +235,7 @@ def test_while_a_job_runs_its_destination_says_how_far_it_is(photos: str, tmp_pa
     plan = plan_filter(photos, str(tmp_path / "made"), "invert")
     shards, last = len(plan.tasks), plan.tasks[-1]
     slow = replace(plan, work=Waits(plan.work, last.stem, str(tmp_path / "go_on")))
-    job = Thread(target=make_shards, args=("filter", slow, Places(2)))
+    job = Thread(target=make_shards, args=("filter", slow, WorkerPool(2)))
     job.start()
     try:
         claimed = Path(plan.destination) / "_manifest.json"
@@ -258,7 +258,7 @@ def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tm
     marks = tmp_path / "marks"
     marks.mkdir()
     claim(killed.destination, killed.jobs, overwrite=False)
-    run = run_tasks("filter", DiesOnce(killed.work, str(marks)), killed.tasks[:3], Places(2))
+    run = run_tasks("filter", DiesOnce(killed.work, str(marks)), killed.tasks[:3], WorkerPool(2))
     assert run.totals[killed.destination].shards == len(list(marks.iterdir())) == 3
     filter_dataset(killed)
     assert {k: v for k, v in content(tmp_path / "killed").items() if k.endswith("parquet")} == {
@@ -271,14 +271,14 @@ def test_a_shard_that_kills_its_worker_each_time_is_named_instead_of_tried_for_e
     save_manifest(str(tmp_path), Manifest(complete=False, jobs=[Job(kind="filter", source="/nowhere")]))
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007: its worker died 4 times"):
-        run_tasks("filter", Fails("dies"), [task], Places(1))
+        run_tasks("filter", Fails("dies"), [task], WorkerPool(1))
 
 
 def test_an_unforeseen_error_in_a_worker_is_told_whole_and_names_the_shard(tmp_path: Path) -> None:
     save_manifest(str(tmp_path), Manifest(complete=False, jobs=[Job(kind="filter", source="/nowhere")]))
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007(.|\n)*ZeroDivisionError: one over none"):
-        run_tasks("filter", Fails("raises"), [task], Places(1))
+        run_tasks("filter", Fails("raises"), [task], WorkerPool(1))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import ray
 
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
-from jobs.progress.gauges import TrainMetrics
+from jobs.progress.job_metrics import TrainMetrics
 from library import storage
 from library.dataset.manifest import Manifest
 from tests.prometheus import LISTED, SUFFIX, Exported, exported_once, labels_by_metric, total

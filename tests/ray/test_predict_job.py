@@ -11,8 +11,8 @@ from jobs.cli.app import run
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.predict_dataset import plan_predict, predict_dataset
-from jobs.shards.pool import Places
-from jobs.shards.tasks import run_tasks
+from jobs.shards.dataset_job import run_tasks
+from jobs.shards.pool_size import WorkerPool
 from library import storage
 from library.bundle.bundle import Bundle
 from library.dataset.destination import claim
@@ -83,7 +83,7 @@ def test_killed_workers_and_a_cut_off_job_leave_the_same_dataset(
     plan = plan_predict(bundle, photos, destination, top_k=2, runtime="eager")
     marks.mkdir()
     claim(destination, plan.jobs, overwrite=False)
-    run_tasks("predict", DiesOnce(plan.work, str(marks)), plan.tasks[:2], Places(2))
+    run_tasks("predict", DiesOnce(plan.work, str(marks)), plan.tasks[:2], WorkerPool(2))
     assert len(list(marks.iterdir())) == 2
     made = predict_dataset(plan, workers="2", gpu=False)
     assert made.run["shards_resumed"] == 2

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from jobs.shards import runner
-from jobs.shards.pool import Places
+from jobs.shards.pool_size import WorkerPool
 from jobs.shards.runner import run_shards
 from library.dataset.manifest import Job, Manifest, Report, Tally, save_manifest
 from library.dataset.task import Progress, ShardTask
@@ -72,12 +72,12 @@ def test_a_job_without_resources_says_what_it_waits_for(
     tasks: list[ShardTask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runner, "_WAITS_S", 0.2)
-    monkeypatch.setattr("jobs.progress.bar._LINE_EVERY_S", 0.2)
+    monkeypatch.setattr("jobs.progress.display._LINE_EVERY_S", 0.2)
     cpus = ray.cluster_resources()["CPU"]
     holder: Any = ray.remote(num_cpus=cpus)(_Holder).remote()
     ray.get(holder.__ray_ready__.remote())
     results, printed = Stems(), list[str]()
-    thread = threading.Thread(target=run_shards, args=("filter", Reports(), tasks, Places(1), results))
+    thread = threading.Thread(target=run_shards, args=("filter", Reports(), tasks, WorkerPool(1), results))
     thread.start()
 
     def waits() -> bool:
@@ -95,11 +95,11 @@ def test_tasks_of_a_lost_worker_are_done_without_its_cpu(
     tasks: list[ShardTask], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(runner, "_STALLED_S", 3.0)
-    monkeypatch.setattr("jobs.progress.bar._LINE_EVERY_S", 0.2)
+    monkeypatch.setattr("jobs.progress.display._LINE_EVERY_S", 0.2)
     half = int(ray.cluster_resources()["CPU"] / 2)
     results = Stems()
     job = DiesWhenTold(str(tmp_path))
-    places = Places(2, cpus=half)
+    places = WorkerPool(2, cpus=half)
     thread = threading.Thread(target=run_shards, args=("filter", job, tasks, places, results), daemon=True)
     thread.start()
     until(lambda: len(results.stems) == 1 and (tmp_path / "tried").exists())
@@ -118,4 +118,4 @@ def test_tasks_of_a_lost_worker_are_done_without_its_cpu(
 def test_a_node_that_does_not_see_the_dataset_is_named(tmp_path: Path) -> None:
     unseen = ShardTask(str(tmp_path / "elsewhere"), "part-000000", "digest", 1)
     with pytest.raises(StriateError, match=r"node \w{8} does not see .*elsewhere"):
-        run_shards("filter", Reports(), [unseen], Places(1), Stems())
+        run_shards("filter", Reports(), [unseen], WorkerPool(1), Stems())

@@ -20,7 +20,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster.submit import client
 from cluster.submit.client import Jobs, Lost, ended, exit_code, find_address, passed_on
-from cluster.submit.inner_command import InnerCommand
+from cluster.submit.submitted_command import SubmittedCommand
 from cluster.submit.upload import working_tree
 from library.errors import StriateError, UsageError
 from tests.conftest import free_port
@@ -29,7 +29,7 @@ from tests.unit.cluster.submit.test_upload import closed, open_folder, write
 
 def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
     words = ("filter", "s3://b/raw", "s3://b/x", "--steps", "grayscale | edges(direction='vertical')")
-    entrypoint = InnerCommand("filter", words, {}, ()).entrypoint
+    entrypoint = SubmittedCommand("filter", words, {}, ()).entrypoint
     assert entrypoint.startswith("striate filter s3://b/raw s3://b/x --steps ")
     assert shlex.split(entrypoint) == ["striate", *words]
 

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from cluster.console import Terminal, say
-from jobs.progress.board import Count
+from jobs.progress.status import Count
 
 _LINE_EVERY_S = 10.0
 _DRAW_EVERY_S = 0.5

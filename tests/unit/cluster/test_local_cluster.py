@@ -10,7 +10,7 @@ from importlib import metadata
 import pytest
 
 from cluster.connection.session import node_environment
-from cluster.nodes import end_on_signals
+from cluster.local_cluster import end_on_signals
 from jobs.cli.app import run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

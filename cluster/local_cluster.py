@@ -23,9 +23,8 @@ import typer
 
 from cluster.connection.session import node_environment, undisturbed
 from cluster.connection.token import make_token
-from cluster.console import say
+from cluster.console import Json, say
 from cluster.machine import free_ports
-from cluster.options import Json
 from cluster.ray_internals import HeldNode, check, sigterm_handler_kept
 from library.errors import StriateError, UsageError
 

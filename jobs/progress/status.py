@@ -37,12 +37,12 @@ class Count:
         return cls(*(sum(column) for column in columns))
 
 
-def put(run: str, shard: str, count: Count) -> None:
+def put_count(run: str, shard: str, count: Count) -> None:
     """Say how far a shard of a run is."""
     ray_internals.kv_put(_key(run, shard), json.dumps(asdict(count)).encode(), namespace=_NAMESPACE)
 
 
-def begin(run: str, shard: str) -> int:
+def begin_shard(run: str, shard: str) -> int:
     """Say that a shard is begun; gives how often it was begun by now, this time counted."""
     key = _key(run, f"{shard}{_BEGUN}")
     times = int(ray_internals.kv_get(key, namespace=_NAMESPACE) or 0) + 1
@@ -50,25 +50,25 @@ def begin(run: str, shard: str) -> int:
     return times
 
 
-def end(run: str, shard: str) -> None:
+def end_shard(run: str, shard: str) -> None:
     """Say that a shard is done. What is on the board is listed again and again: it holds only what is in work."""
     for key in (_key(run, shard), _key(run, f"{shard}{_BEGUN}")):
         ray_internals.kv_delete(key, namespace=_NAMESPACE)
 
 
-def in_work(run: str) -> list[Count]:
+def counts_in_progress(run: str) -> list[Count]:
     """How far the shards are that were begun and have not ended."""
     keys = ray_internals.kv_keys(_key(run, ""), namespace=_NAMESPACE)
     values = [ray_internals.kv_get(key, namespace=_NAMESPACE) for key in keys if not key.endswith(_BEGUN)]
     return [Count(**json.loads(value)) for value in values if value is not None]
 
 
-def tell(run: str, values: Mapping[str, Any], name: str = "now") -> None:
+def publish(run: str, values: Mapping[str, Any], name: str = "now") -> None:
     """Say anything else about a run; the same name is told anew."""
     ray_internals.kv_put(_key(run, f"told/{name}"), json.dumps(values).encode(), namespace=_NAMESPACE)
 
 
-def told(run: str) -> dict[str, dict[str, Any]]:
+def published(run: str) -> dict[str, dict[str, Any]]:
     """What was told of a run, by name, in order of the names."""
     keys = ray_internals.kv_keys(_key(run, "told/"), namespace=_NAMESPACE)
     values = {key: ray_internals.kv_get(key, namespace=_NAMESPACE) for key in keys}

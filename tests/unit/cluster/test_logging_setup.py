@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from library.json_lines import WorkLog
+from cluster.logging_setup import WorkLog
 
 
 def test_a_line_has_the_fields_of_its_worker_and_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ _READ = ("config", "api_keys")
 
 
 @dataclass(frozen=True)
-class InnerCommand:
+class SubmittedCommand:
     """A parsed command line.
 
     Attributes:
@@ -41,7 +41,7 @@ class InnerCommand:
         return shlex.join(["striate", *self.words])
 
 
-def parse(root: Any, words: Sequence[str]) -> InnerCommand:
+def parse(root: Any, words: Sequence[str]) -> SubmittedCommand:
     """Read a command line as `striate` itself does; nothing is run.
 
     Args:
@@ -61,10 +61,10 @@ def parse(root: Any, words: Sequence[str]) -> InnerCommand:
     context = command.make_context(name, rest, parent=root)
     written = [key for key in context.params if context.get_parameter_source(key).name == "COMMANDLINE"]
     arguments = tuple(each.name for each in command.params if each.param_type_name == "argument")
-    return InnerCommand(str(name), words, {key: context.params[key] for key in written}, arguments)
+    return SubmittedCommand(str(name), words, {key: context.params[key] for key in written}, arguments)
 
 
-def check(command: InnerCommand, tree: Tree) -> None:
+def check(command: SubmittedCommand, tree: Tree) -> None:
     """Refuse what would surely fail on the cluster, or write where nobody finds it.
 
     Raises:
@@ -90,7 +90,7 @@ def check(command: InnerCommand, tree: Tree) -> None:
     _check_content(command, tree)
 
 
-def _check_content(command: InnerCommand, tree: Tree) -> None:
+def _check_content(command: SubmittedCommand, tree: Tree) -> None:
     """The parts that have a checker of their own: pipelines, encodings and recipes."""
     steps, encode, recipe = (command.values.get(key) for key in ("steps", "encode", "recipe"))
     if isinstance(steps, str) and command.name == "filter" and steps.strip():

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cluster.connection.token import find_token
-from cluster.console import say
-from cluster.options import Json
+from cluster.console import Json, say
 from library.errors import StriateError
 
 if TYPE_CHECKING:  # they import Ray, sooner or later
@@ -63,15 +62,15 @@ def submit_command(
 
         striate submit --detach -- train jobs/recipes/lenet-mnist.yaml --out s3://b/lenet --workers 4
     """
-    from cluster.submit import inner_command
+    from cluster.submit import submitted_command
     from cluster.submit.client import Jobs, find_address, passed_on
     from cluster.submit.upload import working_tree
 
-    inner = inner_command.parse(context.find_root(), command)
+    inner = submitted_command.parse(context.find_root(), command)
     environment = passed_on(env or ())
     where, token = find_address(address), find_token(token_file)
     tree = working_tree(".")
-    inner_command.check(inner, tree)
+    submitted_command.check(inner, tree)
     jobs = Jobs(where, token)
     job = jobs.submit(inner.entrypoint, tree, environment)
     _report(f"{job}: {len(tree.files):,} files, {tree.bytes / 1e6:.1f} MB, sent to {jobs.address}")

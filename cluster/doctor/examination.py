@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.console import say
-from cluster.options import Json
+from cluster.console import Json, say
 
 
 def doctor_command(

@@ -26,7 +26,7 @@ _STAGES = {
 _OF_JOBS = ("command", "dataset_id")
 
 
-class WorkMetrics:
+class WorkerMetrics:
     """The counts of one worker of a shard job.
 
     Args:
@@ -59,7 +59,7 @@ class WorkMetrics:
             self._seconds.add(value, {**labels, "stage": stage})
 
 
-class PlanMetrics:
+class JobMetrics:
     """How far a shard job is; told by its driver, and gone with it."""
 
     def __init__(self, command: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:

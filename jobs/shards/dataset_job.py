@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cluster.shared_paths import check_shared
-from jobs.shards.pool import Places
+from jobs.shards.pool_size import WorkerPool
 from library.dataset.destination import claim, committed, finish, shard_stem
 from library.dataset.manifest import Job, Manifest, ShardReport
 from library.dataset.task import ShardJob, ShardTask
@@ -61,13 +61,13 @@ class ShardPlan(Generic[WorkT]):
         }
 
 
-def make_shards(title: str, plan: ShardPlan[WorkT], places: Places, reads: Sequence[str] = ()) -> Manifest:
+def make_shards(title: str, plan: ShardPlan[WorkT], pool: WorkerPool, reads: Sequence[str] = ()) -> Manifest:
     """Carry out a plan on the Ray that this process is connected to; a killed job goes on where it was.
 
     Args:
         title: the command, for the progress display and the metrics.
         plan: what to do.
-        places: who does it.
+        pool: who does it.
         reads: what workers read beside the source.
 
     Returns:
@@ -81,11 +81,11 @@ def make_shards(title: str, plan: ShardPlan[WorkT], places: Places, reads: Seque
     pictures = sum(task.pictures for task in plan.tasks) * plan.made_of_each
     planned = {"shards_planned": len(plan.tasks), "pictures_planned": pictures}
     claim(plan.destination, plan.jobs, overwrite=plan.overwrite, planned=planned)
-    made = run_tasks(title, plan.work, plan.tasks, places)
+    made = run_tasks(title, plan.work, plan.tasks, pool)
     return finish(plan.destination, plan.jobs, made.totals[plan.destination], run=made.summary(plan.destination))
 
 
-class MadeShards:
+class DatasetResults:
     """What the reports of the shards of one or several datasets say together.
 
     Attributes:
@@ -93,11 +93,11 @@ class MadeShards:
         resumed: shards that were done before, by dataset.
     """
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, pool: WorkerPool) -> None:
         self.totals: defaultdict[str, Totals] = defaultdict(Totals)
         self.resumed: Counter[str] = Counter()
         self.run: ShardRun | None = None
-        self._places = places
+        self._pool = pool
 
     def add(self, task: ShardTask, report: str) -> ShardReport:
         """Add the report of a shard, as JSON; returns it."""
@@ -114,7 +114,7 @@ class MadeShards:
         assert run is not None
         seconds = {**totals.seconds, "waiting": run.waited_s[dataset]}
         return {
-            "workers": self._places.number,
+            "workers": self._pool.number,
             "shards": totals.shards,
             "shards_resumed": self.resumed[dataset],
             "pictures_made": run.pictures[dataset],
@@ -127,27 +127,27 @@ class MadeShards:
         }
 
 
-def run_tasks(command: str, job: ShardJob[ShardReport], tasks: Sequence[ShardTask], places: Places) -> MadeShards:
+def run_tasks(command: str, job: ShardJob[ShardReport], tasks: Sequence[ShardTask], pool: WorkerPool) -> DatasetResults:
     """Make every shard that has no report yet.
 
     Args:
         command: for the progress display, the metrics and Ray's dashboard.
         job: what to do with each.
         tasks: all shards of the job.
-        places: the workers.
+        pool: the workers.
 
     Raises:
         StriateError: from the first shard that failed; the shards done by then stay.
     """
     from jobs.shards.runner import run_shards
 
-    made, done = MadeShards(places), set[tuple[str, str]]()
+    made, done = DatasetResults(pool), set[tuple[str, str]]()
     for task, report in committed(tasks, job):
         done.add((task.dataset, task.stem))
         made.resumed[task.dataset] += 1
         made.totals[task.dataset].add(report)
     todo = [task for task in tasks if (task.dataset, task.stem) not in done]
-    made.run = run_shards(command, job, todo, places, made, done=made.resumed)
+    made.run = run_shards(command, job, todo, pool, made, done=made.resumed)
     return made
 
 

@@ -17,7 +17,7 @@ _FEW_TASKS = 4
 
 
 @dataclass(frozen=True)
-class Places:
+class WorkerPool:
     """Workers of one kind.
 
     Attributes:
@@ -70,7 +70,7 @@ class Places:
         )
 
 
-def places_of_shards(session: Session, wanted: str, size: str | None) -> Places:
+def pool_for_shards(session: Session, wanted: str, size: str | None) -> WorkerPool:
     """Workers that each work on one shard at a time.
 
     Args:
@@ -82,14 +82,14 @@ def places_of_shards(session: Session, wanted: str, size: str | None) -> Places:
         UsageError: for more than this machine has room for.
     """
     if size is None:
-        return Places(session.workers(wanted), grows=session.may_grow and wanted == "auto")
+        return WorkerPool(session.workers(wanted), grows=session.may_grow and wanted == "auto")
     need = placed(size, "shards", may_grow=session.may_grow)
-    return Places(need.workers, int(need.cpus), need.gpus)
+    return WorkerPool(need.workers, int(need.cpus), need.gpus)
 
 
-def places_of_classifiers(
+def pool_for_classifiers(
     session: Session, wanted: str, gpu: bool | None, shards: int, size: str | None = None
-) -> Places:
+) -> WorkerPool:
     """Workers that each hold a classifier: one a GPU with the CPUs beside it, or else one a CPU; no more than shards.
 
     Args:
@@ -105,16 +105,16 @@ def places_of_classifiers(
     shards, grows = max(shards, 1), session.may_grow and wanted == "auto"
     if size is not None:
         need = placed(size, "classify", may_grow=session.may_grow)
-        return Places(min(need.workers, shards), int(need.cpus), need.gpus)
+        return WorkerPool(min(need.workers, shards), int(need.cpus), need.gpus)
     with_gpu = [node for node in nodes() if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
     gpus = sum(int(node["GPU"]) for node in with_gpu)
     if gpu and not gpus and not session.may_grow:
         raise UsageError("--gpu: Ray has no GPU here; leave it out to use the CPUs")
     if gpu is False or not (gpu or gpus):
-        return Places(min(session.workers(wanted), shards), grows=grows)
+        return WorkerPool(min(session.workers(wanted), shards), grows=grows)
     number = max(1, gpus) if wanted == "auto" else session.workers(wanted)
     if number > gpus and not session.may_grow:
         raise UsageError(f"--workers {wanted}: Ray has {gpus} GPUs; ask for at most as many, or for --no-gpu")
     # The CPUs beside each GPU decode for it; of a node that is still to come nothing is known.
     cpus = min((int(node["CPU"] // node["GPU"]) for node in with_gpu), default=1)
-    return Places(min(number, shards), max(cpus, 1), 1, grows)
+    return WorkerPool(min(number, shards), max(cpus, 1), 1, grows)
