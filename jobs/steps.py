@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib.resources import files
 from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_sample_images
 
 from library.errors import UsageError
 from library.grammar import nearest
@@ -45,7 +47,7 @@ def example_picture(text: str) -> tuple[bytes, str]:
         UsageError: when there is no such step, or the call is wrong.
     """
     step = _step(text)
-    photo = codec.decode((files("jobs") / "flower.jpg").read_bytes())
+    photo: Pixels = np.asarray(load_sample_images().images[1])  # a flower: scikit-learn carries it
     before = Tile(photo, _kind_of(photo))
     after = _after(step, photo)
     tiles = [before, *after]
