@@ -12,7 +12,7 @@ from library.dataset.manifest import Job, Manifest, load_manifest
 from library.errors import UsageError
 from library.imaging.codec import Encoding
 from library.pipeline.augmentation import Augmenter, parse_augmentation
-from library.work.augmenting import AugmentJob
+from library.work.augment_shard import AugmentJob
 
 _MOST_COPIES = 10_000
 

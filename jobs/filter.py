@@ -12,7 +12,7 @@ from library.dataset.manifest import Job, Manifest, load_manifest
 from library.errors import UsageError
 from library.imaging.codec import Encoding
 from library.pipeline import Pipeline
-from library.work.filtering import FilterJob
+from library.work.filter_shard import FilterJob
 
 
 def plan_filter(

@@ -18,7 +18,7 @@ from library.dataset.planning import Layout, parse_fractions, plan
 from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
 from library.sources import Listing, Options, list_source
-from library.work.filtering import IngestJob
+from library.work.ingest_shard import IngestJob
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from library.dataset.manifest import Job, Manifest, load_manifest
 from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError
 from library.pipeline.inputs import InputPipeline
-from library.work.predicting import PredictJob, predicted_schema
+from library.work.predict_shard import PredictJob, predicted_schema
 
 # As library.runtimes has them, which imports torch.
 _RUNTIMES = ("eager", "compile", "onnx")

@@ -25,7 +25,7 @@ from library.errors import BadPicture
 from library.imaging import codec
 from library.imaging.codec import Encoding
 from library.sources import Options, list_source
-from library.work.filtering import IngestJob
+from library.work.ingest_shard import IngestJob
 
 ORIENTATION = 0x0112
 

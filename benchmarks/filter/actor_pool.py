@@ -19,7 +19,7 @@ from benchmarks.common.striate_runs import BLUR, ENCODE, Commit, connected, stea
 from jobs.shards.dataset_job import shard_tasks
 from library.dataset.manifest import Tally, load_manifest
 from library.dataset.task import ShardTask
-from library.work.filtering import FilterJob
+from library.work.filter_shard import FilterJob
 
 
 class _Worker:

@@ -37,8 +37,8 @@ from library.dataset.task import ShardTask
 from library.errors import StriateError
 from library.evaluation.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
 from library.imaging import codec
-from library.work.prefetch import BATCH
-from library.work.scoring import EvaluateJob
+from library.work.classifying import BATCH
+from library.work.score_shard import EvaluateJob
 
 _PROCESSES = 2
 # As photos of 100 kB in shards of 128 MiB.

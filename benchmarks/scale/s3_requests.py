@@ -32,7 +32,7 @@ from library.dataset.planning import Layout, plan
 from library.dataset.totals import Totals
 from library.errors import StriateError
 from library.sources import Options, list_source
-from library.work.filtering import IngestJob
+from library.work.ingest_shard import IngestJob
 
 _BYTES_A_PHOTO = 111_000
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common.measuring import Run
 from library.bundle.bundle import Bundle
-from library.work.prefetch import Ahead
+from library.work.classifying import Prefetcher
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _CHUNK = 128
@@ -80,7 +80,7 @@ def _best_size(pictures: Sequence[Any]) -> int:
 def _predicted(chunk: range) -> int:
     size, bundle = _held["size"], _held["bundle"]
     batches = (chunk[first : first + size] for first in range(0, len(chunk), size))
-    prepared = Ahead(_held["threads"])(batches, lambda number: bundle.prepare(_bytes[number % len(_bytes)]))
+    prepared = Prefetcher(_held["threads"])(batches, lambda number: bundle.prepare(_bytes[number % len(_bytes)]))
     return sum(len(_computed(pictures)) for pictures in prepared)
 
 

@@ -34,13 +34,13 @@ class ShardReader:
         first_row: where to begin; the row groups before it are not read.
 
     Attributes:
-        waited: seconds the caller has waited for reading.
+        waited_s: seconds the caller has waited for reading.
     """
 
     def __init__(self, uri: str, max_rows: int | None = None, first_row: int = 0) -> None:
         self.uri = uri
         self._max_rows, self._first_row = max_rows, first_row
-        self.waited = 0.0
+        self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[pa.Table]:
         start = perf_counter()
@@ -61,7 +61,7 @@ class ShardReader:
                     left -= table.num_rows
                 more = number < groups and left != 0
                 following = ahead.submit(self._group, parquet, number) if more else None
-                self.waited += perf_counter() - start
+                self.waited_s += perf_counter() - start
                 yield table
                 start = perf_counter()
 

@@ -1,4 +1,4 @@
-"""The work on one shard: the task that names it, the job that does it, and the output that commits it.
+"""The work on one shard: the task that describes it, the job that does it, and the output that commits it.
 
 A `ShardJob` holds what all shards share and travels to each worker once; a `ShardTask` is plain data.
 """
@@ -22,25 +22,25 @@ from library.dataset.record import reject_schema
 from library.dataset.shards import SUFFIX, ShardWriter
 from library.errors import StriateError
 
-_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
+_compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
-#: What a job reports of each shard.
+#: The report that a job writes for each shard.
 ReportT_co = TypeVar("ReportT_co", bound=Report, covariant=True)
 
-#: Called once a batch with the counts of what was done since the last call.
+#: Called after each batch with the counts of that batch.
 Progress = Callable[[Tally], None]
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to be made.
+    """One shard to be written.
 
     Attributes:
-        dataset: URI of the dataset it belongs to.
+        dataset: URI of the dataset that it belongs to.
         stem: its name there, without `.parquet`.
-        input_digest: of what it is made from; together with the job's `work_digest` it decides the output.
-        rows: pictures to be read.
-        max_rows: stop after so many (for a try-out); None for all.
+        input_digest: digest of the input; together with the job's `work_digest` it decides the output.
+        rows: pictures in the input.
+        max_rows: read only the first `max_rows` pictures; None for all.
         index: for ingest, the rows of the source's listing, as an Arrow stream.
     """
 
@@ -53,7 +53,7 @@ class ShardTask:
 
     @property
     def pictures(self) -> int:
-        """How many are read."""
+        """How many pictures are read."""
         return self.rows if self.max_rows is None else min(self.rows, self.max_rows)
 
 
@@ -61,32 +61,33 @@ class ShardJob(Protocol[ReportT_co]):
     """The work that all shards of a job share."""
 
     def work_digest(self, task: ShardTask) -> str:
-        """Of all that decides the output apart from the input."""
+        """Digest of everything that decides the output apart from the input."""
         ...
 
     def run(self, task: ShardTask, progress: Progress) -> ReportT_co:
-        """Work on the shard and commit the result; raises StriateError naming the shard."""
+        """Process the shard and commit the result; raises StriateError that names the shard."""
         ...
 
 
 class ShardOutput:
-    """A shard and its rejects being written, and the counts that go into its report.
+    """Writes a shard and its rejects, and counts what goes into its report.
 
-    Nothing appears under its name before the block ends well; the report is written by `commit`.
+    No file appears under its final name before the block ends without an error; `commit` writes the report.
 
     Args:
         task: the shard.
-        schema: of what is kept.
-        rejected: columns of the rejects, less the reason; those of `schema` where it is None.
+        schema: columns of the shard.
+        reject_columns: columns of the rejects, without the reason; those of `schema` where it is None.
+        measure: collect `histograms` of the kept pictures.
     """
 
     def __init__(
-        self, task: ShardTask, schema: pa.Schema, rejected: pa.Schema | None = None, *, measure: bool = False
+        self, task: ShardTask, schema: pa.Schema, reject_columns: pa.Schema | None = None, *, measure: bool = False
     ) -> None:
         self._task = task
         self.histograms = histograms.Histograms() if measure else None
         self._schema = schema
-        self._rejected = schema if rejected is None else rejected
+        self._reject_columns = schema if reject_columns is None else reject_columns
         self._rejects: ShardWriter | None = None
         self._files = ExitStack()
         self._tallies: list[Tally] = []
@@ -101,36 +102,36 @@ class ShardOutput:
     def __exit__(self, *raised: Any) -> None:
         start = perf_counter()
         self._files.__exit__(*raised)
-        self.spent({"write": perf_counter() - start})
+        self.add_seconds({"write": perf_counter() - start})
 
-    def spent(self, seconds: Mapping[str, float]) -> None:
-        """Add to the time by stage."""
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Add to the seconds spent in each stage."""
         self._seconds.update(seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
 
     def add(self, kept: pa.Table, rejects: pa.Table, tally: Tally) -> Tally:
-        """Write what was kept; returns `tally` completed with the counts of `kept`."""
+        """Write rows to the shard and its rejects; returns `tally` completed with the counts of `kept`."""
         start = perf_counter()
         self._writer.add(kept)
         if rejects.num_rows:
             if self._rejects is None:
                 name = f"{REJECTS}/{self._task.stem}{SUFFIX}"
-                schema = reject_schema(self._rejected)
+                schema = reject_schema(self._reject_columns)
                 self._rejects = self._files.enter_context(ShardWriter(self._task.dataset, name, schema))
             self._rejects.add(rejects)
-        done = tally.model_copy(update=_kept_counts(kept))
-        self._tallies.append(done)
-        self.spent({"write": perf_counter() - start})
-        return done
+        complete = tally.model_copy(update=_kept_counts(kept))
+        self._tallies.append(complete)
+        self.add_seconds({"write": perf_counter() - start})
+        return complete
 
     def commit(self, work_digest: str) -> ShardReport:
-        """Write the report; from then on the shard counts as done.
+        """Write the report, which marks the shard as done.
 
         Raises:
-            StriateError: if the pictures do not add up.
+            StriateError: pictures were lost or counted twice.
         """
         tally = Tally.total(self._tallies)
         if not tally.balanced:
-            raise StriateError(f"{self._task.stem}: pictures were lost or doubled, which is a defect: {tally}")
+            raise StriateError(f"{self._task.stem}: pictures were lost or counted twice, which is a bug: {tally}")
         report = ShardReport(
             stem=self._task.stem,
             input_digest=self._task.input_digest,
@@ -167,6 +168,6 @@ def _counts(column: pa.ChunkedArray[Any]) -> dict[str, int]:
 
 
 def image_bytes(table: pa.Table) -> int:
-    """Encoded bytes of all pictures of a table."""
+    """Returns the size of all encoded pictures of a table, in bytes."""
     sizes = _compute.binary_length(_compute.struct_field(table["image"], "bytes"))
     return int(_compute.sum(sizes).as_py() or 0)

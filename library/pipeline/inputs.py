@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from library.imaging.picture import Picture, Pixels
 from library.pipeline import Pipeline
 from library.pipeline.batch import run_step
 from library.steps.base import Step
+
+#: A picture as a model takes it: its pixels; for an ensemble a tuple with one entry a member.
+Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
 
 #: Side of the flat picture that is sent through the steps to see how many channels come out.
 _PROBED_PX = 256

@@ -1,1 +1,1 @@
-"""The work on one shard: one shard in, one shard and one report out. Nothing here knows Ray."""
+"""The work on one shard: one shard in, one shard or sums and one report out. Nothing here imports Ray."""

@@ -17,7 +17,7 @@ from library.errors import UsageError
 from library.imaging import codec
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
-from library.work.augmenting import AugmentJob
+from library.work.augment_shard import AugmentJob
 from tests.datasets import content, rows
 
 STEPS = "rotate(15) | flip(p=0.5) | zoom(0.2) | sometimes(0.3, gaussian_blur(sigma=1))"

@@ -26,7 +26,7 @@ from library.dataset.task import Progress, ShardTask
 from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.pipeline import Pipeline
-from library.work.filtering import FilterJob
+from library.work.filter_shard import FilterJob
 from tests.datasets import content, rows
 from tests.waiting import until
 

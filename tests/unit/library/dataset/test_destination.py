@@ -13,7 +13,7 @@ from library.dataset.shards import SUFFIX
 from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.errors import UsageError
-from library.work.filtering import FilterJob
+from library.work.filter_shard import FilterJob
 from tests.picture_examples import encoded, ingest, write_files
 
 WORK = "grayscale(background=1.0)"

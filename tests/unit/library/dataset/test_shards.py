@@ -52,7 +52,7 @@ def test_a_shard_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert reader.schema() == ROWS.schema
     assert reader.schema().metadata == ROWS.schema.metadata
     assert pa.concat_tables(reader).equals(pa.concat_tables([ROWS, ROWS.slice(1)]))
-    assert reader.waited > 0
+    assert reader.waited_s > 0
 
 
 def test_the_entry_is_that_of_the_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.imaging import codec
 from library.imaging.codec import Encoding
-from library.work.filtering import FilterJob
+from library.work.filter_shard import FilterJob
 from serve.replica.drift import compare
 from tests.picture_examples import encoded, ingest, scene, write_files
 

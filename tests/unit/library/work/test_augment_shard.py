@@ -19,7 +19,7 @@ from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
-from library.work.augmenting import AugmentJob
+from library.work.augment_shard import AugmentJob
 from tests.picture_examples import encoded, ingest, table, write_files
 
 STEPS = "rotate(15) | flip(p=0.5)"
@@ -167,7 +167,7 @@ def test_keys_stay_unique_when_copies_are_copied_again(source: str, tmp_path: Pa
 def test_a_key_that_looks_like_a_copys_is_refused_beside_kept_originals(tmp_path: Path) -> None:
     rows = table([encoded("png")])
     rows = rows.set_column(0, rows.schema.field("key"), [["photo#2"]])
-    with pytest.raises(StriateError, match=r"shard .*part-000000.parquet: picture 'photo#2' is named as a copy is"):
+    with pytest.raises(StriateError, match=r"shard .*part-000000.parquet: picture 'photo#2' has the key of a copy"):
         work_on(rows, tmp_path / "a", copies=2, keep_original=True)
     report, _ = work_on(rows, tmp_path / "b", copies=1, keep_original=True)
     assert report.tally.rows_out == 2

@@ -23,7 +23,7 @@ from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 
-# Copies that are made before they are written: many copies of a picture, or large ones, are written in parts.
+# Copies that are held before they are written: many copies of a picture, or large ones, are written in parts.
 _BATCH_ROWS, _BATCH_BYTES = 64, 12 * 2**20
 
 _KEY_OF_A_COPY = re.compile(r".+#([1-9]\d{0,8})", re.DOTALL)
@@ -31,18 +31,18 @@ _KEY_OF_A_COPY = re.compile(r".+#([1-9]\d{0,8})", re.DOTALL)
 
 @dataclass(frozen=True)
 class AugmentJob:
-    """Random copies of the pictures of a dataset, each drawn by (seed, number of the copy, key).
+    """Writes random copies of the pictures of a dataset; each is determined by seed, number of the copy and key.
 
-    The accounts are in copies, as that is what is made. Of each picture read, `copies` are counted as in (one more with
-    `keep_original`), and each of them is out or rejected. A picture that cannot be decoded is rejected as often; its
-    bytes lie with the first of its rejects only.
+    The tally counts copies: each picture read adds `copies` to `rows_in` (one more with `keep_original`), and each of
+    them is written or rejected. A picture that cannot be decoded becomes as many rejects, of which only the first holds
+    its bytes.
 
     Attributes:
         source: URI of the dataset to read.
         pipeline: canonical text.
-        copies: of each picture.
-        seed: of all randomness.
-        keep_original: write each picture under its own key too, bytes untouched.
+        copies: copies of each picture.
+        seed: seed of all randomness.
+        keep_original: also write each picture under its own key, bytes untouched.
         encode: how changed pictures are stored.
     """
 
@@ -62,49 +62,49 @@ class AugmentJob:
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
         with ShardOutput(task, reader.schema()) as output:
             for table in (group.combine_chunks() for group in reader):
-                made = _Made(table, output, progress)
+                copies = _Copies(table, output, progress)
                 for row in range(table.num_rows):
                     try:
-                        self._copy(_Original.of(table, row), augmenter, made)
+                        self._add_copies(_Original.of(table, row), augmenter, copies)
                     except StriateError as error:
                         raise StriateError(f"shard {reader.uri}: {error}") from error
-                made.write()
-            output.spent({"read": reader.waited})
+                copies.write()
+            output.add_seconds({"read": reader.waited_s})
         return output.commit(self.work_digest(task))
 
-    def _copy(self, original: _Original, augmenter: Augmenter, made: _Made) -> None:
-        """All copies of one picture."""
+    def _add_copies(self, original: _Original, augmenter: Augmenter, copies: _Copies) -> None:
+        """Adds all copies of one picture."""
         numbers = range(0 if self.keep_original else 1, self.copies + 1)
         if self.keep_original:
             self._check_key(original.key)
-        made.count_read(original)
+        copies.count_read(original)
         try:
             start = perf_counter()
             if original.data is None:
                 raise BadPicture("empty", "the image column holds no bytes")
             pixels = codec.decode(original.data)
-            made.spent("decode", start)
+            copies.add_seconds("decode", start)
         except BadPicture as bad:
             for number in numbers:
-                made.reject(original, number, bad)
+                copies.reject(original, number, bad)
             return
         for number in numbers:
             try:
-                data, header = self._variant(original, pixels, augmenter, number, made)
+                data, header = self._variant(original, pixels, augmenter, number, copies)
             except BadPicture as bad:
-                made.reject(original, number, bad)
+                copies.reject(original, number, bad)
             else:
-                made.keep(original, number, original.data if data is None else data, header)
+                copies.keep(original, number, original.data if data is None else data, header)
 
     def _variant(
-        self, original: _Original, pixels: Pixels, augmenter: Augmenter, number: int, made: _Made
+        self, original: _Original, pixels: Pixels, augmenter: Augmenter, number: int, copies: _Copies
     ) -> tuple[bytes | None, codec.Header]:
-        """A copy, encoded; None for the bytes where it is the original."""
+        """Returns an encoded copy with its header; None for the bytes where the copy equals the original."""
         if number == 0:
             return None, original.header
         start = perf_counter()
         variant = augmenter.apply(pixels, number, original.key)
-        made.spent("augment", start)
+        copies.add_seconds("augment", start)
         if variant is pixels:
             return None, original.header
         start = perf_counter()
@@ -116,7 +116,7 @@ class AugmentJob:
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
             raise StepError(f"encoding picture '{original.key}#{number}' as {encoding} failed: {problem}") from error
-        made.spent("encode", start)
+        copies.add_seconds("encode", start)
         height, width, channels = variant.shape
         return data, codec.Header(name, width, height, channels)
 
@@ -124,14 +124,14 @@ class AugmentJob:
         match = _KEY_OF_A_COPY.fullmatch(key)
         if match is not None and int(match[1]) <= self.copies:
             raise StriateError(
-                f"picture '{key}' is named as a copy is; with the originals kept, two pictures could get that key: "
-                "leave --keep-original out"
+                f"picture '{key}' has the key of a copy; with the originals kept, two pictures could get that key: "
+                "run without --keep-original"
             )
 
 
 @dataclass(frozen=True)
 class _Original:
-    """A picture to be copied, and the row it stands in."""
+    """A picture to be copied, and its row in the table."""
 
     row: int
     key: str
@@ -150,15 +150,15 @@ class _Original:
         return f"{self.key}#{number}" if number else self.key
 
     def path_of(self, number: int, name: str) -> str | None:
-        """The file name of a copy that is stored as `name`."""
+        """Returns the file name of a copy that is stored in format `name`."""
         if self.path is None or number == 0:
             return self.path
         stem, extension = posixpath.splitext(self.path)
         return f"{stem}#{number}{extension if name == self.header.format else f'.{name}'}"
 
 
-class _Made:
-    """Copies of the pictures of one table, on their way to the shard."""
+class _Copies:
+    """Collects the copies of the pictures of one table, and writes them to the shard in parts."""
 
     def __init__(self, table: pa.Table, output: ShardOutput, progress: Progress) -> None:
         self._table, self._output, self._progress = table, output, progress
@@ -172,8 +172,8 @@ class _Made:
         self._rejects: list[tuple[_Original, int, bytes | None, BadPicture]] = []
         self._bytes = 0
 
-    def spent(self, stage: str, start: float) -> None:
-        """Count the time since `start`."""
+    def add_seconds(self, stage: str, start: float) -> None:
+        """Add the time since `start` to a stage."""
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
     def count_read(self, original: _Original) -> None:
@@ -184,7 +184,7 @@ class _Made:
         self._write_when_full(len(data))
 
     def reject(self, original: _Original, number: int, bad: BadPicture) -> None:
-        """Put a copy that cannot be made aside; only the first of a picture's carries its bytes."""
+        """Reject a copy; only the first reject of a picture holds its bytes."""
         data = original.data if self._last_rejected != original.row else None
         self._last_rejected = original.row
         self._rejects.append((original, number, data, bad))
@@ -196,7 +196,7 @@ class _Made:
             self.write()
 
     def write(self) -> None:
-        """Hand over what there is."""
+        """Write the copies that are held."""
         kept = self._rows(self._kept)
         rejects = self._rows([(original, number, data, original.header) for original, number, data, _ in self._rejects])
         for name in REJECT_COLUMNS:
@@ -207,13 +207,13 @@ class _Made:
             image_bytes_in=self._bytes_in,
             rejected=dict(Counter(bad.reason for *_, bad in self._rejects)),
         )
-        self._output.spent(self._seconds)
+        self._output.add_seconds(self._seconds)
         self._seconds, self._bytes_in = {}, 0
         self._clear()
         self._progress(self._output.add(kept, rejects, tally))
 
     def _rows(self, copies: Sequence[tuple[_Original, int, bytes | None, codec.Header]]) -> pa.Table:
-        """Rows of the table's own columns; label and extras are the original's, untouched."""
+        """Returns copies as rows of the table's schema; label and other columns are those of the original."""
         table = self._table.drop_columns(["image"]).take(pa.array([copy[0].row for copy in copies], pa.int64()))
         headers = [header for *_, header in copies]
         paths = [original.path_of(number, header.format) for original, number, _, header in copies]

@@ -1,6 +1,6 @@
 """What one worker does with one shard of `striate evaluate`. No Ray here: jobs/ maps it over shards.
 
-PyTorch is imported when the first shard is worked on: neither planning nor a worker of another job waits for it.
+PyTorch is imported when the first shard is processed: neither planning nor a worker of another job waits for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,30 +25,28 @@ from library.evaluation.robustness import CORRUPTIONS, chosen, order_of
 from library.evaluation.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
 from library.imaging import codec
 from library.imaging.contact_sheet import thumbnail, visible
-from library.work.prefetch import BATCH, Ahead, seen_by, why_dropped
-
-if TYPE_CHECKING:  # a bundle imports torch
-    from library.bundle.bundle import Bundle, Prepared
+from library.pipeline.inputs import Prepared
+from library.work.classifying import BATCH, Classifier, Prefetcher, drop_reason, prepare_or_reject
 
 _EXAMPLE_PX = 160
 
-#: Why pictures are dropped for their label.
+#: Reasons for dropping a picture because of its label.
 NO_LABEL, UNKNOWN_LABEL = "no_label", "unknown_label"
 
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """What one classifier, or two, make of every labelled picture of a dataset, as sums.
+    """Compares the predictions of one or two classifiers with the labels of a dataset, and sums up the outcomes.
 
-    Every picture goes the way of `Bundle.predict`. A task's `dataset` is the one that is judged.
+    Every picture is processed as in `Bundle.predict`. A task's `dataset` is the one that is evaluated.
 
     Attributes:
         bundles: URIs of the classifiers.
-        bundle_ids: the classifiers that were planned with.
-        robust_fraction: of the pictures on which robustness is measured too.
-        examples: whether the most confident mistakes are kept as small pictures.
+        bundle_ids: ids of the classifiers that the job was planned with.
+        robust_fraction: fraction of the pictures on which robustness is measured too.
+        examples: keep the most confident mistakes as small pictures.
         device: cpu or cuda.
-        threads: pictures decoded at once; on a CPU PyTorch takes as many for itself.
+        threads: pictures decoded at the same time; on a CPU PyTorch uses as many threads.
     """
 
     bundles: tuple[str, ...]
@@ -65,14 +63,14 @@ class EvaluateJob:
     def run(self, task: ShardTask, progress: Progress) -> EvaluateReport:
         start = perf_counter()
         scorer = self._scorer
-        loaded = perf_counter() - start
+        load_s = perf_counter() - start
         scores = scorer.score(storage.join(task.dataset, task.stem + SUFFIX), progress)
         return EvaluateReport(
             stem=task.stem,
             input_digest=task.input_digest,
             work_digest=self.work_digest(task),
             tally=scores.tally,
-            seconds={stage: round(spent, 4) for stage, spent in {"load": loaded, **scores.seconds}.items()},
+            seconds={stage: round(seconds, 4) for stage, seconds in {"load": load_s, **scores.seconds}.items()},
             sums=scores.sums,
             pairs=scores.pairs,
         )
@@ -84,20 +82,20 @@ class EvaluateJob:
         from library.bundle.bundle import Bundle
 
         torch.set_num_threads(self.threads)
-        planned = zip(self.bundles, self.bundle_ids, strict=True)
-        bundles = [Bundle.load(uri, self.device, bundle_id) for uri, bundle_id in planned]
+        uris_and_ids = zip(self.bundles, self.bundle_ids, strict=True)
+        bundles = [Bundle.load(uri, self.device, bundle_id) for uri, bundle_id in uris_and_ids]
         return ShardScorer(bundles, threads=self.threads, robust_fraction=self.robust_fraction, examples=self.examples)
 
 
 @dataclass
 class ShardScores:
-    """What a shard gives.
+    """The outcomes of one shard.
 
     Attributes:
         sums: for each classifier.
-        pairs: of two classifiers.
-        tally: of the first classifier; `rows_out` are the judged pictures.
-        seconds: by stage (read, prepare, infer, robustness): how long each was waited for.
+        pairs: where there are two classifiers.
+        tally: of the first classifier; `rows_out` counts the judged pictures.
+        seconds: time waited for each stage (read, prepare, infer, robustness).
     """
 
     sums: list[Sums]
@@ -108,10 +106,13 @@ class ShardScores:
 
 @dataclass(frozen=True)
 class Judged:
-    """What one classifier makes of a batch: each picture is among the outcomes, dropped, or rejected.
+    """One classifier's results for a batch: each picture is among the outcomes, dropped, or rejected.
 
     Attributes:
-        unknown: pictures by label, where the classifier does not know it; these are dropped.
+        outcomes: of the pictures that were judged.
+        dropped: pictures by reason.
+        rejected: pictures by reason.
+        unknown: pictures by label that the classifier does not know; these are dropped.
     """
 
     outcomes: Outcomes
@@ -122,7 +123,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture, and for each classifier what it sees of it: or why it sees nothing, or None for an unknown label."""
+    """One picture, and for each classifier its prepared form, why it cannot be used, or None for an unknown label."""
 
     key: str
     label: str | None
@@ -136,13 +137,13 @@ class ShardScorer:
 
     Args:
         bundles: the classifiers.
-        threads: pictures decoded at once; past 1 the next batch is decoded while the classifiers work.
-        robust_fraction: of the pictures on which robustness is measured too.
-        examples: whether the most confident mistakes are kept as small pictures.
+        threads: pictures decoded at the same time; above 1 the next batch is decoded while the classifiers work.
+        robust_fraction: fraction of the pictures on which robustness is measured too.
+        examples: keep the most confident mistakes as small pictures.
     """
 
     def __init__(
-        self, bundles: Sequence[Bundle], *, threads: int = 1, robust_fraction: float = 0.0, examples: bool = False
+        self, bundles: Sequence[Classifier], *, threads: int = 1, robust_fraction: float = 0.0, examples: bool = False
     ) -> None:
         self._bundles = bundles
         self._ids = [{name: number for number, name in enumerate(bundle.classes)} for bundle in bundles]
@@ -154,21 +155,19 @@ class ShardScorer:
         """Judge the shard at a URI.
 
         Raises:
-            StriateError: when the shard cannot be read, or a step's own code fails; names the shard.
+            StriateError: the shard cannot be read, or a step's own code failed; names the shard.
         """
         sums = [Sums() for _ in self._bundles]
         pairs = Pairs() if len(self._bundles) == 2 else None
-        pictures: list[dict[str, bytes]] = [{} for _ in self._bundles]
+        mistaken: list[dict[str, bytes]] = [{} for _ in self._bundles]  # the pictures of `mistakes`, by key
         tallies: list[Tally] = []
         for rows, judged in self.judged(uri):
-            for mine, kept, one in zip(sums, pictures, judged, strict=True):
-                mine.count(one.dropped, one.rejected, one.unknown)
-                mine.add(one.outcomes)
+            for index, batch in enumerate(judged):
+                sums[index].count(batch.dropped, batch.rejected, batch.unknown)
+                sums[index].add(batch.outcomes)
                 if self._examples:
-                    kept.update((row.key, row.data) for row in rows)
-                    wanted = {mistake.key: kept[mistake.key] for mistake in mine.mistakes}
-                    kept.clear()
-                    kept.update(wanted)
+                    candidates = mistaken[index] | {row.key: row.data for row in rows}
+                    mistaken[index] = {mistake.key: candidates[mistake.key] for mistake in sums[index].mistakes}
             if pairs is not None:
                 pairs.add(judged[0].outcomes, judged[1].outcomes)
             for row in rows:
@@ -176,36 +175,36 @@ class ShardScorer:
                     self._judge_corrupted(row, judged, sums)
             tallies.append(_tally(rows, judged[0]))
             progress(tallies[-1])
-        for mine, kept in zip(sums, pictures, strict=True):
-            mine.examples = [_example(key, data) for key, data in kept.items()]
+        for one, pictures in zip(sums, mistaken, strict=True):
+            one.examples = [_example(key, data) for key, data in pictures.items()]
         return ShardScores(sums, pairs, Tally.total(tallies), self._seconds)
 
     def judged(self, uri: str) -> Iterator[tuple[Sequence[Row], list[Judged]]]:
-        """The pictures of a shard in batches, and for each classifier what it makes of them; raises as `score`."""
+        """Yields the pictures of a shard in batches, with each classifier's results; raises as `score`."""
         self._seconds = Counter()
-        reader, ahead = ShardReader(uri), Ahead(self._threads)
+        reader, prefetcher = ShardReader(uri), Prefetcher(self._threads)
         try:
-            for rows in ahead((table.to_pylist() for table in batches(reader, BATCH)), self._prepare):
+            for rows in prefetcher((table.to_pylist() for table in batches(reader, BATCH)), self._prepare):
                 yield rows, [self._judge(number, rows) for number in range(len(self._bundles))]
         except StriateError as error:
             raise StriateError(f"shard {uri}: {error}") from error
-        self._spent("read", reader.waited)
-        self._spent("prepare", ahead.waited)
+        self._add_seconds("read", reader.waited_s)
+        self._add_seconds("prepare", prefetcher.waited_s)
 
     def _prepare(self, record: dict[str, Any]) -> Row:
         columns = {name: value for name, value in record.items() if name != "image"}
         key, label, data = record["key"], record["label"], record["image"]["bytes"] or b""
-        seen = [
-            seen_by(bundle, data, columns) if label in ids else None
+        prepared = [
+            prepare_or_reject(bundle, data, columns) if label in ids else None
             for bundle, ids in zip(self._bundles, self._ids, strict=True)
         ]
-        return Row(key, label, columns, data, seen)
+        return Row(key, label, columns, data, prepared)
 
     def _judge(self, number: int, rows: Sequence[Row]) -> Judged:
         dropped, rejected, unknown = Counter[str](), Counter[str](), Counter[str]()
         keys: list[str] = []
         truth: list[int] = []
-        pictures: list[Any] = []
+        pictures: list[Prepared] = []
         for row in rows:
             prepared = row.prepared[number]
             if row.label is None:
@@ -217,7 +216,7 @@ class ShardScorer:
                 keys.append(row.key)
                 truth.append(self._ids[number][row.label])
                 pictures.append(prepared)
-            elif (reason := why_dropped(prepared)) is not None:
+            elif (reason := drop_reason(prepared)) is not None:
                 dropped[reason] += 1
             else:
                 rejected[prepared.reason] += 1
@@ -225,53 +224,52 @@ class ShardScorer:
         bundle = self._bundles[number]
         empty = np.zeros((0, len(bundle.classes)), np.float32)
         probabilities = bundle.probabilities(pictures) if pictures else empty
-        self._spent("infer", perf_counter() - start)
-        # A float picture may hold NaN, and every comparison with one is false.
-        finite = np.isfinite(probabilities).all(1)
-        sound = np.flatnonzero(finite)
-        if len(sound) < len(pictures):
-            rejected[NOT_FINITE] += len(pictures) - len(sound)
+        self._add_seconds("infer", perf_counter() - start)
+        # A float picture may hold NaN, and every comparison with NaN is false.
+        finite = np.flatnonzero(np.isfinite(probabilities).all(1))
+        if len(finite) < len(pictures):
+            rejected[NOT_FINITE] += len(pictures) - len(finite)
         outcomes = Outcomes(
             tuple(bundle.classes),
-            tuple(keys[place] for place in sound),
-            np.asarray(truth, np.int64)[sound],
-            probabilities[sound],
+            tuple(keys[index] for index in finite),
+            np.asarray(truth, np.int64)[finite],
+            probabilities[finite],
         )
         return Judged(outcomes, dropped, rejected, unknown)
 
     def _judge_corrupted(self, row: Row, judged: Sequence[Judged], sums: Sequence[Sums]) -> None:
-        """Let those classifiers that have judged a picture judge it again under every corruption."""
-        places = {
-            number: one.outcomes.keys.index(row.key)
-            for number, one in enumerate(judged)
-            if row.key in one.outcomes.keys
+        """Judge a picture again under every corruption, with those classifiers that have judged it."""
+        rows = {
+            number: batch.outcomes.keys.index(row.key)
+            for number, batch in enumerate(judged)
+            if row.key in batch.outcomes.keys
         }
-        if not places:
+        if not rows:
             return
         start = perf_counter()
         pixels = codec.decode(row.data)
-        prepared: dict[int, dict[int, Any]] = {number: {} for number in places}
+        prepared: dict[int, dict[int, Prepared]] = {number: {} for number in rows}
         for column, corruption in enumerate(CORRUPTIONS):
-            worse = corruption(pixels, row.key)
-            for number in places:
+            corrupted = corruption(pixels, row.key)
+            for number in rows:
                 with contextlib.suppress(BadPicture):
-                    prepared[number][column] = self._bundles[number].prepare_pixels(worse, **row.columns)
+                    prepared[number][column] = self._bundles[number].prepare_pixels(corrupted, **row.columns)
         for number, pictures in prepared.items():
-            answers = ["-"] * len(CORRUPTIONS)
-            outcomes, place = judged[number].outcomes, places[number]
+            digits = ["-"] * len(CORRUPTIONS)
+            outcomes, index = judged[number].outcomes, rows[number]
             if pictures:
                 predicted = self._bundles[number].probabilities(list(pictures.values())).argmax(1)
-                for column, right in zip(pictures, predicted == outcomes.truth[place], strict=True):
-                    answers[column] = _digit(right)
-            sums[number].robust.append((order_of(row.key), _digit(outcomes.correct[place]) + "".join(answers)))
-        self._spent("robustness", perf_counter() - start)
+                for column, correct in zip(pictures, predicted == outcomes.truth[index], strict=True):
+                    digits[column] = _digit(correct)
+            sums[number].robust.append((order_of(row.key), _digit(outcomes.correct[index]) + "".join(digits)))
+        self._add_seconds("robustness", perf_counter() - start)
 
-    def _spent(self, stage: str, seconds: float) -> None:
+    def _add_seconds(self, stage: str, seconds: float) -> None:
         self._seconds[stage] += seconds  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
 
 
-def _digit(right: Any) -> str:
-    return "1" if right else "0"
+def _digit(correct: Any) -> str:
+    return "1" if correct else "0"
 
 
 def _tally(rows: Sequence[Row], judged: Judged) -> Tally:
@@ -285,7 +283,7 @@ def _tally(rows: Sequence[Row], judged: Judged) -> Tally:
 
 
 def _example(key: str, data: bytes) -> Example:
-    """Small pictures as they are, larger ones made smaller and stored as JPEG: a page with many stays light."""
+    """Returns a small picture as PNG, and a larger one scaled down as JPEG, so that a page with many stays small."""
     pixels = codec.decode(data)
     if max(pixels.shape[:2]) <= _EXAMPLE_PX:
         return Example(key, *codec.encode(visible(pixels), codec.Encoding("png")))

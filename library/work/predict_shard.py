@@ -1,18 +1,18 @@
 """What one worker does with one shard of `striate predict`. No Ray here: jobs/ maps it over shards.
 
-PyTorch is imported when the first shard is worked on: neither planning nor a worker of another job waits for it.
+PyTorch is imported when the first shard is processed: neither planning nor a worker of another job waits for it.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +24,9 @@ from library.dataset.shards import SUFFIX, ShardReader, batches
 from library.dataset.task import Progress, ShardOutput, ShardTask, image_bytes
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError
 from library.pipeline.batch import reject_table
+from library.pipeline.inputs import Prepared
 from library.steps.selectors import TOP_CLASSES, TOP_PROBABILITIES
-from library.work.prefetch import BATCH, Ahead, seen_by, why_dropped
-
-if TYPE_CHECKING:
-    from library.bundle.bundle import Bundle, Prepared
-    from library.runtimes import Runtime
+from library.work.classifying import BATCH, Classifier, Prefetcher, drop_reason, prepare_or_reject
 
 _PREDICTED, _SCORE, _FEATURES = "predicted", "score", "features"
 _COLUMNS = (
@@ -45,25 +42,25 @@ PREDICTED_BY = b"striate.predicted_by"
 
 @dataclass(frozen=True)
 class PredictJob:
-    """What a classifier says of every picture of a dataset, in columns beside it.
+    """Adds columns with a classifier's prediction to every picture of a dataset.
 
-    A shard's batches are its own pictures in their order, and nothing is chosen by the clock: two attempts on one type
-    of machine, with as many threads, write the same bytes. On another processor probabilities differ by up to 1e-5.
+    A shard's batches hold its own pictures in order, and nothing depends on timing: two attempts on the same type of
+    machine with the same number of threads write the same bytes. On another processor probabilities differ by up to
+    1e-5.
 
-    Pictures keep their bytes and all their other columns. One that the classifier's own selectors drop is dropped with
-    their reason, one that cannot be used is rejected; labels are not looked at.
+    Pictures keep their bytes and all their other columns. A picture that the classifier's own selectors drop is dropped
+    with their reason, and one that cannot be used is rejected; labels are ignored.
 
     Attributes:
         source: URI of the dataset to read.
         bundle: URI of the classifier.
-        bundle_id: the classifier that was planned with.
-        top_k: how many classes are kept of each answer; all where there are fewer.
-        features: whether the vector that the classifier's head sees is kept too.
-        runtime: how probabilities are computed; of `library.runtimes.NAMES`, but never auto, which measures. None is
-            ONNX Runtime on a CPU, where it is faster a picture than PyTorch is in batches; and eager on a GPU, or where
-            features are kept.
+        bundle_id: id of the classifier that the job was planned with.
+        top_k: how many of the most probable classes are kept; all where there are fewer.
+        features: also keep the vector that the classifier's head sees.
+        runtime: one of `library.runtimes.NAMES` except auto, which depends on timing. None is onnx on a CPU, where it
+            takes less time per picture than PyTorch in batches, and eager on a GPU or where features are kept.
         device: cpu or cuda.
-        threads: pictures decoded at once; on a CPU PyTorch takes as many for itself.
+        threads: pictures decoded at the same time; on a CPU PyTorch uses as many threads.
     """
 
     source: str
@@ -77,7 +74,7 @@ class PredictJob:
 
     @property
     def chosen_runtime(self) -> str:
-        """The runtime, by name."""
+        """Name of the runtime."""
         return self.runtime or ("onnx" if self.device == "cpu" and not self.features else "eager")
 
     def work_digest(self, task: ShardTask) -> str:
@@ -89,11 +86,11 @@ class PredictJob:
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         start = perf_counter()
         model = self._model
-        loaded = perf_counter() - start
+        load_s = perf_counter() - start
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
         before = reader.schema()
         after = predicted_schema(before, self.bundle_id, features=self.features)
-        ahead, tables = Ahead(self.threads), deque[pa.Table]()
+        prefetcher, tables = Prefetcher(self.threads), deque[pa.Table]()
 
         def rows() -> Iterator[Sequence[Mapping[str, Any]]]:
             for table in batches(reader, BATCH):
@@ -101,20 +98,20 @@ class PredictJob:
                 yield table.to_pylist()
 
         with ShardOutput(task, after, before) as output:
-            output.spent({"load": loaded})
+            output.add_seconds({"load": load_s})
             try:
-                for seen in ahead(rows(), self._prepare):
+                for prepared in prefetcher(rows(), self._prepare):
                     start = perf_counter()
-                    kept, rejects, tally = self._judged(model, tables.popleft(), seen, after)
-                    output.spent({"infer": perf_counter() - start})
+                    kept, rejects, tally = self._predict(model, tables.popleft(), prepared, after)
+                    output.add_seconds({"infer": perf_counter() - start})
                     progress(output.add(kept, rejects, tally))
             except StriateError as error:
                 raise StriateError(f"shard {reader.uri}: {error}") from error
-            output.spent({"read": reader.waited, "prepare": ahead.waited})
+            output.add_seconds({"read": reader.waited_s, "prepare": prefetcher.waited_s})
         return output.commit(self.work_digest(task))
 
     @cached_property
-    def _model(self) -> tuple[Bundle, Runtime]:
+    def _model(self) -> _Model:
         import torch
 
         from library.bundle.bundle import Bundle
@@ -122,32 +119,35 @@ class PredictJob:
 
         torch.set_num_threads(self.threads)
         bundle = Bundle.load(self.bundle, self.device, self.bundle_id)
-        return bundle, open_runtime(bundle, self.chosen_runtime, threads=self.threads, measure=False)
+        runtime = open_runtime(bundle, self.chosen_runtime, threads=self.threads, measure=False)
+        return _Model(bundle, runtime.probabilities)
 
     def _prepare(self, row: Mapping[str, Any]) -> Prepared | BadPicture:
         columns = {name: value for name, value in row.items() if name != "image"}
-        return seen_by(self._model[0], (row["image"] or {}).get("bytes") or b"", columns)
+        return prepare_or_reject(self._model.classifier, (row["image"] or {}).get("bytes") or b"", columns)
 
-    def _judged(
-        self, model: tuple[Bundle, Runtime], table: pa.Table, seen: Sequence[Any], schema: pa.Schema
+    def _predict(
+        self, model: _Model, table: pa.Table, pictures: Sequence[Prepared | BadPicture], schema: pa.Schema
     ) -> tuple[pa.Table, pa.Table, Tally]:
-        """What is kept of a few pictures, with its new columns; what is put aside; and the counts."""
+        """Returns the kept rows of `table` with their new columns, its rejects, and the counts."""
         dropped, rejects = Counter[str](), list[tuple[int, str, str]]()
-        usable: list[int] = []
-        for row, picture in enumerate(seen):
+        rows: list[int] = []
+        usable: list[Prepared] = []
+        for row, picture in enumerate(pictures):
             if not isinstance(picture, BadPicture):
-                usable.append(row)
-            elif (reason := why_dropped(picture)) is not None:
+                rows.append(row)
+                usable.append(picture)
+            elif (reason := drop_reason(picture)) is not None:
                 dropped[reason] += 1
             else:
                 rejects.append((row, picture.reason, picture.detail))
-        probabilities, features = self._asked(model, [seen[row] for row in usable])
-        finite = np.isfinite(probabilities).all(axis=1)
-        sound, unsound = (np.flatnonzero(chosen).tolist() for chosen in (finite, ~finite))
-        rejects += [(usable[place], NOT_FINITE, NOT_FINITE_WHY) for place in unsound]
-        answered = table.take(pa.array([usable[place] for place in sound], pa.int64()))
-        ranked = [answer.classes for answer in model[0].ranked(probabilities[sound], self.top_k)]
-        kept = _with_answers(answered, ranked, None if features is None else features[sound], schema)
+        probabilities, features = self._probabilities(model, usable)
+        is_finite = np.isfinite(probabilities).all(axis=1)
+        finite, not_finite = (np.flatnonzero(mask).tolist() for mask in (is_finite, ~is_finite))
+        rejects += [(rows[index], NOT_FINITE, NOT_FINITE_WHY) for index in not_finite]
+        predicted = table.take(pa.array([rows[index] for index in finite], pa.int64()))
+        ranked = [prediction.classes for prediction in model.classifier.ranked(probabilities[finite], self.top_k)]
+        kept = _with_predictions(predicted, ranked, None if features is None else features[finite], schema)
         tally = Tally(
             rows_in=table.num_rows,
             image_bytes_in=image_bytes(table),
@@ -156,59 +156,67 @@ class PredictJob:
         )
         return kept, reject_table(table, sorted(rejects)), tally
 
-    def _asked(
-        self, model: tuple[Bundle, Runtime], pictures: Sequence[Prepared]
+    def _probabilities(
+        self, model: _Model, pictures: Sequence[Prepared]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Probabilities, and the features where they are wanted."""
-        bundle, runtime = model
+        """Returns N x classes probabilities, and N x width features where they are kept."""
         if not pictures:
-            return np.zeros((0, len(bundle.classes)), np.float32), None
+            return np.zeros((0, len(model.classifier.classes)), np.float32), None
         if not self.features:
-            return runtime.probabilities(pictures), None
-        features, probabilities = bundle.features(pictures)
+            return model.probabilities(pictures), None
+        features, probabilities = model.classifier.features(pictures)
         return probabilities, features
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A loaded classifier, and its probabilities as the runtime computes them."""
+
+    classifier: Classifier
+    probabilities: Callable[[Sequence[Prepared]], NDArray[np.float32]]
+
+
 def predicted_schema(source: pa.Schema, bundle_id: str, *, features: bool) -> pa.Schema:
-    """The columns of a dataset with predictions: those of its source, less the predictions of an earlier bundle.
+    """Returns the columns of a dataset with predictions: those of its source, without an earlier bundle's predictions.
 
     Raises:
-        StriateError: when the source has columns of these names that are not ours.
+        StriateError: the source has a column of the same name that `striate predict` did not write.
     """
-    earlier = _names_of_ours(source)
+    earlier = _prediction_columns(source)
     others = [column for column in source if column.name not in earlier]
     new = [column for column in _COLUMNS if features or column.name != _FEATURES]
     taken = {column.name for column in others} & {column.name for column in new}
     if taken:
         raise StriateError(
-            f"the dataset has a column '{min(taken)}' that `striate predict` did not write and would have to replace; "
-            "rename it in the source, and ingest that again"
+            f"the dataset has a column '{min(taken)}' that `striate predict` did not write and would replace; "
+            "rename the column in the source and ingest the source again"
         )
     mark = {"bundle_id": bundle_id, "columns": [column.name for column in new]}
     return pa.schema([*others, *new], metadata={**(source.metadata or {}), PREDICTED_BY: json.dumps(mark)})
 
 
-def _names_of_ours(schema: pa.Schema) -> frozenset[str]:
-    """The columns of predictions that we have written."""
+def _prediction_columns(schema: pa.Schema) -> frozenset[str]:
+    """Returns the names of the columns that an earlier `striate predict` wrote."""
     mark = (schema.metadata or {}).get(PREDICTED_BY)
     return frozenset(json.loads(mark)["columns"] if mark else ())
 
 
-def _with_answers(
+def _with_predictions(
     table: pa.Table,
     ranked: Sequence[Sequence[tuple[str, float]]],
     features: NDArray[np.float32] | None,
     schema: pa.Schema,
 ) -> pa.Table:
-    answers: dict[str, Any] = {
+    predictions: dict[str, Any] = {
         _PREDICTED: [classes[0][0] for classes in ranked],
         _SCORE: [classes[0][1] for classes in ranked],
         TOP_CLASSES: [[name for name, _ in classes] for classes in ranked],
         TOP_PROBABILITIES: [[share for _, share in classes] for classes in ranked],
         _FEATURES: [] if features is None else list(features),
     }
-    new = _names_of_ours(schema)
+    new = _prediction_columns(schema)
     arrays = [
-        pa.array(answers[column.name], column.type) if column.name in new else table[column.name] for column in schema
+        pa.array(predictions[column.name], column.type) if column.name in new else table[column.name]
+        for column in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)

@@ -24,8 +24,9 @@ from library.dataset.task import ShardOutput, ShardTask
 from library.errors import StepError, StriateError
 from library.imaging import codec
 from library.sources import Options, Read, list_source, read_pictures
-from library.work import filtering
-from library.work.filtering import FilterJob, IngestJob
+from library.work import ingest_shard
+from library.work.filter_shard import FilterJob
+from library.work.ingest_shard import IngestJob
 from tests.picture_examples import encoded, ingest, table, write_files
 
 GOOD, GREY, SMALL = encoded("jpeg", 40, 50), encoded("png", 40, 50, channels=1), encoded("png", 4, 5)
@@ -202,8 +203,8 @@ def test_pictures_are_stored_while_later_ones_are_being_read(tmp_path: Path, mon
             order.append("read")
             yield read
 
-    monkeypatch.setattr(filtering, "read_pictures", read_one_by_one)
-    monkeypatch.setattr(filtering, "ROW_GROUP_BYTES", 3 * len(GOOD))
+    monkeypatch.setattr(ingest_shard, "read_pictures", read_one_by_one)
+    monkeypatch.setattr(ingest_shard, "ROW_GROUP_BYTES", 3 * len(GOOD))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, listing.index.schema) as stream:
         stream.write_table(listing.index)
@@ -346,7 +347,7 @@ def test_a_shard_whose_pictures_do_not_add_up_is_not_committed(tmp_path: Path) -
     task = ShardTask(str(tmp_path), "part-000000", "x", 2)
     with ShardOutput(task, rows.schema) as output:
         output.add(rows, rows.slice(0, 0), Tally(rows_in=2))
-    with pytest.raises(StriateError, match="part-000000: pictures were lost or doubled"):
+    with pytest.raises(StriateError, match="part-000000: pictures were lost or counted twice"):
         output.commit("work")
     assert not (tmp_path / "_reports").exists()
 

@@ -19,8 +19,8 @@ from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
 from library.imaging import codec
-from library.work.filtering import FilterJob
-from library.work.predicting import PredictJob
+from library.work.filter_shard import FilterJob
+from library.work.predict_shard import PredictJob
 from tests.bundles import make_bundle, near
 from tests.picture_examples import encoded, ingest, npy_array, scene, table, write_files
 

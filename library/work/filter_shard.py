@@ -1,0 +1,72 @@
+"""What one worker does with one shard of `striate filter`. No Ray here: jobs/ maps it over shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import pyarrow.compute
+
+from library import storage
+from library.dataset import histograms
+from library.dataset.manifest import VERSIONS, ShardReport, Tally, digest_of
+from library.dataset.shards import SUFFIX, ShardReader, batches
+from library.dataset.task import Progress, ShardOutput, ShardTask, image_bytes
+from library.errors import StriateError
+from library.imaging import codec
+from library.pipeline import Pipeline
+from library.pipeline.batch import run_batch
+
+_compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
+
+#: Pictures that are filtered before their results are written.
+_BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class FilterJob:
+    """Runs the shards of a dataset through a pipeline.
+
+    Attributes:
+        source: URI of the dataset to read.
+        pipeline: canonical text; empty for a plain copy.
+        encode: how changed pictures are stored.
+        measure: decode and measure every picture that is kept.
+    """
+
+    source: str
+    pipeline: str
+    encode: str = "keep"
+    measure: bool = False
+
+    def work_digest(self, task: ShardTask) -> str:
+        return digest_of(
+            ["filter", self.pipeline, self.encode, task.max_rows, VERSIONS, self.measure and histograms.VERSION]
+        )
+
+    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+        steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
+        encoding = codec.Encoding.parse(self.encode)
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
+        with ShardOutput(task, reader.schema(), measure=self.measure) as output:
+            for table in batches(reader, _BATCH_ROWS):
+                try:
+                    result = run_batch(steps, table, encoding)
+                except StriateError as error:
+                    raise StriateError(f"shard {reader.uri}: {error}") from error
+                output.add_seconds(result.seconds)
+                tally = Tally(
+                    rows_in=table.num_rows,
+                    image_bytes_in=image_bytes(table),
+                    dropped=dict(result.dropped),
+                    rejected=dict(result.rejected),
+                )
+                if output.histograms is not None:
+                    start = perf_counter()
+                    stored = _compute.struct_field(result.table["image"], "bytes")
+                    output.histograms.add_pictures(data.as_py() or b"" for data in stored)
+                    output.add_seconds({"measure": perf_counter() - start})
+                progress(output.add(result.table, result.rejects, tally))
+            output.add_seconds({"read": reader.waited_s})
+        return output.commit(self.work_digest(task))
