@@ -33,11 +33,11 @@ ARG RAY_VERSION=2.60.0
 # Every version is the lock's. The lock also holds what tests need; as a constraint, not a list, it leaves that out of
 # the image.
 FROM build AS build-cpu
-RUN uv pip install --torch-backend cpu --constraint requirements.lock --requirements pyproject.toml \
+RUN uv pip install --torch-backend cpu --constraint requirements.lock --requirements pyproject.toml --extra train --extra serve \
  && python -c "import ray; assert ray.__version__ == '${RAY_VERSION}', ray.__version__"
 
 FROM build AS build-gpu
-RUN uv pip install --constraint requirements.lock --requirements pyproject.toml \
+RUN uv pip install --constraint requirements.lock --requirements pyproject.toml --extra train --extra serve \
  && python -c "import ray; assert ray.__version__ == '${RAY_VERSION}', ray.__version__"
 
 # Our own package: the `striate` command and a link to /app, where the code lies once, with `jobs/recipes/...` at its

@@ -7,7 +7,7 @@ OUT ?= out/demo
 # Every process of Ray imports PyTorch: compiled from source each time, as where this is set, that takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-faults test-cluster check bench setup clean
+.PHONY: demo test test-faults test-cluster check docs wheel-test bench setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,8 @@ help:
 	@echo "make test-faults   set up, run the tests of whole jobs through kills and storage errors, and those of parity with other kernels"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
+	@echo "make docs   set up, build the site into out/site/ (needs no network); every link is checked"
+	@echo "make wheel-test    set up, build the wheel and try it in empty environments of each Python that is here"
 	@echo "make bench  set up, run the benchmarks (two hours; wrk for serving), write benchmarks/results/"
 
 setup: $(VENV)/.installed
@@ -60,6 +62,14 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --project pyproject.toml
 	$(BIN)/lint-imports
+
+# The guides, the catalogues of steps and models, the API of library/ and the decisions, in out/site/index.html.
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+# What a user gets by `pip install striate`: the base installation, without an extra.
+wheel-test: setup
+	.ci/wheel_test
 
 bench: setup
 	# Daft pins an older pyarrow than ours: it gets an environment of its own.

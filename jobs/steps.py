@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.resources import files
 from typing import Any
-
-import numpy as np
-from sklearn.datasets import load_sample_images
 
 from library.errors import UsageError
 from library.grammar import nearest
@@ -47,7 +45,7 @@ def example_picture(text: str) -> tuple[bytes, str]:
         UsageError: when there is no such step, or the call is wrong.
     """
     step = _step(text)
-    photo: Pixels = np.asarray(load_sample_images().images[1])  # a flower: scikit-learn carries it
+    photo = codec.decode((files("jobs") / "flower.jpg").read_bytes())
     before = Tile(photo, _kind_of(photo))
     after = _after(step, photo)
     tiles = [before, *after]

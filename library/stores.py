@@ -72,7 +72,7 @@ STORES: dict[str, Store] = {
         options=_S3_OPTIONS,
     ),
     "gs": Store(
-        needs="gcsfs: pip install 'striate[gs]'",
+        needs="gcsfs: pip install 'striate[sources]'",
         example="gs://bucket/folder",
         container="bucket",
         credentials="check GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login` (on a cluster: on "
@@ -81,7 +81,7 @@ STORES: dict[str, Store] = {
         refusals=("google.auth.exceptions:GoogleAuthError",),
     ),
     "az": Store(
-        needs="adlfs: pip install 'striate[az]'",
+        needs="adlfs: pip install 'striate[sources]'",
         example="az://container/folder",
         container="container",
         credentials="check AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with "
@@ -91,7 +91,7 @@ STORES: dict[str, Store] = {
         refusals=("azure.core.exceptions:ClientAuthenticationError",),
     ),
     "hf": Store(
-        needs="huggingface_hub: pip install huggingface_hub",
+        needs="huggingface_hub: pip install 'striate[sources]'",
         example="hf://datasets/owner/name/folder",
         container="repository",
         credentials="a private or gated repository needs HF_TOKEN (on a cluster: on every node)",

@@ -19,6 +19,7 @@ from jobs.cli import augmenting, catalogs, evaluating, exporting, predicting, tr
 from jobs.cli.options import Address, Measure, Size, Steps, Workers, WorkersUnlessSize, check_size
 from library import storage
 from library.errors import StriateError, UsageError
+from library.extras import missing_package
 
 
 class _Stopped(StriateError):
@@ -99,6 +100,12 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), error.exit_code, as_json)
     except typer.Abort:  # a question that nobody answered
         return _fail("stopped", 130, as_json)
+    except ImportError as error:
+        command = next((argument for argument in arguments if not argument.startswith("-")), "")
+        advice = missing_package(error, command)
+        if advice is None:
+            raise
+        return _fail(str(advice), advice.exit_code, as_json)
     except Exception as error:
         # Click's own misuse errors carry an exit code and know how to show themselves.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):

@@ -13,6 +13,7 @@ from cluster.console import Json, say, visible
 from jobs import output
 from jobs.cli.options import Address, Size, check_size
 from library.errors import BadPicture, UsageError
+from library.extras import check_installed
 
 if TYPE_CHECKING:  # it imports torch
     from jobs.predict import Answer
@@ -69,6 +70,7 @@ def predict_command(
 
         striate predict out/lenet seven.png scans/ s3://bucket/more.jpg --top-k 3
     """
+    check_installed("torch", "striate predict")
     from jobs.prediction_paths import is_dataset_and_destination
 
     for_datasets = {

@@ -9,6 +9,7 @@ import typer
 from cluster.console import Json, say
 from jobs import output
 from jobs.cli.options import Address, Size, check_size
+from library.extras import check_installed
 
 
 def train_command(
@@ -43,6 +44,7 @@ def train_command(
         striate train jobs/recipes/lenet-mnist.yaml --set data.train=out/mnist/train --set data.val=out/mnist/test --out
         out/lenet --workers 2
     """
+    check_installed("torch", "striate train")
     from library.recipe import Recipe
 
     check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu, "--cpus-per-worker": cpus_per_worker})

@@ -83,6 +83,9 @@ def serve_command(
     striate serve pets=s3://models/catsdogs --host 0.0.0.0 --api-keys keys.txt --replicas 1-4
     """
     from library.errors import UsageError
+    from library.extras import check_installed
+
+    check_installed("fastapi", "striate serve")
     from serve.http.logs import log_path
     from serve.launch import config_file
     from serve.launch.deploy import Scale, applications

@@ -146,7 +146,7 @@ def test_an_address_that_is_not_read_says_which_are(uri: str, message: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("scheme", "package", "how"), [("gs", "gcsfs", "'striate[gs]'"), ("az", "adlfs", "'striate[az]'")]
+    ("scheme", "package", "how"), [("gs", "gcsfs", "'striate[sources]'"), ("az", "adlfs", "'striate[sources]'")]
 )
 def test_a_store_whose_package_is_missing_names_it(
     scheme: str, package: str, how: str, monkeypatch: pytest.MonkeyPatch
