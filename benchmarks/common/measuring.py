@@ -1,4 +1,4 @@
-"""Runs, contestants, and the figures that are drawn from them."""
+"""Runs and contestants of a benchmark, and statistics over their figures."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from benchmarks.common.photo_files import PhotoSet
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contestants share.
+    """The input and the machine's share that all contestants get.
 
     Attributes:
         photos: the input as files.
-        dataset: the same as a striate dataset; empty where no chosen contestant reads one.
-        tiny: a dataset of the tiny job's photos; as `dataset`.
-        work: outputs go below it and are removed after each run.
+        dataset: the same photos as a Striate dataset; empty where no chosen contestant reads one.
+        tiny: a dataset of the tiny job's photos; empty likewise.
+        work: folder for outputs, which are removed after each run.
         cores: processes, workers or threads of each contestant.
-        slow_photos: how many photos ImageMagick gets.
-        daft_python: an interpreter that has Daft; None where there is none.
+        slow_photos: number of photos that ImageMagick gets.
+        daft_python: an interpreter with Daft; None without one.
     """
 
     photos: PhotoSet
@@ -42,9 +42,9 @@ class Run:
     """One measurement.
 
     Attributes:
-        pictures: how many were made.
+        pictures: number of pictures written.
         seconds: from call to return.
-        details: what else is worth keeping; rates end in `_per_s`.
+        details: further figures; rates end in `_per_s`.
     """
 
     pictures: int
@@ -62,7 +62,7 @@ class Run:
 
 
 class NotRunError(Exception):
-    """Another tool that is not here or failed; says why, and what to install. Our own failures end the benchmark."""
+    """Another tool is missing or failed; the message says why and what to install. Failures of Striate end the benchmark."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Contestant:
 
     Attributes:
         name: for `--only`.
-        what: said in the table and in the result.
+        what: its description in the table and in the result.
         run: measures once.
-        quick: repeated in every round; the others run in the first only.
+        quick: runs in every round; the others run in the first round only.
         needs_dataset: whether the shards must be made first.
     """
 
@@ -84,12 +84,12 @@ class Contestant:
     needs_dataset: bool = False
 
 
-#: By contestant: the figures of its rounds in order, or why it was not run.
+#: By contestant: the figures of its rounds in order, or the reason why it did not run.
 Results = Mapping[str, Sequence[Mapping[str, Any]] | str]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Least, median and greatest."""
+    """Minimum, median and maximum."""
     return {
         "min": round(min(values), 4),
         "median": round(statistics.median(values), 4),
@@ -98,22 +98,22 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def values_of(results: Results, contestant: str, figure: str) -> dict[int, float]:
-    """One figure by round; empty where it was not measured."""
+    """One figure by round; empty if it was not measured."""
     rounds = results.get(contestant, ())
     if isinstance(rounds, str):
         return {}
     return {number: figures[figure] for number, figures in enumerate(rounds) if figures.get(figure) is not None}
 
 
-def ratios(results: Results, ours: tuple[str, str], theirs: tuple[str, str]) -> list[float]:
-    """One ratio a round that both ran in, so that a machine that drifts favours neither.
+def ratios(results: Results, numerator: tuple[str, str], denominator: tuple[str, str]) -> list[float]:
+    """One ratio per round in which both ran, so that a machine that gets slower favours neither.
 
     Args:
         results: of all contestants.
         ours: contestant and figure above the line.
         theirs: below it.
     """
-    above, below = values_of(results, *ours), values_of(results, *theirs)
+    above, below = values_of(results, *numerator), values_of(results, *denominator)
     return [above[number] / below[number] for number in sorted(above.keys() & below.keys())]
 
 
@@ -121,7 +121,7 @@ def ratios(results: Results, ours: tuple[str, str], theirs: tuple[str, str]) -> 
 def fresh_folder(folder: Path) -> Generator[Path]:
     """An empty folder until the block ends.
 
-    The disk is idle when the block starts: what earlier runs left to be written would slow down whoever comes next.
+    All writes of earlier runs are on the disk when the block starts, so that they do not slow down this run.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -16,7 +16,7 @@ import simplejpeg
 from benchmarks import REPOSITORY
 from library.errors import UsageError
 
-#: Beside the checkout; it is no part of the repository.
+#: Beside the checkout, not part of the repository.
 DEFAULT_TAR = REPOSITORY.parent / "shared" / "data" / "photos-500.tar"
 
 _SYNTHETIC = 500
@@ -30,11 +30,11 @@ class PhotoSet:
     """Photos on disk.
 
     Attributes:
-        folder: holds nothing else.
+        folder: holds only these photos.
         names: of all files; file `i` holds the same bytes as file `i % distinct`.
-        distinct: how many different photos there are.
+        distinct: number of different photos.
         source: where they come from.
-        facts: mean size, for the result.
+        facts: sizes and counts, for the result.
     """
 
     folder: Path
@@ -52,9 +52,9 @@ def make_photos(tar: Path | None, folder: Path, count: int) -> PhotoSet:
     """Write `count` files into `folder`, the photos of `tar` over and over.
 
     Args:
-        tar: None for photos-500.tar where it lies beside the checkout, else synthetic photos.
-        folder: is made.
-        count: files to write.
+        tar: None takes photos-500.tar if it lies beside the checkout, else synthetic photos.
+        folder: is created.
+        count: number of files to write.
 
     Raises:
         UsageError: if the tar is missing or holds no JPEG, or the disk is too small for the whole benchmark.
@@ -107,7 +107,7 @@ def _photos_in(tar: Path) -> list[bytes]:
 
 
 def _synthetic() -> list[bytes]:
-    """Smooth random colours with a little noise, about as hard to encode as a photo; the same every time."""
+    """Smooth random colours with a little noise, about as hard to encode as a photo; the same in every run."""
     photos: list[bytes] = []
     for seed in range(_SYNTHETIC):
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""A server as a process of its own, with all that it starts: how much memory it takes, and an end to it."""
+"""Starts a server with all its processes, measures its memory and ends it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from time import monotonic, perf_counter
 from benchmarks.common.measuring import NotRunError
 
 _END_S = 60.0
-#: What asks has the cores first, as on a machine of its own: the times that it sees are the server's then.
+#: The client gets the cores first, as on another machine, so that the times it measures are the server's.
 _NICE = ("nice", "-n", "5")
 
 
@@ -29,7 +29,7 @@ class Started:
     """A server that answers.
 
     Attributes:
-        process: the one that was started; the others are below it.
+        process: the first process; the others descend from it.
         seconds: from its start to its first answer.
     """
 
@@ -49,10 +49,10 @@ class Started:
 def server(
     command: Sequence[str], environment: Mapping[str, str], probe: urllib.request.Request, timeout_s: float = 180
 ) -> Generator[Started]:
-    """Start a server and wait until it answers `probe` with 200; it is ended with the block, and all below it.
+    """Starts a server, waits until it answers `probe` with 200, and ends it and its descendants with the block.
 
     Raises:
-        NotRunError: it ends by itself, or does not answer in time; with the end of what it wrote.
+        NotRunError: the server ended or did not answer in time; the message holds the end of its output.
     """
     with tempfile.NamedTemporaryFile(prefix="striate-bench-", suffix=".log") as log:
         start = perf_counter()
@@ -66,27 +66,27 @@ def server(
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all below it."""
+    """The process and all its descendants."""
     parents: dict[int, int] = {}
     for process in Path("/proc").glob("[0-9]*"):
-        # It may have ended meanwhile.
+        # The process may have ended.
         with contextlib.suppress(OSError):
             # "123 (name, maybe with brackets) S 456 ...": the parent is the second field after the name.
             parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for parent in found:
-        found += [child for child, of in parents.items() if of == parent]
-    return found
+    pids = [pid]
+    for parent in pids:
+        pids += [child for child, of in parents.items() if of == parent]
+    return pids
 
 
 def _megabytes(pids: Sequence[int], file: str, field: str) -> float:
-    """The sum of one field of a file in /proc, in 10^6 bytes; processes that have ended meanwhile count nothing."""
+    """The sum of one field of a file in /proc, in 10^6 bytes, over the processes that still run."""
     total = 0
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             text = Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8")
             match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-            # One that has ended, and waits for its parent to notice, has no memory.
+            # A zombie process has no memory.
             total += int(match[1]) * 1024 if match else 0
     return round(total / 1e6, 1)
 
@@ -116,7 +116,7 @@ def _wait(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # Listed before: what is below it has another parent afterwards.
+    # Listed first: descendants get another parent when the process ends.
     below = descendants(process.pid)[1:]
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -129,14 +129,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class PeakMemory:
-    """The most memory that a server takes while the block runs, as the kernel keeps it.
+    """The largest memory of a server while the block runs, from the kernel's high-water marks.
 
-    Nobody looks meanwhile: to add up the pages of some processes takes 0.1 s of a core, which the server then lacks.
+    It is not sampled: adding up the pages of some processes takes 0.1 s of a core, which the server would lack.
 
     Attributes:
         before_mb: `Started.memory_mb` when the block began.
-        peak_mb: and by how much the resident set of each process has been larger since, at whatever moment each; so no
-            less than the largest `Started.memory_mb` of the processes that live on.
+        peak_mb: `before_mb` plus the largest growth of the resident set of each process since, whenever each was; never
+            less than the largest `Started.memory_mb` of the processes that still run.
     """
 
     before_mb: float
@@ -151,7 +151,7 @@ class PeakMemory:
         for pid in descendants(self._started.process.pid):
             self._resident_mb[pid] = _megabytes([pid], "status", "VmRSS")
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+                Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -54,9 +54,13 @@ def summary(what: str, rounds: Sequence[Mapping[str, Any]] | str) -> dict[str, A
     """One contestant: its rates over the rounds, and each round as measured."""
     if isinstance(rounds, str):
         return {"what": what, "not_run": rounds}
-    found = {"what": what, _RATE: spread([figures[_RATE] for figures in rounds])}
+    summaries = {"what": what, _RATE: spread([figures[_RATE] for figures in rounds])}
     steady = [figures[_STEADY] for figures in rounds if figures.get(_STEADY)]
-    return {**found, **({_STEADY: spread(steady)} if steady else {}), "rounds": [dict(figures) for figures in rounds]}
+    return {
+        **summaries,
+        **({_STEADY: spread(steady)} if steady else {}),
+        "rounds": [dict(figures) for figures in rounds],
+    }
 
 
 def goals(results: Results) -> list[dict[str, Any]]:
@@ -64,14 +68,14 @@ def goals(results: Results) -> list[dict[str, Any]]:
 
     Judged by the median over the rounds.
     """
-    found: list[dict[str, Any]] = []
-    for title, ours, theirs, least in _COMPARISONS:
-        values = ratios(results, ours, theirs)
+    summaries: list[dict[str, Any]] = []
+    for title, numerator, denominator, least in _COMPARISONS:
+        values = ratios(results, numerator, denominator)
         reached = statistics.median(values) >= least if values and least is not None else None
-        found.append(
+        summaries.append(
             {"what": title, "at_least": least, "ratio": spread(values) if values else None, "reached": reached}
         )
-    return [*found, *_other_goals(results)]
+    return [*summaries, *_other_goals(results)]
 
 
 def _other_goals(results: Results) -> list[dict[str, Any]]:
@@ -166,9 +170,9 @@ def print_tables(result: Mapping[str, Any]) -> None:
         f"{photos['mean_bytes'] / 1e3:.0f} kB), {described['cores_used']} cores of {described['cpu']}\n"
     )
     console.print(_rates(result["contestants"]))
-    for found in result["contestants"].values():
-        if "not_run" in found:
-            console.print(f"{found['what']}: not run: {found['not_run']}")
+    for summaries in result["contestants"].values():
+        if "not_run" in summaries:
+            console.print(f"{summaries['what']}: not run: {summaries['not_run']}")
     if any(goal["ratio"] is not None for goal in result["goals"]):
         console.print(_goals(result["goals"]))
     if photos["photos"] < 12_000:
@@ -180,17 +184,17 @@ def _rates(contestants: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("contestant")
     for title in ("pictures", "whole s", "pictures/s", "min to max", "steady/s", "first shard s", "worker MB"):
         table.add_column(title, justify="right")
-    for found in contestants.values():
-        if "not_run" in found:
+    for summaries in contestants.values():
+        if "not_run" in summaries:
             continue
-        rounds, rate = found["rounds"], found[_RATE]
+        rounds, rate = summaries["rounds"], summaries[_RATE]
         table.add_row(
-            found["what"],
+            summaries["what"],
             f"{rounds[0]['pictures']:,}",
             f"{statistics.median(figures['seconds'] for figures in rounds):.2f}",
             f"{rate['median']:,.0f}",
             f"{rate['min']:,.0f} to {rate['max']:,.0f}" if len(rounds) > 1 else "",
-            f"{found[_STEADY]['median']:,.0f}" if _STEADY in found else "",
+            f"{summaries[_STEADY]['median']:,.0f}" if _STEADY in summaries else "",
             _median(rounds, "first_shard_s", 2),
             _median(rounds, "worker_peak_mb", 0),
         )
@@ -202,12 +206,12 @@ def _median(rounds: Sequence[Mapping[str, Any]], figure: str, digits: int) -> st
     return f"{statistics.median(values):,.{digits}f}" if values else ""
 
 
-def _goals(found: Sequence[Mapping[str, Any]]) -> Table:
+def _goals(summaries: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, title="\ncomparisons, by round", title_justify="left")
     table.add_column("")
     for title in ("min", "median", "max", "goal", "reached"):
         table.add_column(title, justify="right")
-    for goal in found:
+    for goal in summaries:
         ratio = goal["ratio"]
         if ratio is None:
             continue

@@ -1,4 +1,4 @@
-"""Our own runs: through the functions inside an open connection, and as the real command line."""
+"""Runs of Striate: its functions within an open connection, and its command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from library.errors import StriateError
 BLUR = f"gaussian_blur(sigma={SIGMA})"
 ENCODE = f"jpeg:{QUALITY}"
 SELECT = 'min_size(1) | keep_formats(["jpeg"])'
-# As benchmarks/filter/programs/daft_resize.py; Daft's encoder has a fixed quality of 75.
+# The same work as benchmarks/filter/programs/daft_resize.py; Daft's encoder has a fixed quality of 75.
 RESIZE, RESIZE_ENCODE = 'resize([256, 256], mode="exact")', "jpeg:75"
 _COMPARED = 100
 _ORIENTATION_TAG = 0x0112
@@ -37,18 +37,18 @@ _ORIENTATION_TAG = 0x0112
 
 @contextmanager
 def connected(cores: int) -> Generator[float]:
-    """A started Ray, its workers just coming up; gives the seconds that this took."""
+    """Starts a Ray whose workers are still starting; yields the seconds that this took."""
     start = time.perf_counter()
     with connect("local", num_cpus=cores):
         took = time.perf_counter() - start
-        # Here and not above: `connect` sets variables that Ray reads when it is imported. And not in the first timed
-        # call either, for the later rounds would find it imported; the command line is measured with all imports.
+        # Imported after `connect`, which sets variables that Ray reads at import, and before the first timed call, since
+        # later rounds do not import it again; the command line is measured with all imports.
         importlib.import_module("jobs.shards.runner")
         yield took
 
 
 def make_dataset(folder: Path, destination: Path, cores: int, shard_mb: float | None) -> dict[str, Any]:
-    """Ingest a folder; returns how fast that went."""
+    """Ingests a folder and returns the rate."""
     with connected(cores):
         start = time.perf_counter()
         manifests = ingest(plan_ingest(str(folder), str(destination), shard_mb=shard_mb), workers=str(cores))
@@ -77,7 +77,7 @@ def filter_blur(setup: Setup) -> Run:
 
 
 def filter_blur_third(setup: Setup) -> Run:
-    """A third of the photos, for whether memory grows with the number of photos."""
+    """A third of the photos: shows whether memory grows with the number of photos."""
     with connected(setup.cores), fresh_folder(setup.work / "third") as out:
         return _filtered(setup, setup.dataset, out, BLUR, ENCODE, limit=max(1, len(setup.photos.names) // 3))
 
@@ -98,7 +98,7 @@ def filter_tiny(setup: Setup) -> Run:
 
 
 def filter_tiny_again(setup: Setup) -> Run:
-    """The second job on a connection: it starts worker processes anew."""
+    """The second job of a connection, which starts new worker processes."""
     with connected(setup.cores):
         with fresh_folder(setup.work / "tiny-first") as out:
             _filtered(setup, setup.tiny, out, BLUR, ENCODE)
@@ -115,12 +115,12 @@ def command_tiny(setup: Setup) -> Run:
 
 
 def _command(setup: Setup, dataset: str) -> Run:
-    """`striate filter` as one types it: interpreter, imports, Ray and all."""
+    """`striate filter` as a user types it, with interpreter start, imports and Ray."""
     striate = Path(sys.executable).with_name("striate")
     with fresh_folder(setup.work / "command") as out:
         arguments = ["filter", dataset, str(out), "--steps", BLUR, "--encode", ENCODE, "--workers", str(setup.cores)]
         start, clock = time.perf_counter(), time.time()
-        # Not a cluster that happens to run on this machine.
+        # Without the address of a cluster that runs on this machine.
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         done = subprocess.run([striate, *arguments, "--json"], capture_output=True, text=True, env=environment)
         seconds = time.perf_counter() - start
@@ -155,7 +155,7 @@ def _filtered(setup: Setup, dataset: str, out: Path, steps: str, encode: str, li
 
 @dataclass(frozen=True)
 class Commit:
-    """One shard done: when (seconds since the epoch), seconds of work in it, pictures read."""
+    """One finished shard: its time (seconds since the epoch), seconds of work, pictures read."""
 
     at: float
     busy_s: float
@@ -163,7 +163,7 @@ class Commit:
 
 
 def commits_of(dataset: Path, manifest: Manifest) -> list[Commit]:
-    """Of a finished dataset, in order of time. A report is the commit, so its file's time is the time of the commit."""
+    """The commits of a finished dataset, by time: the modification time of each shard's report, which is its commit."""
     commits: list[Commit] = []
     for entry in manifest.shards:
         path = dataset / REPORTS / f"{Path(entry.name).stem}.json"
@@ -175,27 +175,27 @@ def commits_of(dataset: Path, manifest: Manifest) -> list[Commit]:
 def steady_rate(commits: Sequence[Commit], workers: int) -> float | None:
     """Pictures per second while all workers are at work, waits between shards included.
 
-    The window opens with the commit by which as many shards are done as there are workers, and closes with the one
-    after which a worker finds no more. A shard that lies across an end counts by the part of its time that is inside.
+    The window starts when as many shards are committed as there are workers, and ends when a worker finds no further
+    shard. A shard that is partly inside the window counts by the part of its time inside.
 
     Returns:
-        None where so few shards leave no window.
+        None if there are too few shards for a window.
     """
     if len(commits) <= 2 * workers:
         return None
     opens, closes = commits[workers - 1].at, commits[len(commits) - workers].at
 
-    def made(at: float) -> float:
+    def pictures_by(at: float) -> float:
         parts = ((at - commit.at) / max(commit.busy_s, 1e-6) + 1 for commit in commits)
         return sum(c.pictures * min(max(part, 0.0), 1.0) for c, part in zip(commits, parts, strict=True))
 
-    return (made(closes) - made(opens)) / (closes - opens)
+    return (pictures_by(closes) - pictures_by(opens)) / (closes - opens)
 
 
 def _same_as_limit(setup: Setup, out: Path) -> tuple[int, int]:
-    """How many of some pictures are byte for byte what the limit makes of the same files; and of how many.
+    """Number of pictures of a sample that equal the limit's output byte for byte, and the size of the sample.
 
-    Without those that we turn upright and the limit does not.
+    Pictures with an orientation tag are left out: the limit does not turn them upright.
     """
     shard = load_manifest(str(out)).shards[0].name
     table = pq.read_table(out / shard, columns=["key", "image"]).slice(0, _COMPARED)

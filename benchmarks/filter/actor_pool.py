@@ -1,7 +1,7 @@
-"""The shards of a filter job over `ray.util.ActorPool`: what the steady state would be without Ray Data.
+"""The shards of a filter job through `ray.util.ActorPool`: the steady state without Ray Data.
 
-It does what `striate filter` does to each shard, commit included, and nothing else: no plan, no claim, no display, no
-metrics, no manifest; a lost worker ends it.
+It does the same work on each shard as `striate filter`, commit included, but without plan, claim, display, metrics and
+manifest; a lost worker ends it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def filter_blur(setup: Setup) -> Run:
         tasks = shard_tasks(load_manifest(setup.dataset), str(out), None)
         worker: Any = ray.remote(num_cpus=1)(_Worker)
         pool = ActorPool([worker.remote(FilterJob(setup.dataset, BLUR, ENCODE)) for _ in range(setup.cores)])
-        made: Any = list(pool.map_unordered(lambda actor, task: actor.run.remote(task), tasks))
+        unordered: Any = list(pool.map_unordered(lambda actor, task: actor.run.remote(task), tasks))
         seconds = time.perf_counter() - start
-    commits: list[Commit] = sorted(made, key=lambda commit: commit.at)
+    commits: list[Commit] = sorted(unordered, key=lambda commit: commit.at)
     steady = steady_rate(commits, setup.cores)
     details = {
         "steady_pictures_per_s": steady and round(steady, 2),

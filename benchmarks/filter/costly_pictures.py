@@ -1,4 +1,4 @@
-"""Pictures that cost as much as their size lets them: what attackers send, made in code without an encoder."""
+"""Pictures that take as long to decode as their size allows, as an attacker sends; made in code without an encoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST_RUN = 2**15 - 1  # of empty blocks, in one symbol
 
 
 def progressive_jpeg(width: int, height: int, scans: Iterable[Scan], components: int = 1) -> bytes:
-    """A flat picture in these scans, none of them with more than a few bytes but those of the first coefficient.
+    """A flat picture in these scans; only scans of the first coefficient have more than a few bytes.
 
     Args:
         width: in pixels.
@@ -35,7 +35,7 @@ def progressive_jpeg(width: int, height: int, scans: Iterable[Scan], components:
 
 
 def many_scans(number: int, refining: bool = False) -> list[Scan]:
-    """The first coefficients, then as many scans more: the rest again and again, or (dearer) bit by bit."""
+    """A scan of the first coefficients, then `number` scans that repeat the rest or (costlier) refine it bit by bit."""
     again: list[Scan] = [((1,), 1, 63, 0, 13), *(((1,), 1, 63, low + 1, low) for low in range(12, -1, -1))]
     return [((1,), 0, 0, 0, 0), *([again[scan % 14 if refining else 0] for scan in range(number)])]
 
@@ -68,7 +68,7 @@ def thin_png(rows: int, interlaced: bool = False) -> bytes:
 
 
 def striped_tiff(width: int, strips: int, strip: bytes, compression: int = 8, rows: int = 1) -> bytes:
-    """A grey TIFF all of whose strips are one and the same.
+    """A grey TIFF whose strips are all the same bytes.
 
     Args:
         width: in pixels.
@@ -96,21 +96,21 @@ def run_length_bmp(width: int, height: int, runs: bytes) -> bytes:
 
 
 def commented_gif(blocks: int) -> bytes:
-    """A GIF of one pixel behind a comment in so many blocks of a byte."""
+    """A GIF of one pixel after a comment of `blocks` blocks of one byte."""
     comment = b"!\xfe" + b"\x01x" * blocks + b"\0"
     pixel = b",\0\0\0\0\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"
     return b"GIF89a\x01\0\x01\0\x80\0\0" + bytes(6) + comment + pixel + b";"
 
 
 def layered_heif(kind: bytes, parts: int, width: int, height: int, layers: int = 1) -> bytes:
-    """The boxes of a HEIF file whose primary picture is put together of one and the same, named again and again.
+    """The boxes of a HEIF file whose primary picture is composed of one picture that it refers to many times.
 
     Args:
-        kind: how it is put together: `grid` or `iovl`.
-        parts: how often it names what it is put together of.
-        width: of each, in pixels.
+        kind: type of the composition: `grid` or `iovl`.
+        parts: number of references of each composition.
+        width: of each picture, in pixels.
         height: likewise.
-        layers: how many times that is put together so itself.
+        layers: depth of nested compositions.
     """
     last = layers + 1
     entries = [

@@ -1,10 +1,10 @@
-"""How long the dearest pictures take that are accepted, by format, on one core.
+"""Time on one core for the costliest pictures that are accepted, by format.
 
     python benchmarks/filter/decode_worst_case.py
 
-Each picture is as dear as its format lets it be within limits of 16 million pixels: as many scans, strips or runs as
-are accepted, or noise, which is the dearest content. Limits grow with the pixels, and so does the time: a server takes
-four times as many pixels and a job eight times, and the two last columns say so.
+Each picture costs as much as its format allows within limits of 16 million pixels: as many scans, strips or runs as
+are accepted, or noise, the costliest content. Limits and time grow with the pixels: a server accepts four times as many
+pixels and a job eight times; the last two columns are for these.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from serve.settings import ServeSettings
 
 _LIMITS = codec.Limits(max_pixels=2**24)
 _SIDE = 4096
-#: Of the encoders that take long: their noise is a quarter as large.
+#: Side in pixels for slow encoders: their noise has a quarter of the pixels.
 _SMALL = 2048
 
 
@@ -61,14 +61,14 @@ def main() -> int:
 
 
 def _measured(data: bytes) -> dict[str, Any]:
-    """Processor time, as the machine may be busy; the scale is from this picture's pixels to those of each limit."""
+    """Processor time, since the machine may be busy, scaled from this picture's pixels to those of each limit."""
     began = time.process_time()
     header = codec.probe(data, _LIMITS)
     probed = time.process_time()
     try:
         codec.decode(data, header=header)
         refused = ""
-    except BadPicture as bad:  # after as much work
+    except BadPicture as bad:  # refused after the same work
         refused = bad.reason
     seconds = time.process_time() - probed
     # A picture at the limit of its work grows with the limit; any other grows with its pixels.
@@ -120,7 +120,7 @@ def _tiff(pixels: NDArray[Any], compression: str, **options: Any) -> bytes:
 
 
 def _most(make: Callable[[int], bytes], limit: int) -> bytes:
-    """The dearest that is accepted of pictures that get dearer with a number."""
+    """The costliest accepted picture of those that cost more with a growing number."""
 
     def refused(number: int) -> bool:
         try:
@@ -154,7 +154,7 @@ def _scans_in_a_tiff() -> bytes:
 
 
 def _runs() -> bytes:
-    """One pixel in each run, as many as there may be."""
+    """One pixel in each run, in as many runs as are accepted."""
     side = 1300
     return run_length_bmp(side, side, (b"\1\5" * side + b"\0\0") * side)
 

@@ -1,4 +1,4 @@
-"""Programs in processes of their own: Ray Data as documented, ImageMagick, Daft."""
+"""Other programs in separate processes: Ray Data as documented, ImageMagick, Daft."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _TIMEOUT_S = 3600
 
 
 def ray_data_images(setup: Setup) -> Run:
-    """Starting Ray is not counted, as it is not for ours."""
+    """The start of Ray does not count, as for Striate."""
     with fresh_folder(setup.work / "ray-data") as out:
         program = [sys.executable, str(_PROGRAMS / "ray_data_images.py")]
-        told = _last_line([*program, str(setup.photos.folder), str(out), str(setup.cores)])
-        made = sum(path.is_file() for path in out.iterdir())
-    _check("the Ray Data program", made, len(setup.photos.names))
-    return Run(made, told.pop("seconds"), told)
+        figures = _last_line([*program, str(setup.photos.folder), str(out), str(setup.cores)])
+        pictures = sum(path.is_file() for path in out.iterdir())
+    _check("the Ray Data program", pictures, len(setup.photos.names))
+    return Run(pictures, figures.pop("seconds"), figures)
 
 
 def mogrify_processes(setup: Setup) -> Run:
-    """As many processes as cores, each with its share of the photos and one thread."""
+    """A process per core, each with its share of the photos and one thread."""
     return _mogrify(setup, setup.cores, {"MAGICK_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "1"})
 
 
 def mogrify_threads(setup: Setup) -> Run:
-    """One process with the threads that ImageMagick takes by itself."""
+    """One process with ImageMagick's default number of threads."""
     return _mogrify(setup, 1, {})
 
 
@@ -60,11 +60,11 @@ def _mogrify(setup: Setup, processes: int, variables: dict[str, str]) -> Run:
         ]
         errors = [process.communicate(timeout=_TIMEOUT_S)[1] for process in running]
         seconds = time.perf_counter() - start
-        made = sum(path.is_file() for path in out.iterdir())
+        pictures = sum(path.is_file() for path in out.iterdir())
     if any(process.returncode for process in running):
         raise NotRunError(f"mogrify failed: {' '.join(errors).strip()[-500:]}")
-    _check("mogrify", made, len(names))
-    return Run(made, seconds)
+    _check("mogrify", pictures, len(names))
+    return Run(pictures, seconds)
 
 
 def daft_resize(setup: Setup) -> Run:
@@ -74,20 +74,20 @@ def daft_resize(setup: Setup) -> Run:
             "`python -m venv out/daft && out/daft/bin/pip install daft`, or name one with --daft-python"
         )
     with fresh_folder(setup.work / "daft") as out:
-        told = _last_line([str(setup.daft_python), str(_PROGRAMS / "daft_resize.py"), setup.dataset, str(out)])
-        made = sum(pq.ParquetFile(path).metadata.num_rows for path in out.glob("*.parquet"))
-    _check("Daft", made, len(setup.photos.names))
-    return Run(made, told.pop("seconds"), told)
+        figures = _last_line([str(setup.daft_python), str(_PROGRAMS / "daft_resize.py"), setup.dataset, str(out)])
+        pictures = sum(pq.ParquetFile(path).metadata.num_rows for path in out.glob("*.parquet"))
+    _check("Daft", pictures, len(setup.photos.names))
+    return Run(pictures, figures.pop("seconds"), figures)
 
 
 def _last_line(command: Sequence[str]) -> dict[str, Any]:
-    """Run a program that ends with one line of JSON."""
+    """Runs a program and returns the JSON of its last line."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     if done.returncode:
         raise NotRunError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _check(who: str, made: int, expected: int) -> None:
-    if made != expected:
-        raise NotRunError(f"{who} made {made} pictures of {expected}, which is no fair comparison")
+def _check(tool: str, pictures: int, expected: int) -> None:
+    if pictures != expected:
+        raise NotRunError(f"{tool} made {pictures} pictures of {expected}, which is no fair comparison")

@@ -1,7 +1,7 @@
-"""Process pools with neither Ray nor striate: the limit that anything on these cores can reach, and plain Pillow.
+"""Process pools without Ray and Striate: the limit of these cores, and plain Pillow.
 
-The clock starts when all processes are up and have imported what they need, and stops with the last picture; the
-chunks are large enough for the pool itself to cost nothing.
+The clock starts when all processes have imported their modules and stops with the last picture; chunks are so large
+that the pool itself costs nothing.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _CHUNK = 25
 
 
 def limit_memory(setup: Setup) -> Run:
-    """From bytes in memory to bytes in memory: nothing but the codec and the filter."""
+    """Bytes in memory to bytes in memory: only the codec and the filter."""
     return _pooled(setup, _blur_in_memory, None)
 
 
 def limit_files(setup: Setup) -> Run:
-    """The same from files to files."""
+    """The same, files to files."""
     return _pooled(setup, _blur_files, setup.work / "limit")
 
 
 def pillow_files(setup: Setup) -> Run:
-    """The program that most would write: Pillow in a pool, from files to files."""
+    """The usual program: Pillow in a pool, files to files."""
     return _pooled(setup, _pillow_files, setup.work / "pillow")
 
 
 def blurred(data: bytes) -> bytes:
-    """What the limit does to one picture; grey stays grey."""
+    """The limit's work on one picture; grey stays grey."""
     grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
     colours = "GRAY" if grey else "RGB"
     pixels = cv2.GaussianBlur(simplejpeg.decode_jpeg(data, colours), (0, 0), SIGMA)
@@ -51,7 +51,7 @@ def blurred(data: bytes) -> bytes:
 
 def _pooled(setup: Setup, work: Callable[[range], int], out: Path | None) -> Run:
     photos = setup.photos
-    # Not forked: the benchmark's own process has Ray's threads in it.
+    # Not forked: this process has threads of Ray.
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(setup.cores + 1)
     chunks = [range(i, min(i + _CHUNK, len(photos.names))) for i in range(0, len(photos.names), _CHUNK)]
@@ -67,7 +67,7 @@ def _pooled(setup: Setup, work: Callable[[range], int], out: Path | None) -> Run
     return Run(done, seconds)
 
 
-# -- in the pool's processes: what `_start` puts here ------------------------------------------------------------------
+# -- in the pool's processes, set by `_start` ------------------------------------------------------------------
 
 _paths: Sequence[Path] = ()
 _out = Path()

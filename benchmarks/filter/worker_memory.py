@@ -1,4 +1,4 @@
-"""Peak memory of Ray's workers, as the kernel counts it (VmHWM in /proc, so on Linux only)."""
+"""Peak memory of Ray's workers by the kernel's count (VmHWM in /proc, Linux only)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ _WORKER = b"ray::MapWorker(Map(striate_"
 
 
 class WorkerMemory:
-    """Watches the workers of this process's own Ray while the block runs.
+    """Watches the workers of this process's Ray while the block runs.
 
-    The kernel keeps each process's highest resident size, so looking now and then loses only what a worker takes in
-    its last half second. Memory shared with the object store counts in full.
+    The kernel keeps each process's largest resident size, so sampling misses only the last half second of a worker. Memory shared with the object store counts in full.
 
     Attributes:
-        peak_bytes: the largest of all workers; None where none was seen.
+        peak_bytes: the largest of all workers; None without workers.
     """
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class WorkerMemory:
 
 
 def _workers() -> list[Path]:
-    """Below /proc: the shard workers among this process's descendants. Others' Rays on this machine are not ours."""
+    """Folders in /proc of the shard workers that descend from this process; other Rays of this machine are left out."""
     parents: dict[int, int] = {}
     named: list[int] = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -53,7 +52,7 @@ def _workers() -> list[Path]:
             parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             if _WORKER in (process / "cmdline").read_bytes():
                 named.append(int(process.name))
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return [Path("/proc") / str(process) for process in named if _descends(process, parents)]
 

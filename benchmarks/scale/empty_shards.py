@@ -62,11 +62,11 @@ def _measured(source: str, destination: str) -> dict[str, Any]:
         whole, cpu = time.perf_counter() - start, time.process_time() - cpu
         gcs = _gcs_peak_mb()
     shards, run = manifest.run["shards"], manifest.run["wall_s"]
-    made = shards - manifest.run["shards_resumed"]
-    around = whole - (run if made else 0)
+    new_shards = shards - manifest.run["shards_resumed"]
+    around = whole - (run if new_shards else 0)
     return {
         "shards": shards,
-        "made": made,
+        "made": new_shards,
         "workers": workers,
         "driver_peak_mb": peak_mb(),
         "driver_before_mb": before,
@@ -78,7 +78,7 @@ def _measured(source: str, destination: str) -> dict[str, Any]:
         # What workers wait for: all of the time before and after them, and the driver's CPU in between. An upper bound,
         # as its CPU before and after counts twice.
         "driver_ms_a_shard": round((around + cpu) / shards * 1e3, 3),
-        "shards_per_s": round(made / run, 1) if made else None,
+        "shards_per_s": round(new_shards / run, 1) if new_shards else None,
         "worker_ms_a_shard": round(sum(manifest.run["seconds"].values()) / shards * 1e3, 3),
         "manifest_mb": round(os.path.getsize(manifest_uri(destination)) / 1e6, 2),
     }

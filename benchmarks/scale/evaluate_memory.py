@@ -123,7 +123,7 @@ def _driven(pictures: int, classes: int, classifiers: int, skill: float, folder:
     added = time.perf_counter() - start
     content = content_of(plan, WorkerPool(_PROCESSES), results, run)
     write_page(folder, content)
-    kept = [path.stat().st_size for path in Path(folder, "_reports").iterdir()]
+    report_sizes = [path.stat().st_size for path in Path(folder, "_reports").iterdir()]
     return {
         "driver_peak_mb": peak_mb(),
         "driver_before_mb": before,
@@ -132,7 +132,7 @@ def _driven(pictures: int, classes: int, classifiers: int, skill: float, folder:
         "top1": content.subjects[0].evaluation.top1,
         "confused_pairs": len(results.totals.sums[0].confusion),
         "shards": len(tasks),
-        "reports_mb": round(sum(kept) / 1e6, 1),
+        "reports_mb": round(sum(report_sizes) / 1e6, 1),
         "page_mb": round(Path(folder, "index.html").stat().st_size / 1e6, 2),
         "summary_mb": round(Path(folder, "summary.json").stat().st_size / 1e6, 2),
     }
@@ -174,12 +174,12 @@ def _report(task: ShardTask, job: EvaluateJob, classes: int, skill: float) -> st
         keys = tuple(f"{task.stem}/{first + number:06d}.jpg" for number in range(count))
         truth = rng.integers(0, classes, count)
         outcomes = [Outcomes(names, keys, truth, _probabilities(rng, truth, classes, skill)) for _ in sums]
-        for mine, one in zip(sums, outcomes, strict=True):
-            mine.add(one)
+        for total, outcome in zip(sums, outcomes, strict=True):
+            total.add(outcome)
         if pairs is not None:
             pairs.add(*outcomes)
-    for mine in sums:
-        mine.examples = [Example(mistake.key, *_picture(rng)) for mistake in mine.mistakes]
+    for total in sums:
+        total.examples = [Example(mistake.key, *_picture(rng)) for mistake in total.mistakes]
     tally = Tally(rows_in=task.rows, rows_out=task.rows)
     report = EvaluateReport(
         stem=task.stem,

@@ -42,7 +42,7 @@ def _looks(numbers: list[int]) -> dict[str, float]:
     blocked, free = actor.remote(), actor.remote()
     blocked.block.remote()
     out: list[Any] = []
-    found: dict[str, float] = {}
+    seconds_by_number: dict[str, float] = {}
     for number in numbers:
         out += [blocked.nothing.remote() for _ in range(number - len(out))]
         done = [free.nothing.remote() for _ in range(_LOOKS)]
@@ -51,26 +51,26 @@ def _looks(numbers: list[int]) -> dict[str, float]:
         for _ in range(_LOOKS):
             ready, _ = ray.wait([*out, *done], num_returns=len(out) + len(done), timeout=0)
             assert len(ready) == _LOOKS
-        found[str(number)] = round((time.perf_counter() - start) / _LOOKS, 6)
+        seconds_by_number[str(number)] = round((time.perf_counter() - start) / _LOOKS, 6)
     ray.kill(blocked)
-    return found
+    return seconds_by_number
 
 
 def _looks_at_the_board(numbers: list[int]) -> dict[str, float]:
     from jobs.progress import status
     from jobs.progress.status import Count
 
-    found: dict[str, float] = {}
+    seconds_by_number: dict[str, float] = {}
     for number in numbers:
         for shard in range(number // 2):
             status.begin_shard("run", f"s3://bucket/made/part-{shard:06d}")
             status.put_count("run", f"s3://bucket/made/part-{shard:06d}", Count(pictures=shard))
         start = time.perf_counter()
-        seen = status.counts_in_progress("run")
-        found[str(number)] = round(time.perf_counter() - start, 6)
-        assert len(seen) == number // 2
+        counts = status.counts_in_progress("run")
+        seconds_by_number[str(number)] = round(time.perf_counter() - start, 6)
+        assert len(counts) == number // 2
         status.clear("run")
-    return found
+    return seconds_by_number
 
 
 if __name__ == "__main__":

@@ -59,21 +59,21 @@ def _counted(folder: Path, shard_mb: float) -> dict[str, Any]:
     claim(f"{bucket}/raw", [job], overwrite=False)
     finish(f"{bucket}/raw", [job], Totals.of(work.run(task, lambda _: None) for task in tasks))
     filtering = plan_filter(f"{bucket}/raw", f"{bucket}/made", BLUR, encode=ENCODE)
-    found: dict[str, Any] = {"photos": photos, "shards": len(tasks)}
+    requests: dict[str, Any] = {"photos": photos, "shards": len(tasks)}
     with _counting() as calls:
         claim(filtering.destination, filtering.jobs, overwrite=False)
-    found["claim"] = dict(calls)
+    requests["claim"] = dict(calls)
     with _counting() as calls:
         reports = [filtering.work.run(task, lambda _: None) for task in filtering.tasks]
-    found["a shard"] = {name: round(count / len(tasks), 2) for name, count in calls.items()}
-    found["output_mb"] = [round(report.output.bytes / 1e6, 1) for report in reports]
+    requests["a shard"] = {name: round(count / len(tasks), 2) for name, count in calls.items()}
+    requests["output_mb"] = [round(report.output.bytes / 1e6, 1) for report in reports]
     with _counting() as calls:
         list(committed(filtering.tasks, filtering.work))
-    found["see what is done"] = dict(calls)
+    requests["see what is done"] = dict(calls)
     with _counting() as calls:
         finish(filtering.destination, filtering.jobs, Totals.of(reports))
-    found["finish"] = dict(calls)
-    return found
+    requests["finish"] = dict(calls)
+    return requests
 
 
 @contextmanager

@@ -172,42 +172,42 @@ def _simulated(
     """A thousand million such pictures on each cluster, by the costs of the most workers and the most shards seen."""
     busiest, largest = here[max(here, key=int)], empty[max(empty, key=int)]["first"]
     look_s = {int(calls): seconds for calls, seconds in looks.items()}
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for times in _SHARD_TIMES:
         pictures = max(1, round(times * options.shard_mb * 2**20 / photos.facts["mean_bytes"]))
         # The last shard of a small dataset is short: each counts by its pictures.
-        seen = zip(busiest["shard_s"], busiest["shard_pictures"], strict=True)
+        shards_seen = zip(busiest["shard_s"], busiest["shard_pictures"], strict=True)
         costs = Costs(
-            [seconds / number * pictures for seconds, number in seen], largest["driver_ms_a_shard"] / 1e3, look_s
+            [seconds / number * pictures for seconds, number in shards_seen], largest["driver_ms_a_shard"] / 1e3, look_s
         )
         shards = -(-_PICTURES // pictures)
         for nodes in _NODES:
             workers = nodes * options.workers_a_node
-            made = simulate(workers, shards, costs)
-            found.append(
+            simulation = simulate(workers, shards, costs)
+            rows.append(
                 {
                     "nodes": nodes,
                     "workers": workers,
                     "shard_mb": times * options.shard_mb,
                     "shards": shards,
-                    "hours": round(made["seconds"] / 3600, 3),
+                    "hours": round(simulation["seconds"] / 3600, 3),
                     "hours_at_best": round(statistics.mean(costs.shard_s) * shards / workers / 3600, 3),
-                    "workers_busy": round(made["busy"], 3),
-                    "driver_busy": round(made["driver_busy"], 3),
+                    "workers_busy": round(simulation["busy"], 3),
+                    "driver_busy": round(simulation["driver_busy"], 3),
                 }
             )
-    return found
+    return rows
 
 
 def _goals(empty: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of the job of a hundred thousand shards; not measured is not reached."""
-    made = empty.get(str(_GOAL_SHARDS), {}).get("first")
+    simulation = empty.get(str(_GOAL_SHARDS), {}).get("first")
     return [
         {
             "what": f"{what}, {_GOAL_SHARDS:,} shards",
             "at_most": most,
-            "value": made and made[name],
-            "reached": made[name] < most if made else None,
+            "value": simulation and simulation[name],
+            "reached": simulation[name] < most if simulation else None,
         }
         for what, name, most in (
             ("driver memory in MB (10^6 bytes)", "driver_peak_mb", _MOST_MB),
@@ -224,8 +224,8 @@ def _print(result: Mapping[str, Any]) -> None:
             "real shards on this machine",
             ("workers", "pictures/s", "steady/s", "shard s, median"),
             [
-                (workers, found["pictures_per_s"], found["steady_pictures_per_s"], statistics.median(found["shard_s"]))
-                for workers, found in here.items()
+                (workers, rows["pictures_per_s"], rows["steady_pictures_per_s"], statistics.median(rows["shard_s"]))
+                for workers, rows in here.items()
             ],
         )
     )

@@ -40,19 +40,19 @@ def goals(models: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     `reached` is judged by the median over the rounds; None where there is no goal or no measurement.
     """
-    found: list[dict[str, Any]] = []
+    goals: list[dict[str, Any]] = []
     for model, other, least, concurrencies in _COMPARISONS:
         for connections in concurrencies:
             values = _ratios(models.get(model, {}), other, connections)
             title = f"{model}, {connections} connections: striate / {other}"
-            found.append(_judged(title, "at_least", least, values))
+            goals.append(_judged(title, "at_least", least, values))
     for model, contestants in models.items():
         rounds = contestants.get(_OURS, [])
         runs = [figures["open"] for figures in rounds if "open" in figures] if not isinstance(rounds, str) else []
         for title, bound, value, figure in _OPEN:
             values = [number for run in runs if (number := figure(run)) is not None]
-            found.append(_judged(f"{model}, {title}", bound, value, values))
-    return found
+            goals.append(_judged(f"{model}, {title}", bound, value, values))
+    return goals
 
 
 def _judged(title: str, bound: str, value: float | None, values: Sequence[float]) -> dict[str, Any]:
@@ -64,13 +64,14 @@ def _judged(title: str, bound: str, value: float | None, values: Sequence[float]
 
 
 def _ratios(contestants: Mapping[str, Any], other: str, connections: str) -> list[float]:
-    ours, theirs = contestants.get(_OURS, []), contestants.get(other, [])
-    if isinstance(ours, str) or isinstance(theirs, str):
+    our_rounds, peer_rounds = contestants.get(_OURS, []), contestants.get(other, [])
+    if isinstance(our_rounds, str) or isinstance(peer_rounds, str):
         return []
     return [
         above / below
-        for mine, their in zip(ours, theirs, strict=False)
-        if (above := _rate(mine, connections)) is not None and (below := _rate(their, connections)) is not None
+        for our_round, peer_round in zip(our_rounds, peer_rounds, strict=False)
+        if (above := _rate(our_round, connections)) is not None
+        and (below := _rate(peer_round, connections)) is not None
     ]
 
 

@@ -58,11 +58,11 @@ def closed_loop(url: str, bodies: Bodies, concurrency: int, seconds: float, form
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise StriateError(f"wrk failed: {(done.stderr or done.stdout).strip()[-500:]}")
-    told = json.loads(done.stdout.splitlines()[-1])
-    good = told.pop("requests") - told["refused"]
+    report = json.loads(done.stdout.splitlines()[-1])
+    good = report.pop("requests") - report["refused"]
     if not good:
-        raise NotRunError(f"{url} gave no good answer: {told}")
-    return {"requests_per_s": round(good / told.pop("seconds"), 2), **told}
+        raise NotRunError(f"{url} gave no good answer: {report}")
+    return {"requests_per_s": round(good / report.pop("seconds"), 2), **report}
 
 
 @dataclass
@@ -108,7 +108,7 @@ def open_loop(url: str, bodies: Bodies, rate: float, seconds: float) -> OpenLoop
 
 
 async def _open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: float) -> OpenLoop:
-    made = OpenLoop(rate, seconds)
+    result = OpenLoop(rate, seconds)
     client = _Client(url)
     requests = [client.encoded(body) for body in bodies]
     loop = asyncio.get_running_loop()
@@ -120,31 +120,31 @@ async def _open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: fl
             await asyncio.sleep(left)
         elif number % 16 == 0:
             await asyncio.sleep(0)  # answers are read even where we are behind
-        task = loop.create_task(_one(client, requests[number % len(requests)], due, made))
+        task = loop.create_task(_one(client, requests[number % len(requests)], due, result))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     if tasks:
         await asyncio.wait(tasks, timeout=2 * _TIMEOUT_S)
-    made.seconds = max(seconds, perf_counter() - start)
+    result.seconds = max(seconds, perf_counter() - start)
     client.close()
-    return made
+    return result
 
 
-async def _one(client: _Client, request: bytes, due: float, made: OpenLoop) -> None:
-    made.late_ms.append((perf_counter() - due) * 1e3)
+async def _one(client: _Client, request: bytes, due: float, result: OpenLoop) -> None:
+    result.late_ms.append((perf_counter() - due) * 1e3)
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             status = await client.status(request)
     except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
-        made.other[f"broken: {type(error).__name__}"] += 1
+        result.other[f"broken: {type(error).__name__}"] += 1
         return
     spent = (perf_counter() - due) * 1e3
     if status == 200:
-        made.good_ms.append(spent)
+        result.good_ms.append(spent)
     elif status in (429, 503):
-        made.refused_ms.append(spent)
+        result.refused_ms.append(spent)
     else:
-        made.other[str(status)] += 1
+        result.other[str(status)] += 1
 
 
 class _Client:
@@ -189,8 +189,8 @@ class _Client:
 def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
     if not values:
         return dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "max_ms"))
-    found = np.percentile(values, [50, 95, 99, 100])
+    percentiles = np.percentile(values, [50, 95, 99, 100])
     return {
         name: round(float(value), 3)
-        for name, value in zip(("p50_ms", "p95_ms", "p99_ms", "max_ms"), found, strict=True)
+        for name, value in zip(("p50_ms", "p95_ms", "p99_ms", "max_ms"), percentiles, strict=True)
     }

@@ -82,15 +82,15 @@ class Server:
             yield it, url
 
     def _command(self, served: Served, port: int, cores: int, peers_python: Path | None) -> list[str]:
-        ours = Path(sys.executable)
+        python = Path(sys.executable)
         match self.kind:
             case "striate":
                 options = ["--port", str(port), *(["--replicas", str(cores)] if self.replicas else [])]
-                return [str(ours.with_name("striate")), "serve", f"{served.name}={served.bundle}", *options]
+                return [str(python.with_name("striate")), "serve", f"{served.name}={served.bundle}", *options]
             case "fastapi":
                 app = f"{_PROGRAMS}.fastapi_server:app"
                 options = ["--port", str(port), "--workers", str(cores), "--log-level", "warning", "--no-access-log"]
-                return [str(ours), "-m", "uvicorn", app, *options]
+                return [str(python), "-m", "uvicorn", app, *options]
             case "litserve":
                 return [str(peers_python), "-m", f"{_PROGRAMS}.litserve_server", str(port), str(cores)]
             case "bentoml":
@@ -157,7 +157,7 @@ def limit(served: Served, runtime: str, cores: int, seconds: float) -> dict[str,
             for size in _SIZES:
                 rate = _asked(loops, size, seconds)
                 tried.append({"processes": processes, "batch_size": size, "requests_per_s": round(rate, 2)})
-    best = max(tried, key=lambda found: found["requests_per_s"])
+    best = max(tried, key=lambda figures: figures["requests_per_s"])
     return {**best, "runtime": ready[0], "tried": tried}
 
 
@@ -178,8 +178,8 @@ def _asked(loops: Sequence[subprocess.Popen[str]], size: int, seconds: float) ->
         assert loop.stdin
         loop.stdin.write(json.dumps({"batch": size, "seconds": seconds}) + "\n")
         loop.stdin.flush()
-    told = [json.loads(_line(loop)) for loop in loops]
-    return sum(found["pictures"] / found["seconds"] for found in told)
+    reports = [json.loads(_line(loop)) for loop in loops]
+    return sum(figures["pictures"] / figures["seconds"] for figures in reports)
 
 
 def _line(loop: subprocess.Popen[str]) -> str:

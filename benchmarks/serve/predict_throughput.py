@@ -120,7 +120,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             "shard_mb": options.shard_mb,
         },
         "models": {
-            model: {name: summary(_CONTESTANTS[name][0], made) for name, made in contestants.items()}
+            model: {name: summary(_CONTESTANTS[name][0], rounds) for name, rounds in contestants.items()}
             for model, contestants in rounds.items()
         },
         "goals": [goal for model, contestants in rounds.items() for goal in _goals(model, contestants)],
@@ -196,7 +196,7 @@ def _check(setup: Setup, out: Path, threads: int) -> None:
 
 def _goals(model: str, contestants: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Against the faster limit of each round; judged by the median."""
-    found: list[dict[str, Any]] = []
+    summaries: list[dict[str, Any]] = []
     rate = "pictures_per_s"
     limits = [
         max(one[rate], other[rate])
@@ -205,7 +205,7 @@ def _goals(model: str, contestants: Mapping[str, Sequence[Mapping[str, Any]]]) -
     for figure, what in ((rate, "whole call"), (f"steady_{rate}", "steady state")):
         pairs = zip(contestants["striate"], limits, strict=True)
         values = [ours[figure] / theirs for ours, theirs in pairs if ours.get(figure)]
-        found.append(
+        summaries.append(
             {
                 "what": f"{model}, {what} / the faster limit",
                 "at_least": _LEAST,
@@ -213,7 +213,7 @@ def _goals(model: str, contestants: Mapping[str, Sequence[Mapping[str, Any]]]) -
                 "reached": spread(values)["median"] >= _LEAST if values else None,
             }
         )
-    return found
+    return summaries
 
 
 def _print(result: Mapping[str, Any]) -> None:
@@ -224,13 +224,13 @@ def _print(result: Mapping[str, Any]) -> None:
     for title in ("pictures/s", "steady/s", "first shard s", "worker MB"):
         table.add_column(title, justify="right")
     for model, contestants in result["models"].items():
-        for found in contestants.values():
-            first = found["rounds"][0]
-            steady = found.get("steady_pictures_per_s")
+        for summaries in contestants.values():
+            first = summaries["rounds"][0]
+            steady = summaries.get("steady_pictures_per_s")
             table.add_row(
                 model,
-                found["what"],
-                f"{found['pictures_per_s']['median']:,.1f}",
+                summaries["what"],
+                f"{summaries['pictures_per_s']['median']:,.1f}",
                 f"{steady['median']:,.1f}" if steady else "",
                 f"{first['first_shard_s']:.1f}" if "first_shard_s" in first else "",
                 f"{first['worker_peak_mb']:,.0f}" if first.get("worker_peak_mb") else "",

@@ -100,10 +100,10 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="striate-bench-") as folder:
         for name in options.model or _MODELS:
             served = make_served(name, Path(folder), options.photos, options.tar)
-            models[name] = {wanted: [] for wanted in chosen}
+            models[name] = {contestant: [] for contestant in chosen}
             for number in range(options.rounds):
-                for wanted in chosen:
-                    _round(models[name], wanted, served, options, number)
+                for contestant in chosen:
+                    _round(models[name], contestant, served, options, number)
     return {
         "benchmark": "serve_throughput",
         "machine": described,
@@ -122,26 +122,26 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _round(found: dict[str, Any], wanted: str, served: Served, options: argparse.Namespace, number: int) -> None:
+def _round(results: dict[str, Any], contestant: str, served: Served, options: argparse.Namespace, number: int) -> None:
     """One contestant measured once, unless it could not be before."""
-    if isinstance(found[wanted], str):
+    if isinstance(results[contestant], str):
         return
     try:
-        if wanted in _LIMITS:
+        if contestant in _LIMITS:
             # Many settings are tried, of which the best counts: a part of the time is enough for each.
-            figures = limit(served, _LIMITS[wanted], options.cores, max(1.0, options.seconds / 4))
-            told = f"{figures['requests_per_s']:,.1f} pictures/s, batches of {figures['batch_size']}"
+            figures = limit(served, _LIMITS[contestant], options.cores, max(1.0, options.seconds / 4))
+            line = f"{figures['requests_per_s']:,.1f} pictures/s, batches of {figures['batch_size']}"
         else:
-            figures = _served(next(server for server in SERVERS if server.name == wanted), served, options)
-            told = ", ".join(f"{c}: {run['requests_per_s']:,.1f}/s" for c, run in figures["closed"].items())
+            figures = _served(next(server for server in SERVERS if server.name == contestant), served, options)
+            line = ", ".join(f"{c}: {run['requests_per_s']:,.1f}/s" for c, run in figures["closed"].items())
     except NotRunError as reason:
-        if wanted not in _PEERS:
+        if contestant not in _PEERS:
             raise StriateError(str(reason)) from reason
-        found[wanted] = str(reason)
-        _say(f"{served.name}, {wanted}: not run: {reason}")
+        results[contestant] = str(reason)
+        _say(f"{served.name}, {contestant}: not run: {reason}")
         return
-    found[wanted].append(figures)
-    _say(f"round {number + 1}/{options.rounds}, {served.name}, {wanted}: {told}")
+    results[contestant].append(figures)
+    _say(f"round {number + 1}/{options.rounds}, {served.name}, {contestant}: {line}")
 
 
 def _served(server: Server, served: Served, options: argparse.Namespace) -> dict[str, Any]:

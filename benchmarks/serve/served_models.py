@@ -40,11 +40,11 @@ def make_served(name: str, work: Path, photos: int, tar: Path | None) -> Served:
         tar: of photos; None for photos-500.tar, else synthetic ones.
     """
     make_bundle(name, work / name)
-    made = make_photos(tar, work / f"{name}-photos", photos)
+    photo_set = make_photos(tar, work / f"{name}-photos", photos)
     if name == "lenet5":
-        for path in made.paths:
+        for path in photo_set.paths:
             path.write_bytes(_reduced(path.read_bytes()))
-    return Served(name, work / name, Bodies(made.folder, photos))
+    return Served(name, work / name, Bodies(photo_set.folder, photos))
 
 
 def make_bundle(name: str, folder: Path) -> None:

@@ -69,9 +69,9 @@ def _measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     Bundle.of_model(record, create(options.model, num_classes=2)).save(str(work / "weights"))
     rounds: dict[str, list[dict[str, Any]]] = {"cached": [], "frozen": []}
     for number in range(options.rounds):
-        for name, found in rounds.items():
-            found.append(_run(options, work, name == "cached", work / f"{name}-{number}"))
-            print(f"round {number + 1}/{options.rounds}, {name}: {found[-1]}", file=sys.stderr, flush=True)
+        for name, runs in rounds.items():
+            runs.append(_run(options, work, name == "cached", work / f"{name}-{number}"))
+            print(f"round {number + 1}/{options.rounds}, {name}: {runs[-1]}", file=sys.stderr, flush=True)
     pairs = zip(rounds["frozen"], rounds["cached"], strict=True)
     ratios = [frozen["epoch_s"] / cached["epoch_s"] for frozen, cached in pairs]
     return {

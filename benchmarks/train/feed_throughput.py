@@ -114,14 +114,14 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             "shard_mb": options.shard_mb,
         },
         "sizes": sizes,
-        "goals": [goal for count, found in sizes.items() for goal in _goals(int(count), found)],
+        "goals": [goal for count, figures in sizes.items() for goal in _goals(int(count), figures)],
     }
 
 
-def _goals(count: int, found: dict[str, Any]) -> list[dict[str, Any]]:
-    rates = found["feed"]["pictures_per_s"]
-    limit, peer = (found[name]["pictures_per_s"] for name in ("limit", "image_folder"))
-    firsts = found["feed"]["first_batch_s"]
+def _goals(count: int, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    rates = figures["feed"]["pictures_per_s"]
+    limit, peer = (figures[name]["pictures_per_s"] for name in ("limit", "image_folder"))
+    firsts = figures["feed"]["first_batch_s"]
     share, times = ([rate / other for rate in rates] for other in (limit, peer))
     return [
         {
@@ -218,8 +218,8 @@ def _fed(plan: TrainPlan, placement: Placement, session: Session, count: int) ->
     task = plan.task(placement, "")
     epochs = max(1, round(_COUNTED_PICTURES / count))
     worker: Any = ray.remote(num_cpus=placement.worker_cpus)(_take)
-    found: Any = ray.get(worker.remote(refs, task, epochs))
-    return {"whole_s": round(time.perf_counter() - start, 2), **found}
+    figures: Any = ray.get(worker.remote(refs, task, epochs))
+    return {"whole_s": round(time.perf_counter() - start, 2), **figures}
 
 
 def _take(refs: dict[str, Any], task: TrainTask, epochs: int) -> dict[str, Any]:
@@ -236,11 +236,11 @@ def _take(refs: dict[str, Any], task: TrainTask, epochs: int) -> dict[str, Any]:
     rates: list[float] = []
     firsts: list[float] = []
     for _ in range(epochs):
-        start, seen, first = time.perf_counter(), 0, None
+        start, pictures_read, first = time.perf_counter(), 0, None
         for batch in feed.training():
             first = time.perf_counter() - start if first is None else first
-            seen += len(batch.labels)
-        rates.append(round(seen / (time.perf_counter() - start), 1))
+            pictures_read += len(batch.labels)
+        rates.append(round(pictures_read / (time.perf_counter() - start), 1))
         firsts.append(round(first or 0.0, 4))
     return {"pictures_per_s": rates, "first_batch_s": firsts}
 
@@ -259,13 +259,13 @@ def _image_folder(photos: PhotoSet, folder: Path, count: int, batch_size: int, p
     batches = (batch for _ in itertools.count() for batch in loader)
     for _ in range(_PEER_WARM_BATCHES):
         next(batches)
-    wanted = max(1, _PEER_PICTURES // batch_size)
+    batch_count = max(1, _PEER_PICTURES // batch_size)
     start = time.perf_counter()
-    for _ in range(wanted):
+    for _ in range(batch_count):
         next(batches)
     seconds = time.perf_counter() - start
     shutil.rmtree(folder)
-    return {"processes": processes, "pictures_per_s": round(wanted * batch_size / seconds, 1)}
+    return {"processes": processes, "pictures_per_s": round(batch_count * batch_size / seconds, 1)}
 
 
 def _say(line: str) -> None:

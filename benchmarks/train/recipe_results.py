@@ -90,8 +90,8 @@ def run(recipe: Recipe, out: Path, workers: str) -> dict[str, Any]:
 def spread_of(values: list[float]) -> dict[str, float]:
     """Mean, standard deviation (of a sample; 0 for one value), least and greatest."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    found = {"mean": statistics.mean(values), "std": deviation, "min": min(values), "max": max(values)}
-    return {name: round(value, 5) for name, value in found.items()}
+    summary = {"mean": statistics.mean(values), "std": deviation, "min": min(values), "max": max(values)}
+    return {name: round(value, 5) for name, value in summary.items()}
 
 
 if __name__ == "__main__":

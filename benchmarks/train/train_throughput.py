@@ -115,8 +115,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         pictures = load_manifest(setup.dataset).rows
     rate = "steady_pictures_per_s"
     against = {
-        name: [ours[rate] / theirs[rate] for ours, theirs in zip(rounds["striate"], found, strict=True)]
-        for name, found in rounds.items()
+        name: [ours[rate] / theirs[rate] for ours, theirs in zip(rounds["striate"], peer_rounds, strict=True)]
+        for name, peer_rounds in rounds.items()
     }
     least = {"limit": 0.95 if options.device.startswith("cuda") else 0.85, "image_folder": 1.0}
     return {
@@ -234,7 +234,7 @@ def _loop(setup: Setup, batches: Callable[[], Iterator[tuple[torch.Tensor, torch
     began = time.perf_counter()
     first: float | None = None
     for _ in range(setup.epochs):
-        start, seen = time.perf_counter(), 0
+        start, pictures_read = time.perf_counter(), 0
         for x, y in batches():
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             optimizer.zero_grad(set_to_none=True)
@@ -243,10 +243,10 @@ def _loop(setup: Setup, batches: Callable[[], Iterator[tuple[torch.Tensor, torch
             functional.cross_entropy(logits.float(), y).backward()
             optimizer.step()
             first = first or time.perf_counter() - began
-            seen += len(x)
+            pictures_read += len(x)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        rates.append(seen / (time.perf_counter() - start))
+        rates.append(pictures_read / (time.perf_counter() - start))
     return {
         "steady_pictures_per_s": round(statistics.median(rates[1:]), 1),
         "first_step_s": round(first or 0.0, 2),

@@ -92,7 +92,7 @@ def _measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         },
         "pretrained": pretrained,
         "runs": runs,
-        "val_top1": {name: spread_of([one["val_top1"] for one in found]) for name, found in runs.items()},
+        "val_top1": {name: spread_of([one["val_top1"] for one in results]) for name, results in runs.items()},
     }
 
 

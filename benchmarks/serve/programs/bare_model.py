@@ -32,8 +32,8 @@ def main(uri: str, folder: str, name: str, threads: str) -> None:
     _say({"ready": runtime.described()})
     with ThreadPoolExecutor(int(threads)) as pool:
         for line in sys.stdin:
-            asked = json.loads(line)
-            _say(_measured(bundle, runtime, pictures, pool, asked["batch"], asked["seconds"], int(threads)))
+            request = json.loads(line)
+            _say(_measured(bundle, runtime, pictures, pool, request["batch"], request["seconds"], int(threads)))
 
 
 def _measured(
@@ -52,15 +52,15 @@ def _measured(
         bundle.ranked(runtime.probabilities(list(prepared)))
 
     batch()
-    made, start = 0, perf_counter()
+    pictures_done, start = 0, perf_counter()
     while (spent := perf_counter() - start) < seconds:
         batch()
-        made += size
-    return {"pictures": made, "seconds": spent}
+        pictures_done += size
+    return {"pictures": pictures_done, "seconds": spent}
 
 
-def _say(told: dict[str, Any]) -> None:
-    print(json.dumps(told), flush=True)
+def _say(document: dict[str, Any]) -> None:
+    print(json.dumps(document), flush=True)
 
 
 if __name__ == "__main__":

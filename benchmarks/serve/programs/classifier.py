@@ -72,8 +72,8 @@ def classifier() -> BundleCode | PlainCode:
     threads = int(os.environ["BENCH_THREADS"])
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    made = PlainCode if os.environ["BENCH_CODE"] == "plain" else BundleCode
-    return made(os.environ["BENCH_BUNDLE"])
+    code = PlainCode if os.environ["BENCH_CODE"] == "plain" else BundleCode
+    return code(os.environ["BENCH_BUNDLE"])
 
 
 def batch_size() -> int:
