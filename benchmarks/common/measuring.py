@@ -62,7 +62,7 @@ class Run:
 
 
 class NotRunError(Exception):
-    """Another tool is missing or failed; the message says why and what to install. Failures of Striate end the benchmark."""
+    """Another tool is missing or failed, with the reason and what to install. A failure of Striate ends the run."""
 
 
 @dataclass(frozen=True)

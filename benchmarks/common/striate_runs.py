@@ -41,8 +41,8 @@ def connected(cores: int) -> Generator[float]:
     start = time.perf_counter()
     with connect("local", num_cpus=cores):
         took = time.perf_counter() - start
-        # Imported after `connect`, which sets variables that Ray reads at import, and before the first timed call, since
-        # later rounds do not import it again; the command line is measured with all imports.
+        # Imported after `connect`, which sets variables that Ray reads at import and before the first timed call: later
+        # rounds do not import it again. The command line is measured with all imports.
         importlib.import_module("jobs.shards.runner")
         yield took
 

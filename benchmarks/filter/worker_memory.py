@@ -15,7 +15,8 @@ _WORKER = b"ray::MapWorker(Map(striate_"
 class WorkerMemory:
     """Watches the workers of this process's Ray while the block runs.
 
-    The kernel keeps each process's largest resident size, so sampling misses only the last half second of a worker. Memory shared with the object store counts in full.
+    The kernel keeps each process's largest resident size, so sampling misses only the last half second of a worker.
+    Memory shared with the object store counts in full.
 
     Attributes:
         peak_bytes: the largest of all workers; None without workers.
