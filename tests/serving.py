@@ -41,7 +41,7 @@ class LocalModel:
         self.gate: asyncio.Event | None = None
         self.entered = asyncio.Event()
 
-    async def described(self) -> ModelDescription:
+    async def describe(self) -> ModelDescription:
         runtime = {"name": "eager", "device": "cpu", "batch_size": 1, "threads": 1}
         described = ModelDescription.of_record(
             self.name, self.bundle_id, self.bundle.record, runtime, explain=self.name == "colour"
@@ -55,7 +55,7 @@ class LocalModel:
             return None
         return LiveDrift(self.name, self.bundle.record, later=lambda call, *arguments: call(*arguments)).report()
 
-    async def is_reached(self) -> bool:
+    async def is_reachable(self) -> bool:
         return self.reached
 
     async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:

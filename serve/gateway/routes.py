@@ -16,20 +16,18 @@ from fastapi.staticfiles import StaticFiles
 from library.pipeline import Pipeline
 from library.steps.examples import EXAMPLES
 from library.steps.help import StepHelp, ordered_steps, step_help
-from serve.gateway.model_list import describe_all, find
 from serve.gateway.preview import Previewer
-from serve.http.bodies import JsonPictures, read_picture
-from serve.http.cors import share_with
-from serve.http.envelope import Envelope
-from serve.http.guard import Guard
+from serve.http.access_control import AccessControl
+from serve.http.dispatch import answered, describe_all, find_model
+from serve.http.middleware import ResponseMiddleware, allow_origins
 from serve.http.model_routes import add_model_routes
 from serve.http.openapi import PNG, describe_api, make_app, pictures_body, problems
-from serve.http.problems import handle_problems
+from serve.http.problem_details import handle_problems
 from serve.http.schemas import Live, Models, ModelState, PipelineText, Ready
 from serve.http.service import ModelService
-from serve.http.waiting import answered
+from serve.http.uploads import JsonPictures, read_picture
+from serve.protocol.messages import InferRequest
 from serve.protocol.open_inference import add_protocol
-from serve.protocol.tensors import InferRequest
 from serve.settings import ServeSettings
 
 _Steps = Annotated[str, Query(description='a pipeline, such as `grayscale | edges(direction="vertical")`')]
@@ -55,7 +53,7 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
     app = make_app("Striate", "Picture classifiers: what they say, what they see, and what there is.", lifespan)
     handle_problems(app)
     add_model_routes(
-        app, "/models/{name}", lambda request: find(request, models, request.path_params["name"]), settings
+        app, "/models/{name}", lambda request: find_model(request, models, request.path_params["name"]), settings
     )
     _add_health(app, models)
     _add_pipelines(app, previewer, settings)
@@ -64,9 +62,9 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
     _add_pages(app)
     describe_api(app, settings, [JsonPictures, InferRequest])
 
-    app.add_middleware(Guard, settings=settings, is_open=_is_open)
-    share_with(app, settings.cors_origins)
-    app.add_middleware(Envelope)
+    app.add_middleware(AccessControl, settings=settings, is_open=_is_open)
+    allow_origins(app, settings.cors_origins)
+    app.add_middleware(ResponseMiddleware)
     return app
 
 
@@ -130,7 +128,7 @@ def _add_absent_models(app: FastAPI, models: Mapping[str, ModelService]) -> None
     @app.api_route("/models/{name}", methods=methods, include_in_schema=False)
     @app.api_route("/models/{name}/{rest:path}", methods=methods, include_in_schema=False)
     async def absent(request: Request, name: str, rest: str = "") -> Response:
-        find(request, models, name)
+        find_model(request, models, name)
         raise HTTPException(404)
 
 

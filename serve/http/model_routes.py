@@ -13,15 +13,14 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 
 from library.errors import BadPicture
-from serve.http.bodies import JsonPictures, Upload, read_picture, read_pictures
-from serve.http.cors import share_with
-from serve.http.envelope import Envelope
-from serve.http.guard import Guard
+from serve.http.access_control import AccessControl
+from serve.http.dispatch import answered
+from serve.http.middleware import ResponseMiddleware, allow_origins
 from serve.http.openapi import PNG, describe_api, make_app, pictures_body, problems
-from serve.http.problems import Problem, handle_problems, problem_of
+from serve.http.problem_details import Problem, handle_problems, problem_of
 from serve.http.schemas import ClassProbability, DriftReport, ModelDescription, PicturePrediction, PredictAnswer
 from serve.http.service import Answer, Answers, ModelService
-from serve.http.waiting import answered
+from serve.http.uploads import JsonPictures, Upload, read_picture, read_pictures
 from serve.settings import ServeSettings
 
 _BUSY = (429, 503, 504)
@@ -47,9 +46,9 @@ def model_app(service: ModelService, settings: ServeSettings) -> FastAPI:
     handle_problems(app)
     add_model_routes(app, "", lambda request: service, settings)
     describe_api(app, settings, [JsonPictures])
-    app.add_middleware(Guard, settings=settings, is_open=lambda method, path: False)
-    share_with(app, settings.cors_origins)
-    app.add_middleware(Envelope, model=service.name)
+    app.add_middleware(AccessControl, settings=settings, is_open=lambda method, path: False)
+    allow_origins(app, settings.cors_origins)
+    app.add_middleware(ResponseMiddleware, model=service.name)
     return app
 
 
@@ -73,7 +72,7 @@ def add_model_routes(
         openapi_extra=named,
     )
     async def model(request: Request) -> ModelDescription:
-        return await answered(request, settings, service_of(request).described())
+        return await answered(request, settings, service_of(request).describe())
 
     if prefix:
         app.get(f"{prefix}/", include_in_schema=False)(model)
@@ -96,7 +95,7 @@ def add_model_routes(
         and the status is 200: a bad picture fails no other.
         """
         service = service_of(request)
-        if explain and not (await service.described()).explain:
+        if explain and not (await service.describe()).explain:
             how = "Leave explain out, or ask a model whose `explain` is true in GET /models."
             raise Problem(422, "no_explanation", f"'{service.name}' gives no explanations", how)
         uploads = await read_pictures(request, settings)

@@ -1,8 +1,8 @@
-"""What the HTTP faces ask of a model: `model_api` of the one in its own process, `gateway_api` of every one.
+"""The interface between HTTP routes and a model.
 
 In a model's own application the service is the replica itself; in the gateway it is a thin wrapper of the application's
-handle, which turns Ray's errors back into those below. All methods are coroutines, so that one protocol does for both.
-A call whose client has left is cancelled.
+handle, which turns Ray's errors back into those below. All methods are coroutines, so that one protocol fits both. A
+call whose client has left is cancelled.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from numpy.typing import NDArray
 from library.errors import BadPicture, StriateError
 from serve.http.schemas import DriftReport, ModelDescription, Timing
 
+#: Name of the Serve deployment in every model's application; the gateway recognizes models by it.
+MODEL_DEPLOYMENT = "Model"
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one picture.
+    """A model's answer for one picture.
 
     Attributes:
-        classes: ranked names with probabilities, as many as were asked for; `float(float32)`, never rounded.
+        classes: class names with probabilities, best first, `top_k` of them; `float(float32)`, never rounded.
         width: of the decoded picture (orientation applied), in pixels.
-        height: likewise.
-        probabilities: of every class, in the order of the bundle's classes: the row that the model gave.
-        explanation: PNG of the Grad-CAM for the best class, of the picture's size or smaller; only where asked for.
+        height: of the decoded picture, in pixels.
+        probabilities: of all classes, in the bundle's order: shape (classes,).
+        explanation: PNG of the Grad-CAM for the best class, of the picture's size or smaller; only with `explain`.
     """
 
     classes: tuple[tuple[str, float], ...]
@@ -39,12 +42,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of the pictures of one request.
+    """A model's answers to one request.
 
     Attributes:
-        pictures: one answer each, in their order; a picture that cannot be used has its BadPicture.
+        pictures: one answer a picture, in order; a BadPicture for each that cannot be used.
         timing: of the request.
-        bundle_id: of the bundle that answered, in hex.
+        bundle_id: id of the bundle that answered, in hex.
     """
 
     pictures: list[Answer | BadPicture]
@@ -53,12 +56,12 @@ class Answers:
 
 
 class Busy(StriateError):
-    """The model takes no more at the moment, or is starting, or has just lost what it was computing.
+    """The model is overloaded, is starting, or was lost while it computed.
 
     Args:
         detail: one sentence for a person.
-        retry_after_s: when asking again makes sense.
-        status: 429 for more than one client may have under way, 503 for everything else.
+        retry_after_s: seconds after which to try again.
+        status: 429 where one client has too many requests in progress, 503 otherwise.
     """
 
     def __init__(self, detail: str, retry_after_s: int = 1, status: int = 503) -> None:
@@ -74,47 +77,47 @@ class TimedOut(StriateError):
 
 
 class ModelService(Protocol):
-    """One model that answers."""
+    """A model that answers requests."""
 
     @property
     def name(self) -> str:
-        """Under which it is served."""
+        """The name it is served under."""
         ...
 
-    async def described(self) -> ModelDescription:
+    async def describe(self) -> ModelDescription:
         """Describes it for `GET /models`."""
         ...
 
     async def drift(self) -> DriftReport | None:
-        """Compares what was asked lately with what was trained on; None where that is not measured."""
+        """Compares recent requests with the training data; None where drift is not measured."""
         ...
 
-    async def is_reached(self) -> bool:
-        """Whether clients reach it: its own application answers, and what stands between."""
+    async def is_reachable(self) -> bool:
+        """Whether clients reach it: its application answers, also through the proxy."""
         ...
 
     async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:
-        """Classify encoded pictures; one that cannot be used is its BadPicture, in its place, and stops no other.
+        """Classifies encoded pictures; one that cannot be used gives a BadPicture in its place and affects no other.
 
         Args:
-            pictures: one at least; the service holds each to the settings' `limits`, as `Bundle.prepare` does.
-            top_k: how many classes, best first; more than there are gives all.
-            explain: with Grad-CAM; asked only where `described().explain` is true.
+            pictures: at least one; each must be within the settings' `limits`, as in `Bundle.prepare`.
+            top_k: number of classes, best first; all where it is larger than their number.
+            explain: with Grad-CAM; only where `describe().explain` is true.
 
         Raises:
-            Busy: refused at once, rather than queued for ever.
+            Busy: refused immediately, rather than queued without end.
             TimedOut: not done within the settings' `timeout_s`.
         """
         ...
 
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
-        """As `predict`, of decoded pictures (height x width x channels)."""
+        """Classifies decoded pictures (height x width x channels, uint8), as `predict` does."""
         ...
 
     async def view(self, data: bytes) -> bytes:
-        """PNG of what the model sees of a picture, after its own pipeline; an ensemble's first member's.
+        """Returns, as PNG, what the model sees of a picture: after its input pipeline, an ensemble's first member's.
 
         Raises:
-            BadPicture: also `dropped:REASON`, where a selector of the model drops it.
+            BadPicture: it cannot be used; `dropped:REASON` where a selector of the model drops it.
         """
         ...

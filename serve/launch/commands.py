@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json as json_lines
+import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from cluster.console import say
-from serve.launch.make_key import keys_command
+from cluster.options import Json
 
-if TYPE_CHECKING:
-    from serve.launch.request import ServePlan
-    from serve.launch.running import Server
-
-__all__ = ["keys_command", "serve_command"]
-
-#: Go with --config; everything else is in the file.
-_BESIDE_CONFIG = {"config", "host", "port", "address", "json"}
+#: Options that are allowed with --config; everything else is in the file.
+_WITH_CONFIG = {"config", "host", "port", "address", "json"}
 
 
 def serve_command(
@@ -27,56 +23,63 @@ def serve_command(
         list[str] | None,
         typer.Argument(metavar="[NAME=]BUNDLE...", help="Bundles to serve, each under its folder's name or as NAME."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    replicas: Annotated[str, typer.Option(help="Of each model: a number, or a range such as 1-4.")] = "1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; keys are needed where other machines can reach it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    replicas: Annotated[str, typer.Option(help="Replicas of each model: a number, or a range such as 1-4.")] = "1",
     cpus_per_replica: Annotated[
-        float | None, typer.Option(min=0.01, help="Threads of a replica.", show_default="this machine's, shared")
+        float | None,
+        typer.Option(min=0.01, help="CPU threads of a replica.", show_default="an equal share of this machine's"),
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each replica.")] = False,
     runtime: Annotated[
         str, typer.Option(help="auto (the fastest that gives the same answers), eager, compile or onnx.")
     ] = "auto",
     tune: Annotated[
-        bool, typer.Option("--tune", help="Take 20 s at start to find the best batch size and wait.")
+        bool, typer.Option("--tune", help="Measure for 20 s at start to choose batch size and wait.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures in a batch, at most.", show_default="found by a short probe")
+        int | None, typer.Option(min=1, help="Most pictures in a batch.", show_default="chosen by a short measurement")
     ] = None,
     batch_wait_ms: Annotated[
         float | None,
-        typer.Option(min=0, help="How long an idle model waits for more pictures.", show_default="0; found by --tune"),
+        typer.Option(
+            min=0, help="How long an idle model waits for more pictures.", show_default="0, or chosen by --tune"
+        ),
     ] = None,
     max_queued: Annotated[
-        int, typer.Option(min=1, help="Pictures under way at once in a replica; more are refused with 503.")
+        int, typer.Option(min=1, help="Most pictures in progress in a replica; more are refused with 503.")
     ] = 128,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Classes in an answer.", show_default="5")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Number of classes in an answer.", show_default="5")] = None,
     drift: Annotated[
-        bool, typer.Option("--drift", help="Compare what is asked with what was trained on: GET /models/NAME/drift.")
+        bool, typer.Option("--drift", help="Compare requests with the training data: GET /models/NAME/drift.")
     ] = False,
-    api_keys: Annotated[str | None, typer.Option(help="File of keys (`striate keys`); or STRIATE_API_KEYS.")] = None,
-    cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Origin whose web pages may ask; may be given several times.")
+    api_keys: Annotated[
+        str | None, typer.Option(help="File of API keys (`striate keys`); or set STRIATE_API_KEYS.")
     ] = None,
-    max_body_mb: Annotated[float | None, typer.Option(help="Largest request.", show_default="32")] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin whose web pages may call the API; may be given several times.")
+    ] = None,
+    max_body_mb: Annotated[float | None, typer.Option(help="Largest request body, in MiB.", show_default="32")] = None,
     timeout_s: Annotated[
-        float | None, typer.Option(help="Longest time for an answer; 504 after it.", show_default="30")
+        float | None, typer.Option(help="Longest time for an answer, in seconds; then 504.", show_default="30")
     ] = None,
     access_log: Annotated[
         str | None,
-        typer.Option(help="File that gets a JSON line for each request; - writes it to Ray's own log files."),
+        typer.Option(help="File for a JSON line per request; - writes to Ray's own log files."),
     ] = None,
-    config: Annotated[str | None, typer.Option(help="Serve what this config file of Serve says.")] = None,
+    config: Annotated[str | None, typer.Option(help="Serve the applications in this Serve config file.")] = None,
     write_config: Annotated[
-        str | None, typer.Option(help="Write that file instead of serving; for `serve deploy` and KubeRay.")
+        str | None, typer.Option(help="Write a Serve config file instead of serving; for `serve deploy` and KubeRay.")
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="Ray cluster to serve from; the models stay there. Default: this machine."),
+        typer.Option(help="Ray cluster to serve from; the models keep running there. Default: this machine."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document when everything answers.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document when all models answer.")] = False,
 ) -> None:
-    """Answer with finished classifiers over HTTP: a page, an API and its documentation.
+    """Serve classifiers over HTTP: a web page, an API and its documentation.
 
     striate serve out/lenet out/catsdogs
 
@@ -89,32 +92,36 @@ def serve_command(
     from serve.http.logs import log_path
     from serve.launch import config_file
     from serve.launch.deploy import Scale, applications
-    from serve.launch.exposure import check_reach
     from serve.launch.request import (
+        check_exposure,
+        cpus_of_replica,
         environment_keys,
         make_settings,
-        named_bundles,
+        parse_bundles,
+        parse_replicas,
         plan_serve,
-        read_replicas,
-        share_of_cpus,
         with_keys,
     )
-    from serve.launch.running import running, wait_for_signal
+    from serve.launch.server import ready_message, running, wait_for_signal
 
-    asked = {"host", "port"}.intersection(_given(context))
+    options = _command_line_options(context)
+    explicit = {"host", "port"}.intersection(options)
     if config is not None:
-        beside = [name for name in _given(context) if name not in _BESIDE_CONFIG]
-        if beside:
-            raise UsageError(f"--config says what is served: leave out {', '.join(beside)}, or edit {config}")
+        excess = [
+            "BUNDLE" if name == "bundles" else "--" + name.replace("_", "-")
+            for name in options
+            if name not in _WITH_CONFIG
+        ]
+        if excess:
+            raise UsageError(f"--config already says what to serve: leave out {', '.join(excess)}, or edit {config}")
         read = config_file.read_config(config)
-        made = with_keys(read["applications"], environment_keys())
-        listens = config_file.HttpOptions.model_validate(read.get("http_options", {}))
-        host = host if "host" in asked else listens.host
-        port = port if "port" in asked else listens.port
-        asked |= listens.model_fields_set
+        served = with_keys(read.applications, environment_keys())
+        host = host if "host" in explicit else read.http.host
+        port = port if "port" in explicit else read.http.port
+        explicit |= read.http.model_fields_set
     else:
         if tune and batch_size is not None:
-            raise UsageError("--tune finds the batch size: leave --batch-size out")
+            raise UsageError("--tune chooses the batch size: leave --batch-size out")
         settings = make_settings(
             {
                 "runtime": runtime,
@@ -131,46 +138,63 @@ def serve_command(
             },
             api_keys,
         )
-        models, fewest_most = named_bundles(bundles or ()), read_replicas(replicas)
-        cpus = share_of_cpus(cpus_per_replica, fewest_most[1] * len(models))
-        made = applications(models, settings, Scale(fewest_most, cpus, 1.0 if gpu else 0.0, max_queued))
+        models, fewest_most = parse_bundles(bundles or ()), parse_replicas(replicas)
+        cpus = cpus_of_replica(cpus_per_replica, fewest_most[1] * len(models))
+        served = applications(models, settings, Scale(fewest_most, cpus, 1.0 if gpu else 0.0, max_queued))
         if write_config is not None:
-            # Where it will run is not here: bundles, key file and port are checked there.
-            check_reach(host, settings, here=False)
-            config_file.write_config(write_config, config_file.config_of(made, host, port))
+            # It will run on another machine: bundles, key file and port are checked there.
+            check_exposure(host, settings, here=False)
+            config_file.write_config(write_config, config_file.config_of(served, host, port))
             how = f"striate serve --config {write_config}, or serve deploy {write_config}"
             say(json_lines.dumps({"config": write_config}) if json else f"{write_config} is written; next: {how}")
             return
-    plan = plan_serve(made, host=host, port=port, asked=asked)
+    plan = plan_serve(served, host=host, port=port, explicit=explicit)
     out = sys.stdout
-    if sys.stderr.isatty():  # it takes half a minute, in which the port refuses
-        say("starting; the next line comes when every model answers", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():  # the start takes half a minute, in which the port refuses connections
+        say("starting; this takes about half a minute", file=sys.stderr, flush=True)
     try:
         with running(plan, address) as server:
-            say(_told(plan, server, json), file=out, flush=True)
+            say(ready_message(plan, server, as_json=json), file=out, flush=True)
             if not server.stays:
                 wait_for_signal()
-                if sys.stderr.isatty():  # for who looks on: it takes some seconds
-                    say("ending; requests that have begun are answered", file=sys.stderr, flush=True)
+                if sys.stderr.isatty():  # stopping takes some seconds
+                    say("stopping; requests in progress are still answered", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         pass
 
 
-def _given(context: typer.Context) -> list[str]:
-    """Options that the command line has."""
+def keys_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what the key is for; appears in the access log.")],
+    file: Annotated[
+        Path, typer.Option("--file", metavar="FILE", help="Key file to add it to; created if it does not exist.")
+    ],
+    json: Json = False,
+) -> None:
+    """Make an API key: print it once, and add its SHA-256 to a key file.
+
+    Pass the file to `striate serve --api-keys FILE`. To revoke a key, delete its line; running servers notice.
+    """
+    from library.errors import UsageError
+    from serve.http.keys import new_key, read_keys
+
+    key, line = new_key(name)
+    known = read_keys(file) if file.exists() else {}
+    if name in known:
+        raise UsageError(f"{file} already has a key named '{name}': choose another name, or delete its line first")
+    ends_with_newline = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
+    try:
+        # Readable by its owner only, although the hashes do not reveal the keys.
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8") as out:
+            out.write(("" if ends_with_newline else "\n") + line + "\n")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from None
+    say(json_lines.dumps({"name": name, "key": key, "file": str(file)}) if json else key)
+    say(
+        f"added to {file}; the key is shown only this once; send it as: Authorization: Bearer KEY",
+        file=sys.stderr,
+    )
+
+
+def _command_line_options(context: typer.Context) -> list[str]:
+    """Returns the names of the options on the command line."""
     return [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]  # pyright: ignore
-
-
-def _told(plan: ServePlan, server: Server, as_json: bool) -> str:
-    if as_json:
-        models: list[dict[str, Any]] = [
-            {"name": name, "bundle": plan.bundles[name], "bundle_id": record.id, "classes": len(record.classes)}
-            for name, record in plan.records.items()
-        ]
-        return json_lines.dumps({"address": server.address, "models": models})
-    lines = [
-        f"  {name}: {len(record.classes)} classes, bundle {record.id[:12]}, POST /models/{name}/predict"
-        for name, record in plan.records.items()
-    ]
-    end = "it stays there; `serve shutdown` ends it" if server.stays else "Ctrl-C ends it"
-    return "\n".join([f"{server.address}  the page; {server.address}/docs the API; {end}", *lines])

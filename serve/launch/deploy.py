@@ -1,7 +1,7 @@
-"""From what was asked for to Ray Serve: one application a model, and the gateway in front of them.
+"""Serve applications: one for each model, and the gateway in front of them.
 
-The same plain data goes to a Serve that this command starts and into Serve's config file, which `serve deploy` and
-KubeRay's serveConfigV2 take. There the two functions below are what `import_path` names.
+The same applications go to a Serve that this command starts, and into Serve's config file for `serve deploy` and
+KubeRay's serveConfigV2. In that file the functions `model` and `gateway` below are the `import_path`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import Any
 
 import pydantic
 
+from serve.http.service import MODEL_DEPLOYMENT
 from serve.settings import ServeSettings
 
-# Ray is imported inside: where it starts, its switches must be set first.
+# Ray is imported within functions: where this command starts Ray, Ray's environment variables must be set before.
 
 #: Name of the gateway's application; no model may have it.
 GATEWAY = "striate"
-#: What a model may be called: it stands in addresses, and in the names of Ray's metrics, which are ASCII.
+#: Pattern of a model's name: it is part of URLs, and of the names of Ray's metrics, which are ASCII.
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-#: Beyond the longest request, in seconds.
+#: Seconds that a replica has to stop, beyond its longest request.
 _MARGIN_S = 5.0
 MODEL_PATH, GATEWAY_PATH = "serve.launch.deploy:model", "serve.launch.deploy:gateway"
 
@@ -29,10 +30,10 @@ class ModelArgs(pydantic.BaseModel):
     """Arguments of a model's application in Serve's config file.
 
     Attributes:
-        name: under which it is served.
-        bundle: its folder or s3://.
-        max_queued: pictures under way at once in a replica; more are refused.
-        settings: the rest.
+        name: the name that the model is served under.
+        bundle: URI of its bundle.
+        max_queued: pictures in progress in a replica; more are refused with 503.
+        settings: everything else.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +45,7 @@ class ModelArgs(pydantic.BaseModel):
 
 
 class GatewayArgs(pydantic.BaseModel):
-    """Arguments of the gateway's application."""
+    """Arguments of the gateway's application in Serve's config file."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -52,7 +53,9 @@ class GatewayArgs(pydantic.BaseModel):
 
 
 class ActorOptions(pydantic.BaseModel):
-    """What a replica takes."""
+    """Resources of a replica."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
 
     num_cpus: float = pydantic.Field(default=1.0, ge=0)
     num_gpus: float = pydantic.Field(default=0.0, ge=0)
@@ -61,38 +64,65 @@ class ActorOptions(pydantic.BaseModel):
 class Autoscaling(pydantic.BaseModel):
     """Fewest and most replicas."""
 
+    model_config = pydantic.ConfigDict(extra="allow")
+
     min_replicas: int = pydantic.Field(default=1, ge=0)
     max_replicas: int = pydantic.Field(ge=1)
 
 
 class Deployment(pydantic.BaseModel):
-    """What we read of a deployment in Serve's config file; Serve checks the rest."""
+    """A deployment in Serve's config file; options without a field here pass unchanged, and Serve checks them."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
 
     name: str
     num_replicas: int = pydantic.Field(default=1, ge=1)
     ray_actor_options: ActorOptions = ActorOptions()
     autoscaling_config: Autoscaling | None = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name, as Serve's `Deployment.options` takes it."""
+        return self.model_dump(exclude={"name"}, exclude_unset=True)
 
-def model(args: dict[str, Any]) -> Any:
-    """The application of one model, from `ModelArgs`."""
-    return _model(args, {})
 
+@dataclass(frozen=True)
+class Application:
+    """An application of Serve: a model, or the gateway.
 
-def gateway(args: dict[str, Any]) -> Any:
-    """The application in front, from `GatewayArgs`."""
-    return _gateway(args, {})
+    Attributes:
+        name: the name that Serve knows it by.
+        route_prefix: path under which it answers.
+        args: its arguments, which say which of the two it is.
+        deployment: its only deployment.
+    """
+
+    name: str
+    route_prefix: str
+    args: ModelArgs | GatewayArgs
+    deployment: Deployment
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the application as in Serve's config file; settings that have their default are left out."""
+        settings = self.args.settings.model_dump(mode="json", exclude_defaults=True)
+        return {
+            "name": self.name,
+            "route_prefix": self.route_prefix,
+            "import_path": MODEL_PATH if isinstance(self.args, ModelArgs) else GATEWAY_PATH,
+            "args": self.args.model_dump(mode="json", exclude={"settings"}) | {"settings": settings},
+            "deployments": [{"name": self.deployment.name, **self.deployment.options}],
+        }
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much a model gets.
+    """Replicas and resources of a model.
 
     Attributes:
-        replicas: fewest and most; Serve adds and takes away by requests under way.
+        replicas: fewest and most; Serve adds and removes replicas by the requests in progress.
         cpus: of a replica.
-        gpus: likewise.
-        max_queued: pictures under way at once in a replica; more are refused.
+        gpus: of a replica.
+        max_queued: pictures in progress in a replica; more are refused with 503.
     """
 
     replicas: tuple[int, int] = (1, 1)
@@ -101,12 +131,44 @@ class Scale:
     max_queued: int = 128
 
 
-def model_options(scale: Scale, settings: ServeSettings) -> dict[str, Any]:
-    """Of a model's deployment, as in Serve's config file."""
+def model(args: dict[str, Any]) -> Any:
+    """Returns the Serve application of one model, from `ModelArgs`."""
+    return _bind_model(ModelArgs.model_validate(args), {})
+
+
+def gateway(args: dict[str, Any]) -> Any:
+    """Returns the Serve application of the gateway, from `GatewayArgs`."""
+    return _bind_gateway(GatewayArgs.model_validate(args), {})
+
+
+def applications(models: Mapping[str, str], settings: ServeSettings, scale: Scale) -> list[Application]:
+    """Returns the applications of a server: its models, then the gateway.
+
+    Args:
+        models: URIs of bundles by name.
+        settings: of all applications.
+        scale: of each model.
+    """
+    return [
+        *(
+            Application(
+                name,
+                f"/models/{name}",
+                ModelArgs(name=name, bundle=uri, max_queued=scale.max_queued, settings=settings),
+                _model_deployment(scale, settings),
+            )
+            for name, uri in models.items()
+        ),
+        Application(GATEWAY, "/", GatewayArgs(settings=settings), _gateway_deployment(scale)),
+    ]
+
+
+def _model_deployment(scale: Scale, settings: ServeSettings) -> Deployment:
     at_least, at_most = scale.replicas
     options: dict[str, Any] = {
+        "name": MODEL_DEPLOYMENT,
         "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
-        # The replica refuses by itself, by pictures and with a reason; Serve only where even that cannot keep up.
+        # The replica itself refuses, by pictures and with a reason; Serve refuses only where even that is too slow.
         "max_ongoing_requests": 2 * scale.max_queued,
         "max_queued_requests": 2 * scale.max_queued,
         # The new version runs before the old one ends.
@@ -116,87 +178,51 @@ def model_options(scale: Scale, settings: ServeSettings) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": settings.body_timeout_s + settings.timeout_s + _MARGIN_S,
     }
     if at_least == at_most:
-        return options | {"num_replicas": at_least}
+        return Deployment.model_validate(options | {"num_replicas": at_least})
     autoscaling = {
         "min_replicas": at_least,
         "max_replicas": at_most,
         "target_ongoing_requests": max(1, scale.max_queued // 4),
     }
-    return options | {"autoscaling_config": autoscaling}
+    return Deployment.model_validate(options | {"autoscaling_config": autoscaling})
 
 
-def gateway_options(scale: Scale) -> dict[str, Any]:
-    """Of the gateway's deployment, as in Serve's config file; where models stand twice, it does too."""
-    return {
+def _gateway_deployment(scale: Scale) -> Deployment:
+    options = {
+        "name": "Gateway",
         "ray_actor_options": {"num_cpus": 0},
+        # Two where each model has two, so that the loss of one node leaves a gateway too.
         "num_replicas": min(2, scale.replicas[0]),
         "max_ongoing_requests": 256,
         "max_surge_percent": 100,
         "health_check_period_s": 2.0,
     }
+    return Deployment.model_validate(options)
 
 
-def applications(models: Mapping[str, str], settings: ServeSettings, scale: Scale) -> list[dict[str, Any]]:
-    """The applications, as in Serve's config file.
-
-    Args:
-        models: URIs of bundles by name.
-        settings: of all of them.
-        scale: of each model.
-    """
-    told = settings.model_dump(mode="json", exclude_defaults=True)
-    made = [
-        _application(
-            name,
-            f"/models/{name}",
-            MODEL_PATH,
-            {"name": name, "bundle": uri, "max_queued": scale.max_queued, "settings": told},
-            {"name": "Model", **model_options(scale, settings)},
-        )
-        for name, uri in models.items()
-    ]
-    in_front = {"name": "Gateway", **gateway_options(scale)}
-    return [*made, _application(GATEWAY, "/", GATEWAY_PATH, {"settings": told}, in_front)]
-
-
-def targets(applications: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """The same applications for `serve.run_many`."""
+def targets(applications: Iterable[Application]) -> list[Any]:
+    """Returns the applications for `serve.run_many`."""
     from ray import serve
 
-    makers = {MODEL_PATH: _model, GATEWAY_PATH: _gateway}
     return [
-        serve.RunTarget(
-            makers[made["import_path"]](made["args"], _without(made["deployments"][0], "name")),
-            name=made["name"],
-            route_prefix=made["route_prefix"],
-        )
-        for made in applications
+        serve.RunTarget(_bind(application), name=application.name, route_prefix=application.route_prefix)
+        for application in applications
     ]
 
 
-def _model(args: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def _bind(application: Application) -> Any:
+    args, options = application.args, application.deployment.options
+    return _bind_model(args, options) if isinstance(args, ModelArgs) else _bind_gateway(args, options)
+
+
+def _bind_model(args: ModelArgs, options: Mapping[str, Any]) -> Any:
     from serve.replica.replica import Model
 
-    told = ModelArgs.model_validate(args)
-    bound = (told.name, told.bundle, told.settings.model_dump(mode="json"), told.max_queued)
-    return Model.options(**options).bind(*bound)
+    settings = args.settings.model_dump(mode="json")
+    return Model.options(**options).bind(args.name, args.bundle, settings, args.max_queued)
 
 
-def _gateway(args: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def _bind_gateway(args: GatewayArgs, options: Mapping[str, Any]) -> Any:
     from serve.gateway.gateway import Gateway
 
-    return Gateway.options(**options).bind(GatewayArgs.model_validate(args).settings.model_dump(mode="json"))
-
-
-def _application(name: str, prefix: str, path: str, args: dict[str, Any], deployment: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "route_prefix": prefix,
-        "import_path": path,
-        "args": args,
-        "deployments": [deployment],
-    }
-
-
-def _without(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in mapping.items() if name != key}
+    return Gateway.options(**options).bind(args.settings.model_dump(mode="json"))

@@ -1,5 +1,4 @@
-"""Serve on a cluster that others have started: what must hold there before models are put on it, and what a model that
-does not come up leaves behind."""
+"""Serving on an existing Ray cluster: checks before models are deployed there, and the rollback where one fails."""
 
 from __future__ import annotations
 
@@ -12,92 +11,73 @@ from cluster.connection.session import Session
 from cluster.console import say
 from cluster.shared_paths import check_shared
 from library.errors import UsageError
-from serve.launch.exposure import is_loopback, is_wildcard
+from serve.addresses import is_loopback, is_wildcard, serve_address
 from serve.launch.request import ServePlan
 
-_NAMESPACE, _LISTENS = "striate", "serve:listens"
-#: Ray counts CPUs and GPUs to so many digits.
+#: Decimal places to which Ray counts CPUs and GPUs.
 _DIGITS = 4
 
 
-def publish(host: str, port: int) -> None:
-    """Tell commands that come to this Ray later where Serve is asked; it itself knows only what lies behind HAProxy."""
-    ray_internals.kv_put(_LISTENS, f"{host} {port}".encode(), namespace=_NAMESPACE)
-
-
-def listens_at(plan: ServePlan) -> tuple[str, int] | None:
-    """Host and port of a Serve that runs there already; None where none does.
+def running_address(plan: ServePlan) -> tuple[str, int] | None:
+    """Returns host and port of the Serve that runs on the cluster already; None where none does.
 
     Raises:
-        UsageError: when it listens somewhere else than was asked for.
+        UsageError: when it listens at another host or port than the command line or the config file names.
     """
-    listens = _listens()
-    if listens is None:
+    address = serve_address()
+    if address is None:
         return None
-    host, port = listens
-    wanted = {"host": plan.host, "port": plan.port}
-    found = {"host": host, "port": port}
-    for name in sorted(plan.asked):
-        if wanted[name] != found[name]:
+    host, port = address
+    planned = {"host": plan.host, "port": plan.port}
+    actual = {"host": host, "port": port}
+    for name in sorted(plan.explicit):
+        if planned[name] != actual[name]:
             raise UsageError(
-                f"--{name} {wanted[name]}: Serve runs on this cluster already and listens on {host}:{port}; leave "
-                f"--{name} out, or end it, with all that it serves, by `serve shutdown`"
+                f"--{name} {planned[name]}: Serve already runs on this cluster and listens on {host}:{port}; leave "
+                f"--{name} out, or stop that Serve and all its models with `serve shutdown`"
             )
-    return listens
-
-
-def proxy_here() -> tuple[str, int]:
-    """Where the Serve that runs listens on this machine, for a process of this machine."""
-    listens = _listens()
-    assert listens is not None, "asked inside of Serve only"
-    host, port = listens
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
-
-
-def _listens() -> tuple[str, int] | None:
-    address = ray_internals.serve_address()
-    published = ray_internals.kv_get(_LISTENS, namespace=_NAMESPACE) if address else None
-    if not published:
-        return address
-    host, _, port = published.decode().partition(" ")
-    return host, int(port)
+    return address
 
 
 def check_cluster(plan: ServePlan, session: Session, host: str) -> None:
-    """Refuse what could not come up there, or not be reached, or be reached by anyone.
+    """Refuses a plan that the cluster could not run, that clients could not reach, or that anyone could use.
+
+    Missing CPUs and GPUs are only printed, as the autoscaler may add them.
 
     Args:
-        plan: what to serve.
+        plan: the server to start.
         session: a connection to the cluster.
-        host: where Serve listens on each machine, or will.
+        host: the address where Serve listens, or will listen, on each machine.
 
     Raises:
-        UsageError: for an address that others reach where no keys are asked for, or that not every machine has; for
-            replicas with more CPUs than any machine, or more than the cluster has together; and for bundles and key
-            files that some machine does not see.
+        UsageError: for an address that other machines reach without keys, or that not every machine has; for bundles
+            and key files that some machine cannot read.
     """
     if not plan.needs_key and not is_loopback(host):
-        raise UsageError(f"Serve listens on {host} there, and there are no API keys: make one with `striate keys`")
-    if "port" in plan.asked and plan.port == 0:
-        raise UsageError("--port 0: on a cluster no free port is looked for; name one, or leave it out for 8000")
+        raise UsageError(
+            f"Serve listens on {host} on this cluster and needs API keys: make one with `striate keys NAME --file "
+            "keys.txt` and serve with --api-keys keys.txt"
+        )
+    if "port" in plan.explicit and plan.port == 0:
+        raise UsageError("--port 0 is not supported on a cluster: name a port, or leave it out for 8000")
     for sentence in shortages(plan, session):
         say(f"waiting for resources: {sentence}", file=sys.stderr, flush=True)
-    if _are_several() and not is_wildcard(host):
+    if _has_several_machines() and not is_wildcard(host):
         raise UsageError(
-            f"--host {host}: this cluster has several machines, which ask each other's replicas, and each has an "
-            "address of its own: serve with --host 0.0.0.0 and --api-keys FILE (`striate keys` makes one; "
-            "`serve shutdown` first where Serve runs already)"
+            f"--host {host}: this cluster has several machines that must reach each other's replicas: serve with "
+            "--host 0.0.0.0 and --api-keys FILE (`striate keys` makes one; `serve shutdown` first where Serve "
+            "already runs)"
         )
     check_shared(reads=plan.bundles.values())
     try:
-        # The gateway asks for no CPU.
+        # The gateway needs no CPU, so it may run on any node.
         check_shared(reads=plan.key_files, on_nodes_without_cpus=True)
     except UsageError as error:
-        raise UsageError(f"{error}. The lines of a key file may also stand in STRIATE_API_KEYS") from None
+        raise UsageError(f"{error}. STRIATE_API_KEYS can hold the lines of a key file instead") from None
 
 
 def shortages(plan: ServePlan, session: Session) -> list[str]:
-    """What the replicas need and the cluster does not have now: a sentence each. Its autoscaler may bring it."""
+    """Returns a sentence for each resource that the replicas need and the cluster does not have now."""
     largest = max(session.node_cpus, default=0)
     sentences = [
         f"a replica of '{each.application}' needs {each.cpus:g} CPUs, and the largest machine of the cluster has "
@@ -114,12 +94,12 @@ def shortages(plan: ServePlan, session: Session) -> list[str]:
     return sentences
 
 
-def at_head(host: str, address: str) -> str:
-    """Where a cluster's Serve is asked that listens at `host`: at its head, where that is on every machine.
+def head_host(host: str, address: str) -> str:
+    """Returns the host at which clients reach a cluster's Serve: the head node where it listens on every machine.
 
     Args:
-        host: where it listens.
-        address: of the cluster, as `cluster.connection.session.connect` takes it.
+        host: the address that Serve listens on.
+        address: address of the cluster, as `cluster.connection.session.connect` takes it.
     """
     import ray
 
@@ -131,11 +111,11 @@ def at_head(host: str, address: str) -> str:
 
 
 @contextmanager
-def taken_back(names: Sequence[str]) -> Generator[None]:
-    """Where the block fails, end the applications of these names that were not there before it, which Serve would try
-    again for ever; and Serve itself, where it was started in the block and serves nobody else.
+def rolled_back(names: Sequence[str]) -> Generator[None]:
+    """Removes the new applications among `names` when the block fails; Serve would retry them without end.
 
-    What cannot be ended is told on stderr.
+    Shuts Serve down where the block started it and it runs no other application. A failure to remove them is printed
+    to stderr.
     """
     from ray import serve
 
@@ -145,27 +125,27 @@ def taken_back(names: Sequence[str]) -> Generator[None]:
         yield
     except BaseException:
         try:
-            _take_back([name for name in names if name not in before], ran=ran)
-        except Exception as error:  # whatever Ray raises when it is gone; the first error is the one to tell
-            say(f"what was begun could not be taken back: {type(error).__name__} {error}", file=sys.stderr)
+            _remove([name for name in names if name not in before], ran=ran)
+        except Exception as error:  # whatever Ray raises after it has ended; the first error is the one to report
+            say(f"the applications cannot be removed: {type(error).__name__} {error}", file=sys.stderr)
         raise
 
 
-def _take_back(names: Sequence[str], *, ran: bool) -> None:
+def _remove(names: Sequence[str], *, ran: bool) -> None:
     from ray import serve
 
     if ray_internals.serve_address() is None:
         return
-    there = set(serve.status().applications)
-    if not ran and there <= set(names):
+    running = set(serve.status().applications)
+    if not ran and running <= set(names):
         serve.shutdown()
         return
-    for name in there.intersection(names):
+    for name in running.intersection(names):
         serve.delete(name, _blocking=False)
 
 
-def _are_several() -> bool:
-    """Machines; nodes of one machine, as of `striate cluster up`, share an address."""
+def _has_several_machines() -> bool:
+    """Whether the cluster has several machines; nodes on one machine (`striate cluster up`) share an address."""
     import ray
 
     return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1

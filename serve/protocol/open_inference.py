@@ -12,12 +12,17 @@ from fastapi import FastAPI, Request, Response
 
 from library.dataset.manifest import VERSIONS
 from library.errors import BadPicture
+<<<<<<< HEAD
 from serve.gateway.model_list import describe_all, described_soon, find
 from serve.http.bodies import in_thread, media_type, unsupported
+=======
+from library.versions import VERSIONS
+from serve.http.dispatch import answered, describe_all, describe_soon, find_model
+>>>>>>> f2be4a7 (serve/ in layers: settings < http < protocol < gateway, replica < launch; applications are typed)
 from serve.http.openapi import BINARY, body_of, problems
 from serve.http.service import Answer, ModelService
-from serve.http.waiting import answered
-from serve.protocol.tensors import HEADER_LENGTH, metadata, read_request, write_answer
+from serve.http.uploads import in_thread, media_type, unsupported
+from serve.protocol.messages import HEADER_LENGTH, metadata, read_request, write_answer
 from serve.settings import ServeSettings
 
 _BODY_STATUSES = (400, 408, 413, 415)
@@ -52,18 +57,18 @@ def _add_model(app: FastAPI, prefix: str, models: Mapping[str, ModelService], se
 
     @app.get(prefix, summary="What a model takes and gives", responses=unknown)
     async def describe(request: Request, name: str) -> dict[str, Any]:
-        return metadata(await answered(request, settings, find(request, models, name).described()))
+        return metadata(await answered(request, settings, find_model(request, models, name).describe()))
 
     @app.get(f"{prefix}/ready", summary="Whether a model answers", responses=unknown)
     async def ready(request: Request, response: Response, name: str) -> dict[str, Any]:
-        state = await described_soon(find(request, models, name))
+        state = await describe_soon(find_model(request, models, name))
         response.status_code = 200 if state.ready else 503
         return {"name": name, "ready": state.ready}
 
     @app.post(f"{prefix}/infer", summary="Classify", responses=unknown | problems(*_BODY_STATUSES), openapi_extra=_BODY)
     async def infer(request: Request, name: str) -> Response:
         """The input is `image` (encoded pictures, BYTES) or `pixels` (UINT8); in JSON, `image` is base64."""
-        return await _infer(request, find(request, models, name), settings)
+        return await _infer(request, find_model(request, models, name), settings)
 
 
 async def _infer(request: Request, model: ModelService, settings: ServeSettings) -> Response:

@@ -55,7 +55,7 @@ class LiveDrift:
     Args:
         model: the name it is served under.
         record: of the bundle: what training saw is in its provenance.
-        later: makes a call soon and outside the request path, such as `Notes.add`.
+        later: makes a call soon and outside the request path, such as `BackgroundCalls.add`.
         limits: of a picture to be decoded.
         half: pictures in each half of the window.
         share: of one thread's time for measuring, 0 to 1.

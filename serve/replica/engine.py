@@ -29,8 +29,8 @@ from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StepError, St
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from serve.http.service import Busy, TimedOut
+from serve.processes import ProcessEndedError, WorkerPool
 from serve.replica.prepare_worker import unpacked
-from serve.worker_process import ProcessEndedError, WorkerPool
 
 _T = TypeVar("_T")
 

@@ -1,4 +1,4 @@
-"""Prepares pictures that may take long for a model, in a process of its own: see `worker_process`.
+"""Prepares pictures that may take long for a model, in a process of its own: see `serve.processes`.
 
 It knows of the model only what comes before it, its input pipeline, and needs no PyTorch. The pixels are those of
 `Bundle.prepare`, by the same code.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from library.errors import BadPicture, StriateError
 from library.imaging import codec
 from library.pipeline.inputs import InputPipeline
-from serve.worker_process import answer_frames, setup
+from serve.processes import answer_frames, setup
 
 #: The input pipeline of a model; of an ensemble those of its members.
 _Inputs: TypeAlias = "InputPipeline | list[_Inputs]"

@@ -23,17 +23,14 @@ from library.bundle.explain import overlay_png
 from library.errors import BadPicture
 from library.runtimes import open_runtime, tune
 from library.runtimes.samples import noise
-from serve.gateway.gateway import MODEL
-from serve.http.counting import Counted
-from serve.http.deferred import Notes
 from serve.http.logs import write_logs
 from serve.http.model_routes import model_app
-from serve.http.request_metrics import ServeMetrics
+from serve.http.request_metrics import BackgroundCalls, CountRequests, ServeMetrics
 from serve.http.schemas import DriftReport, ModelDescription, Timing
-from serve.http.service import Answer, Answers
+from serve.http.service import MODEL_DEPLOYMENT, Answer, Answers
+from serve.processes import yield_to_others
 from serve.replica.drift import LiveDrift
 from serve.replica.engine import Engine, Result
-from serve.replica.priority import yield_to_others
 from serve.settings import ServeSettings
 
 #: How long the probe for the batch size may take, in seconds.
@@ -67,10 +64,10 @@ class ModelReplica:
         self._runtime.probabilities([noise(self._bundle, number) for number in range(self._batch_size)])
         self._bundle_id = self._bundle.id
         self._metrics = ServeMetrics(name, self._bundle.classes)
-        self._notes = Notes()
+        self._background = BackgroundCalls()
         self._drift = None
         if self._settings.drift:
-            self._drift = LiveDrift(name, self._bundle.record, self._notes.add, self._settings.limits)
+            self._drift = LiveDrift(name, self._bundle.record, self._background.add, self._settings.limits)
         self._engine = Engine(
             self._bundle,
             self._runtime.probabilities,
@@ -89,7 +86,7 @@ class ModelReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = model_app(self, self._settings)
-        app.add_middleware(Counted, told=lambda _, *facts: self._notes.add(self._metrics.request, *facts))
+        app.add_middleware(CountRequests, report=lambda _, *facts: self._background.add(self._metrics.request, *facts))
         return app
 
     def check_health(self) -> None:
@@ -103,7 +100,7 @@ class ModelReplica:
         """Under which it is served."""
         return self._name
 
-    async def described(self) -> ModelDescription:
+    async def describe(self) -> ModelDescription:
         """Describes it for `GET /models`."""
         runtime = self._runtime.described() | {"batch_size": self._batch_size, "batch_wait_ms": self._batch_wait_ms}
         return ModelDescription.of_record(
@@ -114,7 +111,7 @@ class ModelReplica:
         """Compares what was asked lately with what was trained on; None where that is not measured."""
         return None if self._drift is None else self._drift.report()
 
-    async def is_reached(self) -> bool:
+    async def is_reachable(self) -> bool:
         """Asked of the gateway's models only."""
         return True
 
@@ -151,7 +148,7 @@ class ModelReplica:
         if self._drift is not None:
             self._drift.seen(pictures, answers)
         good = [result for result in results if isinstance(result, Result)]
-        self._notes.add(self._count, good, [answer.classes[0] for answer in answers if isinstance(answer, Answer)])
+        self._background.add(self._count, good, [answer.classes[0] for answer in answers if isinstance(answer, Answer)])
         timing = Timing(
             decode_ms=1000 * sum(result.prepare_s for result in good),
             queue_ms=1000 * max((result.wait_s for result in good), default=0.0),
@@ -175,8 +172,8 @@ class ModelReplica:
         return replace(answer, explanation=await self._engine.compute(heat))
 
     def _on_batch(self, size: int, seconds: float) -> None:
-        self._notes.add(self._metrics.batch, size, seconds)
-        self._notes.add(self._metrics.waiting, self._engine.waiting)
+        self._background.add(self._metrics.batch, size, seconds)
+        self._background.add(self._metrics.waiting, self._engine.waiting)
 
     def _count(self, results: Sequence[Result], firsts: Sequence[tuple[str, float]]) -> None:
         self._metrics.predicted(firsts)
@@ -195,4 +192,4 @@ class ModelReplica:
         return found.batch_size, found_wait_ms if wait_ms is None else wait_ms
 
 
-Model = serve.deployment(name=MODEL)(serve.ingress()(ModelReplica))
+Model = serve.deployment(name=MODEL_DEPLOYMENT)(serve.ingress()(ModelReplica))

@@ -77,14 +77,14 @@ class EngineModel:
         self.engine.release(pictures)
         return True
 
-    async def described(self) -> ModelDescription:
+    async def describe(self) -> ModelDescription:
         runtime = {"name": "eager", "device": "cpu", "batch_size": 8, "threads": 1}
         return ModelDescription.of_record(self.name, self.bundle_id, self.bundle.record, runtime, explain=True)
 
     async def drift(self) -> DriftReport | None:
         return None
 
-    async def is_reached(self) -> bool:
+    async def is_reachable(self) -> bool:
         return True
 
     async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:

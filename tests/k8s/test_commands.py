@@ -67,11 +67,11 @@ def test_a_job_reads_and_writes_where_every_node_can_reach_it(environment: str, 
 
 def test_jobs_of_a_laptop_follow_each_other() -> None:
     jobs = {name: _words("dev", name) for name in ray_jobs("dev")}
-    made = jobs["ingest"][3]
+    dataset = jobs["ingest"][3]
     bundle = _options(jobs["train"], "--out")[0]
-    assert jobs["filter"][2].startswith(made)
+    assert jobs["filter"][2].startswith(dataset)
     assert jobs["evaluate"][2] == jobs["predict"][2] == bundle
-    assert {f"data.train={made}/train", f"data.val={made}/test"} == set(_options(jobs["train"], "--set"))
+    assert {f"data.train={dataset}/train", f"data.val={dataset}/test"} == set(_options(jobs["train"], "--set"))
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -10,8 +10,7 @@ import pytest
 import ray
 
 from library.bundle.description import BundleRecord
-from serve.http.deferred import Notes
-from serve.http.request_metrics import MAX_CLASSES, ServeMetrics
+from serve.http.request_metrics import MAX_CLASSES, BackgroundCalls, ServeMetrics
 from serve.http.service import Answer
 from serve.replica.drift import FRESH_S, LiveDrift
 from tests.prometheus import LISTED, SUFFIX, Exported, exported_once, labels_by_metric
@@ -34,7 +33,7 @@ class _Replica:
         told.predicted([("Kätzchen", 0.6), ("Kätzchen", 0.6), ("K%C3%A4tzchen", 0.6), ("犬", 0.6)])
         trained = BundleRecord(classes=("a", "b"), provenance={"class_counts": {"a": 900}})
         self._now = 0.0
-        live = self._live = LiveDrift("tested", trained, Notes().add, clock=lambda: self._now)
+        live = self._live = LiveDrift("tested", trained, BackgroundCalls().add, clock=lambda: self._now)
         answer = Answer((("b", 0.9),), 1, 1, np.ones(2, np.float32))
         live.seen([b""] * 500, [answer] * 500)
 

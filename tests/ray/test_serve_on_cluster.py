@@ -1,4 +1,4 @@
-"""What a command leaves of Serve on a cluster that is not its own."""
+"""What `striate serve` leaves behind on a cluster that it has not started."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import pytest
 from ray import serve
 
 from library.errors import UsageError
-from serve.launch.on_cluster import listens_at, publish, taken_back
+from serve.addresses import publish
+from serve.launch.on_cluster import rolled_back, running_address
 from serve.launch.request import ServePlan
 from tests.waiting import until
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 class _Answers:
-    """A model of somebody's."""
+    """Another user's model."""
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 1_000})
 class _Waits:
-    """One that never comes up."""
+    """A model that never starts: no cluster has so many CPUs."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,18 +40,18 @@ def run(deployment: Any, name: str) -> None:
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def asks(**asked: Any) -> ServePlan:
-    return ServePlan([], {}, {}, **{"host": "127.0.0.1", "port": 8000, **asked}, asked=frozenset(asked))
+def plan(**explicit: Any) -> ServePlan:
+    return ServePlan([], {}, {}, **{"host": "127.0.0.1", "port": 8000, **explicit}, explicit=frozenset(explicit))
 
 
 def fail(names: Sequence[str], *steps: Callable[[], None]) -> None:
-    with taken_back(names):
+    with rolled_back(names):
         for step in steps:
             step()
         raise KeyboardInterrupt
 
 
-def test_what_does_not_come_up_is_taken_back_and_what_was_there_stays() -> None:
+def test_a_model_that_fails_is_removed_and_the_others_stay() -> None:
     start()
     run(_Answers, "theirs")
     with pytest.raises(KeyboardInterrupt):
@@ -58,23 +59,23 @@ def test_what_does_not_come_up_is_taken_back_and_what_was_there_stays() -> None:
     until(lambda: set(serve.status().applications) == {"theirs"})
 
 
-def test_a_serve_that_was_started_for_it_ends_with_it_unless_others_use_it() -> None:
+def test_a_serve_started_for_a_failed_model_ends_unless_others_use_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         fail(["ours"], start, lambda: run(_Waits, "ours"))
-    assert listens_at(asks()) is None
+    assert running_address(plan()) is None
     with pytest.raises(KeyboardInterrupt):
         fail(["ours"], start, lambda: run(_Answers, "theirs"), lambda: run(_Waits, "ours"))
     until(lambda: set(serve.status().applications) == {"theirs"})
 
 
-def test_a_serve_that_runs_is_used_where_it_is_and_nowhere_else() -> None:
-    assert listens_at(asks(port=9000)) is None
+def test_a_running_serve_is_used_at_its_own_address_only() -> None:
+    assert running_address(plan(port=9000)) is None
     start()
-    assert listens_at(asks()) == ("127.0.0.1", 8123)
-    assert listens_at(asks(port=8123)) == ("127.0.0.1", 8123)
+    assert running_address(plan()) == ("127.0.0.1", 8123)
+    assert running_address(plan(port=8123)) == ("127.0.0.1", 8123)
     with pytest.raises(UsageError, match=r"--port 9000: .* listens on 127.0.0.1:8123; leave --port out"):
-        listens_at(asks(port=9000))
-    # Behind HAProxy it does not know by itself where it is asked.
+        running_address(plan(port=9000))
+    # Behind HAProxy, Serve itself does not know the server's address.
     publish("0.0.0.0", 8123)
     with pytest.raises(UsageError, match=r"--host 127.0.0.1: .* listens on 0.0.0.0:8123"):
-        listens_at(asks(host="127.0.0.1"))
+        running_address(plan(host="127.0.0.1"))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from library.errors import UsageError
 from serve.http.keys import Keys, new_key, parse_keys
-from serve.launch.make_key import keys_command
+from serve.launch.commands import keys_command
 from serve.settings import ServeSettings
 from tests.serving import LocalModel, apps, asgi_client, problem
 

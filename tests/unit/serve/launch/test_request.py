@@ -1,4 +1,4 @@
-"""What `striate serve` refuses before anything starts, and what it makes of the rest."""
+"""What `striate serve` refuses before anything starts, and how it reads the rest."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ import yaml
 
 from library.bundle.bundle import Bundle, ensemble
 from library.errors import StriateError, UsageError
+from serve.addresses import free_port, is_loopback
 from serve.http.keys import new_key
 from serve.launch.config_file import config_of, read_config, write_config
-from serve.launch.deploy import Scale, applications
-from serve.launch.exposure import check_reach, free_port, is_loopback
-from serve.launch.request import make_settings, named_bundles, plan_serve, read_replicas, share_of_cpus, with_keys
+from serve.launch.deploy import Application, Scale, applications
+from serve.launch.request import (
+    check_exposure,
+    cpus_of_replica,
+    make_settings,
+    parse_bundles,
+    parse_replicas,
+    plan_serve,
+    with_keys,
+)
 from serve.settings import ServeSettings
 from tests.bundles import make_bundle
 
 KEY_LINE = new_key("ann")[1]
 
 
-def test_a_bundle_is_served_under_its_folders_name_or_the_one_it_is_given() -> None:
-    assert named_bundles(["/m/lenet/", "pets=/m/run=3/best", "s3://b/run=3/cats"]) == {
+def test_a_bundle_is_served_under_its_folders_name_or_a_given_one() -> None:
+    assert parse_bundles(["/m/lenet/", "pets=/m/run=3/best", "s3://b/run=3/cats"]) == {
         "lenet": "/m/lenet",
         "pets": "/m/run=3/best",
         "cats": "s3://b/run=3/cats",
@@ -32,39 +40,39 @@ def test_a_bundle_is_served_under_its_folders_name_or_the_one_it_is_given() -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "name at least one"),
         (["/a/lenet", "/b/lenet"], "two bundles would be served as 'lenet'"),
-        (["a b=/m/lenet"], "write a-b=/m/lenet"),
-        (["/m/über"], "write uber=/m/über"),
-        (["/m/run=3/犬"], "write NAME=/m/run=3/犬"),
-        (["%6Fne=/m/one"], "write 6Fne=/m/one"),
-        (["..=/m/lenet"], "'..' cannot"),
-        (["striate=/m/lenet"], "'striate' cannot"),
-        (["/"], "cannot be a model's name"),
+        (["a b=/m/lenet"], "for example a-b=/m/lenet"),
+        (["/m/über"], "for example uber=/m/über"),
+        (["/m/run=3/犬"], "for example NAME=/m/run=3/犬"),
+        (["%6Fne=/m/one"], "for example 6Fne=/m/one"),
+        (["..=/m/lenet"], "'..' is not a valid model name"),
+        (["striate=/m/lenet"], "'striate' is not a valid model name"),
+        (["/"], "not a valid model name"),
     ],
 )
-def test_a_name_that_no_address_can_have_is_refused(arguments: list[str], told: str) -> None:
+def test_a_name_that_a_url_cannot_have_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        named_bundles(arguments)
-    assert told in str(caught.value)
+        parse_bundles(arguments)
+    assert message in str(caught.value)
 
 
 def test_replicas_are_a_number_or_a_range() -> None:
-    assert [read_replicas(text) for text in ("2", "1-4")] == [(2, 2), (1, 4)]
+    assert [parse_replicas(text) for text in ("2", "1-4")] == [(2, 2), (1, 4)]
     for wrong in ("0", "4-1", "many", "1-", "-3"):
         with pytest.raises(UsageError, match="--replicas"):
-            read_replicas(wrong)
+            parse_replicas(wrong)
 
 
 def test_this_machines_cpus_are_shared_between_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert [share_of_cpus(None, count) for count in (1, 3, 8, 16)] == [8, 2, 1, 0.5]
-    assert share_of_cpus(3.5, 8) == 3.5
+    assert [cpus_of_replica(None, count) for count in (1, 3, 8, 16)] == [8, 2, 1, 0.5]
+    assert cpus_of_replica(3.5, 8) == 3.5
 
 
-def test_settings_that_make_no_sense_are_told_by_their_option(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_is_refused_by_its_options_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STRIATE_API_KEYS", raising=False)
     with pytest.raises(UsageError, match="--runtime"):
         make_settings({"runtime": "fast"}, None)
@@ -81,49 +89,49 @@ def test_keys_come_from_a_file_and_from_the_environment(monkeypatch: pytest.Monk
     assert settings.keys_file == str(Path("keys.txt").absolute())
 
 
-def test_keys_of_the_environment_let_in_beside_those_of_a_config_file() -> None:
+def test_keys_of_the_environment_are_accepted_beside_a_config_files() -> None:
     second = new_key("bob")[1]
-    made = applications({"lenet": "/m/lenet"}, ServeSettings(keys=(KEY_LINE,)), Scale())
-    assert [each["args"]["settings"]["keys"] for each in with_keys(made, [second])] == [[KEY_LINE, second]] * 2
+    keyed = applications({"lenet": "/m/lenet"}, ServeSettings(keys=(KEY_LINE,)), Scale())
+    assert [each.args.settings.keys for each in with_keys(keyed, [second])] == [(KEY_LINE, second)] * 2
     bare = applications({"lenet": "/m/lenet"}, ServeSettings(), Scale())
-    assert all(ServeSettings.model_validate(each["args"]["settings"]).needs_key for each in with_keys(bare, [second]))
+    assert all(each.args.settings.needs_key for each in with_keys(bare, [second]))
     assert with_keys(bare, []) == bare
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_this_machine_needs_no_keys(host: str) -> None:
     assert is_loopback(host)
-    check_reach(host, ServeSettings())
+    check_exposure(host, ServeSettings())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.example.org"])
 def test_other_machines_need_keys(host: str) -> None:
     with pytest.raises(UsageError, match="striate keys"):
-        check_reach(host, ServeSettings())
-    check_reach(host, ServeSettings(keys=(KEY_LINE,)))
+        check_exposure(host, ServeSettings())
+    check_exposure(host, ServeSettings(keys=(KEY_LINE,)))
 
 
-def test_a_key_file_that_is_not_there_is_refused_where_it_will_be_read() -> None:
+def test_a_missing_key_file_is_refused_on_the_machine_that_reads_it() -> None:
     settings = ServeSettings(keys_file="/nowhere/keys.txt")
-    check_reach("0.0.0.0", settings, here=False)
+    check_exposure("0.0.0.0", settings, here=False)
     with pytest.raises(UsageError, match=r"/nowhere/keys\.txt"):
-        check_reach("127.0.0.1", settings)
+        check_exposure("127.0.0.1", settings)
 
 
-def test_a_port_that_is_taken_is_refused_and_zero_finds_one() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+def test_a_port_in_use_is_refused_and_zero_takes_a_free_one() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         with pytest.raises(UsageError, match="--port"):
-            free_port("127.0.0.1", taken.getsockname()[1])
+            free_port("127.0.0.1", listener.getsockname()[1])
     assert free_port("127.0.0.1", 0) > 0
 
 
-def served(*bundles: str) -> list[dict[str, Any]]:
-    return applications(named_bundles(bundles), ServeSettings(), Scale())
+def served(*bundles: str) -> list[Application]:
+    return applications(parse_bundles(bundles), ServeSettings(), Scale())
 
 
-def test_a_whole_bundle_and_an_ensemble_are_taken(tmp_path: Path) -> None:
+def test_a_complete_bundle_and_an_ensemble_are_accepted(tmp_path: Path) -> None:
     one, two = make_bundle(tmp_path / "one"), make_bundle(tmp_path / "two", seed=1)
     joined = ensemble([Bundle.load(one, "cpu"), Bundle.load(two, "cpu")])
     joined.save(str(tmp_path / "both"))
@@ -158,35 +166,41 @@ def _cut_record(folder: Path) -> str:
 
 @pytest.mark.parametrize("harm", [_missing, _changed, _no_record, _cut_record])
 @pytest.mark.parametrize("member", [False, True])
-def test_a_bundle_that_is_not_whole_is_refused_saying_which_file(tmp_path: Path, harm: Any, member: bool) -> None:
+def test_an_incomplete_bundle_is_refused_with_the_files_name(tmp_path: Path, harm: Any, member: bool) -> None:
     folder = Path(make_bundle(tmp_path / "one"))
     if member:
         ensemble([Bundle.load(str(folder), "cpu")] * 2).save(str(tmp_path / "both"))
         folder = tmp_path / "both"
-    told = harm(folder / "members" / "1" if member else folder)
+    message = harm(folder / "members" / "1" if member else folder)
     with pytest.raises(StriateError) as caught:
         plan_serve(served(str(folder)), host="127.0.0.1", port=0)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(folder) in str(caught.value)
-
-
-def written(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def test_a_config_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     settings = ServeSettings(keys_file="/etc/keys", top_k=3, batch_size=16)
-    config = config_of(
-        applications({"lenet": "s3://m/lenet", "pets": "s3://m/pets"}, settings, Scale((1, 4), 2.0, 1.0)),
-        "0.0.0.0",
-        8000,
-    )
+    served = applications({"lenet": "s3://m/lenet", "pets": "s3://m/pets"}, settings, Scale((1, 4), 2.0, 1.0))
+    config = config_of(served, "0.0.0.0", 8000)
+    path = tmp_path / "serve.yaml"
+    write_config(str(path), config)
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == config
+    read = read_config(str(path))
+    assert read.applications == served
+    assert (read.http.host, read.http.port) == ("0.0.0.0", 8000)
+
+
+def test_an_option_that_only_serve_knows_is_kept(tmp_path: Path) -> None:
+    config = config_of(applications({"lenet": "/m/lenet"}, ServeSettings(), Scale()), "127.0.0.1", 8000)
+    deployment = config["applications"][0]["deployments"][0]
+    deployment |= {"max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 1.0, "resources": {"disk": 1}}}
     write_config(str(tmp_path / "serve.yaml"), config)
-    assert read_config(str(tmp_path / "serve.yaml")) == config == written(tmp_path / "serve.yaml")
+    read = read_config(str(tmp_path / "serve.yaml")).applications[0]
+    assert {"name": "Model", **read.deployment.options} == deployment
 
 
-def test_a_setting_that_was_not_changed_is_not_written() -> None:
-    assert applications({"lenet": "/m/lenet"}, ServeSettings(), Scale())[0]["args"] == {
+def test_a_setting_with_its_default_is_not_written() -> None:
+    assert applications({"lenet": "/m/lenet"}, ServeSettings(), Scale())[0].to_dict()["args"] == {
         "name": "lenet",
         "bundle": "/m/lenet",
         "max_queued": 128,
@@ -200,29 +214,29 @@ def _edited(config: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"import_path": "os:system"}, "'os:system' is not ours"),
+        ({"import_path": "os:system"}, "'os:system' is not striate's"),
         ({"args": {"name": "lenet", "bundle": "/m", "max_qeued": 1}}, "max_qeued"),
-        ({"args": {"name": "other", "bundle": "/m"}}, "'lenet' must have its model's name"),
-        ({"route_prefix": "/"}, "/models/NAME"),
+        ({"args": {"name": "other", "bundle": "/m"}}, "'lenet' must have the model's name 'other'"),
+        ({"route_prefix": "/"}, "the route_prefix /models/lenet"),
         ({"deployments": []}, "deployments"),
         ({"deployments": [{"name": "Model", "num_replicas": "auto"}]}, "deployments.0.num_replicas"),
-        ({"import_path": "serve.launch.deploy:gateway", "args": {}}, "serves no model"),
+        ({"import_path": "serve.launch.deploy:gateway", "args": {}}, "has no model"),
     ],
 )
 def test_a_config_file_with_a_mistake_is_refused_saying_where(
-    tmp_path: Path, change: Mapping[str, Any], told: str
+    tmp_path: Path, change: Mapping[str, Any], message: str
 ) -> None:
     config = config_of(applications({"lenet": "/m/lenet"}, ServeSettings(), Scale()), "127.0.0.1", 8000)
     write_config(str(tmp_path / "serve.yaml"), _edited(config, change))
     with pytest.raises(UsageError) as caught:
         read_config(str(tmp_path / "serve.yaml"))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "applications: 3", "applications: [{}]", "{a: [", "applications: [x]"])
-def test_what_is_no_config_file_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_config_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "serve.yaml").write_text(text)
     with pytest.raises(UsageError):
         read_config(str(tmp_path / "serve.yaml"))

@@ -20,9 +20,9 @@ from serve.gateway.preview import Previewer
 from serve.http.model_routes import model_app
 from serve.http.schemas import Timing
 from serve.http.service import Answer, TimedOut
+from serve.processes import ProcessEndedError, WorkerPool
 from serve.replica.engine import Engine
 from serve.settings import ServeSettings
-from serve.worker_process import ProcessEndedError, WorkerPool
 from tests.bundles import make_bundle
 from tests.picture_examples import encoded, scene
 from tests.serving import LocalModel, asgi_client, problem
@@ -203,7 +203,7 @@ def test_a_process_ended_after_its_answer_harms_no_later_picture() -> None:
     header = {"steps": "grayscale", "max_pixels": 10**6}
 
     async def ask() -> None:
-        pool = WorkerPool("serve.gateway.preview_worker", 1)
+        pool = WorkerPool("serve.gateway.preview", 1)
         asking = asyncio.ensure_future(pool.ask(header, SMALL, seconds=60))
         await asyncio.sleep(0)
         # The only thread does this after it has read the answer, of which the loop has not heard yet.

@@ -1,13 +1,14 @@
-"""Processes that can be ended in the middle of their work: for pictures and steps that may take long.
+"""The server's processes: workers that can be ended in the middle of their work, and the priority of a replica.
 
-Threads cannot be stopped. A worker process answers one frame after another; it is ended when the answer is no longer
-wanted, when it takes too long, or when it takes too much memory, and the next frame gets a new process. Both ways go
-frames: the lengths of a JSON header and of the bytes after it, then both.
+A thread cannot be stopped; a worker process can. It answers one frame after another. It is ended when nobody waits for
+the answer any more, when it takes too long, or when it takes too much memory; the next frame gets a new process.
+Requests and answers are frames: the lengths of a JSON header and of the bytes after it, then both.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -17,56 +18,58 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import IO, Any
 
 from library.errors import StriateError
 
 _LENGTHS = struct.Struct(">II")
 _MAX_BYTES = 6 * 2**30
-#: Small pictures, which threads of the server prepare, come first.
+#: Steps of niceness: workers yield to the threads that prepare small pictures, and replicas to HAProxy.
 _NICE = 5
+_THREADS = Path("/proc/self/task")
 
 
 class ProcessEndedError(StriateError):
     """The process ended before it answered.
 
     Attributes:
-        in_time: False where it was its time limit that ended it.
+        in_time: False where its time limit ended it.
         status: its exit status; negative for a signal.
     """
 
     def __init__(self, status: int) -> None:
         self.status, self.in_time = status, status != -signal.SIGALRM
-        super().__init__(f"the process that did the work ended with exit status {status}")
+        super().__init__(f"the worker process ended with exit status {status}")
 
 
 class WorkerPool:
-    """A few worker processes, each started when there is work for it; used from one event loop.
+    """A few worker processes, each started when there is work for it; for use from one event loop.
 
     Args:
-        module: what they run: a module that calls `answer_frames`.
-        size: how many.
+        module: the module that they run, which calls `answer_frames`.
+        size: number of processes.
         setup: plain data that every process gets at its start.
     """
 
     def __init__(self, module: str, size: int, setup: Any = None) -> None:
         self._processes = [_Process(module, setup) for _ in range(size)]
-        # The one used last first: where little is asked few are started.
+        # The process used last comes first, so that under little load few are started.
         self._free: asyncio.LifoQueue[_Process] = asyncio.LifoQueue()
         for process in self._processes:
             self._free.put_nowait(process)
         self._threads = ThreadPoolExecutor(size, "ask-worker")
 
     async def ask(self, header: dict[str, Any], data: bytes, *, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """One frame's answer, which is waited for in turn. Cancelling ends the process that is at it.
+        """Returns a worker's answer to one frame, after waiting for a free process. Cancelling ends that process.
 
         Args:
             header: of the frame, plain data.
             data: of the frame.
-            seconds: how long the work itself may take.
+            seconds: how long the work may take, without the wait.
 
         Raises:
-            ProcessEndedError: it took too long, or crashed.
+            ProcessEndedError: the work took too long, or the process crashed.
         """
         process = await self._free.get()
         process.wanted = True
@@ -75,11 +78,11 @@ class WorkerPool:
         )
 
         def release(call: asyncio.Future[Any]) -> None:
-            # Not before: until then the thread uses the process.
+            # Only now: until the call is done, its thread uses the process.
             if not call.cancelled():
                 call.exception()
             if not process.wanted:
-                process.reap()  # it may have answered before it was ended
+                process.reap()  # it may have answered before it was killed
             self._free.put_nowait(process)
 
         call.add_done_callback(release)
@@ -91,14 +94,14 @@ class WorkerPool:
             raise
 
     def close(self) -> None:
-        """End the processes."""
+        """Ends the processes."""
         for process in self._processes:
             process.kill()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Process:
-    """One process, started by its first question and again after each end."""
+    """One process, started by its first frame and again after each end."""
 
     def __init__(self, module: str, setup: Any) -> None:
         self._module, self._setup = module, json.dumps(setup)
@@ -106,10 +109,10 @@ class _Process:
         self.wanted = True
 
     def ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        running = self._running = self._running or self._started()
+        running = self._running = self._running or self._start()
         assert running.stdin is not None
         assert running.stdout is not None
-        if not self.wanted:  # ended while it was started
+        if not self.wanted:  # cancelled while the process started
             running.kill()
         try:
             _write_frame(running.stdin, header, data)
@@ -122,7 +125,7 @@ class _Process:
         return answer
 
     def reap(self) -> None:
-        """Wait for a process that has ended, or was told to; the next question starts another."""
+        """Waits for a process that has ended or was killed; the next frame starts another."""
         running, self._running = self._running, None
         if running is not None:
             running.communicate()
@@ -132,8 +135,8 @@ class _Process:
         if running is not None:
             running.kill()
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        # Threads that OpenBLAS never uses here would each reserve memory that counts against the limit.
+    def _start(self) -> subprocess.Popen[bytes]:
+        # Without the limit OpenBLAS reserves memory for threads that it never uses here, which counts as the worker's.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, "-m", self._module, self._setup],
@@ -144,24 +147,37 @@ class _Process:
 
 
 def setup() -> Any:
-    """What a worker process was started with."""
+    """Returns, in a worker process, the `setup` that its pool was given."""
     return json.loads(sys.argv[1])
 
 
 def answer_frames(answer: Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]) -> None:
-    """In a worker process: answer frames until there are no more."""
+    """Answers frames, in a worker process, until its server closes the pipe."""
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
     os.nice(_NICE)
-    # What a library prints must not get between the frames.
+    # Output that a library prints must not come between the frames.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while (frame := _read_frame(sys.stdin.buffer)) is not None:
         header, data = frame
-        # The default action ends the process, whatever C code it is in, and also when its server is gone.
+        # SIGALRM's default action ends the process even within C code, and also after its server has died.
         signal.setitimer(signal.ITIMER_REAL, header["seconds"])
-        told = answer(header, data)
+        reply = answer(header, data)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _write_frame(replies, *told)
+        _write_frame(replies, *reply)
+
+
+def yield_to_others() -> None:
+    """Lowers this process's priority below HAProxy and Serve's health checks.
+
+    Without this, refusals come late under overload, because HAProxy, which sends them, gets no CPU time. Threads
+    inherit the priority from the thread that starts them. Does nothing where threads cannot be listed (macOS).
+    """
+    if not _THREADS.is_dir():
+        return
+    for thread in map(int, os.listdir(_THREADS)):
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended since
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICE)
 
 
 def _write_frame(pipe: IO[bytes], header: dict[str, Any], data: bytes) -> None:
@@ -173,7 +189,7 @@ def _write_frame(pipe: IO[bytes], header: dict[str, Any], data: bytes) -> None:
 
 
 def _read_frame(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame; None when the other side has ended."""
+    """Returns the next frame; None when the other side has closed the pipe."""
     lengths = pipe.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
         return None

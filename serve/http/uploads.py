@@ -18,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from serve.http.problems import Problem, invalid_values
+from serve.http.problem_details import Problem, invalid_values
 from serve.settings import ServeSettings
 
 #: `curl --data-binary` sends the second, whatever the file is.

@@ -19,10 +19,10 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
-from serve.http.bodies import decode_base64
-from serve.http.problems import Problem, invalid_values
+from serve.http.problem_details import Problem, invalid_values
 from serve.http.schemas import ModelDescription
 from serve.http.service import Answer
+from serve.http.uploads import decode_base64
 from serve.settings import ServeSettings
 
 PROBABILITIES, LABEL = "probabilities", "label"

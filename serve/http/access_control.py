@@ -1,4 +1,4 @@
-"""Who may ask, and how much: keys, the size of a body and the time it takes."""
+"""Access control: checks the API key and the Host header, and limits a body's size and the time that it takes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import asyncio
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-# What Starlette's router takes for the path: judged by any other, an address could be open here and closed there.
+# Starlette's router takes its path from this; any other reading could call an address open that it routes elsewhere.
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.envelope import Facts, facts_of
+from serve.addresses import is_loopback
 from serve.http.keys import Keys
-from serve.http.problems import Problem
-from serve.launch.exposure import is_loopback
+from serve.http.middleware import RequestFacts, request_facts
+from serve.http.problem_details import Problem
 from serve.settings import ServeSettings
 
-#: How long an answer waits for the rest of a body that it does not need, so that the client gets to read it.
+#: How long an answer waits for the rest of a body that nobody reads, so that the client gets to read the answer.
 _DRAIN_S = 2.0
 
 
-class Guard:
-    """Lets nothing through without a key, but what is open to all; stands inside `Envelope`.
+class AccessControl:
+    """Middleware that passes on only requests with a key, or to open paths; inside `ResponseMiddleware`.
 
     Args:
-        app: what answers.
+        app: the application.
         settings: limits and keys.
         is_open: whether a method and path need no key.
 
     Raises:
-        UsageError: for a wrong line among the keys, or a key file that is not there.
+        UsageError: for a wrong line among the keys, or a missing key file.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, is_open: Callable[[str, str], bool]) -> None:
@@ -44,7 +44,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, facts = Headers(scope=scope), facts_of(scope)
+        headers, facts = Headers(scope=scope), request_facts(scope)
         body = _Body(receive, headers, facts, self._settings)
 
         async def answer(message: Message) -> None:
@@ -57,7 +57,7 @@ class Guard:
                     MutableHeaders(scope=message)["Connection"] = "close"
                 await send(message)
             elif body.is_too_large and not message.get("more_body", False):
-                # Told at once; the connection is closed when the client has had time to read it.
+                # Answered immediately; the connection is closed once the client has had time to read it.
                 await send({**message, "more_body": True})
                 await body.drain()
                 await send({"type": "http.response.body"})
@@ -72,7 +72,7 @@ class Guard:
         else:
             await self._app(scope, body.receive, answer)
 
-    def _check(self, scope: Scope, headers: Headers, facts: Facts) -> None:
+    def _check(self, scope: Scope, headers: Headers, facts: RequestFacts) -> None:
         if not self._is_open(scope["method"], get_route_path(scope)):
             if self._keys is None:
                 _check_host(headers)
@@ -80,18 +80,23 @@ class Guard:
                 facts.key = _owner(self._keys, headers)
         encoding = headers.get("content-encoding", "identity").lower()
         if encoding != "identity":
-            raise Problem(415, "content_encoding", f"the body is encoded as '{encoding[:40]}'", "Send it as it is.")
+            raise Problem(
+                415,
+                "content_encoding",
+                f"the body has the content encoding '{encoding[:40]}'",
+                "Send it without a content encoding.",
+            )
 
 
 def _owner(keys: Keys, headers: Headers) -> str:
-    given = headers.getlist("authorization")
-    scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    authorization = headers.getlist("authorization")
+    scheme, _, key = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
     owner = keys.owner(key.strip()) if scheme.lower() == "bearer" else None
     if owner is None:
         raise Problem(
             401,
             "key",
-            "This needs an API key, and there is none that is known.",
+            "This needs an API key: the request has none, or one that is not known.",
             "Send one as: Authorization: Bearer KEY",
             {"WWW-Authenticate": 'Bearer realm="striate"'},
         )
@@ -99,15 +104,15 @@ def _owner(keys: Keys, headers: Headers) -> str:
 
 
 def _check_host(headers: Headers) -> None:
-    """Without keys only this machine may ask; a web page whose name was made to lead here (DNS rebinding) is not it."""
+    """Refuses names that are not this machine's: a page whose domain resolves to it (DNS rebinding) could call it."""
     host = headers.get("host", "")
-    if not is_loopback(_name(host)):
-        detail = f"a server without keys answers to localhost, not to '{host[:80]}'"
-        raise Problem(421, "host", detail, "Ask http://127.0.0.1, or serve with --api-keys.")
+    if not is_loopback(_hostname(host)):
+        detail = f"a server without keys answers requests to localhost only, not to '{host[:80]}'"
+        raise Problem(421, "host", detail, "Use http://127.0.0.1, or serve with --api-keys.")
 
 
-def _name(host: str) -> str:
-    """Of a Host header, without its port; empty where it is none."""
+def _hostname(host: str) -> str:
+    """Returns the name in a Host header, without the port; empty where the header is not valid."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -115,9 +120,9 @@ def _name(host: str) -> str:
 
 
 class _Body:
-    """The request's body on its way in, held to its size and its time."""
+    """Receives a request's body within the limits of size and time."""
 
-    def __init__(self, receive: Receive, headers: Headers, facts: Facts, settings: ServeSettings) -> None:
+    def __init__(self, receive: Receive, headers: Headers, facts: RequestFacts, settings: ServeSettings) -> None:
         self._receive, self._headers, self._facts = receive, headers, facts
         self._limit, self._limit_mb, self._seconds = (
             settings.max_body_bytes,
@@ -129,14 +134,14 @@ class _Body:
         self.complete = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
 
     def check_length(self) -> None:
-        """Refuse a body that says itself that it is too large."""
+        """Refuses a body whose Content-Length is above the limit."""
         length = self._headers.get("content-length", "0")
-        # Python refuses to read numbers of thousands of digits.
+        # Python refuses to convert numbers of thousands of digits.
         if length.isdecimal() and (len(length) > 18 or int(length) > self._limit):
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """As ASGI's; raises Problem when the body is too large or too slow."""
+        """Receives the next ASGI message; raises Problem when the body is too large or too slow."""
         if self.complete:
             return await self._receive()
         try:
@@ -144,15 +149,15 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             self._late = True
-            detail = f"the body was not here {self._seconds:g} s after its head; {self._facts.received:,} bytes were"
-            raise Problem(408, "slow_body", detail, "Send a smaller picture, or over a faster line.") from None
+            detail = f"the body was not complete after {self._seconds:g} s: {self._facts.received:,} bytes had come"
+            raise Problem(408, "slow_body", detail, "Send a smaller picture, or use a faster connection.") from None
         self._count(message)
         if self._facts.received > self._limit:
             raise self._too_large()
         return message
 
     async def drain(self) -> None:
-        """Read on for a moment: closed upon while it still sends, a client may never see the answer."""
+        """Reads more of the body for a moment: a client whose connection closes while it sends may lose the answer."""
         if self._late or ("expect" in self._headers and not self._facts.received):
             return
         at_most = self._facts.received + self._limit
@@ -170,5 +175,5 @@ class _Body:
     def _too_large(self) -> Problem:
         self.is_too_large = True
         detail = f"the body is larger than {self._limit:,} bytes"
-        how = f"Send at most {self._limit_mb:g} MiB at once: fewer pictures, or smaller ones."
+        how = f"Send at most {self._limit_mb:g} MiB in one request: fewer or smaller pictures."
         return Problem(413, "body_too_large", detail, how)

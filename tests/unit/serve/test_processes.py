@@ -11,7 +11,7 @@ _LOWEST = 19  # what the system clamps a priority to: the tests may run under `n
 
 _PRINTED = """
 import os, threading
-from serve.replica.priority import yield_to_others
+from serve.processes import yield_to_others
 ready, end = threading.Event(), threading.Event()
 def wait():
     ready.set()

@@ -1,7 +1,8 @@
-"""A server that runs: started, waited for, stopped."""
+"""A running server: starts it, waits until it answers, and stops it."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -15,37 +16,38 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import ray_internals
 from cluster.connection.session import connect, named_cluster
 from library.errors import StriateError
+from serve.addresses import free_port, publish
 from serve.launch import haproxy
-from serve.launch.deploy import MODEL_PATH, ModelArgs, targets
-from serve.launch.exposure import free_port
-from serve.launch.on_cluster import at_head, check_cluster, listens_at, publish, taken_back
+from serve.launch.deploy import targets
+from serve.launch.on_cluster import check_cluster, head_host, rolled_back, running_address
 from serve.launch.request import ServePlan
 
-#: Requests are answered in the event loop of Serve itself, not in a second one behind it; nothing of ours holds it up.
+#: Requests are answered in Serve's own event loop, without a second one behind it; none of our code blocks it.
 _ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # On a busy machine its start takes longer than the 5 seconds after which Serve gives it up.
+    # On a busy machine the proxy's start takes longer than Serve's default of 5 seconds.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "55",
-    # What every process of Serve needs: Ray's first ones read it while this one still does, too.
+    # Every process of Serve needs these: Ray's first workers import them while this process does.
     "RAY_preload_python_modules": "ray.serve,fastapi",
 }
-#: Where replicas listen whom HAProxy asks for others.
+#: Where Serve's replicas listen behind HAProxy.
 _BEHIND = "127.0.0.1"
-#: A large model may have to be fetched, compiled and probed.
+#: Longest start: a large model may have to be downloaded, compiled and probed.
 _START_S = 900.0
 _POLL_S = 0.2
 _PROXY_S = 60.0
-#: Of an application, with a key or without.
+#: Statuses with which an application answers, with or without keys.
 _ANSWERED = (200, 401)
-#: An error that is nothing but another's trace.
+#: Ends an error message that only repeats another's traceback.
 _TRACE = "Traceback (most recent call last):"
-#: Leads an error of ours in a trace; what follows is a sentence.
+#: Precedes the message of one of our own errors in a traceback.
 _OURS = re.compile(r"^library\.errors\.\w+: ")
-#: Serve looks for itself whether its parts live; this is only to end when all of Ray has.
+#: How often to check that Ray still runs; Serve itself replaces replicas that die.
 _ALIVE_S = 5.0
 
 
@@ -54,8 +56,8 @@ class Server:
     """A server that answers.
 
     Attributes:
-        address: where it is asked.
-        stays: whether it goes on without this process, on a cluster.
+        address: its URL.
+        stays: whether it keeps running after this process, on a cluster.
     """
 
     address: str
@@ -64,16 +66,17 @@ class Server:
 
 @contextmanager
 def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
-    """Serve `plan` within the block, which begins when all models answer.
+    """Serves `plan` within the block, which begins when all models answer.
 
     Args:
-        plan: what to serve.
-        address: of a Ray cluster; there the models are put beside what it serves already, and stay after the block. Its
-            proxies may hear of them some moments later.
+        plan: the server to start.
+        address: address of a Ray cluster. The models are added to those that it serves already and stay there after
+            the block; its proxies may learn of them some moments later.
 
     Raises:
-        UsageError: when the port is taken, or for what `listens_at` and `check_cluster` refuse on a cluster.
-        StriateError: when a model does not come up, saying why; on a cluster it is taken back.
+        UsageError: when the port is in use, or on a cluster for everything that `running_address` and `check_cluster`
+            refuse.
+        StriateError: when a model does not start, with the reason; on a cluster it is removed again.
     """
     cluster = named_cluster(address)
     port = plan.port if cluster else free_port(plan.host, plan.port)
@@ -85,20 +88,20 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
             else haproxy.environment(
                 Path(folder),
                 f"{plan.host}:{port}",
-                haproxy.Limits(_most_at_once(plan), plan.body_timeout_s, plan.max_body_bytes),
+                haproxy.Limits(_max_requests(plan), plan.body_timeout_s, plan.max_body_bytes),
             )
         )
-        # Twice the CPUs: a new version of a model comes up beside the old one.
+        # Twice the CPUs: a new version of a model starts beside the old one.
         session = stack.enter_context(connect(address, num_cpus=2 * _cpus(plan), environment=_ENVIRONMENT | behind))
-        # Ray prints notes on its own affairs, as that a replica has died, which its log files have too.
+        # Ray prints messages about itself, such as the death of a replica, which its log files have too.
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         ray_internals.check("serve")
         from ray import serve
 
-        # Ray has put a handler of its own there, which ends the process without any ceremony.
+        # Ray has installed a handler that ends the process immediately.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        names = [application["name"] for application in plan.applications]
+        names = [application.name for application in plan.applications]
         if not cluster:
             stack.callback(serve.shutdown)
             _start(_BEHIND if behind else plan.host, port, "HeadOnly")
@@ -106,20 +109,36 @@ def running(plan: ServePlan, address: str | None = None) -> Generator[Server]:
                 publish(plan.host, port)
             _run(plan, names)
             url = _url(plan.host, port)
-            _wait_for_proxy(url, [application["route_prefix"] for application in plan.applications])
+            _wait_for_proxy(url, [application.route_prefix for application in plan.applications])
         else:
-            there = listens_at(plan)
-            host, port = there or (plan.host, plan.port)
+            running_at = running_address(plan)
+            host, port = running_at or (plan.host, plan.port)
             check_cluster(plan, session, host)
-            with taken_back(names):
-                if there is None:
+            with rolled_back(names):
+                if running_at is None:
                     _start(host, port, "EveryNode")
-                    # Another command may have been faster.
-                    host, port = listens_at(plan) or (host, port)
+                    # Another command may have started Serve in the meantime.
+                    host, port = running_address(plan) or (host, port)
                     check_cluster(plan, session, host)
                 _run(plan, names)
-            url = _url(at_head(host, cluster), port)
+            url = _url(head_host(host, cluster), port)
         yield Server(url, cluster is not None)
+
+
+def ready_message(plan: ServePlan, server: Server, *, as_json: bool) -> str:
+    """Returns the message that the command prints when all models answer: text, or one JSON document."""
+    if as_json:
+        models: list[dict[str, Any]] = [
+            {"name": name, "bundle": plan.bundles[name], "bundle_id": record.id, "classes": len(record.classes)}
+            for name, record in plan.records.items()
+        ]
+        return json.dumps({"address": server.address, "models": models})
+    lines = [
+        f"  {name}: {len(record.classes)} classes, bundle {record.id[:12]}, POST /models/{name}/predict"
+        for name, record in plan.records.items()
+    ]
+    end = "it keeps running; `serve shutdown` stops it" if server.stays else "Ctrl-C stops it"
+    return "\n".join([f"{server.address} is ready; the API is at {server.address}/docs; {end}", *lines])
 
 
 def _start(host: str, port: int, location: str) -> None:
@@ -144,14 +163,14 @@ def _run(plan: ServePlan, names: Sequence[str]) -> None:
 
 
 def wait_for_signal() -> None:
-    """Return at Ctrl-C or SIGTERM.
+    """Returns at Ctrl-C or SIGTERM.
 
     Raises:
         StriateError: when Ray has ended.
     """
     try:
         while True:
-            time.sleep(_ALIVE_S)  # a signal ends it at once
+            time.sleep(_ALIVE_S)  # interrupted by the signal
             _check_alive()
     except KeyboardInterrupt:
         return
@@ -162,13 +181,9 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _most_at_once(plan: ServePlan) -> int:
-    """Requests in a replica: a request has one picture at least."""
-    return max(
-        ModelArgs.model_validate(made["args"]).max_queued
-        for made in plan.applications
-        if made["import_path"] == MODEL_PATH
-    )
+def _max_requests(plan: ServePlan) -> int:
+    """Returns the most requests in progress in a replica: as many as pictures, since each has at least one."""
+    return max(model.max_queued for model in plan.models)
 
 
 def _cpus(plan: ServePlan) -> int:
@@ -180,12 +195,12 @@ def _check_alive() -> None:
 
     try:
         serve.status()
-    except Exception as error:  # whatever Ray raises when it is gone
+    except Exception as error:  # whatever Ray raises after it has ended
         raise StriateError(f"Ray has ended: {type(error).__name__}") from error
 
 
 def _wait(names: Sequence[str]) -> None:
-    """Until all applications answer."""
+    """Waits until all applications run."""
     from ray import serve
     from ray.serve.schema import ApplicationStatus
 
@@ -200,18 +215,18 @@ def _wait(names: Sequence[str]) -> None:
             return
         if time.monotonic() > end:
             late = [name for name in names if name not in states or states[name].status != ApplicationStatus.RUNNING]
-            raise StriateError(f"after {_START_S:.0f} s these still do not answer: {', '.join(late)}")
-        time.sleep(_POLL_S)  # Serve tells nobody how it goes: it is asked
+            raise StriateError(f"these models are still not ready after {_START_S:.0f} s: {', '.join(late)}")
+        time.sleep(_POLL_S)  # Serve has no event for this
 
 
 def _wait_for_proxy(url: str, prefixes: Sequence[str]) -> None:
-    """Until the proxy has heard of all applications: Serve calls them running before that."""
+    """Waits until the proxy knows all applications: Serve reports them as running before that."""
     end = time.monotonic() + _PROXY_S
     for prefix in prefixes:
         while _status(url + prefix.rstrip("/") + "/") not in _ANSWERED:
             if time.monotonic() > end:
-                raise StriateError(f"{url}{prefix} does not answer; is something else listening there?")
-            time.sleep(_POLL_S)  # HAProxy tells nobody that it has heard
+                raise StriateError(f"{url}{prefix} does not answer; does another program use the port?")
+            time.sleep(_POLL_S)  # HAProxy has no event for this
 
 
 def _status(url: str) -> int | None:
@@ -225,7 +240,7 @@ def _status(url: str) -> int | None:
 
 
 def _reason(messages: Sequence[str]) -> str:
-    """The last line of an error in a replica that says something."""
+    """Returns the last line of a replica's error that gives a reason."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line and not line.endswith(_TRACE)]
-    return _OURS.sub("", (errors or lines or ["no reason is known"])[-1])
+    return _OURS.sub("", (errors or lines or ["Ray gives no reason"])[-1])
