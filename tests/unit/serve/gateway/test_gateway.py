@@ -86,7 +86,7 @@ def test_a_model_that_clients_do_not_reach_yet_is_not_ready(models: dict[str, Lo
 
 def test_a_model_that_does_not_answer_is_listed_as_such(models: dict[str, LocalModel]) -> None:
     class Gone(LocalModel):
-        async def described(self) -> dict[str, Any]:
+        async def describe(self) -> dict[str, Any]:
             raise Busy("its replica has died")
 
     gone = Gone("gone", models["grey"].bundle, ServeSettings())

@@ -90,7 +90,7 @@ def test_the_command_adds_a_line_prints_the_key_and_refuses_a_name_that_is_there
     before = file.read_bytes()
     result = CliRunner().invoke(command, ["ann", "--file", str(file)])
     assert isinstance(result.exception, UsageError)
-    assert "'ann' already" in str(result.exception)
+    assert "already has a key named 'ann'" in str(result.exception)
     assert file.read_bytes() == before
 
 
