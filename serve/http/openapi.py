@@ -11,14 +11,8 @@ from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-<<<<<<< HEAD
 from library.dataset.manifest import VERSIONS
-from serve.http.bodies import JsonPictures
-from serve.http.problems import MEDIA_TYPE, Problem
-=======
-from library.versions import VERSIONS
 from serve.http.problem_details import MEDIA_TYPE, Problem
->>>>>>> f2be4a7 (serve/ in layers: settings < http < protocol < gateway, replica < launch; applications are typed)
 from serve.http.schemas import ProblemBody
 from serve.http.uploads import JsonPictures
 from serve.settings import ServeSettings

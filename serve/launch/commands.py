@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.console import say
-from cluster.options import Json
+from cluster.console import Json, say
 
 #: Options that are allowed with --config; everything else is in the file.
 _WITH_CONFIG = {"config", "host", "port", "address", "json"}

@@ -12,13 +12,7 @@ from fastapi import FastAPI, Request, Response
 
 from library.dataset.manifest import VERSIONS
 from library.errors import BadPicture
-<<<<<<< HEAD
-from serve.gateway.model_list import describe_all, described_soon, find
-from serve.http.bodies import in_thread, media_type, unsupported
-=======
-from library.versions import VERSIONS
 from serve.http.dispatch import answered, describe_all, describe_soon, find_model
->>>>>>> f2be4a7 (serve/ in layers: settings < http < protocol < gateway, replica < launch; applications are typed)
 from serve.http.openapi import BINARY, body_of, problems
 from serve.http.service import Answer, ModelService
 from serve.http.uploads import in_thread, media_type, unsupported

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import json
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import test_bad_pictures as bad
 
 from serve.http.keys import new_key
 from serve.http.service import Busy
@@ -20,6 +22,9 @@ from serve.settings import ServeSettings
 from tests.picture_examples import encoded
 from tests.serving import LocalModel, Server, apps, asgi_client, problem
 from tests.waiting import until
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "library" / "imaging"))
+bad: Any = importlib.import_module("test_bad_pictures")
 
 JPEG = encoded("jpeg", 40, 50)
 POST = "POST /models/grey/predict HTTP/1.1\r\nHost: localhost\r\n"
