@@ -27,7 +27,7 @@ from library.evaluation.robustness import measure
 from library.evaluation.sums import EvaluateReport, EvaluateTotals, Sums
 from library.pipeline.inputs import InputPipeline
 from library.storage import FileInfo
-from library.training.logs import read_metrics
+from library.training.progress import read_metrics
 from library.work.score_shard import EvaluateJob
 
 if TYPE_CHECKING:  # it imports Ray, and planning does not need it

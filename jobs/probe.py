@@ -20,10 +20,10 @@ from library.models.classifier import choose_device
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.recipe import Recipe
-from library.training.fitting import fitting_batch_size, trial
+from library.training.batch_size import fitting_batch_size, trial
+from library.training.batches import Batch
 from library.training.learner import Learner
 from library.training.rows import check_columns, read_pictures, read_rows
-from library.training.training_batch import Batch
 
 _PICTURES = 512
 

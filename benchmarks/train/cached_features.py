@@ -29,7 +29,7 @@ from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError
 from library.models.build import create
 from library.recipe import Recipe
-from library.training.logs import read_metrics
+from library.training.progress import read_metrics
 
 _SHARED = REPOSITORY.parent / "shared" / "data" / "cifar10.tar.gz"
 _MODEL = "resnet9(width=16)"

@@ -18,7 +18,7 @@ from cluster.connection.session import connect
 from jobs.train.driver import plan_train, train
 from library.errors import StriateError, UsageError
 from library.recipe import Recipe
-from library.training.logs import read_metrics
+from library.training.progress import read_metrics
 
 _EXAMPLES = """examples:
   .venv/bin/python benchmarks/train/recipe_results.py jobs/recipes/lenet-mnist.yaml --workers 1 --seeds 3

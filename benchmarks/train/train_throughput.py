@@ -36,7 +36,7 @@ from library.models import info
 from library.models.build import create
 from library.models.classifier import autocast, choose_device
 from library.recipe import Recipe
-from library.training.logs import read_metrics
+from library.training.progress import read_metrics
 
 _SHARED = REPOSITORY.parent / "shared" / "data"
 _LR = 0.02

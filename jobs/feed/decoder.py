@@ -11,7 +11,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from library.errors import StriateError
 from library.pipeline.inputs import InputPipeline
-from library.training.resident import Resident, decode_rows
+from library.training.in_memory import PackedPictures, decode_rows
 from library.training.rows import Part, Rows
 
 
@@ -29,7 +29,7 @@ class Decoder:
         return answer(row, lambda part: decode_rows(self._rows, part, self._inputs, fitted=self._fitted))
 
 
-def answer(row: dict[str, Any], work: Callable[[Part], Resident]) -> dict[str, Any]:
+def answer(row: dict[str, Any], work: Callable[[Part], PackedPictures]) -> dict[str, Any]:
     """What an actor gives for a row; an error as its sentence, which Ray Data would wrap in many lines."""
     shard, low, high = (int(value) for value in row["part"])
     try:
@@ -40,7 +40,7 @@ def answer(row: dict[str, Any], work: Callable[[Part], Resident]) -> dict[str, A
 
 def residents(
     actor: type, arguments: Sequence[Any], parts: Sequence[Part], workers: int, *, num_gpus: float = 0
-) -> list[Resident]:
+) -> list[PackedPictures]:
     """What actors make of parts of shards, in the order of the parts.
 
     Args:
@@ -66,7 +66,7 @@ def residents(
             compute=ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
         )
     mapped.set_name("striate train decode")
-    found: dict[int, Resident] = {}
+    found: dict[int, PackedPictures] = {}
     for row in mapped.iter_rows():
         if row["error"]:
             raise StriateError(row["error"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
@@ -15,48 +13,18 @@ from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.training.resident import Resident, ResidentFeed
-from library.training.stream_decoding import Unusable
-from library.training.training_batch import Batch
-from library.training.windows import Share
+from library.training.batches import BatchLoader
+from library.training.in_memory import MemoryLoader, PackedPictures
+from library.training.sampling import WorkerShare
 
 
-class Feed(Protocol):
-    """What one worker learns from and validates with.
-
-    It is started once. Then the rest of the epoch under way is taken, then the validation pictures, and so on in turn;
-    while one is taken, the next one is prepared.
-
-    Attributes:
-        steps_per_epoch: batches of an epoch.
-        rejected: training pictures that could not be used, by reason.
-        unusable: pictures that could not be used in the epoch under way, by dataset; empty where that was known before.
-    """
-
-    steps_per_epoch: int
-    rejected: Counter[str]
-
-    @property
-    def unusable(self) -> Sequence[Unusable]: ...
-
-    def start(self, epoch: int, first_step: int, steps: int) -> None:
-        """Start at a step of an epoch, for `steps` steps in all."""
-        ...
-
-    def training(self) -> Iterator[Batch]:
-        """This worker's part of each batch that is left of the epoch under way."""
-        ...
-
-    def validation(self, batch_size: int) -> Iterator[Batch]:
-        """Yields this worker's part of the validation pictures in batches of `batch_size` at most."""
-        ...
-
-
-def feed_of(refs: dict[str, Any], task: TrainTask, recipe: Recipe, batch_size: int, rank: int, world_size: int) -> Feed:
+def feed_of(
+    refs: dict[str, Any], task: TrainTask, recipe: Recipe, batch_size: int, rank: int, world_size: int
+) -> BatchLoader:
     """The feed of one worker.
 
     Args:
-        refs: of the pictures of `train` and `val` in Ray's object store: each a `Resident`; or `Rows` to be
+        refs: of the pictures of `train` and `val` in Ray's object store: each a `PackedPictures`; or `Rows` to be
             streamed, and after it a table of each shard where these are held there.
         task: its input pipeline, threads and decoders are read.
         recipe: `augment`, `sampling` and `seed` are read.
@@ -75,8 +43,8 @@ def feed_of(refs: dict[str, Any], task: TrainTask, recipe: Recipe, batch_size: i
     smallest = min(batch_size, len(train))
     if smallest < world_size:
         raise StriateError(f"a batch of {smallest} pictures has none for some of {world_size} workers; use fewer")
-    if isinstance(train, Resident):
-        return ResidentFeed(
+    if isinstance(train, PackedPictures):
+        return MemoryLoader(
             train,
             val,
             inputs,
@@ -88,6 +56,6 @@ def feed_of(refs: dict[str, Any], task: TrainTask, recipe: Recipe, batch_size: i
             world_size=world_size,
             threads=task.threads,
         )
-    share = Share(train, smallest, rank, world_size)
+    share = WorkerShare(train, smallest, rank, world_size)
     source = Source(share, val, inputs, augmenter, recipe.seed, refs["train"][1:], refs.get("val", ())[1:])
     return StreamFeed(source, decoders=task.decoders, decoder_cpus=task.decoder_cpus)

@@ -26,10 +26,16 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from library.errors import StriateError
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
+from library.training.batches import Batch, UnusablePictures
 from library.training.rows import Part, Rows, read_part
-from library.training.stream_decoding import ChunkDecoder, Decoded, Unusable, WindowReader, cut_table, regrouped
-from library.training.training_batch import Batch
-from library.training.windows import Group, Share, all_groups
+from library.training.sampling import Group, WorkerShare, stored_order_groups
+from library.training.stream_decoding import (
+    ChunkDecoder,
+    DecodedChunk,
+    WindowReader,
+    cut_table,
+    rebatch,
+)
 
 # What is decoded by one task, by its size before or after: some tenths of a second of work, where Ray Data takes
 # milliseconds for a task.
@@ -96,7 +102,7 @@ class Source:
         val_tables: the same of the validation pictures.
     """
 
-    share: Share
+    share: WorkerShare
     val: Rows | None
     inputs: InputPipeline
     augmenter: Augmenter | None
@@ -109,7 +115,7 @@ class Source:
         if stage.training:
             return self.share.groups(self.seed, stage.epoch, stage.first_step, stage.last_step)
         assert self.val is not None
-        return all_groups(self.val, self.share.rank, self.share.world_size)
+        return stored_order_groups(self.val, self.share.rank, self.share.world_size)
 
     @property
     def chunk_rows(self) -> int:
@@ -139,10 +145,10 @@ class StreamFeed:
     def __init__(self, source: Source, *, decoders: int, decoder_cpus: float) -> None:
         self._source, self._decoders, self._decoder_cpus = source, decoders, decoder_cpus
         self._stages: Iterator[Stage] = iter(())
-        self._parts: Iterator[Decoded] = iter(())
+        self._parts: Iterator[DecodedChunk] = iter(())
         self.steps_per_epoch = source.share.steps
         self.rejected: Counter[str] = Counter()
-        self.unusable = tuple(Unusable(rows) for rows in (source.share.rows, source.val) if rows is not None)
+        self.unusable = tuple(UnusablePictures(rows) for rows in (source.share.rows, source.val) if rows is not None)
 
     def start(self, epoch: int, first_step: int, steps: int) -> None:
         """Start the pipeline, for all that is left of the training."""
@@ -154,10 +160,10 @@ class StreamFeed:
         """This worker's part of each batch that is left of the epoch under way."""
         stage, share, unusable = next(self._stages), self._source.share, self.unusable[0]
         unusable.clear()
-        for part in regrouped(self._parts, share.rows, share.local, (stage.last_step - stage.first_step) * share.local):
-            unusable.add(part)
+        for part in rebatch(self._parts, share.rows, share.local, (stage.last_step - stage.first_step) * share.local):
+            unusable.add(part.replaced, part.rejected)
             self.rejected.update(reason for reason in part.rejected if reason)
-            yield part.batch(share.batch_size)
+            yield part.to_batch(share.batch_size)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """This worker's part of the validation pictures; together the workers see each once."""
@@ -166,15 +172,15 @@ class StreamFeed:
         stage, unusable = next(self._stages), self.unusable[1]
         unusable.clear()
         rows = sum(group.keep for group in self._source.groups(stage))
-        for part in regrouped(self._parts, self._source.val, batch_size, rows):
-            unusable.add(part)
+        for part in rebatch(self._parts, self._source.val, batch_size, rows):
+            unusable.add(part.replaced, part.rejected)
             # Stand-ins keep the workers in step while they learn; a measure must not count them.
             batch = part.without_stand_ins()
             if len(batch.labels):
                 yield batch
 
 
-def _streamed(source: Source, remaining: Sequence[Stage], decoders: int, decoder_cpus: float) -> Iterator[Decoded]:
+def _streamed(source: Source, remaining: Sequence[Stage], decoders: int, decoder_cpus: float) -> Iterator[DecodedChunk]:
     units = [(number, group) for number, stage in enumerate(remaining) for group in range(len(source.groups(stage)))]
     each = -(-len(units) // _MAX_TASKS)
     tasks = [{"units": units[first : first + each]} for first in range(0, len(units), each)]
@@ -283,7 +289,7 @@ def _listed(column: pa.ChunkedArray) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
 
 
-def _packed(decoded: Decoded) -> pa.Table:
+def _packed(decoded: DecodedChunk) -> pa.Table:
     """As one row; the pixels are not copied here."""
     pictures = decoded.pictures
     offsets = pa.py_buffer(np.asarray([0, pictures.nbytes], np.int64))
@@ -296,12 +302,12 @@ def _packed(decoded: Decoded) -> pa.Table:
             "labels": [decoded.labels],
             "keys": [list(decoded.keys)],
             "rejected": [list(decoded.rejected)],
-            "lost": [decoded.lost],
+            "lost": [decoded.replaced],
         }
     )
 
 
-def _unpacked(row: pa.Table) -> Decoded:
+def _unpacked(row: pa.Table) -> DecodedChunk:
     """As arrays that lie in Ray's object store, which is read only.
 
     Raises:
@@ -312,4 +318,4 @@ def _unpacked(row: pa.Table) -> Decoded:
     pixels = row["pixels"].chunk(0)[0].as_buffer()
     pictures = np.frombuffer(pixels, row["dtype"][0].as_py()).reshape(row["shape"][0].as_py())
     labels, lost = (row[name].chunk(0).values.to_numpy() for name in ("labels", "lost"))
-    return Decoded(pictures, labels, row["keys"][0].as_py(), row["rejected"][0].as_py(), lost)
+    return DecodedChunk(pictures, labels, row["keys"][0].as_py(), row["rejected"][0].as_py(), lost)

@@ -12,7 +12,7 @@ import ray.train
 import torch
 
 from jobs.train.claim import local_checkpoint
-from library.training.position import Position
+from library.training.progress import TrainingProgress
 
 if TYPE_CHECKING:  # the driver reads checkpoints and needs no timm for it
     from library.training.learner import Learner
@@ -35,7 +35,7 @@ def last_state(device: torch.device) -> dict[str, Any] | None:
     return None if checkpoint is None else load_state(checkpoint, device)
 
 
-def keep(learner: Learner, at: Position, metrics: dict[str, Any], out: str, kept: Callable[[], None]) -> None:
+def keep(learner: Learner, at: TrainingProgress, metrics: dict[str, Any], out: str, kept: Callable[[], None]) -> None:
     """Keep the state of the training that writes to `out`; rank 0 writes it, all take part. It is uploaded while
     training goes on, then `kept` is called."""
     checkpoint = None

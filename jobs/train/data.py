@@ -16,9 +16,9 @@ from library.dataset.manifest import digest_of
 from library.errors import StriateError
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.training.resident import Resident, decode_rows
+from library.training.in_memory import PackedPictures, decode_rows
 from library.training.rows import Part, Rows, read_part, rejected_text
-from library.training.windows import small_parts
+from library.training.sampling import small_parts
 
 # So much is decoded in this process, for so long at most: until then actors for it would hardly be up.
 _DECODED_HERE_BYTES = 16 * 2**20
@@ -43,9 +43,9 @@ def data_refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
         elif plan.resident:
             fitted = role == "val" or plan.recipe.augment is None
             value = _decoded(rows, plan.inputs, session, fitted=fitted)
-        if isinstance(value, Resident):
+        if isinstance(value, PackedPictures):
             value.check_classes(rows.dataset, rows.classes)
-        if isinstance(value, Resident) and value.rejected:
+        if isinstance(value, PackedPictures) and value.rejected:
             total = sum(value.rejected.values())
             reasons = rejected_text(value.rejected)
             stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {reasons}", markup=False)
@@ -80,25 +80,25 @@ def _table_and_rows(rows: Rows, part: Part, columns: Sequence[str]) -> tuple[Any
     return table, table.num_rows
 
 
-def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool) -> Resident:
+def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool) -> PackedPictures:
     """All rows decoded: few of them here, and what is left on Ray."""
     from jobs.feed.decoder import Decoder, residents
 
     workers = max(1, session.cpus)
     parts = small_parts(rows, workers)
-    done: list[Resident] = []
+    done: list[PackedPictures] = []
     end = time.monotonic() + _DECODED_HERE_S * (rows.picture_bytes * len(rows) <= _DECODED_HERE_BYTES)
     while len(done) < len(parts) and time.monotonic() < end:
         done.append(decode_rows(rows, parts[len(done)], inputs, fitted=fitted))
     if len(done) < len(parts):
         done += residents(Decoder, (rows, inputs, fitted), parts[len(done) :], workers)
-    data = Resident.joined(done)
+    data = PackedPictures.concatenate(done)
     if not len(data):
         raise StriateError(f"no picture of {rows.dataset} can be used: {rejected_text(data.rejected)}")
     return data
 
 
-def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Resident:
+def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> PackedPictures:
     """What the frozen backbone makes of the pictures; kept beside the run, computed once."""
     from jobs.train.features import cached_features
 

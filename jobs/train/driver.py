@@ -32,17 +32,17 @@ from library.models import info, parse_call
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.training.order import smallest_part
-from library.training.resident import decode_rows
+from library.training.in_memory import decode_rows
 from library.training.rows import (
     Rows,
     check_columns,
     check_same_classes,
-    held_out,
     read_pictures,
     read_rows,
     rejected_text,
+    split_rows,
 )
+from library.training.sampling import smallest_part
 
 # Of a Ray that is started here: no process of it is one that others have prepared.
 _ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}
@@ -75,7 +75,7 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         datasets["val"] = val_manifest.digest
         val = read_rows(val_uri, train.classes)
     elif recipe.data.val_fraction is not None:
-        train, val = held_out(train, recipe.data.val_fraction, recipe.seed)
+        train, val = split_rows(train, recipe.data.val_fraction, recipe.seed)
     empty = [name for name, count in train.class_counts.items() if not count]
     if empty:
         raise UsageError(f"{train_uri} has no pictures to learn from of: {', '.join(empty)}")
@@ -113,7 +113,7 @@ def _check_batch_norms(recipe: Recipe, pictures: int, workers: int) -> None:
         import torch
 
         from library.models.build import create
-        from library.training.fitting import check_batch_norms
+        from library.training.batch_size import check_batch_norms
 
         with torch.device("meta"):
             model = create(recipe.model, num_classes=2, head=recipe.head)

@@ -21,16 +21,16 @@ from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, stack
 from library.recipe import Recipe
-from library.training.resident import Resident, decode_rows
+from library.training.in_memory import PackedPictures, decode_rows
 from library.training.rows import Part, Rows
-from library.training.windows import small_parts
+from library.training.sampling import small_parts
 
 _BATCH = 64
 
 
 def cached_features(
     uri: str, rows: Rows, inputs: InputPipeline, recipe: Recipe, session: Session, *, copies: int | None
-) -> Resident:
+) -> PackedPictures:
     """Features of every picture: read from `uri`, or computed and kept there.
 
     Args:
@@ -49,7 +49,7 @@ def cached_features(
     workers = min(workers, len(parts))
     threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
     arguments = (rows, inputs, recipe.model_dump_json(), copies, threads)
-    data = Resident.joined(residents(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
+    data = PackedPictures.concatenate(residents(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
     _write(uri, data)
     return data
 
@@ -75,7 +75,7 @@ class FeatureWorker:
         """Features of `row["part"]`."""
         return answer(row, self._features)
 
-    def _features(self, part: Part) -> Resident:
+    def _features(self, part: Part) -> PackedPictures:
         recipe = self._recipe
         augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if self._copies and recipe.augment else None
         data = decode_rows(self._rows, part, self._inputs, fitted=augmenter is None)
@@ -87,9 +87,9 @@ class FeatureWorker:
                 found += list(features)
             labels += data.labels.tolist()
             keys += data.keys.tolist()
-        return Resident.of(found, labels, keys, data.rejected)
+        return PackedPictures.pack(found, labels, keys, data.rejected)
 
-    def _batches(self, data: Resident, augmenter: Augmenter | None, copy: int) -> Iterator[NDArray[np.float32]]:
+    def _batches(self, data: PackedPictures, augmenter: Augmenter | None, copy: int) -> Iterator[NDArray[np.float32]]:
         for first in range(0, len(data), _BATCH):
             rows = range(first, min(first + _BATCH, len(data)))
             pictures = [
@@ -103,7 +103,7 @@ class FeatureWorker:
                 yield self._model.features(x).float().cpu().numpy()
 
 
-def _write(uri: str, data: Resident) -> None:
+def _write(uri: str, data: PackedPictures) -> None:
     out = io.BytesIO()
     features = data.flat.reshape(len(data), -1)
     rejected = np.asarray(sorted(data.rejected.elements()), np.str_)
@@ -111,7 +111,7 @@ def _write(uri: str, data: Resident) -> None:
     storage.write_bytes(uri, out.getvalue())
 
 
-def _read(uri: str) -> Resident:
+def _read(uri: str) -> PackedPictures:
     with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as held:
         rejected = Counter(held["rejected"].tolist())
-        return Resident.of(list(held["features"]), held["labels"].tolist(), held["keys"].tolist(), rejected)
+        return PackedPictures.pack(list(held["features"]), held["labels"].tolist(), held["keys"].tolist(), rejected)

@@ -10,7 +10,7 @@ from jobs.train.claim import claimed
 from library import storage
 from library.bundle.description import BUNDLE
 from library.recipe import Recipe
-from library.training.logs import METRICS, read_metrics
+from library.training.progress import METRICS, read_metrics
 
 
 def training_at(out: str) -> dict[str, Any] | None:

@@ -30,12 +30,11 @@ from library.bundle.description import weights_file
 from library.errors import StriateError
 from library.models.build import create
 from library.recipe import Recipe
-from library.training.fitting import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
+from library.training.batch_size import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
+from library.training.batches import Batch
 from library.training.learner import Learner, Score
-from library.training.logs import Logs
-from library.training.position import Position
-from library.training.rows import vanished
-from library.training.training_batch import Batch
+from library.training.progress import EpochReport, MetricsWriter, StepReport, TrainingProgress
+from library.training.rows import missing_classes_error
 
 _WINDOW_STEPS = 20
 # The driver looks twice a second; what is told more often only takes time from the step.
@@ -75,7 +74,7 @@ class _Training:
             recipe.model, num_classes=len(task.class_counts), head=recipe.head, weights=weights_file(recipe.weights)
         )
         self._checkpoint = last_state(self._device)
-        self._at = Position(**self._checkpoint["position"]) if self._checkpoint else Position()
+        self._at = TrainingProgress(**self._checkpoint["position"]) if self._checkpoint else TrainingProgress()
         self._at.batch_size = self._at.batch_size or self._fitting(model)
         if recipe.batch_size == "auto":  # else the driver has looked
             check_batch_norms(recipe, model, self._at.batch_size, self._world_size)
@@ -96,7 +95,7 @@ class _Training:
             self._learner.start_epoch(self._at.epoch)
             self._learner.restore(self._checkpoint["state"])
         self._metrics = TrainMetrics(task.out, self._rank)
-        self._logs = Logs(task.logs, self._at.step) if self._rank == 0 else None
+        self._logs = MetricsWriter(task.logs, self._at.step) if self._rank == 0 else None
         self._saved_at = self._began = time.monotonic()
         self._told_at = -math.inf
         self._from_step = self._at.step
@@ -127,7 +126,7 @@ class _Training:
         nodes = gathered([ray.get_runtime_context().get_node_id()])
         rule = self._recipe.early_stopping
         self._feed.start(self._at.epoch, self._at.step_in_epoch, self._total - self._at.step)
-        while self._at.step < self._total and problem is None and not self._at.is_stale(rule):
+        while self._at.step < self._total and problem is None and not self._at.should_stop(rule):
             problem = self._epoch()
         if self._logs is not None:
             self._logs.close()
@@ -219,8 +218,8 @@ class _Training:
         if self._logs is None:
             return
         values = {"loss": loss, "pictures_per_s": rate, "lr": self._learner.learning_rate, "data_wait": wait}
-        self._logs.window(self._at.step, values)
         now = time.monotonic()
+        self._logs.write_steps(StepReport(self._at.epoch, self._at.step, 0, 0, 0.0, loss, rate, values["lr"], wait))
         if now - self._told_at < _TELL_EVERY_S:
             return
         self._told_at = now
@@ -250,8 +249,8 @@ class _Training:
         score = Score()
         for batch in self._feed.validation(self._scoring_batch()):
             part = self._learner.score(batch.pictures, batch.labels)
-            score = Score.of([*map(sum, zip(score.vector(), part.vector(), strict=True))])
-        score = Score.of(summed(score.vector(), self._device))
+            score = Score.from_vector([*map(sum, zip(score.vector(), part.vector(), strict=True))])
+        score = Score.from_vector(summed(score.vector(), self._device))
         self._check_classes()
         if score.pictures:
             metrics |= score.means("val")
@@ -259,11 +258,11 @@ class _Training:
         watched = self._recipe.best_metric or "train_loss"
         value = -metrics[watched] if watched.endswith("loss") else metrics[watched]
         value = value if math.isfinite(value) else -math.inf
-        self._at.judge(self._recipe.early_stopping, metrics)
+        self._at.update_stopping(self._recipe.early_stopping, metrics)
         self._at.metrics = metrics
         line = {"epoch": self._at.epoch, "step": self._at.step, **metrics}
         if self._logs is not None:
-            self._logs.epoch(line)
+            self._logs.write_epoch(EpochReport(self._at.epoch, self._at.step, metrics))
             self._work_log.info("epoch done", extra=line)
             status.publish(self._task.run, {"ended": line}, name=f"epoch-{self._at.epoch:06d}")
         self._keep({**line, "score": value})
@@ -281,7 +280,7 @@ class _Training:
             gone = [name for (name, count), each in zip(counts.items(), lost, strict=True) if each and each == count]
             if gone:
                 reasons = Counter(gathered(list(unusable.by_reason.elements())))
-                raise vanished(unusable.rows.dataset, gone, reasons)
+                raise missing_classes_error(unusable.rows.dataset, gone, reasons)
 
     def _keep(self, metrics: dict[str, Any]) -> None:
         self._saved_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""One replica of the model while it learns: batches in, losses out, a state that can be kept and taken up again."""
+"""One replica of a model in training: takes batches, returns losses, and can save and restore its state."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch.nn import functional
 from library.models.classifier import autocast
 from library.randomness import seed_of
 from library.recipe import Recipe
+from library.training.batches import Batch
 from library.training.optimization import Schedule, make_optimizer
-from library.training.training_batch import Batch
 
 _SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
 @dataclass
 class Score:
-    """Sums over pictures that were looked at; those of several workers add up.
+    """Sums over scored pictures; scores of several batches and workers add up.
 
     Attributes:
-        pictures: how many.
-        loss: cross entropy, in nats.
-        top1: those whose class came first.
-        top5: those whose class was among the first five.
+        pictures: number of pictures.
+        loss: sum of their cross entropies, in nats.
+        top1: pictures whose class ranks first.
+        top5: pictures whose class is among the first five.
     """
 
     pictures: float = 0.0
@@ -41,32 +41,32 @@ class Score:
     top5: float = 0.0
 
     def vector(self) -> list[float]:
-        """All of it, for adding up."""
+        """All fields in order, for adding up."""
         return [self.pictures, self.loss, self.top1, self.top5]
 
     @classmethod
-    def of(cls, vector: Sequence[float]) -> Score:
-        """From its `vector`."""
+    def from_vector(cls, vector: Sequence[float]) -> Score:
+        """The inverse of `vector`."""
         return cls(*vector)
 
     def means(self, prefix: str) -> dict[str, float]:
-        """Means a picture: loss, and the fractions whose class is first, or among the first five."""
+        """Mean loss, and the fractions of pictures whose class ranks first or among the first five."""
         count = max(self.pictures, 1.0)
         return {f"{prefix}_{name}": getattr(self, name) / count for name in ("loss", "top1", "top5")}
 
 
 class Learner:
-    """The model, its optimizer and its averaged copy on one device.
+    """A model with its optimizer and its averaged copy on one device.
 
     Args:
-        recipe: how to learn.
+        recipe: the recipe.
         model: a `Classifier`; moved to `device` and frozen as the recipe says.
-        class_counts: pictures of each class in the training set, in the order of the outputs.
-        total_steps: of the whole training.
+        class_counts: training pictures of each class, in the order of the outputs.
+        total_steps: steps of the whole training.
         steps_per_epoch: batches of an epoch.
-        device: where.
-        world_size: replicas that learn together; their gradients are averaged.
-        distribute: wraps the module whose gradients are averaged, e.g. DistributedDataParallel.
+        device: device to train on.
+        world_size: number of replicas whose gradients are averaged.
+        distribute: wraps the module that averages gradients, e.g. in DistributedDataParallel.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Learner:
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Thaw what the recipe thaws by this epoch."""
+        """Unfreeze the stages that the recipe trains from this epoch on."""
         frozen: int | str = self._recipe.freeze
         for first, stages in sorted(self._recipe.unfreeze.items()):
             if epoch >= first:
@@ -111,21 +111,22 @@ class Learner:
         self.model.train()
 
     def step(self, batch: Batch, step: int) -> torch.Tensor:
-        """Learn from one batch.
+        """Take one optimizer step.
 
         Args:
-            batch: this worker's part.
-            step: number of the step since the start of training; sets the learning rate and what is random.
+            batch: this worker's part of the batch.
+            step: number of the step in the whole training, from 0; determines the learning rate and random numbers.
 
         Returns:
-            This worker's part of the batch's mean loss, a scalar on the device; the sum over workers is the mean.
+            A scalar on the device: the sum of this part's losses over the size of the whole batch. The sum over
+            workers is the batch's mean loss.
         """
         self._schedule.set(step)
         seed = seed_of("step", self._recipe.seed, step) % 2**32
-        # torch.manual_seed would also note down the caller's stack for GPUs that are not there, each time.
+        # On a CPU, torch.manual_seed would also record the caller's stack for absent GPUs, each time.
         (torch.manual_seed if self.device.type == "cuda" else torch.default_generator.manual_seed)(seed)
         if self._mixup is not None:
-            np.random.seed(seed)  # timm draws from there
+            np.random.seed(seed)  # timm's mixup draws from NumPy's global generator
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         count = len(batch.labels)
@@ -133,10 +134,10 @@ class Learner:
         for number in range(parts):
             rows = slice(count * number // parts, count * (number + 1) // parts)
             last = number == parts - 1
-            hold_back = getattr(self._module, "no_sync", None)
-            with hold_back() if hold_back is not None and not last else contextlib.nullcontext():
+            no_sync = getattr(self._module, "no_sync", None)
+            with no_sync() if no_sync is not None and not last else contextlib.nullcontext():
                 loss = self._loss(batch.pictures[rows], batch.labels[rows]) / batch.size
-                # Replicas' gradients are averaged, and what is wanted is their sum.
+                # DistributedDataParallel averages the replicas' gradients; the step needs their sum.
                 (loss * self._world_size).backward()
             total += loss.detach()
         if self._recipe.clip_grad is not None:
@@ -147,11 +148,11 @@ class Learner:
         return total
 
     def _loss(self, pictures: NDArray[Any], labels: NDArray[np.int64]) -> torch.Tensor:
-        """Sum over the pictures."""
-        x, target = self._on_device(pictures), self._moved(torch.from_numpy(labels))
+        """The sum of the pictures' losses."""
+        x, target = self._pictures_to_device(pictures), self._to_device(torch.from_numpy(labels))
         weights = None if self._class_weights is None else self._class_weights[target]
         if self._mixup is not None:
-            # Mixing takes pairs; the odd one out of a batch stays as it is.
+            # Mixing takes pairs; the last picture of an odd batch stays as it is.
             x = x.float() / _SCALES.get(x.dtype, 1.0)
             even = len(x) // 2 * 2
             smoothing = self._recipe.loss.label_smoothing
@@ -168,54 +169,54 @@ class Learner:
             total = total + share * (losses if weights is None else losses * weights).sum()
         return total
 
-    def _on_device(self, pictures: NDArray[Any]) -> torch.Tensor:
-        x = self._moved(torch.from_numpy(pictures))
+    def _pictures_to_device(self, pictures: NDArray[Any]) -> torch.Tensor:
+        x = self._to_device(torch.from_numpy(pictures))
         if x.ndim != 4:
             return x
         x = x.permute(0, 3, 1, 2)
         return x if self._format is torch.channels_last else x.contiguous()
 
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
 
     @property
     def best_model(self) -> Any:
-        """The averaged copy where there is one, else the model."""
+        """The averaged copy if the recipe has one, else the model."""
         return self.model if self._ema is None else self._ema.module
 
     @property
     def is_finite(self) -> bool:
-        """Whether all weights and statistics are numbers."""
+        """Whether all weights and batch-norm statistics are finite numbers."""
         tensors = (*self.model.parameters(), *self.model.buffers())
         largest = [tensor.detach().float().abs().amax() for tensor in tensors if tensor.numel()]
         return bool(torch.stack(largest).isfinite().all())
 
     def score(self, pictures: NDArray[Any], labels: NDArray[np.int64]) -> Score:
-        """How the model does on pictures that it does not learn from."""
+        """Score the best model on pictures without training on them."""
         model = self.best_model.eval()
         with torch.inference_mode(), autocast(self.device, self._recipe.precision):
-            x = self._on_device(pictures)
+            x = self._pictures_to_device(pictures)
             logits = (model.head_logits(x) if x.ndim == 2 else model(x)).float()
-        target = self._moved(torch.from_numpy(labels))
-        first = logits.topk(min(5, logits.shape[1]), 1).indices == target[:, None]
+        target = self._to_device(torch.from_numpy(labels))
+        top = logits.topk(min(5, logits.shape[1]), 1).indices == target[:, None]
         loss = functional.cross_entropy(logits, target, reduction="sum")
         self.model.train()
-        return Score(len(labels), float(loss), float(first[:, 0].sum()), float(first.any(1).sum()))
+        return Score(len(labels), float(loss), float(top[:, 0].sum()), float(top.any(1).sum()))
 
     @property
     def learning_rate(self) -> float:
-        """Of the last stage."""
+        """The current learning rate of the last stage."""
         return float(self._optimizer.param_groups[-1]["lr"])
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain data that `restore` takes."""
+        """Tensors and plain data for `restore`."""
         averaged = None if self._ema is None else self._ema.module.state_dict()
         return {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict(), "averaged": averaged}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a kept state, as if there had been no break."""
+        """Load a state; the training then continues as if it had not been interrupted."""
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:
@@ -223,7 +224,7 @@ class Learner:
 
 
 class _TrainingForward(nn.Module):
-    """What is differentiated: the logits of all heads, each with its share of the loss."""
+    """The differentiated part of the model: the logits of all heads, each with its weight in the loss."""
 
     def __init__(self, model: Any, *, on_features: bool) -> None:
         super().__init__()
@@ -236,14 +237,14 @@ class _TrainingForward(nn.Module):
 
 def _class_weights(recipe: Recipe, counts: Mapping[str, int], device: torch.device) -> torch.Tensor | None:
     """Weights whose mean over the training pictures is 1, so that the learning rate keeps its meaning."""
-    asked = recipe.loss.class_weights
-    if asked is None:
+    settings = recipe.loss.class_weights
+    if settings is None:
         return None
     number = torch.tensor(list(counts.values()), dtype=torch.float32)
-    if asked == "balanced":
+    if settings == "balanced":
         weights = number.sum() / (len(counts) * number.clamp(min=1))
     else:
-        weights = torch.tensor([asked.get(name, 1.0) for name in counts], dtype=torch.float32)
+        weights = torch.tensor([settings.get(name, 1.0) for name in counts], dtype=torch.float32)
         weights = weights * number.sum() / (weights * number).sum()
     return weights.to(device)
 

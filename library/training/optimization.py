@@ -1,4 +1,4 @@
-"""Optimizer and learning rate of a recipe, out of timm and torch."""
+"""The optimizer and the learning-rate schedule of a recipe, from timm and torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from library.recipe import Recipe
 
 
 def make_optimizer(recipe: Recipe, stages: list[list[nn.Module]]) -> torch.optim.Optimizer:
-    """The optimizer; parameters that are learned in the same way share a group, for each group costs time a step.
+    """The recipe's optimizer. Parameters with the same settings share a group, because each group costs time per step.
 
     Args:
-        recipe: `optimizer` and `layer_decay` are read; stage s of n learns at lr x layer_decay^(n - 1 - s).
-        stages: modules, the input's side first, as `Classifier.stages`. Biases and norms are not decayed.
+        recipe: `optimizer` and `layer_decay` are used; stage s of n has the learning rate lr x layer_decay^(n - 1 - s).
+        stages: modules from input to output, as `Classifier.stages`. Biases and norms have no weight decay.
     """
     settings = recipe.optimizer
     shared: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -33,7 +33,8 @@ def make_optimizer(recipe: Recipe, stages: list[list[nn.Module]]) -> torch.optim
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
             shared.setdefault((scale, decay), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": chosen, "weight_decay": decay, "lr_scale": scale} for (scale, decay), chosen in shared.items()
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (scale, decay), parameters in shared.items()
     ]
     extra: dict[str, Any] = {
         name: value for name, value in (("betas", settings.betas), ("eps", settings.eps)) if value is not None
@@ -46,22 +47,22 @@ def make_optimizer(recipe: Recipe, stages: list[list[nn.Module]]) -> torch.optim
 
 
 def _is_fused(recipe: Recipe, groups: list[dict[str, Any]]) -> bool:
-    """Whether one call may move all weights of a group: it saves a small network on a CPU 2 to 10% of a step."""
+    """Whether one call updates all weights of a group, which saves a small network on a CPU 2 to 10% of a step."""
     if any(parameter.device.type != "cpu" for group in groups for parameter in group["params"]):
-        return False  # torch's own choice is the better one there
-    # Fused SGD cannot begin with the momentum of weights that are thawed later than others of their group.
-    takes_it = "fused" in inspect.signature(get_optimizer_class(recipe.optimizer.name)).parameters
-    return takes_it and not recipe.unfreeze
+        return False  # torch's default is better on GPUs
+    # Fused SGD fails where some weights of a group are unfrozen later than others and have no momentum yet.
+    has_fused = "fused" in inspect.signature(get_optimizer_class(recipe.optimizer.name)).parameters
+    return has_fused and not recipe.unfreeze
 
 
 class Schedule:
-    """Sets the learning rate for each step; a function of the step's number alone.
+    """Sets the learning rate of each step, which depends on the step's number alone.
 
     Args:
-        recipe: `schedule` and `optimizer.lr` are read.
-        optimizer: whose groups are set; each by its own `lr_scale`.
-        total_steps: of the whole training.
-        steps_per_epoch: what an epoch means in `warmup_epochs` and `step_epochs`.
+        recipe: `schedule` and `optimizer.lr` are used.
+        optimizer: the optimizer, whose groups have an `lr_scale` each.
+        total_steps: steps of the whole training.
+        steps_per_epoch: steps of an epoch, the unit of `warmup_epochs` and `step_epochs`.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Schedule:
         }
         rest = max(1, total_steps - warmup)
         if settings.name in ("cosine", "onecycle"):
-            # Smith's one cycle is a warm-up and a way down to nearly nothing; `warmup_epochs` is the way up.
+            # Smith's one-cycle policy is a warm-up (`warmup_epochs`) and a decay to nearly zero.
             self._timm: Any = CosineLRScheduler(
                 optimizer, t_initial=rest, lr_min=settings.min_lr or 0.0, warmup_prefix=True, cycle_limit=1, **common
             )
@@ -91,5 +92,5 @@ class Schedule:
             self._timm = StepLRScheduler(optimizer, decay_t=every, decay_rate=settings.gamma or 1.0, **common)
 
     def set(self, step: int) -> None:
-        """Set the rate of step `step`, from 0."""
+        """Set the learning rate of step `step`, from 0."""
         self._timm.step_update(min(step, self._total - 1))

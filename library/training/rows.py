@@ -1,4 +1,4 @@
-"""Which rows of a dataset's shards are learned from. What is in them, keys and labels too, is read later."""
+"""The rows of a dataset that a training uses; their pictures, keys and labels are read later."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError
 from library.randomness import seed_of
 
-#: A store answers each request after some 50 ms, and a shard takes several.
+#: An object store answers a request in some 50 ms, and a shard takes several requests.
 _SHARDS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a dataset's shards, in their order there.
+    """A selection of a dataset's rows, in stored order.
 
-    It goes to every worker and every decoder, so it holds a bit a picture at most: no keys and no labels. A hundred
-    million pictures in 60,000 shards take 13 MB.
+    It is sent to every worker and every decoder, so it holds at most one bit for each picture: no keys and no labels.
+    A hundred million pictures in 60,000 shards take 13 MB.
 
     Attributes:
         dataset: URI.
-        shards: names.
-        sizes: rows of each shard.
+        shards: shard names.
+        sizes: rows of each shard, selected or not.
         classes: class names by id.
-        class_counts: pictures by class, in the order of the ids.
-        picture_bytes: what a stored picture takes, on average.
-        used: a bit for every row of all shards (`numpy.packbits`), whether it is one of these; None where all are.
+        class_counts: selected pictures of each class, in the order of the ids.
+        picture_bytes: mean size of a stored picture, in bytes.
+        used: one bit for every row of all shards (`numpy.packbits`), set for selected rows; None selects all rows.
     """
 
     dataset: str
@@ -54,7 +54,7 @@ class Rows:
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """How many rows of each shard are used."""
+        """The number of selected rows of each shard."""
         if self.used is None:
             return self.sizes
         return np.asarray([len(self.positions(shard)) for shard in range(len(self.shards))], np.int64)
@@ -69,7 +69,7 @@ class Rows:
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
     def positions(self, shard: int) -> NDArray[np.int64]:
-        """Row numbers in a shard that are used, ascending."""
+        """The selected row numbers of a shard, ascending."""
         first, last = int(self._starts[shard]), int(self._starts[shard + 1])
         if self.used is None:
             return np.arange(last - first)
@@ -77,49 +77,49 @@ class Rows:
         return np.flatnonzero(bits[first % 8 : first % 8 + last - first])
 
     def only(self, used: NDArray[np.bool_], class_counts: Sequence[int]) -> Rows:
-        """Some of them.
+        """A smaller selection.
 
         Args:
-            used: for every row of all shards, whether it is kept.
-            class_counts: how many of each class are.
+            used: for every row of all shards, whether it is selected.
+            class_counts: selected rows of each class.
         """
         counts = dict(zip(self.classes, class_counts, strict=True))
         return dataclasses.replace(self, used=np.packbits(used), class_counts=counts)
 
 
 def read_rows(dataset: str, classes: Sequence[str] | None = None) -> Rows:
-    """Which rows are learned from. Labels are read only where classes are chosen, pictures never.
+    """Select a dataset's rows. Reads labels only where classes are chosen, and never reads pictures.
 
     Args:
         dataset: URI.
-        classes: take only these, with ids in this order; None takes all, sorted by name.
+        classes: classes to select, with ids in this order; None selects all, sorted by name.
 
     Raises:
-        UsageError: where pictures have no label, or a class is not there.
+        UsageError: when pictures have no label, a class is missing, or there are fewer than two classes.
     """
     manifest = load_manifest(dataset)
-    known = _classes(dataset, manifest, classes)
+    names = _class_names(dataset, manifest, classes)
     rows = Rows(
         dataset,
         tuple(entry.name for entry in manifest.shards),
         np.asarray([entry.rows for entry in manifest.shards], np.int64),
-        tuple(known),
-        {name: manifest.tally.classes[name] for name in known},
+        tuple(names),
+        {name: manifest.tally.classes[name] for name in names},
         sum(entry.bytes for entry in manifest.shards) / max(manifest.rows, 1),
     )
     if len(rows) == manifest.rows:
         return rows
-    labels = np.concatenate([*_each_shard(rows, ["label"], lambda table: _label_ids(rows, table))])
-    return rows.only(labels >= 0, [rows.class_counts[name] for name in known])
+    labels = np.concatenate([*_map_shards(rows, ["label"], lambda table: _label_ids(rows, table))])
+    return rows.only(labels >= 0, [rows.class_counts[name] for name in names])
 
 
 def _label_ids(rows: Rows, table: pa.Table) -> NDArray[np.int32]:
-    """Of each row the class id; -1 for a class that is not learned."""
+    """The class id of each row; -1 for a class that is not selected."""
     return np.asarray([rows.class_ids.get(name, -1) for name in table["label"].to_pylist()], np.int32)
 
 
-def _each_shard(rows: Rows, columns: Sequence[str], work: Callable[[pa.Table], NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """What `work` makes of these columns of each shard, in order."""
+def _map_shards(rows: Rows, columns: Sequence[str], work: Callable[[pa.Table], NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """Yields the result of `work` on these columns of each shard, in order."""
 
     def read(name: str) -> NDArray[Any]:
         return work(ShardReader(storage.join(rows.dataset, name)).columns(columns))
@@ -128,35 +128,35 @@ def _each_shard(rows: Rows, columns: Sequence[str], work: Callable[[pa.Table], N
         yield from pool.map(read, rows.shards)
 
 
-def _classes(dataset: str, manifest: Manifest, wanted: Sequence[str] | None) -> list[str]:
-    there = manifest.tally.classes
-    unlabelled = manifest.rows - sum(there.values())
-    if wanted is None and unlabelled:
+def _class_names(dataset: str, manifest: Manifest, chosen: Sequence[str] | None) -> list[str]:
+    present = manifest.tally.classes
+    unlabelled = manifest.rows - sum(present.values())
+    if chosen is None and unlabelled:
         raise UsageError(
-            f"{unlabelled:,} of {manifest.rows:,} pictures of {dataset} have no label; name the classes to learn "
-            "(data.classes), or ingest with --label-column"
+            f"{unlabelled:,} of {manifest.rows:,} pictures of {dataset} have no label; choose classes with "
+            "data.classes, or ingest with --label-column"
         )
-    missing = [name for name in wanted or () if name not in there]
+    missing = [name for name in chosen or () if name not in present]
     if missing:
         raise UsageError(
-            f"{dataset} has no pictures of: {', '.join(missing)}; it has {', '.join(there) or 'no classes'}"
+            f"{dataset} has no pictures of: {', '.join(missing)}; it has {', '.join(present) or 'no classes'}"
         )
-    found = list(wanted) if wanted is not None else sorted(there)
-    if len(found) < 2:
-        raise UsageError(f"{dataset} has {len(found)} class(es); a classifier needs two or more")
-    return found
+    names = list(chosen) if chosen is not None else sorted(present)
+    if len(names) < 2:
+        raise UsageError(f"{dataset} has {len(names)} class(es); a classifier needs two or more")
+    return names
 
 
-def held_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Cut rows into those to learn from and those to validate with.
+def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows into training and validation rows.
 
     Args:
-        rows: all.
-        fraction: of each class that is held out, at least one picture.
-        seed: of the choice, which depends on the keys alone and not on their order.
+        rows: all rows.
+        fraction: fraction of each class to hold out for validation, at least one picture.
+        seed: seed of the choice, which depends on the keys and not on their order.
 
     Raises:
-        UsageError: where a class has fewer than two pictures.
+        UsageError: when a class has fewer than two pictures.
     """
     for name, count in rows.class_counts.items():
         if count < 2:
@@ -166,101 +166,100 @@ def held_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
         hashes = [seed_of("held out", seed, key) >> 65 for key in table["key"].to_pylist()]
         return np.stack([_label_ids(rows, table).astype(np.int64), np.asarray(hashes, np.int64)])
 
-    labels, hashes = np.concatenate([*_each_shard(rows, ["key", "label"], read)], axis=1)
-    out = np.zeros(len(labels), bool)
-    counts: list[int] = []
-    for number, have in enumerate(rows.class_counts.values()):
-        mine = np.flatnonzero(labels == number)
-        counts.append(min(have - 1, max(1, round(fraction * have))))
-        out[mine[np.argsort(hashes[mine], kind="stable")[: counts[-1]]]] = True
-    left = [have - count for have, count in zip(rows.class_counts.values(), counts, strict=True)]
-    return rows.only((labels >= 0) & ~out, left), rows.only(out, counts)
+    labels, hashes = np.concatenate([*_map_shards(rows, ["key", "label"], read)], axis=1)
+    is_val = np.zeros(len(labels), bool)
+    val_counts: list[int] = []
+    for class_id, total in enumerate(rows.class_counts.values()):
+        of_class = np.flatnonzero(labels == class_id)
+        val_counts.append(min(total - 1, max(1, round(fraction * total))))
+        is_val[of_class[np.argsort(hashes[of_class], kind="stable")[: val_counts[-1]]]] = True
+    train_counts = [total - count for total, count in zip(rows.class_counts.values(), val_counts, strict=True)]
+    return rows.only((labels >= 0) & ~is_val, train_counts), rows.only(is_val, val_counts)
 
 
 def check_same_classes(train: Rows, val: Manifest, val_uri: str) -> None:
-    """Refuse what would make every number meaningless.
+    """Check that the validation set has pictures, and the same classes as the training set.
 
     Raises:
-        UsageError: when there is nothing to validate with, or train and val do not hold the same classes.
+        UsageError: names the differences.
     """
     if not val.rows:
-        raise UsageError(f"{val_uri} holds no pictures, so there is nothing to validate with")
-    there, wanted = set(val.tally.classes), set(train.classes)
+        raise UsageError(f"{val_uri} has no pictures to validate with")
+    val_classes, train_classes = set(val.tally.classes), set(train.classes)
     problems = [
         f"{uri} has no pictures of: {', '.join(sorted(names))}"
-        for uri, names in ((val_uri, wanted - there), (train.dataset, there - wanted))
+        for uri, names in ((val_uri, train_classes - val_classes), (train.dataset, val_classes - train_classes))
         if names
     ]
     if problems:
-        hint = "name the classes to learn with data.classes, or ingest both from one source with --split"
-        raise UsageError(f"train and val hold different classes; {'; '.join(problems)}; {hint}")
+        hint = "choose the classes with data.classes, or ingest both from one source with --split"
+        raise UsageError(f"train and val have different classes: {'; '.join(problems)}; {hint}")
 
 
 def check_columns(rows: Rows, names: Sequence[str]) -> None:
-    """Refuse what would fail at the first picture.
+    """Check that a dataset has the columns that steps need.
 
     Args:
-        rows: of a dataset.
-        names: of the columns that its pictures' steps ask for.
+        rows: the dataset's rows.
+        names: names of the columns.
 
     Raises:
-        UsageError: names what is not there.
+        UsageError: names the missing columns.
     """
     if not names:
         return
-    there = ShardReader(storage.join(rows.dataset, rows.shards[0])).schema().names
-    missing = [name for name in names if name not in there]
+    present = ShardReader(storage.join(rows.dataset, rows.shards[0])).schema().names
+    missing = [name for name in names if name not in present]
     if missing:
         raise UsageError(
-            f"input.steps ask for the column {', '.join(missing)}, which {rows.dataset} lacks; it has "
-            f"{', '.join(there)}"
+            f"input.steps need the column {', '.join(missing)}, which {rows.dataset} lacks; it has {', '.join(present)}"
         )
 
 
-def vanished(dataset: str, names: Sequence[str], rejected: Counter[str]) -> StriateError:
-    """Nothing is left of these classes: it could not be learned, or not be measured."""
+def missing_classes_error(dataset: str, names: Sequence[str], rejected: Counter[str]) -> StriateError:
+    """The error for classes without a single usable picture."""
     return StriateError(
         f"{dataset}: no picture can be used of: {', '.join(names)}; rejected in all: {rejected_text(rejected)}. "
-        "Leave them out with data.classes, or mend the pictures"
+        "Repair the pictures, or leave these classes out with data.classes."
     )
 
 
-#: Shard number, and first and last-but-one position among the rows of that shard that are used.
+#: Shard number, and a range of that shard's selected rows: first position and one past the last.
 Part = tuple[int, int, int]
 
 
 def read_part(rows: Rows, part: Part, columns: Sequence[str] = ()) -> pa.Table:
-    """Rows of one shard as stored: `bytes`, `key`, `label` and `columns`.
+    """Read rows of one shard as stored: the columns `bytes`, `key`, `label` and `columns`.
 
     Args:
-        rows: whose dataset it is.
-        part: which of them, at least one.
-        columns: others that are needed.
+        rows: the dataset's rows.
+        part: the rows to read, at least one.
+        columns: more columns to read.
     """
     shard, low, high = part
-    wanted = rows.positions(shard)[low:high]
-    first = int(wanted[0])
+    positions = rows.positions(shard)[low:high]
+    first = int(positions[0])
     tables: list[pa.Table] = []
     reader = ShardReader(
-        storage.join(rows.dataset, rows.shards[shard]), max_rows=int(wanted[-1]) - first + 1, first_row=first
+        storage.join(rows.dataset, rows.shards[shard]), max_rows=int(positions[-1]) - first + 1, first_row=first
     )
     for table in reader:
-        here = wanted[(wanted >= first) & (wanted < first + table.num_rows)] - first
-        taken = table if len(here) == table.num_rows else table.take(pa.array(here))
-        data = taken["image"].combine_chunks().field("bytes").cast(pa.large_binary())
-        others = {name: taken[name] for name in ("key", "label", *columns)}
+        selected = positions[(positions >= first) & (positions < first + table.num_rows)] - first
+        chosen = table if len(selected) == table.num_rows else table.take(pa.array(selected))
+        data = chosen["image"].combine_chunks().field("bytes").cast(pa.large_binary())
+        others = {name: chosen[name] for name in ("key", "label", *columns)}
         tables.append(pa.table({"bytes": data, **others}))
         first += table.num_rows
     return pa.concat_tables(tables)
 
 
 def read_pictures(rows: Rows, part: Part, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The same as mappings; a part may go beyond the end of its shard."""
+    """Read the same rows as a list of mappings; the part may extend beyond the end of its shard."""
     shard, low, high = part
     high = min(high, int(rows.counts[shard]))
     return read_part(rows, (shard, low, high), columns).to_pylist() if low < high else []
 
 
 def rejected_text(rejected: Counter[str]) -> str:
-    """`truncated 2, damaged 1`."""
+    """Counts by reason as text, e.g. `truncated 2, damaged 1`."""
     return ", ".join(f"{reason} {count:,}" for reason, count in rejected.most_common())

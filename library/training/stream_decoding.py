@@ -1,4 +1,4 @@
-"""The pictures of a stream: read window by window, shuffled, then decoded and augmented some at a time."""
+"""The pictures of a stream of shards: read and shuffled window by window, then decoded and augmented in chunks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ from library.imaging.picture import Pixels
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, scaled, stack
 from library.randomness import generator
+from library.training.batches import USED, Batch
 from library.training.rows import Part, Rows, rejected_text
-from library.training.training_batch import Batch
-from library.training.windows import GROUP_SHARDS, Group, Window, window_rows
-
-_USED = -1
+from library.training.sampling import GROUP_SHARDS, Group, Window, window_rows
 
 
 class WindowReader:
-    """Reads windows, each in the order in which it is learned from.
+    """Reads windows of stored pictures in training order.
 
     Args:
-        rows: of the dataset.
-        read: gives a part of a shard as a table with the columns `bytes`, `key`, `label` and those that steps ask for.
-        seed: of the order within a window.
-        rank: of the worker that learns from them.
+        rows: the dataset's rows.
+        read: reads a part of a shard into a table with the columns `bytes`, `key`, `label` and those that steps need.
+        seed: seed of the order within a window.
+        rank: rank of the worker that trains on them.
     """
 
     def __init__(self, rows: Rows, read: Callable[[Part], pa.Table], seed: int, rank: int) -> None:
@@ -40,7 +38,7 @@ class WindowReader:
         self._shards = ThreadPoolExecutor(GROUP_SHARDS)
 
     def windows(self, groups: Iterable[Group], epoch: int) -> Iterator[pa.Table]:
-        """The stored pictures of each window of `groups`; the next window is read while one is used."""
+        """Yields a table for each window of `groups`; the next window is read while one is used."""
         with ThreadPoolExecutor(1) as ahead:
             following = None
             for window in (window for group in groups for window in group.windows(self._max_rows)):
@@ -51,7 +49,7 @@ class WindowReader:
                 yield following.result()
 
     def window(self, window: Window, epoch: int) -> pa.Table:
-        """A row a picture."""
+        """One window as a table, one row for each picture."""
         table = pa.concat_tables(self._shards.map(self._read, window.parts))
         order = np.arange(table.num_rows)
         if window.number is not None:
@@ -60,53 +58,55 @@ class WindowReader:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Pictures in the order in which they are learned from.
+class DecodedChunk:
+    """Decoded pictures in training order. A copy of a neighbour stands in for each unusable picture.
+
+    If no picture of the chunk can be used, `pictures`, `labels` and `keys` are empty and the other two have n entries.
 
     Attributes:
         pictures: n x height x width x channels.
         labels: n class ids.
-        keys: of the pictures.
-        rejected: of each picture that stands in for another one, why that could not be used; else empty.
-        lost: the class id of what it stands in for, else -1.
-
-    Where nothing could be used, there are n reasons and no pictures, labels and keys.
+        keys: n keys.
+        rejected: for each stand-in, why the picture that it replaces could not be used; else empty.
+        replaced: for each stand-in, the class id of the picture that it replaces; else `USED`.
     """
 
     pictures: NDArray[Any]
     labels: NDArray[np.int64]
     keys: Sequence[str]
     rejected: Sequence[str]
-    lost: NDArray[np.int64]
+    replaced: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.lost)
+        return len(self.replaced)
 
-    def standing_in(self, other: Decoded) -> Decoded:
-        """The last picture as often as another part has rows, of which none could be used."""
+    def stand_in_for(self, other: DecodedChunk) -> DecodedChunk:
+        """The last picture, repeated as often as a chunk without usable pictures has rows."""
         count = len(other)
         pictures = np.repeat(self.pictures[-1:], count, axis=0)
         labels = np.repeat(self.labels[-1:], count)
-        return Decoded(pictures, labels, [*self.keys[-1:]] * count, other.rejected, other.lost)
+        return DecodedChunk(pictures, labels, [*self.keys[-1:]] * count, other.rejected, other.replaced)
 
-    def __getitem__(self, rows: slice) -> Decoded:
-        return Decoded(self.pictures[rows], self.labels[rows], self.keys[rows], self.rejected[rows], self.lost[rows])
+    def __getitem__(self, rows: slice) -> DecodedChunk:
+        return DecodedChunk(
+            self.pictures[rows], self.labels[rows], self.keys[rows], self.rejected[rows], self.replaced[rows]
+        )
 
-    def batch(self, size: int) -> Batch:
-        """As this worker's part of a batch of `size` pictures."""
+    def to_batch(self, size: int) -> Batch:
+        """This worker's part of a batch of `size` pictures."""
         return Batch(self.pictures, self.labels, self.keys, size)
 
     def without_stand_ins(self) -> Batch:
-        """As a batch of those that could be used."""
-        good = np.flatnonzero(self.lost == _USED)
+        """A batch of the usable pictures only."""
+        good = np.flatnonzero(self.replaced == USED)
         if len(good) == len(self):
-            return self.batch(len(self))
+            return self.to_batch(len(self))
         keys = [self.keys[row] for row in good.tolist()]
         return Batch(self.pictures[good], self.labels[good], keys, len(good))
 
     @classmethod
-    def joined(cls, parts: Sequence[Decoded]) -> Decoded:
-        """Parts in order, as one."""
+    def concatenate(cls, parts: Sequence[DecodedChunk]) -> DecodedChunk:
+        """Join parts in order."""
         if len(parts) == 1:
             return parts[0]
         pictures = [part.pictures for part in parts]
@@ -117,61 +117,35 @@ class Decoded:
             np.concatenate([part.labels for part in parts]),
             [key for part in parts for key in part.keys],
             [reason for part in parts for reason in part.rejected],
-            np.concatenate([part.lost for part in parts]),
+            np.concatenate([part.replaced for part in parts]),
         )
 
 
-class Unusable:
-    """Counts the pictures of a dataset that could not be used.
-
-    Args:
-        rows: of the dataset.
-
-    Attributes:
-        by_class: how many of each class.
-        by_reason: the same by reason.
-    """
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self.by_class = np.zeros(len(rows.classes), np.int64)
-        self.by_reason: Counter[str] = Counter()
-
-    def clear(self) -> None:
-        """Count from nothing again."""
-        self.by_class[:] = 0
-        self.by_reason.clear()
-
-    def add(self, part: Decoded) -> None:
-        """Count those of a part."""
-        lost = part.lost[part.lost != _USED]
-        self.by_class += np.bincount(lost, minlength=len(self.by_class))
-        self.by_reason.update(reason for reason in part.rejected if reason)
-
-
 class ChunkDecoder:
-    """Decodes and augments.
+    """Decodes and augments chunks of stored pictures.
 
     Args:
-        classes: names by id.
-        inputs: what the model sees.
-        augmenter: None for none.
+        classes: class names by id.
+        inputs: the model's input pipeline.
+        augmenter: None for no augmentation.
     """
 
     def __init__(self, classes: Sequence[str], inputs: InputPipeline, augmenter: Augmenter | None) -> None:
         self._inputs, self._augmenter = inputs, augmenter
         self._ids = {name: number for number, name in enumerate(classes)}
 
-    def decode(self, records: Sequence[Mapping[str, Any]], epoch: int) -> Decoded:
-        """As many pictures as there are records: one that cannot be used is replaced by the one before it, or after it.
+    def decode(self, records: Sequence[Mapping[str, Any]], epoch: int) -> DecodedChunk:
+        """Decode as many pictures as there are records.
+
+        A copy of the picture before it, or else after it, stands in for a picture that cannot be used.
 
         Args:
-            records: `bytes`, `key`, `label` and the columns that steps ask for.
+            records: `bytes`, `key`, `label` and the columns that steps need.
             epoch: from 0.
         """
         pictures: list[Pixels] = []
-        sources: list[int] = []  # of each record the place in `pictures`
-        used: list[int] = []  # of each picture the place of its record
+        sources: list[int] = []  # for each record, the index in `pictures`
+        used: list[int] = []  # for each picture, the index of its record
         rejected = [""] * len(records)
         for number, record in enumerate(records):
             others = {name: value for name, value in record.items() if name != "bytes"}
@@ -185,71 +159,71 @@ class ChunkDecoder:
                 rejected[number] = bad.reason
             sources.append(max(len(pictures) - 1, 0))
         reasons = zip(records, rejected, strict=True)
-        lost = np.asarray([self._ids[record["label"]] if why else _USED for record, why in reasons], np.int64)
+        replaced = np.asarray([self._ids[record["label"]] if reason else USED for record, reason in reasons], np.int64)
         if not pictures:
-            return Decoded(np.zeros(0, np.uint8), np.zeros(0, np.int64), (), rejected, lost)
-        shown = [used[source] for source in sources]
+            return DecodedChunk(np.zeros(0, np.uint8), np.zeros(0, np.int64), (), rejected, replaced)
+        numbers = [used[source] for source in sources]
         stacked = stack(pictures)
-        return Decoded(
+        return DecodedChunk(
             stacked if len(pictures) == len(records) else stacked[np.asarray(sources)],
-            np.asarray([self._ids[records[number]["label"]] for number in shown], np.int64),
-            [records[number]["key"] for number in shown],
+            np.asarray([self._ids[records[number]["label"]] for number in numbers], np.int64),
+            [records[number]["key"] for number in numbers],
             rejected,
-            lost,
+            replaced,
         )
 
 
 def cut_table(table: pa.Table, max_rows: int) -> Iterator[pa.Table]:
-    """A table in pieces of `max_rows` and one of what is left."""
+    """Yields a table in pieces of `max_rows`, the last one possibly smaller."""
     for first in range(0, table.num_rows, max_rows):
         yield table.slice(first, max_rows)
 
 
-def regrouped(parts: Iterator[Decoded], rows: Rows, size: int, total: int) -> Iterator[Decoded]:
-    """The next `total` pictures of `parts`, `size` at a time; what is left of the last part is lost.
+def rebatch(chunks: Iterator[DecodedChunk], rows: Rows, size: int, total: int) -> Iterator[DecodedChunk]:
+    """Yields the next `total` pictures of `chunks`, `size` at a time; the last result may be smaller.
 
     Args:
-        parts: in order.
-        rows: of the dataset, for errors.
-        size: of each result; the last may be smaller.
-        total: a whole number of parts.
+        chunks: in order.
+        rows: the dataset's rows, for errors.
+        size: pictures of each result.
+        total: pictures of a whole number of chunks.
 
     Raises:
         StriateError: when none of the pictures can be used.
     """
-    waiting: list[Decoded] = []
-    held = 0
-    for part in _filled(parts, rows, total):
-        while len(part):
-            taken = part[: size - held]
-            part = part[len(taken) :]
-            waiting.append(taken)
-            held += len(taken)
-            if held == size:
-                yield Decoded.joined(waiting)
-                waiting, held = [], 0
+    waiting: list[DecodedChunk] = []
+    count = 0
+    for chunk in _with_stand_ins(chunks, rows, total):
+        while len(chunk):
+            head = chunk[: size - count]
+            chunk = chunk[len(head) :]
+            waiting.append(head)
+            count += len(head)
+            if count == size:
+                yield DecodedChunk.concatenate(waiting)
+                waiting, count = [], 0
     if waiting:
-        yield Decoded.joined(waiting)
+        yield DecodedChunk.concatenate(waiting)
 
 
-def _filled(parts: Iterator[Decoded], rows: Rows, total: int) -> Iterator[Decoded]:
-    """Parts of `total` pictures; the picture before one of which nothing can be used stands in for it, or the next."""
-    last: Decoded | None = None
-    early: list[Decoded] = []
+def _with_stand_ins(chunks: Iterator[DecodedChunk], rows: Rows, total: int) -> Iterator[DecodedChunk]:
+    """Yields chunks of `total` pictures; the picture before or after a chunk without usable pictures replaces it."""
+    last: DecodedChunk | None = None
+    early: list[DecodedChunk] = []
     while total:
-        part = next(parts)
-        total -= len(part)
-        if len(part.labels):
-            last = part
-            yield from (part[:1].standing_in(each) for each in early)
+        chunk = next(chunks)
+        total -= len(chunk)
+        if len(chunk.labels):
+            last = chunk
+            yield from (chunk[:1].stand_in_for(each) for each in early)
             early = []
-            yield part
+            yield chunk
         elif last is None:
-            early.append(part)
+            early.append(chunk)
         else:
-            yield last.standing_in(part)
+            yield last.stand_in_for(chunk)
     if early:
-        reasons = Counter(reason for part in early for reason in part.rejected)
+        reasons = Counter(reason for chunk in early for reason in chunk.rejected)
         raise StriateError(
             f"{rows.dataset}: none of {reasons.total():,} pictures can be used: {rejected_text(reasons)}"
         )

@@ -22,7 +22,7 @@ from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
 from library.steps.base import Kind
 from library.training.rows import Rows, read_part
-from library.training.windows import Share
+from library.training.sampling import WorkerShare
 
 SIDE, PICTURES, BATCH = 8, 240, 16
 STEPS = PICTURES // BATCH
@@ -65,7 +65,7 @@ def dataset(folder: Path, counts: list[int], *, damaged: bool = False) -> Rows:
 
 def feed(rows: Rows, steps: Pipeline, *, val: Rows | None = None, tables: Sequence[Any] = ()) -> StreamFeed:
     inputs = InputPipeline(steps, Pipeline.parse(f'resize([{SIDE}, {SIDE}], mode="exact")'), (SIDE, SIDE), 1)
-    source = Source(Share(rows, BATCH, 0, 1), val, inputs, None, 3, train_tables=tables)
+    source = Source(WorkerShare(rows, BATCH, 0, 1), val, inputs, None, 3, train_tables=tables)
     return StreamFeed(source, decoders=2, decoder_cpus=0.5)
 
 
@@ -143,7 +143,7 @@ def test_a_chunk_is_an_even_part_of_a_batch_or_some_batches_whole(
     counts = {"a": 500, "b": 500}
     rows = Rows("nowhere", ("part-000000.parquet",), np.asarray([1000]), ("a", "b"), counts, picture_bytes)
     inputs = InputPipeline(Pipeline(), Pipeline(), (224, 224), 3)
-    assert Source(Share(rows, batch_size, 0, 1), None, inputs, None, 0).chunk_rows == chunk_rows
+    assert Source(WorkerShare(rows, batch_size, 0, 1), None, inputs, None, 0).chunk_rows == chunk_rows
 
 
 def test_what_is_left_of_a_training_is_known_when_it_starts() -> None:

@@ -31,7 +31,7 @@ from library.bundle.description import Prediction, weights_file
 from library.errors import BadPicture, StriateError, UsageError
 from library.models.build import create
 from library.recipe import Recipe
-from library.training.logs import read_metrics
+from library.training.progress import read_metrics
 from tests.bundles import near
 from tests.conftest import S3Server
 from tests.datasets import rows, write_digits

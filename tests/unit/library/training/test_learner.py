@@ -1,4 +1,4 @@
-"""What a batch does to a model."""
+"""Training steps, schedules, freezing, and saving and restoring a learner's state."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import yaml
 
 from library.models.build import create
 from library.recipe import Recipe
+from library.training.batches import Batch
 from library.training.learner import Learner
-from library.training.training_batch import Batch
 
 COUNTS = {"even": 12, "odd": 4}
 RANDOM = np.random.default_rng(0)
 PICTURES = RANDOM.integers(0, 256, (16, 28, 28, 1), np.uint8)
 LABELS = np.array([0] * 12 + [1] * 4)
-STEPS, A_EPOCH = 20, 5
+STEPS, STEPS_PER_EPOCH = 20, 5
 
 
 def learner(**fields: Any) -> Learner:
-    """A LeNet that is about to learn as the recipe's fields say."""
+    """A learner of a LeNet, with these fields in its recipe."""
     recipe = {
         "data": {"train": "train", "val": "val"},
         "model": "lenet5",
         "optimizer": {"name": "sgd", "lr": 0.1},
         "schedule": {"name": "constant"},
         "batch_size": 16,
-        "epochs": STEPS // A_EPOCH,
+        "epochs": STEPS // STEPS_PER_EPOCH,
         **fields,
     }
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def learner(**fields: Any) -> Learner:
         create(recipe["model"], num_classes=2),
         class_counts=COUNTS,
         total_steps=STEPS,
-        steps_per_epoch=A_EPOCH,
+        steps_per_epoch=STEPS_PER_EPOCH,
         device=torch.device("cpu"),
     )
 
@@ -52,20 +52,20 @@ def weights(one: Learner) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
 
 
-def test_the_loss_falls_on_a_batch_that_is_seen_again_and_again() -> None:
+def test_the_loss_falls_when_a_batch_is_repeated() -> None:
     one = learner()
     losses = [float(one.step(batch(), step)) for step in range(STEPS)]
     assert losses[-1] < losses[0] / 2
 
 
-def test_parts_of_a_batch_give_the_step_of_the_whole() -> None:
+def test_accumulating_over_parts_gives_the_step_of_the_whole_batch() -> None:
     whole, parts = learner(), learner(accumulate=4)
     assert float(parts.step(batch(), 0)) == pytest.approx(float(whole.step(batch(), 0)), rel=1e-5)
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(parts)[name], tensor, msg=name)
 
 
-def test_a_kept_state_goes_on_as_if_there_had_been_no_break() -> None:
+def test_a_restored_state_continues_as_if_uninterrupted() -> None:
     fields: dict[str, Any] = {"ema": 0.9, "mixup": 0.2, "schedule": {"name": "cosine"}}
     undisturbed = learner(**fields)
     for step in range(6):
@@ -83,7 +83,7 @@ def test_a_kept_state_goes_on_as_if_there_had_been_no_break() -> None:
         torch.testing.assert_close(second.best_model.state_dict()[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
-def test_a_frozen_backbone_stays_and_thaws_when_the_recipe_says() -> None:
+def test_a_frozen_backbone_stays_fixed_until_the_recipe_unfreezes_it() -> None:
     one = learner(freeze="all", unfreeze={1: "none"})
     before = weights(one)
     one.step(batch(), 0)
@@ -91,7 +91,7 @@ def test_a_frozen_backbone_stays_and_thaws_when_the_recipe_says() -> None:
     assert moved
     assert all(name.startswith("head") for name in moved)
     one.start_epoch(1)
-    one.step(batch(), A_EPOCH)
+    one.step(batch(), STEPS_PER_EPOCH)
     assert all(not torch.equal(weights(one)[name], before[name]) for name in before if name.startswith("net"))
 
 
@@ -104,7 +104,7 @@ def test_a_frozen_backbone_stays_and_thaws_when_the_recipe_says() -> None:
         ({"name": "step", "step_epochs": 2, "gamma": 0.5}, [0.1] * 10 + [0.05] * 10),
     ],
 )
-def test_the_learning_rate_goes_as_the_schedule_says(schedule: dict[str, Any], expected: list[float]) -> None:
+def test_the_learning_rate_follows_the_schedule(schedule: dict[str, Any], expected: list[float]) -> None:
     one = learner(schedule=schedule)
     rates: list[float] = []
     for step in range(STEPS):
@@ -113,10 +113,10 @@ def test_the_learning_rate_goes_as_the_schedule_says(schedule: dict[str, Any], e
     assert rates == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_a_warm_up_rises_to_the_rate_and_a_layers_decay_lowers_it_towards_the_input() -> None:
+def test_warm_up_raises_the_rate_and_layer_decay_lowers_it_near_the_input() -> None:
     one = learner(schedule={"name": "constant", "warmup_epochs": 1}, layer_decay=0.5)
     rates: list[float] = []
-    for step in range(A_EPOCH + 1):
+    for step in range(STEPS_PER_EPOCH + 1):
         one.step(batch(slice(0, 2)), step)
         rates.append(one.learning_rate)
     assert rates == sorted(rates)
@@ -126,7 +126,7 @@ def test_a_warm_up_rises_to_the_rate_and_a_layers_decay_lowers_it_towards_the_in
     assert groups[0] < groups[-1]
 
 
-def test_balanced_weights_count_every_class_alike_and_keep_the_mean() -> None:
+def test_balanced_weights_count_classes_equally_and_keep_the_mean() -> None:
     ratios: list[float] = []
     for rows in (slice(0, 12), slice(12, 16)):
         plain, balanced = learner(), learner(loss={"class_weights": "balanced"})
@@ -134,7 +134,7 @@ def test_balanced_weights_count_every_class_alike_and_keep_the_mean() -> None:
     assert ratios == pytest.approx([16 / (2 * 12), 16 / (2 * 4)], rel=1e-5)
 
 
-def test_scores_of_parts_add_up_to_those_of_the_whole() -> None:
+def test_scores_of_parts_add_up_to_the_score_of_the_whole() -> None:
     one = learner()
     whole = one.score(PICTURES, LABELS)
     parts = [one.score(PICTURES[rows], LABELS[rows]) for rows in (slice(0, 5), slice(5, 16))]
@@ -143,13 +143,13 @@ def test_scores_of_parts_add_up_to_those_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("mix", [{"mixup": 0.5}, {"cutmix": 1.0}])
-def test_mixing_takes_an_odd_batch_and_learns(mix: dict[str, float]) -> None:
+def test_mixing_works_with_an_odd_batch(mix: dict[str, float]) -> None:
     one = learner(**mix, loss={"label_smoothing": 0.1})
     losses = [float(one.step(batch(slice(0, 15)), step)) for step in range(4)]
     assert all(np.isfinite(losses))
 
 
-def test_weights_that_are_no_numbers_are_seen() -> None:
+def test_weights_that_are_not_finite_are_detected() -> None:
     one = learner()
     assert one.is_finite
     next(one.model.parameters()).data[0] = torch.nan
@@ -157,14 +157,14 @@ def test_weights_that_are_no_numbers_are_seen() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
-def test_weights_that_are_learned_alike_move_together_and_as_they_would_one_by_one(name: str) -> None:
+def test_parameters_that_share_a_group_move_as_they_would_apart(name: str) -> None:
     settings = {"optimizer": {"name": name, "lr": 0.01, "weight_decay": 0.1}}
     together = learner(**settings)
-    # What is thawed at no epoch of this training changes nothing but that the optimizer is not a fused one.
+    # `unfreeze` turns the fused optimizer off; here no epoch comes in which it would do anything else.
     apart = learner(**settings, freeze=1, unfreeze={1: "none"})
     for one in (together, apart):
         one.model.freeze("none")
-        assert len(one._optimizer.param_groups) == 2, "those that decay, and those that do not"
+        assert len(one._optimizer.param_groups) == 2, "one group with weight decay and one without"
         for step in range(3):
             one.step(batch(), step)
     assert name == "lamb" or together._optimizer.defaults["fused"]

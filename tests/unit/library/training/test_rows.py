@@ -1,4 +1,4 @@
-"""Which rows are learned from: chosen classes, and what is held out, without a list of pictures."""
+"""Selecting the rows of a training: chosen classes, and the split into training and validation rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.dataset.shards import ShardWriter
 from library.errors import UsageError
 from library.imaging import codec
-from library.training.rows import Rows, held_out, read_pictures, read_rows
+from library.training.rows import Rows, read_pictures, read_rows, split_rows
 
 PNG, _ = codec.encode(np.zeros((4, 4, 1), np.uint8), codec.Encoding("png"))
 HEADER = codec.Header("png", 4, 4, 1)
@@ -36,12 +36,12 @@ def dataset(folder: Path, shards: list[str]) -> str:
 
 
 def keys(rows: Rows) -> list[int]:
-    """Of all rows, as they lie in the shards."""
+    """The keys of all rows, in stored order."""
     counts = rows.counts.tolist()
     return [int(one["key"]) for shard, count in enumerate(counts) for one in read_pictures(rows, (shard, 0, count))]
 
 
-def test_where_all_rows_are_used_no_shard_is_opened(tmp_path: Path) -> None:
+def test_no_shard_is_opened_where_all_rows_are_used(tmp_path: Path) -> None:
     uri = dataset(tmp_path, ["abab", "ba"])
     for path in tmp_path.glob("*.parquet"):
         path.unlink()
@@ -50,23 +50,23 @@ def test_where_all_rows_are_used_no_shard_is_opened(tmp_path: Path) -> None:
     assert rows.counts.tolist() == [4, 2]
 
 
-def test_chosen_classes_keep_their_order_and_leave_the_others_out(tmp_path: Path) -> None:
+def test_chosen_classes_keep_their_order_and_exclude_the_others(tmp_path: Path) -> None:
     rows = read_rows(dataset(tmp_path, ["abcabc", "ccc", "bca"]), ["c", "a"])
     assert rows.class_counts == {"c": 6, "a": 3}
     assert (len(rows), rows.counts.tolist()) == (9, [4, 3, 2])
     assert keys(rows) == [0, 2, 3, 5, 6, 7, 8, 10, 11]
 
 
-def test_what_is_held_out_is_a_share_of_each_class_chosen_by_key(tmp_path: Path) -> None:
+def test_the_split_takes_a_fraction_of_each_class_by_key(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     text = "aaaabbbbbbbbbbaaaaaa"
-    train, val = held_out(read_rows(dataset(one, [text])), 0.2, seed=1)
+    train, val = split_rows(read_rows(dataset(one, [text])), 0.2, seed=1)
     assert (train.class_counts, val.class_counts) == ({"a": 8, "b": 8}, {"a": 2, "b": 2})
     assert sorted(keys(train) + keys(val)) == list(range(20))
-    assert keys(held_out(read_rows(dataset(two, [text[:7], text[7:]])), 0.2, seed=1)[1]) == keys(val)
-    assert keys(held_out(read_rows(str(one)), 0.2, seed=2)[1]) != keys(val)
+    assert keys(split_rows(read_rows(dataset(two, [text[:7], text[7:]])), 0.2, seed=1)[1]) == keys(val)
+    assert keys(split_rows(read_rows(str(one)), 0.2, seed=2)[1]) != keys(val)
 
 
-def test_a_class_of_one_picture_cannot_be_held_out(tmp_path: Path) -> None:
+def test_a_class_of_one_picture_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"class 'b' has 1 picture\(s\); val_fraction needs two or more of each"):
-        held_out(read_rows(dataset(tmp_path, ["aab"])), 0.5, 0)
+        split_rows(read_rows(dataset(tmp_path, ["aab"])), 0.5, 0)

@@ -1,4 +1,4 @@
-"""Pictures decoded once and kept in memory, shared by the workers of a machine."""
+"""Pictures that are decoded once and stay in memory, shared by the workers of a machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from library.errors import BadPicture, StriateError
 from library.imaging.picture import Pixels
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, scaled, stack
-from library.training.order import batch_rows, epoch_order, steps_per_epoch
-from library.training.rows import Part, Rows, read_pictures, rejected_text, vanished
-from library.training.training_batch import Batch
+from library.training.batches import Batch
+from library.training.rows import Part, Rows, missing_classes_error, read_pictures, rejected_text
+from library.training.sampling import batch_rows, epoch_order, steps_per_epoch
 
-_AHEAD = 4  # batches that are augmented before they are asked for
+_BATCHES_AHEAD = 4  # batches that are augmented ahead of their use
 
 
 @dataclass(frozen=True)
-class Resident:
-    """Decoded pictures.
+class PackedPictures:
+    """Decoded pictures of any size, or their features, packed into one array.
 
     Attributes:
-        flat: the samples of all pictures, one after the other; shared memory, never written to.
-        starts: where each picture begins in `flat`.
-        shapes: height, width and channels of each; features have the shape of one row.
-        labels: class ids.
-        keys: of the pictures.
+        flat: the samples of all pictures, one picture after the other; shared memory, read-only.
+        starts: index of each picture's first sample in `flat`.
+        shapes: n x 3, height, width and channels of each picture; n x 1 for features.
+        labels: n class ids.
+        keys: n keys.
         rejected: pictures that could not be used, by reason.
     """
 
@@ -44,10 +44,10 @@ class Resident:
     rejected: Counter[str]
 
     @classmethod
-    def of(
+    def pack(
         cls, pictures: Sequence[NDArray[Any]], labels: Sequence[int], keys: Sequence[str], rejected: Counter[str]
-    ) -> Resident:
-        """Put pictures of one dtype one after the other."""
+    ) -> PackedPictures:
+        """Pack pictures of one dtype."""
         sizes = [picture.size for picture in pictures]
         return cls(
             np.concatenate([picture.reshape(-1) for picture in pictures]) if pictures else np.zeros(0, np.uint8),
@@ -59,8 +59,8 @@ class Resident:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Resident]) -> Resident:
-        """Parts in order, as one."""
+    def concatenate(cls, parts: Sequence[PackedPictures]) -> PackedPictures:
+        """Join parts in order; samples are scaled to one dtype where the parts' dtypes differ."""
         rejected: Counter[str] = Counter()
         for part in parts:
             rejected += part.rejected
@@ -87,32 +87,32 @@ class Resident:
         return self.flat[start : start + int(np.prod(shape))].reshape(shape)
 
     def check_classes(self, dataset: str, classes: Sequence[str]) -> None:
-        """Refuse classes of which no picture is left.
+        """Check that every class has a usable picture.
 
         Raises:
-            StriateError: names them, and why pictures could not be used.
+            StriateError: names the classes without one, and why pictures were rejected.
         """
         counts = np.bincount(self.labels, minlength=len(classes))
-        gone = [name for name, count in zip(classes, counts, strict=True) if not count]
-        if gone:
-            raise vanished(dataset, gone, self.rejected)
+        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if missing:
+            raise missing_classes_error(dataset, missing, self.rejected)
 
     @property
     def uniform(self) -> NDArray[Any] | None:
-        """All pictures as one array (N x height x width x channels), where they are of one shape."""
+        """All pictures as one array, n x height x width x channels; None where shapes differ."""
         if not len(self) or (self.shapes != self.shapes[0]).any():
             return None
         return self.flat.reshape(len(self), *self.shapes[0])
 
 
-def decode_rows(rows: Rows, part: Part, inputs: InputPipeline, *, fitted: bool) -> Resident:
+def decode_rows(rows: Rows, part: Part, inputs: InputPipeline, *, fitted: bool) -> PackedPictures:
     """Decode some rows of one shard.
 
     Args:
-        rows: of the dataset.
-        part: which of them.
-        inputs: what a model sees.
-        fitted: give each picture the model's size; else only the pipeline's own steps are run.
+        rows: the dataset's rows.
+        part: the rows to decode.
+        inputs: the model's input pipeline.
+        fitted: whether each picture is resized to the model's input; if not, only the pipeline's own steps are run.
     """
     pictures: list[Pixels] = []
     labels: list[int] = []
@@ -129,34 +129,31 @@ def decode_rows(rows: Rows, part: Part, inputs: InputPipeline, *, fitted: bool) 
             rejected[bad.reason] += 1
     if len({picture.dtype for picture in pictures}) > 1:
         pictures = [scaled(picture) for picture in pictures]
-    return Resident.of(pictures, labels, keys, rejected)
+    return PackedPictures.pack(pictures, labels, keys, rejected)
 
 
-class ResidentFeed:
-    """Batches out of memory. Threads augment some batches ahead, also over the end of an epoch.
+class MemoryLoader:
+    """A `BatchLoader` over pictures in memory. Threads augment the next batches, also those of the next epoch.
 
     Args:
-        train: the training pictures; `fitted` where nothing is augmented.
-        val: the validation pictures, fitted; None for none.
-        inputs: gives augmented pictures the model's size.
-        augmenter: None for none.
-        batch_size: over all workers.
-        seed: of the order.
-        balanced: every class equally often.
-        threads: that augment.
-
-    Attributes:
-        steps_per_epoch: batches of an epoch.
-        rejected: training pictures that could not be used, by reason.
-        unusable: nothing: whether classes have vanished is known before the training starts.
+        train: training pictures; already resized to the model's input where nothing is augmented.
+        val: validation pictures, resized to the model's input; None for no validation.
+        inputs: resizes augmented pictures to the model's input.
+        augmenter: augments training pictures; None for no augmentation.
+        batch_size: pictures of a batch over all workers.
+        seed: seed of the order.
+        balanced: whether every class is taken equally often.
+        rank: this worker's rank.
+        world_size: number of workers.
+        threads: number of threads that augment.
     """
 
-    unusable = ()
+    unusable = ()  # the driver has checked the classes of decoded pictures
 
     def __init__(
         self,
-        train: Resident,
-        val: Resident | None,
+        train: PackedPictures,
+        val: PackedPictures | None,
         inputs: InputPipeline,
         augmenter: Augmenter | None,
         *,
@@ -172,18 +169,19 @@ class ResidentFeed:
         self._batch_size, self._seed, self._balanced = min(batch_size, len(train)), seed, balanced
         self._rank, self._world_size = rank, world_size
         self._pool = ThreadPoolExecutor(threads)
-        self._ahead: deque[Future[tuple[Batch, Counter[str]]]] = deque()
+        self._augmented_batches: deque[Future[tuple[Batch, Counter[str]]]] = deque()
         self._steps: Iterator[tuple[int, NDArray[np.int64]]] = iter(())
-        self._left = 0
+        self._steps_left_in_epoch = 0
         self.steps_per_epoch = steps_per_epoch(len(train), self._batch_size)
         self.rejected = Counter(train.rejected)
 
     def start(self, epoch: int, first_step: int, steps: int) -> None:
-        """Take `steps` steps from here on."""
-        self._steps, self._left = self._rows_of_steps(epoch, first_step, steps), self.steps_per_epoch - first_step
+        """Start at step `first_step` of `epoch` (both from 0), for `steps` steps in all."""
+        self._steps = self._rows_of_steps(epoch, first_step, steps)
+        self._steps_left_in_epoch = self.steps_per_epoch - first_step
 
     def _rows_of_steps(self, epoch: int, first_step: int, steps: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Epoch and rows of each step that is left."""
+        """Yields the epoch and this worker's rows of each remaining step."""
         while steps:
             order = epoch_order(self._train.labels, self._seed, epoch, balanced=self._balanced)
             for step in range(first_step, min(self.steps_per_epoch, first_step + steps)):
@@ -192,28 +190,30 @@ class ResidentFeed:
             epoch, first_step = epoch + 1, 0
 
     def training(self) -> Iterator[Batch]:
-        """This worker's part of each batch that is left of the epoch under way."""
-        left, self._left = self._left, self.steps_per_epoch
+        """Yields this worker's part of each remaining batch of the current epoch."""
+        steps, self._steps_left_in_epoch = self._steps_left_in_epoch, self.steps_per_epoch
         if self._uniform is not None:
-            for _, rows in itertools.islice(self._steps, left):
+            for _, rows in itertools.islice(self._steps, steps):
                 yield self._batch(self._uniform[rows], rows)
             return
-        for _ in range(left):
-            for epoch, rows in itertools.islice(self._steps, _AHEAD + 1 - len(self._ahead)):
-                self._ahead.append(self._pool.submit(self._augmented, rows, epoch))
-            if not self._ahead:
+        for _ in range(steps):
+            for epoch, rows in itertools.islice(self._steps, _BATCHES_AHEAD + 1 - len(self._augmented_batches)):
+                self._augmented_batches.append(self._pool.submit(self._augment, rows, epoch))
+            if not self._augmented_batches:
                 return
-            batch, rejected = self._ahead.popleft().result()
+            batch, rejected = self._augmented_batches.popleft().result()
             self.rejected += rejected
             yield batch
 
-    def _augmented(self, rows: NDArray[np.int64], epoch: int) -> tuple[Batch, Counter[str]]:
-        """Augmented pictures. One that augmentation or the model cannot take is replaced by one before it in the batch,
-        so that each worker keeps its share, and counted."""
+    def _augment(self, rows: NDArray[np.int64], epoch: int) -> tuple[Batch, Counter[str]]:
+        """Augments the pictures of one batch, and counts those that augmentation or the model rejects.
+
+        A rejected picture is replaced by another one of the batch, so that each worker's part keeps its size.
+        """
         pictures: list[Pixels] = []
         used: list[int] = []
         rejected: Counter[str] = Counter()
-        last = ""
+        detail = ""
         for row in rows.tolist():
             try:
                 pixels: Pixels = self._train[row]
@@ -223,10 +223,10 @@ class ResidentFeed:
                 used.append(row)
             except BadPicture as bad:
                 rejected[bad.reason] += 1
-                last = bad.detail
+                detail = bad.detail
         if not pictures and len(rows):
             raise StriateError(
-                f"no picture of a whole batch can be used: {rejected_text(rejected)}; the last one: {last}"
+                f"no picture of a whole batch can be used: {rejected_text(rejected)}; the last one: {detail}"
             )
         usable = len(pictures)
         for number in range(len(rows) - usable):
@@ -238,13 +238,13 @@ class ResidentFeed:
         return Batch(pictures, self._train.labels[rows], self._train.keys[rows].tolist(), self._batch_size)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
-        """This worker's part of the validation pictures; together the workers see each once."""
+        """Yields this worker's part of the validation pictures; together the workers see each picture once."""
         data = self._val
         if data is None:
             return
-        mine = np.arange(len(data) * self._rank // self._world_size, len(data) * (self._rank + 1) // self._world_size)
+        first, last = (len(data) * rank // self._world_size for rank in (self._rank, self._rank + 1))
         uniform = data.uniform
-        for first in range(0, len(mine), batch_size):
-            rows = mine[first : first + batch_size]
-            pictures = uniform[rows] if uniform is not None else stack([data[row] for row in rows])
+        for begin in range(first, last, batch_size):
+            rows = np.arange(begin, min(begin + batch_size, last))
+            pictures = uniform[rows] if uniform is not None else stack([data[row] for row in rows.tolist()])
             yield Batch(pictures, data.labels[rows], data.keys[rows].tolist(), len(rows))

@@ -1,4 +1,4 @@
-"""Which batch a GPU's memory takes, without a GPU: what is tried is handed in."""
+"""The batch size that fits into a GPU's memory, tested without a GPU: the trial is passed in."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import yaml
 from library.errors import StriateError, UsageError
 from library.models.build import create
 from library.recipe import Recipe
-from library.training.fitting import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
+from library.training.batch_size import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 def recipe(**fields: Any) -> Recipe:
-    made: dict[str, Any] = {
+    values: dict[str, Any] = {
         "data": {"train": "train"},
         "model": "lenet5",
         "optimizer": {"name": "adamw", "lr": 0.01},
@@ -26,11 +26,11 @@ def recipe(**fields: Any) -> Recipe:
         "epochs": 3,
         **fields,
     }
-    return Recipe.parse(yaml.safe_dump(made))
+    return Recipe.parse(yaml.safe_dump(values))
 
 
 def memory(pictures_at_once: int, *, parts_cost: int = 0) -> Callable[[int, int], bool]:
-    """A device that takes so many pictures at once; fewer where gradients stay between parts."""
+    """A device that takes so many pictures at once, and fewer if gradients stay in memory between parts."""
 
     def fits(pictures: int, accumulate: int) -> bool:
         return -(-pictures // accumulate) <= pictures_at_once - (parts_cost if accumulate > 1 else 0)
@@ -43,23 +43,23 @@ def test_auto_is_the_largest_power_of_two_that_fits() -> None:
     assert fitting_batch_size(recipe(accumulate=4), GPU, 2, memory(100)) == 256
 
 
-def test_a_batch_that_does_not_fit_is_refused_with_what_would() -> None:
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does() -> None:
     assert fitting_batch_size(recipe(batch_size=200), GPU, 2, memory(100)) == 100
-    with pytest.raises(StriateError, match=r"200 would, over 2 worker.*or keep it and set accumulate: 4$"):
+    with pytest.raises(StriateError, match=r"200 over 2 worker\(s\) fits, or keep it and set accumulate: 4$"):
         fitting_batch_size(recipe(batch_size=800), GPU, 2, memory(100))
 
 
-def test_the_parts_that_are_told_were_tried() -> None:
-    with pytest.raises(StriateError, match=r"64 would, over 1 worker.*set accumulate: 8$"):
+def test_the_suggested_number_of_parts_has_been_tried() -> None:
+    with pytest.raises(StriateError, match=r"64 over 1 worker\(s\) fits, .*set accumulate: 8$"):
         fitting_batch_size(recipe(batch_size=256), GPU, 1, memory(64, parts_cost=10))
 
 
-def test_a_model_that_takes_no_picture_is_refused() -> None:
-    with pytest.raises(StriateError, match="not even one picture"):
+def test_a_model_that_does_not_fit_with_one_picture_is_refused() -> None:
+    with pytest.raises(StriateError, match="not even with one picture"):
         fitting_batch_size(recipe(), GPU, 1, memory(0))
 
 
-def test_on_cpus_nothing_is_tried() -> None:
+def test_nothing_is_tried_on_cpus() -> None:
     assert fitting_batch_size(recipe(), CPU, 2, memory(0)) == CPU_BATCH_SIZE // 2
 
 
@@ -71,7 +71,7 @@ def test_on_cpus_nothing_is_tried() -> None:
         {"freeze": "all", "cache_features": True},
     ],
 )
-def test_a_trial_learns_as_the_recipe_says_and_leaves_the_model_as_it_is(fields: dict[str, Any]) -> None:
+def test_a_trial_follows_the_recipe_and_leaves_the_model_unchanged(fields: dict[str, Any]) -> None:
     model = create("lenet5", num_classes=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert trial(recipe(**fields), model, (28, 28, 1), CPU)(6, 2)
@@ -106,7 +106,7 @@ def _at_most(pictures: int) -> Any:
         ({"freeze": "all", "unfreeze": {1: "none"}}, 1, 1, 2),
     ],
 )
-def test_batch_norms_are_not_learned_from_one_picture_at_a_time(
+def test_batch_norms_are_not_trained_on_one_picture_at_a_time(
     fields: dict[str, Any], batch_size: int, world_size: int, least: int
 ) -> None:
     normed = recipe(model="resnet9(width=4)", **fields)
@@ -116,7 +116,7 @@ def test_batch_norms_are_not_learned_from_one_picture_at_a_time(
     check_batch_norms(normed, model, least, world_size)
 
 
-def test_one_picture_at_a_time_is_right_where_no_batch_norm_learns() -> None:
+def test_one_picture_at_a_time_is_allowed_where_no_batch_norm_is_trained() -> None:
     check_batch_norms(recipe(), create("lenet5", num_classes=3), 1, 1)
     frozen = recipe(model="resnet9(width=4)", freeze="all")
     check_batch_norms(frozen, create(frozen.model, num_classes=3), 1, 1)
