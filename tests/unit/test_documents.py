@@ -47,7 +47,8 @@ def test_links_to_files_lead_to_files(document: Path) -> None:
 def test_paths_and_modules_that_a_document_names_exist(document: Path) -> None:
     text = document.read_text("utf-8")
     starts = (ROOT, ROOT / "tests", document.parent)
-    paths = {path for path in PATHS.findall(text) if not path.startswith(READERS_OWN)}
+    added = re.findall(r"^```python\n# (\S+)$", text, flags=re.MULTILINE)  # by the commits of CONTRIBUTING.md
+    paths = {path for path in PATHS.findall(text) if not path.startswith(READERS_OWN)} - {*added}
     missing = {path for path in paths if not any(any(start.glob(path)) for start in starts)}
     missing |= {name for name in MODULES.findall(text) if not _is_module_or_attribute(name)}
     assert missing == set()
