@@ -1,7 +1,7 @@
-"""A dataset being made: claimed by one job, taken up again after a kill, finished once.
+"""A dataset that is being written: claimed by one job, resumed after a kill, finished once.
 
-The claim is a manifest with `complete` false, written before the first shard. The same job may come back to it as
-often as needed; another job is refused.
+The claim is a manifest with `complete` false, written before the first shard. The same job may resume it as often as
+needed; another job is refused.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from library.errors import StriateError, UsageError
 from library.storage import Span, read_many
 
 _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
-#: What a job of ours writes below a dataset; nothing else is ever removed.
-_OURS = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
-_NOTHING_YET = rf"{LEASES}/.*|{_TEMPORARY}"
+#: Files that a job writes below a dataset; nothing else is ever removed.
+_JOB_FILE = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
+#: Files that a job may leave before it has claimed the dataset.
+_BEFORE_CLAIM = rf"{LEASES}/.*|{_TEMPORARY}"
 
-_READ_AT_ONCE_BYTES = 16 * 2**20
+_MAX_REPORTS_BYTES = 16 * 2**20
 
-#: Choices that only say how far a job goes, not what it makes.
+#: The option that limits how many pictures a job processes and does not change the result for any picture.
 _EXTENT = "limit"
 
 
@@ -46,7 +47,7 @@ def check_apart(source: str, destination: str) -> None:
     """Refuse a destination that is, holds, or lies inside the source.
 
     Raises:
-        UsageError: says which.
+        UsageError: one lies in the other; names both.
     """
     if storage.contains(source, destination):
         raise UsageError(f"the destination {destination} lies in the source {source}; choose a folder outside it")
@@ -55,18 +56,18 @@ def check_apart(source: str, destination: str) -> None:
 
 
 def remove_uncommitted(dataset: str) -> None:
-    """Remove temporary files; and as long as the dataset is not complete, shards and rejects without a report.
+    """Remove temporary files, and in a dataset that is not complete the shards and rejects without a report.
 
-    For a job that has failed. Workers that still write leave theirs: the next run of the job removes it.
+    Called when a job has failed. The next run of the job removes what workers still write after that.
     """
-    held = find_manifest(dataset)
-    if held is None:
+    manifest = find_manifest(dataset)
+    if manifest is None:
         return
     files = storage.list_files(dataset)
     reports = {file.path for file in files if file.path.startswith(f"{REPORTS}/")}
 
     def is_left_over(path: str) -> bool:
-        if held.complete or path in reports or not _OURS.fullmatch(path):
+        if manifest.complete or path in reports or not _JOB_FILE.fullmatch(path):
             return re.fullmatch(_TEMPORARY, path) is not None
         return f"{REPORTS}/{shard_stem(storage.name_of(path))}.json" not in reports
 
@@ -74,66 +75,70 @@ def remove_uncommitted(dataset: str) -> None:
 
 
 def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
-    """See whether `job` may write to `dataset`; changes nothing.
+    """Check that `job` may write to `dataset`; changes nothing.
 
     Raises:
-        UsageError: when it holds something else.
+        UsageError: the folder holds other files, another job's dataset, or more pictures than `--limit` allows.
     """
-    held = find_manifest(dataset)
-    if held is None:
-        # A job killed before its claim was written may have left its lease or a temporary file.
-        if any(not re.fullmatch(_NOTHING_YET, file.path) for file in storage.list_files(dataset)):
-            raise UsageError(f"{dataset} is not empty and holds no dataset of ours; choose an empty folder")
+    manifest = find_manifest(dataset)
+    if manifest is None:
+        # A job that was killed before it wrote its claim may have left its lease or a temporary file.
+        if any(not re.fullmatch(_BEFORE_CLAIM, file.path) for file in storage.list_files(dataset)):
+            raise UsageError(f"{dataset} is not empty and is not a dataset; choose an empty folder")
         return
     if overwrite:
         return
-    if _identity(held.job) != _identity(job):
+    if _identity(manifest.job) != _identity(job):
         raise UsageError(
-            f"{dataset} holds the output of another job:\n  there: {_described(held.job)}\n  this:  {_described(job)}\n"
-            "choose another destination, or --overwrite to replace it"
+            f"{dataset} holds the output of another job:\n"
+            f"  that job: {_description(manifest.job)}\n"
+            f"  this job: {_description(job)}\n"
+            "choose another destination, or replace it with --overwrite"
         )
-    before, now = held.job.options.get(_EXTENT), job.options.get(_EXTENT)
+    before, now = manifest.job.options.get(_EXTENT), job.options.get(_EXTENT)
     if now is not None and (before is None or now < before):
-        reach = "all pictures" if before is None else f"the first {before:,}"
-        raise UsageError(f"{dataset} was made with {reach}; --limit {now} would take some away (--overwrite does so)")
+        extent = "all pictures" if before is None else f"the first {before:,} pictures"
+        raise UsageError(
+            f"{dataset} was made from {extent}; --limit {now} would remove some (allow it with --overwrite)"
+        )
 
 
 def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mapping[str, int] | None = None) -> None:
-    """Make `dataset` this job's, the last of `jobs`; with `overwrite`, empty it first, unless this job began already.
+    """Claim `dataset` for the last of `jobs`; with `overwrite`, empty it first unless the same job has begun already.
 
     Args:
         dataset: URI.
-        jobs: what makes it; the last is its own.
-        overwrite: whether what another job left there is replaced.
-        planned: `shards_planned` and `pictures_planned`, for whoever asks how far the job is.
+        jobs: the jobs that lead to it; the last writes it.
+        overwrite: replace the output of another job.
+        planned: `shards_planned` and `pictures_planned`, from which others compute the job's progress.
 
     Raises:
-        UsageError: as `check_claim`: another job may have come first since then.
+        UsageError: as `check_claim`, as another job may have claimed it since that was called.
     """
     check_claim(dataset, jobs[-1], overwrite=overwrite)
     storage.check_writable(dataset)
-    held = find_manifest(dataset)
-    if held is not None and not held.complete and held.jobs == list(jobs):
+    manifest = find_manifest(dataset)
+    if manifest is not None and not manifest.complete and manifest.jobs == list(jobs):
         return
-    if overwrite or held is None or held.jobs != list(jobs):
+    if overwrite or manifest is None or manifest.jobs != list(jobs):
         # Before anything is removed: a kill in between must not leave a manifest that calls the rest complete.
         claimed = Manifest(complete=False, jobs=list(jobs), versions=VERSIONS, run=dict(planned or {}))
         save_manifest(dataset, claimed)
     if overwrite:
-        found = storage.list_files(dataset)
-        # Reports first: a shard without a report is not done, so a kill in between leaves nothing half true.
-        storage.remove(file.uri for file in found if file.path.startswith(f"{REPORTS}/") and _OURS.fullmatch(file.path))
-        storage.remove(file.uri for file in found if _OURS.fullmatch(file.path))
+        files = [file for file in storage.list_files(dataset) if _JOB_FILE.fullmatch(file.path)]
+        # Reports first: a shard without a report does not count as done, so a kill in between does no harm.
+        storage.remove(file.uri for file in files if file.path.startswith(f"{REPORTS}/"))
+        storage.remove(file.uri for file in files)
 
 
 def committed(tasks: Iterable[ShardTask], job: ShardJob[ShardReport]) -> Iterator[tuple[ShardTask, ShardReport]]:
-    """The shards that are done already: same input, same work, and the file is there."""
-    wanted: dict[str, list[ShardTask]] = {}
+    """Yields the tasks that are done already, with their reports: same input, same work, and the files exist."""
+    by_dataset: dict[str, list[ShardTask]] = {}
     for task in tasks:
-        wanted.setdefault(task.dataset, []).append(task)
-    for dataset, mine in wanted.items():
+        by_dataset.setdefault(task.dataset, []).append(task)
+    for dataset, its_tasks in by_dataset.items():
         sizes = {file.path: file.size for file in storage.list_files(dataset)}
-        for task, report in reports_below(dataset, sizes, mine, job, ShardReport):
+        for task, report in reports_below(dataset, sizes, its_tasks, job, ShardReport):
             outputs = [report.output, *([report.rejects] if report.rejects else [])]
             if all(sizes.get(entry.name) == entry.bytes for entry in outputs):
                 yield task, report
@@ -142,29 +147,29 @@ def committed(tasks: Iterable[ShardTask], job: ShardJob[ShardReport]) -> Iterato
 def reports_below(
     folder: str, sizes: Mapping[str, int], tasks: Iterable[ShardTask], job: ShardJob[ReportT], model: type[ReportT]
 ) -> Iterator[tuple[ShardTask, ReportT]]:
-    """The tasks that have a report below a folder, of the same input and the same work, and these reports.
+    """Yields the tasks that have a report below `folder` for the same input and the same work, with that report.
 
-    Reports are read some at a time: those of a large job would not fit into memory together.
+    Reports are read in groups, as those of a large job do not fit into memory together.
 
     Args:
         folder: URI.
-        sizes: of the files below it in bytes, by path; at least of its reports.
-        tasks: of one dataset.
-        job: what is done to each.
-        model: what its reports are.
+        sizes: bytes of the files below it, by path; at least of its reports.
+        tasks: tasks of one dataset.
+        job: the work on each of them.
+        model: type of its reports.
     """
-    some: list[ShardTask] = []
-    size = 0
+    group: list[ShardTask] = []
+    group_bytes = 0
     for task in tasks:
-        its_size = sizes.get(f"{REPORTS}/{task.stem}.json")
-        if its_size is None:
+        report_bytes = sizes.get(f"{REPORTS}/{task.stem}.json")
+        if report_bytes is None:
             continue
-        if some and size + its_size > _READ_AT_ONCE_BYTES:
-            yield from _read(folder, some, job, model)
-            some, size = [], 0
-        some.append(task)
-        size += its_size
-    yield from _read(folder, some, job, model)
+        if group and group_bytes + report_bytes > _MAX_REPORTS_BYTES:
+            yield from _read(folder, group, job, model)
+            group, group_bytes = [], 0
+        group.append(task)
+        group_bytes += report_bytes
+    yield from _read(folder, group, job, model)
 
 
 def _read(
@@ -183,67 +188,68 @@ def _read(
 def finish(
     dataset: str,
     jobs: Sequence[Job],
-    made: Totals,
+    totals: Totals,
     *,
     skipped: Mapping[str, int] | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Remove what no report names (leftovers of killed attempts, shards of an earlier source), then write the manifest.
+    """Remove files that no report names (of killed attempts or an earlier source), then write the manifest.
 
     Args:
         dataset: URI.
-        jobs: what made it; the last is its own job.
-        made: what the reports of every shard say together.
-        skipped: files never taken for pictures, by reason.
+        jobs: the jobs that lead to it; the last wrote it.
+        totals: sum of the reports of all shards.
+        skipped: files of the source that were not read as pictures, by reason.
         run: timings and the like.
 
     Raises:
-        StriateError: when another job has taken the destination meanwhile.
+        StriateError: another job has claimed the destination meanwhile.
     """
-    held = find_manifest(dataset)
-    if held is not None and held.jobs != list(jobs):
+    earlier = find_manifest(dataset)
+    if earlier is not None and earlier.jobs != list(jobs):
         raise StriateError(
-            f"{dataset} was taken over while this job ran, by: {_described(held.job)}; run one at a time there"
+            f"{dataset} was taken by another job while this one ran: {_description(earlier.job)}; run only one job at "
+            "a time for a destination"
         )
-    shards, rejects = made.outputs, made.rejects
-    kept = {entry.name for entry in (*shards, *rejects)}
-    kept |= {f"{REPORTS}/{shard_stem(entry.name)}.json" for entry in shards}
-    found = storage.list_files(dataset)
-    storage.remove(file.uri for file in found if _OURS.fullmatch(file.path) and file.path not in kept)
-    del found, kept  # of a large job more than everything else here
+    shards, rejects = totals.outputs, totals.rejects
+    named = {entry.name for entry in (*shards, *rejects)}
+    named |= {f"{REPORTS}/{shard_stem(entry.name)}.json" for entry in shards}
+    files = storage.list_files(dataset)
+    storage.remove(file.uri for file in files if _JOB_FILE.fullmatch(file.path) and file.path not in named)
+    del files, named  # for a large job these take more memory than everything else here
     manifest = Manifest(
         complete=True,
         jobs=list(jobs),
-        tally=made.tally,
+        tally=totals.tally,
         skipped=dict(sorted((skipped or {}).items())),
         shards=shards,
         rejects=rejects,
         versions=VERSIONS,
-        histograms=made.histograms,
+        histograms=totals.histograms,
         run=dict(run or {}),
     )
-    nothing_made = manifest.run.get("pictures_made") == 0
-    if nothing_made and held is not None and held.complete and held.digest == manifest.digest:
-        return manifest  # what is on record tells how the dataset was made, and this run made nothing
-    # A shard lost in a power cut is found by its size and made again, but only as long as the manifest is not complete.
+    unchanged = earlier is not None and earlier.complete and earlier.digest == manifest.digest
+    if unchanged and manifest.run.get("pictures_made") == 0:
+        return manifest  # the stored manifest has the timings of the run that wrote the dataset
+    # A shard lost in a power cut is detected by its size and written again only while the manifest is not complete.
     storage.flush(storage.join(dataset, entry.name) for entry in [*manifest.shards, *manifest.rejects])
     save_manifest(dataset, manifest)
     return manifest
 
 
 def shard_stem(name: str) -> str:
-    """`part-000000` of `part-000000.parquet`."""
+    """Returns `part-000000` for `part-000000.parquet`."""
     return name.removesuffix(SUFFIX)
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """What must be equal for two runs to be one job. The source may have grown: its digest is not part of it."""
-    kept = job.model_dump(exclude={"source_digest"})
-    kept["options"].pop(_EXTENT, None)
-    return kept
+    """Returns what must be equal for two runs to be the same job; the source's digest is left out, as it may grow."""
+    fields = job.model_dump(exclude={"source_digest"})
+    fields["options"].pop(_EXTENT, None)
+    return fields
 
 
-def _described(job: Job) -> str:
+def _description(job: Job) -> str:
     options = [f"{name}={value}" for name, value in job.options.items() if value is not None]
     steps = f" --steps '{job.pipeline}' --encode {job.encode}" if job.kind in ("filter", "augment") else ""
     return f"{job.kind} {job.source}{steps}" + (f" ({', '.join(options)})" if options else "")

@@ -1,9 +1,8 @@
-"""What is written beside the shards: a report a shard, and one manifest a dataset.
+"""The JSON files beside the shards: one report per shard, and one manifest per dataset.
 
-A report is the commit of its shard: it is written last. The manifest is written when a job starts (`complete` is
-false, so that nobody reads half a dataset by mistake) and again when it ends. Both are JSON. What depends on how a
-run went (timings, workers) stands under `run` and is no part of the digest, so two runs of the same job
-leave the same dataset.
+A report commits its shard: it is written last. The manifest is written when a job starts (`complete` is false, so that
+nobody reads half a dataset by mistake) and again when it ends. What differs from run to run (timings, workers) is
+under `run` and not part of the digest, so two runs of the same job leave the same dataset.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ VERSIONS = {
     )
 }
 
-#: What is passed over, by reason; a hidden folder on disk, or a link to a folder, counts once.
+#: Files that ingest skips, by reason; a hidden folder on disk, or a link to a folder, counts once.
 SKIPPED = {
     "beside": "of other types (texts, tables, programs)",
     "hidden": "hidden",
@@ -65,12 +64,12 @@ class _Model(pydantic.BaseModel):
 
 _Count = Annotated[int, pydantic.Field(ge=0)]
 
-# Names in a manifest become paths: one from elsewhere must not lead out of its dataset.
+# Names in a manifest become paths: a manifest from elsewhere must not lead out of its dataset.
 _STEM = r"part-\d{6,}"
 
 
 class FileEntry(_Model):
-    """One Parquet file: name below the dataset, rows, size in bytes, SHA-256 of its bytes."""
+    """One Parquet file: path below the dataset, rows, size in bytes, SHA-256 of its bytes."""
 
     name: str = pydantic.Field(pattern=rf"^({REJECTS}/)?{_STEM}\.parquet$")
     rows: _Count
@@ -79,15 +78,15 @@ class FileEntry(_Model):
 
 
 class Tally(_Model):
-    """Counts over pictures. `rows_in = rows_out + dropped + rejected`.
+    """Counts of pictures: `rows_in = rows_out + dropped + rejected`.
 
     Attributes:
         rows_in: pictures read.
         rows_out: pictures kept.
         dropped: pictures that a selector dropped, by reason.
         rejected: pictures that could not be used, by reason.
-        noted: kept pictures of which not all was kept: `more_pages` (only the first is read), `repaired` (stray bytes
-            were cut out of the file).
+        noted: kept pictures that were not kept whole: `more_pages` (only the first page is read), `repaired` (stray
+            bytes were cut out of the file).
         image_bytes_in: encoded bytes read.
         image_bytes_out: encoded bytes kept.
         classes: kept pictures by label; those without one are not counted here.
@@ -110,12 +109,12 @@ class Tally(_Model):
 
     @property
     def balanced(self) -> bool:
-        """Whether no picture was lost or doubled."""
+        """Whether no picture was lost or counted twice."""
         return self.rows_in == self.rows_out + sum(self.dropped.values()) + sum(self.rejected.values())
 
     @classmethod
     def total(cls, tallies: Iterable[Tally]) -> Tally:
-        """The sum of many."""
+        """Returns the sum of many."""
         counts: dict[str, Any] = {}
         for tally in tallies:
             for name, value in tally:
@@ -127,13 +126,13 @@ class Tally(_Model):
 
 
 class Report(_Model):
-    """What a job did with one shard; its presence is the commit.
+    """The result of one shard; its existence commits the shard.
 
     Attributes:
         stem: name of the shard without `.parquet`, the same for input and output.
-        input_digest: of the bytes (or the plan) that the shard is read from.
-        work_digest: of everything else that decides the result: steps, encoding, row limit, classifier.
-        tally: what became of the pictures.
+        input_digest: digest of the bytes (or the plan) that the shard is made from.
+        work_digest: digest of everything else that decides the result: steps, encoding, row limit, classifier.
+        tally: counts of the pictures.
         seconds: time by stage (read, decode, each step, encode, write); differs from run to run.
     """
 
@@ -146,7 +145,7 @@ class Report(_Model):
 
     @property
     def bytes_written(self) -> int:
-        """Size of the files that were made of the shard."""
+        """Size of the files that were written for the shard."""
         return 0
 
 
@@ -155,8 +154,8 @@ class ShardReport(Report):
 
     Attributes:
         output: the shard.
-        rejects: the pictures that could not be used, where there are any.
-        histograms: of the kept pictures (`library.dataset.histograms`), where they were measured.
+        rejects: the file of pictures that could not be used, where there are any.
+        histograms: of the kept pictures, as `library.dataset.histograms` writes them; None where not measured.
     """
 
     output: FileEntry
@@ -169,12 +168,12 @@ class ShardReport(Report):
 
 
 class Job(_Model):
-    """What made a dataset, and out of what.
+    """The job that wrote a dataset, and its source.
 
     Attributes:
         kind: ingest, filter, augment or predict.
-        source: URI it was made from.
-        source_digest: of the source's manifest; None where the source is no dataset of ours.
+        source: URI of the source.
+        source_digest: digest of the source's manifest; None where the source is not a dataset.
         pipeline: canonical text of the steps; empty for ingest and predict.
         pipeline_digest: SHA-256 of that text.
         encode: how changed pictures were stored.
@@ -194,15 +193,15 @@ class Manifest(_Model):
     """One dataset.
 
     Attributes:
-        complete: false while a job is writing it (or was killed).
-        jobs: what made it, first job first; the last is its own.
-        tally: over all shards; `classes` are the dataset's classes with counts.
-        skipped: files of the source that were never taken for pictures, by reason (ingest only).
+        complete: false while a job is writing it, and after it was killed.
+        jobs: the jobs that lead to it, from the first; the last wrote it.
+        tally: sum over all shards; `classes` are the dataset's classes with counts.
+        skipped: files of the source that were not read as pictures, by reason (ingest only).
         shards: in order of name.
         rejects: files below `_rejects/`.
-        versions: of what decides the bytes: striate and the codecs.
-        histograms: of its pictures (`library.dataset.histograms`), where they were measured.
-        run: timings and cluster; no part of the digest.
+        versions: versions of the packages that decide the bytes: striate and the codecs.
+        histograms: of its pictures, as `library.dataset.histograms` writes them; None where not measured.
+        run: timings and cluster; not part of the digest.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -218,7 +217,7 @@ class Manifest(_Model):
 
     @property
     def job(self) -> Job:
-        """What made this dataset out of its source."""
+        """The job that wrote this dataset."""
         return self.jobs[-1]
 
     @property
@@ -232,7 +231,7 @@ class Manifest(_Model):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the content, in hex; the same for every run of the same job on the same source."""
+        """SHA-256 of the content, in hex; the same for every run of the same job on the same source."""
         return hashlib.sha256(_canonical(self.model_dump(exclude={"run"})).encode()).hexdigest()
 
 
@@ -241,7 +240,7 @@ ReportT = TypeVar("ReportT", bound=Report)
 
 
 def skipped_text(counts: Mapping[str, int]) -> str:
-    """`skipped 5 files: 3 not pictures by their names, 2 hidden`."""
+    """Returns a line such as `skipped 5 files: 3 of other types (texts, tables, programs), 2 hidden`."""
     each = ", ".join(f"{count:,} {SKIPPED.get(reason, reason)}" for reason, count in sorted(counts.items()))
     total = sum(counts.values())
     if total == 0:
@@ -250,36 +249,36 @@ def skipped_text(counts: Mapping[str, int]) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 over the canonical JSON of plain data, in hex."""
+    """Returns the SHA-256 of the canonical JSON of plain data, in hex."""
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
 def no_dataset(uri: str) -> UsageError:
-    """What is said of a place where there is none."""
+    """Returns the error for a URI that has no dataset."""
     if not storage.exists(uri):
-        return UsageError(f"there is nothing at {uri}; make a dataset with `striate ingest`")
-    return UsageError(f"{uri} is not a dataset: it has no {MANIFEST}; make one with `striate ingest`")
+        return UsageError(f"there is nothing at {uri}; create a dataset with `striate ingest`")
+    return UsageError(f"{uri} is not a dataset: it has no {MANIFEST}; create one with `striate ingest`")
 
 
 def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
     """Read a dataset's manifest.
 
     Raises:
-        UsageError: when `dataset` is not a dataset, or is not finished.
+        UsageError: `dataset` is not a dataset, or is not finished.
     """
     manifest = find_manifest(dataset)
     if manifest is None:
         splits = splits_below(dataset)
         if splits:
-            raise UsageError(f"{dataset} holds one dataset a split; name one of them: {' or '.join(splits)}")
+            raise UsageError(f"{dataset} holds a dataset for each split; choose {' or '.join(splits)}")
         raise no_dataset(dataset)
     if must_be_complete and not manifest.complete:
-        raise UsageError(f"{dataset} is not finished; run the command that makes it again, it goes on where it was")
+        raise UsageError(f"{dataset} is not finished; run the command that writes it again, and it resumes")
     return manifest
 
 
 def splits_below(folder: str) -> list[str]:
-    """The datasets that lie directly below `folder`, by URI: train, val and test first."""
+    """Returns the URIs of the datasets directly below `folder`: train, val and test first."""
     depth_two = [file.path for file in storage.list_files(folder) if file.path.count("/") == 1]
     names = [path.split("/")[0] for path in depth_two if path.endswith(f"/{MANIFEST}")]
     order = {"train": 0, "val": 1, "test": 2}
@@ -287,7 +286,7 @@ def splits_below(folder: str) -> list[str]:
 
 
 def find_manifest(dataset: str) -> Manifest | None:
-    """The manifest of `dataset` in whatever state, or None when there is none."""
+    """Returns the manifest of `dataset`, complete or not, or None where there is none."""
     uri = manifest_uri(dataset)
     if not storage.exists(uri):
         return None
@@ -295,29 +294,29 @@ def find_manifest(dataset: str) -> Manifest | None:
     wrong = next(_wrong_sums(manifest), None)
     if wrong is not None:
         raise StriateError(
-            f"{uri} does not add up: {wrong}. Something changed it after it was written; copy the dataset again, or "
-            "remove it and make it again"
+            f"{uri} is inconsistent: {wrong}. It was changed after it was written; copy the dataset again, or remove "
+            "it and create it again"
         )
     return manifest
 
 
 def _wrong_sums(manifest: Manifest) -> Iterator[str]:
-    """What contradicts itself in a manifest, a phrase each."""
+    """Yields a phrase for each inconsistency of a manifest."""
     tally = manifest.tally
     dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
     if not tally.balanced:
         parts = f"{tally.rows_out:,} out, {dropped:,} dropped and {rejected:,} rejected"
-        yield f"{tally.rows_in:,} pictures in are not {parts}"
+        yield f"{tally.rows_in:,} pictures in do not equal {parts}"
     for what, entries, rows in (("shards", manifest.shards, tally.rows_out), ("rejects", manifest.rejects, rejected)):
         held = sum(entry.rows for entry in entries)
         if held != rows:
-            yield f"its {what} hold {held:,} pictures, and its total says {rows:,}"
+            yield f"its {what} hold {held:,} pictures, but its total is {rows:,}"
         if len({entry.name for entry in entries}) < len(entries):
-            yield f"a file of its {what} is named twice"
+            yield f"its {what} name a file twice"
     for what in ("classes", "formats", "channels", "sides"):
         counted = sum(getattr(tally, what).values())
         if counted > tally.rows_out:
-            yield f"its {what} hold {counted:,} pictures together, and its total says {tally.rows_out:,}"
+            yield f"its {what} hold {counted:,} pictures in all, but its total is {tally.rows_out:,}"
 
 
 def save_manifest(dataset: str, manifest: Manifest) -> None:
@@ -335,7 +334,7 @@ def save_report(folder: str, report: Report) -> None:
 
 
 def load_report(data: bytes | Exception, model: type[ReportT]) -> ReportT | None:
-    """A report as read; None when it is unreadable or from another version, so that its shard is worked on again."""
+    """Parses a report; None where it is unreadable or of another version, so that its shard is processed again."""
     if isinstance(data, Exception):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Which picture goes into which split and which shard: decided from keys alone, before any picture is read."""
+"""Assigns pictures to splits and shards by their keys alone, before any picture is read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from library.dataset.shards import shard_name
 from library.dataset.task import ShardTask
 from library.errors import UsageError
 
-_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
+_compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
 
-#: Shards when nothing is asked: this large, but smaller when that gives fewer than MIN_SHARDS.
+#: Size of a shard by default; smaller where that would give fewer than MIN_SHARDS.
 DEFAULT_SHARD_BYTES = 128 * 2**20
 MIN_SHARDS = 16
 MIN_SHARD_BYTES = 4 * 2**20
@@ -28,12 +28,12 @@ MIN_SHARD_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class Layout:
-    """How a listing is cut up.
+    """How a listing is divided into splits and shards.
 
     Attributes:
-        shard_bytes: a shard is closed once it holds so many bytes of pictures; None to choose.
-        seed: of the order in which pictures are stored.
-        fractions: split name to fraction, summing to 1; empty to take the splits found in the source.
+        shard_bytes: a shard is closed once it holds so many bytes of pictures; None for a size that fits the source.
+        seed: seed of the order in which pictures are stored.
+        fractions: fraction of each split by its name, summing to 1; empty to use the source's own splits.
     """
 
     shard_bytes: int | None = None
@@ -45,7 +45,7 @@ def parse_fractions(text: str) -> dict[str, float]:
     """Read `train=0.8,val=0.1,test=0.1`.
 
     Raises:
-        UsageError: unless names are different, fractions above 0, and their sum 1.
+        UsageError: a name is repeated or invalid, a fraction is not above 0, or they do not sum to 1.
     """
     fractions: dict[str, float] = {}
     for part in text.split(","):
@@ -64,17 +64,18 @@ def parse_fractions(text: str) -> dict[str, float]:
 
 
 def plan(index: pa.Table, destination: str, layout: Layout) -> list[ShardTask]:
-    """Cut a listing into shards.
+    """Divide a listing into shards.
 
-    The order is that of `blake2b(seed, key)`, so no shard is sorted by class, whatever the source's order; rows that
+    Pictures are ordered by `blake2b(seed, key)`, so no shard is sorted by class, whatever the source's order. Rows that
     are cheap only when read together (`block`: a Parquet row group) stay together and are shuffled inside a shard.
 
     Args:
-        index: rows as `library.sources.list_source` gives them.
+        index: rows as `library.sources.list_source` returns them.
         destination: URI of the dataset; with splits each is a dataset below it.
+        layout: shard size, seed and splits.
 
     Returns:
-        One task a shard, in order of name. A split that gets no picture has none.
+        One task per shard, in order of name. A split without pictures has none.
     """
     splits = _split_of_each(index, layout)
     target = layout.shard_bytes or shard_bytes_for(int(_compute.sum(index["size"]).as_py() or 0))
@@ -92,12 +93,12 @@ def plan(index: pa.Table, destination: str, layout: Layout) -> list[ShardTask]:
 
 
 def shard_bytes_for(total_bytes: int) -> int:
-    """Shard size when none is asked: 128 MB, less for a small source so that there is work for several workers."""
+    """Returns the default shard size: 128 MB, less for a small source so that several workers have work."""
     return int(min(DEFAULT_SHARD_BYTES, max(MIN_SHARD_BYTES, total_bytes // MIN_SHARDS)))
 
 
 def hash64(*parts: object) -> int:
-    """A 64-bit number that depends on nothing but `parts`."""
+    """Returns a 64-bit hash of `parts`, the same in every process."""
     text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
@@ -122,12 +123,12 @@ def _task(index: pa.Table, rows: NDArray[np.int64], dataset: str, stem: str, see
 
 
 def _split_of_each(index: pa.Table, layout: Layout) -> NDArray[np.str_]:
-    found = np.array([split or "" for split in index["split"].to_pylist()], dtype=np.str_)
+    own = np.array([split or "" for split in index["split"].to_pylist()], dtype=np.str_)
     if not layout.fractions:
-        return found
-    if any(found):
-        names = ", ".join(sorted({name for name in found.tolist() if name}))
-        raise UsageError(f"the source has its own splits ({names}); use --split none to join them before cutting anew")
+        return own
+    if any(own):
+        names = ", ".join(sorted({name for name in own.tolist() if name}))
+        raise UsageError(f"the source has its own splits ({names}); join them with --split none before splitting anew")
     result = np.empty(index.num_rows, dtype=f"<U{max(map(len, layout.fractions))}")
     names, edges = list(layout.fractions), np.cumsum(list(layout.fractions.values()))
     hashes = np.array([hash64("split", key) for key in index["key"].to_pylist()], np.uint64)
@@ -135,9 +136,9 @@ def _split_of_each(index: pa.Table, layout: Layout) -> NDArray[np.str_]:
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         rows = rows[np.argsort(hashes[rows], kind="stable")]
-        # The middle of each rank: one picture of a class goes to the largest split, not always to the first.
-        places = (np.arange(len(rows)) + 0.5) / len(rows)
-        result[rows] = np.array(names)[np.minimum(np.searchsorted(edges, places), len(names) - 1)]
+        # The middle of each rank: the only picture of a class goes to the largest split, not always to the first.
+        quantiles = (np.arange(len(rows)) + 0.5) / len(rows)
+        result[rows] = np.array(names)[np.minimum(np.searchsorted(edges, quantiles), len(names) - 1)]
     return result
 
 

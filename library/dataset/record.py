@@ -1,4 +1,4 @@
-"""One picture as a dataset holds it, and the Arrow schema of a dataset."""
+"""One picture as a dataset stores it, and the Arrow schema of a dataset."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ImageRecord:
 
     Attributes:
         key: unique in its dataset.
-        data: the encoded bytes, exactly as stored; None when a reject's bytes were too many to keep.
+        data: the encoded bytes, exactly as stored; None for a reject that was too large to keep.
         path: file name in the source, for people and for Hugging Face.
         label: the class name, or None.
         header: size and format; None for a reject.
@@ -51,22 +51,22 @@ class ImageRecord:
 
 
 def dataset_schema(extras: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
-    """The columns of a dataset: ours, then `extras` as they came, with the metadata Hugging Face reads."""
+    """Returns the columns of a dataset: the core columns, then `extras`, with the metadata that Hugging Face reads."""
     return pa.schema([*_CORE, *extras], metadata={"huggingface": _HUGGING_FACE})
 
 
 def reject_schema(dataset: pa.Schema) -> pa.Schema:
-    """The columns of `_rejects/`: those of the dataset, a reason slug and a sentence."""
+    """Returns the columns of `_rejects/`: those of the dataset, a reason slug and a sentence."""
     return pa.schema([*dataset, *(pa.field(name, pa.string()) for name in REJECT_COLUMNS)], metadata=dataset.metadata)
 
 
 def extra_fields(schema: pa.Schema) -> list[pa.Field[Any]]:
-    """The columns of a dataset that are not ours."""
+    """Returns the columns of a dataset besides the core columns."""
     return [column for column in schema if column.name not in CORE_COLUMNS]
 
 
 def table_of(records: Sequence[ImageRecord], schema: pa.Schema) -> pa.Table:
-    """Records as rows of `schema`, a dataset's."""
+    """Returns records as rows of `schema`, the schema of a dataset."""
     headers = [record.header for record in records]
     columns: dict[str, list[Any]] = {
         "key": [record.key for record in records],
@@ -88,7 +88,7 @@ def table_of(records: Sequence[ImageRecord], schema: pa.Schema) -> pa.Table:
 
 
 def image_array(data: Sequence[bytes | None], paths: Sequence[str | None]) -> pa.Array:
-    """The `image` column of encoded pictures and their file names."""
+    """Returns the `image` column of encoded pictures and their file names."""
     return pa.StructArray.from_arrays(
         [pa.array(data, pa.binary()), pa.array(paths, pa.string())], fields=list(IMAGE_TYPE)
     )

@@ -1,4 +1,4 @@
-"""Shards: Parquet files read and written a row group at a time, with their digest."""
+"""Shards: Parquet files that are read and written one row group at a time, with their digest."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class ShardReader:
-    """The row groups of one shard, each read while the one before is worked on.
+    """Iterates over the row groups of one shard; reads the next one while the caller uses the last.
 
     Args:
-        uri: of the shard.
-        max_rows: only so many; None for all.
-        first_row: where to begin; the row groups before it are not read.
+        uri: the shard's.
+        max_rows: read at most so many rows; None for all.
+        first_row: the first row to read; the row groups before it are skipped.
 
     Attributes:
-        waited_s: seconds the caller has waited for reading.
+        waited_s: seconds that the caller has waited for reading.
     """
 
     def __init__(self, uri: str, max_rows: int | None = None, first_row: int = 0) -> None:
@@ -45,51 +45,51 @@ class ShardReader:
     def __iter__(self) -> Iterator[pa.Table]:
         start = perf_counter()
         with storage.open_read(self.uri) as file, ThreadPoolExecutor(1) as ahead:
-            parquet = self._opened(file)
+            parquet = self._open(file)
             groups = parquet.metadata.num_row_groups
             number, skipped = 0, self._first_row
             while number < groups and skipped >= parquet.metadata.row_group(number).num_rows:
                 skipped -= parquet.metadata.row_group(number).num_rows
                 number += 1
-            following = ahead.submit(self._group, parquet, number) if number < groups else None
-            left = self._max_rows
-            while following is not None:
-                table = following.result().slice(skipped)
+            pending = ahead.submit(self._group, parquet, number) if number < groups else None
+            remaining = self._max_rows
+            while pending is not None:
+                table = pending.result().slice(skipped)
                 number, skipped = number + 1, 0
-                if left is not None:
-                    table = table.slice(0, left)
-                    left -= table.num_rows
-                more = number < groups and left != 0
-                following = ahead.submit(self._group, parquet, number) if more else None
+                if remaining is not None:
+                    table = table.slice(0, remaining)
+                    remaining -= table.num_rows
+                more = number < groups and remaining != 0
+                pending = ahead.submit(self._group, parquet, number) if more else None
                 self.waited_s += perf_counter() - start
                 yield table
                 start = perf_counter()
 
     def columns(self, names: Sequence[str]) -> pa.Table:
-        """A few columns of the whole shard at once; the pictures are not read."""
+        """Reads some columns of the whole shard, without its pictures."""
         with storage.open_read(self.uri) as file:
-            parquet = self._opened(file)
+            parquet = self._open(file)
             try:
                 return parquet.read(list(names), use_threads=False)
             except _DAMAGE as error:
                 raise StriateError(f"{self.uri}: {error}") from error
 
     def schema(self) -> pa.Schema:
-        """The columns, from the file's footer."""
+        """Reads the columns' names and types from the file's footer."""
         with storage.open_read(self.uri) as file:
-            return self._opened(file).schema_arrow
+            return self._open(file).schema_arrow
 
-    def _opened(self, file: Any) -> pq.ParquetFile:
+    def _open(self, file: Any) -> pq.ParquetFile:
         try:
-            # Threads of Arrow's own, which a buffer in advance and `use_threads` would set to work, may still hold a
-            # Python file when the interpreter ends, and then abort the process (apache/arrow issues 33975 and 34314).
+            # Arrow's own threads, which pre-buffering and `use_threads` would start, may still hold a Python file when
+            # the interpreter ends, and then abort the process (apache/arrow issues 33975 and 34314).
             parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
             names = parquet.schema_arrow.names
         except _DAMAGE as error:
             raise StriateError(f"{self.uri} is not a readable shard: {error}") from error
         missing = [name for name in CORE_COLUMNS if name not in names]
         if missing:
-            raise StriateError(f"{self.uri} is not a shard of a dataset: it has no column '{missing[0]}'")
+            raise StriateError(f"{self.uri} is not a shard of a dataset: it lacks the column '{missing[0]}'")
         return parquet
 
     def _group(self, parquet: pq.ParquetFile, number: int) -> pa.Table:
@@ -100,19 +100,19 @@ class ShardReader:
 
 
 def batches(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """A few rows at a time: a row group may hold thousands of small pictures, and work may make them large."""
+    """Yields `rows` rows at a time: a row group may hold thousands of small pictures, and steps may enlarge them."""
     for table in tables:
         for first in range(0, table.num_rows, rows):
             yield table.slice(first, rows)
 
 
 class ShardWriter:
-    """Writes one shard; it appears under its name, whole, when the block ends well.
+    """Writes one shard, which appears under its name, complete, when the block ends without an error.
 
     Args:
         dataset: URI of the dataset.
         name: path of the shard below it, e.g. `part-000000.parquet`.
-        schema: of every table that will be added.
+        schema: schema of every table that is added.
     """
 
     def __init__(self, dataset: str, name: str, schema: pa.Schema) -> None:
@@ -137,7 +137,7 @@ class ShardWriter:
         return self
 
     def add(self, table: pa.Table) -> None:
-        """Append rows; they are written when a row group is full."""
+        """Append rows; they are written as soon as they fill a row group."""
         if table.num_rows == 0:
             return
         self._pending.append(table)
@@ -160,40 +160,42 @@ class ShardWriter:
                 self._flush()
                 self._parquet.close()
         except BaseException as failure:
-            self._give_up(failure)
+            self._discard(failure)
             raise
         if error is not None:
-            self._give_up(error)
+            self._discard(error)
         else:
             self._target.__exit__(None, None, None)
 
-    def _give_up(self, failure: BaseException) -> None:
-        self._sink.given_up = True
+    def _discard(self, failure: BaseException) -> None:
+        self._sink.discarded = True
         self._target.__exit__(type(failure), failure, failure.__traceback__)
 
     @property
     def entry(self) -> FileEntry:
-        """What was written; to be read after the block has ended."""
+        """The file that was written; known once the block has ended."""
         return FileEntry(name=self._name, rows=self._rows, bytes=self._file.size, digest=self._file.digest)
 
     def _compression(self) -> dict[str, str]:
-        """Pictures are compressed already; the rest is small."""
+        """Returns the compression of each column: none for pictures, which are compressed already."""
         leaves = [leaf for column in self._schema for leaf in _leaves(column.name, column.type)]
         return {leaf: "NONE" if leaf == "image.bytes" else "ZSTD" for leaf in leaves}
 
 
 class _Sink:
-    """What Arrow writes a shard to. Once the shard is given up it takes everything and keeps nothing: Arrow's
-    destructors still write what they hold, to a file that is closed by then."""
+    """The file object that Arrow writes a shard to.
+
+    After `discarded` is set it ignores what is written, as Arrow's destructors write to a file that is closed by then.
+    """
 
     closed = False
 
     def __init__(self, file: storage.HashingFile) -> None:
         self._file = file
-        self.given_up = False
+        self.discarded = False
 
     def write(self, data: bytes) -> int:
-        return len(data) if self.given_up else self._file.write(data)
+        return len(data) if self.discarded else self._file.write(data)
 
     def tell(self) -> int:
         return self._file.tell()
@@ -212,5 +214,5 @@ def _leaves(name: str, type_: pa.DataType) -> list[str]:
 
 
 def shard_name(number: int) -> str:
-    """The stem of shard `number`; six digits sort by name up to a million shards (128 TB of 128 MB)."""
+    """Returns the stem of shard `number`; six digits sort by name up to a million shards (128 TB at 128 MB each)."""
     return f"part-{number:06d}"

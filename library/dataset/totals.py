@@ -1,7 +1,7 @@
-"""What the reports of many shards say together, at a size that hardly grows with what is in them.
+"""The sum of many shard reports, in little memory.
 
-A report of a shard with a thousand classes takes some 100 kB of memory, and there may be a hundred thousand shards. Of
-each only what the manifest lists of it is kept; everything else is added up.
+A report of a shard with a thousand classes takes some 100 kB of memory, and there may be a hundred thousand shards.
+Only the entries that the manifest lists are kept for each shard; everything else is summed up.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 from library.dataset.histograms import Histograms
 from library.dataset.manifest import FileEntry, ShardReport, Tally
 
-_ADDED_AT_ONCE = 256
+_TALLIES_HELD = 256
 
 
 class Totals:
-    """The sum of shard reports; the order in which they come leaves no trace but in the last digits of `seconds`.
+    """The sum of shard reports, the same in any order except for the last digits of `seconds`.
 
     Attributes:
         shards: how many reports were added.
-        seconds: time by stage.
+        seconds: sum of the seconds spent in each stage.
     """
 
     def __init__(self) -> None:
@@ -34,20 +34,20 @@ class Totals:
 
     @classmethod
     def of(cls, reports: Iterable[ShardReport]) -> Totals:
-        made = cls()
+        totals = cls()
         for report in reports:
-            made.add(report)
-        return made
+            totals.add(report)
+        return totals
 
     def add(self, report: ShardReport) -> None:
-        """Add one shard."""
+        """Add the report of one shard."""
         self.shards += 1
         self.seconds.update(report.seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
         self._outputs.append(report.output)
         if report.rejects is not None:
             self._rejects.append(report.rejects)
         self._tallies.append(report.tally)
-        if len(self._tallies) >= _ADDED_AT_ONCE:
+        if len(self._tallies) >= _TALLIES_HELD:
             self._tallies = [self.tally]
         if report.histograms is not None:
             self._histograms = self._histograms or Histograms()
@@ -65,10 +65,10 @@ class Totals:
 
     @property
     def rejects(self) -> list[FileEntry]:
-        """What was put aside, by name."""
+        """The files of rejects, by name."""
         return sorted(self._rejects, key=lambda entry: entry.name)
 
     @property
     def histograms(self) -> dict[str, Any] | None:
-        """Of all pictures; None where nothing was measured."""
+        """Histograms of all pictures; None where nothing was measured."""
         return None if self._histograms is None else self._histograms.to_dict()

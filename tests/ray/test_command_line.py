@@ -121,7 +121,7 @@ def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: P
         (["filter", "RAW", "OUT", "--steps", "invert", "--limit", "0"], "at least 1 picture"),
         (["filter", "RAW"], "Missing argument 'destination'"),
         (["filter", "RAW", "OUT", "--stepz", "invert"], "No such option: --stepz"),
-        (["info", "OUT"], "make a dataset with `striate ingest`"),
+        (["info", "OUT"], "create a dataset with `striate ingest`"),
         (["show", "RAW", "--out", "OUT.png", "--label", "zebra"], "no picture with the label 'zebra'"),
         (["steps", "clahee"], "did you mean 'clahe'"),
         (["steps", "--out", "x.png"], "--out goes with one step"),

@@ -110,7 +110,7 @@ def test_a_limit_takes_the_first_pictures_and_a_larger_one_goes_on_from_there(ph
     whole = filter_dataset(plan_filter(photos, destination, "invert"), workers="1")
     assert whole.tally.rows_in == 86
     assert whole.run["shards_resumed"] >= 1
-    with pytest.raises(UsageError, match="would take some away"):
+    with pytest.raises(UsageError, match="would remove some"):
         plan_filter(photos, destination, "invert", limit=5)
 
 

@@ -80,7 +80,7 @@ def test_splits_are_datasets_of_their_own_with_every_class_in_proportion(split: 
     train, test = (load_manifest(dataset).tally.classes for dataset in made)
     for label, count in train.items():
         assert 2 < count / test[label] < 4
-    with pytest.raises(UsageError, match="holds one dataset a split"):
+    with pytest.raises(UsageError, match="holds a dataset for each split"):
         load_manifest(split)
 
 

@@ -1,4 +1,4 @@
-"""Who may write where, what is taken up again after a kill, and what is cleared away."""
+"""Claims on a destination, what a job resumes after a kill, and what is removed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def source(tmp_path: Path) -> Manifest:
     }
     files["cat/broken.jpg"] = encoded("jpeg")[:-200]
     size = sum(map(len, files.values()))
-    made = ingest(write_files(tmp_path / "raw", files), tmp_path / "source", shard_bytes=size // 3 + 1)
-    assert len(made.shards) == 3
-    return made
+    manifest = ingest(write_files(tmp_path / "raw", files), tmp_path / "source", shard_bytes=size // 3 + 1)
+    assert len(manifest.shards) == 3
+    return manifest
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def files_of(dataset: str) -> set[str]:
 # -- apart ------------------------------------------------------------------------------------------------------------
 
 
-def test_source_and_destination_may_not_hold_each_other_also_through_links(tmp_path: Path) -> None:
+def test_source_and_destination_may_not_contain_each_other_even_by_links(tmp_path: Path) -> None:
     source = tmp_path / "data" / "source"
     (source / "inside").mkdir(parents=True)
     (tmp_path / "link").symlink_to(source)
@@ -90,24 +90,24 @@ def test_a_source_file_in_the_destination_is_refused(tmp_path: Path) -> None:
 # -- claims -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_or_missing_folder_may_be_claimed_and_the_claim_is_not_complete(dataset: str) -> None:
+def test_a_missing_folder_can_be_claimed_and_the_claim_is_not_complete(dataset: str) -> None:
     check_claim(dataset, job(), overwrite=False)
     assert files_of(dataset) == set(), "a check writes nothing"
     claim(dataset, [job()], overwrite=False)
-    held = find_manifest(dataset)
-    assert held is not None
-    assert (held.complete, held.jobs) == (False, [job()])
+    manifest = find_manifest(dataset)
+    assert manifest is not None
+    assert (manifest.complete, manifest.jobs) == (False, [job()])
 
 
-def test_the_same_job_may_come_back_and_its_manifest_stays_when_nothing_changed(dataset: str) -> None:
+def test_a_finished_job_run_again_leaves_its_manifest_complete(dataset: str) -> None:
     claim(dataset, [job()], overwrite=False)
     finish(dataset, [job()], Totals())
     check_claim(dataset, job(), overwrite=False)
     claim(dataset, [job()], overwrite=False)
-    assert load_manifest(dataset).complete, "to be finished again, not half true in between"
+    assert load_manifest(dataset).complete
 
 
-def test_a_source_that_has_grown_is_the_same_job_and_not_complete_until_done(dataset: str) -> None:
+def test_a_job_whose_source_has_grown_is_the_same_job_and_not_complete(dataset: str) -> None:
     finish(dataset, [job(source_digest="a")], Totals())
     check_claim(dataset, job(source_digest="b"), overwrite=False)
     claim(dataset, [job(source_digest="b")], overwrite=False)
@@ -115,7 +115,7 @@ def test_a_source_that_has_grown_is_the_same_job_and_not_complete_until_done(dat
 
 
 @pytest.mark.parametrize(
-    ("other", "here", "there"),
+    ("other", "this_job", "that_job"),
     [
         (job(pipeline="invert"), "--steps 'invert'", f"--steps '{WORK}'"),
         (job(source="/elsewhere"), "filter /elsewhere ", "filter /source "),
@@ -128,40 +128,42 @@ def test_a_source_that_has_grown_is_the_same_job_and_not_complete_until_done(dat
     ],
     ids=["steps", "source", "encoding", "kind"],
 )
-def test_another_job_is_refused_with_both_described(dataset: str, other: Job, here: str, there: str) -> None:
+def test_another_job_is_refused_with_a_description_of_both(
+    dataset: str, other: Job, this_job: str, that_job: str
+) -> None:
     claim(dataset, [job()], overwrite=False)
     with pytest.raises(UsageError) as raised:
         check_claim(dataset, other, overwrite=False)
     first, old, new, advice = str(raised.value).split("\n")
     assert first == f"{dataset} holds the output of another job:"
-    assert there in old
-    assert here in new
+    assert that_job in old
+    assert this_job in new
     assert "--overwrite" in advice
     check_claim(dataset, other, overwrite=True)
 
 
-def test_a_try_out_may_be_extended_and_never_shortened(dataset: str) -> None:
+def test_a_limit_can_be_raised_but_not_lowered(dataset: str) -> None:
     claim(dataset, [job(options={"limit": 1000})], overwrite=False)
     for limit in (1000, 2000, None):
         check_claim(dataset, job(options={"limit": limit}), overwrite=False)
-    with pytest.raises(UsageError, match=r"was made with the first 1,000; --limit 10 would take some away"):
+    with pytest.raises(UsageError, match=r"was made from the first 1,000 pictures; --limit 10 would remove some"):
         check_claim(dataset, job(options={"limit": 10}), overwrite=False)
     check_claim(dataset, job(options={"limit": 10}), overwrite=True)
     claim(dataset, [job(options={"limit": None})], overwrite=False)
-    with pytest.raises(UsageError, match="was made with all pictures; --limit 5000 would"):
+    with pytest.raises(UsageError, match="was made from all pictures; --limit 5000 would"):
         check_claim(dataset, job(options={"limit": 5000}), overwrite=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["holiday.jpg", "part-000000.parquet", "sub/folder/x"])
-def test_a_folder_with_files_of_others_is_refused_even_with_overwrite(dataset: str, name: str, overwrite: bool) -> None:
-    write_files(Path(dataset), {name: b"mine"})
-    with pytest.raises(UsageError, match="is not empty and holds no dataset of ours; choose an empty folder"):
+def test_a_folder_with_other_files_is_refused_even_with_overwrite(dataset: str, name: str, overwrite: bool) -> None:
+    write_files(Path(dataset), {name: b"other"})
+    with pytest.raises(UsageError, match="is not empty and is not a dataset; choose an empty folder"):
         check_claim(dataset, job(), overwrite=overwrite)
     assert files_of(dataset) == {name}
 
 
-def test_a_job_killed_before_its_claim_was_written_may_come_back(dataset: str) -> None:
+def test_a_job_that_was_killed_before_its_claim_can_be_run_again(dataset: str) -> None:
     write_files(Path(dataset), {"_tmp-0123456789abcdef": b"half a manifest"})
     check_claim(dataset, job(), overwrite=False)
     claim(dataset, [job()], overwrite=False)
@@ -169,12 +171,12 @@ def test_a_job_killed_before_its_claim_was_written_may_come_back(dataset: str) -
     assert files_of(dataset) == {"_manifest.json"}
 
 
-def test_overwrite_removes_what_jobs_of_ours_wrote_and_nothing_else(source: Manifest, dataset: str) -> None:
+def test_overwrite_removes_only_files_that_jobs_write(source: Manifest, dataset: str) -> None:
     claim(dataset, [job()], overwrite=False)
     tasks = tasks_of(source, dataset)
     work = FilterJob(source_of(dataset), WORK)
     finish(dataset, [job()], Totals.of(run(work, tasks)))
-    strangers = {
+    other_files = {
         "notes.txt",
         "part-1.parquet.bak",
         "my-part-000000.parquet",
@@ -182,16 +184,16 @@ def test_overwrite_removes_what_jobs_of_ours_wrote_and_nothing_else(source: Mani
         "_reports/x.json",
         "sub/part-000000.parquet",
     }
-    ours = {
+    job_files = {
         "_tmp-00ff",
         "_rejects/_tmp-00ff",
         "part-000099.parquet",
         "_reports/part-000099.json",
         "_rejects/part-000099.parquet",
     }
-    write_files(Path(dataset), dict.fromkeys(strangers | ours, b"x"))
+    write_files(Path(dataset), dict.fromkeys(other_files | job_files, b"x"))
     claim(dataset, [job(pipeline="invert")], overwrite=True)
-    assert files_of(dataset) == strangers | {"_manifest.json"}
+    assert files_of(dataset) == other_files | {"_manifest.json"}
     assert load_manifest(dataset, must_be_complete=False).job.pipeline == "invert"
 
 
@@ -199,7 +201,7 @@ def source_of(dataset: str) -> str:
     return str(Path(dataset).parent / "source")
 
 
-# -- taken up again ---------------------------------------------------------------------------------------------------
+# -- resumed ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_shard_is_done_when_its_report_and_its_files_agree(source: Manifest, dataset: str) -> None:
@@ -213,8 +215,8 @@ def test_a_shard_is_done_when_its_report_and_its_files_agree(source: Manifest, d
 @pytest.mark.parametrize(
     "harm", ["input", "steps", "encoding", "limit", "gone", "cut", "report gone", "report cut", "rejects gone"]
 )
-def test_a_shard_is_made_again_when_anything_differs(source: Manifest, dataset: str, harm: str) -> None:
-    # Ingest puts the broken picture aside only when it decodes; here the filter does.
+def test_a_shard_is_not_done_when_anything_differs(source: Manifest, dataset: str, harm: str) -> None:
+    # The filter rejects the broken picture, as ingest reads only its header.
     work, tasks = FilterJob(source_of(dataset), WORK), tasks_of(source, dataset)
     reports = run(work, tasks)
     (rejected,) = [report for report in reports if report.rejects]
@@ -243,7 +245,7 @@ def test_a_shard_is_made_again_when_anything_differs(source: Manifest, dataset: 
     assert (dataset, task.stem) not in done
 
 
-def test_several_datasets_are_looked_at_at_once(source: Manifest, tmp_path: Path) -> None:
+def test_finished_shards_of_several_datasets_are_recognized(source: Manifest, tmp_path: Path) -> None:
     one, two = (tasks_of(source, str(tmp_path / name)) for name in ("one", "two"))
     work = FilterJob(str(tmp_path / "source"), WORK)
     run(work, [one[0], two[1]])
@@ -253,26 +255,26 @@ def test_several_datasets_are_looked_at_at_once(source: Manifest, tmp_path: Path
 # -- finished ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_killed_attempts_left_is_gone_when_the_job_ends(source: Manifest, dataset: str) -> None:
+def test_finishing_removes_what_killed_attempts_left(source: Manifest, dataset: str) -> None:
     claim(dataset, [job()], overwrite=False)
     reports = run(FilterJob(source_of(dataset), WORK), tasks_of(source, dataset))
-    wanted = files_of(dataset)
-    left = [
+    expected = files_of(dataset)
+    leftovers = [
         "_tmp-ab12",
         "_reports/_tmp-ab12",
         "part-000099.parquet",
         "_rejects/part-000099.parquet",
         "_reports/part-000099.json",
     ]
-    strangers = {"notes.txt", "part-000099.parquet.bak", "_reports/part-000099.json.old", "old/part-000099.parquet"}
-    write_files(Path(dataset), dict.fromkeys([*left, *strangers], b"x"))
-    made = finish(dataset, [job()], Totals.of(reports), skipped={"hidden": 2}, run={"workers": 3})
-    assert files_of(dataset) == wanted | strangers
-    assert made == load_manifest(dataset)
-    assert (made.skipped, made.run) == ({"hidden": 2}, {"workers": 3})
+    other_files = {"notes.txt", "part-000099.parquet.bak", "_reports/part-000099.json.old", "old/part-000099.parquet"}
+    write_files(Path(dataset), dict.fromkeys([*leftovers, *other_files], b"x"))
+    manifest = finish(dataset, [job()], Totals.of(reports), skipped={"hidden": 2}, run={"workers": 3})
+    assert files_of(dataset) == expected | other_files
+    assert manifest == load_manifest(dataset)
+    assert (manifest.skipped, manifest.run) == ({"hidden": 2}, {"workers": 3})
 
 
-def test_the_order_in_which_shards_end_leaves_no_trace(source: Manifest, dataset: str) -> None:
+def test_the_order_in_which_shards_end_changes_nothing(source: Manifest, dataset: str) -> None:
     reports = run(FilterJob(source_of(dataset), WORK), tasks_of(source, dataset))
     one = finish(dataset, [job()], Totals.of(reports))
     two = finish(dataset, [job()], Totals.of(reversed(reports)))

@@ -1,4 +1,4 @@
-"""Measures of pictures, and histograms that add up."""
+"""Measures of pictures, and histograms of them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from library.errors import StriateError
 def photos(count: int, seed: int, side: tuple[int, int] = (60, 80)) -> list[NDArray[np.uint8]]:
     """Smooth random scenes that differ in brightness and contrast, as photos do."""
     random = np.random.default_rng(seed)
-    made: list[NDArray[np.uint8]] = []
+    pictures: list[NDArray[np.uint8]] = []
     for _ in range(count):
         light, range_ = random.uniform(60, 190), random.uniform(20, 90)
         noise = random.normal(0, range_ / 3, (*side, 3))
         slope = np.linspace(-range_, range_, side[1])[None, :, None]
-        made.append(np.clip(light + slope + noise, 0, 255).astype(np.uint8))
-    return made
+        pictures.append(np.clip(light + slope + noise, 0, 255).astype(np.uint8))
+    return pictures
 
 
 def histograms(pictures: list[Any]) -> Histograms:
-    made = Histograms()
+    counts = Histograms()
     for pixels in pictures:
-        made.add(measures(pixels))
-    return made
+        counts.add(measures(pixels))
+    return counts
 
 
 # -- measures ---------------------------------------------------------------------------------------------------------
@@ -41,13 +41,13 @@ def histograms(pictures: list[Any]) -> Histograms:
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_a_flat_picture_has_its_brightness_and_nothing_else(dtype: str, white: float, channels: int) -> None:
     half = np.full((20, 30, channels), white / 2, dtype)
-    found = measures(half)
-    assert found["brightness"] == pytest.approx(0.5, abs=0.01)
-    assert (found["contrast"], found["sharpness"]) == pytest.approx((0, 0), abs=1e-6)
-    assert (found["width"], found["height"]) == (30, 20)
+    values = measures(half)
+    assert values["brightness"] == pytest.approx(0.5, abs=0.01)
+    assert (values["contrast"], values["sharpness"]) == pytest.approx((0, 0), abs=1e-6)
+    assert (values["width"], values["height"]) == (30, 20)
 
 
-def test_the_size_of_a_photo_changes_its_size_only() -> None:
+def test_a_photo_at_two_sizes_differs_only_in_width_and_height() -> None:
     # The same scene at two resolutions, both above the side that is measured.
     large = np.kron(photos(1, 3, (300, 400))[0], np.ones((4, 4, 1), np.uint8))
     small = np.kron(photos(1, 3, (300, 400))[0], np.ones((2, 2, 1), np.uint8))
@@ -66,7 +66,7 @@ def test_blur_lowers_sharpness_and_leaves_brightness() -> None:
     assert after["brightness"] == pytest.approx(before["brightness"], abs=0.01)
 
 
-def test_values_that_are_no_numbers_leave_width_and_height() -> None:
+def test_a_picture_with_nan_has_only_width_and_height() -> None:
     picture = np.ones((4, 6, 1), np.float32)
     picture[1, 1] = np.nan
     assert measures(picture) == {"width": 6.0, "height": 4.0}
@@ -76,31 +76,31 @@ def test_values_that_are_no_numbers_leave_width_and_height() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=50), st.lists(st.floats(0, 1), max_size=50))
-def test_halves_add_up_to_the_whole_in_any_order(first: list[float], second: list[float]) -> None:
+def test_histograms_of_halves_add_up_to_the_whole_in_any_order(first: list[float], second: list[float]) -> None:
     def counted(values: list[float]) -> Histograms:
-        made = Histograms()
+        counts = Histograms()
         for value in values:
-            made.add({"brightness": value, "contrast": 1 - value})
-            made.add_class("cat" if value > 0.5 else "dog")
-        return made
+            counts.add({"brightness": value, "contrast": 1 - value})
+            counts.add_class("cat" if value > 0.5 else "dog")
+        return counts
 
     whole = counted(first + second).to_dict()
     assert Histograms.total([counted(first), counted(second)]).to_dict() == whole
     assert Histograms.total([counted(second), counted(first)]).to_dict() == whole
 
 
-def test_every_value_falls_into_a_bin_and_an_edge_into_the_one_above() -> None:
+def test_every_value_has_a_bin_and_an_edge_belongs_to_the_one_above() -> None:
     for name, edges in EDGES.items():
-        made = Histograms()
+        counts = Histograms()
         for value in (-1e9, *edges, 1e9):
-            made.add({name: value})
-        assert made.bins[name] == [1, *([1] * (len(edges) - 1)), 2]
+            counts.add({name: value})
+        assert counts.bins[name] == [1, *([1] * (len(edges) - 1)), 2]
 
 
-def test_histograms_come_back_from_json() -> None:
-    made = histograms(photos(5, 1))
-    made.add_class("ünïcode", 3)
-    assert Histograms.from_dict(json.loads(json.dumps(made.to_dict()))).to_dict() == made.to_dict()
+def test_histograms_are_read_back_from_json() -> None:
+    counts = histograms(photos(5, 1))
+    counts.add_class("ünïcode", 3)
+    assert Histograms.from_dict(json.loads(json.dumps(counts.to_dict()))).to_dict() == counts.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -114,14 +114,14 @@ def test_histograms_come_back_from_json() -> None:
         {"version": 1, "bins": {}, "classes": {"cat": "many"}},
     ],
 )
-def test_histograms_of_another_version_and_damaged_ones_are_refused(data: dict[str, Any]) -> None:
+def test_damaged_histograms_and_other_versions_are_refused(data: dict[str, Any]) -> None:
     with pytest.raises(StriateError, match="histograms"):
         Histograms.from_dict(data)
 
 
-def test_the_median_is_that_of_the_values_within_a_bin() -> None:
-    made = Histograms()
+def test_the_median_is_the_bin_of_the_middle_value() -> None:
+    counts = Histograms()
     for value in (0.11, 0.52, 0.53, 0.54, 0.9):
-        made.add({"brightness": value})
-    assert made.median("brightness") == (0.5, 0.55)
-    assert made.median("contrast") is None
+        counts.add({"brightness": value})
+    assert counts.median("brightness") == (0.5, 0.55)
+    assert counts.median("contrast") is None

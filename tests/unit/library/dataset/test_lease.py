@@ -20,7 +20,7 @@ from library.dataset.lease import LEASES, hold
 from library.errors import StriateError, UsageError
 from tests.waiting import until
 
-#: Tries to hold what it is told to, says whether it does, and lets go when it is told so.
+#: Reads a destination, says whether it holds its lease, and releases it at the next line.
 _WRITER = """
 import sys
 from library.errors import UsageError
@@ -69,7 +69,7 @@ def writers(number: int) -> Generator[list[Writer]]:
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> str:
+def destination(tmp_path: Path) -> str:
     """A destination that does not exist yet."""
     return str(tmp_path / "made")
 
@@ -84,7 +84,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "disk" else request.getfixturevalue("bucket")
 
 
-def test_of_two_that_begin_at_once_exactly_one_writes(root: str) -> None:
+def test_of_two_writers_that_begin_together_exactly_one_writes(root: str) -> None:
     with writers(2) as both:
         for number in range(5):
             destination = storage.join(root, f"made-{number}")
@@ -100,27 +100,27 @@ def test_of_two_that_begin_at_once_exactly_one_writes(root: str) -> None:
             assert storage.list_files(destination) == []
 
 
-def test_a_second_writer_is_told_who_writes_and_since_when(there: str, tidied: list[str]) -> None:
-    with hold(there, tidy=tidied.append):
+def test_a_second_writer_learns_which_process_writes_and_since_when(destination: str, tidied: list[str]) -> None:
+    with hold(destination, tidy=tidied.append):
         said = (
-            rf"made is being written by process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC: wait"
+            rf"made is being written by process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait"
         )
-        with pytest.raises(UsageError, match=said), hold(there, tidy=tidied.append):
+        with pytest.raises(UsageError, match=said), hold(destination, tidy=tidied.append):
             pass
-        with hold(f"{there}/below", tidy=tidied.append):
+        with hold(f"{destination}/below", tidy=tidied.append):
             pass
-        assert os.listdir(there) == [LEASES]
+        assert os.listdir(destination) == [LEASES]
     assert tidied == []
-    assert not os.path.exists(there)
+    assert not os.path.exists(destination)
 
 
-def test_a_folder_that_was_there_before_stays(tmp_path: Path, tidied: list[str]) -> None:
+def test_a_folder_that_existed_before_stays(tmp_path: Path, tidied: list[str]) -> None:
     with hold(str(tmp_path), tidy=tidied.append):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_writer_that_was_killed_is_followed_at_once(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lease_of_a_killed_writer_is_taken_without_waiting(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     with writers(1) as (killed,):
         killed.say(root)
         assert killed.answer() == "holds"
@@ -129,24 +129,24 @@ def test_a_writer_that_was_killed_is_followed_at_once(root: str, capsys: pytest.
     with hold(root, tidy=print):
         assert len(storage.list_files(root)) == 1
     assert storage.list_files(root) == []
-    assert capsys.readouterr().err == "", "nobody was waited for"
+    assert capsys.readouterr().err == "", "no waiting"
 
 
-def test_another_process_of_the_same_number_is_not_the_writer(there: str, tidied: list[str]) -> None:
-    with hold(there, tidy=tidied.append):
-        (mine,) = Path(there, LEASES).iterdir()
-        earlier = json.loads(mine.read_text())
-    Path(there, LEASES).mkdir(parents=True)
-    left = Path(there, LEASES, "0" * 32 + ".json")
+def test_another_process_with_the_same_id_is_not_the_writer(destination: str, tidied: list[str]) -> None:
+    with hold(destination, tidy=tidied.append):
+        (own,) = Path(destination, LEASES).iterdir()
+        earlier = json.loads(own.read_text())
+    Path(destination, LEASES).mkdir(parents=True)
+    left = Path(destination, LEASES, "0" * 32 + ".json")
     left.write_text(json.dumps(earlier | {"started": earlier["started"] - 1}))
-    with hold(there, tidy=tidied.append):
+    with hold(destination, tidy=tidied.append):
         assert not left.exists()
 
 
 @pytest.fixture
 def elsewhere(root: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Lease of a writer on another machine."""
-    monkeypatch.setattr(lease, "_LOOK_S", 0.01)
+    monkeypatch.setattr(lease, "_POLL_S", 0.01)
     monkeypatch.setattr(lease, "_ABANDONED_S", 0.2)
     uri = storage.join(root, LEASES, "0" * 32 + ".json")
     content = {"pid": 7, "started": 1, "machine": "far", "host": "gpu-3", "since": "2026-01-02 03:04:05 UTC"}
@@ -154,17 +154,17 @@ def elsewhere(root: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return uri
 
 
-def test_a_writer_elsewhere_that_shows_no_sign_of_life_is_followed(
+def test_a_lease_from_elsewhere_that_is_not_renewed_is_taken(
     root: str, elsewhere: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with hold(root, tidy=print):
         assert not storage.exists(elsewhere)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "an earlier command left its mark at the destination: waiting up to " in said
+    assert "an earlier command left its lease at the destination: waiting up to " in said
 
 
-def test_a_writer_elsewhere_that_renews_its_lease_is_left_alone(
+def test_a_lease_from_elsewhere_that_is_renewed_is_not_taken(
     root: str, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_ABANDONED_S", 60)
@@ -185,38 +185,42 @@ def test_a_writer_elsewhere_that_renews_its_lease_is_left_alone(
     assert [file.uri for file in storage.list_files(root)] == [elsewhere]
 
 
-def test_a_lease_that_a_kill_has_cut_is_followed_too(there: str, tidied: list[str], elsewhere: str) -> None:
-    del elsewhere  # for its short waits
-    Path(there, LEASES).mkdir(parents=True)
-    Path(there, LEASES, "0" * 32 + ".json").write_text('{"pid"')
-    with hold(there, tidy=tidied.append):
+def test_a_lease_that_a_kill_has_cut_is_taken(destination: str, tidied: list[str], elsewhere: str) -> None:
+    del elsewhere  # the fixture shortens the waits
+    Path(destination, LEASES).mkdir(parents=True)
+    Path(destination, LEASES, "0" * 32 + ".json").write_text('{"pid"')
+    with hold(destination, tidy=tidied.append):
         pass
-    assert not Path(there, LEASES).exists()
+    assert not Path(destination, LEASES).exists()
 
 
-def test_a_writer_whose_place_was_taken_stops(there: str, tidied: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_whose_lease_was_taken_stops(
+    destination: str, tidied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "_RENEWED_S", 0.02)
     # Tests that a shell runs in the background inherit that SIGINT is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def write() -> None:
-        with hold(there, tidy=tidied.append):
-            (mine,) = Path(there, LEASES).iterdir()
-            mine.unlink()
+        with hold(destination, tidy=tidied.append):
+            (own,) = Path(destination, LEASES).iterdir()
+            own.unlink()
             until(lambda: False)
 
     try:
-        with pytest.raises(StriateError, match=r"another command has taken over .*: this one showed no sign of life"):
+        with pytest.raises(
+            StriateError, match=r"another command has taken over .*, as this one did not renew its lease"
+        ):
             write()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert tidied == [], "the files there are those of the other command"
+    assert tidied == [], "the files belong to the other command"
 
 
-def test_what_a_failed_job_leaves_is_tidied_and_what_a_refused_one_finds_is_not(there: str, tidied: list[str]) -> None:
-    with pytest.raises(ZeroDivisionError), hold(there, f"{there}/b", tidy=tidied.append):
+def test_a_failed_job_is_tidied_up_after_and_a_refused_one_is_not(destination: str, tidied: list[str]) -> None:
+    with pytest.raises(ZeroDivisionError), hold(destination, f"{destination}/b", tidy=tidied.append):
         raise ZeroDivisionError
-    assert tidied == [there, f"{there}/b"]
-    with pytest.raises(UsageError), hold(there, tidy=tidied.append):
+    assert tidied == [destination, f"{destination}/b"]
+    with pytest.raises(UsageError), hold(destination, tidy=tidied.append):
         raise UsageError("no")
     assert len(tidied) == 2

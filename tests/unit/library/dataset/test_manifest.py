@@ -1,4 +1,4 @@
-"""Manifests and reports: what counts, and what a damaged one says."""
+"""Manifests and reports: their counts and digests, and the errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_digest_is_over_everything_else(changed: dict[str, Any]) -> None:
     assert MANIFEST.model_copy(update=changed).digest != MANIFEST.digest
 
 
-def test_the_digest_does_not_hang_on_the_order_in_which_things_were_counted() -> None:
+def test_the_digest_does_not_depend_on_the_order_of_counting() -> None:
     other = Tally(rows_in=3, rows_out=2, dropped={"blank": 1}, classes={"日本": 1, "cat": 1})
     assert MANIFEST.model_copy(update={"tally": other}).digest == MANIFEST.digest
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1}) != digest_of({"a": 1, "b": [2, 1]})
@@ -85,34 +85,36 @@ def test_a_total_sums_every_count(tallies: list[Tally]) -> None:
     assert Tally.total(reversed(tallies)) == total
 
 
-def test_a_tally_is_balanced_when_no_picture_was_lost_or_doubled() -> None:
+def test_a_tally_is_balanced_if_no_picture_was_lost_or_counted_twice() -> None:
     assert TALLY.balanced
     assert Tally().balanced
     assert not TALLY.model_copy(update={"rows_in": 4}).balanced
     assert not TALLY.model_copy(update={"rejected": {"damaged": 1}}).balanced
 
 
-# -- what is no manifest ----------------------------------------------------------------------------------------------
+# -- missing and damaged manifests ------------------------------------------------------------------------------------
 
 
-def test_a_folder_without_a_manifest_is_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_not_a_dataset(tmp_path: Path) -> None:
     assert find_manifest(str(tmp_path)) is None
-    with pytest.raises(UsageError, match=r"is not a dataset: it has no _manifest.json; make one with `striate ingest`"):
+    with pytest.raises(
+        UsageError, match=r"is not a dataset: it has no _manifest.json; create one with `striate ingest`"
+    ):
         load_manifest(str(tmp_path))
 
 
-def test_a_folder_of_splits_says_which_to_name(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_of_splits_lists_them(tmp_path: Path) -> None:
     for split in ("test", "train"):
         save_manifest(str(tmp_path / split), MANIFEST)
     with pytest.raises(
-        UsageError, match=rf"one dataset a split; name one of them: {tmp_path}/train or {tmp_path}/test"
+        UsageError, match=rf"holds a dataset for each split; choose {tmp_path}/train or {tmp_path}/test"
     ):
         load_manifest(str(tmp_path))
 
 
 def test_a_dataset_that_is_not_finished_is_refused_unless_asked_for(tmp_path: Path) -> None:
     save_manifest(str(tmp_path), MANIFEST.model_copy(update={"complete": False}))
-    with pytest.raises(UsageError, match="is not finished; run the command that makes it again"):
+    with pytest.raises(UsageError, match="is not finished; run the command that writes it again"):
         load_manifest(str(tmp_path))
     assert not load_manifest(str(tmp_path), must_be_complete=False).complete
 
@@ -176,7 +178,7 @@ def test_every_cut_of_a_report_counts_as_none() -> None:
     "name",
     ["../part-000000.parquet", "/etc/part-000000.parquet", "part-000000.parquet\n", "x.parquet", "part-1.parquet"],
 )
-def test_a_name_that_leads_out_of_the_dataset_is_no_shard(tmp_path: Path, name: str) -> None:
+def test_a_name_that_leads_out_of_the_dataset_is_not_a_shard(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="should match pattern"):
         FileEntry(name=name, rows=1, bytes=1, digest="a")
     text = MANIFEST.model_dump_json().replace('"part-000000.parquet"', json.dumps(name))
@@ -186,7 +188,7 @@ def test_a_name_that_leads_out_of_the_dataset_is_no_shard(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("name", ["[cat]", "[/cat]", ":cat:", "[bold]x[/]"])
-def test_what_users_name_is_printed_as_it_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_users_choose_are_printed_unchanged(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     tally = Tally(rows_in=3, rows_out=1, dropped={name: 1}, rejected={name: 1}, classes={name: 1}, formats={name: 1})
     print_info(f"/data/{name}", Manifest(complete=True, jobs=[Job(kind="ingest", source=name)], tally=tally))
     said = capsys.readouterr().out
@@ -198,21 +200,24 @@ def test_what_users_name_is_printed_as_it_is(name: str, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tally": TALLY.model_copy(update={"rows_in": 9})}, "9 pictures in are not 2 out, 1 dropped and 0 rejected"),
+        (
+            {"tally": TALLY.model_copy(update={"rows_in": 9})},
+            "9 pictures in do not equal 2 out, 1 dropped and 0 rejected",
+        ),
         (
             {"shards": [SHARD, SHARD.model_copy(update={"name": "part-000001.parquet"})]},
-            "its shards hold 4 pictures, and",
+            "its shards hold 4 pictures, but",
         ),
-        ({"shards": [SHARD.model_copy(update={"rows": 1})] * 2}, "a file of its shards is named twice"),
-        ({"rejects": [SHARD]}, "its rejects hold 2 pictures, and its total says 0"),
-        ({"tally": TALLY.model_copy(update={"classes": {"cat": 3}})}, "its classes hold 3 pictures together, and its"),
+        ({"shards": [SHARD.model_copy(update={"rows": 1})] * 2}, "its shards name a file twice"),
+        ({"rejects": [SHARD]}, "its rejects hold 2 pictures, but its total is 0"),
+        ({"tally": TALLY.model_copy(update={"classes": {"cat": 3}})}, "its classes hold 3 pictures in all, but its"),
     ],
 )
-def test_a_manifest_that_does_not_add_up_is_refused_in_a_sentence(
+def test_an_inconsistent_manifest_is_refused_with_the_reason(
     tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     save_manifest(str(tmp_path), MANIFEST.model_copy(update=changed))
-    with pytest.raises(StriateError, match=f"_manifest.json does not add up: {message}"):
+    with pytest.raises(StriateError, match=f"_manifest.json is inconsistent: {message}"):
         load_manifest(str(tmp_path))
 
 

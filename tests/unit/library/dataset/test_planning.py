@@ -1,4 +1,4 @@
-"""Which picture goes where: the same plan every time, mixed by class, cut by size."""
+"""Plans: the same every time, shuffled across classes, cut by size."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SMALL = Layout(shard_bytes=10_000)
 # -- shards -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_picture_is_in_one_shard_and_the_tasks_say_how_many_there_are() -> None:
+def test_every_picture_is_in_one_shard_and_tasks_count_theirs() -> None:
     tasks = plan(TWO_CLASSES, "/made", SMALL)
     assert sorted(key for task in tasks for key in keys_of(task)) == TWO_CLASSES["key"].to_pylist()
     assert [task.stem for task in tasks] == [f"part-{number:06}" for number in range(len(tasks))]
@@ -68,17 +68,15 @@ def test_every_picture_is_in_one_shard_and_the_tasks_say_how_many_there_are() ->
         assert (task.dataset, task.rows, task.max_rows) == ("/made", len(rows_of(task)), None)
 
 
-def test_rows_travel_whole() -> None:
+def test_tasks_hold_complete_rows_of_the_listing() -> None:
     index = listing(["a", None, "b"], problem=["empty: no bytes", None, None]).append_column(
         "extra.n", pa.array([1, 2, 3])
     )
-    found = sorted(
-        (row for task in plan(index, "/made", Layout()) for row in rows_of(task)), key=lambda row: row["key"]
-    )
-    assert found == index.to_pylist()
+    rows = sorted((row for task in plan(index, "/made", Layout()) for row in rows_of(task)), key=lambda row: row["key"])
+    assert rows == index.to_pylist()
 
 
-def test_the_plan_is_the_same_every_time_and_whatever_the_order_of_the_listing() -> None:
+def test_the_plan_does_not_depend_on_the_order_of_the_listing() -> None:
     shuffled = TWO_CLASSES.take(np.random.default_rng(0).permutation(1000))
     chunks = pa.concat_tables([TWO_CLASSES.slice(300), TWO_CLASSES.slice(0, 300)])
     for layout in (SMALL, dataclasses.replace(SMALL, fractions={"train": 0.8, "val": 0.2})):
@@ -92,7 +90,7 @@ def test_another_seed_gives_another_order_and_other_digests() -> None:
     assert len({task.input_digest for task in [*one, *two]}) == len(one) + len(two)
 
 
-def test_the_digest_of_a_shard_changes_with_any_of_its_rows_and_with_no_other() -> None:
+def test_the_digest_of_a_shard_depends_on_its_own_rows_only() -> None:
     changed = TWO_CLASSES.to_pylist()
     changed[7]["label"] = "fish"
     before, after = plan(TWO_CLASSES, "/made", SMALL), plan(pa.Table.from_pylist(changed, INDEX_SCHEMA), "/made", SMALL)
@@ -102,7 +100,7 @@ def test_the_digest_of_a_shard_changes_with_any_of_its_rows_and_with_no_other() 
     assert differing == [task.stem for task in before if "00007.jpg" in keys_of(task)]
 
 
-def test_no_shard_is_sorted_by_class_and_each_has_about_its_share_though_the_source_is_sorted() -> None:
+def test_shards_of_a_sorted_source_have_a_similar_mix_of_classes() -> None:
     for task in plan(TWO_CLASSES, "/made", SMALL):
         labels = [row["label"] for row in rows_of(task)]
         assert 25 <= labels.count("cat") <= 75
@@ -110,14 +108,14 @@ def test_no_shard_is_sorted_by_class_and_each_has_about_its_share_though_the_sou
         assert changes > len(labels) / 4
 
 
-def test_keys_are_in_no_order_inside_a_shard_nor_across_shards() -> None:
+def test_keys_are_shuffled_inside_and_across_shards() -> None:
     tasks = plan(TWO_CLASSES, "/made", SMALL)
     order = [int(key[:5]) for task in tasks for key in keys_of(task)]
     assert abs(np.corrcoef(order, range(1000))[0, 1]) < 0.15
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=200), st.integers(1, 5000))
-def test_a_shard_is_closed_at_its_size_and_only_a_picture_makes_it_larger(sizes: list[int], target: int) -> None:
+def test_a_shard_exceeds_its_size_by_less_than_one_picture(sizes: list[int], target: int) -> None:
     tasks = plan(listing(["x"] * len(sizes), sizes=sizes), "/made", Layout(shard_bytes=target))
     held = [[row["size"] for row in rows_of(task)] for task in tasks]
     assert sorted(size for part in held for size in part) == sorted(sizes)
@@ -128,24 +126,24 @@ def test_a_shard_is_closed_at_its_size_and_only_a_picture_makes_it_larger(sizes:
     assert len(tasks) <= whole + 1
 
 
-def test_shards_are_of_about_equal_size() -> None:
+def test_shards_have_about_equal_size() -> None:
     totals = [sum(row["size"] for row in rows_of(task)) for task in plan(TWO_CLASSES, "/made", SMALL)]
     assert totals == [10_000] * 10
 
 
-def test_the_size_of_a_shard_depends_on_that_of_the_source() -> None:
+def test_the_default_shard_size_depends_on_the_size_of_the_source() -> None:
     assert shard_bytes_for(0) == shard_bytes_for(MIN_SHARD_BYTES) == MIN_SHARD_BYTES
     assert shard_bytes_for(10**15) == DEFAULT_SHARD_BYTES
     middle = MIN_SHARD_BYTES * MIN_SHARDS * 2
     assert shard_bytes_for(middle) == middle // MIN_SHARDS
 
 
-def test_a_row_of_unknown_size_is_no_obstacle() -> None:
+def test_a_row_of_unknown_size_is_planned() -> None:
     index = listing(["x"] * 3, sizes=[0, 0, 0])
     assert [task.rows for task in plan(index, "/made", Layout())] == [3]
 
 
-def test_rows_of_a_block_stay_together_and_are_mixed_inside_a_shard() -> None:
+def test_rows_of_a_block_stay_together_and_are_shuffled_in_a_shard() -> None:
     uris, blocks = (
         [f"/raw/{number // 100}.parquet" for number in range(400)],
         [number // 20 % 5 for number in range(400)],
@@ -153,13 +151,13 @@ def test_rows_of_a_block_stay_together_and_are_mixed_inside_a_shard() -> None:
     index = listing(["x"] * 400, uri=uris, block=blocks)
     tasks = plan(index, "/made", Layout(shard_bytes=6_000))
     of_shard = [[(row["uri"], row["block"]) for row in rows_of(task)] for task in tasks]
-    # A block is cut at most where a shard ends: each shard brings one more piece at most.
+    # A block is cut only where a shard ends, so each shard adds at most one piece.
     pieces = Counter(block for blocks in of_shard for block in set(blocks))
     assert len(pieces) == 20
     assert sum(pieces.values()) < 20 + len(tasks)
-    for found in of_shard:
-        changes = sum(one != two for one, two in itertools.pairwise(found))
-        assert changes > len(found) / 4
+    for blocks in of_shard:
+        changes = sum(one != two for one, two in itertools.pairwise(blocks))
+        assert changes > len(blocks) / 4
     order = [of_shard[0][0]] + [block for blocks in of_shard for block in blocks]
     assert order != sorted(order)
 
@@ -168,13 +166,13 @@ def test_rows_of_a_block_stay_together_and_are_mixed_inside_a_shard() -> None:
 
 
 def splits_of(index: pa.Table, layout: Layout) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    splits: dict[str, set[str]] = {}
     for task in plan(index, "/made", layout):
-        found.setdefault(task.dataset.removeprefix("/made").lstrip("/"), set()).update(keys_of(task))
-    return found
+        splits.setdefault(task.dataset.removeprefix("/made").lstrip("/"), set()).update(keys_of(task))
+    return splits
 
 
-def test_the_splits_of_the_source_are_datasets_of_their_own_in_the_usual_order() -> None:
+def test_each_split_of_the_source_becomes_a_dataset_in_the_usual_order() -> None:
     index = listing(["x"] * 6, split=["test", "train", "extra", "val", "train", "test"])
     tasks = plan(index, "/made", Layout())
     assert [(task.dataset, task.stem, task.rows) for task in tasks] == [
@@ -185,50 +183,46 @@ def test_the_splits_of_the_source_are_datasets_of_their_own_in_the_usual_order()
     ]
 
 
-def test_pictures_outside_the_splits_of_the_source_are_at_the_destination_itself() -> None:
+def test_pictures_outside_the_splits_go_to_the_destination_itself() -> None:
     assert splits_of(listing(["x"] * 2, split=["train", None]), Layout()) == {"": {"00001.jpg"}, "train": {"00000.jpg"}}
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "c", ""]), st.integers(1, 60), min_size=1), st.integers(0, 5))
-def test_fractions_hold_in_every_class_to_one_picture_and_do_not_hang_on_the_seed(
-    counts: dict[str, int], seed: int
-) -> None:
+def test_fractions_hold_in_every_class_and_do_not_depend_on_the_seed(counts: dict[str, int], seed: int) -> None:
     labels = [label or None for label, count in counts.items() for _ in range(count)]
     index = listing(labels)
     fractions = {"train": 0.7, "val": 0.2, "test": 0.1}
-    found = splits_of(index, Layout(seed=seed, fractions=fractions))
-    assert found == splits_of(index, Layout(seed=0, fractions=fractions))
-    assert sorted(key for keys in found.values() for key in keys) == index["key"].to_pylist()
+    splits = splits_of(index, Layout(seed=seed, fractions=fractions))
+    assert splits == splits_of(index, Layout(seed=0, fractions=fractions))
+    assert sorted(key for keys in splits.values() for key in keys) == index["key"].to_pylist()
     label_of = dict(zip(index["key"].to_pylist(), labels, strict=True))
     for label, count in counts.items():
         for split, fraction in fractions.items():
-            got = sum(label_of[key] == (label or None) for key in found.get(split, ()))
+            got = sum(label_of[key] == (label or None) for key in splits.get(split, ()))
             assert abs(got - fraction * count) < 1.001, (label, split)
 
 
 def test_fractions_are_exact_where_they_can_be() -> None:
     index = listing(["cat"] * 700 + ["dog"] * 300)
-    found = splits_of(index, Layout(fractions={"train": 0.8, "val": 0.15, "test": 0.05}))
-    cats = {split: sum(key < "00700" for key in keys) for split, keys in found.items()}
+    splits = splits_of(index, Layout(fractions={"train": 0.8, "val": 0.15, "test": 0.05}))
+    cats = {split: sum(key < "00700" for key in keys) for split, keys in splits.items()}
     assert cats == {"train": 560, "val": 105, "test": 35}
-    assert {split: len(keys) for split, keys in found.items()} == {"train": 800, "val": 150, "test": 50}
+    assert {split: len(keys) for split, keys in splits.items()} == {"train": 800, "val": 150, "test": 50}
 
 
 def test_a_class_of_one_goes_to_the_largest_split() -> None:
-    found = splits_of(listing(["only"]), Layout(fractions={"test": 0.1, "val": 0.1, "train": 0.8}))
-    assert found == {"train": {"00000.jpg"}}
+    splits = splits_of(listing(["only"]), Layout(fractions={"test": 0.1, "val": 0.1, "train": 0.8}))
+    assert splits == {"train": {"00000.jpg"}}
 
 
-def test_a_split_is_no_stretch_of_the_listing() -> None:
-    found = splits_of(TWO_CLASSES, Layout(fractions={"train": 0.5, "val": 0.5}))
-    assert 85 < sum(key < "00250" for key in found["train"]) < 165
+def test_a_split_is_not_a_contiguous_part_of_the_listing() -> None:
+    splits = splits_of(TWO_CLASSES, Layout(fractions={"train": 0.5, "val": 0.5}))
+    assert 85 < sum(key < "00250" for key in splits["train"]) < 165
 
 
 def test_fractions_of_a_source_with_its_own_splits_are_refused() -> None:
     index = listing(["x"] * 2, split=["train", "test"])
-    with pytest.raises(
-        UsageError, match=r"the source has its own splits \(test, train\); use --split none to join them"
-    ):
+    with pytest.raises(UsageError, match=r"the source has its own splits \(test, train\); join them with --split none"):
         plan(index, "/made", Layout(fractions={"train": 0.5, "val": 0.5}))
 
 
@@ -259,7 +253,7 @@ def test_fractions_are_read(text: str, fractions: dict[str, float]) -> None:
         ("train=0.8,val=0.1", "the fractions sum to 0.9, not to 1"),
     ],
 )
-def test_wrong_fractions_are_refused_with_what_is_wrong(text: str, message: str) -> None:
+def test_wrong_fractions_are_refused_with_the_reason(text: str, message: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse_fractions(text)
     assert message in str(raised.value)
@@ -268,8 +262,8 @@ def test_wrong_fractions_are_refused_with_what_is_wrong(text: str, message: str)
 # -- the hash ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_hash_is_fixed_for_ever_and_tells_its_parts_apart() -> None:
-    # The order of every dataset made so far hangs on these numbers.
+def test_the_hash_never_changes_and_distinguishes_its_parts() -> None:
+    # The order of every existing dataset depends on these numbers.
     assert hash64(0, "cat/1.jpg") == 0x5E2712CB05756C6E
     assert hash64("split", "日本") == 0x4B1D7E90A206244B
     assert hash64("a", "bc") != hash64("ab", "c")

@@ -43,7 +43,7 @@ def big(rows: int, size: int) -> pa.Table:
     )
 
 
-# -- there and back ---------------------------------------------------------------------------------------------------
+# -- writing and reading ----------------------------------------------------------------------------------------------
 
 
 def test_a_shard_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_shard_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert reader.waited_s > 0
 
 
-def test_the_entry_is_that_of_the_file(tmp_path: Path) -> None:
+def test_the_entry_describes_the_file(tmp_path: Path) -> None:
     entry = write(tmp_path, [ROWS, ROWS])
     data = (tmp_path / entry.name).read_bytes()
     assert entry == FileEntry(
@@ -94,7 +94,7 @@ def test_reading_can_stop_after_any_row_group(tmp_path: Path) -> None:
     (tmp_path / "part-000000.parquet").unlink()
 
 
-def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
+def test_a_shard_can_be_empty(tmp_path: Path) -> None:
     entry = write(tmp_path, [])
     assert entry.rows == 0
     assert list(ShardReader(str(tmp_path / entry.name))) == []
@@ -119,7 +119,7 @@ def test_a_shard_without_rows_is_a_shard(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_column_of_any_type_comes_back_with_its_type(tmp_path: Path, kind: pa.DataType) -> None:
+def test_a_column_of_any_type_is_read_back_with_its_type(tmp_path: Path, kind: pa.DataType) -> None:
     rows = ROWS.append_column(pa.field("odd.name", kind), pa.nulls(3, kind))
     with ShardWriter(str(tmp_path), "part-000000.parquet", rows.schema) as writer:
         writer.add(rows)
@@ -128,7 +128,7 @@ def test_a_column_of_any_type_comes_back_with_its_type(tmp_path: Path, kind: pa.
     assert pa.concat_tables(reader).equals(rows)
 
 
-def test_names_of_shards_sort_as_their_numbers() -> None:
+def test_names_of_shards_sort_like_their_numbers() -> None:
     names = [shard_name(number) for number in (0, 9, 10, 99_999, 100_000, 999_999)]
     assert names[0] == "part-000000"
     assert names == sorted(names)
@@ -152,7 +152,7 @@ def test_pictures_are_not_compressed_again_and_the_rest_is(tmp_path: Path) -> No
     assert set(compressed.values()) == {"ZSTD"}
 
 
-def test_a_dataset_has_our_columns_then_the_others_and_a_reject_says_why() -> None:
+def test_a_dataset_has_core_columns_first_and_rejects_have_a_reason() -> None:
     schema = dataset_schema([pa.field("boxes", pa.list_(pa.int32()))])
     assert schema.names == [*CORE_COLUMNS, "boxes"]
     assert reject_schema(schema).names == [*CORE_COLUMNS, "boxes", "reason", "detail"]
@@ -181,7 +181,7 @@ def test_a_wrong_byte_in_any_page_is_an_error_that_names_the_file(tmp_path: Path
             read_all(path)
 
 
-def test_a_wrong_byte_anywhere_is_an_error_that_names_the_file_or_changes_no_row(tmp_path: Path) -> None:
+def test_a_wrong_byte_anywhere_is_an_error_or_changes_no_row(tmp_path: Path) -> None:
     path = tmp_path / write(tmp_path, [ROWS]).name
     data = path.read_bytes()
     messages: list[str] = []
@@ -206,10 +206,10 @@ def test_a_shard_cut_off_anywhere_is_an_error_that_names_the_file(tmp_path: Path
             ShardReader(str(path)).schema()
 
 
-def test_a_parquet_file_of_another_program_is_no_shard(tmp_path: Path) -> None:
+def test_a_parquet_file_of_another_program_is_not_a_shard(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "part-000000.parquet")
     with pytest.raises(
-        StriateError, match=r"part-000000.parquet is not a shard of a dataset: it has no column 'image'"
+        StriateError, match=r"part-000000.parquet is not a shard of a dataset: it lacks the column 'image'"
     ):
         list(ShardReader(str(tmp_path / "part-000000.parquet")))
 
@@ -223,7 +223,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [ROWS, big(30, 700_000)], ids=["before", "after a row group"])
-def test_a_writer_that_fails_leaves_nothing_and_keeps_what_was_there(tmp_path: Path, rows: pa.Table) -> None:
+def test_a_failing_writer_leaves_nothing_and_keeps_existing_files(tmp_path: Path, rows: pa.Table) -> None:
     before = write(tmp_path, [ROWS])
 
     def tables() -> Iterator[pa.Table]:
@@ -248,7 +248,7 @@ def test_rows_of_another_schema_fail_and_leave_nothing(tmp_path: Path) -> None:
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_thread_of_arrows_own_holds_a_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_of_arrow_holds_a_file_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, [big(13, 2**20), big(13, 2**20)])
     threads = reading_threads(monkeypatch)
     reader = ShardReader(str(tmp_path / "part-000000.parquet"))

@@ -1,4 +1,4 @@
-"""What shard reports say together."""
+"""The sum of shard reports."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def _report(number: int) -> ShardReport:
     )
 
 
-def test_the_sum_is_that_of_all_reports_whatever_their_number_and_order() -> None:
+def test_totals_are_the_sum_of_all_reports_in_any_order() -> None:
     reports = [_report(number) for number in range(1000)]
     random.Random(7).shuffle(reports)
-    made = Totals.of(reports)
+    totals = Totals.of(reports)
     in_order = sorted(reports, key=lambda report: report.stem)
-    assert made.shards == 1000
-    assert made.tally == Tally.total(report.tally for report in reports)
-    assert made.outputs == [report.output for report in in_order]
-    assert made.rejects == [report.rejects for report in in_order if report.rejects]
-    assert made.seconds == {"read": 250, "write": 500}
-    assert made.histograms is None
+    assert totals.shards == 1000
+    assert totals.tally == Tally.total(report.tally for report in reports)
+    assert totals.outputs == [report.output for report in in_order]
+    assert totals.rejects == [report.rejects for report in in_order if report.rejects]
+    assert totals.seconds == {"read": 250, "write": 500}
+    assert totals.histograms is None
 
 
-def test_nothing_adds_up_to_nothing() -> None:
-    made = Totals()
-    assert (made.shards, made.tally, made.outputs, made.rejects) == (0, Tally(), [], [])
+def test_totals_of_no_reports_are_empty() -> None:
+    totals = Totals()
+    assert (totals.shards, totals.tally, totals.outputs, totals.rejects) == (0, Tally(), [], [])

@@ -64,7 +64,7 @@ def work_on(rows: Any, destination: Path, **options: Any) -> tuple[ShardReport, 
     return job.run(ShardTask(str(destination), "part-000000", "digest", rows.num_rows), told.append), told
 
 
-def test_each_picture_gets_its_copies_with_label_and_the_pixels_of_the_augmenter(source: str, tmp_path: Path) -> None:
+def test_copies_have_the_label_and_the_pixels_of_the_augmenter(source: str, tmp_path: Path) -> None:
     made, _ = augmented(source, tmp_path, seed=5, encode="npy")
     rows = rows_of(tmp_path)
     assert set(rows) == {f"{key}#{number}" for key in list(FILES)[:3] for number in (1, 2, 3)}
@@ -79,7 +79,7 @@ def test_each_picture_gets_its_copies_with_label_and_the_pixels_of_the_augmenter
     assert made.tally.classes == {"cat": 6, "dog": 3}
 
 
-def test_the_accounts_are_in_copies_and_a_damaged_picture_is_rejected_as_often(source: str, tmp_path: Path) -> None:
+def test_tallies_count_copies_also_those_of_a_damaged_picture(source: str, tmp_path: Path) -> None:
     made, told = augmented(source, tmp_path, keep_original=True)
     assert (made.tally.rows_in, made.tally.rows_out, made.tally.rejected) == (16, 12, {"truncated": 4})
     assert made.tally.balanced
@@ -91,7 +91,7 @@ def test_the_accounts_are_in_copies_and_a_damaged_picture_is_rejected_as_often(s
     assert made.tally.image_bytes_in == sum(map(len, FILES.values()))
 
 
-def test_a_kept_original_is_untouched_and_so_is_a_copy_that_chance_left_alone(source: str, tmp_path: Path) -> None:
+def test_originals_and_unchanged_copies_keep_their_bytes(source: str, tmp_path: Path) -> None:
     augmented(source, tmp_path, "flip(p=0)", copies=1, keep_original=True)
     before, after = rows_of(Path(source)), rows_of(tmp_path)
     for key in list(FILES)[:3]:
@@ -99,14 +99,14 @@ def test_a_kept_original_is_untouched_and_so_is_a_copy_that_chance_left_alone(so
         assert after[f"{key}#1"]["image"]["bytes"] == FILES[key]
 
 
-def test_a_picture_keeps_its_format_where_that_can_hold_the_copy(source: str, tmp_path: Path) -> None:
+def test_a_copy_keeps_the_format_of_the_picture_where_possible(source: str, tmp_path: Path) -> None:
     augmented(source, tmp_path)
     rows = rows_of(tmp_path)
     assert [rows[f"{key}#1"]["format"] for key in list(FILES)[:3]] == ["jpeg", "png", "npy"]
     assert rows["cat/a.jpg#2"]["image"]["path"] == "a#2.jpg"
 
 
-def test_only_the_copies_that_a_step_cannot_make_are_rejected(tmp_path: Path) -> None:
+def test_only_the_copies_on_which_a_step_fails_are_rejected(tmp_path: Path) -> None:
     rows = table([encoded("png", 20, 20)])
     report, _ = work_on(rows, tmp_path, pipeline="sometimes(0.5, random_crop(99)) | flip", copies=40)
     assert report.tally.balanced
@@ -134,12 +134,12 @@ def test_copies_are_written_in_parts_however_many_there_are(tmp_path: Path) -> N
     assert max(tally.rows_in for tally in told) == 2  # 9 MB each, and 12 MB are enough
 
 
-def test_only_the_first_pictures_are_copied_with_a_limit(source: str, tmp_path: Path) -> None:
+def test_with_a_limit_only_the_first_pictures_are_copied(source: str, tmp_path: Path) -> None:
     made, _ = augmented(source, tmp_path, limit=2)
     assert made.tally.rows_in == 6
 
 
-def test_the_digest_of_the_work_tells_seeds_copies_and_pipelines_apart(source: str) -> None:
+def test_the_work_digest_distinguishes_seeds_copies_and_pipelines(source: str) -> None:
     task = ShardTask("x", "part-000000", "digest", 1)
     jobs = [
         AugmentJob(source, pipeline, copies, seed, keep, encode)
@@ -164,7 +164,7 @@ def test_keys_stay_unique_when_copies_are_copied_again(source: str, tmp_path: Pa
     assert [job.kind for job in load_manifest(str(tmp_path / "twice")).jobs] == ["ingest", "augment", "augment"]
 
 
-def test_a_key_that_looks_like_a_copys_is_refused_beside_kept_originals(tmp_path: Path) -> None:
+def test_a_key_like_that_of_a_copy_is_refused_with_originals_kept(tmp_path: Path) -> None:
     rows = table([encoded("png")])
     rows = rows.set_column(0, rows.schema.field("key"), [["photo#2"]])
     with pytest.raises(StriateError, match=r"shard .*part-000000.parquet: picture 'photo#2' has the key of a copy"):

@@ -75,7 +75,7 @@ def source(tmp_path: Path) -> tuple[Path, Manifest]:
 # -- ingest -----------------------------------------------------------------------------------------------------------
 
 
-def test_ingest_keeps_the_exact_bytes_and_puts_aside_what_is_no_picture(tmp_path: Path) -> None:
+def test_ingest_keeps_exact_bytes_and_rejects_what_is_not_a_picture(tmp_path: Path) -> None:
     made = ingest(write_files(tmp_path / "raw", RAW), tmp_path / "made")
     kept, rejects = rows_of(tmp_path / "made"), rows_of(tmp_path / "made", "_rejects")
     assert {key: row["image"]["bytes"] for key, row in kept.items()} == {
@@ -105,7 +105,7 @@ def test_verify_finds_the_damage_that_the_header_does_not_show(tmp_path: Path) -
     assert "Premature end" in reject["detail"]
 
 
-def test_the_report_says_what_became_of_the_shard_and_is_what_was_returned(tmp_path: Path) -> None:
+def test_the_report_that_is_stored_is_the_one_that_is_returned(tmp_path: Path) -> None:
     work, (task,) = tasks_of(write_files(tmp_path / "raw", RAW), tmp_path / "made")
     told: list[Tally] = []
     report = work.run(task, told.append)
@@ -156,7 +156,7 @@ NAMES = [
 ]
 
 
-def test_names_in_any_script_and_of_200_bytes_are_kept_as_keys_and_labels(tmp_path: Path) -> None:
+def test_names_in_any_script_and_of_200_bytes_are_keys_and_labels(tmp_path: Path) -> None:
     ingest(write_files(tmp_path / "raw", dict.fromkeys(NAMES, SMALL)), tmp_path / "made")
     rows = rows_of(tmp_path / "made")
     assert {key: (row["label"], row["image"]["path"]) for key, row in rows.items()} == {
@@ -164,7 +164,7 @@ def test_names_in_any_script_and_of_200_bytes_are_kept_as_keys_and_labels(tmp_pa
     }
 
 
-def test_a_name_that_is_not_utf_8_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_not_utf_8_is_read(tmp_path: Path) -> None:
     write_files(tmp_path / "raw", {"a/fine.png": SMALL})
     (tmp_path / "raw" / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(SMALL)
     made = ingest(tmp_path / "raw", tmp_path / "made")
@@ -172,7 +172,7 @@ def test_a_name_that_is_not_utf_8_is_no_obstacle(tmp_path: Path) -> None:
     assert made.tally.balanced
 
 
-def test_progress_is_told_once_a_row_group(tmp_path: Path) -> None:
+def test_progress_is_reported_once_a_row_group(tmp_path: Path) -> None:
     big = codec.encode(np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8), codec.Encoding("npy"))[0]
     raw = write_files(tmp_path / "raw", {f"{number}.npy": big for number in range(12)})
     work, (task,) = tasks_of(raw, tmp_path / "made", 10**9)
@@ -185,7 +185,7 @@ def test_progress_is_told_once_a_row_group(tmp_path: Path) -> None:
     assert pq.ParquetFile(tmp_path / "made" / "part-000000.parquet").metadata.num_row_groups == 2
 
 
-def test_a_picture_that_is_gone_since_it_was_listed_is_a_reject_without_bytes(tmp_path: Path) -> None:
+def test_a_picture_that_was_deleted_after_listing_is_rejected(tmp_path: Path) -> None:
     raw = write_files(tmp_path / "raw", {"a.png": SMALL, "b.png": SMALL})
     work, (task,) = tasks_of(raw, tmp_path / "made")
     (raw / "b.png").unlink()
@@ -219,7 +219,7 @@ def test_pictures_are_stored_while_later_ones_are_being_read(tmp_path: Path, mon
 # -- filter -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_filter_job_keeps_drops_and_rejects_and_says_so(tmp_path: Path, source: tuple[Path, Manifest]) -> None:
+def test_a_filter_job_counts_kept_dropped_and_rejected_pictures(tmp_path: Path, source: tuple[Path, Manifest]) -> None:
     (report,) = filtered(*source, tmp_path / "made", "min_size(short_side=10) | grayscale")
     assert (report.tally.rows_in, report.tally.rows_out) == (5, 3)
     assert (report.tally.dropped, report.tally.rejected) == ({"below_min_size": 1}, {"truncated": 1})
@@ -248,7 +248,7 @@ def test_the_same_job_gives_the_same_bytes(tmp_path: Path, source: tuple[Path, M
     ]
 
 
-def test_the_work_digest_hangs_on_all_that_decides_the_output_and_on_nothing_else() -> None:
+def test_the_work_digest_depends_on_what_decides_the_output_only() -> None:
     task = ShardTask("/made", "part-000000", "a", 5)
     base = FilterJob("/source", "invert")
     others = [FilterJob("/source", "grayscale"), FilterJob("/source", "invert", "png")]
@@ -282,7 +282,7 @@ def test_max_rows_may_end_inside_a_later_row_group(tmp_path: Path) -> None:
     assert list(rows_of(tmp_path / "made")) == ["0", "1", "2"]
 
 
-def test_what_lies_beyond_max_rows_is_not_looked_at(tmp_path: Path) -> None:
+def test_rows_beyond_max_rows_are_not_read(tmp_path: Path) -> None:
     rows = table([bytes([row]) * 13_000_000 for row in range(3)])
     path = tmp_path / "source" / "part-000000.parquet"
     with ShardWriter(str(path.parent), path.name, rows.schema) as writer:
@@ -300,7 +300,9 @@ def test_what_lies_beyond_max_rows_is_not_looked_at(tmp_path: Path) -> None:
                 FilterJob(str(path.parent), "").run(task, quiet)
 
 
-def test_a_shard_of_which_nothing_is_left_is_an_empty_shard(tmp_path: Path, source: tuple[Path, Manifest]) -> None:
+def test_a_shard_whose_pictures_are_all_dropped_is_an_empty_shard(
+    tmp_path: Path, source: tuple[Path, Manifest]
+) -> None:
     (report,) = filtered(*source, tmp_path / "made", 'keep_labels(["bird"])')
     assert (report.output.rows, report.tally.dropped) == (0, {"other_label": 5})
     again = filtered(
@@ -318,7 +320,7 @@ def test_other_columns_are_in_the_rejects_too(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "made", "_rejects")["1"]["boxes"] == [[2.5], []]
 
 
-def test_a_failing_step_names_the_shard_the_step_and_the_picture_and_leaves_nothing(
+def test_a_failing_step_names_shard_step_and_picture_and_leaves_nothing(
     tmp_path: Path, source: tuple[Path, Manifest]
 ) -> None:
     with pytest.raises(StriateError) as raised:
@@ -382,7 +384,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("pictures", [3, 30], ids=["at the end", "in between"])
-def test_a_full_disk_is_told_with_the_path_and_leaves_no_part_of_a_file(
+def test_a_full_disk_is_an_error_with_the_path_and_leaves_no_part(
     tmp_path: Path, small_disk: Path, pictures: int
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)
@@ -398,7 +400,7 @@ def test_a_full_disk_is_told_with_the_path_and_leaves_no_part_of_a_file(
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
 
 
-def test_a_disk_that_is_full_at_the_last_leaves_no_commit(tmp_path: Path, small_disk: Path) -> None:
+def test_a_disk_that_is_full_at_the_report_leaves_no_commit(tmp_path: Path, small_disk: Path) -> None:
     rows = table([GOOD])
     with ShardWriter(str(tmp_path / "source"), "part-000000.parquet", rows.schema) as writer:
         writer.add(rows)
@@ -413,7 +415,7 @@ def test_a_disk_that_is_full_at_the_last_leaves_no_commit(tmp_path: Path, small_
     assert names == {"others", "made/part-000000.parquet"}
 
 
-def test_a_repeated_member_of_an_archive_is_kept_once_and_put_aside_once(tmp_path: Path) -> None:
+def test_a_repeated_member_of_an_archive_is_kept_once_and_rejected_once(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for data in (GREY, GOOD):
             for name in ("cat/a.jpg", "dog/b.jpg"):

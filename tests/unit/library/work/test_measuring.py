@@ -70,7 +70,7 @@ def test_shards_of_another_size_add_up_to_the_same(tmp_path: Path) -> None:
     assert one.histograms == many.histograms
 
 
-def test_nothing_is_measured_unless_asked_for_and_the_pictures_are_the_same_either_way(tmp_path: Path) -> None:
+def test_measuring_is_optional_and_does_not_change_the_pictures(tmp_path: Path) -> None:
     source = write_files(tmp_path / "raw", pictures())
     off, on = ingest(source, tmp_path / "off"), ingest(source, tmp_path / "on", measure=True)
     assert off.histograms is None
@@ -98,7 +98,7 @@ def test_a_damaged_picture_that_no_step_decodes_stays_and_is_not_measured(tmp_pa
 
 
 @pytest.mark.parametrize("measure", [True, False])
-def test_a_shard_that_was_made_without_measures_is_made_again_with_them(tmp_path: Path, measure: bool) -> None:
+def test_a_shard_without_measures_is_written_again_with_them(tmp_path: Path, measure: bool) -> None:
     made = ingest(write_files(tmp_path / "raw", pictures(4)), tmp_path / "made")
     filtered(tmp_path / "made", made, tmp_path / "copy", "", measure=measure)
     (shard,) = made.shards

@@ -99,9 +99,7 @@ def assert_same_rows(first: Path, second: Path) -> None:
     assert one == two
 
 
-def test_each_picture_gets_the_answer_of_the_bundle_itself_and_keeps_all_it_had(
-    bundle: str, source: str, tmp_path: Path
-) -> None:
+def test_predictions_equal_those_of_the_bundle_and_columns_are_kept(bundle: str, source: str, tmp_path: Path) -> None:
     made = predicted(bundle, source, tmp_path, top_k=2)
     before, after = rows_of(source), rows_of(tmp_path)
     assert set(after) == {"cat/a.jpg", "cat/b.png", "dog/c.npy", "unknown.png"}
@@ -117,7 +115,7 @@ def test_each_picture_gets_the_answer_of_the_bundle_itself_and_keeps_all_it_had(
     assert b"huggingface" in schema.metadata
 
 
-def test_every_picture_is_accounted_for_and_labels_play_no_part(bundle: str, source: str, tmp_path: Path) -> None:
+def test_every_picture_is_counted_and_labels_are_ignored(bundle: str, source: str, tmp_path: Path) -> None:
     made = predicted(bundle, source, tmp_path)
     assert made.tally.balanced
     assert made.tally.rows_in == len(FILES)
@@ -131,7 +129,7 @@ def test_every_picture_is_accounted_for_and_labels_play_no_part(bundle: str, sou
     assert "predicted" not in rejects["nan.npy"]
 
 
-def test_features_are_what_the_head_sees_and_change_no_probability(bundle: str, source: str, tmp_path: Path) -> None:
+def test_features_are_the_input_of_the_head_and_change_no_probability(bundle: str, source: str, tmp_path: Path) -> None:
     predicted(bundle, source, tmp_path / "plain")
     predicted(bundle, source, tmp_path / "more", features=True)
     plain, more = rows_of(tmp_path / "plain"), rows_of(tmp_path / "more")
@@ -156,7 +154,7 @@ def test_pictures_decoded_ahead_in_threads_give_the_same_rows(bundle: str, tmp_p
     assert keys == [key for key in rows["key"].to_pylist() if key != "150"]
 
 
-def test_other_columns_pass_through_and_a_picture_without_bytes_is_rejected(bundle: str, tmp_path: Path) -> None:
+def test_other_columns_pass_and_a_picture_without_bytes_is_rejected(bundle: str, tmp_path: Path) -> None:
     rows = table([encoded("png"), None], ["x", None], box=[[1, 2], None], weight=[0.5, 2.0])
     report = work_on(rows, tmp_path, bundle)
     assert report.tally.rejected == {"empty": 1}
@@ -166,16 +164,14 @@ def test_other_columns_pass_through_and_a_picture_without_bytes_is_rejected(bund
     assert (reject["weight"], reject["image"]["bytes"]) == (2.0, None)
 
 
-def test_a_shard_of_which_nothing_is_kept_has_the_columns_all_the_same(bundle: str, tmp_path: Path) -> None:
+def test_a_shard_without_kept_pictures_has_the_same_columns(bundle: str, tmp_path: Path) -> None:
     report = work_on(table([b"no picture"]), tmp_path, bundle, features=True)
     assert report.tally.rows_out == 0
     names = pq.read_schema(tmp_path / "part-000000.parquet").names
     assert names[-5:] == ["predicted", "score", "top_classes", "top_probabilities", "features"]
 
 
-def test_a_better_bundle_takes_the_place_of_an_earlier_ones_predictions(
-    bundle: str, source: str, tmp_path: Path
-) -> None:
+def test_a_new_bundle_replaces_the_predictions_of_an_earlier_one(bundle: str, source: str, tmp_path: Path) -> None:
     better = classifier(tmp_path / "better", seed=5)
     predicted(bundle, source, tmp_path / "first", features=True)
     made = predicted(better, str(tmp_path / "first"), tmp_path / "second")
@@ -184,7 +180,7 @@ def test_a_better_bundle_takes_the_place_of_an_earlier_ones_predictions(
     assert [job.kind for job in made.jobs] == ["ingest", "predict", "predict"]
 
 
-def test_columns_of_these_names_that_are_not_ours_are_never_replaced(bundle: str, tmp_path: Path) -> None:
+def test_columns_that_predict_did_not_write_are_never_replaced(bundle: str, tmp_path: Path) -> None:
     rows = table([encoded("png")], score=[0.5])
     with pytest.raises(StriateError, match=r"a column 'score' that `striate predict` did not write"):
         work_on(rows, tmp_path / "a", bundle)
@@ -196,7 +192,7 @@ def test_columns_of_these_names_that_are_not_ours_are_never_replaced(bundle: str
     assert row["features"] == "mine"
 
 
-def test_scores_select_and_the_bytes_stay(bundle: str, source: str, tmp_path: Path) -> None:
+def test_pictures_can_be_selected_by_score_and_keep_their_bytes(bundle: str, source: str, tmp_path: Path) -> None:
     predicted(bundle, source, tmp_path / "scored")
     scored = rows_of(tmp_path / "scored")
     least = sorted(
@@ -210,13 +206,13 @@ def test_scores_select_and_the_bytes_stay(bundle: str, source: str, tmp_path: Pa
     assert all(scored[key] == row for key, row in kept.items())
 
 
-def test_a_dataset_without_predictions_is_told_what_to_run_first(source: str, tmp_path: Path) -> None:
+def test_selecting_by_score_without_predictions_says_what_to_run(source: str, tmp_path: Path) -> None:
     job = FilterJob(source, 'score_at_least("cat", 0.9)')
     with pytest.raises(StriateError, match=r"no column 'top_classes'; run `striate predict BUNDLE DATASET DEST` first"):
         job.run(ShardTask(str(tmp_path), "part-000000", "digest", 7), lambda _: None)
 
 
-def test_only_the_first_pictures_are_asked_about_with_a_limit(bundle: str, source: str, tmp_path: Path) -> None:
+def test_with_a_limit_only_the_first_pictures_are_predicted(bundle: str, source: str, tmp_path: Path) -> None:
     assert predicted(bundle, source, tmp_path, limit=2).tally.rows_in == 2
 
 
@@ -231,7 +227,7 @@ def test_an_ensemble_predicts_but_has_no_features(bundle: str, source: str, tmp_
         plan_predict(both, source, str(tmp_path / "x"), features=True)
 
 
-def test_a_bundle_that_is_replaced_meanwhile_fails_the_job_and_says_so(source: str, tmp_path: Path) -> None:
+def test_a_bundle_that_is_replaced_during_the_job_fails_the_job(source: str, tmp_path: Path) -> None:
     uri = classifier(tmp_path / "bundle")
     plan = plan_predict(uri, source, str(tmp_path / "out"))
     classifier(tmp_path / "bundle", seed=9)
@@ -240,7 +236,7 @@ def test_a_bundle_that_is_replaced_meanwhile_fails_the_job_and_says_so(source: s
     assert not list((tmp_path / "out").glob("_reports/*"))
 
 
-def test_the_digest_of_the_work_tells_apart_all_that_decides_the_output(source: str) -> None:
+def test_the_work_digest_distinguishes_what_decides_the_output(source: str) -> None:
     task = ShardTask("x", "part-000000", "digest", 1)
     jobs = [
         PredictJob(source, "b", bundle_id, top_k, features, runtime, device)
@@ -270,7 +266,7 @@ def test_the_digest_of_the_work_tells_apart_all_that_decides_the_output(source: 
         ({"runtime": "onnx", "features": True}, "--runtime onnx gives probabilities only"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused_before_anything_is_written(
+def test_an_impossible_prediction_is_refused_before_writing(
     bundle: str, source: str, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -278,7 +274,7 @@ def test_what_cannot_be_asked_for_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_bundle_no_dataset_or_in_the_way_is_refused(bundle: str, source: str, tmp_path: Path) -> None:
+def test_a_wrong_bundle_dataset_or_destination_is_refused(bundle: str, source: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a bundle"):
         plan_predict(source, source, str(tmp_path / "out"))
     with pytest.raises(UsageError, match="is not a dataset"):

@@ -114,13 +114,13 @@ def test_every_picture_is_judged_dropped_or_rejected_with_its_reason(shard: str)
     assert (scores.tally.dropped, scores.tally.rejected) == (got.dropped, got.rejected)
 
 
-def test_several_threads_give_what_one_gives(shard: str) -> None:
+def test_several_threads_give_the_same_outcomes_as_one(shard: str) -> None:
     assert outcomes(shard, threads=4) == outcomes(shard)
     one, four = judge(shard, ByBrightness()), judge(shard, ByBrightness(), threads=4)
     assert (one.sums, one.tally) == (four.sums, four.tally)
 
 
-def test_mistakes_come_as_pictures_where_they_are_wanted(shard: str) -> None:
+def test_mistakes_are_kept_as_pictures_when_examples_are_requested(shard: str) -> None:
     (got,) = judge(shard, ByBrightness(), examples=True).sums
     assert [mistake.key for mistake in got.mistakes] == ["dark/b.png", "light/d.png"]
     pictures = {example.key: codec.decode(example.data) for example in got.examples}
@@ -130,7 +130,7 @@ def test_mistakes_come_as_pictures_where_they_are_wanted(shard: str) -> None:
     assert (none.examples, none.mistakes) == ([], got.mistakes)
 
 
-def test_a_large_mistake_comes_as_a_small_jpeg(tmp_path: Path) -> None:
+def test_a_large_mistake_is_kept_as_a_small_jpeg(tmp_path: Path) -> None:
     made = ingest(
         write_files(tmp_path / "raw", {"dark/a.png": flat(250, 700), "light/b.png": flat(250)}), tmp_path / "made"
     )
@@ -152,7 +152,7 @@ def test_two_classifiers_judge_the_same_pictures_each_by_its_own_classes(shard: 
     assert judge(shard, ByBrightness()).pairs is None
 
 
-def test_under_corruption_a_judged_picture_is_judged_again_and_no_other(shard: str) -> None:
+def test_only_judged_pictures_are_judged_again_under_corruption(shard: str) -> None:
     (got,) = judge(shard, ByBrightness(), robust_fraction=1.0).sums
     robust = dict(got.robust)
     wanted = {"dark/a.png": "1", "dark/b.png": "0", "light/c.png": "1", "light/d.png": "0"}
@@ -166,12 +166,12 @@ def test_under_corruption_a_judged_picture_is_judged_again_and_no_other(shard: s
     assert few.robust == []
 
 
-def test_a_defect_in_a_step_names_the_picture(shard: str) -> None:
+def test_an_error_in_a_step_names_the_picture(shard: str) -> None:
     with pytest.raises(StriateError, match=r"picture '.+': ZeroDivisionError: one over none"):
         judge(shard, Defective())
 
 
-def test_progress_tells_what_each_batch_adds(tmp_path: Path) -> None:
+def test_progress_reports_the_counts_of_each_batch(tmp_path: Path) -> None:
     files = {f"{('dark', 'light')[number % 2]}/{number:03d}.png": flat(number) for number in range(100)}
     made = ingest(write_files(tmp_path / "raw", files), tmp_path / "made")
     uri = storage.join(str(tmp_path / "made"), made.shards[0].name)
@@ -183,7 +183,7 @@ def test_progress_tells_what_each_batch_adds(tmp_path: Path) -> None:
     assert set(scores.seconds) == {"read", "prepare", "infer"}
 
 
-def test_a_job_gives_the_sums_of_its_bundles_and_loads_no_other_than_planned(shard: str, tmp_path: Path) -> None:
+def test_a_job_sums_up_its_planned_bundles_and_refuses_others(shard: str, tmp_path: Path) -> None:
     uri = make_bundle(tmp_path / "bundle", 0, ("dark", "light", "odd"), "rgb")
     bundle = Bundle.load(uri, "cpu")
     dataset, _, name = shard.rpartition("/")
@@ -198,7 +198,7 @@ def test_a_job_gives_the_sums_of_its_bundles_and_loads_no_other_than_planned(sha
         EvaluateJob((uri,), (bundle.id,)).run(task, lambda _: None)
 
 
-def test_the_digest_of_the_work_tells_apart_all_that_decides_the_sums() -> None:
+def test_the_work_digest_distinguishes_what_decides_the_sums() -> None:
     task = ShardTask("x", "part-000000", "digest", 1)
     jobs = [
         EvaluateJob(("b",), bundle_ids, robust_fraction, examples, device)
