@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from PIL import Image
 
@@ -23,7 +24,7 @@ from library.models import names
 from library.steps.help import ordered_steps
 
 ROOT = Path(__file__).parents[2]
-_FIRST_LINKED = "files"
+_LINKED = "files"
 #: Documents outside of docs/ by their path in the repository, and the pages that they become.
 PAGES = {
     "README.md": "index.md",
@@ -55,7 +56,7 @@ def on_files(files: Files, config: Any) -> Files:
     for uri, data in {**pictures, **drawings}.items():
         files.append(File.generated(config, uri, content=data))
     for path in sorted(_linked_files(files)):
-        files.append(File.generated(config, f"{_FIRST_LINKED}/{path}", abs_src_path=str(ROOT / path)))
+        files.append(File.generated(config, f"{_LINKED}/{path}", abs_src_path=str(ROOT / path)))
     return files
 
 
@@ -72,6 +73,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return _LINK.sub(mended, markdown)
 
 
+def on_post_build(config: Any) -> None:
+    """Fails the build if a page would fetch anything from another host."""
+    fetched = re.compile(
+        r'<(?:script|img|iframe|source)[^>]*\bsrc="(?:https?:)?//|<link[^>]*stylesheet[^>]*"(?:https?:)?//'
+    )
+    for page in Path(config.site_dir).rglob("*.html"):
+        if fetched.search(page.read_text("utf-8")):
+            raise PluginError(f"{page} fetches from another host")
+
+
 def _repository_path(page_uri: str, link: str) -> str | None:
     """Path in the repository of what a page's link leads to; None for addresses and for pages without a source."""
     if "://" in link or link.startswith("mailto:"):
@@ -83,7 +94,7 @@ def _repository_path(page_uri: str, link: str) -> str | None:
 
 
 def _site_uri(path: str) -> str:
-    return PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"{_FIRST_LINKED}/{path}")
+    return PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"{_LINKED}/{path}")
 
 
 def _linked_files(files: Files) -> set[str]:
@@ -94,7 +105,7 @@ def _linked_files(files: Files) -> set[str]:
         text = source.read_text("utf-8") if source.exists() else ""
         for match in _LINK.finditer(text):
             path = _repository_path(file.src_uri, match[2])
-            if path is not None and (ROOT / path).is_file() and _site_uri(path).startswith(_FIRST_LINKED):
+            if path is not None and (ROOT / path).is_file() and _site_uri(path).startswith(_LINKED):
                 linked.add(path)
     return linked
 
