@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from library.recipe import Recipe
-from library.recipe.fields import BETAS, OPTIMIZERS, WITH_MOMENTUM, wanted
+from library.recipe.fields import BETAS, OPTIMIZERS, WITH_MOMENTUM, accepted
 from library.recipe.paths import fields_of, group_of
 from library.recipe.yaml_text import dump_yaml
 
@@ -24,7 +24,7 @@ def reference() -> str:
     rows = [_HEAD, "|---|---|---|---|"]
     for path, field in fields_of(Recipe):
         group = group_of(field)
-        takes = "a table" if group else wanted(field)
+        takes = "a table" if group else accepted(field)
         meaning = (group.__doc__ or "").split("\n")[0] if group else field.description
         rows.append(f"| `{path}` | {takes} | {_default(field)} | {meaning} |")
     rows += ["", "Optimizers, by what they take beside `lr` and `weight_decay`:", ""]

@@ -3,7 +3,7 @@
     recipe = Recipe.load("jobs/recipes/lenet-mnist.yaml", ["data.train=out/mnist/train", "epochs=5"])
     recipe.optimizer.lr
 
-No torch is imported here.
+This package does not import torch.
 """
 
 from library.recipe.recipe import Recipe

@@ -1,4 +1,4 @@
-"""Fields that are right one by one and wrong together. What has no effect beside the others is wrong too."""
+"""Rules about fields that contradict each other; a field that has no effect beside the others is an error too."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from library.recipe.schema import RecipeFields
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a field.
+    """An error in one field.
 
     Attributes:
         field: its path, e.g. `data.val`.
-        text: goes after the field's value: `has no effect without ...`.
+        text: follows the field's value in the message: `has no effect without ...`.
         others: paths of the fields that it contradicts.
     """
 
@@ -25,7 +25,7 @@ class Problem:
 
 
 class Contradictions(ValueError):
-    """What pydantic carries out of a validator: all the problems at once."""
+    """Carries all problems of a recipe out of a pydantic validator."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = problems
@@ -33,14 +33,14 @@ class Contradictions(ValueError):
 
 
 def contradictions(recipe: RecipeFields) -> Iterator[Problem]:
-    """All of a recipe's contradictions."""
+    """Yields all contradictions of a recipe."""
     for rules in (_length, _validation, _freezing, _cached_features, _optimizer, _schedule, _classes, _batch):
         yield from rules(recipe)
 
 
 def _length(recipe: RecipeFields) -> Iterator[Problem]:
     if recipe.epochs is not None and recipe.steps is not None:
-        yield Problem("steps", "cannot stand beside epochs; set one of them to null", ("epochs",))
+        yield Problem("steps", "cannot be combined with epochs; set one of them to null", ("epochs",))
     if recipe.epochs is None and recipe.steps is None:
         yield Problem("epochs", "is missing; give epochs or steps", ("steps",))
 
@@ -48,10 +48,10 @@ def _length(recipe: RecipeFields) -> Iterator[Problem]:
 def _validation(recipe: RecipeFields) -> Iterator[Problem]:
     data = recipe.data
     if data.val is not None and data.val_fraction is not None:
-        text = "cannot stand beside data.val; set one of them to null"
+        text = "cannot be combined with data.val; set one of them to null"
         yield Problem("data.val_fraction", text, ("data.val",))
     if data.val == data.train:
-        yield Problem("data.val", "is the training set; a measure on it says nothing", ("data.train",))
+        yield Problem("data.val", "is the training set; validation needs other pictures", ("data.train",))
     measured: list[tuple[str, str]] = []
     if recipe.best_metric is not None:
         measured.append(("best_metric", recipe.best_metric))
@@ -79,13 +79,13 @@ def _freezing(recipe: RecipeFields) -> Iterator[Problem]:
     frozen = recipe.freeze if isinstance(recipe.freeze, int) else None
     for epoch, stages in sorted(recipe.unfreeze.items()):
         if recipe.epochs is not None and epoch >= recipe.epochs:
-            text = f"has no effect from epoch {epoch}: the last one is {recipe.epochs - 1:g}, the first is 0"
+            text = f"has no effect from epoch {epoch}: epochs are numbered 0 to {recipe.epochs - 1:g}"
             yield Problem("unfreeze", text, ("epochs",))
-        left = 0 if stages == "none" else stages
-        if frozen is not None and left >= frozen:
-            text = f"freezes {left} stages from epoch {epoch}, where {frozen} were frozen before; it can only free some"
+        remaining = 0 if stages == "none" else stages
+        if frozen is not None and remaining >= frozen:
+            text = f"freezes {remaining} stages from epoch {epoch}, but {frozen} were frozen before; choose fewer"
             yield Problem("unfreeze", text, ("freeze",))
-        frozen = left
+        frozen = remaining
 
 
 def _cached_features(recipe: RecipeFields) -> Iterator[Problem]:
@@ -94,23 +94,25 @@ def _cached_features(recipe: RecipeFields) -> Iterator[Problem]:
             yield Problem("copies", "has no effect without cache_features: true", ("cache_features",))
         return
     if recipe.freeze != "all":
-        text = "needs freeze: all; a backbone that learns gives other features each time"
+        text = "needs freeze: all; the features of a backbone change while it is trained"
         yield Problem("cache_features", text, ("freeze",))
     if recipe.unfreeze:
-        yield Problem("unfreeze", "cannot stand beside cache_features: true", ("cache_features",))
+        yield Problem("unfreeze", "cannot be combined with cache_features: true", ("cache_features",))
     if recipe.augment is not None and recipe.copies is None:
-        text = "has no effect on features cached once; ask for N augmented passes with copies: N, or set it to null"
+        text = (
+            "has no effect on features that are cached once; cache N augmented passes with copies: N, or set it to null"
+        )
         yield Problem("augment", text, ("cache_features", "copies"))
     if recipe.augment is None and recipe.copies is not None:
-        yield Problem("copies", "gives the same features each time without augment", ("augment",))
+        yield Problem("copies", "has no effect without augment; every pass would cache the same features", ("augment",))
     for name in ("mixup", "cutmix"):
         if getattr(recipe, name):
             yield Problem(
-                name, "mixes pictures; with cache_features: true there are only features", ("cache_features",)
+                name, "mixes pictures, but with cache_features: true training sees only features", ("cache_features",)
             )
     if recipe.compile:
         yield Problem(
-            "compile", "has no effect with cache_features: true; only the head is trained", ("cache_features",)
+            "compile", "has no effect with cache_features: true, as only the head is trained", ("cache_features",)
         )
 
 
@@ -121,7 +123,7 @@ def _optimizer(recipe: RecipeFields) -> Iterator[Problem]:
         instead = "; it has betas" if name in BETAS else ""
         yield Problem("optimizer.momentum", f"has no effect with {name}{instead}", ("optimizer.name",))
     if settings.momentum == 0 and name in ("sgd", "sgdw"):
-        text = f"cannot be: {name} has Nesterov momentum; without momentum use optimizer.name: momentum"
+        text = f"cannot be used with {name}, which has Nesterov momentum; use optimizer.name: momentum for none"
         yield Problem("optimizer.momentum", text, ("optimizer.name",))
     if settings.betas is not None and name not in BETAS:
         instead = "; it has momentum" if name in WITH_MOMENTUM else ""
@@ -136,7 +138,7 @@ def _schedule(recipe: RecipeFields) -> Iterator[Problem]:
     schedule = recipe.schedule
     field, name = "schedule.name", schedule.name
     if name == "onecycle" and not schedule.warmup_epochs:
-        text = "needs schedule.warmup_epochs, its way up; without one it is cosine"
+        text = "needs schedule.warmup_epochs for its rise; without warm-up use cosine"
         yield Problem(field, text, ("schedule.warmup_epochs",))
     if name == "step" and schedule.step_epochs is None:
         yield Problem(field, "needs schedule.step_epochs", ("schedule.step_epochs",))
@@ -161,17 +163,19 @@ def _classes(recipe: RecipeFields) -> Iterator[Problem]:
         return
     field = "loss.class_weights"
     if recipe.sampling == "balanced" and weights == "balanced":
-        yield Problem(field, "corrects a second time what sampling: balanced has corrected; use one", ("sampling",))
+        yield Problem(
+            field, "corrects the classes a second time, after sampling: balanced; use only one of them", ("sampling",)
+        )
     for name in ("mixup", "cutmix"):
         if getattr(recipe, name):
-            yield Problem(name, f"cannot stand beside {field}: a mixed picture has two classes", (field,))
+            yield Problem(name, f"cannot be combined with {field}, as a mixed picture has two classes", (field,))
     if weights != "balanced" and recipe.data.classes != "all":
         missing = sorted(set(recipe.data.classes) - set(weights))
         unknown = sorted(set(weights) - set(recipe.data.classes))
         if missing:
             yield Problem(field, f"should name every class; missing: {', '.join(missing)}", ("data.classes",))
         if unknown:
-            yield Problem(field, f"names what is not in data.classes: {', '.join(unknown)}", ("data.classes",))
+            yield Problem(field, f"names classes that are not in data.classes: {', '.join(unknown)}", ("data.classes",))
 
 
 def _batch(recipe: RecipeFields) -> Iterator[Problem]:

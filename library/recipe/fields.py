@@ -1,6 +1,6 @@
-"""The types of a recipe's fields, and what each would take, in words: for errors and for docs/recipes.md.
+"""The types of a recipe's fields, and the values that each accepts, in words for errors and docs/recipes.md.
 
-A type is said once, as an annotation; `wanted` reads it.
+A type is written once, as an annotation; `accepted` puts it into words.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ _BETAS = frozenset(
 _NEITHER = frozenset({"adadelta", "adagrad"})
 _NO_EPS = frozenset({"clion", "csgdc", "csgdw", "kron", "kronw", "lion", "momentum", "sgd", "sgdw"})
 
-#: Every optimizer that a recipe can name.
+#: All optimizers that a recipe can name.
 OPTIMIZERS = _MOMENTUM | _MOMENTUM_AND_BETAS | _BETAS | _NEITHER
 
-#: Those that take `momentum`.
+#: Optimizers that take `momentum`.
 WITH_MOMENTUM = _MOMENTUM | _MOMENTUM_AND_BETAS
 
-#: Those that take `eps`.
+#: Optimizers that take `eps`.
 WITH_EPS = OPTIMIZERS - _NO_EPS
 
-#: How many numbers `betas` has, for those that take it.
+#: The number of `betas` of each optimizer that takes them.
 BETAS = {name: 3 if name.removeprefix("c").startswith("adan") else 2 for name in _MOMENTUM_AND_BETAS | _BETAS}
 
 
 @dataclass(frozen=True)
 class Words:
-    """Stands in an annotation: what the value is, where the type alone does not say it."""
+    """Part of an annotation: describes the value where the type alone does not."""
 
     text: str
 
 
 def _pipeline(*kinds: Kind) -> Callable[[str], str]:
-    """Reads a pipeline of these kinds of steps and gives its canonical text, so that spacing changes no digest."""
+    """Returns a function that checks a pipeline and returns its canonical text, so that spacing changes no digest."""
 
     def read(text: str) -> str:
         try:
@@ -68,13 +68,13 @@ def _pipeline(*kinds: Kind) -> Callable[[str], str]:
             raise ValueError(str(error)) from None
         for step in pipeline.steps:
             if step.kind not in kinds:
-                raise ValueError(f"has a step in the wrong place: {step.name} is {_PLACES[step.kind]}")
+                raise ValueError(f"has a step of another field: {step.name} is {_FIELDS_OF_KIND[step.kind]}")
         return str(pipeline)
 
     return read
 
 
-_PLACES: Mapping[Kind, str] = {
+_FIELDS_OF_KIND: Mapping[Kind, str] = {
     "filter": "a filter, for input.steps or input.fit",
     "selector": "a selector, for input.steps or for `striate filter` before training",
     "augmentation": "an augmentation, for augment",
@@ -85,7 +85,7 @@ def _augmentation(text: str) -> str:
     canonical = _pipeline("filter", "augmentation")(text)
     if all(step.kind == "filter" for step in Pipeline.parse(canonical).steps):
         raise ValueError(
-            "has nothing random in it: validation would see other pictures than training; filters go to input.steps"
+            "has no random step, so validation would see other pictures than training; filters belong to input.steps"
         )
     return canonical
 
@@ -109,23 +109,23 @@ def _uri(text: str) -> str:
 
 def _weights(text: str) -> str:
     if text.lower() in ("none", "random"):
-        raise ValueError("would be a file of that name; leave weights out to start from random numbers")
+        raise ValueError("would be read as a file of that name; leave weights out to start from random weights")
     return text if text == "pretrained" else _uri(text)
 
 
 def _optimizer(name: str) -> str:
     if name not in OPTIMIZERS:
-        # All eighty would be no help; these are what most people mean.
+        # The most common ones, as a list of all eighty would not help.
         common = {"sgd", "momentum", "adam", "adamw", "nadamw", "rmsprop", "lamb", "lars", "lion", "muon"}
         choices = nearest(name, OPTIMIZERS) or nearest(name, common)
-        raise ValueError(f"is no optimizer of timm that a recipe can use{choices}; docs/recipes.md has all")
+        raise ValueError(f"is not a timm optimizer that a recipe can use{choices}; docs/recipes.md lists all")
     return name
 
 
 def _different(names: tuple[str, ...]) -> tuple[str, ...]:
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ValueError(f"should name every class once; twice: {', '.join(doubled)}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"should name every class once; repeated: {', '.join(repeated)}")
     return names
 
 
@@ -152,7 +152,7 @@ Classes: TypeAlias = Annotated[
     Words("a list of two or more class names, each in quotes if it looks like a number"),
 ]
 
-#: More is a slip of the finger: a training that could not begin, or would not end.
+#: Larger numbers are mistakes: such a training could not begin, or would not end.
 MOST = 1_000_000
 Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]
 #: Batches of a training.
@@ -163,7 +163,7 @@ Copies: TypeAlias = Annotated[int, Field(ge=1, le=10_000)]
 Pixels: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
 Above0: TypeAlias = Annotated[float, Field(gt=0, le=MOST)]
 AtLeast0: TypeAlias = Annotated[float, Field(ge=0, le=MOST)]
-#: Of MixUp, CutMix and weight decay, which are 1 or less as a rule.
+#: For MixUp, CutMix and weight decay, which are rarely above 1.
 Strength: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 #: At least 0, below 1.
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -173,35 +173,35 @@ Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63), Words("a whole number fr
 Metric: TypeAlias = Literal["val_top1", "val_top5", "val_loss"]
 
 
-def wanted(field: FieldInfo) -> str:
-    """What a field takes, in words."""
-    return _wanted(field.annotation, field.metadata)
+def accepted(field: FieldInfo) -> str:
+    """Returns what a field accepts, in words."""
+    return _accepted(field.annotation, field.metadata)
 
 
 def choices(field: FieldInfo) -> list[str]:
-    """The names that a field takes, where it takes names."""
+    """Returns the names that a field accepts; empty where it accepts no names."""
     return [choice for choice in _literals(field.annotation) if isinstance(choice, str)]
 
 
-def _wanted(annotation: Any, metadata: Sequence[Any]) -> str:
-    said = next((item.text for item in metadata if isinstance(item, Words)), None)
-    if said is not None:
-        return said
+def _accepted(annotation: Any, metadata: Sequence[Any]) -> str:
+    words = next((item.text for item in metadata if isinstance(item, Words)), None)
+    if words is not None:
+        return words
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _wanted(args[0], [*args[1:], *metadata])
+        return _accepted(args[0], [*args[1:], *metadata])
     if origin in (Union, types.UnionType):
-        # What is absent stands last.
-        parts = [_wanted(arg, metadata) for arg in args if arg is not type(None)]
+        # null comes last.
+        parts = [_accepted(arg, metadata) for arg in args if arg is not type(None)]
         return ", or ".join([*parts, "null"] if type(None) in args else parts)
     if origin is Literal:
         return _or(list(map(str, args)))
     if origin is tuple:
         if args[-1] is Ellipsis:
-            return f"a list, each {_wanted(args[0], ())}"
+            return f"a list, each {_accepted(args[0], ())}"
         return "[height, width]"
     if origin is dict:
-        return f"a table {{{_wanted(args[0], ())}: {_wanted(args[1], ())}}}"
+        return f"a table {{{_accepted(args[0], ())}: {_accepted(args[1], ())}}}"
     return _NAMES[annotation] + _range(metadata)
 
 

@@ -32,13 +32,13 @@ class Recipe(RecipeFields):
         """Read a recipe from a file, on disk or in a store.
 
         Args:
-            uri: of the YAML file.
-            overrides: `a.b=value`, as `--set` has them; the value is read as YAML.
+            uri: URI of the YAML file.
+            overrides: `a.b=value`, as in `--set`; the value is read as YAML.
 
         Raises:
-            UsageError: when there is none; all that is wrong with it, a line each: the field, its value, and what would
+            UsageError: the file does not exist, or with one line for each error: the field, its value, and what would
                 work.
-            StriateError: when it cannot be read.
+            StriateError: the file cannot be read.
         """
         uri = storage.normalize(uri)
         if not storage.exists(uri):
@@ -51,9 +51,9 @@ class Recipe(RecipeFields):
         return read(cls, text, overrides, where)
 
     def located(self) -> Recipe:
-        """The same recipe with absolute paths, for processes that work in another folder than the user's.
+        """Returns the recipe with absolute paths, for processes that run in another folder.
 
-        A relative path, in the file or in an override, starts from the current folder.
+        A relative path, in the file or in an override, is relative to the current folder.
         """
         train, val = storage.normalize(self.data.train), self.data.val and storage.normalize(self.data.val)
         named = self.weights is not None and self.weights != "pretrained"
@@ -65,10 +65,10 @@ class Recipe(RecipeFields):
         )
 
     def dump(self) -> str:
-        """YAML that `parse` reads as an equal recipe; defaults are written out, what is absent is left out."""
+        """Returns YAML that `parse` reads as an equal recipe, with all defaults and without null fields."""
         return dump_yaml(self.model_dump(exclude_none=True))
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON, in hex: two recipes that do the same by other spelling share it."""
+        """SHA-256 of the canonical JSON, in hex; it does not depend on how the recipe is written."""
         return digest_of(self.model_dump(mode="json", exclude_none=True))

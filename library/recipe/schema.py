@@ -1,4 +1,4 @@
-"""What a recipe holds. Fields and their meaning stand here once; docs/recipes.md is made from them."""
+"""The fields of a recipe and their meaning; docs/recipes.md is generated from them."""
 
 from __future__ import annotations
 
@@ -16,57 +16,55 @@ class _Group(pydantic.BaseModel):
 
 
 class Data(_Group):
-    """What is learned from."""
+    """The training and validation sets."""
 
     train: Annotated[fields.Uri, Field(description="the training set", examples=["out/train"])]
-    val: Annotated[fields.Uri | None, Field(description="the validation set; without one nothing is measured")] = None
+    val: Annotated[fields.Uri | None, Field(description="the validation set; without one nothing is validated")] = None
     val_fraction: Annotated[
         fields.Between | None,
-        Field(description="cut the validation set from `train`: this share of each class, by a hash of the key"),
+        Field(description="validate on this fraction of each class of `train`, chosen by a hash of the key"),
     ] = None
     classes: Annotated[
         Literal["all"] | fields.Classes,
-        Field(description="which classes; the pictures of others are left out"),
+        Field(description="classes to learn; pictures of other classes are left out"),
     ] = "all"
     max_resident_mb: Annotated[
         int,
         Field(
             ge=0,
             le=10**9,
-            description="MiB: decoded pictures are kept in memory where they fit into this, else stored ones that come "
-            "from S3 or the like; 0 for never",
+            description="MiB of memory to keep pictures in: decoded ones if they fit, else encoded ones of a remote "
+            "store; 0 keeps none",
         ),
     ] = 2048
 
 
 class Input(_Group):
-    """What the model sees of a picture; kept in the bundle."""
+    """How a picture is prepared for the model; stored in the bundle."""
 
-    steps: Annotated[fields.Steps | None, Field(description="what every picture goes through first")] = None
+    steps: Annotated[fields.Steps | None, Field(description="filters and selectors that are applied first")] = None
     fit: Annotated[
         fields.Fit | None,
-        Field(description="gives a picture the model's size, after augmentation; without it an exact resize"),
+        Field(description="filters that give a picture the model's size after augmentation; by default a resize"),
     ] = None
     size: Annotated[
         fields.Pixels | tuple[fields.Pixels, fields.Pixels] | None,
-        Field(description="pixels: one side or [height, width]; without it the model's own"),
+        Field(description="pixels: one side or [height, width]; the model's own by default"),
     ] = None
 
 
 class Optimizer(_Group):
-    """How the weights move."""
+    """How the weights are updated."""
 
-    name: Annotated[fields.OptimizerName, Field(description="by timm's name", examples=["sgd"])]
-    lr: Annotated[fields.Above0, Field(description="highest learning rate, for this `batch_size`", examples=[0.1])]
-    weight_decay: Annotated[fields.Strength, Field(description="of weights; biases and norms are left alone")] = 0.0
-    momentum: Annotated[fields.Share | None, Field(description="for those that take it; 0.9 where nothing is said")] = (
-        None
-    )
+    name: Annotated[fields.OptimizerName, Field(description="name of a timm optimizer", examples=["sgd"])]
+    lr: Annotated[fields.Above0, Field(description="peak learning rate, for this `batch_size`", examples=[0.1])]
+    weight_decay: Annotated[fields.Strength, Field(description="weight decay; not applied to biases and norms")] = 0.0
+    momentum: Annotated[fields.Share | None, Field(description="for optimizers that take it; 0.9 by default")] = None
     betas: Annotated[
-        tuple[fields.Share, ...] | None, Field(description="for Adam's family; without it the optimizer's own")
+        tuple[fields.Share, ...] | None, Field(description="for Adam's family; the optimizer's own by default")
     ] = None
     eps: Annotated[
-        fields.Above0 | None, Field(description="keeps a division finite; without it the optimizer's own")
+        fields.Above0 | None, Field(description="keeps a division finite; the optimizer's own by default")
     ] = None
 
     @pydantic.model_validator(mode="after")
@@ -77,16 +75,18 @@ class Optimizer(_Group):
 
 
 class Schedule(_Group):
-    """How the learning rate goes, step by step."""
+    """How the learning rate changes from step to step."""
 
     name: Annotated[
         Literal["cosine", "step", "linear", "constant", "onecycle"],
-        Field(description="down as half a cosine, in steps, straight, not at all; onecycle is cosine after a warm-up"),
+        Field(description="decay as half a cosine, in steps, linear, or none; onecycle is cosine after a warm-up"),
     ] = "cosine"
-    warmup_epochs: Annotated[fields.AtLeast0, Field(description="epochs in which the rate rises to `lr` first")] = 0.0
-    min_lr: Annotated[fields.AtLeast0 | None, Field(description="where cosine, linear and onecycle end; 0")] = None
+    warmup_epochs: Annotated[fields.AtLeast0, Field(description="epochs in which the rate first rises to `lr`")] = 0.0
+    min_lr: Annotated[
+        fields.AtLeast0 | None, Field(description="last rate of cosine, linear, onecycle; 0 by default")
+    ] = None
     step_epochs: Annotated[fields.Above0 | None, Field(description="for step: epochs between two steps")] = None
-    gamma: Annotated[fields.Between | None, Field(description="for step: what the rate is multiplied by; 0.1")] = None
+    gamma: Annotated[fields.Between | None, Field(description="for step: factor of each step; 0.1 by default")] = None
 
     @pydantic.model_validator(mode="after")
     def _fill_in(self) -> Schedule:
@@ -98,21 +98,23 @@ class Schedule(_Group):
 
 
 class Loss(_Group):
-    """What is made small: cross-entropy."""
+    """The loss: cross-entropy."""
 
-    label_smoothing: Annotated[fields.Share, Field(description="share of the target spread over all classes")] = 0.0
+    label_smoothing: Annotated[
+        fields.Share, Field(description="fraction of the target that is spread over all classes")
+    ] = 0.0
     class_weights: Annotated[
         Literal["balanced"] | dict[fields.Text, fields.Above0] | None,
-        Field(description="what a picture of a class counts; balanced: the rarer, the more"),
+        Field(description="weight of each class; balanced: rarer classes weigh more"),
     ] = None
 
 
 class EarlyStopping(_Group):
-    """Stop when validation gets no better."""
+    """Stops the training when validation no longer improves."""
 
-    metric: Annotated[fields.Metric, Field(description="what is watched")] = "val_top1"
-    patience: Annotated[fields.Count, Field(description="epochs without a better value")] = 5
-    min_delta: Annotated[fields.AtLeast0, Field(description="by how much a value must be better to count")] = 0.0
+    metric: Annotated[fields.Metric, Field(description="the metric that must improve")] = "val_top1"
+    patience: Annotated[fields.Count, Field(description="epochs without improvement")] = 5
+    min_delta: Annotated[fields.AtLeast0, Field(description="least difference that counts as an improvement")] = 0.0
 
 
 class RecipeFields(_Group):
@@ -122,19 +124,17 @@ class RecipeFields(_Group):
     input: Input = Input()
     augment: Annotated[
         fields.Augment | None,
-        Field(description="at random, anew each epoch, between `input.steps` and `input.fit`"),
+        Field(description="random augmentation, new in each epoch, between `input.steps` and `input.fit`"),
     ] = None
     model: Annotated[fields.Model, Field(description="`striate models` lists them", examples=["lenet5"])]
-    weights: Annotated[fields.Weights | None, Field(description="what it starts from; without it random numbers")] = (
-        None
-    )
+    weights: Annotated[fields.Weights | None, Field(description="initial weights; random by default")] = None
     freeze: Annotated[
         Literal["none", "all"] | fields.Count,
-        Field(description="what does not learn: all but the head, or so many stages from the input's side"),
+        Field(description="what is not trained: all but the head, or this many stages from the input"),
     ] = "none"
     unfreeze: Annotated[
         dict[fields.Count, Literal["none"] | fields.Count],
-        Field(description="gradual unfreezing: from this epoch (the first is 0) only so many stages are frozen"),
+        Field(description="gradual unfreezing: number of frozen stages from an epoch on; the first epoch is 0"),
     ] = {}
     head: Annotated[
         tuple[fields.Units, ...], Field(max_length=16, description="widths of dense layers before the classifier")
@@ -152,10 +152,10 @@ class RecipeFields(_Group):
     schedule: Schedule = Schedule()
     batch_size: Annotated[
         Literal["auto"] | fields.Count,
-        Field(description="pictures a step, over all workers; auto: what fits", examples=[128]),
+        Field(description="pictures per step, over all workers; auto: what fits", examples=[128]),
     ]
     epochs: Annotated[fields.Above0 | None, Field(description="passes over the training set; or give `steps`")] = None
-    steps: Annotated[fields.Batches | None, Field(description="batches in all; or give `epochs`")] = None
+    steps: Annotated[fields.Batches | None, Field(description="number of batches; or give `epochs`")] = None
     loss: Loss = Loss()
     sampling: Annotated[
         Literal["natural", "balanced"],
@@ -164,23 +164,28 @@ class RecipeFields(_Group):
     mixup: Annotated[fields.Strength, Field(description="alpha of MixUp (arXiv 1710.09412); 0 is off")] = 0.0
     cutmix: Annotated[fields.Strength, Field(description="alpha of CutMix (arXiv 1905.04899); 0 is off")] = 0.0
     ema: Annotated[
-        fields.Between | None, Field(description="decay a step of an averaged copy, which is then the classifier")
+        fields.Between | None, Field(description="decay per step of averaged weights, which then are the classifier")
     ] = None
-    clip_grad: Annotated[fields.Above0 | None, Field(description="longest gradient (2-norm over all weights)")] = None
-    accumulate: Annotated[fields.Count, Field(description="parts a worker takes its batch in, to save memory")] = 1
+    clip_grad: Annotated[
+        fields.Above0 | None, Field(description="largest gradient norm, over all weights (2-norm)")
+    ] = None
+    accumulate: Annotated[
+        fields.Count, Field(description="parts into which a worker splits its batch, to save memory")
+    ] = 1
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], Field(description="auto: bf16 autocast on CUDA, float32 on CPU")
     ] = "auto"
-    compile: Annotated[bool, Field(description="torch.compile: minutes at the start, faster steps after")] = False
+    compile: Annotated[bool, Field(description="torch.compile: takes minutes to start, then steps are faster")] = False
     channels_last: Annotated[Literal["auto"] | bool, Field(description="memory format; auto: on CUDA")] = "auto"
     early_stopping: EarlyStopping | None = None
     best_metric: Annotated[
-        fields.Metric | None, Field(description="which checkpoint is kept as the best; val_top1 with a validation set")
+        fields.Metric | None,
+        Field(description="metric that chooses the best checkpoint; val_top1 by default with a validation set"),
     ] = None
     checkpoint_minutes: Annotated[
-        fields.Above0 | None, Field(description="a checkpoint so often, besides the one of each epoch")
+        fields.Above0 | None, Field(description="minutes between checkpoints, besides the one after each epoch")
     ] = None
-    seed: Annotated[fields.Seed, Field(description="of weights, order and augmentation")] = 0
+    seed: Annotated[fields.Seed, Field(description="seed of weights, order and augmentation")] = 0
 
     @pydantic.model_validator(mode="after")
     def _fill_in(self) -> Self:

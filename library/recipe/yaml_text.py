@@ -1,6 +1,6 @@
-"""YAML as recipes are written in it: version 1.2's plain values, no tags, no aliases, no key twice.
+"""YAML as recipes use it: the plain values of version 1.2, without tags, aliases or repeated keys.
 
-PyYAML speaks version 1.1, in which `1e-3` is text, `no` is false, `012` is ten and `12:30` is 750.
+PyYAML reads version 1.1, in which `1e-3` is text, `no` is false, `012` is ten and `12:30` is 750.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            # Ten lines of aliases to aliases are a gigabyte once they are written out.
+            # Ten lines of aliases to aliases expand to a gigabyte.
             raise yaml.constructor.ConstructorError(
                 None, None, "an alias (*) is not allowed", self.peek_event().start_mark
             )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             key: Any = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.constructor.ConstructorError(None, None, "a key should be a name", key_node.start_mark)
-            if key in seen:
+            if key in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep=True)
 
     def construct_sequence(self, node: Any, deep: bool = False) -> Any:
         return tuple(super().construct_sequence(node, deep=True))
 
 
-# By default a list or a table is filled only after it has been handed out.
+# By default a list or a table is filled only after it has been returned.
 _Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_sequence)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_mapping)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something else than text."""
+    """Quotes text that either version of YAML would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes some line breaks of Unicode so that they are read back as spaces, unless it is told to escape them.
+    # Without double quotes PyYAML writes some Unicode line breaks so that they are read back as spaces.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
@@ -76,7 +76,7 @@ for _tag, _pattern, _first in _PLAIN:
 
 
 def load_yaml(text: str) -> Any:
-    """Plain data; a list is a tuple.
+    """Reads plain data; lists become tuples.
 
     Raises:
         UsageError: with the line and the column.
@@ -92,5 +92,5 @@ def load_yaml(text: str) -> Any:
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
-    """Text that `load_yaml` reads as equal data, keys in the order given."""
+    """Returns text that `load_yaml` reads as equal data; keys keep their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

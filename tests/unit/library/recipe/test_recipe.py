@@ -1,4 +1,4 @@
-"""Recipes: what is read and written, what is shipped, and what the page says. Mistakes: test_recipe_mistakes.py."""
+"""Recipes as they are read, written, shipped and documented. For errors see test_recipe_mistakes.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parsed(*overrides: str) -> Recipe:
     return Recipe.parse(BASE, overrides)
 
 
-def test_relative_paths_start_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written = parsed("data.val=s3://bucket/val/", "weights=~/models/first")
     located = written.located()
@@ -45,10 +45,10 @@ def test_relative_paths_start_from_the_current_folder(tmp_path: Path, monkeypatc
     assert (parsed().located().weights, parsed("weights=pretrained").located().weights) == (None, "pretrained")
 
 
-# -- what is read -----------------------------------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_short_recipe_is_filled_up_with_defaults() -> None:
+def test_a_short_recipe_is_completed_with_defaults() -> None:
     recipe = parsed()
     assert (recipe.data.classes, recipe.data.max_resident_mb, recipe.input.steps) == ("all", 2048, None)
     assert (recipe.model, recipe.weights, recipe.freeze, recipe.head) == ("resnet18(in_chans=4)", None, "none", ())
@@ -58,13 +58,13 @@ def test_a_short_recipe_is_filled_up_with_defaults() -> None:
     assert (recipe.precision, recipe.channels_last, recipe.early_stopping) == ("auto", "auto", None)
 
 
-def test_what_has_no_effect_is_not_filled_in() -> None:
+def test_fields_without_effect_get_no_default() -> None:
     recipe = parsed("optimizer.name=adamw", "schedule.name=constant", "data.val=")
     assert (recipe.optimizer.momentum, recipe.schedule.min_lr, recipe.best_metric) == (None, None, None)
     assert parsed("schedule={name: step, step_epochs: 3}").schedule.gamma == 0.1
 
 
-def test_pipelines_and_models_stand_in_their_canonical_form() -> None:
+def test_pipelines_and_models_are_stored_in_canonical_form() -> None:
     recipe = parsed(
         "input.steps=min_size(8)|grayscale", "input.fit=resize([8,8],'exact')", "augment=sometimes(.5,invert)"
     )
@@ -93,10 +93,10 @@ def test_pipelines_and_models_stand_in_their_canonical_form() -> None:
     ],
 )
 def test_set_overrides_one_field(override: str, path: str, value: object) -> None:
-    found: Any = parsed(override)
+    field: Any = parsed(override)
     for name in path.split("."):
-        found = getattr(found, name)
-    assert found == value
+        field = getattr(field, name)
+    assert field == value
 
 
 def test_overrides_build_on_each_other_and_the_last_one_wins() -> None:
@@ -106,10 +106,10 @@ def test_overrides_build_on_each_other_and_the_last_one_wins() -> None:
 
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(pydantic.ValidationError, match="frozen"):
-        parsed().seed = 1  # type: ignore[misc] -- that is the point
+        parsed().seed = 1  # type: ignore[misc] -- the assignment must fail
 
 
-def test_a_file_is_read_and_named_when_it_is_wrong(tmp_path: Path) -> None:
+def test_a_file_is_read_and_its_errors_name_it(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     path.write_text(BASE)
     assert Recipe.load(str(path), ["epochs=3"]).epochs == 3
@@ -119,7 +119,7 @@ def test_a_file_is_read_and_named_when_it_is_wrong(tmp_path: Path) -> None:
         Recipe.load(str(tmp_path / "nowhere.yaml"))
 
 
-# -- what is written --------------------------------------------------------------------------------------------------
+# -- writing ----------------------------------------------------------------------------------------------------------
 
 NAMES = st.text(min_size=1, max_size=12) | st.sampled_from(
     ["1e-3", "no", "012", "12:30", "2024-01-01", "~", "null", "*a"]
@@ -165,17 +165,17 @@ def test_everything_that_changes_what_is_learned_changes_the_digest(override: st
     assert parsed(override).digest != parsed().digest
 
 
-# -- what is shipped --------------------------------------------------------------------------------------------------
+# -- shipped recipes --------------------------------------------------------------------------------------------------
 
 
-def test_the_recipes_that_are_promised_are_shipped() -> None:
+def test_the_promised_recipes_are_shipped() -> None:
     promised = "lenet-digits lenet-mnist mlp-mnist cifar10-fast cifar10-cpu cifar10-resnet18 resnet50-imagenet"
     promised += " cats-dogs-scratch cats-dogs-transfer"
     assert {path.stem for path in SHIPPED} == set(promised.split())
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_shipped_recipe_is_right_and_says_what_it_costs_and_reached(path: Path) -> None:
+def test_a_shipped_recipe_is_valid_and_states_its_cost_and_result(path: Path) -> None:
     recipe = Recipe.load(str(path))
     assert Recipe.parse(recipe.dump()) == recipe
     assert recipe.has_validation
@@ -192,13 +192,13 @@ def test_the_page_lists_every_field() -> None:
     assert {f"| `{path}` |" for path, _ in fields_of(Recipe)} <= set(re.findall(r"^\| `[^`]+` \|", page, re.M))
 
 
-def test_the_recipe_on_the_page_is_right() -> None:
+def test_the_recipe_on_the_page_is_valid() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     assert Recipe.parse(example).weights == "pretrained"
 
 
-def test_what_the_optimizers_take_is_as_timm_has_it() -> None:
+def test_the_tables_of_optimizers_agree_with_timm() -> None:
     optim = pytest.importorskip("timm.optim")
     registry = pytest.importorskip("timm.optim._optim_factory").default_registry
     known = set(optim.list_optimizers())
