@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in a grid, before beside after, with a line of text under each."""
+"""Draws contact sheets: pictures in a grid, before beside after, with a caption under each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from library.imaging.picture import Pixels
 
 _GAP_PX = 10
 _TEXT_PX = 13
-_PAPER, _INK, _QUIET, _EMPTY = (255, 255, 255), (30, 30, 30), (110, 110, 110), (232, 232, 232)
+_PAPER, _INK, _MUTED, _EMPTY = (255, 255, 255), (30, 30, 30), (110, 110, 110), (232, 232, 232)
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Tile:
     """One picture of a sheet.
 
     Attributes:
-        pixels: what is drawn; None for a grey field with `note` in it (a dropped or rejected picture).
-        caption: the line under it.
-        note: why there is no picture.
+        pixels: the picture; None draws a grey square with `note` in it (a dropped or rejected picture).
+        caption: one line of text under the picture.
+        note: the reason why there is no picture.
     """
 
     pixels: Pixels | None
@@ -36,12 +36,12 @@ class Tile:
 def draw_sheet(
     rows: Sequence[Sequence[Tile]], *, tile_px: int = 160, headings: Sequence[str] = ()
 ) -> NDArray[np.uint8]:
-    """Draw tiles in rows.
+    """Draws rows of tiles.
 
     Args:
-        rows: tiles, row by row; a short row leaves its end empty.
-        tile_px: side of the square that each picture is fitted into.
-        headings: one above each column.
+        rows: tiles, row by row; rows may differ in length.
+        tile_px: side of the square that each picture is fitted into, in pixels.
+        headings: text above each column.
 
     Returns:
         Height x width x 3, uint8.
@@ -60,17 +60,17 @@ def draw_sheet(
             if tile.pixels is None:
                 draw.rectangle((left, upper, left + tile_px - 1, upper + tile_px - 1), _EMPTY)
                 text = _cut(tile.note, font, tile_px - 8)
-                draw.text((left + tile_px / 2, upper + tile_px / 2), text, _QUIET, font, anchor="mm")
+                draw.text((left + tile_px / 2, upper + tile_px / 2), text, _MUTED, font, anchor="mm")
             else:
                 image = Image.fromarray(thumbnail(tile.pixels, tile_px))
                 offset = ((tile_px - image.width) // 2, (tile_px - image.height) // 2)
                 sheet.paste(image, (left + offset[0], upper + offset[1]))
-            draw.text((left, upper + tile_px + 3), _cut(tile.caption, small, tile_px), _QUIET, small)
+            draw.text((left, upper + tile_px + 3), _cut(tile.caption, small, tile_px), _MUTED, small)
     return np.asarray(sheet)
 
 
 def thumbnail(pixels: Pixels, side_px: int) -> NDArray[np.uint8]:
-    """A picture of any kind as 8-bit RGB that fits into a square; small pictures are enlarged by whole factors."""
+    """Any picture as 8-bit RGB that fits into a square; small pictures are enlarged by a whole factor."""
     pixels = _drawn_bands(pixels)
     height, width = pixels.shape[:2]
     scale = side_px / max(height, width)
@@ -84,8 +84,8 @@ def thumbnail(pixels: Pixels, side_px: int) -> NDArray[np.uint8]:
 
 
 def visible(pixels: Pixels) -> NDArray[np.uint8]:
-    """A picture of any kind as 8-bit RGB: grey repeated, alpha over white, the first three of many bands; 16-bit and
-    float pictures are stretched from their least to their greatest value."""
+    """Any picture as 8-bit RGB: grey is repeated, alpha is blended over white, of many bands the first three are used;
+    16-bit and float pictures are stretched from their least to their greatest value."""
     pixels = _drawn_bands(pixels)
     if pixels.dtype != np.uint8:
         values = np.nan_to_num(pixels.astype(np.float64))
@@ -102,7 +102,7 @@ def _drawn_bands(pixels: Pixels) -> Pixels:
 
 
 def _cut(text: str, font: Any, width_px: int) -> str:
-    # One line, and no more of it than could fit: measuring takes time.
+    # One line, and no more characters than could fit, since measuring takes time.
     text = "".join(char if char.isprintable() else " " for char in text[: max(width_px, 0)])
     if font.getlength(text) <= width_px:
         return text

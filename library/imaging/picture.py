@@ -1,4 +1,4 @@
-"""One picture on its way through a pipeline: bytes until a step asks for pixels."""
+"""A picture in a pipeline, decoded only when a step needs its pixels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ Pixels: TypeAlias = NDArray[Any]
 
 
 class Picture:
-    """What a selector judges and a filter changes.
+    """A picture that selectors judge and filters change.
 
-    A selector that only needs the size, the label or the key costs no decoding, and a picture that no
-    filter has touched keeps its bytes.
+    A selector that only needs the size, the label or the key causes no decoding, and a picture that no filter has
+    changed keeps its bytes.
 
     Args:
         key: unique in the dataset.
         label: class name, or None.
         header: of the stored bytes.
-        data: gives the stored bytes; called when they are needed.
-        extras: every other column, by name.
+        data: returns the stored bytes; called when they are needed.
+        extras: all other columns, by name.
+        limits: checked when the bytes are decoded.
     """
 
     def __init__(
@@ -67,30 +68,32 @@ class Picture:
 
     @property
     def pixels(self) -> Pixels:
-        """The picture as it is now; raises BadPicture if it is damaged. Never write to it: use `replace`."""
+        """The current pixels; raises BadPicture if they cannot be decoded. Read-only: change them with `replace`."""
         if self._pixels is None:
             start = perf_counter()
-            # A header from a dataset's columns may not fit the bytes; only one read from them counts work.
+            # A header made from a dataset's columns may not match the bytes; one that was read from them has work_px.
             header = self._header if self._header.work_px else None
             self._pixels = codec.decode(self._data(), self._limits, header)
             self.decode_seconds += perf_counter() - start
         return self._pixels
 
     def replace(self, pixels: Pixels) -> None:
-        """Put a filter's result in place of the pixels; the very same array is no change.
+        """Replaces the pixels by a filter's result; the very same array counts as no change.
 
         Raises:
-            TypeError: unless it is height x width x channels of a dtype we know, with at least one pixel.
+            TypeError: unless it is height x width x channels of uint8, uint16 or float32 with at least one pixel.
         """
         if pixels.ndim != 3 or not pixels.size or pixels.dtype.name not in codec.DTYPES:
-            wanted = ", ".join(codec.DTYPES)
-            raise TypeError(f"must give height x width x channels of {wanted}; gave {pixels.dtype} {pixels.shape}")
+            dtypes = ", ".join(codec.DTYPES)
+            raise TypeError(
+                f"must return height x width x channels of {dtypes}; returned {pixels.dtype} of shape {pixels.shape}"
+            )
         if pixels is not self._pixels:
             self._pixels = pixels
             self.changed = True
 
     def column(self, name: str) -> Any:
-        """The value of any column by name; raises KeyError if the dataset has no such column."""
+        """The value of a column, by name; raises KeyError if the dataset has no such column."""
         if name in ("key", "label"):
             return self.key if name == "key" else self.label
         return self.extras[name]

@@ -1,4 +1,4 @@
-"""Samples as every reader hands them out: over the full range of their type, and not multiplied by alpha."""
+"""Conversions of stored samples to what every reader returns: full range, RGB, not multiplied by alpha."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_ROWS_PX = 2**16  # pixels that are worked on as floats at a time
+_STRIP_PX = 2**16  # pixels converted to float64 at a time
 
 
 def full_range(pixels: NDArray[Any], bits: int, *, inverted: bool = False) -> NDArray[Any]:
-    """Stretch unsigned samples of 1 to 16 bits over all of uint8 (up to 8 bits) or uint16.
+    """Stretches unsigned samples of 1 to 16 bits over the full range of uint8 (up to 8 bits) or uint16.
 
     Args:
         pixels: samples from 0 to 2^bits - 1, of any shape.
         bits: their depth.
-        inverted: 0 is white: the sample becomes 2^bits - 1 less itself first.
+        inverted: whether 0 is white; each sample is first replaced by 2^bits - 1 - sample.
 
     Returns:
         round(sample x 255 / (2^bits - 1)), or with 65535 for more than 8 bits.
@@ -25,22 +25,22 @@ def full_range(pixels: NDArray[Any], bits: int, *, inverted: bool = False) -> ND
         return pixels
     most, full = 2**bits - 1, 255 if bits <= 8 else 65535
     table = ((np.arange(most + 1) * full * 2 + most) // (2 * most)).astype(np.uint8 if bits <= 8 else np.uint16)
-    # A table takes no memory per pixel. One bit may come as booleans, which would be a mask.
+    # A table needs no memory per pixel. 1-bit samples may be booleans, which NumPy would take for a mask.
     return np.take(table[::-1] if inverted else table, pixels.astype(np.uint8) if bits == 1 else pixels)
 
 
 def divided_by_alpha(pixels: NDArray[Any], colours: int, alpha: int, opaque: float) -> NDArray[Any]:
-    """Colours as they were before they were multiplied by their alpha; black where it is zero.
+    """Divides premultiplied colours by their alpha; black where alpha is zero.
 
     Args:
-        pixels: height x width x channels; unsigned colours are rounded, and limited to `opaque`.
-        colours: how many channels, from the first, are colours.
-        alpha: which channel is alpha.
-        opaque: the alpha of what is not transparent at all.
+        pixels: height x width x channels; unsigned colours are rounded and limited to `opaque`.
+        colours: number of colour channels, which come first.
+        alpha: index of the alpha channel.
+        opaque: alpha value of a fully opaque pixel.
     """
     whole = pixels.dtype.kind == "u"
     divided = pixels.copy()
-    rows = max(_ROWS_PX // pixels.shape[1], 1)
+    rows = max(_STRIP_PX // pixels.shape[1], 1)
     for top in range(0, len(pixels), rows):
         part = pixels[top : top + rows].astype(np.float64)
         covered = part[:, :, alpha : alpha + 1]
@@ -51,11 +51,11 @@ def divided_by_alpha(pixels: NDArray[Any], colours: int, alpha: int, opaque: flo
 
 
 def cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    """CMYK (and alpha, which stays as it is) to RGB; unsigned samples over their full range."""
+    """Converts full-range unsigned CMYK to RGB; an alpha channel after them is kept."""
     white = np.iinfo(pixels.dtype).max
     rgb = pixels[:, :, 1:].copy()
-    # In strips: the whole picture as floats would take eight times its size.
-    rows = max(_ROWS_PX // pixels.shape[1], 1)
+    # In strips, since the whole picture as float64 would take eight times its size.
+    rows = max(_STRIP_PX // pixels.shape[1], 1)
     for top in range(0, len(pixels), rows):
         paper = 1 - pixels[top : top + rows].astype(np.float64) / white
         rgb[top : top + rows, :, :3] = np.rint(paper[:, :, :3] * paper[:, :, 3:4] * white)

@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels: limits first, strictly, upright."""
+"""Decodes pictures: checks the size limits first, refuses damage, applies the orientation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from library.errors import BadPicture
-from library.imaging.codec.formats import FORMATS, sniff, unread_format
+from library.imaging.codec.formats import FORMATS, sniff, unsupported_format
 from library.imaging.codec.header import Header
 
-# What the libraries log about a picture does not name its file; what matters becomes a BadPicture, which does.
+# These libraries log problems without naming the file. What matters is raised as BadPicture, which is reported with it.
 for _name in ("tifffile", "imagecodecs", "PIL"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
@@ -23,13 +23,13 @@ DTYPES = ("uint8", "uint16", "float32")
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a picture may be, and how much work to decode; checked from its header and markers.
+    """How large a picture may be and how much decoding may cost; checked before any pixel is decoded.
 
     Attributes:
         max_bytes: encoded size in bytes.
-        max_pixels: width x height. The default takes a Sentinel-2 tile (10,980 x 10,980).
+        max_pixels: width x height. The default admits a Sentinel-2 tile (10,980 x 10,980).
         max_decoded_bytes: width x height x channels x bytes per sample.
-        max_side_px: width, and height. Each row costs by itself, however short it is.
+        max_side_px: width and height, each. Every row has a fixed cost, however short it is.
     """
 
     max_bytes: int = 512 * 2**20
@@ -39,10 +39,10 @@ class Limits:
 
     @property
     def max_work_px(self) -> int:
-        """`Header.work_px` of a picture, at most: eight times that of the largest plain one.
+        """The largest `Header.work_px` allowed: eight times that of the largest plain picture.
 
-        A progressive photo in twenty scans takes up to five. Small pictures have room for what costs the same whatever
-        the size: scans, strips, tiles.
+        A progressive photo in twenty scans costs up to five times a plain one. The minimum of 2**20 pixels leaves small
+        pictures room for fixed costs: scans, strips, tiles.
         """
         return 8 * max(self.max_pixels, 2**20)
 
@@ -51,7 +51,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def probe(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> Header:
-    """Read a picture's header; no pixel is decoded.
+    """Reads a picture's header without decoding a pixel.
 
     Raises:
         BadPicture: `empty`, `not_an_image`, `damaged`, `truncated`, `unsupported`, `zero_size`, `too_large` or
@@ -61,7 +61,7 @@ def probe(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> Header:
         raise BadPicture("empty", "the file has no bytes")
     name = _format_of(data)
     if limits is not None and len(data) > limits.max_bytes:
-        raise BadPicture("too_large", f"{len(data):,} bytes; at most {limits.max_bytes:,} are read")
+        raise BadPicture("too_large", f"{len(data):,} bytes; the limit is {limits.max_bytes:,}")
     header = _guarded(FORMATS[name].header, data)
     if min(header.width, header.height, header.channels) < 1:
         raise BadPicture("zero_size", f"the header says {header.width}x{header.height}x{header.channels}")
@@ -71,18 +71,18 @@ def probe(data: bytes, limits: Limits | None = DEFAULT_LIMITS) -> Header:
 
 
 def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS, header: Header | None = None) -> NDArray[Any]:
-    """Decode a picture, strictly: damage is an error, never invented pixels.
+    """Decodes a picture strictly: damage is an error, never invented pixels.
 
     Args:
         data: the encoded picture.
-        limits: checked from the header first; None for bytes that were encoded here.
-        header: what `probe` gave for these bytes and limits, so that nothing is read or checked twice.
+        limits: checked from the header first; None for bytes that Striate encoded itself.
+        header: result of `probe` for the same bytes and limits, to avoid reading and checking them twice.
 
     Returns:
         Height x width x channels, uint8, uint16 or float32, upright, C-contiguous.
 
     Raises:
-        BadPicture: as `probe`.
+        BadPicture: the same reasons as `probe`.
     """
     header = header or probe(data, limits)
     pixels = _guarded(FORMATS[header.format].pixels, data, header)
@@ -99,10 +99,10 @@ def decode(data: bytes, limits: Limits | None = DEFAULT_LIMITS, header: Header |
 def _format_of(data: bytes) -> str:
     name = sniff(data)
     if name is None:
-        known = unread_format(data)
+        known = unsupported_format(data)
         if known is not None:
-            raise BadPicture("unsupported", f"this is {known}; {', '.join(FORMATS)} are read")
-        raise BadPicture("not_an_image", f"starts with {data[:12]!r}, which is none of {', '.join(FORMATS)}")
+            raise BadPicture("unsupported", f"this is {known}; supported formats are {', '.join(FORMATS)}")
+        raise BadPicture("not_an_image", f"starts with {data[:12]!r}, which is not one of {', '.join(FORMATS)}")
     return name
 
 
@@ -110,28 +110,28 @@ def _check_size(header: Header, limits: Limits) -> None:
     pixels = header.width * header.height
     if pixels > limits.max_pixels:
         raise BadPicture(
-            "too_large", f"{header.width}x{header.height} is {pixels:,} pixels; at most {limits.max_pixels:,} are read"
+            "too_large", f"{header.width}x{header.height} is {pixels:,} pixels; the limit is {limits.max_pixels:,}"
         )
     if max(header.width, header.height) > limits.max_side_px:
         raise BadPicture(
-            "too_large", f"{header.width}x{header.height}; a side of at most {limits.max_side_px:,} pixels is read"
+            "too_large", f"{header.width}x{header.height}; the limit is {limits.max_side_px:,} pixels a side"
         )
     size = pixels * header.channels * np.dtype(header.dtype).itemsize
     if size > limits.max_decoded_bytes:
-        raise BadPicture("too_large", f"{size:,} bytes when decoded; at most {limits.max_decoded_bytes:,} are read")
+        raise BadPicture("too_large", f"{size:,} bytes when decoded; the limit is {limits.max_decoded_bytes:,}")
     if header.work_px > limits.max_work_px:
         raise BadPicture(
             "too_much_work",
-            f"decoding its {header.width}x{header.height} pixels would cost as much as {header.work_px:,} pixels, "
-            f"because of how the file stores them; at most {limits.max_work_px:,} are spent on one picture",
+            f"decoding its {header.width}x{header.height} pixels would cost as much as {header.work_px:,} plain pixels "
+            f"because of how the file stores them; the limit is {limits.max_work_px:,}",
         )
 
 
 def _guarded(read: Any, *arguments: Any) -> Any:
-    """Call a format's reader; whatever its library raises about damaged bytes becomes a BadPicture.
+    """Calls a format's reader and turns the exceptions that damaged bytes cause into BadPicture.
 
-    The libraries raise a score of types for damage (tifffile alone has struct.error, KeyError, IndexError,
-    ZeroDivisionError), so only what can never be the picture's fault passes through.
+    The libraries raise about twenty types for damage (tifffile alone struct.error, KeyError, IndexError and
+    ZeroDivisionError), so every exception is converted except those that a picture can never cause.
     """
     try:
         return read(*arguments)
@@ -145,7 +145,7 @@ def _guarded(read: Any, *arguments: Any) -> Any:
 
 
 def _reason(text: str) -> str:
-    if "not implemented" in text:  # as libjpeg says of arithmetic coding, where it is built without
+    if "not implemented" in text:  # libjpeg's message about arithmetic coding if built without it
         return "unsupported"
     return "truncated" if any(word in text for word in _TRUNCATED_WORDS) else "damaged"
 

@@ -1,4 +1,4 @@
-"""Pixels to encoded bytes."""
+"""Encodes pictures as JPEG, PNG, WebP, TIFF or NPY."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _JPEG_DEFAULT, _WEBP_DEFAULT = 95, 90
 class Encoding:
     """How changed pictures are stored: `keep`, `jpeg:95`, `png`, `webp:90`, `tiff` or `npy`.
 
-    `keep` stores a changed picture in the format it came in (JPEG at quality 95, WebP at 90). Where that format cannot
-    hold the result (16 bits or 5 bands in a JPEG) or is not written (AVIF, HEIC, JPEG 2000, GIF, BMP) it takes the
-    first of PNG and TIFF that can hold it.
+    `keep` stores a changed picture in its source's format (JPEG at quality 95, WebP at 90). If that format cannot hold
+    the result (16 bits or 5 bands in a JPEG) or cannot be written (AVIF, HEIC, JPEG 2000, GIF, BMP), it uses PNG, or
+    TIFF if PNG cannot hold it either.
     """
 
     format: str
@@ -33,7 +33,7 @@ class Encoding:
 
     @classmethod
     def parse(cls, text: str) -> Encoding:
-        """Read `jpeg:90`; raises UsageError, naming the choices."""
+        """Reads text such as `jpeg:90`; raises UsageError, which lists the choices."""
         match = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", text.strip())
         name, number = match.groups() if match else ("", None)
         if name not in ("keep", *_ENCODERS):
@@ -41,7 +41,7 @@ class Encoding:
         if number is None:
             return cls(name, {"jpeg": _JPEG_DEFAULT, "webp": _WEBP_DEFAULT}.get(name))
         if name not in ("jpeg", "webp") or not 1 <= int(number) <= 100:
-            raise UsageError(f"encoding '{text}': a quality of 1 to 100 goes with jpeg or webp only, e.g. jpeg:95")
+            raise UsageError(f"encoding '{text}': only jpeg and webp take a quality, from 1 to 100, e.g. jpeg:95")
         return cls(name, int(number))
 
     def __str__(self) -> str:
@@ -52,26 +52,26 @@ KEEP = Encoding("keep")
 
 
 def encode(pixels: NDArray[Any], encoding: Encoding = KEEP, source_format: str = "png") -> tuple[bytes, str]:
-    """Encode a picture; the same pixels give the same bytes.
+    """Encodes a picture; the same pixels give the same bytes.
 
     Args:
         pixels: height x width x channels, uint8, uint16 or float32.
-        encoding: what to write.
-        source_format: the format that `keep` keeps.
+        encoding: format and quality to write.
+        source_format: the format that `keep` uses.
 
     Returns:
         The bytes and the name of their format.
 
     Raises:
-        BadPicture: `cannot_encode` where an explicitly asked format cannot hold the picture.
+        BadPicture: `cannot_encode` if the format of `encoding` (other than `keep`) cannot hold the picture.
     """
     if encoding.format != "keep":
         problem = _misfit(pixels, encoding.format)
         if problem is not None:
             raise BadPicture("cannot_encode", problem)
         return _ENCODERS[encoding.format](pixels, encoding.quality), encoding.format
-    wanted = source_format if source_format in _ENCODERS else "png"
-    name = next(name for name in (wanted, "png", "tiff") if _misfit(pixels, name) is None)
+    preferred = source_format if source_format in _ENCODERS else "png"
+    name = next(name for name in (preferred, "png", "tiff") if _misfit(pixels, name) is None)
     return _ENCODERS[name](pixels, {"jpeg": _JPEG_DEFAULT, "webp": _WEBP_DEFAULT}.get(name)), name
 
 
@@ -105,7 +105,7 @@ def _encode_jpeg(pixels: NDArray[Any], quality: int | None) -> bytes:
 
 
 def _encode_png(pixels: NDArray[Any], quality: int | None) -> bytes:
-    # OpenCV writes a photo 7 times as fast as Pillow here, 6% larger; and Pillow has no 16-bit colour.
+    # OpenCV writes a photo 7 times as fast as Pillow, 6% larger; and Pillow has no 16-bit colour.
     order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
     return cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, order]))[1].tobytes()
 
@@ -117,7 +117,7 @@ def _encode_webp(pixels: NDArray[Any], quality: int | None) -> bytes:
 
 
 def _encode_tiff(pixels: NDArray[Any], quality: int | None) -> bytes:
-    import tifffile  # few workers need it, and all would wait for it
+    import tifffile  # few workers need it, and importing it is slow
 
     out = io.BytesIO()
     colour = pixels.shape[2] in (3, 4) and pixels.dtype != np.float32

@@ -1,4 +1,4 @@
-"""Every format that is read: its magic bytes, and its reader."""
+"""The supported formats, with their magic bytes and readers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def sniff(data: bytes) -> str | None:
     return heif_format(data)
 
 
-def unread_format(data: bytes) -> str | None:
-    """The name of a format that is known by its magic bytes and not read, or None."""
-    for magic, name in _UNREAD:
+def unsupported_format(data: bytes) -> str | None:
+    """The name of a known but unsupported format, recognised by its magic bytes, or None."""
+    for magic, name in _UNSUPPORTED:
         if data.startswith(magic):
             return name
     if data[4:8] == b"ftyp":
@@ -43,8 +43,8 @@ def unread_format(data: bytes) -> str | None:
         return "DICOM"
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"<svg") or (start.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in start):
-        return "SVG, which is drawn at any size"
-    return "a bitmap of Netpbm (PBM, PGM, PPM)" if _NETPBM.match(data) else None
+        return "SVG, a vector drawing"
+    return "a Netpbm bitmap (PBM, PGM, PPM)" if _NETPBM.match(data) else None
 
 
 def _tiff_header(data: bytes) -> Header:
@@ -63,17 +63,18 @@ def _npy_header(data: bytes) -> Header:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise BadPicture("unsupported", f"version {version} of NPY")
+        raise BadPicture("unsupported", f"NPY version {version}")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, _, dtype = read(file)
-    except (MemoryError, RecursionError, SyntaxError, TokenError):  # from Python's parser, by version and nesting
-        raise BadPicture("damaged", "the NPY header is no plain dictionary") from None
+    except (MemoryError, RecursionError, SyntaxError, TokenError):  # Python's parser raises any of these
+        raise BadPicture("damaged", "the NPY header is not a plain dictionary") from None
     shape = tuple(map(int, shape))
     if len(shape) not in (2, 3) or dtype.name not in ("uint8", "uint16", "float32"):
-        raise BadPicture("unsupported", f"an array of {dtype.name} {shape}; 2-D or 3-D uint8, uint16, float32 is read")
+        supported = "2-D and 3-D arrays of uint8, uint16 and float32 are supported"
+        raise BadPicture("unsupported", f"an array of {dtype.name} with shape {shape}; {supported}")
     if len(data) - file.tell() < int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        raise BadPicture("truncated", f"the array {shape} needs more bytes than there are")
+        raise BadPicture("truncated", f"an array of shape {shape} needs more bytes than the file has")
     return header_of("npy", shape[1], shape[0], shape[2] if len(shape) == 3 else 1, dtype.name, px_ns=20.0)
 
 
@@ -83,7 +84,7 @@ def _npy_pixels(data: bytes, header: Header) -> NDArray[Any]:
 
 
 _NETPBM = re.compile(rb"P[1-7fF][\r\n\t ]+[#0-9W]")
-_UNREAD = (
+_UNSUPPORTED = (
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     (b"II\xbc\x01", "JPEG XR"),

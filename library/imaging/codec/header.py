@@ -1,4 +1,4 @@
-"""What every reader gives and needs: a header, and the way up."""
+"""What all format readers share: the header of a picture and its orientation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ from typing import Any
 from numpy.typing import NDArray
 
 ORIENTATION_TAG = 0x0112  # in EXIF and in TIFF
-_SHORT = 3  # EXIF's type of 16 bits
-_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+_SHORT = 3  # EXIF's type code of a 16-bit number
+_SIDES_SWAPPED = (5, 6, 7, 8)  # orientations that swap width and height
 PLAIN_PX_NS = 10.0
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a picture say; width and height with the orientation applied.
+    """A picture's properties, read without decoding pixels.
 
-    `orientation` (1 to 8) and `colours` (a JPEG's colour space) are for the reader of the pixels, which would look
-    them up again. `has_more_pages` says that only the first of several pictures in the file is read.
-
-    `work_px` is what decoding costs at most, counted in pixels of a plain picture of the format, whatever the file
-    repeats or pads: a plain one of 1,000 x 1,000 pixels counts 1,000,000. Readers count it from the header and the
-    markers; 0 where the header was not read from the bytes. `px_ns` is what each of these pixels costs, in nanoseconds
-    on one core of the machine of docs/security.md; it says how long to expect, and limits nothing.
+    Attributes:
+        format: jpeg, png, webp, tiff, avif, heic, jp2, gif, bmp or npy.
+        width: in pixels, with the orientation applied.
+        height: in pixels, with the orientation applied.
+        channels: of the decoded picture.
+        dtype: of the decoded picture: uint8, uint16 or float32.
+        orientation: 1 to 8, as in EXIF; saves the pixel reader from looking it up again.
+        colours: format-specific colour information (a JPEG's colour space, an AVIF's bit depth) for the pixel reader.
+        work_px: upper bound of the decoding cost, in pixels of a plain picture of the same format: 1,000,000 for a
+            plain one of 1,000 x 1,000 pixels, more if the file repeats or pads its data. Computed from the header and
+            the markers; 0 if this header was not read from the picture's bytes.
+        px_ns: cost of one such pixel in nanoseconds, on one core of the machine in docs/security.md; used to estimate
+            the decoding time, not to limit it.
+        has_more_pages: whether the file holds more pictures than the one that is read.
     """
 
     format: str
@@ -41,13 +48,13 @@ class Header:
 
     @property
     def expected_s(self) -> float:
-        """How long decoding takes at most, in seconds."""
+        """Estimated upper bound of the decoding time, in seconds."""
         return self.work_px * self.px_ns * 1e-9
 
 
 @dataclass(frozen=True)
 class Format:
-    """How to read one format: its header (no pixel decoded), and with that its pixels (upright)."""
+    """The two readers of one format: its header, without decoding a pixel, and its pixels, upright."""
 
     header: Callable[[bytes], Header]
     pixels: Callable[[bytes, Header], NDArray[Any]]
@@ -65,8 +72,8 @@ def header_of(
     work_px: int | None = None,
     px_ns: float = PLAIN_PX_NS,
 ) -> Header:
-    """A header from the stored size; the orientation may swap its sides. Without `work_px` it is a plain picture."""
-    if orientation in _TURNED:
+    """Builds a header from the stored size, which the orientation may swap; `work_px` defaults to width x height."""
+    if orientation in _SIDES_SWAPPED:
         width, height = height, width
     if work_px is None:
         work_px = width * height
@@ -74,8 +81,8 @@ def header_of(
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn stored pixels the way their EXIF orientation (1 to 8; anything else is 1) says they are seen."""
-    if orientation in _TURNED:
+    """Applies an EXIF orientation (1 to 8; any other value counts as 1) to stored pixels."""
+    if orientation in _SIDES_SWAPPED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
@@ -85,9 +92,9 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation (1 to 8) in a block of EXIF; 1 where there is none or the block is damaged.
+    """The orientation (1 to 8) in an EXIF block; 1 if it has none or the block is damaged.
 
-    Only the first directory is looked at: Pillow's reader of all tags warns of oddities without a picture's name.
+    Reads only the first directory. Pillow's reader of all tags logs warnings that do not name the picture.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     if exif[:4] == b"II*\0":

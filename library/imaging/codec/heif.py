@@ -1,8 +1,8 @@
-"""AVIF through libavif (imagecodecs, which hands out 10 and 12 bits) and HEIC through libheif (pillow-heif).
+"""Reads AVIF with libavif (from imagecodecs, which returns 10 and 12 bits) and HEIC with libheif (pillow-heif).
 
 Both headers are read from the container's boxes without decoding a pixel. Samples of 10 and 12 bits are stretched over
-uint16. The container's own turns and mirrors (irot, imir) are applied; EXIF's orientation is passed over, as the
-standard asks and as browsers and phones do. Of a sequence or a burst the primary picture is read.
+uint16. The container's rotation and mirroring (irot, imir) are applied; EXIF's orientation is ignored, as the standard
+requires and as browsers and phones do. A sequence or a burst gives its primary picture.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from library.imaging.codec.boxes import PX_NS, brands, heif_work_px
 from library.imaging.codec.conversions import divided_by_alpha, full_range
 from library.imaging.codec.header import Header, exif_orientation, header_of, upright
 
-_CHANNELS = {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "RGBa": 4}  # by pillow-heif's mode, less its depth
-_MAX_CODED_PX = 2**24  # of which a picture may show a small part
+_CHANNELS = {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "RGBa": 4}  # by pillow-heif's mode without the depth
+_MAX_CODED_PX = 2**24  # always allowed, however small the part that is shown
 _SIZES = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 
 
@@ -41,7 +41,7 @@ _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "avif"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "heic"),
 }
-_HEIF_BRANDS = {b"mif1", b"mif2", b"msf1"}  # which say nothing of how the pixels are coded
+_HEIF_BRANDS = {b"mif1", b"mif2", b"msf1"}  # these do not say how the pixels are coded
 
 
 def _opened(data: bytes) -> pillow_heif.HeifFile:
@@ -54,24 +54,24 @@ def _opened(data: bytes) -> pillow_heif.HeifFile:
 def _bad(error: Exception) -> BadPicture:
     text = str(error) or type(error).__name__
     if "nsupported" in text or "not been built in" in text:
-        return BadPicture("unsupported", f"a HEIF file that libheif does not read: {text[:250]}")
+        return BadPicture("unsupported", f"libheif cannot read this HEIF file: {text[:250]}")
     if "ecurity limit" in text or "xceeds" in text:
         return BadPicture("too_large", text[:300])
     return BadPicture("damaged", text[:300])
 
 
 def _mode(image: pillow_heif.HeifFile) -> tuple[str, int]:
-    """Pillow's name of the channels, and the depth in bits."""
+    """The channels, by Pillow's name, and the depth in bits."""
     mode, _, bits = image.mode.partition(";")
     return mode, int(bits or 8)
 
 
 def _coded_px(data: bytes, width: int, height: int) -> int:
-    """Pixels of the largest image item; one may be shown in part only (clap), and is decoded whole."""
+    """Pixels of the largest image item: it is decoded whole even if only a part is shown (clap)."""
     sizes = [struct.unpack(">II", size) for size in _SIZES.findall(data)]
     coded = max([width * height, *(across * down for across, down in sizes)])
     if coded > max(_MAX_CODED_PX, 4 * width * height):
-        raise BadPicture("too_large", f"a picture of {width}x{height} that is stored as one of {coded:,} pixels")
+        raise BadPicture("too_large", f"a picture of {width}x{height} stored as one of {coded:,} pixels")
     return coded
 
 
@@ -97,7 +97,7 @@ def heic_pixels(data: bytes, header: Header) -> NDArray[Any]:
 
 def avif_header(data: bytes) -> Header:
     image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
-    # Pillow says which way up the container wants the picture in EXIF's terms, but not how deep it is.
+    # Pillow gives the container's rotation as an EXIF orientation, but not the bit depth.
     bits = 8 if image.n_frames > 1 else _mode(_opened(data))[1]
     dtype = "uint8" if bits <= 8 else "uint16"
     orientation = exif_orientation(image.info.get("exif", b""))
@@ -116,9 +116,9 @@ def avif_header(data: bytes) -> Header:
 
 def avif_pixels(data: bytes, header: Header) -> NDArray[Any]:
     if header.has_more_pages:
-        # imagecodecs decodes all frames or, asked for one, writes past its end; Pillow decodes one, of 8 bits.
+        # imagecodecs decodes all frames, or writes out of bounds if one is chosen; Pillow decodes one, at 8 bits.
         return upright(np.asarray(AvifImagePlugin.AvifImageFile(io.BytesIO(data))), header.orientation)
     pixels = full_range(avif_decode(data), int(header.colours))
     if header.channels == 4 and pixels.ndim == 3 and pixels.shape[2] == 2:
-        pixels = pixels[:, :, [0, 0, 0, 1]]  # of grey with alpha Pillow's header says RGBA
+        pixels = pixels[:, :, [0, 0, 0, 1]]  # for grey with alpha, Pillow's header says RGBA
     return upright(pixels, header.orientation)

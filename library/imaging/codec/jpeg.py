@@ -1,4 +1,4 @@
-"""JPEG, through simplejpeg: it is strict, and the fastest."""
+"""Reads JPEG with simplejpeg, the fastest decoder and a strict one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def jpeg_header(data: bytes) -> Header:
 
 def jpeg_pixels(data: bytes, header: Header) -> NDArray[Any]:
     if header.colours in ("CMYK", "YCCK"):
-        simplejpeg.decode_jpeg(data, "CMYK")  # for its strictness only: Pillow knows Adobe's inverted inks
+        simplejpeg.decode_jpeg(data, "CMYK")  # only to detect damage: Pillow handles Adobe's inverted inks
         pixels = np.asarray(JpegImagePlugin.JpegImageFile(io.BytesIO(data)).convert("RGB"))
     else:
         pixels = simplejpeg.decode_jpeg(data, "GRAY" if header.colours == "Gray" else "RGB")
@@ -44,50 +44,51 @@ def jpeg_pixels(data: bytes, header: Header) -> NDArray[Any]:
 
 # -- markers ----------------------------------------------------------------------------------------------------------
 #
-# What decoding costs, in pixels of 7 ns. Measured on one core with 8,000 x 8,000 pixels: a scan of runs of empty
-# blocks takes 7 ns a block, one that refines all 63 coefficients 41 ns, entropy-coded data 7 ns a byte in a sequential
-# file and 27 ns in a progressive one. Real photos have 10 to 20 scans; nothing limits their number but this.
+# The cost of decoding, in units of 7 ns, the cost of a plain pixel. Measured on one core with 8,000 x 8,000 pixels: a
+# scan of runs of empty blocks takes 7 ns a block, one that refines all 63 coefficients 41 ns; entropy-coded data takes
+# 7 ns a byte in a sequential file and 27 ns in a progressive one. Progressive photos have 10 to 20 scans; only this
+# cost limits their number.
 
 _PX_NS = 7.0
 _SCAN_PX = 1000
 _BLOCK_PX = 2
-_COEFFICIENTS_A_PX = 8
+_COEFFICIENTS_PER_PX = 8
 _BYTE_PX, _PROGRESSIVE_BYTE_PX = 1, 3
-_ARITHMETIC = 3
-_MOST_SEGMENTS = 20_000
+_ARITHMETIC_FACTOR = 3
+_MAX_SEGMENTS = 20_000
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _APP1, _TEM = 0xD8, 0xD9, 0xDA, 0xE1, 0x01
-_UNREAD_FRAMES = {
+_UNSUPPORTED_FRAMES = {
     **dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG"),
     **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG"),
     0xF7: "JPEG-LS file",
 }
 _FRAMES = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1, 0xC3, 0xC9)
-_OF_NO_INTEREST = frozenset(bytes([0xFF, marker]) for marker in (0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE))
+_SKIPPED_MARKERS = frozenset(bytes([0xFF, marker]) for marker in (0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE))
 
 
 def jpeg_work_px(data: bytes) -> int:
-    """`Header.work_px` of JPEG data, also of such that is part of another file."""
+    """`Header.work_px` of JPEG data, which may be embedded in a file of another format."""
     return _read_markers(data)[1]
 
 
 def _read_markers(data: bytes) -> tuple[int, int]:
-    """The orientation, and `Header.work_px`.
+    """Returns the orientation and `Header.work_px`.
 
-    A sequential file whose first scan has all components ends with it, so that its markers end there too; in other
-    files scans are counted to the end of the picture. Thumbnails lie in segments, which are passed over, or behind it.
+    A sequential file whose first scan has all components has no second scan, so reading stops there. In other files
+    all scans are counted, to the end of the picture. Thumbnails are inside segments, which are skipped, or come after.
     """
     orientation, frame, byte_px, work_px, at = None, b"", 0, 0, 2
-    for _ in range(_MOST_SEGMENTS):
-        if data[at : at + 2] in _OF_NO_INTEREST:
+    for _ in range(_MAX_SEGMENTS):
+        if data[at : at + 2] in _SKIPPED_MARKERS:
             at += 2 + max(int.from_bytes(data[at + 2 : at + 4], "big"), 2)
             continue
-        found = _MARKER.search(data, at)
-        start = found.end() if found else len(data)
+        match = _MARKER.search(data, at)
+        start = match.end() if match else len(data)
         work_px += (start - at) * byte_px
-        marker = data[start - 1] if found else _EOI
+        marker = data[start - 1] if match else _EOI
         if marker == _EOI:
             return orientation or 1, work_px
         at = start + max(int.from_bytes(data[start : start + 2], "big"), 2)
@@ -106,30 +107,30 @@ def _read_markers(data: bytes) -> tuple[int, int]:
                     return orientation or 1, work_px + min((len(data) - at) * _BYTE_PX, 12 * work_px)
                 byte_px = _BYTE_PX if frame[0] in _SEQUENTIAL else _PROGRESSIVE_BYTE_PX
             work_px += _scan_px(frame, scan)
-    raise BadPicture("too_much_work", f"the JPEG has more than {_MOST_SEGMENTS:,} scans and other segments")
+    raise BadPicture("too_much_work", f"the JPEG has more than {_MAX_SEGMENTS:,} scans and other segments")
 
 
 def _check_frame(frame: bytes) -> None:
-    """Refuse the kinds of JPEG that simplejpeg does not read (ITU-T T.81, table B.1), by name."""
-    kind = _UNREAD_FRAMES.get(frame[0], "12-bit JPEG" if frame[1:2] == b"\x0c" else None)
+    """Refuses the kinds of JPEG that simplejpeg cannot read (ITU-T T.81, table B.1), by name."""
+    kind = _UNSUPPORTED_FRAMES.get(frame[0], "12-bit JPEG" if frame[1:2] == b"\x0c" else None)
     if kind is not None:
-        raise BadPicture("unsupported", f"a {kind}; only JPEGs of 8 bits, sequential or progressive, are read")
+        raise BadPicture("unsupported", f"a {kind}; only sequential and progressive JPEGs of 8 bits are supported")
 
 
 def _plain_px(frame: bytes) -> int:
-    """Work of a picture that is decoded once. CMYK is decoded twice, the second time by Pillow, which is slower."""
+    """The work of a plain picture: its pixels; four times that for CMYK, which Pillow decodes a second time, slowly."""
     height, width = int.from_bytes(frame[2:4], "big"), int.from_bytes(frame[4:6], "big")
     return width * height * (4 if frame[6] == 4 else 1)
 
 
 def _scan_px(frame: bytes, scan: bytes) -> int:
-    """Work of one scan, less that of its bytes."""
+    """The work of one scan, without that of its entropy-coded bytes."""
     height, width, components = struct.unpack_from(">HHB", frame, 2)
     factors = {frame[at]: (frame[at + 1] >> 4, frame[at + 1] & 15) for at in range(7, 7 + 3 * components, 3)}
     across, down = (8 * max([1, *(factor[side] for factor in factors.values())]) for side in (0, 1))
     number = scan[0]
     first, last, bits = scan[1 + 2 * number : 4 + 2 * number].ljust(3, b"\0")
-    # Blocks are stored up to whole units of all components together.
+    # Blocks fill whole MCUs, the units that hold blocks of all components.
     blocks = (
         -(-width // across)
         * -(-height // down)
@@ -137,5 +138,5 @@ def _scan_px(frame: bytes, scan: bytes) -> int:
     )
     block_px = _BLOCK_PX
     if first and bits >> 4:
-        block_px += max(last - first, 0) // _COEFFICIENTS_A_PX + 1
-    return _SCAN_PX + blocks * block_px * (_ARITHMETIC if frame[0] > 0xC8 else 1)
+        block_px += max(last - first, 0) // _COEFFICIENTS_PER_PX + 1
+    return _SCAN_PX + blocks * block_px * (_ARITHMETIC_FACTOR if frame[0] > 0xC8 else 1)

@@ -1,4 +1,4 @@
-"""JPEG 2000 (JP2 files and bare codestreams), through OpenJPEG in imagecodecs: any number of bands, up to 16 bits."""
+"""Reads JPEG 2000 (JP2 files and bare codestreams), any number of bands, up to 16 bits, with imagecodecs' OpenJPEG."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ from library.imaging.codec.conversions import divided_by_alpha, full_range
 from library.imaging.codec.header import Header, header_of
 
 JP2_MAGIC, CODESTREAM_MAGIC = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
-_READ_COLOURS = (0, 16, 17, 18)  # not said (so OpenJPEG), sRGB, grey, and sYCC, which imagecodecs turns into RGB
+_SUPPORTED_COLOURS = (
+    0,
+    16,
+    17,
+    18,
+)  # unspecified (OpenJPEG's code), sRGB, grey, and sYCC, which imagecodecs converts to RGB
 _COLOUR_NAMES = {12: "CMYK", 14: "CIELab", 24: "e-sYCC"}
 _ENUMERATED, _PREMULTIPLIED = 1, 2
 
 
 @dataclass
 class _Boxes:
-    """What the boxes of a JP2 file say.
+    """The contents of a JP2 file's boxes.
 
     Attributes:
-        codestream: where its first byte is.
-        colours: number of the colour space; None where a profile says it, or nothing.
-        palette: coded depth of each column of the palette; empty without one.
+        codestream: offset of its first byte.
+        colours: number of the colour space; None if only a profile gives it, or nothing does.
+        palette: coded depth of each column of the palette; empty without a palette.
         premultiplied: whether colours are multiplied by alpha.
     """
 
@@ -41,55 +46,55 @@ class _Boxes:
 
 
 def jpeg2000_header(data: bytes) -> Header:
-    found = _boxes(data)
-    width, height, samples = _size(data, found.codestream)
-    depths = found.palette or samples
+    contents = _boxes(data)
+    width, height, samples = _size(data, contents.codestream)
+    depths = contents.palette or samples
     if len(set(samples)) > 1 or len(set(depths)) > 1:
         raise BadPicture("unsupported", "a JPEG 2000 whose components differ in depth or size")
     if depths[0] & 0x80 or depths[0] > 15:
         kind = "signed samples" if depths[0] & 0x80 else f"samples of {depths[0] + 1} bits"
         raise BadPicture("unsupported", f"a JPEG 2000 of {kind}")
-    if found.colours is not None and found.colours not in _READ_COLOURS:
-        name = _COLOUR_NAMES.get(found.colours, f"of space {found.colours}")
+    if contents.colours is not None and contents.colours not in _SUPPORTED_COLOURS:
+        name = _COLOUR_NAMES.get(contents.colours, f"of space {contents.colours}")
         raise BadPicture("unsupported", f"a JPEG 2000 whose colours are {name}")
     dtype = "uint8" if depths[0] < 8 else "uint16"
-    work_px = jpeg2000_work_px(data[found.codestream :])
+    work_px = jpeg2000_work_px(data[contents.codestream :])
     return header_of("jp2", width, height, len(depths), dtype, work_px=work_px, px_ns=PX_NS)
 
 
 def _boxes(data: bytes) -> _Boxes:
-    found = _Boxes()
+    contents = _Boxes()
     if data.startswith(CODESTREAM_MAGIC):
-        return found
+        return contents
     for kind, start, end in boxes(data, 0, len(data)):
         if kind == b"jp2h":
             for inner, at, stop in boxes(data, start, end):
-                _read_box(found, inner, data[at:stop])
+                _read_box(contents, inner, data[at:stop])
         elif kind == b"jp2c":
-            found.codestream = start
-            return found
+            contents.codestream = start
+            return contents
     raise BadPicture("truncated", "the JPEG 2000 file ends before its codestream")
 
 
-def _read_box(found: _Boxes, kind: bytes, content: bytes) -> None:
-    if kind == b"colr" and found.colours is None and content[:1] == bytes([_ENUMERATED]):
-        (found.colours,) = struct.unpack_from(">I", content, 3)
+def _read_box(contents: _Boxes, kind: bytes, content: bytes) -> None:
+    if kind == b"colr" and contents.colours is None and content[:1] == bytes([_ENUMERATED]):
+        (contents.colours,) = struct.unpack_from(">I", content, 3)
     elif kind == b"pclr":
-        found.palette = list(content[3 : 3 + content[2]])
+        contents.palette = list(content[3 : 3 + content[2]])
     elif kind == b"cdef":
         types = [struct.unpack_from(">H", content, at)[0] for at in range(4, len(content) - 1, 6)]
-        found.premultiplied = _PREMULTIPLIED in types
+        contents.premultiplied = _PREMULTIPLIED in types
 
 
 def _size(data: bytes, at: int) -> tuple[int, int, list[int]]:
-    """Width, height and the coded depth of each component, from the codestream's first marker segment."""
+    """Width, height and the coded depth of each component, from the codestream's SIZ marker segment."""
     if data[at : at + 4] != CODESTREAM_MAGIC:
-        raise BadPicture("damaged", "the JPEG 2000 file has no codestream where it should begin")
+        raise BadPicture("damaged", "the JPEG 2000 file has no codestream where its boxes say it begins")
     right, bottom, left, top, tile_width, tile_height, _, _, count = struct.unpack_from(">8IH", data, at + 8)
     components = data[at + 42 : at + 42 + 3 * count]
     if count < 1 or len(components) < 3 * count or min(tile_width, tile_height) < 1:
         raise BadPicture(
-            "damaged", f"the JPEG 2000 header has {count} components and tiles of {tile_width} x {tile_height}"
+            "damaged", f"the JPEG 2000 header declares {count} components and tiles of {tile_width} x {tile_height}"
         )
     if any(step != 1 for step in components[1::3] + components[2::3]):
         raise BadPicture("unsupported", "a JPEG 2000 whose components are subsampled")
@@ -97,10 +102,10 @@ def _size(data: bytes, at: int) -> tuple[int, int, list[int]]:
 
 
 def jpeg2000_pixels(data: bytes, header: Header) -> NDArray[Any]:
-    found = _boxes(data)
-    depths = found.palette or _size(data, found.codestream)[2]
+    contents = _boxes(data)
+    depths = contents.palette or _size(data, contents.codestream)[2]
     pixels = full_range(jpeg2k_decode(data), depths[0] + 1)
-    if found.premultiplied:
+    if contents.premultiplied:
         return divided_by_alpha(pixels, header.channels - 1, header.channels - 1, np.iinfo(pixels.dtype).max)
     return pixels
 
@@ -109,20 +114,22 @@ def jpeg2000_pixels(data: bytes, header: Header) -> NDArray[Any]:
 #
 # Marker segments as in ITU-T T.800 (ISO/IEC 15444-1), annex A.
 
-#: As `Header.px_ns`. Noise of which nothing is left out takes so long, and photos an eighth.
+#: See `Header.px_ns`. Losslessly coded noise takes this long, photos an eighth.
 PX_NS = 400.0
-_PACKET_PX = 20  # that is empty
+_PACKET_PX = 20  # an empty packet
 _TILE_PX = 500
-_MOST_SEGMENTS = 200_000
+_MAX_SEGMENTS = 200_000
 _SIZ, _COD, _COC, _SOT, _SOD = 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93
 _LARGEST_PRECINCT = 15
 
 
 def jpeg2000_work_px(data: bytes) -> int:
-    """`Header.work_px` of a codestream, or of a file that has one; 0 without one.
+    """`Header.work_px` of a codestream or of a file that contains one; 0 without a codestream.
+
+    It counts samples and packets: a few bytes may declare a great many packets.
 
     Raises:
-        BadPicture: `too_much_work` where it has more segments than are looked at.
+        BadPicture: `too_much_work` if there are more than 200,000 marker segments.
     """
     start = data.find(b"\xff\x4f\xff\x51")
     if start < 0:
@@ -143,15 +150,15 @@ def jpeg2000_work_px(data: bytes) -> int:
         elif marker == _COC:
             at = 1 if samples < 257 else 2
             sizes = segment[at + 6 :] if segment[at] & 1 else b""
-            # It says nothing of layers, which may be as many as there can be.
+            # COC does not give the number of layers, so the work of any number is assumed.
             packets = max(packets, 2 * _packets(size, segment[at + 1], sizes))
     return work_px + tiles * (_TILE_PX + samples * packets * _PACKET_PX)
 
 
 def _segments(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    """Markers with their segments, of the main header and of those of all tile-parts, whose data is passed over."""
+    """Yields the markers and segments of the main header and of all tile-part headers; coded data is skipped."""
     following = len(data)
-    for _ in range(_MOST_SEGMENTS):
+    for _ in range(_MAX_SEGMENTS):
         if at + 4 > len(data):
             return
         marker, length = struct.unpack_from(">HH", data, at)
@@ -163,11 +170,11 @@ def _segments(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
             following = at + part if part >= 14 else len(data)
         yield marker, data[at + 4 : at + 2 + length]
         at += 2 + max(length, 2)
-    raise BadPicture("too_much_work", f"the JPEG 2000 data has more than {_MOST_SEGMENTS:,} segments")
+    raise BadPicture("too_much_work", f"the JPEG 2000 data has more than {_MAX_SEGMENTS:,} segments")
 
 
 def _packets(size: tuple[int, int], levels: int, precincts: bytes) -> int:
-    """Packets of one component of a tile in one layer: one for each precinct of each resolution."""
+    """The number of packets of one tile component in one layer: one for each precinct of each resolution."""
     total = 0
     for resolution in range(min(levels, 32) + 1):
         sizes = precincts[resolution] if resolution < len(precincts) else _LARGEST_PRECINCT * 17

@@ -1,4 +1,4 @@
-"""The formats that Pillow reads, each by its plugin's class so that no other plugin is reached."""
+"""Reads WebP, GIF and BMP with Pillow, each through its plugin's class so that no other plugin can run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def pil_format(
     work_px: Callable[[bytes, ImageFile], int] | None = None,
     check: Callable[[bytes], None] | None = None,
 ) -> Format:
-    """A format that one of Pillow's plugins reads.
+    """The readers of a format that one of Pillow's plugins decodes.
 
     Args:
-        name: of the format.
+        name: the format's name in headers.
         open_image: the plugin's class.
-        px_ns: as of a header.
-        work_px: as of a header, from the bytes and the opened picture; None: its pixels.
-        check: raises BadPicture for bytes that the plugin should not get to see.
+        px_ns: see `Header`.
+        work_px: computes `Header.work_px` from the bytes and the opened picture; None for width x height.
+        check: raises BadPicture for bytes that must not reach the plugin.
     """
 
     def header(data: bytes) -> Header:
@@ -55,20 +55,20 @@ def pil_format(
 
 
 def _target_mode(image: Image.Image) -> str:
-    """The Pillow mode whose array is what we hand out."""
+    """The Pillow mode to convert to, so that the array has the channels that the codec returns."""
     if image.mode in ("1", "L", "LA", "RGB", "RGBA"):
         return "L" if image.mode == "1" else image.mode
     return "RGBA" if "transparency" in image.info or image.mode in ("PA", "RGBa") else "RGB"
 
 
-# -- what is dear in them ---------------------------------------------------------------------------------------------
+# -- the cost of decoding ---------------------------------------------------------------------------------------------
 
-_MAX_GIF_BLOCKS = 100_000  # before the first frame; 25 MB of profiles and comments
+_MAX_GIF_BLOCKS = 100_000  # before the first frame: 25 MB of profiles and comments
 _RLE_PX, _RLE_BYTE_PX = 15, 30
 
 
 def check_gif(data: bytes) -> None:
-    """Pillow reads what is before the first frame block by block, of which there may be one for each byte."""
+    """Refuses a GIF with too many blocks before its first frame: Pillow reads them one by one."""
     at, in_extension = 13 + (3 * 2 << (data[10] & 7) if data[10] & 128 else 0), False
     for _ in range(_MAX_GIF_BLOCKS):
         if at >= len(data) or (not in_extension and data[at] in b",;"):
@@ -82,12 +82,12 @@ def check_gif(data: bytes) -> None:
 
 
 def gif_work_px(data: bytes, image: ImageFile) -> int:
-    """The frame, its colours, and the codes: there may be many that make no pixel."""
+    """Counts the frame, its colour conversion, and every byte, since many LZW codes may yield no pixel."""
     return 2 * image.width * image.height + len(data)
 
 
 def bmp_work_px(data: bytes, image: ImageFile) -> int:
-    """Run lengths are unpacked by Pillow's Python, in which a run may be one pixel, or none."""
+    """Counts run-length data as expensive: Pillow unpacks it in Python, and a run may yield one pixel or none."""
     pixels = image.width * image.height
     rle = any(tile.codec_name == "bmp_rle" for tile in image.tile)
     return _RLE_PX * pixels + _RLE_BYTE_PX * len(data) if rle else pixels + 2 * image.height

@@ -1,8 +1,8 @@
-"""PNG, through libpng in imagecodecs: it tells a picture that lacks rows, reads 16 bits, and is the fastest.
+"""Reads PNG with libpng (from imagecodecs), the fastest decoder; it detects missing rows and reads 16 bits.
 
-It gets only the chunks that make pixels. Text, profiles and other ancillary chunks are neither unpacked nor a reason to
-reject a picture, even with a wrong checksum; gamma and profiles are not applied. Transparency (tRNS) becomes an alpha
-channel, for grey and RGB too. Of an animated PNG the default picture is read.
+libpng receives only the chunks that make pixels. Text, profiles and other ancillary chunks are neither unpacked nor a
+reason to reject a picture, even with a wrong checksum; gamma and profiles are not applied. Transparency (tRNS) becomes
+an alpha channel, for grey and RGB too. An animated PNG gives its default picture.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type
 _PALETTE = 3
 _TRANSPARENCY_BYTES = {0: range(2, 3), 2: range(6, 7), _PALETTE: range(1, 257)}  # by colour type
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_PX_NS = 15.0  # of 8 bits
-_ROW_PX = 10  # each row is unpacked by itself
-_MAX_CHUNKS = 100_000  # 512 MiB in the chunks of 8 KiB that libpng writes are 65,536
+_PX_NS = 15.0  # at 8 bits a sample
+_ROW_PX = 10  # fixed cost of unpacking a row
+_MAX_CHUNKS = 100_000  # libpng writes chunks of 8 KiB: 65,536 of them in 512 MiB
 
 
 def png_header(data: bytes) -> Header:
@@ -33,7 +33,7 @@ def png_header(data: bytes) -> Header:
     for kind, start, end in _chunks(data):
         if kind == b"IDAT" and not begun:
             begun = True
-            if data.find(b"eXIf", end) < 0:  # as a rule, and then the rest needs no visit
+            if data.find(b"eXIf", end) < 0:  # the usual case: no later chunk matters
                 break
         elif kind == b"tRNS" and not begun:
             transparency = data[start + 8 : end - 4]
@@ -48,12 +48,12 @@ def png_header(data: bytes) -> Header:
 
 
 def _rows(height: int, *, interlaced: bool) -> int:
-    """Rows that are unpacked; an interlaced picture has those of seven smaller ones."""
+    """The number of rows to unpack; an interlaced picture consists of seven smaller ones."""
     return 15 * height // 8 + 7 if interlaced else height
 
 
 def _ihdr(data: bytes) -> tuple[int, int, int, int]:
-    """Width, height, bits a sample, colour type."""
+    """Width, height, bits per sample and colour type."""
     if data[12:16] == b"CgBI":
         raise BadPicture(
             "unsupported", "an iOS PNG (CgBI), as Xcode writes it; `pngcrush -revert-iphone-optimizations` restores it"
@@ -65,7 +65,7 @@ def _ihdr(data: bytes) -> tuple[int, int, int, int]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and end of each chunk; the last one may end behind the data."""
+    """Yields the name, first byte and end of each chunk; the last one may end after the data."""
     at = 8
     for _ in range(_MAX_CHUNKS):
         if at >= len(data):
@@ -75,7 +75,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return
         at = end
-    raise BadPicture("too_large", f"a PNG of more than {_MAX_CHUNKS:,} chunks")
+    raise BadPicture("too_large", f"the PNG has more than {_MAX_CHUNKS:,} chunks")
 
 
 def _checksum_holds(data: bytes, start: int, end: int) -> bool:
@@ -83,7 +83,7 @@ def _checksum_holds(data: bytes, start: int, end: int) -> bool:
 
 
 def _adds_alpha(colour: int, transparency: bytes) -> bool:
-    """Whether a tRNS chunk makes pixels transparent; one that does not fit the colour type is passed over."""
+    """Whether a tRNS chunk makes pixels transparent; one that does not fit the colour type is ignored."""
     return len(transparency) in _TRANSPARENCY_BYTES.get(colour, ())
 
 
@@ -92,15 +92,15 @@ def png_pixels(data: bytes, header: Header) -> NDArray[Any]:
 
 
 def _pixel_chunks(data: bytes) -> bytes:
-    """The file with only the chunks that make its pixels, all of them checked."""
+    """The file reduced to the chunks that make its pixels, with their checksums checked."""
     _, _, depth, colour = _ihdr(data)
     palette, transparency, kind, pixels = b"", b"", b"", list[memoryview]()
     for kind, start, end in _chunks(data):
         if end > len(data):
             raise BadPicture("truncated", f"the PNG ends in the chunk that starts at byte {start}")
         if kind not in _PIXEL_CHUNKS:
-            if not kind[0] & 32:  # a capital letter: no reader may pass over it
-                raise BadPicture("unsupported", f"a PNG with a chunk {kind.decode('latin-1')!r}, which is not known")
+            if not kind[0] & 32:  # a capital letter marks a critical chunk, which no reader may skip
+                raise BadPicture("unsupported", f"a PNG with an unknown critical chunk {kind.decode('latin-1')!r}")
         elif not _checksum_holds(data, start, end):
             raise BadPicture("damaged", f"bad checksum in the {kind.decode('latin-1')} chunk at byte {start}")
         elif kind == b"PLTE" and colour == _PALETTE:
@@ -114,7 +114,7 @@ def _pixel_chunks(data: bytes) -> bytes:
     before = [data[:33]]
     if colour == _PALETTE:
         before.append(_chunk(b"PLTE", palette))
-        transparency = transparency[: min(len(palette) // 3, 2**depth)]  # libpng passes over a longer one
+        transparency = transparency[: min(len(palette) // 3, 2**depth)]  # libpng ignores a longer one
     if _adds_alpha(colour, transparency):
         before.append(_chunk(b"tRNS", transparency))
     return b"".join([*before, *pixels, _chunk(b"IEND", b"")])

@@ -1,14 +1,14 @@
-"""TIFF, through tifffile; a module of its own, as few workers ever need tifffile.
+"""Reads TIFF with tifffile, which is imported only here because few workers need it.
 
-What a sample becomes depends on its type and its depth in bits:
+The decoded dtype depends on the type of the stored samples and on their depth in bits:
 
 | stored | decoded |
 |---|---|
 | unsigned, 1 to 8 bits | uint8 over the full range: round(value x 255 / (2^bits - 1)) |
 | unsigned, 9 to 16 bits | uint16 over the full range: round(value x 65535 / (2^bits - 1)) |
-| unsigned of more bits, signed, float | float32, the same value |
+| unsigned of more than 16 bits, signed, float | float32, the same value |
 
-Unsigned samples whose 0 is white (MinIsWhite) are inverted first: 2^bits - 1 - value. Colours that are multiplied by
+Unsigned samples whose 0 is white (MinIsWhite) are inverted first: 2^bits - 1 - value. Colours that are premultiplied by
 their alpha are divided by it. Colour maps, CMYK and the YCbCr of JPEG become RGB.
 """
 
@@ -39,8 +39,8 @@ from library.imaging.codec.png import png_header
 _T = TypeVar("_T")
 
 
-def _damage_is_no_defect(read: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
-    """tifffile trips over damaged tags with AttributeError as well, which elsewhere means a defect of ours."""
+def _tag_damage_refused(read: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
+    """Turns AttributeError, which tifffile raises for some damaged tags, into BadPicture; elsewhere it means a bug."""
 
     @functools.wraps(read)
     def guarded(data: bytes) -> _T:
@@ -54,7 +54,7 @@ def _damage_is_no_defect(read: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
 
 # -- the header -------------------------------------------------------------------------------------------------------
 
-_COLOURS = {  # samples that are colours; what follows them are extra samples
+_COLOURS = {  # number of colour samples, by photometric; extra samples follow them
     PHOTOMETRIC.MINISWHITE: 1,
     PHOTOMETRIC.MINISBLACK: 1,
     PHOTOMETRIC.MASK: 1,
@@ -66,12 +66,12 @@ _COLOURS = {  # samples that are colours; what follows them are extra samples
 _SENSOR_COLOURS = (PHOTOMETRIC.CFA, PHOTOMETRIC.LINEAR_RAW)
 _JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG)
 _SUB_IFDS_TAG, _DNG_VERSION_TAG = 330, 50706
-_MOST_DIRECTORIES = 32  # that are looked at; a pyramid has about ten
+_MAX_DIRECTORIES = 32  # that are read; a pyramid has about ten
 _MAX_TILE_PX = 2**24  # tiles are padded to their whole size, however small the picture
 _RAW = "a camera raw file; develop it to JPEG or TIFF first"
 
 
-@_damage_is_no_defect
+@_tag_damage_refused
 def tiff_header(data: bytes) -> Header:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         pages = _pages(file)
@@ -86,47 +86,47 @@ def tiff_header(data: bytes) -> Header:
 
 
 def _pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
-    """The pages that are pictures of their own (no thumbnail, no level of a pyramid, no mask), or else the first."""
-    first, found = file.pages[0], False
-    for number in range(_MOST_DIRECTORIES):
+    """Yields the pages that are not a thumbnail, a pyramid level or a mask; the first page if there are none."""
+    first, has_picture = file.pages[0], False
+    for number in range(_MAX_DIRECTORIES):
         try:
             page = file.pages[number]
-        except Exception:  # there is none, or what is damaged behind the first page costs that page nothing
+        except Exception:  # no more pages, or a damaged one; that must not cost the first page
             break
         if isinstance(page, tifffile.TiffPage) and not page.is_reduced and not page.is_mask:
-            found = True
+            has_picture = True
             yield page
-    if not found:
+    if not has_picture:
         if not isinstance(first, tifffile.TiffPage) or _SUB_IFDS_TAG in first.tags:
             raise BadPicture("unsupported", _RAW)
         yield first
 
 
 def _check(page: tifffile.TiffPage, data: bytes) -> None:
-    """Refuse what would come out wrong, or not at all."""
+    """Refuses what tifffile would decode wrongly or not at all."""
     if _DNG_VERSION_TAG in page.tags or data[8:10] == b"CR" or page.photometric in _SENSOR_COLOURS:
         raise BadPicture("unsupported", _RAW)
     dtype, bits, photometric = page.dtype, page.bitspersample, page.photometric
-    if dtype is None or dtype.kind not in "buif" or np.ndim(bits):  # a depth for each sample is a tuple
+    if dtype is None or dtype.kind not in "buif" or np.ndim(bits):  # a tuple if samples differ in depth
         raise BadPicture(
-            "unsupported", f"a TIFF with samples of {bits} bits and of the type {_name(page.sampleformat)}"
+            "unsupported", f"a TIFF whose samples have {bits} bits and the type {_name(page.sampleformat)}"
         )
     if photometric not in _COLOURS:
         raise BadPicture("unsupported", f"a TIFF whose colours are {_name(photometric)}")
     planes = page.planarconfig == PLANARCONFIG.SEPARATE
-    # tifffile turns YCbCr into RGB where the JPEG codec does, and hands out the rest as it is stored.
+    # tifffile returns RGB for YCbCr coded as JPEG, and other YCbCr as it is stored.
     if photometric == PHOTOMETRIC.YCBCR and (page.compression not in _JPEG or (planes and page.subsampling != (1, 1))):
         raise BadPicture(
-            "unsupported", "a TIFF whose colours are YCBCR and not coded as JPEG, or in planes of two sizes"
+            "unsupported", "a TIFF whose colours are YCBCR but not coded as JPEG, or in planes of two sizes"
         )
     if photometric == PHOTOMETRIC.MINISWHITE and dtype.kind in "if":
-        raise BadPicture("unsupported", f"a TIFF of {dtype} where 0 is white (MinIsWhite): no value of it is black")
+        raise BadPicture("unsupported", f"a TIFF of {dtype} where 0 is white (MinIsWhite) has no value for black")
     if int(page.compression) not in tifffile.TIFF.DECOMPRESSORS:  # a damaged tag may hold a list
         raise BadPicture("unsupported", f"a TIFF compressed as {_name(page.compression)}")
     if page.imagedepth != 1:
-        raise BadPicture("unsupported", "a TIFF volume (several depths in one page)")
-    if dtype.kind == "i" and _multiplied(page):
-        raise BadPicture("unsupported", f"a TIFF of {dtype} whose colours are multiplied by alpha")
+        raise BadPicture("unsupported", "a TIFF volume (several depth slices in one page)")
+    if dtype.kind == "i" and _premultiplied(page):
+        raise BadPicture("unsupported", f"a TIFF of {dtype} whose colours are premultiplied by alpha")
     if photometric in (PHOTOMETRIC.PALETTE, PHOTOMETRIC.SEPARATED) and (dtype.kind not in "bu" or bits > 16):
         raise BadPicture("unsupported", f"a TIFF whose {_name(photometric)} samples are {dtype}")
 
@@ -146,7 +146,7 @@ def _shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
     with_alpha = samples == colours + 1 and tuple(page.extrasamples) == (EXTRASAMPLE.UNASSALPHA,)
     if samples != colours and not with_alpha:
         kind = "a palette" if colours == 1 else "inks"
-        raise BadPicture("unsupported", f"a TIFF of {kind} with {samples} samples a pixel, the last not plain alpha")
+        raise BadPicture("unsupported", f"a TIFF of {kind} with {samples} samples a pixel, the last not straight alpha")
     return height, width, 3 + with_alpha
 
 
@@ -163,17 +163,17 @@ def _orientation(page: tifffile.TiffPage) -> int:
     return int(tag.value) if tag is not None else 1
 
 
-def _multiplied(page: tifffile.TiffPage) -> bool:
+def _premultiplied(page: tifffile.TiffPage) -> bool:
     return EXTRASAMPLE.ASSOCALPHA in page.extrasamples
 
 
 # -- the work ---------------------------------------------------------------------------------------------------------
 
-_SEGMENT_PX = 5000  # a strip or tile costs by itself
-_MOST_SEGMENTS = 200_000
-_MOST_OVERLAP = 2
+_SEGMENT_PX = 5000  # fixed cost of a strip or tile
+_MAX_SEGMENTS = 200_000
+_MAX_OVERLAP = 2
 _PX_NS = 12.0
-#: How dear the codecs are whose output is no larger than a strip or tile, in pixels.
+#: Work per pixel of the codecs whose output cannot be larger than the strip or tile.
 _CODECS = {
     COMPRESSION.NONE: 1,
     COMPRESSION.PACKBITS: 1,
@@ -194,12 +194,12 @@ _CODECS = {
 def _work(page: tifffile.TiffPage, data: bytes) -> tuple[int, float]:
     """`Header.work_px` and `Header.px_ns`.
 
-    Strips and tiles are decoded whole, however little of them the picture needs. Some hold a file of another format,
-    which has a header of its own.
+    Strips and tiles are decoded whole, however little of them the picture needs. Some contain a file of another format,
+    whose own header gives the work.
     """
     segments = max([math.prod(page.chunked), *(page.tags[tag].count for tag in _SEGMENT_TAGS if tag in page.tags)])
-    if segments > _MOST_SEGMENTS:
-        raise BadPicture("too_much_work", f"the TIFF has more than {_MOST_SEGMENTS:,} strips or tiles")
+    if segments > _MAX_SEGMENTS:
+        raise BadPicture("too_much_work", f"the TIFF has more than {_MAX_SEGMENTS:,} strips or tiles")
     samples = math.prod(page.chunked) * math.prod(page.chunks) * max(np.dtype(page.dtype).itemsize // 2, 1)
     pixels = max(samples // 3, int(page.imagewidth) * int(page.imagelength))
     compression = int(page.compression)
@@ -208,9 +208,9 @@ def _work(page: tifffile.TiffPage, data: bytes) -> tuple[int, float]:
     read, px_ns = _EMBEDDED.get(compression, (None, 0.0))
     if read is None:
         raise BadPicture("unsupported", f"a TIFF compressed as {_name(page.compression)}")
-    # Tiles that are alike may share their bytes: those are read once. What overlaps in other ways costs work here.
+    # Equal tiles may share their bytes, which are then read once; other overlaps are limited.
     spans = Counter(span for span in zip(page.dataoffsets, page.databytecounts, strict=False) if span[1])
-    if sum(size for _, size in spans) > _MOST_OVERLAP * len(data):
+    if sum(size for _, size in spans) > _MAX_OVERLAP * len(data):
         raise BadPicture("too_much_work", "a TIFF whose strips or tiles share most of their bytes")
     embedded = sum(times * read(data[start : start + size]) for (start, size), times in spans.items())
     return embedded + pixels + _SEGMENT_PX * segments, px_ns
@@ -239,9 +239,9 @@ _EMBEDDED: dict[int, tuple[Callable[[bytes], int], float]] = {
 # -- the pixels -------------------------------------------------------------------------------------------------------
 
 
-@_damage_is_no_defect
+@_tag_damage_refused
 def tiff_pixels(data: bytes) -> NDArray[Any]:
-    # Values past float32 become infinite, of which NumPy would warn without the picture's name.
+    # Values beyond float32 become infinite; NumPy's warning would not name the picture.
     with np.errstate(all="ignore"), tifffile.TiffFile(io.BytesIO(data)) as file:
         page = next(_pages(file))
         _check_segments(page, len(data))
@@ -250,27 +250,29 @@ def tiff_pixels(data: bytes) -> NDArray[Any]:
             pixels = np.moveaxis(pixels, 0, -1)
             if page.photometric == PHOTOMETRIC.YCBCR:
                 pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels), "YCbCr").convert("RGB"))
-        pixels = _coloured(pixels, page) if page.photometric == PHOTOMETRIC.PALETTE else _full_range(pixels, page)
+        pixels = (
+            _palette_colours(pixels, page) if page.photometric == PHOTOMETRIC.PALETTE else _full_range(pixels, page)
+        )
         if page.photometric == PHOTOMETRIC.SEPARATED:
             pixels = cmyk_to_rgb(pixels)
-        elif _multiplied(page):
+        elif _premultiplied(page):
             pixels = _divided_by_alpha(pixels, page)
         return upright(pixels.astype(_dtype(page), copy=False), _orientation(page))
 
 
 def _check_segments(page: tifffile.TiffPage, num_bytes: int) -> None:
-    """Strips or tiles that are not there: tifffile or a codec would fill up what is missing."""
-    wanted, found = math.prod(page.chunked), len(page.dataoffsets)
-    if found < wanted:
-        raise BadPicture("damaged", f"the TIFF has {found} of {wanted} strips or tiles")
+    """Refuses a TIFF with missing strips or tiles, which tifffile or a codec would fill with invented pixels."""
+    expected, present = math.prod(page.chunked), len(page.dataoffsets)
+    if present < expected:
+        raise BadPicture("damaged", f"the TIFF has {present} of {expected} strips or tiles")
     for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-        sparse = start == 0 and size == 0  # stored by GDAL for a tile that is all zero
+        sparse = start == 0 and size == 0  # GDAL's mark for a tile of zeros
         if start + size > num_bytes or (size == 0 and not sparse):
             raise BadPicture("truncated", f"a strip or tile of {size:,} bytes at {start:,}; the file has {num_bytes:,}")
 
 
 def _full_range(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
-    """Unsigned samples stretched to all of 8 or 16 bits, 0 as black."""
+    """Stretches unsigned samples to the full range of 8 or 16 bits, with 0 as black; other samples are unchanged."""
     bits, white_is_zero = page.bitspersample, page.photometric == PHOTOMETRIC.MINISWHITE
     if pixels.dtype.kind not in "bu":
         return pixels
@@ -279,10 +281,10 @@ def _full_range(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
     return full_range(pixels, bits, inverted=white_is_zero)
 
 
-def _coloured(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
-    """The colours of a palette's indices; alpha beside the indices stays."""
+def _palette_colours(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[Any]:
+    """Replaces palette indices by their colours; alpha beside the indices is kept."""
     palette = np.asarray(page.colormap).reshape(3, -1)
-    # Entries have 16 bits; some writers put 8 into them, as libtiff knows too.
+    # Entries have 16 bits, but some writers store 8-bit values in them; libtiff checks this too.
     colours = np.ascontiguousarray((palette if palette.max() < 256 else palette >> 8).astype(np.uint8).T)
     if pixels.ndim == 2:
         return np.take(colours, pixels.astype(np.uint16), axis=0)
@@ -296,7 +298,7 @@ def _divided_by_alpha(pixels: NDArray[Any], page: tifffile.TiffPage) -> NDArray[
     alpha = colours + tuple(page.extrasamples).index(EXTRASAMPLE.ASSOCALPHA)
     if pixels.dtype.kind != "u":
         opaque = 1
-    elif page.bitspersample > 16:  # which are not stretched
+    elif page.bitspersample > 16:  # not stretched
         opaque = 2**page.bitspersample - 1
     else:
         opaque = np.iinfo(pixels.dtype).max

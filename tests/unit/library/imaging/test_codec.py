@@ -1,4 +1,4 @@
-"""Whole pictures: every format and kind in, every encoding out."""
+"""Decoding whole pictures of every format and kind, and encoding them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS = kinds()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_header_says_what_decoding_gives(kind: str) -> None:
+def test_the_header_matches_the_decoded_picture(kind: str) -> None:
     header, pixels = codec.probe(KINDS[kind]), codec.decode(KINDS[kind])
     assert (header.height, header.width, header.channels) == pixels.shape
     assert header.dtype == pixels.dtype.name
@@ -54,21 +54,21 @@ def test_decoding_twice_gives_the_same_pixels(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("png ")])
-def test_png_pixels_are_those_of_opencv(kind: str) -> None:
+def test_png_pixels_equal_those_of_opencv(kind: str) -> None:
     mode = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    theirs = np.asarray(cv2.imdecode(np.frombuffer(KINDS[kind], np.uint8), mode))
-    theirs = theirs[:, :, None] if theirs.ndim == 2 else theirs
-    ours = codec.decode(KINDS[kind])
+    expected = np.asarray(cv2.imdecode(np.frombuffer(KINDS[kind], np.uint8), mode))
+    expected = expected[:, :, None] if expected.ndim == 2 else expected
+    decoded = codec.decode(KINDS[kind])
     if "turned" in kind:
-        theirs = np.rot90(theirs, -1)
+        expected = np.rot90(expected, -1)
     if "grey alpha" in kind:  # OpenCV makes grey and alpha four channels
-        theirs = theirs[:, :, [0, 3]]
-    elif theirs.shape[2] >= 3:
-        theirs = theirs[:, :, [2, 1, 0, 3][: theirs.shape[2]]]
-    assert np.array_equal(ours, theirs)
+        expected = expected[:, :, [0, 3]]
+    elif expected.shape[2] >= 3:
+        expected = expected[:, :, [2, 1, 0, 3][: expected.shape[2]]]
+    assert np.array_equal(decoded, expected)
 
 
-# -- there and back ---------------------------------------------------------------------------------------------------
+# -- round trips ------------------------------------------------------------------------------------------------------
 
 LOSSLESS = {
     "png": ((1, 3, 4), ("uint8", "uint16")),
@@ -91,8 +91,8 @@ def lossless(draw: st.DrawFn) -> tuple[str, np.ndarray[Any, Any]]:
 
 @settings(deadline=None)
 @given(lossless())
-def test_png_tiff_and_npy_give_back_the_exact_pixels(made: tuple[str, np.ndarray[Any, Any]]) -> None:
-    name, pixels = made
+def test_png_tiff_and_npy_keep_pixels_exactly(example: tuple[str, np.ndarray[Any, Any]]) -> None:
+    name, pixels = example
     data, stored = codec.encode(pixels, Encoding(name))
     assert stored == name
     again = codec.decode(data)
@@ -100,23 +100,23 @@ def test_png_tiff_and_npy_give_back_the_exact_pixels(made: tuple[str, np.ndarray
     assert np.array_equal(again, pixels)
 
 
-def test_not_a_number_and_infinity_are_stored_as_they_are() -> None:
+def test_nan_and_infinity_are_stored_exactly() -> None:
     pixels = np.array([[np.nan, np.inf], [-np.inf, -0.0]], np.float32)[:, :, None]
     for name in ("tiff", "npy"):
         assert codec.decode(codec.encode(pixels, Encoding(name))[0]).tobytes() == pixels.tobytes()
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_lossless_webp_gives_back_the_exact_pixels_even_under_full_transparency(channels: int) -> None:
+def test_lossless_webp_keeps_pixels_exactly_even_where_transparent(channels: int) -> None:
     pixels = scene(channels=channels)
     data = pil_bytes(Image.fromarray(pixels), "webp", lossless=True, exact=True)
     assert np.array_equal(codec.decode(data), pixels)
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "most"), [("jpeg:95", 1, 2), ("jpeg:95", 3, 8), ("webp:90", 3, 8), ("webp:90", 4, 8)]
+    ("name", "channels", "max_error"), [("jpeg:95", 1, 2), ("jpeg:95", 3, 8), ("webp:90", 3, 8), ("webp:90", 4, 8)]
 )
-def test_lossy_formats_come_near(name: str, channels: int, most: float) -> None:
+def test_lossy_formats_stay_close_to_the_original(name: str, channels: int, max_error: float) -> None:
     y, x = np.mgrid[0:64, 0:96]
     pixels = np.stack([(128 + 100 * np.sin(y / (9 + band)) * np.cos(x / 17)) for band in range(channels)], -1).astype(
         np.uint8
@@ -125,7 +125,7 @@ def test_lossy_formats_come_near(name: str, channels: int, most: float) -> None:
     again = codec.decode(data)
     assert stored == name.split(":")[0] == codec.sniff(data)
     assert again.shape == pixels.shape
-    assert np.abs(again.astype(int) - pixels).mean() < most
+    assert np.abs(again.astype(int) - pixels).mean() < max_error
 
 
 def test_a_higher_quality_takes_more_bytes() -> None:
@@ -135,7 +135,7 @@ def test_a_higher_quality_takes_more_bytes() -> None:
 
 
 @pytest.mark.parametrize("name", ["jpeg:95", "png", "webp:90", "tiff", "npy"])
-def test_the_same_pixels_give_the_same_bytes_however_they_lie_in_memory(name: str) -> None:
+def test_the_encoded_bytes_do_not_depend_on_the_memory_layout(name: str) -> None:
     pixels = scene()
     spread = np.asfortranarray(pixels)
     frozen = pixels.copy()
@@ -145,7 +145,7 @@ def test_the_same_pixels_give_the_same_bytes_however_they_lie_in_memory(name: st
     assert [codec.encode(other, Encoding.parse(name)) for other in (spread, frozen, flipped_twice)] == [first] * 3
 
 
-# -- what is asked, and what keep makes of it -------------------------------------------------------------------------
+# -- encodings --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_same_pixels_give_the_same_bytes_however_they_lie_in_memory(name: st
         ("gif", 9, "uint8", "tiff"),
     ],
 )
-def test_keep_stays_with_the_format_or_takes_the_first_that_holds_the_picture(
+def test_keep_uses_the_source_format_or_else_the_first_that_fits(
     source: str, channels: int, dtype: str, stored: str
 ) -> None:
     pixels = scene(channels=channels, dtype=dtype)
@@ -180,14 +180,14 @@ def test_keep_stays_with_the_format_or_takes_the_first_that_holds_the_picture(
         assert np.array_equal(codec.decode(data), pixels)
 
 
-def test_keep_takes_another_format_where_the_picture_is_too_long_for_the_old_one() -> None:
+def test_keep_changes_the_format_if_a_side_is_too_long_for_it() -> None:
     assert codec.encode(np.zeros((1, 65_501, 3), np.uint8), codec.KEEP, "jpeg")[1] == "png"
     assert codec.encode(np.zeros((16_384, 1, 3), np.uint8), codec.KEEP, "webp")[1] == "png"
     assert codec.encode(np.zeros((1, 1_000_001, 1), np.uint8), codec.KEEP, "png")[1] == "tiff"
 
 
 @pytest.mark.parametrize(
-    ("asked", "channels", "dtype", "message"),
+    ("name", "channels", "dtype", "message"),
     [
         ("jpeg", 4, "uint8", "jpeg holds 1 or 3 channels, not 4; add the step 'rgb', or encode as tiff or npy"),
         ("jpeg", 3, "uint16", "jpeg holds uint8, not uint16; encode as tiff or npy"),
@@ -196,11 +196,11 @@ def test_keep_takes_another_format_where_the_picture_is_too_long_for_the_old_one
         ("webp", 1, "uint8", "webp holds 3 or 4 channels, not 1"),
     ],
 )
-def test_a_format_that_was_asked_for_and_cannot_hold_the_picture_is_a_reject(
-    asked: str, channels: int, dtype: str, message: str
+def test_a_picture_that_the_requested_format_cannot_hold_is_a_reject(
+    name: str, channels: int, dtype: str, message: str
 ) -> None:
     with pytest.raises(BadPicture) as raised:
-        codec.encode(scene(channels=channels, dtype=dtype), Encoding.parse(asked))
+        codec.encode(scene(channels=channels, dtype=dtype), Encoding.parse(name))
     assert raised.value.reason == "cannot_encode"
     assert message in raised.value.detail
 
@@ -216,7 +216,7 @@ def test_a_format_that_was_asked_for_and_cannot_hold_the_picture_is_a_reject(
         (" png ", "png"),
     ],
 )
-def test_an_encoding_is_read_and_written(text: str, parsed: str) -> None:
+def test_an_encodings_text_is_parsed_and_formatted(text: str, parsed: str) -> None:
     assert str(Encoding.parse(text)) == parsed
     assert Encoding.parse(parsed) == Encoding.parse(text)
 
@@ -230,8 +230,8 @@ def test_an_unknown_encoding_is_refused_with_the_choices(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["jpeg:0", "jpeg:101", "png:9", "keep:50", "tiff:1"])
-def test_a_quality_that_means_nothing_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="a quality of 1 to 100 goes with jpeg or webp only"):
+def test_an_invalid_or_meaningless_quality_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="only jpeg and webp take a quality, from 1 to 100"):
         Encoding.parse(text)
 
 
@@ -254,15 +254,15 @@ def test_a_1_bit_picture_is_black_and_white() -> None:
         assert np.array_equal(got[:, :, :1], pattern[:, :, None] * np.uint8(255))
 
 
-def test_few_bits_of_grey_are_spread_from_black_to_white() -> None:
+def test_4_bit_grey_is_stretched_from_black_to_white() -> None:
     row = b"\0" + bytes([0x01, 0x23, 0x45, 0xEF])
-    wanted = np.array([0, 1, 2, 3, 4, 5, 14, 15]) * 17
-    assert codec.decode(png_bytes(8, 1, 4, 0, row))[0, :, 0].tolist() == wanted.tolist()
+    expected = np.array([0, 1, 2, 3, 4, 5, 14, 15]) * 17
+    assert codec.decode(png_bytes(8, 1, 4, 0, row))[0, :, 0].tolist() == expected.tolist()
     four_bits = tiff_bytes(np.array([[0, 1, 2, 3, 4, 5, 14, 15]], np.uint8), photometric="minisblack", bitspersample=4)
-    assert codec.decode(four_bits)[0, :, 0].tolist() == wanted.tolist()
+    assert codec.decode(four_bits)[0, :, 0].tolist() == expected.tolist()
 
 
-def test_white_is_zero_where_a_tiff_says_so() -> None:
+def test_a_tiff_where_0_is_white_is_inverted() -> None:
     for dtype in ("uint8", "uint16"):
         pixels = scene(channels=1, dtype=dtype)
         assert np.array_equal(
@@ -291,7 +291,7 @@ def test_grey_with_alpha_has_two_channels() -> None:
     assert np.array_equal(codec.decode(pil_bytes(image, "png")), np.asarray(image))
 
 
-def test_sixteen_bits_are_kept_to_the_last() -> None:
+def test_all_sixteen_bits_are_kept() -> None:
     for channels in (1, 3, 4):
         pixels = scene(channels=channels, dtype="uint16")
         assert len(np.unique(pixels & 255)) > 10
@@ -302,13 +302,13 @@ def test_sixteen_bits_are_kept_to_the_last() -> None:
 
 
 @pytest.mark.parametrize("quality", [60, 95])
-def test_a_cmyk_jpeg_is_rgb_as_pillow_converts_it(quality: int) -> None:
+def test_a_cmyk_jpeg_becomes_rgb_as_in_pillow(quality: int) -> None:
     data = pil_bytes(Image.fromarray(scene(channels=4), "CMYK"), "jpeg", quality=quality)
-    theirs = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    ours = codec.decode(data)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours.astype(int) - theirs).max() <= 1
-    assert ours.std() > 10
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    decoded = codec.decode(data)
+    assert decoded.shape == expected.shape
+    assert np.abs(decoded.astype(int) - expected).max() <= 1
+    assert decoded.std() > 10
 
 
 def test_white_paper_in_cmyk_is_white() -> None:
@@ -318,7 +318,7 @@ def test_white_paper_in_cmyk_is_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
-def test_of_a_moving_picture_the_first_frame_counts(kind: str) -> None:
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (20, 10), colour) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
     data = pil_bytes(frames[0], kind, save_all=True, append_images=frames[1:])
     pixels = codec.decode(data).astype(int)
@@ -326,7 +326,7 @@ def test_of_a_moving_picture_the_first_frame_counts(kind: str) -> None:
     assert np.abs(pixels[:, :, :3] - [250, 0, 0]).max() <= 6
 
 
-# -- TIFF, in its many forms ------------------------------------------------------------------------------------------
+# -- TIFF -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("planes", ["contig", "separate"])
@@ -346,7 +346,7 @@ def test_of_a_moving_picture_the_first_frame_counts(kind: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_a_many_band_tiff_is_read_however_it_is_stored(planes: str, options: dict[str, Any], dtype: str) -> None:
+def test_a_many_band_tiff_is_read_in_every_layout(planes: str, options: dict[str, Any], dtype: str) -> None:
     pixels = scene(37, 21, 7, dtype)
     stored = pixels if planes == "contig" else np.moveaxis(pixels, 2, 0)
     data = tiff_bytes(stored, photometric="minisblack", planarconfig=planes, **options)
@@ -363,7 +363,7 @@ def test_other_sample_types_become_float32_with_their_values(dtype: str) -> None
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
-def test_colours_that_would_come_out_wrong_are_refused(mode: str) -> None:
+def test_unsupported_colour_spaces_are_refused(mode: str) -> None:
     with pytest.raises(BadPicture) as raised:
         codec.decode(pil_bytes(Image.merge(mode, [Image.fromarray(scene(channels=1)[:, :, 0])] * 3), "tiff"))
     assert raised.value.reason == "unsupported"
@@ -379,7 +379,7 @@ def test_complex_samples_and_volumes_are_refused() -> None:
         assert raised.value.reason == "unsupported"
 
 
-def test_a_jpeg_in_a_tiff_has_its_colours() -> None:
+def test_a_jpeg_inside_a_tiff_keeps_its_colours() -> None:
     y, x = np.mgrid[0:32, 0:48]
     pixels = np.stack([x * 5, y * 7, 255 - x * 5], -1).astype(np.uint8)
     again = codec.decode(tiff_bytes(pixels, photometric="rgb", compression="jpeg"))
@@ -390,7 +390,7 @@ def test_a_jpeg_in_a_tiff_has_its_colours() -> None:
 
 
 def stored_for(orientation: int, upright: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The pixels as a camera stores them so that `orientation` turns them upright: EXIF 2.3, table of tag 274."""
+    """The pixels as a camera stores them with this `orientation` (EXIF 2.3, table of tag 274)."""
     return {
         1: upright,
         2: upright[:, ::-1],
@@ -405,7 +405,7 @@ def stored_for(orientation: int, upright: np.ndarray[Any, Any]) -> np.ndarray[An
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "png uint16"])
-def test_a_picture_is_upright_whatever_its_orientation(kind: str, orientation: int) -> None:
+def test_every_orientation_is_decoded_upright(kind: str, orientation: int) -> None:
     upright = np.kron(scene(3, 5), np.ones((8, 8, 1))).astype(np.uint16 if "16" in kind else np.uint8)
     stored, exif = stored_for(orientation, upright), orientation_exif(orientation)
     if kind == "tiff":
@@ -423,7 +423,7 @@ def test_a_picture_is_upright_whatever_its_orientation(kind: str, orientation: i
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
-def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
+def test_an_invalid_orientation_is_ignored(orientation: int) -> None:
     pixels = scene()
     for kind in ("png", "webp"):
         data = pil_bytes(Image.fromarray(pixels), kind, exif=orientation_exif(orientation), lossless=True)
@@ -432,53 +432,53 @@ def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> N
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("cut", [2, 9, 13, 20, 25])
-def test_a_damaged_exif_segment_turns_nothing_and_costs_no_picture(cut: int) -> None:
+def test_a_damaged_exif_segment_is_ignored(cut: int) -> None:
     exif = orientation_exif(6).tobytes()[:cut]
     plain = encoded("jpeg")
     data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
     assert np.array_equal(codec.decode(data), codec.decode(plain))
 
 
-def test_orientation_is_found_behind_other_segments_and_padding() -> None:
+def test_the_orientation_is_read_after_other_segments_and_padding() -> None:
     data = pil_bytes(Image.fromarray(scene()), "jpeg", exif=orientation_exif(6))
     before = b"\xff\xfe\x00\x07notes\xff\xff\xff\xe1\x00\x06http"
     moved = data[:2] + before + data[2:]
     assert codec.decode(moved).shape == (32, 24, 3)
 
 
-def test_the_word_exif_in_other_chunks_of_a_png_means_nothing() -> None:
+def test_the_word_exif_in_other_png_chunks_is_ignored() -> None:
     rows = b"".join(b"\0" + row.tobytes() for row in scene())
     for extra in (png_chunk(b"tEXt", b"Comment\0eXIf"), png_chunk(b"eXIf", b"MM\0*"), png_chunk(b"eXIf", b"")):
         assert np.array_equal(codec.decode(png_bytes(32, 24, 8, 2, rows, extra)), scene())
 
 
-def test_an_xmp_orientation_in_a_png_is_passed_over_by_header_and_pixels_alike() -> None:
+def test_header_and_pixels_both_ignore_an_xmp_orientation_in_a_png() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
     rows = b"".join(b"\0" + row.tobytes() for row in scene())
     data = png_bytes(32, 24, 8, 2, rows, png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp))
     assert (codec.probe(data).width, codec.decode(data).shape[1]) == (32, 32)
 
 
-def test_one_scene_stored_in_every_orientation_looks_the_same(shared_data: Path) -> None:
+def test_photos_of_one_scene_in_every_orientation_look_the_same(shared_data: Path) -> None:
     files = [shared_data / "exif-orientation" / f"Landscape_{number}.jpg" for number in range(9)]
-    seen = [
+    decoded = [
         cv2.resize(codec.decode(file.read_bytes()), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
         for file in files
     ]
-    assert len({pixels.shape for pixels in seen}) == 1
-    for pixels in seen[1:]:
-        assert np.abs(pixels.astype(int) - seen[0]).mean() < 3
-    assert np.abs(seen[0][:, ::-1].astype(int) - seen[0]).mean() > 20, "the scene is not its own mirror picture"
+    assert len({pixels.shape for pixels in decoded}) == 1
+    for pixels in decoded[1:]:
+        assert np.abs(pixels.astype(int) - decoded[0]).mean() < 3
+    assert np.abs(decoded[0][:, ::-1].astype(int) - decoded[0]).mean() > 20, "the scene is not symmetric"
 
 
-def test_tiff_pages_of_tifffile_and_of_pillow_are_read_alike() -> None:
+def test_a_lzw_tiff_written_by_pillow_is_read_exactly() -> None:
     pixels = scene()
     with tifffile.TiffFile(io.BytesIO(pil_bytes(Image.fromarray(pixels), "tiff", compression="tiff_lzw"))) as file:
         assert file.pages[0].compression.name == "LZW"  # type: ignore[union-attr]
     assert np.array_equal(codec.decode(pil_bytes(Image.fromarray(pixels), "tiff", compression="tiff_lzw")), pixels)
 
 
-def test_the_alpha_of_a_cmyk_tiff_stays_and_one_that_is_multiplied_in_is_refused() -> None:
+def test_a_cmyk_tiff_keeps_straight_alpha_and_premultiplied_is_refused() -> None:
     inks = scene(channels=5)
     pixels = codec.decode(tiff_bytes(inks, photometric="separated", extrasamples=("unassalpha",)))
     assert np.array_equal(pixels[:, :, 3], inks[:, :, 4])
@@ -487,20 +487,20 @@ def test_the_alpha_of_a_cmyk_tiff_stays_and_one_that_is_multiplied_in_is_refused
         codec.probe(tiff_bytes(inks, photometric="separated", extrasamples=("assocalpha",)))
 
 
-def test_a_large_cmyk_tiff_takes_little_more_memory_than_its_pixels() -> None:
+def test_decoding_a_cmyk_tiff_needs_little_more_memory_than_its_pixels() -> None:
     inks = np.broadcast_to(scene(1, 1024, 4), (1024, 1024, 4))
     data = tiff_bytes(inks, photometric="separated", compression="zlib")
     codec.decode(data)
     tracemalloc.start()
     pixels = codec.decode(data)
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 4 * inks.size
+    assert peak < 4 * inks.size
     exact = (1 - inks[0, :, :3] / 255) * (1 - inks[0, :, 3:] / 255) * 255
     assert np.array_equal(pixels, np.broadcast_to(np.rint(exact), pixels.shape))
 
 
-# -- files made after public bug reports ------------------------------------------------------------------------------
+# -- files from public bug reports ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ def test_a_large_cmyk_tiff_takes_little_more_memory_than_its_pixels() -> None:
         ("t_grey12_miniswhite.tif", [19460], [7426]),
     ],
 )
-def test_pictures_that_other_tools_read_have_their_colours(
+def test_pictures_from_public_bug_reports_have_the_right_colours(
     shared_data: Path, name: str, red: list[int], blue: list[int]
 ) -> None:
     file = shared_data.parent / "cases" / name

@@ -1,4 +1,4 @@
-"""PNG: what its chunks say about pixels, and what they may say besides."""
+"""PNG: chunks that make pixels, other chunks, and transparency."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def spoiled(chunk: bytes) -> bytes:
     return chunk[:-1] + bytes([chunk[-1] ^ 1])
 
 
-# -- what is no pixel -------------------------------------------------------------------------------------------------
+# -- other chunks -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def spoiled(chunk: bytes) -> bytes:
     ],
     ids=lambda chunk: chunk[4:17],
 )
-def test_a_chunk_that_makes_no_pixels_costs_no_picture(chunk: bytes) -> None:
+def test_a_chunk_that_makes_no_pixels_never_rejects_a_picture(chunk: bytes) -> None:
     data = rgb(chunk)
     assert codec.probe(data) == codec.Header("png", 32, 24, 3)
     assert np.array_equal(codec.decode(data), scene())
-    behind = data[:33] + data[33 + len(chunk) : -12] + chunk + data[-12:]
+    chunk_last = data[:33] + data[33 + len(chunk) : -12] + chunk + data[-12:]
     if chunk[4:8] != b"PLTE":
-        assert np.array_equal(codec.decode(behind), scene())
+        assert np.array_equal(codec.decode(chunk_last), scene())
 
 
-def test_a_comment_that_names_chunks_confuses_neither_header_nor_pixels() -> None:
+def test_chunk_names_inside_a_png_comment_are_ignored() -> None:
     samples = np.arange(32 * 24, dtype=np.uint8).reshape(24, 32) % 4
     palette = png_chunk(b"PLTE", bytes([0, 0, 0, 250, 0, 0, 0, 250, 0, 0, 0, 250]))
     before = png_chunk(b"tEXt", b"note\0IDAT eXIf IEND")
@@ -72,15 +72,15 @@ def test_a_comment_that_names_chunks_confuses_neither_header_nor_pixels() -> Non
         assert codec.probe(data).channels == channels == codec.decode(data).shape[2]
 
 
-def test_a_png_of_very_many_chunks_is_refused_and_one_of_many_is_not() -> None:
+def test_a_png_may_have_50_000_chunks_but_not_more_than_100_000() -> None:
     assert codec.decode(rgb(png_chunk(b"tEXt", b"") * 50_000)).shape == (24, 32, 3)
     for read in (codec.probe, codec.decode):
-        with pytest.raises(BadPicture, match="too_large: a PNG of more than 100,000 chunks"):
+        with pytest.raises(BadPicture, match="too_large: the PNG has more than 100,000 chunks"):
             read(rgb(png_chunk(b"tEXt", b"") * 100_001))
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"IDAT", b"IEND", b"tRNS"])
-def test_a_wrong_checksum_of_a_chunk_that_makes_pixels_is_damage(kind: bytes) -> None:
+def test_a_wrong_checksum_in_a_pixel_chunk_is_damage(kind: bytes) -> None:
     data = bytearray(rgb(png_chunk(b"tRNS", bytes(6))))
     at = data.index(kind)
     data[at + 4 + int.from_bytes(data[at - 4 : at], "big")] ^= 1
@@ -88,15 +88,15 @@ def test_a_wrong_checksum_of_a_chunk_that_makes_pixels_is_damage(kind: bytes) ->
         codec.decode(bytes(data))
 
 
-def test_an_ios_png_is_unsupported_and_named_so() -> None:
+def test_an_ios_png_is_unsupported_and_named() -> None:
     data = rgb()
     for read in (codec.probe, codec.decode):
         with pytest.raises(BadPicture, match=r"unsupported: an iOS PNG \(CgBI\)"):
             read(data[:8] + png_chunk(b"CgBI", b"\x50\0\x20\2") + data[8:])
 
 
-def test_a_critical_chunk_that_is_not_known_is_unsupported_and_named() -> None:
-    with pytest.raises(BadPicture, match="unsupported: a PNG with a chunk 'NEWS'"):
+def test_an_unknown_critical_chunk_is_unsupported_and_named() -> None:
+    with pytest.raises(BadPicture, match="unsupported: a PNG with an unknown critical chunk 'NEWS'"):
         codec.decode(rgb(png_chunk(b"NEWS", b"")))
 
 
@@ -109,7 +109,7 @@ def test_a_png_with_fewer_rows_than_its_header_says_is_truncated(depth: int, col
         codec.decode(png_bytes(8, 4, depth, colour, row * 3, extra))
 
 
-def test_libpngs_warnings_reach_no_log(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+def test_libpngs_warnings_are_not_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     with caplog.at_level(logging.DEBUG):
         codec.decode(png_bytes(8, 4, 8, 0, (b"\0" + bytes(8)) * 40))
     assert not caplog.records
@@ -120,7 +120,7 @@ def test_libpngs_warnings_reach_no_log(caplog: pytest.LogCaptureFixture, capfd: 
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_a_transparent_colour_gives_rgb_four_channels(depth: int) -> None:
+def test_a_transparent_colour_adds_alpha_to_rgb(depth: int) -> None:
     pixels = scene(dtype=f"uint{depth}")
     colour = pixels[5, 7]
     near = pixels.copy()
@@ -139,11 +139,11 @@ def test_a_transparent_colour_gives_rgb_four_channels(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_a_transparent_level_gives_grey_two_channels(depth: int) -> None:
+def test_a_transparent_level_adds_alpha_to_grey(depth: int) -> None:
     levels = np.arange(64) % 2**depth
     bits = np.unpackbits(levels.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 16 - depth :]
     row = b"\0" + np.packbits(bits.reshape(-1)).tobytes()
-    # The unused bits of the level are passed over, as the standard says.
+    # The unused bits of the level are ignored, as the standard requires.
     data = png_bytes(64, 1, depth, 0, row, png_chunk(b"tRNS", struct.pack(">H", 1 | (0x4000 if depth < 8 else 0))))
     decoded = codec.decode(data)
     white = 2 ** max(depth, 8) - 1
@@ -154,7 +154,7 @@ def test_a_transparent_level_gives_grey_two_channels(depth: int) -> None:
 
 @pytest.mark.parametrize("length", [1, 3, 4, 9, 200])
 @pytest.mark.parametrize("depth", [2, 8])
-def test_a_palettes_transparency_may_be_shorter_or_longer_than_it(depth: int, length: int) -> None:
+def test_a_palettes_transparency_may_be_shorter_or_longer(depth: int, length: int) -> None:
     alpha = bytes(255 - 50 * (number % 4) for number in range(length))
     extra = png_chunk(b"PLTE", bytes(range(12))) + png_chunk(b"tRNS", alpha)
     row = b"\0" + (bytes([0b00011011]) if depth == 2 else bytes(range(4)))
@@ -165,7 +165,7 @@ def test_a_palettes_transparency_may_be_shorter_or_longer_than_it(depth: int, le
     assert decoded[0, :, :3].tobytes() == bytes(range(12))
 
 
-def test_transparency_that_does_not_fit_the_colour_type_changes_nothing() -> None:
+def test_transparency_that_does_not_fit_the_colours_is_ignored() -> None:
     for colour, lengths in ((0, (0, 1, 6)), (2, (0, 2, 7)), (4, (2,)), (6, (6,))):
         channels = SIZE_BY_COLOUR[colour]
         for length in lengths:
@@ -174,7 +174,7 @@ def test_transparency_that_does_not_fit_the_colour_type_changes_nothing() -> Non
             assert np.array_equal(codec.decode(data), scene(channels=channels))
 
 
-def test_transparency_behind_the_pixels_changes_nothing() -> None:
+def test_transparency_after_the_pixels_is_ignored() -> None:
     data = rgb()
     late = data[:-12] + png_chunk(b"tRNS", bytes(6)) + data[-12:]
     assert codec.probe(late).channels == 3
@@ -187,7 +187,7 @@ def test_a_palette_picture_without_a_palette_is_damaged() -> None:
             codec.decode(png_bytes(8, 1, 8, 3, bytes(9), extra))
 
 
-def test_alpha_of_sixteen_bits_is_turned_with_its_picture() -> None:
+def test_16_bit_alpha_is_rotated_with_its_picture() -> None:
     pixels = scene(channels=1, dtype="uint16")
     extra = png_chunk(b"eXIf", orientation_exif(6).tobytes()[6:]) + png_chunk(
         b"tRNS", pixels[2, 3].astype(">u2").tobytes()

@@ -1,4 +1,4 @@
-"""TIFF in its many forms: depths, inversion, alpha, palettes, planes and pages."""
+"""TIFF: depths, inversion, alpha, palettes, planes and pages."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def raw_tiff(
 
 
 def packed(samples: NDArray[Any], bits: int) -> bytes:
-    """Rows of samples of so many bits, most significant first, each row beginning with a byte."""
+    """Rows of samples of `bits` bits, most significant bit first; each row starts on a byte."""
     shifts = np.arange(bits - 1, -1, -1)
     rows = samples.reshape(samples.shape[0], -1).astype(np.int64)
     return np.packbits((rows[:, :, None] >> shifts & 1).reshape(len(rows), -1).astype(np.uint8), axis=1).tobytes()
@@ -93,7 +93,7 @@ def test_every_depth_is_stretched_to_the_full_range(bits: int, white_is_zero: bo
 
 
 @pytest.mark.parametrize("bits", [16, 17, 20, 24, 31, 32])
-def test_white_that_is_zero_is_inverted_at_every_depth(bits: int) -> None:
+def test_white_is_zero_is_inverted_at_every_depth(bits: int) -> None:
     values = levels(bits)
     stored = (
         values.astype("<u2").tobytes()
@@ -107,14 +107,14 @@ def test_white_that_is_zero_is_inverted_at_every_depth(bits: int) -> None:
     assert np.array_equal(pixels, (2**bits - 1 - values).astype(pixels.dtype))
 
 
-def test_twelve_bits_of_colour_are_stretched_as_those_of_grey() -> None:
+def test_12_bit_colour_is_stretched_to_16_bits() -> None:
     values = levels(12, 4, 15).reshape(4, 5, 3)
     pixels = codec.decode(raw_tiff((5, 4), 12, 2, packed(values, 12), samples=3))
     assert np.array_equal(pixels, stretched(values, 12))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "int16", "int32"])
-def test_white_that_is_zero_means_nothing_for_signed_and_float_samples(dtype: str) -> None:
+def test_signed_and_float_samples_where_0_is_white_are_refused(dtype: str) -> None:
     data = tiff_bytes(np.ones((4, 5), dtype), photometric="minisblack")
     for read in (codec.probe, codec.decode):
         with pytest.raises(BadPicture, match=rf"unsupported: a TIFF of {dtype} where 0 is white \(MinIsWhite\)"):
@@ -123,17 +123,17 @@ def test_white_that_is_zero_means_nothing_for_signed_and_float_samples(dtype: st
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "packbits", "tiff_deflate"])
-def test_what_pillow_writes_comes_out_as_pillow_reads_it(mode: str, compression: str) -> None:
+def test_tiffs_written_by_pillow_are_read_as_pillow_reads_them(mode: str, compression: str) -> None:
     if mode == "I;16":
         image = Image.fromarray(scene(channels=1, dtype="uint16")[:, :, 0])
     else:
         image = Image.fromarray(scene(channels=4)).convert(mode)
     data = pil_bytes(image, "tiff", compression=compression)
-    with Image.open(io.BytesIO(data)) as theirs:
-        shown = theirs.convert({"1": "L", "P": "RGB", "CMYK": "RGB"}.get(mode, mode))
-    ours = codec.decode(data)
-    wanted = np.asarray(shown).reshape(ours.shape)
-    assert np.abs(ours.astype(float) - wanted).max() <= (1 if mode == "CMYK" else 0)
+    with Image.open(io.BytesIO(data)) as opened:
+        shown = opened.convert({"1": "L", "P": "RGB", "CMYK": "RGB"}.get(mode, mode))
+    pixels = codec.decode(data)
+    expected = np.asarray(shown).reshape(pixels.shape)
+    assert np.abs(pixels.astype(float) - expected).max() <= (1 if mode == "CMYK" else 0)
 
 
 # -- colours ----------------------------------------------------------------------------------------------------------
@@ -153,12 +153,12 @@ def planar_jpeg(planes: NDArray[Any], subsampling: list[int]) -> bytes:
     return raw_tiff((width, height), 8, 6, b"".join(strips), samples=3, extra=extra)
 
 
-def test_planes_of_ycbcr_in_jpegs_become_rgb_as_pillow_reads_them() -> None:
+def test_planar_ycbcr_jpegs_in_a_tiff_become_rgb_as_in_pillow() -> None:
     colours = np.kron(np.array([[[255, 0, 0], [0, 0, 255]], [[0, 255, 0], [255, 255, 255]]]), np.ones((16, 16, 1)))
     planes = np.moveaxis(np.asarray(Image.fromarray(colours.astype(np.uint8)).convert("YCbCr")), 2, 0)
     data = planar_jpeg(planes, [1, 1])
-    with Image.open(io.BytesIO(data)) as theirs:
-        assert np.abs(codec.decode(data).astype(int) - np.asarray(theirs)).max() <= 1
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.abs(codec.decode(data).astype(int) - np.asarray(image)).max() <= 1
     assert np.abs(codec.decode(data).astype(int) - colours).max() <= 2
     with pytest.raises(BadPicture, match="unsupported: a TIFF whose colours are YCBCR"):
         codec.probe(planar_jpeg(planes, [2, 2]))
@@ -166,7 +166,7 @@ def test_planes_of_ycbcr_in_jpegs_become_rgb_as_pillow_reads_them() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float32"])
 @pytest.mark.parametrize("colours", [1, 3])
-def test_colours_that_are_multiplied_by_alpha_are_divided_by_it(dtype: str, colours: int) -> None:
+def test_premultiplied_colours_are_divided_by_alpha(dtype: str, colours: int) -> None:
     opaque = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
     plain = scene(channels=colours, dtype="float32").astype(np.float64) * opaque
     alpha = np.linspace(0, opaque, 32)[None, :, None] * np.ones((24, 1, 1))
@@ -176,20 +176,20 @@ def test_colours_that_are_multiplied_by_alpha_are_divided_by_it(dtype: str, colo
     photometric = "rgb" if colours == 3 else "minisblack"
     data = tiff_bytes(stored, photometric=photometric, extrasamples=("assocalpha",), planarconfig="contig")
     pixels = codec.decode(data)
-    assert not pixels[:, 0, :colours].any(), "nothing is known of what is wholly transparent"
+    assert not pixels[:, 0, :colours].any(), "fully transparent pixels become black"
     assert np.array_equal(pixels[:, :, colours], stored[:, :, colours].astype(pixels.dtype))
-    # Half a step of the stored colour is more after the division.
+    # A rounding error of half a level in the stored colour grows with the division.
     error = np.abs(pixels[:, 1:, :colours] - plain[:, 1:]) * alpha[:, 1:] / opaque
     assert error.max() <= (0.51 + 0.5 if dtype[0] == "u" and dtype != "uint32" else 1e-6 * opaque)
 
 
-def test_alpha_that_is_not_multiplied_in_stays_as_it_is() -> None:
+def test_straight_alpha_is_unchanged() -> None:
     pixels = scene(channels=4)
     assert np.array_equal(codec.decode(tiff_bytes(pixels, photometric="rgb", extrasamples=("unassalpha",))), pixels)
     assert np.array_equal(codec.decode(tiff_bytes(pixels, photometric="rgb", extrasamples=("unspecified",))), pixels)
 
 
-def test_only_colours_are_divided_by_alpha_and_not_the_bands_beside() -> None:
+def test_only_colours_are_divided_by_alpha_not_extra_bands() -> None:
     stored = scene(channels=5)
     stored[:, :, 4] = 128
     data = tiff_bytes(stored, photometric="rgb", extrasamples=("unspecified", "assocalpha"))
@@ -200,7 +200,7 @@ def test_only_colours_are_divided_by_alpha_and_not_the_bands_beside() -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("entry_bits", [8, 16])
-def test_colour_maps_of_8_and_of_16_bits_give_their_colours(bits: int, entry_bits: int) -> None:
+def test_colour_maps_of_8_and_16_bits_give_their_colours(bits: int, entry_bits: int) -> None:
     colours = np.arange(3 * 2**bits).reshape(3, -1) * 37 % 256
     colours[:, -1] = 255, 10, 130
     values = levels(bits)
@@ -209,11 +209,11 @@ def test_colour_maps_of_8_and_of_16_bits_give_their_colours(bits: int, entry_bit
     data = raw_tiff((11, 3), bits, 3, stored, extra={COLOUR_MAP: (3, entries)})
     assert np.array_equal(codec.decode(data), colours.T[values])
     if bits in (4, 8) and entry_bits == 16:
-        with Image.open(io.BytesIO(data)) as theirs:
-            assert np.array_equal(codec.decode(data), np.asarray(theirs.convert("RGB")))
+        with Image.open(io.BytesIO(data)) as image:
+            assert np.array_equal(codec.decode(data), np.asarray(image.convert("RGB")))
 
 
-def test_a_palettes_alpha_stays_and_other_samples_beside_a_palette_are_refused() -> None:
+def test_a_palette_keeps_alpha_and_other_extra_samples_are_refused() -> None:
     colours = np.arange(768).reshape(3, 256) * 7 % 256
     pixels = scene(channels=2)
     options: dict[int, tuple[int, list[int]]] = {COLOUR_MAP: (3, (colours * 257).reshape(-1).tolist())}
@@ -230,7 +230,7 @@ def test_a_palettes_alpha_stays_and_other_samples_beside_a_palette_are_refused()
 
 
 def pages(*kinds: tuple[int, int]) -> bytes:
-    """A TIFF of grey pages: level and NewSubfileType of each."""
+    """A TIFF of grey pages, each given as its level and NewSubfileType."""
     out = io.BytesIO()
     with tifffile.TiffWriter(out) as writer:
         for level, kind in kinds:
@@ -251,7 +251,7 @@ def pages(*kinds: tuple[int, int]) -> bytes:
         ([(1, 1)], 1, False),
     ],
 )
-def test_the_first_whole_page_is_read_and_further_ones_are_noted(
+def test_the_first_full_page_is_read_and_more_pages_are_noted(
     kinds: list[tuple[int, int]], level: int, more: bool
 ) -> None:
     data = pages(*kinds)
@@ -261,7 +261,7 @@ def test_the_first_whole_page_is_read_and_further_ones_are_noted(
     assert (pixels == level).all()
 
 
-def test_damage_behind_the_first_page_costs_it_nothing() -> None:
+def test_damage_after_the_first_page_is_ignored() -> None:
     data = pages((7, 0), (8, 0))
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         second = file.pages[1].offset
@@ -270,7 +270,7 @@ def test_damage_behind_the_first_page_costs_it_nothing() -> None:
         assert (codec.decode(cut) == 7).all()
 
 
-def test_a_camera_raw_file_is_unsupported_and_not_its_thumbnail() -> None:
+def test_a_camera_raw_file_is_refused_instead_of_its_thumbnail_read() -> None:
     for data in (
         raw_tiff((4, 4), 8, 1, bytes(16), extra={254: (4, [1]), 330: (4, [8])}),
         tiff_bytes(scene(), photometric="rgb", extratags=[(50706, 1, 4, (1, 4, 0, 0), True)]),
@@ -280,17 +280,17 @@ def test_a_camera_raw_file_is_unsupported_and_not_its_thumbnail() -> None:
             codec.probe(data)
 
 
-# -- what is not read -------------------------------------------------------------------------------------------------
+# -- unsupported files ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_read_is_unsupported_and_named() -> None:
+def test_unsupported_kinds_of_tiff_are_named() -> None:
     grey = tiff_bytes(scene(channels=1)[:, :, 0], photometric="minisblack")
     for data, words in (
         (with_tiff_tag(grey, 259, 34661), "compressed as JBIG"),
         (with_tiff_tag(grey, 259, 12345), "compressed as 12345"),
         (with_tiff_tag(grey, PHOTOMETRIC, 32845), "colours are LOGLUV"),
         (with_tiff_tag(grey, PHOTOMETRIC, 777), "colours are 777"),
-        (tiff_bytes(np.ones((4, 4), np.complex64)), "32 bits and of the type COMPLEXIEEEFP|64 bits"),
+        (tiff_bytes(np.ones((4, 4), np.complex64)), "64 bits"),
         (raw_tiff((4, 4), 8, 2, bytes(32), samples=3, extra={BITS: (3, [5, 6, 5])}), "5, 6, 5"),
     ):
         with pytest.raises(BadPicture, match=f"unsupported: a TIFF.*({words})"):
@@ -298,7 +298,7 @@ def test_what_is_not_read_is_unsupported_and_named() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_values_past_float32_are_infinite_and_warn_of_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_values_beyond_float32_become_infinite_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
     pixels = codec.decode(tiff_bytes(np.array([[1e300, -1e300, np.nan, 1.5]]), photometric="minisblack"))
     assert pixels[0, [0, 1, 3], 0].tolist() == [np.inf, -np.inf, 1.5]
     multiplied = tiff_bytes(np.full((2, 2, 4), 1e-300), photometric="rgb", extrasamples=("assocalpha",))
