@@ -1,20 +1,20 @@
-"""The errors Striate raises, and how the command line should end for each."""
+"""The errors that Striate raises, with the command line's exit code for each."""
 
 
 class StriateError(Exception):
-    """Something the user can act on: the message says what, where, and what would work."""
+    """An error that the user can act on: the message says what is wrong, where, and what would work."""
 
     exit_code = 1
 
 
 class UsageError(StriateError):
-    """The request itself is wrong (a mistyped step, a destination in use); nothing was done."""
+    """The request itself is wrong (a mistyped step, a destination in use); nothing has been done."""
 
     exit_code = 2
 
 
 class GrammarError(UsageError):
-    """A pipeline's text is wrong at one place, shown by a caret.
+    """A mistake in a pipeline's text; the message shows its place with a caret.
 
     Args:
         message: what is wrong, and what would work.
@@ -32,10 +32,10 @@ class GrammarError(UsageError):
 
 
 class BadPicture(StriateError):
-    """A picture that cannot be used: it is counted and kept aside, and the job goes on.
+    """A picture that cannot be used; it is counted and stored as a reject, and the job continues.
 
     Args:
-        reason: a slug from a small, fixed set, for counting: `truncated`, `too_large`, ...
+        reason: a slug from a small, fixed set, used for counting: `truncated`, `too_large`, ...
         detail: one sentence for a person.
     """
 
@@ -48,26 +48,27 @@ class BadPicture(StriateError):
 
 
 class Dropped(BadPicture):
-    """A picture that a filter leaves out because its parameters say so: counted as what a selector drops. Where nothing
-    can be dropped it is a picture that cannot be used.
+    """A picture that a filter drops because of its parameters; it is counted like one that a selector drops.
+
+    Where nothing can be dropped, it is handled as a BadPicture.
 
     Args:
-        reason: a slug, for counting: `no_subject`.
+        reason: a slug for counting: `no_subject`.
         detail: one sentence for a person.
     """
 
 
-#: Why a picture is rejected after it was judged: a float picture may hold NaN, and no ranking is right then.
+#: The reason to reject a picture after prediction: a float picture may contain NaN, which makes every ranking wrong.
 NOT_FINITE = "not_finite"
-NOT_FINITE_WHY = "the classifier's answer is not-a-number; the picture may hold some"
+NOT_FINITE_WHY = "the classifier's answer is not a number (NaN); the picture may contain NaN"
 
 
 class StepError(StriateError):
-    """A step's own code failed on a picture that was fine: a defect, so the job stops."""
+    """A step's own code failed on a usable picture: a bug, so the job stops."""
 
 
-#: A longer line would be broken by the terminal, and the caret would point at nothing.
-_LONGEST_LINE = 160
+#: Terminals wrap longer lines, which would misplace the caret.
+_MAX_LINE_CHARS = 160
 
 
 def _with_caret(text: str, offset: int, length: int) -> str:
@@ -75,10 +76,10 @@ def _with_caret(text: str, offset: int, length: int) -> str:
     end = text.find("\n", offset)
     line = text[start:] if end < 0 else text[start:end]
     column = offset - start
-    if len(line) > _LONGEST_LINE:
-        first = max(0, column - _LONGEST_LINE // 2)
-        line, column = line[first : first + _LONGEST_LINE], column - first
-    # Characters that take more or less than one place would move the caret.
+    if len(line) > _MAX_LINE_CHARS:
+        first = max(0, column - _MAX_LINE_CHARS // 2)
+        line, column = line[first : first + _MAX_LINE_CHARS], column - first
+    # Characters that are not one column wide would misplace the caret.
     line = "".join(char if char.isprintable() else " " for char in line)
     marks = "^" + "~" * (max(1, min(length, len(line) - column)) - 1)
     return f"  {line}\n  {' ' * column}{marks}"

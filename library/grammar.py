@@ -1,8 +1,8 @@
-"""The one small language of pipelines and models: `name(arg, key=value) | name | ...`.
+"""Parses the language of pipelines and models: `name(arg, key=value) | name | ...`.
 
-The text is read as a Python expression and never evaluated: `|` is `ast.BitOr`, a name or a call is
-a call, every other argument goes through `ast.literal_eval`. A call may stand as an argument of another
-(`sometimes(0.5, gaussian_blur(sigma=1))`).
+The text is parsed as a Python expression and never evaluated: `|` is `ast.BitOr`, a name or a call is a call, and every
+other argument is read by `ast.literal_eval`. An argument may be a call or a chain of calls itself, as in
+`sometimes(0.5, gaussian_blur(sigma=1))`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Value: TypeAlias = "bool | int | float | str | bytes | tuple[Value, ...] | Chain
 
 @dataclass(frozen=True)
 class Span:
-    """Where something stands in the text: characters from its start, and how many."""
+    """A part of the text: its offset and length, in characters."""
 
     offset: int
     length: int
@@ -32,7 +32,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Call:
-    """One named operation as written, with the place of the name and of each argument."""
+    """One call as written, with the spans of its name and arguments."""
 
     name: str
     args: tuple[Value, ...]
@@ -44,49 +44,49 @@ class Call:
 
 @dataclass(frozen=True)
 class Chain:
-    """Calls joined by `|`, and the whole text they were read from (for errors)."""
+    """Calls joined by `|`, with the whole text they were parsed from (for error messages)."""
 
     calls: tuple[Call, ...]
     text: str
 
 
 def parse(text: str) -> Chain:
-    """Read `text` into calls.
+    """Parses `text` into calls.
 
     Raises:
-        GrammarError: with the place of the first thing that is not `name(...) | name(...)`.
+        GrammarError: points at the first part that is not `name(...) | name(...)`.
     """
     if not text.strip():
         raise GrammarError("the pipeline is empty; write at least one step, e.g. 'grayscale'", text, 0)
     if len(text) > MAX_TEXT_CHARS:
-        message = f"the pipeline is {len(text)} characters long; at most {MAX_TEXT_CHARS} are read"
+        message = f"the pipeline is {len(text)} characters long; the limit is {MAX_TEXT_CHARS}"
         raise GrammarError(message, text[:80], 0)
-    undecodable = re.search("[\ud800-\udfff]", text)
-    if undecodable:
-        raise GrammarError("not a pipeline: here stands a byte that is not UTF-8", text, undecodable.start())
+    surrogate = re.search("[\ud800-\udfff]", text)
+    if surrogate:
+        raise GrammarError("not a pipeline: this byte is not valid UTF-8", text, surrogate.start())
     return _Reader(text).chain()
 
 
 def format_call(name: str, arguments: Mapping[str, object]) -> str:
-    """The canonical text of one call: every argument by keyword, in the order given."""
+    """The canonical text of a call: all arguments by keyword, in the order of `arguments`."""
     if not arguments:
         return name
     return f"{name}({', '.join(f'{key}={format_value(value)}' for key, value in arguments.items())})"
 
 
 def format_value(value: object) -> str:
-    """The canonical text of one argument; `parse` reads it back as an equal value."""
+    """The canonical text of an argument, which `parse` reads back as an equal value."""
     if isinstance(value, str):
         return '"' + value.translate(_ESCAPES) + '"'
     if isinstance(value, tuple | list):
         return "[" + ", ".join(format_value(item) for item in value) + "]"  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, None | bool | int | float | bytes):
         return repr(value)
-    return str(value)  # a nested step or pipeline: its text is its own
+    return str(value)  # a nested step or pipeline
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest of `choices`, or all of them when they are few."""
+    """An error message's suffix: ` (did you mean 'x'?)` for a close choice, else all choices if at most 12."""
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
@@ -98,12 +98,12 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in range(32)} | {34: '\\"', 92: "\\\
 
 
 class _Reader:
-    """Turns Python's syntax tree into calls; holds the text so that errors can point into it."""
+    """Turns Python's syntax tree into calls, with errors that point into the text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        # The parentheses let a pipeline run over several lines, as it does in YAML.
-        # Python ends a line at "\r" as well.
+        # The parentheses let a pipeline span several lines, as in YAML.
+        # Python also ends a line at "\r".
         lines = re.split("(?<=\n)|(?<=\r)(?!\n)", f"({text}\n)")
         self._lines = [line.encode() for line in lines]
         self._line_starts = [0, *itertools.accumulate(map(len, lines))]
@@ -114,12 +114,14 @@ class _Reader:
         except SyntaxError as error:
             error = self._innermost(error)
             offset = self._offset(error.lineno or 1, None, error.offset or 1)
-            problem = error.msg.removesuffix(". Perhaps you forgot a comma?")  # a comma would not make it a pipeline
+            problem = error.msg.removesuffix(
+                ". Perhaps you forgot a comma?"
+            )  # misleading: a comma does not make it a pipeline
             message = f"not a pipeline: {problem}; steps are joined by '|', e.g. 'grayscale | canny'"
             raise GrammarError(message, self.text, offset) from None
         except (ValueError, MemoryError, RecursionError):
-            raise GrammarError("not a pipeline: nested too deeply, or a null character", self.text, 0) from None
-        if (tree.body.lineno, tree.body.col_offset) == (1, 0):  # our own parenthesis was closed inside the text
+            raise GrammarError("not a pipeline: nested too deeply, or it has a null character", self.text, 0) from None
+        if (tree.body.lineno, tree.body.col_offset) == (1, 0):  # the text closes our own parenthesis
             raise GrammarError("not a pipeline: unmatched ')'", self.text, max(0, self.text.find(")")))
         try:
             return self._chain(tree.body)
@@ -127,7 +129,7 @@ class _Reader:
             raise GrammarError("not a pipeline: nested too deeply", self.text, 0) from None
 
     def _innermost(self, error: SyntaxError) -> SyntaxError:
-        """A parenthesis left open takes our closing one, and Python then points at our opening one."""
+        """The error without our closing parenthesis if it would point at our opening one: the text leaves one open."""
         if (error.lineno, error.offset) == (1, 1):
             try:
                 ast.parse(f"({self.text}", mode="eval")
@@ -172,7 +174,7 @@ class _Reader:
         try:
             value = ast.literal_eval(node)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            message = f"'{self._source(node)}' is not a plain value; numbers, 'text', True/False and lists are"
+            message = f"'{self._source(node)}' is not a plain value; use a number, 'text', True, False or a list"
             raise GrammarError(message, self.text, *self._place(node)) from None
         try:
             return _frozen(value)
@@ -192,7 +194,10 @@ class _Reader:
         return start, max(1, end - start)
 
     def _offset(self, line: int, byte_column: int | None, char_column: int | None) -> int:
-        """Python counts lines from 1, nodes' columns in bytes from 0, syntax errors' in characters from 1."""
+        """The offset in the text, in characters.
+
+        Python counts lines from 1, columns of nodes in bytes from 0, and columns of syntax errors in characters from 1.
+        """
         line = min(line, len(self._lines))
         if byte_column is not None:
             column = len(self._lines[line - 1][:byte_column].decode(errors="replace"))
@@ -206,9 +211,9 @@ def _frozen(value: object) -> Value:
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, int) and value.bit_length() > 64:
-        raise TypeError("a whole number of more than 64 bits is not allowed here")
+        raise TypeError("a whole number of more than 64 bits is not allowed")
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-        raise TypeError("text with half of a surrogate pair is not allowed here; it cannot be stored as UTF-8")
+        raise TypeError("text with half a surrogate pair is not allowed because it cannot be stored as UTF-8")
     if isinstance(value, None | bool | int | float | str | bytes):
         return value
-    raise TypeError(f"a {type(value).__name__} is not allowed here; numbers, 'text', True/False and lists are")
+    raise TypeError(f"a {type(value).__name__} is not allowed; use a number, 'text', True, False or a list")

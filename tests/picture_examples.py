@@ -1,4 +1,4 @@
-"""Encoded pictures of every kind, tables and datasets of them, made in code."""
+"""Encoded pictures of every kind, tables and datasets of them, generated in code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ORIENTATION = 0x0112
 
 
 def scene(height: int = 24, width: int = 32, channels: int = 3, dtype: str = "uint8") -> NDArray[Any]:
-    """Slopes that differ by channel and by direction: no flip, turn or exchange of channels leaves it as it was."""
+    """Slopes that differ by channel and direction: every flip, rotation or swap of channels changes the picture."""
     y, x = np.mgrid[0:height, 0:width]
     slopes = [(y * (3 + band) + x * (5 - band % 4) + 40 * band + (y < 3) * 60) % 256 for band in range(channels)]
     values = np.stack(slopes, axis=-1)
@@ -41,7 +41,7 @@ def scene(height: int = 24, width: int = 32, channels: int = 3, dtype: str = "ui
 
 
 def encoded(kind: str = "jpeg", height: int = 24, width: int = 32, channels: int = 3, dtype: str = "uint8") -> bytes:
-    """A scene in one of the formats, `jpeg:80` and the like, and `bmp` and `gif` too."""
+    """A scene encoded as `kind`: an encoding such as `jpeg:80`, or `bmp` or `gif`."""
     pixels = scene(height, width, channels, dtype)
     return (
         pil_bytes(Image.fromarray(pixels), kind)
@@ -63,7 +63,7 @@ def tiff_bytes(pixels: NDArray[Any], **options: Any) -> bytes:
 
 
 def heic_bytes(pixels: NDArray[Any], orientation: int = 1, *, premultiplied: bool = False, bits: int = 10) -> bytes:
-    """A lossless HEIC of uint8, or of uint16 cut to `bits`; an orientation becomes the container's turn."""
+    """A lossless HEIC of uint8, or of uint16 reduced to `bits`; the orientation becomes the container's rotation."""
     modes = {1: "L", 3: "RGB", 4: "RGBa" if premultiplied else "RGBA"}
     mode = modes[pixels.shape[2]]
     if pixels.dtype == np.uint16:
@@ -76,7 +76,7 @@ def heic_bytes(pixels: NDArray[Any], orientation: int = 1, *, premultiplied: boo
 
 
 def with_tiff_tag(data: bytes, tag: int, value: int) -> bytes:
-    """A little-endian TIFF with the one value of a tag of its first page replaced."""
+    """A little-endian TIFF with one single-valued tag of its first page replaced."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         at = file.pages[0].tags[tag].offset  # type: ignore[union-attr]
     return data[: at + 2] + struct.pack("<HII", 4, 1, value) + data[at + 12 :]
@@ -87,7 +87,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_bytes(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG from its parts: `rows` are the filtered rows, `extra` are chunks before the pixels."""
+    """A PNG from its parts: `rows` are the filtered rows, `extra` the chunks before the pixels."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 
@@ -104,12 +104,12 @@ def orientation_exif(orientation: int) -> Image.Exif:
 
 
 def kinds() -> dict[str, bytes]:
-    """A small picture of every kind that is read."""
+    """A small picture of every supported kind."""
     colour, grey = Image.fromarray(scene()), Image.fromarray(scene(channels=1)[:, :, 0])
     palette = colour.quantize(16)
     rgba = Image.fromarray(scene(channels=4))
     frames = {"save_all": True, "append_images": [Image.fromarray(scene()[::-1])]}
-    made = {
+    pictures = {
         "jpeg": encoded("jpeg"),
         "jpeg grey": encoded("jpeg", channels=1),
         "jpeg progressive": pil_bytes(colour, "jpeg", progressive=True),
@@ -162,11 +162,13 @@ def kinds() -> dict[str, bytes]:
     }
     for name, channels, dtypes in (("png", (1, 3, 4), ("uint8", "uint16")), ("webp", (3, 4), ("uint8",))):
         for count in channels:
-            made |= {f"{name} {count} {dtype}": encoded(name, channels=count, dtype=dtype) for dtype in dtypes}
+            pictures |= {f"{name} {count} {dtype}": encoded(name, channels=count, dtype=dtype) for dtype in dtypes}
     for name in ("tiff", "npy"):
         for count in (1, 2, 3, 4, 7):
-            made |= {f"{name} {count} {dtype}": encoded(name, channels=count, dtype=dtype) for dtype in codec.DTYPES}
-    return made
+            pictures |= {
+                f"{name} {count} {dtype}": encoded(name, channels=count, dtype=dtype) for dtype in codec.DTYPES
+            }
+    return pictures
 
 
 def npy_array(pixels: NDArray[Any]) -> bytes:
@@ -176,7 +178,7 @@ def npy_array(pixels: NDArray[Any]) -> bytes:
 
 
 def table(pictures: Sequence[bytes | None], labels: Sequence[str | None] | None = None, **extras: Any) -> pa.Table:
-    """Rows of a dataset, with the keys "0", "1", ...; a damaged picture gets the header that it may have had."""
+    """Rows of a dataset with the keys "0", "1", ...; a damaged picture gets a plausible header."""
     columns = {name: pa.array(values) for name, values in extras.items()}
     records: list[ImageRecord] = []
     for row, data in enumerate(pictures):
@@ -207,11 +209,11 @@ def ingest(
     repair: bool = False,
     shard_bytes: int | None = None,
 ) -> Manifest:
-    """A source as a finished dataset, without Ray."""
+    """Ingests a source into a finished dataset, without Ray."""
     listing = list_source(str(source))
     work = IngestJob.of(listing, Options(), verify=verify, measure=measure, repair=repair)
     tasks = plan(listing.index, str(destination), Layout(shard_bytes))
     job = Job(kind="ingest", source=str(source))
     claim(str(destination), [job], overwrite=False)
-    made = Totals.of(work.run(task, lambda _: None) for task in tasks)
-    return finish(str(destination), [job], made, skipped=listing.skipped)
+    totals = Totals.of(work.run(task, lambda _: None) for task in tasks)
+    return finish(str(destination), [job], totals, skipped=listing.skipped)

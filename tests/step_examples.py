@@ -1,4 +1,4 @@
-"""Pictures made in code, and at least one text for every registered step."""
+"""Generated pictures, and at least one text for every registered step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from library.pipeline import Pipeline
 DTYPES = ("uint8", "uint16", "float32")
 WHITE = {"uint8": 255, "uint16": 65535, "float32": 1.0}
 
-# Each channel is by itself, and height, width, channels and dtype stay.
+# Channels are processed independently; height, width, channels and dtype do not change.
 PER_CHANNEL = (
     "invert",
     "binarize",
@@ -38,7 +38,7 @@ PER_CHANNEL = (
     "convolve([[0, 1, 0], [1, 2, 1]], normalize=True)",
 )
 
-# Each channel is by itself, and the size changes.
+# Channels are processed independently; the size changes.
 RESIZING = (
     "convolve([[1, 0, -1]], stride=2, padding=1)",
     'convolve([[1, 2], [3, 4]], padding="valid", dilation=2, normalize=True)',
@@ -56,7 +56,7 @@ RESIZING = (
     "rotate90(turns=2)",
 )
 
-# Channels are weighed together, or their number changes.
+# Channels are mixed, or their number changes.
 ACROSS_CHANNELS = (
     "grayscale",
     "rgb(background=[0, 0.5, 1])",
@@ -119,7 +119,7 @@ AUGMENTATIONS = (
 
 
 def step(text: str) -> Any:
-    """The one step that a text says."""
+    """The single step of a text."""
     (only,) = Pipeline.parse(text).steps
     return only
 
@@ -132,7 +132,7 @@ def picture(dtype: str = "uint8", channels: int = 3, height: int = 20, width: in
 
 
 def flat(value: float, dtype: str = "uint8", channels: int = 3, height: int = 12, width: int = 15) -> NDArray[Any]:
-    """One value everywhere, a fraction of white; read-only."""
+    """A picture of one value, a fraction of white; read-only."""
     return frozen(np.full((height, width, channels), value * WHITE[dtype]).astype(dtype))
 
 
@@ -141,10 +141,10 @@ def frozen(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels
 
 
-def assert_close(got: NDArray[Any], wanted: NDArray[Any], steps: float = 1, rtol: float = 1e-5) -> None:
-    """Equal shape and dtype; integers within `steps` (SIMD paths round ties apart), floats nearly."""
-    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+def assert_close(got: NDArray[Any], expected: NDArray[Any], steps: float = 1, rtol: float = 1e-5) -> None:
+    """Asserts equal shape and dtype, integers within `steps` (SIMD rounds ties differently), floats within `rtol`."""
+    assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
     if got.dtype == np.float32:
-        np.testing.assert_allclose(got, wanted, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol)
     else:
-        assert np.abs(got.astype(np.int64) - wanted).max(initial=0) <= steps
+        assert np.abs(got.astype(np.int64) - expected).max(initial=0) <= steps

@@ -1,4 +1,4 @@
-"""Pipelines: steps in order, and what runs them over pictures."""
+"""Pipelines: steps in order, and the code that runs them over pictures."""
 
 from library.pipeline.pipeline import Pipeline
 

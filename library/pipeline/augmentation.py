@@ -1,7 +1,6 @@
-"""Augmentation of one picture after another, the same for any number of workers.
+"""Augments decoded pictures, with the same result for any number of workers.
 
-What becomes of a picture hangs on the seed, the epoch and its key, and on nothing else: not on the order of pictures,
-not on threads, not on how many machines work.
+The result depends only on the seed, the epoch and the picture's key, not on the order of pictures, threads or machines.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from library.steps.base import Step, Steps, augmented
 
 
 def parse_augmentation(text: str) -> Pipeline:
-    """Read a pipeline of augmentations, with filters among them.
+    """Parses a pipeline of augmentations and filters.
 
     Raises:
-        GrammarError: points at the first mistake, a selector among them.
-        UsageError: when nothing in it is random.
+        GrammarError: points at the first mistake; a selector is one.
+        UsageError: if nothing in it is random.
     """
     pipeline = Pipeline.parse(text, refuse="selector")
     if all(step.kind == "filter" for step in pipeline.steps):
         raise UsageError(
-            f"nothing in '{pipeline}' is random, so all copies would be alike; add an augmentation, such as "
+            f"nothing in '{pipeline}' is random, so all copies would be equal; add an augmentation such as "
             "rotate(10), or make one copy with `striate filter`"
         )
     return pipeline
@@ -37,49 +36,48 @@ class Augmenter:
     """Runs a pipeline of augmentations and filters over decoded pictures.
 
     Attributes:
-        pipeline: the steps; no selector, and no filter that reads another column than the pixels.
-        seed: of all randomness, from 0.
+        pipeline: augmentations and filters; no selectors, and no filters that read other columns than the picture.
+        seed: 0 or more.
 
     Raises:
-        UsageError: for a step that has no place here.
+        UsageError: for a step that is not allowed.
     """
 
     pipeline: Pipeline
     seed: int
 
     def __post_init__(self) -> None:
-        for step in _all_steps(self.pipeline.steps):
+        for step in _with_nested(self.pipeline.steps):
             if step.kind == "selector":
                 raise UsageError(
-                    f"'{step.name}' drops pictures, and an augmentation only changes them; select with "
-                    "`striate filter` before"
+                    f"'{step.name}' drops pictures, which an augmentation cannot do; run it with `striate filter` "
+                    "before"
                 )
             if step.may_drop():
                 raise UsageError(
-                    f"'{step}' may drop a picture, and an augmentation only changes them; run it with `striate filter` "
-                    "before"
+                    f"'{step}' may drop a picture, which an augmentation cannot do; run it with `striate filter` before"
                 )
             columns = step.columns()
             if columns:
                 raise UsageError(
-                    f"'{step.name}' reads the column '{columns[0]}', and an augmentation sees pixels only; run it with "
+                    f"'{step.name}' reads the column '{columns[0]}', but an augmentation has pixels only; run it with "
                     "`striate filter` before"
                 )
 
     def apply(self, pixels: Pixels, epoch: int, key: str) -> Pixels:
-        """A picture's variant in one epoch.
+        """Returns the picture's variant for one epoch.
 
         Args:
             pixels: height x width x channels, uint8, uint16 or float32; never written to.
-            epoch: or the number of the copy; each gives another variant.
-            key: the picture's, unique in its dataset.
+            epoch: the epoch, or the number of the copy; each gives another variant.
+            key: the picture's key, unique in its dataset.
 
         Returns:
-            Pixels of the same dtype; the very same array where chance changed nothing.
+            Pixels of the same dtype; the very same array if nothing was changed.
 
         Raises:
-            BadPicture: when a step cannot take this picture (too small a crop, a hue without colours).
-            StepError: when a step's own code fails; names the key and the step.
+            BadPicture: if a step cannot process this picture (too small for a crop, grey for a change of hue).
+            StepError: if a step's own code fails; names the step, the key and the epoch.
         """
         rng = generator(self.seed, epoch, key)
         for step in self.pipeline.steps:
@@ -93,11 +91,11 @@ class Augmenter:
         return pixels
 
 
-def _all_steps(steps: Sequence[Step]) -> Iterator[Step]:
-    """Every step, and those that are parameters of another."""
+def _with_nested(steps: Sequence[Step]) -> Iterator[Step]:
+    """Yields every step, and those nested as parameters of another."""
     for step in steps:
         yield step
         for name in step.__dataclass_fields__:
             value = getattr(step, name)
             if isinstance(value, Steps):
-                yield from _all_steps(value.steps)
+                yield from _with_nested(value.steps)

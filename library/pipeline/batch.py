@@ -1,4 +1,4 @@
-"""One Arrow table of pictures through the steps: what is kept, dropped and rejected, and where the time went."""
+"""Runs steps over an Arrow table of pictures, and counts what is kept, dropped and rejected."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from library.imaging import codec
 from library.imaging.picture import Picture
 from library.steps.base import Filter, Selector, Step
 
-_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
+_compute: Any = pyarrow.compute  # its functions are created at import, so type checkers do not know them
 
 
 @dataclass
 class BatchResult:
-    """What came of one table: `rows in = table + dropped + rejects`.
+    """The result for one table: rows in = kept + dropped + rejected.
 
     Attributes:
-        table: the kept pictures, in the order they came.
-        rejects: the unusable ones, bytes untouched, with the columns `reason` and `detail`.
-        dropped: how many each selector's reason dropped.
-        rejected: how many each reject reason took.
+        table: the kept pictures, in their original order.
+        rejects: the pictures that cannot be used, bytes unchanged, with the columns `reason` and `detail`.
+        dropped: number of dropped pictures by reason.
+        rejected: number of rejected pictures by reason.
         seconds: time by stage: `decode`, each step's name, `encode`.
     """
 
@@ -46,31 +46,31 @@ def run_batch(
     encoding: codec.Encoding = codec.KEEP,
     limits: codec.Limits = codec.DEFAULT_LIMITS,
 ) -> BatchResult:
-    """Run `steps` over every row of `table`.
+    """Runs `steps` over every row of `table`.
 
     Args:
         steps: filters and selectors, first to last.
-        table: rows of a dataset; `width`, `height`, `channels` and `format` are read from the pictures where the
-            table lacks them.
+        table: rows of a dataset; `width`, `height`, `channels` and `format` are read from the pictures if the table
+            does not have them.
         encoding: how the pictures that a filter changed are stored.
-        limits: a picture past them is rejected before it is decoded.
+        limits: pictures beyond them are rejected before they are decoded.
 
     Raises:
-        StepError: when a step's own code fails; names the key and the step.
+        StepError: if a step's own code fails; names the key and the step.
     """
     rows = _Rows(table, limits)
-    done = _Outcome()
+    outcome = _Outcome()
     for row in range(table.num_rows):
         try:
-            _run_one(steps, rows.picture(row), row, encoding, done)
+            _run_one(steps, rows.picture(row), row, encoding, outcome)
         except BadPicture as bad:
-            done.rejects.append((row, bad.reason, bad.detail))
+            outcome.rejects.append((row, bad.reason, bad.detail))
     return BatchResult(
-        _kept_table(table, done),
-        reject_table(table, done.rejects),
-        done.dropped,
-        Counter(reason for _, reason, _ in done.rejects),
-        done.seconds,
+        _kept_table(table, outcome),
+        reject_table(table, outcome.rejects),
+        outcome.dropped,
+        Counter(reason for _, reason, _ in outcome.rejects),
+        outcome.seconds,
     )
 
 
@@ -82,45 +82,45 @@ class _Outcome:
     dropped: Counter[str] = field(default_factory=Counter[str])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
-    def spent(self, stage: str, seconds: float) -> None:
+    def add_seconds(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-def _run_one(steps: Sequence[Step], picture: Picture, row: int, encoding: codec.Encoding, done: _Outcome) -> None:
+def _run_one(steps: Sequence[Step], picture: Picture, row: int, encoding: codec.Encoding, outcome: _Outcome) -> None:
     try:
         for step in steps:
             start, decoding = perf_counter(), picture.decode_seconds
             try:
                 reason = run_step(step, picture)
             finally:
-                done.spent(step.name, perf_counter() - start - (picture.decode_seconds - decoding))
+                outcome.add_seconds(step.name, perf_counter() - start - (picture.decode_seconds - decoding))
             if reason is not None:
-                done.dropped[reason] += 1
+                outcome.dropped[reason] += 1
                 return
     finally:
-        done.spent("decode", picture.decode_seconds)
-    done.kept.append(row)
+        outcome.add_seconds("decode", picture.decode_seconds)
+    outcome.kept.append(row)
     if picture.changed:
         start = perf_counter()
         try:
             data, name = codec.encode(picture.pixels, encoding, picture.format)
         except BadPicture:
-            done.kept.pop()
+            outcome.kept.pop()
             raise
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
             raise StepError(f"encoding picture '{picture.key}' as {encoding} failed: {problem}") from error
         header = codec.Header(name, picture.width, picture.height, picture.channels)
-        done.changed[row] = (data, header)
-        done.spent("encode", perf_counter() - start)
+        outcome.changed[row] = (data, header)
+        outcome.add_seconds("encode", perf_counter() - start)
 
 
 def run_step(step: Step, picture: Picture) -> str | None:
-    """Run one step; returns why the picture is dropped, or None.
+    """Runs one step; returns the reason if the picture is dropped, else None.
 
     Raises:
-        BadPicture: when the picture cannot be used.
-        StepError: when the step's own code fails; names the key and the step.
+        BadPicture: if the picture cannot be used.
+        StepError: if the step's own code fails; names the key and the step.
     """
     try:
         if step.kind == "selector":
@@ -138,7 +138,7 @@ def run_step(step: Step, picture: Picture) -> str | None:
 
 
 def _columns(step: Step, picture: Picture) -> list[Any]:
-    """What a filter needs besides the pixels."""
+    """The values of the other columns that a filter needs."""
     names = step.columns()
     try:
         return [picture.column(name) for name in names]
@@ -147,7 +147,7 @@ def _columns(step: Step, picture: Picture) -> list[Any]:
 
 
 class _Rows:
-    """Pictures out of a table, one at a time; nothing is copied before a step asks for it."""
+    """The rows of a table as pictures; image bytes and other columns are only copied when a step needs them."""
 
     def __init__(self, table: pa.Table, limits: codec.Limits) -> None:
         self._table = table.combine_chunks()
@@ -180,7 +180,7 @@ def _image_bytes(table: pa.Table) -> Any:
 
 
 class _RowExtras(Mapping[str, Any]):
-    """One row's columns by name, converted when they are asked for."""
+    """One row's columns by name, converted on access."""
 
     def __init__(self, table: pa.Table, row: int) -> None:
         self._table, self._row = table, row
@@ -197,25 +197,25 @@ class _RowExtras(Mapping[str, Any]):
         return self._table.num_columns
 
 
-def _kept_table(table: pa.Table, done: _Outcome) -> pa.Table:
-    kept = table if len(done.kept) == table.num_rows else table.take(pa.array(done.kept, pa.int64()))
-    if not done.changed:
-        return kept
-    rows = [done.changed.get(row) for row in done.kept]
-    stored = _image_bytes(kept)
+def _kept_table(table: pa.Table, outcome: _Outcome) -> pa.Table:
+    pictures = table if len(outcome.kept) == table.num_rows else table.take(pa.array(outcome.kept, pa.int64()))
+    if not outcome.changed:
+        return pictures
+    rows = [outcome.changed.get(row) for row in outcome.kept]
+    stored = _image_bytes(pictures)
     data = [stored[i].as_py() if new is None else new[0] for i, new in enumerate(rows)]
-    columns: dict[str, Any] = {"image": _image_column(kept, data, rows)}
+    columns: dict[str, Any] = {"image": _image_column(pictures, data, rows)}
     for name in ("width", "height", "channels", "format"):
-        if name in kept.column_names:
-            old = kept[name].to_pylist()
+        if name in pictures.column_names:
+            old = pictures[name].to_pylist()
             values = [old[i] if new is None else getattr(new[1], name) for i, new in enumerate(rows)]
-            columns[name] = pa.array(values, kept.schema.field(name).type)
-    arrays = [columns.get(name, kept[name]) for name in kept.column_names]
-    return pa.Table.from_arrays(arrays, schema=kept.schema)
+            columns[name] = pa.array(values, pictures.schema.field(name).type)
+    arrays = [columns.get(name, pictures[name]) for name in pictures.column_names]
+    return pa.Table.from_arrays(arrays, schema=pictures.schema)
 
 
-def _image_column(kept: pa.Table, data: list[bytes], rows: Sequence[tuple[bytes, codec.Header] | None]) -> Any:
-    image = kept["image"]
+def _image_column(pictures: pa.Table, data: list[bytes], rows: Sequence[tuple[bytes, codec.Header] | None]) -> Any:
+    image = pictures["image"]
     if not pa.types.is_struct(image.type):
         return pa.array(data, image.type)
     fields = list(cast(pa.StructType, image.type))
@@ -237,8 +237,8 @@ def _renamed(path: str | None, name: str) -> str | None:
 
 
 def reject_table(table: pa.Table, rejects: Sequence[tuple[int, str, str]]) -> pa.Table:
-    """Rows of `table` that cannot be used, from their numbers, reasons and details; bytes untouched."""
-    taken = table.take(pa.array([row for row, _, _ in rejects], pa.int64()))
+    """The rows of `table` listed in `rejects` as (row number, reason, detail), with the last two as columns."""
+    rows = table.take(pa.array([row for row, _, _ in rejects], pa.int64()))
     for name, values in zip(REJECT_COLUMNS, ([r[1] for r in rejects], [r[2] for r in rejects]), strict=True):
-        taken = taken.append_column(name, pa.array(values, pa.string()))
-    return taken
+        rows = rows.append_column(name, pa.array(values, pa.string()))
+    return rows

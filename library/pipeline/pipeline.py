@@ -1,8 +1,8 @@
-"""Steps in order: read from text, written as canonical text, identified by a digest, run over pictures.
+"""Pipelines: parsed from text, written as canonical text, identified by a digest, run over pictures.
 
 pipeline = Pipeline.parse("grayscale | gaussian_blur(sigma=1.5)")
-pipeline.apply(pixels)                                                   # one array
-ray.data.read_parquet(uri).map_batches(pipeline, batch_format="pyarrow")  # a user's own Ray Data program
+pipeline.apply(pixels)                                                    # one array
+ray.data.read_parquet(uri).map_batches(pipeline, batch_format="pyarrow")  # in your own Ray Data program
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Steps in order. Two pipelines are equal when their canonical texts are.
+    """Steps in order. Two pipelines are equal if their canonical texts are.
 
     Attributes:
-        steps: what is done to each picture, first to last; may be empty (a plain copy).
+        steps: applied to each picture, first to last; empty for a plain copy.
     """
 
     steps: tuple[Step, ...] = ()
 
     @classmethod
     def parse(cls, text: str, refuse: _Refusable | None = None) -> Pipeline:
-        """Read a pipeline such as `grayscale | edges(direction="vertical")`.
+        """Parses a pipeline such as `grayscale | edges(direction="vertical")`.
 
         Args:
             text: the pipeline.
-            refuse: steps of this kind have no place in it: augmentations in a pipeline that must give the same
-                result every time, selectors in one that augments.
+            refuse: the kind of step that is not allowed: "augmentation" where the result must be the same every time,
+                "selector" where pictures are augmented.
 
         Raises:
             GrammarError: points at the first mistake and says what would work.
@@ -54,8 +54,8 @@ class Pipeline:
 
     @classmethod
     def from_chain(cls, chain: Chain, refuse: _Refusable | None = None) -> Pipeline:
-        """Make the steps of an already parsed text; raises as `parse`."""
-        steps = tuple(_make(call, chain.text) for call in chain.calls)
+        """Builds the pipeline of a parsed text; raises the same errors as `parse`."""
+        steps = tuple(_build(call, chain.text) for call in chain.calls)
         for step, call in zip(steps, chain.calls, strict=True):
             if step.kind == refuse:
                 raise GrammarError(
@@ -64,7 +64,7 @@ class Pipeline:
         return cls(steps)
 
     def __str__(self) -> str:
-        """The canonical text, with every parameter: a default that changes later changes no old pipeline."""
+        """The canonical text. It has every parameter, so a later change of a default does not change old pipelines."""
         return " | ".join(map(str, self.steps))
 
     @property
@@ -73,13 +73,13 @@ class Pipeline:
         return hashlib.sha256(str(self).encode()).hexdigest()
 
     def apply(self, pixels: Pixels) -> Pixels:
-        """Run the filters over one decoded picture.
+        """Runs the filters over one decoded picture.
 
         Args:
             pixels: height x width x channels, uint8, uint16 or float32.
 
         Raises:
-            TypeError: if a step is not a filter, or needs other columns than the pixels.
+            TypeError: if a step is not a filter or needs other columns than the picture.
         """
         for step in self.steps:
             if step.kind == "augmentation":
@@ -87,22 +87,22 @@ class Pipeline:
                     f"'{step.name}' is random and needs a seed; use library.pipeline.augmentation.Augmenter"
                 )
             if step.kind != "filter" or step.columns():
-                raise TypeError(f"'{step.name}' needs the whole record, not only its pixels; use run_batch")
+                raise TypeError(f"'{step.name}' needs the whole record, not only the pixels; use run_batch")
             pixels = cast(Filter, step)(pixels)
         return pixels
 
     def __call__(self, table: pa.Table, encode: str = "keep", *, rejects: bool = False) -> pa.Table:
-        """One batch of a dataset through the pipeline, for `map_batches(..., batch_format="pyarrow")`.
+        """Runs one batch of a dataset through the pipeline, for `map_batches(..., batch_format="pyarrow")`.
 
         Args:
             table: rows of a dataset, with at least `key` and `image`.
-            encode: how changed pictures are stored, as `--encode`.
-            rejects: return pictures that cannot be used too, after the others: their bytes untouched, and in two more
-                columns `reason` and `detail`, which are null in the rows of the others.
+            encode: how changed pictures are stored, as in `--encode`.
+            rejects: whether to append the pictures that cannot be used, with their bytes unchanged. Two more columns,
+                `reason` and `detail`, are then added, which are null for the other pictures.
 
         Returns:
-            The pictures that are kept, with the same columns. Those that a selector dropped are left out; those that
-            cannot be used as well, without `rejects`, and their number is logged with a reason.
+            The kept pictures, with the same columns, without those that a selector dropped. Pictures that cannot be
+            used are left out and their reasons logged, unless `rejects` is true.
 
         Raises:
             TypeError: if a step is an augmentation.
@@ -116,17 +116,17 @@ class Pipeline:
         if rejects:
             return pa.concat_tables([result.table, result.rejects], promote_options="default")
         if result.rejects.num_rows:
-            _log.warning("left out %d pictures that cannot be used: %s", result.rejects.num_rows, result.rejected)
+            _log.warning("left out %d pictures that cannot be used: %s", result.rejects.num_rows, dict(result.rejected))
         return result.table
 
 
 _REFUSED: dict[Kind, str] = {
-    "selector": "'{}' drops pictures, and an augmentation only changes them; select with `striate filter` before",
-    "augmentation": "'{}' is random, and a filter gives one result every time; `striate augment` writes random copies",
+    "selector": "'{}' drops pictures, which an augmentation cannot do; run it with `striate filter` before",
+    "augmentation": "'{}' is random, but a filter must give the same result every time; use `striate augment`",
 }
 
 
-def _make(call: Call, text: str) -> Step:
+def _build(call: Call, text: str) -> Step:
     cls = REGISTRY.get(call.name)
     if cls is None:
         message = f"unknown step '{call.name}'{nearest(call.name, REGISTRY)}; `striate steps` lists them all"
@@ -152,7 +152,7 @@ def _make(call: Call, text: str) -> Step:
                 f"unknown step '{word.name}'{nearest(word.name, REGISTRY)}; text needs quotes: {name}=\"{word.name}\""
             )
             raise GrammarError(message, text, word.span.offset, word.span.length)
-    # No parameter takes selectors: what is nested changes a picture, and cannot drop it.
+    # No parameter takes selectors: nested steps change a picture and cannot drop it.
     nested = {
         name: Pipeline.from_chain(value, refuse="selector") if isinstance(value, Chain) else value
         for name, value in values.items()
@@ -160,21 +160,21 @@ def _make(call: Call, text: str) -> Step:
     try:
         return cast(Any, cls)(**nested)
     except pydantic.ValidationError as error:
-        raise _explained(error, call, spans, nested, text) from None
+        raise _readable(error, call, spans, nested, text) from None
 
 
 def _is_bare_word(call: Call) -> bool:
     return call.name not in REGISTRY and not call.args and not call.kwargs
 
 
-def _explained(
+def _readable(
     error: pydantic.ValidationError, call: Call, spans: dict[str, Span], values: dict[str, Any], text: str
 ) -> GrammarError:
-    """The first parameter that is wrong, in the words of the grammar."""
+    """An error about the first wrong parameter, in the terms of the grammar instead of pydantic's."""
     errors = error.errors(include_url=False)
-    same = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
-    # Of the forms that a parameter may take, the one meant is that whose type fits.
-    first = next((one for one in same if not one["type"].endswith("_type")), errors[0])
+    same_parameter = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
+    # A parameter may accept several types; the error about the type that was given is the useful one.
+    first = next((each for each in same_parameter if not each["type"].endswith("_type")), errors[0])
     name = str(first["loc"][0]) if first["loc"] else ""
     problem = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "should")
     problem = problem.replace("Tuple should", "should").replace("tuple", "list").replace(" after validation", "")

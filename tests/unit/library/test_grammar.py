@@ -1,4 +1,4 @@
-"""Text of pipelines: what is read, what is refused, and where the caret points."""
+"""The grammar of pipelines: accepted and refused texts, and where the caret points."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from library.grammar import MAX_TEXT_CHARS, Chain, format_call, format_value, ne
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text() | st.binary()
 SCALARS |= st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4).map(tuple), max_leaves=8)
-# `_` keeps a name apart from Python's keywords, which no step can have.
+# `_` avoids Python's keywords, which cannot be names of steps.
 NAMES = st.text(string.ascii_lowercase + "_", max_size=8).map(lambda name: f"{name}_")
 CALLS = st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=4))
 
 
 def marked(error: GrammarError) -> str:
-    """What the caret and its tail stand under, read from the message as a person does."""
+    """The text above the caret and its tail, taken from the message as a person reads it."""
     line, marks = str(error).split("\n")[-2:]
     start = marks.index("^")
     assert marks.strip() == "^" + "~" * (len(marks) - start - 1)
@@ -48,10 +48,10 @@ def test_the_canonical_text_is_read_back_as_the_same_calls(calls: list[tuple[str
 @example("\u2028\x85\x0b\x00'\"\\\r\n\t\U0001f600")
 @example(True)
 @example(())
-def test_every_value_is_written_so_that_it_reads_back_with_its_type(value: object) -> None:
+def test_every_value_survives_its_text_with_its_type(value: object) -> None:
     (call,) = parse(f"step({format_value(value)})").calls
     assert call.args == (value,)
-    assert repr(call.args) == repr((value,)), "1, 1.0 and True are equal, and not the same"
+    assert repr(call.args) == repr((value,)), "1, 1.0 and True are equal but not the same"
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid escape sequence")
@@ -61,7 +61,7 @@ def test_every_value_is_written_so_that_it_reads_back_with_its_type(value: objec
 @example("\\")
 @example("\x00")
 @example("a\ud800")
-def test_any_text_is_read_or_refused_at_a_place_in_it(text: str) -> None:
+def test_any_text_is_parsed_or_refused_at_a_place_in_it(text: str) -> None:
     try:
         chain = parse(text)
     except GrammarError as error:
@@ -90,7 +90,7 @@ def test_names_spaces_lines_and_comments_are_as_in_python() -> None:
     assert calls[2].args == ((224, 16),)
 
 
-def test_a_call_may_stand_as_an_argument_and_so_may_several() -> None:
+def test_an_argument_may_be_a_call_or_a_chain_of_calls() -> None:
     (call,) = parse("sometimes(0.5, blur(sigma=1) | invert, other=sharpen)").calls
     assert call.args[0] == 0.5
     assert isinstance(call.args[1], Chain)
@@ -98,7 +98,7 @@ def test_a_call_may_stand_as_an_argument_and_so_may_several() -> None:
     assert isinstance(call.kwargs["other"], Chain)
 
 
-def test_three_hundred_steps_are_no_problem() -> None:
+def test_three_hundred_steps_are_parsed() -> None:
     assert len(parse(" | ".join(["grayscale"] * 300)).calls) == 300
 
 
@@ -130,7 +130,7 @@ def test_three_hundred_steps_are_no_problem() -> None:
         ("a(x=1, 2)", ")", "positional argument follows keyword"),
     ],
 )
-def test_the_caret_stands_under_the_mistake(text: str, place: str, message: str) -> None:
+def test_the_caret_points_at_the_mistake(text: str, place: str, message: str) -> None:
     error = refused(text)
     assert message in str(error)
     assert marked(error) == place
@@ -150,7 +150,7 @@ def test_the_caret_stands_under_the_mistake(text: str, place: str, message: str)
         ("a\ud800", 1),
     ],
 )
-def test_text_that_is_no_expression_is_refused_where_it_stops_being_one(text: str, offset: int) -> None:
+def test_text_that_is_not_an_expression_is_refused_at_the_mistake(text: str, offset: int) -> None:
     error = refused(text)
     assert "not a pipeline" in error.message
     assert error.offset == offset
@@ -186,7 +186,7 @@ def test_code_is_never_run(text: str, tmp_path: Path) -> None:
         chain = parse(text.format(marker=marker))
     except GrammarError:
         pass
-    else:  # a call as an argument is read, as a step named `open`
+    else:  # a call as an argument is parsed as a step named `open`
         assert isinstance(chain.calls[0].kwargs["x"], Chain)
     assert not marker.exists()
 
@@ -208,17 +208,17 @@ def test_code_is_never_run(text: str, tmp_path: Path) -> None:
     ],
     ids=lambda text: f"{text[:6]} {len(text)}",
 )
-def test_text_that_is_too_deep_or_too_long_is_refused_in_few_words(text: str) -> None:
+def test_too_deep_or_too_long_text_is_refused_with_a_short_message(text: str) -> None:
     assert len(str(refused(text))) < 800
 
 
-def test_of_a_very_long_line_the_part_with_the_mistake_is_shown() -> None:
+def test_a_very_long_line_is_shown_only_around_the_mistake() -> None:
     error = refused("grayscale | " * 500 + "mistake.here" + " | grayscale" * 500)
     assert marked(error) == "mistake.here"
     assert max(map(len, str(error).split("\n"))) < 200
 
 
-def test_an_error_keeps_its_parts_when_it_is_pickled() -> None:
+def test_a_pickled_error_keeps_its_parts() -> None:
     error = refused("a | b(x={})")
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, UsageError)
@@ -226,7 +226,7 @@ def test_an_error_keeps_its_parts_when_it_is_pickled() -> None:
     assert (again.message, again.text, again.offset, again.length) == (error.message, error.text, 8, 2)
 
 
-def test_the_nearest_name_is_suggested_or_all_of_a_few_are_named() -> None:
+def test_the_nearest_name_is_suggested_or_a_few_are_listed() -> None:
     assert nearest("gausian_blur", ["gaussian_blur", "canny"]) == " (did you mean 'gaussian_blur'?)"
     assert nearest("zzz", ["b", "a"]) == " (one of: a, b)"
     assert nearest("zzz", map(str, range(50))) == ""

@@ -1,4 +1,4 @@
-"""Files on disk and in stores: a real S3 server, and emulators of the others where their variables are set.
+"""Files on disk and in stores: a real S3 server, and emulators of the other stores if their variables are set.
 
 npx azurite-blob --blobPort 10000 --inMemoryPersistence --skipApiVersionCheck
 gcp-storage-emulator start --port=9023 --in-memory
@@ -28,7 +28,7 @@ _EMULATORS = {"az": "AZURE_STORAGE_CONNECTION_STRING", "gs": "STORAGE_EMULATOR_H
 
 @pytest.fixture(params=["disk", "s3", "az", "gs"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty folder on disk, in a bucket, and in a container."""
+    """An empty folder on disk, in a bucket or in a container."""
     if request.param == "disk":
         return str(tmp_path / "folder")
     if request.param in _EMULATORS:
@@ -40,7 +40,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("bucket") + "/folder"
 
 
-def test_what_is_written_is_read_back(folder: str) -> None:
+def test_written_files_are_read_back(folder: str) -> None:
     storage.write_bytes(f"{folder}/a/b.bin", b"hello")
     assert storage.read_bytes(f"{folder}/a/b.bin") == b"hello"
     assert storage.exists(f"{folder}/a/b.bin")
@@ -48,15 +48,15 @@ def test_what_is_written_is_read_back(folder: str) -> None:
     assert not storage.exists(f"{folder}/a/c.bin")
 
 
-def test_a_listing_is_sorted_and_tells_sizes_and_paths(folder: str) -> None:
+def test_a_listing_is_sorted_and_has_sizes_and_paths(folder: str) -> None:
     for path in ("b/2.bin", "a.bin", "b/1.bin"):
         storage.write_bytes(f"{folder}/{path}", path.encode())
-    found = storage.list_files(folder)
-    assert [(file.path, file.size) for file in found] == [("a.bin", 5), ("b/1.bin", 7), ("b/2.bin", 7)]
-    assert storage.read_bytes(found[1].uri) == b"b/1.bin"
+    files = storage.list_files(folder)
+    assert [(file.path, file.size) for file in files] == [("a.bin", 5), ("b/1.bin", 7), ("b/2.bin", 7)]
+    assert storage.read_bytes(files[1].uri) == b"b/1.bin"
 
 
-def test_a_listing_sees_what_another_program_wrote_after_the_last_listing(folder: str) -> None:
+def test_a_listing_is_never_served_from_memory(folder: str) -> None:
     assert storage.list_files(folder) == []
     storage.write_bytes(f"{folder}/late.bin", b"x")
     assert [file.path for file in storage.list_files(folder)] == ["late.bin"]
@@ -64,7 +64,7 @@ def test_a_listing_sees_what_another_program_wrote_after_the_last_listing(folder
     assert storage.list_files(folder) == []
 
 
-def test_parts_of_many_files_come_in_the_order_asked_and_a_missing_one_is_its_error(folder: str) -> None:
+def test_parts_of_files_are_read_in_order_and_a_missing_one_is_its_error(folder: str) -> None:
     storage.write_bytes(f"{folder}/one.bin", bytes(range(100)))
     storage.write_bytes(f"{folder}/two.bin", bytes(range(100, 200)))
     parts = storage.read_many(
@@ -81,7 +81,7 @@ def test_parts_of_many_files_come_in_the_order_asked_and_a_missing_one_is_its_er
     assert parts[3] == bytes([98, 99])
 
 
-def test_a_large_file_is_written_in_parts_and_its_digest_is_that_of_its_bytes(folder: str) -> None:
+def test_a_large_file_is_written_in_parts_with_the_digest_of_its_bytes(folder: str) -> None:
     block = os.urandom(2**20)
     with storage.writer(f"{folder}/large.bin") as file:
         for _ in range(40):
@@ -95,12 +95,12 @@ def test_a_large_file_is_written_in_parts_and_its_digest_is_that_of_its_bytes(fo
 
 
 @pytest.mark.parametrize("size", [10, 20 * 2**20], ids=["small", "in parts"])
-def test_a_file_whose_writing_fails_does_not_appear_and_leaves_nothing(folder: str, size: int) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(folder: str, size: int) -> None:
     storage.write_bytes(f"{folder}/kept.bin", b"old")
     with contextlib.suppress(ZeroDivisionError), storage.writer(f"{folder}/kept.bin") as file:
         file.write(b"x" * size)
         raise ZeroDivisionError
-    assert [(found.path, found.size) for found in storage.list_files(folder)] == [("kept.bin", 3)]
+    assert [(file.path, file.size) for file in storage.list_files(folder)] == [("kept.bin", 3)]
 
 
 def test_a_missing_file_is_named(folder: str) -> None:
@@ -113,7 +113,7 @@ def test_a_bucket_that_does_not_exist_is_named(bucket: str) -> None:
         storage.write_bytes("s3://no-such-bucket-here/x", b"data")
 
 
-def test_a_failure_of_who_writes_is_not_called_one_of_the_store(folder: str) -> None:
+def test_the_writing_codes_own_error_is_not_reported_as_the_stores(folder: str) -> None:
     with pytest.raises(OSError, match="of something else"), storage.writer(f"{folder}/x.bin"):
         raise OSError("of something else")
 
@@ -140,7 +140,7 @@ def test_wrong_credentials_say_which_variables_to_check(bucket: str, monkeypatch
         ("abfs:///x", "names no container; write az://container/folder"),
     ],
 )
-def test_an_address_that_is_not_read_says_which_are(uri: str, message: str) -> None:
+def test_an_unsupported_address_names_the_supported_ones(uri: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         storage.normalize(uri)
 
@@ -158,12 +158,12 @@ def test_a_store_whose_package_is_missing_names_it(
 
 
 @pytest.mark.parametrize("write", [lambda uri: storage.write_bytes(uri, b"x"), lambda uri: storage.remove([uri])])
-def test_a_hub_repository_is_read_and_not_written(write: Callable[[str], None]) -> None:
+def test_a_hub_repository_can_be_read_but_not_written(write: Callable[[str], None]) -> None:
     with pytest.raises(UsageError, match="hf:// is read, not written"):
         write("hf://datasets/owner/name/x")
 
 
-def test_any_file_system_of_fsspec_works_by_the_same_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_fsspec_file_system_works_through_the_same_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(stores.STORES, "memory", stores.Store("", "memory://b/x", "bucket", "", ()))
     folder = f"memory://bucket-{uuid.uuid4().hex}/folder"
     storage.write_bytes(f"{folder}/a/1.bin", b"12345")
@@ -172,21 +172,21 @@ def test_any_file_system_of_fsspec_works_by_the_same_functions(monkeypatch: pyte
     assert [(file.path, file.size) for file in storage.list_files(folder)] == [("a/1.bin", 5), ("b.bin", 3)]
     assert storage.list_files(f"{folder}/none") == []
     assert [storage.is_folder(uri) for uri in (folder, f"{folder}/a", f"{folder}/b.bin")] == [True, True, False]
-    wanted = [Span(f"{folder}/b.bin"), Span(f"{folder}/none"), Span(f"{folder}/a/1.bin", 1, 2)]
-    parts = storage.read_many(wanted)
+    spans = [Span(f"{folder}/b.bin"), Span(f"{folder}/none"), Span(f"{folder}/a/1.bin", 1, 2)]
+    parts = storage.read_many(spans)
     assert (parts[0], type(parts[1]), parts[2]) == (b"abc", FileNotFoundError, b"23")
     storage.remove([f"{folder}/b.bin"])
     assert not storage.exists(f"{folder}/b.bin")
 
 
-def test_parts_of_files_on_disk_and_in_a_store_come_in_one_answer(bucket: str, tmp_path: Path) -> None:
+def test_one_call_reads_parts_of_files_on_disk_and_in_a_store(bucket: str, tmp_path: Path) -> None:
     for uri in (f"{bucket}/x", str(tmp_path / "x")):
         storage.write_bytes(uri, uri.encode())
     uris = [f"{bucket}/x", str(tmp_path / "x"), f"{bucket}/x"]
     assert storage.read_many([Span(uri) for uri in uris]) == [uri.encode() for uri in uris]
 
 
-def test_paths_are_made_absolute_and_plain() -> None:
+def test_paths_are_normalized() -> None:
     assert storage.normalize("s3://bucket//a/../b/") == "s3://bucket/b"
     assert storage.normalize("s3://bucket/") == "s3://bucket"
     assert storage.normalize("gcs://bucket/a/") == "gs://bucket/a"
@@ -196,7 +196,7 @@ def test_paths_are_made_absolute_and_plain() -> None:
     assert storage.normalize("x/../y/") == os.path.join(os.getcwd(), "y")
 
 
-def test_a_folder_contains_itself_and_what_lies_in_it_also_through_links(tmp_path: Path) -> None:
+def test_a_folder_contains_itself_and_its_files_even_through_links(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a")
     assert storage.contains(str(tmp_path / "a"), str(tmp_path / "link" / "b"))

@@ -1,4 +1,4 @@
-"""The same picture, epoch and seed: the same pixels, whoever asks. And where chance is refused."""
+"""Augmentation: the same picture, epoch and seed give the same pixels; and where random steps are refused."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def augmenter(text: str = TEXT, seed: int = 0) -> Augmenter:
     return Augmenter(Pipeline.parse(text), seed)
 
 
-def test_neither_order_nor_threads_nor_a_fresh_object_change_a_variant() -> None:
+def test_order_threads_and_new_objects_do_not_change_a_variant() -> None:
     pixels = scene(24, 24)
-    asked = [(epoch, f"key {number}") for epoch in range(3) for number in range(20)]
-    wanted = {(epoch, key): augmenter().apply(pixels, epoch, key).tobytes() for epoch, key in asked}
-    shuffled = random.Random(3).sample(asked, len(asked))
+    calls = [(epoch, f"key {number}") for epoch in range(3) for number in range(20)]
+    expected = {(epoch, key): augmenter().apply(pixels, epoch, key).tobytes() for epoch, key in calls}
+    shuffled = random.Random(3).sample(calls, len(calls))
     shared = augmenter()
     with ThreadPoolExecutor(4) as pool:
         got = pool.map(lambda where: shared.apply(pixels, *where).tobytes(), shuffled)
-        assert dict(zip(shuffled, got, strict=True)) == wanted
+        assert dict(zip(shuffled, got, strict=True)) == expected
 
 
 def test_another_epoch_key_or_seed_gives_another_variant() -> None:
@@ -49,8 +49,8 @@ def test_another_epoch_key_or_seed_gives_another_variant() -> None:
     assert len(set(variants)) == len(variants)
 
 
-def test_the_variants_of_a_seed_are_fixed_for_good() -> None:
-    # Written down once: a dataset that was augmented before must come out the same.
+def test_the_variants_of_a_seed_never_change() -> None:
+    # These values must never change: augmenting a dataset again must give the same pictures.
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
     moved = [augmenter("shift(x=0.5, y=0.4) | flip", 7).apply(pixels, epoch, "cat/a.jpg") for epoch in (2, 5)]
     assert [variant[:, :, 0].tolist() for variant in moved] == [
@@ -59,13 +59,13 @@ def test_the_variants_of_a_seed_are_fixed_for_good() -> None:
     ]
 
 
-def test_filters_run_as_they_are_and_what_chance_leaves_alone_is_the_very_same_array() -> None:
+def test_filters_run_and_unchanged_pictures_are_the_very_same_array() -> None:
     pixels = scene(24, 24)
     np.testing.assert_array_equal(augmenter("invert | flip(p=0)").apply(pixels, 0, "a"), 255 - pixels)
     assert augmenter("flip(p=0) | sometimes(0, invert)").apply(pixels, 0, "a") is pixels
 
 
-def test_a_step_that_fails_names_the_picture_and_the_epoch_and_a_bad_picture_stays_one() -> None:
+def test_a_failing_step_names_the_picture_and_the_epoch() -> None:
     broken: Any = np.zeros((4, 4, 3), np.complex64)
     with pytest.raises(StepError, match=r"step 'brightness\(amount=0.5\)' failed on picture 'cat/a' in epoch 3: "):
         augmenter("brightness(0.5)").apply(broken, 3, "cat/a")
@@ -73,22 +73,22 @@ def test_a_step_that_fails_names_the_picture_and_the_epoch_and_a_bad_picture_sta
         augmenter("random_crop(9)").apply(scene(4, 4), 0, "a")
 
 
-def test_what_has_no_place_in_an_augmentation_is_refused() -> None:
+def test_selectors_and_filters_with_columns_cannot_augment() -> None:
     with pytest.raises(UsageError, match="'not_blank' drops pictures"):
         augmenter("flip | not_blank")
-    with pytest.raises(UsageError, match="'blur_background' reads the column 'mask', and an augmentation sees pixels"):
+    with pytest.raises(UsageError, match="'blur_background' reads the column 'mask', but an augmentation has pixels"):
         augmenter('flip | sometimes(0.5, blur_background(mask_column="mask"))')
-    with pytest.raises(UsageError, match=r"nothing in 'invert' is random, so all copies would be alike"):
+    with pytest.raises(UsageError, match=r"nothing in 'invert' is random, so all copies would be equal"):
         parse_augmentation("invert")
     with pytest.raises(GrammarError, match="'sample' drops pictures") as refused:
         parse_augmentation("flip | sample(0.5)")
     assert (refused.value.offset, refused.value.length) == (7, 6)
 
 
-def test_an_augmentation_is_refused_where_the_result_must_be_the_same_every_time(tmp_path: Path) -> None:
+def test_filtering_refuses_augmentations(tmp_path: Path) -> None:
     for text in ("grayscale | rotate(15)", "sometimes(0.5, invert)"):
         with pytest.raises(
-            GrammarError, match=r"is random, and a filter gives one result.*`striate augment`"
+            GrammarError, match=r"is random, but a filter must give the same result.*`striate augment`"
         ) as refused:
             plan_filter(str(tmp_path / "a"), str(tmp_path / "b"), text)
         assert text[refused.value.offset :].startswith(("rotate", "sometimes"))
@@ -98,7 +98,7 @@ def test_an_augmentation_is_refused_where_the_result_must_be_the_same_every_time
             Pipeline.parse(text)(table([encoded()]))
 
 
-# -- striate show --augment, and what striate augment refuses ----------------------------------------------------------
+# -- striate show --augment, and refusals of striate augment -----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "made")
 
 
-def test_a_sheet_has_a_row_a_picture_itself_first_then_its_variants(dataset: str) -> None:
+def test_a_sheet_shows_each_picture_followed_by_its_variants(dataset: str) -> None:
     sheet = contact_sheet(dataset, "invert | flip(p=1)", keys=["cat/a.png"], augment=3, tile_px=64)
     drawn = codec.decode(sheet.png)
     assert drawn.shape[1] == 10 + 4 * (64 + 10)
@@ -125,7 +125,7 @@ def test_a_sheet_has_a_row_a_picture_itself_first_then_its_variants(dataset: str
     assert sheet.pictures[0]["variants"] == ["64x64x3"] * 3
 
 
-def test_the_variants_of_a_sheet_are_those_of_the_seed_and_bad_pictures_say_why(dataset: str) -> None:
+def test_the_variants_on_a_sheet_follow_the_seed_and_rejects_say_why(dataset: str) -> None:
     sheet = contact_sheet(dataset, "random_crop(32)", augment=2)
     assert {fact["key"]: fact["variants"] for fact in sheet.pictures} == {
         "cat/a.png": ["32x32x3"] * 2,
@@ -149,7 +149,9 @@ def test_the_variants_of_a_sheet_are_those_of_the_seed_and_bad_pictures_say_why(
         ("invert", {"seed": 3}, "--seed has no effect without --augment"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(dataset: str, steps: str, options: dict[str, int], message: str) -> None:
+def test_invalid_options_of_show_augment_are_explained(
+    dataset: str, steps: str, options: dict[str, int], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         contact_sheet(dataset, steps, **options)  # type: ignore[arg-type] -- one table of several options
 
@@ -166,7 +168,7 @@ def test_what_cannot_be_drawn_is_said(dataset: str, steps: str, options: dict[st
         ("flip | sample(0.5)", {"copies": 2}, "'sample' drops pictures"),
     ],
 )
-def test_what_cannot_be_written_is_said_before_anything_is(
+def test_invalid_options_of_augment_are_explained_before_writing(
     dataset: str, tmp_path: Path, steps: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

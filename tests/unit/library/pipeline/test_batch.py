@@ -1,4 +1,4 @@
-"""One table through the steps: nothing is lost, nothing is touched that no step changed."""
+"""Running steps over a table: no picture is lost, and none is changed except by a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import result, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -33,7 +33,7 @@ def run(text: str, rows: pa.Table, *options: Any) -> BatchResult:
 
 @pytest.fixture
 def _own_steps() -> Iterator[None]:
-    """Steps that a test registers are gone after it."""
+    """Removes the steps that a test registers."""
     before = dict(REGISTRY)
     yield
     REGISTRY.clear()
@@ -52,10 +52,10 @@ PIPELINES = ["", "grayscale", "min_size(short_side=10)", "not_blank | min_size(s
 
 
 @settings(deadline=None)
-@given(
+@result(
     st.lists(st.sampled_from([GOOD, SMALL, GREY, DAMAGED, b"", b"text", None]), max_size=12), st.sampled_from(PIPELINES)
 )
-def test_what_comes_in_is_kept_dropped_or_rejected_in_its_order(pictures: list[bytes | None], text: str) -> None:
+def test_every_picture_is_kept_dropped_or_rejected_in_order(pictures: list[bytes | None], text: str) -> None:
     rows = table(pictures, number=list(range(len(pictures))) or pa.array([], pa.int64()))
     result = run(text, rows)
     assert rows.num_rows == result.table.num_rows + result.dropped.total() + result.rejects.num_rows
@@ -84,29 +84,29 @@ def test_each_drop_and_reject_is_counted_under_its_reason() -> None:
     assert result.rejected == {"truncated": 1, "empty": 2, "not_an_image": 1}
 
 
-def test_a_picture_without_bytes_is_a_reject_even_where_no_step_looks_at_it() -> None:
+def test_a_picture_without_bytes_is_a_reject_even_without_steps() -> None:
     for text in ("", "min_size(short_side=1)", "invert"):
         result = run(text, table([GOOD, None]))
         assert (result.table["key"].to_pylist(), result.rejected) == (["0"], {"empty": 1})
         assert result.rejects["image"].to_pylist()[0]["bytes"] is None
 
 
-def test_a_result_that_the_encoding_cannot_hold_is_a_reject_with_its_first_bytes() -> None:
+def test_a_result_that_cannot_be_encoded_is_a_reject_with_its_old_bytes() -> None:
     rgba = encoded("png", channels=4)
     result = run("invert", table([rgba, GOOD]), Encoding.parse("jpeg"))
     assert (result.rejected, result.table["key"].to_pylist()) == ({"cannot_encode": 1}, ["1"])
     assert result.rejects["image"][0].as_py()["bytes"] == rgba
 
 
-def test_a_picture_past_the_limits_is_rejected_before_it_is_decoded() -> None:
+def test_a_picture_beyond_the_limits_is_rejected_before_decoding() -> None:
     result = run("invert", table([GOOD, SMALL]), codec.KEEP, Limits(max_pixels=1000))
     assert (result.rejected, result.table["key"].to_pylist()) == ({"too_large": 1}, ["1"])
 
 
-# -- what is not touched ----------------------------------------------------------------------------------------------
+# -- what stays unchanged ---------------------------------------------------------------------------------------------
 
 
-def test_selectors_of_the_header_decode_nothing_and_keep_the_exact_bytes() -> None:
+def test_selectors_of_the_header_decode_nothing_and_keep_the_bytes() -> None:
     text = 'min_size(short_side=10) | keep_labels(["cat"]) | keep_channels([3]) | file_size_between(min_bytes=9)'
     result = run(text, table([GOOD, DAMAGED, b"no picture at all"], ["cat", "cat", "dog"]))
     assert stored(result) == {"0": GOOD, "1": DAMAGED}
@@ -114,19 +114,19 @@ def test_selectors_of_the_header_decode_nothing_and_keep_the_exact_bytes() -> No
     assert not result.seconds["decode"]
 
 
-def test_selectors_of_pixels_keep_the_exact_bytes_too() -> None:
+def test_selectors_of_pixels_keep_the_bytes_too() -> None:
     result = run("not_blank", table([GOOD, DAMAGED]))
     assert stored(result) == {"0": GOOD}
     assert result.seconds["decode"] > 0
     assert "encode" not in result.seconds
 
 
-def test_no_steps_at_all_give_the_table_back() -> None:
+def test_without_steps_the_table_is_unchanged() -> None:
     rows = table([GOOD, SMALL], ["cat", None])
     assert run("", rows).table.equals(rows)
 
 
-def test_other_columns_pass_through_as_they_are() -> None:
+def test_other_columns_pass_through_unchanged() -> None:
     extras: dict[str, Any] = {
         "count": pa.array([1, None, 3], pa.int16()),
         "boxes": pa.array([[[1.5, 2.5]], [], None], pa.list_(pa.list_(pa.float32()))),
@@ -146,7 +146,7 @@ def test_other_columns_pass_through_as_they_are() -> None:
         assert result.table.schema.field(name) == rows.schema.field(name)
 
 
-def test_a_part_of_a_table_and_a_table_in_many_chunks_give_the_same() -> None:
+def test_slices_and_chunks_of_a_table_give_the_same_result() -> None:
     rows = table([GOOD, SMALL, GREY, DAMAGED, GOOD], ["a", "b", "c", "d", "e"])
     chunks = pa.concat_tables([rows.slice(0, 1), rows.slice(1, 0), rows.slice(1, 3), rows.slice(4)])
     assert run("grayscale", chunks).table.equals(run("grayscale", rows).table)
@@ -155,14 +155,14 @@ def test_a_part_of_a_table_and_a_table_in_many_chunks_give_the_same() -> None:
     assert stored(part) == {key: data for key, data in stored(run("grayscale", rows)).items() if key in "24"}
 
 
-def test_without_columns_for_the_header_it_is_read_from_the_pictures() -> None:
+def test_without_header_columns_the_pictures_headers_are_read() -> None:
     rows = table([GOOD, SMALL, b"text", GREY]).select(["key", "image"])
     result = run("min_size(short_side=10) | keep_channels([3])", rows)
     assert result.table["key"].to_pylist() == ["0"]
     assert (result.dropped, result.rejected) == ({"below_min_size": 1, "other_channels": 1}, {"not_an_image": 1})
 
 
-def test_rows_whose_header_was_never_filled_in_are_read_from_the_pictures() -> None:
+def test_rows_with_null_header_columns_are_read_from_the_pictures() -> None:
     rows = table([GOOD, GOOD])
     for name in ("width", "height"):
         kind = rows.schema.field(name).type
@@ -173,7 +173,7 @@ def test_rows_whose_header_was_never_filled_in_are_read_from_the_pictures() -> N
 # -- what a filter changed --------------------------------------------------------------------------------------------
 
 
-def test_size_channels_format_and_path_follow_a_changed_picture() -> None:
+def test_size_channels_format_and_path_are_updated_by_filters() -> None:
     result = run(
         "crop(top=0, left=0, height=5, width=6) | grayscale",
         table([GOOD, encoded("gif"), encoded("tiff", dtype="float32")]),
@@ -202,20 +202,20 @@ def test_size_channels_format_and_path_follow_a_changed_picture() -> None:
         (None, None),
     ],
 )
-def test_a_path_keeps_its_name_and_takes_the_extension_of_its_new_format(path: str | None, renamed: str | None) -> None:
+def test_a_path_takes_the_extension_of_its_new_format(path: str | None, renamed: str | None) -> None:
     rows = table([GOOD])
     image = pa.array([{"bytes": GOOD, "path": path}], rows.schema.field("image").type)
     result = run("invert", rows.set_column(1, rows.schema.field("image"), image))
     assert result.table["image"][0].as_py()["path"] == renamed
 
 
-def test_filters_run_in_order_on_pixels_that_are_encoded_once_at_the_end() -> None:
+def test_filters_run_in_order_and_the_result_is_encoded_once() -> None:
     once = run("invert | rotate90 | invert", table([encoded("png", dtype="uint16")]))
-    wanted = Pipeline.parse("rotate90").apply(scene(dtype="uint16"))
-    assert np.array_equal(codec.decode(stored(once)["0"]), wanted)
+    expected = Pipeline.parse("rotate90").apply(scene(dtype="uint16"))
+    assert np.array_equal(codec.decode(stored(once)["0"]), expected)
 
 
-def test_an_upright_picture_is_stored_without_the_orientation_it_came_with() -> None:
+def test_a_rotated_picture_is_stored_upright_without_orientation() -> None:
     turned = pil_bytes(Image.fromarray(scene()), "jpeg", exif=orientation_exif(6))
     result = run("invert", table([turned]))
     assert codec.decode(stored(result)["0"]).shape == (32, 24, 3)
@@ -229,7 +229,7 @@ def test_selectors_after_a_filter_see_its_result() -> None:
     assert result.table.num_rows == 1
 
 
-def test_time_is_told_by_stage() -> None:
+def test_time_is_measured_by_stage() -> None:
     seconds = run("not_blank | invert", table([GOOD, GREY])).seconds
     assert list(seconds) == ["not_blank", "invert", "decode", "encode"]
     assert min(seconds.values()) >= 0
@@ -266,18 +266,18 @@ def test_an_exception_from_a_step_names_the_step_and_the_picture(failure: Except
 
 @pytest.mark.usefixtures("_own_steps")
 @pytest.mark.parametrize(
-    "given",
+    "result",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.int64), np.zeros((0, 4, 3), np.uint8)],
     ids=lambda a: f"{a.dtype} {a.shape}",
 )
-def test_a_filter_that_gives_no_picture_is_a_defect_of_the_filter(given: Any) -> None:
+def test_a_filter_that_returns_no_picture_is_a_step_error(result: Any) -> None:
     class Odd:
         def __call__(self, pixels: Pixels) -> Any:
-            return given
+            return result
 
     register("filter")(Odd)
     with pytest.raises(
-        StepError, match=r"step 'odd' failed on picture '0': TypeError: must give height x width x channels of uint8"
+        StepError, match=r"step 'odd' failed on picture '0': TypeError: must return height x width x channels of uint8"
     ):
         run("odd", table([GOOD]))
 
@@ -322,13 +322,13 @@ def test_a_damaged_mask_or_one_of_another_size_is_a_reject() -> None:
     assert result.rejected == {"mask_size": 1, "truncated": 1}
 
 
-def test_a_column_that_the_dataset_has_not_is_named() -> None:
+def test_a_missing_column_is_named() -> None:
     with pytest.raises(StepError, match=r"on picture '0': the dataset has no column 'mask'"):
         run(MASKED, table([GOOD]))
 
 
 @pytest.mark.parametrize("step", ["resize(500, enlarge=False)", "pad_square", "invert | invert", "rgb"])
-def test_a_filter_that_had_nothing_to_do_leaves_the_exact_bytes(step: str) -> None:
+def test_a_filter_that_changes_nothing_keeps_the_bytes(step: str) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (40, 40, 3), np.uint8)
     data, _ = codec.encode(pixels, codec.Encoding("jpeg", 80))
     table = table_of([ImageRecord("a", data, "a.jpg", None, codec.probe(data))], dataset_schema())

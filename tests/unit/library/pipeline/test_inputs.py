@@ -1,4 +1,4 @@
-"""What a model sees of a picture."""
+"""Preparing a model's input from pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def png(pixels: np.ndarray) -> bytes:
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 
-def test_bytes_and_pixels_give_the_same() -> None:
+def test_bytes_and_decoded_pixels_give_the_same_input() -> None:
     inputs = pipeline("grayscale")
     assert np.array_equal(inputs.prepare(png(COLOUR)), inputs.prepare_pixels(COLOUR))
     assert inputs.prepare(png(COLOUR)).shape == (8, 8, 1)
@@ -34,29 +34,27 @@ def test_a_picture_of_the_models_size_is_not_fitted_again() -> None:
     assert np.array_equal(inputs.prepare_pixels(small), small)
 
 
-def test_what_the_models_own_selector_drops_says_so() -> None:
+def test_a_picture_dropped_by_the_models_selector_has_that_reason() -> None:
     with pytest.raises(BadPicture) as caught:
         pipeline("min_size(100) | grayscale").prepare(png(COLOUR))
     assert caught.value.reason.startswith("dropped:")
 
 
-def test_another_number_of_channels_than_the_model_takes_names_the_way_out() -> None:
-    with pytest.raises(BadPicture, match=r"takes 1 channel \(grey\) .* gives 3 channels \(RGB\); add grayscale to"):
+def test_a_wrong_number_of_channels_is_explained() -> None:
+    with pytest.raises(BadPicture, match=r"takes 1 channel \(grey\) .* returns 3 channels \(RGB\); add grayscale to"):
         pipeline("invert").prepare(png(COLOUR))
-    with pytest.raises(BadPicture, match=r"gives 1 channel \(grey\); add rgb to the recipe's .* with in_chans=1;"):
+    with pytest.raises(BadPicture, match=r"returns 1 channel \(grey\); add rgb to the recipe's .* with in_chans=1;"):
         pipeline("grayscale", channels=3).prepare(png(COLOUR))
 
 
-def test_another_size_than_the_model_takes_names_the_way_out() -> None:
-    with pytest.raises(BadPicture, match=r"takes 8x8 pixels and input.fit gives 10x15; .* resize\(\[8, 8\]"):
+def test_a_wrong_size_is_explained() -> None:
+    with pytest.raises(BadPicture, match=r"takes 8x8 pixels but input.fit returns 10x15; .* resize\(\[8, 8\]"):
         pipeline("grayscale", fit="resize(10)").prepare(png(COLOUR))
 
 
-def test_a_dataset_without_a_fitting_picture_is_refused_by_its_manifest() -> None:
+def test_a_dataset_with_only_wrong_channels_is_refused_by_its_manifest() -> None:
     inputs = pipeline("not_blank | invert", channels=3)
-    with pytest.raises(
-        UsageError, match=r"^out/grey holds no picture .* \(20 with 1 channel \(grey\)\): .* add rgb to"
-    ):
+    with pytest.raises(UsageError, match=r"^out/grey has no picture .* \(20 with 1 channel \(grey\)\): .* add rgb to"):
         inputs.check_channels("out/grey", {"1": 20})
     with pytest.raises(UsageError, match=r"20 with 1 channel \(grey\), 3 with 4 channels \(RGB and alpha\)"):
         pipeline("invert", channels=3).check_channels("out/grey", {"1": 20, "4": 3})
@@ -72,7 +70,7 @@ def test_a_dataset_without_a_fitting_picture_is_refused_by_its_manifest() -> Non
         ("", 3, {}),
     ],
 )
-def test_what_may_fit_is_not_refused(steps: str, channels: int, counts: dict[str, int]) -> None:
+def test_a_dataset_whose_pictures_may_fit_is_accepted(steps: str, channels: int, counts: dict[str, int]) -> None:
     parsed = InputPipeline.parse(steps, "", (8, 8), channels)
     parsed.check_channels("out/some", counts)
 
@@ -83,7 +81,7 @@ def test_a_damaged_picture_keeps_its_reason() -> None:
     assert caught.value.reason == "truncated"
 
 
-def test_a_batch_of_several_dtypes_is_scaled_before_it_is_joined() -> None:
+def test_a_batch_of_several_dtypes_is_scaled_to_0_to_1() -> None:
     white = [np.full((2, 2, 1), top, dtype) for dtype, top in ((np.uint8, 255), (np.uint16, 65535), (np.float32, 1))]
     assert stack(white).dtype == np.float32
     assert np.all(stack(white) == 1)

@@ -1,4 +1,4 @@
-"""Pipelines: made from text, identified by it, run over arrays and tables."""
+"""Pipelines: built from text, identified by it, run over arrays and tables."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def test_the_canonical_text_is_read_back_as_an_equal_pipeline(texts: list[str]) 
 
 
 @given(st.text(), st.floats(0.001, 250), st.integers(1, 65535))
-def test_parameters_of_every_kind_are_read_back(label: str, sigma: float, side: int) -> None:
+def test_parameters_of_every_kind_survive_the_canonical_text(label: str, sigma: float, side: int) -> None:
     pipeline = Pipeline.parse("grayscale").steps
     pipeline += (
         REGISTRY["keep_labels"](labels=(label, "x")),  # type: ignore[call-arg]
         REGISTRY["gaussian_blur"](sigma=sigma),  # type: ignore[call-arg]
         REGISTRY["resize"](size=(side, side), mode="exact"),  # type: ignore[call-arg]
     )
-    made = Pipeline(pipeline)
-    assert Pipeline.parse(str(made)) == made
+    built = Pipeline(pipeline)
+    assert Pipeline.parse(str(built)) == built
 
 
-def test_the_canonical_text_has_every_parameter_so_that_a_default_can_change_later() -> None:
+def test_the_canonical_text_has_every_parameter() -> None:
     text = str(Pipeline.parse("gaussian_blur(1) | resize(224)"))
     for step in Pipeline.parse(text).steps:
         for field in dataclasses.fields(step):  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_a_pipeline_can_be_pickled_hashed_and_compared() -> None:
         ('keep_labels(["\U0001f600"]) | canyn', "canyn", "did you mean 'canny'?"),
     ],
 )
-def test_a_mistake_is_pointed_at_and_told_with_what_would_work(text: str, place: str, message: str) -> None:
+def test_a_mistake_is_pointed_at_and_explained(text: str, place: str, message: str) -> None:
     error = refused(text)
     assert message in error.message
     if text != "invert | gaussian_blur() | invert":
@@ -144,15 +144,15 @@ def test_apply_runs_the_filters_in_order() -> None:
 
 
 @pytest.mark.parametrize("text", ["min_size(short_side=1)", 'blur_background(mask_column="mask")'])
-def test_apply_refuses_what_needs_more_than_pixels(text: str) -> None:
-    with pytest.raises(TypeError, match=r"needs the whole record, not only its pixels; use run_batch"):
+def test_apply_refuses_steps_that_need_more_than_pixels(text: str) -> None:
+    with pytest.raises(TypeError, match=r"needs the whole record, not only the pixels; use run_batch"):
         Pipeline.parse(text).apply(scene())
 
 
-# -- a table, as map_batches hands it over ----------------------------------------------------------------------------
+# -- a table, as map_batches passes it --------------------------------------------------------------------------------
 
 
-def test_a_table_keeps_its_schema_and_loses_only_pictures_that_are_bad_or_dropped(
+def test_a_table_keeps_its_schema_and_loses_only_bad_or_dropped_rows(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     good, small = encoded("jpeg", height=40, width=50), encoded("png", height=5, width=5)
@@ -167,7 +167,7 @@ def test_a_table_keeps_its_schema_and_loses_only_pictures_that_are_bad_or_droppe
     assert "not_an_image" in caplog.text
 
 
-def test_a_whole_table_goes_through_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_table_without_rejects_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     rows = table([encoded("jpeg")] * 3)
     assert Pipeline.parse("min_size(short_side=1)")(rows).equals(rows)
     assert caplog.text == ""
@@ -214,6 +214,6 @@ def test_the_encoding_can_be_chosen_and_is_checked() -> None:
         Pipeline.parse("invert")(rows, encode="gif")
 
 
-def test_an_empty_table_stays_one() -> None:
+def test_an_empty_table_stays_empty() -> None:
     rows = table([encoded("png")]).slice(0, 0)
     assert Pipeline.parse("grayscale | not_blank")(rows).equals(rows)
