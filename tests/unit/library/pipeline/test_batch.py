@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import result, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -52,7 +52,7 @@ PIPELINES = ["", "grayscale", "min_size(short_side=10)", "not_blank | min_size(s
 
 
 @settings(deadline=None)
-@result(
+@given(
     st.lists(st.sampled_from([GOOD, SMALL, GREY, DAMAGED, b"", b"text", None]), max_size=12), st.sampled_from(PIPELINES)
 )
 def test_every_picture_is_kept_dropped_or_rejected_in_order(pictures: list[bytes | None], text: str) -> None:
@@ -266,14 +266,14 @@ def test_an_exception_from_a_step_names_the_step_and_the_picture(failure: Except
 
 @pytest.mark.usefixtures("_own_steps")
 @pytest.mark.parametrize(
-    "result",
+    "returned",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.int64), np.zeros((0, 4, 3), np.uint8)],
     ids=lambda a: f"{a.dtype} {a.shape}",
 )
-def test_a_filter_that_returns_no_picture_is_a_step_error(result: Any) -> None:
+def test_a_filter_that_returns_no_picture_is_a_step_error(returned: Any) -> None:
     class Odd:
         def __call__(self, pixels: Pixels) -> Any:
-            return result
+            return returned
 
     register("filter")(Odd)
     with pytest.raises(
