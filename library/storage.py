@@ -1,6 +1,6 @@
-"""Files, on disk or in an object store, by one set of functions. Every path Striate takes goes through here.
+"""Reads and writes files on disk and in object stores through one set of functions, for every path Striate accepts.
 
-A store (`library/stores.py`) is reached through fsspec's package for it; a file appears whole or not at all.
+Each store (`library/stores.py`) is accessed through its fsspec package. A written file appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from fsspec.implementations.local import LocalFileSystem
 from library import stores
 from library.errors import StriateError, UsageError
 
-_BLOCK_BYTES = 16 * 2**20  # of a multipart upload; bounds the memory of a write
+_BLOCK_BYTES = 16 * 2**20  # part size of an upload; limits the memory of a write
 _CONCURRENT_READS = 32
 TEMPORARY_PREFIX = "_tmp-"  # readers of Parquet skip names that begin with "_"
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One file in a listing: its URI, its path below the listed folder (with /), its size in bytes, and when it was
-    written (Unix time; 0 where the store does not say, as hf://)."""
+    """One file of a listing.
+
+    Attributes:
+        uri: where it is.
+        path: relative to the listed folder, with `/`.
+        size: in bytes.
+        modified: Unix time of the last write; 0 if the store does not say, as hf://.
+    """
 
     uri: str
     path: str
@@ -40,7 +46,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a file: `size` bytes from `start`; the whole file when `size` is None."""
+    """Part of a file: `size` bytes from `start`, or the whole file if `size` is None."""
 
     uri: str
     start: int = 0
@@ -48,32 +54,32 @@ class Span:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether `uri` lies in an object store: every machine with its credentials sees the same there."""
+    """Whether `uri` is in an object store, which every machine with its credentials sees alike."""
     return stores.store_of(uri) is not None
 
 
 def normalize(uri: str) -> str:
-    """An absolute path, or an address in a store, without a slash at the end.
+    """Returns an absolute path or a store's URI, without a slash at the end.
 
     Raises:
-        UsageError: for an unknown scheme, or an address without a bucket.
+        UsageError: for an unknown scheme or a URI without a bucket.
     """
     scheme, rest = stores.split(uri)
     if scheme in ("", "file"):
         return os.path.abspath(os.path.expanduser(rest))
     store = stores.store_of(uri)
     if store is None:
-        how = "; a list of web addresses is read by `striate ingest LIST.csv DEST`" if "http" in scheme else ""
-        raise UsageError(f"'{uri}': only local paths, {stores.SCHEMES} are read{how}")
+        hint = "; to read web addresses, list them: `striate ingest LIST.csv DEST`" if "http" in scheme else ""
+        raise UsageError(f"'{uri}': only local paths, {stores.SCHEMES} are supported{hint}")
     container, _, key = rest.partition("/")
     if not container:
-        raise UsageError(f"'{uri}' names no {store.container}; write {store.example}")
+        raise UsageError(f"'{uri}' has no {store.container}; write it like {store.example}")
     key = posixpath.normpath(key).strip("/") if key.strip("/") else ""
     return f"{scheme}://{container}/{key}" if key else f"{scheme}://{container}"
 
 
 def uri_id(uri: str) -> str:
-    """A short name for a URI, the same on every machine and at every time: 12 hex digits, by which metrics label it."""
+    """A short, stable name for a URI in the labels of metrics: 12 hex digits."""
     return hashlib.sha256(normalize(uri).encode(errors="surrogatepass")).hexdigest()[:12]
 
 
@@ -87,18 +93,18 @@ def name_of(uri: str) -> str:
 
 
 def contains(folder: str, other: str) -> bool:
-    """Whether `other` is `folder` or lies inside it, links followed."""
+    """Whether `other` is `folder` or inside it, with links resolved."""
     a, b = (normalize(uri) if is_remote(uri) else os.path.realpath(normalize(uri)) for uri in (folder, other))
     return a == b or b.startswith(a.rstrip("/") + "/")
 
 
 def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
-    """The whole of a small file.
+    """Reads a small file completely.
 
     Raises:
-        StriateError: with what was being read, when it cannot be, or when it is larger than `max_bytes`.
+        StriateError: if it cannot be read or is larger than `max_bytes`; names the file.
     """
-    with _explained(uri, "read"):
+    with _as_striate_error(uri, "read"):
         if max_bytes is not None and size(uri) > max_bytes:
             raise StriateError(f"{uri} is larger than {max_bytes:,} bytes")
         filesystem, path = _opened(uri)
@@ -106,7 +112,7 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
 
 
 def read_many(spans: Sequence[Span]) -> list[bytes | Exception]:
-    """Parts of files, in the order asked; in a store many at a time. A part that cannot be read is its exception."""
+    """Reads parts of files, from a store many at once; returns the bytes, or the error, of each span in order."""
     parts: list[bytes | Exception] = [b""] * len(spans)
     by_store: dict[fsspec.AbstractFileSystem, list[tuple[int, str]]] = {}
     for number, span in enumerate(spans):
@@ -115,9 +121,9 @@ def read_many(spans: Sequence[Span]) -> list[bytes | Exception]:
             by_store.setdefault(filesystem, []).append((number, path))
         else:
             parts[number] = _read_local(span)
-    for filesystem, wanted in by_store.items():
-        for first in range(0, len(wanted), _CONCURRENT_READS):
-            numbers, paths = zip(*wanted[first : first + _CONCURRENT_READS], strict=True)
+    for filesystem, requests in by_store.items():
+        for first in range(0, len(requests), _CONCURRENT_READS):
+            numbers, paths = zip(*requests[first : first + _CONCURRENT_READS], strict=True)
             for number, part in zip(numbers, _read_remote(filesystem, paths, [spans[n] for n in numbers]), strict=True):
                 parts[number] = part
     return parts
@@ -132,7 +138,7 @@ def _read_remote(filesystem: Any, paths: Sequence[str], spans: Sequence[Span]) -
     def read(path: str, start: int | None, end: int | None) -> bytes | Exception:
         try:
             return filesystem.cat_file(path, start, end)
-        except Exception as error:  # for the caller to judge, as cat_ranges gives it back
+        except Exception as error:  # returned, as cat_ranges does
             return error
 
     with ThreadPoolExecutor(len(paths)) as pool:
@@ -149,8 +155,8 @@ def _read_local(span: Span) -> bytes | Exception:
 
 
 def open_read(uri: str) -> IO[bytes]:
-    """A seekable file for reading; in a store each read is one range request, so read in large parts."""
-    with _explained(uri, "read"):
+    """Opens a seekable file for reading; in a store each read is one range request, so read large parts."""
+    with _as_striate_error(uri, "read"):
         if not is_remote(uri):
             return open(uri, "rb")
         filesystem, path = _opened(uri)
@@ -158,53 +164,53 @@ def open_read(uri: str) -> IO[bytes]:
 
 
 def size(uri: str) -> int:
-    with _explained(uri, "read"):
+    with _as_striate_error(uri, "read"):
         filesystem, path = _opened(uri)
         return int(cast(Any, filesystem).size(path))
 
 
 def exists(uri: str) -> bool:
-    with _explained(uri, "look up"):
+    with _as_striate_error(uri, "look up"):
         filesystem, path = _opened(uri)
         return bool(filesystem.exists(path))
 
 
 def is_folder(uri: str) -> bool:
-    """Whether `uri` is a folder, or in a store a prefix that holds something."""
-    with _explained(uri, "look up"):
+    """Whether `uri` is a folder, or in a store a prefix of some file."""
+    with _as_striate_error(uri, "look up"):
         filesystem, path = _opened(uri)
         return bool(filesystem.isdir(path))
 
 
 def list_files(folder: str) -> list[FileInfo]:
-    """Every file below `folder`, sorted by path; none when there is no such folder.
+    """All files below `folder`, sorted by path; empty if the folder does not exist.
 
-    A local listing follows no links to folders.
+    A local listing does not follow links to folders.
     """
-    with _explained(folder, "list"):
+    with _as_striate_error(folder, "list"):
         filesystem, path = _opened(folder)
         filesystem.invalidate_cache()
         try:
-            found = cast(dict[str, dict[str, Any]], filesystem.find(path, detail=True))
+            infos = cast(dict[str, dict[str, Any]], filesystem.find(path, detail=True))
         except FileNotFoundError:
             return []
     root = path.rstrip("/") + "/"
-    below = {name[len(root) :]: info for name, info in found.items() if name.startswith(root)}
+    below = {name[len(root) :]: info for name, info in infos.items() if name.startswith(root)}
     return [
         FileInfo(join(folder, name), name, int(below[name]["size"]), _modified(below[name])) for name in sorted(below)
     ]
 
 
 def _modified(info: dict[str, Any]) -> float:
-    """Each package has its own name for it."""
+    """The Unix time of the last write, which each fsspec package names differently; 0 if unknown."""
     when = next((info[name] for name in ("LastModified", "last_modified", "mtime", "created") if name in info), 0.0)
     return when.timestamp() if isinstance(when, datetime) else float(when)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a small file so that it appears whole or not at all: one PUT, or a temporary file and a rename."""
+    """Writes a small file, which appears complete or not at all: one PUT, or a temporary file and a rename."""
     if is_remote(uri):
-        with _explained(uri, "write"):
+        with _as_striate_error(uri, "write"):
             filesystem, path = _opened(uri, writing=True)
             filesystem.pipe_file(path, data)
         return
@@ -213,7 +219,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 class HashingFile:
-    """A file being written that counts and hashes what passes through."""
+    """A file being written that counts and hashes its bytes."""
 
     def __init__(self, file: IO[bytes], uri: str) -> None:
         self._file = file
@@ -225,7 +231,7 @@ class HashingFile:
     def write(self, data: bytes | memoryview) -> int:
         self._hash.update(data)
         self.size += len(data)
-        with _explained(self._uri, "write"):
+        with _as_striate_error(self._uri, "write"):
             self._file.write(data)
         return len(data)
 
@@ -238,71 +244,71 @@ class HashingFile:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything written so far, in hex; what `sha256sum` prints."""
+        """SHA-256 of everything written so far, in hex, as `sha256sum` prints it."""
         return self._hash.hexdigest()
 
 
 @contextlib.contextmanager
 def writer(uri: str) -> Generator[HashingFile]:
-    """A file that appears under its name when the block ends well, and not at all when it does not.
+    """Opens a file for writing, which appears under its name if the block succeeds and not at all if it raises.
 
-    Locally: a temporary file beside it, renamed; its bytes are on their way to the disk (see `flush`). In a store: one
-    PUT, or an upload in parts that is completed at the end, so memory stays bounded.
+    A local file is written beside its place and renamed; its bytes may still be on their way to the disk (see `flush`).
+    A file in a store is one PUT, or a multipart upload that is completed at the end, which limits memory.
     """
     if is_remote(uri):
-        with _explained(uri, "write"):
+        with _as_striate_error(uri, "write"):
             filesystem, path = _opened(uri, writing=True)
             upload: Any = filesystem.open(path, "wb", block_size=_BLOCK_BYTES)
         try:
             yield HashingFile(upload, uri)
         except BaseException:
-            # Parts that cannot be taken back do not hide why the upload was given up.
+            # A failure to discard the uploaded parts must not hide the original error.
             with contextlib.suppress(Exception):
                 upload.discard()
             upload.closed = True
             raise
-        with _explained(uri, "write"):
+        with _as_striate_error(uri, "write"):
             upload.close()
         return
     temporary = os.path.join(os.path.dirname(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    with _explained(uri, "write"):
+    with _as_striate_error(uri, "write"):
         os.makedirs(os.path.dirname(uri), exist_ok=True)
         file = open(temporary, "wb")  # noqa: SIM115 -- closed below
     try:
         yield HashingFile(file, uri)
-        with _explained(uri, "write"):
+        with _as_striate_error(uri, "write"):
             file.flush()
-            if hasattr(os, "posix_fadvise"):  # Linux then begins to write to the disk, and nobody waits for it
+            if hasattr(os, "posix_fadvise"):  # Linux then starts to write to the disk in the background
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             file.close()
             os.replace(temporary, uri)
     except BaseException:
         with contextlib.suppress(OSError):
-            file.close()  # writes what is buffered, for which a full disk has no room
+            file.close()  # writes the buffer, which fails on a full disk
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
 
 
 def flush(uris: Iterable[str]) -> None:
-    """Wait until files are on the disk, so that a power cut cannot take them; in a store what is written is kept."""
+    """Waits until local files are on the disk, so that they survive a power cut; files in a store already are safe."""
     for uri in uris:
         if not is_remote(uri):
-            with _explained(uri, "write"), open(uri, "rb") as file:
+            with _as_striate_error(uri, "write"), open(uri, "rb") as file:
                 os.fsync(file.fileno())
 
 
 def remove(uris: Iterable[str]) -> None:
-    """Remove files; those that are gone already are no error."""
+    """Removes files; missing ones are ignored."""
     for uri in uris:
-        with _explained(uri, "remove"), contextlib.suppress(FileNotFoundError):
+        with _as_striate_error(uri, "remove"), contextlib.suppress(FileNotFoundError):
             filesystem, path = _opened(uri, writing=True)
             filesystem.rm_file(path)
 
 
 def touch(uri: str) -> bool:
-    """Renew the time when a small file was last modified; False when there is no such file any more."""
-    with _explained(uri, "write"):
+    """Updates a small file's modification time; returns False if the file no longer exists."""
+    with _as_striate_error(uri, "write"):
         try:
             if is_remote(uri):
                 filesystem, path = _opened(uri, writing=True)
@@ -315,14 +321,14 @@ def touch(uri: str) -> bool:
 
 
 def remove_empty_folder(uri: str) -> None:
-    """Remove a folder in which nothing is left; an object store has none."""
+    """Removes a local folder if it is empty; object stores have no folders."""
     if not is_remote(uri):
-        with contextlib.suppress(OSError):  # gone already, or in use again
+        with contextlib.suppress(OSError):  # already removed, or not empty
             os.rmdir(uri)
 
 
 def check_writable(folder: str) -> None:
-    """Raise early, with the reason, when nothing can be written below `folder`."""
+    """Raises an error with the reason if files cannot be written below `folder`."""
     probe = join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     write_bytes(probe, b"striate")
     remove([probe])
@@ -334,14 +340,14 @@ def _opened(uri: str, *, writing: bool = False) -> tuple[fsspec.AbstractFileSyst
         return LocalFileSystem(), uri
     if writing and not store.writable:
         raise UsageError(
-            f"{uri}: {stores.split(uri)[0]}:// is read, not written; write to a folder, s3://, gs:// or az://"
+            f"{uri}: {stores.split(uri)[0]}:// is read-only; write to a local folder, s3://, gs:// or az://"
         )
     return stores.opened(uri)
 
 
 @contextlib.contextmanager
-def _explained(uri: str, doing: str) -> Generator[None]:
-    """Turn what a file system raises into what, where, and what would work."""
+def _as_striate_error(uri: str, action: str) -> Generator[None]:
+    """Turns a file system's exceptions into StriateError, with what failed, where, and what would work."""
     store = stores.store_of(uri)
     try:
         yield
@@ -350,17 +356,17 @@ def _explained(uri: str, doing: str) -> Generator[None]:
     except Exception as error:
         if not (isinstance(error, OSError) if store is None else store.is_failure(error)):
             raise
-        raise StriateError(f"cannot {doing} {uri}: {_reason(error, store, doing)}") from error
+        raise StriateError(f"cannot {action} {uri}: {_reason(error, store, action)}") from error
 
 
-def _reason(error: Exception, store: stores.Store | None, doing: str) -> str:
+def _reason(error: Exception, store: stores.Store | None, action: str) -> str:
     text = (str(error) or type(error).__name__).splitlines()[0]
-    lost = isinstance(error, FileNotFoundError)
+    missing = isinstance(error, FileNotFoundError)
     if store is None:
         refused = isinstance(error, PermissionError)
-        return "there is no such file or folder" if lost else f"permission denied ({text})" if refused else text
-    if "specified bucket" in text.lower() or (lost and doing == "write"):
+        return "there is no such file or folder" if missing else f"permission denied ({text})" if refused else text
+    if "specified bucket" in text.lower() or (missing and action == "write"):
         return f"there is no such {store.container}"
-    if lost:
+    if missing:
         return "there is no such file or folder" + ("" if store.writable else f"; {store.credentials}")
     return f"permission denied ({text}); {store.credentials}" if store.is_refusal(error) else text

@@ -1,6 +1,6 @@
-"""The stores that Striate reads and writes besides local folders: how each is opened, and what its package raises.
+"""The object stores that Striate supports: how each is opened, and which exceptions its package raises.
 
-fsspec has a package for each of them; credentials and endpoints are read by that package, in its own variables.
+Each store has an fsspec package, which reads credentials and endpoints from its own environment variables.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Store:
     """One kind of object store.
 
     Attributes:
-        needs: the package that fsspec reaches it through, and how to install it.
-        example: an address in it.
-        container: what its users call the first part of an address.
-        credentials: what to check when it lets nobody in.
-        failures: exceptions besides OSError by which its package reports that the store failed, as `module:name`.
-        refusals: those that mean missing or wrong credentials.
-        options: for fsspec.
+        needs: its fsspec package, and how to install it.
+        example: an example of a URI.
+        container: the store's word for the first part of a URI.
+        credentials: advice on what to check if access is denied.
+        failures: exceptions, besides OSError, that its package raises for failures of the store, as `module:name`.
+        refusals: exceptions for missing or wrong credentials, besides PermissionError.
+        options: passed to fsspec.
         writable: whether datasets and bundles can be written there.
     """
 
@@ -41,10 +41,10 @@ class Store:
     writable: bool = True
 
     def is_failure(self, error: Exception) -> bool:
-        return isinstance(error, (OSError, *_named(self.failures)))
+        return isinstance(error, (OSError, *_exception_types(self.failures)))
 
     def is_refusal(self, error: Exception) -> bool:
-        return isinstance(error, (PermissionError, *_named(self.refusals)))
+        return isinstance(error, (PermissionError, *_exception_types(self.refusals)))
 
 
 _S3_OPTIONS: dict[str, Any] = {
@@ -54,7 +54,7 @@ _S3_OPTIONS: dict[str, Any] = {
         "connect_timeout": 10,
         "read_timeout": 60,
         "max_pool_connections": 64,
-        # Newer boto sends checksums that S3-compatible servers answer with 411 or ignore.
+        # By default newer boto sends checksums, which some S3-compatible servers refuse (411) or ignore.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
     },
@@ -86,7 +86,7 @@ STORES: dict[str, Store] = {
         container="container",
         credentials="check AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with "
         "AZURE_STORAGE_ACCOUNT_KEY or a login (on a cluster: on every node)",
-        # adlfs wraps what fails in an upload into RuntimeError.
+        # adlfs raises RuntimeError for failed uploads.
         failures=("azure.core.exceptions:AzureError", "builtins:RuntimeError"),
         refusals=("azure.core.exceptions:ClientAuthenticationError",),
     ),
@@ -95,40 +95,40 @@ STORES: dict[str, Store] = {
         example="hf://datasets/owner/name/folder",
         container="repository",
         credentials="a private or gated repository needs HF_TOKEN (on a cluster: on every node)",
-        # Its errors have no base, and its HTTP library is another one in each version; nothing of ours runs in a read.
+        # Its errors share no base class and its HTTP library changes between versions; no code of ours runs in a read.
         failures=("builtins:Exception",),
         writable=False,
     ),
 }
 _ALIASES = {"gcs": "gs", "abfs": "az", "abfss": "az"}
-#: For messages.
+#: For error messages.
 SCHEMES = "s3://, gs://, az:// and hf://"
 
 
 def split(uri: str) -> tuple[str, str]:
-    """The scheme of a URI and what follows it; `gcs`, `abfs` and `abfss` are `gs` and `az`. "" for a local path."""
-    scheme, found, rest = uri.partition("://")
-    return (_ALIASES.get(scheme.lower(), scheme.lower()), rest) if found else ("", uri)
+    """Splits a URI into scheme ("" for a local path) and rest; `gcs`, `abfs` and `abfss` become `gs` and `az`."""
+    scheme, separator, rest = uri.partition("://")
+    return (_ALIASES.get(scheme.lower(), scheme.lower()), rest) if separator else ("", uri)
 
 
 def store_of(uri: str) -> Store | None:
-    """The store that a URI lies in; None for a local path."""
+    """The store of a URI; None for a local path."""
     return STORES.get(split(uri)[0])
 
 
 def opened(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of the store that `uri` lies in, and its path there.
+    """The fsspec file system for `uri`, and the path in it.
 
     Raises:
-        UsageError: the store's package is not installed.
-        StriateError: the package cannot be set up with the credentials that there are.
+        UsageError: if the store's package is not installed.
+        StriateError: if the package cannot be set up with the given credentials.
     """
     scheme, rest = split(uri)
     store = STORES[scheme]
-    # Other tools write to the same bucket: a listing is never served from memory.
+    # Other tools may write to the same bucket, so listings are never cached.
     options: dict[str, Any] = {"use_listings_cache": False, **store.options}
-    _, found, host = rest.partition("/")[0].partition("@")
-    if scheme == "az" and found:  # az://container@account.dfs.core.windows.net/key, as Spark writes it
+    _, at_sign, host = rest.partition("/")[0].partition("@")
+    if scheme == "az" and at_sign:  # az://container@account.dfs.core.windows.net/key, Spark's form
         options["account_name"] = host.partition(".")[0]
     try:
         filesystem = cast(fsspec.AbstractFileSystem, fsspec.filesystem(scheme, **options))
@@ -141,5 +141,5 @@ def opened(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise
 
 
-def _named(names: tuple[str, ...]) -> tuple[type[Exception], ...]:
+def _exception_types(names: tuple[str, ...]) -> tuple[type[Exception], ...]:
     return tuple(pkgutil.resolve_name(name) for name in names)

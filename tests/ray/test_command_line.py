@@ -126,7 +126,7 @@ def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: P
         (["steps", "clahee"], "did you mean 'clahe'"),
         (["steps", "--out", "x.png"], "--out goes with one step"),
         (["ingest", "EMPTY", "OUT"], "EMPTY"),
-        (["ingest", "http://host/x.tar", "OUT"], "only local paths, s3://, gs://, az:// and hf:// are read"),
+        (["ingest", "http://host/x.tar", "OUT"], "only local paths, s3://, gs://, az:// and hf:// are supported"),
         (["ingest", "PICTURES", "OUT", "--split", "train=0.9,test=0.2"], "sum to 1.1"),
         (["ingest", "PICTURES", "OUT", "--shard-mb", "-1"], "a size above 0"),
     ],

@@ -133,11 +133,11 @@ def test_wrong_credentials_say_which_variables_to_check(bucket: str, monkeypatch
     [
         (
             "http://host/x",
-            r"only local paths, s3://, gs://, az:// and hf:// are read; .*`striate ingest LIST.csv DEST`",
+            r"only local paths, s3://, gs://, az:// and hf:// are supported; .*`striate ingest LIST.csv DEST`",
         ),
-        ("ftp://host/x", r"only local paths, s3://, gs://, az:// and hf:// are read$"),
-        ("s3://", "names no bucket; write s3://bucket/folder"),
-        ("abfs:///x", "names no container; write az://container/folder"),
+        ("ftp://host/x", r"only local paths, s3://, gs://, az:// and hf:// are supported$"),
+        ("s3://", "has no bucket; write it like s3://bucket/folder"),
+        ("abfs:///x", "has no container; write it like az://container/folder"),
     ],
 )
 def test_an_unsupported_address_names_the_supported_ones(uri: str, message: str) -> None:
@@ -159,7 +159,7 @@ def test_a_store_whose_package_is_missing_names_it(
 
 @pytest.mark.parametrize("write", [lambda uri: storage.write_bytes(uri, b"x"), lambda uri: storage.remove([uri])])
 def test_a_hub_repository_can_be_read_but_not_written(write: Callable[[str], None]) -> None:
-    with pytest.raises(UsageError, match="hf:// is read, not written"):
+    with pytest.raises(UsageError, match="hf:// is read-only"):
         write("hf://datasets/owner/name/x")
 
 
