@@ -160,39 +160,3 @@ def _summary(dataset: str, manifest: Manifest) -> dict[str, Any]:
         "shards": len(manifest.shards),
         **manifest.model_dump(exclude={"shards", "rejects"}),
     }
-
-
-def print_steps(steps: Sequence[Mapping[str, str]]) -> None:
-    """The table of steps."""
-    console = Terminal()
-    for kind, title in (
-        ("filter", "filters: pixels to pixels"),
-        ("selector", "selectors: keep a picture, or drop it with a reason"),
-        ("augmentation", "augmentations: pixels to pixels, random"),
-    ):
-        chosen = [step for step in steps if step["kind"] == kind]
-        if chosen:
-            table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
-            for step in chosen:
-                call = f"[bold]{step['name']}[/]" + escape(f"({step['parameters']})" if step["parameters"] else "")
-                table.add_row(call, escape(step["summary"]))
-            console.print(table)
-            console.print()
-    console.print("`striate steps NAME` shows one, with an example picture")
-
-
-def print_step(step: Mapping[str, Any]) -> None:
-    """One step, whole."""
-    console = Terminal()
-    console.print(f"[bold]{step['name']}[/] ({step['kind']})")
-    console.print(escape(step["help"]))
-    table = Table(box=None, pad_edge=False)
-    for heading in ("parameter", "default", "type", ""):
-        table.add_column(heading)
-    for parameter in step["parameters"]:
-        default = "required" if parameter["required"] else parameter["default"]
-        table.add_row(parameter["name"], *(escape(text) for text in (default, parameter["type"], parameter["help"])))
-    if step["parameters"]:
-        console.print(table)
-    console.print(f"example: {escape(step['example'])}", soft_wrap=True)
-    console.print(f"picture: {escape(step['picture'])} ({escape(step['picture_result'])})", soft_wrap=True)

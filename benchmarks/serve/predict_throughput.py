@@ -155,7 +155,7 @@ _CONTESTANTS: Mapping[str, tuple[str, Callable[[Setup], Run]]] = {
 def _predicted(setup: Setup, workers: int, threads: int) -> Run:
     with striate_runs.connected(setup.cores), fresh_folder(setup.work / "scored") as out, WorkerMemory() as memory:
         # After `connected`, which sets what Ray reads when it is imported.
-        from jobs.predict_dataset import plan_predict
+        from jobs.predict import plan_predict
         from jobs.shards.dataset_job import make_shards
         from jobs.shards.pool_size import WorkerPool
 

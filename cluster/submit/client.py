@@ -51,6 +51,11 @@ _OF_THIS_MACHINE = (
 _QUIET_S, _AWAY_S, _STOP_S, _PAUSE_S = 60, 300, 60, 0.5
 
 
+def is_job() -> bool:
+    """Whether this process runs a command that `striate submit` sent: its SIGINT comes from `striate stop`."""
+    return os.environ.get("RAY_JOB_STOP_SIGNAL") == _STOP["RAY_JOB_STOP_SIGNAL"]
+
+
 class Lost(StriateError):
     """The cluster does not answer; it may answer again, and its jobs may still be running."""
 

@@ -18,8 +18,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from PIL import Image
 
-from jobs.models import describe_model
-from jobs.steps import describe, example_picture
+from jobs.catalogs import describe_model, describe_step, example_picture
 from library.models import names
 from library.steps.help import ordered_steps
 
@@ -146,7 +145,7 @@ def _step_catalog() -> tuple[str, dict[str, bytes]]:
         if cls.kind != kind:
             kind = cls.kind
             lines += ["", f"## {kind.capitalize()}s"]
-        step = describe(cls.name)
+        step = describe_step(cls.name)
         png, result = example_picture(cls.name)
         uri = f"pictures/steps/{cls.name}.webp"
         pictures[uri] = _webp(png)

@@ -1,46 +1,69 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from library.errors import UsageError
 
+Source = Annotated[str, typer.Argument(help="Dataset to read: a folder or s3://bucket/prefix.")]
+Destination = Annotated[str, typer.Argument(help="Dataset to write: a folder or s3://bucket/prefix.")]
+Bundle = Annotated[str, typer.Argument(help="Bundle: a folder or s3://bucket/prefix.")]
+
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on; RAY_ADDRESS does the same. Default: this machine.", show_default=False),
 ]
-Workers = Annotated[str, typer.Option(help="How many shards are worked on at once: a number, or auto (one a CPU).")]
+Workers = Annotated[str, typer.Option(help="Number of shards processed at the same time, or auto (one per CPU).")]
 WorkersUnlessSize = Annotated[
     str | None,
     typer.Option(
-        "--workers", help="How many shards are worked on at once: a number, or auto (one a CPU).", show_default="auto"
+        "--workers", help="Number of shards processed at the same time, or auto (one per CPU).", show_default="auto"
     ),
+]
+Gpu = Annotated[
+    bool | None,
+    typer.Option("--gpu/--no-gpu", help="Whether each worker uses a GPU.", show_default="if there is a GPU"),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(help="Workers and what each has, by a name: laptop, cpu-small, gpu-1 or gpu-8.", show_default=False),
+    typer.Option(
+        help="Named number and size of workers: laptop, cpu-small, gpu-1 or gpu-8. Replaces --workers.",
+        show_default=False,
+    ),
 ]
 Measure = Annotated[
     bool,
     typer.Option(
         "--measure",
-        help="Decode every picture, and keep histograms of brightness, contrast, sharpness and size, which tell drift "
-        "in serving from then on.",
+        help="Decode every picture and store histograms of brightness, contrast, sharpness and size; serving compares "
+        "requests with them to detect drift.",
     ),
 ]
-Steps = Annotated[str, typer.Option(help="""The pipeline, e.g. "grayscale | gaussian_blur(sigma=1.5)".""")]
+Steps = Annotated[str, typer.Option(help="""Pipeline, e.g. "grayscale | gaussian_blur(sigma=1.5)".""")]
+Encode = Annotated[
+    str, typer.Option(help="Format of changed pictures: keep (as before), jpeg:95, png, webp:90, tiff, npy.")
+]
+Limit = Annotated[int | None, typer.Option(help="Read only the first N pictures, to try something out.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what another job wrote to the destination.", show_default=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan without doing anything.", show_default=False)]
 
 
-def check_size(size: str | None, others: Mapping[str, Any]) -> None:
-    """Refuse options that say what a size says already.
+def check_size(size: str | None, others: Mapping[str, object]) -> None:
+    """Refuse options that `--size` already decides.
+
+    Args:
+        size: value of `--size`.
+        others: values of the options it replaces, by name; None where an option is absent.
 
     Raises:
         UsageError: names the first of them.
     """
-    given = [name for name, value in others.items() if value is not None]
-    if size is not None and given:
-        raise UsageError(f"{given[0]} and --size both say what there is to work with; leave one out")
+    present = [name for name, value in others.items() if value is not None]
+    if size is not None and present:
+        raise UsageError(f"{present[0]} and --size both say how many workers there are; leave one out")

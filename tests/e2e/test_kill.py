@@ -20,7 +20,7 @@ from cluster.connection.session import connect
 from jobs.evaluate import plan_evaluate, run_evaluate
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
-from jobs.predict_dataset import plan_predict, predict_dataset
+from jobs.predict import plan_predict, predict_dataset
 from jobs.train.claim import local_checkpoints
 from tests.bundles import make_bundle
 from tests.commands import write_recipe

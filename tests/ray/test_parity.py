@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.ingest import ingest, plan_ingest
-from jobs.predict_dataset import plan_predict, predict_dataset
+from jobs.predict import plan_predict, predict_dataset
 from library import storage
 from library.bundle.bundle import Bundle
 from library.bundle.description import load_record

@@ -10,7 +10,7 @@ import pytest
 from jobs.cli.app import run
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
-from jobs.predict_dataset import plan_predict, predict_dataset
+from jobs.predict import plan_predict, predict_dataset
 from jobs.shards.dataset_job import run_tasks
 from jobs.shards.pool_size import WorkerPool
 from library import storage

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.cli.app import run
-from jobs.prediction_paths import is_dataset_and_destination, picture_files
+from jobs.predict import is_dataset_and_destination, picture_files
 from library import storage
 from library.bundle.bundle import Bundle
 from library.errors import UsageError
@@ -91,7 +91,7 @@ def test_a_dataset_and_one_more_path_are_a_job_and_all_else_are_pictures(
 def test_what_could_be_read_in_two_ways_is_refused_with_both(striate: Striate, paths: list[str]) -> None:
     code, out, err = striate("bundle", *paths)
     assert (code, out) == (2, "")
-    assert "striate: dataset is a dataset, and beside it there must be one path" in err
+    assert "striate: dataset is a dataset and needs exactly one more path" in err
     assert "striate predict bundle dataset DEST" in err
     assert "striate predict bundle PICTURE..." in err
 
@@ -99,7 +99,7 @@ def test_what_could_be_read_in_two_ways_is_refused_with_both(striate: Striate, p
 def test_a_folder_that_holds_datasets_is_no_folder_of_pictures(place: Path, striate: Striate) -> None:
     code, _, err = striate("bundle", "splits", "new")
     assert (code, "and DEST: splits/train" in err) == (2, True)
-    with pytest.raises(UsageError, match="holds datasets and is no folder of pictures; name one of them"):
+    with pytest.raises(UsageError, match="contains datasets, not pictures; name one of them"):
         picture_files(str(place))
 
 
@@ -151,7 +151,7 @@ def test_json_has_every_file_once_in_the_order_given(striate: Striate) -> None:
 def test_an_option_for_datasets_is_refused_beside_pictures(striate: Striate, option: str) -> None:
     code, _, err = striate("bundle", "pictures/cat/a.jpg", option)
     assert code == 2
-    assert "goes with a dataset and a destination, and here pictures are named" in err
+    assert "needs a dataset and a destination, but" in err
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(place: Path, striate: Striate) -> None:

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from jobs.catalogs import describe_step, example_picture
 from jobs.cli.app import run
-from jobs.steps import describe, example_picture
 from library import storage
 from library.errors import GrammarError, UsageError
 from library.imaging import codec
@@ -32,7 +32,7 @@ def test_the_table_has_every_step_once_filters_first() -> None:
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_every_step_is_described_with_all_its_parameters(name: str) -> None:
-    about = describe(name)
+    about = describe_step(name)
     assert (about["name"], about["kind"]) == (name, REGISTRY[name].kind)
     assert Pipeline.parse(about["example"]) == Pipeline.parse(EXAMPLES[name])
     assert [parameter["name"] for parameter in about["parameters"]] == list(REGISTRY[name].__dataclass_fields__)
@@ -46,7 +46,7 @@ def test_every_step_is_described_with_all_its_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_the_defaults_that_are_described_are_those_of_the_step(name: str) -> None:
-    about = describe(name)
+    about = describe_step(name)
     given = ", ".join(f"{p['name']}={p['default']}" for p in about["parameters"] if p["default"] not in (None, "None"))
     missing = [p["name"] for p in about["parameters"] if p["required"]]
     if not missing and about["kind"] == "filter":
@@ -68,7 +68,7 @@ def test_every_step_has_an_example_picture(name: str) -> None:
 
 
 def test_a_call_is_shown_with_its_own_parameters() -> None:
-    assert describe("gaussian_blur(sigma=9)")["example"] == 'gaussian_blur(sigma=9.0, border="reflect_101")'
+    assert describe_step("gaussian_blur(sigma=9)")["example"] == 'gaussian_blur(sigma=9.0, border="reflect_101")'
     assert example_picture("resize(20)")[1].startswith("30x20x3") or example_picture("resize(20)")[1].startswith(
         "29x20x3"
     )
@@ -86,14 +86,14 @@ def test_a_call_is_shown_with_its_own_parameters() -> None:
     ],
 )
 def test_what_is_no_step_is_said(text: str, message: str) -> None:
-    for show in (describe, example_picture):
+    for show in (describe_step, example_picture):
         with pytest.raises((UsageError, GrammarError)) as raised:
             show(text)
         assert message in str(raised.value)
 
 
 def test_a_step_that_reads_another_column_has_no_example_picture() -> None:
-    with pytest.raises(UsageError, match=r"has no column 'm', which blur_background would read.*striate show"):
+    with pytest.raises(UsageError, match=r"has no column 'm', which blur_background reads.*striate show"):
         example_picture("blur_background(mask_column='m')")
 
 

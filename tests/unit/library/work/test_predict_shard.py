@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.predict_dataset import plan_predict
+from jobs.predict import plan_predict
 from library.bundle.bundle import Bundle, ensemble
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Manifest, ShardReport, Tally, load_manifest
@@ -223,7 +223,7 @@ def test_an_ensemble_predicts_but_has_no_features(bundle: str, source: str, tmp_
     predicted(both, source, tmp_path / "made")
     wanted = Bundle.load(both, "cpu").predict(FILES["cat/a.jpg"])
     assert answer_of(rows_of(tmp_path / "made")["cat/a.jpg"]) == near(wanted.classes)
-    with pytest.raises(UsageError, match="is an ensemble and has no features"):
+    with pytest.raises(UsageError, match="is an ensemble, which has no features"):
         plan_predict(both, source, str(tmp_path / "x"), features=True)
 
 
@@ -259,11 +259,11 @@ def test_the_work_digest_distinguishes_what_decides_the_output(source: str) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 0}, "--top-k 0: at least 1 class"),
-        ({"limit": 0}, "--limit 0: at least 1 picture"),
-        ({"runtime": "auto"}, "--runtime auto may choose differently on two machines"),
-        ({"runtime": "tpu"}, "--runtime tpu: there are eager, compile, onnx"),
-        ({"runtime": "onnx", "features": True}, "--runtime onnx gives probabilities only"),
+        ({"top_k": 0}, "--top-k 0: must be at least 1"),
+        ({"limit": 0}, "--limit 0: must be at least 1"),
+        ({"runtime": "auto"}, "--runtime auto may choose different runtimes on two machines"),
+        ({"runtime": "tpu"}, "--runtime tpu: choose one of eager, compile, onnx"),
+        ({"runtime": "onnx", "features": True}, "--features needs --runtime eager: onnx returns probabilities only"),
     ],
 )
 def test_an_impossible_prediction_is_refused_before_writing(

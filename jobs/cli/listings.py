@@ -1,4 +1,4 @@
-"""`striate models`: the table of models, and one model layer by layer."""
+"""Commands that list what there is: steps and models."""
 
 from __future__ import annotations
 
@@ -11,21 +11,54 @@ from rich.table import Table
 
 from cluster.console import Json, Terminal
 from jobs import output
+from library import storage
 from library.errors import UsageError
 
 
-def models_command(
-    model: Annotated[str | None, typer.Argument(help="A model's name, or a call: resnet50(in_chans=4).")] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
-    input_size: Annotated[
-        str | None, typer.Option("--input", help="Height x width of its pictures.", show_default="its own")
+def steps_command(
+    step: Annotated[str | None, typer.Argument(help="Name of a step, or a call: clahe(clip_limit=4).")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="PNG file for its example picture.", show_default="NAME.png in the current folder"),
     ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="How many classes.", show_default="as published")] = None,
     json: Json = False,
 ) -> None:
-    """List the models; or show one, with its layers, their receptive fields and what they cost.
+    """List all steps with their parameters; or describe one step and write an example picture to a PNG file.
 
-    All figures are computed from the model. One multiply-add is two FLOPs, as for processors; many papers count one.
+    striate steps
+
+    striate steps "clahe(clip_limit=4)" --out clahe.png
+    """
+    from jobs.catalogs import describe_step, example_picture
+    from library.steps.help import step_table
+
+    if step is None:
+        if out is not None:
+            raise UsageError("--out goes with one step: striate steps clahe --out clahe.png")
+        table = step_table()
+        output.emit_json(table) if json else _print_steps(table)
+        return
+    described = describe_step(step)
+    png, verdict = example_picture(step)
+    path = out or f"{described['name']}.png"
+    storage.write_bytes(storage.normalize(path), png)
+    described |= {"picture": path, "picture_result": verdict}
+    output.emit_json(described) if json else _print_step(described)
+
+
+def models_command(
+    model: Annotated[str | None, typer.Argument(help="Name of a model, or a call: resnet50(in_chans=4).")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    input_size: Annotated[
+        str | None,
+        typer.Option("--input", help="Height x width of the input in pixels.", show_default="the model's own"),
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.", show_default="as published")] = None,
+    json: Json = False,
+) -> None:
+    """List all models; or describe one model, its layers, receptive fields and cost.
+
+    All figures are computed from the model. One multiply-add counts as two FLOPs; many papers count it as one.
 
         striate models
 
@@ -36,8 +69,8 @@ def models_command(
     from library.models import parse_call
 
     if model is not None:
-        parse_call(model)  # a mistyped name is told at once: what follows imports torch, which takes seconds
-    from jobs.models import describe_model, model_table, parse_size
+        parse_call(model)  # an unknown name is reported before torch is imported, which takes seconds
+    from jobs.catalogs import describe_model, model_table, parse_size
 
     if model is None:
         if layers or input_size is not None or classes is not None:
@@ -48,6 +81,44 @@ def models_command(
     size = None if input_size is None else parse_size(input_size)
     described = describe_model(model, size=size, classes=classes, layers=layers)
     output.emit_json(described) if json else _print_model(described)
+
+
+def _print_steps(steps: Sequence[Mapping[str, str]]) -> None:
+    """Print the table of steps."""
+    console = Terminal()
+    for kind, title in (
+        ("filter", "filters: pixels to pixels"),
+        ("selector", "selectors: keep a picture, or drop it with a reason"),
+        ("augmentation", "augmentations: pixels to pixels, random"),
+    ):
+        chosen = [step for step in steps if step["kind"] == kind]
+        if chosen:
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
+            for step in chosen:
+                call = f"[bold]{step['name']}[/]" + escape(f"({step['parameters']})" if step["parameters"] else "")
+                table.add_row(call, escape(step["summary"]))
+            console.print(table)
+            console.print()
+    console.print("`striate steps NAME` describes one and writes an example picture")
+
+
+def _print_step(step: Mapping[str, Any]) -> None:
+    """Print one step with all its parameters."""
+    console = Terminal()
+    console.print(f"[bold]{step['name']}[/] ({step['kind']})")
+    console.print(escape(step["help"]))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("parameter", "default", "type", ""):
+        table.add_column(heading)
+    for parameter in step["parameters"]:
+        default = "required" if parameter["required"] else parameter["default"]
+        table.add_row(parameter["name"], *(escape(text) for text in (default, parameter["type"], parameter["help"])))
+    if step["parameters"]:
+        console.print(table)
+    console.print(f"example: {escape(step['example'])}", soft_wrap=True)
+    console.print(
+        f"wrote the example picture {escape(step['picture'])} ({escape(step['picture_result'])})", soft_wrap=True
+    )
 
 
 def _print_table(table: Sequence[Mapping[str, Any]]) -> None:
@@ -81,11 +152,13 @@ def _print_table(table: Sequence[Mapping[str, Any]]) -> None:
         )
     console.print()
     console.print(
-        "layers: convolutions and dense layers on the longest way through. In brackets: the paper's own figure, where "
-        "it differs. One multiply-add is two FLOPs; papers' figures are doubled to match. Below each: by whom, paper, "
-        "whose pre-trained weights."
+        "layers: convolutions and dense layers on the longest path. In brackets: the paper's own figure, where it "
+        "differs. One multiply-add counts as two FLOPs; papers' figures are doubled to match. Second line: authors, "
+        "paper, source of pre-trained weights."
     )
-    console.print('`striate models NAME` shows one, `--layers` every layer; timm("NAME") is any other model of timm.')
+    console.print(
+        '`striate models NAME` describes one, `--layers` lists its layers; timm("NAME") is any other model of timm.'
+    )
 
 
 def _print_model(model: Mapping[str, Any]) -> None:
@@ -144,12 +217,12 @@ def _print_layers(console: Terminal, model: Mapping[str, Any]) -> None:
     listed = sum(layer["parameters"] for layer in model["per_layer"])
     console.print()
     if norms:
-        console.print(f"normalisation layers, left out above, have {norms:,} parameters")
+        console.print(f"normalisation layers, not listed, have {norms:,} parameters")
     if listed != model["parameters"]:
-        console.print(f"{model['parameters'] - listed:,} parameters stand beside the layers")
+        console.print(f"{model['parameters'] - listed:,} parameters belong to no layer")
     console.print(
-        "sees px: side of the receptive field in pixels of the input. connections: inputs of every output, a bias "
-        "counted as one. if dense: weights of a fully connected layer from the same inputs to the same outputs."
+        "sees px: side of the receptive field in input pixels. connections: inputs of all outputs, a bias counts as "
+        "one. if dense: weights of a fully connected layer with the same inputs and outputs."
     )
 
 

@@ -1,0 +1,84 @@
+"""Prints an evaluation on the terminal. Imported by `striate evaluate` only: its modules take seconds to import."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.console import Terminal, say, visible
+from library.evaluation.comparison import Comparison
+from library.evaluation.metrics import Evaluation
+from library.evaluation.report import Content, account, speed
+from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
+
+_MOST_CLASSES = 20
+
+
+def print_evaluation(content: Content) -> None:
+    """Print the metrics of each classifier, and their comparison when there are two."""
+    console = Terminal()
+    say(f"{content.dataset}: {speed(content.throughput)}")
+    for subject in content.subjects:
+        console.print(f"\n[bold]{escape(subject.name)}[/]  bundle {subject.bundle_id[:12]}", soft_wrap=True)
+        console.print(account(subject.counts), markup=False, soft_wrap=True)
+        console.print(_headline(subject.evaluation))
+        console.print(_classes(subject.evaluation))
+        if subject.robustness is not None:
+            clean = subject.robustness.clean
+            say(f"top-1 of {subject.robustness.pictures:,} corrupted pictures; {clean:.1%} without corruption")
+            console.print(_robustness(subject.robustness))
+    if content.comparison is not None:
+        say(f"\n{_compared(content.comparison)}")
+
+
+def _headline(evaluation: Evaluation) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, metric in (("top-1", "top1"), ("top-5", "top5"), ("loss", "loss")):
+        value, (low, high) = getattr(evaluation, metric), evaluation.intervals[metric]
+        form = "{:.4f}" if metric == "loss" else "{:.2%}"
+        table.add_row(name, form.format(value), f"95% interval {form.format(low)} to {form.format(high)}")
+    table.add_row("calibration error", f"{evaluation.calibration.ece:.4f}", "")
+    return table
+
+
+def _classes(evaluation: Evaluation) -> Table:
+    scores, title = list(evaluation.per_class), "classes"
+    if len(scores) > _MOST_CLASSES:
+        scores.sort(key=lambda score: (score.f1 is None, score.f1, score.name))
+        scores, title = scores[:_MOST_CLASSES], f"the {_MOST_CLASSES} classes with the lowest F1"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("class")
+    for name in ("pictures", "precision", "recall", "F1"):
+        table.add_column(name, justify="right")
+    for score in scores:
+        table.add_row(
+            escape(visible(score.name)), f"{score.support:,}", *map(_share, (score.precision, score.recall, score.f1))
+        )
+    return table
+
+
+def _robustness(measured: Robustness) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("corruption")
+    for strength in STRENGTHS:
+        table.add_column(f"strength {strength}", justify="right")
+    cells = dict(
+        zip(((corruption.name, corruption.strength) for corruption in CORRUPTIONS), measured.top1, strict=True)
+    )
+    for name in dict.fromkeys(corruption.name for corruption in CORRUPTIONS):
+        table.add_row(name, *(_share(cells[name, strength]) for strength in STRENGTHS))
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _compared(comparison: Comparison) -> str:
+    low, high = comparison.interval
+    test = "exact binomial" if comparison.method == "exact" else "chi-square"
+    return (
+        f"only the first is right on {comparison.only_first:,} pictures, only the second on "
+        f"{comparison.only_second:,}; the second's top-1 is {comparison.difference * 100:+.2f} points "
+        f"({low * 100:+.2f} to {high * 100:+.2f})\nMcNemar's test ({test}): p = {comparison.p_value:.3g}"
+    )
