@@ -16,6 +16,16 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 SECTIONS = re.findall(r"^## (Add an? \w+)\n(.*?)(?=^## )", CONTRIBUTING, flags=re.MULTILINE | re.DOTALL)
 
 
+def test_the_map_names_every_sub_package() -> None:
+    packages = [
+        path.parent.relative_to(ROOT).as_posix()
+        for top in ("library", "cluster", "jobs", "serve")
+        for path in (ROOT / top).glob("*/__init__.py")
+    ]
+    assert len(packages) > 20
+    assert [package for package in packages if f"`{package}/`" not in CONTRIBUTING] == []
+
+
 def test_every_extension_point_has_its_section() -> None:
     assert [title for title, _ in SECTIONS] == ["Add a step", "Add a model", "Add a source", "Add a runtime"]
 
