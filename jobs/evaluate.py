@@ -22,7 +22,7 @@ from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
 from library.evaluation.comparison import compare
 from library.evaluation.metrics import evaluate
-from library.evaluation.report import Content, Counts, Subject, account, render, summary
+from library.evaluation.report import Content, Counts, Subject, Throughput, account, render, summary
 from library.evaluation.robustness import measure
 from library.evaluation.sums import EvaluateReport, EvaluateTotals, Sums
 from library.pipeline.inputs import InputPipeline
@@ -259,19 +259,17 @@ def _subject(plan: EvaluatePlan, number: int, sums: Sums) -> Subject:
     )
 
 
-def _throughput(plan: EvaluatePlan, pool: WorkerPool, results: Results, run: ShardRun) -> dict[str, Any]:
-    """Pictures a second once the first worker has its classifiers, less what robustness takes; None where every shard
-    was judged before. `seconds` counts every shard, whenever it was judged; the rest this run only."""
+def _throughput(plan: EvaluatePlan, pool: WorkerPool, results: Results, run: ShardRun) -> Throughput:
     pictures, start_s = run.pictures[plan.dataset], results.start_s or 0.0
-    busy = run.wall_s - start_s - results.robustness_s / pool.number
-    return {
-        "pictures_per_s": round(pictures / max(busy, 1e-6), 1) if pictures else None,
-        "wall_s": round(run.wall_s, 3),
-        "start_s": round(start_s, 3),
-        "workers": pool.number,
-        "device": pool.device,
-        "shards": len(plan.manifest.shards),
-        "shards_resumed": results.resumed,
-        "seconds": {stage: round(seconds, 3) for stage, seconds in results.totals.seconds.items()},
-        "ray_data": run.ray_data,
-    }
+    busy_s = run.wall_s - start_s - results.robustness_s / pool.number
+    return Throughput(
+        pictures_per_s=round(pictures / max(busy_s, 1e-6), 1) if pictures else None,
+        wall_s=round(run.wall_s, 3),
+        start_s=round(start_s, 3),
+        workers=pool.number,
+        device=pool.device,
+        shards=len(plan.manifest.shards),
+        shards_resumed=results.resumed,
+        seconds={stage: round(seconds, 3) for stage, seconds in results.totals.seconds.items()},
+        ray_data=run.ray_data,
+    )

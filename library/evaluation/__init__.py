@@ -1,1 +1,1 @@
-"""How good a classifier is: sums over its pictures, the measures made of them, and the page that shows both."""
+"""The quality of a classifier: sums over its pictures, the metrics computed from them, and the report page."""

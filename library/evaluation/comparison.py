@@ -1,4 +1,4 @@
-"""Two classifiers on the same pictures: which is better, and whether that may be chance."""
+"""Comparison of two classifiers on the same pictures: which is better, and whether that may be chance."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class Comparison:
     """Two classifiers on the same pictures, with McNemar's test.
 
     Attributes:
-        both: pictures that both have right.
-        only_first: that only the first has right.
-        only_second: that only the second has right.
-        neither: that none has right.
-        difference: top-1 of the second less that of the first.
+        both: pictures that both classify correctly.
+        only_first: pictures that only the first classifies correctly.
+        only_second: pictures that only the second classifies correctly.
+        neither: pictures that both classify wrongly.
+        difference: top-1 of the second minus top-1 of the first.
         interval: 95% bootstrap interval of the difference.
-        p_value: of so uneven a split of what only one has right, were both equally good.
-        method: `exact` (binomial) below 25 such pictures, else `chi2` (with continuity correction).
+        p_value: probability of a split between `only_first` and `only_second` at least this uneven if both classifiers
+            were equally good.
+        method: `exact` (binomial) for fewer than 25 such pictures, else `chi2` (with continuity correction).
     """
 
     both: int
@@ -41,16 +42,17 @@ class Comparison:
 
 
 def compare(pairs: Pairs) -> Comparison | None:
-    """Two classifiers on the pictures that both have judged; None where there are none.
+    """Compares two classifiers on the pictures that both have judged; None where there are none.
 
-    McNemar 1947, with Edwards' continuity correction. The interval is that of the bootstrap (Efron 1979): pictures
-    drawn anew with replacement fall into the four cases as a multinomial says, so the cases are drawn, not pictures.
+    The test is McNemar's (1947) with Edwards' continuity correction. The interval is that of the bootstrap (Efron
+    1979): the four counts of pictures that are resampled with replacement follow a multinomial distribution, so the
+    counts are drawn instead of pictures.
     """
-    cases = np.array([pairs.both, pairs.only_first, pairs.only_second, pairs.neither])
-    pictures = int(cases.sum())
+    counts = np.array([pairs.both, pairs.only_first, pairs.only_second, pairs.neither])
+    pictures = int(counts.sum())
     if not pictures:
         return None
-    drawn = np.random.default_rng(0).multinomial(pictures, cases / pictures, _RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(pictures, counts / pictures, _RESAMPLES)
     low, high = np.quantile((drawn[:, 2] - drawn[:, 1]) / pictures, QUANTILES)
     p_value, method = mcnemar(pairs.only_first, pairs.only_second)
     return Comparison(
@@ -63,11 +65,11 @@ def compare(pairs: Pairs) -> Comparison | None:
 
 
 def mcnemar(only_first: int, only_second: int) -> tuple[float, Literal["exact", "chi2"]]:
-    """Two-sided p-value of McNemar's test, and how it was found.
+    """Returns the two-sided p-value of McNemar's test, and its method.
 
     Args:
-        only_first: pictures that only the first classifier has right.
-        only_second: pictures that only the second has right.
+        only_first: pictures that only the first classifier classifies correctly.
+        only_second: pictures that only the second classifies correctly.
     """
     discordant = only_first + only_second
     if discordant < _FEW_DISCORDANT:

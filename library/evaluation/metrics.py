@@ -1,4 +1,4 @@
-"""How good a classifier is: numbers from the sums over its pictures."""
+"""The metrics of a classifier, computed from the sums over its pictures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sklearn import metrics
 
 from library.evaluation.sums import CALIBRATION_BINS, UNIT, Sums
 
-#: Of the 95% intervals.
+#: Bounds of the 95% intervals.
 QUANTILES = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class against all others; None where there is nothing to divide by (never predicted, or no pictures)."""
+    """Scores of one class against all others; None where undefined (never predicted, or no pictures)."""
 
     name: str
     precision: float | None
@@ -31,7 +31,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Bin:
-    """The pictures whose confidence lies in (low, high]: their mean confidence and accuracy; None where empty."""
+    """Mean confidence and accuracy of the pictures whose confidence is in (low, high]; None where there are none."""
 
     low: float
     high: float
@@ -42,7 +42,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether confidence says how often the classifier is right: Guo et al. 2017, equations 2 to 5.
+    """How well confidence agrees with accuracy (Guo et al. 2017, equations 2 to 5).
 
     Attributes:
         ece: expected calibration error, the mean of |accuracy - confidence| over bins, weighted by count; 0 to 1.
@@ -55,7 +55,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """How many pictures of `label` were taken for `predicted`, and their share of all of that label."""
+    """Number of pictures of `label` that were predicted as `predicted`, and their share of that label."""
 
     label: str
     predicted: str
@@ -65,10 +65,11 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` gives.
+    """All metrics of one classifier.
 
     Attributes:
-        pictures: how many.
+        classes: K names, in the order of the class ids.
+        pictures: number of judged pictures.
         top1: fraction whose most probable class is the true one.
         top5: fraction whose true class is among the five most probable.
         loss: mean negative log likelihood of the true class, in nats.
@@ -89,19 +90,19 @@ class Evaluation:
 
 
 def evaluate(classes: Sequence[str], sums: Sums) -> Evaluation:
-    """Every number about one classifier.
+    """Computes all metrics of one classifier.
 
-    The intervals are those of the bootstrap (Efron 1979), which draws the N pictures anew with replacement, without the
-    drawing: of N pictures drawn so, Binomial(N, top1) are right, and the percentiles of that are exact. The mean of the
-    losses is taken for normal with the variance that it has under such draws, which sums can say and many pictures make
-    true; an interval of a few pictures is rough.
+    The intervals are those of the bootstrap (Efron 1979), which resamples the N pictures with replacement, computed
+    without resampling: the number of correct pictures follows Binomial(N, top1), whose percentiles are exact. The mean
+    loss is treated as normal with its variance under resampling, which holds for many pictures; for a few pictures its
+    interval is rough.
 
     Args:
         classes: K names, in the order of the class ids.
-        sums: of at least one judged picture.
+        sums: sums over at least one judged picture.
     """
     pictures = sums.judged
-    # Whole numbers, so that nothing cancels: N times the sum of squares less the square of the sum.
+    # N times the sum of squares minus the square of the sum; integers, so that no precision is lost.
     spread = math.sqrt(pictures * sums.loss_squared - sums.loss**2) / pictures**1.5 * UNIT
     loss = sums.loss * UNIT / pictures
     low, high = (loss + spread * float(stats.norm.ppf(quantile)) for quantile in QUANTILES)
@@ -135,7 +136,7 @@ def _confusion(sums: Sums, classes: int) -> NDArray[np.int64]:
 
 
 def _per_class(classes: Sequence[str], confusion: NDArray[np.int64]) -> tuple[ClassScore, ...]:
-    """Precision, recall, F1 and support (true pictures) of every class."""
+    """Returns precision, recall, F1 and support (pictures of the class) of every class."""
     truth, predicted = np.nonzero(confusion)
     scores: Any = metrics.precision_recall_fscore_support(
         truth,
@@ -171,15 +172,15 @@ def _calibration(sums: Sums) -> Calibration:
 
 
 def confused_pairs(confusion: NDArray[np.int64], classes: Sequence[str], count: int) -> list[ConfusedPair]:
-    """The pairs of classes that are confused most often, most first; of equals in the order of the classes."""
-    off = confusion - np.diag(np.diag(confusion))
-    order = np.argsort(-off, axis=None, kind="stable")[:count]
+    """Returns the pairs of classes that are confused most often, most frequent first; ties in the order of classes."""
+    errors = confusion - np.diag(np.diag(confusion))
+    order = np.argsort(-errors, axis=None, kind="stable")[:count]
     support = confusion.sum(1)
-    pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, off.shape), strict=True)]
+    pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, errors.shape), strict=True)]
     return [
-        ConfusedPair(classes[row], classes[column], int(off[row, column]), float(off[row, column] / support[row]))
+        ConfusedPair(classes[row], classes[column], int(errors[row, column]), float(errors[row, column] / support[row]))
         for row, column in pairs
-        if off[row, column]
+        if errors[row, column]
     ]
 
 

@@ -1,9 +1,9 @@
-"""Pictures made worse, to see how a classifier bears it: blur, noise, JPEG and contrast, each at three strengths.
+"""Robustness: accuracy on corrupted pictures, with blur, noise, JPEG and low contrast at three strengths each.
 
-Amounts are those of severities 1, 3 and 5 of ImageNet-C (Hendrycks and Dietterich 2019, arXiv:1903.12261, its
-`make_imagenet_c.py`). Where we differ: the picture is made worse as it was stored, not as a crop of 224 pixels, so the
-blur grows with the picture (its sigma is given for 224 pixels of shorter side), and noise and JPEG blocks are finer on
-a larger picture.
+The amounts are those of severities 1, 3 and 5 of ImageNet-C (Hendrycks and Dietterich 2019, arXiv:1903.12261, its
+`make_imagenet_c.py`). Unlike there, the stored picture is corrupted instead of a crop of 224 pixels, so the blur grows
+with the picture (its sigma is stated for a shorter side of 224 pixels), and noise and JPEG blocks are finer on a larger
+picture.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _REFERENCE_PX = 224
 
 @dataclass(frozen=True)
 class Corruption:
-    """One way to make pictures worse.
+    """One kind of corruption at one strength.
 
     Attributes:
-        name: of the way.
+        name: blur, noise, jpeg or contrast.
         strength: 1, 2 or 3.
-        amount: blur: sigma in pixels at 224 pixels of shorter side; noise: standard deviation as a fraction of
-            white; jpeg: quality; contrast: what is left of it.
+        amount: blur: sigma in pixels for a shorter side of 224 pixels; noise: standard deviation as a fraction of
+            white; jpeg: quality; contrast: the fraction that remains.
     """
 
     name: CorruptionName
@@ -42,14 +42,14 @@ class Corruption:
     amount: float
 
     def __call__(self, pixels: Pixels, key: str) -> Pixels:
-        """The picture made worse; the same for the same key.
+        """Corrupts a picture; the same key gives the same result.
 
         Args:
             pixels: height x width x channels, uint8, uint16 or float32.
-            key: of the picture, which decides its noise.
+            key: the picture's key, which decides its noise.
 
         Returns:
-            The same shape and dtype; float32 is kept within 0 to 1 by noise and JPEG.
+            The same shape and dtype; noise and JPEG clip float32 to 0 to 1.
         """
         if self.name == "noise":
             return _noisy(pixels, self.amount, generator("robustness", self.strength, key))
@@ -57,12 +57,12 @@ class Corruption:
 
 
 def chosen(key: str, fraction: float) -> bool:
-    """Whether a picture is among the `fraction` on which robustness is measured; depends on its key alone."""
+    """Returns whether a picture is in the `fraction` on which robustness is measured; depends on its key alone."""
     return order_of(key) < fraction * 2**64
 
 
 def order_of(key: str) -> int:
-    """Where a picture stands in the order in which they are chosen; 64 bits."""
+    """Returns the rank by which pictures are chosen, a 64-bit hash of the key."""
     return seed_of("robustness", key) >> 64
 
 
@@ -74,7 +74,7 @@ def _blurred(pixels: Pixels, amount: float) -> Pixels:
 def _noisy(pixels: Pixels, amount: float, rng: np.random.Generator) -> Pixels:
     noise = rng.standard_normal(pixels.shape, np.float32)
     top = white(pixels.dtype)
-    return _stored(np.clip(pixels + noise * np.float32(amount * top), 0, top), pixels)
+    return _as_dtype(np.clip(pixels + noise * np.float32(amount * top), 0, top), pixels)
 
 
 def _recompressed(pixels: Pixels, amount: float) -> Pixels:
@@ -85,11 +85,11 @@ def _recompressed(pixels: Pixels, amount: float) -> Pixels:
         return codec.decode(codec.encode(part, quality)[0], limits=None)
 
     levels = np.rint(np.clip(pixels / np.float32(top), 0, 1) * 255).astype(np.uint8)
-    # JPEG holds one band or three; more are stored one by one.
-    worse = (
+    # JPEG holds one channel or three; others are compressed one by one.
+    corrupted = (
         through_jpeg(levels) if pixels.shape[2] in (1, 3) else each_channel(lambda p: _plane(through_jpeg, p), levels)
     )
-    return worse if pixels.dtype == np.uint8 else _stored(worse * np.float32(top / 255), pixels)
+    return corrupted if pixels.dtype == np.uint8 else _as_dtype(corrupted * np.float32(top / 255), pixels)
 
 
 def _plane(function: Callable[[Pixels], Pixels], plane: Pixels) -> Pixels:
@@ -98,10 +98,10 @@ def _plane(function: Callable[[Pixels], Pixels], plane: Pixels) -> Pixels:
 
 def _faded(pixels: Pixels, amount: float) -> Pixels:
     means = pixels.mean((0, 1), np.float64).astype(np.float32)
-    return _stored((pixels - means) * np.float32(amount) + means, pixels)
+    return _as_dtype((pixels - means) * np.float32(amount) + means, pixels)
 
 
-def _stored(values: Pixels, like: Pixels) -> Pixels:
+def _as_dtype(values: Pixels, like: Pixels) -> Pixels:
     return values.astype(like.dtype) if like.dtype == np.float32 else np.rint(values).astype(like.dtype)
 
 
@@ -114,7 +114,7 @@ _AMOUNTS: dict[CorruptionName, tuple[float, float, float]] = {
     "contrast": (0.4, 0.2, 0.05),
 }
 
-#: All of them: the ways in order, and each from weak to strong.
+#: All corruptions by kind, each from weak to strong.
 CORRUPTIONS = tuple(
     Corruption(name, strength, amount)
     for name, amounts in _AMOUNTS.items()
@@ -127,10 +127,10 @@ class Robustness:
     """Accuracy under every corruption.
 
     Attributes:
-        pictures: how many it was measured on.
-        clean: top-1 on these pictures as they are.
-        top1: of each of `CORRUPTIONS`; None where the classifier's own selectors drop every picture.
-        judged: pictures that went into each of these.
+        pictures: number of pictures that were measured.
+        clean: top-1 on these pictures without corruption.
+        top1: top-1 for each of `CORRUPTIONS`; None where the classifier's own selectors drop every picture.
+        judged: number of judged pictures for each of `CORRUPTIONS`.
     """
 
     pictures: int
@@ -140,19 +140,19 @@ class Robustness:
 
 
 def measure(robust: Sequence[tuple[int, str]], most: int) -> Robustness | None:
-    """Accuracy under every corruption, from what a classifier makes of the chosen pictures.
+    """Computes accuracy under every corruption from a classifier's answers for the chosen pictures.
 
     Args:
-        robust: as `library.evaluation.sums.Sums` has them.
-        most: pictures that count, at most; the choice depends on their keys alone.
+        robust: `Sums.robust` of `library.evaluation.sums`.
+        most: the largest number of pictures that count; the choice depends on their keys alone.
 
     Returns:
         None where there are no pictures.
     """
-    chosen_ones = [answers for _, answers in sorted(robust)[:most]]
-    if not chosen_ones:
+    rows = [answers for _, answers in sorted(robust)[:most]]
+    if not rows:
         return None
-    clean, *columns = zip(*chosen_ones, strict=True)
+    clean, *columns = zip(*rows, strict=True)
     judged = tuple(len(column) - column.count("-") for column in columns)
     top1 = tuple(column.count("1") / count if count else None for column, count in zip(columns, judged, strict=True))
-    return Robustness(len(chosen_ones), clean.count("1") / len(chosen_ones), top1, judged)
+    return Robustness(len(rows), clean.count("1") / len(rows), top1, judged)

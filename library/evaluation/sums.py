@@ -1,8 +1,8 @@
-"""What an evaluation keeps of labelled pictures: sums that are exact in any order, and a few samples.
+"""The sums that an evaluation keeps of labelled pictures, exact in any order, and a few samples.
 
-All sums are whole numbers: a loss and a confidence count in units of `UNIT`, so each is off by at most 5e-13 and
-nothing is lost when they are added. The sums of a dataset are therefore the same however it is cut into shards and in
-whatever order these come, and their size depends on the classes, not on the pictures.
+All sums are integers: losses and confidences are counted in units of `UNIT`, so each is off by at most 5e-13 and adding
+them loses nothing. The sums of a dataset are therefore the same for any division into shards and any order of shards,
+and their size depends on the number of classes, not of pictures.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from numpy.typing import NDArray
 
 from library.dataset.manifest import Report
 
-#: `top5` looks at the five most probable classes, or at all where there are fewer.
+#: `top5` considers the five most probable classes, or all where there are fewer.
 TOP_K = 5
 CALIBRATION_BINS = 15
 #: How many of the most confident mistakes are kept.
 MISTAKES = 24
-#: What a loss (in nats) and a probability are counted in.
+#: The unit in which losses (in nats) and probabilities are counted.
 UNIT = 2.0**-40
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a classifier says of some labelled pictures.
+    """The predictions of a classifier for some labelled pictures.
 
     Attributes:
         classes: K names, in the order of the probabilities.
-        keys: of the N pictures.
+        keys: keys of the N pictures.
         truth: N class ids, int64.
         probabilities: N x K, float32; each row sums to 1.
     """
@@ -45,39 +45,39 @@ class Outcomes:
     probabilities: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        wanted = (len(self.keys), len(self.classes))
-        if self.truth.shape != wanted[:1] or self.probabilities.shape != wanted:
-            got = f"{self.truth.shape} class ids and probabilities {self.probabilities.shape}"
-            raise ValueError(f"{wanted[0]} pictures of {wanted[1]} classes do not go with {got}")
+        shape = (len(self.keys), len(self.classes))
+        if self.truth.shape != shape[:1] or self.probabilities.shape != shape:
+            arrays = f"class ids {self.truth.shape} and probabilities {self.probabilities.shape}"
+            raise ValueError(f"{shape[0]} pictures of {shape[1]} classes do not match {arrays}")
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """The most probable class of each picture; the first of equals, as in a Prediction."""
+        """The most probable class of each picture; the first of ties, as in a Prediction."""
         return self.probabilities.argmax(1)
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether that is the true one."""
+        """Whether the predicted class of each picture is the true one."""
         return self.predicted == self.truth
 
     @cached_property
     def confidence(self) -> NDArray[np.float64]:
-        """The probability of the predicted class."""
+        """The probability of the predicted class of each picture."""
         return self.probabilities.max(1).astype(np.float64)
 
     def among(self, k: int) -> NDArray[np.bool_]:
-        """Whether the true class is among the `k` most probable ones; of equals the first count."""
-        mine = self._of_truth[:, None]
-        before = np.arange(len(self.classes)) < self.truth[:, None]
-        ahead = (self.probabilities > mine) | ((self.probabilities == mine) & before)
-        return ahead.sum(1) < k
+        """Returns whether each true class is among the `k` most probable ones; of ties the first classes count."""
+        of_truth = self._of_truth[:, None]
+        is_before = np.arange(len(self.classes)) < self.truth[:, None]
+        is_ahead = (self.probabilities > of_truth) | ((self.probabilities == of_truth) & is_before)
+        return is_ahead.sum(1) < k
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
-        """Negative log likelihood of each true class, in nats; at most 87.3, where float32 ends."""
+        """Negative log likelihood of each true class, in nats; at most 87.3, the limit of float32."""
         return -np.log(np.maximum(self._of_truth.astype(np.float64), np.finfo(np.float32).tiny))
 
     @property
@@ -87,7 +87,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture that was taken for another class; the confidence is the wrong class's probability."""
+    """A picture that was predicted as another class; the confidence is the probability of that wrong class."""
 
     key: str
     label: str
@@ -113,26 +113,26 @@ def _no_bins() -> list[int]:
 
 
 class Sums(_Model):
-    """What one classifier made of some pictures: each was judged, dropped or rejected.
+    """The outcomes of one classifier on some pictures: each was judged, dropped or rejected.
 
     Attributes:
-        judged: pictures.
-        dropped: pictures that were not judged, by reason: the classifier's own selectors, or their label.
+        judged: number of judged pictures.
+        dropped: pictures by reason: dropped by the classifier's own selectors, or because of their label.
         rejected: pictures that cannot be used, by reason.
-        unknown: pictures by label, where the classifier does not know it; these are dropped.
+        unknown: pictures by label that the classifier does not know; these are dropped.
         top1: judged pictures whose most probable class is the true one.
         top5: judged pictures whose true class is among the `TOP_K` most probable.
         loss: sum of the losses, in `UNIT`.
         loss_squared: sum of their squares, in `UNIT` squared.
         confusion: judged pictures by true class id x number of classes + predicted class id.
         bin_counts: judged pictures by confidence, in bins of equal width over 0 to 1, open below and closed above.
-        bin_correct: those of them that are right.
+        bin_correct: those of them that are correct.
         bin_confidence: sum of their confidences, in `UNIT`.
-        mistakes: the `MISTAKES` most confident ones, most confident first; of equals by key.
-        examples: small copies of these, where they are wanted.
-        robust: the pictures on which robustness is measured (`library.evaluation.robustness`): each with its place in
-            the order in which they are chosen, and what the classifier makes of it as it is and under each corruption:
-            1 for right, 0 for wrong, - for dropped by its own selectors.
+        mistakes: the `MISTAKES` most confident ones, most confident first; ties by key.
+        examples: small copies of these, where requested.
+        robust: for each picture on which robustness is measured (`library.evaluation.robustness`) its rank and the
+            outcomes without corruption and under each corruption: 1 for correct, 0 for wrong, - for dropped by the
+            classifier's own selectors.
     """
 
     judged: int = 0
@@ -153,7 +153,7 @@ class Sums(_Model):
 
     @property
     def pictures(self) -> int:
-        """All pictures: judged, dropped and rejected."""
+        """Number of all pictures: judged, dropped and rejected."""
         return self.judged + self.dropped.total() + self.rejected.total()
 
     def add(self, outcomes: Outcomes) -> None:
@@ -175,7 +175,7 @@ class Sums(_Model):
             sums = np.zeros(CALIBRATION_BINS, np.int64)
             np.add.at(sums, bins, values)
             setattr(self, name, _added(getattr(self, name), sums.tolist()))
-        self._keep(
+        self._add_mistakes(
             Mistake(
                 outcomes.keys[row],
                 outcomes.classes[outcomes.truth[row]],
@@ -200,17 +200,17 @@ class Sums(_Model):
         for name in ("bin_counts", "bin_correct", "bin_confidence"):
             setattr(self, name, _added(getattr(self, name), getattr(other, name)))
         self.robust += other.robust
-        self._keep(other.mistakes)
-        kept = {mistake.key for mistake in self.mistakes}
-        self.examples = [example for example in (*self.examples, *other.examples) if example.key in kept]
+        self._add_mistakes(other.mistakes)
+        keys = {mistake.key for mistake in self.mistakes}
+        self.examples = [example for example in (*self.examples, *other.examples) if example.key in keys]
 
-    def _keep(self, mistakes: Iterable[Mistake]) -> None:
-        every = [*self.mistakes, *mistakes]
-        self.mistakes = heapq.nsmallest(MISTAKES, every, key=lambda mistake: (-mistake.confidence, mistake.key))
+    def _add_mistakes(self, mistakes: Iterable[Mistake]) -> None:
+        candidates = [*self.mistakes, *mistakes]
+        self.mistakes = heapq.nsmallest(MISTAKES, candidates, key=lambda mistake: (-mistake.confidence, mistake.key))
 
 
 class Pairs(_Model):
-    """How often two classifiers are right about the pictures that both have judged."""
+    """How often two classifiers are correct on the pictures that both have judged."""
 
     both: int = 0
     only_first: int = 0
@@ -219,14 +219,14 @@ class Pairs(_Model):
 
     def add(self, first: Outcomes, second: Outcomes) -> None:
         """Add pictures, matched by key."""
-        theirs = dict(zip(second.keys, second.correct.tolist(), strict=True))
+        second_correct = dict(zip(second.keys, second.correct.tolist(), strict=True))
         for key, correct in zip(first.keys, first.correct.tolist(), strict=True):
-            if key in theirs:
-                both = (correct, theirs[key])
-                self.both += both == (True, True)
-                self.only_first += both == (True, False)
-                self.only_second += both == (False, True)
-                self.neither += both == (False, False)
+            if key in second_correct:
+                pair = (correct, second_correct[key])
+                self.both += pair == (True, True)
+                self.only_first += pair == (True, False)
+                self.only_second += pair == (False, True)
+                self.neither += pair == (False, False)
 
     def merge(self, other: Pairs) -> None:
         """Add other pictures."""
@@ -235,11 +235,13 @@ class Pairs(_Model):
 
 
 class EvaluateReport(Report):
-    """What one classifier, or two, make of a shard. The tally is that of the first; `rows_out` are the judged pictures.
+    """The outcomes of one or two classifiers on a shard.
+
+    The tally is that of the first classifier; its `rows_out` counts the judged pictures.
 
     Attributes:
         sums: for each classifier.
-        pairs: of two.
+        pairs: where there are two classifiers.
     """
 
     sums: list[Sums]
@@ -247,11 +249,11 @@ class EvaluateReport(Report):
 
 
 class EvaluateTotals:
-    """The reports of many shards, added up.
+    """The sum of the reports of many shards.
 
     Attributes:
         sums: for each classifier.
-        pairs: of two.
+        pairs: where there are two classifiers.
         seconds: time by stage.
     """
 
@@ -261,9 +263,9 @@ class EvaluateTotals:
         self.seconds: Counter[str] = Counter()
 
     def add(self, report: EvaluateReport) -> None:
-        """Add one shard."""
-        for mine, its in zip(self.sums, report.sums, strict=True):
-            mine.merge(its)
+        """Add the report of one shard."""
+        for total, part in zip(self.sums, report.sums, strict=True):
+            total.merge(part)
         if self.pairs is not None and report.pairs is not None:
             self.pairs.merge(report.pairs)
         self.seconds.update(report.seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -145,7 +146,7 @@ def test_the_commands_say_what_was_found_and_account_for_every_picture(
     assert account is not None
     assert int(account[1]) + int(account[2]) == 86
     assert account[3] == "damaged 1, truncated 1"
-    assert "labels that it does not know: hopper 30" in out
+    assert "labels unknown to the classifier: hopper 30" in out
     assert re.search(r"top-1 +\d+\.\d+% +95% interval", out)
     assert f"open {tmp_path}/report/index.html in a browser" in out
 
@@ -215,16 +216,19 @@ def test_the_same_command_resumes_from_the_shards_that_are_judged(
     (folder / "index.html").unlink()
     plan = plan_evaluate([first, second], photos, report=str(folder), robustness_pictures=20)
     content = run_evaluate(plan, workers="1", gpu=False)
-    assert content.throughput["shards_resumed"] == len(reports) - 2
+    assert content.throughput.shards_resumed == len(reports) - 2
     numbers, wanted = summary(content), summary(pair[1])
-    assert (numbers.pop("throughput"), wanted.pop("throughput")) == (content.throughput, pair[1].throughput)
+    assert (numbers.pop("throughput"), wanted.pop("throughput")) == (
+        dataclasses.asdict(content.throughput),
+        dataclasses.asdict(pair[1].throughput),
+    )
     assert numbers == wanted
     assert (folder / "index.html").read_text().count("<img") == Path(
         str(pair[0].report), "index.html"
     ).read_text().count("<img")
     assert sorted((folder / "_reports").iterdir()) == reports
     again = run_evaluate(plan, workers="1", gpu=False)
-    assert (again.throughput["shards_resumed"], again.throughput["pictures_per_s"]) == (len(reports), None)
+    assert (again.throughput.shards_resumed, again.throughput.pictures_per_s) == (len(reports), None)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""A self-contained web page about a classifier: no script, nothing fetched from anywhere.
+"""A self-contained web page about a classifier, without scripts or external resources.
 
 page = render(content)       # index.html
 numbers = summary(content)   # the same numbers, for JSON
 """
 
-from library.evaluation.report.content import Content, Counts, Subject, account, speed, summary
+from library.evaluation.report.content import Content, Counts, Subject, Throughput, account, speed, summary
 from library.evaluation.report.page import render
 
-__all__ = ["Content", "Counts", "Subject", "account", "render", "speed", "summary"]
+__all__ = ["Content", "Counts", "Subject", "Throughput", "account", "render", "speed", "summary"]

@@ -6,15 +6,14 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from markupsafe import Markup
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from library.evaluation.metrics import Calibration
-
-if TYPE_CHECKING:  # matplotlib takes half a second to import: only where a page is made
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _WIDTH_PX, _HEIGHT_PX, _PX_PER_INCH = 460, 250, 72
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52 / _WIDTH_PX, 446 / _WIDTH_PX, 238 / _HEIGHT_PX, 38 / _HEIGHT_PX
@@ -27,7 +26,7 @@ _VARIABLES = {_FIRST: "--first", _SECOND: "--second", _THIRD: "--third", _QUIET:
 
 _STYLE = {
     "font.size": 11,
-    "font.family": "DejaVu Sans",  # comes with matplotlib; style.css replaces it by the page's own
+    "font.family": "DejaVu Sans",  # comes with matplotlib; style.css replaces it with the page's own
     "svg.fonttype": "none",  # text stays text
     "text.color": _QUIET,
     "axes.labelcolor": _QUIET,
@@ -41,7 +40,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "grid.color": _RULE,
 }
-#: Parts of matplotlib's SVG that would apply to, or occur again on, the rest of the page.
+#: Parts of matplotlib's SVG that would affect, or repeat ids of, the rest of the page.
 _FILE_ONLY = re.compile(r'<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', re.DOTALL)
 
 
@@ -58,9 +57,9 @@ def line_chart(
     Args:
         series: points (x, y) of at most three lines by name, with x rising; a value that is not finite leaves a gap.
         x_title: under the axis.
-        y_title: for those who cannot see the chart.
+        y_title: for the label that screen readers read.
         show: turns a y value into text.
-        salt: differs between the charts of one page, so that their ids do.
+        salt: makes the ids of the charts of one page differ.
 
     Returns:
         An `<svg>` element; empty where no value is finite.
@@ -71,8 +70,6 @@ def line_chart(
         return Markup()
 
     def draw(figure: Figure) -> None:
-        from matplotlib.ticker import MaxNLocator
-
         axes = _axes(figure, _BOTTOM, _TOP)
         for points, colour in zip(series.values(), (_FIRST, _SECOND, _THIRD), strict=False):
             values = [y if math.isfinite(y) else math.nan for _, y in points]
@@ -82,8 +79,8 @@ def line_chart(
         axes.set_yticks(ticks, [show(float(tick)) for tick in ticks])
         axes.set_ylim(ticks[0], ticks[-1])
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=_STEPS, integer=True))
-        lone = min(xs) == max(xs)
-        axes.set_xlim(min(xs) - lone, max(xs) + lone)
+        margin = int(min(xs) == max(xs))
+        axes.set_xlim(min(xs) - margin, max(xs) + margin)
         axes.set_xlabel(x_title)
 
     ends = ", ".join(f"{name} ends at {show(points[-1][1])}" for name, points in finite.items() if points)
@@ -91,7 +88,7 @@ def line_chart(
 
 
 def reliability_chart(calibration: Calibration, *, salt: str = "") -> Markup:
-    """Draws accuracy and confidence as a bar for each bin: what both reach, and by how much one exceeds the other.
+    """Draws a bar for each bin: up to the lower of accuracy and confidence, then the gap to the higher one.
 
     The diagonal is a perfectly calibrated classifier; small bars below show how many pictures each bin holds.
     """
@@ -126,10 +123,7 @@ def _axes(figure: Figure, bottom: float, top: float) -> Axes:
 
 
 def _svg(draw: Callable[[Figure], None], label: str, salt: str) -> Markup:
-    """What is drawn as an element of a page: the same bytes for the same numbers, whatever the user's matplotlibrc."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
+    """Returns a drawing as an SVG element; the same numbers give the same bytes, whatever the user's matplotlibrc."""
     written = io.StringIO()
     with style.context(["default", {**_STYLE, "svg.hashsalt": f"{salt} {label}"}]):
         figure = Figure((_WIDTH_PX / _PX_PER_INCH, _HEIGHT_PX / _PX_PER_INCH))

@@ -1,4 +1,4 @@
-"""What a report says: numbers and pictures of one classifier, or of two side by side."""
+"""The content of a report: numbers and pictures of one classifier, or of two side by side."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from library.evaluation.sums import Example, Mistake
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the pictures: `rows_in = evaluated + dropped + rejected`.
+    """Counts of the pictures: `rows_in = evaluated + dropped + rejected`.
 
     Attributes:
         dropped: by reason: the classifier's own selectors, `no_label`, `unknown_label`.
         rejected: by reason.
-        unknown_labels: the labels that the classifier does not know, with their pictures.
+        unknown_labels: pictures by label that the classifier does not know.
     """
 
     rows_in: int
@@ -32,18 +32,18 @@ class Counts:
 
 @dataclass(frozen=True)
 class Subject:
-    """One classifier and how good it is.
+    """One classifier and its results.
 
     Attributes:
         name: the bundle's URI, as a title.
         bundle_id: content digest, in hex.
         counts: of pictures.
-        evaluation: every number.
+        evaluation: all metrics.
         mistakes: the most confident ones, most confident first.
         examples: small pictures of them, by key.
-        record: what the bundle says of itself: model, pipeline, provenance.
-        curves: one mapping an epoch, of a run's metrics.jsonl; none where there is no such file.
-        robustness: where it was measured.
+        record: the bundle's record: model, pipeline, provenance.
+        curves: lines of the run's metrics.jsonl, one per epoch; empty where there is no such file.
+        robustness: None where it was not measured.
     """
 
     name: str
@@ -58,31 +58,59 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """The speed of an evaluation.
+
+    Attributes:
+        pictures_per_s: in this run, from the first worker's start, without robustness; None where an earlier run judged
+            every shard.
+        wall_s: seconds of this run.
+        start_s: seconds until the first worker began with a shard.
+        workers: number of workers.
+        device: cpu or cuda.
+        shards: all shards of the dataset.
+        shards_resumed: shards that an earlier run judged.
+        seconds: sum over all shards of the seconds spent in each stage.
+        ray_data: statistics of Ray Data, as it prints them.
+    """
+
+    pictures_per_s: float | None
+    wall_s: float
+    start_s: float
+    workers: int
+    device: str
+    shards: int
+    shards_resumed: int
+    seconds: Mapping[str, float]
+    ray_data: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Content:
     """A whole report.
 
     Attributes:
         dataset: URI.
-        dataset_digest: of its manifest.
+        dataset_digest: digest of its manifest.
         subjects: one classifier, or two.
-        comparison: of two that have judged pictures in common.
-        throughput: how fast it went, and on what.
-        made: when, and with which version; a line for people.
+        comparison: of two classifiers that have judged pictures in common.
+        throughput: speed of the run.
+        footer: a line with date and version.
     """
 
     dataset: str
     dataset_digest: str
     subjects: Sequence[Subject]
-    throughput: Mapping[str, Any]
+    throughput: Throughput
     comparison: Comparison | None = None
-    made: str = ""
+    footer: str = ""
 
 
 def summary(content: Content) -> dict[str, Any]:
-    """All numbers as plain data for JSON: of one classifier at the top, of two under `bundles`."""
+    """Returns all numbers as plain data for JSON: of one classifier at the top level, of two under `bundles`."""
     numbers = [_numbers(subject) for subject in content.subjects]
     head = {"dataset": content.dataset, "dataset_digest": content.dataset_digest}
-    tail = {"throughput": dict(content.throughput)}
+    tail = {"throughput": dataclasses.asdict(content.throughput)}
     if len(numbers) == 1:
         return {
             "bundle": numbers[0].pop("bundle"),
@@ -96,23 +124,23 @@ def summary(content: Content) -> dict[str, Any]:
 
 
 def account(counts: Counts) -> str:
-    """`100 in = 97 evaluated + 2 dropped (blank 2) + 1 rejected (truncated 1)`."""
+    """Returns a line such as `100 in = 97 evaluated + 2 (blank 2) dropped + 1 (truncated 1) rejected`."""
     dropped, rejected = (_reasons(reasons) for reasons in (counts.dropped, counts.rejected))
     text = f"{counts.rows_in:,} in = {counts.evaluated:,} evaluated + {dropped} dropped + {rejected} rejected"
     if counts.unknown_labels:
-        text += f"; labels that it does not know: {_ranked(counts.unknown_labels)}"
+        text += f"; labels unknown to the classifier: {_ranked(counts.unknown_labels)}"
     return text
 
 
-def speed(throughput: Mapping[str, Any]) -> str:
-    """`1,234 pictures a second on 2 workers (cpu)`; says so where an earlier run has done all or a part."""
-    before = f"{throughput['shards_resumed']:,} of {throughput['shards']:,} shards were judged by an earlier run"
-    if throughput["pictures_per_s"] is None:
-        return before
+def speed(throughput: Throughput) -> str:
+    """Returns a line such as `1,234 pictures a second on 2 workers (cpu)`, with the shards of an earlier run."""
+    resumed = f"{throughput.shards_resumed:,} of {throughput.shards:,} shards were judged by an earlier run"
+    if throughput.pictures_per_s is None:
+        return resumed
     return (
-        f"{throughput['pictures_per_s']:,.0f} pictures a second on {throughput['workers']} "
-        f"{'worker' if throughput['workers'] == 1 else 'workers'} ({throughput['device']})"
-        + (f"; {before}" if throughput["shards_resumed"] else "")
+        f"{throughput.pictures_per_s:,.0f} pictures a second on {throughput.workers} "
+        f"{'worker' if throughput.workers == 1 else 'workers'} ({throughput.device})"
+        + (f"; {resumed}" if throughput.shards_resumed else "")
     )
 
 

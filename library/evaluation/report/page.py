@@ -1,4 +1,4 @@
-"""The page as a whole: page.html is its template; here is what the template is given."""
+"""Renders the page: the template is page.html, and this module prepares its values."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from library.evaluation.report.content import Content, Subject, account, speed
 from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
 from library.evaluation.sums import TOP_K
 
-#: With more classes the matrix would be too large to read: the most confused pairs are listed instead.
+#: With more classes the matrix would be too large to read, and the most confused pairs are listed instead.
 MOST_IN_MATRIX = 100
 
 _PAIRS, _PAIRS_ALONE = 10, 60
 _NONE = "\N{EN DASH}"
-_IN_ORDER = 30  # more classes than this are listed from the worst
+_IN_ORDER = 30  # more classes than this are listed from the lowest F1
 _METRICS = (("top-1", "top1"), (f"top-{TOP_K}", "top5"), ("loss", "loss"))
 
 
 def render(content: Content) -> str:
-    """A report as one HTML document."""
+    """Returns a report as one HTML document."""
     names = " and ".join(storage.name_of(subject.name) for subject in content.subjects)
     return template("library.evaluation.report", "page.html").render(
         title=f"{names} on {storage.name_of(content.dataset)}",
@@ -49,7 +49,7 @@ def render(content: Content) -> str:
 
 
 def template(package: str, name: str) -> Template:
-    """A Jinja2 template that lies beside the modules of a package; every value that it writes is escaped."""
+    """Loads a Jinja2 template from the folder of a package; it escapes every value."""
     environment = Environment(
         loader=PackageLoader(package, ""),
         autoescape=True,
@@ -62,7 +62,7 @@ def template(package: str, name: str) -> Template:
 
 @dataclass(frozen=True)
 class _Curve:
-    """How one number went over the epochs: a line and a column of the rows for each name."""
+    """One metric over the epochs: a line of the chart and a column of the rows for each name."""
 
     title: str
     names: list[str]
@@ -72,17 +72,17 @@ class _Curve:
 
 @dataclass(frozen=True)
 class _View:
-    """What the page shows of one classifier beside its numbers.
+    """What the page shows of one classifier beside its metrics.
 
     Attributes:
         confused: the most confused pairs.
-        scores: of the classes, as they are listed.
-        order: how they are listed, in words.
-        reliability: the chart.
-        bins: its numbers, a row each.
-        curves: of its training.
-        corrupted: for each corruption a cell a strength: in words, and top-1.
-        origin: names and values; how many entries a value has, if it is folded away.
+        scores: scores of the classes, in the order of the list.
+        order: that order, in words.
+        reliability: the reliability chart.
+        bins: the numbers of that chart, a row for each bin.
+        curves: training curves.
+        corrupted: for each kind of corruption one cell per strength: its description, and top-1.
+        origin: name, value, and the number of entries if the value is collapsed (else 0).
     """
 
     subject: Subject
@@ -120,8 +120,8 @@ def _view(subject: Subject, number: int) -> _View:
 def _listed(evaluation: Evaluation) -> tuple[Sequence[ClassScore], str]:
     if len(evaluation.per_class) <= _IN_ORDER:
         return evaluation.per_class, "in the order of the classifier's outputs"
-    worst_first = sorted(evaluation.per_class, key=lambda score: (score.f1 is None, score.f1, score.name))
-    return worst_first, "from the lowest F1 on"
+    by_f1 = sorted(evaluation.per_class, key=lambda score: (score.f1 is None, score.f1, score.name))
+    return by_f1, "from the lowest F1"
 
 
 _CURVES: tuple[tuple[str, dict[str, str], Callable[[float], str]], ...] = (
@@ -173,7 +173,7 @@ def _origin(subject: Subject) -> list[tuple[str, str, int]]:
 
 
 def _text(value: Any) -> tuple[str, int]:
-    """A value as text, and how many entries it has where it is so long that it is folded away."""
+    """Returns a value as text, and its number of entries where it is long enough to be collapsed, else 0."""
     if not isinstance(value, Mapping | list | tuple):
         return str(value), 0
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
@@ -181,7 +181,7 @@ def _text(value: Any) -> tuple[str, int]:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    """`98.8%`; a dash where there is no value."""
+    """Returns e.g. `98.8%`; a dash where there is no value."""
     return _NONE if value is None else f"{value * 100:.{digits}f}%"
 
 

@@ -1,4 +1,4 @@
-"""Two classifiers on the same pictures."""
+"""Comparison of two classifiers on the same pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_mcnemars_exact_test_by_hand() -> None:
     assert mcnemar(3, 3) == (1.0, "exact")
 
 
-def test_two_that_never_differ_are_not_told_apart() -> None:
+def test_two_classifiers_that_never_differ_have_p_value_one() -> None:
     assert mcnemar(0, 0) == (1.0, "exact")
 
 
@@ -43,39 +43,39 @@ def test_mcnemars_chi_square_test_by_hand() -> None:
     assert mcnemar(20, 20) == (1.0, "chi2")
 
 
-def test_pictures_are_matched_by_key_and_those_that_only_one_has_judged_are_left_out() -> None:
+def test_pictures_are_matched_by_key_and_unmatched_ones_are_left_out() -> None:
     first = judged([True, True, False, False, True], "abcde")
     second = judged([True, False, False, False, True], "badcx")
-    found = compared(first, second)
-    assert found is not None
-    assert (found.both, found.only_first, found.only_second, found.neither) == (1, 1, 0, 2)
-    assert found.difference == pytest.approx(-0.25)
-    assert found.interval[0] <= found.difference <= found.interval[1]
+    comparison = compared(first, second)
+    assert comparison is not None
+    assert (comparison.both, comparison.only_first, comparison.only_second, comparison.neither) == (1, 1, 0, 2)
+    assert comparison.difference == pytest.approx(-0.25)
+    assert comparison.interval[0] <= comparison.difference <= comparison.interval[1]
 
 
-def test_the_other_way_round_it_is_the_other_way_round() -> None:
+def test_swapping_the_classifiers_swaps_the_result() -> None:
     rng = np.random.default_rng(0)
     keys = [chr(0x4E00 + number) for number in range(200)]
     first, second = (judged((rng.random(200) < share).tolist(), "".join(keys)) for share in (0.7, 0.8))
-    there, back = compared(first, second), compared(second, first)
-    assert there is not None
-    assert back is not None
-    low, high = there.interval
+    forward, reverse = compared(first, second), compared(second, first)
+    assert forward is not None
+    assert reverse is not None
+    low, high = forward.interval
     assert (
         dataclasses.replace(
-            back,
-            only_first=there.only_first,
-            only_second=there.only_second,
-            difference=there.difference,
-            interval=there.interval,
+            reverse,
+            only_first=forward.only_first,
+            only_second=forward.only_second,
+            difference=forward.difference,
+            interval=forward.interval,
         )
-        == there
+        == forward
     )
-    assert (back.only_first, back.only_second) == (there.only_second, there.only_first)
-    assert back.interval == pytest.approx((-high, -low), abs=0.02)
+    assert (reverse.only_first, reverse.only_second) == (forward.only_second, forward.only_first)
+    assert reverse.interval == pytest.approx((-high, -low), abs=0.02)
 
 
-def test_without_a_picture_in_common_there_is_nothing_to_compare() -> None:
+def test_without_common_pictures_there_is_no_comparison() -> None:
     assert compared(judged([True], "a"), judged([True], "b")) is None
 
 
@@ -89,9 +89,9 @@ def test_pairs_of_shards_add_up_to_those_of_the_dataset() -> None:
     assert halves == paired(first, second) == Pairs(both=1, only_first=1, only_second=1, neither=1)
 
 
-def test_the_interval_is_that_of_drawing_the_pictures_anew() -> None:
-    found = compare(Pairs(both=300, only_first=30, only_second=60, neither=110))
-    assert found is not None
+def test_the_interval_equals_that_of_resampling_the_pictures() -> None:
+    comparison = compare(Pairs(both=300, only_first=30, only_second=60, neither=110))
+    assert comparison is not None
     gained = np.repeat([0, -1, 1, 0], [300, 30, 60, 110])
     drawn = np.random.default_rng(1).choice(gained, (4000, 500)).mean(1)
-    assert found.interval == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.004)
+    assert comparison.interval == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.004)

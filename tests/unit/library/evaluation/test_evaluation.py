@@ -1,4 +1,4 @@
-"""Numbers of a classifier from sums: against scikit-learn, SciPy and all probabilities, and by hand."""
+"""Metrics from sums: compared with scikit-learn, SciPy, all probabilities, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from library.evaluation.sums import CALIBRATION_BINS, MISTAKES, Example, Outcome
 
 
 def outcomes(pictures: int = 500, classes: int = 7, skill: float = 1.5, seed: int = 0) -> Outcomes:
-    """A classifier that is right now and then, of pictures that are not spread evenly over the classes."""
+    """Outcomes of a mediocre classifier on pictures of unequally frequent classes."""
     rng = np.random.default_rng(seed)
     truth = np.minimum(rng.geometric(0.35, pictures) - 1, classes - 1)
     logits = rng.normal(size=(pictures, classes))
     logits[np.arange(pictures), truth] += skill
-    return made(truth, np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
+    return outcomes_of(truth, np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
 
 
-def made(truth: Any, probabilities: Any) -> Outcomes:
+def outcomes_of(truth: Any, probabilities: Any) -> Outcomes:
     probabilities = np.asarray(probabilities, np.float32)
     names = tuple("abcdefghij"[: probabilities.shape[1]])
     keys = tuple(f"{row:04d}" for row in range(len(probabilities)))
@@ -43,18 +43,18 @@ def summed(*parts: Outcomes) -> Sums:
 
 
 def rows_of(some: Outcomes, rows: Any) -> Outcomes:
-    """Some of the pictures."""
+    """The outcomes of some of the pictures."""
     keys = tuple(some.keys[row] for row in rows)
     return Outcomes(some.classes, keys, some.truth[rows], some.probabilities[rows])
 
 
 def confident(confidence: Any, correct: Any) -> Outcomes:
-    """Ten classes: the first has this probability, and is the true one or not; the others share the rest."""
+    """Ten classes: the first has probability `confidence` and is true if `correct`; the others share the rest."""
     first = np.asarray(confidence, np.float64)[:, None]
-    return made(np.where(correct, 0, 1), np.hstack([first, np.repeat((1 - first) / 9, 9, 1)]))
+    return outcomes_of(np.where(correct, 0, 1), np.hstack([first, np.repeat((1 - first) / 9, 9, 1)]))
 
 
-def test_accuracy_loss_and_every_class_are_those_of_scikit_learn() -> None:
+def test_accuracy_loss_and_class_scores_equal_those_of_scikit_learn() -> None:
     some = outcomes()
     got = evaluated(some)
     ids = np.arange(7)
@@ -66,15 +66,15 @@ def test_accuracy_loss_and_every_class_are_those_of_scikit_learn() -> None:
     assert got.loss == pytest.approx(-np.log(exact[np.arange(500), some.truth]).mean(), abs=1e-9)
     report: Any = metrics.classification_report(some.truth, some.predicted, labels=ids, output_dict=True)
     for number, score in enumerate(got.per_class):
-        wanted = report[str(number)]
-        assert score.precision == pytest.approx(wanted["precision"])
-        assert score.recall == pytest.approx(wanted["recall"])
-        assert score.f1 == pytest.approx(wanted["f1-score"])
-        assert score.support == wanted["support"]
+        expected = report[str(number)]
+        assert score.precision == pytest.approx(expected["precision"])
+        assert score.recall == pytest.approx(expected["recall"])
+        assert score.f1 == pytest.approx(expected["f1-score"])
+        assert score.support == expected["support"]
 
 
-def test_a_class_without_pictures_or_predictions_has_no_score_instead_of_a_made_up_one() -> None:
-    some = made([0, 0, 1], [[0.9, 0.1, 0, 0], [0.2, 0.7, 0.1, 0], [0.1, 0.8, 0, 0.1]])
+def test_a_class_without_pictures_or_predictions_has_no_score() -> None:
+    some = outcomes_of([0, 0, 1], [[0.9, 0.1, 0, 0], [0.2, 0.7, 0.1, 0], [0.1, 0.8, 0, 0.1]])
     scores = evaluated(some).per_class
     assert [(score.precision, score.recall, score.support) for score in scores] == [
         (1.0, 0.5, 2),
@@ -83,11 +83,11 @@ def test_a_class_without_pictures_or_predictions_has_no_score_instead_of_a_made_
         (None, None, 0),
     ]
     assert scores[2].f1 is None
-    never_said = evaluated(made([0, 1], [[0.9, 0.1], [0.9, 0.1]])).per_class[1]
-    assert (never_said.precision, never_said.recall, never_said.f1) == (None, 0.0, 0.0)
+    never_predicted = evaluated(outcomes_of([0, 1], [[0.9, 0.1], [0.9, 0.1]])).per_class[1]
+    assert (never_predicted.precision, never_predicted.recall, never_predicted.f1) == (None, 0.0, 0.0)
 
 
-def test_the_confusion_matrix_counts_every_picture_once_by_true_row_and_predicted_column() -> None:
+def test_the_confusion_matrix_has_true_rows_and_predicted_columns() -> None:
     some = outcomes()
     matrix = evaluated(some).confusion
     assert matrix.sum() == 500
@@ -97,44 +97,42 @@ def test_the_confusion_matrix_counts_every_picture_once_by_true_row_and_predicte
     np.testing.assert_array_equal(matrix, metrics.confusion_matrix(some.truth, some.predicted, labels=np.arange(7)))
 
 
-def test_with_another_order_of_the_classes_the_numbers_stay() -> None:
+def test_the_order_of_the_classes_does_not_change_the_metrics() -> None:
     some = outcomes()
     order = np.random.default_rng(1).permutation(7)
-    turned = Outcomes(
+    permuted = Outcomes(
         tuple(some.classes[old] for old in order),
         some.keys,
         np.argsort(order)[some.truth].astype(np.int64),
         some.probabilities[:, order],
     )
-    a, b = evaluated(some), evaluated(turned)
+    a, b = evaluated(some), evaluated(permuted)
     assert (a.top1, a.top5, a.loss, a.intervals, a.calibration) == (b.top1, b.top5, b.loss, b.intervals, b.calibration)
     assert {score.name: score for score in a.per_class} == {score.name: score for score in b.per_class}
     np.testing.assert_array_equal(a.confusion[np.ix_(order, order)], b.confusion)
 
 
-def test_among_the_most_probable_equals_count_in_the_order_of_the_classes_as_a_prediction_ranks_them() -> None:
-    even = made([0, 1, 2], np.full((3, 3), 1 / 3))
+def test_ties_among_the_most_probable_count_in_the_order_of_classes() -> None:
+    even = outcomes_of([0, 1, 2], np.full((3, 3), 1 / 3))
     assert even.correct.tolist() == even.among(1).tolist() == [True, False, False]
     assert even.among(2).tolist() == [True, True, False]
     assert even.among(5).all()
 
 
-def test_a_true_class_of_probability_zero_costs_much_and_not_infinitely_much() -> None:
-    got = evaluated(made([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
+def test_the_loss_of_a_true_class_of_probability_zero_is_finite() -> None:
+    got = evaluated(outcomes_of([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
     assert got.loss == pytest.approx(87.336 / 2, abs=0.01)
 
 
-def test_a_classifier_that_is_sure_and_right_is_perfectly_calibrated_and_one_that_is_sure_and_wrong_not_at_all() -> (
-    None
-):
+def test_certain_and_correct_is_calibrated_and_certain_and_wrong_is_not() -> None:
     sure = np.eye(4)[[0, 1, 2, 3, 0, 1]]
-    assert evaluated(made([0, 1, 2, 3, 0, 1], sure)).calibration.ece == 0
-    assert evaluated(made([1, 2, 3, 0, 1, 2], sure)).calibration.ece == 1
-    assert evaluated(made([0, 1, 2, 3, 0, 1], sure)).top1 == 1
+    assert evaluated(outcomes_of([0, 1, 2, 3, 0, 1], sure)).calibration.ece == 0
+    assert evaluated(outcomes_of([1, 2, 3, 0, 1, 2], sure)).calibration.ece == 1
+    assert evaluated(outcomes_of([0, 1, 2, 3, 0, 1], sure)).top1 == 1
 
 
 def test_calibration_by_hand() -> None:
-    # Bins of a fifteenth: 0.15 and 0.19 lie in the third, 0.62 and 0.65 in the tenth, 0.79 in the twelfth.
+    # Bins of 1/15: 0.15 and 0.19 are in the third, 0.62 and 0.65 in the tenth, 0.79 in the twelfth.
     got = evaluated(confident([0.15, 0.19, 0.62, 0.65, 0.79], [True, False, True, True, False])).calibration
     assert [(number, one.count, one.accuracy) for number, one in enumerate(got.bins) if one.count] == [
         (2, 2, 0.5),
@@ -146,7 +144,7 @@ def test_calibration_by_hand() -> None:
     assert (got.bins[0].confidence, got.bins[0].accuracy) == (None, None)
 
 
-def test_calibration_from_sums_is_that_of_all_confidences() -> None:
+def test_calibration_from_sums_equals_that_of_all_confidences() -> None:
     some = outcomes()
     got, confidence = evaluated(some).calibration, some.probabilities.max(1).astype(np.float64)
     bins = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1
@@ -155,7 +153,7 @@ def test_calibration_from_sums_is_that_of_all_confidences() -> None:
     assert [one.count for one in got.bins] == np.bincount(bins, minlength=CALIBRATION_BINS).tolist()
 
 
-def test_a_confidence_that_tells_the_truth_has_a_small_calibration_error() -> None:
+def test_an_honest_confidence_has_a_small_calibration_error() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.2, 1, 20_000)
     assert evaluated(confident(confidence, rng.random(20_000) < confidence)).calibration.ece < 0.02
@@ -163,7 +161,7 @@ def test_a_confidence_that_tells_the_truth_has_a_small_calibration_error() -> No
     assert late.ece == pytest.approx(0.15, abs=0.02)
 
 
-def test_intervals_are_those_of_drawing_the_pictures_anew() -> None:
+def test_intervals_equal_those_of_resampling_the_pictures() -> None:
     some = outcomes()
     got = evaluated(some)
     for name, values, tolerance in (
@@ -178,19 +176,23 @@ def test_intervals_are_those_of_drawing_the_pictures_anew() -> None:
         assert got.intervals[name] == pytest.approx((interval.low, interval.high), abs=tolerance)
 
 
-def test_of_one_picture_and_of_a_perfect_classifier_the_interval_is_a_point() -> None:
-    one = evaluated(made([0], [[0.25, 0.75]]))
+def test_intervals_of_one_picture_or_a_perfect_classifier_are_points() -> None:
+    one = evaluated(outcomes_of([0], [[0.25, 0.75]]))
     assert one.intervals == {"top1": (0, 0), "top5": (1, 1), "loss": (one.loss, one.loss)}
-    assert evaluated(made([0] * 50, [[1.0, 0.0]] * 50)).intervals == {"top1": (1, 1), "top5": (1, 1), "loss": (0, 0)}
+    assert evaluated(outcomes_of([0] * 50, [[1.0, 0.0]] * 50)).intervals == {
+        "top1": (1, 1),
+        "top5": (1, 1),
+        "loss": (0, 0),
+    }
 
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=60, max_size=60), st.permutations(range(5)))
-def test_any_cut_into_shards_in_any_order_gives_the_same_sums(shards: list[int], order: list[int]) -> None:
+def test_any_division_into_shards_in_any_order_gives_the_same_sums(shards: list[int], order: list[int]) -> None:
     some = outcomes(60)
     whole, total = summed(some), Sums()
     for shard in order:
-        rows = [row for row, its in enumerate(shards) if its == shard]
+        rows = [row for row, number in enumerate(shards) if number == shard]
         part = summed(*(rows_of(some, rows[first : first + 7]) for first in range(0, len(rows), 7)))
         part.examples = [Example(mistake.key, b"", "png") for mistake in part.mistakes]
         total.merge(Sums.model_validate_json(part.model_dump_json()))
@@ -198,31 +200,31 @@ def test_any_cut_into_shards_in_any_order_gives_the_same_sums(shards: list[int],
     assert total.model_copy(update={"examples": []}) == whole
 
 
-def test_sums_take_as_much_room_for_many_pictures_as_for_few() -> None:
+def test_the_size_of_sums_does_not_grow_with_the_pictures() -> None:
     some = outcomes(2000, 3)
     few, many = summed(rows_of(some, range(400))), summed(*(rows_of(some, range(2000)) for _ in range(20)))
     assert len(many.model_dump_json()) < 1.2 * len(few.model_dump_json())
 
 
-def test_the_most_confident_mistakes_come_first_and_equals_by_key() -> None:
-    found = summed(made([0, 0, 1, 1], [[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.2, 0.8]])).mistakes
-    assert [(one.key, one.label, one.predicted) for one in found] == [
+def test_the_most_confident_mistakes_come_first_and_ties_by_key() -> None:
+    mistakes = summed(outcomes_of([0, 0, 1, 1], [[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.2, 0.8]])).mistakes
+    assert [(one.key, one.label, one.predicted) for one in mistakes] == [
         ("0001", "a", "b"),
         ("0002", "b", "a"),
         ("0000", "a", "b"),
     ]
-    assert found[0].confidence == pytest.approx(0.9)
+    assert mistakes[0].confidence == pytest.approx(0.9)
     some = outcomes()
     ranked = sorted(some.confidence[~some.correct].tolist(), reverse=True)
     assert [one.confidence for one in summed(some).mistakes] == ranked[:MISTAKES]
 
 
-def test_the_most_confused_pairs_leave_out_what_is_right() -> None:
+def test_the_most_confused_pairs_leave_out_correct_predictions() -> None:
     matrix = np.array([[90, 10, 0], [3, 7, 0], [0, 0, 0]])
     pairs = [(one.label, one.predicted, one.count, one.share) for one in confused_pairs(matrix, "abc", 9)]
     assert pairs == [("a", "b", 10, 0.1), ("b", "a", 3, 0.3)]
 
 
-def test_arrays_that_do_not_belong_together_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"2 pictures of 3 classes do not go with"):
+def test_arrays_whose_shapes_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"2 pictures of 3 classes do not match"):
         Outcomes(("a", "b", "c"), ("x", "y"), np.zeros(2, np.int64), np.zeros((2, 2), np.float32))

@@ -1,4 +1,4 @@
-"""The page: everything is on it, nothing is fetched, and what users name stays text."""
+"""The report page: its content, no external resources, and names that users choose stay text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from library.evaluation.comparison import Comparison, compare
 from library.evaluation.metrics import Evaluation, evaluate
-from library.evaluation.report import Content, Counts, Subject, render, speed, summary
+from library.evaluation.report import Content, Counts, Subject, Throughput, render, speed, summary
 from library.evaluation.report.charts import line_chart, reliability_chart
 from library.evaluation.robustness import CORRUPTIONS, Robustness
 from library.evaluation.sums import Example, Outcomes, Pairs, Sums
@@ -23,7 +23,17 @@ from library.imaging import codec
 
 EVIL = "<script>alert('x')</script>"
 PICTURE = codec.encode(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), codec.Encoding("png"))[0]
-THROUGHPUT = {"pictures_per_s": 1234.5, "workers": 2, "device": "cpu", "shards": 9, "shards_resumed": 0}
+THROUGHPUT = Throughput(
+    pictures_per_s=1234.5,
+    wall_s=2.0,
+    start_s=0.5,
+    workers=2,
+    device="cpu",
+    shards=9,
+    shards_resumed=0,
+    seconds={},
+    ray_data=(),
+)
 VOID = {"meta", "img", "br"}
 
 
@@ -56,7 +66,7 @@ def compared(first: Outcomes, second: Outcomes) -> Comparison | None:
 
 def subject(some: Outcomes, **changes: Any) -> Subject:
     worst = summed(some).mistakes[:6]
-    made = Subject(
+    result = Subject(
         name="/out/lenet",
         bundle_id="ab" * 32,
         counts=Counts(len(some) + 3, len(some), {"blank": 2}, {"truncated": 1}),
@@ -71,15 +81,15 @@ def subject(some: Outcomes, **changes: Any) -> Subject:
         curves=[{"epoch": n, "step": n, "train_loss": 2 / n, "val_loss": 2.5 / n, "lr": 0.1} for n in range(1, 5)],
         robustness=Robustness(100, 0.9, (0.5,) * len(CORRUPTIONS), (100,) * len(CORRUPTIONS)),
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(result, **changes)
 
 
 def content(*subjects: Subject, **changes: Any) -> Content:
-    return dataclasses.replace(Content("/data/test", "cd" * 32, subjects, THROUGHPUT, made="made today"), **changes)
+    return dataclasses.replace(Content("/data/test", "cd" * 32, subjects, THROUGHPUT, footer="made today"), **changes)
 
 
 class Checker(HTMLParser):
-    """Holds that every element is closed where it must be, and keeps text and attributes."""
+    """Checks that every element is closed in order, and collects text and attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -111,7 +121,7 @@ def read(*subjects: Subject, **changes: Any) -> tuple[str, Checker]:
     return " ".join(" ".join(checker.text).split()), checker
 
 
-def test_the_page_holds_numbers_mistakes_with_their_keys_and_where_the_bundle_came_from() -> None:
+def test_the_page_has_metrics_mistakes_with_keys_and_the_origin() -> None:
     one = subject(outcomes(8))
     text, page = read(one)
     evaluation = one.evaluation
@@ -133,7 +143,7 @@ def test_the_page_holds_numbers_mistakes_with_their_keys_and_where_the_bundle_ca
     assert "epoch training validation 1 2 2.5 2 1 1.25" in text
 
 
-def test_nothing_is_fetched_from_anywhere_and_no_script_runs() -> None:
+def test_the_page_has_no_scripts_and_no_external_resources() -> None:
     page = render(content(subject(outcomes())))
     assert not re.search(r"https?:|//[a-z]|@import|<script|<link|url\(|\son[a-z]+=", page)
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)', page))
@@ -141,7 +151,7 @@ def test_nothing_is_fetched_from_anywhere_and_no_script_runs() -> None:
     assert page.count("data:image/") == 6
 
 
-def test_what_users_name_is_text_wherever_it_stands() -> None:
+def test_names_that_users_choose_are_text_everywhere() -> None:
     names = (EVIL, "a & b", 'quo"te', "it's", "plain")
     some = outcomes(5, names=names)
     evil = Outcomes(some.classes, tuple(f"{EVIL}{row}" for row in range(200)), some.truth, some.probabilities)
@@ -151,7 +161,7 @@ def test_what_users_name_is_text_wherever_it_stands() -> None:
         counts=Counts(203, 200, {EVIL: 3}, {}, {EVIL: 3}),
         record={"model": EVIL, EVIL: EVIL, "provenance": {EVIL: {EVIL: EVIL}, "long": [EVIL] * 50}},
     )
-    for changes in ({"dataset": EVIL, "made": EVIL}, {"comparison": compared(evil, some)}):
+    for changes in ({"dataset": EVIL, "footer": EVIL}, {"comparison": compared(evil, some)}):
         subjects = (one, one) if "comparison" in changes else (one,)
         text, page = read(*subjects, **changes)
         assert EVIL in text
@@ -159,7 +169,7 @@ def test_what_users_name_is_text_wherever_it_stands() -> None:
         assert any(EVIL in str(value) for _, attributes in page.tags for value in attributes.values())
 
 
-def test_the_matrix_has_a_cell_for_each_pair_of_classes_and_shows_the_counts() -> None:
+def test_the_matrix_has_a_cell_with_the_count_of_each_pair() -> None:
     some = outcomes(30)
     page = render(content(subject(some)))
     matrix = re.search(r'<table class="heat.*?</table>', page, re.DOTALL)
@@ -170,7 +180,7 @@ def test_the_matrix_has_a_cell_for_each_pair_of_classes_and_shows_the_counts() -
     assert matrix[0].count('scope="row"') == matrix[0].count('scope="col"') == 30
 
 
-def test_too_many_classes_for_a_matrix_are_told_by_the_pairs_confused_most() -> None:
+def test_with_too_many_classes_the_most_confused_pairs_are_listed() -> None:
     some = outcomes(150, 2000)
     text, page = read(subject(some, robustness=None))
     assert "150 classes are too many for a matrix" in text
@@ -178,7 +188,7 @@ def test_too_many_classes_for_a_matrix_are_told_by_the_pairs_confused_most() -> 
     assert "Most confused pairs" in text
 
 
-def test_a_perfect_classifier_and_one_without_curves_or_pictures_have_a_page_too() -> None:
+def test_a_perfect_classifier_without_curves_or_pictures_has_a_page() -> None:
     some = outcomes()
     sure = Outcomes(some.classes, some.keys, some.truth, np.eye(5, dtype=np.float32)[some.truth])
     text, _ = read(subject(sure, curves=(), record={}, robustness=None, examples={}))
@@ -188,33 +198,36 @@ def test_a_perfect_classifier_and_one_without_curves_or_pictures_have_a_page_too
     assert "Learning rate" not in text
 
 
-def test_two_classifiers_stand_side_by_side_with_mcnemars_test() -> None:
+def test_two_classifiers_are_shown_with_mcnemars_test() -> None:
     first, second = outcomes(seed=0), outcomes(seed=1)
     second = Outcomes(second.classes, second.keys, first.truth, second.probabilities)
-    found = compared(first, second)
-    assert found is not None
+    comparison = compared(first, second)
+    assert comparison is not None
     two = [subject(first), subject(second, name="/out/other", mistakes=summed(second).mistakes[:2])]
-    text, page = read(*two, comparison=found)
+    text, page = read(*two, comparison=comparison)
     assert "lenet and other on test" in text
-    assert f"Only the first is right on {found.only_first} pictures" in text
-    assert f"p = {found.p_value:.3g}" in text
+    assert f"Only the first is right on {comparison.only_first} pictures" in text
+    assert f"p = {comparison.p_value:.3g}" in text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     links = [str(attributes["href"])[1:] for tag, attributes in page.tags if tag == "a"]
     assert len(ids) == len(set(ids))
     assert set(links) <= set(ids)
     nothing, _ = read(*two)
-    assert "They have judged no picture in common." in nothing
+    assert "No picture was judged by both." in nothing
 
 
-def test_a_run_that_resumes_says_how_much_was_done_before() -> None:
+def test_the_speed_of_a_resumed_run_says_what_was_done_before() -> None:
     whole = "1,234 pictures a second on 2 workers (cpu)"
     assert speed(THROUGHPUT) == whole
-    assert speed({**THROUGHPUT, "shards_resumed": 4}) == f"{whole}; 4 of 9 shards were judged by an earlier run"
-    nothing = {**THROUGHPUT, "shards_resumed": 9, "pictures_per_s": None}
+    assert (
+        speed(dataclasses.replace(THROUGHPUT, shards_resumed=4))
+        == f"{whole}; 4 of 9 shards were judged by an earlier run"
+    )
+    nothing = dataclasses.replace(THROUGHPUT, shards_resumed=9, pictures_per_s=None)
     assert speed(nothing) == "9 of 9 shards were judged by an earlier run"
 
 
-def test_the_summary_is_json_with_every_number() -> None:
+def test_the_summary_is_json_with_all_metrics() -> None:
     some = outcomes(5)
     numbers = json.loads(json.dumps(summary(content(subject(some))), allow_nan=False))
     assert numbers["bundle_id"] == "ab" * 32
@@ -239,7 +252,7 @@ def test_a_line_leaves_a_gap_where_a_value_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize("values", [(0.5,), (0.0, 0.0), (0.01, 0.01), (-3.0, 7.0), (1e-6, 3e-6), (12.0, 9000.0)])
-def test_axes_reach_round_every_value(values: tuple[float, ...]) -> None:
+def test_axes_include_every_value(values: tuple[float, ...]) -> None:
     chart = line_chart({"a": list(enumerate(values, 1))}, x_title="epoch", y_title="A", show="{:g}".format)
     heights = [float(y) for y in re.findall(r'<use [^>]*y="([\d.-]+)"', chart)]
     ticks = [float(y) for y in re.findall(r'd="M 52 ([\d.]+)\s+L 446 [^"]*" style="[^"]*var\(--rule\)', chart)]
@@ -248,7 +261,7 @@ def test_axes_reach_round_every_value(values: tuple[float, ...]) -> None:
     assert all(min(ticks) - 0.1 <= height <= max(ticks) + 0.1 for height in heights)
 
 
-def test_the_reliability_chart_has_a_bar_for_each_bin_that_holds_pictures() -> None:
+def test_the_reliability_chart_has_a_bar_for_each_bin_with_pictures() -> None:
     some = evaluated(outcomes()).calibration
     chart = reliability_chart(some)
     filled = [one for one in some.bins if one.count]
@@ -256,14 +269,14 @@ def test_the_reliability_chart_has_a_bar_for_each_bin_that_holds_pictures() -> N
     assert f"expected calibration error {some.ece:.3f}" in chart
 
 
-def test_a_report_is_the_same_bytes_whatever_the_users_matplotlibrc() -> None:
+def test_a_report_does_not_depend_on_the_users_matplotlibrc() -> None:
     one = content(subject(outcomes()))
     page = render(one)
     with matplotlib.rc_context({"lines.linestyle": "--", "axes.grid": False, "xtick.labelsize": 30}):
         assert render(one) == page
 
 
-def test_colours_of_charts_are_the_pages_own_in_light_and_dark() -> None:
+def test_charts_use_the_colours_of_the_page_in_light_and_dark() -> None:
     page = render(content(subject(outcomes())))
     charts = re.findall("<svg.*?</svg>", page, re.DOTALL)
     assert len(charts) == 3

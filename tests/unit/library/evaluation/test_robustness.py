@@ -1,4 +1,4 @@
-"""Pictures made worse."""
+"""Corruptions, and accuracy under them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ ALL = [pytest.param(one, id=f"{one.name}{one.strength}") for one in CORRUPTIONS]
 @pytest.mark.parametrize(
     ("channels", "dtype"), [(1, "uint8"), (3, "uint8"), (4, "uint8"), (2, "uint16"), (3, "float32")]
 )
-def test_shape_and_dtype_stay_and_the_input_is_not_written_to(
-    corruption: Corruption, channels: int, dtype: str
-) -> None:
+def test_shape_and_dtype_stay_and_the_input_is_unchanged(corruption: Corruption, channels: int, dtype: str) -> None:
     pixels = scene(40, 56, channels, dtype)
     before = pixels.copy()
-    worse = corruption(pixels, "key")
-    assert (worse.shape, worse.dtype) == (pixels.shape, pixels.dtype)
+    corrupted = corruption(pixels, "key")
+    assert (corrupted.shape, corrupted.dtype) == (pixels.shape, pixels.dtype)
     np.testing.assert_array_equal(pixels, before)
 
 
@@ -35,7 +33,7 @@ def test_the_same_key_gives_the_same_picture(corruption: Corruption) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("name", ["blur", "noise", "jpeg", "contrast"])
-def test_more_strength_takes_the_picture_further_away(name: str, dtype: str) -> None:
+def test_a_stronger_corruption_changes_a_picture_more(name: str, dtype: str) -> None:
     pixels = scene(224, 224, 3, dtype)
     away = [np.abs(one(pixels, "key").astype(np.float64) - pixels).mean() for one in CORRUPTIONS if one.name == name]
     assert 0 < away[0] < away[1] < away[2]
@@ -48,7 +46,7 @@ def test_low_contrast_and_blur_keep_the_mean() -> None:
             assert one(pixels, "key").mean() == pytest.approx(pixels.mean(), abs=1)
 
 
-def test_about_the_fraction_asked_for_is_chosen_by_keys_alone_and_a_larger_one_keeps_them() -> None:
+def test_about_the_requested_fraction_is_chosen_by_key() -> None:
     keys = [f"folder/{number}.jpg" for number in range(4000)]
     few, many = ({key for key in keys if chosen(key, share)} for share in (0.1, 0.3))
     assert 330 < len(few) < 470
@@ -57,14 +55,14 @@ def test_about_the_fraction_asked_for_is_chosen_by_keys_alone_and_a_larger_one_k
     assert all(chosen(key, 1.0) for key in keys)
 
 
-def test_accuracy_is_over_the_pictures_that_are_still_judged_and_at_most_so_many_count() -> None:
+def test_accuracy_under_corruption_counts_judged_pictures_only() -> None:
     answers = [list("1" + "01"[number % 2] * len(CORRUPTIONS)) for number in range(6)]
     answers[1][1] = "-"
-    found = measure([(number, "".join(one)) for number, one in reversed(list(enumerate(answers)))], 4)
-    assert found is not None
-    assert (found.pictures, found.clean) == (4, 1.0)
-    assert (found.judged[0], found.top1[0]) == (3, pytest.approx(1 / 3))
-    assert (found.judged[1], found.top1[1]) == (4, 0.5)
+    robustness = measure([(number, "".join(one)) for number, one in reversed(list(enumerate(answers)))], 4)
+    assert robustness is not None
+    assert (robustness.pictures, robustness.clean) == (4, 1.0)
+    assert (robustness.judged[0], robustness.top1[0]) == (3, pytest.approx(1 / 3))
+    assert (robustness.judged[1], robustness.top1[1]) == (4, 0.5)
     for one in answers:
         one[3] = "-"
     nothing = measure([(number, "".join(one)) for number, one in enumerate(answers)], 4)
