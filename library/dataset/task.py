@@ -108,17 +108,17 @@ class ShardOutput:
         """Add to the seconds spent in each stage."""
         self._seconds.update(seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
 
-    def add(self, kept: pa.Table, rejects: pa.Table, tally: Tally) -> Tally:
-        """Write rows to the shard and its rejects; returns `tally` completed with the counts of `kept`."""
+    def add(self, rows: pa.Table, rejects: pa.Table, tally: Tally) -> Tally:
+        """Write rows to the shard and its rejects; returns `tally` completed with the counts of `rows`."""
         start = perf_counter()
-        self._writer.add(kept)
+        self._writer.add(rows)
         if rejects.num_rows:
             if self._rejects is None:
                 name = f"{REJECTS}/{self._task.stem}{SUFFIX}"
                 schema = reject_schema(self._reject_columns)
                 self._rejects = self._files.enter_context(ShardWriter(self._task.dataset, name, schema))
             self._rejects.add(rejects)
-        complete = tally.model_copy(update=_kept_counts(kept))
+        complete = tally.model_copy(update=_row_counts(rows))
         self._tallies.append(complete)
         self.add_seconds({"write": perf_counter() - start})
         return complete
@@ -146,15 +146,15 @@ class ShardOutput:
         return report
 
 
-def _kept_counts(kept: pa.Table) -> dict[str, Any]:
-    sides = np.maximum(kept["width"].to_numpy(), kept["height"].to_numpy()) if kept.num_rows else np.zeros(0)
+def _row_counts(rows: pa.Table) -> dict[str, Any]:
+    sides = np.maximum(rows["width"].to_numpy(), rows["height"].to_numpy()) if rows.num_rows else np.zeros(0)
     rounded = 2 ** np.ceil(np.log2(np.maximum(sides, 1))).astype(np.int64)
     return {
-        "rows_out": kept.num_rows,
-        "image_bytes_out": image_bytes(kept),
-        "classes": _counts(kept["label"]),
-        "formats": _counts(kept["format"]),
-        "channels": _counts(kept["channels"]),
+        "rows_out": rows.num_rows,
+        "image_bytes_out": image_bytes(rows),
+        "classes": _counts(rows["label"]),
+        "formats": _counts(rows["format"]),
+        "channels": _counts(rows["channels"]),
         "sides": _counts(pa.chunked_array([rounded])),
     }
 

@@ -124,7 +124,7 @@ class AugmentJob:
         match = _KEY_OF_A_COPY.fullmatch(key)
         if match is not None and int(match[1]) <= self.copies:
             raise StriateError(
-                f"picture '{key}' has the key of a copy; with the originals kept, two pictures could get that key: "
+                f"picture '{key}' has the key of a copy; with the originals kept, two pictures could get that key; "
                 "run without --keep-original"
             )
 
@@ -197,20 +197,20 @@ class _Copies:
 
     def write(self) -> None:
         """Write the copies that are held."""
-        kept = self._rows(self._kept)
+        rows = self._rows(self._kept)
         rejects = self._rows([(original, number, data, original.header) for original, number, data, _ in self._rejects])
         for name in REJECT_COLUMNS:
             values = [getattr(bad, name) for *_, bad in self._rejects]
             rejects = rejects.append_column(name, pa.array(values, pa.string()))
         tally = Tally(
-            rows_in=kept.num_rows + rejects.num_rows,
+            rows_in=rows.num_rows + rejects.num_rows,
             image_bytes_in=self._bytes_in,
             rejected=dict(Counter(bad.reason for *_, bad in self._rejects)),
         )
         self._output.add_seconds(self._seconds)
         self._seconds, self._bytes_in = {}, 0
         self._clear()
-        self._progress(self._output.add(kept, rejects, tally))
+        self._progress(self._output.add(rows, rejects, tally))
 
     def _rows(self, copies: Sequence[tuple[_Original, int, bytes | None, codec.Header]]) -> pa.Table:
         """Returns copies as rows of the table's schema; label and other columns are those of the original."""

@@ -76,7 +76,7 @@ class IngestJob:
     def _store(self, rows: pa.Table, pictures: list[Read], schema: pa.Schema, output: ShardOutput) -> Tally:
         """Check some pictures, and write each to the shard or to its rejects."""
         start = perf_counter()
-        kept: list[ImageRecord] = []
+        records: list[ImageRecord] = []
         rejects: list[tuple[ImageRecord, BadPicture]] = []
         noted: Counter[str] = Counter()
         keys_and_labels = rows.select(["key", "label"]).to_pylist()
@@ -90,7 +90,7 @@ class IngestJob:
             except BadPicture as bad:
                 rejects.append((record, bad))
                 continue
-            kept.append(checked)
+            records.append(checked)
             noted.update(more_pages=int(header.has_more_pages), repaired=int(checked.data is not record.data))
         output.add_seconds({"check": perf_counter() - start})
         tally = Tally(
@@ -99,7 +99,7 @@ class IngestJob:
             rejected=dict(Counter(bad.reason for _, bad in rejects)),
             noted=dict(+noted),
         )
-        return output.add(table_of(kept, schema), _reject_table(rejects, schema), tally)
+        return output.add(table_of(records, schema), _reject_table(rejects, schema), tally)
 
     def _checked(
         self, record: ImageRecord, problem: BadPicture | None, output: ShardOutput

@@ -102,9 +102,9 @@ class PredictJob:
             try:
                 for prepared in prefetcher(rows(), self._prepare):
                     start = perf_counter()
-                    kept, rejects, tally = self._predict(model, tables.popleft(), prepared, after)
+                    stored, rejects, tally = self._predict(model, tables.popleft(), prepared, after)
                     output.add_seconds({"infer": perf_counter() - start})
-                    progress(output.add(kept, rejects, tally))
+                    progress(output.add(stored, rejects, tally))
             except StriateError as error:
                 raise StriateError(f"shard {reader.uri}: {error}") from error
             output.add_seconds({"read": reader.waited_s, "prepare": prefetcher.waited_s})
@@ -129,7 +129,7 @@ class PredictJob:
     def _predict(
         self, model: _Model, table: pa.Table, pictures: Sequence[Prepared | BadPicture], schema: pa.Schema
     ) -> tuple[pa.Table, pa.Table, Tally]:
-        """Returns the kept rows of `table` with their new columns, its rejects, and the counts."""
+        """Returns the rows of `table` to be stored with their new columns, its rejects, and the counts."""
         dropped, rejects = Counter[str](), list[tuple[int, str, str]]()
         rows: list[int] = []
         usable: list[Prepared] = []
@@ -147,14 +147,14 @@ class PredictJob:
         rejects += [(rows[index], NOT_FINITE, NOT_FINITE_WHY) for index in not_finite]
         predicted = table.take(pa.array([rows[index] for index in finite], pa.int64()))
         ranked = [prediction.classes for prediction in model.classifier.ranked(probabilities[finite], self.top_k)]
-        kept = _with_predictions(predicted, ranked, None if features is None else features[finite], schema)
+        stored = _with_predictions(predicted, ranked, None if features is None else features[finite], schema)
         tally = Tally(
             rows_in=table.num_rows,
             image_bytes_in=image_bytes(table),
             dropped=dict(dropped),
             rejected=dict(Counter(reason for _, reason, _ in rejects)),
         )
-        return kept, reject_table(table, sorted(rejects)), tally
+        return stored, reject_table(table, sorted(rejects)), tally
 
     def _probabilities(
         self, model: _Model, pictures: Sequence[Prepared]
@@ -185,10 +185,10 @@ def predicted_schema(source: pa.Schema, bundle_id: str, *, features: bool) -> pa
     earlier = _prediction_columns(source)
     others = [column for column in source if column.name not in earlier]
     new = [column for column in _COLUMNS if features or column.name != _FEATURES]
-    taken = {column.name for column in others} & {column.name for column in new}
-    if taken:
+    conflicts = {column.name for column in others} & {column.name for column in new}
+    if conflicts:
         raise StriateError(
-            f"the dataset has a column '{min(taken)}' that `striate predict` did not write and would replace; "
+            f"the dataset has a column '{min(conflicts)}' that `striate predict` did not write and would replace; "
             "rename the column in the source and ingest the source again"
         )
     mark = {"bundle_id": bundle_id, "columns": [column.name for column in new]}

@@ -130,7 +130,7 @@ def test_the_page_has_metrics_mistakes_with_keys_and_the_origin() -> None:
     assert f"top-5 {evaluation.top5:.2%}" in text
     assert "203 in = 200 evaluated + 2 (blank 2) dropped + 1 (truncated 1) rejected" in text
     for mistake in one.mistakes:
-        assert f"true {mistake.label} , taken for {mistake.predicted}" in text
+        assert f"true {mistake.label} , predicted as {mistake.predicted}" in text
         assert mistake.key in text
     for words in ("ab" * 32, "git commit abc123", "epochs: 3", "1,234 pictures a second", "made today", "/data/test"):
         assert words in text
@@ -193,8 +193,8 @@ def test_a_perfect_classifier_without_curves_or_pictures_has_a_page() -> None:
     sure = Outcomes(some.classes, some.keys, some.truth, np.eye(5, dtype=np.float32)[some.truth])
     text, _ = read(subject(sure, curves=(), record={}, robustness=None, examples={}))
     assert "100.00%" in text
-    assert "every picture was judged rightly" in text
-    assert "No picture was taken for another class." in text
+    assert "every picture was predicted correctly" in text
+    assert "No picture was predicted as another class." in text
     assert "Learning rate" not in text
 
 
@@ -206,7 +206,7 @@ def test_two_classifiers_are_shown_with_mcnemars_test() -> None:
     two = [subject(first), subject(second, name="/out/other", mistakes=summed(second).mistakes[:2])]
     text, page = read(*two, comparison=comparison)
     assert "lenet and other on test" in text
-    assert f"Only the first is right on {comparison.only_first} pictures" in text
+    assert f"Only the first is correct on {comparison.only_first} pictures" in text
     assert f"p = {comparison.p_value:.3g}" in text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     links = [str(attributes["href"])[1:] for tag, attributes in page.tags if tag == "a"]

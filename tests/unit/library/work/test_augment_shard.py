@@ -39,56 +39,58 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def augmented(source: str, destination: Path, steps: str = STEPS, **options: Any) -> tuple[Manifest, list[Tally]]:
-    """The whole job, without Ray."""
+    """Runs the whole job without Ray."""
     plan = plan_augment(source, str(destination), steps, **{"copies": 3, **options})
     claim(plan.destination, plan.jobs, overwrite=False)
-    told: list[Tally] = []
-    return finish(plan.destination, plan.jobs, Totals.of(plan.work.run(task, told.append) for task in plan.tasks)), told
+    tallies: list[Tally] = []
+    return finish(
+        plan.destination, plan.jobs, Totals.of(plan.work.run(task, tallies.append) for task in plan.tasks)
+    ), tallies
 
 
 def rows_of(dataset: Path, folder: str = "") -> dict[str, dict[str, Any]]:
-    """Every row of a dataset, or of its rejects, by key."""
-    found = [
+    """Returns every row of a dataset, or of its rejects, by key."""
+    rows = [
         row for path in sorted((dataset / folder).glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()
     ]
-    assert len({row["key"] for row in found}) == len(found)
-    return {row["key"]: row for row in found}
+    assert len({row["key"] for row in rows}) == len(rows)
+    return {row["key"]: row for row in rows}
 
 
 def work_on(rows: Any, destination: Path, **options: Any) -> tuple[ShardReport, list[Tally]]:
-    """One shard that holds these rows."""
+    """Augments one shard that holds `rows`."""
     with ShardWriter(str(destination / "source"), "part-000000.parquet", rows.schema) as writer:
         writer.add(rows)
     job = AugmentJob(str(destination / "source"), **{"pipeline": str(Pipeline.parse(STEPS)), "seed": 0, **options})
-    told: list[Tally] = []
-    return job.run(ShardTask(str(destination), "part-000000", "digest", rows.num_rows), told.append), told
+    tallies: list[Tally] = []
+    return job.run(ShardTask(str(destination), "part-000000", "digest", rows.num_rows), tallies.append), tallies
 
 
 def test_copies_have_the_label_and_the_pixels_of_the_augmenter(source: str, tmp_path: Path) -> None:
-    made, _ = augmented(source, tmp_path, seed=5, encode="npy")
+    manifest, _ = augmented(source, tmp_path, seed=5, encode="npy")
     rows = rows_of(tmp_path)
     assert set(rows) == {f"{key}#{number}" for key in list(FILES)[:3] for number in (1, 2, 3)}
     augmenter = Augmenter(Pipeline.parse(STEPS), 5)
     for key, row in rows.items():
         original, _, number = key.rpartition("#")
-        wanted = augmenter.apply(codec.decode(FILES[original]), int(number), original)
-        np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), wanted)
+        expected = augmenter.apply(codec.decode(FILES[original]), int(number), original)
+        np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), expected)
         assert row["label"] == original.split("/")[0]
-        assert (row["height"], row["width"], row["channels"], row["format"]) == (*wanted.shape, "npy")
+        assert (row["height"], row["width"], row["channels"], row["format"]) == (*expected.shape, "npy")
         assert row["image"]["path"] == f"{Path(original).stem}#{number}.npy"
-    assert made.tally.classes == {"cat": 6, "dog": 3}
+    assert manifest.tally.classes == {"cat": 6, "dog": 3}
 
 
 def test_tallies_count_copies_also_those_of_a_damaged_picture(source: str, tmp_path: Path) -> None:
-    made, told = augmented(source, tmp_path, keep_original=True)
-    assert (made.tally.rows_in, made.tally.rows_out, made.tally.rejected) == (16, 12, {"truncated": 4})
-    assert made.tally.balanced
-    assert Tally.total(told) == made.tally
+    manifest, tallies = augmented(source, tmp_path, keep_original=True)
+    assert (manifest.tally.rows_in, manifest.tally.rows_out, manifest.tally.rejected) == (16, 12, {"truncated": 4})
+    assert manifest.tally.balanced
+    assert Tally.total(tallies) == manifest.tally
     rejects = rows_of(tmp_path, "_rejects")
     assert set(rejects) == {"dog/d.jpg", "dog/d.jpg#1", "dog/d.jpg#2", "dog/d.jpg#3"}
     assert [row["image"]["bytes"] for row in rejects.values()].count(FILES["dog/d.jpg"]) == 1
     assert [row["image"]["bytes"] for row in rejects.values()].count(None) == 3
-    assert made.tally.image_bytes_in == sum(map(len, FILES.values()))
+    assert manifest.tally.image_bytes_in == sum(map(len, FILES.values()))
 
 
 def test_originals_and_unchanged_copies_keep_their_bytes(source: str, tmp_path: Path) -> None:
@@ -117,26 +119,26 @@ def test_only_the_copies_on_which_a_step_fails_are_rejected(tmp_path: Path) -> N
 def test_other_columns_pass_through_untouched(tmp_path: Path) -> None:
     rows = table([encoded("png")] * 2, ["x", None], box=[[1, 2], None], score=[0.5, 2.0])
     work_on(rows, tmp_path, copies=2)
-    made = pq.read_table(tmp_path / "part-000000.parquet")
+    copied = pq.read_table(tmp_path / "part-000000.parquet")
     before = pq.read_table(tmp_path / "source" / "part-000000.parquet")
-    assert made.schema.equals(before.schema, check_metadata=True)
-    assert made["box"].to_pylist() == [[1, 2], [1, 2], None, None]
-    assert made["score"].to_pylist() == [0.5, 0.5, 2.0, 2.0]
-    assert made["label"].to_pylist() == ["x", "x", None, None]
+    assert copied.schema.equals(before.schema, check_metadata=True)
+    assert copied["box"].to_pylist() == [[1, 2], [1, 2], None, None]
+    assert copied["score"].to_pylist() == [0.5, 0.5, 2.0, 2.0]
+    assert copied["label"].to_pylist() == ["x", "x", None, None]
 
 
 def test_copies_are_written_in_parts_however_many_there_are(tmp_path: Path) -> None:
-    report, told = work_on(table([encoded("png")] * 3), tmp_path, copies=100)
+    report, tallies = work_on(table([encoded("png")] * 3), tmp_path, copies=100)
     assert report.tally.rows_out == 300
-    assert max(tally.rows_in for tally in told) <= 64
+    assert max(tally.rows_in for tally in tallies) <= 64
     big = codec.encode(np.zeros((1500, 1500, 1), np.float32), codec.Encoding("npy"))[0]
-    _, told = work_on(table([big]), tmp_path / "big", copies=6)
-    assert max(tally.rows_in for tally in told) == 2  # 9 MB each, and 12 MB are enough
+    _, tallies = work_on(table([big]), tmp_path / "big", copies=6)
+    assert max(tally.rows_in for tally in tallies) == 2  # 9 MB each; a part is written at 12 MB
 
 
 def test_with_a_limit_only_the_first_pictures_are_copied(source: str, tmp_path: Path) -> None:
-    made, _ = augmented(source, tmp_path, limit=2)
-    assert made.tally.rows_in == 6
+    manifest, _ = augmented(source, tmp_path, limit=2)
+    assert manifest.tally.rows_in == 6
 
 
 def test_the_work_digest_distinguishes_seeds_copies_and_pipelines(source: str) -> None:
@@ -159,8 +161,8 @@ def test_keys_stay_unique_when_copies_are_copied_again(source: str, tmp_path: Pa
         UsageError, match="holds copies already, and with --keep-original two pictures could get one key"
     ):
         augmented(str(tmp_path / "once"), tmp_path / "twice", copies=2, keep_original=True)
-    made, _ = augmented(str(tmp_path / "once"), tmp_path / "twice", copies=2)
-    assert len(rows_of(tmp_path / "twice")) == made.rows == 18
+    manifest, _ = augmented(str(tmp_path / "once"), tmp_path / "twice", copies=2)
+    assert len(rows_of(tmp_path / "twice")) == manifest.rows == 18
     assert [job.kind for job in load_manifest(str(tmp_path / "twice")).jobs] == ["ingest", "augment", "augment"]
 
 

@@ -1,4 +1,4 @@
-"""One shard from its source to its report, without Ray."""
+"""One shard of `striate ingest` and of `striate filter`, without Ray."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from library.work.ingest_shard import IngestJob
 from tests.picture_examples import encoded, ingest, table, write_files
 
 GOOD, GREY, SMALL = encoded("jpeg", 40, 50), encoded("png", 40, 50, channels=1), encoded("png", 4, 5)
-HEADER_ONLY = GOOD[:-300]  # its header is whole, its pixels are not
+HEADER_ONLY = GOOD[:-300]  # its header is complete, its pixels are not
 RAW = {
     "cat/a.jpg": GOOD,
     "cat/b.png": GREY,
@@ -52,41 +52,45 @@ def quiet(_: Tally) -> None: ...
 
 
 def rows_of(dataset: Path, folder: str = "") -> dict[str, dict[str, Any]]:
-    """Every row of a dataset, or of its rejects, by key."""
+    """Returns every row of a dataset, or of its rejects, by key."""
     paths = sorted((dataset / folder).glob("part-*.parquet"))
-    found = [row for path in paths for row in pq.ParquetFile(path).read().to_pylist()]
-    assert len({row["key"] for row in found}) == len(found)
-    return {row["key"]: row for row in found}
+    rows = [row for path in paths for row in pq.ParquetFile(path).read().to_pylist()]
+    assert len({row["key"] for row in rows}) == len(rows)
+    return {row["key"]: row for row in rows}
 
 
-def filtered(source: Path, made: Manifest, destination: Path, pipeline: str, **options: Any) -> list[ShardReport]:
+def filtered(source: Path, manifest: Manifest, destination: Path, pipeline: str, **options: Any) -> list[ShardReport]:
     work = FilterJob(str(source), pipeline, **options)
-    stems = [(shard.name.removesuffix(".parquet"), shard) for shard in made.shards]
+    stems = [(shard.name.removesuffix(".parquet"), shard) for shard in manifest.shards]
     return [work.run(ShardTask(str(destination), stem, shard.digest, shard.rows), quiet) for stem, shard in stems]
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> tuple[Path, Manifest]:
-    """A dataset of five good pictures, one of them damaged behind its header."""
-    made = ingest(write_files(tmp_path / "raw", RAW), tmp_path / "source")
-    return tmp_path / "source", made
+    """A dataset of five pictures, one of them damaged after its header."""
+    manifest = ingest(write_files(tmp_path / "raw", RAW), tmp_path / "source")
+    return tmp_path / "source", manifest
 
 
 # -- ingest -----------------------------------------------------------------------------------------------------------
 
 
 def test_ingest_keeps_exact_bytes_and_rejects_what_is_not_a_picture(tmp_path: Path) -> None:
-    made = ingest(write_files(tmp_path / "raw", RAW), tmp_path / "made")
-    kept, rejects = rows_of(tmp_path / "made"), rows_of(tmp_path / "made", "_rejects")
-    assert {key: row["image"]["bytes"] for key, row in kept.items()} == {
+    manifest = ingest(write_files(tmp_path / "raw", RAW), tmp_path / "made")
+    stored, rejects = rows_of(tmp_path / "made"), rows_of(tmp_path / "made", "_rejects")
+    assert {key: row["image"]["bytes"] for key, row in stored.items()} == {
         key: RAW[key] for key in RAW if key not in rejects
     }
     assert {key: (row["image"]["bytes"], row["reason"]) for key, row in rejects.items()} == {
         "dog/e.jpg": (RAW["dog/e.jpg"], "not_an_image"),
         "dog/f.jpg": (b"", "empty"),
     }
-    assert (made.tally.rows_in, made.tally.rows_out, made.tally.rejected) == (7, 5, {"empty": 1, "not_an_image": 1})
-    assert kept["cat/b.png"] == {
+    assert (manifest.tally.rows_in, manifest.tally.rows_out, manifest.tally.rejected) == (
+        7,
+        5,
+        {"empty": 1, "not_an_image": 1},
+    )
+    assert stored["cat/b.png"] == {
         "key": "cat/b.png",
         "image": {"bytes": GREY, "path": "b.png"},
         "label": "cat",
@@ -98,8 +102,8 @@ def test_ingest_keeps_exact_bytes_and_rejects_what_is_not_a_picture(tmp_path: Pa
 
 
 def test_verify_finds_the_damage_that_the_header_does_not_show(tmp_path: Path) -> None:
-    made = ingest(write_files(tmp_path / "raw", RAW), tmp_path / "made", verify=True)
-    assert made.tally.rejected == {"empty": 1, "not_an_image": 1, "truncated": 1}
+    manifest = ingest(write_files(tmp_path / "raw", RAW), tmp_path / "made", verify=True)
+    assert manifest.tally.rejected == {"empty": 1, "not_an_image": 1, "truncated": 1}
     reject = rows_of(tmp_path / "made", "_rejects")["dog/d.jpg"]
     assert (reject["image"]["bytes"], reject["label"]) == (HEADER_ONLY, "dog")
     assert "Premature end" in reject["detail"]
@@ -107,15 +111,15 @@ def test_verify_finds_the_damage_that_the_header_does_not_show(tmp_path: Path) -
 
 def test_the_report_that_is_stored_is_the_one_that_is_returned(tmp_path: Path) -> None:
     work, (task,) = tasks_of(write_files(tmp_path / "raw", RAW), tmp_path / "made")
-    told: list[Tally] = []
-    report = work.run(task, told.append)
+    tallies: list[Tally] = []
+    report = work.run(task, tallies.append)
     assert load_report((tmp_path / "made" / "_reports" / "part-000000.json").read_bytes(), ShardReport) == report
     assert (report.stem, report.input_digest, report.work_digest) == (
         task.stem,
         task.input_digest,
         work.work_digest(task),
     )
-    assert Tally.total(told) == report.tally
+    assert Tally.total(tallies) == report.tally
     assert report.tally.balanced
     assert report.tally == Tally(
         rows_in=7,
@@ -167,21 +171,21 @@ def test_names_in_any_script_and_of_200_bytes_are_keys_and_labels(tmp_path: Path
 def test_a_file_whose_name_is_not_utf_8_is_read(tmp_path: Path) -> None:
     write_files(tmp_path / "raw", {"a/fine.png": SMALL})
     (tmp_path / "raw" / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(SMALL)
-    made = ingest(tmp_path / "raw", tmp_path / "made")
-    assert made.tally.rows_in == 2
-    assert made.tally.balanced
+    manifest = ingest(tmp_path / "raw", tmp_path / "made")
+    assert manifest.tally.rows_in == 2
+    assert manifest.tally.balanced
 
 
 def test_progress_is_reported_once_a_row_group(tmp_path: Path) -> None:
     big = codec.encode(np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8), codec.Encoding("npy"))[0]
     raw = write_files(tmp_path / "raw", {f"{number}.npy": big for number in range(12)})
     work, (task,) = tasks_of(raw, tmp_path / "made", 10**9)
-    told: list[Tally] = []
-    report = work.run(task, told.append)
-    # Six of 2.4 MB are the first to fill a row group.
+    tallies: list[Tally] = []
+    report = work.run(task, tallies.append)
+    # Six pictures of 2.4 MB fill a row group.
     assert 5 * len(big) < ROW_GROUP_BYTES < 6 * len(big)
-    assert [tally.rows_in for tally in told] == [6, 6]
-    assert Tally.total(told) == report.tally
+    assert [tally.rows_in for tally in tallies] == [6, 6]
+    assert Tally.total(tallies) == report.tally
     assert pq.ParquetFile(tmp_path / "made" / "part-000000.parquet").metadata.num_row_groups == 2
 
 
@@ -407,7 +411,7 @@ def test_a_disk_that_is_full_at_the_report_leaves_no_commit(tmp_path: Path, smal
     work = FilterJob(str(tmp_path / "source"), "")
     needed = work.run(ShardTask(str(tmp_path / "made"), "part-000000", "x", 1), quiet).output.bytes
     disk = os.statvfs(small_disk)
-    # Room for the shard, and for no report behind it.
+    # Room for the shard, but not for its report.
     (small_disk / "others").write_bytes(bytes((disk.f_bavail - -(-needed // disk.f_bsize)) * disk.f_bsize))
     with pytest.raises(StriateError, match=r"cannot write .*/_reports/part-000000.json: .*No space left on device"):
         work.run(ShardTask(str(small_disk / "made"), "part-000000", "x", 1), quiet)

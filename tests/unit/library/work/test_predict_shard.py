@@ -36,7 +36,7 @@ FILES = {
 
 
 def classifier(folder: Path, seed: int = 0) -> str:
-    """It drops pictures of less than 10 pixels."""
+    """A bundle that drops pictures smaller than 10 pixels."""
     return make_bundle(folder, seed, ("cat", "dog", "eel"), "min_size(10) | rgb")
 
 
@@ -53,19 +53,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def predicted(bundle: str, source: str, destination: Path, threads: int = 1, **options: Any) -> Manifest:
-    """The whole job, without Ray."""
+    """Runs the whole job without Ray."""
     options.setdefault("runtime", "eager")
     plan = plan_predict(bundle, source, str(destination), gpu=False, **options)
     work = dataclasses.replace(plan.work, threads=threads)
     claim(plan.destination, plan.jobs, overwrite=False)
-    told: list[Tally] = []
-    made = finish(plan.destination, plan.jobs, Totals.of(work.run(task, told.append) for task in plan.tasks))
-    assert Tally.total(told) == made.tally
-    return made
+    tallies: list[Tally] = []
+    manifest = finish(plan.destination, plan.jobs, Totals.of(work.run(task, tallies.append) for task in plan.tasks))
+    assert Tally.total(tallies) == manifest.tally
+    return manifest
 
 
 def work_on(rows: Any, destination: Path, bundle: str, **options: Any) -> ShardReport:
-    """One shard that holds these rows."""
+    """Predicts one shard that holds `rows`."""
     with ShardWriter(str(destination / "source"), "part-000000.parquet", rows.schema) as writer:
         writer.add(rows)
     job = PredictJob(str(destination / "source"), bundle, Bundle.load(bundle, "cpu").id, **options)
@@ -73,42 +73,42 @@ def work_on(rows: Any, destination: Path, bundle: str, **options: Any) -> ShardR
 
 
 def rows_of(dataset: Path | str, folder: str = "") -> dict[str, dict[str, Any]]:
-    """Every row of a dataset, or of its rejects, by key."""
-    found = [
+    """Returns every row of a dataset, or of its rejects, by key."""
+    rows = [
         row
         for path in sorted((Path(dataset) / folder).glob("part-*.parquet"))
         for row in pq.read_table(path).to_pylist()
     ]
-    assert len({row["key"] for row in found}) == len(found)
-    return {row["key"]: row for row in found}
+    assert len({row["key"] for row in rows}) == len(rows)
+    return {row["key"]: row for row in rows}
 
 
-def answer_of(row: dict[str, Any]) -> list[tuple[str, float]]:
-    """The ranked classes in a row, whose columns are taken away."""
+def prediction_of(row: dict[str, Any]) -> list[tuple[str, float]]:
+    """Returns the ranked classes of a row, and removes their columns from it."""
     ranked = list(zip(row.pop("top_classes"), row.pop("top_probabilities"), strict=True))
     assert (row.pop("predicted"), row.pop("score")) == ranked[0]
     return ranked
 
 
 def assert_same_rows(first: Path, second: Path) -> None:
-    """But for the last digits of probabilities, which depend on the batch and the number of threads."""
+    """Compares rows except for the last digits of probabilities, which depend on batch and number of threads."""
     one, two = rows_of(first), rows_of(second)
     assert list(one) == list(two)
     for key, row in one.items():
-        assert answer_of(row) == near(answer_of(two[key]))
+        assert prediction_of(row) == near(prediction_of(two[key]))
     assert one == two
 
 
 def test_predictions_equal_those_of_the_bundle_and_columns_are_kept(bundle: str, source: str, tmp_path: Path) -> None:
-    made = predicted(bundle, source, tmp_path, top_k=2)
+    manifest = predicted(bundle, source, tmp_path, top_k=2)
     before, after = rows_of(source), rows_of(tmp_path)
     assert set(after) == {"cat/a.jpg", "cat/b.png", "dog/c.npy", "unknown.png"}
     loaded = Bundle.load(bundle, "cpu")
     for key, row in after.items():
-        assert answer_of(row) == near(loaded.predict(FILES[key], top_k=2).classes)
+        assert prediction_of(row) == near(loaded.predict(FILES[key], top_k=2).classes)
         assert row == before[key]
-    assert made.job.kind == "predict"
-    assert made.job.options["bundle_id"] == loaded.id
+    assert manifest.job.kind == "predict"
+    assert manifest.job.options["bundle_id"] == loaded.id
     schema = pq.read_schema(tmp_path / "part-000000.parquet")
     assert [str(schema.field(name).type) for name in ("predicted", "score")] == ["string", "float"]
     assert loaded.id.encode() in schema.metadata[b"striate.predicted_by"]
@@ -116,13 +116,13 @@ def test_predictions_equal_those_of_the_bundle_and_columns_are_kept(bundle: str,
 
 
 def test_every_picture_is_counted_and_labels_are_ignored(bundle: str, source: str, tmp_path: Path) -> None:
-    made = predicted(bundle, source, tmp_path)
-    assert made.tally.balanced
-    assert made.tally.rows_in == len(FILES)
-    assert made.tally.dropped == {"below_min_size": 1}
-    assert made.tally.rejected == {"truncated": 1, "not_finite": 1}
-    assert made.tally.classes == {"cat": 2, "dog": 1}
-    assert made.tally.image_bytes_in == sum(map(len, FILES.values()))
+    manifest = predicted(bundle, source, tmp_path)
+    assert manifest.tally.balanced
+    assert manifest.tally.rows_in == len(FILES)
+    assert manifest.tally.dropped == {"below_min_size": 1}
+    assert manifest.tally.rejected == {"truncated": 1, "not_finite": 1}
+    assert manifest.tally.classes == {"cat": 2, "dog": 1}
+    assert manifest.tally.image_bytes_in == sum(map(len, FILES.values()))
     rejects = rows_of(tmp_path, "_rejects")
     assert {key: row["reason"] for key, row in rejects.items()} == {"dog/d.jpg": "truncated", "nan.npy": "not_finite"}
     assert all(row["image"]["bytes"] == FILES[key] for key, row in rejects.items())
@@ -137,7 +137,7 @@ def test_features_are_the_input_of_the_head_and_change_no_probability(bundle: st
     for key, row in more.items():
         wanted, _ = loaded.features([loaded.prepare(FILES[key])])
         np.testing.assert_allclose(row.pop("features"), wanted[0], rtol=0, atol=1e-5)
-        assert answer_of(row) == near(answer_of(plain[key]))
+        assert prediction_of(row) == near(prediction_of(plain[key]))
         assert row == plain[key]
 
 
@@ -174,10 +174,10 @@ def test_a_shard_without_kept_pictures_has_the_same_columns(bundle: str, tmp_pat
 def test_a_new_bundle_replaces_the_predictions_of_an_earlier_one(bundle: str, source: str, tmp_path: Path) -> None:
     better = classifier(tmp_path / "better", seed=5)
     predicted(bundle, source, tmp_path / "first", features=True)
-    made = predicted(better, str(tmp_path / "first"), tmp_path / "second")
+    manifest = predicted(better, str(tmp_path / "first"), tmp_path / "second")
     predicted(better, source, tmp_path / "direct")
     assert_same_rows(tmp_path / "second", tmp_path / "direct")
-    assert [job.kind for job in made.jobs] == ["ingest", "predict", "predict"]
+    assert [job.kind for job in manifest.jobs] == ["ingest", "predict", "predict"]
 
 
 def test_columns_that_predict_did_not_write_are_never_replaced(bundle: str, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_an_ensemble_predicts_but_has_no_features(bundle: str, source: str, tmp_
     ensemble([Bundle.load(bundle, "cpu"), Bundle.load(other, "cpu")]).save(both)
     predicted(both, source, tmp_path / "made")
     wanted = Bundle.load(both, "cpu").predict(FILES["cat/a.jpg"])
-    assert answer_of(rows_of(tmp_path / "made")["cat/a.jpg"]) == near(wanted.classes)
+    assert prediction_of(rows_of(tmp_path / "made")["cat/a.jpg"]) == near(wanted.classes)
     with pytest.raises(UsageError, match="is an ensemble, which has no features"):
         plan_predict(both, source, str(tmp_path / "x"), features=True)
 

@@ -1,4 +1,4 @@
-"""A shard through classifiers, with one that is made in code: it tells dark pictures from light ones."""
+"""One shard of `striate evaluate`, without Ray; the classifiers are simple fakes that recognize dark and light."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.picture_examples import encoded, ingest, npy_array, write_files
 
 
 class ByBrightness:
-    """As a bundle, but light: the probability of `light` is the mean brightness; pictures of 7 pixels it drops."""
+    """A fake bundle: the probability of `light` is the mean brightness; it drops pictures of 7 pixels."""
 
     classes: tuple[str, ...] = ("dark", "light")
 
@@ -44,7 +44,7 @@ class ByBrightness:
 
 
 class Defective(ByBrightness):
-    """Its own code fails."""
+    """A fake bundle whose step raises."""
 
     def prepare_pixels(self, pixels: Pixels, **columns: Any) -> Pixels:
         raise ZeroDivisionError("one over none")
@@ -70,9 +70,9 @@ FILES = {
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("scoring")
-    made = ingest(write_files(folder / "raw", FILES), folder / "made")
-    assert [entry.rows for entry in made.shards] == [len(FILES)]
-    return str(folder / "made" / made.shards[0].name)
+    manifest = ingest(write_files(folder / "raw", FILES), folder / "made")
+    assert [entry.rows for entry in manifest.shards] == [len(FILES)]
+    return str(folder / "made" / manifest.shards[0].name)
 
 
 def judge(shard: str, *bundles: ByBrightness, **options: Any) -> ShardScores:
@@ -84,7 +84,7 @@ def scorer(*bundles: ByBrightness, **options: Any) -> ShardScorer:
 
 
 def outcomes(shard: str, **options: Any) -> dict[str, tuple[int, float]]:
-    """Of every judged picture its class id and the probability of `light`."""
+    """Returns the class id and the probability of `light` of every judged picture."""
     batches = [judged[0].outcomes for _, judged in scorer(ByBrightness(), **options).judged(shard)]
     return {
         key: (int(truth), float(row[1]))
@@ -104,7 +104,7 @@ def test_every_picture_is_judged_dropped_or_rejected_with_its_reason(shard: str)
         "light/d.png": (1, pytest.approx(100 / 255)),
     }
     assert (got.judged, got.top1, got.top5) == (4, 2, 4)
-    # Class ids 0 dark, 1 light: each class is right once, and taken for the other once.
+    # Class ids 0 dark, 1 light: of each class one picture is correct and one is predicted as the other.
     assert got.confusion == {0: 1, 1: 1, 2: 1, 3: 1}
     assert got.dropped == {"too_small": 1, "unknown_label": 1, "no_label": 1}
     assert got.rejected == {"truncated": 1, "not_finite": 1}
@@ -131,23 +131,23 @@ def test_mistakes_are_kept_as_pictures_when_examples_are_requested(shard: str) -
 
 
 def test_a_large_mistake_is_kept_as_a_small_jpeg(tmp_path: Path) -> None:
-    made = ingest(
+    manifest = ingest(
         write_files(tmp_path / "raw", {"dark/a.png": flat(250, 700), "light/b.png": flat(250)}), tmp_path / "made"
     )
-    (got,) = judge(str(tmp_path / "made" / made.shards[0].name), ByBrightness(), examples=True).sums
+    (got,) = judge(str(tmp_path / "made" / manifest.shards[0].name), ByBrightness(), examples=True).sums
     assert got.examples[0].format == "jpeg"
     assert codec.decode(got.examples[0].data).shape == (160, 160, 3)
 
 
 def test_two_classifiers_judge_the_same_pictures_each_by_its_own_classes(shard: str) -> None:
-    turned = ByBrightness()
-    turned.classes = ("light", "odd")
-    scores = judge(shard, ByBrightness(), turned)
+    other = ByBrightness()
+    other.classes = ("light", "odd")
+    scores = judge(shard, ByBrightness(), other)
     first, second = scores.sums
     assert (first.judged, first.unknown) == (4, {"odd": 1})
     assert (second.judged, second.unknown) == (3, {"dark": 3})
     assert second.pictures == len(FILES)
-    # Both have judged the two light ones; the second takes what is light for odd.
+    # Both have judged the two light pictures; the second predicts light pictures as odd.
     assert scores.pairs == Pairs(both=0, only_first=1, only_second=1, neither=0)
     assert judge(shard, ByBrightness()).pairs is None
 
@@ -155,12 +155,12 @@ def test_two_classifiers_judge_the_same_pictures_each_by_its_own_classes(shard: 
 def test_only_judged_pictures_are_judged_again_under_corruption(shard: str) -> None:
     (got,) = judge(shard, ByBrightness(), robust_fraction=1.0).sums
     robust = dict(got.robust)
-    wanted = {"dark/a.png": "1", "dark/b.png": "0", "light/c.png": "1", "light/d.png": "0"}
-    assert robust.keys() == {order_of(key) for key in wanted}
-    # Contrast and blur leave a flat picture as bright as it was.
-    plain = [0, *(place for place, one in enumerate(CORRUPTIONS, 1) if one.name in ("blur", "contrast"))]
-    assert {key: {robust[order_of(key)][place] for place in plain} for key in wanted} == {
-        key: {right} for key, right in wanted.items()
+    expected = {"dark/a.png": "1", "dark/b.png": "0", "light/c.png": "1", "light/d.png": "0"}
+    assert robust.keys() == {order_of(key) for key in expected}
+    # Contrast and blur do not change the brightness of a flat picture.
+    unchanged = [0, *(column for column, one in enumerate(CORRUPTIONS, 1) if one.name in ("blur", "contrast"))]
+    assert {key: {robust[order_of(key)][column] for column in unchanged} for key in expected} == {
+        key: {outcome} for key, outcome in expected.items()
     }
     (few,) = judge(shard, ByBrightness()).sums
     assert few.robust == []
@@ -173,11 +173,11 @@ def test_an_error_in_a_step_names_the_picture(shard: str) -> None:
 
 def test_progress_reports_the_counts_of_each_batch(tmp_path: Path) -> None:
     files = {f"{('dark', 'light')[number % 2]}/{number:03d}.png": flat(number) for number in range(100)}
-    made = ingest(write_files(tmp_path / "raw", files), tmp_path / "made")
-    uri = storage.join(str(tmp_path / "made"), made.shards[0].name)
-    told: list[int] = []
-    scores = scorer(ByBrightness()).score(uri, lambda tally: told.append(tally.rows_in))
-    assert told == [64, 36]
+    manifest = ingest(write_files(tmp_path / "raw", files), tmp_path / "made")
+    uri = storage.join(str(tmp_path / "made"), manifest.shards[0].name)
+    counts: list[int] = []
+    scores = scorer(ByBrightness()).score(uri, lambda tally: counts.append(tally.rows_in))
+    assert counts == [64, 36]
     assert scores.tally.rows_in == 100
     assert list(outcomes(uri)) == [key for table in ShardReader(uri) for key in table["key"].to_pylist()]
     assert set(scores.seconds) == {"read", "prepare", "infer"}
