@@ -1,7 +1,7 @@
-"""`striate cluster up`: a Ray of several nodes on this machine, to try things, until Ctrl-C.
+"""`striate cluster up`: runs a Ray cluster of several nodes on this machine until Ctrl-C, to try things out.
 
-The nodes are held by `ray.cluster_utils`, on loopback only. `ray start` cannot do that: it refuses a second node where
-Ray's address is loopback, and otherwise its ports are at this machine's address in the network.
+The nodes are started by `ray.cluster_utils`, on loopback only. `ray start` cannot do that: it refuses a second node on
+loopback, and otherwise opens its ports on the network.
 """
 
 from __future__ import annotations
@@ -45,32 +45,33 @@ app = typer.Typer(no_args_is_help=True)
 
 
 class _Stopped(StriateError):
-    """A signal has ended the command before all nodes were there."""
+    """Ends the command at a signal before all nodes have started."""
 
     def __init__(self, number: int) -> None:
         self.exit_code = 128 + number  # as a shell says it
         by = _ENDED_BY[signal.Signals(number).name]
-        super().__init__(f"stopped by {by} before all nodes were there, and nothing is left of them")
+        super().__init__(f"stopped by {by} before all nodes had started; the others are stopped too")
 
 
 # Typer drops the name of an only command unless its group has a callback.
 @app.callback()
 def _group() -> None:
-    """A Ray of several nodes on this machine, to try things."""
+    """Start a Ray cluster of several nodes on this machine, to try things out."""
 
 
 @app.command("up")
 def up_command(
-    nodes: Annotated[int, typer.Option(min=1, max=16, help="How many nodes, the head among them.")] = 2,
+    nodes: Annotated[int, typer.Option(min=1, max=16, help="Number of nodes, including the head.")] = 2,
     cpus_per_node: Annotated[
-        int, typer.Option(min=1, help="Logical CPUs of each node; in all they may be more than the machine has.")
+        int, typer.Option(min=1, help="Logical CPUs of each node; their sum may exceed the machine's.")
     ] = 1,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Ray's dashboard too (about 0.9 GB); `striate submit` needs it.")
+        bool,
+        typer.Option("--dashboard", help="Also start Ray's dashboard (about 0.9 GB); `striate submit` needs it."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Start it, on loopback only, and hold it until Ctrl-C. Its workers get the AWS variables of this shell.
+    """Start a Ray cluster on this machine, on loopback only, until Ctrl-C. Workers get this shell's AWS variables.
 
     striate cluster up --nodes 2 --cpus-per-node 1
     """
@@ -83,7 +84,7 @@ def up_command(
         except KeyboardInterrupt:
             # Ray may have raised a KeyboardInterrupt of its own.
             raise _Stopped(ended_by[0] if ended_by else signal.SIGINT) from None
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             head = held[1]
             url = f"http://{head.dashboard}" if dashboard else None
             described = [
@@ -97,6 +98,8 @@ def up_command(
             else:
                 _show(head.gcs_address, url, described)
             _hold(cluster, held)
+        except KeyboardInterrupt:
+            say("stopping all nodes", file=sys.stderr, flush=True)
 
 
 def end_on_signals() -> list[int]:
@@ -153,7 +156,7 @@ def _started(count: int, cpus: int, dashboard: bool) -> Generator[tuple[Any, dic
                 with sigterm_handler_kept():
                     held[number] = HeldNode.of(cluster.add_node(**node))
             except Exception as error:  # of whatever kind: Ray has none for it
-                raise StriateError(f"node {number} does not start: {str(error).strip()}") from error
+                raise StriateError(f"node {number} did not start: {str(error).strip()}") from error
         yield cluster, held
     finally:
         with undisturbed():
@@ -181,4 +184,4 @@ def _show(address: str, dashboard: str | None, nodes: list[dict[str, Any]]) -> N
     if dashboard is not None:
         say(f"  export RAY_API_SERVER_ADDRESS={dashboard}     # for striate submit, jobs, logs and stop")
         say("  striate submit -- info s3://BUCKET/raw")
-    say("\nCtrl-C ends it", flush=True)
+    say("\nCtrl-C stops it", flush=True)

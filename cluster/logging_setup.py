@@ -1,17 +1,23 @@
-"""Logs as one JSON object a line, for whatever collects them."""
+"""Log lines: workers and servers write one JSON object per line; Ray's own lines stay off a command's terminal."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Mapping, MutableMapping
+import tempfile
+from collections.abc import Generator, Mapping, MutableMapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+# Files of Ray's core whose lines concern only Ray: its log level, and each attempt to reach a head.
+_NOTES_FROM = (b"logging.cc", b"gcs_client.cc")
+
 
 class JsonLines(logging.Formatter):
-    """`{"time": ..., "level": ..., "message": ...}`, the fields of `WorkLog`, and a traceback where there is one."""
+    """Formats a record as `{"time": ..., "level": ..., "message": ...}` with `WorkLog`'s fields and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -26,13 +32,13 @@ class JsonLines(logging.Formatter):
 
 
 class WorkLog(logging.LoggerAdapter[logging.Logger]):
-    """What a worker logs, to its stderr; Ray keeps that in a file a process (`session_latest/logs/worker-*.err`).
+    """Logs JSON lines to the stderr of a worker, which Ray writes to `session_latest/logs/worker-*.err`.
 
         log = WorkLog(command="filter", run="3f2c...")
         log.info("shard done", extra={"shard": "out/edges/part-000003"})
 
     Args:
-        fields: of each line.
+        fields: added to each line.
     """
 
     def __init__(self, **fields: Any) -> None:
@@ -47,3 +53,23 @@ class WorkLog(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         more: Mapping[str, Any] = kwargs.get("extra") or {}
         return msg, {**kwargs, "extra": {"fields": {**(self.extra or {}), **more}}}
+
+
+@contextmanager
+def ray_notes_held_back(notes: list[bytes]) -> Generator[None]:
+    """Collects in `notes` what Ray's core writes to stderr about itself; everything else still reaches stderr."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if any(source in line for source in _NOTES_FROM):
+                    notes.append(line)
+                else:
+                    os.write(2, line)

@@ -38,10 +38,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def balance(manifest: Manifest) -> str:
-    """`1,000 in = 990 out + 7 dropped + 3 rejected`."""
+    """`1,000 in = 990 out + 7 dropped + 3 rejected`; after `striate augment` the counts are in copies."""
     tally = manifest.tally
+    last = manifest.jobs[-1] if manifest.jobs else None
+    copies = last.options["copies"] + last.options["keep_original"] if last and last.kind == "augment" else 1
+    pictures = f"{counted(tally.rows_in // copies, 'picture')} x {copies} = " if copies > 1 else ""
     dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
-    return f"{tally.rows_in:,} in = {tally.rows_out:,} out + {dropped:,} dropped + {rejected:,} rejected"
+    return f"{pictures}{tally.rows_in:,} in = {tally.rows_out:,} out + {dropped:,} dropped + {rejected:,} rejected"
 
 
 def ranked(counts: Mapping[str, int]) -> str:

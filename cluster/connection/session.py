@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -18,7 +17,8 @@ from cluster.connection.addresses import asks_for_token, check_answers, is_of_th
 from cluster.connection.head_watch import watched
 from cluster.connection.token import find_token, make_token
 from cluster.console import say
-from cluster.machine import memory_bytes, shm_bytes
+from cluster.logging_setup import ray_notes_held_back
+from cluster.machine import object_store_bytes
 from library.errors import StriateError, UsageError
 
 #: Set before Ray is imported, unless the user has set them.
@@ -49,14 +49,7 @@ _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
-# Files of Ray's core whose lines are its own affairs: its log's level, and each try to reach a head.
-_NOTES_FROM = (b"logging.cc", b"gcs_client.cc")
 _NO_TOKEN = b"AuthToken"
-
-# Of memory, as Ray's own default, and of /dev/shm, beyond which Ray takes files. Shards never pass through it; decoded
-# training pictures do. Memory is taken only as it is used.
-_STORE_OF_MEMORY, _STORE_OF_SHM, _SMALLEST_STORE = 0.3, 0.9, 100 * 2**20
-
 
 #: How a process of our own ends when its cluster is lost; see `own_process`.
 _end_process: Callable[[str], None] | None = None
@@ -68,10 +61,10 @@ class Session:
 
     Attributes:
         address: of the cluster, or None for a Ray started on this machine for this process.
-        cpus: logical CPUs of all nodes that are there.
-        nodes: how many there are of these.
-        gpus: logical GPUs of all of them.
-        node_cpus: logical CPUs of each that has some.
+        cpus: logical CPUs of all nodes that are up.
+        nodes: number of nodes that are up.
+        gpus: logical GPUs of all nodes.
+        node_cpus: logical CPUs of each node that has any.
     """
 
     address: str | None
@@ -82,47 +75,47 @@ class Session:
 
     def __str__(self) -> str:
         """`Ray at head:6379: 3 nodes, 24 CPUs, 2 GPUs`."""
-        there = f"{_counted(self.nodes, 'node')}, {self.cpus} CPUs, {self.gpus} GPUs"
-        return f"Ray at {self.address or 'this machine'}: {there}"
+        resources = f"{_counted(self.nodes, 'node')}, {self.cpus} CPUs, {self.gpus} GPUs"
+        return f"Ray at {self.address or 'this machine'}: {resources}"
 
     @property
     def may_grow(self) -> bool:
-        """Whether nodes may come: Ray does not say whether a cluster has an autoscaler, or what it may start."""
+        """Whether nodes may be added. Ray does not say whether a cluster has an autoscaler, so any cluster may grow."""
         return self.address is not None
 
-    def workers(self, wanted: str) -> int:
-        """Turn `--workers` into a number: `auto` is one a CPU that is there.
+    def workers(self, option: str) -> int:
+        """Returns the number of workers for `--workers`: `auto` is one per CPU of the nodes that are up.
 
         Raises:
             UsageError: when it is not a number, or more than the CPUs of this machine.
         """
-        if wanted == "auto":
+        if option == "auto":
             return max(1, self.cpus)
-        if not wanted.isdigit() or int(wanted) < 1:
-            raise UsageError(f"--workers '{wanted}': write a number from 1, or auto")
-        if int(wanted) > self.cpus and not self.may_grow:
+        if not option.isdigit() or int(option) < 1:
+            raise UsageError(f"--workers '{option}': write a number from 1, or auto")
+        if int(option) > self.cpus and not self.may_grow:
             raise UsageError(
-                f"--workers {wanted}: Ray has {self.cpus} CPUs on this machine; ask for at most as many, or use a "
-                "cluster (--address)"
+                f"--workers {option}: Ray has {self.cpus} CPUs on this machine; use at most that many, or a cluster "
+                "(--address)"
             )
-        return int(wanted)
+        return int(option)
 
 
 @contextmanager
 def connect(
     address: str | None = None, *, num_cpus: int | None = None, environment: Mapping[str, str] | None = None
 ) -> Generator[Session]:
-    """Connect to `address`, else RAY_ADDRESS, else start Ray on this machine until the block ends.
+    """Connects to `address` or RAY_ADDRESS, or else starts Ray on this machine, until the block ends.
 
-    Where this process is connected already, that connection is used and left open.
+    An existing connection of this process is used and left open.
 
     Args:
-        address: of a cluster; `local` starts one even where RAY_ADDRESS is set.
-        num_cpus: logical CPUs of a Ray that is started here; as many as there are by default.
-        environment: of a Ray that is started here; what the user has set yields to it.
+        address: of a cluster; `local` starts a Ray even if RAY_ADDRESS is set.
+        num_cpus: logical CPUs of a local Ray; None for all of this machine.
+        environment: variables of a local Ray; they override the user's.
 
     Raises:
-        UsageError: when this process is connected to another cluster than the one that is named.
+        UsageError: when this process is already connected to another cluster.
         StriateError: when nothing answers at the address.
     """
     if "ray" in sys.modules:
@@ -153,7 +146,7 @@ def connect(
         options |= {
             "num_cpus": num_cpus or os.cpu_count(),
             "include_dashboard": False,
-            "object_store_memory": object_store_bytes(memory_bytes(), shm_bytes()),
+            "object_store_memory": object_store_bytes(),
         }
     # Ray reads most of its environment when it is imported.
     import ray
@@ -163,7 +156,7 @@ def connect(
     # Ray prints what it says of lost nodes and the like, in the midst of a command's JSON document.
     with nullcontext() if _end_process is None else redirect_stdout(sys.stderr):
         try:
-            with _without_ray_notes(notes), ray_internals.sigterm_handler_kept():
+            with ray_notes_held_back(notes), ray_internals.sigterm_handler_kept():
                 ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises a bare one where the machine is too busy to start it
             raise StriateError(_refused(address, error, notes)) from error
@@ -179,10 +172,10 @@ def connect(
 
 
 def own_process(fail: Callable[[str], int]) -> None:
-    """Say that this process is a command of ours, and not a program that uses striate as a library.
+    """Marks this process as a `striate` command, not a program that uses striate as a library.
 
-    Only then a connection may end the process, when the head of its cluster is lost, and sends to stderr whatever
-    others print to `sys.stdout` while it is open.
+    Only then may a connection end the process when the cluster's head is lost, and redirect to stderr what other
+    libraries print to `sys.stdout` meanwhile.
 
     Args:
         fail: reports a message, and returns the exit code of the process.
@@ -201,7 +194,7 @@ def own_process(fail: Callable[[str], int]) -> None:
 
 
 def _check_same(address: str | None) -> None:
-    """Refuse another cluster than the connected one; of one that ray:// names nothing can be told."""
+    """Refuses an address other than the connected cluster; ray:// addresses cannot be compared."""
     import ray
 
     if address is None or address == "auto" or address.startswith("ray://"):
@@ -216,15 +209,15 @@ def _refused(address: str | None, error: Exception, notes: Sequence[bytes]) -> s
         return f"cannot start Ray on this machine: {error}"
     if any(_NO_TOKEN in note for note in notes):
         return (
-            f"Ray at {address} asks for a token, and was given none or another cluster's: set RAY_AUTH_TOKEN, or "
-            "RAY_AUTH_TOKEN_PATH to a file that holds it"
+            f"Ray at {address} requires a token, and there is none here or it is wrong: set RAY_AUTH_TOKEN, or set "
+            "RAY_AUTH_TOKEN_PATH to a file that contains it"
         )
-    told = "".join(f"; Ray's core: {note.decode(errors='replace').strip()}" for note in notes[-1:])
-    return f"cannot connect to Ray at {address}: {error}{told}; see --address and RAY_ADDRESS"
+    details = "".join(f"; Ray's core: {note.decode(errors='replace').strip()}" for note in notes[-1:])
+    return f"cannot connect to Ray at {address}: {error}{details}; see --address and RAY_ADDRESS"
 
 
 def _watched(address: str | None) -> AbstractContextManager[None]:
-    """Of a Ray that is started here, and through ray://, Ray itself tells at once what is lost."""
+    """Watches the head of a cluster; not needed for a local Ray or through ray://, whose loss Ray reports itself."""
     import ray
 
     if address is None or address.startswith("ray://"):
@@ -232,29 +225,23 @@ def _watched(address: str | None) -> AbstractContextManager[None]:
     return watched(ray.get_runtime_context().gcs_address, _end_process)
 
 
-def object_store_bytes(memory: int, shm: int | None) -> int:
-    """Of a Ray on a machine with so much memory and /dev/shm (None: it has none), in bytes."""
-    most = min(_STORE_OF_MEMORY * memory, memory if shm is None else _STORE_OF_SHM * shm)
-    return max(int(most), _SMALLEST_STORE)
-
-
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def node_environment() -> dict[str, str]:
-    """Of a node's process that is started on this machine: as of a Ray that `connect` starts here."""
+    """Returns the environment of a Ray node that is started on this machine, the same as for `connect`."""
     return {**_ENVIRONMENT, **_local_environment(), **os.environ}
 
 
 def _local_environment() -> dict[str, str]:
-    """Ray encodes the path of its temporary folder as ASCII: a TMPDIR with other letters is not for it."""
+    """Returns the environment of a local Ray, which needs a temporary folder with an ASCII path."""
     fits = os.environ.get("TMPDIR", "").isascii()
     return _LOCAL_ENVIRONMENT if fits else _LOCAL_ENVIRONMENT | {"RAY_TMPDIR": "/tmp"}
 
 
 def named_cluster(address: str | None) -> str | None:
-    """The cluster that `connect` would connect to; None where it would start a Ray here."""
+    """Returns the address that `connect` would use; None if it would start a local Ray."""
     address = address or os.environ.get("RAY_ADDRESS") or None
     return None if address == "local" else address
 
@@ -269,16 +256,16 @@ def _session(address: str | None) -> Session:
 
 @contextmanager
 def undisturbed() -> Generator[None]:
-    """Go on at one more Ctrl-C or SIGTERM, as of somebody who is impatient, and end the process at the next."""
+    """Ignores one more Ctrl-C or SIGTERM while the block runs; the next one ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen: list[int] = []
+    ignored: list[int] = []
 
     def count(number: int, _frame: object) -> None:
-        if seen:
+        if ignored:
             os._exit(128 + number)
-        seen.append(number)
+        ignored.append(number)
 
     before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -286,23 +273,3 @@ def undisturbed() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's own
-
-
-@contextmanager
-def _without_ray_notes(notes: list[bytes]) -> Generator[None]:
-    """Hold back in `notes` what Ray's core writes to stderr about its own affairs; everything else is passed on."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            held.seek(0)
-            for line in held:
-                if any(source in line for source in _NOTES_FROM):
-                    notes.append(line)
-                else:
-                    os.write(2, line)

@@ -50,7 +50,12 @@ _FILTERS = (
         "jpeg:92",
         "GrabCut guesses what stands out (on tiles as small as these it is often wrong); the rest is blurred.",
     ),
-    ("digits", 'binarize(method="otsu") | resize(56, interpolation="nearest")', "png", "Ink or paper, and larger."),
+    (
+        "digits",
+        'binarize(method="otsu") | resize(80, interpolation="nearest")',
+        "png",
+        "Black or white, enlarged ten times.",
+    ),
 )
 
 

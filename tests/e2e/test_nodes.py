@@ -275,7 +275,7 @@ def test_a_hangup_while_nodes_start_is_reported_and_leaves_nothing(nodes: Nodes)
     left = family(starting.pid)
     result = json.loads(hang_up(starting))
     assert result["exit_code"] == starting.returncode == 128 + signal.SIGHUP
-    assert "stopped by SIGHUP (a closed terminal) before all nodes were there" in result["error"]
+    assert "stopped by SIGHUP (a closed terminal) before all nodes had started" in result["error"]
     until(lambda: not [pid for pid in left if command(pid)])
     assert not [folder for folder in folders if Path(folder).exists()]
 

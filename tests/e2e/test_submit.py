@@ -194,7 +194,7 @@ def test_the_doctor_examines_a_cluster_from_inside(
     output = capsys.readouterr().out
     for line in ("ok    Ray: answers", "ok    node ", "ok    clock of", "ok    versions of nodes: the same"):
         assert line in output
-    assert "ok    token: Ray lets in only who has its token" in output
+    assert "ok    token: Ray accepts only connections with its token" in output
     assert output.count("an object was written, read and removed") == 2
     assert storage.list_files(bucket) == []
 

@@ -68,6 +68,6 @@ def test_the_command_says_how_many_copies_it_made(
 ) -> None:
     command = ["augment", photos, str(tmp_path / "more"), "--steps", "flip | rotate(10)", "--copies", "1"]
     assert run([*command, "--keep-original", "--workers", "2"]) == 0
-    assert "172 in = 172 out + 0 dropped + 0 rejected" in capsys.readouterr().out
+    assert "86 pictures x 2 = 172 in = 172 out + 0 dropped + 0 rejected" in capsys.readouterr().out
     assert run([*command[:-1], "2"]) == 2
     assert "holds the output of another job" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.doctor import checks
+from cluster.doctor import checks, examination
 from cluster.doctor.checks import Check, worst
 from cluster.doctor.facts import node_facts, storage_clock, storage_facts
 from jobs.cli.app import run
@@ -94,13 +94,13 @@ def test_a_clock_is_as_far_off_as_it_surely_is() -> None:
 def test_the_clock_of_s3_is_looked_at_where_s3_lets_nobody_in_too(
     error: str | None, told: tuple[float, float] | None, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "storage_clock", lambda place: told)
+    monkeypatch.setattr(examination, "storage_clock", lambda place: told)
     here = {"host": "here", "storage": {"error": error, "step": "written", "ms": 1}}
-    assert [check.verdict for check in checks.of_storage_from_here(here, "s3://b/x")] == verdicts
+    assert [check.verdict for check in examination.of_storage_from_here(here, "s3://b/x")] == verdicts
 
 
 def test_a_clock_is_known_as_exactly_as_the_quickest_answer() -> None:
-    ahead_s, exactly_s = checks.ahead(lambda: time.time() + 100)
+    ahead_s, exactly_s = examination.ahead(lambda: time.time() + 100)
     assert abs(ahead_s - 100) <= exactly_s + 0.001
 
 
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_a_dashboard_is_not_examined_from_outside() -> None:
     with pytest.raises(UsageError, match=r"striate submit --address http://head:8265 -- doctor"):
-        list(checks.examine("http://head:8265"))
+        list(examination.examine("http://head:8265"))
 
 
 def test_a_cluster_that_does_not_answer_fails_and_the_rest_is_told(capsys: pytest.CaptureFixture[str]) -> None:

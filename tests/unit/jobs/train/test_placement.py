@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.connection.session import Session, object_store_bytes
+from cluster.connection.session import Session
+from cluster.machine import object_store_bytes
 from jobs.train.placement import Placement
 from library.errors import UsageError
 
