@@ -1,1 +1,1 @@
-"""Datasets: Parquet shards, the reports and the manifest beside them, and who may write them."""
+"""Datasets: Parquet shards with their reports and manifest, and the leases and claims of the jobs that write them."""

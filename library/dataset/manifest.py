@@ -48,7 +48,7 @@ SKIPPED = {
     "link": "links in an archive",
     "link_broken": "links to nothing",
     "link_folder": "links to folders that are read elsewhere",
-    "link_outside": "links out of the folder to what is no picture",
+    "link_outside": "links out of the folder to files that are not pictures",
     "repeated": "texts that the archive holds again",
     "special": "devices, pipes or the like",
     "sparse": "sparse members",

@@ -29,7 +29,7 @@ class ShardReader:
     """Iterates over the row groups of one shard; reads the next one while the caller uses the last.
 
     Args:
-        uri: the shard's.
+        uri: URI of the shard.
         max_rows: read at most so many rows; None for all.
         first_row: the first row to read; the row groups before it are skipped.
 

@@ -42,7 +42,7 @@ class Recipe(RecipeFields):
         """
         uri = storage.normalize(uri)
         if not storage.exists(uri):
-            raise UsageError(f"there is no recipe {uri}")
+            raise UsageError(f"{uri} does not exist; name the file of a recipe")
         return cls.parse(storage.read_bytes(uri, _MAX_BYTES).decode(errors="replace"), overrides, where=uri)
 
     @classmethod

@@ -135,8 +135,8 @@ def test_features_are_the_input_of_the_head_and_change_no_probability(bundle: st
     plain, more = rows_of(tmp_path / "plain"), rows_of(tmp_path / "more")
     loaded = Bundle.load(bundle, "cpu")
     for key, row in more.items():
-        wanted, _ = loaded.features([loaded.prepare(FILES[key])])
-        np.testing.assert_allclose(row.pop("features"), wanted[0], rtol=0, atol=1e-5)
+        expected, _ = loaded.features([loaded.prepare(FILES[key])])
+        np.testing.assert_allclose(row.pop("features"), expected[0], rtol=0, atol=1e-5)
         assert prediction_of(row) == near(prediction_of(plain[key]))
         assert row == plain[key]
 
@@ -201,9 +201,9 @@ def test_pictures_can_be_selected_by_score_and_keep_their_bytes(bundle: str, sou
     job = FilterJob(str(tmp_path / "scored"), f'score_at_least("cat", {least[2]})')
     report = job.run(ShardTask(str(tmp_path / "cats"), "part-000000", "digest", 4), lambda _: None)
     assert report.tally.dropped == {"score_below": 2}
-    kept = rows_of(tmp_path / "cats")
-    assert len(kept) == 2
-    assert all(scored[key] == row for key, row in kept.items())
+    selected = rows_of(tmp_path / "cats")
+    assert len(selected) == 2
+    assert all(scored[key] == row for key, row in selected.items())
 
 
 def test_selecting_by_score_without_predictions_says_what_to_run(source: str, tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_an_ensemble_predicts_but_has_no_features(bundle: str, source: str, tmp_
     both = str(tmp_path / "both")
     ensemble([Bundle.load(bundle, "cpu"), Bundle.load(other, "cpu")]).save(both)
     predicted(both, source, tmp_path / "made")
-    wanted = Bundle.load(both, "cpu").predict(FILES["cat/a.jpg"])
-    assert prediction_of(rows_of(tmp_path / "made")["cat/a.jpg"]) == near(wanted.classes)
+    expected = Bundle.load(both, "cpu").predict(FILES["cat/a.jpg"])
+    assert prediction_of(rows_of(tmp_path / "made")["cat/a.jpg"]) == near(expected.classes)
     with pytest.raises(UsageError, match="is an ensemble, which has no features"):
         plan_predict(both, source, str(tmp_path / "x"), features=True)
 
