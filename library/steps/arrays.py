@@ -1,4 +1,4 @@
-"""What the filters share: channel groups for OpenCV, ranges of values, conversions that saturate, checks."""
+"""Helpers of filters and augmentations: channel groups, value ranges, saturating conversions, borders, checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from library.errors import BadPicture
 from library.imaging.picture import Pixels
 
-#: How a filter sees past the rim, by OpenCV's names: `gfedcb|abcdefgh|gfedcba`, `fedcba|abcdefgh|hgfedcb`,
+#: What a filter sees outside the picture, by OpenCV's names: `gfedcb|abcdefgh|gfedcba`, `fedcba|abcdefgh|hgfedcb`,
 #: `aaaaaa|abcdefgh|hhhhhhh`, `000000|abcdefgh|0000000`.
 Border: TypeAlias = Literal["reflect_101", "reflect", "replicate", "zeros"]
 
@@ -46,7 +46,7 @@ _FILL_CODES = {"edge": cv2.BORDER_REPLICATE, "reflect": cv2.BORDER_REFLECT, "wra
 #: `cdefgh|abcdefgh|abcdefg`.
 Fill: TypeAlias = Annotated[float | Literal["edge", "reflect", "wrap"], pydantic.BeforeValidator(_checked_fill)]
 
-#: Past this many channels an OpenCV matrix has three dimensions, and no filter takes it.
+#: OpenCV treats more channels than this as a third dimension, which its filters do not accept.
 MAX_CV_CHANNELS = 128
 
 
@@ -56,7 +56,7 @@ def _odd(value: int) -> int:
     return value
 
 
-#: The side of a square window that is centred on its pixel.
+#: Side of a square window centred on its pixel, in pixels.
 OddSize: TypeAlias = Annotated[int, pydantic.Field(ge=3, le=1001), pydantic.AfterValidator(_odd)]
 
 #: A value as a fraction of its dtype's nominal range: 1 is 255, 65535 or 1.0.
@@ -72,9 +72,9 @@ def white(dtype: DTypeLike) -> int | float:
 
 
 def by_channel_groups(function: Callable[[Pixels], Any], pixels: Pixels, limit: int = MAX_CV_CHANNELS) -> Pixels:
-    """Run an OpenCV function that takes at most `limit` channels; the result always has its channel axis.
+    """Runs an OpenCV function over groups of at most `limit` channels; the result always has a channel axis.
 
-    `function` must treat each channel by itself.
+    `function` must process each channel independently.
     """
     channels = pixels.shape[2]
     if channels <= limit:
@@ -84,7 +84,7 @@ def by_channel_groups(function: Callable[[Pixels], Any], pixels: Pixels, limit: 
 
 
 def each_channel(function: Callable[[Pixels], Any], pixels: Pixels) -> Pixels:
-    """Run a function of one height x width plane over every channel."""
+    """Runs a function of one height x width plane over every channel."""
     channels = pixels.shape[2]
     if channels == 1:
         return _with_axis(function(pixels[:, :, 0]))
@@ -94,7 +94,7 @@ def each_channel(function: Callable[[Pixels], Any], pixels: Pixels) -> Pixels:
 
 
 def saturated(values: NDArray[Any], dtype: DTypeLike, scale: float = 1.0) -> Pixels:
-    """`values * scale` as pixels: rounded (half to even) and clipped for integers, as they are for float32.
+    """`values * scale` as pixels: rounded (half to even) and clipped for integers, unchanged for float32.
 
     Args:
         values: float32 or float64, of any shape, below 2**31 once scaled.
@@ -127,7 +127,7 @@ def padded(pixels: Pixels, rows: int | tuple[int, int], columns: int | tuple[int
 
 
 def as_8_bits(pixels: Pixels, low: float, high: float) -> Pixels:
-    """Pixels with `low` to `high` spread over 0 to 255, for the OpenCV functions that know only 8 bits."""
+    """Scales `low` to `high` to 0 to 255, for OpenCV functions that accept only 8 bits."""
     if pixels.dtype == np.uint8 and (low, high) == (0, 255):
         return pixels
     values = np.clip(pixels.astype(np.float64), low, high) - low
@@ -135,25 +135,25 @@ def as_8_bits(pixels: Pixels, low: float, high: float) -> Pixels:
 
 
 def finite_range(pixels: Pixels) -> tuple[float, float]:
-    """The least and the greatest value.
+    """The minimum and maximum.
 
     Raises:
-        BadPicture: `not_finite`, if a float picture holds not-a-number or infinity.
+        BadPicture: `not_finite`, if a float picture contains NaN or infinity.
     """
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite(low) or not np.isfinite(high):
-        raise BadPicture("not_finite", "the picture holds not-a-number or infinity, and this step needs finite values")
+        raise BadPicture("not_finite", "the picture contains NaN or infinity, but this step needs finite values")
     return low, high
 
 
 def require_finite(pixels: Pixels) -> None:
-    """Refuse a float picture that holds not-a-number or infinity, as `finite_range` does."""
+    """Raises BadPicture `not_finite` for a float picture that contains NaN or infinity."""
     if pixels.dtype == np.float32:
         finite_range(pixels)
 
 
 def quantised(pixels: Pixels) -> tuple[NDArray[np.uint16], float, float]:
-    """Float pixels as 65,536 levels over their own range, with that range; a flat picture is all 0.
+    """Quantises float pixels to 65,536 levels over their own range, which is returned too; a flat picture is all 0.
 
     Raises:
         BadPicture: `not_finite`.
@@ -164,7 +164,7 @@ def quantised(pixels: Pixels) -> tuple[NDArray[np.uint16], float, float]:
 
 
 def through_16_bits(function: Callable[[Pixels], Any], pixels: Pixels) -> Pixels:
-    """Run a function of uint16 pixels over float32 ones, `quantised` and back; a flat picture comes back as it is.
+    """Runs a function of uint16 pixels over float32 pixels, `quantised` and back; a flat picture is returned unchanged.
 
     Raises:
         BadPicture: `not_finite`.
@@ -179,7 +179,7 @@ def histogram(plane: NDArray[Any]) -> NDArray[Any]:
     """How often each value occurs in a uint8 or uint16 plane: 256 or 65,536 counts, int64."""
     if plane.dtype == np.uint8:
         counts = cast("NDArray[Any]", cv2.calcHist([plane], [0], None, [256], [0, 256]))
-        if plane.size < 2**24:  # past that, its float32 counts are no longer exact
+        if plane.size < 2**24:  # beyond that its float32 counts are not exact
             return counts.ravel().astype(np.int64)
     return np.bincount(plane.ravel(), minlength=int(white(plane.dtype)) + 1)
 
@@ -193,7 +193,7 @@ def looked_up(pixels: Pixels, table: NDArray[Any]) -> Pixels:
 
 @cache
 def ramp(dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Every value of an integer dtype as float64, read-only: what a lookup table is computed from."""
+    """Every value of an integer dtype as float64, read-only; lookup tables are computed from it."""
     values = np.arange(int(white(dtype)) + 1, dtype=np.float64)
     values.flags.writeable = False
     return values

@@ -1,4 +1,4 @@
-"""The subject kept sharp, what is behind it blurred."""
+"""A filter that blurs the background and keeps the subject sharp."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from library.steps.base import register
 
 # GrabCut's time grows with the area: 370 ms for a 500x375 photo, 70 ms at this size.
 _SEGMENT_SIDE_PX = 256
-# GrabCut makes 5 Gaussians of the background's colours, and needs that many pixels outside the subject.
-_LEAST_SIDE_PX = 8
+# GrabCut models the background with 5 Gaussians, which need enough pixels outside the subject.
+_MIN_SIDE_PX = 8
 
 
 @register("filter")
 class BlurBackground:
-    """Blur what is behind the subject; the subject's own pixels stay exactly as they are.
+    """Blur the background and leave the subject's pixels exactly as they are.
 
-    The subject comes from a mask (`mask_column`), or is found by GrabCut (Rother, Kolmogorov and Blake 2004), which
-    starts from the rim, `margin` wide, being background, and the middle probably the subject. GrabCut works on
-    8-bit RGB at 256 pixels or less on the long side: uint16 and float32 are scaled to 8 bits for it (float32 from
-    its own range); 1 or 2 channels go in as grey, 3 or 4 as their RGB, more as their mean. The background is
-    blurred without the subject (normalized convolution, Knutsson and Westin 1993), so it bleeds no colour.
+    A mask (`mask_column`) gives the subject, or GrabCut (Rother, Kolmogorov and Blake 2004) finds it, assuming that
+    the outer `margin` is background and the middle probably the subject. GrabCut works on 8-bit RGB with a long
+    side of at most 256 pixels: uint16 and float32 are scaled to 8 bits (float32 from its own range); 1 or 2 channels
+    are used as grey, 3 or 4 as RGB, more as their mean. The background is blurred without the subject (normalized
+    convolution, Knutsson and Westin 1993), so the subject's colours do not bleed into it.
 
-    A mask is an encoded picture of the same height and width, as bytes or as a struct with `bytes`; where any of its
-    channels is not 0 is the subject. Put this step before any that moves pixels, for the mask does not move.
+    A mask is an encoded picture of the same height and width, as bytes or a struct with `bytes`; the subject is where
+    any of its channels is not 0. Put this step before steps that move pixels, because the mask does not move with them.
 
-    A picture without a subject (GrabCut finds none, or has fewer than 8 pixels a side to search; a mask is 0
-    everywhere) stays as it is or is dropped, as `no_subject` says. Reason: `no_subject`.
+    `no_subject` says what happens to a picture without a subject (GrabCut finds none, a side has fewer than 8 pixels,
+    or the mask is 0 everywhere). Reason if it is dropped: `no_subject`.
 
     Raises:
-        BadPicture: `not_finite` for GrabCut; with masks `no_mask`, `mask_size`, and as decoding.
+        BadPicture: `not_finite` for GrabCut; for masks `no_mask`, `mask_size` and the reasons of decoding.
     """
 
     sigma: Annotated[float, Field(gt=0, le=250, description="standard deviation of the blur in pixels")] = 8.0
@@ -47,7 +47,7 @@ class BlurBackground:
     ] = None
     margin: Annotated[
         float | None,
-        Field(gt=0, lt=0.5, description="for GrabCut: rim that is background, as a fraction of the side (0.1)"),
+        Field(gt=0, lt=0.5, description="for GrabCut: width of the outer background, as a fraction of the side (0.1)"),
     ] = None
     iterations: Annotated[int | None, Field(ge=1, le=20, description="for GrabCut: rounds (3)")] = None
     no_subject: Annotated[
@@ -64,11 +64,11 @@ class BlurBackground:
         return self
 
     def columns(self) -> tuple[str, ...]:
-        """The mask's column, if one was named."""
+        """The mask's column, if there is one."""
         return () if self.mask_column is None else (self.mask_column,)
 
     def may_drop(self) -> bool:
-        """Whether a picture may be left out."""
+        """Whether pictures without a subject are dropped."""
         return self.no_subject == "drop"
 
     def __call__(self, pixels: Pixels, mask: Any = None) -> Pixels:
@@ -78,10 +78,10 @@ class BlurBackground:
             raise Dropped("no_subject", "there is no subject in the middle of the picture to keep sharp")
         if subject.all() or not subject.any():
             return pixels
-        behind = np.asarray(~subject, np.float32)
-        blurred = by_channel_groups(self._blurred, pixels * behind[:, :, None])
-        share = np.where(subject, np.float32(1), self._blurred(behind))
-        background = saturated(blurred / share[:, :, None], pixels.dtype)
+        outside = np.asarray(~subject, np.float32)
+        blurred = by_channel_groups(self._blurred, pixels * outside[:, :, None])
+        weight = np.where(subject, np.float32(1), self._blurred(outside))
+        background = saturated(blurred / weight[:, :, None], pixels.dtype)
         return np.where(subject[:, :, None], pixels, background)
 
     def _blurred(self, values: Pixels) -> Any:
@@ -89,21 +89,21 @@ class BlurBackground:
 
     def _grab_cut(self, pixels: Pixels) -> NDArray[np.bool_]:
         height, width = pixels.shape[:2]
-        if min(height, width) < _LEAST_SIDE_PX:
+        if min(height, width) < _MIN_SIDE_PX:
             return np.zeros((height, width), np.bool_)
         shrink = min(1.0, _SEGMENT_SIDE_PX / max(height, width))
-        small = (max(_LEAST_SIDE_PX, round(width * shrink)), max(_LEAST_SIDE_PX, round(height * shrink)))
+        small = (max(_MIN_SIDE_PX, round(width * shrink)), max(_MIN_SIDE_PX, round(height * shrink)))
         image = cv2.resize(_eight_bit_rgb(pixels), small, interpolation=cv2.INTER_AREA)
         margin = cast(float, self.margin)
         rim_x, rim_y = (min(max(1, round(side * margin)), side // 2 - 1) for side in small)
         mask = np.full(image.shape[:2], cv2.GC_BGD, np.uint8)
         mask[rim_y:-rim_y, rim_x:-rim_x] = cv2.GC_PR_FGD
-        # Its k-means starts from OpenCV's process-wide generator.
+        # GrabCut's k-means uses OpenCV's process-wide random generator.
         cv2.setRNGSeed(0)
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.grabCut(image, mask, (0, 0, 0, 0), *models, cast(int, self.iterations), cv2.GC_INIT_WITH_MASK)
-        found = np.asarray(mask == cv2.GC_PR_FGD, np.float32)
-        return np.asarray(cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR)) >= 0.5
+        subject = np.asarray(mask == cv2.GC_PR_FGD, np.float32)
+        return np.asarray(cv2.resize(subject, (width, height), interpolation=cv2.INTER_LINEAR)) >= 0.5
 
 
 def _eight_bit_rgb(pixels: Pixels) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Filters that change what the channels are: grey, RGB, a choice of bands."""
+"""Filters that change the channels: to grey, to RGB, or to a choice of bands."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from library.steps.base import register
 
 @register("filter")
 class Grayscale:
-    """One grey channel.
+    """Convert to one grey channel.
 
-    1 channel stays; 2 are grey and alpha, 4 are RGB and alpha, and are composited over `background`; 3 give the
+    1 channel is unchanged; 2 (grey and alpha) and 4 (RGB and alpha) are first composited over `background`; 3 give the
     luma of ITU-R BT.601 (0.299 R + 0.587 G + 0.114 B); any other number of bands gives their mean. For a
     four-band picture without alpha, pick bands first with `channels`.
     """
@@ -38,10 +38,10 @@ class Grayscale:
 
 @register("filter")
 class Rgb:
-    """Three channels, red, green, blue.
+    """Convert to three channels: red, green, blue.
 
-    1 channel is repeated; 2 are grey and alpha, 4 are RGB and alpha, and are composited over `background`; 3 stay.
-    Palette and CMYK pictures need nothing here: the codec has made them RGB when it decoded them.
+    1 channel is repeated; 2 (grey and alpha) and 4 (RGB and alpha) are composited over `background`; 3 are unchanged.
+    Palette and CMYK pictures are already decoded to RGB.
 
     Raises:
         BadPicture: `wrong_channels` for 5 channels or more; pick three with `channels`.
@@ -70,7 +70,7 @@ class Channels:
     """Pick or reorder channels: `channels([3, 2, 1])` is near-infrared false colour of a blue-green-red-NIR picture.
 
     Raises:
-        BadPicture: `wrong_channels` if the picture has fewer channels than the highest one asked for.
+        BadPicture: `wrong_channels` if the picture does not have one of the bands.
     """
 
     bands: Annotated[
@@ -81,7 +81,10 @@ class Channels:
     def __call__(self, pixels: Pixels) -> Pixels:
         channels = pixels.shape[2]
         if max(self.bands) >= channels:
-            raise BadPicture("wrong_channels", f"band {max(self.bands)} asked for, but there are only {channels}")
+            raise BadPicture(
+                "wrong_channels",
+                f"band {max(self.bands)} does not exist; the picture has {channels} channels, counted from 0",
+            )
         picked = np.empty((*pixels.shape[:2], len(self.bands)), pixels.dtype)
         for index, band in enumerate(self.bands):
             picked[:, :, index] = pixels[:, :, band]
@@ -89,7 +92,7 @@ class Channels:
 
 
 def composited(pixels: Pixels, background: tuple[float, ...]) -> Pixels:
-    """Colours over a background by the last channel, straight alpha: `colour * a + background * (1 - a)`.
+    """Composites colours over a background by straight alpha, the last channel: `colour * a + background * (1 - a)`.
 
     Porter and Duff 1984, the operator "over". Float alpha is clipped to 0..1; float colours are not.
     """

@@ -1,4 +1,4 @@
-"""Any convolution."""
+"""A filter that convolves with any kernel."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from library.imaging.picture import Pixels
 from library.steps.arrays import BORDER_CODES, Border, by_channel_groups, saturated
 from library.steps.base import register
 
-# 65535 times this still fits the 32-bit integers that OpenCV saturates through.
-_MOST_WEIGHT = 10_000
-_MOST_SIDE_PX = 1001
+# 65535 times this fits the 32-bit integers through which OpenCV saturates.
+_MAX_WEIGHT_SUM = 10_000
+_MAX_SIDE_PX = 1001
 
 
 @register("filter")
 class Convolve:
-    """Convolve every channel with one kernel, as a convolution layer does.
+    """Convolve every channel with a kernel, as a convolution layer does.
 
-    It is a cross-correlation: the kernel is not flipped, as in PyTorch's `conv2d` and OpenCV's `filter2D`; for the
-    convolution of mathematics write the kernel turned by 180 degrees. Height and width of the result are
+    It is a cross-correlation: the kernel is not flipped, as in PyTorch's `conv2d` and OpenCV's `filter2D`; for a
+    mathematical convolution rotate the kernel by 180 degrees. Height and width of the result are
     `(side + padding at both ends - dilation * (kernel side - 1) - 1) // stride + 1`. Integers are rounded (half to
-    even) and saturate; float32 is not clipped. Sums are float32 for uint8 and float32, float64 for uint16.
-    Past about 50 weights (dilation's zeros counted) OpenCV goes through a Fourier transform: exact halves may then
-    round either way.
+    even) and saturated; float32 is not clipped. Sums are float32 for uint8 and float32, float64 for uint16.
+    Above about 50 weights (with dilation's zeros) OpenCV uses a Fourier transform, so exact halves may round either
+    way.
 
     Raises:
         BadPicture: `too_small` if the kernel does not fit into the padded picture.
@@ -42,14 +42,14 @@ class Convolve:
     padding: Annotated[
         Literal["same", "valid"] | int,
         Field(
-            description='"same": the size stays at stride 1 (an even kernel looks one pixel further right and down); '
+            description='"same": keeps the size at stride 1 (an even kernel reaches one pixel further right and down); '
             '"valid": none; or pixels on every side'
         ),
     ] = "same"
     dilation: Annotated[int, Field(ge=1, le=1000, description="pixels from one weight to the next")] = 1
-    normalize: Annotated[bool, Field(description="divide the weights by their sum, so that a flat picture stays")] = (
-        False
-    )
+    normalize: Annotated[
+        bool, Field(description="divide the weights by their sum, which keeps a flat picture unchanged")
+    ] = False
     border: Annotated[Border | None, Field(description="what the padding holds (default reflect_101)")] = None
 
     @field_validator("kernel")
@@ -65,27 +65,27 @@ class Convolve:
     @field_validator("padding")
     @classmethod
     def _is_a_length(cls, padding: str | int) -> str | int:
-        if isinstance(padding, int) and not 0 <= padding <= _MOST_SIDE_PX:
-            raise ValueError(f'should be "same", "valid", or 0 to {_MOST_SIDE_PX} pixels')
+        if isinstance(padding, int) and not 0 <= padding <= _MAX_SIDE_PX:
+            raise ValueError(f'should be "same", "valid", or 0 to {_MAX_SIDE_PX} pixels')
         return padding
 
     @model_validator(mode="after")
     def _check(self) -> Convolve:
         total = sum(weight for row in self.kernel for weight in row)
         if self.normalize and abs(total) < 1e-9:
-            raise ValueError("'normalize' divides by the sum of the weights, and these sum to 0")
+            raise ValueError("'normalize' divides by the sum of the weights, which is 0 here")
         most = sum(abs(weight) for row in self.kernel for weight in row) / (abs(total) if self.normalize else 1)
-        if most > _MOST_WEIGHT:
-            raise ValueError(f"the weights' absolute values sum to {most:g}; at most {_MOST_WEIGHT} are taken")
+        if most > _MAX_WEIGHT_SUM:
+            raise ValueError(f"the weights' absolute values sum to {most:g}; the limit is {_MAX_WEIGHT_SUM}")
         side = self.dilation * (max(len(self.kernel), len(self.kernel[0])) - 1) + 1
-        if side > _MOST_SIDE_PX:
-            raise ValueError(f"the kernel reaches over {side} pixels; at most {_MOST_SIDE_PX} are taken")
+        if side > _MAX_SIDE_PX:
+            raise ValueError(f"the kernel covers {side} pixels; the limit is {_MAX_SIDE_PX}")
         padded = self.padding not in ("valid", 0)
         if padded and self.border is None:
             object.__setattr__(self, "border", "reflect_101")
         if not padded and self.border is not None:
             raise ValueError(
-                f"'border' has no effect with padding={self.padding!r}, which looks at no pixel past the rim"
+                f"'border' has no effect with padding={self.padding!r}, which needs no pixels outside the picture"
             )
         return self
 
@@ -113,7 +113,7 @@ class Convolve:
 
 @lru_cache(maxsize=64)
 def _spread(kernel: tuple[tuple[float, ...], ...], dilation: int, normalize: bool) -> NDArray[np.float64]:
-    """The kernel as OpenCV takes it: divided by its sum if asked, with zeros between the weights."""
+    """The kernel in OpenCV's form: with zeros for dilation, and divided by its sum for `normalize`."""
     weights = np.asarray(kernel, np.float64)
     spread = np.zeros([dilation * (side - 1) + 1 for side in weights.shape])
     spread[::dilation, ::dilation] = weights / weights.sum() if normalize else weights

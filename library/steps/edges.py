@@ -1,4 +1,4 @@
-"""Filters that find edges. Each channel is by itself; for one edge map of a colour picture, `grayscale` first."""
+"""Filters that find edges in each channel separately; for one edge map of a colour picture, use `grayscale` first."""
 
 from __future__ import annotations
 
@@ -32,24 +32,26 @@ _SMOOTHING: dict[str, tuple[float, float, float]] = {
 
 @register("filter")
 class Edges:
-    """Strength of edges: how steep the picture is at each pixel.
+    """Show the strength of edges: the gradient at each pixel.
 
-    `vertical` finds vertical edges, by the derivative along x; `horizontal` finds horizontal ones, along y; `all` takes
-    the length of both, `sqrt(dx**2 + dy**2)`. Kernels are Sobel and Feldman's 1968, Prewitt's 1970 and Scharr's 2000,
-    divided by their smoothing weights: a straight step of height d gives d with each of them, so that black to white
-    gives white. `laplacian` is the absolute value of the 4-neighbour Laplacian; it has no direction, and a step of
-    height d gives d too. The result is multiplied by `gain`; integers are rounded and saturate, float32 is not clipped.
+    `vertical` finds vertical edges (the derivative along x), `horizontal` horizontal ones (along y), and `all` is the
+    gradient's length, `sqrt(dx**2 + dy**2)`. The kernels are those of Sobel and Feldman 1968, Prewitt 1970 and Scharr
+    2000, divided by the sum of their smoothing weights: a straight step of height d gives d, so black to white gives
+    white. `laplacian` is the absolute value of the 4-neighbour Laplacian; it has no direction, and a step of height d
+    also gives d. The result is multiplied by `gain`; integers are rounded and saturated, float32 is not clipped.
     """
 
-    direction: Annotated[Literal["all", "vertical", "horizontal"], Field(description="which edges are found")] = "all"
-    operator: Annotated[Literal["sobel", "prewitt", "scharr", "laplacian"], Field(description="which kernels")] = (
+    direction: Annotated[
+        Literal["all", "vertical", "horizontal"], Field(description="direction of the edges to find")
+    ] = "all"
+    operator: Annotated[Literal["sobel", "prewitt", "scharr", "laplacian"], Field(description="kernels to use")] = (
         "sobel"
     )
     gain: Annotated[
         float,
-        Field(gt=0, le=1000, description="multiplies the result; 1 is true to scale, photos want more to be seen"),
+        Field(gt=0, le=1000, description="factor of the result; 1 is true to scale, photos need more to be visible"),
     ] = 3.0
-    border: Annotated[Border, Field(description="what lies past the rim")] = "reflect_101"
+    border: Annotated[Border, Field(description="what the filter sees outside the picture")] = "reflect_101"
 
     @model_validator(mode="after")
     def _check(self) -> Edges:
@@ -87,18 +89,18 @@ class Edges:
 
 @register("filter")
 class Canny:
-    """Canny's edges, one pixel wide: white on 0.
+    """Draw edges one pixel wide with Canny's method: white on 0.
 
     Canny 1986: Sobel gradients (L2 norm), thinned to their ridges; those above `high` are edges, and so are those above
-    `low` that hang together with one. It has no blur of its own: put `gaussian_blur` before it. Thresholds are in the
-    units of `edges`: a step from black to white is 1 (OpenCV's number for uint8 is 1020 times that). uint16 and
-    float32 are scaled to 8 bits first, float32 clipped to 0..1.
+    `low` that are connected to one. It does not blur: put `gaussian_blur` before it. Thresholds are in the units of
+    `edges`: a step from black to white is 1 (1020 in OpenCV's units for uint8). uint16 and float32 are scaled to 8 bits
+    first, float32 clipped to 0..1.
 
     Raises:
         BadPicture: `not_finite`.
     """
 
-    low: Annotated[Fraction, Field(description="gradient at which an edge goes on")] = 0.1
+    low: Annotated[Fraction, Field(description="gradient at which an edge continues")] = 0.1
     high: Annotated[Fraction, Field(description="gradient at which an edge starts")] = 0.2
 
     @model_validator(mode="after")
@@ -111,14 +113,14 @@ class Canny:
         require_finite(pixels)
         low, high = self.low * 4 * 255, self.high * 4 * 255
         eight_bits = as_8_bits(pixels, 0, white(pixels.dtype))
-        found = each_channel(lambda plane: cv2.Canny(plane, low, high, L2gradient=True), eight_bits)
+        edges = each_channel(lambda plane: cv2.Canny(plane, low, high, L2gradient=True), eight_bits)
         if pixels.dtype == np.uint8:
-            return found
-        return np.multiply(found > 0, white(pixels.dtype), dtype=pixels.dtype)
+            return edges
+        return np.multiply(edges > 0, white(pixels.dtype), dtype=pixels.dtype)
 
 
 def _length(dx: Any, dy: Any) -> Any:
-    # Not cv2.magnitude: its last bit hangs on where the arrays lie in memory.
+    # Not cv2.magnitude, whose last bit depends on the memory alignment of the arrays.
     with np.errstate(over="ignore"):
         np.multiply(dx, dx, out=dx)
         np.multiply(dy, dy, out=dy)

@@ -21,35 +21,37 @@ _INTERPOLATIONS = {"nearest": cv2.INTER_NEAREST_EXACT, "linear": cv2.INTER_LINEA
 
 @register("filter")
 class Resize:
-    """Resize: the short side to a length (keeping the shape), to an exact size, or to fit into a box.
+    """Resize by the short side (keeping the aspect ratio), to an exact size, or to fit into a box.
 
-    - `short_side`: the short side becomes `size`; the long side follows, cut to whole pixels as in torchvision.
-    - `fit`: the largest size of the same shape that fits into `size` (a square, or height and width).
-    - `exact`: height and width become `size`; the shape may change.
+    - `short_side`: the short side becomes `size`; the long side is scaled and rounded down, as in torchvision.
+    - `fit`: the largest size with the same aspect ratio that fits into `size` (a square, or height and width).
+    - `exact`: height and width become `size`; the aspect ratio may change.
 
-    With `antialias`, each side that shrinks is averaged over the area of every new pixel (OpenCV's INTER_AREA; what
-    Pillow calls BOX), so no detail finer than the new pixels folds into false patterns; `interpolation` is for the
-    sides that grow. Without it, `interpolation` takes a few old pixels for each new one: for label maps use `nearest`.
-    cubic may overshoot: integers saturate, float32 is not clipped.
+    With `antialias`, each side that shrinks is averaged over the area of every new pixel (OpenCV's INTER_AREA, Pillow's
+    BOX), which avoids aliasing; `interpolation` applies to sides that grow. Without it, `interpolation` uses a few old
+    pixels for each new one; use `nearest` for label maps. `cubic` may overshoot: integers saturate, float32 is not
+    clipped.
 
     Raises:
-        BadPicture: `too_large` if the result would have more pixels than a picture may.
+        BadPicture: `too_large` if the result would exceed the limit of pixels.
     """
 
     size: Annotated[Side | tuple[Side, Side], Field(description="pixels: one side, or [height, width]")]
     mode: Annotated[Literal["short_side", "exact", "fit"], Field(description="what `size` means")] = "short_side"
-    interpolation: Annotated[Literal["nearest", "linear", "cubic"], Field(description="between pixels")] = "linear"
+    interpolation: Annotated[Literal["nearest", "linear", "cubic"], Field(description="how pixels are computed")] = (
+        "linear"
+    )
     antialias: Annotated[
-        bool | None, Field(description="average what shrinks (default: True, but not for nearest)")
+        bool | None, Field(description="average sides that shrink (default: True, but False for nearest)")
     ] = None
-    enlarge: Annotated[bool, Field(description="False: a picture that is smaller already stays as it is")] = True
+    enlarge: Annotated[bool, Field(description="False: smaller pictures are unchanged")] = True
 
     @model_validator(mode="after")
     def _check(self) -> Resize:
         if self.antialias is None:
             object.__setattr__(self, "antialias", self.interpolation != "nearest")
         if self.antialias and self.interpolation == "nearest":
-            raise ValueError("'antialias' averages pixels, and nearest is for when none may be mixed; use one of them")
+            raise ValueError("'antialias' averages pixels but nearest must not mix them; use one of them")
         if self.mode == "short_side" and isinstance(self.size, tuple):
             raise ValueError('\'size\' should be one number for the short side, or add mode="exact" or mode="fit"')
         if self.mode == "exact" and not self.enlarge:
@@ -63,7 +65,8 @@ class Resize:
             return pixels
         if height * width > DEFAULT_LIMITS.max_pixels:
             detail = (
-                f"{old_width}x{old_height} would become {width}x{height}; {DEFAULT_LIMITS.max_pixels:,} pixels may be"
+                f"{old_width}x{old_height} would become {width}x{height}; "
+                f"the limit is {DEFAULT_LIMITS.max_pixels:,} pixels"
             )
             raise BadPicture("too_large", detail)
         code = _INTERPOLATIONS[self.interpolation]
@@ -96,10 +99,10 @@ class Resize:
 
 @register("filter")
 class CenterCrop:
-    """Cut out the middle; an odd pixel is left over on the right and at the bottom.
+    """Cut out the middle; if the margin is odd, the extra pixel is on the right or at the bottom.
 
     Raises:
-        BadPicture: `too_small` if the picture is smaller than that; `resize` it first.
+        BadPicture: `too_small` if the picture is smaller than the box; `resize` it first.
     """
 
     size: Annotated[Side | tuple[Side, Side], Field(description="pixels: a square's side, or [height, width]")]
@@ -115,7 +118,7 @@ class Crop:
     """Cut out a box.
 
     Raises:
-        BadPicture: `too_small` if the box reaches past the picture.
+        BadPicture: `too_small` if the box extends beyond the picture.
     """
 
     top: Annotated[int, Field(ge=0, le=65535, description="first row, in pixels from the top")]
@@ -129,14 +132,14 @@ class Crop:
 
 @register("filter")
 class PadSquare:
-    """Pad the short side, evenly, to a square; an odd pixel goes to the right or the bottom.
+    """Pad the short side on both ends to a square; an odd pixel goes to the right or the bottom.
 
     Raises:
-        BadPicture: `too_large` if the square would have more pixels than a picture may.
+        BadPicture: `too_large` if the square would exceed the limit of pixels.
     """
 
     border: Annotated[
-        Literal["constant", "reflect_101", "reflect", "replicate"], Field(description="what the padding holds")
+        Literal["constant", "reflect_101", "reflect", "replicate"], Field(description="what fills the padding")
     ] = "constant"
     fill: Annotated[Fraction | None, Field(description="for constant: the value, as a fraction of white (0)")] = None
 
@@ -154,7 +157,7 @@ class PadSquare:
         if height == width:
             return pixels
         if side**2 > DEFAULT_LIMITS.max_pixels:
-            detail = f"a square of {side} pixels; {DEFAULT_LIMITS.max_pixels:,} pixels in all may be"
+            detail = f"a square of {side}x{side} pixels; the limit is {DEFAULT_LIMITS.max_pixels:,} pixels"
             raise BadPicture("too_large", detail)
         top, left = (side - height) // 2, (side - width) // 2
         if self.fill is not None:
@@ -169,7 +172,7 @@ class PadSquare:
 
 @register("filter")
 class Rotate90:
-    """Turn by quarter turns, counter-clockwise (as `numpy.rot90`); no pixel is mixed."""
+    """Rotate by quarter turns, counter-clockwise (as `numpy.rot90`), without mixing pixels."""
 
     turns: Annotated[Literal[1, 2, 3], Field(description="quarter turns, counter-clockwise")] = 1
 

@@ -1,4 +1,4 @@
-"""What steps there are and what each takes, in words: for the command line, the web page and the API."""
+"""Describes all steps and their parameters, for the command line, the web page and the API."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class StepHelp:
 
 
 def ordered_steps() -> list[type[Step]]:
-    """Every step: filters, selectors, augmentations, each by name."""
+    """All steps: filters, then selectors, then augmentations, each sorted by name."""
     kinds: list[Kind] = ["filter", "selector", "augmentation"]
     return sorted(REGISTRY.values(), key=lambda cls: (kinds.index(cls.kind), cls.name))
 
 
 def step_table() -> list[dict[str, str]]:
-    """Every step: its kind, its parameters with their defaults, and one line."""
+    """One row for every step: its name, kind, parameters with defaults, and summary."""
     return [
         {"name": cls.name, "kind": cls.kind, "parameters": _signature(cls), "summary": _summary(cls)}
         for cls in ordered_steps()
@@ -79,7 +79,7 @@ def _signature(cls: type[Step]) -> str:
 
 def _field_default(field: Any) -> Any:
     default = field.default
-    # Pydantic keeps the default inside its own field where one was given by `Field(...)`.
+    # Pydantic stores the default inside its own field object if `Field(...)` was given as the default.
     return default.default if hasattr(default, "is_required") else default
 
 
@@ -93,7 +93,7 @@ def _default(field: Any) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    """`int | "same" | "valid"`; lists of the grammar are tuples inside."""
+    """A type as text, such as `int | "same" | "valid"`; tuples are shown as the grammar's lists."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " | ".join(format_value(choice) for choice in inner)

@@ -1,4 +1,4 @@
-"""Pooling, as between the layers of a network: the picture gets smaller by one value for each window."""
+"""Pooling filters, as between the layers of a network: each window gives one value of a smaller picture."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Size = Annotated[int, Field(ge=1, le=1000)]
 
 @register("filter")
 class MaxPool:
-    """Greatest value of each window.
+    """Take the maximum of each window.
 
-    Height and width become `(side - size) // stride + 1`: windows that would reach past the rim are left out, as in
+    Height and width become `(side - size) // stride + 1`: incomplete windows at the borders are left out, as in
     PyTorch's `max_pool2d`.
 
     Raises:
-        BadPicture: `too_small` if not one window fits.
+        BadPicture: `too_small` if no window fits.
     """
 
     size: Annotated[Size, Field(ge=2, description="side of the window in pixels")]
@@ -42,13 +42,13 @@ class MaxPool:
 
 @register("filter")
 class AvgPool:
-    """Mean of each window.
+    """Take the mean of each window.
 
-    Height and width become `(side - size) // stride + 1`: windows that would reach past the rim are left out, as in
+    Height and width become `(side - size) // stride + 1`: incomplete windows at the borders are left out, as in
     PyTorch's `avg_pool2d`. Integers are summed exactly and rounded (half to even); float32 is summed in float32.
 
     Raises:
-        BadPicture: `too_small` if not one window fits.
+        BadPicture: `too_small` if no window fits.
     """
 
     size: Annotated[Size, Field(ge=2, description="side of the window in pixels")]
@@ -68,7 +68,7 @@ class AvgPool:
 
 
 def _pooled(combine: np.ufunc, pixels: NDArray[Any], size: int, stride: int) -> NDArray[Any]:
-    """First down the columns, then along the rows: 2 x size passes, where one by one it would be size**2."""
+    """Combines first down the columns, then along the rows: 2 * size passes instead of size**2."""
     height, width = ((side - size) // stride + 1 for side in pixels.shape[:2])
     if height < 1 or width < 1:
         raise BadPicture("too_small", f"a {size}x{size} window in a picture of {pixels.shape[1]}x{pixels.shape[0]}")

@@ -1,7 +1,7 @@
-"""Selectors: keep a picture, or drop it with a reason.
+"""Selectors: steps that keep a picture or drop it with a reason.
 
-Those in the first part look at the header, the label or the key only; no pixel is decoded for them. A picture that only
-selectors have seen keeps its exact bytes.
+The first group uses only the header, the label, the key or other columns and decodes nothing. A picture that only
+selectors have processed keeps its exact bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from library.steps.arrays import Fraction, white
 from library.steps.base import register
 from library.steps.colour import Grayscale
 
-#: Columns of a picture that was predicted: its most probable classes, best first, and their probabilities.
+#: Columns that `striate predict` writes: a picture's most probable classes, best first, and their probabilities.
 TOP_CLASSES, TOP_PROBABILITIES = "top_classes", "top_probabilities"
 
 Pixel: TypeAlias = Annotated[int, Field(ge=1)]
@@ -31,22 +31,22 @@ Labels: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1, description="
 
 def _at_least_one(step: Any, *names: str) -> None:
     if all(getattr(step, name) is None for name in names):
-        raise ValueError(f"should be given {' or '.join(map(repr, names))}, or both")
+        raise ValueError(f"needs {' or '.join(map(repr, names))}, or both")
 
 
 def _in_order(step: Any, low: str, high: str) -> None:
     _at_least_one(step, low, high)
-    least, most = getattr(step, low), getattr(step, high)
-    if least is not None and most is not None and least > most:
-        raise ValueError(f"{low!r} ({least}) should not be above {high!r} ({most})")
+    low_value, high_value = getattr(step, low), getattr(step, high)
+    if low_value is not None and high_value is not None and low_value > high_value:
+        raise ValueError(f"{low!r} ({low_value}) should not be above {high!r} ({high_value})")
 
 
 @register("selector")
 class MinSize:
-    """Keep pictures whose sides have at least so many pixels. Reason: `below_min_size`."""
+    """Keep pictures whose sides have at least this many pixels. Reason: `below_min_size`."""
 
-    short_side: Annotated[Pixel | None, Field(description="least length of the short side in pixels")] = None
-    long_side: Annotated[Pixel | None, Field(description="least length of the long side in pixels")] = None
+    short_side: Annotated[Pixel | None, Field(description="minimum length of the short side in pixels")] = None
+    long_side: Annotated[Pixel | None, Field(description="minimum length of the long side in pixels")] = None
 
     @model_validator(mode="after")
     def _check(self) -> MinSize:
@@ -60,10 +60,10 @@ class MinSize:
 
 @register("selector")
 class MaxSize:
-    """Keep pictures whose sides have at most so many pixels. Reason: `above_max_size`."""
+    """Keep pictures whose sides have at most this many pixels. Reason: `above_max_size`."""
 
-    short_side: Annotated[Pixel | None, Field(description="greatest length of the short side in pixels")] = None
-    long_side: Annotated[Pixel | None, Field(description="greatest length of the long side in pixels")] = None
+    short_side: Annotated[Pixel | None, Field(description="maximum length of the short side in pixels")] = None
+    long_side: Annotated[Pixel | None, Field(description="maximum length of the long side in pixels")] = None
 
     @model_validator(mode="after")
     def _check(self) -> MaxSize:
@@ -77,10 +77,10 @@ class MaxSize:
 
 @register("selector")
 class AspectRatioBetween:
-    """Keep pictures whose width / height lies in a range. Reasons: `too_narrow`, `too_wide`."""
+    """Keep pictures whose width / height is in a range. Reasons: `too_narrow`, `too_wide`."""
 
-    low: Annotated[float | None, Field(gt=0, description="least width / height, itself kept")] = None
-    high: Annotated[float | None, Field(gt=0, description="greatest width / height, itself kept")] = None
+    low: Annotated[float | None, Field(gt=0, description="minimum width / height, inclusive")] = None
+    high: Annotated[float | None, Field(gt=0, description="maximum width / height, inclusive")] = None
 
     @model_validator(mode="after")
     def _check(self) -> AspectRatioBetween:
@@ -96,7 +96,7 @@ class AspectRatioBetween:
 
 @register("selector")
 class KeepLabels:
-    """Keep pictures of these classes only; one without a label is dropped. Reason: `other_label`."""
+    """Keep only pictures of these classes; pictures without a label are dropped. Reason: `other_label`."""
 
     labels: Labels
 
@@ -106,7 +106,7 @@ class KeepLabels:
 
 @register("selector")
 class DropLabels:
-    """Drop pictures of these classes; one without a label is kept. Reason: `dropped_label`."""
+    """Drop pictures of these classes; pictures without a label are kept. Reason: `dropped_label`."""
 
     labels: Labels
 
@@ -116,7 +116,7 @@ class DropLabels:
 
 @register("selector")
 class KeepFormats:
-    """Keep pictures stored in these formats only. Reason: `other_format`."""
+    """Keep only pictures stored in these formats. Reason: `other_format`."""
 
     formats: Annotated[
         tuple[str, ...], Field(min_length=1, description="jpeg, png, webp, tiff, avif, heic, jp2, gif, bmp, npy")
@@ -148,8 +148,8 @@ class KeepChannels:
 class FileSizeBetween:
     """Keep pictures by the size of their encoded bytes. Reasons: `too_few_bytes`, `too_many_bytes`."""
 
-    min_bytes: Annotated[int | None, Field(ge=1, description="least size in bytes, itself kept")] = None
-    max_bytes: Annotated[int | None, Field(ge=1, description="greatest size in bytes, itself kept")] = None
+    min_bytes: Annotated[int | None, Field(ge=1, description="minimum size in bytes, inclusive")] = None
+    max_bytes: Annotated[int | None, Field(ge=1, description="maximum size in bytes, inclusive")] = None
 
     @model_validator(mode="after")
     def _check(self) -> FileSizeBetween:
@@ -164,12 +164,12 @@ class FileSizeBetween:
 
 @register("selector")
 class Sample:
-    """Keep a random fraction, the same pictures every time: it hangs on the key and the seed only.
+    """Keep a random fraction of the pictures, chosen only by key and seed, so the same ones every time.
 
-    A larger fraction keeps all that a smaller one keeps. Reason: `not_sampled`.
+    A larger fraction keeps all pictures of a smaller one. Reason: `not_sampled`.
     """
 
-    fraction: Annotated[float, Field(gt=0, lt=1, description="chance that a picture is kept")]
+    fraction: Annotated[float, Field(gt=0, lt=1, description="probability that a picture is kept")]
     seed: Annotated[int, Field(ge=0, lt=2**63, description="another seed keeps other pictures")] = 0
 
     def reason(self, picture: Picture) -> str | None:
@@ -179,44 +179,44 @@ class Sample:
 
 @register("selector")
 class ScoreAtLeast:
-    """Keep pictures that a classifier takes for one class, with at least so much probability. Reason: `score_below`.
+    """Keep pictures to which a classifier gave at least this probability for a class. Reason: `score_below`.
 
-    Reads the columns that `striate predict BUNDLE DATASET DEST` writes: a class that is not among a picture's stored
-    `top_classes` counts as below. Both sides are compared as float32, as probabilities are stored.
+    Reads the columns that `striate predict BUNDLE DATASET DEST` writes; a class that is not in a picture's
+    `top_classes` counts as below. Values are compared as float32, as they are stored.
 
     Raises:
-        StepError: the dataset has no such columns.
+        StepError: if the dataset has no such columns.
     """
 
-    label: Annotated[str, Field(min_length=1, description="class name, as the classifier has it")]
-    probability: Annotated[float, Field(ge=0, le=1, description="least probability, itself kept")]
+    label: Annotated[str, Field(min_length=1, description="name of the class in the classifier")]
+    probability: Annotated[float, Field(ge=0, le=1, description="minimum probability, inclusive")]
 
     def reason(self, picture: Picture) -> str | None:
         try:
             names: Sequence[str] = picture.column(TOP_CLASSES) or ()
-            shares: Sequence[float] = picture.column(TOP_PROBABILITIES) or ()
+            probabilities: Sequence[float] = picture.column(TOP_PROBABILITIES) or ()
         except KeyError as error:
             raise StepError(
                 f"step '{self}' on picture '{picture.key}': the dataset has no column {error}; run `striate predict "
-                "BUNDLE DATASET DEST` first, and select from what it makes"
+                "BUNDLE DATASET DEST` first, and select from its output"
             ) from None
-        share = dict(zip(names, shares, strict=True)).get(self.label, -1.0)
-        return "score_below" if np.float32(share) < np.float32(self.probability) else None
+        probability = dict(zip(names, probabilities, strict=True)).get(self.label, -1.0)
+        return "score_below" if np.float32(probability) < np.float32(self.probability) else None
 
 
-# -- from here on, the picture is decoded -----------------------------------------------------------------------------
+# -- selectors that decode the picture --------------------------------------------------------------------------------
 
 
 @register("selector")
 class NotBlank:
-    """Drop pictures that are one colour, or nearly. Reason: `blank`.
+    """Drop pictures of one colour, or nearly. Reason: `blank`.
 
     Raises:
         BadPicture: `not_finite`.
     """
 
     min_std: Annotated[
-        Fraction, Field(gt=0, description="least standard deviation in any one channel, as a fraction of white")
+        Fraction, Field(gt=0, description="minimum standard deviation in any one channel, as a fraction of white")
     ] = 0.01
 
     def reason(self, picture: Picture) -> str | None:
@@ -226,16 +226,16 @@ class NotBlank:
 
 @register("selector")
 class SharpAtLeast:
-    """Drop blurred pictures, by the variance of their Laplacian. Reason: `not_sharp`.
+    """Drop blurred pictures: those whose Laplacian has a low variance. Reason: `not_sharp`.
 
-    Pech-Pacheco et al. 2000: of the grey picture (as `grayscale`) in values from 0 to 255 whatever the dtype, so that
-    the customary threshold of 100 holds. It depends on size: `resize` first to compare pictures of different sizes.
+    Pech-Pacheco et al. 2000, on the grey picture (as `grayscale`) with values from 0 to 255 for every dtype, so that
+    the usual threshold of 100 applies. It depends on the size: `resize` first to compare pictures of different sizes.
 
     Raises:
         BadPicture: `not_finite`.
     """
 
-    variance: Annotated[float, Field(gt=0, description="least variance of the Laplacian; 100 is customary")] = 100.0
+    variance: Annotated[float, Field(gt=0, description="minimum variance of the Laplacian; 100 is usual")] = 100.0
 
     def reason(self, picture: Picture) -> str | None:
         grey = _GREY(picture.pixels)
@@ -246,14 +246,14 @@ class SharpAtLeast:
 
 @register("selector")
 class BrightnessBetween:
-    """Keep pictures whose mean grey (as `grayscale`) lies in a range. Reasons: `too_dark`, `too_bright`.
+    """Keep pictures whose mean grey value (as `grayscale`) is in a range. Reasons: `too_dark`, `too_bright`.
 
     Raises:
         BadPicture: `not_finite`.
     """
 
-    low: Annotated[Fraction | None, Field(description="least mean as a fraction of white, itself kept")] = None
-    high: Annotated[Fraction | None, Field(description="greatest mean as a fraction of white, itself kept")] = None
+    low: Annotated[Fraction | None, Field(description="minimum mean as a fraction of white, inclusive")] = None
+    high: Annotated[Fraction | None, Field(description="maximum mean as a fraction of white, inclusive")] = None
 
     @model_validator(mode="after")
     def _check(self) -> BrightnessBetween:
@@ -269,15 +269,15 @@ class BrightnessBetween:
 
 @register("selector")
 class ContrastAtLeast:
-    """Keep pictures whose grey values (as `grayscale`) differ enough. Reason: `low_contrast`.
+    """Keep pictures with enough contrast of their grey values (as `grayscale`). Reason: `low_contrast`.
 
-    RMS contrast, the standard deviation (Peli 1990).
+    RMS contrast: the standard deviation (Peli 1990).
 
     Raises:
         BadPicture: `not_finite`.
     """
 
-    std: Annotated[Fraction, Field(gt=0, description="least standard deviation of grey, as a fraction of white")]
+    std: Annotated[Fraction, Field(gt=0, description="minimum standard deviation of grey, as a fraction of white")]
 
     def reason(self, picture: Picture) -> str | None:
         _, deviations = _mean_and_std(_GREY(picture.pixels))
@@ -293,5 +293,5 @@ def _mean_and_std(pixels: Pixels) -> tuple[list[float], list[float]]:
     pairs = [cv2.meanStdDev(plane) for plane in planes]
     both = np.concatenate([np.hstack(pair) for pair in pairs]) / white(pixels.dtype)
     if not np.isfinite(both).all():
-        raise BadPicture("not_finite", "the picture holds not-a-number or infinity, and this step needs finite values")
+        raise BadPicture("not_finite", "the picture contains NaN or infinity, but this step needs finite values")
     return both[:, 0].tolist(), both[:, 1].tolist()

@@ -1,4 +1,4 @@
-"""Filters that sharpen. Integers are rounded and saturate; float32 is not clipped."""
+"""Filters that sharpen. Integers are rounded and saturated; float32 is not clipped."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from library.steps.base import register
 
 @register("filter")
 class Sharpen:
-    """Unsharp mask: `pixels + amount * (pixels - gaussian_blur(pixels))`."""
+    """Sharpen with an unsharp mask: `pixels + amount * (pixels - gaussian_blur(pixels))`."""
 
-    amount: Annotated[float, Field(gt=0, le=100, description="how much of the difference is added")] = 1.0
+    amount: Annotated[float, Field(gt=0, le=100, description="factor of the difference that is added")] = 1.0
     sigma: Annotated[float, Field(gt=0, le=250, description="standard deviation of the blur in pixels")] = 1.0
-    border: Annotated[Border, Field(description="what lies past the rim")] = "reflect_101"
+    border: Annotated[Border, Field(description="what the filter sees outside the picture")] = "reflect_101"
 
     def __call__(self, pixels: Pixels) -> Pixels:
         amount, sigma, border = self.amount, self.sigma, BORDER_CODES[self.border]
@@ -35,15 +35,15 @@ class Sharpen:
 
 @register("filter")
 class LaplacianSharpen:
-    """Sharpen by the Laplacian: `pixels - amount * laplacian(pixels)`, one 3x3 convolution.
+    """Sharpen with the Laplacian: `pixels - amount * laplacian(pixels)`, one 3x3 convolution.
 
-    The Laplacian is the sum of the 4 or 8 neighbours, less 4 or 8 times the middle (Gonzalez and Woods, Digital Image
+    The Laplacian is the sum of the 4 or 8 neighbours minus 4 or 8 times the centre (Gonzalez and Woods, Digital Image
     Processing, 3.6).
     """
 
-    amount: Annotated[float, Field(gt=0, le=100, description="how much of the Laplacian is taken off")] = 1.0
+    amount: Annotated[float, Field(gt=0, le=100, description="factor of the Laplacian that is subtracted")] = 1.0
     neighbors: Annotated[Literal[4, 8], Field(description="4: sides only; 8: corners too")] = 4
-    border: Annotated[Border, Field(description="what lies past the rim")] = "reflect_101"
+    border: Annotated[Border, Field(description="what the filter sees outside the picture")] = "reflect_101"
 
     def __call__(self, pixels: Pixels) -> Pixels:
         kernel = np.full((3, 3), -self.amount)

@@ -1,7 +1,6 @@
-"""Filters that smooth: blurs, and the removal of noise.
+"""Filters that smooth: blurs and noise removal.
 
-A picture of any channels and dtype keeps them, and integers are rounded. Past the rim a filter sees the picture
-mirrored (`border`).
+Channels and dtype are kept; integers are rounded. By default the picture continues mirrored outside its borders.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from library.steps.base import register
 
 @register("filter")
 class BoxBlur:
-    """Mean over a square window.
+    """Replace each pixel by the mean of a square window.
 
     Raises:
-        BadPicture: `not_finite`: the running sums would carry one such pixel along its whole row.
+        BadPicture: `not_finite`, because running sums would spread NaN or infinity along the whole row.
     """
 
     size: Annotated[OddSize, Field(description="side of the window in pixels, odd")] = 3
-    border: Annotated[Border, Field(description="what lies past the rim")] = "reflect_101"
+    border: Annotated[Border, Field(description="what the filter sees outside the picture")] = "reflect_101"
 
     def __call__(self, pixels: Pixels) -> Pixels:
         require_finite(pixels)
@@ -49,13 +48,13 @@ class BoxBlur:
 
 @register("filter")
 class GaussianBlur:
-    """Gaussian blur.
+    """Blur with a Gaussian kernel.
 
-    The kernel is cut off, and made to sum to 1, at 3 sigma for uint8 and 4 sigma otherwise, as in OpenCV.
+    The kernel ends at 3 sigma for uint8 and 4 sigma otherwise, and is normalized to sum to 1, as in OpenCV.
     """
 
     sigma: Annotated[float, Field(gt=0, le=250, description="standard deviation in pixels")]
-    border: Annotated[Border, Field(description="what lies past the rim")] = "reflect_101"
+    border: Annotated[Border, Field(description="what the filter sees outside the picture")] = "reflect_101"
 
     def __call__(self, pixels: Pixels) -> Pixels:
         sigma, border = self.sigma, BORDER_CODES[self.border]
@@ -64,9 +63,9 @@ class GaussianBlur:
 
 @register("filter")
 class MedianBlur:
-    """Median over a square window: takes out salt and pepper, keeps edges.
+    """Replace each pixel by the median of a square window, which removes salt-and-pepper noise and keeps edges.
 
-    The rim is replicated. uint16 and float32 go through SciPy past 5 pixels, many times slower than uint8.
+    The border is replicated. For windows above 5 pixels uint16 and float32 use SciPy, many times slower than uint8.
 
     Raises:
         BadPicture: `not_finite`.
@@ -80,7 +79,7 @@ class MedianBlur:
         if size <= 5:
             return by_channel_groups(lambda group: cv2.medianBlur(group, size), pixels)
         if pixels.dtype != np.uint8:
-            # Loaded only here: it would add a third of a second to the start of every worker.
+            # Imported here because it would add a third of a second to the start of every worker.
             check_installed("scipy", f"median_blur(size={size}) of {pixels.dtype} pixels")
             from scipy import ndimage
 
@@ -92,10 +91,10 @@ class MedianBlur:
 
 @register("filter")
 class Bilateral:
-    """Bilateral filter: a Gaussian blur that counts only neighbours of like value, so edges stay.
+    """Blur but keep edges (bilateral filter): neighbours count only if their values are similar.
 
-    Tomasi and Manduchi 1998. The window reaches 1.5 `sigma_space`. Three channels are weighed together as one
-    colour; with any other number each channel is by itself. uint16 is computed in float32.
+    Tomasi and Manduchi 1998. The window reaches 1.5 `sigma_space`. Three channels are weighted together as one
+    colour; with any other number each channel is filtered separately. uint16 is computed in float32.
 
     Raises:
         BadPicture: `not_finite`.
@@ -122,19 +121,20 @@ class Bilateral:
 
 @register("filter")
 class Denoise:
-    """Non-local means: each pixel becomes the mean of those whose surroundings look like its own.
+    """Remove noise with non-local means: average pixels whose surroundings look alike.
 
-    Buades, Coll and Morel 2005. Patches are compared by squares of differences for uint8, by absolute differences
-    for uint16 (all that OpenCV has there); float32 is quantised to 65,536 levels over its own range and back.
-    Three channels are compared together as one colour; with any other number each channel is by itself.
-    About 0.25 s for a 500x375 photo: the dearest filter here.
+    Buades, Coll and Morel 2005. Patches are compared by squared differences for uint8 and absolute differences for
+    uint16 (the only ones OpenCV offers); float32 is quantised to 65,536 levels over its own range and back. Three
+    channels are compared together as one colour; with any other number each channel is filtered separately. It takes
+    about 0.25 s for a 500x375 photo, the slowest filter.
 
     Raises:
         BadPicture: `not_finite`.
     """
 
     strength: Annotated[
-        float, Field(gt=0, le=1, description="how unlike patches may be, as a fraction of white; about the noise's")
+        float,
+        Field(gt=0, le=1, description="allowed difference of patches, as a fraction of white; about the noise level"),
     ] = 0.04
     patch_size: Annotated[OddSize, Field(le=31, description="side of the patch compared, in pixels, odd")] = 7
     search_size: Annotated[OddSize, Field(le=101, description="side of the window searched, in pixels, odd")] = 21

@@ -1,7 +1,7 @@
-"""Filters of one pixel's value, or of all values of a channel: tone, contrast, black and white.
+"""Filters of tone: negative, thresholds, contrast and brightness curves.
 
-Each works on every channel by itself, so a colour picture may change its hues. Values go from 0 to white: 255
-for uint8, 65535 for uint16, nominally 1.0 for float32.
+Each channel is processed separately, so hues may change. Values range from 0 to white: 255 for uint8, 65535 for uint16,
+nominally 1.0 for float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from library.steps.base import register
 
 @register("filter")
 class Invert:
-    """The negative: white minus each value (alpha, if there is one, too)."""
+    """Make the negative: white minus each value, including alpha."""
 
     def __call__(self, pixels: Pixels) -> Pixels:
         if pixels.dtype == np.float32:
@@ -43,23 +43,24 @@ class Invert:
 
 @register("filter")
 class Binarize:
-    """Black and white: each value above a threshold becomes white, any other 0.
+    """Make black and white: each value above a threshold becomes white, any other 0.
 
     - `fixed`: one threshold for all pictures.
-    - `otsu`: for each channel the one that best parts its values in two (Otsu 1979), over 256 values for uint8 and
-      65,536 otherwise; float32 is quantised over its own range first. A flat channel has no two parts: it becomes 0.
-    - `adaptive`: for each pixel the mean of the window around it, less `offset` (OpenCV's
-      `ADAPTIVE_THRESH_MEAN_C`, whose rim it also takes: replicated); for uneven light.
+    - `otsu`: for each channel the threshold that best separates its values into two classes (Otsu 1979), over 256
+      values for uint8 and 65,536 otherwise; float32 is quantised over its own range first. A flat channel becomes 0.
+    - `adaptive`: for each pixel the mean of the window around it minus `offset` (OpenCV's `ADAPTIVE_THRESH_MEAN_C`,
+      with a replicated border); for uneven light.
 
     Raises:
-        BadPicture: `not_finite`, for otsu and adaptive.
+        BadPicture: `not_finite`, for `otsu` and `adaptive`.
     """
 
-    method: Annotated[Literal["fixed", "otsu", "adaptive"], Field(description="how the threshold is found")] = "otsu"
+    method: Annotated[Literal["fixed", "otsu", "adaptive"], Field(description="how to choose the threshold")] = "otsu"
     threshold: Annotated[Fraction | None, Field(description="for fixed: fraction of white (default 0.5)")] = None
     size: Annotated[OddSize | None, Field(description="for adaptive: side of the window in pixels, odd (51)")] = None
     offset: Annotated[
-        float | None, Field(ge=-1, le=1, description="for adaptive: taken off the mean, as a fraction of white (0.05)")
+        float | None,
+        Field(ge=-1, le=1, description="for adaptive: subtracted from the mean, as a fraction of white (0.05)"),
     ] = None
 
     @model_validator(mode="after")
@@ -76,7 +77,7 @@ class Binarize:
         top = white(pixels.dtype)
         if self.method == "fixed":
             level = cast(float, self.threshold) * top
-            # OpenCV takes the floor itself for uint8 only.
+            # OpenCV itself rounds the threshold down only for uint8.
             level = level if pixels.dtype == np.float32 else float(np.floor(level))
             return by_channel_groups(lambda group: cv2.threshold(group, level, top, cv2.THRESH_BINARY)[1], pixels)
         require_finite(pixels)
@@ -91,9 +92,9 @@ class Binarize:
 
 @register("filter")
 class Equalize:
-    """Histogram equalization: spread each channel's values so that all levels are about equally used.
+    """Equalize each channel's histogram: spread the values so that all levels are used about equally.
 
-    float32 is quantised to 65,536 levels over its own range, and stays in that range. A flat channel stays.
+    float32 is quantised to 65,536 levels over its own range and stays in that range. A flat channel is unchanged.
 
     Raises:
         BadPicture: `not_finite`.
@@ -105,17 +106,17 @@ class Equalize:
 
 @register("filter")
 class Clahe:
-    """Contrast limited adaptive histogram equalization: equalize by tile, with a limit on how much.
+    """Equalize the histogram tile by tile with limited contrast (CLAHE).
 
-    Zuiderveld 1994 (Graphics Gems IV), as OpenCV has it. float32 is quantised to 65,536 levels over its own range,
-    and stays in that range; a flat float32 channel stays.
+    Zuiderveld 1994 (Graphics Gems IV), in OpenCV's implementation. float32 is quantised to 65,536 levels over its own
+    range and stays in that range; a flat float32 channel is unchanged.
 
     Raises:
         BadPicture: `not_finite`.
     """
 
     clip_limit: Annotated[
-        float, Field(gt=0, le=1000, description="most that one level may hold, in multiples of an even share")
+        float, Field(gt=0, le=1000, description="limit of one level's count, in multiples of the mean count")
     ] = 2.0
     tiles: Annotated[int, Field(ge=1, le=64, description="tiles along each side of the picture")] = 8
 
@@ -130,9 +131,9 @@ class Clahe:
 
 @register("filter")
 class Gamma:
-    """Gamma curve, `white * (value / white) ** gamma`: above 1 darkens the middle tones, under 1 lightens them.
+    """Apply a gamma curve, `white * (value / white) ** gamma`: above 1 darkens the midtones, below 1 lightens them.
 
-    Negative float values become 0; those above 1 go on along the curve (to infinity, past float32).
+    Negative float values become 0; values above 1 follow the same curve (to infinity beyond float32).
     """
 
     gamma: Annotated[float, Field(gt=0, le=100, description="the exponent; 1 changes nothing")]
@@ -146,10 +147,10 @@ class Gamma:
 
 @register("filter")
 class ContrastStretch:
-    """Linear stretch of each channel: the low percentile goes to 0, the high one to white, the rest saturates.
+    """Stretch each channel linearly: the low percentile becomes 0, the high one white, the rest is clipped.
 
-    With 2 and 98 it is remote sensing's "2% linear stretch". A percentile is the least value that at least so many
-    percent of the pixels do not exceed. Float values come out within 0..1. A channel with equal percentiles stays.
+    With 2 and 98 it is remote sensing's "2% linear stretch". The p-th percentile is the least value that at least p
+    percent of the pixels do not exceed. Float results are within 0..1. A channel with equal percentiles is unchanged.
 
     Raises:
         BadPicture: `not_finite`.
@@ -161,7 +162,7 @@ class ContrastStretch:
     @model_validator(mode="after")
     def _in_order(self) -> ContrastStretch:
         if self.low_percentile >= self.high_percentile:
-            raise ValueError(f"'low_percentile' should be under 'high_percentile' ({self.high_percentile})")
+            raise ValueError(f"'low_percentile' should be below 'high_percentile' ({self.high_percentile})")
         return self
 
     def __call__(self, pixels: Pixels) -> Pixels:
@@ -192,7 +193,7 @@ def _otsu_binarized(plane: Pixels) -> Pixels:
 
 
 def _otsu_threshold(plane: Pixels) -> int:
-    """The value that, as the top of the lower part, makes the variance between the two parts greatest."""
+    """The largest value of the lower class, chosen to maximize the variance between the two classes."""
     counts = histogram(plane)
     below = counts.cumsum()
     above = plane.size - below

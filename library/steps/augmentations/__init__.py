@@ -1,1 +1,1 @@
-"""Augmentations: steps whose parameters are drawn anew for each picture."""
+"""Augmentations: steps that draw random parameters for each picture."""

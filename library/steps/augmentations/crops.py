@@ -1,4 +1,4 @@
-"""Augmentations that cut: random crops, and a rectangle that is erased."""
+"""Augmentations that crop the picture or erase a rectangle of it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _ATTEMPTS = 10
 
 @register("augmentation")
 class RandomCrop:
-    """Cut out a box at a random place, after padding; the usual one for CIFAR is `random_crop(32, padding=4)`.
+    """Cut out a box at a random place, after padding; usual for CIFAR: `random_crop(32, padding=4)`.
 
-    As torchvision's RandomCrop.
+    Like torchvision's RandomCrop.
 
     Raises:
         BadPicture: `too_small` if the padded picture is smaller than the box; `resize` it first.
     """
 
     size: Annotated[Side | tuple[Side, Side], Field(description="pixels: a square's side, or [height, width]")]
-    padding: Annotated[int, Field(ge=0, le=4096, description="pixels put on every side before the cut")] = 0
-    fill: Annotated[Fill, Field(description="what the padding holds")] = 0.0
+    padding: Annotated[int, Field(ge=0, le=4096, description="pixels added on every side before the cut")] = 0
+    fill: Annotated[Fill, Field(description="what fills the padding")] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
@@ -49,21 +49,21 @@ class RandomCrop:
 
 @register("augmentation")
 class RandomResizedCrop:
-    """Cut out a box of random area and shape, and resize it: how ImageNet is trained.
+    """Cut out a box of random area and aspect ratio and resize it, as is usual for ImageNet.
 
-    Szegedy et al. 2015 (Going deeper with convolutions, section 6), drawn as torchvision's RandomResizedCrop: the area
-    evenly, the shape evenly in its logarithm, ten tries, then the largest box in the middle of a shape that is allowed.
+    Szegedy et al. 2015 (Going deeper with convolutions, section 6), drawn like torchvision's RandomResizedCrop: area
+    uniformly, aspect ratio log-uniformly; after ten tries, the largest central box with an allowed aspect ratio.
     Sides that shrink are averaged over the area of each new pixel (see `resize`).
     """
 
     size: Annotated[Side | tuple[Side, Side], Field(description="pixels: a square's side, or [height, width]")]
     scale: Annotated[
-        AreaFractions, Field(description="least and greatest area of the box, as fractions of the picture's")
+        AreaFractions, Field(description="minimum and maximum area of the box, as fractions of the picture's")
     ] = (
         0.08,
         1.0,
     )
-    ratio: Annotated[Ratios, Field(description="least and greatest width / height of the box")] = (3 / 4, 4 / 3)
+    ratio: Annotated[Ratios, Field(description="minimum and maximum width / height of the box")] = (3 / 4, 4 / 3)
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         top, left, height, width = self._box(pixels.shape[0], pixels.shape[1], rng)
@@ -82,19 +82,20 @@ class RandomResizedCrop:
 
 @register("augmentation")
 class RandomErase:
-    """Put noise, or a constant, in place of a random rectangle.
+    """Replace a random rectangle by noise or a constant.
 
-    Zhong et al. 2020 (Random Erasing Data Augmentation), with the paper's own values, and its best filling: noise drawn
-    evenly from black to white. The shape is drawn evenly in its logarithm, as torchvision's RandomErasing does, so that
-    tall and wide ones are alike often; the paper draws it evenly. What fits in none of ten tries is cut off at the rim.
+    Zhong et al. 2020 (Random Erasing Data Augmentation), with the paper's values and its best fill: uniform noise
+    from black to white. The aspect ratio is drawn log-uniformly like torchvision's RandomErasing, so that tall and wide
+    rectangles are equally frequent; the paper draws it uniformly. A rectangle that does not fit after ten tries is cut
+    to the picture's size.
     """
 
     p: Annotated[Probability, Field(description="probability that a picture is changed")] = 0.5
-    scale: Annotated[AreaFractions, Field(description="least and greatest area, as fractions of the picture's")] = (
+    scale: Annotated[AreaFractions, Field(description="minimum and maximum area, as fractions of the picture's")] = (
         0.02,
         0.4,
     )
-    ratio: Annotated[Ratios, Field(description="least and greatest height / width")] = (0.3, 1 / 0.3)
+    ratio: Annotated[Ratios, Field(description="minimum and maximum height / width")] = (0.3, 1 / 0.3)
     fill: Annotated[Fraction | Literal["noise"], Field(description="noise, or a constant as a fraction of white")] = (
         "noise"
     )
@@ -125,10 +126,10 @@ class RandomErase:
 def _rectangle(
     area: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Two sides whose product is a random part of `area`, and second / first a random `ratio`."""
-    wanted = area * uniform(*scale, rng)
+    """Draws two sides: their product is a fraction `scale` of `area`, and second / first is in `ratio`."""
+    size = area * uniform(*scale, rng)
     shape = math.exp(uniform(math.log(ratio[0]), math.log(ratio[1]), rng))
-    return round(math.sqrt(wanted / shape)), round(math.sqrt(wanted * shape))
+    return round(math.sqrt(size / shape)), round(math.sqrt(size * shape))
 
 
 @lru_cache(maxsize=16)

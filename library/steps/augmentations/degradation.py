@@ -1,4 +1,4 @@
-"""Augmentations that make a picture worse: noise, blur, JPEG."""
+"""Augmentations that degrade a picture: noise, blur, JPEG artefacts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _Quality = Annotated[int, Field(ge=1, le=100)]
 
 @register("augmentation")
 class GaussianNoise:
-    """Add Gaussian noise, to each channel of each pixel by itself.
+    """Add Gaussian noise, independently to each channel of each pixel.
 
-    The noise takes 65,536 values, the middles of as many equally likely parts of the normal distribution: a third of
-    the time of NumPy's exact numbers, and none past 4.3 sigma. Integers saturate, float32 is not clipped.
+    The noise has 65,536 possible values, the midpoints of equally likely parts of the normal distribution. They take a
+    third of the time of NumPy's exact numbers and end at 4.3 sigma. Integers saturate, float32 is not clipped.
     """
 
     sigma: Annotated[Fraction, Field(gt=0, description="standard deviation, as a fraction of white")]
@@ -41,14 +41,14 @@ class GaussianNoise:
 
 @register("augmentation")
 class RandomBlur:
-    """Gaussian blur of a random width; for a fixed one, `sometimes(0.5, gaussian_blur(sigma=1))`.
+    """Blur with a Gaussian of random width; for a fixed width use `sometimes(0.5, gaussian_blur(sigma=1))`.
 
-    As torchvision's GaussianBlur(sigma=(low, high)); the kernel is as wide as in `gaussian_blur`.
+    Like torchvision's GaussianBlur(sigma=(low, high)); the kernel is as wide as that of `gaussian_blur`.
     """
 
     sigma: Annotated[
         Annotated[tuple[_Sigma, _Sigma], AfterValidator(in_order)],
-        Field(description="[low, high]: standard deviation in pixels, drawn evenly"),
+        Field(description="[low, high]: standard deviation in pixels, drawn uniformly"),
     ] = (0.1, 2.0)
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -60,17 +60,17 @@ class RandomBlur:
 
 @register("augmentation")
 class JpegQuality:
-    """Through JPEG and back at a random quality, for the marks that it leaves.
+    """Add JPEG artefacts: encode and decode at a random quality.
 
-    RGB goes as JPEG stores it, colours at half the resolution (4:2:0); with any other number of channels each is stored
-    as a grey picture of its own.
+    RGB is stored with colours at half the resolution (4:2:0); with any other number of channels each channel is stored
+    as a separate grey picture.
 
     Raises:
-        BadPicture: `wrong_dtype` unless the picture is uint8, as JPEG holds nothing else.
+        BadPicture: `wrong_dtype` unless the picture is uint8, the only dtype that JPEG holds.
     """
 
     low: Annotated[_Quality, Field(description="lowest quality, 1 to 100")] = 30
-    high: Annotated[_Quality, Field(description="highest quality, itself drawn too")] = 95
+    high: Annotated[_Quality, Field(description="highest quality, inclusive")] = 95
 
     @model_validator(mode="after")
     def _check(self) -> JpegQuality:
@@ -80,7 +80,7 @@ class JpegQuality:
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         if pixels.dtype != np.uint8:
-            raise BadPicture("wrong_dtype", f"jpeg_quality needs uint8, as JPEG holds; the picture is {pixels.dtype}")
+            raise BadPicture("wrong_dtype", f"jpeg_quality needs uint8; the picture is {pixels.dtype}")
         encoding = codec.Encoding("jpeg", int(rng.integers(self.low, self.high, endpoint=True)))
         if pixels.shape[2] == 3:
             return _through(pixels, encoding)
@@ -93,7 +93,7 @@ def _through(pixels: Pixels, encoding: codec.Encoding) -> Pixels:
 
 @cache
 def _normal_levels() -> NDArray[Any]:
-    """The middles of 65,536 equally likely parts of the normal distribution, of variance 1; float32, read-only."""
+    """The midpoints of 65,536 equally likely parts of the standard normal distribution; float32, read-only."""
     normal = NormalDist()
     upper = np.array([normal.inv_cdf((level + 0.5) / 65_536) for level in range(32_768, 65_536)])
     levels = np.concatenate([-upper[::-1], upper])

@@ -1,7 +1,7 @@
-"""Augmentations that move pixels about and keep the size: turns, mirrors, shifts, shears, zooms.
+"""Augmentations that move pixels and keep the size: rotations, flips, shifts, shears, zooms.
 
-Each that mixes pixels does so once, linearly, in one call of OpenCV. `fill` says what comes in from past the rim: a
-constant as a fraction of white, "edge", "reflect" or "wrap", drawn as Keras and OpenCV draw them.
+Those that mix pixels interpolate linearly, once, in one call of OpenCV. `fill` says what is outside the picture: a
+constant as a fraction of white, "edge", "reflect" or "wrap", as in Keras and OpenCV.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from library.randomness import Degrees, Probability, Ratios, factor, symmetric
 from library.steps.arrays import Fill, Fraction, border, by_channel_groups, padded
 from library.steps.base import register
 
-#: A linear map of the plane, rows first: ((xx, xy), (yx, yy)).
+#: A linear map of the plane by rows: ((xx, xy), (yx, yy)).
 Matrix: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 
-# OpenCV keeps coordinates in 16 bits when it warps.
-_LONGEST_SIDE_PX = 32_766
+# OpenCV's warps store coordinates in 16 bits.
+_MAX_SIDE_PX = 32_766
 
-_CHANCE = "probability that a picture is changed"
-_FILL = "what comes in from past the rim"
+_P = "probability that a picture is changed"
+_FILL = "what is outside the picture: a fraction of white, edge, reflect or wrap"
 
 
 @register("augmentation")
 class Rotate:
-    """Turn by a random angle about the middle.
+    """Rotate by a random angle about the centre.
 
-    As torchvision's RandomRotation and Keras' rotation_range: the angle is drawn evenly, the size stays, and corners
-    that leave the picture are lost.
+    Like torchvision's RandomRotation and Keras' rotation_range: the angle is drawn uniformly, the size is kept, and
+    corners that leave the picture are lost.
 
     Raises:
-        BadPicture: `too_large` past 32,766 pixels a side.
+        BadPicture: `too_large` above 32,766 pixels a side.
     """
 
     degrees: Annotated[
-        Degrees, Field(description="most degrees either way, or [low, high]; positive is counter-clockwise")
+        Degrees, Field(description="maximum in both directions, or [low, high]; positive is counter-clockwise")
     ]
-    p: Annotated[Probability, Field(description=_CHANCE)] = 1.0
+    p: Annotated[Probability, Field(description=_P)] = 1.0
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -54,12 +54,12 @@ class Rotate:
 
 @register("augmentation")
 class Flip:
-    """Mirror left to right, top to bottom, or each by a chance of its own.
+    """Flip left to right, top to bottom, or each with its own probability.
 
-    As torchvision's RandomHorizontalFlip and RandomVerticalFlip and Keras' horizontal_flip and vertical_flip.
+    Like torchvision's RandomHorizontalFlip and RandomVerticalFlip and Keras' horizontal_flip and vertical_flip.
     """
 
-    p: Annotated[Probability, Field(description="probability of each mirror")] = 0.5
+    p: Annotated[Probability, Field(description="probability of each flip")] = 0.5
     direction: Annotated[
         Literal["horizontal", "vertical", "both"],
         Field(description="horizontal swaps left and right, vertical top and bottom; both draws for each"),
@@ -78,15 +78,15 @@ class Flip:
 
 @register("augmentation")
 class Shift:
-    """Move sideways and up or down, by whole pixels.
+    """Shift sideways and up or down by whole pixels.
 
-    As torchvision's RandomAffine(translate=...) and Keras' width_shift_range and height_shift_range; Keras also moves
-    by parts of a pixel, which blurs.
+    Like torchvision's RandomAffine(translate=...) and Keras' width_shift_range and height_shift_range; Keras also
+    shifts by fractions of a pixel, which blurs.
     """
 
-    x: Annotated[Fraction, Field(description="most sideways, either way, as a fraction of the width")] = 0.1
-    y: Annotated[Fraction, Field(description="most up or down, as a fraction of the height")] = 0.1
-    p: Annotated[Probability, Field(description=_CHANCE)] = 1.0
+    x: Annotated[Fraction, Field(description="maximum left or right, as a fraction of the width")] = 0.1
+    y: Annotated[Fraction, Field(description="maximum up or down, as a fraction of the height")] = 0.1
+    p: Annotated[Probability, Field(description=_P)] = 1.0
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -99,18 +99,20 @@ class Shift:
 
 @register("augmentation")
 class Shear:
-    """Slant by a random angle about the middle.
+    """Shear by a random angle about the centre.
 
-    As torchvision's RandomAffine(shear=...) and Keras' shear_range. Along x, rows slide over each other; along y,
+    Like torchvision's RandomAffine(shear=...) and Keras' shear_range. Along x, rows slide over each other; along y,
     columns do; `both` draws an angle for each.
 
     Raises:
-        BadPicture: `too_large` past 32,766 pixels a side.
+        BadPicture: `too_large` above 32,766 pixels a side.
     """
 
-    degrees: Annotated[Annotated[float, Field(ge=0, le=80)], Field(description="greatest slant either way, in degrees")]
+    degrees: Annotated[
+        Annotated[float, Field(ge=0, le=80)], Field(description="maximum angle in both directions, in degrees")
+    ]
     axis: Annotated[Literal["x", "y", "both"], Field(description="the axis along which pixels slide")] = "x"
-    p: Annotated[Probability, Field(description=_CHANCE)] = 1.0
+    p: Annotated[Probability, Field(description=_P)] = 1.0
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -123,20 +125,20 @@ class Shear:
 
 @register("augmentation")
 class Zoom:
-    """Zoom in or out about the middle, by one factor for both sides.
+    """Zoom in or out about the centre, by the same factor for both sides.
 
-    The factor is drawn evenly; above 1 enlarges, as torchvision's RandomAffine(scale=...). Keras' zoom_range counts the
-    other way round (a factor above 1 shows more of the scene) and draws one for each side.
+    The factor is drawn uniformly; above 1 enlarges, like torchvision's RandomAffine(scale=...). Keras' zoom_range has
+    the inverse meaning (a factor above 1 shows more of the scene) and draws a factor for each side.
 
     Raises:
-        BadPicture: `too_large` past 32,766 pixels a side.
+        BadPicture: `too_large` above 32,766 pixels a side.
     """
 
     amount: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | Ratios,
         Field(description="a: factors from 1 - a to 1 + a; or [low, high], where [1, 1.5] only enlarges"),
     ]
-    p: Annotated[Probability, Field(description=_CHANCE)] = 1.0
+    p: Annotated[Probability, Field(description=_P)] = 1.0
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -147,18 +149,18 @@ class Zoom:
 
 
 def rotated(pixels: Pixels, degrees: float, fill: float | str) -> Pixels:
-    """Turned counter-clockwise about the middle."""
+    """Rotates counter-clockwise about the centre."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return warped(pixels, ((cos, sin), (-sin, cos)), fill)
 
 
 def sheared(pixels: Pixels, x: float, y: float, fill: float | str) -> Pixels:
-    """Slanted about the middle: x pixels sideways a row, y pixels down a column."""
+    """Shears about the centre: each row moves x pixels further sideways, each column y pixels further down."""
     return warped(pixels, ((1.0, x), (y, 1.0 + x * y)), fill)
 
 
 def shifted(pixels: Pixels, right: int, down: int, fill: float | str) -> Pixels:
-    """Moved by whole pixels; no pixel is mixed."""
+    """Shifts by whole pixels, without mixing pixels."""
     if right == 0 and down == 0:
         return pixels
     height, width = pixels.shape[:2]
@@ -168,24 +170,22 @@ def shifted(pixels: Pixels, right: int, down: int, fill: float | str) -> Pixels:
 
 
 def warped(pixels: Pixels, matrix: Matrix, fill: float | str) -> Pixels:
-    """A linear map about the middle of the picture, read linearly between pixels.
+    """Applies a linear map about the centre of the picture, with linear interpolation.
 
     Args:
-        pixels: height x width x channels; of uint8, uint16 or float32.
-        matrix: where a point goes, from the middle; x to the right, y down.
-        fill: what lies past the rim.
+        pixels: height x width x channels, uint8, uint16 or float32.
+        matrix: maps a point, relative to the centre, to its new place; x to the right, y down.
+        fill: what is outside the picture.
 
     Raises:
-        BadPicture: `too_large` past 32,766 pixels a side.
+        BadPicture: `too_large` above 32,766 pixels a side.
     """
     (xx, xy), (yx, yy) = matrix
     if (xx, xy, yx, yy) == (1, 0, 0, 1):
         return pixels
     height, width = pixels.shape[:2]
-    if max(height, width) > _LONGEST_SIDE_PX:
-        raise BadPicture(
-            "too_large", f"{width}x{height}; pictures of up to {_LONGEST_SIDE_PX:,} pixels a side are warped"
-        )
+    if max(height, width) > _MAX_SIDE_PX:
+        raise BadPicture("too_large", f"{width}x{height}; the limit for this step is {_MAX_SIDE_PX:,} pixels a side")
     x, y = (width - 1) / 2, (height - 1) / 2
     forward = np.array([[xx, xy, x - xx * x - xy * y], [yx, yy, y - yx * x - yy * y]])
     code, value = border(fill, pixels.dtype)

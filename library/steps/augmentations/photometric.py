@@ -1,6 +1,6 @@
-"""Augmentations of tone and colour; positions stay.
+"""Augmentations of tone and colour.
 
-Integers are rounded and saturate, float32 is not clipped. An alpha channel is a channel like the others.
+Integers are rounded and saturated, float32 is not clipped. An alpha channel is treated like the other channels.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from library.randomness import Factor, factor, in_order, symmetric
 from library.steps.arrays import MAX_CV_CHANNELS, Fraction, finite_range, saturated, white
 from library.steps.base import register
 
-#: ITU-R BT.601, as `grayscale` has it.
+#: ITU-R BT.601, as in `grayscale`.
 _LUMA = (0.299, 0.587, 0.114)
 
-_Half = Annotated[float, Field(ge=0, le=0.5)]
-_SignedHalf = Annotated[float, Field(ge=-0.5, le=0.5)]
+_HueShift = Annotated[float, Field(ge=0, le=0.5)]
+_SignedHueShift = Annotated[float, Field(ge=-0.5, le=0.5)]
 
 
 @register("augmentation")
 class Brightness:
     """Multiply all values by a random factor.
 
-    As torchvision's ColorJitter(brightness=...) and, with a pair, Keras' brightness_range.
+    Like torchvision's ColorJitter(brightness=...) and, with a pair, Keras' brightness_range.
     """
 
     amount: Annotated[Factor, Field(description="a: factors from 1 - a to 1 + a; or [low, high]")]
@@ -40,9 +40,9 @@ class Brightness:
 
 @register("augmentation")
 class Contrast:
-    """Multiply the distance of all values from the picture's mean grey by a random factor.
+    """Multiply the difference of all values from the picture's mean grey by a random factor.
 
-    As torchvision's ColorJitter(contrast=...): the mean is that of `grayscale` for RGB, and of all channels otherwise.
+    Like torchvision's ColorJitter(contrast=...): the mean is that of `grayscale` for RGB, else that of all channels.
 
     Raises:
         BadPicture: `not_finite`.
@@ -56,12 +56,12 @@ class Contrast:
 
 @register("augmentation")
 class Saturation:
-    """Multiply the distance of each pixel from its grey by a random factor: 0 is grey, above 1 more colourful.
+    """Multiply the difference of each pixel from its grey by a random factor: 0 is grey, above 1 more colourful.
 
-    As torchvision's ColorJitter(saturation=...).
+    Like torchvision's ColorJitter(saturation=...).
 
     Raises:
-        BadPicture: `wrong_channels` unless the picture has three, red, green, blue.
+        BadPicture: `wrong_channels` unless the picture has three channels, red, green and blue.
     """
 
     amount: Annotated[Factor, Field(description="a: factors from 1 - a to 1 + a; or [low, high]")]
@@ -73,33 +73,33 @@ class Saturation:
 
 @register("augmentation")
 class Hue:
-    """Turn all colours round the colour wheel by one random angle; lightness and saturation (of HSV) stay.
+    """Rotate all hues by one random angle of the colour wheel; HSV's value and saturation are kept.
 
-    As torchvision's ColorJitter(hue=...). uint8 goes through 8-bit HSV, where the angle is a whole
-    number of 256ths and a value may be off by up to 10 levels (by less than 1 on average), as it is in Pillow.
+    Like torchvision's ColorJitter(hue=...). uint8 is converted to 8-bit HSV, where the angle is a multiple of 1/256 and
+    a value may be off by up to 10 levels (less than 1 on average), as in Pillow.
 
     Raises:
-        BadPicture: `wrong_channels` unless the picture has three, red, green, blue; `not_finite`.
+        BadPicture: `wrong_channels` unless the picture has three channels, red, green and blue; `not_finite`.
     """
 
     amount: Annotated[
-        Annotated[_Half | tuple[_SignedHalf, _SignedHalf], AfterValidator(in_order)],
-        Field(description="most either way, or [low, high], as a fraction of the whole wheel; 0.5 is the other side"),
+        Annotated[_HueShift | tuple[_SignedHueShift, _SignedHueShift], AfterValidator(in_order)],
+        Field(description="maximum in both directions, or [low, high], as a fraction of the wheel; 0.5 is opposite"),
     ]
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         _require_rgb(pixels, "hue")
-        return _turned(pixels, symmetric(self.amount, rng))
+        return _hue_rotated(pixels, symmetric(self.amount, rng))
 
 
 @register("augmentation")
 class ChannelShift:
-    """Add a random number to each channel, one for each: a colour cast.
+    """Add a different random number to each channel, which gives a colour cast.
 
-    Keras' channel_shift_range adds the same number to all channels, which changes the brightness only.
+    Keras' channel_shift_range adds the same number to all channels, which only changes the brightness.
     """
 
-    amount: Annotated[Fraction, Field(description="most either way, as a fraction of white")]
+    amount: Annotated[Fraction, Field(description="maximum in both directions, as a fraction of white")]
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         top = white(pixels.dtype)
@@ -114,7 +114,7 @@ class ChannelShift:
 
 
 def scaled(pixels: Pixels, gain: float, offset: float = 0.0) -> Pixels:
-    """`pixels * gain + offset`, in their own dtype."""
+    """`pixels * gain + offset`, in the same dtype."""
     if gain == 1 and offset == 0:
         return pixels
     flat = pixels.reshape(pixels.shape[0], -1)
@@ -122,36 +122,36 @@ def scaled(pixels: Pixels, gain: float, offset: float = 0.0) -> Pixels:
 
 
 def contrasted(pixels: Pixels, gain: float) -> Pixels:
-    """The distance of all values from the mean grey, times a factor; raises BadPicture `not_finite`."""
+    """Multiplies the difference of all values from the mean grey; raises BadPicture `not_finite`."""
     if pixels.shape[2] == 3:
         mean = sum(weight * channel for weight, channel in zip(_LUMA, cv2.mean(pixels)[:3], strict=True))
     else:
         mean = float(cv2.mean(pixels.reshape(pixels.shape[0], -1))[0])
     if not math.isfinite(mean):
-        raise BadPicture("not_finite", "the picture holds not-a-number or infinity, and this step needs finite values")
+        raise BadPicture("not_finite", "the picture contains NaN or infinity, but this step needs finite values")
     return scaled(pixels, gain, (1 - gain) * mean)
 
 
 def saturated_by(pixels: Pixels, gain: float) -> Pixels:
-    """The distance of each pixel of an RGB picture from its grey, times a factor."""
+    """Multiplies the difference of each pixel of an RGB picture from its grey."""
     if gain == 1:
         return pixels
     to_grey = np.tile(np.asarray(_LUMA) * (1 - gain), (3, 1))
     return np.asarray(cv2.transform(pixels, to_grey + np.eye(3) * gain))
 
 
-def _turned(pixels: Pixels, turn: float) -> Pixels:
-    """An RGB picture with its hues turned by a fraction of the whole wheel."""
+def _hue_rotated(pixels: Pixels, turn: float) -> Pixels:
+    """Rotates the hues of an RGB picture by a fraction of the wheel."""
     if turn == 0:
         return pixels
     if pixels.dtype == np.uint8:
         hsv: Any = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-        hsv[:, :, 0] += np.uint8(round(turn * 256) % 256)  # 256 steps go round the wheel, so the sum may wrap
+        hsv[:, :, 0] += np.uint8(round(turn * 256) % 256)  # 256 steps are the whole wheel, so the sum may wrap
         return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
     values = pixels.astype(np.float32)
     _, high = finite_range(values)
-    # Hue is a matter of differences only. OpenCV adds a tiny constant to what it divides by: values about 1 do not
-    # feel it, and none may be negative.
+    # Hue depends only on differences of channels. OpenCV adds a tiny constant to its divisor, which does not matter for
+    # values about 1, and needs values that are not negative.
     least = values.min(axis=2, keepdims=True)
     peak = np.float32(high - float(least.min())) or np.float32(1)
     hsv = cv2.cvtColor((values - least) / peak, cv2.COLOR_RGB2HSV)
@@ -163,5 +163,5 @@ def _require_rgb(pixels: Pixels, name: str) -> None:
     if pixels.shape[2] != 3:
         count = f"{pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}"
         raise BadPicture(
-            "wrong_channels", f"{name} needs red, green and blue; the picture has {count}: put 'rgb' before it"
+            "wrong_channels", f"{name} needs red, green and blue; the picture has {count}; put 'rgb' before it"
         )

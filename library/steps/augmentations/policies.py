@@ -1,4 +1,4 @@
-"""Augmentations made of others: a step with a probability, and the policies that draw their operations from a table."""
+"""Augmentations made of others: steps with a probability, and policies that draw operations from a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from library.steps.augmentations.photometric import contrasted, saturated_by, sc
 from library.steps.base import Steps, augmented, register
 from library.steps.tone import ContrastStretch, Equalize, Invert
 
-#: An operation: pixels, the level from 0 to 1, a sign, and what lies past the rim.
+#: An operation of pixels, level (0 to 1), sign (1 or -1) and fill.
 Operation: TypeAlias = Callable[[Pixels, float, int, "float | str"], Pixels]
 
 
@@ -30,7 +30,7 @@ def _are_steps(value: Any) -> Any:
 
 @register("augmentation")
 class Sometimes:
-    """Run filters and augmentations with a probability, all of them or none: `sometimes(0.3, invert | rotate(10))`."""
+    """Run steps with a probability, all of them or none: `sometimes(0.3, invert | rotate(10))`."""
 
     p: Annotated[Probability, Field(description="probability that a picture is changed")]
     steps: Annotated[
@@ -47,54 +47,54 @@ class Sometimes:
 
 @register("augmentation")
 class Randaugment:
-    """RandAugment: so many operations drawn from a table of fourteen, each at the same magnitude.
+    """Apply RandAugment: operations drawn from a table of fourteen, all with the same magnitude.
 
     Cubuk et al. 2020 (RandAugment: Practical automated data augmentation with a reduced search space), with
-    torchvision's table: magnitudes of 0 to 30 go evenly up to shear 0.3, shift 150/331 of a side, turn 30 degrees,
-    factors 1 +- 0.9 of brightness, saturation, contrast and sharpness, 4 bits (posterize) and a threshold of 0
-    (solarize); signs are drawn. Identity, stretch (autocontrast) and equalize have no magnitude. Shears are about the
-    middle, not the corner.
+    torchvision's table: magnitudes from 0 to 30 scale linearly up to shear 0.3, shift 150/331 of a side, rotation by 30
+    degrees, factors 1 +- 0.9 of brightness, saturation, contrast and sharpness, 4 bits (posterize) and a threshold of 0
+    (solarize); signs are random. Identity, stretch (autocontrast) and equalize have no magnitude. Shears are about the
+    centre, not the corner.
 
-    A picture that is not RGB is never drawn the saturation; all else works on any number of channels. Float values
-    are taken to lie in 0..1 by posterize and solarize.
+    Saturation is only drawn for RGB pictures; all other operations work on any number of channels. Posterize and
+    solarize assume that float values are in 0..1.
 
     Raises:
-        BadPicture: `not_finite`, from contrast, stretch and equalize; `too_large` past 32,766 pixels a side.
+        BadPicture: `not_finite`, from contrast, stretch and equalize; `too_large` above 32,766 pixels a side.
     """
 
-    num_ops: Annotated[int, Field(ge=1, le=14, description="operations a picture, drawn with repetition")] = 2
-    magnitude: Annotated[int, Field(ge=0, le=30, description="how strong, 0 to 30")] = 9
-    fill: Annotated[Fill, Field(description="what comes in from past the rim; 0.5 is the grey of AutoAugment")] = 0.5
+    num_ops: Annotated[int, Field(ge=1, le=14, description="operations per picture, drawn with repetition")] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30, description="strength of the operations, 0 to 30")] = 9
+    fill: Annotated[Fill, Field(description="what is outside the picture; 0.5 is the grey of AutoAugment")] = 0.5
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         for _ in range(self.num_ops):
-            pixels = _drawn(RANDAUGMENT_TABLE, pixels, self.magnitude / 30, self.fill, rng)
+            pixels = _apply_random(RANDAUGMENT_TABLE, pixels, self.magnitude / 30, self.fill, rng)
         return pixels
 
 
 @register("augmentation")
 class TrivialAugment:
-    """TrivialAugment: one operation drawn from a table, at a magnitude drawn too. Nothing to tune.
+    """Apply TrivialAugment: one operation drawn from a table, with a random magnitude; nothing to tune.
 
     Mueller and Hutter 2021 (TrivialAugment: Tuning-free yet state-of-the-art data augmentation), the "wide" space as in
-    torchvision's TrivialAugmentWide: 31 magnitudes up to shear 0.99, shift 32 pixels, turn 135 degrees, factors
+    torchvision's TrivialAugmentWide: 31 magnitudes up to shear 0.99, shift 32 pixels, rotation by 135 degrees, factors
     1 +- 0.99 of brightness, saturation, contrast and sharpness, 2 bits (posterize), a threshold of 0 (solarize);
-    identity, stretch and equalize have none. Shears are about the middle, not the corner.
+    identity, stretch and equalize have no magnitude. Shears are about the centre, not the corner.
 
-    A picture that is not RGB is never drawn the saturation; all else works on any number of channels. Float values
-    are taken to lie in 0..1 by posterize and solarize.
+    Saturation is only drawn for RGB pictures; all other operations work on any number of channels. Posterize and
+    solarize assume that float values are in 0..1.
 
     Raises:
-        BadPicture: `not_finite`, from contrast, stretch and equalize; `too_large` past 32,766 pixels a side.
+        BadPicture: `not_finite`, from contrast, stretch and equalize; `too_large` above 32,766 pixels a side.
     """
 
-    fill: Annotated[Fill, Field(description="what comes in from past the rim; 0.5 is the grey of AutoAugment")] = 0.5
+    fill: Annotated[Fill, Field(description="what is outside the picture; 0.5 is the grey of AutoAugment")] = 0.5
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        return _drawn(WIDE_TABLE, pixels, int(rng.integers(31)) / 30, self.fill, rng)
+        return _apply_random(WIDE_TABLE, pixels, int(rng.integers(31)) / 30, self.fill, rng)
 
 
-def _drawn(
+def _apply_random(
     table: Mapping[str, Operation], pixels: Pixels, level: float, fill: float | str, rng: np.random.Generator
 ) -> Pixels:
     names = list(table) if pixels.shape[2] == 3 else [name for name in table if name != "saturation"]
@@ -103,7 +103,7 @@ def _drawn(
 
 
 def _table(shear: float, shift: Callable[[int], float], degrees: float, gain: float, bits: int) -> dict[str, Operation]:
-    """The fourteen operations up to these magnitudes at level 1; `shift` tells the pixels for a side."""
+    """The fourteen operations, with these magnitudes at level 1; `shift` maps a side to a shift, both in pixels."""
     return {
         "identity": lambda pixels, level, sign, fill: pixels,
         "shear_x": lambda pixels, level, sign, fill: sheared(pixels, sign * level * shear, 0, fill),
@@ -131,13 +131,15 @@ WIDE_TABLE = _table(shear=0.99, shift=lambda side: 32, degrees=135, gain=0.99, b
 
 _STRETCH, _EQUALIZE, _INVERT = ContrastStretch(low_percentile=0, high_percentile=100), Equalize(), Invert()
 
-#: Pillow's SMOOTH, from which its sharpness goes away.
+#: Pillow's SMOOTH kernel, on which its sharpness is based.
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 
 
 def _sharpened(pixels: Pixels, gain: float) -> Pixels:
-    """The distance of each pixel from its surroundings, times a factor; past the rim they are mirrored (Pillow leaves
-    the rim as it was)."""
+    """Multiplies the difference of each pixel from its surroundings, mirrored at the borders.
+
+    Pillow leaves the outermost pixels unchanged.
+    """
     if gain == 1:
         return pixels
     kernel = _SMOOTH * (1 - gain)
@@ -146,14 +148,14 @@ def _sharpened(pixels: Pixels, gain: float) -> Pixels:
 
 
 def _posterized(pixels: Pixels, bits: int) -> Pixels:
-    """Only so many of the top bits."""
+    """Keeps only the top `bits` bits."""
     if pixels.dtype == np.float32:
         return np.floor(pixels * np.float32(2**bits)) / np.float32(2**bits)
     return pixels & ~pixels.dtype.type(int(white(pixels.dtype)) >> bits)
 
 
 def _solarized(pixels: Pixels, threshold: float) -> Pixels:
-    """The negative of every value that is not under a threshold, a fraction of white."""
+    """Inverts all values at or above a threshold, a fraction of white."""
     if threshold >= 1:
         return pixels
     level = threshold * white(pixels.dtype)

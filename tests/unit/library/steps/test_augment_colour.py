@@ -1,4 +1,4 @@
-"""Tone and colour: factors, casts, hues; and what makes a picture worse: noise, blur, JPEG."""
+"""Augmentations of tone and colour, and those that degrade a picture: noise, blur, JPEG."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def draws(text: str, pixels: NDArray[Any], count: int) -> list[NDArray[Any]]:
-    made = step(text)
-    return [made(pixels, generator(number)) for number in range(count)]
+    one_step = step(text)
+    return [one_step(pixels, generator(number)) for number in range(count)]
 
 
 def as_pixels(values: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -57,40 +57,40 @@ def test_saturation_multiplies_the_distance_from_each_pixels_grey(dtype: str, fa
 
 @pytest.mark.parametrize("turn", [-0.4, 0.1, 1 / 3, 0.5])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_hue_turns_the_colour_wheel_and_keeps_lightness_and_saturation(dtype: str, turn: float) -> None:
+def test_hue_rotates_hues_and_keeps_value_and_saturation(dtype: str, turn: float) -> None:
     pixels = picture(dtype)
     (result,) = draws(f"hue([{turn}, {turn}])", pixels, 1)
-    wanted = [
+    expected = [
         colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
         for hue, saturation, value in (
             colorsys.rgb_to_hsv(*(float(channel) for channel in pixel))
             for pixel in pixels.reshape(-1, 3) / WHITE[dtype]
         )
     ]
-    difference = np.abs(result.reshape(-1, 3) / WHITE[dtype] - np.array(wanted))
+    difference = np.abs(result.reshape(-1, 3) / WHITE[dtype] - np.array(expected))
     assert difference.max() < (11 / 255 if dtype == "uint8" else 1e-4)
     assert difference.mean() < (1 / 255 if dtype == "uint8" else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_third_of_the_wheel_makes_red_green(dtype: str) -> None:
+def test_a_third_of_the_wheel_turns_red_into_green(dtype: str) -> None:
     red = np.zeros((4, 4, 3), dtype)
     red[:, :, 0] = WHITE[dtype]
     (green,) = draws("hue([0.3333333, 0.3333333])", red, 1)
     assert_close(green, np.ascontiguousarray(red[:, :, [1, 0, 2]]), steps=5 if dtype == "uint8" else 1)
 
 
-def test_hues_of_floats_may_have_any_scale_and_sign() -> None:
+def test_hue_accepts_floats_of_any_scale_and_sign() -> None:
     pixels = picture("float32")
-    (wanted,) = draws("hue([0.2, 0.2])", pixels, 1)
+    (expected,) = draws("hue([0.2, 0.2])", pixels, 1)
     for scale, offset in ((1e-6, 0.0), (4e5, 0.0), (1.0, -0.7)):
         (result,) = draws("hue([0.2, 0.2])", pixels * np.float32(scale) + np.float32(offset), 1)
-        np.testing.assert_allclose((result - np.float32(offset)) / np.float32(scale), wanted, atol=1e-4)
+        np.testing.assert_allclose((result - np.float32(offset)) / np.float32(scale), expected, atol=1e-4)
     flat_grey = flat(0.5, "float32")
     np.testing.assert_array_equal(draws("hue([0.2, 0.2])", flat_grey, 1)[0], flat_grey)
 
 
-def test_a_grey_pixel_stays_grey_whatever_the_hue_and_the_saturation() -> None:
+def test_hue_and_saturation_keep_grey_pixels_grey() -> None:
     grey = np.repeat(picture(channels=1), 3, axis=2)
     for text in ("hue(0.5)", "saturation(1)"):
         for variant in draws(text, grey, 5):
@@ -99,7 +99,7 @@ def test_a_grey_pixel_stays_grey_whatever_the_hue_and_the_saturation() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 3, 5, 130])
-def test_a_channel_shift_moves_each_channel_by_a_number_of_its_own(dtype: str, channels: int) -> None:
+def test_channel_shift_adds_a_different_number_to_each_channel(dtype: str, channels: int) -> None:
     pixels = flat(0.5, dtype, channels)
     for variant in draws("channel_shift(0.3)", pixels, 3):
         moved = (variant.astype(float) - pixels) / WHITE[dtype]
@@ -112,7 +112,7 @@ def test_a_channel_shift_moves_each_channel_by_a_number_of_its_own(dtype: str, c
 
 
 @pytest.mark.parametrize("text", ["brightness(0.4)", "brightness([0.6, 1.4])"])
-def test_factors_are_drawn_evenly_about_1(text: str) -> None:
+def test_factors_are_drawn_uniformly_about_1(text: str) -> None:
     factors = np.array([variant[0, 0, 0] for variant in draws(text, np.ones((1, 1, 1), np.float32), 2000)])
     assert factors.mean() == pytest.approx(1, abs=0.02)
     assert factors.std() == pytest.approx(0.8 / np.sqrt(12), rel=0.04)
@@ -126,7 +126,7 @@ def test_a_factor_is_never_negative() -> None:
 
 
 @pytest.mark.parametrize("text", ["contrast(0.5)", "hue([0.1, 0.2])"])
-def test_a_picture_with_a_value_that_is_no_number_is_refused(text: str) -> None:
+def test_a_picture_with_nan_is_refused(text: str) -> None:
     pixels = picture("float32").copy()
     pixels[3, 4, 1] = np.nan
     with pytest.raises(BadPicture, match="not_finite"):
@@ -134,20 +134,20 @@ def test_a_picture_with_a_value_that_is_no_number_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "sigma"), [("uint8", 0.05), ("uint16", 0.01), ("float32", 0.2)])
-def test_noise_is_normal_with_the_deviation_asked_for_and_no_two_channels_alike(dtype: str, sigma: float) -> None:
+def test_noise_is_normal_and_independent_between_channels(dtype: str, sigma: float) -> None:
     pixels = flat(0.5, dtype, 3, 120, 150)
     (noisy,) = draws(f"gaussian_noise({sigma})", pixels, 1)
     noise = (noisy.astype(float) - pixels) / (WHITE[dtype] * sigma)
     assert noise.mean() == pytest.approx(0, abs=0.03)
     assert noise.std() == pytest.approx(1, rel=0.02)
     for multiple, share in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):
-        # Half a level of rounding moves a bound of uint8 by up to 4% of sigma.
+        # Rounding by half a level moves a bound of uint8 by up to 4% of sigma.
         assert (np.abs(noise) < multiple).mean() == pytest.approx(share, abs=0.03 if dtype == "uint8" else 0.006)
     apart = np.corrcoef(noise.reshape(-1, 3).T)
     assert np.abs(apart - np.eye(3)).max() < 0.03
 
 
-def test_a_random_blur_lies_between_the_blurs_at_both_ends_of_its_range() -> None:
+def test_a_random_blur_is_within_the_range_of_its_sigma() -> None:
     pixels = picture("float32", height=60, width=60, seed=3)
     narrow, wide = (step(f"gaussian_blur({sigma})")(pixels).std() for sigma in (0.5, 3))
     spreads = [variant.std() for variant in draws("random_blur([0.5, 3])", pixels, 40)]
@@ -156,15 +156,15 @@ def test_a_random_blur_lies_between_the_blurs_at_both_ends_of_its_range() -> Non
     np.testing.assert_array_equal(fixed, step("gaussian_blur(1.5)")(pixels))
 
 
-def test_jpeg_goes_through_the_codec_at_qualities_of_the_range() -> None:
+def test_jpeg_quality_encodes_at_qualities_of_the_range() -> None:
     pixels = picture(height=40, width=48)
-    wanted = {
+    expected = {
         codec.decode(codec.encode(pixels, codec.Encoding("jpeg", quality))[0]).tobytes() for quality in (20, 21, 22)
     }
-    assert {variant.tobytes() for variant in draws("jpeg_quality(20, 22)", pixels, 60)} == wanted
+    assert {variant.tobytes() for variant in draws("jpeg_quality(20, 22)", pixels, 60)} == expected
 
 
-def test_many_bands_go_through_jpeg_one_by_one() -> None:
+def test_jpeg_quality_encodes_many_bands_one_by_one() -> None:
     pixels = picture(channels=5, height=40, width=48)
     (together,) = draws("jpeg_quality(30, 30)", pixels, 1)
     for band in range(5):

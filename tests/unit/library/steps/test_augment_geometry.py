@@ -1,4 +1,4 @@
-"""Where pixels go: turns, mirrors, shifts, shears, zooms, crops, and a rectangle that is erased."""
+"""Geometric augmentations: rotations, flips, shifts, shears, zooms, crops and erased rectangles."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ NUMPY_MODES = {"edge": "edge", "reflect": "symmetric", "wrap": "wrap"}
 
 
 def ramp(height: int = 21, width: int = 31) -> NDArray[Any]:
-    """Float values that grow along both sides, so that linear reading between them is exact."""
+    """Float values that grow along both axes, so that linear interpolation is exact."""
     y, x = np.mgrid[0:height, 0:width]
     return (x + 100 * y).astype(np.float32)[:, :, None]
 
 
 def draws(text: str, pixels: NDArray[Any], count: int) -> list[NDArray[Any]]:
-    made = step(text)
-    return [made(pixels, generator(number)) for number in range(count)]
+    one_step = step(text)
+    return [one_step(pixels, generator(number)) for number in range(count)]
 
 
 def shift_by(pixels: NDArray[Any], right: int, down: int, mode: str, **options: Any) -> NDArray[Any]:
-    """What numpy.pad makes of a shift."""
+    """The expected shift, by numpy.pad."""
     height, width = pixels.shape[:2]
     pad = np.pad(pixels, ((abs(down),) * 2, (abs(right),) * 2, (0, 0)), mode, **options)
     return pad[abs(down) - down :, abs(right) - right :][:height, :width]
@@ -41,34 +41,34 @@ def shift_by(pixels: NDArray[Any], right: int, down: int, mode: str, **options: 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @given(right=st.integers(-26, 26), down=st.integers(-20, 20))
 @settings(deadline=None, max_examples=15)
-def test_a_shift_is_what_numpy_pads(dtype: str, channels: int, right: int, down: int) -> None:
+def test_a_shift_equals_numpys_pad(dtype: str, channels: int, right: int, down: int) -> None:
     pixels = picture(dtype, channels)
     for fill, mode in NUMPY_MODES.items():
         np.testing.assert_array_equal(shifted(pixels, right, down, fill), shift_by(pixels, right, down, mode))
     white = {"uint8": 128, "uint16": 32768, "float32": 0.5}[dtype]
-    wanted = shift_by(pixels, right, down, "constant", constant_values=white)
-    np.testing.assert_array_equal(shifted(pixels, right, down, 0.5), wanted)
+    expected = shift_by(pixels, right, down, "constant", constant_values=white)
+    np.testing.assert_array_equal(shifted(pixels, right, down, 0.5), expected)
 
 
 @pytest.mark.parametrize("fill", NUMPY_MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_warp_sees_past_the_rim_what_numpy_pads(dtype: str, fill: str) -> None:
+def test_a_warp_fills_the_outside_like_numpys_pad(dtype: str, fill: str) -> None:
     pixels = picture(dtype, 5, 21, 27)
-    # A third of the size about the middle pixel: every third pixel is read, and none between two.
+    # A third of the size about the middle pixel: every third pixel is read, without interpolation.
     shrunk = warped(pixels, ((1 / 3, 0.0), (0.0, 1 / 3)), fill)
     wide = cast(Any, np).pad(pixels, ((42, 42), (54, 54), (0, 0)), NUMPY_MODES[fill])
     assert_close(shrunk, wide[42 - 20 :: 3, 54 - 26 :: 3][:21, :27], rtol=1e-3)
 
 
 @pytest.mark.parametrize("degrees", [-150, -33.3, 10, 90, 180])
-def test_a_turn_reads_the_picture_where_scipy_reads_it(degrees: float) -> None:
+def test_a_rotation_samples_the_picture_like_scipy(degrees: float) -> None:
     pixels = picture("float32", 1, 25, 37)
-    wanted = ndimage.rotate(pixels[:, :, 0], degrees, reshape=False, order=1, mode="constant")
+    expected = ndimage.rotate(pixels[:, :, 0], degrees, reshape=False, order=1, mode="constant")
     inside = ndimage.rotate(np.ones((25, 37)), degrees, reshape=False, order=1, mode="constant") > 0.999
-    np.testing.assert_allclose(rotated(pixels, degrees, 0.0)[:, :, 0][inside], wanted[inside], atol=0.02)
+    np.testing.assert_allclose(rotated(pixels, degrees, 0.0)[:, :, 0][inside], expected[inside], atol=0.02)
 
 
-def test_positive_angles_turn_counter_clockwise() -> None:
+def test_positive_angles_rotate_counter_clockwise() -> None:
     pixels = picture("uint8", 3, 21, 21)
     np.testing.assert_array_equal(rotated(pixels, 90, 0.0), np.rot90(pixels))
     (turned,) = draws("rotate([90, 90])", pixels, 1)
@@ -77,7 +77,7 @@ def test_positive_angles_turn_counter_clockwise() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_all_channels_go_the_same_way(dtype: str, channels: int) -> None:
+def test_all_channels_are_transformed_alike(dtype: str, channels: int) -> None:
     plane = picture(dtype, 1)
     pixels = np.repeat(plane, channels, axis=2)
     for text in ("rotate(40)", "shear(30)", "zoom(0.5)", "shift(0.4, 0.4)", "random_crop(12, padding=3)", "flip"):
@@ -95,7 +95,7 @@ def test_a_flat_picture_stays_flat(dtype: str, fill: str | float) -> None:
             assert_close(variant, np.asarray(pixels), steps=1)
 
 
-def test_rows_slide_in_a_shear_and_the_middle_row_stays() -> None:
+def test_a_shear_slides_rows_and_keeps_the_middle_row() -> None:
     pixels = ramp()
     slanted = sheared(pixels, 0.5, 0, "edge")
     np.testing.assert_allclose(slanted[10], pixels[10], atol=1e-3)
@@ -105,7 +105,7 @@ def test_rows_slide_in_a_shear_and_the_middle_row_stays() -> None:
     np.testing.assert_allclose(upright[6:14, 19, 0], pixels[4:12, 19, 0], atol=4)
 
 
-def test_a_zoom_above_1_enlarges_about_the_middle() -> None:
+def test_a_zoom_above_1_enlarges_about_the_centre() -> None:
     pixels = ramp()
     (near,) = draws("zoom([2, 2])", pixels, 1)
     np.testing.assert_allclose(near[10, 15], pixels[10, 15], atol=1e-2)
@@ -115,9 +115,9 @@ def test_a_zoom_above_1_enlarges_about_the_middle() -> None:
     assert far[0, 0] == 0
 
 
-def test_angles_and_factors_are_drawn_evenly_over_their_range() -> None:
+def test_angles_and_factors_are_drawn_uniformly_from_their_range() -> None:
     pixels = np.zeros((101, 101, 1), np.float32)
-    pixels[50, 50:] = 1  # a hand that points to the right
+    pixels[50, 50:] = 1  # a line from the centre to the right
     angles: list[float] = []
     for turned in draws("rotate(60)", pixels, 400):
         y, x = np.argwhere(turned[:, :, 0] > 0.3).mean(axis=0)
@@ -128,7 +128,7 @@ def test_angles_and_factors_are_drawn_evenly_over_their_range() -> None:
     assert np.std(angles) == pytest.approx(120 / math.sqrt(12), rel=0.08)
 
 
-def test_a_certain_flip_is_a_mirror_exactly() -> None:
+def test_a_flip_with_probability_1_is_an_exact_mirror() -> None:
     for channels in (1, 3, 5):
         pixels = picture(channels=channels)
         for text, mirrored in (
@@ -139,7 +139,7 @@ def test_a_certain_flip_is_a_mirror_exactly() -> None:
             np.testing.assert_array_equal(draws(text, pixels, 1)[0], mirrored)
 
 
-def test_flips_come_as_often_as_said_and_both_draws_each_by_itself() -> None:
+def test_flips_have_their_probability_and_both_draws_independently() -> None:
     pixels = picture(height=3, width=4)
     flipped = sum(variant is not pixels for variant in draws("flip(p=0.3)", pixels, 1000))
     assert 260 < flipped < 340
@@ -149,7 +149,7 @@ def test_flips_come_as_often_as_said_and_both_draws_each_by_itself() -> None:
     assert min(counts) > 200
 
 
-def test_a_crop_is_a_part_of_the_padded_picture_and_every_place_comes() -> None:
+def test_a_random_crop_reaches_every_place_of_the_padded_picture() -> None:
     pixels = np.arange(1, 13, dtype=np.uint8).reshape(3, 4, 1)
     padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)))
     places = {padded[y : y + 3, x : x + 4].tobytes() for y in range(3) for x in range(3)}
@@ -160,13 +160,13 @@ def test_a_crop_is_a_part_of_the_padded_picture_and_every_place_comes() -> None:
     assert {crop.tobytes() for crop in crops} == places
 
 
-def test_a_resized_crop_has_the_area_and_shape_that_were_asked_for() -> None:
+def test_a_resized_crop_has_an_area_and_aspect_ratio_of_its_ranges() -> None:
     y, x = np.mgrid[0:200, 0:300].astype(np.float32)
     pixels = np.stack([y, x], axis=2)
     areas: list[float] = []
     for crop in draws("random_resized_crop(32, scale=[0.1, 0.5], ratio=[0.5, 2])", pixels, 300):
         assert crop.shape == (32, 32, 2)
-        # The values are the coordinates: their steps tell the size of the box that was cut out.
+        # The values are the coordinates, so their differences give the size of the box.
         height, width = (crop[-1, 0, 0] - crop[0, 0, 0]) * 32 / 31, (crop[0, -1, 1] - crop[0, 0, 1]) * 32 / 31
         areas.append(float(height * width) / pixels[:, :, 0].size)
         assert 0.48 < width / height < 2.1
@@ -175,14 +175,14 @@ def test_a_resized_crop_has_the_area_and_shape_that_were_asked_for() -> None:
     assert np.mean(areas) == pytest.approx(0.3, abs=0.025)
 
 
-def test_a_shape_that_never_fits_gives_the_largest_box_in_the_middle() -> None:
+def test_an_impossible_aspect_ratio_gives_the_largest_central_box() -> None:
     pixels = np.arange(100, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 1), np.uint8)
     (crop,) = draws("random_resized_crop(4, scale=[1, 1])", pixels, 1)
     assert crop.min() >= 45
     assert crop.max() <= 55
 
 
-def test_what_is_erased_is_one_rectangle_of_the_area_asked_for_and_the_rest_stays() -> None:
+def test_random_erase_changes_one_rectangle_of_the_requested_area() -> None:
     pixels = np.zeros((60, 80, 3), np.uint8)
     shares: list[float] = []
     for variant in draws("random_erase(p=1, scale=[0.1, 0.3], fill=1)", pixels, 200):
@@ -196,7 +196,7 @@ def test_what_is_erased_is_one_rectangle_of_the_area_asked_for_and_the_rest_stay
 
 
 @pytest.mark.parametrize(("dtype", "white"), [("uint8", 255), ("uint16", 65535), ("float32", 1.0)])
-def test_noise_in_the_rectangle_goes_evenly_from_black_to_white(dtype: str, white: float) -> None:
+def test_noise_in_the_rectangle_is_uniform_from_black_to_white(dtype: str, white: float) -> None:
     pixels = np.zeros((60, 80, 3), dtype)
     (variant,) = draws("random_erase(p=1, scale=[0.9, 0.9], ratio=[0.75, 0.75])", pixels, 1)
     noise = variant[variant > 0] / white
@@ -206,6 +206,6 @@ def test_noise_in_the_rectangle_goes_evenly_from_black_to_white(dtype: str, whit
     assert noise.std() == pytest.approx(1 / math.sqrt(12), rel=0.03)
 
 
-def test_erasing_comes_as_often_as_said() -> None:
+def test_random_erase_has_its_probability() -> None:
     pixels = picture()
     assert 430 < sum(variant is not pixels for variant in draws("random_erase", pixels, 1000)) < 570

@@ -1,4 +1,4 @@
-"""Parameters of augmentations: what is refused, and what is another way to say the same."""
+"""Parameters of augmentations: what is refused, and equivalent forms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.step_examples import step
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("rotate", "needs 'degrees'"),
         ("rotate(200)", "less than or equal to 180"),
@@ -42,21 +42,21 @@ from tests.step_examples import step
         ("rotate(invert)", "valid number"),
     ],
 )
-def test_a_wrong_parameter_is_refused_and_the_message_says_what_would_work(text: str, told: str) -> None:
+def test_a_wrong_parameter_is_refused_with_what_would_work(text: str, message: str) -> None:
     with pytest.raises(GrammarError) as caught:
         Pipeline.parse(text)
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert caught.value.message.startswith(text.split("(")[0])
 
 
-def test_a_selector_inside_sometimes_is_pointed_at() -> None:
+def test_a_selector_inside_sometimes_is_refused_at_its_place() -> None:
     text = "flip | sometimes(0.5, invert | not_blank)"
     with pytest.raises(GrammarError, match="'not_blank' drops pictures") as caught:
         Pipeline.parse(text)
     assert text[caught.value.offset :].startswith("not_blank")
 
 
-def test_steps_may_be_nested_as_deep_as_one_likes() -> None:
+def test_steps_may_be_nested_deeply() -> None:
     text = "sometimes(0.5, sometimes(0.5, flip(p=1) | rotate(3)) | invert)"
     assert str(Pipeline.parse(text)) == (
         "sometimes(p=0.5, steps=sometimes(p=0.5, "
@@ -64,5 +64,5 @@ def test_steps_may_be_nested_as_deep_as_one_likes() -> None:
     )
 
 
-def test_constant_is_another_word_for_a_fill_of_0() -> None:
+def test_a_fill_of_constant_means_0() -> None:
     assert step('rotate(10, fill="constant")') == step("rotate(10, fill=0)")

@@ -19,12 +19,12 @@ from tests.step_examples import DTYPES, WHITE, flat, picture, step
 
 
 def draws(text: str, pixels: NDArray[Any], count: int) -> list[NDArray[Any]]:
-    made = step(text)
-    return [made(pixels, generator(number)) for number in range(count)]
+    one_step = step(text)
+    return [one_step(pixels, generator(number)) for number in range(count)]
 
 
 def operation(name: str, pixels: NDArray[Any], magnitude: int, sign: int = 1, *, wide: bool = False) -> NDArray[Any]:
-    """One operation of a table by its name."""
+    """One operation of a table, by name."""
     table = policies.WIDE_TABLE if wide else policies.RANDAUGMENT_TABLE
     return table[name](pixels, magnitude / 30, sign, 0.0)
 
@@ -35,7 +35,7 @@ def photo() -> NDArray[np.uint8]:
     return np.stack([x * 4, y * 5, 255 - (x + y) * 2], axis=2).astype(np.uint8)
 
 
-def test_sometimes_runs_all_its_steps_or_none_as_often_as_said() -> None:
+def test_sometimes_runs_all_its_steps_or_none_with_its_probability() -> None:
     pixels = picture()
     both = step("invert")(step("rotate90")(pixels))
     variants = draws("sometimes(0.3, rotate90 | invert)", pixels, 1000)
@@ -45,7 +45,7 @@ def test_sometimes_runs_all_its_steps_or_none_as_often_as_said() -> None:
         np.testing.assert_array_equal(variant, both)
 
 
-def test_what_stands_inside_sometimes_draws_anew_each_time() -> None:
+def test_steps_inside_sometimes_draw_new_values_each_time() -> None:
     assert len({variant.tobytes() for variant in draws("sometimes(1, rotate(30))", picture(), 10)}) == 10
 
 
@@ -53,12 +53,12 @@ def test_what_stands_inside_sometimes_draws_anew_each_time() -> None:
     ("text", "wide", "magnitudes"),
     [("randaugment(num_ops=1, magnitude=11, fill=0)", False, [11]), ("trivial_augment(fill=0)", True, range(31))],
 )
-def test_every_operation_of_the_table_is_drawn_about_as_often(text: str, wide: bool, magnitudes: Sequence[int]) -> None:
+def test_every_operation_of_the_table_is_drawn_equally_often(text: str, wide: bool, magnitudes: Sequence[int]) -> None:
     pixels = photo()[::3, ::3].copy()
     names = [name for name in policies.WIDE_TABLE if name != "identity"]
     names_by_result = {
         operation(name, pixels, magnitude, sign, wide=wide).tobytes(): name
-        for name in [*names, "identity"]  # last: at magnitude 0 the others are identities too
+        for name in [*names, "identity"]  # last, because at magnitude 0 the others are identities too
         for magnitude in magnitudes
         for sign in (-1, 1)
     }
@@ -80,15 +80,15 @@ def test_every_operation_of_the_table_is_drawn_about_as_often(text: str, wide: b
         ("sharpness", ImageEnhance.Sharpness),
     ],
 )
-def test_factors_do_what_pillows_enhancers_do(name: str, enhancer: Any, magnitude: int, sign: int) -> None:
+def test_factors_equal_pillows_enhancers(name: str, enhancer: Any, magnitude: int, sign: int) -> None:
     pixels = photo()
-    wanted = np.asarray(enhancer(Image.fromarray(pixels)).enhance(1 + sign * 0.9 * magnitude / 30)).astype(int)
-    got = operation(name, pixels, magnitude, sign)[1:-1, 1:-1]  # Pillow leaves the rim unsharpened
-    assert np.abs(got - wanted[1:-1, 1:-1]).max() <= 2
+    expected = np.asarray(enhancer(Image.fromarray(pixels)).enhance(1 + sign * 0.9 * magnitude / 30)).astype(int)
+    got = operation(name, pixels, magnitude, sign)[1:-1, 1:-1]  # Pillow does not sharpen the outermost pixels
+    assert np.abs(got - expected[1:-1, 1:-1]).max() <= 2
 
 
 @pytest.mark.parametrize("magnitude", [0, 8, 15, 30])
-def test_posterize_and_solarize_do_what_pillow_does(magnitude: int) -> None:
+def test_posterize_and_solarize_equal_pillows(magnitude: int) -> None:
     pixels = photo()
     image = Image.fromarray(pixels)
     posterized = ImageOps.posterize(image, 8 - round(magnitude / 30 * 4))
@@ -97,7 +97,7 @@ def test_posterize_and_solarize_do_what_pillow_does(magnitude: int) -> None:
     np.testing.assert_array_equal(operation("solarize", pixels, magnitude), np.asarray(solarized))
 
 
-def test_the_greatest_magnitudes_are_those_of_the_papers() -> None:
+def test_the_maximum_magnitudes_are_those_of_the_papers() -> None:
     pixels = np.zeros((331, 331, 1), np.uint8)
     pixels[165, 165] = 255
     for wide, pixels_moved in ((False, 150), (True, 32)):
@@ -114,9 +114,7 @@ def test_the_greatest_magnitudes_are_those_of_the_papers() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", policies.WIDE_TABLE)
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_an_operation_keeps_shape_and_dtype_and_does_the_same_to_any_depth(
-    name: str, dtype: str, channels: int
-) -> None:
+def test_an_operation_keeps_shape_and_dtype_at_any_depth(name: str, dtype: str, channels: int) -> None:
     if name == "saturation" and channels != 3:
         return
     pixels = picture(dtype, channels)
@@ -129,16 +127,16 @@ def test_an_operation_keeps_shape_and_dtype_and_does_the_same_to_any_depth(
             assert np.abs(within - eight / 255).max() < 0.02
 
 
-def test_posterize_and_solarize_of_16_bits_and_floats_follow_those_of_8() -> None:
+def test_posterize_and_solarize_work_alike_at_every_depth() -> None:
     eight = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     sixteen, real = eight.astype(np.uint16) * 257, (eight / 255).astype(np.float32)
     np.testing.assert_array_equal(operation("posterize", sixteen, 30) >> 8, operation("posterize", eight, 30))
-    assert len(np.unique(operation("posterize", real, 30))) == 17  # 1.0 is a level of its own
+    assert len(np.unique(operation("posterize", real, 30))) == 17  # 1.0 is a separate level
     np.testing.assert_array_equal(operation("solarize", sixteen, 15) // 257, operation("solarize", eight, 15))
     np.testing.assert_allclose(operation("solarize", real, 15) * 255, operation("solarize", eight, 15), atol=1e-4)
 
 
-def test_what_comes_in_from_past_the_rim_is_what_fill_says() -> None:
+def test_fill_says_what_is_outside_the_picture() -> None:
     white = flat(1.0, height=40, width=40)
     for text, allowed in (("randaugment(magnitude=30)", {128}), ("randaugment(magnitude=30, fill=0)", {0})):
         rims = [
@@ -149,7 +147,7 @@ def test_what_comes_in_from_past_the_rim_is_what_fill_says() -> None:
             assert allowed & set(np.unique(variant).tolist())
 
 
-def test_results_hang_not_on_the_number_of_threads_of_opencv() -> None:
+def test_results_do_not_depend_on_opencvs_number_of_threads() -> None:
     pixels = picture(height=200, width=300)
     threads = cv2.getNumThreads()
     try:

@@ -29,7 +29,7 @@ def png(mask: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
-def test_grabcut_keeps_the_subject_and_blurs_what_is_behind_it(channels: int, dtype: str) -> None:
+def test_grabcut_keeps_the_subject_and_blurs_the_background(channels: int, dtype: str) -> None:
     pixels = scene(dtype, channels)
     result = step("blur_background(sigma=3)")(pixels)
     np.testing.assert_array_equal(result[disc()], pixels[disc()])
@@ -37,14 +37,14 @@ def test_grabcut_keeps_the_subject_and_blurs_what_is_behind_it(channels: int, dt
     assert result[corner].std(axis=(0, 1)).max() < 0.5 * pixels[corner].std(axis=(0, 1)).max()
 
 
-def test_a_picture_larger_than_grabcut_is_given_keeps_its_subject_too() -> None:
+def test_grabcut_keeps_the_subject_of_a_large_picture() -> None:
     large = step("resize([540, 720], mode='exact')")(scene())
     inside = disc(540, 720)
     result = step("blur_background")(large)
     assert (result == large).all(axis=2)[inside].mean() > 0.98
 
 
-def test_with_a_mask_exactly_its_subject_stays() -> None:
+def test_a_mask_keeps_exactly_its_subject() -> None:
     pixels, subject = scene(), disc()
     blur = step('blur_background(sigma=4, mask_column="mask")')
     assert blur.columns() == ("mask",)
@@ -53,7 +53,7 @@ def test_with_a_mask_exactly_its_subject_stays() -> None:
     np.testing.assert_array_equal(blur(pixels, {"bytes": png(subject), "path": None}), result)
 
 
-def test_no_colour_of_the_subject_bleeds_into_the_background() -> None:
+def test_the_subjects_colours_do_not_bleed_into_the_background() -> None:
     pixels, subject = scene(), disc()
     result = step('blur_background(sigma=4, mask_column="mask")')(pixels, png(subject))
     assert result[~subject].max() <= pixels[~subject].max()
@@ -69,13 +69,13 @@ def test_a_flat_background_stays_flat() -> None:
     ("mask", "reason"),
     [(None, "no_mask"), ({"bytes": None, "path": "x"}, "no_mask"), (png(disc(60, 81)), "mask_size"), (b"", "empty")],
 )
-def test_a_mask_that_cannot_be_used_makes_a_bad_picture(mask: object, reason: str) -> None:
+def test_an_unusable_mask_makes_a_bad_picture(mask: object, reason: str) -> None:
     with pytest.raises(BadPicture) as caught:
         step('blur_background(mask_column="mask")')(scene(), mask)
     assert caught.value.reason == reason
 
 
-def test_a_column_that_holds_no_pictures_is_a_fault_of_the_recipe() -> None:
+def test_a_mask_column_of_text_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="the column holds str"):
         step('blur_background(mask_column="mask")')(scene(), "subject.png")
 
@@ -84,7 +84,7 @@ NOISE = frozen(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.u
 
 
 @pytest.mark.parametrize("pixels", [NOISE, picture(height=7, width=90)], ids=["noise", "too small for GrabCut"])
-def test_a_picture_without_a_subject_is_kept_as_it_is_or_dropped(pixels: np.ndarray) -> None:
+def test_a_picture_without_a_subject_is_kept_unchanged_or_dropped(pixels: np.ndarray) -> None:
     assert step("blur_background")(pixels) is pixels
     with pytest.raises(Dropped, match="no_subject"):
         step('blur_background(no_subject="drop")')(pixels)
@@ -97,20 +97,20 @@ def test_a_mask_of_zeros_is_a_picture_without_a_subject() -> None:
         step('blur_background(mask_column="mask", no_subject="drop")')(pixels, nothing)
 
 
-def test_what_has_no_subject_is_counted_as_dropped_and_not_as_rejected() -> None:
+def test_pictures_without_a_subject_count_as_dropped() -> None:
     pictures = [codec.encode(pixels, codec.Encoding.parse("png"))[0] for pixels in (scene(), NOISE)]
     rows = pa.table({"key": ["scene", "noise", "none"], "image": [*pictures, b"no picture"]})
-    for text, kept in (("blur_background", 2), ('blur_background(no_subject="drop")', 1)):
+    for text, num_kept in (("blur_background", 2), ('blur_background(no_subject="drop")', 1)):
         result = run_batch([step(text)], rows)
-        assert (result.table.num_rows, dict(result.dropped)) == (kept, {"no_subject": 1} if kept == 1 else {})
+        assert (result.table.num_rows, dict(result.dropped)) == (num_kept, {"no_subject": 1} if num_kept == 1 else {})
         assert dict(result.rejected) == {"not_an_image": 1}
 
 
-def test_an_augmentation_refuses_a_filter_that_may_drop_a_picture() -> None:
+def test_augmenting_refuses_a_filter_that_may_drop_a_picture() -> None:
     Augmenter(Pipeline.parse("flip | blur_background"), 0)
     with pytest.raises(UsageError, match="may drop a picture"):
         Augmenter(Pipeline.parse('flip | sometimes(0.5, blur_background(no_subject="drop"))'), 0)
 
 
-def test_without_a_mask_no_column_is_asked_for() -> None:
+def test_without_a_mask_no_column_is_needed() -> None:
     assert step("blur_background").columns() == ()

@@ -8,17 +8,17 @@ from tests.step_examples import DTYPES, WHITE, assert_close, flat, frozen, pictu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_grayscale_is_the_luma_of_bt601(dtype: str) -> None:
     pixels = picture(dtype)
-    wanted = pixels.astype(np.float64) @ [0.299, 0.587, 0.114]
+    expected = pixels.astype(np.float64) @ [0.299, 0.587, 0.114]
     result = step("grayscale")(pixels)
     assert result.shape == (*pixels.shape[:2], 1)
-    assert np.abs(result[:, :, 0] - wanted).max() <= (1 if WHITE[dtype] > 1 else 1e-6)
+    assert np.abs(result[:, :, 0] - expected).max() <= (1 if WHITE[dtype] > 1 else 1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_grayscale_of_many_bands_is_their_mean(dtype: str) -> None:
     pixels = picture(dtype, channels=7)
-    wanted = pixels.astype(np.float64).mean(axis=2, keepdims=True)
-    assert np.abs(step("grayscale")(pixels) - wanted).max() <= (0.5 if WHITE[dtype] > 1 else 1e-6)
+    expected = pixels.astype(np.float64).mean(axis=2, keepdims=True)
+    assert np.abs(step("grayscale")(pixels) - expected).max() <= (0.5 if WHITE[dtype] > 1 else 1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -30,14 +30,14 @@ def test_rgb_and_grayscale_are_the_identity_on_their_own_results(channels: int, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_grey_of_a_grey_picture_made_rgb_is_the_grey_picture(dtype: str) -> None:
+def test_grey_to_rgb_and_back_keeps_the_picture(dtype: str) -> None:
     grey = picture(dtype, channels=1)
     assert_close(step("grayscale")(step("rgb")(grey)), grey, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [2, 4])
-def test_opaque_pixels_keep_their_colour_and_clear_ones_take_the_background(channels: int, dtype: str) -> None:
+def test_opaque_pixels_keep_their_colour_clear_ones_get_the_background(channels: int, dtype: str) -> None:
     pixels = picture(dtype, channels).copy()
     pixels[:, :, -1] = WHITE[dtype]
     pixels[:5, :, -1] = 0
@@ -52,11 +52,11 @@ def test_half_transparent_pixels_are_halfway_to_the_background(dtype: str) -> No
     pixels = flat(0.5, dtype, channels=4).copy()
     result = step("rgb(background=[1, 1, 1])")(pixels)
     alpha = float(pixels[0, 0, 3]) / WHITE[dtype]
-    wanted = float(pixels[0, 0, 0]) * alpha + WHITE[dtype] * (1 - alpha)
-    np.testing.assert_allclose(result, wanted, atol=0.51 if WHITE[dtype] > 1 else 1e-6)
+    expected = float(pixels[0, 0, 0]) * alpha + WHITE[dtype] * (1 - alpha)
+    np.testing.assert_allclose(result, expected, atol=0.51 if WHITE[dtype] > 1 else 1e-6)
 
 
-def test_rgb_refuses_more_than_four_channels_as_a_bad_picture() -> None:
+def test_rgb_refuses_more_than_four_channels() -> None:
     with pytest.raises(BadPicture, match=r"wrong_channels.*5 channels"):
         step("rgb")(picture(channels=5))
 
@@ -69,6 +69,6 @@ def test_channels_picks_repeats_and_reorders(dtype: str) -> None:
     assert result.flags.c_contiguous
 
 
-def test_channels_refuses_a_picture_without_that_band_as_a_bad_picture() -> None:
-    with pytest.raises(BadPicture, match="wrong_channels: band 3 asked for, but there are only 3"):
+def test_channels_refuses_a_picture_without_the_band() -> None:
+    with pytest.raises(BadPicture, match="wrong_channels: band 3 does not exist; the picture has 3 channels"):
         step("channels([0, 3])")(picture(channels=3))

@@ -11,15 +11,17 @@ from tests.step_examples import DTYPES, WHITE, assert_close, frozen, picture, st
 IDENTITIES = ("convolve([[1]])", "convolve([[0, 0, 0], [0, 1, 0], [0, 0, 0]])", "convolve([[0, 3, 0]], normalize=True)")
 
 
-def by_torch(pixels: np.ndarray, made: Convolve) -> np.ndarray:
+def by_torch(pixels: np.ndarray, convolution: Convolve) -> np.ndarray:
     planes = torch.from_numpy(np.moveaxis(pixels.astype(np.float64), 2, 0).copy())[:, None]
-    kernel = torch.tensor(made.kernel, dtype=torch.float64)[None, None]
-    if made.padding == "same" and made.stride > 1:  # torch has no such thing; ours is every so-many-th pixel of same
-        result = torch.nn.functional.conv2d(planes, kernel, padding="same", dilation=made.dilation)
-        result = result[:, :, :: made.stride, :: made.stride]
+    kernel = torch.tensor(convolution.kernel, dtype=torch.float64)[None, None]
+    if (
+        convolution.padding == "same" and convolution.stride > 1
+    ):  # not supported by torch: every stride-th pixel of "same"
+        result = torch.nn.functional.conv2d(planes, kernel, padding="same", dilation=convolution.dilation)
+        result = result[:, :, :: convolution.stride, :: convolution.stride]
     else:
         result = torch.nn.functional.conv2d(
-            planes, kernel, stride=made.stride, padding=made.padding, dilation=made.dilation
+            planes, kernel, stride=convolution.stride, padding=convolution.padding, dilation=convolution.dilation
         )
     return np.moveaxis(result[:, 0].numpy(), 0, 2)
 
@@ -41,15 +43,15 @@ def convolutions(draw: st.DrawFn) -> Convolve:
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @given(convolutions(), st.sampled_from(DTYPES), st.sampled_from([1, 3, 7]), st.integers(0, 99))
 @settings(deadline=None, max_examples=120)
-def test_a_convolution_equals_pytorchs_conv2d(made: Convolve, dtype: str, channels: int, seed: int) -> None:
+def test_a_convolution_equals_pytorchs_conv2d(convolution: Convolve, dtype: str, channels: int, seed: int) -> None:
     pixels = picture(dtype, channels, 14, 17, seed)
-    wanted = by_torch(pixels, made)
-    result = made(pixels)
-    assert result.shape == wanted.shape
+    expected = by_torch(pixels, convolution)
+    result = convolution(pixels)
+    assert result.shape == expected.shape
     if dtype == "float32":
-        np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
     else:
-        assert np.abs(result - np.clip(wanted, 0, WHITE[dtype])).max() <= 0.5 + 1e-6
+        assert np.abs(result - np.clip(expected, 0, WHITE[dtype])).max() <= 0.5 + 1e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -76,7 +78,7 @@ def test_it_is_a_cross_correlation_that_does_not_flip_the_kernel() -> None:
     np.testing.assert_array_equal(result[1:4, 1:4, 0], [[9, 8, 7], [6, 5, 4], [3, 2, 1]])
 
 
-def test_dilation_is_the_kernel_with_zeros_between_its_weights() -> None:
+def test_dilation_puts_zeros_between_the_kernels_weights() -> None:
     pixels = picture()
     spread = step("convolve([[1, 0, 2], [0, 0, 0], [3, 0, 4]], normalize=True)")
     np.testing.assert_array_equal(
@@ -85,16 +87,16 @@ def test_dilation_is_the_kernel_with_zeros_between_its_weights() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_large_kernel_is_as_right_as_a_small_one(dtype: str) -> None:
+def test_a_large_kernel_is_as_exact_as_a_small_one(dtype: str) -> None:
     pixels = picture(dtype, channels=2, height=30, width=40)
     rows = [[(i * 7 + j * 3) % 5 for j in range(15)] for i in range(13)]
-    made = Convolve(tuple(map(tuple, rows)), normalize=True, border="zeros")
+    convolution = Convolve(tuple(map(tuple, rows)), normalize=True, border="zeros")
     total = sum(map(sum, rows))
-    wanted = by_torch(pixels, Convolve(tuple(tuple(w / total for w in row) for row in rows)))
-    assert np.abs(made(pixels) - wanted).max() <= (0.501 if dtype != "float32" else 1e-5)
+    expected = by_torch(pixels, Convolve(tuple(tuple(w / total for w in row) for row in rows)))
+    assert np.abs(convolution(pixels) - expected).max() <= (0.501 if dtype != "float32" else 1e-5)
 
 
-def test_a_kernel_larger_than_the_picture_makes_it_too_small() -> None:
+def test_a_kernel_larger_than_the_picture_is_refused() -> None:
     with pytest.raises(BadPicture, match="too_small: a kernel of 5x1 pixels does not fit into a picture of 4x3"):
         step("convolve([[1, 1, 1, 1, 1]], padding='valid')")(picture(height=3, width=4))
 

@@ -1,4 +1,4 @@
-"""What holds for every augmentation, on every dtype and any number of channels."""
+"""Properties of every augmentation, for every dtype and number of channels."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def test_every_registered_augmentation_has_an_example() -> None:
 
 
 @pytest.mark.parametrize(("text", "dtype", "channels"), CASES)
-def test_an_augmentation_keeps_dtype_channels_and_size_and_leaves_its_input_alone(
-    text: str, dtype: str, channels: int
-) -> None:
+def test_an_augmentation_keeps_dtype_channels_and_size_and_its_input(text: str, dtype: str, channels: int) -> None:
     pixels = picture(dtype, channels)  # read-only: writing to it would raise
     for number in range(4):
         result = drawn(text, pixels, number)
@@ -62,7 +60,7 @@ def test_an_augmentation_keeps_dtype_channels_and_size_and_leaves_its_input_alon
 
 
 @pytest.mark.parametrize("text", AUGMENTATIONS)
-def test_the_same_random_numbers_give_the_same_pixels_and_others_give_others(text: str) -> None:
+def test_the_random_numbers_determine_the_pixels(text: str) -> None:
     pixels = picture()
     variants = [drawn(text, pixels, number) for number in range(12)]
     for number, variant in enumerate(variants):
@@ -73,7 +71,7 @@ def test_the_same_random_numbers_give_the_same_pixels_and_others_give_others(tex
 
 @pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize("text", AUGMENTATIONS)
-def test_an_augmentation_takes_memory_in_any_order(text: str, channels: int) -> None:
+def test_an_augmentation_accepts_any_memory_layout(text: str, channels: int) -> None:
     channels = channels if takes(text, "uint8", channels) else 3
     pixels = picture(channels=channels)
     mirrored_view = np.asfortranarray(pixels[::-1])[::-1]
@@ -83,7 +81,7 @@ def test_an_augmentation_takes_memory_in_any_order(text: str, channels: int) -> 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
 @pytest.mark.parametrize("text", AUGMENTATIONS)
-def test_a_tiny_picture_is_augmented_or_told_to_be_too_small(text: str, shape: tuple[int, int]) -> None:
+def test_a_tiny_picture_is_augmented_or_refused_as_too_small(text: str, shape: tuple[int, int]) -> None:
     pixels = picture(height=shape[0], width=shape[1])
     if name_of(text) == "random_crop":
         with pytest.raises(BadPicture, match="too_small"):
@@ -94,14 +92,14 @@ def test_a_tiny_picture_is_augmented_or_told_to_be_too_small(text: str, shape: t
 
 
 @pytest.mark.parametrize("text", [text for text in AUGMENTATIONS if takes(text, "uint8", 130)])
-def test_more_channels_than_opencv_has_room_for_are_taken_in_groups(text: str) -> None:
+def test_more_channels_than_opencv_supports_are_processed_in_groups(text: str) -> None:
     pixels = picture(channels=130, height=12, width=14)
     pixels = np.ascontiguousarray(np.tile(pixels, (2, 2, 1)))
     assert drawn(text, pixels, 1).shape[2] == 130
 
 
 @pytest.mark.parametrize("name", WITH_P)
-def test_with_probability_0_the_very_same_picture_comes_back(name: str) -> None:
+def test_probability_0_returns_the_very_same_array(name: str) -> None:
     needed = {"rotate": "degrees=30, ", "shear": "degrees=30, ", "zoom": "amount=0.5, ", "sometimes": "steps=invert, "}
     pixels = picture()
     for number in range(5):
@@ -126,10 +124,10 @@ def test_with_probability_0_the_very_same_picture_comes_back(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_with_nothing_to_draw_from_the_pixels_stay(text: str, dtype: str) -> None:
+def test_parameters_without_effect_keep_the_pixels(text: str, dtype: str) -> None:
     pixels = picture(dtype)
     for number in range(3):
-        # Autocontrast and equalize have no magnitude: 0 does not tame them.
+        # Autocontrast and equalize have no magnitude, so they also change pixels at 0.
         if text.startswith("randaugment") and generator(number).integers(14) >= 12:
             continue
         np.testing.assert_array_equal(drawn(text, pixels, number), pixels)
@@ -144,7 +142,7 @@ def test_with_nothing_to_draw_from_the_pixels_stay(text: str, dtype: str) -> Non
         ("random_crop(21)", "uint8", 3, "too_small"),
     ],
 )
-def test_a_picture_that_a_step_cannot_take_is_refused_with_its_reason(
+def test_a_picture_that_a_step_cannot_process_is_refused_by_reason(
     text: str, dtype: str, channels: int, reason: str
 ) -> None:
     with pytest.raises(BadPicture) as refused:
@@ -152,7 +150,7 @@ def test_a_picture_that_a_step_cannot_take_is_refused_with_its_reason(
     assert refused.value.reason == reason
 
 
-def test_a_side_too_long_for_opencv_is_refused_where_pixels_are_mixed_and_no_trouble_elsewhere() -> None:
+def test_a_side_too_long_for_opencv_is_refused_only_by_warps() -> None:
     long = np.zeros((1, 32_767, 1), np.uint8)
     with pytest.raises(BadPicture, match="too_large"):
         drawn("rotate(30)", long, 1)

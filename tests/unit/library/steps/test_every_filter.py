@@ -1,4 +1,4 @@
-"""What holds for every filter, on every dtype and any number of channels."""
+"""Properties of every filter, for every dtype and number of channels."""
 
 import contextlib
 
@@ -28,9 +28,7 @@ def test_every_registered_filter_has_an_example() -> None:
 
 
 @pytest.mark.parametrize(("text", "dtype", "channels"), CASES)
-def test_a_filter_gives_height_width_channels_of_the_same_dtype_and_leaves_its_input_alone(
-    text: str, dtype: str, channels: int
-) -> None:
+def test_a_filter_keeps_the_dtype_and_does_not_change_its_input(text: str, dtype: str, channels: int) -> None:
     pixels = picture(dtype, channels)
     before = pixels.copy()
     result = step(text)(pixels)
@@ -46,7 +44,7 @@ def test_a_filter_gives_height_width_channels_of_the_same_dtype_and_leaves_its_i
 
 @pytest.mark.parametrize("text", FILTERS)
 @pytest.mark.parametrize("channels", [1, 4])
-def test_a_filter_takes_memory_in_any_order(text: str, channels: int) -> None:
+def test_a_filter_accepts_any_memory_layout(text: str, channels: int) -> None:
     pixels = picture(channels=channels)
     mirrored_view = np.asfortranarray(pixels[::-1])[::-1]
     np.testing.assert_array_equal(step(text)(mirrored_view), step(text)(pixels))
@@ -54,7 +52,7 @@ def test_a_filter_takes_memory_in_any_order(text: str, channels: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("text", PER_CHANNEL + RESIZING)
-def test_seven_channels_together_give_what_each_gives_by_itself(text: str, dtype: str) -> None:
+def test_seven_channels_are_filtered_like_each_one_separately(text: str, dtype: str) -> None:
     pixels = picture(dtype, channels=7)
     together = step(text)(pixels)
     apart = np.concatenate([step(text)(pixels[:, :, [channel]]) for channel in range(7)], axis=2)
@@ -62,7 +60,7 @@ def test_seven_channels_together_give_what_each_gives_by_itself(text: str, dtype
 
 
 @pytest.mark.parametrize("text", PER_CHANNEL + RESIZING)
-def test_more_channels_than_opencv_has_room_for_are_taken_in_groups(text: str) -> None:
+def test_more_channels_than_opencv_supports_are_processed_in_groups(text: str) -> None:
     pixels = picture(channels=130, height=12, width=14)
     result = step(text)(pixels)
     assert_close(result[:, :, 129:], step(text)(pixels[:, :, 129:]))
@@ -70,7 +68,7 @@ def test_more_channels_than_opencv_has_room_for_are_taken_in_groups(text: str) -
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("text", FILTERS)
-def test_the_result_hangs_neither_on_chance_nor_on_the_number_of_threads(text: str, dtype: str) -> None:
+def test_the_result_depends_neither_on_chance_nor_on_threads(text: str, dtype: str) -> None:
     pixels = picture(dtype, height=40, width=50)
     threads = cv2.getNumThreads()
     try:
@@ -85,7 +83,7 @@ def test_the_result_hangs_neither_on_chance_nor_on_the_number_of_threads(text: s
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2), (8, 8)])
 @pytest.mark.parametrize("text", FILTERS)
-def test_a_tiny_picture_is_filtered_or_told_to_be_too_small(text: str, shape: tuple[int, int]) -> None:
+def test_a_tiny_picture_is_filtered_or_refused_as_too_small(text: str, shape: tuple[int, int]) -> None:
     for dtype in DTYPES:
         for channels in (1, 3):
             reason, result = None, None
@@ -102,7 +100,7 @@ def test_a_tiny_picture_is_filtered_or_told_to_be_too_small(text: str, shape: tu
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("text", FILTERS)
-def test_a_value_that_is_no_number_is_passed_on_or_refused(text: str, value: float) -> None:
+def test_nan_and_infinity_are_passed_on_or_refused(text: str, value: float) -> None:
     pixels = picture("float32").copy()
     pixels[7, 8, 0] = value
     with contextlib.suppress(BadPicture):

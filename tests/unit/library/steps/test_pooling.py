@@ -27,18 +27,18 @@ def test_pooling_equals_pytorchs(size: int, stride: int, dtype: str, channels: i
 
 
 @pytest.mark.parametrize("name", ["max_pool", "avg_pool"])
-def test_the_stride_is_the_size_unless_said(name: str) -> None:
+def test_the_default_stride_is_the_size(name: str) -> None:
     assert str(step(f"{name}(3)")) == f"{name}(size=3, stride=3)"
     assert step(f"{name}(3)")(picture(height=11, width=9)).shape == (3, 3, 3)
 
 
 @pytest.mark.parametrize("name", ["max_pool", "avg_pool"])
-def test_a_window_larger_than_the_picture_makes_it_too_small(name: str) -> None:
+def test_a_window_larger_than_the_picture_is_refused(name: str) -> None:
     with pytest.raises(BadPicture, match="too_small"):
         step(f"{name}(4)")(picture(height=3, width=9))
 
 
-def test_max_pool_passes_a_value_that_is_no_number_on_as_pytorch_does() -> None:
+def test_max_pool_passes_nan_on_like_pytorch() -> None:
     pixels = picture("float32").copy()
     pixels[3, 3, 1] = np.nan
     assert np.argwhere(np.isnan(step("max_pool(2)")(pixels))).tolist() == [[1, 1, 1]]

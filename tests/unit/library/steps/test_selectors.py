@@ -17,20 +17,20 @@ HEADER_ONLY = SELECTORS[: SELECTORS.index("not_blank")]
 def undecodable(
     width: int = 30, height: int = 20, key: str = "k", label: str | None = "cat", size: int = 100, **header: object
 ) -> Picture:
-    """A picture with a good header and bytes that nothing can decode."""
+    """A picture with a valid header and bytes that cannot be decoded."""
     head = Header(**{"format": "jpeg", "width": width, "height": height, "channels": 3, **header})
     predicted = {"top_classes": ["cat", "dog"], "top_probabilities": [0.95, 0.04]}
     return Picture(key, label, head, lambda: b"x" * size, predicted)
 
 
 def decoded(pixels: np.ndarray) -> Picture:
-    made = undecodable()
-    made.replace(pixels)
-    return made
+    example = undecodable()
+    example.replace(pixels)
+    return example
 
 
-def reason(text: str, made: Picture) -> str | None:
-    return step(text).reason(made)
+def reason(text: str, example: Picture) -> str | None:
+    return step(text).reason(example)
 
 
 def test_every_registered_selector_has_an_example() -> None:
@@ -40,14 +40,14 @@ def test_every_registered_selector_has_an_example() -> None:
 
 @pytest.mark.parametrize("text", HEADER_ONLY)
 def test_a_header_selector_decodes_nothing_and_changes_nothing(text: str) -> None:
-    made = undecodable()
-    assert reason(text, made) in (None, "not_sampled")
-    assert not made.changed
-    assert made.decode_seconds == 0
+    example = undecodable()
+    assert reason(text, example) in (None, "not_sampled")
+    assert not example.changed
+    assert example.decode_seconds == 0
 
 
 @pytest.mark.parametrize(
-    ("text", "header", "wanted"),
+    ("text", "header", "expected"),
     [
         ("min_size(short_side=20)", {}, None),
         ("min_size(short_side=21)", {}, "below_min_size"),
@@ -78,22 +78,22 @@ def test_a_header_selector_decodes_nothing_and_changes_nothing(text: str) -> Non
         ("file_size_between(max_bytes=99)", {}, "too_many_bytes"),
     ],
 )
-def test_a_header_selector_keeps_or_drops_with_its_reason(text: str, header: dict, wanted: str | None) -> None:
-    assert reason(text, undecodable(**header)) == wanted
+def test_a_header_selector_keeps_or_drops_with_its_reason(text: str, header: dict, expected: str | None) -> None:
+    assert reason(text, undecodable(**header)) == expected
 
 
-def test_a_size_selector_sees_the_size_that_a_filter_has_made() -> None:
-    made = undecodable(width=300, height=300)
-    made.replace(picture(height=10, width=10))
-    assert reason("min_size(short_side=20)", made) == "below_min_size"
+def test_a_size_selector_sees_the_size_after_a_filter() -> None:
+    example = undecodable(width=300, height=300)
+    example.replace(picture(height=10, width=10))
+    assert reason("min_size(short_side=20)", example) == "below_min_size"
 
 
-def test_a_score_is_compared_as_it_is_stored() -> None:
+def test_a_score_is_compared_as_the_stored_float32() -> None:
     stored = float(np.float32(0.9))
     assert stored < 0.9
     header = Header("jpeg", 30, 20, 3)
-    made = Picture("k", None, header, bytes, {"top_classes": ["cat"], "top_probabilities": [stored]})
-    assert reason("score_at_least('cat', 0.9)", made) is None
+    example = Picture("k", None, header, bytes, {"top_classes": ["cat"], "top_probabilities": [stored]})
+    assert reason("score_at_least('cat', 0.9)", example) is None
     unscored = Picture("k", None, header, bytes, {"top_classes": None, "top_probabilities": None})
     assert reason("score_at_least('cat', 0)", unscored) == "score_below"
 
@@ -103,24 +103,24 @@ def test_a_score_is_compared_as_it_is_stored() -> None:
     st.floats(0, 1),
     st.floats(0, 1),
 )
-def test_a_higher_score_keeps_a_part_of_what_a_lower_one_keeps(shares: list[float], one: float, other: float) -> None:
+def test_a_higher_score_keeps_a_subset_of_a_lower_one(shares: list[float], one: float, other: float) -> None:
     names = [f"class {number}" for number in range(len(shares))]
     columns = {"top_classes": names, "top_probabilities": sorted(shares, reverse=True)}
-    made = Picture("k", None, Header("jpeg", 30, 20, 3), bytes, columns)
+    example = Picture("k", None, Header("jpeg", 30, 20, 3), bytes, columns)
     low, high = sorted((one, other))
     for name, share in zip(names, columns["top_probabilities"], strict=True):
-        at_low, at_high = (reason(f"score_at_least('{name}', {least!r})", made) for least in (low, high))
+        at_low, at_high = (reason(f"score_at_least('{name}', {least!r})", example) for least in (low, high))
         assert at_high is not None or at_low is None
         assert (at_low is None) == (np.float32(share) >= np.float32(low))
 
 
-def test_a_dataset_without_predictions_is_told_where_they_come_from() -> None:
+def test_without_predictions_the_error_names_striate_predict() -> None:
     bare = Picture("some/key", None, Header("jpeg", 30, 20, 3), bytes, {})
     with pytest.raises(StepError, match=r"'some/key'.*no column 'top_classes'; run `striate predict BUNDLE DATASET"):
         reason("score_at_least('cat', 0.9)", bare)
 
 
-def kept(text: str, keys: int = 4000) -> set[int]:
+def kept_keys(text: str, keys: int = 4000) -> set[int]:
     chosen = step(text)
     return {key for key in range(keys) if chosen.reason(undecodable(key=f"img/{key}.jpg")) is None}
 
@@ -128,18 +128,18 @@ def kept(text: str, keys: int = 4000) -> set[int]:
 @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.9])
 def test_a_sample_keeps_about_its_fraction(fraction: float) -> None:
     deviation = math.sqrt(fraction * (1 - fraction) / 4000)
-    assert len(kept(f"sample({fraction})")) / 4000 == pytest.approx(fraction, abs=4 * deviation)
+    assert len(kept_keys(f"sample({fraction})")) / 4000 == pytest.approx(fraction, abs=4 * deviation)
 
 
-def test_a_sample_hangs_on_the_key_and_the_seed_and_grows_with_the_fraction() -> None:
-    assert kept("sample(0.2)") == kept("sample(0.2, seed=0)")
-    assert kept("sample(0.2)") < kept("sample(0.4)")
-    both = kept("sample(0.5)") & kept("sample(0.5, seed=1)")
+def test_a_sample_depends_on_key_and_seed_and_grows_with_the_fraction() -> None:
+    assert kept_keys("sample(0.2)") == kept_keys("sample(0.2, seed=0)")
+    assert kept_keys("sample(0.2)") < kept_keys("sample(0.4)")
+    both = kept_keys("sample(0.5)") & kept_keys("sample(0.5, seed=1)")
     assert len(both) / 4000 == pytest.approx(0.25, abs=0.04)
 
 
-def test_a_sample_is_the_same_in_every_release() -> None:
-    assert sorted(kept("sample(0.1)", 60)) == PINNED_SAMPLE
+def test_a_sample_never_changes_between_releases() -> None:
+    assert sorted(kept_keys("sample(0.1)", 60)) == PINNED_SAMPLE
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -176,7 +176,7 @@ def test_brightness_and_contrast_are_fractions_of_white(channels: int, dtype: st
 
 
 @pytest.mark.parametrize("text", ["not_blank", "sharp_at_least", "brightness_between(0.1)", "contrast_at_least(0.1)"])
-def test_a_picture_with_no_number_in_it_cannot_be_judged(text: str) -> None:
+def test_selectors_of_pixels_refuse_a_picture_with_nan(text: str) -> None:
     pixels = picture("float32").copy()
     pixels[2, 2, 1] = np.nan
     with pytest.raises(BadPicture, match="not_finite"):

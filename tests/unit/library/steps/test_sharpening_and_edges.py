@@ -16,27 +16,27 @@ def step_edge(dtype: str, height: float = 1.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("text", ["sharpen(amount=1)", "laplacian_sharpen"])
-def test_sharpening_steepens_an_edge_and_a_blur_takes_it_back(text: str) -> None:
+def test_sharpening_steepens_an_edge_that_a_blur_flattens(text: str) -> None:
     soft = step("gaussian_blur(1.5)")(step_edge("float32"))
     sharp = step(text)(soft)
     assert np.diff(sharp[8, :, 0]).max() > 1.1 * np.diff(soft[8, :, 0]).max()
 
 
-def test_sharpen_is_the_unsharp_mask_of_its_formula() -> None:
+def test_sharpen_follows_the_formula_of_the_unsharp_mask() -> None:
     pixels = picture("float32")
     blurred = step("gaussian_blur(2)")(pixels)
-    wanted = pixels + np.float32(0.7) * (pixels - blurred)
-    assert_close(step("sharpen(amount=0.7, sigma=2)")(pixels), wanted)
+    expected = pixels + np.float32(0.7) * (pixels - blurred)
+    assert_close(step("sharpen(amount=0.7, sigma=2)")(pixels), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_laplacian_sharpen_takes_off_the_laplacian(dtype: str) -> None:
+def test_laplacian_sharpen_subtracts_the_laplacian(dtype: str) -> None:
     pixels = picture(dtype, channels=1)
     plane = pixels[:, :, 0].astype(np.float64)
-    wanted = plane - 0.25 * ndimage.laplace(plane, mode="mirror")
+    expected = plane - 0.25 * ndimage.laplace(plane, mode="mirror")
     if dtype != "float32":
-        wanted = np.rint(np.clip(wanted, 0, WHITE[dtype]))
-    assert_close(step("laplacian_sharpen(0.25)")(pixels), wanted.astype(dtype)[:, :, None])
+        expected = np.rint(np.clip(expected, 0, WHITE[dtype]))
+    assert_close(step("laplacian_sharpen(0.25)")(pixels), expected.astype(dtype)[:, :, None])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -51,7 +51,7 @@ def test_a_step_from_black_to_white_gives_white_with_every_operator(operator: st
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_a_direction_finds_the_edges_that_run_that_way_only(operator: str, dtype: str) -> None:
+def test_a_direction_finds_only_edges_of_that_direction(operator: str, dtype: str) -> None:
     edge = step_edge(dtype)
     vertical = step(f'edges(gain=1, direction="vertical", operator="{operator}")')
     horizontal = step(f'edges(gain=1, direction="horizontal", operator="{operator}")')
@@ -62,11 +62,11 @@ def test_a_direction_finds_the_edges_that_run_that_way_only(operator: str, dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_all_directions_are_the_length_of_both(dtype: str) -> None:
+def test_all_directions_give_the_gradients_length(dtype: str) -> None:
     pixels = picture(dtype)
     parts = [step(f'edges(gain=1, direction="{way}")')(pixels).astype(np.float64) for way in ("vertical", "horizontal")]
-    wanted = np.minimum(np.hypot(*parts), WHITE[dtype] if dtype != "float32" else np.inf)
-    np.testing.assert_allclose(step("edges(gain=1)")(pixels), wanted, atol=1.5 if dtype != "float32" else 1e-5)
+    expected = np.minimum(np.hypot(*parts), WHITE[dtype] if dtype != "float32" else np.inf)
+    np.testing.assert_allclose(step("edges(gain=1)")(pixels), expected, atol=1.5 if dtype != "float32" else 1e-5)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -91,10 +91,10 @@ def test_gain_multiplies_and_integers_saturate() -> None:
     assert step("edges(gain=10)")(step_edge("float32", 0.3)).max() == pytest.approx(3)
 
 
-def test_the_laplacian_is_that_of_scipy() -> None:
+def test_the_laplacian_equals_scipys() -> None:
     pixels = picture("float32", channels=1)
-    wanted = np.abs(ndimage.laplace(pixels[:, :, 0], mode="mirror"))
-    np.testing.assert_allclose(step('edges(gain=1, operator="laplacian")')(pixels)[:, :, 0], wanted, atol=1e-5)
+    expected = np.abs(ndimage.laplace(pixels[:, :, 0], mode="mirror"))
+    np.testing.assert_allclose(step('edges(gain=1, operator="laplacian")')(pixels)[:, :, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,6 +110,6 @@ def test_canny_thresholds_are_in_the_units_of_edges() -> None:
     assert not step("canny(low=0.2, high=0.32)")(faint).any()
 
 
-def test_canny_refuses_a_value_that_is_no_number() -> None:
+def test_canny_refuses_nan() -> None:
     with pytest.raises(BadPicture, match="not_finite"):
         step("canny")(flat(np.nan, "float32"))

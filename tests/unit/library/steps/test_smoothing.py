@@ -16,7 +16,7 @@ def impulse(dtype: str, channels: int = 1) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gaussian_blur_is_what_opencv_computes(dtype: str) -> None:
+def test_gaussian_blur_equals_opencvs(dtype: str) -> None:
     pixels = picture(dtype)
     np.testing.assert_array_equal(step("gaussian_blur(2)")(pixels), cv2.GaussianBlur(pixels, (0, 0), 2))
 
@@ -32,13 +32,13 @@ def test_gaussian_blur_of_an_impulse_is_the_bell_curve() -> None:
 def test_box_blur_is_the_mean_of_its_window(half: int, seed: int) -> None:
     pixels = picture("float32", channels=1, seed=seed)
     size = 2 * half + 1
-    wanted = ndimage.uniform_filter(pixels[:, :, 0].astype(np.float64), size, mode="mirror")
-    np.testing.assert_allclose(step(f"box_blur({size})")(pixels)[:, :, 0], wanted, rtol=1e-5)
+    expected = ndimage.uniform_filter(pixels[:, :, 0].astype(np.float64), size, mode="mirror")
+    np.testing.assert_allclose(step(f"box_blur({size})")(pixels)[:, :, 0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("text", ["gaussian_blur(2)", "box_blur(5)", "median_blur", "bilateral", "denoise(1)"])
-def test_smoothing_lessens_noise_and_keeps_the_mean(text: str, dtype: str) -> None:
+def test_smoothing_reduces_noise_and_keeps_the_mean(text: str, dtype: str) -> None:
     noise = np.random.default_rng(0).normal(0.5, 0.05, (40, 40, 3))
     noisy = frozen((noise * WHITE[dtype]).astype(dtype))
     result = step(text)(noisy)
@@ -49,24 +49,24 @@ def test_smoothing_lessens_noise_and_keeps_the_mean(text: str, dtype: str) -> No
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [3, 5, 7])
 def test_the_median_removes_salt_and_pepper(size: int, dtype: str) -> None:
-    wanted = flat(0.5, dtype, channels=2, height=30, width=30)
-    salted = wanted.copy()
+    expected = flat(0.5, dtype, channels=2, height=30, width=30)
+    salted = expected.copy()
     salted[3::6, 3::6] = WHITE[dtype]
     salted[5::6, 2::6] = 0
-    np.testing.assert_array_equal(step(f"median_blur({size})")(frozen(salted)), wanted)
+    np.testing.assert_array_equal(step(f"median_blur({size})")(frozen(salted)), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [3, 5, 9])
-def test_the_median_is_the_one_that_scipy_finds(size: int, dtype: str) -> None:
+def test_the_median_equals_scipys(size: int, dtype: str) -> None:
     pixels = picture(dtype, channels=4)
-    wanted = ndimage.median_filter(pixels, (size, size, 1), mode="nearest")
-    np.testing.assert_array_equal(step(f"median_blur({size})")(pixels), wanted)
+    expected = ndimage.median_filter(pixels, (size, size, 1), mode="nearest")
+    np.testing.assert_array_equal(step(f"median_blur({size})")(pixels), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("text", ["bilateral(sigma_space=2, sigma_color=0.1)", "denoise(strength=0.05)"])
-def test_an_edge_stays_where_a_gaussian_blur_would_melt_it(text: str, dtype: str) -> None:
+def test_edge_preserving_filters_keep_an_edge_a_gaussian_blurs(text: str, dtype: str) -> None:
     clean = np.zeros((30, 30, 1))
     clean[:, 15:] = 0.7
     noisy = clean + 0.1 + np.random.default_rng(0).normal(0, 0.02, clean.shape)
@@ -78,7 +78,7 @@ def test_an_edge_stays_where_a_gaussian_blur_would_melt_it(text: str, dtype: str
 
 @pytest.mark.parametrize("text", ["bilateral", "denoise(patch_size=3, search_size=5)"])
 @pytest.mark.parametrize("channels", [2, 4, 7])
-def test_channels_that_are_no_colour_are_denoised_one_by_one(text: str, channels: int) -> None:
+def test_channels_other_than_rgb_are_denoised_one_by_one(text: str, channels: int) -> None:
     for dtype in DTYPES:
         pixels = picture(dtype, channels)
         apart = [step(text)(pixels[:, :, [channel]]) for channel in range(channels)]
@@ -86,7 +86,7 @@ def test_channels_that_are_no_colour_are_denoised_one_by_one(text: str, channels
 
 
 @pytest.mark.parametrize("text", ["box_blur", "median_blur", "bilateral", "denoise"])
-def test_a_value_that_is_no_number_is_refused_where_it_would_spread(text: str) -> None:
+def test_nan_is_refused_where_it_would_spread(text: str) -> None:
     pixels = picture("float32").copy()
     pixels[0, 0, 0] = np.nan
     with pytest.raises(BadPicture, match="not_finite"):
@@ -94,7 +94,7 @@ def test_a_value_that_is_no_number_is_refused_where_it_would_spread(text: str) -
 
 
 @pytest.mark.parametrize("border", ["reflect_101", "reflect", "replicate", "zeros"])
-def test_the_border_says_what_lies_past_the_rim(border: str) -> None:
+def test_border_says_what_is_outside_the_picture(border: str) -> None:
     row = np.asarray([[1, 2, 4, 8]], np.float32)[:, :, None].repeat(3, axis=0)
     first = step(f'box_blur(3, border="{border}")')(frozen(row))[1, 0, 0]
     left = {"reflect_101": 2, "reflect": 1, "replicate": 1, "zeros": 0}[border]

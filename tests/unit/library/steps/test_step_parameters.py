@@ -1,4 +1,4 @@
-"""Text, equality, pickling, and what is refused when a step is made."""
+"""Text, equality, pickling, and what is refused when a step is built."""
 
 import pickle
 
@@ -29,13 +29,13 @@ def test_the_canonical_text_is_read_back_as_an_equal_step(text: str) -> None:
 
 @pytest.mark.parametrize("text", EVERY)
 def test_a_step_can_be_pickled(text: str) -> None:
-    made = step(text)
-    assert pickle.loads(pickle.dumps(made)) == made
-    assert hash(pickle.loads(pickle.dumps(made))) == hash(made)
+    example = step(text)
+    assert pickle.loads(pickle.dumps(example)) == example
+    assert hash(pickle.loads(pickle.dumps(example))) == hash(example)
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_a_step_says_in_one_line_what_it_does_and_what_each_parameter_means(name: str) -> None:
+def test_a_step_has_a_one_line_summary_and_described_parameters(name: str) -> None:
     cls = REGISTRY[name]
     first = (cls.__doc__ or "").splitlines()[0]
     assert 10 < len(first) < 120
@@ -67,12 +67,12 @@ weights = st.floats(-50, 50, width=32)
     )
 )
 @settings(deadline=None, max_examples=150)
-def test_any_parameters_survive_the_text(made: object) -> None:
-    assert Pipeline.parse(str(made)).steps == (made,)
+def test_any_parameters_survive_the_text(example: object) -> None:
+    assert Pipeline.parse(str(example)).steps == (example,)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("box_blur(4)", "should be odd, so that the window has a middle pixel; try 3 or 5"),
         ("box_blur(1)", "greater than or equal to 3"),
@@ -92,10 +92,10 @@ def test_any_parameters_survive_the_text(made: object) -> None:
         ("convolve([[]])", "at least one weight"),
         ("convolve([[1, 2], [3]])", "rows of equal length; they have 1 and 2"),
         ("convolve([[1, 'a']])", "valid number"),
-        ("convolve([[1, -1]], normalize=True)", "sum to 0"),
-        ("convolve([[20000]])", "at most 10000"),
+        ("convolve([[1, -1]], normalize=True)", "the sum of the weights, which is 0"),
+        ("convolve([[20000]])", "the limit is 10000"),
         ("convolve([[1, 1]], dilation=1000, stride=0)", "greater than or equal to 1"),
-        ("convolve([[1, 1, 1]], dilation=900)", "reaches over 1801 pixels"),
+        ("convolve([[1, 1, 1]], dilation=900)", "covers 1801 pixels"),
         ("convolve([[1]], padding='full')", "'same' or 'valid'"),
         ("convolve([[1]], padding=-1)", "0 to 1001 pixels"),
         ("convolve([[1]], padding='valid', border='zeros')", "'border' has no effect"),
@@ -105,7 +105,7 @@ def test_any_parameters_survive_the_text(made: object) -> None:
         ("binarize('otsu', threshold=0.5)", "no effect"),
         ("binarize('fixed', size=3)", 'belongs to "adaptive"'),
         ("binarize('fixed', threshold=128)", "less than or equal to 1"),
-        ("contrast_stretch(60, 40)", "should be under"),
+        ("contrast_stretch(60, 40)", "should be below"),
         ("channels([])", "at least 1 item"),
         ("channels([-1])", "greater than or equal to 0"),
         ("rgb(background=[255, 255, 255])", "less than or equal to 1"),
@@ -133,8 +133,8 @@ def test_any_parameters_survive_the_text(made: object) -> None:
         ("sample(0.5, seed=-1)", "greater than or equal to 0"),
     ],
 )
-def test_a_wrong_parameter_is_refused_and_the_message_says_what_would_work(text: str, told: str) -> None:
+def test_a_wrong_parameter_is_refused_with_what_would_work(text: str, message: str) -> None:
     with pytest.raises(GrammarError) as caught:
         Pipeline.parse(text)
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert caught.value.message.startswith(text.split("(")[0])
