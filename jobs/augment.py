@@ -12,6 +12,7 @@ from library.dataset.manifest import Job, Manifest, load_manifest
 from library.errors import UsageError
 from library.imaging.codec import Encoding
 from library.pipeline.augmentation import Augmenter, parse_augmentation
+from library.steps import plugins
 from library.work.augment_shard import AugmentJob
 
 _MOST_COPIES = 10_000
@@ -62,6 +63,7 @@ def plan_augment(
             f"{source} holds copies already, and with --keep-original two pictures could get one key: leave it out, or "
             "augment what that dataset was made from"
         )
+    used = plugins.digests(plugins.used_by(pipeline.steps))
     job = Job(
         kind="augment",
         source=source,
@@ -69,10 +71,11 @@ def plan_augment(
         pipeline=str(pipeline),
         pipeline_digest=pipeline.digest,
         encode=encoding,
-        options={"copies": copies, "keep_original": keep_original, "seed": seed, "limit": limit},
+        options={"copies": copies, "keep_original": keep_original, "seed": seed, "limit": limit}
+        | plugins.recorded(used),
     )
     check_claim(destination, job, overwrite=overwrite)
-    work = AugmentJob(source, str(pipeline), copies, seed, keep_original, encoding)
+    work = AugmentJob(source, str(pipeline), copies, seed, keep_original, encoding, used)
     return ShardPlan(
         source,
         destination,

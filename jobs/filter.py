@@ -12,6 +12,7 @@ from library.dataset.manifest import Job, Manifest, load_manifest
 from library.errors import UsageError
 from library.imaging.codec import Encoding
 from library.pipeline import Pipeline
+from library.steps import plugins
 from library.work.filter_shard import FilterJob
 
 
@@ -46,6 +47,7 @@ def plan_filter(
         raise UsageError(f"--limit {limit}: at least 1 picture")
     check_apart(source, destination)
     manifest = load_manifest(source)
+    used = plugins.digests(plugins.used_by(pipeline.steps))
     job = Job(
         kind="filter",
         source=source,
@@ -53,7 +55,7 @@ def plan_filter(
         pipeline=str(pipeline),
         pipeline_digest=pipeline.digest,
         encode=encoding,
-        options={"limit": limit, "measure": measure},
+        options={"limit": limit, "measure": measure} | plugins.recorded(used),
     )
     check_claim(destination, job, overwrite=overwrite)
     return ShardPlan(
@@ -61,7 +63,7 @@ def plan_filter(
         destination,
         (*manifest.jobs, job),
         shard_tasks(manifest, destination, limit),
-        FilterJob(source, str(pipeline), encoding, measure),
+        FilterJob(source, str(pipeline), encoding, measure, used),
         {"pipeline": str(pipeline), "encode": encoding},
         overwrite,
     )

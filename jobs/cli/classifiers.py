@@ -16,6 +16,7 @@ from jobs.cli.options import (
     Bundle,
     Gpu,
     Limit,
+    Plugins,
     Size,
     WorkersUnlessSize,
     check_size,
@@ -59,6 +60,7 @@ def predict_command(
         typer.Option("--dry-run", help="Print the plan without doing anything.", show_default=False),
     ] = None,
     address: Address = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Predict the class of every picture of a dataset, or print the classes of a few pictures.
@@ -141,6 +143,7 @@ def evaluate_command(
     gpu: Gpu = None,
     size: Size = None,
     address: Address = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Measure a classifier on a dataset: accuracy, loss, every class, calibration, with 95% intervals.
@@ -184,6 +187,7 @@ def export_command(
             help="File to write: a path or s3://.", show_default="NAME.onnx or NAME.pt2 in the current folder"
         ),
     ] = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Write a bundle as one file for other programs, after checking that it gives the same probabilities.

@@ -17,6 +17,7 @@ from jobs.cli.options import (
     Limit,
     Measure,
     Overwrite,
+    Plugins,
     Size,
     Source,
     Steps,
@@ -159,6 +160,7 @@ def filter_command(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     address: Address = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Run a pipeline of filters and selectors over every picture of a dataset.
@@ -199,6 +201,7 @@ def augment_command(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     address: Address = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Write random copies of every picture of a dataset.
@@ -276,6 +279,7 @@ def show_command(
         typer.Option(help="Number of random variants of each picture, drawn by --steps.", show_default=False),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the variants.", show_default="0")] = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Draw a contact sheet of pictures; with --steps, each beside its result or beside random variants.

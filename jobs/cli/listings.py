@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cluster.console import Json, Terminal
 from jobs import output
+from jobs.cli.options import Plugins
 from library import storage
 from library.errors import UsageError
 
@@ -21,6 +22,7 @@ def steps_command(
         str | None,
         typer.Option(help="PNG file for its example picture.", show_default="NAME.png in the current folder"),
     ] = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """List all steps with their parameters; or describe one step and write an example picture to a PNG file.

@@ -54,6 +54,24 @@ Overwrite = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan without doing anything.", show_default=False)]
 
 
+def _load_plugins(names: list[str] | None) -> list[str] | None:
+    from library.steps import plugins  # OpenCV, which `striate --help` need not wait for
+
+    plugins.load(names or ())
+    return names
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        callback=_load_plugins,
+        help="A Python file with steps of your own, or a module's name; may be given several times.",
+        show_default=False,
+    ),
+]
+
+
 def check_size(size: str | None, others: Mapping[str, object]) -> None:
     """Refuse options that `--size` already decides.
 

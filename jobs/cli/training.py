@@ -8,7 +8,7 @@ import typer
 
 from cluster.console import Json, say
 from jobs import output
-from jobs.cli.options import Address, Size, check_size
+from jobs.cli.options import Address, Plugins, Size, check_size
 from library.extras import check_installed
 
 
@@ -33,6 +33,7 @@ def train_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another training left there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
     address: Address = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Train a classifier by a recipe; the finished bundle predicts, evaluates and serves.
@@ -84,6 +85,7 @@ def ensemble_command(
     weights: Annotated[
         str | None, typer.Option(help="What each counts, e.g. 2,1.", show_default="all the same")
     ] = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Make one bundle of several: the mean of their probabilities.
@@ -106,6 +108,7 @@ def plan_command(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw ...")] = None,
     seconds: Annotated[float, typer.Option(min=0.3, help="How long to measure, in all.")] = 30.0,
     device: Annotated[str, typer.Option(help="Where the model learns: auto, cpu, cuda.")] = "auto",
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Measure how fast pictures are decoded and augmented and the model learns; say how many CPUs a device needs.

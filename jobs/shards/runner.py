@@ -30,6 +30,7 @@ from jobs.shards.worker import ShardResult, count_of, task_row, worker_class
 from library.dataset.manifest import Report
 from library.dataset.task import ShardJob, ShardTask
 from library.errors import StriateError
+from library.steps import plugins
 
 # A worker that can be scheduled is up long before, and a user would take silence for a fault.
 _WAITS_S = 15.0
@@ -167,7 +168,7 @@ class _Engine:
             rows = [task_row(number, task) for number, task in left.items()]
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 worker,
-                fn_constructor_args=(self._job, self.name, self._command),
+                fn_constructor_args=(self._job, self.name, self._command, plugins.loaded()),
                 compute=self._pool.strategy(len(rows)),
                 num_cpus=self._pool.cpus,
                 num_gpus=self._pool.gpus,

@@ -9,7 +9,7 @@ import resource
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from library import storage
 from library.dataset.manifest import Report, Tally, manifest_uri
 from library.dataset.task import ShardJob, ShardTask
 from library.errors import StriateError
+from library.steps.plugins import Plugin, install
 
 _BEAT_EVERY_S = 1.0
 # A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that
@@ -59,10 +60,11 @@ class ShardResult:
 class ShardWorker:
     """Works on one shard after another; a failure becomes a row, so that the driver reports it once and whole."""
 
-    def __init__(self, job: ShardJob[Report], run: str, command: str) -> None:
+    def __init__(self, job: ShardJob[Report], run: str, command: str, own_steps: Sequence[Plugin] = ()) -> None:
         import cv2
 
         self._job = job
+        self._own_steps = own_steps
         self._run = run
         self._metrics = WorkerMetrics(command)
         context = ray.get_runtime_context()
@@ -105,6 +107,7 @@ class ShardWorker:
         if begun > _MAX_ATTEMPTS:
             raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
         self._check_seen(task.dataset)
+        install(self._own_steps)
         with self._heartbeat.shard(shard) as progress:
             report = self._job.run(task, progress)
         self._metrics.shard(task.dataset, report)

@@ -14,6 +14,7 @@ from library import storage
 from library.bundle.description import BUNDLE
 from library.dataset.lease import LEASES
 from library.errors import StriateError, UsageError
+from library.steps.plugins import RECORDED, recorded
 
 CHECKPOINTS = "checkpoints"
 FEATURES = "features"
@@ -36,7 +37,8 @@ def check_claim(plan: TrainPlan) -> bool:
         raise UsageError(f"{plan.out} holds something else ({there[0]}); choose another folder")
     if held is not None and not _is_same(held, plan) and not plan.overwrite:
         raise UsageError(
-            f"{plan.out} was trained with another recipe or other data; choose another folder, or --overwrite it"
+            f"{plan.out} was trained with another recipe, other data or another plugin; choose another folder, or "
+            "--overwrite it"
         )
     return held is not None and _is_same(held, plan) and not plan.overwrite and _has_bundle(plan.out)
 
@@ -48,6 +50,7 @@ def claim(plan: TrainPlan) -> None:
     if held is not None and _is_same(held, plan) and not (plan.overwrite and _has_bundle(plan.out)):
         return
     text = {"recipe": plan.recipe.digest, "datasets": plan.datasets, "recipe_text": plan.recipe.dump()}
+    text |= recorded(plan.plugins)
     # The claim is written last: killed before it, the same command with --overwrite begins to remove again.
     storage.remove(file.uri for file in storage.list_files(plan.out) if file.path.startswith(_OURS))
     storage.write_bytes(storage.join(plan.out, _CLAIM), (json.dumps(text, indent=1) + "\n").encode())
@@ -96,7 +99,8 @@ def claimed(out: str) -> dict[str, Any] | None:
 
 
 def _is_same(held: dict[str, Any], plan: TrainPlan) -> bool:
-    return (held.get("recipe"), held.get("datasets")) == (plan.recipe.digest, plan.datasets)
+    now = {"recipe": plan.recipe.digest, "datasets": plan.datasets, RECORDED: plan.plugins}
+    return now == {name: held.get(name, {}) for name in now}
 
 
 def _has_bundle(out: str) -> bool:

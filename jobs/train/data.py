@@ -16,6 +16,7 @@ from library.dataset.manifest import digest_of
 from library.errors import StriateError
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
+from library.steps.plugins import recorded
 from library.training.in_memory import PackedPictures, decode_rows
 from library.training.rows import Part, Rows, read_part, rejected_text
 from library.training.sampling import small_parts
@@ -115,6 +116,6 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Packe
         "inputs": [str(plan.inputs.steps), str(plan.inputs.fit), plan.inputs.size],
         "augment": recipe.augment if copies else None,
         "copies": copies,
-    }
+    } | recorded(plan.plugins)
     uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(known)[:16]}.npz")
     return cached_features(uri, rows, plan.inputs, plan.located, session, copies=copies)

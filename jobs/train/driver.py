@@ -32,6 +32,7 @@ from library.models import info, parse_call
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
+from library.steps import plugins
 from library.training.in_memory import decode_rows
 from library.training.rows import (
     Rows,
@@ -95,7 +96,21 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
             "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
         )
     _check_batch_norms(recipe, len(train), 1)
-    plan = TrainPlan(recipe, located, out, train, val, inputs, datasets, resident or recipe.cache_features, overwrite)
+    used = plugins.used_by(
+        (*inputs.steps.steps, *inputs.fit.steps, *(Pipeline.parse(recipe.augment).steps if recipe.augment else ()))
+    )
+    plan = TrainPlan(
+        recipe,
+        located,
+        out,
+        train,
+        val,
+        inputs,
+        datasets,
+        resident or recipe.cache_features,
+        overwrite,
+        plugins=plugins.digests(used),
+    )
     return dataclasses.replace(plan, finished=check_claim(plan))
 
 
@@ -266,7 +281,8 @@ def _bundle(plan: TrainPlan, checkpoint: dict[str, Any], ended: dict[str, Any]) 
             "versions": _versions(),
             "git_commit": _git_commit(),
             "seconds": round(ended["seconds"], 1),
-        },
+        }
+        | plugins.recorded(plan.plugins),
     )
     bundle = Bundle.of_model(record, model, device="cpu")
     bundle.save(plan.out)

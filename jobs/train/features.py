@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, stack
 from library.recipe import Recipe
+from library.steps.plugins import Plugin, install, loaded
 from library.training.in_memory import PackedPictures, decode_rows
 from library.training.rows import Part, Rows
 from library.training.sampling import small_parts
@@ -48,7 +49,7 @@ def cached_features(
     parts = small_parts(rows, workers)
     workers = min(workers, len(parts))
     threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
-    arguments = (rows, inputs, recipe.model_dump_json(), copies, threads)
+    arguments = (rows, inputs, recipe.model_dump_json(), copies, threads, loaded())
     data = PackedPictures.concatenate(residents(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
     _write(uri, data)
     return data
@@ -57,7 +58,16 @@ def cached_features(
 class FeatureWorker:
     """An actor that runs the frozen backbone over one part of a shard after another."""
 
-    def __init__(self, rows: Rows, inputs: InputPipeline, recipe: str, copies: int | None, threads: int) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        inputs: InputPipeline,
+        recipe: str,
+        copies: int | None,
+        threads: int,
+        own_steps: Sequence[Plugin],
+    ) -> None:
+        install(own_steps)
         torch.set_num_threads(threads)
         self._rows, self._inputs, self._copies = rows, inputs, copies
         self._recipe = Recipe.model_validate_json(recipe)

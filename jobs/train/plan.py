@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.train.loop import TrainTask
@@ -28,6 +28,7 @@ class TrainPlan:
         resident: whether the pictures fit into memory.
         overwrite: replace what another training left there.
         finished: whether the bundle is there already.
+        plugins: digests by name of those that its pipelines use.
     """
 
     recipe: Recipe
@@ -40,6 +41,7 @@ class TrainPlan:
     resident: bool
     overwrite: bool = False
     finished: bool = False
+    plugins: dict[str, str] = field(default_factory=dict[str, str])
 
     def described(self) -> dict[str, Any]:
         """For --dry-run and the first lines of a run."""

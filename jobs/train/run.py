@@ -31,6 +31,7 @@ from jobs.train.rendezvous import NodeTorchConfig
 from jobs.train.tracking import mlflow_logger
 from library import storage, stores
 from library.errors import StriateError
+from library.steps import plugins
 
 _LINE_EVERY_S = 10.0
 _LOOK_EVERY_S = 0.5
@@ -85,7 +86,7 @@ def fit(
         logging.getLogger(logger).setLevel(logging.ERROR)
     trainer = (TorchTrainer if placement.cluster else ray_internals.local_trainer())(
         train_loop,
-        train_loop_config={"task": asdict(task), "refs": refs},
+        train_loop_config={"task": asdict(task), "refs": refs, "plugins": plugins.loaded()},
         torch_config=NodeTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=high if low == high else (low, high),

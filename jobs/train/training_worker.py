@@ -30,6 +30,7 @@ from library.bundle.description import weights_file
 from library.errors import StriateError
 from library.models.build import create
 from library.recipe import Recipe
+from library.steps import plugins
 from library.training.batch_size import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
 from library.training.batches import Batch
 from library.training.learner import Learner, Score
@@ -46,6 +47,7 @@ _SCORING_BATCH = 256
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The loop of one worker; its return value on rank 0 says how it ended."""
     task = TrainTask(**config["task"])
+    plugins.install(config["plugins"])
     refused = status.published(task.run).get("refused")
     if refused is not None:  # Ray starts the workers again after any error, and this one would come again
         return {"refused": refused["why"]}

@@ -12,6 +12,7 @@ import pydantic
 from library import storage
 from library.dataset.manifest import digest_of
 from library.errors import StriateError, UsageError
+from library.steps.plugins import check_recorded
 
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
@@ -102,7 +103,7 @@ def load_record(uri: str) -> BundleRecord:
     """What a bundle says of itself, without its weights.
 
     Raises:
-        UsageError: when there is no bundle at `uri`.
+        UsageError: when there is no bundle at `uri`, or it needs a plugin that is not loaded here.
     """
     path = storage.join(storage.normalize(uri), BUNDLE)
     if not storage.exists(path):
@@ -110,12 +111,14 @@ def load_record(uri: str) -> BundleRecord:
             raise UsageError(f"there is nothing at {uri}; a bundle is a folder that `striate train` makes")
         raise UsageError(f"{uri} is not a bundle: it has no {BUNDLE}; `striate train` makes one")
     try:
-        return BundleRecord.model_validate_json(storage.read_bytes(path, max_bytes=_MAX_RECORD_BYTES))
+        record = BundleRecord.model_validate_json(storage.read_bytes(path, max_bytes=_MAX_RECORD_BYTES))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         what = str(first["msg"]).removeprefix("Value error, ")
         raise StriateError(f"{path} is damaged or was written by another version: {where}: {what}") from None
+    check_recorded(record.provenance, f"the bundle {uri}")
+    return record
 
 
 def load_members(uri: str, record: BundleRecord, depth: int = 0) -> list[tuple[str, BundleRecord]]:

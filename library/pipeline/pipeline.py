@@ -20,7 +20,7 @@ from library.grammar import Call, Chain, Span, format_value, nearest, parse
 from library.imaging.codec import Encoding
 from library.imaging.picture import Pixels
 from library.pipeline.batch import run_batch
-from library.steps import REGISTRY
+from library.steps import REGISTRY, plugins
 from library.steps.base import Filter, Kind, Step
 
 _Refusable: TypeAlias = Literal["selector", "augmentation"]
@@ -62,6 +62,10 @@ class Pipeline:
                     _REFUSED[step.kind].format(step.name), chain.text, call.span.offset, call.span.length
                 )
         return cls(steps)
+
+    def __reduce__(self) -> tuple[Any, tuple[str, tuple[plugins.Plugin, ...]]]:
+        # As text, with the plugins that it needs: a worker cannot import the classes of a user's own file.
+        return _unpickled, (str(self), plugins.used_by(self.steps))
 
     def __str__(self) -> str:
         """The canonical text. It has every parameter, so a later change of a default does not change old pipelines."""
@@ -126,10 +130,16 @@ _REFUSED: dict[Kind, str] = {
 }
 
 
+def _unpickled(text: str, needed: tuple[plugins.Plugin, ...]) -> Pipeline:
+    plugins.install(needed)
+    return Pipeline.parse(text) if text else Pipeline()
+
+
 def _build(call: Call, text: str) -> Step:
     cls = REGISTRY.get(call.name)
     if cls is None:
-        message = f"unknown step '{call.name}'{nearest(call.name, REGISTRY)}; `striate steps` lists them all"
+        close = nearest(call.name, REGISTRY)
+        message = f"unknown step '{call.name}'{close}; `striate steps` lists them all, --plugin loads your own"
         raise GrammarError(message, text, call.span.offset, call.span.length)
     names = list(cls.__dataclass_fields__)
     if len(call.args) > len(names):

@@ -6,7 +6,7 @@ from library.steps.augmentations.geometric import Flip, Rotate, Shear, Shift, Zo
 from library.steps.augmentations.photometric import Brightness, ChannelShift, Contrast, Hue, Saturation
 from library.steps.augmentations.policies import Randaugment, Sometimes, TrivialAugment
 from library.steps.background import BlurBackground
-from library.steps.base import REGISTRY
+from library.steps.base import REGISTRY, register
 from library.steps.colour import Channels, Grayscale, Rgb
 from library.steps.convolution import Convolve
 from library.steps.edges import Canny, Edges
@@ -94,4 +94,5 @@ __all__ = [
     "Sometimes",
     "TrivialAugment",
     "Zoom",
+    "register",
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -44,6 +44,7 @@ class AugmentJob:
         seed: seed of all randomness.
         keep_original: also write each picture under its own key, bytes untouched.
         encode: how changed pictures are stored.
+        plugins: digests by name of those that the pipeline uses.
     """
 
     source: str
@@ -52,9 +53,11 @@ class AugmentJob:
     seed: int
     keep_original: bool = False
     encode: str = "keep"
+    plugins: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def work_digest(self, task: ShardTask) -> str:
         own = [self.pipeline, self.copies, self.seed, self.keep_original, self.encode]
+        own += [self.plugins] if self.plugins else []
         return digest_of(["augment", *own, task.max_rows, VERSIONS])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -33,16 +34,19 @@ class FilterJob:
         pipeline: canonical text; empty for a plain copy.
         encode: how changed pictures are stored.
         measure: decode and measure every picture that is kept.
+        plugins: digests by name of those that the pipeline uses.
     """
 
     source: str
     pipeline: str
     encode: str = "keep"
     measure: bool = False
+    plugins: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def work_digest(self, task: ShardTask) -> str:
         return digest_of(
             ["filter", self.pipeline, self.encode, task.max_rows, VERSIONS, self.measure and histograms.VERSION]
+            + ([self.plugins] if self.plugins else [])
         )
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:

@@ -1,0 +1,199 @@
+"""Steps of a user's own, from a Python file, a module or an installed package: `--plugin my_steps.py`.
+
+    from library.steps import register
+
+    @register("filter")
+    class Halve:
+        '''Every value halved.'''
+
+        def __call__(self, pixels): return pixels // 2
+
+Code runs only when the command line names it, or when an installed package offers it as an entry point of the group
+`striate.steps`; never because a dataset or a bundle asks for it. A plugin is one file: its text goes to the workers,
+what it imports must be installed there. Manifests and bundles record the name and digest of each plugin that their
+pipelines use, and are refused where it is absent or another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from library.errors import UsageError
+from library.steps.base import REGISTRY, Step, Steps
+
+ENTRY_POINTS = "striate.steps"
+#: The key under which manifests and bundles record the digests of plugins.
+RECORDED = "plugins"
+_FILES = "striate_plugin_"  # before the module name of a file, which must not hide another module
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One file of steps.
+
+    Attributes:
+        name: of the file without `.py`, or of the module as it is imported.
+        module: its name among the imported modules.
+        source: its text.
+    """
+
+    name: str
+    module: str
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, in hex."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+
+_loaded: dict[str, Plugin] = {}
+
+
+def load(names: Iterable[str]) -> None:
+    """Makes the steps of plugins known in this process, those of installed packages first.
+
+    Args:
+        names: paths that end in `.py`, or names of modules that can be imported.
+
+    Raises:
+        UsageError: there is no such file or module, it fails, or one of its steps is known already.
+    """
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        _install(_of_module(point.value.partition(":")[0]))
+    for name in names:
+        _install(_of_file(Path(name)) if name.endswith(".py") else _of_module(name))
+
+
+def install(plugins: Sequence[Plugin]) -> None:
+    """Makes the steps of plugins known that another process has loaded; those known here already must be the same.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    for plugin in plugins:
+        _install(plugin)
+
+
+def loaded() -> tuple[Plugin, ...]:
+    """The plugins of this process, in the order in which they were loaded."""
+    return tuple(_loaded.values())
+
+
+def used_by(steps: Iterable[Step]) -> tuple[Plugin, ...]:
+    """The plugins that steps come from, and the steps in their parameters; sorted by name."""
+    modules = {plugin.module: plugin for plugin in _loaded.values()}
+    found = {plugin.name: plugin for step in _all(steps) if (plugin := modules.get(type(step).__module__))}
+    return tuple(found[name] for name in sorted(found))
+
+
+def digests(plugins: Iterable[Plugin]) -> dict[str, str]:
+    """What manifests and bundles record: digests by name."""
+    return {plugin.name: plugin.digest for plugin in plugins}
+
+
+def recorded(digests: Mapping[str, str]) -> dict[str, Any]:
+    """The entry of a manifest's options, or of a bundle's provenance; none where no plugin is used."""
+    return {RECORDED: dict(digests)} if digests else {}
+
+
+def check_recorded(record: Mapping[str, Any], owner: str) -> None:
+    """Checks that the plugins that a manifest or a bundle records are loaded, and are the same.
+
+    Args:
+        record: a job's options, or a bundle's provenance.
+        owner: what records them, for the message.
+
+    Raises:
+        UsageError: names the first that is absent or another.
+    """
+    digests: dict[str, str] = record.get(RECORDED, {})
+    for name, digest in sorted(digests.items()):
+        plugin = _loaded.get(name)
+        if plugin is None:
+            raise UsageError(
+                f"{owner} uses steps of the plugin '{name}' (sha256 {digest[:12]}), which is not loaded: name its file "
+                f"or module, as in --plugin {name}.py"
+            )
+        if plugin.digest != digest:
+            raise UsageError(
+                f"{owner} was made with another version of the plugin '{name}': sha256 {digest[:12]}, and the one "
+                f"that is loaded has {plugin.digest[:12]}"
+            )
+
+
+def _all(steps: Iterable[Step]) -> Iterable[Step]:
+    for step in steps:
+        yield step
+        for field in dataclasses.fields(step):
+            value = getattr(step, field.name)
+            if isinstance(value, Steps):
+                yield from _all(value.steps)
+
+
+def _of_file(path: Path) -> Plugin:
+    try:
+        source = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--plugin {path}: cannot be read: {error}") from None
+    return Plugin(path.stem, _FILES + path.stem, source)
+
+
+def _of_module(name: str) -> Plugin:
+    known = _loaded.get(name)
+    if known is not None and known.module == name:
+        return known
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise UsageError(f"--plugin {name}: there is no Python file of that name, and no module that can be imported")
+    return Plugin(name, name, Path(spec.origin).read_text("utf-8"))
+
+
+def _install(plugin: Plugin) -> None:
+    known = _loaded.get(plugin.name)
+    if known is not None:
+        if known.digest != plugin.digest:
+            raise UsageError(
+                f"two plugins are named '{plugin.name}': sha256 {known.digest[:12]} and {plugin.digest[:12]}"
+            )
+        return
+    before = set(REGISTRY)
+    try:
+        _execute(plugin)
+    except Exception as error:
+        for name in set(REGISTRY) - before:
+            del REGISTRY[name]
+        sys.modules.pop(plugin.module, None)
+        raise UsageError(f"the plugin '{plugin.name}' failed: {type(error).__name__}: {error}") from error
+    _loaded[plugin.name] = plugin
+
+
+def _execute(plugin: Plugin) -> None:
+    if plugin.module == plugin.name and (plugin.module in sys.modules or _is_here(plugin)):
+        importlib.import_module(plugin.module)
+        return
+    module = ModuleType(plugin.module)
+    module.__package__ = plugin.module.rpartition(".")[0]
+    sys.modules[plugin.module] = module  # before it runs: pydantic looks there for the names in annotations
+    exec(compile(plugin.source, f"<plugin {plugin.name}>", "exec"), module.__dict__)
+
+
+def _is_here(plugin: Plugin) -> bool:
+    """Whether the same module can be imported in this process; a worker may have another version, or none."""
+    try:
+        return _of_module(plugin.name).digest == plugin.digest
+    except UsageError:
+        return False

@@ -1,0 +1,110 @@
+"""Steps of a user's own: what loads them, what they may be, and what refuses them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from library.errors import GrammarError, UsageError
+from library.pipeline import Pipeline
+from library.steps import REGISTRY, plugins
+from tests.plugins import HALVE, write_plugin
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """Takes back what a test has loaded."""
+    steps, loaded, modules = dict(REGISTRY), dict(plugins._loaded), set(sys.modules)
+    yield
+    for before, now in ((steps, REGISTRY), (loaded, plugins._loaded)):
+        now.clear()
+        now.update(before)
+    for name in set(sys.modules) - modules:
+        if "my_steps" in name:
+            del sys.modules[name]
+
+
+def test_a_file_that_is_named_adds_its_steps(tmp_path: Path) -> None:
+    with pytest.raises(GrammarError, match=r"unknown step 'halve'.*--plugin loads your own"):
+        Pipeline.parse("halve")
+    plugins.load([write_plugin(tmp_path)])
+    pipeline = Pipeline.parse("grayscale | halve(by=4)")
+    assert str(pipeline) == "grayscale(background=1.0) | halve(by=4)"
+    assert pipeline.apply(np.full((2, 2, 3), 200, np.uint8)).tolist() == [[[50], [50]], [[50], [50]]]
+
+
+def test_a_module_that_can_be_imported_adds_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_plugin(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.load(["my_steps"])
+    assert [plugin.name for plugin in plugins.used_by(Pipeline.parse("halve").steps)] == ["my_steps"]
+
+
+def test_an_installed_package_offers_steps_by_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_plugin(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = importlib.metadata.EntryPoint("mine", "my_steps", plugins.ENTRY_POINTS)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.ENTRY_POINTS else [])
+    plugins.load([])
+    assert "halve" in REGISTRY
+
+
+def test_only_the_plugins_that_a_pipeline_uses_are_recorded(tmp_path: Path) -> None:
+    plugins.load([write_plugin(tmp_path)])
+    assert plugins.used_by(Pipeline.parse("grayscale").steps) == ()
+    (used,) = plugins.used_by(Pipeline.parse("sometimes(0.5, grayscale | halve)").steps)
+    assert plugins.digests([used]) == {"my_steps": used.digest}
+
+
+def test_a_pipeline_travels_to_a_process_that_lacks_its_plugin(tmp_path: Path) -> None:
+    plugins.load([write_plugin(tmp_path)])
+    (tmp_path / "pipeline").write_bytes(pickle.dumps(Pipeline.parse("halve(by=3)")))
+    code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "pipeline"], capture_output=True, text=True)
+    assert done.stdout == "halve(by=3)\n", done.stderr
+
+
+def test_what_was_recorded_must_be_loaded_and_the_same(tmp_path: Path) -> None:
+    recorded = plugins.recorded({"my_steps": "0" * 64})
+    with pytest.raises(UsageError, match=r"the bundle x uses steps of the plugin 'my_steps' .*--plugin my_steps.py"):
+        plugins.check_recorded(recorded, "the bundle x")
+    plugins.load([write_plugin(tmp_path)])
+    with pytest.raises(UsageError, match="the bundle x was made with another version of the plugin 'my_steps'"):
+        plugins.check_recorded(recorded, "the bundle x")
+    plugins.check_recorded(plugins.recorded(plugins.digests(plugins.loaded())), "the bundle x")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise RuntimeError('no')", "the plugin 'my_steps' failed: RuntimeError: no"),
+        (HALVE.replace("class Halve", "class Grayscale"), "the plugin 'my_steps' failed: .*two steps are named"),
+    ],
+)
+def test_a_plugin_that_fails_is_named_and_leaves_nothing(tmp_path: Path, source: str, message: str) -> None:
+    before = dict(REGISTRY)
+    with pytest.raises(UsageError, match=message):
+        plugins.load([write_plugin(tmp_path, source)])
+    assert before == REGISTRY
+    assert plugins.loaded() == ()
+
+
+def test_two_plugins_of_one_name_are_refused(tmp_path: Path) -> None:
+    plugins.load([write_plugin(tmp_path)])
+    plugins.load([write_plugin(tmp_path)])
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UsageError, match="two plugins are named 'my_steps'"):
+        plugins.load([write_plugin(tmp_path / "other", HALVE + "\n")])
+
+
+@pytest.mark.parametrize("name", ["absent.py", "no.such.module"])
+def test_a_plugin_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--plugin {name}: "):
+        plugins.load([name])
