@@ -76,7 +76,7 @@ def run_batch(
 
 @dataclass
 class _Outcome:
-    kept: list[int] = field(default_factory=list[int])
+    kept_rows: list[int] = field(default_factory=list[int])
     changed: dict[int, tuple[bytes, codec.Header]] = field(default_factory=dict[int, tuple[bytes, codec.Header]])
     rejects: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
     dropped: Counter[str] = field(default_factory=Counter[str])
@@ -99,13 +99,13 @@ def _run_one(steps: Sequence[Step], picture: Picture, row: int, encoding: codec.
                 return
     finally:
         outcome.add_seconds("decode", picture.decode_seconds)
-    outcome.kept.append(row)
+    outcome.kept_rows.append(row)
     if picture.changed:
         start = perf_counter()
         try:
             data, name = codec.encode(picture.pixels, encoding, picture.format)
         except BadPicture:
-            outcome.kept.pop()
+            outcome.kept_rows.pop()
             raise
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
@@ -198,10 +198,12 @@ class _RowExtras(Mapping[str, Any]):
 
 
 def _kept_table(table: pa.Table, outcome: _Outcome) -> pa.Table:
-    pictures = table if len(outcome.kept) == table.num_rows else table.take(pa.array(outcome.kept, pa.int64()))
+    pictures = (
+        table if len(outcome.kept_rows) == table.num_rows else table.take(pa.array(outcome.kept_rows, pa.int64()))
+    )
     if not outcome.changed:
         return pictures
-    rows = [outcome.changed.get(row) for row in outcome.kept]
+    rows = [outcome.changed.get(row) for row in outcome.kept_rows]
     stored = _image_bytes(pictures)
     data = [stored[i].as_py() if new is None else new[0] for i, new in enumerate(rows)]
     columns: dict[str, Any] = {"image": _image_column(pictures, data, rows)}

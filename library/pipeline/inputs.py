@@ -140,7 +140,7 @@ class InputPipeline:
 
 
 def _channels_text(channels: int) -> str:
-    """`1 channel (grey)`, `3 channels (RGB)`."""
+    """A number of channels as text, such as `3 channels (RGB)`."""
     names = {1: " (grey)", 2: " (grey and alpha)", 3: " (RGB)", 4: " (RGB and alpha)"}
     return f"{channels} channel{'' if channels == 1 else 's'}{names.get(channels, '')}"
 

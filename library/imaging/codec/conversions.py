@@ -51,7 +51,7 @@ def divided_by_alpha(pixels: NDArray[Any], colours: int, alpha: int, opaque: flo
 
 
 def cmyk_to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Converts full-range unsigned CMYK to RGB; an alpha channel after them is kept."""
+    """Converts full-range unsigned CMYK to RGB; a fifth channel, alpha, is kept."""
     white = np.iinfo(pixels.dtype).max
     rgb = pixels[:, :, 1:].copy()
     # In strips, since the whole picture as float64 would take eight times its size.

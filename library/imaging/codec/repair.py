@@ -26,7 +26,7 @@ _MAX_DECODINGS = 500
 
 
 def repair(data: bytes) -> bytes | None:
-    """Returns the file without its stray bytes, or None if anything else is wrong with it or nothing is.
+    """Returns the file without its stray bytes; None if it has none, or has other damage.
 
     The result decodes strictly, so every pixel comes from the file's own data, and to the same pixels that a lenient
     decoder makes of `data`. Stray bytes that only repeat the byte before them are refused, because lost data is often

@@ -1,4 +1,4 @@
-"""Reads TIFF with tifffile, which is imported only here because few workers need it.
+"""Reads TIFF with tifffile; the codec imports this module on first use, because few workers need it.
 
 The decoded dtype depends on the type of the stored samples and on their depth in bits:
 
