@@ -7,7 +7,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import typer.main
@@ -26,6 +26,7 @@ PATHS = re.compile(
 )
 #: A folder that kubernetes.md has the reader make.
 READERS_OWN = "k8s/overlays/mine"
+COMMANDS = cast("Any", typer.main.get_command(app)).commands
 MODULES = re.compile(r"`((?:library|cluster|jobs|serve)(?:\.\w+)+)`")
 
 
@@ -89,18 +90,29 @@ def test_every_variable_that_is_read_or_set_is_listed() -> None:
 
 
 def test_every_option_that_a_message_names_is_one_of_its_command() -> None:
-    group: Any = typer.main.get_command(app)
     named = 0
     for path in (path for folder in ("cluster", "jobs", "library", "serve") for path in (ROOT / folder).rglob("*.py")):
         for text in _texts(ast.parse(path.read_text("utf-8"))):
-            for name, line in re.findall(r"\bstriate ([a-z]+)\b((?: (?!-- )[^`;\n]*)?)", text):
-                command = group.commands.get(name)
-                options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", line.partition(" -- ")[0])
-                if command is None or hasattr(command, "commands"):
-                    continue
-                assert {*options} <= {each for option in command.params for each in option.opts}, f"{path}: {line}"
-                named += len(options)
+            named += _check_options(text, path)
     assert named > 20
+
+
+def test_every_option_that_a_document_names_is_one_of_its_command() -> None:
+    named = sum(_check_options(path.read_text("utf-8").replace("\\\n", " "), path) for path in DOCUMENTS)
+    assert named > 50
+
+
+def _check_options(text: str, path: Path) -> int:
+    """Checks the options of each `striate COMMAND ...` in a text; returns how many there are."""
+    named = 0
+    for name, line in re.findall(r"\bstriate ([a-z]+)\b((?: (?!-- )[^`;\n]*)?)", text):
+        command = COMMANDS.get(name)
+        options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", line.partition(" -- ")[0])
+        if command is None or hasattr(command, "commands"):
+            continue
+        assert {*options} <= {each for option in command.params for each in option.opts}, f"{path}: {line}"
+        named += len(options)
+    return named
 
 
 def _texts(code: ast.AST) -> Iterator[str]:
