@@ -19,7 +19,7 @@ from ray.serve.schema import ApplicationStatus
 
 from cluster.ray_internals import keep_replica_on_loopback
 from library.errors import StriateError
-from serve.addresses import answers, local_proxy
+from serve.endpoint import answers, local_proxy
 from serve.gateway.routes import gateway_app
 from serve.http.logs import write_logs
 from serve.http.request_metrics import BackgroundCalls, CountRequests, RequestMetrics

@@ -1,6 +1,6 @@
-"""The HTTP face of a server: the page, its health, its models, pipelines, and the Open Inference Protocol.
+"""HTTP routes of the gateway: page, health, models, pipelines, and the Open Inference Protocol.
 
-What lies under /models/NAME is mostly answered by the model's own application, without the gateway.
+Most requests under /models/NAME go directly to the model's own application, not through the gateway.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from serve.http.access_control import AccessControl
 from serve.http.dispatch import answered, describe_all, find_model
 from serve.http.middleware import ResponseMiddleware, allow_origins
 from serve.http.model_routes import add_model_routes
-from serve.http.openapi import PNG, describe_api, make_app, pictures_body, problems
+from serve.http.openapi import HEALTH, MODELS, PIPELINES, PNG, describe_api, make_app, pictures_body, problems
 from serve.http.problem_details import handle_problems
 from serve.http.schemas import Live, Models, ModelState, PipelineText, Ready
 from serve.http.service import ModelService
@@ -34,14 +34,14 @@ _Steps = Annotated[str, Query(description='a pipeline, such as `grayscale | edge
 
 
 def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> FastAPI:
-    """The application for the route prefix /.
+    """Returns the application for the route prefix /.
 
     Args:
-        models: by name, those that are served; asked anew at each request, so what is in it may change.
-        settings: limits and keys; the same as of the models.
+        models: the models by name; read at each request, so it may change.
+        settings: limits and keys; the same as the models have.
 
     Raises:
-        UsageError: for a wrong line among the keys, or a key file that is not there.
+        UsageError: for a wrong line among the keys, or a missing key file.
     """
     previewer = Previewer(settings)
 
@@ -50,7 +50,9 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
         yield
         previewer.close()
 
-    app = make_app("Striate", "Picture classifiers: what they say, what they see, and what there is.", lifespan)
+    app = make_app(
+        "Striate", "Picture classifiers: predictions, input pipelines and the models that are served.", lifespan
+    )
     handle_problems(app)
     add_model_routes(
         app, "/models/{name}", lambda request: find_model(request, models, request.path_params["name"]), settings
@@ -69,7 +71,7 @@ def gateway_app(models: Mapping[str, ModelService], settings: ServeSettings) -> 
 
 
 def _is_open(method: str, path: str) -> bool:
-    """Whether a request needs no key: for liveness, the page and the docs, which name no model.
+    """Whether a request needs no key: liveness, the page and the docs, which name no model.
 
     They are the same on every server of this version with the same options (docs/decisions/0007).
     """
@@ -79,50 +81,53 @@ def _is_open(method: str, path: str) -> bool:
 def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:
     open_to_all = {"security": list[Any]()}
 
-    @app.get("/healthz", summary="Whether the server runs; needs no key", openapi_extra=open_to_all)
+    @app.get("/healthz", tags=[HEALTH], summary="Check that the server runs; needs no key", openapi_extra=open_to_all)
     async def healthz() -> Live:
         return Live(status="live")
 
-    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "not all do"}}
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "some do not"}}
 
-    @app.get("/readyz", summary="Whether all models answer", responses=not_ready | problems())
+    @app.get("/readyz", tags=[HEALTH], summary="Check that all models answer", responses=not_ready | problems())
     async def readyz(response: Response) -> Ready:
-        states = [ModelState(name=one.name, ready=one.ready, state=one.state) for one in await describe_all(models)]
+        states = [
+            ModelState(name=model.name, ready=model.ready, state=model.state) for model in await describe_all(models)
+        ]
         ready = bool(states) and all(state.ready for state in states)
         response.status_code = 200 if ready else 503
         return Ready(ready=ready, models=states)
 
-    @app.get("/models", summary="The models there are", responses=problems())
+    @app.get("/models", tags=[MODELS], summary="List the models", responses=problems())
     async def list_models() -> Models:
         return Models(models=await describe_all(models))
 
 
 def _add_pipelines(app: FastAPI, previewer: Previewer, settings: ServeSettings) -> None:
-    @app.get("/steps", summary="The steps of pipelines", responses=problems())
+    @app.get("/steps", tags=[PIPELINES], summary="List the steps of pipelines", responses=problems())
     async def list_steps() -> list[StepHelp]:
         return [step_help(cls, EXAMPLES[cls.name]) for cls in ordered_steps()]
 
-    @app.get("/pipeline", summary="Check a pipeline", responses=problems())
+    @app.get("/pipeline", tags=[PIPELINES], summary="Check a pipeline", responses=problems())
     async def check(steps: _Steps) -> PipelineText:
-        """The canonical text, or a problem with the place (`offset` and `length` in characters) of the mistake."""
+        """Returns the canonical text, or a problem with `offset` and `length` of the mistake, in characters."""
         return PipelineText(ok=True, canonical=str(Pipeline.parse(steps)))
 
     @app.post(
         "/preview",
-        summary="A picture after steps",
+        tags=[PIPELINES],
+        summary="Show a picture after steps",
         responses=PNG | problems(400, 408, 413, 415, 503, 504),
         response_class=Response,
         openapi_extra=pictures_body(several=False),
     )
     async def preview(request: Request, steps: _Steps) -> Response:
-        """As PNG. Of augmentations it shows one variant; a picture that a selector drops is a problem that says so."""
+        """Returns a PNG; an augmentation gives one of its variants, and a picture that a selector drops is an error."""
         Pipeline.parse(steps)
         upload = await read_picture(request, settings)
         return Response(await answered(request, settings, previewer.show(upload.data, steps)), media_type="image/png")
 
 
 def _add_absent_models(app: FastAPI, models: Mapping[str, ModelService]) -> None:
-    """What is no address of a model; above all of a model that there is not."""
+    """Answers 404 for all other paths under /models, with the names of the models where the name is unknown."""
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
     @app.api_route("/models/{name}", methods=methods, include_in_schema=False)
@@ -138,7 +143,7 @@ def _add_pages(app: FastAPI) -> None:
 
     async def file(request: Request, name: str) -> Response:
         response = await files.get_response(name, request.scope)
-        # Kept by browsers, but asked for again each time: a new version is seen at once.
+        # Browsers keep the files and revalidate them each time, so a new version shows immediately.
         response.headers["Cache-Control"] = "no-cache"
         return response
 

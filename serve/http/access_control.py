@@ -11,7 +11,7 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.addresses import is_loopback
+from serve.endpoint import is_loopback
 from serve.http.keys import Keys
 from serve.http.middleware import RequestFacts, request_facts
 from serve.http.problem_details import Problem

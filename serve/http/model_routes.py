@@ -1,7 +1,7 @@
-"""The HTTP face of one model: what lies under /models/NAME.
+"""HTTP routes of one model: everything under /models/NAME.
 
-The gateway has the same routes for every model: a request that comes to it, because its path is written otherwise
-(`/models/%6Fne`) or because the proxy has not heard of the model yet, is answered like any other.
+The gateway has the same routes for every model. It answers requests that the proxy does not route to the model itself:
+those with an encoded path (`/models/%6Fne`), and those for a model that the proxy does not know yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from library.errors import BadPicture
 from serve.http.access_control import AccessControl
 from serve.http.dispatch import answered
 from serve.http.middleware import ResponseMiddleware, allow_origins
-from serve.http.openapi import PNG, describe_api, make_app, pictures_body, problems
+from serve.http.openapi import MODELS, PNG, describe_api, make_app, pictures_body, problems
 from serve.http.problem_details import Problem, handle_problems, problem_of
 from serve.http.schemas import ClassProbability, DriftReport, ModelDescription, PicturePrediction, PredictAnswer
 from serve.http.service import Answer, Answers, ModelService
@@ -27,20 +27,26 @@ _BUSY = (429, 503, 504)
 _BODY = (400, 408, 413, 415)
 _NAMED: dict[str, Any] = {
     "parameters": [
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "of the model"}
+        {
+            "name": "name",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string"},
+            "description": "the model's name",
+        }
     ]
 }
 
 
 def model_app(service: ModelService, settings: ServeSettings) -> FastAPI:
-    """The application of one model, for the route prefix /models/NAME.
+    """Returns the application of one model, for the route prefix /models/NAME.
 
     Args:
-        service: asked at requests only, so it may still be loading when the application is made.
-        settings: limits, keys and what may be asked.
+        service: called only for requests, so it may still be loading when the application is created.
+        settings: limits, keys and options.
 
     Raises:
-        UsageError: for a wrong line among the keys, or a key file that is not there.
+        UsageError: for a wrong line among the keys, or a missing key file.
     """
     app = make_app("Striate: one model", "A picture classifier.")
     handle_problems(app)
@@ -55,19 +61,20 @@ def model_app(service: ModelService, settings: ServeSettings) -> FastAPI:
 def add_model_routes(
     app: FastAPI, prefix: str, service_of: Callable[[Request], ModelService], settings: ServeSettings
 ) -> None:
-    """Add what can be asked of a model.
+    """Adds the routes of a model.
 
     Args:
-        app: of one model, or the gateway.
-        prefix: "" in a model's own application, else with `{name}` in it.
-        service_of: the model that a request is for; raises Problem where there is none.
-        settings: limits and what may be asked.
+        app: the application of one model, or the gateway.
+        prefix: "" in a model's own application, else a path with `{name}` in it.
+        service_of: returns the model that a request names; raises Problem where there is none.
+        settings: limits and options.
     """
     named, unknown = (_NAMED, (404,)) if prefix else (dict[str, Any](), ())
 
     @app.get(
         prefix or "/",
-        summary="What the model is",
+        tags=[MODELS],
+        summary="Describe the model",
         responses=problems(*unknown, *_BUSY),
         openapi_extra=named,
     )
@@ -79,6 +86,7 @@ def add_model_routes(
 
     @app.post(
         f"{prefix}/predict",
+        tags=[MODELS],
         summary="Classify pictures",
         responses=problems(*unknown, *_BODY, *_BUSY),
         response_model_exclude_unset=True,
@@ -86,45 +94,49 @@ def add_model_routes(
     )
     async def predict(
         request: Request,
-        top_k: Annotated[int, Query(ge=1, le=10**6, description="how many classes, the best first")] = settings.top_k,
-        explain: Annotated[bool, Query(description="with a Grad-CAM as PNG: what spoke for the best class")] = False,
+        top_k: Annotated[int, Query(ge=1, le=10**6, description="number of classes, best first")] = settings.top_k,
+        explain: Annotated[
+            bool, Query(description="add a Grad-CAM as PNG: the regions that speak for the best class")
+        ] = False,
     ) -> PredictAnswer:
-        """The body is a picture as it is; or a form with one or several as `file`; or JSON with base64.
+        """The body is one picture; or a form with one or several as `file`; or JSON with base64.
 
-        The error of a single picture is the response's own. Of several pictures each has its classes or its own error,
-        and the status is 200: a bad picture fails no other.
+        Where a single picture cannot be used, the response is that error. For several pictures the status is 200, and
+        each has its classes or its own error.
         """
         service = service_of(request)
         if explain and not (await service.describe()).explain:
-            how = "Leave explain out, or ask a model whose `explain` is true in GET /models."
-            raise Problem(422, "no_explanation", f"'{service.name}' gives no explanations", how)
+            how = "Leave explain out, or use a model whose `explain` is true in GET /models."
+            raise Problem(422, "no_explanation", f"'{service.name}' has no explanations", how)
         uploads = await read_pictures(request, settings)
         call = service.predict([upload.data for upload in uploads], top_k=top_k, explain=explain)
         return _predictions(service.name, uploads, await answered(request, settings, call))
 
     @app.post(
         f"{prefix}/view",
-        summary="What the model sees",
+        tags=[MODELS],
+        summary="Show what the model sees",
         responses=PNG | problems(*unknown, *_BODY, *_BUSY),
         response_class=Response,
         openapi_extra=named | pictures_body(several=False),
     )
     async def view(request: Request) -> Response:
-        """A picture after the model's own input pipeline, as PNG."""
+        """Returns the picture after the model's own input pipeline, as PNG."""
         service = service_of(request)
         upload = await read_picture(request, settings)
         return Response(await answered(request, settings, service.view(upload.data)), media_type="image/png")
 
     @app.get(
         f"{prefix}/drift",
-        summary="How far what was asked lately is from what was trained on",
-        responses=problems(404, *_BUSY, of_404="it is not measured"),
+        tags=[MODELS],
+        summary="Compare recent requests with the training data",
+        responses=problems(404, *_BUSY, of_404="drift is not measured"),
         openapi_extra=named,
     )
     async def drift(request: Request) -> DriftReport:
         report = await answered(request, settings, service_of(request).drift())
         if report is None:
-            raise Problem(404, "drift_off", "Drift is not measured.", "Serve with --drift.")
+            raise Problem(404, "drift_off", "Drift is not measured.", "Start the server with --drift.")
         return report
 
 

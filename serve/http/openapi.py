@@ -17,11 +17,13 @@ from serve.http.schemas import ProblemBody
 from serve.http.uploads import JsonPictures
 from serve.settings import ServeSettings
 
-#: Bytes as they are, in a schema.
+#: Groups of routes in the description.
+HEALTH, MODELS, PIPELINES, PROTOCOL = "Health", "Models", "Pipelines", "Open Inference Protocol"
+#: Unencoded bytes, in a schema.
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
-#: The answer of a route that gives a picture, for `responses`.
+#: The answer of a route that returns a picture, for `responses`.
 PNG: dict[int | str, dict[str, Any]] = {200: {"description": "a PNG", "content": {"image/png": {"schema": BINARY}}}}
-_ABOUT = """Where the server has keys, requests need one: `Authorization: Bearer KEY`. Errors are
+_ABOUT = """Where the server has API keys, requests need one: `Authorization: Bearer KEY`. Errors are
 `application/problem+json` and say what is wrong, where, and what would work.
 
     curl --data-binary @cat.jpg http://127.0.0.1:8000/models/NAME/predict
@@ -30,13 +32,13 @@ _ABOUT = """Where the server has keys, requests need one: `Authorization: Bearer
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"schema": {"$ref": _REF.format(model="ProblemBody")}}
 _WORDS = {
-    400: "no picture, or a damaged one; a broken body",
-    401: "no key, or one that is not known",
+    400: "not a picture, a damaged one, or a broken body",
+    401: "no API key, or an unknown one",
     404: "no such model",
-    408: "the body came too slowly",
+    408: "the body arrived too slowly",
     413: "too many bytes, pixels or files",
-    415: "a type that is not taken",
-    422: "a wrong parameter or field; a picture that the model's own selectors drop",
+    415: "an unsupported type",
+    422: "a wrong parameter or field, or a picture that the model's own selectors drop",
     429: "too many requests; see Retry-After",
     503: "busy or not ready; see Retry-After",
     504: "no answer in time",
@@ -44,7 +46,7 @@ _WORDS = {
 
 
 def problems(*statuses: int, **words: str) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for `responses`: 401 and 422 are of every one."""
+    """Returns the errors of a route, for `responses`; every route has 401 and 422."""
     return {
         status: {
             "description": words.get(f"of_{status}", _WORDS.get(status, HTTPStatus(status).phrase)),
@@ -55,14 +57,14 @@ def problems(*statuses: int, **words: str) -> dict[int | str, dict[str, Any]]:
 
 
 def body_of(content: dict[str, Any]) -> dict[str, Any]:
-    """A request's body, for `openapi_extra`: schemas by type."""
+    """Returns the description of a body, for `openapi_extra`, from schemas by media type."""
     return {
         "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in content.items()}}
     }
 
 
 def pictures_body(*, several: bool) -> dict[str, Any]:
-    """A body of one or several pictures, for `openapi_extra`."""
+    """Returns the description of a body with one or several pictures, for `openapi_extra`."""
     files = {"type": "array", "items": BINARY, "minItems": 1} if several else BINARY
     form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
     return body_of(
@@ -76,22 +78,22 @@ def pictures_body(*, several: bool) -> dict[str, Any]:
 
 
 async def _check_query(request: Request) -> None:
-    """Refuses parameters that the route does not have, or that are given twice."""
+    """Refuses query parameters that the route does not have, or that occur twice."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
-    seen: set[str] = set()
+    previous: set[str] = set()
     for name, _ in request.query_params.multi_items():
-        if name not in known or name in seen:
-            what = "is given twice" if name in seen else "is not a parameter of this route"
-            taken = f"It takes {', '.join(sorted(known))}." if known else "It takes none."
-            raise Problem(422, "parameter", f"'{name[:80]}' {what}", taken)
-        seen.add(name)
+        if name not in known or name in previous:
+            what = "occurs twice" if name in previous else "is not a parameter of this route"
+            how = f"The parameters are: {', '.join(sorted(known))}." if known else "This route has no parameters."
+            raise Problem(422, "parameter", f"'{name[:80]}' {what}", how)
+        previous.add(name)
 
 
 def make_app(
     title: str, summary: str, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
 ) -> FastAPI:
-    """An application whose pages need nothing from outside."""
-    # Redirects to an address without a last slash would be built from the request's own Host.
+    """Returns an application without FastAPI's own pages, which load scripts from the internet."""
+    # A redirect to the path without its last slash would be built from the request's own Host header.
     return FastAPI(
         title=title,
         summary=summary,
@@ -106,12 +108,12 @@ def make_app(
 
 
 def describe_api(app: FastAPI, settings: ServeSettings, bodies: Sequence[type[BaseModel]]) -> None:
-    """Completes FastAPI's description of `app`, which has all its routes by now.
+    """Completes FastAPI's description of `app`; call it after all routes are added.
 
     Args:
         app: the application.
-        settings: say whether requests need a key.
-        bodies: the models of the bodies that routes name by `body_of`.
+        settings: whether requests need a key.
+        bodies: models of the bodies that routes name with `body_of`.
     """
     _, definitions = models_json_schema([(model, "validation") for model in (ProblemBody, *bodies)], ref_template=_REF)
     description = app.openapi()

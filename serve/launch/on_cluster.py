@@ -11,7 +11,7 @@ from cluster.connection.session import Session
 from cluster.console import say
 from cluster.shared_paths import check_shared
 from library.errors import UsageError
-from serve.addresses import is_loopback, is_wildcard, serve_address
+from serve.endpoint import is_loopback, is_wildcard, serve_address
 from serve.launch.request import ServePlan
 
 #: Decimal places to which Ray counts CPUs and GPUs.

@@ -15,7 +15,7 @@ import pydantic
 from library import storage
 from library.bundle.description import BundleRecord, checked_record
 from library.errors import UsageError
-from serve.addresses import is_loopback
+from serve.endpoint import is_loopback
 from serve.http.keys import Keys
 from serve.launch.deploy import GATEWAY, NAME, Application, ModelArgs
 from serve.settings import ServeSettings

@@ -21,7 +21,7 @@ from typing import Any
 from cluster import ray_internals
 from cluster.connection.session import connect, named_cluster
 from library.errors import StriateError
-from serve.addresses import free_port, publish
+from serve.endpoint import free_port, publish
 from serve.launch import haproxy
 from serve.launch.deploy import targets
 from serve.launch.on_cluster import check_cluster, head_host, rolled_back, running_address

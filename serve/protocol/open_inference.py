@@ -1,6 +1,7 @@
-"""The Open Inference Protocol v2 over REST, so that clients of Triton, KServe and others work as they are.
+"""Routes of the Open Inference Protocol v2 over REST, so that clients of Triton, KServe and others work unchanged.
 
-The protocol has no error for one picture of several: a picture that cannot be used fails its request, which says which.
+The protocol has no error for one picture of several: a picture that cannot be used fails the whole request, and the
+error names the picture.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from library.dataset.manifest import VERSIONS
 from library.errors import BadPicture
 from serve.http.dispatch import answered, describe_all, describe_soon, find_model
-from serve.http.openapi import BINARY, body_of, problems
+from serve.http.openapi import BINARY, PROTOCOL, body_of, problems
 from serve.http.service import Answer, ModelService
 from serve.http.uploads import in_thread, media_type, unsupported
 from serve.protocol.messages import HEADER_LENGTH, metadata, read_request, write_answer
@@ -24,18 +25,18 @@ _BODY = body_of({"application/json": {"$ref": "#/components/schemas/InferRequest
 
 
 def add_protocol(app: FastAPI, models: Mapping[str, ModelService], settings: ServeSettings) -> None:
-    """Add the protocol's routes."""
+    """Adds the protocol's routes."""
 
-    @app.get("/v2", summary="The server (Open Inference Protocol)", responses=problems())
+    @app.get("/v2", tags=[PROTOCOL], summary="Describe the server", responses=problems())
     async def server() -> dict[str, Any]:
         extensions = ["binary_tensor_data", "classification"]
         return {"name": "striate", "version": VERSIONS["striate"], "extensions": extensions}
 
-    @app.get("/v2/health/live", summary="Whether the server runs", responses=problems())
+    @app.get("/v2/health/live", tags=[PROTOCOL], summary="Check that the server runs", responses=problems())
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", summary="Whether all models answer", responses=problems(503))
+    @app.get("/v2/health/ready", tags=[PROTOCOL], summary="Check that all models answer", responses=problems(503))
     async def ready(response: Response) -> dict[str, bool]:
         states = await describe_all(models)
         are_ready = bool(states) and all(state.ready for state in states)
@@ -49,17 +50,23 @@ def add_protocol(app: FastAPI, models: Mapping[str, ModelService], settings: Ser
 def _add_model(app: FastAPI, prefix: str, models: Mapping[str, ModelService], settings: ServeSettings) -> None:
     unknown = problems(404, 429, 503, 504)
 
-    @app.get(prefix, summary="What a model takes and gives", responses=unknown)
+    @app.get(prefix, tags=[PROTOCOL], summary="Describe a model's inputs and outputs", responses=unknown)
     async def describe(request: Request, name: str) -> dict[str, Any]:
         return metadata(await answered(request, settings, find_model(request, models, name).describe()))
 
-    @app.get(f"{prefix}/ready", summary="Whether a model answers", responses=unknown)
+    @app.get(f"{prefix}/ready", tags=[PROTOCOL], summary="Check that a model answers", responses=unknown)
     async def ready(request: Request, response: Response, name: str) -> dict[str, Any]:
         state = await describe_soon(find_model(request, models, name))
         response.status_code = 200 if state.ready else 503
         return {"name": name, "ready": state.ready}
 
-    @app.post(f"{prefix}/infer", summary="Classify", responses=unknown | problems(*_BODY_STATUSES), openapi_extra=_BODY)
+    @app.post(
+        f"{prefix}/infer",
+        tags=[PROTOCOL],
+        summary="Classify pictures",
+        responses=unknown | problems(*_BODY_STATUSES),
+        openapi_extra=_BODY,
+    )
     async def infer(request: Request, name: str) -> Response:
         """The input is `image` (encoded pictures, BYTES) or `pixels` (UINT8); in JSON, `image` is base64."""
         return await _infer(request, find_model(request, models, name), settings)

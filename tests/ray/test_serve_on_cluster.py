@@ -9,7 +9,7 @@ import pytest
 from ray import serve
 
 from library.errors import UsageError
-from serve.addresses import publish
+from serve.endpoint import publish
 from serve.launch.on_cluster import rolled_back, running_address
 from serve.launch.request import ServePlan
 from tests.waiting import until

@@ -12,7 +12,7 @@ import yaml
 
 from library.bundle.bundle import Bundle, ensemble
 from library.errors import StriateError, UsageError
-from serve.addresses import free_port, is_loopback
+from serve.endpoint import free_port, is_loopback
 from serve.http.keys import new_key
 from serve.launch.config_file import config_of, read_config, write_config
 from serve.launch.deploy import Application, Scale, applications

@@ -1,4 +1,4 @@
-"""Addresses: who can reach one, whether a port is free, and where the running Serve listens."""
+"""The endpoint of a server: who can reach an address, whether a port is free, and where the running Serve listens."""
 
 from __future__ import annotations
 
