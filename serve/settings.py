@@ -1,4 +1,4 @@
-"""What a server is told: plain data, so that it travels through Serve's config file as it is."""
+"""Settings of a server: plain data, which Serve's config file can hold."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import pydantic
 
 from library.imaging import codec
 
-#: Photos of phones have 12 to 50 million.
+#: Phones take photos of 12 to 50 million pixels.
 _MAX_PIXELS = 64 * 10**6
-#: RGBA of 16 bits; pictures with more bands have fewer pixels.
+#: 16-bit RGBA; a picture with more bands may have fewer pixels.
 _MAX_BYTES_A_PIXEL = 8
 
 
 class ServeSettings(pydantic.BaseModel):
-    """How to serve; the same for every model of a server.
+    """Settings of a server, the same for all its models.
 
     Attributes:
         max_body_mb: largest request body, in MiB.
         max_pixels: largest picture, width x height; read from its header, before anything is decoded.
         max_files: most pictures in one request.
-        timeout_s: from a whole request to its answer, in seconds; 504 after it.
-        body_timeout_s: from a request's head to the end of its body, in seconds; 408 after it.
-        top_k: classes in an answer where a request does not say.
-        keys: lines `NAME sha256:HEX`; None, with no `keys_file`, asks for no key.
-        keys_file: path of such lines, on every node; read again when it changes: a line taken out is a key revoked.
-        cors_origins: origins whose pages may ask, such as `https://example.org`; none by default.
-        explain: whether Grad-CAM may be asked for.
-        drift: whether what is asked is measured against what was trained on.
-        runtime: `auto` is the fastest that gives the same answers.
+        timeout_s: longest time from a complete request to its answer, in seconds; then 504.
+        body_timeout_s: longest time from a request's head to the end of its body, in seconds; then 408.
+        top_k: number of classes in an answer where the request does not set it.
+        keys: lines `NAME sha256:HEX`; without them and without `keys_file` no key is needed.
+        keys_file: path of a file of such lines, on every node; read again when it changes, so deleting a line revokes
+            its key.
+        cors_origins: origins whose pages may call the API, such as `https://example.org`; none by default.
+        explain: whether Grad-CAM is offered.
+        drift: whether requests are compared with the training data.
+        runtime: what computes; `auto` is the fastest that gives the same answers.
         device: auto, cpu, cuda, cuda:1 ...
-        tune: take time at start to find batch size and wait; without it the probe is a short one.
-        batch_size: pictures in a batch; None: found by the probe.
-        batch_wait_ms: how long an idle model waits for a batch to fill; None: not at all, or with `tune` as the probe
-            finds.
-        access_log: file, on every node, that gets a JSON line for each request; `-` is the processes' stderr, None no
-            line at all.
+        tune: measure for longer at start to choose batch size and wait.
+        batch_size: most pictures in a batch; None chooses it by a measurement at start.
+        batch_wait_ms: how long an idle model waits for a batch to fill; None is 0, or what `tune` measures.
+        access_log: path of a file, on every node, for one JSON line per request; `-` is the processes' stderr; None
+            writes no log.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +70,7 @@ class ServeSettings(pydantic.BaseModel):
                 or not parts.netloc
                 or parts.geturl() != f"{parts.scheme}://{parts.netloc}"
             ):
-                raise ValueError(f"'{origin}' is no origin such as https://example.org")
+                raise ValueError(f"'{origin}' is not a valid origin: write one such as https://example.org")
         return origins
 
     @property
@@ -85,5 +85,5 @@ class ServeSettings(pydantic.BaseModel):
 
     @property
     def limits(self) -> codec.Limits:
-        """What one picture may be; for `Bundle.prepare` too."""
+        """Limits of one picture, as `Bundle.prepare` takes them."""
         return codec.Limits(self.max_body_bytes, self.max_pixels, self.max_pixels * _MAX_BYTES_A_PIXEL)

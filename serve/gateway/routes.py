@@ -79,7 +79,7 @@ def _is_open(method: str, path: str) -> bool:
 
 
 def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:
-    open_to_all = {"security": list[Any]()}
+    open_to_all: dict[str, Any] = {"security": []}
 
     @app.get("/healthz", tags=[HEALTH], summary="Check that the server runs; needs no key", openapi_extra=open_to_all)
     async def healthz() -> Live:

@@ -1,6 +1,6 @@
-"""API keys: a file of lines `NAME sha256:HEX`, so that who reads it cannot use them.
+"""API keys: a file of lines `NAME sha256:HEX`, which does not reveal the keys.
 
-A key is 256 random bits, so one plain SHA-256 keeps it as safe as a slow hash would, and costs nothing a request.
+A key has 256 random bits, so a plain SHA-256 protects it as well as a slow hash would, and is cheap for each request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from library.errors import UsageError
 
-#: Leads every key, so that scanners for leaked secrets know it.
+#: Begins every key, so that scanners for leaked secrets recognize it.
 PREFIX = "striate_"
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _LINE = re.compile(rf"({_NAME.pattern})\s+sha256:([0-9a-f]{{64}})")
@@ -25,26 +25,26 @@ _log = logging.getLogger("striate.serve")
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key, and its line for the file.
+    """Returns a new key, and its line for the file.
 
     Raises:
-        UsageError: for a name that is no single word.
+        UsageError: for a name that is not valid.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' cannot name a key: use up to 64 letters, digits and . _ @ -")
+        raise UsageError(f"'{name}' is not a valid name for a key: use up to 64 letters, digits and . _ @ -")
     key = PREFIX + secrets.token_urlsafe(32)
     return key, f"{name} sha256:{_digest(key)}"
 
 
 def parse_keys(text: str, where: str) -> dict[str, str]:
-    """Names and digests of key lines; lines are separated by newlines or commas, `#` begins a comment.
+    """Returns digests by name from key lines, which newlines or commas separate; `#` begins a comment.
 
     Args:
         text: the lines.
-        where: names them in an error: a path, a variable.
+        where: their source, for errors: a path, a variable.
 
     Raises:
-        UsageError: for the first line that is no key, without repeating it, or a name that is there twice.
+        UsageError: for the first line that is not valid (without its text), or a name that occurs twice.
     """
     keys: dict[str, str] = {}
     for number, line in _lines(text):
@@ -61,14 +61,14 @@ def parse_keys(text: str, where: str) -> dict[str, str]:
 
 
 class Keys:
-    """Knows who a key belongs to.
+    """Finds the name of a key.
 
     Args:
         lines: fixed keys.
-        file: path of a file with more; read again whenever it changes. One that cannot be read lets nobody in.
+        file: path of a file with more; read again when it changes. While it cannot be read, none of its keys is valid.
 
     Raises:
-        UsageError: when there is a wrong line, or no such file.
+        UsageError: when a line is wrong, or the file is missing.
     """
 
     def __init__(self, lines: Iterable[str] = (), file: str | None = None) -> None:
@@ -81,14 +81,14 @@ class Keys:
             self._read = read_keys(self._file)
 
     def owner(self, key: str) -> str | None:
-        """The name of a key, or None when it is not one of ours; takes as long for either."""
+        """Returns the name of a key, or None for an unknown key, in the same time."""
         self._refresh()
         digest = _digest(key)
-        found = None
+        owner = None
         for name, known in (*self._fixed.items(), *self._read.items()):
             if hmac.compare_digest(digest, known):
-                found = name
-        return found
+                owner = name
+        return owner
 
     def _refresh(self) -> None:
         if self._file is None:
@@ -100,15 +100,15 @@ class Keys:
         try:
             self._read = read_keys(self._file)
         except UsageError as error:
-            # A revoked key must not live on because of a slip in the next line.
+            # A mistake in the file must not keep a revoked key valid.
             self._read = {}
-            _log.error("no key of %s is taken until it is mended: %s", self._file, error)
+            _log.error("no key of %s is accepted until the file is corrected: %s", self._file, error)
         else:
             _log.info("read %d keys from %s", len(self._read), self._file)
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """Names and digests of a key file; raises UsageError when it cannot be read or has a wrong line."""
+    """Returns digests by name from a key file; raises UsageError when it cannot be read or has a wrong line."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -128,7 +128,7 @@ def _digest(key: str) -> str:
 
 
 def _stamp_of(path: Path) -> tuple[int, ...]:
-    """Changes when the file does; a mounted Kubernetes secret is another inode."""
+    """Returns a value that changes with the file; a changed Kubernetes secret has another inode."""
     try:
         status = os.stat(path)
     except OSError:

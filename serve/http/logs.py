@@ -1,6 +1,6 @@
-"""Where a server's processes write: access log and errors, one JSON object a line.
+"""Destinations of the access log and of errors, one JSON object a line.
 
-Both loggers are silent until `write_logs` is called. Ray keeps what its workers write to stderr in files of its own
+Both loggers are silent until `write_logs` is called. Ray writes its workers' stderr to its own files
 (`session_latest/logs/worker-*.err`), which log collectors read.
 """
 
@@ -14,37 +14,37 @@ from pathlib import Path
 from cluster.logging_setup import JsonLines
 from library.errors import UsageError
 
-#: To stderr rather than to a file.
+#: Writes to stderr rather than to a file.
 STDERR = "-"
 _ACCESS, _ERRORS = "striate.access", "striate.serve"
 
 
 class _Lines(JsonLines):
-    """As these; lines of the access log are JSON already."""
+    """Formats records as JSON; lines of the access log are JSON already."""
 
     def format(self, record: logging.LogRecord) -> str:
         return record.getMessage() if record.name == _ACCESS else super().format(record)
 
 
-def log_path(given: str | None) -> str | None:
-    """A path as processes in other folders need it.
+def log_path(option: str | None) -> str | None:
+    """Returns the absolute path of --access-log, for processes in other folders.
 
     Raises:
-        UsageError: when there is no such folder.
+        UsageError: when the folder does not exist.
     """
-    if given is None or given == STDERR:
-        return given
-    path = Path(given).absolute()
+    if option is None or option == STDERR:
+        return option
+    path = Path(option).absolute()
     if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"--access-log {given}: no file can be written there; name one in a folder that exists, or -")
+        raise UsageError(f"--access-log {option}: cannot write a file there; name a file in an existing folder, or -")
     return str(path)
 
 
 def write_logs(access: str | None) -> None:
-    """Have this process write errors to stderr, and a line for each request where `access` says.
+    """Lets this process write errors to stderr, and a line for each request to `access`.
 
     Args:
-        access: path of a file, which may be moved away and is then begun anew; `-` for stderr; None for no lines.
+        access: path of a file, which is created again after it was moved; `-` for stderr; None for no access log.
 
     Raises:
         OSError: when the file cannot be written.

@@ -1,4 +1,4 @@
-"""Errors over HTTP: `application/problem+json` (RFC 9457) with what, where and how; never a stack trace.
+"""Errors over HTTP as `application/problem+json` (RFC 9457), never a stack trace.
 
 {"type": "urn:striate:too_large", "title": "Content Too Large", "status": 413,
  "detail": "60000x60000 is 3,600,000,000 pixels; ...", "reason": "too_large", "how": "..."}
@@ -23,15 +23,15 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
-    """An error answer.
+    """An error that is answered as a problem.
 
     Args:
-        status: of the response.
-        slug: what kind of problem, for programs: `urn:striate:SLUG`.
-        detail: one sentence for a person: what, and where.
+        status: HTTP status of the response.
+        slug: kind of problem, for programs: `urn:striate:SLUG`.
+        detail: one sentence for a person: what is wrong, and where.
         how: what would work.
-        headers: of the response.
-        extras: further members of the object.
+        headers: headers of the response.
+        extras: further members of the JSON object.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Problem(Exception):
         super().__init__(f"{status} {slug}: {detail}")
 
     def body(self) -> ProblemBody:
-        """The object, as it is sent."""
+        """Returns the JSON object."""
         members = self.extras | ({"how": self.how} if self.how else {})
         title = HTTPStatus(self.status).phrase
         return ProblemBody(
@@ -56,7 +56,7 @@ class Problem(Exception):
         )
 
     def response(self, path: str) -> Response:
-        """The answer to a request of `path`; clients of the Open Inference Protocol look for `error`."""
+        """Returns the response to a request for `path`; clients of the Open Inference Protocol read `error`."""
         body = self.body().model_dump(exclude_unset=True)
         if path.startswith("/v2"):
             body["error"] = self.detail
@@ -64,7 +64,7 @@ class Problem(Exception):
 
 
 def problem_of(error: Exception) -> Problem:
-    """What an error of ours is over HTTP; anything else is a 500 that says nothing of its inside."""
+    """Returns the problem for an error; for one that is not ours, a 500 without details."""
     match error:
         case Problem():
             return error
@@ -73,26 +73,26 @@ def problem_of(error: Exception) -> Problem:
         case Busy():
             wait = str(error.retry_after_s)
             slug = "busy" if error.status == 503 else "too_many_requests"
-            return Problem(error.status, slug, error.detail, f"Ask again in {wait} s.", {"Retry-After": wait})
+            return Problem(error.status, slug, error.detail, f"Try again in {wait} s.", {"Retry-After": wait})
         case TimedOut():
-            return Problem(
-                504, "timed_out", str(error), "Send fewer pictures at once, or ask again when it is quieter."
-            )
+            return Problem(504, "timed_out", str(error), "Send fewer pictures in one request, or try again later.")
         case GrammarError():
             how = "GET /steps lists the steps and their parameters."
             return Problem(422, "grammar", error.message, how, offset=error.offset, length=error.length)
         case StepError():
-            return Problem(422, "step_failed", str(error), "This step cannot take this picture; leave it out.")
+            return Problem(
+                422, "step_failed", str(error), "This step does not work for this picture; leave the step out."
+            )
         case UsageError():
             return Problem(422, "usage", str(error))
         case StriateError():
-            return Problem(503, "unavailable", str(error), "Ask again later.", {"Retry-After": "5"})
+            return Problem(503, "unavailable", str(error), "Try again later.", {"Retry-After": "5"})
         case _:
-            return Problem(500, "internal", "The server failed at this request; its log says why.")
+            return Problem(500, "internal", "The server failed to answer this request; its log has the reason.")
 
 
 def handle_problems(app: FastAPI) -> None:
-    """Answer every error of `app` as a problem."""
+    """Answers every error of `app` as a problem."""
 
     async def ours(request: Request, error: Exception) -> Response:
         return problem_of(error).response(request.url.path)
@@ -112,18 +112,20 @@ def handle_problems(app: FastAPI) -> None:
 
 
 def invalid_values(errors: Sequence[Any], what: str) -> Problem:
-    """What pydantic found wrong, as one problem: the first in words, all of them in `errors`.
+    """Returns pydantic's errors as one problem: the first as its detail, up to 20 in `errors`.
 
     Args:
-        errors: of a `ValidationError`.
-        what: the thing that is wrong: `body`, `request`.
+        errors: from a `ValidationError`.
+        what: what is not valid: `body`, `request`.
     """
-    told = [{"where": ".".join(str(part)[:80] for part in one["loc"]), "what": _in_words(one)} for one in errors[:20]]
+    entries = [
+        {"where": ".".join(str(part)[:80] for part in one["loc"]), "what": _in_words(one)} for one in errors[:20]
+    ]
     if errors[0]["type"] == "json_invalid":
-        return Problem(400, "malformed", f"the {what} is no JSON: {told[0]['what']}")
-    first = told[0]
+        return Problem(400, "malformed", f"the {what} is not valid JSON: {entries[0]['what']}")
+    first = entries[0]
     where = f"{first['where']}: " if first["where"] else ""
-    return Problem(422, "invalid", f"{where}{first['what']}", "The page /docs says what is taken.", errors=told)
+    return Problem(422, "invalid", f"{where}{first['what']}", "The page /docs describes the API.", errors=entries)
 
 
 def _in_words(error: Mapping[str, Any]) -> str:
@@ -134,9 +136,9 @@ def _in_words(error: Mapping[str, Any]) -> str:
 
 def _of_picture(bad: BadPicture) -> Problem:
     if bad.reason.startswith("dropped:"):
-        how = "The model was trained without such pictures, so it has no answer for this one."
+        how = "The model was trained without such pictures, so it cannot classify this one."
         return Problem(422, "dropped", bad.detail, how, reason=bad.reason)
-    status, how = _PICTURES.get(bad.reason, (422, "Send a picture that the model's input pipeline can take."))
+    status, how = _PICTURES.get(bad.reason, (422, "Send a picture that the model's input pipeline supports."))
     return Problem(status, bad.reason, bad.detail, how, reason=bad.reason)
 
 
@@ -144,12 +146,12 @@ _SEND = "Send a picture as JPEG, PNG, WebP, AVIF, HEIC, JPEG 2000, TIFF, GIF, BM
 _PICTURES = {
     "empty": (400, _SEND),
     "not_an_image": (400, _SEND),
-    "damaged": (400, "Send the picture again, or save it anew."),
-    "truncated": (400, "Send the whole picture; this one ends early."),
+    "damaged": (400, "Send the picture again, or save it again with an image editor."),
+    "truncated": (400, "Send the complete picture; this one ends early."),
     "zero_size": (400, _SEND),
     "unsupported": (415, _SEND),
     "too_large": (413, "Make the picture smaller."),
-    "too_much_work": (413, "Save the picture anew, with an image editor's usual settings, or make it smaller."),
+    "too_much_work": (413, "Save the picture again with an image editor's usual settings, or make it smaller."),
 }
 
 
@@ -157,9 +159,9 @@ def _of_http(error: HTTPException, request: Request) -> Problem:
     headers = dict(error.headers or {})
     match error.status_code:
         case 404:
-            return Problem(404, "not_found", "There is nothing at this address.", "The page /docs lists what there is.")
+            return Problem(404, "not_found", "There is nothing at this address.", "The page /docs lists all routes.")
         case 405:
             how = f"Use {headers['Allow']}." if "Allow" in headers else ""
-            return Problem(405, "method", f"{request.method} is not for this address.", how, headers)
+            return Problem(405, "method", f"{request.method} is not supported at this address.", how, headers)
         case status:
             return Problem(status, "http", str(error.detail), headers=headers)

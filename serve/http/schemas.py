@@ -11,7 +11,7 @@ from library.bundle.description import BundleRecord
 
 
 class Strict(BaseModel):
-    """An object with these members and no others."""
+    """A JSON object without further members."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,7 +21,7 @@ class ProblemBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: Annotated[str, Field(pattern="^urn:striate:[a-z0-9_]+$", description="what kind of problem, for programs")]
+    type: Annotated[str, Field(pattern="^urn:striate:[a-z0-9_]+$", description="kind of problem, for programs")]
     title: str
     status: Annotated[int, Field(ge=400, le=599)]
     detail: Annotated[str, Field(description="what is wrong, and where")]
@@ -29,32 +29,34 @@ class ProblemBody(BaseModel):
     how: Annotated[str, Field(description="what would work")] = ""
 
 
-#: One class of an answer, and its probability, 0 to 1. Plain dicts: an answer may have a thousand a picture.
+#: A class of an answer and its probability, 0 to 1. A plain dict, as an answer may have a thousand a picture.
 ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": float})
 
 
 class PicturePrediction(Strict):
-    """The ranked classes of one picture, or its own error."""
+    """The classes of one picture, best first, or its error."""
 
     file: str | None
     classes: list[ClassProbability] = []
     width: Annotated[int, Field(ge=1, description="of the decoded picture, in pixels")] = 1
     height: Annotated[int, Field(ge=1)] = 1
-    explanation: Annotated[str, Field(description="PNG in base64: what spoke for the best class (Grad-CAM)")] = ""
+    explanation: Annotated[
+        str, Field(description="PNG in base64: the regions that speak for the best class (Grad-CAM)")
+    ] = ""
     error: ProblemBody | None = None
 
 
 class Timing(Strict):
     """How long a request took, in milliseconds."""
 
-    decode_ms: Annotated[float, Field(description="decoding and the input pipeline, of all its pictures together")] = 0
-    queue_ms: Annotated[float, Field(description="waiting for a batch to begin, the longest of its pictures")] = 0
+    decode_ms: Annotated[float, Field(description="decoding and input pipeline, the sum over its pictures")] = 0
+    queue_ms: Annotated[float, Field(description="waiting for a batch, the longest of its pictures")] = 0
     infer_ms: Annotated[float, Field(description="in the model, the longest of its pictures")] = 0
     total_ms: Annotated[float, Field(description="from the call to the answer")] = 0
 
 
 class PredictAnswer(Strict):
-    """What a model says of the pictures of one request, in their order."""
+    """A model's predictions for the pictures of one request, in order."""
 
     model: str
     bundle_id: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -63,7 +65,7 @@ class PredictAnswer(Strict):
 
 
 class InputDescription(Strict):
-    """What a model makes of a picture before it looks at it."""
+    """The input pipeline of a model."""
 
     steps: str
     fit: str
@@ -72,7 +74,7 @@ class InputDescription(Strict):
 
 
 class ModelDescription(Strict):
-    """A model that is served."""
+    """A model and its state."""
 
     name: str
     bundle_id: str
@@ -81,8 +83,8 @@ class ModelDescription(Strict):
     input: InputDescription
     metrics: dict[str, Any]
     provenance: dict[str, Any]
-    runtime: Annotated[dict[str, Any], Field(description="what computes: name, device, batch size, threads")]
-    explain: Annotated[bool, Field(description="whether `explain=true` may be asked")]
+    runtime: Annotated[dict[str, Any], Field(description="the runtime: name, device, batch size, threads")]
+    explain: Annotated[bool, Field(description="whether `explain=true` is supported")]
     ready: bool = True
     state: str = "RUNNING"
 
@@ -110,35 +112,35 @@ Verdict = Literal["same", "shifted", "drifted", "too_few"]
 
 
 class Distance(Strict):
-    """How far apart two histograms of one measure lie."""
+    """The distance of two histograms of one measure."""
 
     psi: Annotated[
-        float, Field(ge=0, description="population stability index, less what chance alone gives; 0 is the same")
+        float, Field(ge=0, description="population stability index, less its value by chance; 0 means equal")
     ]
-    js: Annotated[float, Field(ge=0, le=1, description="Jensen-Shannon distance; 1 is nothing in common")]
-    verdict: Annotated[Verdict, Field(description="`too_few` pictures have no other verdict yet")]
-    reference: Annotated[int, Field(ge=0, description="pictures that training saw")]
-    live: Annotated[int, Field(ge=0, description="pictures that were asked about")]
+    js: Annotated[float, Field(ge=0, le=1, description="Jensen-Shannon distance; 1 means nothing in common")]
+    verdict: Annotated[Verdict, Field(description="`too_few` until there are enough pictures")]
+    reference: Annotated[int, Field(ge=0, description="pictures in the training data")]
+    live: Annotated[int, Field(ge=0, description="pictures in recent requests")]
 
 
 class PictureCounts(Strict):
-    """Pictures counted by measure and by class; those of several replicas can be added."""
+    """Pictures counted by measure and by class; the counts of several replicas can be added."""
 
-    version: Annotated[int, Field(description="changes with what a bin means")]
-    bins: Annotated[dict[str, list[int]], Field(description="by measure; the first and the last bin are open")]
+    version: Annotated[int, Field(description="changes when the bins change")]
+    bins: Annotated[dict[str, list[int]], Field(description="counts by measure; the first and the last bin are open")]
     classes: dict[str, int] = {}
 
 
 class DriftReport(Strict):
-    """How far the pictures that a model was asked about are from those that it has learned from."""
+    """The distance between the pictures of recent requests and the training data."""
 
     verdict: Annotated[Verdict, Field(description="the worst of all measures")]
-    thresholds: Annotated[dict[str, float], Field(description="the least psi of a verdict")]
+    thresholds: Annotated[dict[str, float], Field(description="the lowest psi of each verdict")]
     measures: dict[str, Distance]
-    no_reference: Annotated[list[str], Field(description="measures that training did not count")]
-    edges: Annotated[dict[str, list[float]], Field(description="by measure, where one bin ends and the next begins")]
-    reference: Annotated[PictureCounts, Field(description="what training saw")]
-    live: Annotated[PictureCounts, Field(description="the last few thousand pictures, however long ago they came")]
+    no_reference: Annotated[list[str], Field(description="measures that the training data lacks")]
+    edges: Annotated[dict[str, list[float]], Field(description="boundaries of the bins, by measure")]
+    reference: Annotated[PictureCounts, Field(description="counts of the training data")]
+    live: Annotated[PictureCounts, Field(description="counts of the last few thousand pictures, of any age")]
 
 
 class ModelState(Strict):
@@ -150,7 +152,7 @@ class ModelState(Strict):
 
 
 class Models(Strict):
-    """All that are served."""
+    """All models of the server."""
 
     models: list[ModelDescription | ModelState]
 
@@ -169,7 +171,7 @@ class Ready(Strict):
 
 
 class PipelineText(Strict):
-    """A pipeline that can be run."""
+    """A valid pipeline."""
 
     ok: bool
-    canonical: Annotated[str, Field(description="with every parameter")]
+    canonical: Annotated[str, Field(description="the canonical text, with every parameter")]

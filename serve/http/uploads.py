@@ -1,6 +1,6 @@
-"""A request's body as pictures: raw bytes, a form with files, or JSON with base64.
+"""Reads a request's body as pictures: raw bytes, a form with files, or JSON with base64.
 
-Bodies are held in memory, which the guard bounds; nothing of them goes to disk.
+Bodies stay in memory, within the limits of `access_control`; nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from serve.http.problem_details import Problem, invalid_values
 from serve.settings import ServeSettings
 
-#: `curl --data-binary` sends the second, whatever the file is.
+#: The second is what `curl --data-binary` sends for any file.
 _RAW = ("application/octet-stream", "application/x-www-form-urlencoded", "")
-_TAKEN = "image/*, application/octet-stream, multipart/form-data with files named 'file', or application/json"
-#: Of JSON's marks a picture has at most six, its name whatever is in it.
+_SUPPORTED = "image/*, application/octet-stream, multipart/form-data with files named 'file', or application/json"
+#: Limit of ':', ',', '{' and '[' a picture: it needs six, and its name may contain more.
 _MARKS_A_PICTURE = 100
-#: Fields of a form that are not files: one is refused by its name, more without.
+#: Fields of a form that are not files: one is refused by its name, more are refused by their number.
 _MAX_FIELDS = 10
-#: A larger JSON body is parsed in a thread, so that other requests go on meanwhile.
-_AT_ONCE_BYTES = 64 * 2**10
+#: A larger JSON body is parsed in a thread, so that it does not block other requests.
+_INLINE_BYTES = 64 * 2**10
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One picture as it came; `name` is the file's, where the request says one."""
+    """One encoded picture; `name` is the file's name where the request has one."""
 
     data: bytes
     name: str | None = None
@@ -47,7 +47,7 @@ class JsonPicture(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    name: Annotated[str | None, pydantic.Field(max_length=1024, description="comes back as `file`")] = None
+    name: Annotated[str | None, pydantic.Field(max_length=1024, description="returned as `file`")] = None
     base64: Annotated[
         str,
         pydantic.Field(description="the encoded picture (JPEG, PNG, ...) in standard base64, without line breaks"),
@@ -55,7 +55,7 @@ class JsonPicture(pydantic.BaseModel):
 
 
 class JsonPictures(pydantic.BaseModel):
-    """A JSON body."""
+    """A JSON body with pictures."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -63,10 +63,10 @@ class JsonPictures(pydantic.BaseModel):
 
 
 async def read_pictures(request: Request, settings: ServeSettings) -> list[Upload]:
-    """The pictures of a request.
+    """Returns the pictures of a request.
 
     Raises:
-        Problem: 400 for a broken body, 408, 413, 415, 422.
+        Problem: 400 for a broken body, 408, 413, 415 or 422.
     """
     kind = media_type(request)
     if kind == "multipart/form-data":
@@ -75,37 +75,39 @@ async def read_pictures(request: Request, settings: ServeSettings) -> list[Uploa
         return await in_thread(_of_json, await request.body(), settings.max_files)
     if kind in _RAW or kind.startswith("image/"):
         return [Upload(await request.body())]
-    raise unsupported(kind, _TAKEN)
+    raise unsupported(kind, _SUPPORTED)
 
 
 async def read_picture(request: Request, settings: ServeSettings) -> Upload:
-    """The one picture of a request; raises Problem as `read_pictures`, and 422 for several."""
+    """Returns the only picture of a request; raises Problem as `read_pictures` does, and 422 for several."""
     uploads = await read_pictures(request, settings)
     if len(uploads) > 1:
-        raise Problem(422, "one_picture", f"there are {len(uploads)} pictures, and one is taken here", "Send one.")
+        raise Problem(
+            422, "one_picture", f"the request has {len(uploads)} pictures instead of one", "Send one picture."
+        )
     return uploads[0]
 
 
 def media_type(request: Request) -> str:
-    """The content type without its parameters, in lower case."""
+    """Returns the content type without its parameters, in lower case."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def unsupported(kind: str, taken: str) -> Problem:
-    """The problem of a content type that is not taken."""
-    return Problem(415, "media_type", f"a body of type '{kind[:80]}' is not taken here", f"Send {taken}.")
+def unsupported(kind: str, supported: str) -> Problem:
+    """Returns the problem of an unsupported content type."""
+    return Problem(415, "media_type", f"the content type '{kind[:80]}' is not supported here", f"Send {supported}.")
 
 
 async def in_thread(parse: Callable[..., _T], body: bytes, *arguments: Any) -> _T:
-    """Take a body apart: a small one at once, a large one in a thread."""
-    if len(body) <= _AT_ONCE_BYTES:
+    """Parses a body, in a thread where it is large."""
+    if len(body) <= _INLINE_BYTES:
         return parse(body, *arguments)
     return await to_thread.run_sync(parse, body, *arguments)
 
 
 def _too_many(at_most: int) -> Problem:
-    how = "Send them in several requests; `striate predict` takes whole datasets."
-    return Problem(413, "too_many_files", f"there are more than {at_most} pictures", how)
+    how = "Send them in several requests; for whole datasets there is `striate predict`."
+    return Problem(413, "too_many_files", f"the request has more than {at_most} pictures", how)
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------
@@ -126,31 +128,31 @@ def _of_json(body: bytes, max_files: int) -> list[Upload]:
 
 
 def check_fields(body: bytes, at_most: int) -> None:
-    """Refuse JSON with many more fields and values than a request has: each that is wrong would become an error.
+    """Refuses JSON with far more fields and values than a request needs: each wrong one would become an error object.
 
     Args:
         body: JSON.
-        at_most: colons, commas and opening brackets, those in strings too; there are none in base64.
+        at_most: colons, commas and opening brackets, including those in strings; base64 has none.
     """
     if sum(map(body.count, (b":", b",", b"{", b"["))) > at_most:
-        detail = f"the JSON has too many fields and values: {at_most:,} of ':', ',', '{{' and '[' are taken"
-        raise Problem(413, "too_many_fields", detail, "The page /docs says what is taken.")
+        detail = f"the JSON has too many fields and values: at most {at_most:,} of ':', ',', '{{' and '[' are allowed"
+        raise Problem(413, "too_many_fields", detail, "The page /docs describes the fields.")
 
 
 def decode_base64(text: str, where: str) -> bytes:
-    """Standard base64, strictly; raises Problem, which says `where`."""
+    """Decodes standard base64, strictly; raises Problem, whose detail names `where`."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         how = "Encode the file's bytes in standard base64, without line breaks and without 'data:image/...;base64,'."
-        raise Problem(422, "base64", f"{where} is no base64: {error}", how) from None
+        raise Problem(422, "base64", f"{where} is not valid base64: {error}", how) from None
 
 
 # -- forms ------------------------------------------------------------------------------------------------------------
 
 
 class _Form(MultiPartParser):
-    """Starlette's parser, with every file in memory (it would write those above 1 MiB to disk), and noting its end."""
+    """Starlette's parser, which keeps all files in memory (not only those up to 1 MiB) and records the form's end."""
 
     spool_max_size = 0
     is_complete = False
@@ -171,25 +173,28 @@ async def _of_form(request: Request, max_files: int) -> list[Upload]:
     if not form.is_complete:
         raise _broken_form("the form ends early")
     if not parts:
-        raise Problem(422, "no_picture", "the form holds no file", "Send one or several as 'file'.")
+        raise Problem(422, "no_picture", "the form has no file", "Send one or several files named 'file'.")
     return [await _upload(name, part) for name, part in parts]
 
 
 def _check_charset(content_type: str) -> None:
-    """Refuse names in another charset: Starlette looks every charset up, and Python remembers each one it looks for."""
+    """Refuses other charsets: Starlette looks up any name, and Python caches each name, which would fill the memory."""
     charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() != "utf-8":
-        raise Problem(415, "media_type", f"the form is in the charset '{charset[:40]}'", "Send it in utf-8.")
+        raise Problem(415, "media_type", f"the form has the charset '{charset[:40]}'", "Send it in utf-8.")
 
 
 async def _upload(name: str, part: UploadFile | str) -> Upload:
     if name != "file" or isinstance(part, str):
-        how = "Send every picture as a file named 'file'; top_k and explain go into the address: ?top_k=3."
+        how = "Send every picture as a file named 'file'; top_k and explain are query parameters: ?top_k=3."
         raise Problem(422, "field", f"the form's field '{name[:80]}' is not a file named 'file'", how)
     encoding = part.headers.get("content-transfer-encoding", "binary").lower()
     if encoding not in ("binary", "8bit", "7bit"):
         raise Problem(
-            415, "content_encoding", f"a file of the form is encoded as '{encoding[:40]}'", "Send it as it is."
+            415,
+            "content_encoding",
+            f"a file of the form has the transfer encoding '{encoding[:40]}'",
+            "Send its plain bytes.",
         )
     return Upload(await part.read(), part.filename)
 

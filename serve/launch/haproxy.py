@@ -1,4 +1,4 @@
-"""HAProxy in front of Ray Serve, confined to the address that the server was told to listen on.
+"""HAProxy in front of Ray Serve, confined to the address that the server listens on.
 
 Serve writes HAProxy's configuration and starts HAProxy. In Ray 2.60 HAProxy's statistics and metrics listen on all
 interfaces and replicas listen at the server's own host, and no setting changes either. So Serve listens on loopback and
@@ -22,26 +22,30 @@ from http import HTTPStatus
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-#: How long a request waits for a replica that has enough to do.
+#: How long a request waits for a busy replica.
 _QUEUE_MS = 25
-#: What HAProxy says by itself, by status: name of the problem, explanation, advice. It would say 404, 408 and 413 in
-#: HTML, and Serve has it say a bare 500 instead of 502 and 503. What breaks the rules of HTTP itself gets a 400 in HTML
+#: HAProxy's own answers, by status: slug of the problem, detail, advice. By default it answers 404, 408 and 413 in
+#: HTML, and Serve lets it answer a bare 500 instead of 502 and 503. Requests that are not valid HTTP get a 400 in HTML
 #: that is built into HAProxy 2.8.
 _PROBLEMS = {
-    404: ("not_found", "There is nothing at this address.", "The page /docs lists what there is."),
-    408: ("slow_body", "the request did not arrive in time", "Send a smaller picture, or over a faster line."),
-    413: ("body_too_large", "the body is larger than {0:,} bytes", "Send at most that: fewer or smaller pictures."),
-    503: ("busy", "the model is busy, was lost while it answered, or is starting", "Ask again in a moment."),
+    404: ("not_found", "There is nothing at this address.", "The page /docs lists all routes."),
+    408: ("slow_body", "the request did not arrive in time", "Send a smaller picture, or use a faster connection."),
+    413: (
+        "body_too_large",
+        "the body is larger than {0:,} bytes",
+        "Send at most that in one request: fewer or smaller pictures.",
+    ),
+    503: ("busy", "the model is busy, is starting, or was lost while it answered", "Try again in a moment."),
 }
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What HAProxy lets through.
+    """Limits of requests in HAProxy.
 
     Attributes:
-        at_once: requests in progress in a replica; more wait a moment and are refused.
-        body_s: how long a request may take to come in.
+        at_once: most requests in progress in a replica; more wait a moment and are then refused.
+        body_s: how long a request may take to arrive, in seconds.
         body_bytes: largest body.
     """
 
@@ -52,7 +56,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rule:
-    """Replaces each match of `pattern` in the configuration that Serve writes; of a `needed` one there must be one."""
+    """Replaces each match of `pattern` in Serve's configuration; a `needed` pattern must match at least once."""
 
     pattern: str
     replacement: str
@@ -60,17 +64,17 @@ class Rule:
 
 
 def environment(folder: Path, listens: str, limits: Limits) -> dict[str, str]:
-    """Returns what must be set before Ray starts, for a Serve behind HAProxy.
+    """Returns the environment variables to set before Ray starts, for a Serve behind HAProxy.
 
     Args:
-        folder: a folder that only this Ray uses and no other user can read: HAProxy's control socket lies in it. By
-            default all Rays of a machine share one in /tmp.
+        folder: a folder for this Ray alone that other users cannot read, for HAProxy's control socket. By default
+            all Rays on a machine share one in /tmp.
         listens: HOST:PORT of the server; Serve itself listens on loopback.
-        limits: of requests.
+        limits: limits of requests.
 
     Returns:
-        Nothing where there is no HAProxy for this machine, or RAY_SERVE_ENABLE_HA_PROXY=0: Serve's own proxy does it
-        then.
+        Environment variables; none where there is no HAProxy for this machine, or with RAY_SERVE_ENABLE_HA_PROXY=0:
+        then Serve's own proxy is used.
     """
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0":
         return {}
@@ -81,11 +85,11 @@ def environment(folder: Path, listens: str, limits: Limits) -> dict[str, str]:
     except (ImportError, OSError):
         return {}
     start = folder / "haproxy"
-    its_rules = json.dumps([astuple(rule) for rule in rules(folder, listens, limits)])
-    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, its_rules])
+    rules_json = json.dumps([astuple(rule) for rule in rules(folder, listens, limits)])
+    command = shlex.join([sys.executable, "-I", "-S", __file__, binary, rules_json])
     start.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     start.chmod(0o700)
-    from cluster.machine import free_ports  # not where this file stands in for HAProxy, alone
+    from cluster.machine import free_ports  # not at the top: in HAProxy's place this file runs without its packages
 
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -96,34 +100,34 @@ def environment(folder: Path, listens: str, limits: Limits) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_ports(1)[0]),
-        # Nobody listens there: the replicas write the access log. By default this machine's syslog gets each request.
+        # Nothing listens there, as the replicas write the access log; by default each request goes to syslog.
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "nobody.sock"),
-        # A request whose replica died is sent to another: to classify changes nothing. No picture is sent more than
-        # four times.
+        # A request whose replica died is sent to another, since classifying has no side effects; no picture is sent
+        # more than four times.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "3",
-        # Refused once, a replica is gone.
+        # A replica that refuses a connection once counts as lost.
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-        # For a client that does not read its answer; Serve waits an hour.
+        # For a client that does not read its answer; Serve's default is an hour.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-        # What can be sent twice. All of it is copied for each request: 1 MiB cost 0.2 ms.
+        # Largest request that can be sent again. The buffer is copied for each request: 1 MiB cost 0.2 ms.
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 2**10),
-        # More threads than cores only take turns.
+        # More threads than cores gain nothing.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
-        # A replica that ends goes on accepting for this long, until HAProxy has heard of it and of its successor. With
-        # 1 s requests were refused on a busy machine; stopping takes as long, and the default is half a minute.
+        # A stopping replica accepts requests for this long, until HAProxy knows its successor. With 1 s requests were
+        # refused on a busy machine; the default of half a minute would delay every stop.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     }
 
 
 def rules(folder: Path, listens: str, limits: Limits) -> list[Rule]:
-    """Returns patterns of lines in the configuration that Serve writes, and what replaces each, in this order."""
-    lost = f"unix@{folder}/lost.sock"
+    """Returns the rules for the configuration that Serve writes, in the order in which they apply."""
+    lost_replica = f"unix@{folder}/lost.sock"
     requests = [
         f"bind {listens}",
-        # Before the body is waited for.
+        # Checked before HAProxy waits for the body.
         f"http-request deny deny_status 413 if {{ req.body_size gt {limits.body_bytes} }}",
-        # A slow body keeps no replica busy, and a whole one can be sent to another replica.
+        # A slow body does not occupy a replica, and a complete one can be sent to another replica.
         f"http-request wait-for-body time {_ms(limits.body_s)}",
         "http-after-response set-status 503 if { status 502 }",
     ]
@@ -131,23 +135,26 @@ def rules(folder: Path, listens: str, limits: Limits) -> list[Rule]:
         f"timeout http-request {_ms(limits.body_s)}",
         f"timeout queue {_QUEUE_MS}ms",
         *(f"http-error status {status} {_answer(status, limits)}" for status in _PROBLEMS),
-        # Of a replica that closes the connection again and again. Its status is set above.
+        # For a replica that keeps closing the connection; the status is set to 503 above.
         f"http-error status 502 {_answer(503, limits)}",
     ]
     return [
-        # Its statistics and metrics, for everybody; Serve has its metrics from the socket.
+        # HAProxy's statistics and metrics, open to all; Serve reads the metrics from the socket.
         Rule(r"^(frontend prometheus|listen stats)\n( .*\n)+", "", needed=True),
         Rule(r"^( +bind )\S*:", r"\g<1>127.0.0.1:", needed=True),
         Rule(r"(?<=^frontend http_frontend\n) +bind .*", _lines(requests), needed=True),
-        # /-/routes names the models, also to those without a key.
+        # /-/routes would list the models to clients without a key.
         Rule(r"^( +http-request )return .* if routes$", r"\g<1>deny deny_status 404 if routes", needed=True),
         Rule(r"^defaults$", "defaults\n" + _lines(defaults), needed=True),
         Rule(r"^ +errorfile .*\n", ""),
         Rule(r"^( +server .*)$", rf"\g<1> maxconn {limits.at_once}"),
-        # In place of Serve's own proxy, where requests would wait for a replica without an end. Without any, a client
-        # whose replica died sees a kept connection closed.
-        Rule(r"^ +server .* backup\b.*", f"    server lost {lost} backup no-check"),
-        Rule(r"\Z", "frontend lost\n" + _lines([f"bind {lost} mode 600", "http-request deny deny_status 503"]) + "\n"),
+        # Replaces Serve's own proxy, where requests would wait for a replica without end. Without a backup, a client
+        # whose replica died would only see its connection closed.
+        Rule(r"^ +server .* backup\b.*", f"    server lost {lost_replica} backup no-check"),
+        Rule(
+            r"\Z",
+            "frontend lost\n" + _lines([f"bind {lost_replica} mode 600", "http-request deny deny_status 503"]) + "\n",
+        ),
     ]
 
 
@@ -164,11 +171,11 @@ def _lines(lines: Sequence[str]) -> str:
 
 
 def confined(config: str, rules: Sequence[Rule]) -> str:
-    """Applies `rules` to a configuration as Serve writes it; exits where it is another than they are made for."""
+    """Applies `rules` to the configuration that Serve writes; exits where a needed rule does not match."""
     for rule in rules:
         config, count = re.subn(rule.pattern, rule.replacement, config, flags=re.MULTILINE)
         if rule.needed and not count:
-            sys.exit(f"striate does not know the configuration that this Ray writes for HAProxy: no {rule.pattern!r}")
+            sys.exit(f"this Ray writes an unknown configuration for HAProxy: {rule.pattern!r} matches no line")
     return config
 
 
@@ -177,7 +184,7 @@ def _ms(seconds: float) -> str:
 
 
 def _become_haproxy(binary: str, rules: Sequence[Rule], arguments: Sequence[str]) -> None:
-    # Whatever ends the process of Serve that started it, also in the middle of a reload, ends HAProxy.
+    # HAProxy ends with the process of Serve that started it, even during a reload.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     path = Path(arguments[arguments.index("-f") + 1])
     path.write_text(confined(path.read_text(encoding="utf-8"), rules), encoding="utf-8")
@@ -185,5 +192,5 @@ def _become_haproxy(binary: str, rules: Sequence[Rule], arguments: Sequence[str]
 
 
 if __name__ == "__main__":
-    binary, its_rules, *arguments = sys.argv[1:]
-    _become_haproxy(binary, [Rule(*rule) for rule in json.loads(its_rules)], arguments)
+    binary, rules_json, *arguments = sys.argv[1:]
+    _become_haproxy(binary, [Rule(*rule) for rule in json.loads(rules_json)], arguments)

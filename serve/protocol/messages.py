@@ -1,4 +1,4 @@
-"""Requests and answers of the Open Inference Protocol v2: tensors in JSON, or behind it as bytes (binary extension).
+"""Requests and answers of the Open Inference Protocol v2: tensors in JSON, or as bytes after it (binary extension).
 
 https://github.com/kserve/open-inference-protocol and Triton's `binary_tensor_data` and `classification` extensions.
 """
@@ -28,13 +28,13 @@ from serve.settings import ServeSettings
 PROBABILITIES, LABEL = "probabilities", "label"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _LENGTH = re.compile("[0-9]{1,18}")
-#: Values of a JSON document; a picture of 500 x 500 as numbers has 750,000.
+#: Most values in a JSON document; a 500 x 500 picture as numbers has 750,000.
 _MAX_VALUES = 2**20
-#: A request has some ten.
+#: Most fields in a JSON document; a request has about ten.
 _MAX_FIELDS = 200
 _LARGE_BYTES = 2**20
 _PARSING = threading.Lock()
-_DOCS = "GET /v2/models/NAME says what a model takes and gives."
+_DOCS = "GET /v2/models/NAME describes the inputs and outputs of a model."
 
 
 class _Strict(pydantic.BaseModel):
@@ -42,7 +42,7 @@ class _Strict(pydantic.BaseModel):
 
 
 class InputParameters(_Strict):
-    """Where an input's data lies behind the JSON: so many bytes."""
+    """Size of an input's data after the JSON, in bytes."""
 
     binary_data_size: Annotated[int | None, pydantic.Field(ge=0)] = None
 
@@ -58,14 +58,14 @@ class InputTensor(_Strict):
 
 
 class OutputParameters(_Strict):
-    """Whether the data is to lie behind the JSON; or the best classes in words, `PROBABILITY:INDEX:CLASS`."""
+    """Whether to send the data after the JSON, and how many best classes as text, `PROBABILITY:INDEX:CLASS`."""
 
     binary_data: bool | None = None
     classification: Annotated[int | None, pydantic.Field(ge=0, le=10**6)] = None
 
 
 class OutputTensor(_Strict):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: Literal["probabilities", "label"]
     parameters: OutputParameters = OutputParameters()
@@ -73,12 +73,12 @@ class OutputTensor(_Strict):
     @pydantic.model_validator(mode="after")
     def _check(self) -> OutputTensor:
         if self.parameters.classification and self.name != PROBABILITIES:
-            raise ValueError("classification goes with the output 'probabilities'")
+            raise ValueError("classification is a parameter of the output 'probabilities'")
         return self
 
 
 class InferParameters(_Strict):
-    """Of the whole request."""
+    """Parameters of the whole request."""
 
     binary_data_output: bool = False
 
@@ -93,8 +93,8 @@ class InferRequest(_Strict):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a request asks: encoded pictures or pixels, and how it wants the answer."""
+class ParsedRequest:
+    """A parsed request: either encoded pictures or pixels, and the requested outputs."""
 
     request: InferRequest
     pictures: list[bytes] | None
@@ -102,26 +102,26 @@ class Asked:
 
     @property
     def most_classes(self) -> int:
-        """How many ranked classes the answer is made of."""
+        """Number of ranked classes that the answer needs."""
         return max([1, *(output.parameters.classification or 0 for output in self.request.outputs or ())])
 
 
-def read_request(body: bytes, header_length: str | None, settings: ServeSettings) -> Asked:
-    """Take a request apart.
+def read_request(body: bytes, header_length: str | None, settings: ServeSettings) -> ParsedRequest:
+    """Parses a request.
 
     Args:
-        body: JSON, with the binary tensors behind it.
-        header_length: the header `Inference-Header-Content-Length`: how many bytes the JSON has, if not all.
-        settings: with the limits.
+        body: JSON, with the binary tensors after it.
+        header_length: the header `Inference-Header-Content-Length`: bytes of the JSON, if it is not the whole body.
+        settings: the limits.
 
     Raises:
-        Problem: 400, 413 or 422, saying what is wrong and where.
+        Problem: 400, 413 or 422.
     """
     length = len(body)
     if header_length is not None:
         if not _LENGTH.fullmatch(header_length) or int(header_length) > length:
             detail = f"{HEADER_LENGTH} is '{header_length[:40]}', and the body has {length:,} bytes"
-            raise Problem(400, "malformed", detail, "Say how many bytes the JSON at its start has.")
+            raise Problem(400, "malformed", detail, "Set it to the bytes of the JSON at the start of the body.")
         length = int(header_length)
     header = memoryview(body)[:length].tobytes()
     if header.count(b":") > _MAX_FIELDS:
@@ -130,10 +130,10 @@ def read_request(body: bytes, header_length: str | None, settings: ServeSettings
     values = header.count(b",") + header.count(b"[")
     if values > _MAX_VALUES:
         detail = f"the JSON has more than {_MAX_VALUES:,} values"
-        how = "Send pixels behind the JSON (binary_data_size), as tritonclient does, or encoded pictures as 'image'."
+        how = "Send pixels after the JSON (binary_data_size), as tritonclient does, or encoded pictures as 'image'."
         raise Problem(413, "too_large", detail, how, reason="too_large")
     try:
-        # One large document at a time: each value takes some hundred bytes.
+        # One large document at a time: each value takes about a hundred bytes of memory.
         with _PARSING if length > _LARGE_BYTES else nullcontext():
             request = InferRequest.model_validate_json(header)
     except pydantic.ValidationError as error:
@@ -141,55 +141,55 @@ def read_request(body: bytes, header_length: str | None, settings: ServeSettings
     tensor, binary = request.inputs[0], memoryview(body)[length:]
     raw = _binary_of(tensor, binary)
     if tensor.name == "image":
-        return Asked(request, _pictures(tensor, raw, settings.max_files), None)
-    return Asked(request, None, _pixels(tensor, raw, settings))
+        return ParsedRequest(request, _pictures(tensor, raw, settings.max_files), None)
+    return ParsedRequest(request, None, _pixels(tensor, raw, settings))
 
 
-def write_answer(asked: Asked, model: str, answers: Sequence[Answer]) -> tuple[bytes, int | None]:
-    """The body of an answer.
+def write_answer(parsed: ParsedRequest, model: str, answers: Sequence[Answer]) -> tuple[bytes, int | None]:
+    """Writes the body of an answer.
 
     Args:
-        asked: the request.
+        parsed: the request.
         model: its name.
         answers: one a picture, with `most_classes` classes.
 
     Returns:
-        The body, and the length of the JSON at its start; None when that is all.
+        The body, and the length of the JSON at its start; None where the JSON is the whole body.
     """
-    wanted = asked.request.outputs
-    if wanted is None:
-        wanted = [OutputTensor(name=PROBABILITIES), OutputTensor(name=LABEL)]
+    outputs = parsed.request.outputs
+    if outputs is None:
+        outputs = [OutputTensor(name=PROBABILITIES), OutputTensor(name=LABEL)]
     described: list[dict[str, Any]] = []
-    behind: list[bytes] = []
-    for output in wanted:
+    binaries: list[bytes] = []
+    for output in outputs:
         tensor, kind = _output(output, answers)
         facts: dict[str, Any] = {"name": output.name, "datatype": kind, "shape": list(tensor.shape)}
         binary = output.parameters.binary_data
-        if asked.request.parameters.binary_data_output if binary is None else binary:
+        if parsed.request.parameters.binary_data_output if binary is None else binary:
             data = _as_bytes(tensor, kind)
-            behind.append(data)
+            binaries.append(data)
             facts["parameters"] = {"binary_data_size": len(data)}
         else:
             facts["data"] = tensor.ravel().tolist()
         described.append(facts)
     answer: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": described}
-    if asked.request.id is not None:
-        answer["id"] = asked.request.id
+    if parsed.request.id is not None:
+        answer["id"] = parsed.request.id
     header = to_json(answer)
-    return b"".join([header, *behind]), len(header) if behind else None
+    return b"".join([header, *binaries]), len(header) if binaries else None
 
 
-# -- in ---------------------------------------------------------------------------------------------------------------
+# -- requests ---------------------------------------------------------------------------------------------------------
 
 
 def _binary_of(tensor: InputTensor, binary: memoryview) -> memoryview | None:
     size = tensor.parameters.binary_data_size
     if (size is None) == (tensor.data is None):
         detail = f"the input '{tensor.name}' should have either data or binary_data_size"
-        raise Problem(422, "invalid", detail, f"For bytes behind the JSON send {HEADER_LENGTH} and binary_data_size.")
+        raise Problem(422, "invalid", detail, f"For bytes after the JSON send {HEADER_LENGTH} and binary_data_size.")
     if len(binary) != (size or 0):
-        detail = f"behind the JSON are {len(binary):,} bytes, and its binary_data_size says {size or 0:,}"
-        raise Problem(400, "malformed", detail, "Send exactly as many.")
+        detail = f"{len(binary):,} bytes follow the JSON, and binary_data_size is {size or 0:,}"
+        raise Problem(400, "malformed", detail, "Send as many bytes as binary_data_size.")
     return None if size is None else binary
 
 
@@ -205,12 +205,12 @@ def _pictures(tensor: InputTensor, raw: memoryview | None, max_files: int) -> li
         raise _misfit(tensor, f"{number:,} elements, but has {len(data):,}")
     for place, text in enumerate(data):
         if not isinstance(text, str):
-            raise Problem(422, "invalid", f"inputs.0.data.{place} is no text", "In JSON pictures are base64.")
+            raise Problem(422, "invalid", f"inputs.0.data.{place} is not text", "In JSON a picture is base64 text.")
     return [decode_base64(text, f"inputs.0.data.{place}") for place, text in enumerate(data)]
 
 
 def _split(raw: memoryview, number: int) -> list[bytes]:
-    """Elements of a BYTES tensor: each is led by its length in 4 bytes."""
+    """Returns the elements of a BYTES tensor; 4 bytes with its length precede each."""
     pictures: list[bytes] = []
     at = 0
     for _ in range(number):
@@ -222,8 +222,10 @@ def _split(raw: memoryview, number: int) -> list[bytes]:
         pictures.append(bytes(raw[at + 4 : at + 4 + length]))
         at += 4 + length
     if len(pictures) < number or at != len(raw):
-        detail = f"the bytes of the input 'image' are not {number:,} elements, each led by its length in 4 bytes"
-        raise Problem(400, "malformed", detail, "Send as tritonclient's set_data_from_numpy does.")
+        detail = (
+            f"the bytes of the input 'image' are not {number:,} elements, each with its length in 4 bytes before it"
+        )
+        raise Problem(400, "malformed", detail, "Encode them as tritonclient's set_data_from_numpy does.")
     return pictures
 
 
@@ -233,7 +235,9 @@ def _pixels(tensor: InputTensor, raw: memoryview | None, settings: ServeSettings
     number = _elements(tensor.shape)
     _check_number(tensor.shape[0], settings.max_files)
     if tensor.shape[1] * tensor.shape[2] > settings.max_pixels:
-        detail = f"{tensor.shape[2]}x{tensor.shape[1]} pixels a picture; at most {settings.max_pixels:,} are taken"
+        detail = (
+            f"{tensor.shape[2]}x{tensor.shape[1]} pixels a picture are more than the limit of {settings.max_pixels:,}"
+        )
         raise Problem(413, "too_large", detail, "Make the pictures smaller.", reason="too_large")
     if raw is not None:
         if len(raw) != number:
@@ -249,13 +253,13 @@ def _pixels(tensor: InputTensor, raw: memoryview | None, settings: ServeSettings
 
 def _elements(shape: Sequence[int]) -> int:
     if min(shape) < 1:
-        raise Problem(422, "invalid", f"inputs.0.shape is {shape}", "Every dimension is at least 1.")
+        raise Problem(422, "invalid", f"inputs.0.shape is {shape}", "Every dimension must be at least 1.")
     return math.prod(shape)
 
 
 def _check_number(number: int, at_most: int) -> None:
     if number > at_most:
-        detail = f"there are {number:,} pictures, and at most {at_most:,} are taken at once"
+        detail = f"the request has {number:,} pictures, and the limit is {at_most:,}"
         raise Problem(413, "too_many_files", detail, "Send them in several requests.")
 
 
@@ -265,15 +269,17 @@ def _misfit(tensor: InputTensor, what: str) -> Problem:
 
 
 def _flat(data: Sequence[Any]) -> list[Any]:
-    """Nested lists as one, in order; the protocol allows both."""
+    """Flattens nested lists, in order; the protocol allows both forms."""
     while data and isinstance(data[0], list):
         if not all(isinstance(part, list) for part in data):
-            raise Problem(422, "invalid", "inputs.0.data has lists beside values", "Nest all of it alike, or nothing.")
+            raise Problem(
+                422, "invalid", "inputs.0.data mixes lists and values", "Nest all values equally deep, or none."
+            )
         data = [value for part in data for value in part]
     return list(data)
 
 
-# -- out --------------------------------------------------------------------------------------------------------------
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 def _output(output: OutputTensor, answers: Sequence[Answer]) -> tuple[NDArray[Any], str]:
@@ -302,7 +308,7 @@ def _as_bytes(tensor: NDArray[Any], kind: str) -> bytes:
 
 
 def metadata(model: ModelDescription) -> dict[str, Any]:
-    """What a model takes and gives."""
+    """Returns the description of a model's inputs and outputs."""
     classes = len(model.classes)
     return {
         "name": model.name,

@@ -77,11 +77,11 @@ async def _infer(request: Request, model: ModelService, settings: ServeSettings)
     if kind not in ("application/json", "application/octet-stream", ""):
         raise unsupported(kind, f"application/json, or application/octet-stream with {HEADER_LENGTH}")
     body = await request.body()
-    asked = await in_thread(read_request, body, request.headers.get(HEADER_LENGTH), settings)
-    if asked.pictures is not None:
-        call = model.predict(asked.pictures, top_k=asked.most_classes)
+    parsed = await in_thread(read_request, body, request.headers.get(HEADER_LENGTH), settings)
+    if parsed.pictures is not None:
+        call = model.predict(parsed.pictures, top_k=parsed.most_classes)
     else:
-        call = model.predict_pixels(asked.pixels or [], top_k=asked.most_classes)
+        call = model.predict_pixels(parsed.pixels or [], top_k=parsed.most_classes)
     answers = await answered(request, settings, call)
     good: list[Answer] = []
     for place, answer in enumerate(answers.pictures):
@@ -89,7 +89,7 @@ async def _infer(request: Request, model: ModelService, settings: ServeSettings)
             where = f"picture {place}: " if len(answers.pictures) > 1 else ""
             raise BadPicture(answer.reason, where + answer.detail)
         good.append(answer)
-    content, length = write_answer(asked, model.name, good)
+    content, length = write_answer(parsed, model.name, good)
     if length is None:
         return Response(content, media_type="application/json")
     return Response(content, headers={HEADER_LENGTH: str(length)}, media_type="application/octet-stream")

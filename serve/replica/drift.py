@@ -1,9 +1,9 @@
-"""Drift: whether a model is asked about pictures like those it has learned from, off unless asked for (`--drift`).
+"""Drift: compares the pictures of recent requests with the training data; off without `--drift`.
 
-What training saw comes with the bundle, as the histograms of `striate ingest --measure`; what is asked comes from the
-request path. Memory does not grow with what is asked: histograms of the last pictures, in two halves, of which the
-older is forgotten when the newer is full. No picture is kept. The gauge `striate_serve_drift` has a value only while
-pictures come: half an hour after the last one it ends, so a model that is not used any more raises no alert.
+The bundle brings histograms of the training data (`striate ingest --measure`); requests bring the live ones. Memory
+does not grow: the live window has two halves, and the older is dropped when the newer is full. No picture is stored.
+The gauge `striate_serve_drift` has a value until half an hour after the last picture, so that an unused model raises no
+alert.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from library.imaging import codec
 from serve.http.schemas import Distance, DriftReport, PictureCounts, Verdict
 from serve.http.service import Answer
 
-#: Of the population stability index (Siddiqi 2006, Credit Risk Scorecards): below the first nothing has changed that
-#: anybody need look at, from the second on the pictures are others.
+#: Thresholds of the population stability index (Siddiqi 2006, Credit Risk Scorecards): below the first no relevant
+#: change, from the second on different pictures.
 SHIFTED, DRIFTED = 0.1, 0.25
 _WORST_LAST: tuple[Verdict, ...] = ("too_few", "same", "shifted", "drifted")
 
-#: With fewer pictures than this, or than ten a bin that is in use, chance alone goes past `SHIFTED` now and then.
+#: With fewer pictures than this, or fewer than ten a used bin, chance alone sometimes exceeds `SHIFTED`.
 MIN_PICTURES, MIN_A_BIN = 200, 10
 
-#: Pictures in each half of the window; more where so many would not tell classes apart.
+#: Pictures in each half of the window; more for a model with many classes.
 HALF = 2000
 
-#: Of a thread's time at most this share goes into measuring; under load not every picture is looked at.
+#: Largest share of a thread's time for measuring; under load some pictures are skipped.
 _SHARE = 0.02
 
-#: A picture that is expected to take longer to decode is not measured: no thread can be stopped while it decodes.
+#: A picture that is expected to take longer to decode is not measured: a thread cannot be stopped while it decodes.
 _SLOW_S = 0.15
 
-#: The next picture is measured after this time at the latest, also when a call of `later` is lost.
+#: The next picture is measured after this time at the latest, even when a call of `later` is lost.
 _LOST_AFTER_S = 60.0
 
-#: A gauge ends this long after the last picture: before the alert of k8s/monitoring, which waits for an hour.
+#: The gauge has no value this long after the last picture; the alert of k8s/monitoring waits for an hour.
 FRESH_S = 1800.0
 
 
 class LiveDrift:
-    """What a replica has been asked lately.
+    """Histograms of a replica's recent requests.
 
     Args:
         model: the name it is served under.
-        record: of the bundle: what training saw is in its provenance.
-        later: makes a call soon and outside the request path, such as `BackgroundCalls.add`.
-        limits: of a picture to be decoded.
+        record: description of the bundle, whose provenance has the training histograms.
+        later: makes a call soon, outside the request, such as `BackgroundCalls.add`.
+        limits: limits of a picture to decode.
         half: pictures in each half of the window.
-        share: of one thread's time for measuring, 0 to 1.
-        clock: seconds that only grow.
+        share: largest share of one thread's time for measuring, 0 to 1.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -75,18 +75,22 @@ class LiveDrift:
         self.reference = training_histograms(record.provenance)
         self._later, self._limits, self._share, self._clock = later, limits, share, clock
         half = max(half, MIN_A_BIN * len(record.classes))
-        # Not every picture that is answered is measured: each fills a window of its own.
+        # Two windows, as not every answered picture is measured.
         self._pictures, self._answers = _Window(half), _Window(half)
         self._lock = Lock()
         self._measures_at = 0.0
         self._gauge = instruments.Gauge(
-            "striate_serve_drift", "stability index by measure", ("model", "measure"), {"model": model}, self.gauged
+            "striate_serve_drift",
+            "stability index by measure",
+            ("model", "measure"),
+            {"model": model},
+            self.gauge_values,
         )
 
-    def seen(
+    def observe(
         self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], answers: Sequence[Answer | BadPicture]
     ) -> None:
-        """Counts the best classes of one request, and has one of its encoded pictures measured when that is due."""
+        """Counts the best classes of one request, and lets one of its encoded pictures be measured when it is time."""
         good = [(picture, answer) for picture, answer in zip(pictures, answers, strict=True) if type(answer) is Answer]
         now = self._clock()
         with self._lock:
@@ -105,14 +109,14 @@ class LiveDrift:
                 values = measures(codec.decode(data, self._limits, header=header))
                 with self._lock:
                     self._pictures.next(start).add(values)
-        except BadPicture:  # it was answered all the same
+        except BadPicture:  # the answer does not depend on it
             pass
         finally:
             end = self._clock()
             self._measures_at = end + (end - start) * (1 / self._share - 1)
 
-    def gauged(self) -> Iterator[tuple[dict[str, str], float]]:
-        """Labels and values of the gauge now: of measures with enough pictures, the last of them not long ago."""
+    def gauge_values(self) -> Iterator[tuple[dict[str, str], float]]:
+        """Yields labels and values of the gauge, for measures with enough pictures and a recent one."""
         oldest = self._clock() - FRESH_S
         for name, distance in compare(self.reference, self.live()).items():
             window = self._answers if name == CLASS else self._pictures
@@ -120,12 +124,12 @@ class LiveDrift:
                 yield {"measure": name}, distance.psi
 
     def live(self) -> Histograms:
-        """Of the last pictures, between one half of the window and both."""
+        """Returns the histograms of the last pictures: between one and two halves of the window."""
         with self._lock:
             return Histograms.total([*self._pictures.halves, *self._answers.halves])
 
     def report(self) -> DriftReport:
-        """Distance and verdict by measure, and the histograms that they are computed from."""
+        """Returns distance and verdict by measure, and the histograms that they are computed from."""
         live = self.live()
         measured = compare(self.reference, live)
         known = {name for name in (*EDGES, CLASS) if self.reference.counts(name)}
@@ -151,7 +155,7 @@ class _Window:
         self.halves = [Histograms(), Histograms()]
 
     def next(self, now: float) -> Histograms:
-        """Where the next picture is to be counted, at the time `now`."""
+        """Returns the histograms for the next picture, at the time `now`."""
         self.last_at = now
         if self._count == self._half:
             self.halves = [self.halves[1], Histograms()]
@@ -161,19 +165,19 @@ class _Window:
 
 
 def training_histograms(provenance: Mapping[str, Any]) -> Histograms:
-    """What training saw, as far as a bundle's provenance says: its classes, and its pictures where they were measured.
+    """Returns the histograms of the training data in a bundle's provenance: classes, and pictures where measured.
 
     Raises:
-        StriateError: when the histograms were made by another version.
+        StriateError: when another version has written the histograms.
     """
-    kept = provenance.get("histograms")
-    seen = Histograms.from_dict(kept) if kept else Histograms()
-    seen.classes = {name: int(count) for name, count in provenance.get("class_counts", {}).items()}
-    return seen
+    stored = provenance.get("histograms")
+    histograms = Histograms.from_dict(stored) if stored else Histograms()
+    histograms.classes = {name: int(count) for name, count in provenance.get("class_counts", {}).items()}
+    return histograms
 
 
 def compare(reference: Histograms, live: Histograms) -> dict[str, Distance]:
-    """How far apart two histograms lie, by measure; those that both have counted."""
+    """Returns the distance of two histograms by measure, for the measures that both have."""
     return {
         name: _compared(reference.counts(name), live.counts(name))
         for name in (*EDGES, CLASS)
@@ -183,37 +187,38 @@ def compare(reference: Histograms, live: Histograms) -> dict[str, Distance]:
 
 def _compared(reference: Mapping[str, int], live: Mapping[str, int]) -> Distance:
     names = sorted(reference.keys() | live.keys())
-    known, seen = (np.array([counts.get(name, 0) for name in names], np.float64) for counts in (reference, live))
+    expected, actual = (np.array([counts.get(name, 0) for name in names], np.float64) for counts in (reference, live))
     return Distance(
-        psi=round(_psi(known, seen), 4),
-        js=round(_js(known, seen), 4),
-        verdict=_verdict(known, seen),
-        reference=int(known.sum()),
-        live=int(seen.sum()),
+        psi=round(_psi(expected, actual), 4),
+        js=round(_js(expected, actual), 4),
+        verdict=_verdict(expected, actual),
+        reference=int(expected.sum()),
+        live=int(actual.sum()),
     )
 
 
-def _verdict(known: Any, seen: Any) -> Verdict:
-    if min(known.sum(), seen.sum()) < max(MIN_PICTURES, MIN_A_BIN * len(seen)):
+def _verdict(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> Verdict:
+    if min(expected.sum(), actual.sum()) < max(MIN_PICTURES, MIN_A_BIN * len(actual)):
         return "too_few"
-    psi = _psi(known, seen)
+    psi = _psi(expected, actual)
     return "drifted" if psi >= DRIFTED else "shifted" if psi >= SHIFTED else "same"
 
 
-def _psi(known: Any, seen: Any) -> float:
-    """Half a picture is added to each bin, so that an empty one gives no infinity.
+def _psi(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
+    """Population stability index, less its value by chance.
 
-    Of two samples of one kind the index is about (bins - 1)(1/n + 1/m) (Yurdakul 2018), which is taken away: otherwise
-    few pictures look like drift.
+    Half a picture is added to each bin, so that an empty bin does not make the index infinite. For two samples of the
+    same distribution the index is about (bins - 1)(1/n + 1/m) (Yurdakul 2018); without subtracting it, few pictures
+    would look like drift.
     """
-    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (known, seen))
-    by_chance = (len(known) - 1) * (1 / known.sum() + 1 / seen.sum())
+    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (expected, actual))
+    by_chance = (len(expected) - 1) * (1 / expected.sum() + 1 / actual.sum())
     return max(0.0, float(((p - q) * np.log(p / q)).sum() - by_chance))
 
 
-def _js(known: Any, seen: Any) -> float:
+def _js(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
     """Square root of the Jensen-Shannon divergence in bits (Endres and Schindelin 2003)."""
-    p, q = known / known.sum(), seen / seen.sum()
+    p, q = expected / expected.sum(), actual / actual.sum()
     middle = (p + q) / 2
     bits = sum(float((part[part > 0] * np.log2(part[part > 0] / middle[part > 0])).sum()) for part in (p, q))
     return math.sqrt(max(0.0, bits / 2))

@@ -1,11 +1,11 @@
-"""A bundle that answers many at once: pictures are prepared in threads and classified in batches, in more threads.
+"""The engine of a replica: prepares pictures in threads, and classifies them in batches in further threads.
 
-A picture that may take long to prepare goes to a process of its own, which is ended with its request: a thread could
-not be stopped, and small pictures would wait for it.
+A picture that may take long to prepare goes to a worker process, which ends with its request: a thread could not be
+stopped, and small pictures would wait for it.
 
-A batch begins as soon as a thread has done the one before, with what is ready by then: under load batches fill by
-themselves, and a lone request waits for nobody. Ray Serve's `@serve.batch` cuts its batches before the model is free,
-so that they fill only by waiting (decision 0008).
+A batch begins as soon as a thread is free, with the pictures that are ready: under load batches fill without waiting,
+and a lone request does not wait. Ray Serve's `@serve.batch` forms its batches before the model is free, so they fill
+only by waiting (decision 0008).
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from serve.replica.prepare_worker import unpacked
 
 _T = TypeVar("_T")
 
-#: A picture that is expected to take longer to prepare gets a process: a JPEG of 20 million pixels, a PNG of 6 million.
-_APART_S = 0.15
-#: Side of the picture that the model's own steps are measured with.
+#: A picture that is expected to take longer goes to a worker process: a JPEG of 20 million pixels, a PNG of 6 million.
+_SLOW_S = 0.15
+#: Side of the sample picture with which the model's own steps are timed.
 _SAMPLE_PX = 512
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one picture.
+    """The result for one picture.
 
     Attributes:
-        prepared: what the model saw of it.
-        probabilities: of every class, in the order of the bundle's.
+        prepared: the model's input.
+        probabilities: of all classes, in the bundle's order.
         width: of the decoded picture, in pixels.
-        height: likewise.
-        prepare_s: decoding and the model's pipeline, in seconds.
-        wait_s: from then to the beginning of its batch.
-        compute_s: its batch in the model.
+        height: of the decoded picture, in pixels.
+        prepare_s: time for decoding and the input pipeline, in seconds.
+        wait_s: time from then until its batch began, in seconds.
+        compute_s: time of its batch in the model, in seconds.
     """
 
     prepared: Prepared
@@ -65,7 +65,7 @@ class Result:
 
 @dataclass(eq=False)
 class _Work:
-    """A picture on its way, or (with `call`) something else for the first of the computing threads."""
+    """A picture in progress, or (with `call`) another task for the first computing thread."""
 
     future: asyncio.Future[Any]
     call: Callable[[], Any] | None = None
@@ -79,19 +79,20 @@ class _Work:
 
 
 class Engine:
-    """Threads round a bundle; used from one event loop, which none of its work holds up.
+    """Prepares and classifies pictures with a bundle, in threads; for use from one event loop, which it never blocks.
 
     Args:
-        bundle: what prepares.
-        classify: prepared pictures to probabilities, N x classes; called by `lanes` threads at once at most.
-        limits: of one picture.
-        threads: CPUs that are this process's own.
-        capacity: pictures under way, being prepared, waiting or computed; more are refused.
-        batch_size: pictures in a batch, at most.
+        bundle: prepares the pictures.
+        classify: returns probabilities (N x classes, float32) of prepared pictures; `lanes` threads may call it at the
+            same time.
+        limits: limits of one picture.
+        threads: CPUs of this process.
+        capacity: most pictures in progress (in preparation, waiting or computing); more are refused.
+        batch_size: most pictures in a batch.
         lanes: threads that compute batches.
-        timeout_s: how long one picture may take to prepare; its request may end it sooner.
-        batch_wait_s: how long an idle model waits for a batch to fill.
-        on_batch: told of the size and the seconds of each batch, in the thread that computed it.
+        timeout_s: longest time to prepare one picture, in seconds; its request may end it sooner.
+        batch_wait_s: how long an idle model waits for a batch to fill, in seconds.
+        on_batch: called with size and seconds of each batch, in the thread that computed it.
     """
 
     def __init__(
@@ -114,42 +115,42 @@ class Engine:
         self._capacity, self._batch_size, self._batch_wait_s = capacity, batch_size, batch_wait_s
         self._on_batch = on_batch
         self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
-        self._apart = WorkerPool("serve.replica.prepare_worker", max(2, threads), _input_pipelines(bundle))
+        self._workers = WorkerPool("serve.replica.prepare_worker", max(2, threads), _input_pipelines(bundle))
         self._timeout_s, self._steps_px_s = timeout_s, _steps_px_s(bundle)
         self._waiting: deque[_Work] = deque()
         self._calls: deque[_Work] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._under_way = 0
+        self._in_progress = 0
         self._lanes = [_Lane(self._compute_for_ever, number) for number in range(lanes)]
 
     def admit(self, pictures: int) -> None:
-        """Take so many pictures in; `release` them afterwards. A request larger than all the room goes alone.
+        """Reserves room for pictures, to be released with `release`. A request above the capacity is admitted alone.
 
         Raises:
-            Busy: there is no room for them.
+            Busy: there is not enough room.
         """
-        if self._under_way and self._under_way + pictures > self._capacity:
-            raise Busy(f"{self._under_way} pictures are under way; more than {self._capacity} are not taken")
-        self._under_way += pictures
+        if self._in_progress and self._in_progress + pictures > self._capacity:
+            raise Busy(f"{self._in_progress} pictures are in progress, and the limit is {self._capacity}")
+        self._in_progress += pictures
 
     def release(self, pictures: int) -> None:
-        """They are done with."""
-        self._under_way -= pictures
+        """Frees the room of pictures that are done."""
+        self._in_progress -= pictures
 
     async def result(self, picture: bytes | NDArray[np.uint8]) -> Result | BadPicture:
-        """Prepare and classify one picture, encoded or decoded. Cancelling ends what is done for it.
+        """Prepares and classifies one picture, encoded or decoded. Cancelling ends the work for it.
 
         Raises:
-            TimedOut: it takes too long to prepare.
+            TimedOut: preparing it takes too long.
         """
         work = _Work(asyncio.get_running_loop().create_future())
         self._preparing.submit(self._prepare, work, picture)
         outcome = await work.future
-        if outcome is not _APART:
+        if outcome is not _NEEDS_WORKER:
             return outcome
         try:
-            prepared, seconds = await self._prepared_apart(picture)
+            prepared, seconds = await self._prepare_in_worker(picture)
         except BadPicture as bad:
             return bad
         work = _Work(asyncio.get_running_loop().create_future(), prepared=prepared, size=work.size, prepare_s=seconds)
@@ -157,24 +158,24 @@ class Engine:
         return await work.future
 
     async def compute(self, call: Callable[[], _T]) -> _T:
-        """Do something in the first of the computing threads, between batches."""
+        """Runs `call` in the first computing thread, between batches."""
         work = _Work(asyncio.get_running_loop().create_future(), call=call)
         self._put(work, self._calls)
         return await work.future
 
     async def prepared(self, data: bytes) -> Prepared:
-        """What the model sees of a picture; raises BadPicture, and as `result`."""
+        """Returns the model's input for a picture; raises BadPicture, and TimedOut as `result` does."""
         work = _Work(asyncio.get_running_loop().create_future(), to_classify=False)
         self._preparing.submit(self._prepare, work, data)
         outcome = await work.future
-        if outcome is _APART:
-            outcome, _ = await self._prepared_apart(data)
+        if outcome is _NEEDS_WORKER:
+            outcome, _ = await self._prepare_in_worker(data)
         if isinstance(outcome, BadPicture):
             raise outcome
         return outcome
 
     async def view(self, data: bytes) -> bytes:
-        """PNG of what the model sees; raises BadPicture."""
+        """Returns the model's input as PNG; raises as `prepared` does."""
         prepared = await self.prepared(data)
         while isinstance(prepared, tuple):
             prepared = prepared[0]
@@ -185,17 +186,17 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """What is ready for a computing thread."""
+        """Number of pictures and calls that wait for a computing thread."""
         return len(self._waiting) + len(self._calls)
 
     def stuck_s(self) -> float:
-        """For how long a computing thread has been at the same batch, in seconds; without end when one has died."""
+        """Returns the longest time of a computing thread on its batch, in seconds; infinite when a thread has died."""
         return max(lane.stuck_s() for lane in self._lanes)
 
     def close(self) -> None:
-        """End the threads; what has not begun is dropped."""
+        """Ends the threads; pictures that are not yet in progress are dropped."""
         self._preparing.shutdown(wait=False, cancel_futures=True)
-        self._apart.close()
+        self._workers.close()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -208,47 +209,47 @@ class Engine:
             if isinstance(picture, bytes):
                 header = codec.probe(picture, self._limits)
                 work.size = header.width, header.height
-                apart = self._takes_long(header.expected_s, work.size)
-                work.prepared = None if apart else self._bundle.prepare(picture, self._limits)
+                slow = self._takes_long(header.expected_s, work.size)
+                work.prepared = None if slow else self._bundle.prepare(picture, self._limits)
             else:
                 work.size = picture.shape[1], picture.shape[0]
-                apart = self._takes_long(0.0, work.size)
-                work.prepared = None if apart else self._bundle.prepare_pixels(picture)
+                slow = self._takes_long(0.0, work.size)
+                work.prepared = None if slow else self._bundle.prepare_pixels(picture)
         except BadPicture as bad:
             work.outcome = bad
-            _tell([work])
-        except Exception as error:  # handed to whoever waits for the picture
+            _deliver([work])
+        except Exception as error:  # raised where the result is awaited
             work.error = error
-            _tell([work])
+            _deliver([work])
         else:
-            if apart or not work.to_classify:
-                work.outcome = _APART if apart else work.prepared
-                _tell([work])
+            if slow or not work.to_classify:
+                work.outcome = _NEEDS_WORKER if slow else work.prepared
+                _deliver([work])
                 return
             work.ready = perf_counter()
             work.prepare_s = work.ready - began
             self._put(work, self._waiting)
 
     def _takes_long(self, decoding_s: float, size: tuple[int, int]) -> bool:
-        members = max(len(self._bundle.members), 1)  # each of which decodes by itself
-        return members * decoding_s + size[0] * size[1] * self._steps_px_s > _APART_S
+        members = max(len(self._bundle.members), 1)  # each decodes the picture again
+        return members * decoding_s + size[0] * size[1] * self._steps_px_s > _SLOW_S
 
-    async def _prepared_apart(self, picture: bytes | NDArray[np.uint8]) -> tuple[Prepared, float]:
-        """The prepared picture, and the seconds that it took with its wait for a process."""
+    async def _prepare_in_worker(self, picture: bytes | NDArray[np.uint8]) -> tuple[Prepared, float]:
+        """Returns the prepared picture, and the seconds for it and for the wait for a process."""
         began = perf_counter()
         if isinstance(picture, bytes):
             header, data = {"limits": asdict(self._limits)}, picture
         else:
             header, data = {"shape": picture.shape}, picture.tobytes()
         try:
-            answer, packed = await self._apart.ask(header, data, seconds=self._timeout_s)
+            answer, packed = await self._workers.ask(header, data, seconds=self._timeout_s)
         except ProcessEndedError as ended:
             if ended.status > 0:
-                raise  # our own code failed, as the process has printed
+                raise  # an error in our own code; the process has printed it
             if ended.in_time:
-                detail = f"preparing it ended the process that did it (exit status {ended.status})"
+                detail = f"the process that prepared it crashed (exit status {ended.status})"
                 raise BadPicture("damaged", detail) from None
-            raise TimedOut(f"a picture took more than {self._timeout_s:g} s to prepare") from None
+            raise TimedOut(f"preparing a picture took more than {self._timeout_s:g} s") from None
         if "reason" in answer:
             raise BadPicture(answer["reason"], answer["detail"])
         if "detail" in answer:
@@ -265,11 +266,11 @@ class Engine:
             lane.busy_since = perf_counter()
             try:
                 self._compute(batch)
-            except Exception as error:  # handed to whoever waits for the pictures
+            except Exception as error:  # raised where the results are awaited
                 for work in batch:
                     work.error = error
             lane.busy_since = None
-            _tell(batch)
+            _deliver(batch)
 
     def _next_batch(self, lane: _Lane) -> list[_Work]:
         calls = self._calls if lane.number == 0 else ()
@@ -282,7 +283,7 @@ class Engine:
                     )
                 if self._closed:
                     return []
-                # In turns: many explanations in a row would keep pictures waiting.
+                # Calls and batches take turns: a series of explanations would delay all pictures.
                 lane.called = bool(calls) and not (lane.called and self._waiting)
                 queue, most = (self._calls, 1) if lane.called else (self._waiting, self._batch_size)
                 batch: list[_Work] = []
@@ -311,12 +312,12 @@ class Engine:
             self._on_batch(len(batch), seconds)
 
 
-#: The outcome of a picture that should not be prepared in a thread.
-_APART = object()
+#: The outcome of a picture that a worker process must prepare.
+_NEEDS_WORKER = object()
 
 
 def _input_pipelines(bundle: Bundle) -> Any:
-    """What `prepare_worker` needs to know of a model."""
+    """Returns the input pipelines of a bundle for `prepare_worker`, as plain data."""
     if bundle.members:
         return [_input_pipelines(member) for member in bundle.members]
     record = bundle.record
@@ -324,12 +325,12 @@ def _input_pipelines(bundle: Bundle) -> Any:
 
 
 def _steps_px_s(bundle: Bundle) -> float:
-    """Seconds that the model's own steps take for a pixel, as far as one picture tells."""
+    """Returns the seconds that the model's own steps take for a pixel, measured with one picture."""
     sample = np.random.default_rng(0).integers(0, 256, (_SAMPLE_PX, _SAMPLE_PX, 3), np.uint8)
     seconds: list[float] = []
-    for _ in range(2):  # what is done once only makes the first run the longer one
+    for _ in range(2):  # the first run includes one-time work
         began = thread_time()
-        # A selector may drop the sample, and a step may want what it lacks.
+        # A selector may drop the sample, or a step may not support it.
         with contextlib.suppress(StriateError):
             bundle.prepare_pixels(sample)
         seconds.append(thread_time() - began)
@@ -337,7 +338,7 @@ def _steps_px_s(bundle: Bundle) -> float:
 
 
 class _Lane:
-    """A thread that computes."""
+    """A thread that computes batches."""
 
     def __init__(self, run: Callable[[_Lane], None], number: int) -> None:
         self.number = number
@@ -353,8 +354,8 @@ class _Lane:
         return 0.0 if since is None else perf_counter() - since
 
 
-def _tell(batch: Sequence[_Work]) -> None:
-    # Where the loop has ended nobody waits.
+def _deliver(batch: Sequence[_Work]) -> None:
+    # After the event loop has ended nothing waits for the result.
     with contextlib.suppress(RuntimeError):
         batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch)
 

@@ -1,7 +1,6 @@
-"""Prepares pictures that may take long for a model, in a process of its own: see `serve.processes`.
+"""Worker process that prepares pictures which may take long (`serve.processes`).
 
-It knows of the model only what comes before it, its input pipeline, and needs no PyTorch. The pixels are those of
-`Bundle.prepare`, by the same code.
+It has only the model's input pipeline and needs no PyTorch. The same code as in `Bundle.prepare` gives the same pixels.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from library.imaging import codec
 from library.pipeline.inputs import InputPipeline
 from serve.processes import answer_frames, setup
 
-#: The input pipeline of a model; of an ensemble those of its members.
+#: The input pipeline of a model; for an ensemble a list with its members'.
 _Inputs: TypeAlias = "InputPipeline | list[_Inputs]"
 _Prepared: TypeAlias = "NDArray[Any] | tuple[_Prepared, ...]"
 
 
-def _inputs(described: Any) -> _Inputs:
-    if isinstance(described, list):
-        return [_inputs(member) for member in cast(list[Any], described)]
-    return InputPipeline.parse(**described)
+def _inputs(description: Any) -> _Inputs:
+    if isinstance(description, list):
+        return [_inputs(member) for member in cast(list[Any], description)]
+    return InputPipeline.parse(**description)
 
 
 def unpacked(shapes: Any, data: memoryview) -> tuple[_Prepared, memoryview]:
-    """The prepared picture of an answer, and what is left of its bytes.
+    """Returns the prepared picture in an answer, and the remaining bytes.
 
     Args:
-        shapes: dtype and shape of an array; of an ensemble a list with those of its members.
+        shapes: dtype and shape of an array; for an ensemble a list with its members'.
         data: the arrays one after another.
     """
     if isinstance(shapes, list):
@@ -55,10 +54,10 @@ def _packed(prepared: _Prepared) -> tuple[Any, Iterator[bytes]]:
 
 
 class _Worker:
-    def __init__(self, described: Any) -> None:
+    def __init__(self, description: Any) -> None:
         # OpenCV would start a thread for every core of the machine.
         cv2.setNumThreads(1)
-        self._inputs = _inputs(described)
+        self._inputs = _inputs(description)
 
     def answer(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         try:
@@ -71,7 +70,7 @@ class _Worker:
         except StriateError as error:
             return {"detail": str(error)}, b""
         except MemoryError:
-            return {"reason": "too_large", "detail": "it takes more memory to prepare than one picture may have"}, b""
+            return {"reason": "too_large", "detail": "preparing it needs more memory than one picture may use"}, b""
         shapes, arrays = _packed(prepared)
         return {"shapes": shapes}, b"".join(arrays)
 

@@ -1,4 +1,4 @@
-"""The Serve deployment of one model: a bundle behind its HTTP face, in a process of its own."""
+"""The Serve deployment of one model: a bundle behind HTTP, in a process of its own."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from serve.replica.drift import LiveDrift
 from serve.replica.engine import Engine, Result
 from serve.settings import ServeSettings
 
-#: How long the probe for the batch size may take, in seconds.
+#: Time to measure batch sizes at start, in seconds: by default, and with `tune`.
 _PROBE_S, _LONG_PROBE_S = 2.0, 20.0
-#: A batch that takes longer never ends: the replica is replaced.
+#: A replica whose batch takes longer is replaced, in seconds.
 _STUCK_S = 120.0
 
 
 class ModelReplica:
-    """One model that answers (`serve.http.service.ModelService`).
+    """A replica of one model (`serve.http.service.ModelService`).
 
     Args:
-        name: under which it is served.
-        uri: of the bundle.
-        settings: of `ServeSettings`, as plain data.
-        max_queued: pictures under way at once; more are refused.
+        name: the name it is served under.
+        uri: URI of the bundle.
+        settings: `ServeSettings` as plain data.
+        max_queued: most pictures in progress; more are refused.
     """
 
     def __init__(self, name: str, uri: str, settings: Mapping[str, Any], max_queued: int) -> None:
@@ -55,12 +55,12 @@ class ModelReplica:
         self._name, self._settings = name, ServeSettings.model_validate(settings)
         write_logs(self._settings.access_log)
         threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-        # Torch would use every core of the machine, in every replica.
+        # By default PyTorch would use every core of the machine, in every replica.
         torch.set_num_threads(threads)
         self._bundle = Bundle.load(uri, self._settings.device)
         self._runtime = open_runtime(self._bundle, self._settings.runtime, threads=threads)
         self._batch_size, self._batch_wait_ms = self._batches()
-        # Warm: a first batch of a new size costs many times the second.
+        # Warm-up: the first batch of a size takes many times as long as the second.
         self._runtime.probabilities([noise(self._bundle, number) for number in range(self._batch_size)])
         self._bundle_id = self._bundle.id
         self._metrics = ServeMetrics(name, self._bundle.classes)
@@ -80,24 +80,26 @@ class ModelReplica:
             batch_wait_s=self._batch_wait_ms / 1000,
             on_batch=self._on_batch,
         )
-        # What is there by now stays: the garbage collector would walk all of PyTorch now and then, and requests wait.
+        # Everything loaded so far stays; otherwise the garbage collector would scan all of PyTorch while requests wait.
         gc.collect()
         gc.freeze()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = model_app(self, self._settings)
-        app.add_middleware(CountRequests, report=lambda _, *facts: self._background.add(self._metrics.request, *facts))
+        app.add_middleware(
+            CountRequests, report=lambda _, *answer: self._background.add(self._metrics.request, *answer)
+        )
         return app
 
     def check_health(self) -> None:
-        """Asked by Serve again and again; raises when the replica should be replaced."""
+        """Raises when the replica should be replaced; Serve calls it regularly."""
         stuck_s = self._engine.stuck_s()
         if stuck_s > _STUCK_S:
             raise RuntimeError(f"a batch of '{self._name}' has taken {stuck_s:.0f} s")
 
     @property
     def name(self) -> str:
-        """Under which it is served."""
+        """The name it is served under."""
         return self._name
 
     async def describe(self) -> ModelDescription:
@@ -108,23 +110,23 @@ class ModelReplica:
         )
 
     async def drift(self) -> DriftReport | None:
-        """Compares what was asked lately with what was trained on; None where that is not measured."""
+        """Compares recent requests with the training data; None where drift is not measured."""
         return None if self._drift is None else self._drift.report()
 
     async def is_reachable(self) -> bool:
-        """Asked of the gateway's models only."""
+        """Returns True; only the gateway's models probe the proxy."""
         return True
 
     async def predict(self, pictures: Sequence[bytes], *, top_k: int, explain: bool = False) -> Answers:
-        """Classify encoded pictures."""
+        """Classifies encoded pictures."""
         return await self._answers(pictures, top_k, explain)
 
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
-        """Classify decoded pictures."""
+        """Classifies decoded pictures."""
         return await self._answers(pictures, top_k)
 
     async def view(self, data: bytes) -> bytes:
-        """PNG of what the model sees."""
+        """Returns, as PNG, what the model sees of a picture."""
         self._engine.admit(1)
         try:
             return await self._engine.view(data)
@@ -132,21 +134,21 @@ class ModelReplica:
             self._engine.release(1)
 
     async def _answers(
-        self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int, with_heat: bool = False
+        self, pictures: Sequence[bytes] | Sequence[NDArray[np.uint8]], top_k: int, explain: bool = False
     ) -> Answers:
         began = perf_counter()
         self._engine.admit(len(pictures))
         try:
             results = await asyncio.gather(*(self._engine.result(picture) for picture in pictures))
             answers = [result if isinstance(result, BadPicture) else self._answer(result, top_k) for result in results]
-            if with_heat:
+            if explain:
                 answers = [
                     await self._explained(answer, result) for answer, result in zip(answers, results, strict=True)
                 ]
         finally:
             self._engine.release(len(pictures))
         if self._drift is not None:
-            self._drift.seen(pictures, answers)
+            self._drift.observe(pictures, answers)
         good = [result for result in results if isinstance(result, Result)]
         self._background.add(self._count, good, [answer.classes[0] for answer in answers if isinstance(answer, Answer)])
         timing = Timing(
@@ -175,21 +177,21 @@ class ModelReplica:
         self._background.add(self._metrics.batch, size, seconds)
         self._background.add(self._metrics.waiting, self._engine.waiting)
 
-    def _count(self, results: Sequence[Result], firsts: Sequence[tuple[str, float]]) -> None:
-        self._metrics.predicted(firsts)
+    def _count(self, results: Sequence[Result], best_classes: Sequence[tuple[str, float]]) -> None:
+        self._metrics.predicted(best_classes)
         for result in results:
             self._metrics.decoded(result.prepare_s)
             self._metrics.queued(result.wait_s)
 
     def _batches(self) -> tuple[int, float]:
-        """Pictures in a batch, and how long an idle model waits for them in milliseconds: as told, else as found."""
+        """Returns the batch size and the wait for a batch in milliseconds: from the settings, else measured."""
         size, wait_ms = self._settings.batch_size, self._settings.batch_wait_ms
         if size is not None:
             return size, wait_ms or 0.0
-        found = tune(self._runtime, self._bundle, probe_s=_LONG_PROBE_S if self._settings.tune else _PROBE_S)
-        # Under load batches fill by themselves; to wait is worth it only where it was measured with care.
-        found_wait_ms = found.batch_wait_ms if self._settings.tune else 0.0
-        return found.batch_size, found_wait_ms if wait_ms is None else wait_ms
+        tuning = tune(self._runtime, self._bundle, probe_s=_LONG_PROBE_S if self._settings.tune else _PROBE_S)
+        # Under load batches fill without waiting; a wait is worth it only where it was measured carefully.
+        measured_wait_ms = tuning.batch_wait_ms if self._settings.tune else 0.0
+        return tuning.batch_size, measured_wait_ms if wait_ms is None else wait_ms
 
 
 Model = serve.deployment(name=MODEL_DEPLOYMENT)(serve.ingress()(ModelReplica))

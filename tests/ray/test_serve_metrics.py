@@ -35,7 +35,7 @@ class _Replica:
         self._now = 0.0
         live = self._live = LiveDrift("tested", trained, BackgroundCalls().add, clock=lambda: self._now)
         answer = Answer((("b", 0.9),), 1, 1, np.ones(2, np.float32))
-        live.seen([b""] * 500, [answer] * 500)
+        live.observe([b""] * 500, [answer] * 500)
 
     def wait(self, seconds: float) -> None:
         """As if it was not asked for so long."""

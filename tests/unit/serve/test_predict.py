@@ -137,7 +137,7 @@ def test_an_explanation_comes_where_the_model_gives_one_and_is_refused_where_not
         ("explain=7", "explain"),
         ("topk=3", "'topk' is not a parameter of this route"),
         ("key=secret", "key"),
-        ("top_k=1&top_k=2", "is given twice"),
+        ("top_k=1&top_k=2", "occurs twice"),
     ],
 )
 def test_a_wrong_parameter_is_named(server: Server, query: str, part: str) -> None:

@@ -54,7 +54,7 @@ def test_a_key_is_random_known_by_its_line_and_not_in_it() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a,b", "a#b", "x" * 65, "ä", "a\nb"])
 def test_a_name_that_would_break_a_line_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="cannot name a key"):
+    with pytest.raises(UsageError, match="not a valid name for a key"):
         new_key(name)
 
 

@@ -190,7 +190,7 @@ def test_json_may_be_flat_or_nested(server: Server, tensor: dict[str, Any]) -> N
         ({"inputs": [IMAGE | {"data": [3]}]}, 422, "inputs.0.data.0"),
         ({"inputs": [IMAGE | {"data": [None]}]}, 422, "inputs.0.data.0"),
         ({"inputs": [IMAGE | {"data": [{}]}]}, 422, "inputs.0.data.0"),
-        ({"inputs": [IMAGE | {"data": [[TEXT], TEXT]}]}, 422, "lists beside values"),
+        ({"inputs": [IMAGE | {"data": [[TEXT], TEXT]}]}, 422, "mixes lists and values"),
         ({"inputs": [{name: IMAGE[name] for name in ("name", "shape", "datatype")}]}, 422, "either data or"),
         ({"inputs": [IMAGE | {"parameters": {"binary_data_size": 3}}]}, 422, "either data or"),
         ({"inputs": [PIXELS | {"shape": [1, 4, 4]}]}, 422, "should be UINT8"),

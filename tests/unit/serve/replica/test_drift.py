@@ -39,7 +39,7 @@ def ask(live: LiveDrift, pictures: Sequence[Any], names: Sequence[str] = ("cat",
     """Requests of one picture each, answered with `names` in turn."""
     for number, picture in enumerate(pictures):
         name = names[number % len(names)]
-        live.seen([picture], [Answer(((name, 1.0),), 80, 60, np.ones(1, np.float32))])
+        live.observe([picture], [Answer(((name, 1.0),), 80, 60, np.ones(1, np.float32))])
 
 
 def verdicts(reference: Histograms, live: Histograms) -> dict[str, str]:
@@ -51,7 +51,7 @@ def said(live: LiveDrift) -> dict[str, str]:
 
 
 def gauged(live: LiveDrift) -> dict[str, float]:
-    return {labels["measure"]: value for labels, value in live.gauged()}
+    return {labels["measure"]: value for labels, value in live.gauge_values()}
 
 
 def test_pictures_like_those_of_training_are_the_same_and_darkened_ones_are_not() -> None:
@@ -80,7 +80,7 @@ def test_the_window_keeps_between_one_half_and_both() -> None:
 def test_only_pictures_that_were_answered_count() -> None:
     live = live_drift(photos(5, 1))
     whole = png(photos(1, 1)[0])
-    live.seen(
+    live.observe(
         [whole[: len(whole) // 2], b"no picture at all"], [BadPicture("truncated", ""), BadPicture("damaged", "")]
     )
     ask(live, [b"answered, and no picture all the same", whole, photos(1, 1)[0]], ["cat"])
