@@ -236,7 +236,7 @@ def test_two_models_answer_side_by_side(open_page: Any, models: dict[str, Engine
     assert page.locator(".facts").count() == 2
 
 
-def test_a_mistake_in_steps_is_pointed_at_while_typing_and_the_right_ones_are_shown(open_page: Any) -> None:
+def test_a_mistake_in_steps_is_marked_while_typing_until_it_is_mended(open_page: Any) -> None:
     page = open_page()
     choose(page, CHINA)
     # An emoji is one character in Python, and two in JavaScript.

@@ -402,7 +402,7 @@ def configured(bundles: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         served.process.wait(30)
 
 
-def test_what_a_config_file_says_is_served_on_one_open_port_and_nothing_of_it_without_a_key(
+def test_a_config_file_is_served_on_one_open_port_and_only_with_a_key(
     configured: Configured,
 ) -> None:
     served = configured.served

@@ -175,7 +175,7 @@ def test_requests_are_at_most_limits_and_both_are_said(environment: str) -> None
             assert requests.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu"), pod.owner
 
 
-def test_shared_memory_holds_rays_object_store_and_leaves_room_for_the_rest(environment: str) -> None:
+def test_shared_memory_has_room_for_more_than_rays_object_store(environment: str) -> None:
     for pod in pods(environment):
         if "ray.io/cluster" in pod.labels:
             (shm,) = [volume["emptyDir"] for volume in pod.spec["volumes"] if volume["name"] == "shm"]

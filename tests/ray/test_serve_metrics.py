@@ -63,7 +63,7 @@ def _value(exported: Any, name: str, **labels: str) -> float | None:
     return exported.get((name, frozenset({"model": "tested", **labels}.items())))
 
 
-def test_every_metric_of_serving_that_is_listed_is_exported_with_its_labels(exported: Any) -> None:
+def test_every_listed_metric_of_serving_is_exported_with_its_labels(exported: Any) -> None:
     listed = [metric for metric in LISTED if metric["name"].startswith("striate_serve_")]
     assert len(listed) == 10
     found = labels_by_metric(exported)

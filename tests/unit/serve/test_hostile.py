@@ -50,7 +50,7 @@ def test_a_body_that_is_too_large_is_413_whether_it_says_so_or_not(models: dict[
         assert client.post("/models/grey/predict", content=JPEG).status_code == 200
 
 
-def test_a_client_that_only_says_how_much_it_will_send_is_refused_before_it_does(models: dict[str, LocalModel]) -> None:
+def test_a_client_that_announces_too_much_is_refused_before_it_sends(models: dict[str, LocalModel]) -> None:
     with small(models) as server:
         head = f"{POST}Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
         answer = server.raw(head.encode())
@@ -265,7 +265,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [json.loads(record.message) for record in caplog.records if record.name == "striate.access"]
 
 
-def test_the_log_says_who_asked_what_and_how_it_went_and_holds_no_key_and_no_name_of_a_file(
+def test_the_access_log_has_key_names_and_routes_but_no_keys_or_files(
     models: dict[str, LocalModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "striate.access")

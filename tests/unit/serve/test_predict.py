@@ -108,7 +108,7 @@ def test_the_error_of_a_single_picture_is_the_status(server: Server, single: str
     assert "JPEG" in told["how"]
 
 
-def test_a_picture_that_the_models_own_selector_drops_is_422_with_the_reason(server: Server) -> None:
+def test_a_picture_that_the_models_selector_drops_is_422_with_a_reason(server: Server) -> None:
     told = problem(post(server, content=encoded("png", 3, 9)), 422, "dropped")
     assert told["reason"] == "dropped:below_min_size"
     assert "min_size" in told["detail"]
@@ -122,7 +122,7 @@ def test_top_k_cuts_the_answer_and_more_than_there_are_gives_all(server: Server)
         assert [p for _, p in pairs(answer)] == sorted((p for _, p in pairs(answer)), reverse=True)
 
 
-def test_an_explanation_comes_where_the_model_gives_one_and_is_refused_where_not(server: Server) -> None:
+def test_an_explanation_is_refused_for_a_model_that_has_none(server: Server) -> None:
     answer = post(server, "/models/colour/predict?explain=true", content=JPEG).json()["predictions"][0]
     assert base64.b64decode(answer["explanation"]).startswith(b"\x89PNG")
     problem(post(server, "/models/grey/predict?explain=true", content=JPEG), 422, "no_explanation")

@@ -80,7 +80,7 @@ def test_a_missing_file_is_told_at_start(tmp_path: Path) -> None:
         Keys(file=str(tmp_path / "nothing.txt"))
 
 
-def test_the_command_adds_a_line_prints_the_key_and_refuses_a_name_that_is_there(tmp_path: Path) -> None:
+def test_the_command_adds_a_key_and_refuses_a_name_that_exists(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text("# no newline at the end")
     for name in ("ann", "bob"):
@@ -163,7 +163,7 @@ def test_a_known_key_is_taken(models: dict[str, LocalModel], scheme: str) -> Non
         assert get(models, ServeSettings(keys=LINES), "/models", f"{scheme} {key}").status_code == 200
 
 
-def test_a_key_taken_out_of_the_file_is_refused_at_once_and_one_put_in_is_taken(
+def test_a_key_deleted_from_the_file_is_refused_and_a_new_one_accepted(
     models: dict[str, LocalModel], tmp_path: Path
 ) -> None:
     file = tmp_path / "keys.txt"

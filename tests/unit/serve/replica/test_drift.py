@@ -54,7 +54,7 @@ def gauged(live: LiveDrift) -> dict[str, float]:
     return {labels["measure"]: value for labels, value in live.gauge_values()}
 
 
-def test_pictures_like_those_of_training_are_the_same_and_darkened_ones_are_not() -> None:
+def test_pictures_like_the_training_data_are_same_and_darker_ones_are_not() -> None:
     live = live_drift(photos(400, 1), half=300)
     ask(live, [png(pixels) for pixels in photos(300, 2)])
     assert said(live) == dict.fromkeys(("brightness", "contrast", "sharpness", "width", "height", "class"), "same")
@@ -100,7 +100,7 @@ def test_a_picture_that_takes_long_to_decode_is_not_measured() -> None:
     assert live.live().counts("width") == {}
 
 
-def test_a_bundle_of_a_dataset_that_was_not_measured_is_compared_by_its_classes_only() -> None:
+def test_without_measured_training_data_only_classes_are_compared() -> None:
     live = live_drift([], provenance={"histograms": None})
     ask(live, [png(pixels) for pixels in photos(10, 2)] * 40, ["cat"])
     report = live.report()

@@ -202,7 +202,7 @@ def test_much_other_work_lets_pictures_through_in_turns(engine: Engine, gate: Ga
     assert done.index("batch") == 1, done
 
 
-def test_with_two_lanes_two_batches_are_computed_at_once_and_other_work_waits_for_the_first(bundle: Bundle) -> None:
+def test_two_lanes_compute_two_batches_and_calls_wait_for_the_first_lane(bundle: Bundle) -> None:
     both, names = threading.Barrier(2, timeout=30), set[str]()
 
     def classify(pictures: Sequence[Any]) -> NDArray[np.float32]:
@@ -239,7 +239,7 @@ def test_a_lane_that_does_not_end_is_seen_beside_one_that_works(bundle: Bundle, 
     engine.close()
 
 
-def test_an_error_in_the_model_reaches_who_asked_and_the_next_batch_goes_on(bundle: Bundle) -> None:
+def test_an_error_in_the_model_reaches_its_requests_and_no_other_batch(bundle: Bundle) -> None:
     failing = [True]
 
     def classify(pictures: Sequence[Any]) -> NDArray[np.float32]:
