@@ -200,7 +200,7 @@ def export_command(
 
         striate export out/catsdogs --format torch-export --out s3://models/catsdogs.pt2
     """
-    from jobs.export import write_export
+    from library.runtimes.export import write_export
 
     written = write_export(bundle, file_format, out)
     if json:

@@ -92,7 +92,7 @@ def ensemble_command(
 
     striate ensemble out/inception out/resnet --out out/both --weights 2,1
     """
-    from jobs.ensemble import make_ensemble
+    from library.bundle.ensemble import make_ensemble
 
     record = make_ensemble(bundles, out, weights)
     if json:

@@ -1,1 +1,1 @@
-"""Finished classifiers: what a bundle folder holds, how it is loaded, and what it predicts."""
+"""Finished classifiers: the files of a bundle, how it is loaded, and what it predicts."""

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from library.bundle.bundle import Bundle, Prepared
+from library.bundle.bundle import Bundle
 from library.errors import UsageError
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from library.imaging.picture import Pixels
 from library.models.classifier import Classifier
+from library.pipeline.inputs import Prepared
 
 #: Shorter side of an overlay; smaller pictures are enlarged by whole factors.
 _OVERLAY_PX = 224

@@ -1,4 +1,4 @@
-"""A network through torch.compile."""
+"""Computes a network through torch.compile."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from library.errors import StriateError
 from library.imaging.picture import Pixels
 from library.models.classifier import autocast
 from library.runtimes.graph import first_line
-from library.runtimes.runtime import Compute
+from library.runtimes.parity import Compute
 
 
 def compiled(bundle: Bundle) -> Compute:
-    """A single network's probabilities through torch.compile (Inductor), for batches of any size.
+    """Compiles a single network with torch.compile (Inductor), for batches of any size.
 
-    Compiling takes from twenty seconds to minutes, at the first calls; its cache on disk makes the next start quicker.
-    On CUDA in bfloat16 like eager.
-
-    Pictures of uint16 and float32 go to the bundle itself, rather than have the network compiled again.
+    The first calls compile, which takes from twenty seconds to minutes; torch's cache on disk shortens later starts. It
+    computes in the same precision as eager. The bundle itself computes pictures of uint16 and float32, for which the
+    network would have to be compiled again.
 
     Raises:
-        StriateError: where the CPU's code cannot be compiled.
+        StriateError: there is no C++ compiler, which a CPU needs.
     """
     if bundle.device.type == "cpu":
         _check_compiler()
@@ -44,7 +43,7 @@ def compiled(bundle: Bundle) -> Compute:
                 logits = network(batch.permute(0, 3, 1, 2))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever Dynamo and Inductor meet
+        except Exception as error:  # Dynamo and Inductor raise errors of any type
             raise StriateError(f"torch.compile fails: {first_line(error)}") from error
         return torch.softmax(logits.float(), 1).cpu().numpy()
 

@@ -1,8 +1,8 @@
-"""A bundle as one file for other programs, checked against the bundle before it is written.
+"""Exports a bundle as one file for other programs: `striate export`.
 
-Both kinds take pictures as `Bundle.prepare` gives them: uint8, N x height x width x channels (NHWC, as decoded pictures
-lie), any N; scaling, mean and deviation are inside. They give `probabilities`, float32, N x classes. The model's own
-pipeline (decoding, steps, fit) is not in the graph: its text is in the file, with class names and the bundle's id.
+Both formats take pictures as `Bundle.prepare` returns them: uint8, N x height x width x channels (NHWC), any N.
+Scaling, mean and deviation are in the graph. They return `probabilities`, float32, N x classes. The input pipeline
+(decoding, steps, fit) is not in the graph; the metadata holds its text, the class names and the bundle's id.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from library.runtimes.graph import OUTPUT, Graph, GraphInput, first_line, flatte
 from library.runtimes.onnx_session import session_options
 from library.runtimes.parity import CHECKED_BATCHES, Disagreement, check, tolerance
 
-#: What is written, and how such files are called.
+#: The formats, with the suffix of their files.
 FORMATS: Mapping[str, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
-#: In a .pt2, what an ONNX file has as metadata.
+#: Name of the entry of a .pt2 that holds what an ONNX file has as metadata.
 FACTS = "striate.json"
 
 _Run = Callable[[Mapping[str, NDArray[np.uint8]]], NDArray[np.float32]]
@@ -34,15 +34,15 @@ _Run = Callable[[Mapping[str, NDArray[np.uint8]]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that gives the bundle's answers.
+    """An exported file that passed its check.
 
     Attributes:
         format: one of `FORMATS`.
-        data: the whole file.
-        inputs: of the graph.
+        data: content of the file.
+        inputs: the inputs of the graph.
         difference: largest difference of a probability from the bundle's.
-        allowed: how much it may be.
-        batches: sizes of the batches that it was checked in.
+        allowed: limit for `difference`.
+        batches: batch sizes of the check.
     """
 
     format: str
@@ -53,22 +53,68 @@ class Exported:
     batches: tuple[int, ...] = CHECKED_BATCHES
 
 
-def export(bundle: Bundle, file_format: str) -> Exported:
-    """Make a file of a bundle, run it, and compare.
+@dataclass(frozen=True)
+class WrittenExport:
+    """An export, the file that it was written to, and its bundle."""
 
-    An ensemble is one graph: the weighted mean of its members, with one input for those that see the same picture.
+    path: str
+    bundle: Bundle
+    exported: Exported
 
-    `onnx` is one file for ONNX Runtime and others, at most 2 GiB; what is known of the bundle is in its metadata.
-    `torch-export` is for `torch.export.load`: a zip of the graph as JSON and of weights as raw bytes, with nothing
-    pickled in it. (A file from elsewhere may hold pickles, which `torch.export.load` would run: load only your own.)
+    def described(self) -> dict[str, Any]:
+        """The export as plain data."""
+        return {
+            "file": self.path,
+            "format": self.exported.format,
+            "bytes": len(self.exported.data),
+            "bundle_id": self.bundle.id,
+            "classes": list(self.bundle.classes),
+            "inputs": [
+                {"name": one.name, "shape": ["N", *one.size, one.channels], "dtype": "uint8"}
+                for one in self.exported.inputs
+            ],
+            "largest_difference": self.exported.difference,
+            "allowed_difference": self.exported.allowed,
+            "checked_batches": list(self.exported.batches),
+        }
+
+
+def write_export(bundle_uri: str, file_format: str, out: str | None = None) -> WrittenExport:
+    """Exports a bundle into a file, here or in a store; writes nothing if the check fails.
 
     Args:
-        bundle: on the CPU.
+        bundle_uri: the bundle's folder.
+        file_format: one of `FORMATS`.
+        out: URI of the file; by default the bundle's name in the working folder.
+
+    Raises:
+        UsageError: there is no bundle, or `out` is not a place for an export.
+        StriateError: the bundle cannot be exported in this format, or the export gives other answers.
+    """
+    path = destination(bundle_uri, file_format, out)
+    bundle = Bundle.load(bundle_uri, "cpu")
+    exported = export(bundle, file_format)
+    storage.write_bytes(path, exported.data)
+    return WrittenExport(path, bundle, exported)
+
+
+def export(bundle: Bundle, file_format: str) -> Exported:
+    """Exports a bundle, runs the result, and compares it with the bundle.
+
+    An ensemble becomes one graph, the weighted mean of its members; members with the same input pipeline share an
+    input.
+
+    `onnx` is one file for ONNX Runtime and other programs, at most 2 GiB. `torch-export` is for `torch.export.load`: a
+    zip of the graph as JSON and of the weights as raw bytes, without pickles. (Load only your own .pt2 files: others
+    may contain pickles, which `torch.export.load` runs.)
+
+    Args:
+        bundle: a bundle on the CPU.
         file_format: one of `FORMATS`.
 
     Raises:
-        UsageError: for another format.
-        StriateError: a network that cannot be written so, or whose file gives other answers.
+        UsageError: an unknown format.
+        StriateError: the network cannot be exported in this format, or the export gives other answers.
     """
     if file_format not in FORMATS:
         raise UsageError(f"there is no format '{file_format}'; there are {', '.join(FORMATS)}")
@@ -76,10 +122,10 @@ def export(bundle: Bundle, file_format: str) -> Exported:
     run = _onnx_runner(data) if file_format == "onnx" else _torch_runner(data, graph.inputs)
 
     def compute(pictures: Sequence[Any]) -> NDArray[np.float32]:
-        seen = [flattened(picture) for picture in pictures]
+        inputs_of = [flattened(picture) for picture in pictures]
         return run(
             {
-                one.name: np.stack([parts[graph.input_of.index(number)] for parts in seen])
+                one.name: np.stack([inputs[graph.input_of.index(number)] for inputs in inputs_of])
                 for number, one in enumerate(graph.inputs)
             }
         )
@@ -88,34 +134,34 @@ def export(bundle: Bundle, file_format: str) -> Exported:
         difference = check(bundle, compute)
     except Disagreement as error:
         raise StriateError(
-            f"the {file_format} file does not answer as the bundle does, nothing is written: {error}"
+            f"the {file_format} file does not answer as the bundle does, so nothing is written: {error}"
         ) from None
     return Exported(file_format, data, graph.inputs, difference, tolerance(bundle))
 
 
 def destination(bundle_uri: str, file_format: str, out: str | None = None) -> str:
-    """Where a file goes: `out`, or the bundle's name in the working folder.
+    """URI of the file to write: `out`, or by default the bundle's name in the working folder.
 
     Raises:
-        UsageError: inside the bundle, a folder, or a name of the other format.
+        UsageError: `out` is inside the bundle, is a folder, or has the suffix of another format.
     """
     uri = storage.normalize(bundle_uri)
     out = out or f"{storage.name_of(uri)}{FORMATS[file_format]}"
     path = storage.normalize(out)
     if storage.contains(uri, path):
-        raise UsageError(f"{out} lies inside the bundle, which stays as it is; choose another place with --out")
+        raise UsageError(f"{out} is inside the bundle, which must not change; choose another place with --out")
     if not storage.is_remote(path) and storage.is_folder(path):
         raise UsageError(
             f"{out} is a folder; name a file: {storage.join(out, storage.name_of(uri))}{FORMATS[file_format]}"
         )
     for other, suffix in FORMATS.items():
         if other != file_format and path.endswith(suffix):
-            raise UsageError(f"{out} is called as a file of the format {other}; the format asked for is {file_format}")
+            raise UsageError(f"{out} has the suffix of the format {other}, but the format asked for is {file_format}")
     return path
 
 
 def facts(bundle: Bundle, inputs: Sequence[GraphInput]) -> dict[str, str]:
-    """What is known of the bundle, as text: ids and JSON."""
+    """Metadata of an exported file: the bundle's id, model, classes and inputs; the last two as JSON."""
     return {
         "striate.bundle_id": bundle.id,
         "striate.model": bundle.record.model or "ensemble",
@@ -140,7 +186,7 @@ def facts(bundle: Bundle, inputs: Sequence[GraphInput]) -> dict[str, str]:
 
 def _onnx(bundle: Bundle) -> tuple[Graph, bytes]:
     graph, model = onnx_model(bundle)
-    # The exporter notes for every node the lines of code that made it, with the paths of this machine.
+    # The exporter records the lines of code behind every node, with the paths of this machine.
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
         del part.metadata_props[:]
     for function in model.functions:
@@ -160,7 +206,7 @@ def _onnx_runner(data: bytes) -> _Run:
             data, session_options(torch.get_num_threads()), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its errors have no common base
-        raise StriateError(f"ONNX Runtime does not take the file: {first_line(error)}") from error
+        raise StriateError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
     return lambda inputs: session.run([OUTPUT], dict(inputs))[0]
 
 
@@ -168,9 +214,9 @@ def _torch(bundle: Bundle) -> tuple[Graph, bytes]:
     graph = Graph(bundle)
     try:
         program = graph.exported()
-    except Exception as error:  # a network may do whatever torch.export cannot follow
+    except Exception as error:  # torch.export raises errors of any type for code it cannot trace
         raise StriateError(f"it cannot be written by torch.export: {first_line(error)}") from error
-    # They would be the one pickled part of the file.
+    # The only part of the file that would be pickled.
     program.example_inputs = None
     file = io.BytesIO()
     with quiet():
@@ -183,8 +229,8 @@ def _torch(bundle: Bundle) -> tuple[Graph, bytes]:
 def _torch_runner(data: bytes, inputs: Sequence[GraphInput]) -> _Run:
     program: Any = torch.export.load(io.BytesIO(data)).module()
 
-    def run(given: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def run(tensors: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return program(*(torch.from_numpy(given[one.name]) for one in inputs)).numpy()
+            return program(*(torch.from_numpy(tensors[one.name]) for one in inputs)).numpy()
 
     return run

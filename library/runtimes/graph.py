@@ -1,4 +1,4 @@
-"""A bundle as one network from stored pixels to probabilities, and that as ONNX."""
+"""Makes one network of a bundle, from stored pixels to probabilities, and writes it as ONNX."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from library.errors import StriateError
 
 OUTPUT = "probabilities"
 _OPSET = 20
-#: Protocol buffers end at 2 GiB; weights alone may fill them up.
+#: Limit for the weights: an ONNX file is a protocol buffer, which holds at most 2 GiB.
 _MAX_BYTES = 2**31 - 2**20
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """One input of a graph: uint8, N x height x width x channels, as `Bundle.prepare` gives pictures.
+    """One input of a graph: uint8, N x height x width x channels, as `Bundle.prepare` returns pictures.
 
     Attributes:
-        name: `pixels`; `pixels_0`, `pixels_1` ... where an ensemble's members see different pictures.
-        steps: filters and selectors that a picture goes through.
-        fit: filters that then give it its size.
-        size: height and width.
-        channels: of it.
+        name: `pixels`; `pixels_0`, `pixels_1` ... where an ensemble's members take different inputs.
+        steps: filters and selectors to apply to a picture first.
+        fit: filters that then bring it to `size`.
+        size: height and width in pixels.
+        channels: number of channels.
     """
 
     name: str
@@ -42,33 +42,36 @@ class GraphInput:
 
 
 class Graph(nn.Module):
-    """Probabilities (N x classes, float32) of a bundle, ensembles too; `inputs` says of what.
+    """A module that computes the probabilities (N x classes, float32) of a bundle or an ensemble.
 
     Args:
         bundle: its networks are shared, not copied.
+
+    Attributes:
+        inputs: the inputs of `forward`, in order.
+        input_of: for each network, the index of its input.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         leaves = list(_leaves(bundle, 1.0))
-        seen = [_input(leaf) for leaf, _ in leaves]
-        distinct = list(dict.fromkeys(seen))
+        fields_of = [_input_fields(leaf) for leaf, _ in leaves]
+        distinct = list(dict.fromkeys(fields_of))
         self.inputs = tuple(
             GraphInput("pixels" if len(distinct) == 1 else f"pixels_{number}", *fields)
             for number, fields in enumerate(distinct)
         )
-        #: Which input each network sees.
-        self.input_of = tuple(distinct.index(fields) for fields in seen)
+        self.input_of = tuple(distinct.index(fields) for fields in fields_of)
         self._networks = nn.ModuleList([leaf.model for leaf, _ in leaves])
         self._shares = tuple(share for _, share in leaves)
         for number, (leaf, _) in enumerate(leaves):
             order = [leaf.classes.index(name) for name in bundle.classes]
-            plain = order == list(range(len(order)))
-            self.register_buffer(f"_order_{number}", None if plain else torch.tensor(order), persistent=False)
+            same_order = order == list(range(len(order)))
+            self.register_buffer(f"_order_{number}", None if same_order else torch.tensor(order), persistent=False)
         self.train(False)
 
     def forward(self, *pixels: torch.Tensor) -> torch.Tensor:
-        """One tensor an input."""
+        """Probabilities from one tensor per input."""
         mean: Any = 0.0
         for number, (network, share) in enumerate(zip(self._networks, self._shares, strict=True)):
             rows = torch.softmax(network(pixels[self.input_of[number]].permute(0, 3, 1, 2)), 1)
@@ -78,20 +81,20 @@ class Graph(nn.Module):
         return mean
 
     def examples(self, pictures: int = 2) -> tuple[torch.Tensor, ...]:
-        """Empty inputs, to trace with."""
+        """Inputs of zeros, to trace with."""
         return tuple(
             torch.zeros((pictures, *one.size, one.channels), dtype=torch.uint8, device=self._device)
             for one in self.inputs
         )
 
     def dynamic_shapes(self) -> tuple[Any, ...]:
-        """Any number of pictures."""
+        """Shapes for `torch.export` that leave the number of pictures open."""
         batch = torch.export.Dim("batch", min=1)
-        # As one name for all of `*pixels`.
+        # torch.export counts all of `*pixels` as one argument.
         return (tuple({0: batch} for _ in self.inputs),)
 
     def exported(self) -> Any:
-        """The traced graph, a `torch.export.ExportedProgram`; raises whatever the tracing of a network raises."""
+        """Traces the graph into a `torch.export.ExportedProgram`; raises whatever tracing raises."""
         with torch.no_grad(), quiet():
             return torch.export.export(self, self.examples(), dynamic_shapes=self.dynamic_shapes())
 
@@ -101,10 +104,13 @@ class Graph(nn.Module):
 
 
 def onnx_model(bundle: Bundle) -> tuple[Graph, Any]:
-    """A bundle as an ONNX model (`onnx.ModelProto`), with the batch left open.
+    """Writes a bundle as an ONNX model (`onnx.ModelProto`) for batches of any size.
+
+    Returns:
+        The graph, and the ONNX model.
 
     Raises:
-        StriateError: a network that cannot be written so, or is too large for one file.
+        StriateError: the network cannot be written as ONNX, or is too large for one file.
     """
     graph = Graph(bundle)
     if sum(tensor.nbytes for tensor in graph.state_dict().values()) > _MAX_BYTES:
@@ -121,20 +127,20 @@ def onnx_model(bundle: Bundle) -> tuple[Graph, Any]:
                 opset_version=_OPSET,
                 verbose=False,
             )
-    except Exception as error:  # a network may use whatever operation the exporter does not know
+    except Exception as error:  # the exporter raises errors of any type for operations it does not know
         raise StriateError(f"it cannot be written as ONNX: {first_line(error)}") from error
     return graph, program.model_proto
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, short: tracers' messages run over pages."""
+    """Type and first line of an error, at most 200 characters: tracers write messages of several pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Tracing tells of its own deprecations, on every channel there is."""
+    """Silences the deprecation messages that tracing logs, prints and warns."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -147,20 +153,20 @@ def quiet() -> Generator[None]:
 
 
 def _leaves(bundle: Bundle, share: float) -> Iterator[tuple[Bundle, float]]:
-    """Networks, and what each counts; the shares of all come to 1."""
+    """The bundles of single networks with the weight of each in the mean; the weights sum to 1."""
     if not bundle.members:
         yield bundle, share
         return
-    whole = sum(member.weight for member in bundle.record.members)
-    for member, told in zip(bundle.members, bundle.record.members, strict=True):
-        yield from _leaves(member, share * told.weight / whole)
+    total = sum(member.weight for member in bundle.record.members)
+    for member, entry in zip(bundle.members, bundle.record.members, strict=True):
+        yield from _leaves(member, share * entry.weight / total)
 
 
-def _input(leaf: Bundle) -> tuple[str, str, tuple[int, int], int]:
+def _input_fields(leaf: Bundle) -> tuple[str, str, tuple[int, int], int]:
     record = leaf.record
     return record.steps, record.fit, record.input_size, record.channels
 
 
 def flattened(prepared: Any) -> Sequence[Any]:
-    """What each network sees of one prepared picture, in the order of `Graph.input_of`."""
+    """The input of each network for one prepared picture, in the order of `Graph.input_of`."""
     return [part for one in prepared for part in flattened(one)] if isinstance(prepared, tuple) else [prepared]

@@ -1,4 +1,4 @@
-"""A network in ONNX Runtime, on the CPU."""
+"""Computes a network in ONNX Runtime, on the CPU."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from library.bundle.bundle import Bundle
 from library.errors import StriateError
 from library.imaging.picture import Pixels
 from library.runtimes.graph import OUTPUT, first_line, onnx_model
-from library.runtimes.runtime import Compute
-from library.runtimes.samples import samples
+from library.runtimes.parity import Compute, samples
 
 _TRIED_PICTURES = 8
-#: A picture that takes less is not worth waking another thread for.
+#: A picture that takes less time than this is computed in the calling thread: waking another costs more.
 _SMALL_S = 0.002
-#: Pictures apart are computed so even where they take a little longer: where the cores have other work too, no thread
-#: waits for one that was held up.
-_NEARLY = 1.05
+#: One picture per thread is chosen even if it takes up to this much longer: on a busy machine no thread then waits for
+#: another that was interrupted.
+_ACCEPTED_SLOWDOWN = 1.05
 
 
 def onnx_compute(bundle: Bundle, threads: int, *, measure: bool = True) -> tuple[Compute, int]:
-    """A single network's probabilities through ONNX Runtime, and how many callers may ask for them at once.
+    """Opens a single network in ONNX Runtime.
 
-    Whole batches are computed by all threads together, or every thread computes pictures of its own, whichever is
-    faster here. Convolutions of large networks are faster the second way, as one picture's maps stay in the cache and
-    no thread waits for another; large dense layers the first way, as their weights are read once a batch. A lone
+    Either all threads compute a whole batch together, or each thread computes its own pictures, whichever is faster
+    here. Large convolutional networks are faster the second way: one picture's maps stay in the cache and no thread
+    waits for another. Large dense layers are faster the first way: their weights are read once per batch. A single
     picture gets all threads, except in a small network, which runs in the calling thread.
 
-    Pictures of uint16 and float32, for which the graph is not made, go to the bundle itself.
+    The graph takes uint8 only; the bundle itself computes pictures of uint16 and float32.
 
     Args:
-        bundle: of a single network, on the CPU.
-        threads: that compute.
-        measure: whether to try both ways; without, all threads compute each batch together, so that the same batches
+        bundle: a single network, on the CPU.
+        threads: number of threads that compute.
+        measure: whether to try both ways. If not, all threads compute each batch together, so that the same batches
             give the same bytes on the same machine, however busy it is.
 
+    Returns:
+        What computes the probabilities, and how many threads may call it at the same time.
+
     Raises:
-        StriateError: a network that ONNX cannot say, or ONNX Runtime not run.
+        StriateError: the network cannot be written as ONNX, or ONNX Runtime cannot run it.
     """
     data = onnx_model(bundle)[1].SerializeToString()
     tried = np.stack(samples(bundle, _TRIED_PICTURES))
@@ -51,14 +53,14 @@ def onnx_compute(bundle: Bundle, threads: int, *, measure: bool = True) -> tuple
     if measure and threads > 1 and _seconds(run, tried[:1]) < _SMALL_S:
         run = _session(data, 1)
     elif measure and threads > 1:
-        apart = _Apart(run, _session(data, 1), threads)
-        if _seconds(apart, tried) < _NEARLY * _seconds(run, tried):
+        apart = _PicturePerThread(run, _session(data, 1), threads)
+        if _seconds(apart, tried) < _ACCEPTED_SLOWDOWN * _seconds(run, tried):
             run, lanes = apart, threads
     return _by_dtype(bundle, run), lanes
 
 
 def session_options(threads: int) -> Any:
-    """Threads that sleep when they have nothing to do: spinning they would take the cores from those that decode."""
+    """Options for `threads` threads that sleep while idle: spinning, they would take the cores from decoders."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -77,7 +79,7 @@ def _session(data: bytes, threads: int) -> _Run:
     try:
         session: Any = onnxruntime.InferenceSession(data, session_options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
-        raise StriateError(f"ONNX Runtime does not take it: {first_line(error)}") from error
+        raise StriateError(f"ONNX Runtime cannot load it: {first_line(error)}") from error
     name = session.get_inputs()[0].name
 
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -86,25 +88,25 @@ def _session(data: bytes, threads: int) -> _Run:
     return run
 
 
-class _Apart:
-    """Each thread computes pictures of its own; a picture that is alone gets all of them.
+class _PicturePerThread:
+    """Computes each picture of a batch in its own thread; a single picture gets all threads.
 
     Args:
         together: a session of all threads.
-        alone: one of the calling thread. (In a session of many, two who ask wait for the same helpers: 21 pictures of
-            ResNet-50 a second instead of 26, on two cores.)
-        threads: how many.
+        alone: a session of the calling thread only. (Two callers of a session with many threads wait for the same
+            helpers: 21 pictures of ResNet-50 a second instead of 26, on two cores.)
+        threads: number of threads.
     """
 
     def __init__(self, together: _Run, alone: _Run, threads: int) -> None:
         self._together, self._alone = together, alone
         self._pool = ThreadPoolExecutor(threads, "onnx")
-        self._asking, self._lock = 0, threading.Lock()
+        self._callers, self._lock = 0, threading.Lock()
 
     def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         with self._lock:
-            is_first = not self._asking
-            self._asking += 1
+            is_first = not self._callers
+            self._callers += 1
         try:
             if not is_first:
                 return self._alone(batch)
@@ -113,7 +115,7 @@ class _Apart:
             return np.concatenate(list(self._pool.map(self._alone, np.split(batch, len(batch)))))
         finally:
             with self._lock:
-                self._asking -= 1
+                self._callers -= 1
 
 
 def _by_dtype(bundle: Bundle, run: _Run) -> Compute:
@@ -135,11 +137,11 @@ def _is_plain(picture: Pixels) -> bool:
 
 
 def _seconds(run: _Run, batch: NDArray[np.uint8]) -> float:
-    """Of the shorter of two: what others do on the machine only ever makes a run longer."""
+    """Seconds of the shorter of two runs: other work on the machine can only make a run longer."""
     run(batch[:1])
-    spent: list[float] = []
+    durations: list[float] = []
     for _ in range(2):
         began = perf_counter()
         run(batch)
-        spent.append(perf_counter() - began)
-    return min(spent)
+        durations.append(perf_counter() - began)
+    return min(durations)

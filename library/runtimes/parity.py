@@ -1,31 +1,35 @@
-"""Whether a runtime gives the answers of the bundle itself."""
+"""Checks that a runtime gives the same answers as the bundle itself, on generated pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from library.bundle.bundle import Bundle, Prepared
+from library.bundle.bundle import Bundle
 from library.errors import StriateError
-from library.runtimes.runtime import Compute
-from library.runtimes.samples import samples
+from library.imaging.picture import Pixels
+from library.pipeline.inputs import Prepared
 
-#: Sizes of the batches of a check: kernels are chosen by them.
+#: Computes the probabilities of prepared pictures, N x classes; each row sums to 1.
+Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
+
+#: Batch sizes of a check; kernels are chosen by batch size.
 CHECKED_BATCHES = (1, 2, 3, 8)
-#: Largest difference of a probability, in float32.
+#: Largest allowed difference of a probability, in float32.
 TOLERANCE = 1e-4
-#: Likewise where one side or both compute in bfloat16, whose numbers have 8 bits.
+#: The same where either side computes in bfloat16, which has a precision of 8 bits.
 BF16_TOLERANCE = 2e-2
 
 
 class Disagreement(StriateError):
-    """Answers are not those of the bundle."""
+    """A runtime's answers differ from the bundle's."""
 
 
 def tolerance(bundle: Bundle) -> float:
-    """What may lie between two probabilities of one picture; an ensemble's is that of its loosest member."""
+    """Largest allowed difference between two probabilities of one picture; an ensemble has its loosest member's."""
     if bundle.members:
         return max(map(tolerance, bundle.members))
     precision = bundle.record.precision
@@ -34,12 +38,12 @@ def tolerance(bundle: Bundle) -> float:
 
 
 def check(bundle: Bundle, compute: Compute, pictures: Sequence[Prepared] = ()) -> float:
-    """Compare answers with the bundle's own, in batches of several sizes.
+    """Compares a runtime with the bundle, in batches of several sizes.
 
     Args:
-        bundle: what is right.
-        compute: what is checked.
-        pictures: prepared ones to compare on; eight made-up ones by default.
+        bundle: gives the expected probabilities.
+        compute: the runtime to check.
+        pictures: prepared pictures to compare on; eight `samples` by default.
 
     Returns:
         The largest difference of a probability.
@@ -50,21 +54,59 @@ def check(bundle: Bundle, compute: Compute, pictures: Sequence[Prepared] = ()) -
     """
     pictures = pictures or samples(bundle, max(CHECKED_BATCHES))
     expected = bundle.probabilities(pictures)
-    most = 0.0
+    largest = 0.0
     for size in dict.fromkeys(min(size, len(pictures)) for size in CHECKED_BATCHES):
-        most = max(most, compare(expected[:size], compute(pictures[:size]), tolerance(bundle)))
-    return most
+        largest = max(largest, compare(expected[:size], compute(pictures[:size]), tolerance(bundle)))
+    return largest
 
 
 def compare(expected: NDArray[np.float32], got: NDArray[np.float32], allowed: float) -> float:
-    """Largest difference between two tables of probabilities (N x classes); raises `Disagreement` as `check`."""
+    """Largest difference between two tables of probabilities (N x classes); raises `Disagreement` like `check`."""
     if got.shape != expected.shape:
         raise Disagreement(f"its answers have the shape {got.shape}, the bundle's {expected.shape}")
     difference = float(np.abs(got - expected).max(initial=0.0))
     if not difference <= allowed:  # NaN too
         raise Disagreement(f"a probability differs by {difference:.2g} from the bundle's; {allowed:g} is allowed")
     rows = np.arange(len(expected))
-    lost = expected.max(1) - expected[rows, got.argmax(1)] if len(expected) else np.zeros(0)
-    if (lost > allowed).any():
-        raise Disagreement(f"another class is the most probable, which the bundle puts {float(lost.max()):.2g} lower")
+    margins = expected.max(1) - expected[rows, got.argmax(1)] if len(expected) else np.zeros(0)
+    if (margins > allowed).any():
+        raise Disagreement(f"the most probable class is one that the bundle puts {float(margins.max()):.2g} lower")
     return difference
+
+
+def noise(bundle: Bundle, seed: int) -> Prepared:
+    """A prepared picture of random pixels, uint8, height x width x channels; for an ensemble one per member."""
+    if bundle.members:
+        return tuple(noise(member, seed) for member in bundle.members)
+    height, width = bundle.record.input_size
+    return np.random.default_rng(seed).integers(0, 256, (height, width, bundle.record.channels), np.uint8)
+
+
+def samples(bundle: Bundle, count: int) -> list[Prepared]:
+    """Prepared pictures, uint8: shapes as pictures have them, and noise, which reaches every weight.
+
+    They depend only on `count` and the bundle's input size; for an ensemble each has one input per member.
+    """
+    if bundle.members:
+        return list(zip(*(samples(member, count) for member in bundle.members), strict=True))
+    height, width = bundle.record.input_size
+    return [_sample(number, height, width, bundle.record.channels) for number in range(count)]
+
+
+def _sample(number: int, height: int, width: int, channels: int) -> Pixels:
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    shapes = (
+        rng.random((height, width)),
+        (x + y) / 2,
+        np.hypot(x - 0.5, y - 0.4) < 0.3,
+        np.sin(2 * np.pi * (3 * x + 5 * y)) / 2 + 0.5,
+        (np.floor(8 * x) + np.floor(8 * y)) % 2,
+        np.exp(-8 * np.hypot(x - 0.3, y - 0.6)),
+        np.ones_like(x),
+        np.zeros_like(x),
+    )
+    shape: NDArray[np.float64] = np.asarray(shapes[number % len(shapes)], np.float64)
+    low, high = rng.integers(0, 256, (2, channels)) * np.array([[0.4], [1.0]])
+    grain = 6 * rng.standard_normal((height, width, channels))
+    return np.clip(low + (high - low) * shape[:, :, None] + grain, 0, 255).astype(np.uint8)

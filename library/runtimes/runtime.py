@@ -1,35 +1,45 @@
-"""One way of computing a bundle's probabilities, ready to be asked."""
+"""Opens the runtime that is asked for, or the fastest one that gives the bundle's own answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from library.bundle.bundle import Prepared
+from library.bundle.bundle import Bundle
+from library.bundle.network import ParallelMembers
+from library.errors import StriateError, UsageError
+from library.pipeline.inputs import Prepared
+from library.runtimes.compiled import compiled
+from library.runtimes.onnx_session import onnx_compute
+from library.runtimes.parity import Compute, check, samples
 
-#: Prepared pictures to probabilities, N x classes; the sum of each row is 1.
-Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
+NAMES = ("auto", "eager", "compile", "onnx")
+#: Batch sizes that auto compares.
+_LONE, _BATCH = 1, 8
+_MAX_ROUNDS = 10
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a bundle's probabilities come from; made by `open_runtime`.
+    """One way to compute a bundle's probabilities; made by `open_runtime`.
 
-    Any thread may ask it, but no more at once than it has lanes.
+    Any thread may call it, but at most `lanes` threads at the same time.
 
     Attributes:
-        name: eager, compile or onnx; for an ensemble of several kinds joined by `+`.
+        name: eager, compile or onnx; for an ensemble with several kinds, joined by `+`.
         device: cpu, cuda, cuda:1 ...
         threads: CPU threads that compute.
         compute: see `probabilities`.
-        difference: largest difference of a probability from the bundle's own that its check saw; 0 for eager.
-        passed_over: the others, each with why it was not taken.
-        lanes: how many may ask at once. With more than one, each who asks computes pictures of its own beside the
-            others, and batches gain nothing.
+        difference: largest difference from the bundle's own probabilities in the check; 0 for eager.
+        passed_over: the runtimes that were not chosen, each with the reason.
+        lanes: how many threads may call it at the same time. With more than one, each caller's pictures are computed
+            beside the others', and larger batches gain nothing.
     """
 
     name: str
@@ -41,11 +51,11 @@ class Runtime:
     lanes: int = 1
 
     def probabilities(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
-        """Of prepared pictures (`Bundle.prepare`), N x classes, in the order of the bundle's classes."""
+        """Probabilities of pictures from `Bundle.prepare`, N x classes, in the order of the bundle's classes."""
         return self.compute(pictures)
 
     def described(self) -> dict[str, Any]:
-        """Plain data, for people and JSON."""
+        """The runtime as plain data, for people and JSON."""
         return {
             "name": self.name,
             "device": self.device,
@@ -53,3 +63,129 @@ class Runtime:
             "difference": self.difference,
             "passed_over": dict(self.passed_over),
         }
+
+
+def open_runtime(
+    bundle: Bundle,
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    probe_s: float = 5.0,
+    try_compile: bool | None = None,
+    measure: bool = True,
+) -> Runtime:
+    """Builds a runtime for a bundle and checks that it gives the bundle's own answers.
+
+    Args:
+        bundle: a loaded bundle; the runtime computes on its device.
+        name: one of `NAMES`; auto is the fastest that passes the check (`library.runtimes.parity`).
+        threads: CPU threads of ONNX Runtime, torch's number by default; eager and compile always use torch's.
+        probe_s: how long auto may measure, in seconds, not counting the time to build and check the candidates.
+        try_compile: whether auto considers torch.compile; by default on CUDA only. On a CPU compiling takes a minute
+            or more, and the result was no faster than ONNX Runtime.
+        measure: whether measured times may decide anything. If not, the same batches give the same bytes on the same
+            machine, however busy it is; auto always measures.
+
+    Raises:
+        UsageError: an unknown name, or auto without measuring.
+        StriateError: the runtime cannot be built, or fails the check.
+    """
+    if name not in NAMES:
+        raise UsageError(f"there is no runtime '{name}'; there are {', '.join(NAMES)}")
+    if name == "auto" and not measure:
+        raise UsageError("the runtime auto is chosen by measuring; name another")
+    threads = threads or torch.get_num_threads()
+    if bundle.members and name != "eager":
+        members = [
+            open_runtime(
+                member,
+                name,
+                threads=threads,
+                probe_s=probe_s / len(bundle.members),
+                try_compile=try_compile,
+                measure=measure,
+            )
+            for member in bundle.members
+        ]
+        return _ensemble_runtime(bundle, members)
+    eager = Runtime("eager", str(bundle.device), threads, bundle.probabilities)
+    if name == "auto":
+        return _fastest(bundle, eager, probe_s=probe_s, try_compile=try_compile)
+    try:
+        return _built(name, bundle, eager, measure=measure)
+    except StriateError as error:
+        raise StriateError(f"runtime '{name}': {error}; the runtime eager takes every bundle") from error
+
+
+def _built(name: str, bundle: Bundle, eager: Runtime, *, measure: bool) -> Runtime:
+    if name == "eager":
+        return eager
+    if name == "compile":
+        compute, lanes = compiled(bundle), 1
+    elif bundle.device.type != "cpu":
+        raise StriateError("ONNX Runtime is used on the CPU only")
+    else:
+        compute, lanes = onnx_compute(bundle, eager.threads, measure=measure)
+    return Runtime(name, eager.device, eager.threads, compute, check(bundle, compute), lanes=lanes)
+
+
+def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: bool | None) -> Runtime:
+    on_cpu = bundle.device.type == "cpu"
+    passed_over: dict[str, str] = {}
+    candidates = [eager]
+    for name in ("onnx", "compile"):
+        if name == "compile" and not (not on_cpu if try_compile is None else try_compile):
+            passed_over[name] = "not tried: on a CPU it takes minutes to make, and was no faster where measured"
+            continue
+        try:
+            candidates.append(_built(name, bundle, eager, measure=True))
+        except StriateError as error:
+            passed_over[name] = str(error)
+    seconds = _measured_seconds(candidates, samples(bundle, _BATCH), probe_s)
+    best = min(candidates, key=lambda candidate: seconds[candidate.name])
+    for candidate in candidates:
+        if candidate is not best:
+            slower = seconds[candidate.name] / seconds[best.name]
+            passed_over[candidate.name] = f"takes {slower:.2f} times as long as {best.name}"
+    return replace(best, passed_over=passed_over)
+
+
+def _measured_seconds(candidates: Sequence[Runtime], pictures: Sequence[Prepared], probe_s: float) -> dict[str, float]:
+    """Seconds that each candidate takes for one picture and one batch: the sum of its shortest runs.
+
+    The candidates take turns, so that other work on the machine slows them alike.
+    """
+    if len(candidates) == 1:
+        return {candidates[0].name: 0.0}
+    end = perf_counter() + probe_s
+    shortest: dict[tuple[str, int], float] = {}
+    for round_number in range(_MAX_ROUNDS):
+        for candidate in candidates:
+            for size in (_LONE, _BATCH):
+                began = perf_counter()
+                if round_number and began > end:
+                    break
+                candidate.probabilities(pictures[:size])
+                key = candidate.name, size
+                shortest[key] = min(shortest.get(key, float("inf")), perf_counter() - began)
+    return {one.name: sum(shortest[one.name, size] for size in (_LONE, _BATCH)) for one in candidates}
+
+
+def _ensemble_runtime(bundle: Bundle, members: Sequence[Runtime]) -> Runtime:
+    """A runtime that computes the members of an ensemble at the same time, each in its own runtime."""
+    parallel = ParallelMembers([member.compute for member in members], bundle.device)
+
+    def compute(pictures: Sequence[Any]) -> NDArray[np.float32]:
+        return bundle.mean_of_members(parallel.probabilities(pictures))
+
+    passed_over: dict[str, str] = {}
+    for number, member in enumerate(members):
+        passed_over |= {f"{name} (member {number})": why for name, why in member.passed_over.items()}
+    return Runtime(
+        "+".join(dict.fromkeys(member.name for member in members)),
+        members[0].device,
+        members[0].threads,
+        compute,
+        max(member.difference for member in members),
+        passed_over,
+    )

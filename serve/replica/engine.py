@@ -24,10 +24,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from library.bundle.bundle import Bundle, Prepared
+from library.bundle.bundle import Bundle
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StepError, StriateError
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
+from library.pipeline.inputs import Prepared
 from serve.http.service import Busy, TimedOut
 from serve.processes import ProcessEndedError, WorkerPool
 from serve.replica.prepare_worker import unpacked

@@ -22,7 +22,7 @@ from library.bundle.explain import explain as explanation
 from library.bundle.explain import overlay_png
 from library.errors import BadPicture
 from library.runtimes import open_runtime, tune
-from library.runtimes.samples import noise
+from library.runtimes.parity import noise
 from serve.http.logs import write_logs
 from serve.http.model_routes import model_app
 from serve.http.request_metrics import BackgroundCalls, CountRequests, ServeMetrics

@@ -11,11 +11,12 @@ import torch
 import uvicorn
 from numpy.typing import NDArray
 
-from library.bundle.bundle import Bundle, Prepared
+from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.errors import BadPicture
 from library.imaging import codec
 from library.models.build import create
+from library.pipeline.inputs import Prepared
 from serve.http.schemas import DriftReport, ModelDescription, Timing
 from serve.http.service import Answer, Answers, Busy
 from serve.replica.engine import Engine, Result

@@ -65,11 +65,11 @@ def test_a_step_lowers_the_loss_and_a_bundle_predicts_the_same(name: str, folder
     bundle.save(str(folder))
     again = Bundle.load(str(folder), device="cpu")
     batch = np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
-    np.testing.assert_allclose(again.logits(batch), bundle.logits(batch), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(again.log_probabilities(batch), bundle.log_probabilities(batch), rtol=1e-4, atol=1e-4)
     assert again.id == bundle.id
     with torch.inference_mode():
         expected = torch.log_softmax(model.eval()(pictures.contiguous(memory_format=torch.channels_last)), 1)
-    np.testing.assert_allclose(again.logits(batch), expected.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(again.log_probabilities(batch), expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_inception_v3_learns_through_its_auxiliary_head() -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from library.bundle.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord, Prediction, load_record
+from library.bundle.ensemble import ensemble
 from library.errors import BadPicture, StriateError, UsageError
 from library.imaging import codec
 from library.models.build import create

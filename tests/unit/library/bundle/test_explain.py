@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from library.bundle.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
+from library.bundle.ensemble import ensemble
 from library.bundle.explain import explain, overlay, overlay_png
 from library.errors import UsageError
 from library.imaging import codec

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from library.bundle.members import ParallelMembers
+from library.bundle.network import ParallelMembers
 
 CPU = torch.device("cpu")
 PICTURES = [(1, 10), (2, 20), (3, 30)]

@@ -15,8 +15,9 @@ from safetensors.torch import save, save_file
 from timm.models import adapt_input_conv
 
 from library import storage
-from library.bundle.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord, weights_file
+from library.bundle.ensemble import ensemble
 from library.errors import StriateError, UsageError
 from library.models.build import create
 from library.models.weights import adapt_channels

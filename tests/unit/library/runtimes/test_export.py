@@ -17,13 +17,14 @@ import torch
 
 from jobs.cli.app import run
 from library import storage
-from library.bundle.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
+from library.bundle.ensemble import ensemble
 from library.errors import StriateError, UsageError
 from library.models.build import create
 from library.runtimes import export as exporting
 from library.runtimes.export import FACTS, destination, export
-from library.runtimes.samples import samples
+from library.runtimes.parity import samples
 from tests import ROOT
 from tests.bundles import make_bundle
 
@@ -141,7 +142,7 @@ def test_a_file_that_answers_otherwise_is_not_written(
     monkeypatch.setattr(exporting, maker, lambda bundle: true_maker(other))
     out = tmp_path / "out" / "file"
     assert run(["export", folder, "--format", file_format, "--out", str(out)]) == 1
-    assert "does not answer as the bundle does, nothing is written" in capsys.readouterr().err
+    assert "does not answer as the bundle does, so nothing is written" in capsys.readouterr().err
     assert not out.parent.exists()
 
 
@@ -164,9 +165,9 @@ def test_the_command_writes_by_the_bundles_name_and_tells_the_difference(
 def test_places_where_no_file_may_go_are_told(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "made")
     for out, problem in (
-        (f"{folder}/made.onnx", "inside the bundle"),
+        (f"{folder}/made.onnx", "is inside the bundle"),
         (str(tmp_path), "is a folder; name a file"),
-        (str(tmp_path / "made.pt2"), "of the format torch-export; the format asked for is onnx"),
+        (str(tmp_path / "made.pt2"), "of the format torch-export, but the format asked for is onnx"),
     ):
         with pytest.raises(UsageError, match=problem):
             destination(folder, "onnx", out)
@@ -190,5 +191,5 @@ def test_an_export_goes_to_s3_and_out_of_a_bundle_there(bucket: str) -> None:
     untrained().save(f"{bucket}/models/digits")
     assert run(["export", f"{bucket}/models/digits", "--out", f"{bucket}/files/digits.onnx"]) == 0
     assert session(storage.read_bytes(f"{bucket}/files/digits.onnx")).get_modelmeta().custom_metadata_map
-    with pytest.raises(UsageError, match="inside the bundle"):
+    with pytest.raises(UsageError, match="is inside the bundle"):
         destination(f"{bucket}/models/digits", "onnx", f"{bucket}/models/digits/digits.onnx")

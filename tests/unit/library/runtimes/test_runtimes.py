@@ -12,13 +12,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from library.bundle.bundle import Bundle, Prepared, ensemble
+from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
+from library.bundle.ensemble import ensemble
 from library.errors import StriateError, UsageError
 from library.models.build import create
+from library.pipeline.inputs import Prepared
 from library.runtimes import Runtime, onnx_session, open_runtime, tune
-from library.runtimes.parity import TOLERANCE, Disagreement, check, compare
-from library.runtimes.samples import noise, samples
+from library.runtimes.parity import TOLERANCE, Disagreement, check, compare, noise, samples
 from library.runtimes.tuning import Tuning
 from tests.bundles import PROBABILITY_TOLERANCE
 
@@ -110,7 +111,7 @@ def test_any_thread_may_ask(lenet: Bundle, lenet_onnx: Runtime) -> None:
 def test_pictures_get_the_same_answers_whoever_else_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whatever the clock says here: the way of larger networks, with a small one.
     monkeypatch.setattr(onnx_session, "_SMALL_S", 0.0)
-    monkeypatch.setattr(onnx_session, "_NEARLY", 1e9)
+    monkeypatch.setattr(onnx_session, "_ACCEPTED_SLOWDOWN", 1e9)
     bundle = untrained("resnet9(width=8)", 3, 32)
     runtime = open_runtime(bundle, "onnx", threads=2)
     assert runtime.lanes == 2
@@ -184,7 +185,7 @@ def test_an_ensemble_joins_its_members_answers_whoever_else_asks(lenet: Bundle, 
         pictures = samples(outer, 5)
         seen = zip(*(picture[0] for picture in pictures), strict=True)
         alone = [open_runtime(member, runtime).probabilities(own) for member, own in zip(members, seen, strict=True)]
-        wanted = outer.joined([inner.joined(alone), alone[0]])
+        wanted = outer.mean_of_members([inner.mean_of_members(alone), alone[0]])
         opened = open_runtime(outer, runtime)
         with ThreadPoolExecutor(3) as pool:
             for said in pool.map(opened.probabilities, [pictures] * 6):
@@ -220,7 +221,7 @@ def test_the_check_finds_answers_that_are_not_the_bundles(lenet: Bundle) -> None
 def test_another_winner_is_let_pass_only_where_the_two_were_tied() -> None:
     near, far = np.array([[0.5, 0.49, 0.01]], np.float32), np.array([[0.5, 0.45, 0.05]], np.float32)
     assert compare(near, near[:, [1, 0, 2]], 0.02) == pytest.approx(0.01)
-    with pytest.raises(Disagreement, match="another class"):
+    with pytest.raises(Disagreement, match="the most probable class"):
         compare(far, np.array([[0.47, 0.48, 0.05]], np.float32), 0.04)
 
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.predict import plan_predict
-from library.bundle.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle
+from library.bundle.ensemble import ensemble
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Manifest, ShardReport, Tally, load_manifest
 from library.dataset.shards import ShardWriter

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from library.bundle.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle
+from library.bundle.ensemble import ensemble
 from library.errors import StriateError, UsageError
 from serve.endpoint import free_port, is_loopback
 from serve.http.keys import new_key

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks.filter.costly_pictures import many_scans, progressive_jpeg
-from library.bundle.bundle import Bundle, ensemble
+from library.bundle.bundle import Bundle
+from library.bundle.ensemble import ensemble
 from library.errors import BadPicture, StepError
 from library.imaging import codec
 from serve.gateway.preview import Previewer
