@@ -1,4 +1,4 @@
-"""Classifiers with random weights, and one that shows the pixels it is given."""
+"""Makes bundles with random weights, and one whose probabilities show its input pixels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.models.build import create
 
-#: Of the photos of `write_photos`.
+#: Classes of the photos that `write_photos` writes.
 CLASSES = ("china", "flower", "hopper")
-#: How far two computations of one probability by one runtime may differ on a CPU: matrix kernels depend on the
+#: Allowed difference between two computations of a probability by one runtime on a CPU: matrix kernels depend on the
 #: processor, the batch and the number of threads.
 PROBABILITY_TOLERANCE = 1e-5
 
@@ -30,7 +30,7 @@ def make_bundle(
     model: str = "lenet5(in_chans=3)",
     size: int = 28,
 ) -> str:
-    """A bundle for pictures of three channels, saved in `folder`; the seed makes its weights."""
+    """Saves a bundle for pictures of three channels in `folder`; the seed decides its weights."""
     torch.manual_seed(seed)
     record = BundleRecord(
         model=model,
@@ -46,27 +46,27 @@ def make_bundle(
 
 
 def near(classes: Sequence[tuple[str, float]]) -> list[tuple[str, Any]]:
-    """A bundle's ranked classes for `==`, with probabilities that may differ as far as they may."""
+    """Ranked classes to compare with `==`, whose probabilities may differ by `PROBABILITY_TOLERANCE`."""
     return [(name, pytest.approx(share, rel=0, abs=PROBABILITY_TOLERANCE)) for name, share in classes]
 
 
-#: Largest logit of a pixel bundle, that of a pixel of 255.
+#: Logit of a pixel of 255 in a pixel bundle, its largest.
 _WHITE_LOGIT = 10.0
 
 
 def make_pixel_bundle(
     folder: Path, classes: Sequence[str] = CLASSES, steps: str = "gaussian_blur(sigma=0.8)", side: int = 8
 ) -> str:
-    """A bundle whose probabilities are the pixels that its network is given: `pixels_of` reads them off.
+    """Saves a bundle whose probabilities encode its network's input pixels; `pixels_of` decodes them.
 
     Its dense layers are identities: the logit of each class but the last is the value of one pixel, and that of the
-    last is 0. So any path that returns all probabilities shows what reached the network, whatever kernels computed it.
+    last is 0. So the probabilities show which pixels reached the network, whatever kernels computed them.
 
     Args:
         folder: where it is saved.
         classes: names of the first classes.
         steps: its input pipeline, for pictures of three channels.
-        side: of what the network sees, in pixels.
+        side: side of the network's input in pixels.
     """
     units = 3 * side * side
     model = f"mlp(hidden=[{units}], in_chans=3, size={side})"
@@ -89,7 +89,7 @@ def make_pixel_bundle(
 
 
 def pixels_of(probabilities: Sequence[float] | NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The picture that a pixel bundle was given, height x width x 3, from all its probabilities for it."""
+    """The input of a pixel bundle, height x width x 3, from all its probabilities."""
     logits = np.log(np.asarray(probabilities, np.float64))
     values = (logits[:-1] - logits[-1]) * 255 / _WHITE_LOGIT
     side = round((values.size / 3) ** 0.5)

@@ -1,4 +1,4 @@
-"""What a bundle says of itself, and what it answers: no torch is needed to read either."""
+"""The record of a bundle (`bundle.json`) and its predictions; importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _MAX_RECORD_BYTES = 16 * 2**20
 _MAX_CLASSES = 100_000
 _MAX_MEMBERS = 100
-#: An ensemble of ensembles of ensembles.
+#: Levels of ensembles within ensembles.
 _MAX_DEPTH = 3
 _READ_BYTES = 2**22
 
@@ -31,7 +31,7 @@ _Side = Annotated[int, pydantic.Field(ge=0, le=2**14)]
 
 
 class Member(pydantic.BaseModel):
-    """One classifier of an ensemble: its id, and what its probabilities count in the mean."""
+    """One bundle of an ensemble: its id, and its weight in the mean of the probabilities."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -40,21 +40,21 @@ class Member(pydantic.BaseModel):
 
 
 class BundleRecord(pydantic.BaseModel):
-    """What `bundle.json` holds.
+    """The content of `bundle.json`.
 
     Attributes:
-        model: call of the model, e.g. `resnet18(in_chans=3)`; empty for an ensemble.
+        model: the model's call, e.g. `resnet18(in_chans=3)`; empty for an ensemble.
         head: widths of the dense layers before the classifier.
-        classes: names, in the order of the model's outputs.
+        classes: class names, in the order of the model's outputs.
         steps: filters and selectors that every picture goes through.
-        fit: filters that then give it the model's size.
-        input_size: height and width in pixels.
-        channels: of the model's input.
-        precision: as the recipe has it: auto is bf16 autocast on CUDA and float32 on a CPU.
+        fit: filters that then bring the picture to the model's size.
+        input_size: height and width of the model's input in pixels.
+        channels: channels of the model's input.
+        precision: auto (bf16 autocast on CUDA, float32 on a CPU), bf16 or fp32.
         weights_digest: SHA-256 of `model.safetensors`; empty for an ensemble.
-        members: of an ensemble; each lies in `members/N`, a bundle of its own.
-        metrics: of the validation set at the end of training.
-        provenance: recipe, datasets' digests, versions, commit.
+        members: the bundles of an ensemble, stored in `members/0`, `members/1` ...
+        metrics: metrics on the validation set at the end of training.
+        provenance: recipe, digests of the datasets, package versions, git commit.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -77,18 +77,18 @@ class BundleRecord(pydantic.BaseModel):
     def _check(self) -> BundleRecord:
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name, count in Counter(self.classes).items() if count > 1)
-            raise ValueError(f"the class '{twice}' is there twice")
+            raise ValueError(f"the class '{twice}' is listed twice")
         return self
 
     @property
     def id(self) -> str:
-        """SHA-256 over everything in the bundle, in hex."""
+        """SHA-256 over the record, in hex; the record holds the digest of the weights."""
         return digest_of(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Ranked class names with probabilities, and the bundle that gave them."""
+    """Class names with probabilities, most probable first, and the id of the bundle that predicted them."""
 
     classes: tuple[tuple[str, float], ...]
     bundle_id: str
@@ -100,16 +100,17 @@ class Prediction:
 
 
 def load_record(uri: str) -> BundleRecord:
-    """What a bundle says of itself, without its weights.
+    """Reads a bundle's record, without its weights.
 
     Raises:
-        UsageError: when there is no bundle at `uri`, or it needs a plugin that is not loaded here.
+        UsageError: there is no bundle at `uri`, or it needs a plugin that is not loaded here.
+        StriateError: the record is damaged, or written by another version.
     """
     path = storage.join(storage.normalize(uri), BUNDLE)
     if not storage.exists(path):
         if not storage.exists(uri):
-            raise UsageError(f"there is nothing at {uri}; a bundle is a folder that `striate train` makes")
-        raise UsageError(f"{uri} is not a bundle: it has no {BUNDLE}; `striate train` makes one")
+            raise UsageError(f"there is nothing at {uri}; a bundle is a folder that `striate train` writes")
+        raise UsageError(f"{uri} is not a bundle: it has no {BUNDLE}; `striate train` writes one")
     try:
         record = BundleRecord.model_validate_json(storage.read_bytes(path, max_bytes=_MAX_RECORD_BYTES))
     except pydantic.ValidationError as error:
@@ -122,32 +123,32 @@ def load_record(uri: str) -> BundleRecord:
 
 
 def load_members(uri: str, record: BundleRecord, depth: int = 0) -> list[tuple[str, BundleRecord]]:
-    """Folders and records of an ensemble's members, which are those that it was made of.
+    """Folders and records of an ensemble's members, checked against the ensemble's record.
 
     Args:
-        uri: of the ensemble.
-        record: of the ensemble.
-        depth: ensembles that it lies in.
+        uri: the ensemble's folder, normalized.
+        record: the ensemble's record.
+        depth: number of ensembles that it is nested in.
 
     Raises:
-        StriateError: naming the member that is another, or of another kind.
+        StriateError: a member has another id or other classes (names its folder), or the nesting is too deep.
     """
     if record.members and depth == _MAX_DEPTH:
-        raise StriateError(f"{uri} is an ensemble inside of {_MAX_DEPTH} others, and so many are not read")
-    found: list[tuple[str, BundleRecord]] = []
+        raise StriateError(f"{uri} is an ensemble nested in {_MAX_DEPTH} others; deeper nesting is not supported")
+    members: list[tuple[str, BundleRecord]] = []
     for number, member in enumerate(record.members):
         folder = storage.join(uri, MEMBERS, str(number))
         part = load_record(folder)
         if part.id != member.id:
             raise StriateError(f"{folder} is not the bundle that the ensemble was made of")
         if set(part.classes) != set(record.classes):
-            raise StriateError(f"{folder} has other classes than the ensemble that it is a part of")
-        found.append((folder, part))
-    return found
+            raise StriateError(f"{folder} has other classes than its ensemble")
+        members.append((folder, part))
+    return members
 
 
 def digest_of_file(uri: str) -> str:
-    """SHA-256 of a file's content, in hex, without all of it in memory."""
+    """SHA-256 of a file in hex, read piece by piece."""
     digest = hashlib.sha256()
     with storage.open_read(uri) as file:
         while part := file.read(_READ_BYTES):
@@ -156,11 +157,11 @@ def digest_of_file(uri: str) -> str:
 
 
 def checked_record(uri: str) -> BundleRecord:
-    """As `load_record`, and every file of the bundle is there and is the one that it was written with.
+    """Reads a bundle's record and checks that every file of the bundle is present and unchanged.
 
     Raises:
-        UsageError: when there is no bundle at `uri`.
-        StriateError: naming the file that is missing, damaged or another.
+        UsageError: there is no bundle at `uri`.
+        StriateError: a file is missing, damaged or replaced (names it).
     """
     record = load_record(uri)
     _check_files(storage.normalize(uri), record)
@@ -173,12 +174,13 @@ def _check_files(uri: str, record: BundleRecord, depth: int = 0) -> None:
     if not record.members:
         weights = storage.join(uri, WEIGHTS)
         if not storage.exists(weights):
-            raise StriateError(f"{weights} is missing: the bundle is not whole")
+            raise StriateError(f"{weights} is missing: the bundle is incomplete")
         if digest_of_file(weights) != record.weights_digest:
-            raise StriateError(f"{weights} is damaged, or not the one that {BUNDLE} was written with")
+            raise StriateError(f"{weights} is damaged, or is not the file that {BUNDLE} was written with")
 
 
 def dump_record(record: BundleRecord) -> bytes:
+    """The bytes of `bundle.json`."""
     return (record.model_dump_json(indent=1) + "\n").encode()
 
 

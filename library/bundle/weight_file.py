@@ -1,4 +1,4 @@
-"""The weights of a bundle, held against what its record says before any of their memory is taken."""
+"""Reads the weights of a bundle, after checking them against the record without loading any."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from library.bundle.description import BUNDLE, WEIGHTS, BundleRecord
 from library.errors import GrammarError, StriateError, UsageError
 from library.models.outline import Outline, outline
 
-#: A header has some 100 bytes a tensor.
+#: A header has about 100 bytes per tensor.
 _MAX_HEADER_BYTES = 2**22
-#: Of a picture of 4,096 x 4,096 pixels with four bands.
+#: Values of a picture of 4,096 x 4,096 pixels with four bands.
 _MAX_VALUES = 2**26
-#: A call may have thousands of parameters.
-_LONGEST_CHARS = 300
+#: Limit for messages, as a call may have thousands of parameters.
+_MAX_MESSAGE_CHARS = 300
 _DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -35,50 +35,49 @@ _DTYPES = {
 
 
 def read_weights(record: BundleRecord, uri: str) -> bytes:
-    """The content of a bundle's `model.safetensors`.
+    """Reads the content of a bundle's `model.safetensors`.
 
     Args:
-        record: of the bundle.
-        uri: of its folder, normalized.
+        record: the bundle's record.
+        uri: the bundle's folder, normalized.
 
     Raises:
-        StriateError: names the file and what is wrong in it: the model cannot be made, or the weights are not the
-            model's, or not those that the record was written with.
+        StriateError: the model cannot be built, or the weights do not fit it or were replaced (names the file).
     """
     try:
-        wanted = _outline(record)
+        expected = _outline(record)
     except UsageError as error:
         raise StriateError(f"{storage.join(uri, BUNDLE)} cannot be used: {in_one_line(error)}") from None
     path = storage.join(uri, WEIGHTS)
     if not storage.exists(path):
-        raise StriateError(f"{path} is missing: the bundle is not whole")
-    if misfit := _misfit(path, wanted):
+        raise StriateError(f"{path} is missing: the bundle is incomplete")
+    if misfit := _misfit(path, expected):
         raise StriateError(f"{path} does not fit the model '{record.model[:80]}': {misfit}")
     weights = storage.read_bytes(path)
     if hashlib.sha256(weights).hexdigest() != record.weights_digest:
-        raise StriateError(f"{path} is damaged, or not the one that {BUNDLE} was written with")
+        raise StriateError(f"{path} is damaged, or is not the file that {BUNDLE} was written with")
     return weights
 
 
 def tensors_of(weights: bytes) -> dict[str, torch.Tensor]:
-    """Tensors by name; raises StriateError where the bytes are no safetensors file."""
+    """Tensors by name; raises StriateError if the bytes are not a valid safetensors file."""
     try:
         return load_tensors(weights)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise StriateError(f"{WEIGHTS} is damaged, or no safetensors file: {error}") from None
+        raise StriateError(f"{WEIGHTS} is damaged, or not a safetensors file: {error}") from None
 
 
 def in_one_line(error: UsageError) -> str:
-    """What an error says, without the place in a text that its reader has not written."""
-    said = error.message if isinstance(error, GrammarError) else str(error).partition("\n")[0]
-    return said[:_LONGEST_CHARS]
+    """The message of an error, shortened, without the quoted text and caret of a GrammarError."""
+    message = error.message if isinstance(error, GrammarError) else str(error).partition("\n")[0]
+    return message[:_MAX_MESSAGE_CHARS]
 
 
 def _outline(record: BundleRecord) -> Outline:
     height, width = record.input_size
     if not 1 <= height * width * record.channels <= _MAX_VALUES:
         raise UsageError(
-            f"input_size and channels: pictures of {height} x {width} x {record.channels} are not of 1 to "
+            f"input_size and channels: a picture of {height} x {width} x {record.channels} must have 1 to "
             f"{_MAX_VALUES:,} values"
         )
     return outline(
@@ -90,30 +89,30 @@ def _outline(record: BundleRecord) -> Outline:
     )
 
 
-def _misfit(path: str, wanted: Outline) -> str:
-    """The first difference, in words; empty for none."""
+def _misfit(path: str, expected: Outline) -> str:
+    """The first difference between a file and the expected tensors, in words; empty if there is none."""
     size = storage.size(path)
     with storage.open_read(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(_MAX_HEADER_BYTES, size - 8):
-            return f"it is no safetensors file, or damaged: its header would have {length:,} bytes"
+            return f"it is damaged, or not a safetensors file: its header would have {length:,} bytes"
         text = file.read(length)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        return "it is no safetensors file, or damaged: its header is not a JSON object"
-    given = {name: facts for name, facts in cast("dict[str, Any]", header).items() if name != "__metadata__"}
-    for name, (dtype, shape) in wanted.items():
-        if name not in given:
+        return "it is damaged, or not a safetensors file: its header is not a JSON object"
+    tensors = {name: facts for name, facts in cast("dict[str, Any]", header).items() if name != "__metadata__"}
+    for name, (dtype, shape) in expected.items():
+        if name not in tensors:
             return f"the tensor '{name}' is missing"
-        facts = cast("dict[str, Any]", given[name] if isinstance(given[name], dict) else {})
+        facts = cast("dict[str, Any]", tensors[name] if isinstance(tensors[name], dict) else {})
         if (facts.get("dtype"), facts.get("shape")) != (_DTYPES.get(dtype), list(shape)):
-            has = f"{str(facts.get('dtype'))[:20]} {str(facts.get('shape'))[:60]}"
-            return f"the tensor '{name}' should be {_DTYPES.get(dtype)} {list(shape)}, and is {has}"
-    for name in given:
-        if name not in wanted:
-            return f"it has a tensor '{name[:100]}' that the model has not"
-    needed = 8 + length + sum(math.prod(shape) * dtype.itemsize for dtype, shape in wanted.values())
-    return "" if size == needed else f"it has {size:,} bytes, and its tensors need {needed:,}"
+            actual = f"{str(facts.get('dtype'))[:20]} {str(facts.get('shape'))[:60]}"
+            return f"the tensor '{name}' should be {_DTYPES.get(dtype)} {list(shape)}, but is {actual}"
+    for name in tensors:
+        if name not in expected:
+            return f"it has a tensor '{name[:100]}' that the model does not have"
+    needed = 8 + length + sum(math.prod(shape) * dtype.itemsize for dtype, shape in expected.values())
+    return "" if size == needed else f"it has {size:,} bytes, but its tensors need {needed:,}"

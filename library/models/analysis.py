@@ -1,7 +1,7 @@
-"""Layers, parameters, operations and receptive fields of a model, computed from the model itself.
+"""Computes the layers, parameters, operations and receptive fields of a model from the model itself.
 
-One multiply-add counts as two FLOPs here, as in torch's own counter and in a processor's figures. Papers mostly
-count it as one: their "FLOPs" are `multiply_adds`.
+One multiply-add counts as two FLOPs, as in torch's counter and in processor specifications. Papers mostly count it as
+one: their "FLOPs" are `multiply_adds`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from library.models.tracing import Operation, Tracer
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, for one picture.
+    """Figures of one layer, for one picture.
 
     Attributes:
         name: path in the model; `net.` is the backbone, `head.` the classifier.
         kind: e.g. `conv 3x3/2`: kernel 3x3, stride 2.
-        stage: name of the part that is frozen or thawed together with it.
-        output: channels, height and width of its result; or its length.
-        parameters: trainable numbers of its own.
-        receptive_field: height and width in pixels of the input that one output can see; padding counted.
-        connections: inputs that each output is joined to, summed over outputs; a bias is one.
-        multiply_adds: of it.
-        flops: twice that.
-        dense_weights: weights of a fully connected layer from the same inputs to the same outputs; None but for
+        stage: name of the stage that it is frozen with.
+        output: shape of its result: channels, height and width, or a length.
+        parameters: number of its own trainable parameters.
+        receptive_field: height and width, in pixels, of the part of the input that one output depends on, including
+            padding.
+        connections: number of inputs of each output, summed over outputs; a bias counts as an input.
+        multiply_adds: number of multiply-adds.
+        flops: twice `multiply_adds`.
+        dense_weights: number of weights of a dense layer with the same inputs and outputs; None except for
             convolutions.
     """
 
@@ -51,18 +52,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A model, for one picture.
+    """Figures of a model, for one picture.
 
     Attributes:
-        call: canonical.
-        input_size: channels, height, width.
-        num_classes: outputs.
+        call: the model's canonical call.
+        input_size: channels, height and width.
+        num_classes: number of outputs.
         layers: in the order in which they run.
-        parameters: trainable numbers, auxiliary heads left out.
-        depth: convolutions and dense layers on the longest way from the picture to the logits.
+        parameters: number of trainable parameters without auxiliary heads.
+        depth: number of convolutions and dense layers on the longest path from the picture to the logits.
         multiply_adds: of convolutions, dense layers and attention.
-        flops: twice that.
-        stages: names of the parts, the input's side first.
+        flops: twice `multiply_adds`.
+        stages: names of the stages, from the input to the head.
     """
 
     call: str
@@ -77,15 +78,15 @@ class Analysis:
 
 
 def analyse(call: str | ModelCall, *, num_classes: int | None = None, size: tuple[int, int] | None = None) -> Analysis:
-    """Follow one picture through a model; nothing is computed but shapes.
+    """Traces one picture through a model; computes nothing but shapes.
 
     Args:
-        call: of the model.
-        num_classes: outputs; None: as published.
-        size: height and width of the picture in pixels; None: the model's own.
+        call: the model's call.
+        num_classes: number of outputs; None for the published number.
+        size: height and width of the picture in pixels; None for the model's own.
 
     Raises:
-        UsageError: no such model, or pictures that it cannot take.
+        UsageError: the model does not exist, or cannot take pictures of this size.
     """
     call = parse_call(call) if isinstance(call, str) else call
     facts = info(call)
@@ -98,7 +99,7 @@ def analyse(call: str | ModelCall, *, num_classes: int | None = None, size: tupl
         with tracer.naming(model), tracer:
             run(model, picture, training=False)
     layers = _layers(model, tracer.operations)
-    sums = sum(layer.multiply_adds for layer in layers)
+    multiply_adds = sum(layer.multiply_adds for layer in layers)
     return Analysis(
         call=str(call),
         input_size=(call.in_chans, height, width),
@@ -106,8 +107,8 @@ def analyse(call: str | ModelCall, *, num_classes: int | None = None, size: tupl
         layers=layers,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         depth=max((operation.view.depth for operation in tracer.operations), default=0),
-        multiply_adds=sums,
-        flops=2 * sums,
+        multiply_adds=multiply_adds,
+        flops=2 * multiply_adds,
         stages=model.stage_names,
     )
 
@@ -125,12 +126,12 @@ def check_input(call: str | ModelCall, size: tuple[int, int]) -> None:
     call = parse_call(call) if isinstance(call, str) else call
     with torch.device("meta"), torch.no_grad():
         model = create(call, num_classes=2)
-        # Batch norm learns from two pictures at least.
+        # Batch norm needs at least two pictures in training.
         run(model, torch.empty(2, call.in_chans, *size), training=True)
 
 
 def run(model: Classifier, pictures: torch.Tensor, *, training: bool) -> None:
-    """Send pictures through a model; raises UsageError, with the model's own size, for such as it does not take."""
+    """Runs a model on pictures; raises UsageError, naming the model's own size, if it cannot take them."""
     height, width = pictures.shape[-2:]
     try:
         if training:
@@ -141,7 +142,7 @@ def run(model: Classifier, pictures: torch.Tensor, *, training: bool) -> None:
         own = info(model.name).input_size
         hint = f"; its own size is {own[1]}x{own[2]}"
         if training and len(model.stages()[-1]) > 1:
-            hint += "; its auxiliary heads need the most, auxiliary=False leaves them out"
+            hint += "; its auxiliary heads need the largest pictures; auxiliary=False leaves them out"
         raise UsageError(f"{model.name} cannot take pictures of {height}x{width}: {error}{hint}") from error
 
 
@@ -151,7 +152,7 @@ def _layers(model: Classifier, operations: list[Operation]) -> tuple[Layer, ...]
     layers: list[Layer] = []
     for operation in operations:
         module = model.get_submodule(operation.module)
-        # A module that runs twice has its parameters once.
+        # The parameters of a module that runs twice count once.
         parameters = 0 if operation.module in counted else sum(p.numel() for p in module.parameters(recurse=False))
         counted.add(operation.module)
         is_convolution = operation.weights and operation.kind != "dense"

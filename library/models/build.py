@@ -1,4 +1,4 @@
-"""Networks of timm, of torchvision and our own, brought into the one shape of `Classifier`."""
+"""Builds networks of timm, of torchvision and our own as a `Classifier`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SkipInitialisation(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class _Network:
-    """A network as its library makes it: where its classifier and its first convolutions are."""
+    """A network from its library, with the paths of its classifier and its first convolutions."""
 
     net: Any
     classifier: str
@@ -82,7 +82,7 @@ def create(
     network = _network(call, facts, num_classes, auxiliary=auxiliary)
     last = network.net.get_submodule(network.classifier)
     if not isinstance(last, nn.Linear):
-        raise UsageError(f"{call} ends in {type(last).__name__}; only networks that end in a dense layer are taken")
+        raise UsageError(f"{call} ends in {type(last).__name__}; only networks that end in a dense layer are supported")
     network.net.set_submodule(network.classifier, nn.Identity())
     aux = {name: share for name, share in facts.auxiliary.items() if getattr(network.net, name, None) is not None}
     model = Classifier(
@@ -118,10 +118,10 @@ def _network(call: ModelCall, facts: ModelInfo, num_classes: int, *, auxiliary: 
     small_input = parameters.pop("small_input", False)
     with_heads = parameters.pop("auxiliary", False) and auxiliary
     if facts.source == "ours":
-        return _own(call.name, parameters, num_classes)
+        return _own_network(call.name, parameters, num_classes)
     if facts.source == "torchvision":
-        return _of_torchvision(call, num_classes, with_heads=with_heads)
-    import timm  # seconds, which a model of our own need not wait for
+        return _torchvision_network(call, num_classes, with_heads=with_heads)
+    import timm  # takes seconds, which our own models need not wait for
 
     if call.name == TIMM:
         parameters.pop("name")
@@ -131,21 +131,21 @@ def _network(call: ModelCall, facts: ModelInfo, num_classes: int, *, auxiliary: 
         net: Any = timm.create_model(facts.library_name, num_classes=num_classes, **parameters)
     except UsageError:
         raise
-    except Exception as error:  # whatever timm's code meets in parameters that it does not check
+    except Exception as error:  # timm does not check parameters, and raises errors of any type
         if call.name != TIMM:
             raise
-        raise UsageError(f"timm does not make {call}: {error or type(error).__name__}") from error
+        raise UsageError(f"timm cannot build {call}: {error or type(error).__name__}") from error
     config = net.pretrained_cfg
     classifier, first = config.get("classifier"), config.get("first_conv")
     if not isinstance(classifier, str):
-        raise UsageError(f"{call} has {classifier or 'no classifier'}; only networks with one classifier are taken")
+        raise UsageError(f"{call} has {classifier or 'no classifier'}; only networks with one classifier are supported")
     if small_input:
         net.conv1 = nn.Conv2d(call.in_chans, 64, 3, padding=1, bias=False)
         net.maxpool = nn.Identity()
     return _Network(net, classifier, (first,) if isinstance(first, str) else tuple(first or ()))
 
 
-def _own(name: str, parameters: dict[str, Any], num_classes: int) -> _Network:
+def _own_network(name: str, parameters: dict[str, Any], num_classes: int) -> _Network:
     if name == "lenet5":
         return _Network(LeNet5(num_classes, **parameters), "classifier", ("c1",))
     if name == "mlp":
@@ -153,15 +153,15 @@ def _own(name: str, parameters: dict[str, Any], num_classes: int) -> _Network:
     return _Network(ResNet9(num_classes, **parameters), "classifier", ("prep.0",))
 
 
-def _of_torchvision(call: ModelCall, num_classes: int, *, with_heads: bool) -> _Network:
-    import torchvision  # as timm
+def _torchvision_network(call: ModelCall, num_classes: int, *, with_heads: bool) -> _Network:
+    import torchvision  # takes seconds, like timm
 
     drop = float(call.parameters["drop_rate"])
     if call.name == "alexnet":
         net: Any = torchvision.models.alexnet(num_classes=num_classes, dropout=drop)
         classifier, first = "classifier.6", "features.0"
     else:
-        # Its own way of drawing weights is slow, and batch normalisation makes up for the plain one.
+        # torchvision's initialisation is slow, and with batch normalisation the default works as well.
         net = torchvision.models.googlenet(
             num_classes=num_classes, aux_logits=with_heads, init_weights=False, dropout=drop
         )

@@ -1,4 +1,4 @@
-"""A model's call: `resnet50(in_chans=4)`, in the grammar of pipelines. Reading one needs no torch."""
+"""Parses a model's call, such as `resnet50(in_chans=4)`, in the grammar of pipelines; does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from library.grammar import Call, Chain, Span, format_call, format_value, neares
 from library.models.catalog import CATALOG, TIMM
 from library.models.parameters import MAX_CHANNELS, parameters_of
 
-#: What timm's constructors take and is said elsewhere: in `num_classes`, `weights` and the recipe.
+#: Arguments of timm's constructors that are set elsewhere: in `num_classes`, `weights` and the recipe.
 _RESERVED = (
     "num_classes",
     "pretrained",
@@ -29,31 +29,31 @@ _RESERVED = (
 )
 
 
-#: A number of layers, channels or pixels; networks are made in time and memory that grow with them.
+#: Limit for numbers of layers, channels or pixels: the time and memory to build a network grow with them.
 _MAX_NUMBER = 2**20
 
 
 @dataclass(frozen=True)
 class ModelCall:
-    """A model and its parameters, those with their defaults too.
+    """A model and all of its parameters, including those at their defaults.
 
     Attributes:
-        name: in the table, or `timm`.
-        parameters: by name; for `timm` its model's name is `parameters["name"]`.
+        name: a name in the catalogue, or `timm`.
+        parameters: values by name; with `timm`, `parameters["name"]` is the name of timm's model.
     """
 
     name: str
     parameters: Mapping[str, Any] = dataclasses.field(hash=False)
 
     def __str__(self) -> str:
-        """The canonical text: the parameters that differ from their defaults; `parse_call` reads it back."""
+        """The canonical text, with the parameters that differ from their defaults; `parse_call` parses it."""
         defaults = {"in_chans": 3} if self.name == TIMM else _defaults(self.name)
-        given = {
+        non_default = {
             name: value
             for name, value in self.parameters.items()
             if name not in defaults or (value != defaults[name] or type(value) is not type(defaults[name]))
         }
-        return format_call(self.name, given)
+        return format_call(self.name, non_default)
 
     @property
     def in_chans(self) -> int:
@@ -62,17 +62,18 @@ class ModelCall:
 
 
 def parse_call(text: str) -> ModelCall:
-    """Read a model's call.
+    """Parses a model's call.
+
+    Whether timm has the model of `timm("name")` is checked when the model is looked up or built.
 
     Raises:
-        GrammarError: points at the first mistake and says what would work. Whether timm has a model of
-            `timm("name")` is seen when it is looked up or made.
+        GrammarError: the text is not a valid call; points at the first mistake and says what would work.
     """
     chain = _chain(text)
     call = chain.calls[0]
     if len(chain.calls) > 1:
         second = chain.calls[1].span
-        raise GrammarError("one model is meant, not several joined by '|'", text, second.offset, second.length)
+        raise GrammarError("expected one model, not several joined by '|'", text, second.offset, second.length)
     if call.name == TIMM:
         return _timm_call(call, text)
     if call.name not in CATALOG:
@@ -82,42 +83,44 @@ def parse_call(text: str) -> ModelCall:
         )
         raise GrammarError(message, text, call.span.offset, call.span.length)
     cls = parameters_of(call.name)
-    given, spans = _bound(call, list(_defaults(call.name)), text)
+    values, spans = _bound(call, list(_defaults(call.name)), text)
     try:
-        made = cls(**given)
+        parameters = cls(**values)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         problem = str(first["msg"]).replace("Input should", "should").replace("Tuple should", "should")
         problem = problem.replace(" after validation", "").replace("valid tuple", "list").replace("tuple", "list")
-        message = f"{call.name}: '{name}' {problem}; got {format_value(given[name])}"
+        message = f"{call.name}: '{name}' {problem}; got {format_value(values[name])}"
         raise GrammarError(message, text, spans[name].offset, spans[name].length) from None
-    return ModelCall(call.name, {field.name: getattr(made, field.name) for field in dataclasses.fields(made)})
+    return ModelCall(
+        call.name, {field.name: getattr(parameters, field.name) for field in dataclasses.fields(parameters)}
+    )
 
 
 def _chain(text: str) -> Chain:
     if not text.strip():
-        raise GrammarError("no model is named; e.g. 'resnet18' or 'lenet5(in_chans=3)'", text, 0)
+        raise GrammarError("no model is named; write e.g. 'resnet18' or 'lenet5(in_chans=3)'", text, 0)
     try:
         return grammar.parse(text)
     except GrammarError as error:
         if "pipeline" not in error.message and "step" not in error.message:
             raise
         message = (
-            "not a model's call; it is a name, or a name with parameters, e.g. 'resnet18' or 'resnet18(in_chans=1)'"
+            "not a model's call; write a name, or a name with parameters, e.g. 'resnet18' or 'resnet18(in_chans=1)'"
         )
         raise GrammarError(message, error.text, error.offset, error.length) from None
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    # Pydantic keeps no default in a field of its own here: they are all plain values.
+    # All defaults are plain values, which Pydantic leaves in the dataclass's fields.
     return {field.name: field.default for field in dataclasses.fields(parameters_of(name))}
 
 
 def _bound(
     call: Call, names: list[str], text: str, *, open_ended: bool = False
 ) -> tuple[dict[str, Any], dict[str, Span]]:
-    """Arguments by their parameter's name, and where each stands."""
+    """Arguments by parameter name, and the position of each in the text."""
     if len(call.args) > len(names):
         span = call.arg_spans[len(names)]
         message = f"{call.name} takes at most {len(names)} arguments without a name: {', '.join(names)}"
@@ -148,14 +151,12 @@ def _timm_call(call: Call, text: str) -> ModelCall:
         message = 'timm needs the name of one of its models: timm("convnext_tiny")'
         raise GrammarError(message, text, call.span.offset, call.span.length)
     if ":" in name or "/" in name:
-        # Such a name makes timm fetch a network's description from elsewhere.
-        message = "timm takes a name of timm's own list; weights from elsewhere are given as weights"
+        # With such a name timm would fetch the description of a network from elsewhere.
+        message = "timm takes a name from timm's own list; to use weights from elsewhere, set weights"
         raise GrammarError(message, text, spans["name"].offset, spans["name"].length)
     for reserved in _RESERVED:
         if reserved in values:
-            message = (
-                f"timm: '{reserved}' is not a parameter of the model; classes, weights and head are given beside it"
-            )
+            message = f"timm: '{reserved}' is not a parameter of the model; it is set outside the call"
             raise GrammarError(message, text, spans[reserved].offset, spans[reserved].length)
     channels = values.setdefault("in_chans", 3)
     if type(channels) is not int or not 1 <= channels <= MAX_CHANNELS:

@@ -1,4 +1,4 @@
-"""What is known of each model before one is made. Imports no torch, so that reading a recipe stays quick."""
+"""The catalogue of models. It does not import torch, so that reading a recipe stays fast."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Interpolation: TypeAlias = Literal["linear", "cubic"]
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper says; a last digit that is rounded stays rounded: `138E6` agrees with 138,357,544.
+    """Figures from the paper, rounded as there: `138E6` stands for 138,357,544.
 
     Attributes:
-        parameters: trainable numbers.
+        parameters: number of trainable parameters.
         layers: depth as the paper counts it.
         multiply_adds: for one picture of the model's input size.
     """
@@ -27,27 +27,27 @@ class Published:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Facts of a model that hold before it is made.
+    """Facts about a model that are known before it is built.
 
     Attributes:
-        name: in the grammar.
-        year: of the first publication; None where it is not known here.
-        authors: by whom.
-        title: of the paper.
-        paper: its address.
-        source: whose code it is.
-        library_name: what it is called there, with the tag of its weights.
+        name: its name in calls.
+        year: year of the first publication; None if unknown.
+        authors: authors of the paper.
+        title: title of the paper.
+        paper: URL of the paper.
+        source: the library whose code it is.
+        library_name: its name in that library, with the tag of its weights.
         input_size: channels, height and width in pixels.
-        mean: of each channel, for pixels scaled to 0..1.
-        std: standard deviation of each channel, likewise.
-        interpolation: with which its pre-trained weights saw pictures resized.
-        crop_fraction: share of the resized picture's side that they saw, cropped from its centre.
-        weights_source: where pre-trained weights come from; empty where there are none.
-        num_classes: of the published network, for which its figures are given.
-        published: figures of the paper.
-        note: where the code differs from the paper.
-        stages: name of each part and a pattern of its parameters, the input's side first.
-        auxiliary: heads that exist in training only, and what their losses count.
+        mean: mean of each channel, for pixels scaled to 0..1.
+        std: standard deviation of each channel, for pixels scaled to 0..1.
+        interpolation: how pictures were resized when the pre-trained weights were evaluated.
+        crop_fraction: side of the centre crop in that evaluation, as a fraction of the resized picture's side.
+        weights_source: URL of the pre-trained weights; empty if there are none.
+        num_classes: number of classes of the published network, to which `published` applies.
+        published: figures from the paper.
+        note: differences between the code and the paper.
+        stages: name of each stage and a regular expression for its parameters, from the input on.
+        auxiliary: names of the heads that exist in training only, with the weight of their loss.
     """
 
     name: str
@@ -92,7 +92,7 @@ def _hub(name: str) -> dict[str, Any]:
 
 
 def _vgg(layers: int, parameters: str, ends: tuple[int, ...]) -> ModelInfo:
-    """`ends`: index of the last convolution of each block among `features`."""
+    """A VGG; `ends` are the indices in `features` of the last convolution of each block."""
     stages: list[tuple[str, str]] = []
     first = 0
     for number, end in enumerate(ends, start=1):
@@ -179,7 +179,7 @@ _MODELS = (
         "googlenet",
         "torchvision",
         (3, 224, 224),
-        # Its weights come from TensorFlow; torchvision turns ImageNet's mean and std into these inside the network.
+        # The weights come from TensorFlow; torchvision's network converts ImageNet's mean and std into these.
         **_HALF,
         year=2014,
         authors="Szegedy et al.",
@@ -284,8 +284,8 @@ _MODELS = (
     ),
 )
 
-#: Every model of the table, by name, oldest first.
+#: Every model of the catalogue by name, oldest first.
 CATALOG: Mapping[str, ModelInfo] = {model.name: model for model in sorted(_MODELS, key=lambda model: model.year or 0)}
 
-#: Stands in the grammar for whatever else timm has: `timm("convnext_tiny")`.
+#: Name in calls for all other models of timm: `timm("convnext_tiny")`.
 TIMM = "timm"

@@ -1,4 +1,4 @@
-"""A network that is given pictures as they are stored, and knows its parts."""
+"""A network that takes stored pixels, its stages, and the device and precision it computes in."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
 class Classifier(nn.Module):
-    """A backbone that gives features, and a head that gives logits. Scaling, mean and deviation are inside.
+    """A backbone that computes features and a head that computes logits; scaling and normalisation are inside.
 
-    Made by `library.models.create`.
+    Built by `library.models.build.create`.
 
     Attributes:
-        net: pictures to features; auxiliary heads hang in it.
-        head: features to logits: dense layers.
-        mean: of each channel, for pixels of 0..1; a buffer.
-        std: likewise.
-        num_classes: outputs.
+        net: the backbone, from pictures to features; contains the auxiliary heads.
+        head: dense layers from features to logits.
+        mean: mean of each channel, for pixels of 0..1; a buffer.
+        std: standard deviation of each channel, for pixels of 0..1; a buffer.
+        num_classes: number of outputs.
         num_features: length of a feature vector.
         in_chans: channels of the input.
         name: the model's call.
-        loaded: what was taken from pre-trained weights, for the log; None with random ones.
+        loaded: which pre-trained weights were loaded, for the log; None with random weights.
     """
 
     mean: torch.Tensor
@@ -59,46 +59,46 @@ class Classifier(nn.Module):
         self.in_chans, self.name = in_chans, name
         self.loaded: str | None = None
         self._auxiliary = auxiliary
-        # A tuple, as a list or a dict of modules would not be left alone by nn.Module's own bookkeeping of names.
+        # Tuples: nn.Module does not register modules in them a second time.
         self._stages = tuple((title, tuple(modules)) for title, modules in stages.items())
         self._frozen = 0
         self.train(self.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits.
+        """Computes logits.
 
         Args:
-            x: n x channels x height x width; uint8, uint16, or floating with pixels in 0..1. Any memory format.
+            x: N x channels x height x width; uint8, uint16, or floating with pixels in 0..1. Any memory format.
 
         Returns:
-            n x num_classes.
+            N x num_classes.
 
         Raises:
-            UsageError: another number of channels or dtype.
+            UsageError: a wrong number of channels, or another dtype.
         """
         return self.head(self.features(x))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """What the head sees, n x num_features; takes the same as `forward`."""
+        """Features of the same pictures that `forward` takes, N x num_features."""
         return self._run(x)[0]
 
     def head_logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits (n x num_classes) of features (n x num_features)."""
+        """Logits (N x num_classes) of features (N x num_features)."""
         return self.head(features)
 
     def forward_train(self, x: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
-        """Logits of every head, each with what its loss counts: the main one 1, then the auxiliary ones, if any.
+        """Logits of every head with the weight of its loss: the main head (1), then the auxiliary heads.
 
-        Auxiliary heads rest in evaluation, and when the whole backbone is frozen.
+        Auxiliary heads do not run in evaluation, nor when the whole backbone is frozen.
         """
         features, others = self._run(x)
         heads = [(self.head(features), 1.0)]
         return heads + [(logits, share) for logits, (_, share) in zip(others, self._auxiliary, strict=bool(others))]
 
     def stages(self) -> list[list[nn.Module]]:
-        """Modules with parameters, by stage: the input's side first, the head (and auxiliary heads) last.
+        """Modules with parameters by stage, from the input on; the head and the auxiliary heads are the last stage.
 
-        Every parameter is in exactly one module of one stage.
+        Every parameter is in exactly one of these modules.
         """
         heads: list[nn.Module] = [self.head, *(self.net.get_submodule(name) for name, _ in self._auxiliary)]
         return [*(list(modules) for _, modules in self._stages), heads]
@@ -109,16 +109,16 @@ class Classifier(nn.Module):
         return (*(title for title, _ in self._stages), "head")
 
     def freeze(self, stages: int | str) -> None:
-        """Let only the last stages learn.
+        """Freezes the first stages, so that only the others are trained.
 
-        Frozen parameters get no gradient, and frozen batch norms keep their statistics, in training too. A backbone
-        that is frozen whole computes in training what it does in evaluation (its dropout rests).
+        Frozen parameters get no gradient, and frozen batch norms keep their statistics in training. A backbone that is
+        frozen whole computes the same in training as in evaluation (without dropout).
 
         Args:
-            stages: how many, from the input's side; `all` but the head; or `none`.
+            stages: number of stages, from the input on; `all` for all but the head; or `none`.
 
         Raises:
-            UsageError: for more stages than there are.
+            UsageError: there are fewer stages.
         """
         self._frozen = frozen_count(stages, self.stage_names[:-1])
         for parameter in self.parameters():
@@ -131,7 +131,7 @@ class Classifier(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Classifier:
-        """As of any module, but what is frozen stays as in evaluation."""
+        """Sets training mode like any module, but leaves frozen stages in evaluation mode."""
         super().train(mode)
         if self._is_whole_net_frozen:
             self.net.eval()
@@ -139,12 +139,12 @@ class Classifier(nn.Module):
             for module in modules:
                 module.eval()
         if self._auxiliary:
-            # Inception v3 would run its auxiliary head in evaluation too.
+            # Otherwise Inception v3 would run its auxiliary head in evaluation too.
             self.net.aux_logits = self.net.training
         return self
 
     def without_auxiliary(self) -> dict[str, torch.Tensor]:
-        """The state that predictions need: a model made with `auxiliary=False` takes it."""
+        """The state without auxiliary heads, as a model built with `auxiliary=False` loads it."""
         skipped = tuple(f"net.{name}." for name, _ in self._auxiliary)
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(skipped)}
 
@@ -153,18 +153,18 @@ class Classifier(nn.Module):
         return self._frozen == len(self._stages)
 
     def _run(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Features, and the auxiliary heads' logits in the order of `_auxiliary`."""
+        """Features, and the logits of the auxiliary heads in the order of `_auxiliary`."""
         result = self.net(self._normalised(x))
         if isinstance(result, torch.Tensor):
             return result, []
         features, *others = result
-        # GoogLeNet gives its later head first.
+        # GoogLeNet returns its later head first.
         return features, others[::-1]
 
     def _normalised(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             got = " x ".join(map(str, x.shape))
-            raise UsageError(f"{self.name} takes batches of n x {self.in_chans} x height x width; got {got}")
+            raise UsageError(f"{self.name} takes batches of N x {self.in_chans} x height x width; got {got}")
         scale = _FULL_SCALE.get(x.dtype, 1.0)
         if scale == 1.0 and not x.dtype.is_floating_point:
             raise UsageError(f"{self.name} takes uint8, uint16 or floating pixels; got {x.dtype}")
@@ -173,24 +173,24 @@ class Classifier(nn.Module):
         return torch.addcmul(offset, x.float(), factor)
 
 
-def choose_device(wanted: str = "auto") -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU.
+def choose_device(name: str = "auto") -> torch.device:
+    """The torch device of a name: auto, cpu, cuda, cuda:1 ...; `auto` is the first GPU, or the CPU if there is none.
 
     Raises:
-        UsageError: for a device that this machine lacks.
+        UsageError: this machine does not have the device.
     """
-    if wanted == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"unknown device '{wanted}'; use auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device '{wanted}': this machine has {torch.cuda.device_count()} CUDA devices")
+        raise UsageError(f"device '{name}': this machine has {torch.cuda.device_count()} CUDA devices")
     return device
 
 
 def autocast(device: torch.device, precision: str = "auto") -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 autocast for `auto` on CUDA and for `bf16`; nothing for `fp32` and on the CPU."""
+    """bfloat16 autocast if `precision` is `bf16`, or `auto` on CUDA; otherwise a context that does nothing."""
     enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""The facts of a model as it is called: with its own channels and input size."""
+"""Looks up the facts of a model for its call: with its channels and input size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from library.models.catalog import CATALOG, TIMM, ModelInfo
 
 
 def names() -> tuple[str, ...]:
-    """Every model of the table, oldest first; `timm("...")` stands for the rest."""
+    """Names of the models of the catalogue, oldest first; all others are written `timm("...")`."""
     return tuple(CATALOG)
 
 
@@ -21,10 +21,10 @@ def info(model: str | ModelCall) -> ModelInfo:
     """The facts of a model.
 
     Args:
-        model: its name or call. Only `timm("...")` imports torch here.
+        model: its name or call. Only `timm("...")` imports torch.
 
     Raises:
-        UsageError: when there is no such model.
+        UsageError: the model does not exist.
     """
     call = parse_call(model) if isinstance(model, str) else model
     facts = _timm_info(call) if call.name == TIMM else CATALOG[call.name]
@@ -40,9 +40,9 @@ def info(model: str | ModelCall) -> ModelInfo:
 
 
 def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Means or deviations for another number of channels: for one their mean, for more they repeat (R, G, B, R, ...).
+    """Means or deviations for another number of channels: one gets their mean, more repeat them (R, G, B, R, ...).
 
-    Pre-trained first convolutions are adapted in the same way.
+    `library.models.weights.adapt_channels` adapts the weights to match.
     """
     if channels == 1:
         return (round(sum(values) / len(values), 6),)
@@ -58,7 +58,7 @@ def _timm_info(call: ModelCall) -> ModelInfo:
         raise UsageError(f"timm has no model '{name}'{close}; timm.list_models() gives its names")
     config: Any = timm.get_pretrained_cfg(name)
     if config is None:
-        raise UsageError(f"timm's '{name}' says neither its input size nor its normalisation; choose a model that does")
+        raise UsageError(f"timm gives no input size and normalisation for '{name}'; choose another model")
     channels, height, width = config.input_size
     size = call.parameters.get("img_size")
     if isinstance(size, int):

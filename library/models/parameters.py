@@ -1,6 +1,6 @@
-"""Parameters of each model's call, checked when it is read.
+"""The parameters of each model's call, checked when the call is parsed.
 
-A default is never changed: a bundle keeps only what differs from it.
+Never change a default: a bundle stores only the parameters that differ from it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field,))
 def _parameters(cls: type[_T]) -> type[_T]:
-    made: Any = checked_dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))(cls)
-    return made
+    checked: Any = checked_dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))(cls)
+    return checked
 
 
 @_parameters
@@ -103,5 +103,5 @@ _PARAMETERS: Mapping[str, Callable[..., Any]] = {
 
 
 def parameters_of(name: str) -> Any:
-    """The frozen dataclass whose fields are the parameters of a model of the table."""
+    """The frozen dataclass whose fields are the parameters of a model of the catalogue."""
     return _PARAMETERS.get(name, NetworkParameters)

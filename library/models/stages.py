@@ -1,4 +1,4 @@
-"""Parts of a network from the input's side to the features: what is frozen, thawed and slowed down together."""
+"""Groups the modules of a network into stages, which are frozen and get a learning rate together."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from torch import nn
 from library.errors import UsageError
 from library.models.catalog import ModelInfo
 
-#: Name of each stage, and the modules in it. No parameter is in two of them.
+#: Modules of each stage by its name, from the input on. No parameter is in two of them.
 Stages = Mapping[str, list[nn.Module]]
 
 
 def stages_of(net: Any, facts: ModelInfo, skip: tuple[str, ...]) -> Stages:
-    """Group the modules of a network that has lost its classifier.
+    """Groups the modules of a network without its classifier.
+
+    The patterns of `facts` decide the stages, or else timm's groups for layer-wise learning rates.
 
     Args:
-        net: whose modules are grouped: by the patterns of `facts`, or as timm does for layer-wise learning rates.
-        facts: of the model.
+        net: the network.
+        facts: the model's facts.
         skip: children that belong to the head.
     """
     names, stage_of = _by_pattern(facts) if facts.stages else _by_timm(net)
@@ -30,7 +32,7 @@ def stages_of(net: Any, facts: ModelInfo, skip: tuple[str, ...]) -> Stages:
         if not own or path.partition(".")[0] in skip:
             continue
         stage = stage_of(f"{path}.{own[0]}" if path else own[0])
-        # Some modules hold a number or two beside layers that may belong elsewhere.
+        # Some modules have parameters of their own beside child layers, which may belong to another stage.
         loose = any(True for child in module.children() for _ in (*child.parameters(), *child.buffers()))
         stages[stage].append(nn.ParameterList(module.parameters(recurse=False)) if loose else module)
     return {name: modules for name, modules in stages.items() if modules}
@@ -49,31 +51,31 @@ def _by_pattern(facts: ModelInfo) -> tuple[list[str], Callable[[str], str]]:
 def _by_timm(net: Any) -> tuple[list[str], Callable[[str], str]]:
     if not hasattr(net, "group_matcher"):
         return ["body"], lambda parameter: "body"
-    from timm.models import group_parameters  # seconds, which a model of our own need not wait for
+    from timm.models import group_parameters  # takes seconds, which our own models need not wait for
 
-    # Told in reverse it is a number for each parameter.
+    # With reverse=True: the group's number for each parameter.
     numbers = cast("dict[str, int]", group_parameters(net, net.group_matcher(coarse=True), reverse=True))
     count = max(numbers.values(), default=0) + 1
-    before: list[int] = [0]
+    last: list[int] = [0]
 
     def stage_of(parameter: str) -> str:
-        # Only buffers are unknown to timm: they go with what came before them.
-        before[0] = numbers.get(parameter, before[0])
-        return f"stage{before[0] + 1}"
+        # timm leaves out buffers: they join the stage of the parameter before them.
+        last[0] = numbers.get(parameter, last[0])
+        return f"stage{last[0] + 1}"
 
     return [f"stage{number}" for number in range(1, count + 1)], stage_of
 
 
-def frozen_count(wanted: int | str, names: tuple[str, ...]) -> int:
-    """How many stages `freeze: wanted` means; `names` are without the head.
+def frozen_count(freeze: int | str, names: tuple[str, ...]) -> int:
+    """Number of stages that `freeze` stands for; `names` are the stages without the head.
 
     Raises:
-        UsageError: for more stages than there are.
+        UsageError: there are fewer stages.
     """
-    if wanted in ("none", "all"):
-        return 0 if wanted == "none" else len(names)
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 0 <= wanted <= len(names):
+    if freeze in ("none", "all"):
+        return 0 if freeze == "none" else len(names)
+    if not isinstance(freeze, int) or isinstance(freeze, bool) or not 0 <= freeze <= len(names):
         raise UsageError(
-            f"freeze takes all, none, or 0 to {len(names)} stages here ({', '.join(names)}); got {wanted!r}"
+            f"freeze takes all, none, or 0 to {len(names)} stages here ({', '.join(names)}); got {freeze!r}"
         )
-    return wanted
+    return freeze

@@ -1,6 +1,6 @@
-"""What each operation of a network does to sizes, receptive fields and sums, seen while one picture runs through.
+"""Records the operations of a network, with sizes, receptive fields and multiply-adds, while one picture runs through.
 
-Run on torch's meta device nothing is computed, so a large network takes some milliseconds.
+On torch's meta device nothing is computed, so even a large network takes only milliseconds.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class View:
-    """What one element of a tensor sees of the picture, as (height, width) in pixels of the input.
+    """The part of the picture that one element of a tensor depends on, as (height, width) in pixels of the input.
 
     Attributes:
-        field: receptive field.
-        jump: how far apart the fields of neighbours lie.
-        size: of the map, in elements.
-        depth: convolutions and dense layers on the longest way from the input.
+        field: size of the receptive field.
+        jump: distance between the receptive fields of neighbouring elements.
+        size: size of the map, in elements.
+        depth: number of convolutions and dense layers on the longest path from the input.
     """
 
     field: Pair
@@ -36,7 +36,7 @@ class View:
     depth: int
 
     def through(self, kernel: Pair, stride: Pair, size: tuple[int, int], depth: int = 0) -> View:
-        """After a window of `kernel` elements (dilation included) that moves by `stride`."""
+        """The view after a window of `kernel` elements (including dilation) that moves by `stride`."""
         return View(
             (self.field[0] + (kernel[0] - 1) * self.jump[0], self.field[1] + (kernel[1] - 1) * self.jump[1]),
             (self.jump[0] * stride[0], self.jump[1] * stride[1]),
@@ -44,24 +44,24 @@ class View:
             self.depth + depth,
         )
 
-    def joined(self) -> View:
-        """After the whole map became one."""
+    def pooled(self) -> View:
+        """The view after the whole map is reduced to one element."""
         return self.through(self.size, (1, 1), (1, 1))
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One layer as it ran.
+    """One operation that ran.
 
     Attributes:
         module: path of the module that ran it.
-        kind: for people: `conv 3x3/2`.
+        kind: a short description, e.g. `conv 3x3/2`.
         weights: whether it is a convolution or a dense layer.
-        inputs: elements it read, of one picture.
+        inputs: number of input elements, for one picture.
         output: shape of its result without the batch.
-        view: of its result.
-        multiply_adds: for one picture.
-        connections: multiply-adds, and a bias for each output where there is one.
+        view: the view of its result.
+        multiply_adds: number of multiply-adds, for one picture.
+        connections: `multiply_adds`, plus one per output with a bias.
     """
 
     module: str
@@ -75,10 +75,10 @@ class Operation:
 
 
 class Tracer(TorchFunctionMode):
-    """Follows a picture through a network; `operations` are in the order in which they ran.
+    """Records the `operations` of a network, in the order in which they run.
 
     Args:
-        picture: 1 x channels x height x width. One only, as some networks cut it up along the batch.
+        picture: 1 x channels x height x width. One picture only, because some networks split it along the batch.
     """
 
     def __init__(self, picture: torch.Tensor) -> None:
@@ -91,7 +91,7 @@ class Tracer(TorchFunctionMode):
 
     @contextmanager
     def naming(self, root: nn.Module) -> Generator[None]:
-        """Know which module runs."""
+        """Records which module of `root` runs each operation."""
         handles: list[Any] = []
         for path, module in root.named_modules():
             handles += [
@@ -117,12 +117,12 @@ class Tracer(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Some operations change their input's own shape.
-        seen = [self._views[tensor] for tensor in _tensors((args, kwargs)) if tensor in self._views]
+        # The shape is read first: some operations change their input in place.
+        views = [self._views[tensor] for tensor in _tensors((args, kwargs)) if tensor in self._views]
         before = args[0].shape if args and isinstance(args[0], torch.Tensor) else torch.Size()
         result = func(*args, **kwargs)
-        if seen:
-            self._follow(str(getattr(func, "__name__", "")), before, args, kwargs, result, _widest(seen))
+        if views:
+            self._follow(str(getattr(func, "__name__", "")), before, args, kwargs, result, _widest(views))
         return result
 
     def _follow(
@@ -132,26 +132,26 @@ class Tracer(TorchFunctionMode):
         if not outputs:
             return
         arguments = _Arguments(args, kwargs)
-        after, kind, sums, bias = view, "", 0, 0
+        after, kind, multiply_adds, bias = view, "", 0, 0
         if name in ("conv1d", "conv2d", "conv3d"):
-            after, kind, sums, bias = _convolved(view, arguments, outputs[0])
+            after, kind, multiply_adds, bias = _convolved(view, arguments, outputs[0])
         elif name == "linear":
             weight: torch.Tensor = arguments.get(1, "weight", None)
             after = dataclasses.replace(view, depth=view.depth + 1)
             kind = "dense"
-            sums = outputs[0].numel() * weight.shape[1]
+            multiply_adds = outputs[0].numel() * weight.shape[1]
             bias = 0 if arguments.get(2, "bias", None) is None else outputs[0].numel()
         elif name in ("max_pool2d", "avg_pool2d"):
             after, kind = _pooled(view, arguments, outputs[0], name[:3])
         elif name in ("adaptive_avg_pool2d", "adaptive_max_pool2d"):
             after, kind = _adapted(view, outputs[0], name[9:12])
         elif name in _PRODUCTS:
-            sums = _product(name, arguments, outputs[0])
-            kind = "attention" if name == "scaled_dot_product_attention" else "product" if sums else ""
+            multiply_adds = _product(name, arguments, outputs[0])
+            kind = "attention" if name == "scaled_dot_product_attention" else "product" if multiply_adds else ""
         elif name in _NORMS:
             kind = _NORMS[name]
         if len(before) == 4 and (outputs[0].ndim < 4 or name in _REDUCTIONS):
-            after = after.joined()
+            after = after.pooled()
         elif outputs[0].ndim == 4 and name in ("interpolate", "pad"):
             height, width = outputs[0].shape[-2:]
             zoom = (view.size[0] / height, view.size[1] / width) if name == "interpolate" else (1, 1)
@@ -167,8 +167,8 @@ class Tracer(TorchFunctionMode):
                     before.numel(),
                     tuple(outputs[0].shape[1:]),
                     after,
-                    sums,
-                    sums + bias,
+                    multiply_adds,
+                    multiply_adds + bias,
                 )
             )
 
@@ -204,14 +204,14 @@ def _convolved(view: View, arguments: _Arguments, output: torch.Tensor) -> tuple
 
 def _pooled(view: View, arguments: _Arguments, output: torch.Tensor, name: str) -> tuple[View, str]:
     kernel = _pair(arguments.get(1, "kernel_size", 1))
-    given = arguments.get(2, "stride", None)
-    stride = kernel if given is None or given == [] else _pair(given)
+    argument = arguments.get(2, "stride", None)
+    stride = kernel if argument is None or argument == [] else _pair(argument)
     height, width = output.shape[-2:]
     return view.through(kernel, stride, (height, width)), f"{name} pool {kernel[0]:g}x{kernel[1]:g}{_by(stride)}"
 
 
 def _adapted(view: View, output: torch.Tensor, name: str) -> tuple[View, str]:
-    """Windows that share the map out among a fixed number of outputs; not all need be of one size."""
+    """The view after pooling to a fixed number of outputs, whose windows may differ in size."""
     size = (int(output.shape[-2]), int(output.shape[-1]))
     if size == view.size:
         return view, ""
@@ -224,7 +224,7 @@ def _adapted(view: View, output: torch.Tensor, name: str) -> tuple[View, str]:
 
 
 def _product(name: str, arguments: _Arguments, output: torch.Tensor) -> int:
-    """Multiply-adds of the product of two tensors that both depend on the picture."""
+    """Multiply-adds of a product of two tensors that both depend on the picture."""
     if name == "scaled_dot_product_attention":
         query, key, value = (arguments.get(n, word, None) for n, word in enumerate(("query", "key", "value")))
         pairs = query[..., 0].numel() * key.shape[-2]
@@ -247,7 +247,7 @@ def _pair(value: Any) -> Pair:
 
 
 def _widest(views: Sequence[View]) -> View:
-    """Where branches meet, each element sees what any of them saw."""
+    """The view where branches meet: each element depends on all that any branch depends on."""
     largest = max(views, key=lambda view: view.jump)
     return View(
         (max(view.field[0] for view in views), max(view.field[1] for view in views)),

@@ -1,4 +1,4 @@
-"""Pre-trained weights: fetched, read from a file or a bundle, and fitted to a model that may differ at its two ends."""
+"""Fetches or reads pre-trained weights and fits them to a model with other channels or classes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from library.models.classifier import Classifier
 
 Tensors = dict[str, torch.Tensor]
 
-#: Under which name a training script keeps the tensors in its checkpoint.
+#: Names under which training scripts store the tensors in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_SHOWN = 5
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Origin:
-    """How a model's library names what may differ.
+    """How a model's library names the parts that may differ.
 
     Attributes:
-        call: of the model.
-        facts: of the model.
+        call: the model's call.
+        facts: the model's facts.
         classifier: path of its classifier.
-        first: paths of the convolutions that see the input.
+        first: paths of the convolutions on the input.
     """
 
     call: ModelCall
@@ -44,19 +44,19 @@ class Origin:
 
 @dataclass
 class _Fit:
-    """Which tensors of a file go into a model, and which do not."""
+    """Which tensors of a file fit a model: to load, adapted to other channels, left random, and wrong."""
 
-    taken: Tensors = field(default_factory=dict[str, torch.Tensor])
+    loaded: Tensors = field(default_factory=dict[str, torch.Tensor])
     adapted: list[str] = field(default_factory=list[str])
     fresh: list[str] = field(default_factory=list[str])
     wrong: list[str] = field(default_factory=list[str])
 
 
 def check_offered(call: ModelCall, facts: ModelInfo) -> None:
-    """Refuse `pretrained` where there is nothing to fetch.
+    """Checks that there are `pretrained` weights for a model.
 
     Raises:
-        UsageError: says what works instead.
+        UsageError: there are none; says what works instead.
     """
     if not facts.weights_source:
         raise UsageError(f"there are no pre-trained weights of {call}; leave weights out, or give a file or a bundle")
@@ -68,46 +68,47 @@ def check_offered(call: ModelCall, facts: ModelInfo) -> None:
 
 
 def load_weights(model: Classifier, weights: str, origin: Origin) -> str:
-    """Put weights into a model.
+    """Loads weights into a model.
 
     Args:
-        model: changed in place; the classifier only if it fits, the first convolution adapted to other channels.
-        weights: `pretrained`, or a file or bundle, here or s3://.
+        model: changed in place; the classifier is loaded only if it fits, the first convolution is adapted to other
+            channels.
+        weights: `pretrained`, or a .safetensors, .pth, .pt or .bin file, here or s3://.
         origin: how the model's library names its parts.
 
     Returns:
-        A line that says what was taken.
+        A line for the log that says what was loaded.
 
     Raises:
-        UsageError: when a tensor fits nowhere, or one is missing.
-        StriateError: when the weights cannot be read or fetched.
+        UsageError: a tensor fits nowhere, or one is missing.
+        StriateError: the weights cannot be read or fetched.
     """
     tensors = _pretrained(origin) if weights == "pretrained" else _read(weights)
     source = origin.facts.weights_source if weights == "pretrained" else weights
-    fit = _fit(model, _in_our_names(tensors, origin), origin)
+    fit = _fit(model, _renamed(tensors, origin), origin)
     if fit.wrong:
-        listed = "; ".join(fit.wrong[:_SHOWN])
-        more = f"; and {len(fit.wrong) - _SHOWN} more" if len(fit.wrong) > _SHOWN else ""
+        listed = "; ".join(fit.wrong[:_MAX_LISTED])
+        more = f"; and {len(fit.wrong) - _MAX_LISTED} more" if len(fit.wrong) > _MAX_LISTED else ""
         raise UsageError(f"the weights {source} do not fit {origin.call}: {listed}{more}")
-    model.load_state_dict(fit.taken, strict=False)
-    line = f"weights of {origin.call} from {source}: {len(fit.taken)} tensors"
+    model.load_state_dict(fit.loaded, strict=False)
+    line = f"weights of {origin.call} from {source}: {len(fit.loaded)} tensors"
     if fit.adapted:
         line += f"; adapted to {model.in_chans} channels: {', '.join(fit.adapted)}"
     if fit.fresh:
-        line += f"; begin at random: {', '.join(fit.fresh)}"
+        line += f"; initialised at random: {', '.join(fit.fresh)}"
     model.loaded = line
     return line
 
 
 def adapt_channels(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """The first convolution's weights for another number of channels, as timm's `adapt_input_conv`.
+    """Adapts the weights of the first convolution to another number of channels, like timm's `adapt_input_conv`.
 
-    One channel gets their sum, so that a grey picture gives what its RGB copy gave; more repeat them (R, G, B, R, ...),
-    scaled so that the sum over channels keeps its size.
+    One channel gets their sum, so that a grey picture gives the same result as its RGB copy; more channels repeat them
+    (R, G, B, R, ...), scaled so that the sum over channels stays the same.
 
     Args:
         weight: out x in x height x width.
-        channels: wanted instead of `in`.
+        channels: new number of input channels.
     """
     known = weight.shape[1]
     if channels == 1:
@@ -120,25 +121,25 @@ def _fit(model: Classifier, source: Tensors, origin: Origin) -> _Fit:
     own = model.state_dict()
     auxiliary = tuple(f"net.{name}." for name in origin.facts.auxiliary)
     first = tuple(f"net.{path}.weight" for path in origin.first)
-    # A head of other layers is another head, even where one of its shapes happens to agree.
+    # A head with other layers is not loaded at all, even where some shapes agree.
     same_head = {name for name in own if _is_head(name)} == {name for name in source if _is_head(name)}
     fit = _Fit()
-    for name, wanted in own.items():
-        given = source.get(name)
+    for name, expected in own.items():
+        tensor = source.get(name)
         optional = _is_head(name) or name.startswith(auxiliary)
-        if given is not None and given.shape == wanted.shape and (same_head or not _is_head(name)):
-            fit.taken[name] = given
+        if tensor is not None and tensor.shape == expected.shape and (same_head or not _is_head(name)):
+            fit.loaded[name] = tensor
         elif optional:
             fit.fresh.append(name)
-        elif given is None:
-            # Old checkpoints count no batches; other libraries keep mean and deviation elsewhere.
+        elif tensor is None:
+            # Old checkpoints have no batch counters; other libraries have no mean and std among their weights.
             if name not in ("mean", "std") and not name.endswith("num_batches_tracked"):
                 fit.wrong.append(f"'{name}' is missing")
-        elif name in first and given.shape[:1] + given.shape[2:] == wanted.shape[:1] + wanted.shape[2:]:
-            fit.taken[name] = adapt_channels(given.float(), wanted.shape[1])
+        elif name in first and tensor.shape[:1] + tensor.shape[2:] == expected.shape[:1] + expected.shape[2:]:
+            fit.loaded[name] = adapt_channels(tensor.float(), expected.shape[1])
             fit.adapted.append(name)
         elif name not in ("mean", "std"):
-            fit.wrong.append(f"'{name}' is {_shape(given)}, the model has {_shape(wanted)}")
+            fit.wrong.append(f"'{name}' is {_shape(tensor)}, the model has {_shape(expected)}")
     fit.wrong += [
         f"'{name}' is not in the model"
         for name in source
@@ -155,12 +156,12 @@ def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
-def _in_our_names(tensors: Tensors, origin: Origin) -> Tensors:
-    """Names as in a `Classifier`: `net.` before the backbone's, the classifier is `head.0`."""
+def _renamed(tensors: Tensors, origin: Origin) -> Tensors:
+    """Tensors under their names in a `Classifier`: `net.` before the backbone's, `head.0.` for the classifier."""
     if any(name.startswith("net.") for name in tensors):
         return tensors
     if origin.facts.library_name.startswith("vgg") and "classifier.0.weight" in tensors:
-        tensors = _of_torchvision_vgg(tensors)
+        tensors = _timm_vgg(tensors)
     before = origin.classifier + "."
     return {
         f"head.0.{name.removeprefix(before)}" if name.startswith(before) else f"net.{name}": tensor
@@ -168,8 +169,8 @@ def _in_our_names(tensors: Tensors, origin: Origin) -> Tensors:
     }
 
 
-def _of_torchvision_vgg(tensors: Tensors) -> Tensors:
-    """torchvision's VGG ends in dense layers, timm's in convolutions with the same numbers."""
+def _timm_vgg(tensors: Tensors) -> Tensors:
+    """Weights of torchvision's VGG for timm's, which has convolutions in place of the dense layers."""
     renamed = {"classifier.0.": "pre_logits.fc1.", "classifier.3.": "pre_logits.fc2.", "classifier.6.": "head.fc."}
     result: Tensors = {}
     for name, tensor in tensors.items():
@@ -198,7 +199,7 @@ def _from_safetensors(uri: str) -> Tensors:
     try:
         return load_safetensors(storage.read_bytes(uri))
     except SafetensorError as error:
-        raise StriateError(f"{uri} is damaged or no safetensors file: {error}") from error
+        raise StriateError(f"{uri} is damaged, or not a safetensors file: {error}") from error
 
 
 def _from_pickle(uri: str) -> Tensors:
@@ -207,11 +208,11 @@ def _from_pickle(uri: str) -> Tensors:
         content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise StriateError(
-            f"{uri} holds more than tensors, and what else is in it could run code, so it is not read; save only its "
-            "tensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            f"{uri} holds more than tensors, which could run code, so it is not read; save only its tensors: "
+            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise StriateError(f"{uri} is damaged or no file of torch.save: {error}") from error
+        raise StriateError(f"{uri} is damaged, or not a file of torch.save: {error}") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = cast(Any, content)[wrapper]
@@ -221,14 +222,14 @@ def _from_pickle(uri: str) -> Tensors:
     others = [str(name) for name, value in named.items() if not isinstance(value, torch.Tensor)]
     if others or not named:
         raise StriateError(
-            f"{uri} holds no plain tensors by name; these are something else: {', '.join(others[:_SHOWN])}"
+            f"{uri} must hold only tensors by name; these are not tensors: {', '.join(others[:_MAX_LISTED])}"
         )
-    # Distributed training and torch.compile put their own names before each.
+    # Distributed training and torch.compile add these prefixes.
     return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in named.items()}
 
 
 def _pretrained(origin: Origin) -> Tensors:
-    """The published network whole, with its own classes and channels, in its library's names."""
+    """The published weights, with all classes and channels, under their names in the library."""
     facts = origin.facts
     model, _, tag = facts.library_name.partition(".")
     if facts.source == "torchvision":
@@ -258,6 +259,6 @@ def _fetched(origin: Origin, make: Callable[[], Any]) -> Tensors:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise StriateError(
             f"cannot get the pre-trained weights of {origin.call} from {source}: {reason}\n"
-            f"without a network: fetch {file} elsewhere and give that file as weights, or copy there a cache that has "
-            f"them; it lies in {cache}"
+            f"without a network: download {file} elsewhere and set weights to that file, or copy a cache "
+            f"that has it to {cache}"
         ) from error

@@ -1,4 +1,4 @@
-"""Grad-CAM: heat where a network looks, for every kind of network that has maps."""
+"""Grad-CAM: heat lies where a network looks, for every kind of network that has maps."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def of_network(network: Classifier, model: str, side: int, classes: tuple[str, ...] = ("a", "b")) -> Bundle:
+def bundle_of(network: Classifier, model: str, side: int, classes: tuple[str, ...] = ("a", "b")) -> Bundle:
     record = BundleRecord(model=model, classes=classes, input_size=(side, side), channels=network.in_chans)
     return Bundle.of_model(record, network, device="cpu")
 
 
 def untrained(model: str, side: int, classes: tuple[str, ...] = ("a", "b")) -> Bundle:
     torch.manual_seed(0)
-    return of_network(create(model, num_classes=len(classes)), model, side, classes)
+    return bundle_of(create(model, num_classes=len(classes)), model, side, classes)
 
 
 def bright_detector(corner: tuple[int, int] | None = None) -> Bundle:
-    """A LeNet that calls bright spots `a`, everywhere or in one corner only."""
+    """A LeNet that answers `a` for a bright spot, anywhere or in one corner only."""
     call = 'lenet5(activation="relu", pooling="max")'
     network = create(call, num_classes=2)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def bright_detector(corner: tuple[int, int] | None = None) -> Bundle:
             net.c5.weight[0, 0, -corner[0], -corner[1]] = 1
         (last,) = [module for module in network.head if isinstance(module, nn.Linear)]
         last.weight[0, 0], last.weight[1, 0] = 1, -1
-    return of_network(network, call, 28)
+    return bundle_of(network, call, 28)
 
 
 def spot(corner: tuple[int, int], side: int = 28) -> NDArray[np.uint8]:
@@ -67,8 +67,8 @@ def spot(corner: tuple[int, int], side: int = 28) -> NDArray[np.uint8]:
     return cv2.circle(pixels, (x, y), side // 7, 200, -1)[:, :, None]
 
 
-def half(heat: NDArray[np.float32], corner: tuple[int, int]) -> float:
-    """Share of the heat that lies in a corner's quarter."""
+def share_in(heat: NDArray[np.float32], corner: tuple[int, int]) -> float:
+    """Share of the heat in the quarter at a corner."""
     height, width = heat.shape
     rows, columns = (
         slice(place * size // 2, (place + 1) * size // 2) for place, size in zip(corner, heat.shape, strict=True)
@@ -78,24 +78,24 @@ def half(heat: NDArray[np.float32], corner: tuple[int, int]) -> float:
 
 
 @pytest.mark.parametrize("corner", _CORNERS)
-def test_a_network_that_sees_a_spot_lights_the_spot(corner: tuple[int, int]) -> None:
-    seen = explain(bright_detector(), spot(corner))
-    assert seen.class_name == "a"
-    assert (seen.heat.shape, seen.heat.dtype) == ((28, 28), np.float32)
-    assert (float(seen.heat.min()), float(seen.heat.max())) == (0.0, 1.0)
-    assert half(seen.heat, corner) > 0.9
+def test_heat_lies_on_the_spot_that_the_network_detects(corner: tuple[int, int]) -> None:
+    explanation = explain(bright_detector(), spot(corner))
+    assert explanation.class_name == "a"
+    assert (explanation.heat.shape, explanation.heat.dtype) == ((28, 28), np.float32)
+    assert (float(explanation.heat.min()), float(explanation.heat.max())) == (0.0, 1.0)
+    assert share_in(explanation.heat, corner) > 0.9
 
 
-def test_what_speaks_against_a_class_is_not_lit() -> None:
+def test_evidence_against_a_class_has_no_heat() -> None:
     assert explain(bright_detector(), spot((0, 0)), "b").heat.max() == 0
 
 
 @pytest.mark.parametrize("corner", _CORNERS)
-def test_a_network_that_looks_at_one_corner_is_cold_to_all_others(corner: tuple[int, int]) -> None:
+def test_corners_that_the_network_ignores_have_no_heat(corner: tuple[int, int]) -> None:
     bundle = bright_detector(corner)
     for other in _CORNERS:
         heat = explain(bundle, spot(other), "a").heat
-        assert half(heat, corner) > 0.9 if other == corner else heat.max() == 0
+        assert share_in(heat, corner) > 0.9 if other == corner else heat.max() == 0
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_network_that_looks_at_one_corner_is_cold_to_all_others(corner: tuple[
         ('timm("vit_tiny_patch16_224", img_size=64)', 64),
     ],
 )
-def test_networks_of_every_kind_have_a_map_of_the_whole_picture(model: str, side: int) -> None:
+def test_every_kind_of_network_has_a_map_of_the_whole_picture(model: str, side: int) -> None:
     bundle = untrained(model, side, ("a", "b", "c"))
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, bundle.record.channels), np.uint8)
     before = bundle.probabilities([pixels])
@@ -120,18 +120,18 @@ def test_networks_of_every_kind_have_a_map_of_the_whole_picture(model: str, side
         assert heat.shape == (side, side)
         assert heat.min() >= 0
         assert heat.max() in (0, 1)
-    # Logits of random networks may all rise or fall with a map, but not those of three classes alike.
+    # A random network's map may be flat for one class, but not for all three.
     assert any(heat.std() > 0.01 for heat in maps)
     np.testing.assert_allclose(bundle.probabilities([pixels]), before, rtol=0, atol=PROBABILITY_TOLERANCE)
 
 
-def test_a_network_without_maps_says_so() -> None:
+def test_a_network_without_maps_is_an_error() -> None:
     with pytest.raises(UsageError, match="mlp has no map over the picture"):
         explain(untrained("mlp", 28), spot((0, 0)))
 
 
-def test_a_class_that_the_bundle_does_not_know_is_told_with_those_it_does() -> None:
-    with pytest.raises(UsageError, match="knows no class 'dog'; it knows a, b"):
+def test_an_unknown_class_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="has no class 'dog'; it has a, b"):
         explain(bright_detector(), spot((0, 0)), "dog")
 
 
@@ -144,7 +144,7 @@ def test_an_ensembles_map_is_the_weighted_mean_of_its_members() -> None:
     assert heat == pytest.approx(mean / mean.max(), abs=1e-6)
 
 
-def test_other_dtypes_are_explained_too() -> None:
+def test_uint16_and_float32_pictures_have_the_same_heat() -> None:
     pixels = spot((0, 1))
     heats = [
         explain(bright_detector(), one).heat
@@ -154,7 +154,7 @@ def test_other_dtypes_are_explained_too() -> None:
         assert heat == pytest.approx(heats[0], abs=1e-5)
 
 
-def test_the_overlay_colours_what_is_hot_and_leaves_the_rest() -> None:
+def test_the_overlay_colours_hot_pixels_and_leaves_the_others() -> None:
     pixels = np.full((28, 20, 3), 120, np.uint8)
     heat = np.zeros((28, 20), np.float32)
     heat[:7, :5] = 1

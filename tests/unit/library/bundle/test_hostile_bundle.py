@@ -1,4 +1,4 @@
-"""Bundles of strangers: each is refused in one sentence that names the file, before its memory is taken."""
+"""Untrusted bundles: each is refused in one sentence that names the file, before it can fill the memory."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def little_memory() -> Iterator[None]:
-    """Some gigabytes more than there are now: what takes 10^9 numbers fails."""
+def limited_memory() -> Iterator[None]:
+    """Limits memory to 4 GiB more than is in use, so that an allocation of 10^9 numbers fails."""
     statistics = Path("/proc/self/statm")
     before = resource.getrlimit(resource.RLIMIT_AS)
     if statistics.exists():
@@ -40,7 +40,7 @@ def little_memory() -> Iterator[None]:
 
 
 def changed(good: Path, folder: Path, weights: bytes | None = None, **record: Any) -> Path:
-    """The good bundle with another record, and with other weights that it vouches for."""
+    """The good bundle with changed fields in its record and, if given, other weights, with their digest."""
     weights = (good / "model.safetensors").read_bytes() if weights is None else weights
     content = json.loads((good / "bundle.json").read_text())
     digest = hashlib.sha256(weights).hexdigest()
@@ -51,14 +51,14 @@ def changed(good: Path, folder: Path, weights: bytes | None = None, **record: An
 
 
 def refused(folder: Path) -> str:
-    """What is said; it is one line."""
+    """The error message of loading a bundle; it must be one line."""
     with pytest.raises(StriateError) as error:
         Bundle.load(str(folder), "cpu")
-    said = str(error.value)
-    assert type(error.value) is StriateError, said
-    assert "\n" not in said
-    assert len(said) < 600
-    return said
+    message = str(error.value)
+    assert type(error.value) is StriateError, message
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def refused(folder: Path) -> str:
         ({"head": [2**20, 2**20]}, "head.0.weight"),
         ({"head": [1] * 1000}, "head"),
         ({"classes": [f"class {number}" for number in range(10**6)]}, "classes"),
-        ({"classes": ["cat", "dog", "cat"]}, "'cat' is there twice"),
+        ({"classes": ["cat", "dog", "cat"]}, "'cat' is listed twice"),
         ({"classes": ["cat", "dog", ""]}, "classes.2"),
         ({"classes": ["cat", "dog", "x" * 10**6]}, "classes.2"),
         ({"classes": ["cat", "dog"]}, "head.0.weight"),
@@ -90,7 +90,7 @@ def refused(folder: Path) -> str:
         ({"model": 'timm("convnext_tiny", depths=[1000000, 2, 2, 2])'}, "parts"),
         ({"model": 'timm("vit_tiny_patch16_224", img_size=1000000)'}, "cannot take pictures"),
         ({"model": 'timm("vit_tiny_patch16_224", in_chans=1000000)'}, "in_chans"),
-        ({"model": 'timm("vit_tiny_patch16_224", num_heads=0)'}, "timm does not make"),
+        ({"model": 'timm("vit_tiny_patch16_224", num_heads=0)'}, "timm cannot build"),
         ({"model": 'timm("resnet18", checkpoint_path="/etc/passwd")'}, "checkpoint_path"),
         ({"model": 'timm("no_such_model")'}, "no_such_model"),
         ({"model": "__import__('os').system('true')"}, "bundle.json"),
@@ -109,32 +109,32 @@ def test_a_record_that_claims_too_much_is_refused(
     good: Path, tmp_path: Path, record: dict[str, Any], part: str
 ) -> None:
     folder = changed(good, tmp_path / "hostile", **record)
-    said = refused(folder)
-    assert str(folder) in said
-    assert part in said
+    message = refused(folder)
+    assert str(folder) in message
+    assert part in message
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\ud800", "[" * 10**6, '{"classes": ' * 10**5, "null"])
-def test_what_is_no_record_is_refused(good: Path, tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_record_is_refused(good: Path, tmp_path: Path, text: str) -> None:
     folder = changed(good, tmp_path / "hostile")
     (folder / "bundle.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     assert "bundle.json" in refused(folder)
 
 
-def test_a_record_of_a_gigabyte_is_refused_unread(good: Path, tmp_path: Path) -> None:
+def test_a_record_of_gigabytes_is_refused_unread(good: Path, tmp_path: Path) -> None:
     folder = changed(good, tmp_path / "hostile")
     with open(folder / "bundle.json", "r+b") as file:
         file.truncate(2**33)
     assert "bundle.json is larger than" in refused(folder)
 
 
-def parts(good: Path) -> tuple[Header, bytes]:
+def split_weights(good: Path) -> tuple[Header, bytes]:
     whole = (good / "model.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
     return json.loads(whole[8 : 8 + length]), whole[8 + length :]
 
 
-def joined(header: Header, data: bytes) -> bytes:
+def weights_of(header: Header, data: bytes) -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -157,17 +157,17 @@ def joined(header: Header, data: bytes) -> bytes:
     ],
 )
 def test_a_tensor_that_is_not_the_models_is_refused(good: Path, tmp_path: Path, facts: Header, part: str) -> None:
-    header, data = parts(good)
+    header, data = split_weights(good)
     header["head.0.bias"] |= facts
-    said = refused(changed(good, tmp_path / "hostile", joined(header, data)))
-    assert "model.safetensors" in said
-    assert part in said
+    message = refused(changed(good, tmp_path / "hostile", weights_of(header, data)))
+    assert "model.safetensors" in message
+    assert part in message
 
 
 def test_tensors_that_share_their_bytes_are_refused(good: Path, tmp_path: Path) -> None:
-    header, data = parts(good)
+    header, data = split_weights(good)
     header["mean"]["data_offsets"] = header["std"]["data_offsets"]
-    assert "model.safetensors" in refused(changed(good, tmp_path / "hostile", joined(header, data)))
+    assert "model.safetensors" in refused(changed(good, tmp_path / "hostile", weights_of(header, data)))
 
 
 @pytest.mark.parametrize(
@@ -180,19 +180,19 @@ def test_tensors_that_share_their_bytes_are_refused(good: Path, tmp_path: Path) 
         struct.pack("<Q", 2) + b"[]",
         struct.pack("<Q", 10**6) + b"[" * 10**6,
         struct.pack("<Q", 2) + b"{}",
-        joined({"head.0.bias": 7, "x": {"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4]}}, b""),
+        weights_of({"head.0.bias": 7, "x": {"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4]}}, b""),
     ],
 )
-def test_what_is_no_file_of_the_models_weights_is_refused(good: Path, tmp_path: Path, weights: bytes) -> None:
+def test_a_file_that_does_not_hold_the_models_weights_is_refused(good: Path, tmp_path: Path, weights: bytes) -> None:
     assert "model.safetensors" in refused(changed(good, tmp_path / "hostile", weights))
 
 
-def test_more_and_fewer_tensors_than_the_models_are_refused(good: Path, tmp_path: Path) -> None:
-    header, data = parts(good)
+def test_extra_and_missing_tensors_are_refused(good: Path, tmp_path: Path) -> None:
+    header, data = split_weights(good)
     more = header | {"x\x1b[31m": {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}}
-    assert "that the model has not" in refused(changed(good, tmp_path / "more", joined(more, data + b"1234")))
+    assert "that the model does not have" in refused(changed(good, tmp_path / "more", weights_of(more, data + b"1234")))
     fewer = {name: facts for name, facts in header.items() if name != "std"}
-    assert "'std' is missing" in refused(changed(good, tmp_path / "fewer", joined(fewer, data)))
+    assert "'std' is missing" in refused(changed(good, tmp_path / "fewer", weights_of(fewer, data)))
 
 
 def test_a_file_of_terabytes_behind_a_good_header_is_not_read(good: Path, tmp_path: Path) -> None:
@@ -205,11 +205,11 @@ def test_a_file_of_terabytes_behind_a_good_header_is_not_read(good: Path, tmp_pa
 @pytest.mark.parametrize(
     ("name", "value"), [("std", 0.0), ("std", -1.0), ("std", float("nan")), ("mean", float("inf"))]
 )
-def test_a_normalisation_that_is_none_is_refused(good: Path, tmp_path: Path, name: str, value: float) -> None:
-    header, data = parts(good)
+def test_an_invalid_normalisation_is_refused(good: Path, tmp_path: Path, name: str, value: float) -> None:
+    header, data = split_weights(good)
     first, last = header[name]["data_offsets"]
     data = data[:first] + struct.pack("<f", value) * ((last - first) // 4) + data[last:]
-    assert "mean or deviation" in refused(changed(good, tmp_path / "hostile", joined(header, data)))
+    assert "mean or deviation" in refused(changed(good, tmp_path / "hostile", weights_of(header, data)))
 
 
 # -- ensembles --------------------------------------------------------------------------------------------------------
@@ -222,12 +222,12 @@ def wrapped(inner: Path, folder: Path, classes: tuple[str, ...] | None = None) -
     (folder / "members").mkdir(parents=True)
     for number in range(2):
         (folder / "members" / str(number)).symlink_to(inner)
-    made = BundleRecord.model_validate({"classes": classes or record.classes, "members": members})
-    (folder / "bundle.json").write_text(made.model_dump_json())
+    outer = BundleRecord.model_validate({"classes": classes or record.classes, "members": members})
+    (folder / "bundle.json").write_text(outer.model_dump_json())
     return folder
 
 
-def test_ensembles_of_ensembles_have_a_depth(good: Path, tmp_path: Path) -> None:
+def test_ensembles_nested_too_deep_are_refused(good: Path, tmp_path: Path) -> None:
     folder = good
     for depth in range(3):
         folder = wrapped(folder, tmp_path / str(depth))
@@ -250,6 +250,6 @@ def test_members_of_other_classes_are_refused(good: Path, tmp_path: Path) -> Non
     assert "other classes" in refused(folder)
 
 
-def test_a_good_bundle_is_read_with_little_memory(good: Path) -> None:
+def test_a_good_bundle_is_loaded_within_the_memory_limit(good: Path) -> None:
     torch.manual_seed(0)
     assert Bundle.load(str(good), "cpu").classes

@@ -1,3 +1,5 @@
+"""The members of an ensemble compute at the same time, each on its own inputs."""
+
 from __future__ import annotations
 
 import threading
@@ -28,7 +30,7 @@ def as_array(own: Sequence[Any]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("torch_threads", [1, 2], indirect=True)
-def test_each_member_is_asked_for_its_own_of_every_picture(torch_threads: int) -> None:
+def test_each_member_gets_its_own_input_of_every_picture(torch_threads: int) -> None:
     first, second = ParallelMembers([as_array, lambda own: -as_array(own)], CPU).probabilities(PICTURES)
     assert first.tolist() == [1, 2, 3]
     assert second.tolist() == [-10, -20, -30]
@@ -38,40 +40,40 @@ def test_each_member_is_asked_for_its_own_of_every_picture(torch_threads: int) -
 def test_members_compute_at_the_same_time(torch_threads: int) -> None:
     both = threading.Barrier(2)
 
-    def ask(own: Sequence[Any]) -> NDArray[np.float32]:
+    def predict(own: Sequence[Any]) -> NDArray[np.float32]:
         both.wait(timeout=10)
         return as_array(own)
 
-    assert len(ParallelMembers([ask, ask], CPU).probabilities(PICTURES)) == 2
+    assert len(ParallelMembers([predict, predict], CPU).probabilities(PICTURES)) == 2
 
 
 @pytest.mark.parametrize("torch_threads", [1], indirect=True)
-def test_with_one_thread_members_take_turns_in_it(torch_threads: int) -> None:
-    asked: list[int] = []
+def test_with_one_torch_thread_members_run_one_after_the_other(torch_threads: int) -> None:
+    threads: list[int] = []
 
-    def ask(own: Sequence[Any]) -> NDArray[np.float32]:
-        asked.append(threading.get_ident())
+    def predict(own: Sequence[Any]) -> NDArray[np.float32]:
+        threads.append(threading.get_ident())
         return as_array(own)
 
-    ParallelMembers([ask, ask], CPU).probabilities(PICTURES)
-    assert asked == [threading.get_ident()] * 2
+    ParallelMembers([predict, predict], CPU).probabilities(PICTURES)
+    assert threads == [threading.get_ident()] * 2
 
 
 @pytest.mark.parametrize("torch_threads", [2], indirect=True)
-def test_what_a_member_raises_is_raised_when_the_others_have_ended(torch_threads: int) -> None:
+def test_a_members_error_is_raised_after_the_others_have_ended(torch_threads: int) -> None:
     failed, ended = threading.Event(), threading.Event()
 
     def fail(_: Sequence[Any]) -> NDArray[np.float32]:
         failed.set()
         raise ValueError("no weights")
 
-    def go_on(own: Sequence[Any]) -> NDArray[np.float32]:
+    def resume(own: Sequence[Any]) -> NDArray[np.float32]:
         assert failed.wait(10)
-        # Another thread would see the error by now, if nobody waited for this one.
+        # Without waiting, the error would be raised by now.
         assert not ended.wait(0.1)
         ended.set()
         return as_array(own)
 
     with pytest.raises(ValueError, match="no weights"):
-        ParallelMembers([fail, go_on], CPU).probabilities(PICTURES)
+        ParallelMembers([fail, resume], CPU).probabilities(PICTURES)
     assert ended.is_set()

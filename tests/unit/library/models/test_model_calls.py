@@ -1,4 +1,4 @@
-"""Models by their call: what is read, what is refused, and what is known before one is made."""
+"""Calls of models: parsed, refused, and the facts known before a model is built."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def test_a_plain_name_is_its_own_canonical_text(name: str) -> None:
         ('timm("resnet10t", drop_rate=0.1, in_chans=1)', 'timm(name="resnet10t", in_chans=1, drop_rate=0.1)'),
     ],
 )
-def test_a_call_has_one_canonical_text_that_reads_back_as_the_same_call(text: str, canonical: str) -> None:
+def test_a_call_has_one_canonical_text_that_parses_to_the_same_call(text: str, canonical: str) -> None:
     call = parse_call(text)
     assert str(call) == canonical
     assert parse_call(canonical) == call
 
 
-def test_a_call_holds_the_defaults_too() -> None:
+def test_a_call_includes_the_defaults() -> None:
     assert parse_call("resnet18").parameters == {"in_chans": 3, "small_input": False, "drop_rate": 0.0}
 
 
-def test_defaults_stay_what_old_bundles_rely_on() -> None:
-    """A bundle keeps only what differs from these: to change one is to change every bundle that relies on it."""
+def test_defaults_do_not_change_because_bundles_rely_on_them() -> None:
+    """A bundle stores only what differs from these, so changing one would change the bundles that rely on it."""
     assert {name: dict(parse_call(name).parameters) for name in ("lenet5", "mlp", "resnet9", "vgg16", "googlenet")} == {
         "lenet5": {"in_chans": 1, "size": 28, "activation": "tanh", "pooling": "avg"},
         "mlp": {"hidden": (300,), "in_chans": 1, "size": 28},
@@ -57,7 +57,7 @@ def test_defaults_stay_what_old_bundles_rely_on() -> None:
         ("resnet50(in_chans=0)", "'in_chans' should be greater than or equal to 1; got 0", " " * 9 + "^~~"),
         ("resnet50(in_chans=True)", "'in_chans' should be a valid integer; got True", " " * 9 + "^~~"),
         ("resnet50(3, in_chans=3)", "'in_chans' is given twice", " " * 12 + "^~~"),
-        ("resnet18 | resnet34", "one model is meant", " " * 11 + "^~~"),
+        ("resnet18 | resnet34", "expected one model, not several", " " * 11 + "^~~"),
         ("resnet50(", "not a model's call", " " * 8 + "^"),
         ("", "no model is named", "^"),
         ("lenet5(size=30)", "'size' should be 28 or 32; got 30", " " * 7 + "^~~"),
@@ -69,7 +69,7 @@ def test_defaults_stay_what_old_bundles_rely_on() -> None:
         ('timm("a", in_chans=0)', "'in_chans' should be a whole number from 1 to 4096; got 0", " " * 10 + "^~~"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(text: str, message: str, caret: str) -> None:
+def test_a_mistake_in_a_call_is_shown_with_its_place(text: str, message: str, caret: str) -> None:
     with pytest.raises(GrammarError) as raised:
         parse_call(text)
     assert message in str(raised.value)
@@ -97,7 +97,7 @@ def test_a_model_that_timm_lacks_is_refused_with_the_nearest_name() -> None:
         info('timm("resnet10x")')
 
 
-def test_reading_calls_and_facts_imports_no_torch() -> None:
+def test_parsing_calls_and_reading_facts_imports_no_torch() -> None:
     code = (
         "import sys; from library.models import info, parse_call; info(parse_call('vgg16(in_chans=1)'));"
         "print(sorted({'torch', 'timm', 'torchvision'} & set(sys.modules)))"

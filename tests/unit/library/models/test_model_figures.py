@@ -1,4 +1,4 @@
-"""Parameters, depth, FLOPs and receptive fields: computed, and held to what is published."""
+"""Parameters, depth, FLOPs and receptive fields agree with the published figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from library.models.analysis import Layer, analyse, check_input
 from library.models.build import create
 from library.models.catalog import CATALOG
 
-#: With 1000 classes, LeNet-5 with 10; without auxiliary heads.
+#: Published numbers of parameters: with 1000 classes (LeNet-5: 10), without auxiliary heads.
 _PARAMETERS = {
     "lenet5": 61_706,
     "alexnet": 61_100_840,
@@ -42,13 +42,13 @@ _DEPTH = {"lenet5": 5, "alexnet": 8, "vgg16": 16, "vgg19": 19, "googlenet": 22, 
 
 @pytest.mark.parametrize(("model", "parameters"), _PARAMETERS.items())
 def test_parameters_are_those_of_the_published_network(model: str, parameters: int) -> None:
-    found = analyse(model)
-    assert found.parameters == parameters
-    assert sum(layer.parameters for layer in found.layers) == parameters
+    analysis = analyse(model)
+    assert analysis.parameters == parameters
+    assert sum(layer.parameters for layer in analysis.layers) == parameters
 
 
 @pytest.mark.parametrize(("model", "layers"), [*_DEPTH.items(), *((f"resnet{n}", n) for n in (18, 34, 50, 101, 152))])
-def test_depth_counts_weighted_layers_on_the_longest_way(model: str, layers: int) -> None:
+def test_depth_counts_weighted_layers_on_the_longest_path(model: str, layers: int) -> None:
     assert analyse(model).depth == layers
 
 
@@ -59,15 +59,15 @@ def test_depth_counts_weighted_layers_on_the_longest_way(model: str, layers: int
 def test_flops_are_those_of_torchs_own_counter(model: str) -> None:
     facts = info(model)
     with torch.device("meta"), torch.no_grad():
-        made = create(model, num_classes=facts.num_classes, auxiliary=False).eval()
+        network = create(model, num_classes=facts.num_classes, auxiliary=False).eval()
         with FlopCounterMode(display=False) as counter:
-            made(torch.empty(1, *facts.input_size))
-    found = analyse(model)
-    assert found.flops == counter.get_total_flops() == 2 * found.multiply_adds
+            network(torch.empty(1, *facts.input_size))
+    analysis = analyse(model)
+    assert analysis.flops == counter.get_total_flops() == 2 * analysis.multiply_adds
 
 
-def test_receptive_fields_are_the_known_ones() -> None:
-    """Of the last map before the classifier's pooling: Araujo, Norris, Sim 2019, doi 10.23915/distill.00021."""
+def test_receptive_fields_are_the_published_ones() -> None:
+    """Fields of the last map before the final pooling: Araujo, Norris, Sim 2019, doi 10.23915/distill.00021."""
     known = {"alexnet": 195, "vgg16": 212, "inception_v3": 1311, "inception_v4": 2071, "inception_resnet_v2": 3039}
     for model, side in known.items():
         maps = [layer for layer in analyse(model).layers if len(layer.output) == 3 and min(layer.output[1:]) > 1]
@@ -85,7 +85,7 @@ def test_lenets_layers_are_those_of_the_paper() -> None:
     assert layers["net.f6"].parameters == 10_164
 
 
-def test_a_fully_connected_layer_would_need_every_input_for_every_output() -> None:
+def test_a_dense_layer_would_need_a_weight_per_input_and_output() -> None:
     first = _by_name("vgg16", (200, 200))["net.features.0"]
     assert first.dense_weights == (200 * 200 * 3) * (200 * 200 * 64)
     assert first.parameters == 3 * 3 * 3 * 64 + 64
@@ -136,13 +136,13 @@ def test_facts_agree_with_torchvision(name: str) -> None:
     if name == "alexnet":
         assert (facts.mean, facts.std) == (tuple(preset.mean), tuple(preset.std))
         return
-    # torchvision normalises as for ImageNet, and its pre-trained network turns that into what we do at once.
+    # torchvision normalises as for ImageNet, and its network then converts that to our normalisation.
     pixels = torch.rand(1, 3, 4, 4)
-    theirs = (pixels - torch.tensor(preset.mean).view(3, 1, 1)) / torch.tensor(preset.std).view(3, 1, 1)
+    imagenet = (pixels - torch.tensor(preset.mean).view(3, 1, 1)) / torch.tensor(preset.std).view(3, 1, 1)
     with torch.device("meta"):
         net: Any = torchvision.models.googlenet(transform_input=True, init_weights=False)
-    ours = (pixels - torch.tensor(facts.mean).view(3, 1, 1)) / torch.tensor(facts.std).view(3, 1, 1)
-    torch.testing.assert_close(net._transform_input(theirs), ours)
+    expected = (pixels - torch.tensor(facts.mean).view(3, 1, 1)) / torch.tensor(facts.std).view(3, 1, 1)
+    torch.testing.assert_close(net._transform_input(imagenet), expected)
 
 
 def test_a_published_figure_agrees_to_its_last_digit() -> None:

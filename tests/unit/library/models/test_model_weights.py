@@ -1,4 +1,4 @@
-"""Weights from files and bundles: what is taken, what is adapted, what begins anew, and what is an error."""
+"""Weights from files and bundles: what is loaded, adapted, left random, and refused."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def googlenet() -> dict[str, torch.Tensor]:
-    """As in torchvision's file: 1000 classes, with its auxiliary heads."""
+    """The tensors of torchvision's file: 1000 classes, with auxiliary heads."""
     torch.manual_seed(1)
     return torchvision.models.googlenet(init_weights=False).state_dict()
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "pt"])
-def test_a_file_of_the_library_gives_the_same_answers_with_its_own_classes(suffix: str, tmp_path: Path) -> None:
+def test_a_file_of_timms_weights_gives_the_answers_of_timms_network(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights.{suffix}"
     net: Any = timm.create_model("resnet10t", num_classes=6).eval()
     if suffix == "safetensors":
         save_file(net.state_dict(), path)
     else:
         torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, path)
-    made = create('timm("resnet10t")', num_classes=6, weights=str(path)).eval()
+    model = create('timm("resnet10t")', num_classes=6, weights=str(path)).eval()
     pixels = torch.rand(2, 3, 32, 32)
-    normalised = (pixels - made.mean.view(3, 1, 1)) / made.std.view(3, 1, 1)
+    normalised = (pixels - model.mean.view(3, 1, 1)) / model.std.view(3, 1, 1)
     with torch.no_grad():
-        torch.testing.assert_close(made(pixels), net(normalised))
-    assert made.loaded is not None
-    assert "random" not in made.loaded
+        torch.testing.assert_close(model(pixels), net(normalised))
+    assert model.loaded is not None
+    assert "random" not in model.loaded
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 6])
@@ -64,71 +64,71 @@ def test_the_first_convolution_is_adapted_as_timm_does(channels: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-def test_models_of_torchvision_are_adapted_likewise(
+def test_models_of_torchvision_are_adapted_in_the_same_way(
     channels: int, googlenet: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     save_file(googlenet, tmp_path / "g.safetensors")
-    made = create(f"googlenet(in_chans={channels})", num_classes=2, weights=str(tmp_path / "g.safetensors"))
-    torch.testing.assert_close(made.net.conv1.conv.weight, adapt_channels(googlenet["conv1.conv.weight"], channels))
-    torch.testing.assert_close(made.net.inception5b.branch1.conv.weight, googlenet["inception5b.branch1.conv.weight"])
-    assert made.loaded is not None
-    assert f"adapted to {channels} channels: net.conv1.conv.weight" in made.loaded
+    model = create(f"googlenet(in_chans={channels})", num_classes=2, weights=str(tmp_path / "g.safetensors"))
+    torch.testing.assert_close(model.net.conv1.conv.weight, adapt_channels(googlenet["conv1.conv.weight"], channels))
+    torch.testing.assert_close(model.net.inception5b.branch1.conv.weight, googlenet["inception5b.branch1.conv.weight"])
+    assert model.loaded is not None
+    assert f"adapted to {channels} channels: net.conv1.conv.weight" in model.loaded
 
 
-def test_a_grey_picture_gives_what_its_rgb_copy_gave(tmp_path: Path) -> None:
-    """As mean and deviation of the channels differ a little, so do the answers."""
+def test_a_grey_picture_gets_the_answers_of_its_rgb_copy(tmp_path: Path) -> None:
+    """The mean and deviation are set equal for all channels, so that the answers agree."""
     torch.manual_seed(0)
     save_file(create("resnet9(width=8)", num_classes=4).state_dict(), tmp_path / "rgb.safetensors")
     rgb, grey = (
-        create(model, num_classes=4, weights=str(tmp_path / "rgb.safetensors")).eval()
-        for model in ("resnet9(width=8)", "resnet9(width=8, in_chans=1)")
+        create(call, num_classes=4, weights=str(tmp_path / "rgb.safetensors")).eval()
+        for call in ("resnet9(width=8)", "resnet9(width=8, in_chans=1)")
     )
-    for made in (rgb, grey):
-        made.mean.fill_(0.5)
-        made.std.fill_(0.25)
+    for model in (rgb, grey):
+        model.mean.fill_(0.5)
+        model.std.fill_(0.25)
     pictures = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(grey(pictures), rgb(pictures.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
 
 
-def test_heads_of_other_classes_begin_anew_and_are_named(googlenet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_heads_with_other_classes_stay_random_and_are_named(googlenet: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "g.pth"
     torch.save(googlenet, path)
-    made = create("googlenet", num_classes=7, weights=str(path))
-    assert made.loaded is not None
-    assert made.loaded.endswith(
-        "begin at random: net.aux1.fc2.weight, net.aux1.fc2.bias, net.aux2.fc2.weight, net.aux2.fc2.bias, "
+    model = create("googlenet", num_classes=7, weights=str(path))
+    assert model.loaded is not None
+    assert model.loaded.endswith(
+        "initialised at random: net.aux1.fc2.weight, net.aux1.fc2.bias, net.aux2.fc2.weight, net.aux2.fc2.bias, "
         "head.0.weight, head.0.bias"
     )
-    torch.testing.assert_close(made.net.aux1.fc1.weight, googlenet["aux1.fc1.weight"])
+    torch.testing.assert_close(model.net.aux1.fc1.weight, googlenet["aux1.fc1.weight"])
     lean = create("googlenet", num_classes=1000, weights=str(path), auxiliary=False)
     torch.testing.assert_close(lean.head[0].weight, googlenet["fc.weight"])
 
 
-def test_a_backbone_is_taken_from_a_bundle_and_its_head_only_if_it_fits(tmp_path: Path) -> None:
-    made = create("resnet9(width=4)", num_classes=2, head=[6])
-    made.mean.fill_(0.1)
-    _bundle("resnet9(width=4)", made, (6,)).save(str(tmp_path / "b"))
+def test_a_bundles_backbone_is_loaded_and_its_head_only_if_it_fits(tmp_path: Path) -> None:
+    model = create("resnet9(width=4)", num_classes=2, head=[6])
+    model.mean.fill_(0.1)
+    _bundle("resnet9(width=4)", model, (6,)).save(str(tmp_path / "b"))
     same = create("resnet9(width=4)", num_classes=2, head=[6], weights=weights_file(str(tmp_path / "b")))
-    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in same.state_dict().items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in same.state_dict().items())
     other = create("resnet9(width=4)", num_classes=5, head=[6], weights=weights_file(str(tmp_path / "b")))
-    assert torch.equal(other.head[0].weight, made.head[0].weight)
+    assert torch.equal(other.head[0].weight, model.head[0].weight)
     assert other.loaded is not None
-    assert other.loaded.endswith("begin at random: head.2.weight, head.2.bias")
+    assert other.loaded.endswith("initialised at random: head.2.weight, head.2.bias")
     plain = create("resnet9(width=4)", num_classes=5, weights=weights_file(str(tmp_path / "b")))
     assert plain.loaded is not None
-    assert plain.loaded.endswith("begin at random: head.0.weight")
-    assert torch.equal(plain.net.prep[0].weight, made.net.prep[0].weight)
+    assert plain.loaded.endswith("initialised at random: head.0.weight")
+    assert torch.equal(plain.net.prep[0].weight, model.net.prep[0].weight)
 
 
 def test_weights_are_read_from_s3(bucket: str) -> None:
-    made = create("lenet5", num_classes=3)
-    storage.write_bytes(f"{bucket}/w.safetensors", save(made.state_dict()))
+    model = create("lenet5", num_classes=3)
+    storage.write_bytes(f"{bucket}/w.safetensors", save(model.state_dict()))
     again = create("lenet5", num_classes=3, weights=f"{bucket}/w.safetensors")
-    assert torch.equal(again.net.c1.weight, made.net.c1.weight)
+    assert torch.equal(again.net.c1.weight, model.net.c1.weight)
 
 
-def test_weights_of_another_network_are_refused_with_the_tensors_names(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_by_tensor_names(tmp_path: Path) -> None:
     tensors = create("resnet9(width=4)", num_classes=2).state_dict()
     tensors["net.extra.weight"] = torch.zeros(1)
     del tensors["net.layer2.0.weight"]
@@ -150,16 +150,16 @@ def test_a_file_that_could_run_code_is_not_read(tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_files_that_are_no_weights_are_told_apart(tmp_path: Path) -> None:
+def test_each_kind_of_file_without_weights_has_its_own_error(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"not tensors at all")
     (tmp_path / "bad.pth").write_bytes(b"not tensors at all")
     torch.save({"optimizer": {"lr": 1}}, tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "folder").mkdir()
     for name, error, message in (
-        ("bad.safetensors", StriateError, "is damaged or no safetensors file"),
+        ("bad.safetensors", StriateError, "is damaged, or not a safetensors file"),
         ("bad.pth", StriateError, "is not read|is damaged"),
-        ("other.pt", StriateError, "these are something else: optimizer"),
+        ("other.pt", StriateError, "these are not tensors: optimizer"),
         ("list.pt", StriateError, "holds a list, not tensors by name"),
         ("folder", UsageError, "neither a bundle nor a .safetensors, .pth or .pt file"),
         ("missing.pth", StriateError, "there is no such file"),
@@ -168,7 +168,7 @@ def test_files_that_are_no_weights_are_told_apart(tmp_path: Path) -> None:
             create("lenet5", num_classes=2, weights=weights_file(str(tmp_path / name)))
 
 
-def test_an_ensemble_lends_no_weights_as_a_whole(tmp_path: Path) -> None:
+def test_weights_come_from_a_member_of_an_ensemble_not_from_all(tmp_path: Path) -> None:
     members = [_bundle("lenet5", create("lenet5", num_classes=2), ()) for _ in range(2)]
     ensemble(members).save(str(tmp_path / "e"))
     with pytest.raises(UsageError, match=r"is an ensemble; name one of its members, e\.g\. .*/e/members/0"):
@@ -176,7 +176,7 @@ def test_an_ensemble_lends_no_weights_as_a_whole(tmp_path: Path) -> None:
     create("lenet5", num_classes=2, weights=weights_file(str(tmp_path / "e" / "members" / "1")))
 
 
-def test_pretrained_is_refused_where_there_is_nothing_to_fetch() -> None:
+def test_pretrained_is_refused_for_models_without_such_weights() -> None:
     with pytest.raises(UsageError, match="there are no pre-trained weights of lenet5"):
         create("lenet5", num_classes=2, weights="pretrained")
     with pytest.raises(UsageError, match="have another first convolution; leave small_input out"):
@@ -192,18 +192,18 @@ def test_without_a_network_the_error_says_what_to_do(
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    # Nobody listens there.
+    # Nothing listens on this port.
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(StriateError) as raised:
         create(model, num_classes=2, weights="pretrained")
     assert f"cannot get the pre-trained weights of {model} from https://" in str(raised.value)
-    assert "give that file as weights" in str(raised.value)
+    assert "set weights to that file" in str(raised.value)
     assert str(tmp_path) in str(raised.value)
     assert cache in str(raised.value)
 
 
 class _Runs:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -212,7 +212,7 @@ class _Runs:
         return open, (str(self._path), "w")
 
 
-def _bundle(model: str, made: Any, head: tuple[int, ...]) -> Bundle:
-    classes = tuple(f"class {number}" for number in range(made.num_classes))
-    record = BundleRecord(model=model, head=head, classes=classes, input_size=(28, 28), channels=made.in_chans)
-    return Bundle.of_model(record, made, device="cpu")
+def _bundle(model: str, network: Any, head: tuple[int, ...]) -> Bundle:
+    classes = tuple(f"class {number}" for number in range(network.num_classes))
+    record = BundleRecord(model=model, head=head, classes=classes, input_size=(28, 28), channels=network.in_chans)
+    return Bundle.of_model(record, network, device="cpu")

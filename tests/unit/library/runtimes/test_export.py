@@ -1,4 +1,4 @@
-"""Files for other programs: they answer as the bundle does, or are not written."""
+"""Exported files give the bundle's answers, or are not written."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def session(data: bytes) -> Any:
     return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
 
-def test_an_onnx_file_answers_as_the_bundle_and_says_whose_it_is() -> None:
+def test_an_onnx_file_gives_the_bundles_answers_and_has_its_metadata() -> None:
     bundle = untrained()
-    made = export(bundle, "onnx")
-    assert made.difference <= made.allowed
-    loaded = session(made.data)
-    (given,), (got,) = loaded.get_inputs(), loaded.get_outputs()
-    assert (given.name, given.type, given.shape) == ("pixels", "tensor(uint8)", ["batch", 28, 28, 1])
-    assert (got.name, got.type, got.shape) == ("probabilities", "tensor(float)", ["batch", 3])
+    exported = export(bundle, "onnx")
+    assert exported.difference <= exported.allowed
+    loaded = session(exported.data)
+    (pixels,), (output,) = loaded.get_inputs(), loaded.get_outputs()
+    assert (pixels.name, pixels.type, pixels.shape) == ("pixels", "tensor(uint8)", ["batch", 28, 28, 1])
+    assert (output.name, output.type, output.shape) == ("probabilities", "tensor(float)", ["batch", 3])
     pictures = samples(bundle, 5)
     for count in (1, 5):
         (rows,) = loaded.run(None, {"pixels": np.stack(pictures[:count])})
         assert rows == pytest.approx(bundle.probabilities(pictures[:count]), abs=1e-4)
-    told = loaded.get_modelmeta().custom_metadata_map
-    assert told["striate.bundle_id"] == bundle.id
-    assert json.loads(told["striate.classes"]) == list(_CLASSES)
-    assert json.loads(told["striate.inputs"]) == [
+    metadata = loaded.get_modelmeta().custom_metadata_map
+    assert metadata["striate.bundle_id"] == bundle.id
+    assert json.loads(metadata["striate.classes"]) == list(_CLASSES)
+    assert json.loads(metadata["striate.inputs"]) == [
         {
             "name": "pixels",
             "dtype": "uint8",
@@ -70,20 +70,20 @@ def test_an_onnx_file_answers_as_the_bundle_and_says_whose_it_is() -> None:
             "channels": 1,
         }
     ]
-    onnx.checker.check_model(onnx.load_from_string(made.data), full_check=True)
+    onnx.checker.check_model(onnx.load_from_string(exported.data), full_check=True)
 
 
-def test_an_onnx_file_tells_nothing_of_the_machine_that_made_it() -> None:
+def test_an_onnx_file_holds_no_paths_of_the_machine_that_wrote_it() -> None:
     data = export(untrained(), "onnx").data
     assert str(ROOT).encode() not in data
     assert b"site-packages" not in data
 
 
-def test_a_pt2_file_answers_as_the_bundle_and_holds_no_pickle(tmp_path: Path) -> None:
+def test_a_pt2_file_gives_the_bundles_answers_and_holds_no_pickle(tmp_path: Path) -> None:
     bundle = untrained()
-    made = export(bundle, "torch-export")
-    path = tmp_path / "made.pt2"
-    path.write_bytes(made.data)
+    exported = export(bundle, "torch-export")
+    path = tmp_path / "lenet.pt2"
+    path.write_bytes(exported.data)
     extra = {FACTS: ""}
     program: Any = torch.export.load(path, extra_files=extra).module()
     pictures = samples(bundle, 5)
@@ -91,7 +91,7 @@ def test_a_pt2_file_answers_as_the_bundle_and_holds_no_pickle(tmp_path: Path) ->
         rows = program(torch.from_numpy(np.stack(pictures[:count])))
         assert rows.detach().numpy() == pytest.approx(bundle.probabilities(pictures[:count]), abs=1e-4)
     assert json.loads(extra[FACTS])["striate.bundle_id"] == bundle.id
-    with zipfile.ZipFile(io.BytesIO(made.data)) as archive:
+    with zipfile.ZipFile(io.BytesIO(exported.data)) as archive:
         for name in archive.namelist():
             assert not _is_pickle(archive.read(name)), name
             if name.endswith(".json"):
@@ -110,25 +110,25 @@ def _is_pickle(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "torch-export"])
-def test_an_ensemble_is_one_graph_with_an_input_for_each_way_of_seeing(file_format: str) -> None:
+def test_an_ensemble_is_one_graph_with_an_input_per_input_pipeline(file_format: str) -> None:
     alike = ensemble([untrained(seed=1), untrained("mlp", seed=2, classes=("bee", "chat été", "ant"))], [3, 1])
-    made = export(alike, file_format)
-    assert [one.name for one in made.inputs] == ["pixels"]
+    exported = export(alike, file_format)
+    assert [one.name for one in exported.inputs] == ["pixels"]
     other = ensemble([alike, untrained(seed=3, steps="grayscale | invert")])
-    made = export(other, file_format)
-    assert [(one.name, one.steps) for one in made.inputs] == [
+    exported = export(other, file_format)
+    assert [(one.name, one.steps) for one in exported.inputs] == [
         ("pixels_0", "grayscale"),
         ("pixels_1", "grayscale | invert"),
     ]
     if file_format == "onnx":
         pictures = [np.stack(samples(untrained(), 3)), 255 - np.stack(samples(untrained(), 3))]
-        (rows,) = session(made.data).run(None, {"pixels_0": pictures[0], "pixels_1": pictures[1]})
+        (rows,) = session(exported.data).run(None, {"pixels_0": pictures[0], "pixels_1": pictures[1]})
         prepared = [((one, one), two) for one, two in zip(*pictures, strict=True)]
         assert rows == pytest.approx(other.probabilities(prepared), abs=1e-4)
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "torch-export"])
-def test_a_file_that_answers_otherwise_is_not_written(
+def test_a_file_with_other_answers_is_not_written(
     file_format: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -136,17 +136,17 @@ def test_a_file_that_answers_otherwise_is_not_written(
 ) -> None:
     folder = make_bundle(tmp_path / "made")
     other = Bundle.load(make_bundle(tmp_path / "other", seed=1), "cpu")
-    # As if the exporter had written other weights.
-    maker = "_onnx" if file_format == "onnx" else "_torch"
-    true_maker = getattr(exporting, maker)
-    monkeypatch.setattr(exporting, maker, lambda bundle: true_maker(other))
+    # The exporter writes other weights.
+    writer = "_onnx" if file_format == "onnx" else "_torch"
+    true_writer = getattr(exporting, writer)
+    monkeypatch.setattr(exporting, writer, lambda bundle: true_writer(other))
     out = tmp_path / "out" / "file"
     assert run(["export", folder, "--format", file_format, "--out", str(out)]) == 1
     assert "does not answer as the bundle does, so nothing is written" in capsys.readouterr().err
     assert not out.parent.exists()
 
 
-def test_the_command_writes_by_the_bundles_name_and_tells_the_difference(
+def test_the_command_uses_the_bundles_name_and_prints_the_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_bundle(tmp_path / "photos")
@@ -155,14 +155,14 @@ def test_the_command_writes_by_the_bundles_name_and_tells_the_difference(
     assert run(["export", folder]) == 0
     assert "largest difference of a probability" in capsys.readouterr().out
     assert run(["export", folder, "--format", "torch-export", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["file"] == str(tmp_path / "here" / "photos.pt2")
-    assert told["largest_difference"] <= told["allowed_difference"] == 1e-4
-    assert told["bytes"] == (tmp_path / "here" / "photos.pt2").stat().st_size
+    report = json.loads(capsys.readouterr().out)
+    assert report["file"] == str(tmp_path / "here" / "photos.pt2")
+    assert report["largest_difference"] <= report["allowed_difference"] == 1e-4
+    assert report["bytes"] == (tmp_path / "here" / "photos.pt2").stat().st_size
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["photos.onnx", "photos.pt2"]
 
 
-def test_places_where_no_file_may_go_are_told(tmp_path: Path) -> None:
+def test_a_destination_that_cannot_hold_an_export_is_refused(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "made")
     for out, problem in (
         (f"{folder}/made.onnx", "is inside the bundle"),
@@ -173,12 +173,12 @@ def test_places_where_no_file_may_go_are_told(tmp_path: Path) -> None:
             destination(folder, "onnx", out)
 
 
-def test_what_cannot_be_exported_says_why() -> None:
+def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(UsageError, match="no format 'tflite'; there are onnx, torch-export"):
         export(untrained(), "tflite")
 
 
-def test_a_network_that_no_tracer_can_follow_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_traced_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = untrained()
     forward = bundle.model.net.forward
     monkeypatch.setattr(bundle.model.net, "forward", lambda x: forward(x) if float(x.sum()) else x)
@@ -187,7 +187,7 @@ def test_a_network_that_no_tracer_can_follow_is_told(monkeypatch: pytest.MonkeyP
             export(bundle, file_format)
 
 
-def test_an_export_goes_to_s3_and_out_of_a_bundle_there(bucket: str) -> None:
+def test_a_bundle_in_s3_can_be_exported_to_s3(bucket: str) -> None:
     untrained().save(f"{bucket}/models/digits")
     assert run(["export", f"{bucket}/models/digits", "--out", f"{bucket}/files/digits.onnx"]) == 0
     assert session(storage.read_bytes(f"{bucket}/files/digits.onnx")).get_modelmeta().custom_metadata_map

@@ -1,4 +1,4 @@
-"""Runtimes: other ways to the same probabilities, and how many pictures at a time."""
+"""Runtimes give the bundle's probabilities; tuning chooses their batch size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def untrained(model: str, channels: int, side: int, classes: Sequence[str] = _CL
     record = BundleRecord(model=model, classes=tuple(classes), input_size=(side, side), channels=channels)
     network = create(model, num_classes=len(classes))
     with torch.no_grad():
-        # Random weights give much the same to all: spread out, a mistake in them shows.
+        # Random weights answer every picture nearly the same: larger ones make mistakes visible.
         network.head[-1].weight.mul_(20)
     return Bundle.of_model(record, network, device="cpu")
 
@@ -67,7 +67,7 @@ def test_eager_is_the_bundle_itself(lenet: Bundle) -> None:
     assert (runtime.name, runtime.device, runtime.difference) == ("eager", "cpu", 0.0)
 
 
-def test_the_pictures_of_the_check_are_told_apart_by_a_network(lenet: Bundle) -> None:
+def test_the_checks_pictures_get_different_answers(lenet: Bundle) -> None:
     rows = lenet.probabilities(samples(lenet, 8))
     assert rows.std(0).max() > 0.05
 
@@ -76,19 +76,19 @@ def test_the_pictures_of_the_check_are_told_apart_by_a_network(lenet: Bundle) ->
     ("model", "channels", "side"),
     [("mlp", 1, 28), ("resnet9(width=8)", 3, 32)],
 )
-def test_onnx_runtime_answers_as_the_bundle_does_in_batches_of_every_size(model: str, channels: int, side: int) -> None:
+def test_onnx_runtime_gives_the_bundles_answers_in_every_batch_size(model: str, channels: int, side: int) -> None:
     bundle = untrained(model, channels, side)
     runtime = open_runtime(bundle, "onnx", threads=2)
     pictures = samples(bundle, 19)
-    expected, whole = bundle.probabilities(pictures), runtime.probabilities(pictures)
+    expected, together = bundle.probabilities(pictures), runtime.probabilities(pictures)
     for size in (1, 2, 3, 8, 19):
         parts = [runtime.probabilities(pictures[first : first + size]) for first in range(0, 19, size)]
         assert compare(expected, np.concatenate(parts), TOLERANCE) <= TOLERANCE
-        assert_close(np.concatenate(parts), whole)
+        assert_close(np.concatenate(parts), together)
     assert runtime.probabilities([]).shape == (0, 3)
 
 
-def test_onnx_runtime_gives_other_dtypes_to_the_bundle(lenet: Bundle, lenet_onnx: Runtime) -> None:
+def test_onnx_runtime_leaves_other_dtypes_to_the_bundle(lenet: Bundle, lenet_onnx: Runtime) -> None:
     pixels = samples(lenet, 4)
     mixed: list[Prepared] = [
         pixels[0],
@@ -101,15 +101,15 @@ def test_onnx_runtime_gives_other_dtypes_to_the_bundle(lenet: Bundle, lenet_onnx
     assert_close(got[[1, 3]], lenet.probabilities(mixed)[[1, 3]])
 
 
-def test_any_thread_may_ask(lenet: Bundle, lenet_onnx: Runtime) -> None:
+def test_any_thread_may_call_a_runtime(lenet: Bundle, lenet_onnx: Runtime) -> None:
     pictures = samples(lenet, 8)
     alone = lenet_onnx.probabilities(pictures)
     with ThreadPoolExecutor(1) as pool:
         assert_close(pool.submit(lenet_onnx.probabilities, pictures).result(), alone)
 
 
-def test_pictures_get_the_same_answers_whoever_else_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whatever the clock says here: the way of larger networks, with a small one.
+def test_concurrent_callers_get_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Forces one picture per thread, which is otherwise chosen for larger networks only.
     monkeypatch.setattr(onnx_session, "_SMALL_S", 0.0)
     monkeypatch.setattr(onnx_session, "_ACCEPTED_SLOWDOWN", 1e9)
     bundle = untrained("resnet9(width=8)", 3, 32)
@@ -122,9 +122,9 @@ def test_pictures_get_the_same_answers_whoever_else_asks(monkeypatch: pytest.Mon
         assert_close(np.concatenate(list(apart)), together)
 
 
-def test_without_measuring_nothing_is_chosen_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_measuring_the_clock_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = untrained("resnet9(width=8)", 3, 32)
-    monkeypatch.setattr(onnx_session, "perf_counter", lambda: pytest.fail("it looked at the clock"))
+    monkeypatch.setattr(onnx_session, "perf_counter", lambda: pytest.fail("the clock was read"))
     runtime = open_runtime(bundle, "onnx", threads=2, measure=False)
     assert runtime.lanes == 1
     assert_close(runtime.probabilities(samples(bundle, 5)), bundle.probabilities(samples(bundle, 5)), TOLERANCE)
@@ -132,7 +132,7 @@ def test_without_measuring_nothing_is_chosen_by_the_clock(monkeypatch: pytest.Mo
         open_runtime(bundle, "auto", measure=False)
 
 
-def test_auto_tells_what_it_took_and_why_not_the_others(lenet: Bundle) -> None:
+def test_auto_reports_its_choice_and_why_it_passed_over_the_others(lenet: Bundle) -> None:
     runtime = open_runtime(lenet, "auto", probe_s=0.5)
     assert runtime.name in ("eager", "onnx")
     others = {"eager", "compile", "onnx"} - {runtime.name}
@@ -146,7 +146,7 @@ def test_auto_tells_what_it_took_and_why_not_the_others(lenet: Bundle) -> None:
     "ATEN_CPU_CAPABILITY" in os.environ,
     reason="the cache of torch.compile on disk holds code for the processor's own kernels, not for those named here",
 )
-def test_torch_compile_answers_as_the_bundle_does(lenet: Bundle) -> None:
+def test_torch_compile_gives_the_bundles_answers(lenet: Bundle) -> None:
     runtime = open_runtime(lenet, "compile")
     pictures = samples(lenet, 8)
     assert runtime.probabilities(pictures) == pytest.approx(lenet.probabilities(pictures), abs=TOLERANCE)
@@ -154,7 +154,9 @@ def test_torch_compile_answers_as_the_bundle_does(lenet: Bundle) -> None:
     assert runtime.probabilities(wide) == pytest.approx(lenet.probabilities(pictures), abs=TOLERANCE)
 
 
-def test_without_a_compiler_compile_says_so_and_auto_goes_on(lenet: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_compile_fails_and_auto_uses_the_others(
+    lenet: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
@@ -164,7 +166,7 @@ def test_without_a_compiler_compile_says_so_and_auto_goes_on(lenet: Bundle, monk
     assert "install g++" in runtime.passed_over["compile"]
 
 
-def test_an_ensemble_runs_its_members_by_themselves_and_joins_them() -> None:
+def test_an_ensembles_runtime_averages_its_members_runtimes() -> None:
     one, two = untrained("lenet5", 1, 28, seed=1), untrained("mlp", 1, 28, ("cat", "ant", "bee"), seed=2)
     both = ensemble([ensemble([one, two], [3, 1]), one])
     pictures = samples(both, 5)
@@ -176,39 +178,39 @@ def test_an_ensemble_runs_its_members_by_themselves_and_joins_them() -> None:
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnx"])
-def test_an_ensemble_joins_its_members_answers_whoever_else_asks(lenet: Bundle, runtime: str) -> None:
-    torch.set_num_threads(2)  # with one the members would take turns
+def test_an_ensemble_gives_concurrent_callers_the_same_answers(lenet: Bundle, runtime: str) -> None:
+    torch.set_num_threads(2)  # with one thread the members would run one after the other
     try:
         members = [lenet, untrained("resnet9(width=8)", 3, 32, seed=2)]
         inner = ensemble(members, [3, 1])
         outer = ensemble([inner, lenet])
         pictures = samples(outer, 5)
-        seen = zip(*(picture[0] for picture in pictures), strict=True)
-        alone = [open_runtime(member, runtime).probabilities(own) for member, own in zip(members, seen, strict=True)]
-        wanted = outer.mean_of_members([inner.mean_of_members(alone), alone[0]])
+        inputs = zip(*(picture[0] for picture in pictures), strict=True)
+        alone = [open_runtime(member, runtime).probabilities(own) for member, own in zip(members, inputs, strict=True)]
+        expected = outer.mean_of_members([inner.mean_of_members(alone), alone[0]])
         opened = open_runtime(outer, runtime)
         with ThreadPoolExecutor(3) as pool:
-            for said in pool.map(opened.probabilities, [pictures] * 6):
-                assert_close(said, wanted)
+            for got in pool.map(opened.probabilities, [pictures] * 6):
+                assert_close(got, expected)
     finally:
         torch.set_num_threads(1)
 
 
-def test_another_name_is_refused(lenet: Bundle) -> None:
+def test_an_unknown_runtime_is_refused(lenet: Bundle) -> None:
     with pytest.raises(UsageError, match="no runtime 'tensorrt'; there are auto, eager, compile, onnx"):
         open_runtime(lenet, "tensorrt")
 
 
-def _shifted(bundle: Bundle, by: float) -> Runtime:
+def _shifted(bundle: Bundle, shift: float) -> Runtime:
     def compute(pictures: Sequence[Prepared]) -> NDArray[np.float32]:
         rows = bundle.probabilities(pictures).copy()
-        rows[:, 0] += by
+        rows[:, 0] += shift
         return rows
 
     return Runtime("shifted", "cpu", 1, compute)
 
 
-def test_the_check_finds_answers_that_are_not_the_bundles(lenet: Bundle) -> None:
+def test_the_check_detects_answers_that_differ_from_the_bundles(lenet: Bundle) -> None:
     assert check(lenet, _shifted(lenet, 5e-5).compute) == pytest.approx(5e-5, rel=0.1)
     with pytest.raises(Disagreement, match=r"differs by 0.01 from the bundle's; 0.0001 is allowed"):
         check(lenet, _shifted(lenet, 0.01).compute)
@@ -218,22 +220,22 @@ def test_the_check_finds_answers_that_are_not_the_bundles(lenet: Bundle) -> None
         check(lenet, lambda pictures: lenet.probabilities(pictures)[:, :2])
 
 
-def test_another_winner_is_let_pass_only_where_the_two_were_tied() -> None:
+def test_another_winner_passes_only_if_the_two_classes_were_tied() -> None:
     near, far = np.array([[0.5, 0.49, 0.01]], np.float32), np.array([[0.5, 0.45, 0.05]], np.float32)
     assert compare(near, near[:, [1, 0, 2]], 0.02) == pytest.approx(0.01)
     with pytest.raises(Disagreement, match="the most probable class"):
         compare(far, np.array([[0.47, 0.48, 0.05]], np.float32), 0.04)
 
 
-def test_tuning_measures_the_runtime_that_it_is_given(lenet: Bundle, lenet_onnx: Runtime) -> None:
-    asked: list[int] = []
+def test_tuning_measures_the_runtime(lenet: Bundle, lenet_onnx: Runtime) -> None:
+    batch_sizes: list[int] = []
 
     def counted(pictures: Sequence[Prepared]) -> NDArray[np.float32]:
-        asked.append(len(pictures))
+        batch_sizes.append(len(pictures))
         return lenet_onnx.probabilities(pictures)
 
     tuning = tune(Runtime("counted", "cpu", 1, counted), lenet, sizes=(1, 2, 4), probe_s=1.0)
-    assert set(asked) == set(tuning.latency_ms) == set(tuning.pictures_per_s)
+    assert set(batch_sizes) == set(tuning.latency_ms) == set(tuning.pictures_per_s)
     assert tuning.batch_size in tuning.latency_ms
     assert 0 <= tuning.batch_wait_ms <= 10
     assert json.loads(json.dumps(tuning.described()))["batch_size"] == tuning.batch_size
@@ -250,7 +252,7 @@ def test_with_several_lanes_larger_batches_are_not_tried(lenet: Bundle) -> None:
     assert (tuning.batch_size, list(tuning.latency_ms)) == (1, [1])
 
 
-def test_tuning_stops_where_the_memory_of_a_gpu_ends(lenet: Bundle) -> None:
+def test_tuning_stops_when_the_gpus_memory_is_full(lenet: Bundle) -> None:
     def small(pictures: Sequence[Prepared]) -> NDArray[np.float32]:
         if len(pictures) > 1:
             raise torch.OutOfMemoryError
@@ -260,7 +262,7 @@ def test_tuning_stops_where_the_memory_of_a_gpu_ends(lenet: Bundle) -> None:
     assert list(tuning.latency_ms) == [1]
 
 
-def test_noise_of_an_ensemble_is_one_picture_a_member(lenet: Bundle) -> None:
+def test_noise_for_an_ensemble_has_one_picture_per_member(lenet: Bundle) -> None:
     both = ensemble([lenet, lenet])
     picture = noise(both, 3)
     assert isinstance(picture, tuple)
