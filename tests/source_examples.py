@@ -1,4 +1,4 @@
-"""Small real sources, made in code."""
+"""Writes small sources of every kind, and reads them back."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def shared(name: str) -> str:
-    """A file of real data beside the checkout; the test is skipped where there is none."""
+    """The path of a real data file beside the checkout; skips the test if it does not exist."""
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"{path} is not there")
+        pytest.skip(f"{path} does not exist")
     return str(path)
 
 
 def picture(number: int = 0, form: str = "jpeg") -> bytes:
-    """An 8 x 8 picture that differs by number."""
+    """An 8 x 8 picture that depends on the number."""
     pixels = np.full((8, 8, 3), number * 7 % 256, np.uint8)
     pixels[:, :4, 1] = number // 36
     return codec.encode(pixels, codec.Encoding.parse(form))[0]
@@ -85,19 +85,19 @@ def labels(listing: Listing) -> dict[str, str | None]:
 
 
 def read_all(listing: Listing, options: Options = Options()) -> dict[str, Read]:
-    """Every picture of a listing by key, read in an order that is not the listing's."""
+    """Every picture of a listing by key, read in random order."""
     order = np.random.default_rng(0).permutation(listing.index.num_rows)
     table = listing.index.take(order)
     keys = table.column("key").to_pylist()
-    found = list(read_pictures(listing.kind, table, listing.hints, options))
-    assert sorted(read.row for read in found) == list(range(len(keys))), "each row exactly once"
-    return {keys[read.row]: read for read in found}
+    reads = list(read_pictures(listing.kind, table, listing.gzip_indexes, options))
+    assert sorted(read.row for read in reads) == list(range(len(keys))), "each row exactly once"
+    return {keys[read.row]: read for read in reads}
 
 
 def assert_reads_back(source: Path, expected: Mapping[str, bytes]) -> Listing:
-    """The source lists exactly these keys, and their bytes come back unchanged."""
+    """Asserts that the source has exactly these keys and bytes; returns its listing."""
     listing = list_source(str(source))
-    found = read_all(listing)
-    assert {key: read.data for key, read in found.items()} == dict(expected)
-    assert not [read.problem for read in found.values() if read.problem]
+    reads = read_all(listing)
+    assert {key: read.data for key, read in reads.items()} == dict(expected)
+    assert not [read.problem for read in reads.values() if read.problem]
     return listing

@@ -1,4 +1,4 @@
-"""Which addresses of the network a picture may be fetched from: public ones, and those that the user allows."""
+"""Checks that pictures are fetched only from public addresses and from those that the user allows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Network = IPv4Network | IPv6Network
 
 _PUBLIC_V6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
-#: Public by their range, but what answers there is the cloud's own: Oracle's metadata, Azure's wire server.
-_OF_CLOUDS = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
+#: In public ranges, but served by the cloud itself: Oracle's metadata, Azure's wire server.
+_CLOUD_SERVICES = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
 
 
 def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Read `10.0.0.0/8`, `127.0.0.1`, `fd00::/8`.
+    """Parses networks and addresses such as `10.0.0.0/8`, `127.0.0.1` and `fd00::/8`.
 
     Raises:
-        UsageError: for anything else.
+        UsageError: a text is neither.
     """
     try:
         return tuple(ip_network(text, strict=False) for text in texts)
@@ -30,7 +30,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 
 def literal(host: str) -> Address | None:
-    """The address that a URL's host is written as; None for a name."""
+    """The address in a URL's host; None if the host is a name."""
     try:
         return ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -38,19 +38,19 @@ def literal(host: str) -> Address | None:
 
 
 def check(address: Address, allowed: Sequence[Network]) -> None:
-    """Refuse an address that is neither public nor allowed.
+    """Checks that an address is public or allowed.
 
     Raises:
         BadPicture: `private_address`.
     """
-    meant = _embedded(address)
-    if any(meant in network for network in allowed) or _is_public(meant):
+    target = _embedded(address)
+    if any(target in network for network in allowed) or _is_public(target):
         return
     raise BadPicture("private_address", f"{address} is not a public address (see --allow-address)")
 
 
 def guarded_socket(info: tuple[object, ...], allowed: Sequence[Network]) -> socket.socket:
-    """A socket for one address that a name was resolved to; what is checked here is what is connected to.
+    """A socket for an address that a name was resolved to; checks the very address that will be connected to.
 
     Raises:
         BadPicture: `private_address`.
@@ -58,11 +58,11 @@ def guarded_socket(info: tuple[object, ...], allowed: Sequence[Network]) -> sock
     family, kind, protocol, _, where = info
     assert isinstance(where, tuple)
     check(ip_address(str(where[0]).partition("%")[0]), allowed)
-    return socket.socket(family, kind, protocol)  # pyright: ignore[reportArgumentType] -- as getaddrinfo gives them
+    return socket.socket(family, kind, protocol)  # pyright: ignore[reportArgumentType] -- from getaddrinfo
 
 
 def _embedded(address: Address) -> Address:
-    """The IPv4 address that some IPv6 addresses stand for."""
+    """The IPv4 address that an IPv6 address stands for, if it does; else the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:
@@ -75,4 +75,4 @@ def _is_public(address: Address) -> bool:
         return False
     if isinstance(address, IPv6Address):
         return address in _PUBLIC_V6
-    return not any(address in network for network in _OF_CLOUDS)
+    return not any(address in network for network in _CLOUD_SERVICES)

@@ -1,4 +1,4 @@
-"""What kind of thing a file is, by its first bytes; and the archives of a collection, listed one after the other."""
+"""Detects the type of a file from its first bytes, and lists folders of archives."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from library.imaging import codec
 from library.sources import labels
 from library.sources.archives import gzips, tarfiles, zipfiles
 from library.sources.entries import Entries, is_picture_name
-from library.sources.index import Listing, Options
+from library.sources.listing import Listing, Options
 from library.sources.tables import lists
-from library.sources.tables.text import LISTS
+from library.sources.tables.text_tables import LISTS
 from library.sources.tree import Tree
 from library.storage import Span
 
@@ -27,29 +27,31 @@ WORKS = (
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 PARQUET = (".parquet", ".pq")
 _HEAD_BYTES = 512
-_LISTINGS_AT_ONCE = 8  # in a store, where a listing waits for one small request after the other
+_LISTINGS_AT_ONCE = 8  # in a store, where listing an archive is a sequence of small requests
 _OTHER_COMPRESSION = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_NOT_READ = {b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file"}
+_UNSUPPORTED = {b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file"}
 _NUMBERED = re.compile(r"(^|[-_.])\d+$|-of-\d+$")
 
 
 def type_of(uri: str) -> str:
-    """`tar`, `tar.gz`, `zip`, `parquet`, `idx`, `list` or `cifar`: by content where it has a mark, else by name.
+    """The type of a file: `tar`, `tar.gz`, `zip`, `parquet`, `idx`, `list` or `cifar`.
+
+    It is decided by the content if that has a signature, else by the name.
 
     Raises:
-        UsageError: for anything else; says what works.
+        UsageError: any other type; says what is supported.
     """
     head = _head(uri)
     for magic, name in _OTHER_COMPRESSION.items():
         if head.startswith(magic):
             tool = {"bzip2": "bzcat", "xz": "xzcat", "zstd": "zstdcat"}[name]
             raise UsageError(
-                f"{uri} is compressed with {name}, where nothing can be read without unpacking all before it; "
-                f"make it a .tar.gz first: {tool} IN | gzip -1 > OUT.tar.gz"
+                f"{uri} is compressed with {name}, which can only be read from its start; "
+                f"convert it to a .tar.gz first: {tool} IN | gzip -1 > OUT.tar.gz"
             )
-    for magic, name in _NOT_READ.items():
+    for magic, name in _UNSUPPORTED.items():
         if head.startswith(magic):
-            raise UsageError(f"{uri} is {name}, which is not read; unpack it, or convert it to {WORKS}")
+            raise UsageError(f"{uri} is {name}, which is not supported; unpack it, or convert it to {WORKS}")
     if head[:2] == b"\x1f\x8b":
         with gzips.GzipStream(uri) as stream:
             inner = _by_content(stream.read(_HEAD_BYTES), uri)
@@ -57,45 +59,55 @@ def type_of(uri: str) -> str:
             return "tar.gz" if inner == "tar" else inner
         if uri.lower().endswith((".tar.gz", ".tgz")):
             return "tar.gz"
-        raise UsageError(f"{uri} is a gzip file of neither a tar archive nor IDX; what works: {WORKS}")
+        raise UsageError(f"{uri} is a gzip file that holds neither a tar archive nor IDX; supported are {WORKS}")
     kind = _by_content(head, uri) or _by_name(uri) or _by_lines(head, uri)
     if kind is not None:
         return kind
     picture = codec.sniff(head)
     if picture is not None:
-        raise UsageError(f"{uri} is one {picture} picture; name the folder it lies in, or a list of pictures")
+        raise UsageError(f"{uri} is a single {picture} picture; ingest its folder, or a list of pictures")
     if not head:
-        raise UsageError(f"{uri} is an empty file; what works: {WORKS}")
-    raise UsageError(f"{uri} is of no kind that is read (it begins with {head[:8]!r}); what works: {WORKS}")
+        raise UsageError(f"{uri} is an empty file; supported are {WORKS}")
+    raise UsageError(f"{uri} is of an unsupported type (it begins with {head[:8]!r}); supported are {WORKS}")
 
 
 def add_archive(tree: Tree, uri: str, entries: Entries, index: bytes | None, **place: str | None) -> None:
-    """Add one archive that was scanned by `scan`."""
+    """Adds an archive to a tree.
+
+    Args:
+        tree: where its files are added.
+        uri: the archive.
+        entries: its members, from `scan`.
+        index: the index of its gzip stream, from `scan`.
+        place: `prefix`, `folder` and `split` of `Tree.add`.
+    """
     if index is not None:
-        tree.hints[uri] = index
+        tree.gzip_indexes[uri] = index
     tree.add(entries, tar=all(stored is None for stored in entries.stored), **cast(Any, place))
 
 
 def scan(uri: str) -> tuple[Entries, bytes | None]:
-    """The members of a tar, tar.gz or zip archive, and the index of its gzip stream if there is one."""
+    """The members of a tar, tar.gz or zip archive, and the index of its gzip stream if it has one."""
     kind = type_of(uri)
     if kind == "zip":
         return zipfiles.scan(uri), None
     if kind not in ("tar", "tar.gz"):
-        raise UsageError(f"{uri} has the name of an archive, but is {kind}; rename it or take it out of the folder")
+        raise UsageError(
+            f"{uri} has the name of an archive, but its type is {kind}; rename it or remove it from the folder"
+        )
     return tarfiles.scan(uri, kind == "tar.gz")
 
 
 def list_archives(paths: Sequence[str], uris: Sequence[str], options: Options) -> Listing:
-    """The archives of one folder, as one source. Keys begin with the archive's path.
+    """Lists the archives of a folder as one source, whose keys begin with the archive's path.
 
-    cat.tar and dog.tar hold the classes cat and dog, train.tar and test.tar the splits; but numbered shards
-    (00001.tar, train-00001.tar) and WebDataset's say nothing but a split.
+    cat.tar and dog.tar are the classes cat and dog; train.tar and test.tar are splits. The names of numbered shards
+    (00001.tar, train-00001.tar) and of WebDataset's shards give a split only.
 
     Args:
-        paths: of each archive, below the source.
-        uris: of each archive.
-        options: what the caller named.
+        paths: path of each archive below the source.
+        uris: URI of each archive.
+        options: the options of `list_source`.
     """
     kinds = {"zip" if path.lower().endswith(".zip") else "tar" for path in paths}
     tree = Tree(options, kinds.pop() if len(kinds) == 1 else "archives")
@@ -113,10 +125,10 @@ def list_archives(paths: Sequence[str], uris: Sequence[str], options: Options) -
 
 def _head(uri: str) -> bytes:
     size = storage.size(uri)
-    found = storage.read_many([Span(uri, 0, min(size, _HEAD_BYTES))])[0] if size else b""
-    if isinstance(found, Exception):
-        return storage.read_bytes(uri, _HEAD_BYTES)  # fails in the words of storage
-    return found
+    head = storage.read_many([Span(uri, 0, min(size, _HEAD_BYTES))])[0] if size else b""
+    if isinstance(head, Exception):
+        return storage.read_bytes(uri, _HEAD_BYTES)  # raises the error with storage's message
+    return head
 
 
 def _by_content(head: bytes, uri: str) -> str | None:
@@ -132,16 +144,16 @@ def _by_content(head: bytes, uri: str) -> str | None:
 def _by_name(uri: str) -> str | None:
     name = uri.lower()
     if name.endswith(".tar"):
-        return "tar"  # the oldest tar format has no mark
+        return "tar"  # the oldest tar format has no signature
     if name.endswith(LISTS):
         return "list"
     if name.endswith(".zip"):
-        return "zip"  # a self-extracting one begins with a program
+        return "zip"  # a self-extracting archive begins with a program
     return "cifar" if name.endswith(".bin") else None
 
 
 def _by_lines(head: bytes, uri: str) -> str | None:
-    """A text file is a list where its first line names a picture or a web address: a file of notes is none."""
+    """`list` for a text file whose first line is a picture's path or a web address; a file of notes is not a list."""
     first = next(iter(head.decode("utf-8-sig", "replace").split()), "")
     return "list" if uri.lower().endswith(".txt") and (lists.is_link(first) or is_picture_name(first)) else None
 

@@ -1,4 +1,4 @@
-"""Files as a folder or an archive holds them, before anything is known about labels; and which ones are passed over."""
+"""The files of a folder or archive, and which names are pictures, sidecars, other files, or skipped."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
 
-from library.sources.index import printable
+from library.sources.listing import printable
 
-#: Names that are taken for pictures when sidecars, labels and splits are looked for. What a file really is, its bytes
-#: say later; formats that we do not decode are here so that a reject still has its label.
+#: Suffixes of pictures, for finding sidecars, labels and splits; whether a file is a picture is decided later from its
+#: bytes. Formats that we do not decode are included so that the rejects have labels.
 PICTURE_SUFFIXES = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "tif", "tiff", "webp", "npy"),
@@ -38,8 +38,8 @@ PICTURE_SUFFIXES = frozenset(
 )
 SIDECAR_SUFFIXES = frozenset(("txt", "json", "cls"))
 MAX_SIDECAR_BYTES = 2**20
-# What lies beside pictures: texts and lists, annotations, programs, archives, tensors, films. A name that is neither
-# here nor among the pictures is looked at.
+# Suffixes of files that are often beside pictures: texts, lists, annotations, programs, archives, tensors, videos. A
+# file with any other suffix is read as a picture.
 _OTHER_SUFFIXES = SIDECAR_SUFFIXES | frozenset(
     (
         "csv", "tsv", "jsonl", "ndjson", "xml", "yaml", "yml", "toml", "ini", "cfg", "names", "lst", "log", "sql",
@@ -68,18 +68,18 @@ _SYSTEM = frozenset(
 
 @dataclass
 class Entries:
-    """The files of one container, in columns (a million rows must not need a million objects).
+    """The files of one folder or archive, in columns (so that a million rows do not need a million objects).
 
     Attributes:
-        path: below the container, with `/`, printable; unique unless the archive repeats itself.
-        uri: the file, or the archive.
-        at: first byte in the archive (zip: of the local header); 0 for a file.
-        size: bytes of the file itself.
+        path: path below the folder or in the archive, with `/`, printable; an archive may repeat a path.
+        uri: URI of the file, or of the archive.
+        at: offset of the first byte in the archive (zip: of the local header); 0 for a file.
+        size: bytes of the file itself, uncompressed.
         block: see INDEX_SCHEMA.
-        problem: why a file is known to be unusable.
-        stored: of zip members: span, compressed size, method, checksum.
-        texts: content of small sidecars that was at hand while listing, by row.
-        skipped: what was passed over, by reason.
+        problem: why the file cannot be used, if that is known.
+        stored: for zip members: span, compressed size, method, checksum.
+        texts: content of small sidecars that was read while listing, by row.
+        skipped: number of skipped files by reason.
         notes: sentences for the user.
     """
 
@@ -127,27 +127,31 @@ def is_picture_name(path: str) -> bool:
 
 
 def is_other_name(path: str) -> bool:
-    """Whether a name says that the file is no picture: README.md, LICENSE, labels.csv, annotations.xml."""
+    """Whether a name shows that the file is not a picture: README.md, LICENSE, labels.csv, annotations.xml."""
     stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
     return suffix[1:] in _OTHER_SUFFIXES or (not suffix and stem in _OTHER_NAMES)
 
 
 def why_skipped(name: str) -> str | None:
-    """`system` or `hidden` for one part of a path that no picture lies under, or None."""
-    if name.lower() in _SYSTEM or name.endswith(":Zone.Identifier"):  # as WSL copies what Windows notes of a download
+    """`system` or `hidden` if files under this part of a path are skipped, else None."""
+    if name.lower() in _SYSTEM or name.endswith(":Zone.Identifier"):  # WSL writes Windows' notes about downloads so
         return "system"
     return "hidden" if name.startswith(".") else None
 
 
 def member_path(name: str) -> tuple[str, str | None, str | None]:
-    """An archive member's name made a path: the path, why it is skipped, what is wrong with it.
+    """The path of an archive member, why it is skipped, and its problem, from its name.
 
-    A name that would lead out of the folder it is unpacked into is refused as a row: nothing is ever unpacked, but
-    its key would name a file elsewhere.
+    A name that would lead outside the folder it is unpacked into is a problem, although nothing is unpacked: its key
+    would name a file elsewhere.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or (len(name) > 1 and name[1] == ":"):
-        return printable(name), None, f"unsafe_name: the archive names it '{printable(name)}', which leads out of it"
+        return (
+            printable(name),
+            None,
+            f"unsafe_name: its name in the archive, '{printable(name)}', leads outside the archive",
+        )
     for part in parts:
         reason = why_skipped(part)
         if reason is not None:

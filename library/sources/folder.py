@@ -1,4 +1,4 @@
-"""A folder of pictures, on disk or in an object store: which files there are."""
+"""Lists the files of a folder of pictures, on disk or in an object store."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from library import storage
 from library.errors import StriateError
 from library.imaging import codec
 from library.sources.entries import Entries, is_other_name, why_skipped
-from library.sources.index import printable
+from library.sources.listing import printable
 
 _HEAD_BYTES = 64
 _FEW = 3
 
 
 def scan(uri: str) -> Entries:
-    """Every file below the folder `uri`, in the order of their paths.
+    """Lists every file below the folder `uri`, in the order of their paths.
 
-    Hidden and system files are passed over. Links are followed on disk: to files, and to folders outside the source,
-    each once, so that class folders may be made of links. Outside the source only what begins as a picture is taken,
-    and the texts beside the pictures of a linked folder.
+    Hidden and system files are skipped. On disk, links to files are followed, and links to folders outside the source,
+    each once: class folders may consist of links. Outside the source only files whose first bytes are a picture's are
+    listed, and the texts beside the pictures of a linked folder.
 
     Raises:
-        StriateError: when the folder or one below it cannot be listed; names it.
+        StriateError: the folder or one below it cannot be listed (names it).
     """
     return _scan_remote(uri) if storage.is_remote(uri) else _scan_local(uri)
 
 
 def location(path: str) -> str:
-    """The URI of a local file; a name that is not UTF-8 is written as file:// with percent signs."""
+    """The URI of a local file; a path that is not UTF-8 becomes a file:// URI with percent signs."""
     try:
         path.encode()
         return path
@@ -41,15 +41,15 @@ def location(path: str) -> str:
         return "file://" + quote_from_bytes(os.fsencode(path))
 
 
-def opened(uri: str) -> str:
-    """What to open for a `location`."""
+def local_path(uri: str) -> str:
+    """The path to open for a URI from `location`."""
     return os.fsdecode(unquote_to_bytes(uri[len("file://") :])) if uri.startswith("file://") else uri
 
 
 def _scan_remote(uri: str) -> Entries:
     entries = Entries()
     for file in storage.list_files(uri):
-        if file.path.endswith("/"):  # a folder marker that some tools write
+        if file.path.endswith("/"):  # some tools write such markers for folders
             continue
         reason = next(filter(None, map(why_skipped, file.path.split("/"))), None)
         if reason is not None:
@@ -71,7 +71,7 @@ def _scan_local(root: str) -> Entries:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder to be read: its path below the source, where it really is, and whether a link led out to it."""
+    """A folder to list: its path below the source, its real path, and whether a link led to it from the source."""
 
     path: str
     real: str
@@ -79,19 +79,19 @@ class _Folder:
 
 
 class _Walk:
-    """What the folders that were read so far hold, and where links have led."""
+    """The files of the folders listed so far, and the folders that links led to."""
 
     def __init__(self, root: str) -> None:
         self.entries = Entries()
         self._root = root
         self._resolved = os.path.realpath(root)
-        # Outside the source: so that no folder is read twice, or for ever.
-        self._entered: set[str] = set()  # where links have led
+        # Folders outside the source: so that none is listed twice, or without end.
+        self._entered: set[str] = set()  # targets of links
         self._read_outside: set[str] = set()
         self._outside: list[str] = []
 
     def read(self, folder: _Folder) -> list[_Folder]:
-        """Add the files of one folder; returns the folders in it that are to be read."""
+        """Adds the files of one folder; returns the folders in it that are still to be listed."""
         below: list[_Folder] = []
         for entry in self._listed_once(folder):
             path = os.path.join(folder.path, entry.name)
@@ -113,7 +113,7 @@ class _Walk:
         return below
 
     def _listed_once(self, folder: _Folder) -> list[os.DirEntry[str]]:
-        """What a folder holds; nothing of one outside the source that was read before, or may not be read."""
+        """The entries of a folder; empty for one outside the source that was listed before or cannot be read."""
         if not folder.outside:
             return _listed(folder.real)
         real = os.path.realpath(folder.real)
@@ -123,23 +123,23 @@ class _Walk:
         self._read_outside.add(real)
         try:
             return _listed(real)
-        except StriateError:  # its owner is another: no reason to refuse the source
+        except StriateError:  # it may belong to someone else; the source can still be used
             self.entries.skipped["link_outside"] += 1
             return []
 
     def notes(self) -> Iterator[str]:
         if self._outside:
             more = f", and {len(self._outside) - _FEW:,} more" if len(self._outside) > _FEW else ""
-            yield f"links that lead out of the folder are followed: {', '.join(self._outside[:_FEW])}{more}"
+            yield f"links that lead outside the folder are followed: {', '.join(self._outside[:_FEW])}{more}"
 
     def _follow(self, path: str, target: str) -> list[_Folder]:
-        """Where a link leads: a folder that is still to be read, or a file, which is added."""
+        """Follows a link: adds a file, or returns the folder that is still to be listed."""
         inside = _lies_in(target, self._resolved)
         reason = None
         if not os.path.exists(target):
             reason = "link_broken"
         elif os.path.isdir(target):
-            # What lies in the source is read where it lies; what holds it would be read without end.
+            # A folder in the source is listed at its own place; one that contains the source would never end.
             if inside or _lies_in(self._resolved, target) or self._was_entered(target):
                 reason = "link_folder"
         elif not os.path.isfile(target):
@@ -154,7 +154,7 @@ class _Walk:
         if os.path.isdir(target):
             self._entered.add(target)
             return [_Folder(path, target, True)]
-        # The target, not the link: a link that is turned elsewhere after this check is not followed.
+        # The target, not the link: the link may change after this check.
         self._add(path, target, os.stat(target).st_size)
         return []
 
@@ -170,7 +170,7 @@ def _lies_in(path: str, folder: str) -> bool:
 
 
 def _is_picture(path: str) -> bool:
-    """Whether a file begins as a picture does: nothing else is taken from outside the source, whatever its name."""
+    """Whether the first bytes are a picture's: nothing else is read from outside the source, whatever its name."""
     try:
         with open(path, "rb") as file:
             return codec.sniff(file.read(_HEAD_BYTES)) is not None
@@ -180,12 +180,12 @@ def _is_picture(path: str) -> bool:
 
 def _listed(folder: str) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise StriateError(
             f"cannot list the folder {printable(folder)}: {error.strerror}; "
-            "make it readable (chmod u+rx), or move it out of the source"
+            "make it readable (chmod u+rx), or remove it from the source"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Parquet with pictures in it: Hugging Face datasets, our own, and others with a binary column."""
+"""Reads pictures from Parquet: Hugging Face datasets, our own, and others with a binary column."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ import pyarrow.parquet as pq
 
 from library import storage
 from library.errors import BadPicture, StriateError, UsageError
-from library.sources.index import MAX_BYTES, Listing, Options, Read, finish, output_name
 from library.sources.labels import file_splits, from_folders, split_of
+from library.sources.listing import MAX_BYTES, Listing, Options, Read, finish, output_name
 from library.sources.tables.columns import class_names
 
 _IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "data", "content")
 _LABEL_NAMES = ("label", "class")
-_OURS = ("width", "height", "channels", "format")  # found out again for every picture
-_BUFFER_BYTES = 8 * 2**20  # of a column being read: not the whole row group
+_OURS = ("width", "height", "channels", "format")  # computed again for every picture
+_BUFFER_BYTES = 8 * 2**20  # read at a time of a column, instead of the whole row group
 _FOOTERS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which columns of one file mean what."""
+    """The columns of one file by meaning."""
 
     image: str
     key: str | None
     label: str | None
     split: str | None
-    class_names: tuple[str, ...] | None  # of integer labels
+    class_names: tuple[str, ...] | None  # names of integer labels
     extras: Mapping[str, pa.Field[Any]]  # by their names in the dataset
 
 
-def list_parquet(paths: Sequence[str], uris: Sequence[str], ours: bool, options: Options) -> Listing:
-    """The rows of Parquet files, with their keys and labels; everything else comes with the pictures.
+def list_parquet(paths: Sequence[str], uris: Sequence[str], own_dataset: bool, options: Options) -> Listing:
+    """Lists the rows of Parquet files with their keys and labels; all other columns come with the pictures.
 
     Args:
-        paths: of each file, below the source.
-        uris: of each file.
-        ours: whether the folder is a dataset of our own; its sizes and formats are found out again.
-        options: which columns are picture, label and key, where their names do not say it.
+        paths: path of each file below the source.
+        uris: URI of each file.
+        own_dataset: whether the folder is one of our datasets; its columns of size and format are then left out.
+        options: the columns of picture, label and key, if their names do not show their meaning.
 
     Raises:
-        StriateError: a file that is damaged; two rows with one key.
-        UsageError: no column of pictures, or several; files with different columns.
+        StriateError: a file is damaged, or two rows have the same key.
+        UsageError: there is no column of pictures, or more than one, or the files have different columns.
     """
     options.refuse("Parquet", label_level="the class is a column, which --label-column names")
     splits = _splits(paths)
@@ -58,33 +58,33 @@ def list_parquet(paths: Sequence[str], uris: Sequence[str], ours: bool, options:
     schemas: list[pa.Schema] = []
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE if storage.is_remote(uris[0]) else 1) as pool:
         listed = pool.map(_list_file, paths, uris, [options] * len(uris))
-        for uri, split, (found, layout) in zip(uris, splits, listed, strict=True):
+        for uri, split, (rows, layout) in zip(uris, splits, listed, strict=True):
             if layout.split is None:
-                found["split"] = [split] * len(found["key"])
-            for name, values in found.items():
+                rows["split"] = [split] * len(rows["key"])
+            for name, values in rows.items():
                 columns[name] += values
             schemas.append(pa.schema([field.with_name(name) for name, field in layout.extras.items()]))
             _check_same(uris[0], schemas[0], uri, schemas[-1])
     late = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
-    if ours:
+    if own_dataset:
         late = pa.schema([field for field in late if field.name.removeprefix("source_") not in _OURS])
     return Listing("parquet", finish(columns, unit="row"), late, Counter())
 
 
-def read_parquet(rows: pa.Table, hints: Mapping[str, bytes], options: Options) -> Iterator[Read]:
-    """Pictures and extra columns, one row group after the other, a row at a time."""
-    wanted: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
+def read_parquet(rows: pa.Table, gzip_indexes: Mapping[str, bytes], options: Options) -> Iterator[Read]:
+    """Reads pictures and extra columns, row group by row group, one row at a time."""
+    rows_of: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
     for row, place in enumerate(rows.select(["uri", "block", "at"]).to_pylist()):
-        wanted[place["uri"], place["block"]][place["at"]] = row
-    for uri, group in sorted(wanted):
+        rows_of[place["uri"], place["block"]][place["at"]] = row
+    for uri, group in sorted(rows_of):
         with _opened(uri) as file:
             layout = _layout(uri, file.schema_arrow, options)
             first = sum(file.metadata.row_group(before).num_rows for before in range(group))
-            yield from _read_group(file, group, first, wanted[uri, group], layout)
+            yield from _read_group(file, group, first, rows_of[uri, group], layout)
 
 
 def _splits(paths: Sequence[str]) -> list[str | None]:
-    """The split of each file, by its own name (train-00000-of-00002.parquet) or by its folder's (train/0.parquet)."""
+    """The split of each file, from its name (train-00000-of-00002.parquet) or its folder (train/0.parquet)."""
     by_name = file_splits(posixpath.basename(path).rpartition(".")[0] for path in paths)
     if by_name:
         return [by_name.get(posixpath.basename(path).rpartition(".")[0]) for path in paths]
@@ -93,17 +93,17 @@ def _splits(paths: Sequence[str]) -> list[str | None]:
 
 
 def _read_group(
-    file: pq.ParquetFile, group: int, first: int, wanted: Mapping[int, int], layout: _Layout
+    file: pq.ParquetFile, group: int, first: int, rows_of: Mapping[int, int], layout: _Layout
 ) -> Iterator[Read]:
     names = [layout.image, *(field.name for field in layout.extras.values())]
-    # One row at a time (30 us): in a dictionary one large value stands for any number of rows, and no size in the
-    # footer says so.
+    # One row at a time (30 us): in a dictionary-encoded column any number of rows may share one large value, which no
+    # size in the footer shows.
     batches = file.iter_batches(1, row_groups=[group], columns=names, use_threads=False)
     for number, batch in enumerate(batches, first):
-        if number in wanted:
+        if number in rows_of:
             (values,) = batch.drop_columns([layout.image]).to_pylist() if layout.extras else ({},)
             extras = {name: values[field.name] for name, field in layout.extras.items()}
-            yield _read(wanted[number], batch.column(layout.image)[0], extras)
+            yield _read(rows_of[number], batch.column(layout.image)[0], extras)
 
 
 def _read(row: int, image: Any, extras: dict[str, Any]) -> Read:
@@ -112,9 +112,9 @@ def _read(row: int, image: Any, extras: dict[str, Any]) -> Read:
     if data is None:
         path = image["path"].as_py() if in_struct and "path" in image else None
         where = f"only the path '{path}'" if path else "nothing"
-        return Read(row, None, BadPicture("missing", f"the row holds {where} in place of the picture"), extras)
-    if data.size > MAX_BYTES:  # before it is copied
-        return Read(row, None, BadPicture("too_large", f"{data.size:,} bytes; at most {MAX_BYTES:,} are read"), extras)
+        return Read(row, None, BadPicture("missing", f"the row holds {where} instead of the picture"), extras)
+    if data.size > MAX_BYTES:  # checked before the copy
+        return Read(row, None, BadPicture("too_large", f"{data.size:,} bytes; the limit is {MAX_BYTES:,}"), extras)
     return Read(row, data.to_pybytes(), None, extras)
 
 
@@ -124,9 +124,11 @@ def _list_file(path: str, uri: str, options: Options) -> tuple[dict[str, list[An
         metadata = file.metadata
         names = [name for name in (layout.key, layout.label, layout.split) if name is not None]
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        if min(counts, default=0) < 0 or sum(counts) > storage.size(uri):  # before lists of that length are made
+        if min(counts, default=0) < 0 or sum(counts) > storage.size(
+            uri
+        ):  # checked before lists of that length are built
             raise StriateError(f"{uri} is damaged: it declares {sum(counts):,} rows, more than it has bytes")
-        told = file.read(columns=names, use_threads=False) if names else None
+        table = file.read(columns=names, use_threads=False) if names else None
         blocks: list[int] = []
         sizes: list[int] = []
         for group in range(metadata.num_row_groups):
@@ -135,19 +137,19 @@ def _list_file(path: str, uri: str, options: Options) -> tuple[dict[str, list[An
             blocks += [group] * row_group.num_rows
             sizes += [min(max(num_bytes // max(row_group.num_rows, 1), 1), MAX_BYTES)] * row_group.num_rows
     count = len(blocks)
-    if count != metadata.num_rows or (told is not None and told.num_rows != count):
+    if count != metadata.num_rows or (table is not None and table.num_rows != count):
         raise StriateError(f"{uri} is damaged: its row groups have {count:,} rows, not {metadata.num_rows:,}")
-    found: dict[str, list[Any]] = {"uri": [uri] * count, "at": list(range(count)), "size": sizes, "block": blocks}
-    found["key"] = [f"{path}/{number:08d}" for number in range(count)]
-    found["label"] = found["split"] = found["problem"] = [None] * count
-    if told is not None and layout.key is not None:
-        found["key"] = _keys(uri, layout.key, told.column(layout.key).to_pylist())
-    if told is not None and layout.label is not None:
-        labels = told.column(layout.label).to_pylist()
-        found["label"], found["problem"] = _labels(labels, layout.class_names)
-    if told is not None and layout.split is not None:
-        found["split"] = [split_of(value) if value else None for value in told.column(layout.split).to_pylist()]
-    return found, layout
+    rows: dict[str, list[Any]] = {"uri": [uri] * count, "at": list(range(count)), "size": sizes, "block": blocks}
+    rows["key"] = [f"{path}/{number:08d}" for number in range(count)]
+    rows["label"] = rows["split"] = rows["problem"] = [None] * count
+    if table is not None and layout.key is not None:
+        rows["key"] = _keys(uri, layout.key, table.column(layout.key).to_pylist())
+    if table is not None and layout.label is not None:
+        labels = table.column(layout.label).to_pylist()
+        rows["label"], rows["problem"] = _labels(labels, layout.class_names)
+    if table is not None and layout.split is not None:
+        rows["split"] = [split_of(value) if value else None for value in table.column(layout.split).to_pylist()]
+    return rows, layout
 
 
 def _layout(uri: str, schema: pa.Schema, options: Options) -> _Layout:
@@ -174,16 +176,16 @@ def _layout(uri: str, schema: pa.Schema, options: Options) -> _Layout:
 def _image_column(uri: str, schema: pa.Schema, named: str | None) -> str:
     if named is not None and named not in schema.names:
         raise UsageError(f"--image-column {named}: {uri} has no such column; it has {', '.join(schema.names)}")
-    found = [field.name for field in schema if _is_image(field.type)]
+    candidates = [field.name for field in schema if _is_image(field.type)]
     if named is not None:
-        if named not in found:
-            raise UsageError(f"--image-column {named}: it holds {schema.field(named).type}, not bytes, in {uri}")
+        if named not in candidates:
+            raise UsageError(f"--image-column {named}: in {uri} it holds {schema.field(named).type}, not bytes")
         return named
-    usual = [name for name in _IMAGE_NAMES if name in found]
-    if usual or len(found) == 1:
-        return (usual or found)[0]
-    if found:
-        raise UsageError(f"{uri} has several columns of bytes: {', '.join(found)}; say by --image-column which it is")
+    usual = [name for name in _IMAGE_NAMES if name in candidates]
+    if usual or len(candidates) == 1:
+        return (usual or candidates)[0]
+    if candidates:
+        raise UsageError(f"{uri} has several columns of bytes: {', '.join(candidates)}; choose one with --image-column")
     raise UsageError(
         f"{uri} has no column of pictures (bytes, or a struct of bytes and path); "
         f"its columns: {', '.join(schema.names)}"
@@ -196,7 +198,7 @@ def _named(uri: str, schema: pa.Schema, named: str | None, option: str, fits: An
     if named not in schema.names:
         raise UsageError(f"{option} {named}: {uri} has no such column; it has {', '.join(schema.names)}")
     if not fits(schema.field(named).type):
-        raise UsageError(f"{option} {named}: text or whole numbers are wanted, it holds {schema.field(named).type}")
+        raise UsageError(f"{option} {named}: it must hold text or whole numbers, but holds {schema.field(named).type}")
     return named
 
 
@@ -207,7 +209,7 @@ def _is_image(dtype: pa.DataType) -> bool:
 
 
 def _is_label(dtype: pa.DataType) -> bool:
-    # pandas makes floats of whole numbers with a gap among them.
+    # pandas turns whole numbers with missing values into floats.
     return _is_key(dtype) or pa.types.is_floating(_value_type(dtype))
 
 
@@ -226,7 +228,7 @@ def _value_type(dtype: pa.DataType) -> pa.DataType:
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """The names of integer labels that Hugging Face `datasets` writes into the schema."""
+    """Names of integer labels, from the schema metadata of Hugging Face `datasets`."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
@@ -241,10 +243,10 @@ def _labels(values: list[Any], names: tuple[str, ...] | None) -> tuple[list[str 
         return labels, problems
     for row, value in enumerate(values):
         if isinstance(value, (int, float)) and problems[row] is None and labels[row] is not None:
-            # -1 is how Hugging Face writes "no label", in test sets
+            # Hugging Face writes -1 for "no label" in test sets.
             labels[row] = names[int(value)] if 0 <= value < len(names) else None
             if value >= len(names):
-                problems[row] = f"bad_label: {value}, where the schema has names for 0 to {len(names) - 1}"
+                problems[row] = f"bad_label: {value}, but the schema has names for 0 to {len(names) - 1}"
     return labels, problems
 
 
@@ -259,7 +261,9 @@ def _check_same(first_uri: str, first: pa.Schema, uri: str, schema: pa.Schema) -
     try:
         pa.unify_schemas([first, schema], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UsageError(f"{uri} and {first_uri} do not go together: {error}; ingest them one by one") from error
+        raise UsageError(
+            f"{uri} and {first_uri} have columns that do not fit together: {error}; ingest them separately"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -269,4 +273,4 @@ def _opened(uri: str) -> Generator[pq.ParquetFile]:
             with pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
                 yield file
         except (pa.ArrowInvalid, OSError) as error:
-            raise StriateError(f"{uri} is damaged, or no Parquet file: {error}") from error
+            raise StriateError(f"{uri} is damaged, or not a Parquet file: {error}") from error

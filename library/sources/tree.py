@@ -1,4 +1,4 @@
-"""Folders and archives of picture files: from their entries to rows with labels, splits and captions."""
+"""Builds the rows of folders and archives of picture files, with labels, splits and captions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 import pyarrow as pa
 
 from library.errors import StriateError, UsageError
-from library.sources.archives.members import read_files, read_members
+from library.sources.archives.reading import read_files, read_members
 from library.sources.entries import MAX_SIDECAR_BYTES, Entries, is_picture_name
-from library.sources.index import INDEX_SCHEMA, MAX_BYTES, Listing, Options, finish, output_name
 from library.sources.labels import from_folders
+from library.sources.listing import INDEX_SCHEMA, MAX_BYTES, Listing, Options, finish, output_name
 from library.sources.tables.columns import Columns
 from library.sources.tables.metadata import Metadata, find_metadata
 from library.sources.tables.sidecars import Facts, Sample, facts, samples
 
-_BATCH = 4096  # samples whose sidecars are read at a time
+_BATCH = 4096  # samples whose sidecars are read together
 
 
 class Tree:
-    """Rows from any number of containers; they are typed and checked when all are in.
+    """Collects the rows of any number of folders and archives into one listing.
 
     Args:
-        options: what the caller named.
-        kind: the reader of the pictures: folder, tar, zip or archives. WebDataset is found here.
+        options: the options of `list_source`.
+        kind: the kind of the listing: folder, tar, zip or archives; if samples are WebDataset's, `webdataset`.
     """
 
     def __init__(self, options: Options, kind: str) -> None:
@@ -40,29 +40,29 @@ class Tree:
         self._label_found = False
         self._webdataset = False
         self.skipped: Counter[str] = Counter()
-        self.hints: dict[str, bytes] = {}
+        self.gzip_indexes: dict[str, bytes] = {}
         self.notes: list[str] = []
 
     def add(
         self, entries: Entries, prefix: str = "", folder: str = "", split: str | None = None, tar: bool = False
     ) -> None:
-        """Add the files of one container.
+        """Adds the files of one folder or archive.
 
         Args:
-            entries: what it holds.
-            prefix: the container's path below the source, if it is one of many; begins the keys.
-            folder: the folder that its root counts as where labels come from folders.
-            split: the split that its name says.
-            tar: whether its names may be WebDataset's.
+            entries: its files.
+            prefix: prefix of the keys: an archive's path below the source, if it is one of several.
+            folder: the folder that its root stands for when labels are found in folders.
+            split: the split in its name.
+            tar: whether the files may be WebDataset's samples.
         """
         main = self._options.image_column if tar else None
-        webdataset, found = samples(entries, tar, main)
-        said_in_tables = Metadata() if webdataset else find_metadata(entries, lambda row: self._content(entries, row))
-        self.notes += [*entries.notes, *said_in_tables.notes]
-        entries.skipped["beside"] -= len(said_in_tables.tables)
+        webdataset, grouped = samples(entries, tar, main)
+        metadata = Metadata() if webdataset else find_metadata(entries, lambda row: self._content(entries, row))
+        self.notes += [*entries.notes, *metadata.notes]
+        entries.skipped["beside"] -= len(metadata.tables)
         self.skipped += entries.skipped
         self._webdataset = self._webdataset or webdataset
-        for sample, said in self._said(entries, found, said_in_tables):
+        for sample, sidecar_facts in self._with_facts(entries, grouped, metadata):
             row = sample.row
             columns = self._columns
             columns["key"].append(posixpath.join(prefix, sample.key))
@@ -70,23 +70,23 @@ class Tree:
             columns["at"].append(entries.at[row])
             columns["size"].append(entries.size[row])
             columns["block"].append(entries.block[row])
-            columns["label"].append(said.label)
-            columns["split"].append(said.split or split)
-            columns["problem"].append(entries.problem[row] or said.problem or _part_problem(entries, sample))
+            columns["label"].append(sidecar_facts.label)
+            columns["split"].append(sidecar_facts.split or split)
+            columns["problem"].append(entries.problem[row] or sidecar_facts.problem or _part_problem(entries, sample))
             columns["stored"].append(_stored(entries, row))
             columns["parts"].append(_parts(entries, sample))
             self._part_names.update(sample.parts)
-            self._extras.add(said.fields)
+            self._extras.add(sidecar_facts.fields)
             self._folders.append(posixpath.join(folder, posixpath.dirname(entries.path[row])))
             self._picture.append(is_picture_name(entries.path[row]))
-            self._label_found = self._label_found or said.label is not None
-        for path in said_in_tables.unclaimed:
-            self._add_missing(path, prefix, folder, entries.uri[said_in_tables.tables[0]])
+            self._label_found = self._label_found or sidecar_facts.label is not None
+        for path in metadata.unclaimed:
+            self._add_missing(path, prefix, folder, entries.uri[metadata.tables[0]])
 
     def _add_missing(self, path: str, prefix: str, folder: str, uri: str) -> None:
-        """A row for a picture that a table names and that is not there."""
+        """Adds a row for a picture that is named in a table but does not exist."""
         row = {"key": posixpath.join(prefix, path), "uri": uri, "at": 0, "size": 0}
-        row["problem"] = f"missing: a table beside the pictures names {path}, and there is no such file"
+        row["problem"] = f"missing: a table beside the pictures names {path}, but there is no such file"
         for name, values in self._columns.items():
             values.append(row.get(name))
         self._extras.add({})
@@ -96,22 +96,22 @@ class Tree:
     def _content(self, entries: Entries, row: int) -> bytes:
         if row in entries.texts:
             return entries.texts[row]
-        content = dict(_read(entries, [row], self.hints, self._kind))
+        content = dict(_read(entries, [row], self.gzip_indexes, self._kind))
         if row not in content:
             raise StriateError(f"{entries.path[row]} in {entries.uri[row]} cannot be read")
         return content[row]
 
     def listing(self) -> Listing:
-        """All rows, with labels and splits from the folders where the sidecars say nothing.
+        """The listing of all rows; labels and splits that no sidecar gives come from the folders.
 
         Raises:
-            StriateError: two rows have one key.
+            StriateError: two rows have the same key.
             UsageError: --label-column names a field that no sidecar has.
         """
         if self._options.label_column is not None and not self._label_found:
             raise UsageError(
                 f"--label-column {self._options.label_column}: no JSON or table beside a picture has this field; "
-                f"fields found: {', '.join(self._extras.names) or 'none'}"
+                f"there are {', '.join(self._extras.names) or 'none'}"
             )
         notes = self._add_labels()
         part_names = sorted(self._part_names)
@@ -123,7 +123,7 @@ class Tree:
             finish(self._columns, extras),
             pa.schema([(name, pa.binary()) for name in part_names]),
             self.skipped,
-            self.hints,
+            self.gzip_indexes,
             (*self.notes, *notes),
         )
 
@@ -131,27 +131,27 @@ class Tree:
         pictures = {folder for folder, is_picture in zip(self._folders, self._picture, strict=True) if is_picture}
         labels, splits = self._columns["label"], self._columns["split"]
         wanting = {folder for folder, label in zip(self._folders, labels, strict=True) if label is None}
-        found = from_folders(
+        from_path = from_folders(
             pictures or set(self._folders), set(self._folders), self._options.label_level, wanting=wanting
         )
         used = False
         for row, folder in enumerate(self._folders):
             if labels[row] is None:
-                labels[row] = found.labels[folder]
+                labels[row] = from_path.labels[folder]
                 used = True
             if splits[row] is None:
-                splits[row] = found.splits[folder]
-        return found.notes if used else ()
+                splits[row] = from_path.splits[folder]
+        return from_path.notes if used else ()
 
-    def _said(self, entries: Entries, found: list[Sample], tables: Metadata) -> Iterator[tuple[Sample, Facts]]:
-        """Each sample with what its sidecars say; they are read some thousands at a time."""
-        for start in range(0, len(found), _BATCH):
-            batch = found[start : start + _BATCH]
+    def _with_facts(self, entries: Entries, grouped: list[Sample], tables: Metadata) -> Iterator[tuple[Sample, Facts]]:
+        """Each sample with the facts from its sidecars, which are read in batches."""
+        for start in range(0, len(grouped), _BATCH):
+            batch = grouped[start : start + _BATCH]
             rows = sorted({row for sample in batch for row in sample.sidecars.values()})
             too_large = {row for row in rows if entries.size[row] > MAX_SIDECAR_BYTES or entries.problem[row]}
             texts = {row: entries.texts.pop(row) for row in rows if row in entries.texts}
             missing = [row for row in rows if row not in texts and row not in too_large]
-            texts |= dict(_read(entries, missing, self.hints, self._kind))
+            texts |= dict(_read(entries, missing, self.gzip_indexes, self._kind))
             for sample in batch:
                 if not too_large.isdisjoint(sample.sidecars.values()):
                     problem = f"bad_sidecar: larger than {MAX_SIDECAR_BYTES:,} bytes, or not readable in its archive"
@@ -163,7 +163,9 @@ class Tree:
                     yield sample, facts(sidecars, self._options, tables.fields(entries.path[sample.row]))
 
 
-def _read(entries: Entries, rows: list[int], hints: Mapping[str, bytes], kind: str) -> Iterable[tuple[int, bytes]]:
+def _read(
+    entries: Entries, rows: list[int], gzip_indexes: Mapping[str, bytes], kind: str
+) -> Iterable[tuple[int, bytes]]:
     if not rows:
         return
     table = pa.table(
@@ -176,9 +178,9 @@ def _read(entries: Entries, rows: list[int], hints: Mapping[str, bytes], kind: s
         }
     )
     read = read_files if kind == "folder" else read_members
-    for found in read(table, hints, Options()):
-        if found.data is not None and found.problem is None:
-            yield rows[found.row], found.data
+    for result in read(table, gzip_indexes, Options()):
+        if result.data is not None and result.problem is None:
+            yield rows[result.row], result.data
 
 
 def _stored(entries: Entries, row: int) -> dict[str, int] | None:

@@ -21,7 +21,7 @@ from library.dataset.task import Progress, ShardOutput, ShardTask
 from library.errors import BadPicture, StriateError
 from library.imaging import codec
 from library.sources import Listing, Options, Read, read_pictures
-from library.sources.index import extras_of
+from library.sources.listing import extras_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class IngestJob:
     Attributes:
         reader: name of the reader that delivers the pictures (`Listing.kind`).
         columns: the columns that pass through.
-        hints: what the reader needs to locate pictures, by URI.
+        gzip_indexes: index of each gzip stream by URI, which the reader needs.
         options: as passed to `list_source`.
         verify: decode every picture, not only its header.
         limits: a picture that exceeds them is rejected.
@@ -41,7 +41,7 @@ class IngestJob:
 
     reader: str
     columns: pa.Schema
-    hints: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    gzip_indexes: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     options: Options = field(default_factory=Options)
     verify: bool = False
     limits: codec.Limits = codec.DEFAULT_LIMITS
@@ -53,7 +53,7 @@ class IngestJob:
         cls, listing: Listing, options: Options, *, verify: bool, measure: bool = False, repair: bool = False
     ) -> IngestJob:
         verify = verify or measure or repair
-        return cls(listing.kind, listing.columns, listing.hints, options, verify, measure=measure, repair=repair)
+        return cls(listing.kind, listing.columns, listing.gzip_indexes, options, verify, measure=measure, repair=repair)
 
     def work_digest(self, task: ShardTask) -> str:
         parameters = ["ingest", self.reader, self.verify, self.columns.to_string(), VERSIONS]
@@ -65,7 +65,7 @@ class IngestJob:
         schema = dataset_schema(list(self.columns))
         with ShardOutput(task, schema, measure=self.measure) as output:
             done, start = 0, perf_counter()
-            for pictures in _row_groups(read_pictures(self.reader, rows, self.hints, self.options), rows.num_rows):
+            for pictures in _row_groups(read_pictures(self.reader, rows, self.gzip_indexes, self.options), rows.num_rows):
                 output.add_seconds({"read": perf_counter() - start})
                 progress(self._store(rows.slice(done, len(pictures)), pictures, schema, output))
                 done, start = done + len(pictures), perf_counter()

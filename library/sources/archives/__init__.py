@@ -1,1 +1,1 @@
-"""Tar, zip and gzip archives, read where they lie; nothing is unpacked."""
+"""Reads tar, zip and gzip archives in place; nothing is unpacked to disk."""

@@ -1,4 +1,4 @@
-"""Gzip streams: checked once from end to end, then read anywhere through an index, nothing unpacked."""
+"""Gzip streams: checked once from start to end, then read at any place through an index."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ import indexed_gzip
 from library import storage
 from library.errors import StriateError
 
-MAX_RATIO = 200  # deflate's own limit is 1,032; photographs are at 1, MNIST at 5
-FREE_BYTES = 2**30  # below this, any ratio is harmless
+MAX_RATIO = 200  # deflate's own limit is 1,032; photographs have 1, MNIST 5
+FREE_BYTES = 2**30  # up to this size, any ratio is harmless
 _ANY_ORDER_BYTES = 2**31
 _STEP_BYTES = 2**20
 _TRUNCATED = "it is truncated, copy or download it again"
 
 
 def spacing(compressed_bytes: int) -> int:
-    """Bytes between two places a reader can start at. Each costs 32 KiB of index: wider in larger files."""
+    """Bytes between two places where reading can start; each needs 32 KiB of index, so it grows with the file."""
     return min(max(4 * 2**20, compressed_bytes // 2048), 32 * 2**20)
 
 
 def block_bytes(uri: str, content_bytes: int) -> int | None:
-    """How much of a gzip file's content is read together, or None where any order will do.
+    """Bytes of a gzip file's content that should be read together; None if the order does not matter.
 
-    A shard whose pictures lie all over the file costs a pass over all of it. Up to 2 GiB that is seconds, and worth
-    it: pictures that lie together are often of one class.
+    A shard with pictures from all over a file costs a pass over the whole file. Up to 2 GiB that takes seconds and is
+    worth it, because neighbouring pictures are often of one class.
     """
     return spacing(storage.size(uri)) if content_bytes > _ANY_ORDER_BYTES else None
 
 
 class GzipStream:
-    """The content of a gzip file, forwards only, checked as it goes: ends, checksums, and no bomb.
+    """The content of a gzip file, read forwards only; checks the end, the checksums and the compression ratio.
 
-    Small enough reads and forward seeks are all that tarfile does with it.
+    It has what tarfile needs: reads of a given size and forward seeks.
 
     Raises:
-        StriateError: on truncation, damage, or more than MAX_RATIO bytes for each byte of the file.
+        StriateError: the file is truncated or damaged, or expands more than MAX_RATIO times.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._raw = storage.open_read(uri)
-        # Large reads: in S3 each one is a request.
+        # Large reads, because in S3 each is a request.
         self._buffered = io.BufferedReader(cast(Any, self._raw), _STEP_BYTES)
         self._file = gzip.GzipFile(fileobj=self._buffered)
         self._at = 0
 
     def read(self, size: int = -1) -> bytes:
         if size < 0:
-            raise ValueError("a stream is read in parts")
+            raise ValueError("a stream needs a size to read")
         try:
             data = self._file.read(size)
         except EOFError as error:
@@ -63,13 +63,13 @@ class GzipStream:
         if self._at > FREE_BYTES and self._at > MAX_RATIO * max(self._buffered.tell(), 1):
             raise StriateError(
                 f"{self.uri} is refused: it expands more than {MAX_RATIO} times ({self._at:,} bytes so far), "
-                "as only a bomb does; unpack it yourself if you trust it, and ingest the folder"
+                "as a zip bomb does; if you trust it, unpack it and ingest the folder"
             )
         return data
 
     def seek(self, position: int) -> int:
         if position < self._at:
-            raise ValueError("a stream goes forwards only")
+            raise ValueError("a stream can only seek forwards")
         while self._at < position and self.read(min(position - self._at, _STEP_BYTES)):
             pass
         return self._at
@@ -78,7 +78,7 @@ class GzipStream:
         return self._at
 
     def drain(self) -> int:
-        """Read to the end, where the checksum is; returns the size of the content in bytes."""
+        """Reads to the end, where the checksum is; returns the size of the content in bytes."""
         while self.read(_STEP_BYTES):
             pass
         return self._at
@@ -95,16 +95,16 @@ class GzipStream:
 
 
 def content(uri: str, max_bytes: int) -> bytes:
-    """All of a small gzip file; raises StriateError when there is more than `max_bytes` in it."""
+    """The content of a small gzip file; raises StriateError if it has more than `max_bytes`."""
     with GzipStream(uri) as stream:
         data = b"".join(iter(lambda: stream.read(_STEP_BYTES) if stream.tell() <= max_bytes else b"", b""))
     if len(data) > max_bytes:
-        raise StriateError(f"{uri} holds more than {max_bytes:,} bytes, more than it should")
+        raise StriateError(f"{uri} holds more than {max_bytes:,} bytes, the limit for such files")
     return data
 
 
 def make_index(uri: str) -> bytes:
-    """Where to start reading in a gzip file that has been checked by GzipStream, as plain bytes."""
+    """The index of a gzip file that GzipStream has checked, as bytes for `IndexedGzip`."""
     out = io.BytesIO()
     with storage.open_read(uri) as raw:
         file = indexed_gzip.IndexedGzipFile(fileobj=raw, spacing=spacing(storage.size(uri)))
@@ -119,7 +119,7 @@ def make_index(uri: str) -> bytes:
 
 
 class IndexedGzip:
-    """The content of a gzip file from anywhere. Cheap in rising order: each read begins at the place before it."""
+    """The content of a gzip file at any place; reads are cheapest in ascending order."""
 
     def __init__(self, uri: str, index: bytes) -> None:
         self._uri = uri

@@ -1,4 +1,4 @@
-"""Tar and tar.gz archives: where each member lies, from their headers alone. Nothing is unpacked."""
+"""Lists the members of tar and tar.gz archives from their headers; nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from library import storage
 from library.errors import StriateError
 from library.sources.archives import gzips
 from library.sources.entries import MAX_SIDECAR_BYTES, SIDECAR_SUFFIXES, Entries, member_path, suffix_of
-from library.sources.index import printable
+from library.sources.listing import printable
 
 _MAX_HEADER_BYTES = 2**20  # a long name or a pax header; PATH_MAX is 4 KiB
 _BLOCK = 512
 
 
 def scan(uri: str, gzipped: bool) -> tuple[Entries, bytes | None]:
-    """The members of an archive, and the index of its gzip stream if it is one.
+    """The members of an archive, and the index of its gzip stream if it has one.
 
     Raises:
-        StriateError: if it is no archive, is damaged, or ends early (says after which member); or is a bomb.
+        StriateError: the file is not an archive, is damaged or truncated (names the last member), or is a bomb.
     """
     entries = Entries()
     if not gzipped:
@@ -51,7 +51,7 @@ def _scan(uri: str, file: Any, entries: Entries, file_bytes: int | None) -> None
         raise StriateError(f"{uri} is damaged or truncated {place}: {error}") from error
     except StriateError as error:
         if file_bytes is None and last:
-            raise StriateError(f"{error} (the last whole member is '{printable(last)}')") from error
+            raise StriateError(f"{error} (the last complete member is '{printable(last)}')") from error
         raise
 
 
@@ -60,16 +60,16 @@ def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
     at = -1
     while (member := archive.next()) is not None:
         if member.size < 0 or archive.offset <= at:
-            # A negative size would lead tarfile round for ever (CVE-2025-8194).
+            # A negative size would make tarfile loop for ever (CVE-2025-8194).
             raise tarfile.ReadError("a header with a negative size")
         at = archive.offset
-        cast(Any, archive).members.clear()  # tarfile keeps every member otherwise
+        cast(Any, archive).members.clear()  # tarfile keeps every member
         yield member
-    # Only zeros end an archive; tarfile takes a damaged header, or the end of the file, for the end as well.
+    # An archive ends with zeros; tarfile also accepts a damaged header or the end of the file as the end.
     if len(headers.last) < _BLOCK:
-        raise tarfile.ReadError("the end marker is missing; a whole archive without one: append 1,024 zero bytes")
+        raise tarfile.ReadError("the end marker is missing; if the archive is complete, append 1,024 zero bytes")
     if headers.last.strip(b"\0"):
-        raise tarfile.ReadError("what follows is no header")
+        raise tarfile.ReadError("what follows is not a header")
 
 
 def _add(entries: Entries, uri: str, member: tarfile.TarInfo, file: Any) -> None:
@@ -90,7 +90,7 @@ def _add(entries: Entries, uri: str, member: tarfile.TarInfo, file: Any) -> None
 
 
 class _Headers:
-    """What tarfile reads through: it remembers the last block, and refuses a header as large as a bomb's."""
+    """The file as tarfile reads it: remembers the last block and refuses headers that are too large."""
 
     name = ""
 
@@ -100,7 +100,7 @@ class _Headers:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size:,} bytes; at most {_MAX_HEADER_BYTES:,} are read")
+            raise tarfile.ReadError(f"a header of {size:,} bytes; the limit is {_MAX_HEADER_BYTES:,}")
         self.last = self._file.read(size)
         return self.last
 

@@ -1,7 +1,7 @@
-"""Zip archives: where each member lies, from the central directory; and one member's bytes.
+"""Lists the members of zip archives from their central directory, and unpacks single members.
 
-Our own reader of the directory: zipfile holds an object of 1 KB for each member, and lets two members share bytes,
-which is how a small archive unpacks to petabytes (Fifield 2019, "A better zip bomb").
+The directory is read without Python's zipfile, which keeps an object of 1 KB per member and lets members share bytes:
+that is how a small archive unpacks to petabytes (Fifield 2019, "A better zip bomb").
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Member:
     method: int
     flags: int
     crc: int
-    least: int  # bytes of header, name and data: what no other member may overlap
+    least: int  # bytes of header, name and data, which no other member may overlap
     folder: bool
     link: bool
 
@@ -50,14 +50,14 @@ def scan(uri: str) -> Entries:
     """The members of a zip archive.
 
     Raises:
-        StriateError: if it is damaged, truncated, in several parts, or a bomb (members that overlap, or more than
+        StriateError: the archive is damaged, truncated, split, or a bomb (members overlap, or expand to more than
             MAX_RATIO times its size).
     """
     entries = Entries()
     with storage.open_read(uri) as file:
         num_bytes = storage.size(uri)
         directory, start, base, count = _directory(uri, file, num_bytes)
-    # As some Windows tools write, against the specification.
+    # Some Windows tools write backslashes, against the specification.
     windows = b"\\" in directory and not any("/" in member.name for member in _members(uri, directory, base, count))
     starts, spans = _checked_spans(uri, _members(uri, directory, base, count), start, num_bytes)
     for member in _members(uri, directory, base, count, windows):
@@ -66,17 +66,20 @@ def scan(uri: str) -> Entries:
 
 
 def inflate(raw: bytes, size: int, compressed: int, method: int, crc: int) -> tuple[bytes | None, BadPicture | None]:
-    """One member's bytes from its header and data; what could be read comes with the problem.
+    """Unpacks one member.
 
     Args:
-        raw: from the local header on.
-        size: what the directory says it expands to; no more than this and one byte is ever unpacked.
-        compressed: bytes in the archive.
-        method: 0 or 8.
+        raw: bytes of the archive, from the member's local header on.
+        size: size of the content according to the directory; at most one byte more is unpacked.
+        compressed: size of the data in the archive.
+        method: compression method, 0 (stored) or 8 (deflate).
         crc: CRC-32 of the content.
+
+    Returns:
+        The content, as far as it could be unpacked, and the problem if there is one.
     """
     if raw[:4] != b"PK\x03\x04" or len(raw) < _LOCAL_BYTES:
-        return None, BadPicture("damaged", "the zip directory points at no member")
+        return None, BadPicture("damaged", "the zip directory does not point to a member")
     start = _LOCAL_BYTES + sum(struct.unpack_from("<2H", raw, 26))
     data = raw[start : start + compressed]
     if len(data) < compressed:
@@ -86,7 +89,7 @@ def inflate(raw: bytes, size: int, compressed: int, method: int, crc: int) -> tu
         try:
             data = inflater.decompress(data, size + 1)
         except zlib.error as error:
-            return None, BadPicture("damaged", f"the zip member does not unpack: {error}")
+            return None, BadPicture("damaged", f"the zip member cannot be unpacked: {error}")
     if len(data) != size:
         more = "more than" if len(data) > size else f"{len(data):,} of"
         return data[:size], BadPicture("damaged", f"the zip member holds {more} the {size:,} bytes it declares")
@@ -96,15 +99,15 @@ def inflate(raw: bytes, size: int, compressed: int, method: int, crc: int) -> tu
 
 
 def _directory(uri: str, file: IO[bytes], num_bytes: int) -> tuple[bytes, int, int, int]:
-    """The central directory, where it starts, what its offsets count from, and how many members it says it has."""
+    """The central directory: its bytes, its start, the origin of its offsets, and its declared number of members."""
     tail_at = max(num_bytes - 2**16 - _END.size, 0)
     file.seek(tail_at)
     tail = file.read(num_bytes - tail_at)
-    found = tail.rfind(b"PK\x05\x06")
-    if found < 0 or len(tail) - found < _END.size:
-        raise StriateError(f"{uri} has no zip directory at its end: it is truncated, or no zip archive")
-    _, disk, first_disk, _, count, size, offset, _ = _END.unpack_from(tail, found)
-    end = tail_at + found
+    end_at = tail.rfind(b"PK\x05\x06")
+    if end_at < 0 or len(tail) - end_at < _END.size:
+        raise StriateError(f"{uri} has no zip directory at its end: it is truncated, or not a zip archive")
+    _, disk, first_disk, _, count, size, offset, _ = _END.unpack_from(tail, end_at)
+    end = tail_at + end_at
     record, record_at = _zip64_end(file, end - _END64_LOCATOR.size)
     if record:
         _, _, _, _, disk, first_disk, _, count, size, offset = _END64.unpack(record)
@@ -119,12 +122,12 @@ def _directory(uri: str, file: IO[bytes], num_bytes: int) -> tuple[bytes, int, i
 
 
 def _zip64_end(file: IO[bytes], locator_at: int) -> tuple[bytes, int]:
-    """The record of an archive with more than 4 GiB or 65,535 members, and where it is; empty if there is none."""
+    """The zip64 record, which archives over 4 GiB or 65,535 members have, and its offset; empty if there is none."""
     file.seek(max(locator_at, 0))
     locator = file.read(_END64_LOCATOR.size)
     if locator_at < 0 or locator[:4] != b"PK\x06\x07":
         return b"", 0
-    # The locator does not count what was put before the archive; the record lies right before it all the same.
+    # The locator ignores bytes prepended to the archive, but the record is always right before the locator.
     for at in (_END64_LOCATOR.unpack(locator)[2], locator_at - _END64.size):
         if not 0 <= at <= locator_at:
             continue
@@ -136,7 +139,7 @@ def _zip64_end(file: IO[bytes], locator_at: int) -> tuple[bytes, int]:
 
 
 def _members(uri: str, directory: bytes, base: int, count: int, windows: bool = False) -> Iterator[_Member]:
-    at = found = 0
+    at = num_read = 0
     while at + _ENTRY.size <= len(directory):
         (magic, _, system, _, _, flags, method, _, _, crc, compressed, size, name_bytes, extra_bytes, comment_bytes, _,
          _, attributes, offset) = _ENTRY.unpack_from(directory, at)  # fmt: skip
@@ -162,13 +165,13 @@ def _members(uri: str, directory: bytes, base: int, count: int, windows: bool = 
             system == _UNIX and attributes >> 28 == 0xA,
         )
         at = extra_at + extra_bytes + comment_bytes
-        found += 1
-    if at != len(directory) or (found - count) % 2**16:
-        raise StriateError(f"{uri} is damaged: its zip directory lists {count:,} members, {found:,} can be read")
+        num_read += 1
+    if at != len(directory) or (num_read - count) % 2**16:
+        raise StriateError(f"{uri} is damaged: its zip directory lists {count:,} members, but {num_read:,} can be read")
 
 
 def _wide(extra: bytes, size: int, compressed: int, offset: int) -> tuple[int, int, int]:
-    """Zip64: values that do not fit 32 bits stand in an extra field, in this order."""
+    """Size, compressed size and offset; values that do not fit 32 bits are in the zip64 extra field, in this order."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
@@ -182,7 +185,7 @@ def _wide(extra: bytes, size: int, compressed: int, offset: int) -> tuple[int, i
 
 
 def _decoded(name: bytes, flags: int) -> str:
-    """A name is UTF-8 where its flag says so; many tools write UTF-8 without it, old ones code page 437."""
+    """Decodes a name: UTF-8 if its flag is set or if it is valid UTF-8, else code page 437 of old tools."""
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:
@@ -192,13 +195,13 @@ def _decoded(name: bytes, flags: int) -> str:
 def _checked_spans(
     uri: str, members: Iterable[_Member], directory_at: int, num_bytes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the local headers are, sorted, and how many bytes to read at each; checked as no honest archive fails."""
+    """Offsets of the local headers, sorted, and the bytes to read at each; refuses bombs and damaged archives."""
     at, least = array("q"), array("q")
     total = 0
     for member in members:
         if not 0 <= member.at < num_bytes or member.compressed > num_bytes:
             raise StriateError(
-                f"{uri} is damaged: it has {num_bytes:,} bytes, and its directory names {member.compressed:,} "
+                f"{uri} is damaged: it has {num_bytes:,} bytes, but a member of {member.compressed:,} "
                 f"at byte {member.at:,}"
             )
         at.append(member.at)
@@ -210,13 +213,11 @@ def _checked_spans(
     overlap = np.flatnonzero(room < needed)
     if len(overlap) or (len(starts) and starts[0] < 0):
         first = starts[overlap[0]] if len(overlap) else starts[0]
-        raise StriateError(
-            f"{uri} is refused: the member at byte {first:,} shares bytes with what follows it, as only a zip bomb's do"
-        )
+        raise StriateError(f"{uri} is refused: the member at byte {first:,} overlaps the next, as in a zip bomb")
     if total > FREE_BYTES and total > MAX_RATIO * num_bytes:
         raise StriateError(
-            f"{uri} is refused: it expands more than {MAX_RATIO} times (to {total:,} bytes), as only a bomb does; "
-            "unpack it yourself if you trust it, and ingest the folder"
+            f"{uri} is refused: it expands more than {MAX_RATIO} times (to {total:,} bytes), as a zip bomb does; "
+            "if you trust it, unpack it and ingest the folder"
         )
     return starts, np.minimum(room, needed + 2**16)  # the local header's extra field may have 64 KiB
 

@@ -1,4 +1,4 @@
-"""Typed Arrow columns from values that come row by row: fields of JSON, cells of a CSV file."""
+"""Builds typed Arrow columns from fields of JSON and cells of CSV, and class names from labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
+_compute: Any = pyarrow.compute  # its functions are created at import time, which type checkers do not see
 _INTEGER = r"^(-?[1-9]\d{0,17}|0)$"  # not 007: a code with leading zeros is text
-_NUMBER = r"^-?(\d{1,15}\.?|\d{0,15}\.\d+)([eE][-+]?\d{1,3})?$"  # not 20 digits: a double would cut them
+_NUMBER = r"^-?(\d{1,15}\.?|\d{0,15}\.\d+)([eE][-+]?\d{1,3})?$"  # not 20 digits: a double would round them
 _LEADING_ZERO = r"^-?0\d"
 _WHOLE = re.compile(r"-?(0|[1-9]\d*)\.0")
 
 
 class Columns:
-    """Columns that grow row by row, from whatever fields each row has."""
+    """Columns that grow row by row; each row may have other fields."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -37,7 +37,7 @@ class Columns:
         return list(self._values)
 
     def values(self, name: str) -> list[Any]:
-        """One column, None where a row had no such field."""
+        """The values of one column, None for rows without the field."""
         column = self._values[name]
         column.extend([None] * (self.num_rows - len(column)))
         return column
@@ -47,7 +47,7 @@ class Columns:
 
 
 def typed(values: Sequence[Any]) -> pa.Array[Any]:
-    """The narrowest column that holds JSON values unchanged; mixed and nested ones become JSON text."""
+    """JSON values as a column of the narrowest type that keeps them; mixed and nested values become JSON text."""
     types = {type(value) for value in values if value is not None}
     if types == {bool}:
         return pa.array(values, pa.bool_())
@@ -57,12 +57,12 @@ def typed(values: Sequence[Any]) -> pa.Array[Any]:
         if types and types <= {int, float}:
             return pa.array(values, pa.float64())
     except (OverflowError, pa.ArrowInvalid):
-        pass  # wider than 64 bits, or than a double holds: kept as text
+        pass  # too large for 64 bits or a double: kept as text
     return pa.array([as_text(value) for value in values], pa.string())
 
 
 def as_text(value: Any) -> str | None:
-    """A JSON value as text; a string is itself, with lone surrogates escaped."""
+    """A JSON value as text; strings stay as they are, with lone surrogates escaped."""
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -70,25 +70,25 @@ def as_text(value: Any) -> str | None:
 
 
 def label_text(value: Any) -> str | None:
-    """A value as the name of a class: 3 and 3.0 are both `3`; empty text and not-a-number are no class.
+    """A value as the name of a class: 3 and 3.0 are both `3`; empty text and NaN are None.
 
     Raises:
-        ValueError: for a number with a fraction, a list or an object.
+        ValueError: the value is a number with a fraction, a list or an object.
     """
     if isinstance(value, (list, dict)):
-        raise ValueError("holds several values; one class name a picture is wanted")
+        raise ValueError("holds several values, but a picture has one class")
     if isinstance(value, float):
         if math.isnan(value):
             return None
         if not value.is_integer():
-            raise ValueError(f"{value} is no class; text or a whole number is wanted")
+            raise ValueError(f"{value} is not a class; it must be text or a whole number")
         value = int(value)
     text = as_text(value)
     return text.strip() or None if text else None
 
 
 def class_names(values: Any) -> tuple[list[str | None], list[str | None]]:
-    """A column of labels as names of classes, and for each row the problem of its picture, or None."""
+    """A column of labels as class names, and the problem of each row or None."""
     names: list[str | None] = []
     problems: list[str | None] = []
     in_arrow = isinstance(values, (pa.Array, pa.ChunkedArray))
@@ -100,14 +100,14 @@ def class_names(values: Any) -> tuple[list[str | None], list[str | None]]:
             problem = f"bad_label: the label {error}"
         names.append(name)
         problems.append(problem)
-    # pandas writes whole numbers with a gap among them as 0.0, 1.0
+    # pandas writes whole numbers as 0.0, 1.0 when some are missing.
     if all(name is None or _WHOLE.fullmatch(name) for name in names):
         names = [name and name.removesuffix(".0") for name in names]
     return names, problems
 
 
 def narrowed(text: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
-    """A column of text as integers, numbers or true/false where every cell is one (empty cells become null)."""
+    """A column of text as integers, numbers or booleans if every cell is one; empty cells then become null."""
     filled = _compute.if_else(_compute.equal(text, ""), pa.scalar(None, pa.string()), text)
     if filled.null_count == len(filled):
         return text

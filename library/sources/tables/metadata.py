@@ -1,8 +1,8 @@
-"""Tables among the pictures of a folder that say something of each: metadata.csv and the like, val_annotations.txt.
+"""Reads tables beside pictures that describe each picture: metadata.csv, .jsonl or .parquet, and val_annotations.txt.
 
-Hugging Face's imagefolder has one in the folder, or in that of each split: the column `file_name` is a path from the
-table's own folder, the others describe the picture (https://huggingface.co/docs/datasets/image_dataset). Tiny ImageNet
-lists the classes of its validation set in a text with tabs.
+Hugging Face's imagefolder has such a table in the folder or in that of each split: its column `file_name` is a path
+from the table's folder, the others describe the picture (https://huggingface.co/docs/datasets/image_dataset). Tiny
+ImageNet lists the classes of its validation set in a text with tabs.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import pyarrow.parquet as pq
 from library.errors import StriateError
 from library.sources.entries import Entries
 from library.sources.labels import split_of
-from library.sources.tables.text import LISTS, narrow, read_table
+from library.sources.tables.text_tables import LISTS, narrow, read_table
 
 _NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _ANNOTATIONS = "_annotations.txt"
 _FILE_NAME = "file_name"
 _MAX_BYTES, _MAX_ROWS = 512 * 2**20, 50_000_000
-_FEW = 3
+_MAX_LISTED = 3
 
 
 @dataclass
 class Metadata:
-    """What the tables of one container say.
+    """The content of the tables of one folder or archive.
 
     Attributes:
-        tables: the entries that are such tables.
+        tables: row numbers of the entries that are such tables.
         notes: sentences for the user.
     """
 
@@ -43,7 +43,7 @@ class Metadata:
     _where: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def fields(self, path: str) -> dict[str, Any]:
-        """What is said of one picture; it is then no longer among `unclaimed`."""
+        """The fields of one picture, which is then no longer in `unclaimed`."""
         table, number = self._where.pop(path, (-1, 0))
         if table < 0:
             return {}
@@ -51,29 +51,29 @@ class Metadata:
 
     @property
     def unclaimed(self) -> Iterable[str]:
-        """The paths that tables name and nobody asked for."""
+        """The paths in tables whose `fields` were never read."""
         return self._where
 
     def add(self, paths: Iterable[str], columns: Mapping[str, list[Any]]) -> None:
-        """Add a table: the path of each row, and its other columns."""
+        """Adds a table: the path of each row, and the other columns."""
         self._where |= {path: (len(self._columns), number) for number, path in enumerate(paths)}
         self._columns.append(columns)
 
 
 def find_metadata(entries: Entries, read: Callable[[int], bytes]) -> Metadata:
-    """Read the tables among the files of a container.
+    """Reads the tables among the files of a folder or archive.
 
     Args:
         entries: the files.
-        read: gives the content of one by its number.
+        read: returns the content of an entry by its row number.
 
     Raises:
-        StriateError: a table is damaged; names it.
+        StriateError: a table is damaged (names it).
     """
-    found = Metadata()
+    metadata = Metadata()
     suffixes = (*_NAMES, _ANNOTATIONS, *LISTS)
     rows = [row for row, path in enumerate(entries.path) if path.lower().endswith(suffixes)]
-    rows.sort(key=lambda row: entries.path[row].count("/"))  # what lies deeper comes later, and counts
+    rows.sort(key=lambda row: entries.path[row].count("/"))  # deeper tables come later and win
     lists: list[str] = []
     paths: set[str] | None = None
     for row in rows:
@@ -83,28 +83,28 @@ def find_metadata(entries: Entries, read: Callable[[int], bytes]) -> Metadata:
             columns = _columns(path, _content(entries, row, read))
             if _FILE_NAME in columns:
                 names = columns.pop(_FILE_NAME)
-                found.tables.append(row)
-                found.add((_joined(folder, str(name)) for name in names), columns)
+                metadata.tables.append(row)
+                metadata.add((_joined(folder, str(name)) for name in names), columns)
             else:
-                found.notes.append(
+                metadata.notes.append(
                     f"{path} is not used: it has no column {_FILE_NAME}, but {', '.join(columns)}; rename the one "
-                    "that holds the paths of the pictures"
+                    "with the paths of the pictures"
                 )
         elif name.lower().endswith(_ANNOTATIONS) and split_of(name[: -len(_ANNOTATIONS)]) is not None:
             paths = set(entries.path) if paths is None else paths
             labels = _annotations(folder, _content(entries, row, read), paths)
             if labels:
-                found.tables.append(row)
-                found.add(labels, {"label": [*labels.values()]})
-        elif entries.uri[row].lower().endswith(LISTS):  # a file of its own, no member of an archive
+                metadata.tables.append(row)
+                metadata.add(labels, {"label": [*labels.values()]})
+        elif entries.uri[row].lower().endswith(LISTS):  # a file, not a member of an archive
             lists.append(entries.uri[row])
     if lists:
-        more = f" (and {len(lists) - _FEW:,} more)" if len(lists) > _FEW else ""
-        found.notes.append(
-            f"tables beside the pictures are not used: {', '.join(lists[:_FEW])}{more}; if one lists pictures and "
-            f"classes, ingest it in place of the folder: striate ingest {lists[0]} DESTINATION"
+        more = f" (and {len(lists) - _MAX_LISTED:,} more)" if len(lists) > _MAX_LISTED else ""
+        metadata.notes.append(
+            f"tables beside the pictures are not used: {', '.join(lists[:_MAX_LISTED])}{more}; if one lists pictures "
+            f"and classes, ingest it instead of the folder: striate ingest {lists[0]} DESTINATION"
         )
-    return found
+    return metadata
 
 
 def _content(entries: Entries, row: int, read: Callable[[int], bytes]) -> bytes:
@@ -126,19 +126,19 @@ def _columns(path: str, data: bytes) -> dict[str, list[Any]]:
             raise StriateError(f"{path} unpacks to more than {_MAX_BYTES:,} bytes or {_MAX_ROWS:,} rows")
         table = file.read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StriateError(f"{path} is damaged, or no Parquet file: {error}") from error
+        raise StriateError(f"{path} is damaged, or not a Parquet file: {error}") from error
     return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
 def _annotations(folder: str, data: bytes, paths: set[str]) -> dict[str, str]:
-    """The class of each picture by its path, from lines of file name, class and a box, with tabs between."""
+    """The class of each picture by its path, from lines with file name, class and a box, separated by tabs."""
     labels: dict[str, str] = {}
     for line in data.decode("utf-8", "replace").splitlines():
         name, *cells = line.split("\t")
         if not cells or not cells[0].strip():
             return {}
-        beside, below = _joined(folder, name), _joined(folder, f"images/{name}")
-        labels[below if below in paths else beside] = cells[0].strip()
+        in_folder, in_images = _joined(folder, name), _joined(folder, f"images/{name}")
+        labels[in_images if in_images in paths else in_folder] = cells[0].strip()
     return labels if 2 * len(paths.intersection(labels)) > len(labels) else {}
 
 

@@ -1,7 +1,7 @@
-"""What lies beside a picture and speaks of it: NAME.cls, NAME.json, NAME.txt; and the samples of WebDataset.
+"""Reads sidecars, files beside a picture that describe it (NAME.cls, NAME.json, NAME.txt), and WebDataset's samples.
 
-One rule for folders and archives: a sidecar has the stem of a picture in the same folder. A text without a picture is
-passed over and counted, as are README.md, labels.csv and the like.
+In folders and archives alike, a sidecar has the stem of a picture in the same folder. A text without a picture is
+skipped and counted, like README.md and labels.csv.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from library.sources.entries import (
     is_picture_name,
     suffix_of,
 )
-from library.sources.index import SUPERSEDED, Options, output_name
 from library.sources.labels import split_of
+from library.sources.listing import SUPERSEDED, Options, output_name
 from library.sources.tables.columns import label_text
 
 _LABEL_FIELDS = ("label", "class")
@@ -31,13 +31,13 @@ _MAIN_NAMES = ("image", "img", "input", "rgb", "picture", "photo")
 
 @dataclass
 class Sample:
-    """Which entries of a container make one row.
+    """The entries that belong to one picture, by row number.
 
     Attributes:
-        key: its path below the container.
-        row: the entry of the picture (or of a file that is nobody's sidecar).
-        sidecars: entries by suffix: cls, json, txt; in WebDataset also with a name: outputs.txt.
-        parts: other binary members by column name.
+        key: path below the folder or in the archive; in WebDataset up to the first dot.
+        row: the entry of the picture (or of a file that is not a sidecar).
+        sidecars: entries by suffix: cls, json, txt; in WebDataset also with a name, such as outputs.txt.
+        parts: entries of other binary members by column name.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass
 class Facts:
-    """What the sidecars of one picture say."""
+    """The label, split and other fields of one picture from its sidecars, and their problem if there is one."""
 
     label: str | None = None
     split: str | None = None
@@ -57,83 +57,83 @@ class Facts:
 
 
 def samples(entries: Entries, may_be_webdataset: bool, main_suffix: str | None = None) -> tuple[bool, list[Sample]]:
-    """Group the files of one container into samples. Files that are no part of one are counted in `entries.skipped`.
+    """Groups the files of a folder or archive into samples; other files are counted in `entries.skipped`.
 
-    Of a name that an archive holds several times the last counts, as when it is unpacked; each earlier picture is a
-    sample of its own with a problem, so that it is a reject.
+    If an archive repeats a name, the last member counts, as when the archive is unpacked; each earlier picture becomes
+    a sample with a problem, so that it is rejected.
 
     Args:
-        entries: the container's files.
-        may_be_webdataset: whether the names may follow WebDataset (tar): a sample's members share everything up to
-            the first dot, and the key is that.
-        main_suffix: in WebDataset, which member is the picture (`jpg`, `image.png`); None: found by name.
+        entries: the files.
+        may_be_webdataset: whether the names may follow WebDataset (in tar): the members of a sample share everything
+            up to the first dot, which is the key.
+        main_suffix: suffix of the picture in WebDataset (`jpg`, `image.png`); None: decided by the names.
 
     Returns:
-        Whether it is WebDataset, and the samples in the order of their pictures.
+        Whether the files are WebDataset's, and the samples in the order of their pictures.
     """
     superseded = _superseded(entries)
-    gone = set(superseded)
-    rows = [row for row in range(len(entries)) if row not in gone]
+    earlier = set(superseded)
+    rows = [row for row in range(len(entries)) if row not in earlier]
     texts = any(suffix_of(path) in SIDECAR_SUFFIXES for path in entries.path)
     if may_be_webdataset and (texts or main_suffix is not None):
         groups, repeated = _by_first_dot(entries, [*superseded, *rows])
         if main_suffix is not None or _is_webdataset(groups):
             for key in [key for key, members in groups.items() if _is_no_sample(key, members)]:
                 entries.skipped["beside"] += len(groups.pop(key))
-            found = [_sample(entries, key, members, main_suffix) for key, members in groups.items()]
-            return True, [*found, *_rejects(entries, repeated)]
+            grouped = [_sample(entries, key, members, main_suffix) for key, members in groups.items()]
+            return True, [*grouped, *_rejects(entries, repeated)]
     beside = _sidecars(entries, rows)
-    used = {row for found in beside.values() for row in found.values()}
-    kept: list[Sample] = []
+    used = {row for sidecars in beside.values() for row in sidecars.values()}
+    grouped: list[Sample] = []
     for row in rows:
         path = entries.path[row]
         if is_picture_name(path):
-            kept.append(Sample(path, row, beside.get(posixpath.splitext(path)[0], {})))
+            grouped.append(Sample(path, row, beside.get(posixpath.splitext(path)[0], {})))
         elif not is_other_name(path):
-            kept.append(Sample(path, row))
+            grouped.append(Sample(path, row))
         elif row not in used:
             entries.skipped["beside"] += 1
-    return False, [*kept, *_rejects(entries, [(entries.path[row], row) for row in superseded])]
+    return False, [*grouped, *_rejects(entries, [(entries.path[row], row) for row in superseded])]
 
 
 def _superseded(entries: Entries) -> list[int]:
-    """Members whose name comes again further on. In a folder, where each file has a URI of its own, there are none."""
+    """Members whose name is repeated later in the archive; none in a folder, where each file has its own URI."""
     if entries.uri[:1] != entries.uri[-1:]:
         return []
     last: dict[str, int] = {}
-    found: list[int] = []
+    rows: list[int] = []
     for row, path in enumerate(entries.path):
         if path in last:
-            found.append(last[path])
+            rows.append(last[path])
         last[path] = row
-    return found
+    return rows
 
 
 def _rejects(entries: Entries, superseded: Collection[tuple[str, int]]) -> Iterator[Sample]:
-    """What a later member of the same name stands for: a picture is a row with a problem, a text beside one is not."""
+    """A sample with a problem for each superseded picture; superseded sidecars are only counted."""
     for key, row in superseded:
         if is_other_name(entries.path[row]):
             entries.skipped["repeated"] += 1
         else:
-            entries.problem[row] = f"{SUPERSEDED}the archive holds '{entries.path[row]}' again; the last one is taken"
+            entries.problem[row] = f"{SUPERSEDED}the archive has '{entries.path[row]}' again; the last one is used"
             yield Sample(key, row)
 
 
 def _sidecars(entries: Entries, rows: Collection[int]) -> dict[str, dict[str, int]]:
-    """Sidecars by the stem of their pictures, and by suffix."""
-    found: dict[str, dict[str, int]] = {}
+    """Row numbers of sidecars by the stem of their picture, then by suffix."""
+    by_stem: dict[str, dict[str, int]] = {}
     for row in rows:
         path = entries.path[row]
         if suffix_of(path) in SIDECAR_SUFFIXES:
-            found.setdefault(posixpath.splitext(path)[0], {})[suffix_of(path)] = row
-    if not found:
+            by_stem.setdefault(posixpath.splitext(path)[0], {})[suffix_of(path)] = row
+    if not by_stem:
         return {}
     pictures = (posixpath.splitext(path)[0] for path in entries.path if is_picture_name(path))
-    return {stem: found[stem] for stem in pictures if stem in found}
+    return {stem: by_stem[stem] for stem in pictures if stem in by_stem}
 
 
 def _by_first_dot(entries: Entries, rows: Iterable[int]) -> tuple[dict[str, dict[str, int]], list[tuple[str, int]]]:
-    """Members by key and suffix, as WebDataset splits names; and each that a later one takes the place of."""
+    """Row numbers by key and suffix, split as in WebDataset; and key and row number of each superseded member."""
     groups: dict[str, dict[str, int]] = {}
     repeated: list[tuple[str, int]] = []
     for row in rows:
@@ -148,7 +148,7 @@ def _by_first_dot(entries: Entries, rows: Iterable[int]) -> tuple[dict[str, dict
 
 
 def _is_webdataset(groups: dict[str, dict[str, int]]) -> bool:
-    """Whether a name up to its first dot is a sample: cat.0.jpg, cat.1.jpg, cat.0.txt is a folder, not one sample."""
+    """Whether names up to the first dot are samples; not so for cat.0.jpg, cat.1.jpg and cat.0.txt of a folder."""
     some = False
     for members in groups.values():
         pictures = [suffix for suffix in members if suffix.rpartition(".")[2] in PICTURE_SUFFIXES]
@@ -160,7 +160,7 @@ def _is_webdataset(groups: dict[str, dict[str, int]]) -> bool:
 
 
 def _has_named_text(members: Collection[str], pictures: Collection[str]) -> bool:
-    """Whether a sample is X.input.jpg with X.outputs.txt: a text with a name of its own, which is no number."""
+    """Whether a sample has a text with its own name that is not a number, like X.outputs.txt for X.input.jpg."""
     names = {suffix.rpartition(".")[0] for suffix in pictures}
     texts = {suffix.rpartition(".")[0] for suffix in members if suffix.rpartition(".")[2] in SIDECAR_SUFFIXES}
     one = len(pictures) == 1 or not names.isdisjoint(_MAIN_NAMES)
@@ -168,7 +168,7 @@ def _has_named_text(members: Collection[str], pictures: Collection[str]) -> bool
 
 
 def _is_no_sample(key: str, members: Collection[str]) -> bool:
-    """Whether a group is a file that lies among the samples: README.md, sizes.csv; a text of a lost picture is one."""
+    """Whether a group is not a sample but another file, like README.md; a text without a picture is a sample."""
     if is_other_name(posixpath.basename(key)):
         return True
     texts = any(suffix.rpartition(".")[2] in SIDECAR_SUFFIXES for suffix in members)
@@ -191,33 +191,33 @@ def _sample(entries: Entries, key: str, members: dict[str, int], main_suffix: st
     return Sample(key, members[main], sidecars, parts)
 
 
-def _main(members: Collection[str], wanted: str | None) -> str:
-    """The suffix of the member that is the picture; the first member where there is none."""
-    if wanted is not None and wanted.lower() in members:
-        return wanted.lower()
+def _main(members: Collection[str], main_suffix: str | None) -> str:
+    """The suffix of the member that is the picture; that of the first member if there is none."""
+    if main_suffix is not None and main_suffix.lower() in members:
+        return main_suffix.lower()
     pictures = [suffix for suffix in members if suffix.rpartition(".")[2] in PICTURE_SUFFIXES]
     pictures.sort(key=lambda suffix: ("." in suffix, suffix.partition(".")[0] not in _MAIN_NAMES))
     return pictures[0] if pictures else next(iter(members))
 
 
-def _part_name(suffix: str, taken: Collection[str]) -> str:
-    """`mask.png` is the column `mask`, `seg.cls` is `seg_cls`; a second `mask` keeps its suffix."""
+def _part_name(suffix: str, used: Collection[str]) -> str:
+    """The column of a member: `mask` for `mask.png`, `seg_cls` for `seg.cls`; a second `mask` keeps its suffix."""
     name, _, last = suffix.rpartition(".")
     short = name if name and last in PICTURE_SUFFIXES else suffix
     column = output_name(short.replace(".", "_") or "member")
-    return column if column not in taken else output_name(suffix.replace(".", "_"), taken)
+    return column if column not in used else output_name(suffix.replace(".", "_"), used)
 
 
 def facts(texts: Mapping[str, bytes], options: Options, known: Mapping[str, Any]) -> Facts:
-    """Read the sidecars of one picture.
+    """Reads the sidecars of one picture.
 
     Args:
-        texts: content by suffix.
+        texts: content of the sidecars by suffix.
         options: `label_column` names the field of the JSON that is the label.
-        known: fields that are known already, from a table.
+        known: fields from a table.
 
     Returns:
-        What they say. Damage is a problem of the picture: a label is not guessed.
+        Their facts. A damaged sidecar is a problem of the picture, so that no label is guessed.
     """
     try:
         return _facts({suffix: text.decode("utf-8-sig") for suffix, text in texts.items()}, options, known)
@@ -228,41 +228,41 @@ def facts(texts: Mapping[str, bytes], options: Options, known: Mapping[str, Any]
 
 
 def _facts(texts: Mapping[str, str], options: Options, known: Mapping[str, Any]) -> Facts:
-    found = Facts(fields=dict(known))
+    result = Facts(fields=dict(known))
     if "json" in texts:
         fields = json.loads(texts["json"])
         if not isinstance(fields, dict):
-            raise ValueError("it is no object {...}")
-        found.fields |= {str(name): value for name, value in fields.items()}
+            raise ValueError("it is not an object {...}")
+        result.fields |= {str(name): value for name, value in fields.items()}
     for suffix, text in texts.items():
         name, _, kind = suffix.rpartition(".")
-        if name:  # X.outputs.txt and X.cls_idx.json are the columns outputs and cls_idx
+        if name:  # X.outputs.txt is the column outputs, X.cls_idx.json the column cls_idx
             column = name if kind != "cls" or name in _LABEL_FIELDS else f"{name}_cls"
-            found.fields[column.replace(".", "_")] = json.loads(text) if kind == "json" else text.strip()
+            result.fields[column.replace(".", "_")] = json.loads(text) if kind == "json" else text.strip()
     if "txt" in texts:
-        if "caption" in found.fields:
-            found.fields["json_caption"] = found.fields.pop("caption")
-        found.fields["caption"] = texts["txt"].strip()
-    split = found.fields.get("split")
+        if "caption" in result.fields:
+            result.fields["json_caption"] = result.fields.pop("caption")
+        result.fields["caption"] = texts["txt"].strip()
+    split = result.fields.get("split")
     if isinstance(split, str) and split_of(split):
-        found.split = split_of(str(found.fields.pop("split")))
+        result.split = split_of(str(result.fields.pop("split")))
     elsewhere = options.label_column is not None or options.label_level is not None
     if "cls" in texts and elsewhere:
-        found.fields["cls"] = texts["cls"].strip()
+        result.fields["cls"] = texts["cls"].strip()
     if "cls" in texts and not elsewhere:
-        found.label = texts["cls"].strip() or None
-        if found.label and "\n" in found.label:
-            raise ValueError("the .cls holds several lines; one class name is wanted")
+        result.label = texts["cls"].strip() or None
+        if result.label and "\n" in result.label:
+            raise ValueError("the .cls has several lines, but a picture has one class")
     elif options.label_level is None:
-        _take_label(found, options)
-    return found
+        _take_label(result, options)
+    return result
 
 
-def _take_label(found: Facts, options: Options) -> None:
-    wanted = (options.label_column,) if options.label_column is not None else _LABEL_FIELDS
-    name = next((name for name in wanted if found.fields.get(name) is not None), None)
+def _take_label(result: Facts, options: Options) -> None:
+    names = (options.label_column,) if options.label_column is not None else _LABEL_FIELDS
+    name = next((name for name in names if result.fields.get(name) is not None), None)
     if name is not None:
         try:
-            found.label = label_text(found.fields.pop(name))
+            result.label = label_text(result.fields.pop(name))
         except ValueError as error:
-            found.problem = f"bad_label: the label {error}"
+            result.problem = f"bad_label: the label {error}"

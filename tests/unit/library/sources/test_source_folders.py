@@ -10,7 +10,7 @@ from library.sources import Options, extras_of, list_source
 from tests.source_examples import assert_reads_back, labels, picture, read_all, rows, shared, write_tree
 
 
-def test_the_label_is_the_class_folder_a_picture_lies_below(tmp_path: Path) -> None:
+def test_the_label_is_the_class_folder_above_a_picture(tmp_path: Path) -> None:
     files = {"pets/cat/a.jpg": picture(1), "pets/dog/deep/b.jpg": picture(2), "pets/dog/c.png": picture(3, "png")}
     write_tree(tmp_path, files)
     listing = assert_reads_back(tmp_path, files)
@@ -38,8 +38,8 @@ def test_split_folders_are_splits_and_not_labels(tmp_path: Path) -> None:
             "data/test/d.jpg": picture(4),
         },
     )
-    found = rows(list_source(str(tmp_path)))
-    assert {key: (row["split"], row["label"]) for key, row in found.items()} == {
+    reads = rows(list_source(str(tmp_path)))
+    assert {key: (row["split"], row["label"]) for key, row in reads.items()} == {
         "data/train/cat/a.jpg": ("train", "cat"),
         "data/train/dog/b.jpg": ("train", "dog"),
         "data/Validation/cat/c.jpg": ("val", "cat"),
@@ -47,11 +47,11 @@ def test_split_folders_are_splits_and_not_labels(tmp_path: Path) -> None:
     }
 
 
-def test_one_split_name_alone_is_a_class_like_any_other(tmp_path: Path) -> None:
+def test_a_single_split_name_is_a_class(tmp_path: Path) -> None:
     write_tree(tmp_path, {"train/a.jpg": picture(1), "bus/b.jpg": picture(2)})
-    found = rows(list_source(str(tmp_path)))
-    assert {row["label"] for row in found.values()} == {"train", "bus"}
-    assert {row["split"] for row in found.values()} == {None}
+    reads = rows(list_source(str(tmp_path)))
+    assert {row["label"] for row in reads.values()} == {"train", "bus"}
+    assert {row["split"] for row in reads.values()} == {None}
 
 
 def test_hidden_and_system_files_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_hidden_and_system_files_are_skipped_and_counted(tmp_path: Path) -> None
     assert listing.skipped == Counter(hidden=2, system=5)
 
 
-def test_texts_lists_and_programs_beside_class_folders_are_not_bad_pictures(tmp_path: Path) -> None:
+def test_texts_lists_and_programs_beside_pictures_are_skipped(tmp_path: Path) -> None:
     names = [
         "README",
         "LICENSE.md",
@@ -89,12 +89,12 @@ def test_texts_lists_and_programs_beside_class_folders_are_not_bad_pictures(tmp_
     pictures = ["cat/a.jpg", "dog/b.jpg"]
     write_tree(tmp_path, dict.fromkeys([*names, *unknown], b"x") | {name: picture(1) for name in pictures})
     listing = list_source(str(tmp_path))
-    assert set(rows(listing)) == {*unknown, *pictures}, "what no name gives away is looked at"
+    assert set(rows(listing)) == {*unknown, *pictures}, "files with an unknown suffix are listed"
     assert listing.skipped == Counter(beside=len(names))
     assert listing.classes == {"cat": 5, "dog": 1}
 
 
-def test_links_are_followed_on_disk_and_none_leads_round(tmp_path: Path) -> None:
+def test_links_are_followed_on_disk_without_loops(tmp_path: Path) -> None:
     pool = write_tree(tmp_path / "pool", {"x.jpg": picture(2), "deep/y.jpg": picture(3), "deep/y.txt": "a dog"})
     root = write_tree(tmp_path / "in", {"cat/a.jpg": picture(1)})
     (root / "cat/same.jpg").symlink_to("a.jpg")
@@ -112,11 +112,11 @@ def test_links_are_followed_on_disk_and_none_leads_round(tmp_path: Path) -> None
     assert rows(listing)["dog/deep/y.jpg"]["extra.caption"] == "a dog"
     assert listing.skipped == Counter(link_folder=7, link_broken=1, special=1)
     real = pool.resolve()
-    said = f"links that lead out of the folder are followed: dog -> {real}, cat/out.jpg -> {real}/x.jpg"
-    assert listing.notes[0] == said
+    note = f"links that lead outside the folder are followed: dog -> {real}, cat/out.jpg -> {real}/x.jpg"
+    assert listing.notes[0] == note
 
 
-def test_a_folder_outside_is_read_once_in_whatever_order_links_lead_to_it(tmp_path: Path) -> None:
+def test_a_folder_outside_is_read_once_for_any_order_of_links(tmp_path: Path) -> None:
     pool = write_tree(tmp_path / "pool", {"deep/y.jpg": picture(3)})
     root = write_tree(tmp_path / "in", {"cat/a.jpg": picture(1)})
     (root / "first").symlink_to(pool / "deep")
@@ -125,7 +125,7 @@ def test_a_folder_outside_is_read_once_in_whatever_order_links_lead_to_it(tmp_pa
     assert listing.skipped == Counter(link_folder=1)
 
 
-def test_outside_the_tree_only_pictures_are_taken_whatever_their_names(tmp_path: Path) -> None:
+def test_only_pictures_are_read_outside_the_source_whatever_their_names(tmp_path: Path) -> None:
     secrets = {
         "id_rsa": "key",
         "photo.jpg": "password",
@@ -149,7 +149,7 @@ def test_a_source_that_is_itself_a_link_is_read(tmp_path: Path) -> None:
     assert_reads_back(tmp_path / "alias", {"a.jpg": picture(1)})
 
 
-def test_names_that_are_unicode_very_long_or_not_text_at_all_are_read(tmp_path: Path) -> None:
+def test_names_that_are_unicode_very_long_or_not_text_are_read(tmp_path: Path) -> None:
     long = "длинное-имя-" + "x" * 200 + ".jpg"
     write_tree(tmp_path, {"猫/日本 🐈.jpg": picture(1), long: picture(2), "a\nb.jpg": picture(3)})
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
@@ -160,7 +160,7 @@ def test_names_that_are_unicode_very_long_or_not_text_at_all_are_read(tmp_path: 
     )
 
 
-def test_a_caption_a_class_and_json_fields_beside_a_picture_describe_it(tmp_path: Path) -> None:
+def test_sidecars_give_a_picture_its_caption_class_and_fields(tmp_path: Path) -> None:
     write_tree(
         tmp_path,
         {
@@ -171,7 +171,7 @@ def test_a_caption_a_class_and_json_fields_beside_a_picture_describe_it(tmp_path
             "x/b.json": '{"id": 8, "score": 0.5}',
             "y/c.jpg": picture(3),
             "y/c.cls": "3\n",
-            "y/readme.txt": "speaks of no picture",
+            "y/readme.txt": "belongs to no picture",
         },
     )
     listing = list_source(str(tmp_path))
@@ -187,11 +187,11 @@ def test_a_caption_a_class_and_json_fields_beside_a_picture_describe_it(tmp_path
     assert listing.columns.names == extras.column_names
 
 
-def test_json_that_is_broken_is_a_problem_of_its_picture_which_keeps_its_bytes(tmp_path: Path) -> None:
+def test_broken_json_is_a_problem_of_its_picture_which_keeps_its_bytes(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.jpg": picture(1), "a.json": "{", "b.jpg": picture(2), "b.cls": b"\xff\xfe\x00"})
-    found = read_all(list_source(str(tmp_path)))
-    assert [read.problem.reason for read in found.values() if read.problem] == ["bad_sidecar"] * 2
-    assert found["a.jpg"].data == picture(1)
+    reads = read_all(list_source(str(tmp_path)))
+    assert [read.problem.reason for read in reads.values() if read.problem] == ["bad_sidecar"] * 2
+    assert reads["a.jpg"].data == picture(1)
 
 
 def test_a_label_column_names_a_field_of_the_json_or_is_an_error(tmp_path: Path) -> None:
@@ -199,33 +199,33 @@ def test_a_label_column_names_a_field_of_the_json_or_is_an_error(tmp_path: Path)
     listing = list_source(str(tmp_path), Options(label_column="breed"))
     assert labels(listing) == {"a.jpg": "pug"}
     assert extras_of(listing.index).to_pylist() == [{"source_label": "dog"}]
-    with pytest.raises(UsageError, match="no JSON or table beside a picture has this field; fields found: breed"):
+    with pytest.raises(UsageError, match="no JSON or table beside a picture has this field; there are breed"):
         list_source(str(tmp_path), Options(label_column="colour"))
 
 
-def test_an_option_that_does_nothing_is_an_error(tmp_path: Path) -> None:
+def test_an_option_without_effect_is_an_error(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.jpg": picture(1)})
     with pytest.raises(UsageError, match="--key-column has no effect on a folder of pictures"):
         list_source(str(tmp_path), Options(key_column="id"))
 
 
-def test_a_file_that_went_away_is_a_reject_and_one_too_large_is_never_read(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_reject_and_one_too_large_is_not_read(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.jpg": picture(1), "b.jpg": picture(2), "empty.jpg": b""})
     with open(tmp_path / "huge.jpg", "wb") as file:
         file.truncate(600 * 2**20)  # sparse: takes no disk
     listing = list_source(str(tmp_path))
     (tmp_path / "b.jpg").unlink()
-    found = read_all(listing)
-    assert found["a.jpg"].data == picture(1)
-    assert found["empty.jpg"].data == b""
-    assert {key: read.problem.reason for key, read in found.items() if read.problem} == {
+    reads = read_all(listing)
+    assert reads["a.jpg"].data == picture(1)
+    assert reads["empty.jpg"].data == b""
+    assert {key: read.problem.reason for key, read in reads.items() if read.problem} == {
         "b.jpg": "missing",
         "huge.jpg": "too_large",
     }
 
 
 def test_an_unreadable_folder_is_an_error_that_names_it() -> None:
-    folder = tempfile.mkdtemp()  # not tmp_path: another user must get as far as this
+    folder = tempfile.mkdtemp()  # not tmp_path: another user must be able to reach it
     os.chmod(folder, 0o755)
     os.mkdir(f"{folder}/closed", 0o000)
     uid = os.geteuid()
@@ -240,29 +240,29 @@ def test_an_unreadable_folder_is_an_error_that_names_it() -> None:
         os.rmdir(folder)
 
 
-def test_an_empty_source_says_what_works(tmp_path: Path) -> None:
+def test_an_empty_source_is_an_error_that_lists_what_is_supported(tmp_path: Path) -> None:
     write_tree(tmp_path, {".hidden": "x"})
-    with pytest.raises(UsageError, match=r"holds no pictures \(skipped 1 file: 1 hidden\); what works: a folder"):
+    with pytest.raises(UsageError, match=r"holds no pictures \(skipped 1 file: 1 hidden\); supported are a folder"):
         list_source(str(tmp_path))
-    with pytest.raises(UsageError, match=r"there is no .*nowhere; what works: a folder"):
+    with pytest.raises(UsageError, match=r"there is nothing at .*nowhere; supported are a folder"):
         list_source(str(tmp_path / "nowhere"))
 
 
-def test_a_folder_with_only_a_list_says_to_name_the_list(tmp_path: Path) -> None:
+def test_a_folder_with_only_a_list_says_to_ingest_the_list(tmp_path: Path) -> None:
     write_tree(tmp_path, {"labels.csv": "path,label\n"})
-    with pytest.raises(UsageError, match=r"name .*labels\.csv itself"):
+    with pytest.raises(UsageError, match=r"ingest .*labels\.csv instead"):
         list_source(str(tmp_path))
 
 
-def test_one_picture_alone_is_no_source(tmp_path: Path) -> None:
+def test_a_single_picture_is_not_a_source(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.jpg": picture(1)})
-    with pytest.raises(UsageError, match="is one jpeg picture; name the folder"):
+    with pytest.raises(UsageError, match="is a single jpeg picture; ingest its folder"):
         list_source(str(tmp_path / "a.jpg"))
 
 
 def test_a_real_folder_of_photos_lists_and_reads() -> None:
     listing = list_source(shared("exif-orientation"))
-    found = read_all(listing)
-    assert len(found) == 9
+    reads = read_all(listing)
+    assert len(reads) == 9
     assert listing.skipped == Counter(beside=1)
-    assert all(read.data and len(read.data) == rows(listing)[key]["size"] for key, read in found.items())
+    assert all(read.data and len(read.data) == rows(listing)[key]["size"] for key, read in reads.items())

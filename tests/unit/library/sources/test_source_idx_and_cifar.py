@@ -34,14 +34,14 @@ def test_idx_files_are_png_pictures_with_digits_and_splits(tmp_path: Path, packe
     assert listing.kind == "idx"
     assert labels(listing)["train-images-idx3-ubyte/00002"] == "4"
     assert Counter(row["split"] for row in rows(listing).values()) == Counter(train=5, test=2)
-    found = read_all(listing)
+    reads = read_all(listing)
     for number in range(5):
-        pixels = codec.decode(found[f"train-images-idx3-ubyte/{number:05}"].data or b"")
+        pixels = codec.decode(reads[f"train-images-idx3-ubyte/{number:05}"].data or b"")
         assert np.array_equal(pixels[:, :, 0], DIGITS[number])
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_one_idx_file_finds_its_labels_beside_it(tmp_path: Path, packed: bool) -> None:
+def test_a_single_idx_file_has_its_labels_beside_it(tmp_path: Path, packed: bool) -> None:
     write_tree(tmp_path, _mnist(packed))
     (name,) = (path.name for path in tmp_path.glob("t10k-images*"))
     listing = list_source(str(tmp_path / name))
@@ -49,7 +49,7 @@ def test_one_idx_file_finds_its_labels_beside_it(tmp_path: Path, packed: bool) -
     assert set(listing.index.column("split").to_pylist()) == {"test"}
 
 
-def test_the_dotted_names_of_idx_files_are_known_too(tmp_path: Path) -> None:
+def test_idx_files_may_have_dots_in_their_names(tmp_path: Path) -> None:
     files = {name.replace("-idx", ".idx"): data for name, data in _mnist(False).items()}
     assert list_source(str(write_tree(tmp_path, files))).index.num_rows == 7
 
@@ -70,31 +70,31 @@ def test_the_dotted_names_of_idx_files_are_known_too(tmp_path: Path) -> None:
         ("train-labels-idx1-ubyte", lambda data: idx_images(DIGITS), "no IDX file of labels"),
     ],
 )
-def test_idx_files_that_do_not_fit_are_errors(tmp_path: Path, name: str, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_and_mismatched_idx_files_are_errors(tmp_path: Path, name: str, change, message: str) -> None:  # type: ignore[no-untyped-def]
     files = _mnist(False)
     files[name] = change(files[name])
     with pytest.raises(StriateError, match=message):
         list_source(str(write_tree(tmp_path, files)))
 
 
-def test_idx_pictures_without_labels_say_which_file_is_missing(tmp_path: Path) -> None:
+def test_idx_pictures_without_labels_are_an_error_that_names_the_file(tmp_path: Path) -> None:
     files = _mnist(True)
     del files["t10k-labels-idx1-ubyte.gz"]
-    with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte or the same with .gz is needed"):
+    with pytest.raises(UsageError, match=r"it needs t10k-labels-idx1-ubyte, or the same with .gz"):
         list_source(str(write_tree(tmp_path, files)))
 
 
-def test_idx_takes_no_columns(tmp_path: Path) -> None:
+def test_options_for_columns_have_no_effect_on_idx(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--label-column has no effect on IDX files"):
         list_source(str(write_tree(tmp_path, _mnist(False))), Options(label_column="digit"))
 
 
-def test_mnist_itself_reads() -> None:
+def test_mnist_can_be_read() -> None:
     listing = list_source(shared("mnist"))
     assert Counter(listing.index.column("split").to_pylist()) == Counter(train=60_000, test=10_000)
     assert set(listing.index.column("label").to_pylist()) == set("0123456789")
     some = listing.index.take(random.Random(1).sample(range(70_000), 500))
-    for read in read_pictures(listing.kind, some, listing.hints):
+    for read in read_pictures(listing.kind, some, listing.gzip_indexes):
         header = codec.probe(read.data or b"")
         assert (header.format, header.width, header.height, header.channels) == ("png", 28, 28, 1)
 
@@ -120,15 +120,15 @@ def test_cifar_10_has_class_names_splits_and_its_own_pixels(tmp_path: Path, form
     listing = list_source(str(source))
     assert listing.kind == "cifar"
     assert listing.skipped == Counter(beside=1)
-    found = rows(listing)
-    assert Counter(row["split"] for row in found.values()) == Counter(train=8, test=2)
+    reads = rows(listing)
+    assert Counter(row["split"] for row in reads.values()) == Counter(train=8, test=2)
     key = "cifar-10-batches-bin/data_batch_2.bin/00002"
-    assert found[key]["label"] == "bird"
+    assert reads[key]["label"] == "bird"
     pixels = codec.decode(read_all(listing)[key].data or b"")
     assert np.array_equal(pixels, PIXELS[2].transpose(1, 2, 0))
 
 
-def test_cifar_100_has_fine_labels_and_the_coarse_ones_beside(tmp_path: Path) -> None:
+def test_cifar_100_has_fine_labels_and_a_column_of_coarse_ones(tmp_path: Path) -> None:
     records = b"".join(bytes([1, number]) + PIXELS[number].tobytes() for number in range(2))
     files = {
         "train.bin": records,
@@ -146,7 +146,7 @@ def test_cifar_100_has_fine_labels_and_the_coarse_ones_beside(tmp_path: Path) ->
     assert extras_of(listing.index).column("coarse_label").to_pylist() == ["b"] * 4
 
 
-def test_one_cifar_file_alone_finds_its_names(tmp_path: Path) -> None:
+def test_a_single_cifar_file_has_its_class_names_beside_it(tmp_path: Path) -> None:
     write_tree(tmp_path, _cifar10())
     listing = list_source(str(tmp_path / "cifar-10-batches-bin" / "test_batch.bin"))
     assert labels(listing) == {"test_batch.bin/00000": "airplane", "test_batch.bin/00001": "automobile"}

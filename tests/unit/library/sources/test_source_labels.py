@@ -31,10 +31,12 @@ TINY = ["train/n01/images", "train/n02/images", "val/images", "test/images"]
         (["2024-05-01 Rome/cat", "2024-05-02/dog"], ["cat", "dog"]),
     ],
 )
-def test_the_class_is_the_first_folder_that_tells_apart(folders: list[str], expected: list[str | None]) -> None:
-    found = from_folders(folders)
-    assert [found.labels[folder] for folder in folders] == expected
-    assert set(found.splits.values()) == {None}
+def test_the_class_is_the_first_folder_that_differs_between_pictures(
+    folders: list[str], expected: list[str | None]
+) -> None:
+    folder_labels = from_folders(folders)
+    assert [folder_labels.labels[folder] for folder in folders] == expected
+    assert set(folder_labels.splits.values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -50,8 +52,8 @@ def test_the_class_is_the_first_folder_that_tells_apart(folders: list[str], expe
     ],
 )
 def test_splits_are_found_above_and_below_the_classes(folders: list[str], expected: list[str]) -> None:
-    found = from_folders(folders)
-    assert [f"{found.splits[folder]} {found.labels[folder]}" for folder in folders] == expected
+    folder_labels = from_folders(folders)
+    assert [f"{folder_labels.splits[folder]} {folder_labels.labels[folder]}" for folder in folders] == expected
 
 
 @pytest.mark.parametrize(
@@ -66,9 +68,9 @@ def test_splits_are_found_above_and_below_the_classes(folders: list[str], expect
     ],
 )
 def test_a_level_is_counted_from_the_source_or_from_the_picture(level: int, expected: list[str | None]) -> None:
-    found = from_folders(TINY[:3], level=level)
-    assert [found.labels[folder] for folder in TINY[:3]] == expected
-    assert found.splits["val/images"] == (None if level == 1 else "val")
+    folder_labels = from_folders(TINY[:3], level=level)
+    assert [folder_labels.labels[folder] for folder in TINY[:3]] == expected
+    assert folder_labels.splits["val/images"] == (None if level == 1 else "val")
 
 
 @pytest.mark.parametrize(
@@ -80,13 +82,16 @@ def test_a_level_is_counted_from_the_source_or_from_the_picture(level: int, expe
             "cat/batch2); --label-level 2 makes those the classes",
         ),
         (["batch1/cat", "batch2/cat", "batch2/dog"], "the class 'cat' comes from 2 folders (batch1/cat, batch2/cat)"),
-        (["x/2023", "x/2024"], "the folders 2023, 2024 are dates, not classes; --label-level 2 makes them classes"),
-        (["photos"], "all pictures lie in one folder ('photos'), which tells no classes apart; --label-level 1"),
-        (TINY, "the split val has no classes: its one folder, 'images', is no class of the other splits"),
+        (
+            ["x/2023", "x/2024"],
+            "the folders 2023, 2024 are dates and not used as classes; --label-level 2 makes them classes",
+        ),
+        (["photos"], "all pictures are in one folder ('photos'), so there are no classes; --label-level 1"),
+        (TINY, "the split val has no classes: its only folder, 'images', is not a class of the other splits"),
     ],
 )
-def test_a_choice_that_may_surprise_is_said(folders: list[str], note: str) -> None:
-    assert any(said.startswith(note) for said in from_folders(folders).notes)
+def test_a_surprising_choice_of_classes_has_a_note(folders: list[str], note: str) -> None:
+    assert any(line.startswith(note) for line in from_folders(folders).notes)
 
 
 @pytest.mark.parametrize("folders", [["cat", "dog"], ["train/cat", "train/dog", "test/cat"], ["cat/train", "dog/test"]])
@@ -99,7 +104,7 @@ def _listing(tmp_path: Path, *paths: str, options: Options = Options()) -> Listi
     return list_source(str(tmp_path), options)
 
 
-def test_a_level_takes_the_class_from_a_folder_whatever_lies_beside(tmp_path: Path) -> None:
+def test_a_level_overrides_labels_from_sidecars(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a/x.json": '{"label": ["y", "z"]}', "b/y.cls": "3"})
     listing = _listing(tmp_path, "a/x.jpg", "b/y.jpg", options=Options(label_level=1))
     assert labels(listing) == {"a/x.jpg": "a", "b/y.jpg": "b"}
@@ -108,55 +113,55 @@ def test_a_level_takes_the_class_from_a_folder_whatever_lies_beside(tmp_path: Pa
 
 
 def test_a_level_deeper_than_any_picture_is_an_error(tmp_path: Path) -> None:
-    message = r"--label-level 3 has no effect: pictures lie at most 2 folders deep, as in 'cat/deep'"
+    message = r"--label-level 3 has no effect: pictures are at most 2 folders deep, as in 'cat/deep'"
     with pytest.raises(UsageError, match=message):
         _listing(tmp_path, "cat/deep/a.jpg", "dog/b.jpg", options=Options(label_level=3))
 
 
 def test_a_level_and_a_column_contradict_each_other(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--label-column and --label-level both say what the class is"):
+    with pytest.raises(UsageError, match="--label-column and --label-level both choose the class"):
         _listing(tmp_path, "cat/a.jpg", options=Options(label_level=1, label_column="x"))
 
 
-def test_a_level_is_refused_where_there_are_no_folders(tmp_path: Path) -> None:
+def test_a_level_is_refused_for_a_source_without_folders(tmp_path: Path) -> None:
     write_tree(tmp_path, {"l.csv": "path\na.jpg\n"})
     with pytest.raises(UsageError, match="--label-level has no effect on a list: the class is a column"):
         list_source(str(tmp_path / "l.csv"), Options(label_level=1))
 
 
-def test_archives_have_the_classes_of_the_folder_they_were_made_of(tmp_path: Path) -> None:
+def test_archives_have_the_classes_of_the_folders_in_them(tmp_path: Path) -> None:
     files = {f"pets/{name}/images/{number}.jpg": picture(number) for number, name in enumerate(("cat", "dog"))}
     for path in (write_tar(tmp_path / "a.tar", files), write_zip(tmp_path / "a.zip", files)):
         assert list(labels(list_source(str(path))).values()) == ["cat", "dog"]
         assert set(labels(list_source(str(path), Options(label_level=-1))).values()) == {"images"}
 
 
-def test_classes_that_look_alike_stay_apart_and_are_said(tmp_path: Path) -> None:
+def test_classes_that_look_alike_stay_apart_and_are_noted(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     listing = _listing(tmp_path, *(f"{name}/x.jpg" for name in (composed, decomposed, "Cat", "cat", "dog", "dog ")))
     assert len(listing.classes) == 6
-    hows = ("by case", "by how Unicode writes them", "by spaces or the like")
-    assert all(any(f"differ only {how}, and stay" in note for note in listing.notes) for how in hows)
+    hows = ("in case", "in their Unicode form", "in spaces or the like")
+    assert all(any(f"differ only {how}, but are" in note for note in listing.notes) for how in hows)
     assert len(listing.notes) == 3
 
 
-def test_a_column_named_like_a_label_that_is_not_used_is_said(tmp_path: Path) -> None:
+def test_an_unused_column_with_the_name_of_a_label_is_noted(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.jpg": picture(1), "l.csv": "path,Species,age\na.jpg,cat,3\n"})
     write_tree(tmp_path, {"l.jsonl": '{"path": "a.jpg", "class_id": 3, "label": "cat"}\n'})
     table = {"image": [picture(1)], "label": pa.array([["cat"]]), "fine_label": [3], "classroom": ["x"]}
     pq.write_table(pa.table(table), tmp_path / "l.parquet")
     notes = {name: list_source(str(tmp_path / name)).notes for name in ("l.csv", "l.jsonl", "l.parquet")}
-    said = "has the name of a label and is not taken for it"
-    assert notes["l.csv"] == (f"the column 'Species' (string) {said}; --label-column Species takes it",)
-    assert notes["l.jsonl"] == (f"the column 'class_id' (int64) {said}; --label-column class_id takes it",)
+    message = "has the name of a label but is not used as one"
+    assert notes["l.csv"] == (f"the column 'Species' (string) {message}; --label-column Species uses it",)
+    assert notes["l.jsonl"] == (f"the column 'class_id' (int64) {message}; --label-column class_id uses it",)
     first, second = notes["l.parquet"]
     assert first.startswith("the column 'label' (list<")
-    assert first.endswith(f"{said} and is kept as 'source_label'; a class is text or a whole number")
-    assert second == f"the column 'fine_label' (int64) {said}; --label-column fine_label takes it"
+    assert first.endswith(f"{message} and is kept as 'source_label'; a class is text or a whole number")
+    assert second == f"the column 'fine_label' (int64) {message}; --label-column fine_label uses it"
     assert list_source(str(tmp_path / "l.csv"), Options(label_column="Species")).notes == ()
 
 
-def test_a_source_in_which_no_label_can_be_used_is_refused(tmp_path: Path) -> None:
+def test_a_source_without_any_valid_label_is_refused(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.jpg": picture(1), "l.jsonl": '{"path": "a.jpg", "label": ["a", "b"]}\n'})
-    with pytest.raises(UsageError, match=r"no picture has a label that can be used; that of 'a\.jpg': bad_label"):
+    with pytest.raises(UsageError, match=r"no picture has a valid label; for example 'a\.jpg': bad_label"):
         list_source(str(tmp_path / "l.jsonl"))

@@ -1,4 +1,4 @@
-"""Lists of web addresses, fetched from servers that behave, and from servers that do not."""
+"""Lists of web addresses, fetched from servers that work and from servers that fail or attack."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from yarl import URL
 
 from library.errors import BadPicture, StriateError, UsageError
 from library.sources import LinkLimits, Options, allowed_hosts, extras_of, list_source
-from library.sources.links import fetched, redirected
+from library.sources.links import fetch, redirected
 from tests.link_server import Answer, LinkServer, bomb, drip, endless, redirect, reply, reset, silence
 from tests.source_examples import picture, read_all, rows
 
-#: The server of the tests is at a private address, so this one is allowed.
+#: The tests' server has a private address, so it must be allowed.
 LIMITS = LinkLimits(retries=2, timeout_s=5, backoff_s=0.001, max_bytes=2**20, allowed=("127.0.0.1",))
 PICTURE = picture(1)
 
@@ -34,14 +34,14 @@ def server() -> Iterator[LinkServer]:
 
 
 def _one(url: str, limits: LinkLimits = LIMITS) -> bytes | BadPicture:
-    (found,) = fetched([url], limits)
-    return found
+    (result,) = fetch([url], limits)
+    return result
 
 
 def _refused(url: str, limits: LinkLimits = LIMITS) -> BadPicture:
-    found = _one(url, limits)
-    assert isinstance(found, BadPicture)
-    return found
+    result = _one(url, limits)
+    assert isinstance(result, BadPicture)
+    return result
 
 
 def _list(tmp_path: Path, name: str, text: str) -> str:
@@ -49,7 +49,7 @@ def _list(tmp_path: Path, name: str, text: str) -> str:
     return str(tmp_path / name)
 
 
-def test_a_csv_of_links_has_labels_keys_and_columns_like_one_of_paths(server: LinkServer, tmp_path: Path) -> None:
+def test_a_csv_of_links_has_labels_keys_and_columns(server: LinkServer, tmp_path: Path) -> None:
     (tmp_path / "here.jpg").write_bytes(picture(3))
     a, b = server.add("/a.jpg?size=1", reply(PICTURE)), server.add("/b.jpg", reply(picture(2)))
     lines = [
@@ -61,8 +61,8 @@ def test_a_csv_of_links_has_labels_keys_and_columns_like_one_of_paths(server: Li
     ]
     listing = list_source(_list(tmp_path, "links.csv", "\n".join(lines)), Options(links=LIMITS))
     assert server.requests.total() == 0  # listing fetches nothing
-    found = read_all(listing, Options(links=LIMITS))
-    assert {key: read.data for key, read in found.items()} == {
+    results = read_all(listing, Options(links=LIMITS))
+    assert {key: read.data for key, read in results.items()} == {
         a: PICTURE,
         b: picture(2),
         "here.jpg": picture(3),
@@ -70,13 +70,13 @@ def test_a_csv_of_links_has_labels_keys_and_columns_like_one_of_paths(server: Li
     }
     assert {key: row["label"] for key, row in rows(listing).items()}[b] == "dog"
     assert sorted(extras_of(listing.index).column("year").to_pylist()) == [2001, 2002, 2003, 2004]
-    problem = found[server.url("/c.jpg")].problem
+    problem = results[server.url("/c.jpg")].problem
     assert problem is not None
     assert (problem.reason, problem.detail) == ("http_404", f"{server.url('/c.jpg')}: the server answered 404")
 
 
 @pytest.mark.parametrize("name", ["links.txt", "links.jsonl", "links.tsv"])
-def test_a_list_of_links_is_text_json_lines_or_tabs_too(server: LinkServer, tmp_path: Path, name: str) -> None:
+def test_a_list_of_links_can_be_text_json_lines_or_tsv(server: LinkServer, tmp_path: Path, name: str) -> None:
     urls = [server.add(f"/{number}.jpg", reply(picture(number))) for number in range(3)]
     lines = {
         "links.txt": ["", *urls, ""],
@@ -89,25 +89,25 @@ def test_a_list_of_links_is_text_json_lines_or_tabs_too(server: LinkServer, tmp_
     }
 
 
-def test_a_file_of_notes_is_no_list(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="of no kind that is read"):
+def test_a_file_of_notes_is_not_a_list(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="of an unsupported type"):
         list_source(_list(tmp_path, "notes.txt", "see https://example.org"))
 
 
-def test_limits_of_links_are_refused_where_there_are_no_links(tmp_path: Path) -> None:
+def test_limits_for_links_are_refused_without_links(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(PICTURE)
-    with pytest.raises(UsageError, match=r"--link.* have no effect: .* names no web addresses"):
+    with pytest.raises(UsageError, match=r"--link.* have no effect: .* has no web addresses"):
         list_source(_list(tmp_path, "paths.csv", "path\na.jpg\n"), Options(links=LIMITS))
 
 
-def test_one_link_twice_is_an_error_unless_a_column_has_unique_keys(tmp_path: Path) -> None:
+def test_a_repeated_link_is_an_error_unless_a_column_has_unique_keys(tmp_path: Path) -> None:
     text = "url,id\nhttps://example.org/a.jpg,x\nhttps://example.org/a.jpg,y\n"
     with pytest.raises(StriateError, match=r"rows 1 and 2 have the same key 'https://example\.org/a\.jpg'"):
         list_source(_list(tmp_path, "l.csv", text))
     assert set(rows(list_source(_list(tmp_path, "l.csv", text), Options(key_column="id")))) == {"x", "y"}
 
 
-def test_a_password_in_a_link_goes_to_its_server_and_nowhere_else(server: LinkServer, tmp_path: Path) -> None:
+def test_a_password_in_a_link_goes_only_to_its_server(server: LinkServer, tmp_path: Path) -> None:
     server.add("/a.jpg", redirect(server.url("/b.jpg")))
     server.add("/b.jpg", reply(b"", status=403))
     url = server.url("/a.jpg").replace("://", "://user:secret@")
@@ -120,7 +120,7 @@ def test_a_password_in_a_link_goes_to_its_server_and_nowhere_else(server: LinkSe
     assert "Authorization" not in server.heads["/b.jpg"][0]
 
 
-def test_a_request_names_striate_and_asks_for_nothing_compressed(server: LinkServer) -> None:
+def test_a_request_names_striate_and_asks_for_no_compression(server: LinkServer) -> None:
     assert _one(server.add("/a", reply(PICTURE))) == PICTURE
     (head,) = server.heads["/a"]
     assert "User-Agent: Striate/" in head
@@ -131,7 +131,7 @@ def test_a_request_names_striate_and_asks_for_nothing_compressed(server: LinkSer
 @pytest.mark.parametrize(
     ("status", "reason"), [(404, "http_404"), (410, "http_410"), (403, "http_403"), (418, "http_error")]
 )
-def test_an_answer_that_is_final_is_not_asked_for_again(server: LinkServer, status: int, reason: str) -> None:
+def test_a_final_answer_is_not_requested_again(server: LinkServer, status: int, reason: str) -> None:
     bad = _refused(server.add("/a", reply(b"no", status=status)))
     assert (bad.reason, bad.detail) == (reason, f"{server.url('/a')}: the server answered {status}")
     assert server.requests["/a"] == 1
@@ -142,7 +142,7 @@ def test_an_answer_that_is_final_is_not_asked_for_again(server: LinkServer, stat
     [reply(b"", status=500), reply(b"", status=503), reset, reply(PICTURE[:50], length=len(PICTURE))],
     ids=["500", "503", "reset", "truncated"],
 )
-def test_a_failure_that_passes_is_tried_again(server: LinkServer, first: bytes) -> None:
+def test_a_temporary_failure_is_tried_again(server: LinkServer, first: bytes) -> None:
     assert _one(server.add("/a", first, reply(PICTURE))) == PICTURE
     assert server.requests["/a"] == 2
 
@@ -157,18 +157,18 @@ def test_a_failure_that_passes_is_tried_again(server: LinkServer, first: bytes) 
     ],
     ids=["500", "429", "reset", "truncated"],
 )
-def test_a_failure_that_stays_is_a_reject_after_its_retries(server: LinkServer, answer: bytes, reason: str) -> None:
+def test_a_lasting_failure_is_a_reject_after_its_retries(server: LinkServer, answer: bytes, reason: str) -> None:
     assert _refused(server.add("/a", answer)).reason == reason
-    # aiohttp itself asks once more where a connection is closed before an answer.
+    # aiohttp itself tries once more if a connection is closed before an answer.
     assert server.requests["/a"] // (2 if answer is reset else 1) == LIMITS.retries + 1
 
 
-def test_retry_after_is_waited_for_by_every_request_to_the_host(server: LinkServer) -> None:
+def test_every_request_to_a_host_waits_for_its_retry_after(server: LinkServer) -> None:
     begun = time.monotonic()
     busy = server.add("/busy", reply(b"", "Retry-After: 0.05", status=429), reply(PICTURE))
     other = server.add("/other", reply(PICTURE))
     limits = replace(LIMITS, per_host=1)
-    assert list(fetched([busy, other], limits)) == [PICTURE, PICTURE]
+    assert list(fetch([busy, other], limits)) == [PICTURE, PICTURE]
     assert time.monotonic() - begun >= 0.05
     assert (server.requests["/busy"], server.requests["/other"]) == (2, 1)
 
@@ -176,20 +176,20 @@ def test_retry_after_is_waited_for_by_every_request_to_the_host(server: LinkServ
 @pytest.mark.parametrize(
     "when", ["3600", email.utils.formatdate(time.time() + 3600, usegmt=True)], ids=["in seconds", "as a date"]
 )
-def test_a_server_that_asks_for_a_long_time_is_left_alone(server: LinkServer, when: str) -> None:
+def test_a_server_that_asks_for_a_long_wait_is_not_asked_again(server: LinkServer, when: str) -> None:
     bad = _refused(server.add("/a", reply(b"", f"Retry-After: {when}", status=429)))
     assert bad.detail.endswith("the server answered 429 and asks to wait longer than 60 s")
     assert server.requests["/a"] == 1
 
 
-def test_no_more_requests_are_open_at_once_than_a_host_and_all_may_have(server: LinkServer) -> None:
+def test_simultaneous_requests_stay_within_both_limits(server: LinkServer) -> None:
     urls = [server.add(f"/{number}", reply(picture(number))) for number in range(40)]
-    found = list(fetched(urls, replace(LIMITS, per_host=3)))
-    assert found == [picture(number) for number in range(40)]
+    results = list(fetch(urls, replace(LIMITS, per_host=3)))
+    assert results == [picture(number) for number in range(40)]
     assert server.most <= 3
     server.most = 0
     hosts = [url.replace("127.0.0.1", f"127.0.0.{number % 8 + 1}") for number, url in enumerate(urls)]
-    assert list(fetched(hosts, replace(LIMITS, connections=2, allowed=("127.0.0.0/8",)))) == found
+    assert list(fetch(hosts, replace(LIMITS, connections=2, allowed=("127.0.0.0/8",)))) == results
     assert server.most <= 2
 
 
@@ -199,7 +199,7 @@ def test_workers_share_the_limits() -> None:
 
 
 @pytest.mark.parametrize("answer", [silence, drip], ids=["silent", "dripping"])
-def test_a_server_that_takes_its_time_is_timed_out(server: LinkServer, answer: bytes) -> None:
+def test_a_slow_server_is_timed_out(server: LinkServer, answer: bytes) -> None:
     limits = replace(LIMITS, retries=0, timeout_s=0.2, idle_timeout_s=0.1)
     assert _refused(server.add("/a", answer), limits).reason == "timed_out"
 
@@ -214,7 +214,7 @@ def test_a_server_that_takes_its_time_is_timed_out(server: LinkServer, answer: b
     ],
     ids=["says so", "endless", "gzip bomb", "really"],
 )
-def test_what_is_too_large_is_refused_before_it_fills_memory(server: LinkServer, answer: bytes) -> None:
+def test_a_body_too_large_is_refused_before_it_fills_memory(server: LinkServer, answer: bytes) -> None:
     url = server.add("/a", answer)
     tracemalloc.start()
     try:
@@ -224,10 +224,10 @@ def test_what_is_too_large_is_refused_before_it_fills_memory(server: LinkServer,
         tracemalloc.stop()
 
 
-def test_what_follows_behind_the_length_that_was_said_is_never_taken(server: LinkServer) -> None:
-    found = _one(server.add("/a", reply(PICTURE + b"more", length=len(PICTURE))))
-    # Whether the rest comes together with the picture is the network's choice.
-    assert found == PICTURE or (isinstance(found, BadPicture) and found.reason == "http_error")
+def test_bytes_after_the_declared_length_are_not_read(server: LinkServer) -> None:
+    results = _one(server.add("/a", reply(PICTURE + b"more", length=len(PICTURE))))
+    # Whether the rest arrives together with the picture depends on the network.
+    assert results == PICTURE or (isinstance(results, BadPicture) and results.reason == "http_error")
 
 
 @pytest.mark.parametrize(
@@ -240,13 +240,13 @@ def test_what_follows_behind_the_length_that_was_said_is_never_taken(server: Lin
     ],
     ids=["gzip", "half of it", "not gzip", "another"],
 )
-def test_a_body_that_is_compressed_unasked_is_unpacked(server: LinkServer, answer: bytes, reason: str | None) -> None:
-    found = _one(server.add("/a", answer))
-    assert found == PICTURE if reason is None else isinstance(found, BadPicture) and found.reason == reason
+def test_a_compressed_body_is_unpacked(server: LinkServer, answer: bytes, reason: str | None) -> None:
+    results = _one(server.add("/a", answer))
+    assert results == PICTURE if reason is None else isinstance(results, BadPicture) and results.reason == reason
 
 
 @pytest.mark.parametrize("length", [20, 5000])
-def test_a_page_instead_of_a_picture_is_not_an_image(server: LinkServer, length: int) -> None:
+def test_a_web_page_instead_of_a_picture_is_a_reject(server: LinkServer, length: int) -> None:
     bad = _refused(server.add("/a", reply(b"<!DOCTYPE html>" + b" " * length, kind="text/html; charset=utf-8")))
     assert bad.reason == "not_an_image"
     assert bad.detail.startswith(
@@ -254,11 +254,11 @@ def test_a_page_instead_of_a_picture_is_not_an_image(server: LinkServer, length:
     )
 
 
-def test_a_picture_under_a_wrong_type_is_a_picture(server: LinkServer) -> None:
+def test_a_picture_with_a_wrong_content_type_is_read(server: LinkServer) -> None:
     assert _one(server.add("/a", reply(PICTURE, kind="text/html"))) == PICTURE
 
 
-def test_what_is_not_http_is_a_reject(server: LinkServer) -> None:
+def test_an_answer_that_is_not_http_is_a_reject(server: LinkServer) -> None:
     assert _refused(server.add("/a", b"220 mail.example.org ESMTP\r\n\r\n")).reason == "http_error"
 
 
@@ -282,7 +282,7 @@ def test_redirects_are_followed(server: LinkServer, status: int) -> None:
         ("http://169.254.169.254/latest/meta-data/", "private_address"),
     ],
 )
-def test_a_redirect_leads_to_no_other_place(server: LinkServer, target: str, reason: str) -> None:
+def test_a_redirect_cannot_lead_to_a_forbidden_place(server: LinkServer, target: str, reason: str) -> None:
     limits = replace(LIMITS, allowed=("127.0.0.1",), retries=0)
     if "localhost" in target:
         limits = replace(limits, allowed=())
@@ -307,7 +307,7 @@ def test_a_redirect_leads_to_no_other_place(server: LinkServer, target: str, rea
         ("https://a/x", "https://[::1", "bad_url"),
     ],
 )
-def test_a_redirect_keeps_encryption_and_brings_no_user(url: str, location: str, target: str) -> None:
+def test_a_redirect_keeps_encryption_and_drops_the_user(url: str, location: str, target: str) -> None:
     if target.startswith("bad_"):
         with pytest.raises(BadPicture, match=target):
             redirected(URL(url), location)
@@ -329,21 +329,22 @@ def test_a_redirect_keeps_encryption_and_brings_no_user(url: str, location: str,
         "[::ffff:7f00:1]",
     ],
 )
-def test_this_machine_is_not_fetched_from_however_it_is_written(server: LinkServer, host: str) -> None:
+def test_this_machine_is_not_fetched_from_under_any_address(server: LinkServer, host: str) -> None:
     server.add("/a", reply(PICTURE))
     bad = _refused(server.url("/a", host), replace(LIMITS, allowed=(), retries=0))
     assert bad.reason in ("private_address", "bad_url")
     assert server.requests["/a"] == 0
 
 
-def test_a_name_that_turns_to_a_private_address_is_refused_when_it_is_connected_to(
+def test_a_name_that_changes_to_a_private_address_is_not_connected_to(
     server: LinkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is checked is the address of the socket, so a name server that answers otherwise the second time gains
-    nothing."""
+    """The socket's address is checked, so a name server that changes its answer gains nothing."""
     with pytest.raises(BadPicture, match="private_address"):
         allowed_hosts.guarded_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("10.0.0.1", 80)), ())
-    monkeypatch.setattr("library.sources.links._PublicResolver", lambda allowed: None)  # aiohttp's own, unchecked
+    monkeypatch.setattr(
+        "library.sources.links._PublicResolver", lambda allowed: None
+    )  # aiohttp's own resolver, without checks
     server.add("/a", reply(PICTURE))
     bad = _refused(server.url("/a", "localhost"), replace(LIMITS, allowed=(), retries=0))
     assert bad.reason == "private_address"
@@ -369,7 +370,7 @@ def test_only_public_addresses_are_connected_to(address: str, public: bool) -> N
         allowed_hosts.check(ip_address(address), ())
 
 
-def test_an_allowed_network_is_connected_to_and_no_other() -> None:
+def test_only_allowed_private_networks_are_connected_to() -> None:
     allowed = allowed_hosts.parse_networks(["10.1.0.0/16", "fd00::/8"])
     for text in ("10.1.2.3", "::ffff:10.1.2.3", "fd00::1"):
         allowed_hosts.check(ip_address(text), allowed)
@@ -378,17 +379,17 @@ def test_an_allowed_network_is_connected_to_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[::1", "http://a:99999/x", f"http://{'a' * 64}.example/x"])
-def test_a_link_that_is_no_address_is_a_reject(url: str) -> None:
+def test_an_invalid_link_is_a_reject(url: str) -> None:
     assert _refused(url, replace(LIMITS, retries=0)).reason == "bad_url"
 
 
-def test_a_proxy_of_the_environment_is_not_asked(server: LinkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_from_the_environment_are_not_used(server: LinkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", server.url("/proxy"))
     assert _one(server.add("/a", reply(PICTURE))) == PICTURE
     assert server.heads["/a"][0].startswith("GET /a ")
 
 
-def test_a_network_that_is_down_is_an_error_and_no_shard_of_rejects(tmp_path: Path) -> None:
+def test_a_network_that_is_down_is_an_error_not_a_shard_of_rejects(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         urls = [f"http://127.0.0.1:{closed.getsockname()[1]}/{number}" for number in range(20)]
@@ -400,23 +401,23 @@ def test_a_network_that_is_down_is_an_error_and_no_shard_of_rejects(tmp_path: Pa
 @pytest.mark.parametrize(
     ("answer", "reason"), [(reset, "unreachable"), (reply(b"", status=429), "http_429")], ids=["reset", "429"]
 )
-def test_a_host_that_always_fails_is_not_asked_for_ever(server: LinkServer, answer: Answer, reason: str) -> None:
+def test_a_host_that_always_fails_is_given_up(server: LinkServer, answer: Answer, reason: str) -> None:
     urls = [server.add(f"/{number}", answer) for number in range(40)]
-    found = list(fetched(urls, replace(LIMITS, retries=0, per_host=1)))
-    assert [each.reason for each in found if isinstance(each, BadPicture)] == [reason] * 40
+    results = list(fetch(urls, replace(LIMITS, retries=0, per_host=1)))
+    assert [each.reason for each in results if isinstance(each, BadPicture)] == [reason] * 40
     assert len(server.requests) == 16
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("limits", "message"),
     [
-        ({"per_host": 0}, "--links-per-host 0: at least 1"),
-        ({"retries": -1}, "--link-retries -1: at least 0"),
-        ({"timeout_s": 0.0}, "--link-timeout-s 0: a time above 0"),
-        ({"max_bytes": 2**40}, "--link-max-mb 1.04858e\\+06: above 0, and at most 512"),
+        ({"per_host": 0}, "--links-per-host 0: must be at least 1"),
+        ({"retries": -1}, "--link-retries -1: must be at least 0"),
+        ({"timeout_s": 0.0}, "--link-timeout-s 0: must be above 0"),
+        ({"max_bytes": 2**40}, "--link-max-mb 1.04858e\\+06: must be above 0 and at most 512"),
         ({"allowed": ("example.org",)}, "--allow-address: 'example.org' does not appear to be"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:
+def test_invalid_limits_are_refused(limits: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        LinkLimits(**wrong)  # type: ignore[arg-type]
+        LinkLimits(**limits)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ def _as_parquet(path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_a_table_named_metadata_says_what_the_pictures_are(tmp_path: Path, form: str) -> None:
+def test_a_metadata_table_describes_the_pictures(tmp_path: Path, form: str) -> None:
     root = _folder(tmp_path)
     lines = [{"file_name": "0001.jpg", "label": "cat", "age": 3, "text": "a cat"}]
     lines += [{"file_name": "sub\\0002.jpg", "label": "dog", "age": None, "text": ""}]
@@ -42,7 +42,7 @@ def test_a_table_named_metadata_says_what_the_pictures_are(tmp_path: Path, form:
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
-def test_each_split_may_have_its_table_in_an_archive_too(tmp_path: Path, name: str) -> None:
+def test_each_split_may_have_its_own_table_also_in_an_archive(tmp_path: Path, name: str) -> None:
     files = {
         "d/train/images/1.jpg": picture(1),
         "d/train/metadata.csv": b"file_name,label\nimages/1.jpg,cat\n",
@@ -50,19 +50,19 @@ def test_each_split_may_have_its_table_in_an_archive_too(tmp_path: Path, name: s
         "d/test/metadata.csv": b"file_name,label\nimages/1.jpg,dog\n",
     }
     listing = list_source(str((write_zip if name == "a.zip" else write_tar)(tmp_path / name, files)))
-    found = {key: (row["split"], row["label"]) for key, row in rows(listing).items()}
-    assert found == {"d/train/images/1.jpg": ("train", "cat"), "d/test/images/1.jpg": ("test", "dog")}
+    reads = {key: (row["split"], row["label"]) for key, row in rows(listing).items()}
+    assert reads == {"d/train/images/1.jpg": ("train", "cat"), "d/test/images/1.jpg": ("test", "dog")}
     assert (listing.skipped, listing.notes) == (Counter(), ())
 
 
-def test_a_picture_that_a_table_names_and_that_is_not_there_is_a_reject(tmp_path: Path) -> None:
+def test_a_picture_that_only_a_table_names_is_a_reject(tmp_path: Path) -> None:
     write_tree(_folder(tmp_path), {"metadata.csv": CSV + "gone.jpg,cat,1,\n"})
-    found = read_all(list_source(str(tmp_path)))
-    assert len(found) == 3
-    assert str(found["gone.jpg"].problem).startswith("missing: a table beside the pictures names gone.jpg")
+    reads = read_all(list_source(str(tmp_path)))
+    assert len(reads) == 3
+    assert str(reads["gone.jpg"].problem).startswith("missing: a table beside the pictures names gone.jpg")
 
 
-def test_a_table_that_is_broken_is_an_error_and_one_without_names_is_said(tmp_path: Path) -> None:
+def test_a_broken_table_is_an_error_and_one_without_paths_a_note(tmp_path: Path) -> None:
     write_tree(_folder(tmp_path), {"metadata.csv": "file,label\n0001.jpg,cat\n"})
     listing = list_source(str(tmp_path))
     assert listing.notes[0].startswith("metadata.csv is not used: it has no column file_name, but file, label; rename")
@@ -72,7 +72,7 @@ def test_a_table_that_is_broken_is_an_error_and_one_without_names_is_said(tmp_pa
         list_source(str(tmp_path))
 
 
-def test_other_tables_beside_pictures_are_named_with_what_reads_them(tmp_path: Path) -> None:
+def test_other_tables_beside_pictures_are_noted(tmp_path: Path) -> None:
     write_tree(_folder(tmp_path), {"labels.csv": "path,label\n0001.jpg,cat\n"})
     uri = f"{tmp_path}/labels.csv"
     assert list_source(str(tmp_path)).notes[0] == (
@@ -81,7 +81,7 @@ def test_other_tables_beside_pictures_are_named_with_what_reads_them(tmp_path: P
     )
 
 
-def test_tiny_imagenet_has_the_classes_of_its_annotations(tmp_path: Path) -> None:
+def test_tiny_imagenets_annotations_give_the_classes(tmp_path: Path) -> None:
     files = {f"train/n0{n}/images/n0{n}_0.JPEG": picture(n) for n in (1, 2)}
     files |= {f"val/images/val_{n}.JPEG": picture(n) for n in (3, 4)} | {"test/images/test_0.JPEG": picture(5)}
     lines = "".join(f"val_{n}.JPEG\tn0{n - 2}\t0\t0\t62\t62\n" for n in (3, 4))

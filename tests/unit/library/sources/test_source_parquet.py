@@ -42,26 +42,26 @@ def test_a_hugging_face_file_has_class_names_and_its_other_columns(tmp_path: Pat
     assert listing.index.column("block").to_pylist() == [0] * 4 + [1] * 4 + [2] * 2
     assert listing.index.column_names == [name for name in listing.index.column_names if not name.startswith("extra")]
     assert listing.columns.names == ["source_width", "boxes"]
-    found = read_all(listing)
-    assert found["a.parquet/00000007"].data == picture(7)
-    assert found["a.parquet/00000007"].extras == {"source_width": 7, "boxes": [7.0, 0.5]}
+    reads = read_all(listing)
+    assert reads["a.parquet/00000007"].data == picture(7)
+    assert reads["a.parquet/00000007"].extras == {"source_width": 7, "boxes": [7.0, 0.5]}
 
 
 def test_a_label_beyond_the_class_names_is_a_reject_with_its_bytes(tmp_path: Path) -> None:
     features = {"label": {"names": ["cat"]}}
     path = _write(tmp_path / "a.parquet", {"image": _images(range(2)), "label": [0, 5]}, features=features)
-    found = read_all(list_source(str(path)))["a.parquet/00000001"]
-    assert str(found.problem) == "bad_label: 5, where the schema has names for 0 to 0"
-    assert found.data == picture(1)
+    reads = read_all(list_source(str(path)))["a.parquet/00000001"]
+    assert str(reads.problem) == "bad_label: 5, but the schema has names for 0 to 0"
+    assert reads.data == picture(1)
 
 
 def test_integer_labels_without_names_and_bare_bytes_are_read(tmp_path: Path) -> None:
     columns = {"jpg": [picture(1), None, picture(3)], "label": [3, 4, None], "caption": ["a", "b", "c"]}
     listing = list_source(str(_write(tmp_path / "a.parquet", columns)))
     assert list(labels(listing).values()) == ["3", "4", None]
-    found = list(read_all(listing).values())
-    assert Counter(read.problem.reason if read.problem else "" for read in found) == Counter({"": 2, "missing": 1})
-    assert {read.extras["caption"] for read in found} == {"a", "b", "c"}
+    reads = list(read_all(listing).values())
+    assert Counter(read.problem.reason if read.problem else "" for read in reads) == Counter({"": 2, "missing": 1})
+    assert {read.extras["caption"] for read in reads} == {"a", "b", "c"}
 
 
 def test_the_splits_of_a_folder_are_in_its_file_names(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_splits_of_a_folder_are_in_its_file_names(tmp_path: Path) -> None:
     assert listing.skipped == Counter(beside=1)
 
 
-def test_the_datasets_of_an_ingest_with_splits_are_one_source_again(tmp_path: Path) -> None:
+def test_the_datasets_of_an_ingest_with_splits_are_one_source(tmp_path: Path) -> None:
     for split in ("train", "val"):
         _write(tmp_path / split / "shard-00000.parquet", {"key": [split], "image": _images(range(1)), "width": [8]})
         (tmp_path / split / "_manifest.json").write_text("{}")
@@ -96,50 +96,50 @@ def test_our_own_dataset_is_read_without_its_rejects_and_keeps_its_keys(tmp_path
     assert listing.skipped == Counter(underscore=2)
 
 
-def test_keys_and_columns_can_be_named(tmp_path: Path) -> None:
+def test_options_can_name_the_key_and_the_columns(tmp_path: Path) -> None:
     columns = {"front": [picture(1)], "back": [picture(2)], "id": [17], "kind": pa.array(["z"]).dictionary_encode()}
     path = _write(tmp_path / "a.parquet", columns)
-    with pytest.raises(UsageError, match="several columns of bytes: front, back; say by --image-column"):
+    with pytest.raises(UsageError, match="several columns of bytes: front, back; choose one with --image-column"):
         list_source(str(path))
     options = Options(image_column="back", key_column="id", label_column="kind")
     listing = list_source(str(path), options)
     assert labels(listing) == {"17": "z"}
-    found = read_all(listing, options)["17"]
-    assert (found.data, found.extras) == (picture(2), {"front": picture(1)})
+    reads = read_all(listing, options)["17"]
+    assert (reads.data, reads.extras) == (picture(2), {"front": picture(1)})
 
 
 def test_a_named_column_of_the_wrong_type_is_an_error(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.parquet", {"image": _images(range(1)), "score": [[0.5]]})
-    with pytest.raises(UsageError, match="--label-column score: text or whole numbers are wanted, it holds list"):
+    with pytest.raises(UsageError, match="--label-column score: it must hold text or whole numbers, but holds list"):
         list_source(str(path), Options(label_column="score"))
-    with pytest.raises(UsageError, match=r"--image-column score: it holds list<.*>, not bytes"):
+    with pytest.raises(UsageError, match=r"--image-column score: in .* it holds list<.*>, not bytes"):
         list_source(str(path), Options(image_column="score"))
     with pytest.raises(UsageError, match=r"--key-column id: .* has no such column; it has image, score"):
         list_source(str(path), Options(key_column="id"))
 
 
-def test_parquet_without_pictures_says_what_it_has(tmp_path: Path) -> None:
+def test_parquet_without_pictures_is_an_error_with_its_columns(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no column of pictures .* its columns: text"):
         list_source(str(_write(tmp_path / "a.parquet", {"text": ["a"]})))
 
 
-def test_files_whose_columns_contradict_each_other_are_refused(tmp_path: Path) -> None:
+def test_files_with_contradicting_columns_are_refused(tmp_path: Path) -> None:
     _write(tmp_path / "a.parquet", {"image": _images(range(1)), "x": ["text"]})
     _write(tmp_path / "b.parquet", {"image": _images(range(1)), "x": [[1]]})
-    with pytest.raises(UsageError, match=r"b\.parquet and .*a\.parquet do not go together"):
+    with pytest.raises(UsageError, match=r"b\.parquet and .*a\.parquet have columns that do not fit together"):
         list_source(str(tmp_path))
 
 
-def test_files_that_lack_a_column_others_have_go_together(tmp_path: Path) -> None:
+def test_files_may_lack_columns_that_others_have(tmp_path: Path) -> None:
     _write(tmp_path / "a.parquet", {"image": _images(range(1)), "x": [1]})
     _write(tmp_path / "b.parquet", {"image": _images(range(1))})
     listing = list_source(str(tmp_path))
     assert listing.late.names == ["x"]
-    found = read_all(listing)
-    assert (found["a.parquet/00000000"].extras, found["b.parquet/00000000"].extras) == ({"x": 1}, {})
+    reads = read_all(listing)
+    assert (reads["a.parquet/00000000"].extras, reads["b.parquet/00000000"].extras) == ({"x": 1}, {})
 
 
-def test_a_key_that_two_files_share_names_both(tmp_path: Path) -> None:
+def test_a_key_in_two_files_is_an_error_that_names_both(tmp_path: Path) -> None:
     for name in ("a", "b"):
         _write(tmp_path / f"{name}.parquet", {"key": ["same"], "image": _images(range(1))})
     with pytest.raises(StriateError, match=r"key 'same': .*a\.parquet \(row 0\) and .*b\.parquet \(row 0\)"):
@@ -149,18 +149,18 @@ def test_a_key_that_two_files_share_names_both(tmp_path: Path) -> None:
 def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.parquet", {"image": _images(range(3))})
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(StriateError, match=r"a\.parquet is damaged, or no Parquet file"):
+    with pytest.raises(StriateError, match=r"a\.parquet is damaged, or not a Parquet file"):
         list_source(str(path))
 
 
-def test_the_size_of_a_row_is_that_of_its_bytes_unpacked(tmp_path: Path) -> None:
+def test_the_size_of_a_row_is_that_of_its_uncompressed_bytes(tmp_path: Path) -> None:
     images = [bytes([number]) * 10**5 for number in range(4)]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": images}), path, compression="zstd", use_dictionary=False)
     assert all(10**5 <= row["size"] < 1.1 * 10**5 for row in rows(list_source(str(path))).values())
 
 
-def test_one_large_value_that_a_dictionary_repeats_is_held_once(tmp_path: Path) -> None:
+def test_a_large_value_repeated_by_a_dictionary_is_held_once(tmp_path: Path) -> None:
     image = b"\xff\xd8\xff" + bytes(2**22)
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array([image], pa.binary()))
     path = tmp_path / "a.parquet"
@@ -170,7 +170,7 @@ def test_one_large_value_that_a_dictionary_repeats_is_held_once(tmp_path: Path) 
     pool = pa.proxy_memory_pool(before)
     pa.set_memory_pool(pool)
     try:
-        for read in read_pictures(listing.kind, listing.index, listing.hints):
+        for read in read_pictures(listing.kind, listing.index, listing.gzip_indexes):
             assert read.data == image
     finally:
         pa.set_memory_pool(before)
@@ -194,20 +194,20 @@ def test_labels_of_every_plain_type_are_class_names(tmp_path: Path, column: Any,
     assert not [read.problem for read in read_all(listing).values() if read.problem]
 
 
-def test_a_label_with_a_fraction_is_a_reject_that_says_so(tmp_path: Path) -> None:
+def test_a_label_with_a_fraction_is_a_reject(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.parquet", {"image": _images(range(2)), "label": [1.0, 0.5]})
-    found = read_all(list_source(str(path)))["a.parquet/00000001"]
-    assert str(found.problem) == "bad_label: the label 0.5 is no class; text or a whole number is wanted"
-    assert found.data == picture(1)
+    reads = read_all(list_source(str(path)))["a.parquet/00000001"]
+    assert str(reads.problem) == "bad_label: the label 0.5 is not a class; it must be text or a whole number"
+    assert reads.data == picture(1)
 
 
 def test_keys_and_splits_may_be_of_any_type_of_text(tmp_path: Path) -> None:
     columns = {"key": pa.array(["x", "y"], pa.large_string()), "split": pa.array(["train", "dev"]).dictionary_encode()}
-    found = rows(list_source(str(_write(tmp_path / "a.parquet", {**columns, "image": _images(range(2))}))))
-    assert {key: row["split"] for key, row in found.items()} == {"x": "train", "y": "val"}
+    reads = rows(list_source(str(_write(tmp_path / "a.parquet", {**columns, "image": _images(range(2))}))))
+    assert {key: row["split"] for key, row in reads.items()} == {"x": "train", "y": "val"}
 
 
-def test_no_thread_of_arrows_own_holds_a_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrows_threads_hold_no_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = {"image": _images(range(10)), "label": ["cat", "dog"] * 5, "key": list(map(str, range(10)))}
     path = _write(tmp_path / "a.parquet", columns)
     threads = reading_threads(monkeypatch)

@@ -12,7 +12,7 @@ from library.sources import Options, extras_of, list_source, read_pictures
 from tests.source_examples import assert_reads_back, labels, picture, read_all, rows, write_tar, write_tree
 
 
-def test_a_sample_is_everything_up_to_the_first_dot(tmp_path: Path) -> None:
+def test_members_with_the_same_name_up_to_a_dot_are_a_sample(tmp_path: Path) -> None:
     files = {
         "train/0001.jpg": picture(1),
         "train/0001.cls": "7",
@@ -28,7 +28,7 @@ def test_a_sample_is_everything_up_to_the_first_dot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
-def test_other_members_of_a_sample_come_with_the_picture_as_binary_columns(tmp_path: Path, name: str) -> None:
+def test_other_members_of_a_sample_are_binary_columns(tmp_path: Path, name: str) -> None:
     files = {
         "1.jpg": picture(1),
         "1.mask.png": b"mask 1",
@@ -45,34 +45,34 @@ def test_other_members_of_a_sample_come_with_the_picture_as_binary_columns(tmp_p
     assert set(listing.columns.names) == {"source_key", "mask_", "seg_cls", "mask", "seg"}
     assert listing.index["extra.seg_cls"].to_pylist() == ["3", None]
     assert labels(listing) == {"1": "cat", "2": "dog"}
-    found = read_all(listing)
-    assert found["1"].data == picture(1)
-    assert found["1"].extras == {"mask": b"mask 1", "seg": b"seg 1"}
-    assert found["2"].data == picture(2)
-    assert found["2"].extras == {"mask": b"mask 2"}
+    reads = read_all(listing)
+    assert reads["1"].data == picture(1)
+    assert reads["1"].extras == {"mask": b"mask 1", "seg": b"seg 1"}
+    assert reads["2"].data == picture(2)
+    assert reads["2"].extras == {"mask": b"mask 2"}
 
 
-def test_the_member_that_is_the_picture_can_be_named(tmp_path: Path) -> None:
+def test_an_option_can_name_the_member_that_is_the_picture(tmp_path: Path) -> None:
     files = {"1.left.png": picture(1), "1.right.png": picture(2), "1.cls": "x"}
     options = Options(image_column="right.png")
     listing = list_source(str(write_tar(tmp_path / "a.tar", files)), options)
-    found = read_all(listing, options)["1"]
-    assert (found.data, found.extras) == (picture(2), {"left": picture(1)})
+    reads = read_all(listing, options)["1"]
+    assert (reads.data, reads.extras) == (picture(2), {"left": picture(1)})
 
 
 def test_shards_with_the_same_keys_do_not_clash(tmp_path: Path) -> None:
     for shard in ("train-0000", "train-0001", "val-0000"):
         write_tar(tmp_path / f"{shard}.tar", {"000.jpg": picture(1), "000.cls": "3"})
     write_tree(tmp_path, {"sizes.json": "{}"})
-    found = rows(list_source(str(tmp_path)))
-    assert {key: (row["label"], row["split"]) for key, row in found.items()} == {
+    reads = rows(list_source(str(tmp_path)))
+    assert {key: (row["label"], row["split"]) for key, row in reads.items()} == {
         "train-0000.tar/000": ("3", "train"),
         "train-0001.tar/000": ("3", "train"),
         "val-0000.tar/000": ("3", "val"),
     }
 
 
-def test_names_with_numbers_after_a_dot_are_no_webdataset(tmp_path: Path) -> None:
+def test_names_with_numbers_after_a_dot_are_not_webdataset(tmp_path: Path) -> None:
     files = {f"pets/cat/cat.{number}.jpg": picture(number) for number in range(3)}
     files["pets/dog/dog.1.jpg"] = picture(9)
     listing = assert_reads_back(write_tar(tmp_path / "a.tar", files), files)
@@ -82,18 +82,18 @@ def test_names_with_numbers_after_a_dot_are_no_webdataset(tmp_path: Path) -> Non
     assert rows(listing)["pets/cat/cat.0.jpg"]["extra.caption"] == "zero"
 
 
-def test_of_a_members_repeats_in_a_sample_the_last_counts(tmp_path: Path) -> None:
+def test_the_last_of_repeated_members_of_a_sample_counts(tmp_path: Path) -> None:
     files = [("1.jpg", picture(1)), ("1.cls", "a"), ("1.jpg", picture(2)), ("1.cls", "b"), ("1.JPG", picture(3))]
     listing = list_source(str(write_tar(tmp_path / "a.tar", files)))
-    found = {read.data: read.problem for read in read_pictures(listing.kind, listing.index, listing.hints)}
+    reads = {read.data: read.problem for read in read_pictures(listing.kind, listing.index, listing.gzip_indexes)}
     assert [row["label"] for row in listing.index.to_pylist() if row["problem"] is None] == ["b"]
-    assert {data for data, problem in found.items() if problem is None} == {picture(3)}
-    assert {problem.reason for problem in found.values() if problem} == {"duplicate_key"}
-    assert len(found) == 3
+    assert {data for data, problem in reads.items() if problem is None} == {picture(3)}
+    assert {problem.reason for problem in reads.values() if problem} == {"duplicate_key"}
+    assert len(reads) == 3
     assert listing.skipped == Counter(repeated=1)
 
 
-def test_texts_with_names_of_their_own_are_columns(tmp_path: Path) -> None:
+def test_texts_with_their_own_names_are_columns(tmp_path: Path) -> None:
     files: dict[str, bytes | str] = {}
     for number, name in enumerate(("cat", "dog")):
         files[f"s{number}.input.jpg"] = picture(number)
@@ -113,7 +113,7 @@ def test_texts_with_names_of_their_own_are_columns(tmp_path: Path) -> None:
     assert labels(list_source(str(path), Options(label_column="outputs"))) == {"s0": "cat", "s1": "dog"}
 
 
-def test_a_sample_that_lost_its_picture_is_a_row_and_a_stray_file_is_not(tmp_path: Path) -> None:
+def test_a_sample_without_a_picture_is_a_row_and_a_stray_file_is_not(tmp_path: Path) -> None:
     files = {"1.jpg": picture(1), "1.cls": "a", "2.cls": "b", "README": b"x", "labels.csv": b"x", "license.txt": b"x"}
     listing = list_source(str(write_tar(tmp_path / "a.tar", files)))
     assert sorted(rows(listing)) == ["1", "2"]
@@ -128,7 +128,7 @@ def test_texts_beside_pictures_with_dots_in_their_names_are_captions(tmp_path: P
     assert listing.skipped == Counter(beside=1)
 
 
-def test_ten_thousand_samples_keep_their_own_words(tmp_path: Path) -> None:
+def test_ten_thousand_samples_keep_their_own_texts(tmp_path: Path) -> None:
     files: dict[str, str] = {}
     for number in range(9_000):
         files[f"{number:05}.jpg"] = str(number)
@@ -139,7 +139,7 @@ def test_ten_thousand_samples_keep_their_own_words(tmp_path: Path) -> None:
     assert np.array_equal(listing.index.column("extra.n").to_numpy(), np.arange(9_000))
 
 
-def test_a_folder_that_img2dataset_wrote_is_read_from_its_archives(tmp_path: Path) -> None:
+def test_a_folder_from_img2dataset_is_read_from_its_archives(tmp_path: Path) -> None:
     for shard in ("00000", "00001"):
         fields = json.dumps({"caption": "a cat", "url": "https://example.org/1.jpg", "status": "success"})
         files = {f"{shard}0000.jpg": picture(1), f"{shard}0000.txt": "a cat", f"{shard}0000.json": fields}

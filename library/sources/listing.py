@@ -1,4 +1,4 @@
-"""What a listing holds: one row a picture, in Arrow, and the checks every listing ends with."""
+"""The listing of a source: one row per picture in Arrow, the options, and the checks of every listing."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from library.errors import BadPicture, StriateError, UsageError
 from library.imaging.codec import DEFAULT_LIMITS
 from library.sources.allowed_hosts import parse_networks
 
-_compute: Any = pyarrow.compute  # its functions are made at import, where no type checker sees them
+_compute: Any = pyarrow.compute  # its functions are created at import time, which type checkers do not see
 MAX_BYTES = DEFAULT_LIMITS.max_bytes
-_EXTRA = "extra."  # keeps a user's column `size` apart from ours; no INDEX_SCHEMA name begins so
+_EXTRA = "extra."  # prefix of the source's columns, so that its `size` is not ours; no name in INDEX_SCHEMA has it
 
-#: The columns that the datasets themselves have; a source's column of the same name becomes `source_...`.
+#: Columns of every dataset; a source's column of the same name becomes `source_...`.
 RESERVED = (*CORE_COLUMNS, *REJECT_COLUMNS, "split")
 
-#: One row a picture. `uri` is the file or the container that holds it, `at` where in it (byte offset, or row number
-#: in a Parquet file) and `size` its bytes (for Parquet an estimate). Rows with the same (uri, block) are cheap only
-#: when they are read together; block is null where any order costs the same. `problem` is "slug: detail" for a row
-#: known to be unusable. `stored` says how a zip member lies in its archive, `parts` where the other binary members of
-#: a WebDataset sample are.
+#: One row per picture. `uri` is the file or archive that holds it, `at` its place there (byte offset, or row number in
+#: a Parquet file) and `size` its bytes (for Parquet an estimate). Rows with the same (uri, block) should be read
+#: together, which is cheaper; block is null where the order does not matter. `problem` is "slug: detail" for a row that
+#: is known to be unusable. `stored` describes a zip member in its archive, `parts` the other binary members of a
+#: WebDataset sample.
 INDEX_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -47,30 +47,30 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-#: Begins the problem of a member that its archive holds again further on: the one problem with which two rows may
-#: have one key.
+#: Prefix of the problem of a member that a later one of the same name replaces: the only problem with which two rows
+#: may have the same key.
 SUPERSEDED = "duplicate_key: "
 
 
 @dataclass(frozen=True)
 class LinkLimits:
-    """How pictures at web addresses are fetched.
+    """Limits for fetching pictures from web addresses.
 
     Attributes:
-        connections: requests at once, in all.
-        per_host: requests at once to one host.
-        retries: further attempts after a failure that may pass.
-        timeout_s: for one request as a whole.
-        connect_timeout_s: until there is a connection.
-        idle_timeout_s: between two pieces of an answer.
-        max_bytes: of one picture.
-        max_redirects: followed for one picture.
-        max_wait_s: longest time that a server may ask to be left alone (Retry-After).
-        backoff_s: before the first further attempt where the server does not say; doubled each time.
-        allowed: networks that are no public ones and may be fetched from all the same.
+        connections: simultaneous requests in total.
+        per_host: simultaneous requests to one host.
+        retries: further attempts after a failure that may be temporary.
+        timeout_s: limit for one whole request, in seconds.
+        connect_timeout_s: limit for connecting, in seconds.
+        idle_timeout_s: limit between two parts of an answer, in seconds.
+        max_bytes: largest picture accepted.
+        max_redirects: redirects followed for one picture.
+        max_wait_s: longest wait that a server may ask for (Retry-After), in seconds.
+        backoff_s: wait before the first further attempt if the server asks for none, in seconds; doubled each time.
+        allowed: networks to fetch from although they are not public.
 
     Raises:
-        UsageError: a number that allows nothing, or `allowed` is no network.
+        UsageError: a number is too small or too large, or an entry of `allowed` is not a network.
     """
 
     connections: int = 32
@@ -92,24 +92,30 @@ class LinkLimits:
             ("--link-retries", self.retries, 0),
         ):
             if value < least:
-                raise UsageError(f"{option} {value}: at least {least}")
+                raise UsageError(f"{option} {value}: must be at least {least}")
         if self.timeout_s <= 0:
-            raise UsageError(f"--link-timeout-s {self.timeout_s:g}: a time above 0")
+            raise UsageError(f"--link-timeout-s {self.timeout_s:g}: must be above 0")
         if not 0 < self.max_bytes <= MAX_BYTES:
-            raise UsageError(f"--link-max-mb {self.max_bytes / 2**20:g}: above 0, and at most {MAX_BYTES // 2**20}")
+            raise UsageError(
+                f"--link-max-mb {self.max_bytes / 2**20:g}: must be above 0 and at most {MAX_BYTES // 2**20}"
+            )
         parse_networks(self.allowed)
 
     def share(self, num_workers: int) -> LinkLimits:
-        """One worker's part, so that all together keep the limits; `num_workers` must exceed neither of them."""
+        """One worker's share of the limits; `num_workers` must not exceed `connections` or `per_host`."""
         return replace(self, connections=self.connections // num_workers, per_host=self.per_host // num_workers)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which columns (of a list or Parquet) or fields (of JSON beside the pictures) mean what; None: by their names.
+    """How a source is read, where names do not decide it.
 
-    `label_level` takes the label from a folder whatever else there is: see `library.sources.labels.from_folders`.
-    `links` limits how pictures at web addresses are fetched.
+    Attributes:
+        label_column: column (of a list or Parquet) or field (of JSON beside a picture) with the label; None: by name.
+        key_column: column with the key; None: by name.
+        image_column: column, or suffix of the WebDataset member, with the picture; None: by name.
+        label_level: level of the folder that is the label: see `library.sources.labels.from_folders`.
+        links: limits for fetching pictures from web addresses.
     """
 
     label_column: str | None = None
@@ -119,7 +125,7 @@ class Options:
     links: LinkLimits = LinkLimits()
 
     def refuse(self, kind: str, **hints: str) -> None:
-        """Raise for each option in `hints` that is set: for this kind of source it would do nothing."""
+        """Raises UsageError if an option named in `hints` is set, which has no effect on this kind of source."""
         for name, hint in hints.items():
             if getattr(self, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} has no effect on {kind}: {hint}")
@@ -127,33 +133,33 @@ class Options:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds, without its pictures.
+    """The pictures of a source, without their content.
 
     Attributes:
-        kind: which reader reads the pictures back; goes to `read_pictures`.
-        index: INDEX_SCHEMA, and the extra columns that the listing already knows (see `extras_of`). Sorted by key.
-        late: the extra columns that come with the pictures (`Read.extras`), with their types.
-        skipped: how many files were passed over, by reason: one of `library.dataset.manifest.SKIPPED`.
-        hints: by URI of a container, what the reader needs to find its way in it (an index of a gzip stream).
-        notes: sentences for the user about what was found and may surprise.
+        kind: chooses the reader in `read_pictures`.
+        index: one row per picture, sorted by key: INDEX_SCHEMA and the extra columns known so far (see `extras_of`).
+        late: names and types of the extra columns that come with the pictures (`Read.extras`).
+        skipped: number of skipped files by reason, one of `library.dataset.manifest.SKIPPED`.
+        gzip_indexes: index of each gzip stream by URI, which the reader needs.
+        notes: sentences for the user about choices that may be surprising.
     """
 
     kind: str
     index: pa.Table
     late: pa.Schema
     skipped: Counter[str]
-    hints: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    gzip_indexes: dict[str, bytes] = field(default_factory=dict[str, bytes])
     notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> dict[str, int]:
-        """How many pictures each class has, by name; those without a class are not counted here."""
+        """Number of pictures of each class by name, without the pictures that have no class."""
         counts = _compute.value_counts(self.index["label"]).to_pylist()
         return {item["values"]: item["counts"] for item in sorted(counts, key=_by_name) if item["values"] is not None}
 
     @property
     def columns(self) -> pa.Schema:
-        """Every extra column of the dataset to be, in order."""
+        """All extra columns that the dataset will have, in order."""
         known = extras_of(self.index.slice(0, 0)).schema
         return pa.schema([*known, *self.late])
 
@@ -164,13 +170,13 @@ def _by_name(item: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Read:
-    """One picture as it was read.
+    """One picture, read from its source.
 
     Attributes:
-        row: its row in the table that was asked for.
-        data: the encoded picture, or None when nothing could be read.
-        problem: why it cannot be used, or None. A reject keeps its bytes where there are any.
-        extras: the values of the `late` columns that this picture has.
+        row: its row in the table passed to `read_pictures`.
+        data: the encoded picture; None if nothing could be read.
+        problem: why it cannot be used; None if it can. A reject keeps its data.
+        extras: its values of the listing's `late` columns.
     """
 
     row: int
@@ -180,13 +186,13 @@ class Read:
 
 
 def extras_of(rows: pa.Table) -> pa.Table:
-    """The extra columns of index rows under the names that the dataset gives them."""
+    """The extra columns of index rows, under their names in the dataset."""
     names = [name for name in rows.column_names if name.startswith(_EXTRA)]
     return rows.select(names).rename_columns([name[len(_EXTRA) :] for name in names])
 
 
 def printable(name: str) -> str:
-    """`name` without control characters and without bytes that are not UTF-8: each is written as \\x1b."""
+    """`name` with control characters and bytes that are not UTF-8 written as escapes like \\x1b."""
     return _UNPRINTABLE.sub(_escaped, name)
 
 
@@ -195,16 +201,16 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
-    # Python holds the undecodable byte 0xNN of a file name as U+DCNN.
+    # Python stores the undecodable byte 0xNN of a file name as U+DCNN.
     return f"\\x{code & 0xFF:02x}" if code < 0x80 or 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
-def output_name(name: str, taken: Iterable[str] = ()) -> str:
-    """The name of a source's column in the dataset: its own, unless the dataset means something else by it."""
+def output_name(name: str, used: Iterable[str] = ()) -> str:
+    """The name of a source's column in the dataset: its own, changed if it is reserved or already in `used`."""
     name = printable(name)
     if name in RESERVED:
         name = f"source_{name}"
-    while name in taken:
+    while name in used:
         name += "_"
     return name
 
@@ -212,15 +218,15 @@ def output_name(name: str, taken: Iterable[str] = ()) -> str:
 def finish(
     columns: Mapping[str, Any], extras: Mapping[str, pa.Array[Any]] | None = None, unit: str = "byte"
 ) -> pa.Table:
-    """The index of a listing: typed, without clashes, sorted by key.
+    """Builds the index of a listing: typed, sorted by key, and checked.
 
     Args:
-        columns: values by name of INDEX_SCHEMA, all of one length; those that are not given are null.
+        columns: values by name of INDEX_SCHEMA, all of the same length; missing columns are null.
         extras: the extra columns by their names in the source.
-        unit: what `at` counts, for the message about two rows with one key.
+        unit: what `at` counts, byte or row.
 
     Raises:
-        StriateError: when two rows have the same key; says where both are.
+        StriateError: two rows have the same key; names both places.
     """
     num_rows = len(columns["key"])
     arrays = {
@@ -230,7 +236,7 @@ def finish(
         for column in INDEX_SCHEMA
     }
     for name, values in (extras or {}).items():
-        arrays[_EXTRA + output_name(name, [taken[len(_EXTRA) :] for taken in arrays])] = values
+        arrays[_EXTRA + output_name(name, [used[len(_EXTRA) :] for used in arrays])] = values
     table = pa.table(arrays)
     keys = table.column("key")
     if any(_compute.less_equal(keys.slice(1), keys.slice(0, max(num_rows - 1, 0))).to_pylist()):
@@ -255,18 +261,18 @@ def _check_unique(table: pa.Table, unit: str) -> None:
         )
         raise StriateError(
             f"two pictures have the key '{keys.to_pylist()[at]}': {first} and {second}; "
-            "rename one, or name a column with unique keys by --key-column where the source has one"
+            "rename one, or, if the source has a column of unique keys, name it with --key-column"
         )
 
 
 def _with_limit(table: pa.Table) -> pa.Table:
-    """Mark what is too large to be a picture, so that nobody reads it."""
+    """Adds the problem `too_large` to rows larger than MAX_BYTES, so that they are not read."""
     too_large = _compute.and_(
         _compute.greater(table.column("size"), MAX_BYTES), _compute.is_null(table.column("problem"))
     )
     if not _compute.any(too_large).as_py():
         return table
     sizes = _compute.cast(table.column("size"), pa.string())
-    texts = _compute.binary_join_element_wise("too_large: ", sizes, f" bytes; at most {MAX_BYTES:,} are read", "")
+    texts = _compute.binary_join_element_wise("too_large: ", sizes, f" bytes; the limit is {MAX_BYTES:,}", "")
     problems = _compute.if_else(too_large, texts, table.column("problem"))
     return table.set_column(table.schema.get_field_index("problem"), "problem", problems)
