@@ -20,7 +20,7 @@ from library.sources.tables.text_tables import LISTS
 from library.sources.tree import Tree
 from library.storage import Span
 
-WORKS = (
+SUPPORTED = (
     "a folder of pictures; a .tar, .tar.gz or .zip of them; WebDataset .tar shards; MNIST's IDX files; "
     "CIFAR's binary archives; a .csv, .tsv, .jsonl or .txt list of paths or links; Parquet files with pictures in them"
 )
@@ -51,7 +51,7 @@ def type_of(uri: str) -> str:
             )
     for magic, name in _UNSUPPORTED.items():
         if head.startswith(magic):
-            raise UsageError(f"{uri} is {name}, which is not supported; unpack it, or convert it to {WORKS}")
+            raise UsageError(f"{uri} is {name}, which is not supported; unpack it, or convert it to {SUPPORTED}")
     if head[:2] == b"\x1f\x8b":
         with gzips.GzipStream(uri) as stream:
             inner = _by_content(stream.read(_HEAD_BYTES), uri)
@@ -59,7 +59,7 @@ def type_of(uri: str) -> str:
             return "tar.gz" if inner == "tar" else inner
         if uri.lower().endswith((".tar.gz", ".tgz")):
             return "tar.gz"
-        raise UsageError(f"{uri} is a gzip file that holds neither a tar archive nor IDX; supported are {WORKS}")
+        raise UsageError(f"{uri} is a gzip file that holds neither a tar archive nor IDX; supported are {SUPPORTED}")
     kind = _by_content(head, uri) or _by_name(uri) or _by_lines(head, uri)
     if kind is not None:
         return kind
@@ -67,8 +67,8 @@ def type_of(uri: str) -> str:
     if picture is not None:
         raise UsageError(f"{uri} is a single {picture} picture; ingest its folder, or a list of pictures")
     if not head:
-        raise UsageError(f"{uri} is an empty file; supported are {WORKS}")
-    raise UsageError(f"{uri} is of an unsupported type (it begins with {head[:8]!r}); supported are {WORKS}")
+        raise UsageError(f"{uri} is an empty file; supported are {SUPPORTED}")
+    raise UsageError(f"{uri} is of an unsupported type (it begins with {head[:8]!r}); supported are {SUPPORTED}")
 
 
 def add_archive(tree: Tree, uri: str, entries: Entries, index: bytes | None, **place: str | None) -> None:

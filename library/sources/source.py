@@ -74,10 +74,10 @@ def list_source(uri: str, options: Options = Options()) -> Listing:
     elif storage.exists(uri):
         listing = _list_file(uri, options)
     else:
-        raise UsageError(f"there is nothing at {uri}; supported are {containers.WORKS}")
+        raise UsageError(f"there is nothing at {uri}; supported are {containers.SUPPORTED}")
     if listing.index.num_rows == 0:
         skipped = f" ({skipped_text(listing.skipped)})" if listing.skipped else ""
-        raise UsageError(f"{uri} holds no pictures{skipped}; supported are {containers.WORKS}")
+        raise UsageError(f"{uri} holds no pictures{skipped}; supported are {containers.SUPPORTED}")
     if options.links != LinkLimits() and listing.kind != "links":
         raise UsageError(f"--link... and --allow-address have no effect: {uri} has no web addresses")
     problems = listing.index["problem"]

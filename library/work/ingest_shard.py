@@ -65,7 +65,9 @@ class IngestJob:
         schema = dataset_schema(list(self.columns))
         with ShardOutput(task, schema, measure=self.measure) as output:
             done, start = 0, perf_counter()
-            for pictures in _row_groups(read_pictures(self.reader, rows, self.gzip_indexes, self.options), rows.num_rows):
+            for pictures in _row_groups(
+                read_pictures(self.reader, rows, self.gzip_indexes, self.options), rows.num_rows
+            ):
                 output.add_seconds({"read": perf_counter() - start})
                 progress(self._store(rows.slice(done, len(pictures)), pictures, schema, output))
                 done, start = done + len(pictures), perf_counter()
