@@ -353,9 +353,9 @@ def test_a_truncated_zip_is_an_error(tmp_path: Path) -> None:
         list_source(str(path))
 
 
-def test_a_file_of_no_known_kind_says_what_works(tmp_path: Path) -> None:
+def test_a_file_of_an_unknown_type_is_an_error_with_the_supported_ones(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.h5": b"\x89HDF\r\n\x1a\n", "b.xyz": b"hello world", "c.dat": b""})
-    for name, message in (("a.h5", "an HDF5 file"), ("b.xyz", "of no kind that is read"), ("c.dat", "an empty file")):
+    for name, message in (("a.h5", "an HDF5 file"), ("b.xyz", "of an unsupported type"), ("c.dat", "an empty file")):
         with pytest.raises(UsageError, match=f"{message}.*a folder of pictures"):
             list_source(str(tmp_path / name))
 

@@ -76,7 +76,7 @@ def test_other_tables_beside_pictures_are_noted(tmp_path: Path) -> None:
     write_tree(_folder(tmp_path), {"labels.csv": "path,label\n0001.jpg,cat\n"})
     uri = f"{tmp_path}/labels.csv"
     assert list_source(str(tmp_path)).notes[0] == (
-        f"tables beside the pictures are not used: {uri}; if one lists pictures and classes, ingest it in place of the "
+        f"tables beside the pictures are not used: {uri}; if one lists pictures and classes, ingest it instead of the "
         f"folder: striate ingest {uri} DESTINATION"
     )
 

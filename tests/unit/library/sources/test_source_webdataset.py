@@ -153,7 +153,7 @@ def test_a_folder_from_img2dataset_is_read_from_its_archives(tmp_path: Path) -> 
     assert list(rows(listing)) == ["00000.tar/000000000", "00001.tar/000010000"]
     assert rows(listing)["00000.tar/000000000"]["extra.caption"] == "a cat"
     assert listing.skipped == Counter(beside=4)
-    assert listing.notes[-1].startswith("2 Parquet files lie beside archives of the same name, as img2dataset writes")
+    assert listing.notes[-1].startswith("2 Parquet files have the names of archives, as img2dataset writes")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
     with pytest.raises(UsageError, match="holds both Parquet files and archives"):
         list_source(str(tmp_path))
