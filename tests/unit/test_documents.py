@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -72,6 +74,19 @@ def test_the_page_of_commands_is_what_the_commands_say() -> None:
     reference = runpy.run_path(str(ROOT / "docs/hooks/cli.py"))["reference"]
     written = (ROOT / "docs/cli.md").read_text("utf-8")
     assert written == reference(), "write it again: .venv/bin/python docs/hooks/cli.py"
+
+
+def test_the_step_of_own_steps_works_as_written(tmp_path: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/own-steps.md").read_text("utf-8"), re.M | re.S)
+    (tmp_path / "my_steps.py").write_text(code, "utf-8")
+    script = """
+import numpy as np
+from library.pipeline import Pipeline
+from library.steps.plugins import load
+load(["my_steps.py"])
+assert Pipeline.parse("darken(by=4)").apply(np.full((2, 2, 3), 255, np.uint8)).max() == 63
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
 
 
 def test_the_readme_is_short() -> None:
