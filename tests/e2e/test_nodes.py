@@ -23,6 +23,7 @@ from tests.bundles import make_bundle
 from tests.commands import SLOW, Commands, down, finished, up, write_recipe
 from tests.conftest import S3Server
 from tests.datasets import content, write_digits, write_photos
+from tests.plugins import HALVE, write_plugin
 from tests.processes import LOOPBACK, command, family, listening
 from tests.waiting import until
 
@@ -130,6 +131,15 @@ def test_a_filter_job_on_all_nodes_gives_the_bytes_of_one_worker(nodes: Nodes, r
     assert len(nodes.shards_by_node("spread")) >= 2
     assert len(nodes.shards_by_node("alone")) == 1
     assert content(nodes.folder("spread")) == content(nodes.folder("alone"))
+
+
+def test_a_users_own_step_reaches_every_node(nodes: Nodes, raw: str, tmp_path: Path) -> None:
+    asked = (raw, f"s3://{BUCKET}/halved", "--steps", "halve(by=2) | resize(64)")
+    nodes.run("filter", *asked, "--plugin", write_plugin(tmp_path))
+    assert len(nodes.shards_by_node("halved")) >= 2
+    with_other = nodes.start("filter", *asked, "--plugin", write_plugin(tmp_path, HALVE + "\n# other\n"), "--json")
+    out, _ = with_other.communicate(timeout=120)
+    assert "holds the output of another job" in json.loads(out)["error"]
 
 
 def test_a_path_that_is_another_place_on_other_nodes_is_refused(nodes: Nodes, raw: str, tmp_path: Path) -> None:
