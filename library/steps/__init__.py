@@ -1,4 +1,4 @@
-"""Every step: importing this package fills REGISTRY."""
+"""All steps; importing this package registers them in REGISTRY."""
 
 from library.steps.augmentations.crops import RandomCrop, RandomErase, RandomResizedCrop
 from library.steps.augmentations.degradation import GaussianNoise, JpegQuality, RandomBlur

@@ -1,8 +1,8 @@
-"""What a step is: a frozen dataclass whose fields are its parameters, checked when it is made.
+"""The base of all steps: frozen dataclasses whose fields are their parameters, checked on construction.
 
     @register("filter")
     class Invert:
-        '''One line for the table.'''
+        '''One line for the table of steps.'''
 
         amount: Annotated[float, Field(ge=0, le=1, description="what it means, with its unit")] = 1.0
 
@@ -29,27 +29,27 @@ Kind = Literal["filter", "selector", "augmentation"]
 
 
 class Step(Protocol):
-    """Any step; `kind` and `name` are put there by `register`."""
+    """Any step; `register` sets `kind` and `name`."""
 
     kind: ClassVar[Kind]
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def columns(self) -> tuple[str, ...]:
-        """The columns that it reads besides the picture."""
+        """Names of the columns that it reads besides the picture."""
         ...
 
     def may_drop(self) -> bool:
-        """Whether its parameters let it drop pictures, as a selector does."""
+        """Whether its parameters allow it to drop pictures, as a selector does."""
         ...
 
 
 @runtime_checkable
 class Filter(Protocol):
-    """Pixels to pixels, the same result every time. Never writes to its input.
+    """Maps pixels to pixels, with the same result every time; never writes to its input.
 
     A filter that needs other columns (a mask) overrides `Step.columns`; their values follow the pixels as positional
-    arguments. One whose parameters let it drop pictures overrides `Step.may_drop`, and raises `library.errors.Dropped`.
+    arguments. A filter that may drop pictures overrides `Step.may_drop` and raises `library.errors.Dropped`.
     """
 
     def __call__(self, pixels: Pixels, /, *columns: Any) -> Pixels: ...
@@ -57,16 +57,16 @@ class Filter(Protocol):
 
 @runtime_checkable
 class Selector(Protocol):
-    """Keeps a picture (None), or drops it with a reason (a slug, counted in the report)."""
+    """Keeps a picture (returns None) or drops it (returns the reason, a slug that the report counts)."""
 
     def reason(self, picture: Picture, /) -> str | None: ...
 
 
 @runtime_checkable
 class Augmentation(Protocol):
-    """Pixels to pixels of the same dtype, by chance: every choice comes from `rng`, and nothing else does.
+    """Maps pixels randomly to pixels of the same dtype; all randomness comes from `rng`.
 
-    Never writes to its input; gives back the very same array where chance says to change nothing.
+    Never writes to its input; returns the very same array if nothing is changed.
     """
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator, /) -> Pixels: ...
@@ -74,20 +74,20 @@ class Augmentation(Protocol):
 
 @runtime_checkable
 class Steps(Protocol):
-    """Steps in order, as a parameter of another step; `library.pipeline.Pipeline` is one."""
+    """Steps in order as a parameter of another step, such as a `library.pipeline.Pipeline`."""
 
     @property
     def steps(self) -> tuple[Step, ...]: ...
 
 
 def augmented(step: Step, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """One filter or augmentation over decoded pixels."""
+    """Applies a filter or an augmentation to decoded pixels."""
     if step.kind == "augmentation":
         return cast(Augmentation, step)(pixels, rng)
     return cast(Filter, step)(pixels)
 
 
-#: Every step by its name in the grammar.
+#: All steps, by their name in the grammar.
 REGISTRY: dict[str, type[Step]] = {}
 
 _T = TypeVar("_T")
@@ -95,20 +95,20 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
 def register(kind: Kind) -> Callable[[type[_T]], type[_T]]:
-    """Class decorator: makes a checked, frozen dataclass and enters it in the registry under its snake_case name."""
+    """Class decorator: makes the class a checked, frozen dataclass and registers it under its snake_case name."""
 
     def decorate(cls: type[_T]) -> type[_T]:
-        made: Any = checked_dataclass(frozen=True, config=_STRICT)(cls)
-        made.kind = kind
-        made.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-        made.__str__ = _canonical
+        step_class: Any = checked_dataclass(frozen=True, config=_STRICT)(cls)
+        step_class.kind = kind
+        step_class.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        step_class.__str__ = _canonical
         for name, method in (("columns", _no_columns), ("may_drop", _never)):
-            if not hasattr(made, name):
-                setattr(made, name, method)
-        if made.name in REGISTRY:
-            raise ValueError(f"two steps are named {made.name!r}")
-        REGISTRY[made.name] = made
-        return made
+            if not hasattr(step_class, name):
+                setattr(step_class, name, method)
+        if step_class.name in REGISTRY:
+            raise ValueError(f"two steps are named {step_class.name!r}")
+        REGISTRY[step_class.name] = step_class
+        return step_class
 
     return decorate
 
@@ -117,7 +117,7 @@ _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, 
 
 
 def parameters(step: Step) -> Mapping[str, object]:
-    """A step's parameters in order; those that are None are absent."""
+    """A step's parameters in order, without those that are None."""
     values = ((field.name, getattr(step, field.name)) for field in dataclasses.fields(step))
     return {name: value for name, value in values if value is not None}
 
