@@ -64,7 +64,7 @@ def test_defaults_do_not_change_because_bundles_rely_on_them() -> None:
         ("lenet5(activation=tanh)", 'text needs quotes: activation="tanh"', " " * 18 + "^~~~"),
         ("mlp(hidden=[])", "'hidden' should have at least 1 item", " " * 4 + "^~~"),
         ("timm", "timm needs the name of one of its models", "^~~~"),
-        ('timm("hf-hub:a/b")', "timm takes a name of timm's own list", " " * 5 + "^~~"),
+        ('timm("hf-hub:a/b")', "timm takes a name from timm's own list", " " * 5 + "^~~"),
         ('timm("a", checkpoint_path="b")', "'checkpoint_path' is not a parameter of the model", " " * 10 + "^~~"),
         ('timm("a", in_chans=0)', "'in_chans' should be a whole number from 1 to 4096; got 0", " " * 10 + "^~~"),
     ],
