@@ -1,4 +1,4 @@
-"""How many CPUs a GPU needs: `striate plan`. Short measurements of decoding, augmenting and learning."""
+"""Measures how fast a machine decodes, augments and trains, and so how many CPUs a GPU needs: `striate plan`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from jobs.train.driver import model_inputs
+from jobs.train.plan import model_inputs
 from library import storage
 from library.errors import BadPicture, UsageError
 from library.imaging.picture import Pixels
@@ -32,13 +32,13 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dic
     """Measure the rates of a recipe's stages on this machine, with the first pictures of its training set.
 
     Args:
-        recipe: whose data, input pipeline, augmentation, model and batch size are used.
-        seconds: of measuring in all, a third a stage.
-        device: where the model learns; auto, cpu, cuda.
+        recipe: its data, input pipeline, augmentation, model and batch size are used.
+        seconds: duration of the measurement, a third for each stage.
+        device: device of the model: auto, cpu or cuda.
 
     Returns:
-        Pictures per second of `decode` (with the input pipeline) and `augment` (with the fit to the model's size) on
-        one CPU, of `step` on one device, and `cpus_per_device`: CPUs that keep one device busy.
+        Pictures per second of `decode` (with the input pipeline) and `augment` (with resizing to the model's input) on
+        one CPU and of `step` on one device, and `cpus_per_device`, the CPUs that keep one device busy.
 
     Raises:
         UsageError: when none of the pictures can be used.
@@ -59,11 +59,11 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dic
 
 
 def cpu_rates(recipe: Recipe, seconds: float) -> tuple[float, float]:
-    """Pictures per second that one CPU decodes (with the input pipeline), and augments (with the fit).
+    """Pictures per second that one CPU decodes (with the input pipeline) and augments (with resizing).
 
     Args:
-        recipe: whose data, input pipeline and augmentation are used.
-        seconds: of measuring, for each of the two.
+        recipe: its data, input pipeline and augmentation are used.
+        seconds: duration of each of the two measurements.
 
     Raises:
         UsageError: when none of the first pictures can be used.
@@ -106,7 +106,7 @@ def _chosen(recipe: Recipe) -> Sequence[str] | None:
 
 
 def _rate(work: Callable[[int], None], seconds: float) -> float:
-    """Calls per second."""
+    """Calls of `work` per second."""
     work(0)
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -118,8 +118,8 @@ def _rate(work: Callable[[int], None], seconds: float) -> float:
 def _step_rate(
     recipe: Recipe, size: tuple[int, int], channels: int, num_classes: int, seconds: float, device: str
 ) -> tuple[float, str]:
-    """Pictures per second that the model learns from, out of memory; and on what."""
-    recipe = recipe.model_copy(update={"cache_features": False})  # the backbone's own rate is asked for
+    """Pictures per second of training from memory, and the name of the device."""
+    recipe = recipe.model_copy(update={"cache_features": False})  # measures the backbone too
     chosen = choose_device(device)
     model = create(recipe.model, num_classes=num_classes, head=recipe.head)
     batch_size = fitting_batch_size(recipe, chosen, 1, trial(recipe, model, (*size, channels), chosen))

@@ -23,7 +23,8 @@ from benchmarks.common.measuring import spread
 from benchmarks.common.result_file import machine, save
 from cluster.connection.session import connect
 from jobs.ingest import ingest, plan_ingest
-from jobs.train.driver import plan_train, train
+from jobs.train.driver import train
+from jobs.train.plan import plan_train
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.errors import StriateError, UsageError

@@ -31,10 +31,10 @@ from benchmarks.common.photo_files import PhotoSet, make_photos
 from benchmarks.common.result_file import code_digest, machine, save
 from cluster.connection.session import Session, connect
 from jobs.probe import cpu_rates
-from jobs.train.driver import plan_train
-from jobs.train.loop import TrainTask
-from jobs.train.placement import Placement
-from jobs.train.plan import TrainPlan
+from jobs.train.data import TrainData, make_loader, put_data
+from jobs.train.plan import TrainPlan, plan_train
+from jobs.train.scaling import Scaling
+from jobs.train.worker_task import TrainTask
 from library.dataset.manifest import VERSIONS, FileEntry, Job, Manifest, Tally, save_manifest
 from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.dataset.shards import SUFFIX, ShardWriter, shard_name
@@ -187,12 +187,12 @@ def _one_size(dataset: Path, photos: PhotoSet, count: int, batch_size: int, core
     )
     plan = plan_train(recipe, str(dataset.with_name("bundle")))
     before = _one_cpu(recipe)
-    placement = Placement.of(Session(None, cores, 1, node_cpus=(cores,)), "1", gpu=False, cpus_per_worker=None)
-    cpus = max(1, round(cores - placement.worker_cpus))
+    scaling = Scaling.choose(Session(None, cores, 1, node_cpus=(cores,)), "1", gpu=False, cpus_per_worker=None)
+    cpus = max(1, round(cores - scaling.worker_cpus))
     # Before Ray is started: its processes come out of this one.
     peer = _image_folder(photos, dataset.with_name("files"), count, batch_size, cpus)
     with connect("local", num_cpus=cores) as session:
-        feed = _fed(plan, placement, session, count)
+        feed = _fed(plan, scaling, session, count)
     one = statistics.mean([before, _one_cpu(recipe)])
     return {
         "pictures_in": plan.described()["pictures_in"],
@@ -207,37 +207,34 @@ def _one_cpu(recipe: Recipe) -> float:
     return 1 / (1 / decoded + 1 / augmented)
 
 
-def _fed(plan: TrainPlan, placement: Placement, session: Session, count: int) -> dict[str, Any]:
+def _fed(plan: TrainPlan, scaling: Scaling, session: Session, count: int) -> dict[str, Any]:
     """What one worker takes, in an actor that has what a training worker has."""
     import ray
 
-    from jobs.train.data import data_refs
-
     start = time.perf_counter()
-    refs = data_refs(plan, session)
-    task = plan.task(placement, "")
+    data = put_data(plan, session)
+    task = plan.task(scaling, "")
     epochs = max(1, round(_COUNTED_PICTURES / count))
-    worker: Any = ray.remote(num_cpus=placement.worker_cpus)(_take)
-    figures: Any = ray.get(worker.remote(refs, task, epochs))
+    worker: Any = ray.remote(num_cpus=scaling.worker_cpus)(_take)
+    figures: Any = ray.get(worker.remote(data, task, epochs))
     return {"whole_s": round(time.perf_counter() - start, 2), **figures}
 
 
-def _take(refs: dict[str, Any], task: TrainTask, epochs: int) -> dict[str, Any]:
+def _take(data: TrainData, task: TrainTask, epochs: int) -> dict[str, Any]:
     """Takes batches of part of a first epoch, and then of `epochs` whole ones."""
-    from jobs.feed.feeds import feed_of
 
     recipe = Recipe.model_validate_json(task.recipe)
-    feed = feed_of(refs, task, recipe, int(recipe.batch_size), 0, 1)
-    steps = feed.steps_per_epoch
+    loader = make_loader(data, task, recipe, int(recipe.batch_size), 0, 1)
+    steps = loader.steps_per_epoch
     warm = min(steps, max(1, _WARM_PICTURES // int(recipe.batch_size)))
-    feed.start(0, steps - warm, warm + epochs * steps)
-    for _ in feed.training():
+    loader.start(0, steps - warm, warm + epochs * steps)
+    for _ in loader.training():
         pass
     rates: list[float] = []
     firsts: list[float] = []
     for _ in range(epochs):
         start, pictures_read, first = time.perf_counter(), 0, None
-        for batch in feed.training():
+        for batch in loader.training():
             first = time.perf_counter() - start if first is None else first
             pictures_read += len(batch.labels)
         rates.append(round(pictures_read / (time.perf_counter() - start), 1))

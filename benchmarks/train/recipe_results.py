@@ -15,7 +15,8 @@ import torch
 from benchmarks import REPOSITORY
 from benchmarks.common.result_file import machine, save
 from cluster.connection.session import connect
-from jobs.train.driver import plan_train, train
+from jobs.train.driver import train
+from jobs.train.plan import plan_train
 from library.errors import StriateError, UsageError
 from library.recipe import Recipe
 from library.training.progress import read_metrics

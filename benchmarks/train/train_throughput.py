@@ -27,7 +27,8 @@ from torchvision import datasets, transforms
 from benchmarks import REPOSITORY
 from benchmarks.common.measuring import spread
 from benchmarks.common.result_file import machine, save
-from jobs.train.driver import plan_train, train
+from jobs.train.driver import train
+from jobs.train.plan import plan_train
 from library.dataset.manifest import load_manifest
 from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError

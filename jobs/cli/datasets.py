@@ -250,9 +250,9 @@ def info_command(
         striate info s3://bucket/edges
     """
     from jobs.info import datasets_below, print_info
-    from jobs.train.state import training_at
+    from jobs.train.run_folder import describe_run
 
-    training = training_at(dataset)
+    training = describe_run(dataset)
     if training is not None:
         output.facts(training, as_json=json)
         return

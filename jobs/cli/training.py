@@ -50,7 +50,8 @@ def train_command(
 
     check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu, "--cpus-per-worker": cpus_per_worker})
     loaded = Recipe.load(recipe, overrides=set_ or ())
-    from jobs.train.driver import plan_train, train
+    from jobs.train.driver import train
+    from jobs.train.plan import plan_train
 
     plan = plan_train(loaded, out, overwrite=overwrite)
     if dry_run:

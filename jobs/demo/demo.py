@@ -138,7 +138,8 @@ def _classifier(folder: Path) -> _Classifier:
     """Train LeNet-5 on the digits, evaluate it, and ask it about some."""
     from jobs.evaluate import plan_evaluate, run_evaluate
     from jobs.predict import predict_files
-    from jobs.train.driver import plan_train, train
+    from jobs.train.driver import train
+    from jobs.train.plan import plan_train
     from library.bundle.bundle import Bundle
     from library.recipe import Recipe
 

@@ -1,1 +1,1 @@
-"""Training: a recipe carried out on Ray Train."""
+"""Training: runs a recipe on Ray Train."""

@@ -1,65 +1,67 @@
-"""What is kept of a training, in Ray Train's checkpoints."""
+"""Checkpoints of a training: their content, and the local folders that they are written to before the upload."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ray.train
-import torch
-
-from jobs.train.claim import local_checkpoint
 from library.training.progress import TrainingProgress
 
-if TYPE_CHECKING:  # the driver reads checkpoints and needs no timm for it
-    from library.training.learner import Learner
-
-#: Of the folder of a checkpoint; the step's number follows.
+#: The name of a checkpoint's folder begins with this; the number of the step follows.
 CHECKPOINT_PREFIX = "step-"
 
 _STATE = "state.pt"
 
 
-def load_state(checkpoint: Any, device: torch.device) -> dict[str, Any]:
-    """A checkpoint's content; tensors and plain data only, nothing in it is executed."""
-    with checkpoint.as_directory() as folder:
-        return torch.load(Path(folder) / _STATE, map_location=device, weights_only=True)
+@dataclass(frozen=True)
+class TrainingCheckpoint:
+    """The state of a training.
+
+    Attributes:
+        learner: `Learner.state()`.
+        best_model: state dict of the model that the bundle gets if this checkpoint is the best.
+        progress: how far the training is.
+    """
+
+    learner: Mapping[str, Any]
+    best_model: Mapping[str, Any]
+    progress: TrainingProgress
+
+    def save(self, folder: str) -> None:
+        """Write the checkpoint to a local folder."""
+        import torch  # the driver and `striate info` import this module and do not need torch
+
+        torch.save({**vars(self), "progress": asdict(self.progress)}, Path(folder) / _STATE)
+
+    @classmethod
+    def load(cls, folder: str, device: str) -> TrainingCheckpoint:
+        """Read the checkpoint in a local folder; only tensors and plain data, nothing is executed."""
+        import torch  # as above
+
+        state: dict[str, Any] = torch.load(Path(folder) / _STATE, map_location=device, weights_only=True)
+        return cls(state["learner"], state["best_model"], TrainingProgress(**state["progress"]))
 
 
-def last_state(device: torch.device) -> dict[str, Any] | None:
-    """What this run goes on from; None at its beginning."""
-    checkpoint = ray.train.get_checkpoint()
-    return None if checkpoint is None else load_state(checkpoint, device)
+def make_local_folder(out: str) -> str:
+    """Create a folder on this machine for a checkpoint of the training that writes to `out`."""
+    return tempfile.mkdtemp(prefix=_local_prefix(out))
 
 
-def keep(learner: Learner, at: TrainingProgress, metrics: dict[str, Any], out: str, kept: Callable[[], None]) -> None:
-    """Keep the state of the training that writes to `out`; rank 0 writes it, all take part. It is uploaded while
-    training goes on, then `kept` is called."""
-    checkpoint = None
-    storage: Any = ray.train.get_context().get_storage()
+def remove_local_folders(out: str) -> None:
+    """Remove all folders of `make_local_folder` on this machine; only one training at a time writes to `out`."""
+    for folder in local_folders(out):
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        try:
-            there = storage.persist_current_checkpoint(checkpoint, name)
-        except BaseException:  # Ray removes the local folder after a success only
-            shutil.rmtree(checkpoint.path, ignore_errors=True)
-            raise
-        kept()
-        return there
 
-    if ray.train.get_context().get_world_rank() == 0:
-        folder = local_checkpoint(out)
-        content = {"state": learner.state(), "position": asdict(at)}
-        content["best_model"] = learner.best_model.state_dict()
-        torch.save(content, Path(folder) / _STATE)
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-    ray.train.report(
-        metrics,
-        checkpoint=checkpoint,
-        checkpoint_dir_name=f"{CHECKPOINT_PREFIX}{at.step:09d}",
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=upload,
-    )
+def local_folders(out: str) -> list[Path]:
+    """The folders of `make_local_folder` on this machine."""
+    return list(Path(tempfile.gettempdir()).glob(f"{_local_prefix(out)}*"))
+
+
+def _local_prefix(out: str) -> str:
+    return f"striate-checkpoint-{hashlib.sha256(out.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}-"

@@ -1,111 +1,193 @@
-"""What a training learns from, put into Ray's object store: pictures, features, or rows to be streamed."""
+"""A training's pictures in Ray's object store: put there by the driver, and taken from there by each worker's loader.
+
+The pictures are decoded, or features of a frozen backbone, or rows to be streamed.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+import ray
+from ray import ObjectRef
 
 from cluster.connection.session import Session
 from jobs.output import stderr
-from jobs.train.claim import FEATURES
+from jobs.train.decoder import Decoder, map_parts
 from jobs.train.plan import TrainPlan
+from jobs.train.run_folder import FEATURES
+from jobs.train.streaming import StreamLoader, StreamSource
+from jobs.train.worker_task import TrainTask
 from library import storage
 from library.bundle.description import weights_digest
 from library.dataset.manifest import digest_of
 from library.errors import StriateError
+from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.steps.plugins import recorded
-from library.training.in_memory import PackedPictures, decode_rows
+from library.training.batches import BatchLoader
+from library.training.in_memory import MemoryLoader, PackedPictures, decode_rows
 from library.training.rows import Part, Rows, read_part, rejected_text
-from library.training.sampling import small_parts
+from library.training.sampling import WorkerShare, small_parts
 
-# So much is decoded in this process, for so long at most: until then actors for it would hardly be up.
-_DECODED_HERE_BYTES = 16 * 2**20
-_DECODED_HERE_S = 2.0
+# The driver decodes up to this many bytes, for at most this long: starting actors for them would take as long.
+_DRIVER_BYTES = 16 * 2**20
+_DRIVER_S = 2.0
 
 
-def data_refs(plan: TrainPlan, session: Session) -> dict[str, Any]:
-    """By role, a list with one reference; and after it one to each shard's table, where these are held encoded.
+@dataclass(frozen=True)
+class DatasetRefs:
+    """References to one dataset's pictures.
+
+    Attributes:
+        pictures: the pictures or features, or the rows to be streamed.
+        tables: for rows whose stored pictures are held in memory, a table for each shard, None for an unused shard;
+            empty if workers read the shards.
+    """
+
+    pictures: ObjectRef[PackedPictures | Rows]
+    tables: Sequence[ObjectRef[pa.Table] | None] = ()
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """References to a training's pictures.
+
+    Attributes:
+        train: training pictures.
+        val: validation pictures; None for no validation.
+    """
+
+    train: DatasetRefs
+    val: DatasetRefs | None
+
+
+def put_data(plan: TrainPlan, session: Session) -> TrainData:
+    """Put a training's pictures into Ray's object store.
 
     Raises:
-        StriateError: when no picture can be used, or none of some class.
+        StriateError: when no picture, or none of some class, can be used.
     """
-    import ray
+    train = _put_rows(plan, "train", plan.train, session)
+    return TrainData(train, None if plan.val is None else _put_rows(plan, "val", plan.val, session))
 
-    refs: dict[str, Any] = {}
-    for role, rows in (("train", plan.train), ("val", plan.val)):
-        if rows is None:
-            continue
-        value: Any = rows
-        if plan.recipe.cache_features:
-            value = _features(plan, role, rows, session)
-        elif plan.resident:
-            fitted = role == "val" or plan.recipe.augment is None
-            value = _decoded(rows, plan.inputs, session, fitted=fitted)
-        if isinstance(value, PackedPictures):
-            value.check_classes(rows.dataset, rows.classes)
-        if isinstance(value, PackedPictures) and value.rejected:
-            total = sum(value.rejected.values())
-            reasons = rejected_text(value.rejected)
-            stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {reasons}", markup=False)
-        refs[role] = [ray.put(value)]
-        if isinstance(value, Rows) and _fits_encoded(rows, plan.recipe):
-            refs[role] += _encoded(refs[role][0], rows, plan.inputs)
-    return refs
+
+def make_loader(
+    data: TrainData, task: TrainTask, recipe: Recipe, batch_size: int, rank: int, world_size: int
+) -> BatchLoader:
+    """Create the loader of one worker.
+
+    Args:
+        data: the pictures in Ray's object store.
+        task: input pipeline, threads and decoders are used.
+        recipe: `augment`, `sampling` and `seed` are used.
+        batch_size: pictures of a batch over all workers.
+        rank: this worker's rank.
+        world_size: number of workers.
+
+    Raises:
+        StriateError: when a batch has fewer pictures than there are workers.
+    """
+    inputs = InputPipeline.parse(task.steps, task.fit, task.input_size, task.channels)
+    augmenter = None
+    if recipe.augment is not None and not recipe.cache_features:
+        augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed)
+    train = ray.get(data.train.pictures)
+    val = None if data.val is None else ray.get(data.val.pictures)
+    size = min(batch_size, len(train))
+    if size < world_size:
+        raise StriateError(f"a batch of {size} pictures is too small for {world_size} workers; use fewer workers")
+    if isinstance(train, PackedPictures):
+        assert not isinstance(val, Rows)
+        return MemoryLoader(
+            train,
+            val,
+            inputs,
+            augmenter,
+            batch_size=batch_size,
+            seed=recipe.seed,
+            balanced=recipe.sampling == "balanced",
+            rank=rank,
+            world_size=world_size,
+            threads=task.threads,
+        )
+    assert not isinstance(val, PackedPictures)
+    share = WorkerShare(train, size, rank, world_size)
+    val_tables = () if data.val is None else data.val.tables
+    source = StreamSource(share, val, inputs, augmenter, recipe.seed, data.train.tables, val_tables)
+    return StreamLoader(source, decoders=task.decoders, decoder_cpus=task.decoder_cpus)
+
+
+def _put_rows(plan: TrainPlan, role: str, rows: Rows, session: Session) -> DatasetRefs:
+    if not plan.in_memory:
+        ref: ObjectRef[PackedPictures | Rows] = ray.put(rows)
+        return DatasetRefs(ref, _put_tables(ref, rows, plan.inputs) if _fits_encoded(rows, plan.recipe) else ())
+    if plan.recipe.cache_features:
+        pictures = _features(plan, role, rows, session)
+    else:
+        fitted = role == "val" or plan.recipe.augment is None
+        pictures = _decode(rows, plan.inputs, session, fitted=fitted)
+    pictures.check_classes(rows.dataset, rows.classes)
+    if pictures.rejected:
+        total, reasons = pictures.rejected.total(), rejected_text(pictures.rejected)
+        stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {reasons}", markup=False)
+    return DatasetRefs(ray.put(pictures))
 
 
 def _fits_encoded(rows: Rows, recipe: Recipe) -> bool:
-    """Whether what is stored is fetched once. Files on a disk are kept by the system's own cache."""
+    """Whether stored pictures are fetched once and held in memory. The system's own cache holds files on disks."""
     most = recipe.data.max_resident_mb * 2**20
     return storage.is_remote(rows.dataset) and rows.picture_bytes * len(rows) <= most
 
 
-def _encoded(rows_ref: Any, rows: Rows, inputs: InputPipeline) -> list[Any]:
-    """A reference to the rows of each shard as they are stored; None where none is used."""
-    import ray
-
-    read: Any = ray.remote(num_returns=2)(_table_and_rows)
+def _put_tables(
+    rows_ref: ObjectRef[PackedPictures | Rows], rows: Rows, inputs: InputPipeline
+) -> Sequence[ObjectRef[pa.Table] | None]:
+    """References to each shard's rows as stored; None for an unused shard."""
+    read: Any = ray.remote(num_returns=2)(_read_table)
     pairs = [
         read.remote(rows_ref, (shard, 0, count), inputs.columns) if count else (None, None)
         for shard, count in enumerate(rows.counts.tolist())
     ]
-    # Reading ends before decoders take the CPUs that it needs, and what cannot be read is reported here.
+    # Waits until all is read, before decoders occupy the CPUs, and raises read errors here.
     ray.get([count for _, count in pairs if count is not None])
     return [table for table, _ in pairs]
 
 
-def _table_and_rows(rows: Rows, part: Part, columns: Sequence[str]) -> tuple[Any, int]:
+def _read_table(rows: Rows, part: Part, columns: Sequence[str]) -> tuple[pa.Table, int]:
     table = read_part(rows, part, columns)
     return table, table.num_rows
 
 
-def _decoded(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool) -> PackedPictures:
-    """All rows decoded: few of them here, and what is left on Ray."""
-    from jobs.feed.decoder import Decoder, residents
-
+def _decode(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool) -> PackedPictures:
+    """Decodes all rows: a few of them in the driver, the rest on Ray."""
     workers = max(1, session.cpus)
     parts = small_parts(rows, workers)
     done: list[PackedPictures] = []
-    end = time.monotonic() + _DECODED_HERE_S * (rows.picture_bytes * len(rows) <= _DECODED_HERE_BYTES)
+    end = time.monotonic() + _DRIVER_S * (rows.picture_bytes * len(rows) <= _DRIVER_BYTES)
     while len(done) < len(parts) and time.monotonic() < end:
         done.append(decode_rows(rows, parts[len(done)], inputs, fitted=fitted))
     if len(done) < len(parts):
-        done += residents(Decoder, (rows, inputs, fitted), parts[len(done) :], workers)
-    data = PackedPictures.concatenate(done)
-    if not len(data):
-        raise StriateError(f"no picture of {rows.dataset} can be used: {rejected_text(data.rejected)}")
-    return data
+        done += map_parts(Decoder, (rows, inputs, fitted), parts[len(done) :], workers)
+    pictures = PackedPictures.concatenate(done)
+    if not len(pictures):
+        raise StriateError(f"no picture of {rows.dataset} can be used: {rejected_text(pictures.rejected)}")
+    return pictures
 
 
 def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> PackedPictures:
-    """What the frozen backbone makes of the pictures; kept beside the run, computed once."""
-    from jobs.train.features import cached_features
+    """The frozen backbone's features of the pictures; computed once and stored in the training's folder."""
+    from jobs.train.features import cached_features  # imports timm, which other trainings' workers load later
 
     recipe = plan.recipe
     copies = recipe.copies if role == "train" and recipe.augment is not None else None
-    known = {
+    # Everything that decides the features; its digest names the file.
+    identity = {
         "model": recipe.model,
         "weights": [recipe.weights, weights_digest(recipe.weights)],
         "precision": recipe.precision,
@@ -116,6 +198,7 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Packe
         "inputs": [str(plan.inputs.steps), str(plan.inputs.fit), plan.inputs.size],
         "augment": recipe.augment if copies else None,
         "copies": copies,
-    } | recorded(plan.plugins)
-    uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(known)[:16]}.npz")
+        **recorded(plan.plugins),
+    }
+    uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(identity)[:16]}.npz")
     return cached_features(uri, rows, plan.inputs, plan.located, session, copies=copies)

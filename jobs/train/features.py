@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of a dataset, computed once and kept."""
+"""The features of a dataset from a frozen backbone, computed once and stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.connection.session import Session
-from jobs.feed.decoder import answer, residents
+from jobs.train.decoder import apply_to_part, map_parts
 from library import storage
 from library.bundle.description import weights_file
 from library.models.build import create
@@ -32,15 +32,15 @@ _BATCH = 64
 def cached_features(
     uri: str, rows: Rows, inputs: InputPipeline, recipe: Recipe, session: Session, *, copies: int | None
 ) -> PackedPictures:
-    """Features of every picture: read from `uri`, or computed and kept there.
+    """The features of every picture: read from `uri`, or computed and stored there.
 
     Args:
-        uri: of the file; its name must depend on all that decides the features.
-        rows: of the dataset.
-        inputs: what the model sees.
-        recipe: model, weights, seed; with `copies` also the augmentation.
+        uri: URI of the file; its name must depend on everything that decides the features.
+        rows: the dataset's rows.
+        inputs: the model's input pipeline.
+        recipe: model, weights and seed are used; with `copies` also the augmentation.
         session: the connection to Ray.
-        copies: augmented passes; None for one pass without augmentation.
+        copies: number of augmented passes; None for one pass without augmentation.
     """
     if storage.exists(uri):
         return _read(uri)
@@ -50,13 +50,13 @@ def cached_features(
     workers = min(workers, len(parts))
     threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
     arguments = (rows, inputs, recipe.model_dump_json(), copies, threads, loaded())
-    data = PackedPictures.concatenate(residents(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
+    data = PackedPictures.concatenate(map_parts(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
     _write(uri, data)
     return data
 
 
 class FeatureWorker:
-    """An actor that runs the frozen backbone over one part of a shard after another."""
+    """An actor that runs the frozen backbone on one part of a shard after another."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class FeatureWorker:
         self._rows, self._inputs, self._copies = rows, inputs, copies
         self._recipe = Recipe.model_validate_json(recipe)
         self._device = choose_device()
-        torch.manual_seed(self._recipe.seed)  # as the training, whose model is made in the same way
+        torch.manual_seed(self._recipe.seed)  # as in the training loop, so that the model is the same
         model: Any = create(
             self._recipe.model,
             num_classes=len(rows.classes),
@@ -82,22 +82,22 @@ class FeatureWorker:
         self._model = model.to(self._device, memory_format=torch.channels_last).eval()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Features of `row["part"]`."""
-        return answer(row, self._features)
+        """Computes the features of `row["part"]`."""
+        return apply_to_part(row, self._features)
 
     def _features(self, part: Part) -> PackedPictures:
         recipe = self._recipe
         augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if self._copies and recipe.augment else None
         data = decode_rows(self._rows, part, self._inputs, fitted=augmenter is None)
-        found: list[NDArray[Any]] = []
+        all_features: list[NDArray[Any]] = []
         labels: list[int] = []
         keys: list[str] = []
         for copy in range(self._copies or 1):
             for features in self._batches(data, augmenter, copy):
-                found += list(features)
+                all_features += list(features)
             labels += data.labels.tolist()
             keys += data.keys.tolist()
-        return PackedPictures.pack(found, labels, keys, data.rejected)
+        return PackedPictures.pack(all_features, labels, keys, data.rejected)
 
     def _batches(self, data: PackedPictures, augmenter: Augmenter | None, copy: int) -> Iterator[NDArray[np.float32]]:
         for first in range(0, len(data), _BATCH):

@@ -1,34 +1,56 @@
-"""What a training is going to do, as `jobs.train.driver` plans it, and the task of its workers."""
+"""The plan of a training: what is trained on what, checked before Ray is started. Imports no Ray and no torch."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from jobs.train.loop import TrainTask
-from jobs.train.placement import Placement
+import numpy as np
+
+from jobs.train.run_folder import LOGS, RunRecord, is_finished
+from jobs.train.scaling import Scaling
+from jobs.train.worker_task import TrainTask
 from library import storage
+from library.dataset.manifest import load_manifest
+from library.errors import BadPicture, UsageError
+from library.grammar import nearest
+from library.models import info, parse_call
+from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.training.rows import Rows
+from library.steps import plugins
+from library.training.in_memory import decode_rows
+from library.training.rows import (
+    Rows,
+    check_columns,
+    check_same_classes,
+    read_pictures,
+    read_rows,
+    rejected_text,
+    split_rows,
+)
+from library.training.sampling import smallest_part
+
+_PROBED_ROWS = 32
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a training is going to do.
+    """The plan of a training.
 
     Attributes:
-        recipe: what is learned, and how, as it was written: what the bundle keeps and a digest is taken of.
-        located: the same with absolute paths: what workers get, whose current folder is Ray's.
-        out: URI of the bundle, with `logs/` and `checkpoints/` in it.
-        train: pictures to learn from.
-        val: pictures to validate with, or None.
-        inputs: what the model sees.
-        datasets: digests by role.
-        resident: whether the pictures fit into memory.
-        overwrite: replace what another training left there.
-        finished: whether the bundle is there already.
-        plugins: digests by name of those that its pipelines use.
+        recipe: the recipe as the user wrote it; its digest identifies the training, and the bundle records it.
+        located: the recipe with absolute paths, for workers, whose current folder is another.
+        out: URI of the bundle; logs and checkpoints go there too.
+        train: training rows.
+        val: validation rows; None for no validation.
+        inputs: the model's input pipeline.
+        datasets: digests of the datasets, by role (`train`, `val`).
+        in_memory: whether the decoded pictures fit into memory, or features are cached; else pictures are streamed.
+        overwrite: whether files of another training in `out` are replaced.
+        finished: whether this training has finished before.
+        plugins: digests of the plugins that its pipelines use, by name.
     """
 
     recipe: Recipe
@@ -38,37 +60,165 @@ class TrainPlan:
     val: Rows | None
     inputs: InputPipeline
     datasets: dict[str, str]
-    resident: bool
+    in_memory: bool
     overwrite: bool = False
     finished: bool = False
     plugins: dict[str, str] = field(default_factory=dict[str, str])
 
-    def described(self) -> dict[str, Any]:
-        """For --dry-run and the first lines of a run."""
+    @property
+    def record(self) -> RunRecord:
+        """What identifies this training in its folder."""
+        return RunRecord(self.recipe.digest, self.datasets, self.recipe.dump(), self.plugins)
+
+    def described(self) -> dict[str, str | int]:
+        """Facts for --dry-run and the first lines of a run."""
         return {
             "model": self.recipe.model,
             "input": f"{self.inputs.steps} | {self.inputs.fit}".strip(" |"),
             "classes": len(self.train.classes),
             "train_pictures": len(self.train),
             "val_pictures": len(self.val) if self.val is not None else 0,
-            "pictures_in": "memory" if self.resident else "a stream from the shards",
+            "pictures_in": "memory" if self.in_memory else "a stream from the shards",
             "out": self.out,
         }
 
-    def task(self, placement: Placement, run: str) -> TrainTask:
-        """The task of every worker; `run` is the name under which they report progress."""
+    def task(self, scaling: Scaling, run: str) -> TrainTask:
+        """The task of every worker; `run` is the name under which progress is published."""
         return TrainTask(
             recipe=self.located.model_dump_json(),
             recipe_digest=self.recipe.digest,
             run=run,
             out=self.out,
-            logs=storage.join(self.out, "logs"),
+            logs=storage.join(self.out, LOGS),
             class_counts=self.train.class_counts,
-            steps_pipeline=str(self.inputs.steps),
+            steps=str(self.inputs.steps),
             fit=str(self.inputs.fit),
             input_size=self.inputs.size,
             channels=self.inputs.channels,
-            threads=placement.threads,
-            decoders=placement.decoders,
-            decoder_cpus=placement.decoder_cpus,
+            threads=scaling.threads,
+            decoders=scaling.decoders,
+            decoder_cpus=scaling.decoder_cpus,
         )
+
+
+def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPlan:
+    """Plan a training, and check everything that can be checked before Ray is started.
+
+    Args:
+        recipe: the recipe.
+        out: URI of the bundle to write.
+        overwrite: whether files of another training in `out` are replaced.
+
+    Raises:
+        UsageError: names what is wrong with the request or the datasets.
+    """
+    out, located = storage.normalize(out), recipe.located()
+    train_uri, val_uri = located.data.train, located.data.val
+    _check_weights(located.weights)
+    classes = None if recipe.data.classes == "all" else recipe.data.classes
+    manifest = load_manifest(train_uri)
+    datasets = {"train": manifest.digest}
+    train, val = read_rows(train_uri, classes), None
+    if val_uri is not None:
+        val_manifest = load_manifest(val_uri)
+        if classes is None:
+            check_same_classes(train, val_manifest, val_uri)
+        datasets["val"] = val_manifest.digest
+        val = read_rows(val_uri, train.classes)
+    elif recipe.data.val_fraction is not None:
+        train, val = split_rows(train, recipe.data.val_fraction, recipe.seed)
+    empty = [name for name, count in train.class_counts.items() if not count]
+    if empty:
+        raise UsageError(f"{train_uri} has no training pictures of: {', '.join(empty)}")
+    _check_class_weights(recipe, train.classes)
+    inputs = model_inputs(recipe)
+    for rows in (train, val):
+        if rows is not None:
+            check_columns(rows, inputs.columns)
+            inputs.check_channels(rows.dataset, load_manifest(rows.dataset).tally.channels)
+    if inputs.size != info(recipe.model).input_size[1:]:
+        from library.models.analysis import check_input  # imports torch, which takes seconds and is seldom needed
+
+        check_input(recipe.model, inputs.size)
+    in_memory = _decoded_bytes(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
+    if not in_memory and not recipe.cache_features and recipe.sampling == "balanced":
+        raise UsageError(
+            "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
+        )
+    check_batch_parts(recipe, len(train), 1)
+    for rows in (train, val):
+        if rows is not None and (storage.contains(out, rows.dataset) or storage.contains(rows.dataset, out)):
+            raise UsageError(f"--out {out} and the dataset {rows.dataset} contain one another; choose another folder")
+    augment = Pipeline.parse(recipe.augment).steps if recipe.augment else ()
+    plan = TrainPlan(
+        recipe,
+        located,
+        out,
+        train,
+        val,
+        inputs,
+        datasets,
+        in_memory or recipe.cache_features,
+        overwrite,
+        plugins=plugins.digests(plugins.used_by((*inputs.steps.steps, *inputs.fit.steps, *augment))),
+    )
+    return dataclasses.replace(plan, finished=is_finished(out, plan.record, overwrite=overwrite))
+
+
+def _check_weights(weights: str | None) -> None:
+    if weights not in (None, "pretrained") and not (storage.exists(weights) or storage.is_folder(weights)):
+        raise UsageError(f"weights: there is nothing at {weights}; relative paths start from the current folder")
+
+
+def check_batch_parts(recipe: Recipe, pictures: int, workers: int) -> None:
+    """Check that batch norms get two pictures or more, once for one worker and again for the planned workers."""
+    if recipe.cache_features:
+        return
+    batch_size = pictures if recipe.batch_size == "auto" else min(recipe.batch_size, pictures)
+    if smallest_part(batch_size, workers, recipe.accumulate) < 2:
+        # Imported here because torch takes seconds and is seldom needed.
+        import torch
+
+        from library.models.build import create
+        from library.training.batch_size import check_batch_norms
+
+        with torch.device("meta"):
+            model = create(recipe.model, num_classes=2, head=recipe.head)
+        check_batch_norms(recipe, model, batch_size, workers)
+
+
+def _check_class_weights(recipe: Recipe, classes: Sequence[str]) -> None:
+    named = recipe.loss.class_weights
+    for name in named if isinstance(named, Mapping) else ():
+        if name not in classes:
+            raise UsageError(f"loss.class_weights: there is no class '{name}'{nearest(name, classes)}")
+
+
+def model_inputs(recipe: Recipe) -> InputPipeline:
+    """The input pipeline of the recipe's model; the model's own size and channels are the defaults."""
+    facts = info(recipe.model)
+    channels = int(parse_call(recipe.model).parameters.get("in_chans", facts.input_size[0]))
+    size = recipe.input.size
+    height, width = facts.input_size[1:] if size is None else (size, size) if isinstance(size, int) else size
+    steps = recipe.input.steps
+    if steps is None:
+        steps = {1: "grayscale", 3: "rgb"}.get(channels, "")
+    fit = recipe.input.fit or f'resize([{height}, {width}], mode="exact")'
+    return InputPipeline(
+        Pipeline.parse(steps) if steps else Pipeline(), Pipeline.parse(fit), (int(height), int(width)), channels
+    )
+
+
+def _decoded_bytes(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
+    """The size of all pictures in memory, in bytes, estimated from the first few."""
+    shard = int(np.flatnonzero(rows.counts)[0])
+    probed = min(int(rows.counts[shard]), _PROBED_ROWS)
+    decoded = decode_rows(rows, (shard, 0, probed), inputs, fitted=recipe.augment is None)
+    if not len(decoded):
+        (first,) = read_pictures(rows, (shard, 0, 1), inputs.columns)
+        try:
+            inputs.prepare(first["bytes"], **{name: value for name, value in first.items() if name != "bytes"})
+        except BadPicture as bad:
+            reasons = f"{rejected_text(decoded.rejected)}; the first one: {bad.detail}"
+            raise UsageError(f"none of the first {probed} pictures of {rows.dataset} can be used: {reasons}") from None
+    return decoded.flat.nbytes / len(decoded) * len(rows)

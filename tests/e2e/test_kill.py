@@ -21,7 +21,7 @@ from jobs.evaluate import plan_evaluate, run_evaluate
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.predict import plan_predict, predict_dataset
-from jobs.train.claim import local_checkpoints
+from jobs.train.checkpoint import local_folders
 from tests.bundles import make_bundle
 from tests.commands import write_recipe
 from tests.datasets import content, write_digits, write_photos
@@ -196,7 +196,7 @@ def test_a_training_uses_loopback_locks_its_folder_and_stops_at_signals(tmp_path
         until(lambda pid=works.pid: not processes(pid))  # a worker may end a moment after its driver
         if number == signal.SIGINT:
             works = striate(*command)
-    assert not local_checkpoints(str(out))
+    assert not local_folders(str(out))
 
 
 @pytest.mark.faults

@@ -1,4 +1,4 @@
-"""A training's stream: one Ray Data pipeline for all epochs, whose order is known before it starts."""
+"""The stream of a training: one Ray Data pipeline for all epochs, in an order known before it starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.feed.streaming import Source, Stage, StreamFeed, stages
+from jobs.train.streaming import Stage, StreamLoader, StreamSource, remaining_stages
 from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.errors import StriateError
 from library.imaging import codec
@@ -30,7 +30,7 @@ STEPS = PICTURES // BATCH
 
 @dataclass(frozen=True)
 class NoteProcess:
-    """Leaves a file named after the process that decodes; not registered, for other tests look at all that are."""
+    """Writes a file named after the decoding process; not registered, as other tests use all registered steps."""
 
     kind: ClassVar[Kind] = "filter"
     name: ClassVar[str] = "note_process"
@@ -63,14 +63,14 @@ def dataset(folder: Path, counts: list[int], *, damaged: bool = False) -> Rows:
     return Rows(str(folder), tuple(names), np.asarray(counts), ("a", "b"), {"a": total - total // 2, "b": total // 2})
 
 
-def feed(rows: Rows, steps: Pipeline, *, val: Rows | None = None, tables: Sequence[Any] = ()) -> StreamFeed:
+def loader(rows: Rows, steps: Pipeline, *, val: Rows | None = None, tables: Sequence[Any] = ()) -> StreamLoader:
     inputs = InputPipeline(steps, Pipeline.parse(f'resize([{SIDE}, {SIDE}], mode="exact")'), (SIDE, SIDE), 1)
-    source = Source(WorkerShare(rows, BATCH, 0, 1), val, inputs, None, 3, train_tables=tables)
-    return StreamFeed(source, decoders=2, decoder_cpus=0.5)
+    source = StreamSource(WorkerShare(rows, BATCH, 0, 1), val, inputs, None, 3, train_tables=tables)
+    return StreamLoader(source, decoders=2, decoder_cpus=0.5)
 
 
-def epoch(source: StreamFeed) -> list[list[str]]:
-    """Keys of each batch that is left of the epoch under way."""
+def epoch(source: StreamLoader) -> list[list[str]]:
+    """The keys of each remaining batch of the current epoch."""
     return [list(batch.keys) for batch in source.training()]
 
 
@@ -80,13 +80,13 @@ def processes(tmp_path: Path) -> Path:
     return tmp_path / "processes"
 
 
-def test_all_decoders_share_one_shard_and_live_as_long_as_the_training(tmp_path: Path, processes: Path) -> None:
+def test_decoders_share_one_shard_and_live_as_long_as_the_training(tmp_path: Path, processes: Path) -> None:
     rows = dataset(tmp_path, [PICTURES])
-    source = feed(rows, Pipeline((NoteProcess(str(processes)),)), val=rows)
+    source = loader(rows, Pipeline((NoteProcess(str(processes)),)), val=rows)
     epochs = 200
     source.start(0, 0, epochs * STEPS)
     seen: list[list[list[str]]] = []
-    # One decoder may be up before the other; both must have decoded in the end, and no third one.
+    # One decoder may start before the other; in the end both must have decoded, and no third one.
     while len(seen) < 3 or (len(list(processes.iterdir())) < 2 and len(seen) < epochs):
         seen.append(epoch(source))
         assert sorted(int(key) for keys in seen[-1] for key in keys) == list(range(PICTURES))
@@ -107,27 +107,27 @@ class Undisturbed:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     rows = dataset(tmp_path_factory.mktemp("streamed"), [100, 10, 130])
-    whole = feed(rows, Pipeline.parse("grayscale"))
+    whole = loader(rows, Pipeline.parse("grayscale"))
     whole.start(0, 0, 2 * STEPS)
     return Undisturbed(rows, epoch(whole), epoch(whole))
 
 
-def test_a_resumed_stream_gives_what_the_undisturbed_one_would_have_given(undisturbed: Undisturbed) -> None:
-    resumed = feed(undisturbed.rows, Pipeline.parse("grayscale"))
+def test_a_resumed_stream_continues_as_an_uninterrupted_one(undisturbed: Undisturbed) -> None:
+    resumed = loader(undisturbed.rows, Pipeline.parse("grayscale"))
     resumed.start(1, 4, STEPS - 4 - 2)
     assert epoch(resumed) == undisturbed.second[4:-2]
 
 
-def test_pictures_that_are_held_encoded_are_streamed_in_the_same_order(undisturbed: Undisturbed) -> None:
+def test_pictures_held_encoded_are_streamed_in_the_same_order(undisturbed: Undisturbed) -> None:
     rows = undisturbed.rows
     tables = [ray.put(read_part(rows, (shard, 0, count))) for shard, count in enumerate(rows.counts.tolist())]
-    held = feed(replace(rows, dataset="/nowhere"), Pipeline.parse("grayscale"), tables=tables)
+    held = loader(replace(rows, dataset="/nowhere"), Pipeline.parse("grayscale"), tables=tables)
     held.start(0, 0, STEPS)
     assert epoch(held) == undisturbed.first
 
 
-def test_a_dataset_that_cannot_be_used_ends_the_stream_with_one_sentence(tmp_path: Path) -> None:
-    source = feed(dataset(tmp_path, [20], damaged=True), Pipeline.parse("grayscale"))
+def test_an_unusable_dataset_ends_the_stream_with_one_sentence(tmp_path: Path) -> None:
+    source = loader(dataset(tmp_path, [20], damaged=True), Pipeline.parse("grayscale"))
     source.start(0, 0, 1)
     with pytest.raises(StriateError, match=r"^\S+: none of 16 pictures can be used: truncated 16$"):
         epoch(source)
@@ -137,17 +137,17 @@ def test_a_dataset_that_cannot_be_used_ends_the_stream_with_one_sentence(tmp_pat
     ("batch_size", "picture_bytes", "chunk_rows"),
     [(64, 1e5, 64), (256, 1e5, 86), (10, 1e5, 30), (1, 1e5, 32), (120, 1e5, 60), (64, 4e6, 4), (64, 1e8, 1)],
 )
-def test_a_chunk_is_an_even_part_of_a_batch_or_some_batches_whole(
+def test_a_chunk_is_an_even_part_of_a_batch_or_a_few_batches(
     batch_size: int, picture_bytes: float, chunk_rows: int
 ) -> None:
     counts = {"a": 500, "b": 500}
     rows = Rows("nowhere", ("part-000000.parquet",), np.asarray([1000]), ("a", "b"), counts, picture_bytes)
     inputs = InputPipeline(Pipeline(), Pipeline(), (224, 224), 3)
-    assert Source(WorkerShare(rows, batch_size, 0, 1), None, inputs, None, 0).chunk_rows == chunk_rows
+    assert StreamSource(WorkerShare(rows, batch_size, 0, 1), None, inputs, None, 0).chunk_rows == chunk_rows
 
 
-def test_what_is_left_of_a_training_is_known_when_it_starts() -> None:
-    assert stages(10, 2, 7, 15, validated=True) == [
+def test_the_remaining_stages_are_known_at_the_start() -> None:
+    assert remaining_stages(10, 2, 7, 15, validated=True) == [
         Stage(True, 2, 7, 10),
         Stage(False, 2, 0, 0),
         Stage(True, 3, 0, 10),
@@ -155,4 +155,4 @@ def test_what_is_left_of_a_training_is_known_when_it_starts() -> None:
         Stage(True, 4, 0, 2),
         Stage(False, 4, 0, 0),
     ]
-    assert stages(10, 0, 0, 10, validated=False) == [Stage(True, 0, 0, 10)]
+    assert remaining_stages(10, 0, 0, 10, validated=False) == [Stage(True, 0, 0, 10)]

@@ -1,4 +1,4 @@
-"""Training through Ray Train: what comes out, whoever is killed on the way."""
+"""Training through Ray Train: its bundles, refusals, workers, streams, and recovery from kills."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from safetensors.numpy import load_file
 
 from cluster.connection.session import Session
 from jobs.ingest import ingest, plan_ingest
-from jobs.train.claim import claim
-from jobs.train.data import data_refs
-from jobs.train.driver import plan_train, train
+from jobs.train.data import put_data
+from jobs.train.driver import train
+from jobs.train.plan import plan_train
+from jobs.train.run_folder import claim
 from library import storage
 from library.bundle.bundle import Bundle
 from library.bundle.description import Prediction, weights_file
@@ -37,7 +38,7 @@ from tests.conftest import S3Server
 from tests.datasets import rows, write_digits
 from tests.prometheus import exported_once, total
 
-# A training of seconds takes minutes to start where others use the machine.
+# On a busy machine a training of seconds takes minutes to start.
 _BOUND_S = 400
 
 RECIPE: dict[str, Any] = {
@@ -53,11 +54,11 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 real digits, split into train and val, in several shards; a folder and a class have letters of all kinds."""
-    made = tmp_path_factory.mktemp("digits")
-    source = write_digits(made)
+    folder = tmp_path_factory.mktemp("digits")
+    source = write_digits(folder)
     (source / "9").rename(source / "九 ñ")
-    ingest(plan_ingest(str(source), str(made / "Zahlen ü 犬"), split="train=0.8,val=0.2", shard_mb=0.02))
-    return made / "Zahlen ü 犬"
+    ingest(plan_ingest(str(source), str(folder / "Zahlen ü 犬"), split="train=0.8,val=0.2", shard_mb=0.02))
+    return folder / "Zahlen ü 犬"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_training_ends_in_a_bundle_that_has_learned(trained: Path, digits: Pat
     assert any(path.name.startswith("events.out.tfevents") for path in (trained / "logs").iterdir())
 
 
-def test_a_bundle_says_of_each_picture_what_is_wrong_with_it(trained: Path, digits: Path) -> None:
+def test_a_bundle_reports_what_is_wrong_with_each_picture(trained: Path, digits: Path) -> None:
     good = rows(digits / "val")["image"][0].as_py()["bytes"]
     bundle = Bundle.load(str(trained))
     first, second = bundle.predict_many([b"no picture", good])
@@ -111,7 +112,7 @@ def test_a_bundle_says_of_each_picture_what_is_wrong_with_it(trained: Path, digi
     assert sum(share for _, share in bundle.predict(good, top_k=10).classes) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_training_tells_prometheus_of_its_pictures_and_checkpoints(trained: Path, digits: Path) -> None:
+def test_a_training_exports_its_pictures_and_checkpoints_to_prometheus(trained: Path, digits: Path) -> None:
     pictures, checkpoints = "ray_striate_train_pictures_total", "ray_striate_train_checkpoints_total"
     found = exported_once({"run_id": storage.uri_id(str(trained))}, lambda found: total(found, checkpoints) >= 4)
     assert total(found, checkpoints) == 4  # one an epoch
@@ -128,9 +129,7 @@ def test_the_same_training_again_does_nothing_and_another_is_refused(trained: Pa
         plan_train(recipe(digits, seed=1), str(trained))
 
 
-def test_planning_changes_nothing_and_overwriting_removes_only_what_a_training_wrote(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_overwriting_removes_only_files_of_a_training(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     plan_train(recipe(digits), str(out))
     assert not out.exists()
@@ -140,11 +139,11 @@ def test_planning_changes_nothing_and_overwriting_removes_only_what_a_training_w
     (out / "thesis.txt").write_text("mine")
     plan = plan_train(recipe(digits), str(out), overwrite=True)
     assert (out / "logs" / "metrics.jsonl").exists()
-    claim(plan)
+    claim(plan.out, plan.record, overwrite=True)
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["thesis.txt", "train.json"]
     assert not plan_train(recipe(digits), str(out)).finished
     for folder in (digits, digits / "train" / "bundle"):
-        with pytest.raises(UsageError, match="lie in one another"):
+        with pytest.raises(UsageError, match="contain one another"):
             plan_train(recipe(digits), str(folder), overwrite=True)
 
 
@@ -160,7 +159,7 @@ def test_two_workers_learn_what_one_learns(
         np.testing.assert_allclose(two[name], one[name], atol=2e-3, err_msg=name)
 
 
-def test_a_bucket_larger_than_memory_is_streamed_to_two_workers_on_two_cpus_into_a_bucket(
+def test_two_workers_stream_a_bucket_larger_than_memory_into_a_bucket(
     digits: Path, in_bucket: str, bucket: str
 ) -> None:
     data = {"train": in_bucket, "val": None, "val_fraction": 0.2, "max_resident_mb": 0}
@@ -168,7 +167,7 @@ def test_a_bucket_larger_than_memory_is_streamed_to_two_workers_on_two_cpus_into
     streamed = recipe(digits, data=data, epochs=2, batch_size=33, augment="rotate(5)")
     out = f"{bucket}/lenet"
     plan = plan_train(streamed, out)
-    assert not plan.resident
+    assert not plan.in_memory
     trained_there = train(plan, workers="2")
     assert Bundle.load(out).id == trained_there.bundle.id
     first, second = read_metrics(f"{out}/logs")
@@ -177,28 +176,29 @@ def test_a_bucket_larger_than_memory_is_streamed_to_two_workers_on_two_cpus_into
     assert train(plan_train(streamed, out)).resumed
 
 
-def test_pictures_of_a_bucket_that_fit_only_encoded_are_fetched_once(digits: Path, in_bucket: str) -> None:
+def test_pictures_of_a_bucket_that_fit_encoded_are_fetched_once(digits: Path, in_bucket: str) -> None:
     data = {"train": in_bucket, "val": None, "val_fraction": 0.2, "max_resident_mb": 1}
     large = {"steps": 'grayscale | resize([80, 80], mode="exact")', "size": 28}
     plan = plan_train(recipe(digits, data=data, input=large, augment="rotate(5)"), "s3://digits/lenet")
-    assert not plan.resident
-    refs = data_refs(plan, Session(None, 2, 1, node_cpus=(2,)))
-    for role, used in (("train", plan.train), ("val", plan.val)):
-        assert used is not None
-        tables: list[Any] = [ray.get(table) for table in refs[role][1:] if table is not None]
+    assert not plan.in_memory
+    data = put_data(plan, Session(None, 2, 1, node_cpus=(2,)))
+    assert data.val is not None
+    assert plan.val is not None
+    for refs, used in ((data.train, plan.train), (data.val, plan.val)):
+        tables: list[Any] = [ray.get(table) for table in refs.tables if table is not None]
         assert [table.num_rows for table in tables] == [count for count in used.counts.tolist() if count]
         assert {name for table in tables for name in table.column_names} == {"bytes", "key", "label"}
-    assert len(refs["train"]) == 1 + len(plan.train.shards) > 2
+    assert len(data.train.tables) == len(plan.train.shards) > 1
 
 
-def test_a_loss_that_is_no_number_ends_the_training_with_step_rate_and_keys(digits: Path, tmp_path: Path) -> None:
+def test_a_diverged_loss_ends_the_training_with_step_rate_and_keys(digits: Path, tmp_path: Path) -> None:
     broken = recipe(digits, optimizer={"name": "sgd", "lr": 1e6}, epochs=3)
     with pytest.raises(StriateError, match=r"at step \d+ \(learning rate 1e\+06\); the pictures of that batch: .*png"):
         train(plan_train(broken, str(tmp_path / "broken")))
     assert not (tmp_path / "broken" / "bundle.json").exists()
 
 
-def test_cached_features_are_what_the_frozen_backbone_gives(
+def test_cached_features_are_those_of_the_frozen_backbone(
     trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "cached"
@@ -222,7 +222,7 @@ def test_cached_features_are_what_the_frozen_backbone_gives(
 
 
 @pytest.mark.faults
-def test_a_killed_driver_and_a_killed_worker_leave_the_undisturbed_result(
+def test_a_killed_driver_and_a_killed_worker_do_not_change_the_result(
     trained: Path, digits: Path, tmp_path: Path
 ) -> None:
     out, path = tmp_path / "killed", tmp_path / "recipe.yaml"
@@ -230,7 +230,7 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_undisturbed_result(
     command = [str(Path(sys.executable).parent / "striate"), "train", str(path), "--out", str(out)]
     with _started(command) as process:
         _wait_for(lambda: list((out / "checkpoints").glob("*/step-*")), process)
-    assert not (out / "bundle.json").exists(), "the kill must fall before the end"
+    assert not (out / "bundle.json").exists(), "the kill must come before the end"
     with _started(command) as process:
         _wait_for(lambda: _train_workers(process.pid), process)
         for worker in _train_workers(process.pid):
@@ -246,7 +246,7 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_undisturbed_result(
 
 @contextlib.contextmanager
 def _started(command: list[str]) -> Generator[subprocess.Popen[bytes]]:
-    """A driver in a session of its own; killed at the end with whatever it has started, if it still runs."""
+    """A driver in its own session; killed at the end with all that it started, if it still runs."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
         yield process
@@ -289,7 +289,7 @@ def _train_workers(session: int) -> list[int]:
         ({"model": "resnet9(width=4)", "batch_size": 1, "input": {"steps": "rgb"}}, "resnet9.* has batch norms"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_before_ray_is_asked(
+def test_impossible_trainings_are_refused_before_ray_is_started(
     digits: Path, tmp_path: Path, fields: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(UsageError, match=problem):

@@ -1,4 +1,4 @@
-"""Decodes pictures that are kept in memory, in actors of Ray Data. Imports no torch, so an actor is up in a second."""
+"""Actors of Ray Data that decode pictures into memory. Imports no torch, so an actor starts within a second."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ class Decoder:
         self._rows, self._inputs, self._fitted = rows, inputs, fitted
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The pictures of `row["part"]`."""
-        return answer(row, lambda part: decode_rows(self._rows, part, self._inputs, fitted=self._fitted))
+        """Decodes the pictures of `row["part"]`."""
+        return apply_to_part(row, lambda part: decode_rows(self._rows, part, self._inputs, fitted=self._fitted))
 
 
-def answer(row: dict[str, Any], work: Callable[[Part], PackedPictures]) -> dict[str, Any]:
-    """What an actor gives for a row; an error as its sentence, which Ray Data would wrap in many lines."""
+def apply_to_part(row: dict[str, Any], work: Callable[[Part], PackedPictures]) -> dict[str, Any]:
+    """Applies `work` to a row's part. An error becomes text in the result: Ray Data would wrap it in many lines."""
     shard, low, high = (int(value) for value in row["part"])
     try:
-        return {"number": row["number"], "resident": work((shard, low, high)), "error": ""}
+        return {"number": row["number"], "pictures": work((shard, low, high)), "error": ""}
     except StriateError as error:
-        return {"number": row["number"], "resident": None, "error": str(error)}
+        return {"number": row["number"], "pictures": None, "error": str(error)}
 
 
-def residents(
+def map_parts(
     actor: type, arguments: Sequence[Any], parts: Sequence[Part], workers: int, *, num_gpus: float = 0
 ) -> list[PackedPictures]:
-    """What actors make of parts of shards, in the order of the parts.
+    """The results of actors for parts of shards, in the order of the parts.
 
     Args:
         actor: a class such as `Decoder`.
-        arguments: of its constructor.
-        parts: of shards.
-        workers: how many actors.
-        num_gpus: GPUs of each.
+        arguments: arguments of its constructor.
+        parts: parts of shards.
+        workers: number of actors.
+        num_gpus: GPUs of each actor.
 
     Raises:
-        StriateError: from the first part that failed.
+        StriateError: when a part failed.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
@@ -66,9 +66,9 @@ def residents(
             compute=ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
         )
     mapped.set_name("striate train decode")
-    found: dict[int, PackedPictures] = {}
+    results: dict[int, PackedPictures] = {}
     for row in mapped.iter_rows():
         if row["error"]:
             raise StriateError(row["error"])
-        found[row["number"]] = row["resident"]
-    return [found[number] for number in range(len(tasks))]
+        results[row["number"]] = row["pictures"]
+    return [results[number] for number in range(len(tasks))]

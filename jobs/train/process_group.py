@@ -1,8 +1,8 @@
-"""How the workers of a training find each other, and where they listen: at the address that their node has in Ray.
+"""Starts the workers' process group of torch.distributed, listening only at the address that each node has in Ray.
 
-By themselves PyTorch's store listens at every address of a machine, asking nobody for a key, and Gloo at the one that
-the host's name leads to: on many machines (Debian's, for one) 127.0.1.1, where no other machine finds it. NCCL looks
-for an interface of its own accord.
+By default, PyTorch's store listens on every interface of a machine without a key. Gloo listens at the address of the
+host's name, which on many machines (Debian's, for one) is 127.0.1.1, where no other machine reaches it. NCCL chooses a
+network interface itself.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from torch.distributed import TCPStore, destroy_process_group, init_process_grou
 from library.errors import StriateError
 
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
-_LEAVING_S = 30
-#: Of Linux: the IPv4 address of an interface, which begins at the 21st byte of what is answered.
+_SHUTDOWN_S = 30
+#: Linux's request for the IPv4 address of an interface; the address begins at byte 20 of the reply.
 _SIOCGIFADDR, _NAME_BYTES, _REQUEST_BYTES, _ADDRESS_AT = 0x8915, 16, 256, 20
 
-#: Of the first worker, for all; in its process as long as the group is.
+#: The first worker's store, which lives in its process as long as the group.
 _stores: list[TCPStore] = []
 
 
 @dataclass
 class NodeTorchConfig(TorchConfig):
-    """Ray Train's `TorchConfig`, whose workers listen at their nodes' addresses only; it has no `init_method`."""
+    """Ray Train's `TorchConfig`, with workers that listen at their nodes' addresses only; ignores `init_method`."""
 
     @property
     def backend_cls(self) -> type[Backend]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Starts and ends the workers' process group."""
+        """The class that starts and ends the workers' process group."""
         return _NodeBackend
 
 
 class _NodeBackend(Backend):
-    """Ray Train's own opens the store at all interfaces."""
+    """Takes the place of Ray Train's backend, which opens the store on all interfaces."""
 
-    #: A worker sees the GPUs of all workers of its node, as with Ray Train's own: NCCL connects them directly.
+    #: A worker sees the GPUs of all workers of its node, as in Ray Train's backend: NCCL connects them directly.
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
@@ -62,13 +62,13 @@ class _NodeBackend(Backend):
         ray.get(joined)
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        # A worker that waits for one that is gone cannot leave its group; its process ends with the worker group.
+        # A worker that waits for a lost one cannot leave the group; its process ends with the worker group.
         with contextlib.suppress(GetTimeoutError):
-            ray.get(worker_group.execute_async(destroy_process_group), timeout=_LEAVING_S)
+            ray.get(worker_group.execute_async(destroy_process_group), timeout=_SHUTDOWN_S)
 
 
 def _open_store(size: int, timeout: timedelta) -> tuple[str, int]:
-    """In the first worker; returns where it listens."""
+    """Opens the store in the first worker; returns its host and port."""
     address = ray.util.get_node_ip_address()
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
         listener.bind((address, 0))
@@ -95,24 +95,24 @@ def _join(backend: str, store: tuple[str, int], rank: int, size: int, timeout: t
             os.environ[_GLOO_INTERFACE] = name
         elif size > 1 and sys.platform.startswith("linux"):
             raise StriateError(
-                f"no network interface of this node has Ray's address of it, {address}, as its first IPv4 address; set "
-                f"{_GLOO_INTERFACE} on each node to the interface by which the others reach it"
+                f"no network interface of this node has {address}, its address in Ray, as its first IPv4 address; set "
+                f"{_GLOO_INTERFACE} on each node to the interface by which other nodes reach it"
             )
     joined = _stores[0] if rank == 0 else TCPStore(*store, size, timeout=timeout, wait_for_workers=False)
     init_process_group(backend, store=joined, rank=rank, world_size=size, timeout=timeout)
 
 
 def interface_with(address: str) -> str | None:
-    """The network interface of this machine whose first IPv4 address this is; None where there is none, or no Linux."""
+    """The network interface of this machine with this first IPv4 address; None if there is none, or not on Linux."""
     if not sys.platform.startswith("linux"):
         return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack(f"{_REQUEST_BYTES}s", name.encode()[: _NAME_BYTES - 1])
             try:
-                answer = fcntl.ioctl(asked.fileno(), _SIOCGIFADDR, request)
+                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
             except OSError:
-                continue  # it has no such address
-            if socket.inet_ntoa(answer[_ADDRESS_AT : _ADDRESS_AT + 4]) == address:
+                continue  # it has no IPv4 address
+            if socket.inet_ntoa(reply[_ADDRESS_AT : _ADDRESS_AT + 4]) == address:
                 return name
     return None

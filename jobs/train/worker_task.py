@@ -1,0 +1,100 @@
+"""What passes between the driver and the training workers: the task of a worker and its outcome. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from library.training.progress import TrainingProgress
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """The task of every training worker.
+
+    Attributes:
+        recipe: the recipe as JSON, with absolute paths.
+        recipe_digest: digest of the recipe as the user wrote it.
+        run: name under which progress is published.
+        out: URI of the bundle.
+        logs: URI of the folder of metrics.jsonl.
+        class_counts: training pictures by class, in the order of the model's outputs.
+        steps: canonical text of the pipeline before augmentation.
+        fit: canonical text of the pipeline that resizes a picture to the model's input.
+        input_size: height and width of the model's input.
+        channels: channels of the model's input.
+        threads: threads of torch in each worker, and threads that augment pictures in memory.
+        decoders: number of actors that decode a stream for each worker.
+        decoder_cpus: logical CPUs of each of these actors.
+    """
+
+    recipe: str
+    recipe_digest: str
+    run: str
+    out: str
+    logs: str
+    class_counts: dict[str, int]
+    steps: str
+    fit: str
+    input_size: tuple[int, int]
+    channels: int
+    threads: int
+    decoders: int
+    decoder_cpus: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for the configuration of Ray Train."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A step whose loss is not a finite number, or so large that the model cannot recover.
+
+    Attributes:
+        step: the step's number, from 0.
+        loss: the batch's mean loss.
+        learning_rate: the learning rate of the step.
+        keys: keys of the batch's pictures.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    keys: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How a training ended.
+
+    Attributes:
+        progress: where it ended.
+        seconds: duration of the training loop.
+        first_step_at: Unix time at which the first step was completed; None if there was none.
+        nodes: for each worker, Ray's id of its node.
+        divergence: set if the training ended because it diverged.
+        error: set if it ended with an error that a retry would meet again.
+    """
+
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
+    seconds: float = 0.0
+    first_step_at: float | None = None
+    nodes: Sequence[str] = ()
+    divergence: Divergence | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for the return value of Ray Train."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainOutcome:
+        """The inverse of `to_dict`."""
+        divergence = values["divergence"]
+        nested: dict[str, Any] = {
+            "progress": TrainingProgress(**values["progress"]),
+            "divergence": None if divergence is None else Divergence(**divergence),
+        }
+        return cls(**{**values, **nested})
