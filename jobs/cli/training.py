@@ -38,7 +38,7 @@ def train_command(
 ) -> None:
     """Train a classifier by a recipe; the finished bundle predicts, evaluates and serves.
 
-    A killed training goes on from its last checkpoint when the same command is run again.
+    A killed training resumes from its last checkpoint when the same command is run again.
 
         striate train jobs/recipes/lenet-digits.yaml --out out/lenet
 
