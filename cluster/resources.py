@@ -1,4 +1,4 @@
-"""Named sizes: how many workers a job gets and what each of them has, checked against the nodes that there are."""
+"""Named sizes: the number of workers of a job and the resources of each, checked against the nodes that are up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from library.errors import UsageError
 from library.grammar import nearest
 
-#: What wants resources of its own: jobs over shards without a network, training, and running a classifier over shards.
+#: Kinds of jobs: over shards without a classifier, training, and over shards with a classifier.
 Kind = Literal["shards", "train", "classify"]
 
 
@@ -56,21 +56,21 @@ def nodes() -> list[Mapping[str, float]]:
 
 
 def placed(size: str, kind: Kind, *, may_grow: bool) -> Need:
-    """What a size means for a kind of job on the Ray that this process is connected to.
+    """Returns the workers of a size for a kind of job on the connected Ray.
 
     Args:
         size: its name.
         kind: of the job.
-        may_grow: whether nodes may come; else the workers must fit on those that are there.
+        may_grow: whether nodes may be added; if not, the workers must fit on the nodes that are up.
 
     Raises:
-        UsageError: for an unknown size, or one that does not fit and never will.
+        UsageError: for an unknown size, or one that does not fit.
     """
     return wanted(size, kind) if may_grow else fitted(size, kind, nodes())
 
 
 def fitted(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:
-    """As `placed`, on nodes with these resources (CPU, GPU, and memory in bytes)."""
+    """Returns what `placed` returns for nodes with these resources (CPU, GPU, and memory in bytes)."""
     need = wanted(size, kind)
     room = _room(need, nodes)
     if room >= need.workers:
@@ -78,13 +78,13 @@ def fitted(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:
     others = [name for name in SIZES if _room(SIZES[name][kind], nodes) >= SIZES[name][kind].workers]
     instead = f"sizes that fit: {', '.join(others)}" if others else "no size fits"
     raise UsageError(
-        f"--size {size} asks for {need}, and there is room for {room}: Ray has {_told(nodes)}; {instead}, or give "
-        "--workers without a size"
+        f"--size {size} needs {need}, but only {room} fit: Ray has {_resources_text(nodes)}; {instead}, or use "
+        "--workers instead"
     )
 
 
 def wanted(size: str, kind: Kind) -> Need:
-    """What a size means for a kind of job, wherever it runs.
+    """Returns the workers of a size for a kind of job, wherever it runs.
 
     Raises:
         UsageError: for an unknown size.
@@ -95,12 +95,12 @@ def wanted(size: str, kind: Kind) -> Need:
 
 
 def _room(need: Need, nodes: Sequence[Mapping[str, Any]]) -> int:
-    """For how many such workers there is room, each of them on one node."""
-    asked = {"CPU": need.cpus, "GPU": need.gpus, "memory": need.memory_gb * 1e9}
-    return sum(int(min(node.get(name, 0) / amount for name, amount in asked.items() if amount)) for node in nodes)
+    """Returns how many such workers fit, each on one node."""
+    amounts = {"CPU": need.cpus, "GPU": need.gpus, "memory": need.memory_gb * 1e9}
+    return sum(int(min(node.get(name, 0) / amount for name, amount in amounts.items() if amount)) for node in nodes)
 
 
-def _told(nodes: Sequence[Mapping[str, Any]]) -> str:
+def _resources_text(nodes: Sequence[Mapping[str, Any]]) -> str:
     cpus, gpus, memory = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory"))
     count = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
     return f"{cpus:g} CPUs, {gpus:g} GPUs and {memory / 1e9:.1f} GB for workers on {count}"

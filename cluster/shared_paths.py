@@ -1,6 +1,6 @@
-"""Local paths on a cluster of several nodes: only where all nodes see the same files there.
+"""Checks that all nodes of a cluster see the same files at a local path.
 
-It is asked, not believed: a task on each node looks at what this process has put there, or reads there.
+A task on each node reads the path and compares it with what this process sees or has written there.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from library.errors import StriateError, UsageError
 _NODE_TIMEOUT_S = 60.0
 _SAMPLE_BYTES = 2**20
 _MOST_NAMES = 1000
-#: Small files that say what is in a folder of ours.
+#: Small files that identify the content of a dataset or bundle.
 _TELLING = ("_manifest.json", "bundle.json")
 
 
 def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_nodes_without_cpus: bool = False) -> None:
-    """Refuse local paths that some node of the cluster does not see as this process does.
+    """Refuses local paths whose content differs between this process and a node of the cluster.
 
-    Nothing is asked where all paths are in S3, or all work runs on the node of this process. A node that comes later is
-    not asked here: a worker of a shard job looks for itself.
+    Does nothing if all paths are in S3, or all work runs on this node. Nodes that join later are not checked here:
+    each worker of a shard job checks for itself.
 
     Args:
         reads: URIs of datasets, bundles and files that workers read.
         writes: URIs of folders that workers write to; they need not exist yet.
-        on_nodes_without_cpus: whether what reads may run there too.
+        on_nodes_without_cpus: whether readers may run on nodes without CPUs too.
 
     Raises:
         UsageError: names the path and the node.
@@ -57,7 +57,7 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_no
 
 
 def _other_nodes(least_cpus: float) -> dict[str, str]:
-    """Addresses of the nodes that have so much of a CPU for work, by id, without the one this process is on."""
+    """Returns addresses by id of the other nodes with at least so many CPUs."""
     import ray
     from ray.util.client import ray as client
 
@@ -107,7 +107,10 @@ def _fingerprints(paths: Sequence[str]) -> list[str | None]:
 
 
 def _fingerprint(path: str) -> str | None:
-    """Of what is there, by content: inode numbers of network file systems differ between nodes. None for nothing."""
+    """Returns a digest of the content at `path`, or None if nothing is there.
+
+    Inode numbers of network file systems differ between nodes.
+    """
     try:
         if not os.path.isdir(path):
             return _of_file(path)
@@ -122,7 +125,7 @@ def _fingerprint(path: str) -> str | None:
 
 
 def _of_file(path: str) -> str:
-    """Its size, beginning and end."""
+    """Returns a digest of the size, beginning and end of a file."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         digest = hashlib.sha256(file.read(_SAMPLE_BYTES))
@@ -135,7 +138,7 @@ def _of_file(path: str) -> str:
 
 @contextlib.contextmanager
 def _probe(folder: str) -> Generator[tuple[str, bytes]]:
-    """A small file in `folder`, or in the nearest folder above it that exists, for as long as the block takes."""
+    """Writes a small file in `folder`, or its nearest existing parent, for the duration of the block."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     path, content = storage.join(folder, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"), os.urandom(64)

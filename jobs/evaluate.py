@@ -1,4 +1,4 @@
-"""One classifier or two over a dataset, on Ray: `striate evaluate`."""
+"""Evaluates one or two classifiers on a dataset, on Ray: `striate evaluate`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.connection.session import connect
 from cluster.shared_paths import check_shared
 from jobs.shards.dataset_job import shard_tasks
 from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
+from jobs.shards.results import ShardRun
 from library import storage
 from library.bundle.description import BundleRecord, load_record
 from library.dataset.destination import reports_below, shard_stem
@@ -30,24 +31,21 @@ from library.storage import FileInfo
 from library.training.progress import read_metrics
 from library.work.score_shard import EvaluateJob
 
-if TYPE_CHECKING:  # it imports Ray, and planning does not need it
-    from jobs.shards.runner import ShardRun
-
 PAGE, SUMMARY = "index.html", "summary.json"
 ROBUSTNESS_PICTURES = 1000
 
 
 @dataclass(frozen=True)
 class EvaluatePlan:
-    """What is going to be judged by what; made by `plan_evaluate`.
+    """The classifiers to evaluate and the dataset; from `plan_evaluate`.
 
     Attributes:
-        bundles: URIs of one classifier or two.
-        records: what they say of themselves.
-        curves: lines of their runs' metrics.jsonl.
+        bundles: URIs of one or two classifiers.
+        records: the bundles' records.
+        curves: the lines of metrics.jsonl of each training.
         dataset: URI.
         report: folder or s3:// of the page; None for no page.
-        robustness_pictures: on how many robustness is measured; 0 for not at all.
+        robustness_pictures: number of pictures for robustness; 0 to skip it.
     """
 
     bundles: tuple[str, ...]
@@ -62,10 +60,10 @@ class EvaluatePlan:
 def plan_evaluate(
     bundles: Sequence[str], dataset: str, *, report: str | None = None, robustness_pictures: int = 0
 ) -> EvaluatePlan:
-    """Check everything that can be checked before Ray is started.
+    """Checks everything that can be checked before Ray starts.
 
     Raises:
-        UsageError: whatever is wrong with the request; no class of the dataset is one that a bundle knows.
+        UsageError: for anything wrong with the request, e.g. no class in common.
     """
     if not 1 <= len(bundles) <= 2:
         raise UsageError(f"{len(bundles)} bundles are given; evaluate one, or two side by side")
@@ -107,7 +105,7 @@ def _check_report(report: str, dataset: str) -> None:
 
 
 class Results:
-    """Commits the reports of shards and adds them up.
+    """Stores the reports of shards and sums them.
 
     Attributes:
         totals: over all shards.
@@ -125,7 +123,7 @@ class Results:
         self._start = time.monotonic()
 
     def add(self, task: ShardTask, report: str) -> EvaluateReport:
-        """Add the report of a shard, as JSON; returns it."""
+        """Adds the report of a shard, as JSON, and returns it."""
         done = EvaluateReport.model_validate_json(report)
         if self._folder is not None:
             save_report(self._folder, done)
@@ -137,7 +135,7 @@ class Results:
         return done
 
     def resume(self, tasks: Sequence[ShardTask], job: EvaluateJob) -> list[ShardTask]:
-        """Add the reports that an earlier run of the same command has left; returns the tasks that have none."""
+        """Adds the reports of an earlier run of the same command; returns the tasks without one."""
         done = set[str]()
         if self._folder is not None:
             sizes = {storage.join(REPORTS, file.path): file.size for file in _report_files(self._folder)}
@@ -160,17 +158,17 @@ def run_evaluate(
     size: str | None = None,
     address: str | None = None,
 ) -> Content:
-    """Judge every picture, and write the page where the plan has one; a killed run resumes when this is called again.
+    """Evaluates every picture and writes the page of the plan, if any; calling this again resumes a killed run.
 
     Args:
         plan: from `plan_evaluate`.
-        workers: how many; `auto` is one a GPU, or else one a CPU.
-        gpu: whether they use GPUs; None where there are any.
-        size: a named size instead of both.
+        workers: how many; `auto` is one per GPU, or else one per CPU.
+        gpu: whether workers use GPUs; None to use them if there are any.
+        size: named size that replaces `workers` and `gpu`.
         address: of the Ray cluster.
 
     Raises:
-        UsageError: another command writes to the report's folder now.
+        UsageError: when another command is writing to the report's folder.
         StriateError: when a shard fails, or no picture at all can be evaluated.
     """
     if plan.report is None:
@@ -189,10 +187,10 @@ def write_page(folder: str, content: Content) -> None:
     storage.write_bytes(storage.join(folder, PAGE), render(content).encode("utf-8", "replace"))
 
 
-def _tidy(folder: str, kept: Set[str] | None = None) -> None:
-    """Remove what a killed run left half written; and where `kept` is given, all reports of shards but these."""
+def _tidy(folder: str, keep: Set[str] | None = None) -> None:
+    """Removes temporary files of a killed run, and all reports but `keep` unless that is None."""
     for file in _report_files(folder):
-        if file.path.startswith(storage.TEMPORARY_PREFIX) or (kept is not None and file.path not in kept):
+        if file.path.startswith(storage.TEMPORARY_PREFIX) or (keep is not None and file.path not in keep):
             storage.remove([file.uri])
 
 
@@ -218,10 +216,10 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
 
 
 def content_of(plan: EvaluatePlan, pool: WorkerPool, results: Results, run: ShardRun) -> Content:
-    """Everything that the page says.
+    """Returns the content of the page.
 
     Raises:
-        StriateError: no picture at all could be judged, or the dataset has changed meanwhile.
+        StriateError: when no picture could be evaluated, or the dataset has changed meanwhile.
     """
     totals = results.totals
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -249,4 +249,6 @@ def predict_dataset(
     with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
         pool = pool_for_classifiers(session, workers, gpu, len(plan.tasks), size)
         work = dataclasses.replace(plan.work, device=pool.device, threads=pool.cpus)
-        return make_shards("predict", dataclasses.replace(plan, work=work), pool, reads=[work.bundle])
+        return make_shards(
+            "predict", dataclasses.replace(plan, work=work), pool, reads=[work.bundle], bundle_id=work.bundle_id
+        )

@@ -108,7 +108,7 @@ def _separately(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _driven(pictures: int, classes: int, classifiers: int, skill: float, folder: str, resume: bool) -> dict[str, Any]:
     """What the driver does: it adds up the reports of new shards, or those that it finds."""
-    from jobs.shards.runner import ShardRun
+    from jobs.shards.results import ShardRun
 
     plan, before, start = _plan(pictures, classes, classifiers, folder), peak_mb(), time.perf_counter()
     names = zip(plan.manifest.shards, (f"{number:064x}" for number in range(len(plan.manifest.shards))), strict=True)

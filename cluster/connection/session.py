@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import ray_internals
-from cluster.connection.addresses import asks_for_token, check_answers, is_of_this_machine, is_only_here, is_same
 from cluster.connection.head_watch import watched
+from cluster.connection.ray_address import asks_for_token, check_answers, is_of_this_machine, is_only_here, is_same
 from cluster.connection.token import find_token, make_token
 from cluster.console import say
 from cluster.logging_setup import ray_notes_held_back

@@ -1,30 +1,23 @@
-"""How many workers there are, and what each of them has."""
+"""The size of a worker pool: the number of workers, and the CPUs and GPUs of each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cluster.connection.session import Session
 from cluster.resources import nodes, placed
 from library.errors import UsageError
 
-if TYPE_CHECKING:  # it takes a second, and planning does not need it
-    from ray.data import ActorPoolStrategy
-
-# Tasks a worker.
-_FEW_TASKS = 4
-
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Workers of one kind.
+    """Equal workers of a shard job.
 
     Attributes:
-        number: how many.
+        number: of workers.
         cpus: logical CPUs of each.
         gpus: GPUs of each.
-        grows: whether there are more of them when the cluster grows, and fewer when they have no work.
+        grows: whether Ray adds workers when the cluster grows, and removes idle ones.
     """
 
     number: int
@@ -34,87 +27,55 @@ class WorkerPool:
 
     @property
     def device(self) -> str:
-        """Where a classifier runs: `cuda` or `cpu`."""
+        """The device of a classifier: `cuda` or `cpu`."""
         return "cuda" if self.gpus else "cpu"
 
-    def strategy(self, tasks: int) -> ActorPoolStrategy:
-        """The pool of actors for so many tasks."""
-        from ray.data import ActorPoolStrategy
 
-        number = min(self.number, tasks)
-        # One task in work and one that waits at each worker, so that no worker waits for the driver. Where tasks
-        # are few none waits: it could be in work at another worker. The one that waits has a thread of its own and
-        # begins before the result of the other is stored; a pool that grows must not have one for each, since Ray Data
-        # adds workers where there are more tasks than threads.
-        few = tasks < _FEW_TASKS * number
-        return ActorPoolStrategy(
-            min_size=1 if self.grows else number,
-            max_size=tasks if self.grows else number,
-            initial_size=number,
-            max_tasks_in_flight_per_actor=1 if few and not self.grows else 2,
-            max_concurrent_calls_per_actor=1 if few or self.grows else 2,
-        )
-
-    def waiting(self) -> str:
-        """What is said while no worker is up."""
-        import ray
-
-        free, total = ray.available_resources(), ray.cluster_resources()
-        gpus = f" and {self.gpus} GPU" if self.gpus else ""
-        some = [f"{free.get('CPU', 0):g} of {total.get('CPU', 0):g} CPUs"]
-        if self.gpus:
-            some.append(f"{free.get('GPU', 0):g} of {total.get('GPU', 0):g} GPUs")
-        return (
-            f"waiting for resources: each worker needs {self.cpus} CPU{gpus}, and {' and '.join(some)} are free. Other "
-            "jobs may be using them, or nodes are still starting (`ray status`)"
-        )
-
-
-def pool_for_shards(session: Session, wanted: str, size: str | None) -> WorkerPool:
-    """Workers that each work on one shard at a time.
+def pool_for_shards(session: Session, workers: str, size: str | None) -> WorkerPool:
+    """Returns the pool for shards without a classifier.
 
     Args:
         session: the connection to Ray.
-        wanted: `--workers`; with `auto` there are more when a cluster grows.
-        size: `--size`, which counts instead where it is given.
+        workers: `--workers`; with `auto` the pool grows with the cluster.
+        size: `--size`, which replaces `workers`; None if absent.
 
     Raises:
-        UsageError: for more than this machine has room for.
+        UsageError: for more workers than this machine has CPUs.
     """
     if size is None:
-        return WorkerPool(session.workers(wanted), grows=session.may_grow and wanted == "auto")
+        return WorkerPool(session.workers(workers), grows=session.may_grow and workers == "auto")
     need = placed(size, "shards", may_grow=session.may_grow)
     return WorkerPool(need.workers, int(need.cpus), need.gpus)
 
 
 def pool_for_classifiers(
-    session: Session, wanted: str, gpu: bool | None, shards: int, size: str | None = None
+    session: Session, workers: str, gpu: bool | None, shards: int, size: str | None = None
 ) -> WorkerPool:
-    """Workers that each hold a classifier: one a GPU with the CPUs beside it, or else one a CPU; no more than shards.
+    """Returns the pool for workers that hold a classifier: one per GPU with its share of the CPUs, or else one per CPU.
 
     Args:
         session: the connection to Ray.
-        wanted: `--workers`; with `auto` there are more when a cluster grows.
-        gpu: whether they use GPUs; None where there are any.
-        shards: to be worked on.
-        size: `--size`, which counts instead of `wanted` and `gpu` where it is given.
+        workers: `--workers`; with `auto` the pool grows with the cluster.
+        gpu: whether workers use GPUs; None to use them if there are any.
+        shards: number of shards, the most workers that are useful.
+        size: `--size`, which replaces `workers` and `gpu`; None if absent.
 
     Raises:
-        UsageError: for more workers than this machine has room for, or GPUs where it has none.
+        UsageError: for more workers than this machine has CPUs or GPUs.
     """
-    shards, grows = max(shards, 1), session.may_grow and wanted == "auto"
+    shards, grows = max(shards, 1), session.may_grow and workers == "auto"
     if size is not None:
         need = placed(size, "classify", may_grow=session.may_grow)
         return WorkerPool(min(need.workers, shards), int(need.cpus), need.gpus)
     with_gpu = [node for node in nodes() if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
     gpus = sum(int(node["GPU"]) for node in with_gpu)
     if gpu and not gpus and not session.may_grow:
-        raise UsageError("--gpu: Ray has no GPU here; leave it out to use the CPUs")
+        raise UsageError("--gpu: Ray has no GPU on this machine; leave it out to use the CPUs")
     if gpu is False or not (gpu or gpus):
-        return WorkerPool(min(session.workers(wanted), shards), grows=grows)
-    number = max(1, gpus) if wanted == "auto" else session.workers(wanted)
+        return WorkerPool(min(session.workers(workers), shards), grows=grows)
+    number = max(1, gpus) if workers == "auto" else session.workers(workers)
     if number > gpus and not session.may_grow:
-        raise UsageError(f"--workers {wanted}: Ray has {gpus} GPUs; ask for at most as many, or for --no-gpu")
-    # The CPUs beside each GPU decode for it; of a node that is still to come nothing is known.
+        raise UsageError(f"--workers {workers}: Ray has {gpus} GPUs; use at most that many workers, or --no-gpu")
+    # The CPUs of a GPU's node decode for it; a node that is still starting is unknown.
     cpus = min((int(node["CPU"] // node["GPU"]) for node in with_gpu), default=1)
     return WorkerPool(min(number, shards), max(cpus, 1), 1, grows)

@@ -1,23 +1,24 @@
-"""Runs a shard job on Ray Data: one dataset of tasks, one `map` over a pool of actors, and passes over what is left.
+"""Runs a shard job on Ray Data: one dataset of tasks and one `map` over a pool of actors, repeated for what is left.
 
-A report on disk is the commit of its shard, so Ray Data need not be reliable. Ray Data restarts a worker that dies and
-sends it its tasks again; where it cannot be scheduled the pass ends, and what has no report is mapped in the next pass.
+A report on disk is the commit of its shard, so Ray Data need not be reliable. Ray Data restarts a dead worker and sends
+it its tasks again. If the worker cannot be scheduled, the pass ends, and the next pass maps tasks without a report.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
 import logging
 import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import ray
 import ray.data
+from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from cluster.console import say
@@ -26,48 +27,20 @@ from jobs.progress.display import Progress
 from jobs.progress.job_metrics import JobMetrics
 from jobs.progress.status import Count
 from jobs.shards.pool_size import WorkerPool
+from jobs.shards.results import Results, ShardRun
 from jobs.shards.worker import ShardResult, count_of, task_row, worker_class
 from library.dataset.manifest import Report
 from library.dataset.task import ShardJob, ShardTask
 from library.errors import StriateError
 from library.steps import plugins
 
-# A worker that can be scheduled is up long before, and a user would take silence for a fault.
+# Workers that can be scheduled start sooner; longer silence looks like a fault.
 _WAITS_S = 15.0
-# Without a heartbeat or a report from any worker, at as many looks at least: what is left waits at workers that cannot
-# be scheduled again.
+# Without a heartbeat or report in this time and this many looks, the remaining tasks wait at workers that cannot be
+# scheduled again.
 _STALLED_S, _STALLED_LOOKS = 30.0, 3
-
-
-class Results(Protocol):
-    """Takes up the reports of a job's shards, in any order."""
-
-    def add(self, task: ShardTask, report: str) -> Report:
-        """Add the report of a shard, given as JSON; returns it."""
-        ...
-
-
-@dataclasses.dataclass
-class ShardRun:
-    """How a job's tasks were run.
-
-    Attributes:
-        pictures: read in this run, by dataset.
-        waited_s: seconds the workers had no shard to work on, summed over workers, by dataset of the next shard.
-        wall_s: seconds from the first task handed out to the last report.
-        first_report_s: seconds to the first report.
-        peak_rss: largest resident size of a worker, in bytes.
-        nodes: shards done on each node, by dataset and Ray's id of the node.
-        ray_data: Ray Data's statistics of the passes, as `Dataset.stats` prints them.
-    """
-
-    pictures: Counter[str] = dataclasses.field(default_factory=Counter[str])
-    waited_s: Counter[str] = dataclasses.field(default_factory=Counter[str])
-    wall_s: float = 0.0
-    first_report_s: float | None = None
-    peak_rss: int = 0
-    nodes: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter[tuple[str, str]])
-    ray_data: list[str] = dataclasses.field(default_factory=list[str])
+# Fewer tasks per worker than this are few.
+_FEW_TASKS = 4
 
 
 def run_shards(
@@ -78,23 +51,25 @@ def run_shards(
     results: Results,
     *,
     done: Mapping[str, int] | None = None,
+    bundle_id: str = "",
 ) -> ShardRun:
-    """Run tasks until each has a report.
+    """Runs tasks until each has a report.
 
     Args:
         command: for the progress display, the metrics and Ray's dashboard.
         job: what to do with each task.
         tasks: those that have no report yet.
         pool: the workers.
-        results: takes up the reports.
-        done: shards that had a report before, by dataset; for the metrics.
+        results: collects the reports.
+        done: number of shards with an earlier report, by dataset; for the metrics.
+        bundle_id: of the classifier, for log lines; empty for none.
 
     Raises:
-        StriateError: from the first shard that failed; the shards done by then stay.
+        StriateError: from the first failed shard; finished shards are kept.
     """
     if not tasks:
         return ShardRun()
-    engine = _Engine(command, job, tasks, pool, results, done or {})
+    engine = _Engine(command, job, tasks, pool, results, done or {}, bundle_id)
     try:
         with Progress(command, len(tasks), sum(task.pictures for task in tasks), engine.look):
             engine.work()
@@ -108,6 +83,35 @@ def run_shards(
         with contextlib.suppress(RayError, RuntimeError):  # the head may be lost
             status.clear(engine.name)
     return engine.run
+
+
+def _strategy(pool: WorkerPool, tasks: int) -> ActorPoolStrategy:
+    """Returns Ray Data's pool of actors for a number of tasks."""
+    number = min(pool.number, tasks)
+    # Each worker has one running and one queued task, so that it never waits for the driver. With few tasks none is
+    # queued: another worker could run it. The queued task has its own thread, and starts before the other's result is
+    # stored. A growing pool must not have that thread: Ray Data adds workers when there are more tasks than threads.
+    few = tasks < _FEW_TASKS * number
+    return ActorPoolStrategy(
+        min_size=1 if pool.grows else number,
+        max_size=tasks if pool.grows else number,
+        initial_size=number,
+        max_tasks_in_flight_per_actor=1 if few and not pool.grows else 2,
+        max_concurrent_calls_per_actor=1 if few or pool.grows else 2,
+    )
+
+
+def _waiting(pool: WorkerPool) -> str:
+    """Returns the message while no worker has started."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    gpus = f" and {pool.gpus} GPU" if pool.gpus else ""
+    some = [f"{free.get('CPU', 0):g} of {total.get('CPU', 0):g} CPUs"]
+    if pool.gpus:
+        some.append(f"{free.get('GPU', 0):g} of {total.get('GPU', 0):g} GPUs")
+    return (
+        f"waiting for resources: each worker needs {pool.cpus} CPU{gpus}, and {' and '.join(some)} are free. Other "
+        "jobs may be using them, or nodes are still starting (`ray status`)"
+    )
 
 
 class _StalledError(Exception):
@@ -125,9 +129,11 @@ class _Engine:
         pool: WorkerPool,
         results: Results,
         done: Mapping[str, int],
+        bundle_id: str,
     ) -> None:
         self.name = uuid.uuid4().hex
         self.run = ShardRun()
+        self._bundle_id = bundle_id
         self._command, self._job, self._tasks, self._pool, self._results = command, job, tasks, pool, results
         planned = Counter(task.dataset for task in tasks) + Counter(done)
         self._metrics = JobMetrics(command, planned, done)
@@ -138,10 +144,10 @@ class _Engine:
         self._begun = self._said = False
 
     def work(self) -> None:
-        """Pass over the tasks until each has a report.
+        """Maps the tasks again and again until each has a report.
 
         Raises:
-            StriateError: from the first shard that failed.
+            StriateError: from the first failed shard.
         """
         start, left = time.monotonic(), dict(enumerate(self._tasks))
         while left:
@@ -153,7 +159,7 @@ class _Engine:
         self.run.wall_s = time.monotonic() - start
 
     def _pass(self, left: Mapping[int, ShardTask]) -> Iterator[ShardResult]:
-        """Map what is left once; yields the results, which are not all where the pass stalls."""
+        """Maps the remaining tasks once and yields their results; fewer than the tasks if the pass stalls."""
         # Ray Data reports each start and end on the terminal; everything stays in its log files.
         for handler in logging.getLogger("ray.data").handlers:
             if isinstance(handler, logging.StreamHandler):
@@ -168,8 +174,8 @@ class _Engine:
             rows = [task_row(number, task) for number, task in left.items()]
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 worker,
-                fn_constructor_args=(self._job, self.name, self._command, plugins.loaded()),
-                compute=self._pool.strategy(len(rows)),
+                fn_constructor_args=(self._job, self.name, self._command, plugins.loaded(), self._bundle_id),
+                compute=_strategy(self._pool, len(rows)),
                 num_cpus=self._pool.cpus,
                 num_gpus=self._pool.gpus,
             )
@@ -181,7 +187,7 @@ class _Engine:
             self.run.ray_data.append(dataset.stats())
 
     def _take(self, task: ShardTask, result: ShardResult) -> None:
-        """Count a shard that is done."""
+        """Counts a finished shard."""
         report, run = self._results.add(task, result.report), self.run
         run.pictures[task.dataset] += report.tally.rows_in
         run.waited_s[task.dataset] += result.waited_s  # pyright: ignore[reportArgumentType] -- sums floats as well
@@ -191,18 +197,18 @@ class _Engine:
         self._metrics.one_more(task.dataset)
 
     def look(self) -> Count:
-        """The work done by now; also says what a job waits for that has no worker yet."""
+        """Returns the work done so far; prints once what the job waits for if no worker has started."""
         count, now = Count.total([*status.counts_in_progress(self.name), self._finished]), time.monotonic()
         self._unchanged += 1
         if count != self._last:
             self._begun, self._last, self._changed_at, self._unchanged = self._last is not None, count, now, 0
         elif not self._begun and not self._said and now - self._changed_at > _WAITS_S:
             self._said = True
-            say(self._pool.waiting(), file=sys.stderr, flush=True)
+            say(_waiting(self._pool), file=sys.stderr, flush=True)
         return count
 
     def check_stalled(self) -> None:
-        """Raise _StalledError where the pass cannot end."""
+        """Raises _StalledError if the pass cannot end."""
         unchanged_s = time.monotonic() - self._changed_at
         if self._begun and self._unchanged >= _STALLED_LOOKS and unchanged_s > _STALLED_S:
             raise _StalledError
@@ -213,7 +219,7 @@ _engine: contextvars.ContextVar[_Engine] = contextvars.ContextVar("_engine")
 
 @contextlib.contextmanager
 def _watched(engine: _Engine) -> Generator[None]:
-    """Names the engine whose passes `_StallWatch` looks at."""
+    """Sets the engine whose passes `_StallWatch` checks."""
     token = _engine.set(engine)
     try:
         yield
@@ -222,10 +228,10 @@ def _watched(engine: _Engine) -> Generator[None]:
 
 
 class _StallWatch:
-    """Ends a pass that has stalled: Ray Data calls `on_execution_step` again and again, in a thread of its own.
+    """Ends a stalled pass: Ray Data calls `on_execution_step` repeatedly in its own thread.
 
-    A worker whose node is lost restarts elsewhere, but where no CPU is free it waits, and with it the task that Ray had
-    sent there meanwhile. A class on its own, since Ray Data sends it to the workers by name.
+    A worker of a lost node restarts elsewhere, but if no CPU is free it waits, and so does the task that Ray has sent
+    to it. This is a separate class because Ray Data sends it to the workers by name.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The work that one actor of a shard job does. It imports no more than it needs: each worker waits for that."""
+"""The actor of a shard job. It imports as little as possible, because every worker waits for the imports."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from library.errors import StriateError
 from library.steps.plugins import Plugin, install
 
 _BEAT_EVERY_S = 1.0
-# A picture that crashes a library crashes it again. Only real beginnings count, not tasks that waited at a worker that
-# died.
+# A picture that crashes a library crashes it again. Only started shards count, not tasks queued at a worker that died.
 _MAX_ATTEMPTS = 4
 _GIVEN_UP = (
     "shard {task.dataset}/{task.stem}: its worker died {times} times while it worked on this shard; a picture in it "
@@ -38,12 +37,12 @@ _GIVEN_UP = (
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a worker reports of one task: a row of the dataset that Ray Data maps.
+    """The result of one task: a row of the dataset that Ray Data maps.
 
     Attributes:
-        number: place of the task among those of the job.
-        report: the shard's report as JSON; empty where the shard failed.
-        error: why the shard failed; empty where it did not.
+        number: index of the task in the job.
+        report: the shard's report as JSON; empty if the shard failed.
+        error: why the shard failed; empty if it did not.
         waited_s: seconds without work before this shard.
         rss: largest resident size of the worker so far, in bytes.
         node: Ray's id of the worker's node.
@@ -58,9 +57,16 @@ class ShardResult:
 
 
 class ShardWorker:
-    """Works on one shard after another; a failure becomes a row, so that the driver reports it once and whole."""
+    """Processes one shard after another; a failure becomes a row, so that the driver reports it once and in full."""
 
-    def __init__(self, job: ShardJob[Report], run: str, command: str, own_steps: Sequence[Plugin] = ()) -> None:
+    def __init__(
+        self,
+        job: ShardJob[Report],
+        run: str,
+        command: str,
+        own_steps: Sequence[Plugin] = (),
+        bundle_id: str = "",
+    ) -> None:
         import cv2
 
         self._job = job
@@ -70,15 +76,14 @@ class ShardWorker:
         context = ray.get_runtime_context()
         self._node = context.get_node_id()
         names = {"command": command, "run": run, "ray_job": context.get_job_id(), "node": self._node}
-        bundle_id = getattr(job, "bundle_id", None)
         self._log = WorkLog(**names, **({"bundle_id": bundle_id} if bundle_id else {}))
-        self._seen: set[str] = set()
+        self._checked: set[str] = set()
         self._heartbeat = _Heartbeat(run)
         self._idle_since = time.perf_counter()
         # One worker a CPU: threads inside the libraries would only compete with the other workers.
         cv2.setNumThreads(1)
         pa.set_cpu_count(1)
-        # The garbage collector need not walk through imported modules again and again.
+        # Imported modules need not be scanned by every garbage collection.
         gc.freeze()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +96,7 @@ class ShardWorker:
             report = self._commit(task, start)
         except StriateError as failure:
             error = str(failure)
-        except Exception:  # whatever it is, the driver reports it with its shard
+        except Exception:  # the driver reports any error with its shard
             error = f"shard {task.dataset}/{task.stem}: {traceback.format_exc()}"
         if error:
             self._log.error("shard failed", extra={"shard": f"{task.dataset}/{task.stem}", "error": error})
@@ -106,7 +111,7 @@ class ShardWorker:
         begun = status.begin_shard(self._run, shard)
         if begun > _MAX_ATTEMPTS:
             raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
-        self._check_seen(task.dataset)
+        self._check_visible(task.dataset)
         install(self._own_steps)
         with self._heartbeat.shard(shard) as progress:
             report = self._job.run(task, progress)
@@ -119,33 +124,33 @@ class ShardWorker:
         self._log.info("shard done", extra={**names, **counts, "seconds": took})
         return report.model_dump_json()
 
-    def _check_seen(self, dataset: str) -> None:
-        """Refuse to work where this node does not see the dataset's folder, which only one machine may have.
+    def _check_visible(self, dataset: str) -> None:
+        """Raises StriateError if this node does not see the dataset's folder, which may exist on one machine only.
 
-        The driver asks the nodes that are there when it begins; this one may have come later.
+        The driver checks the nodes that are up when it starts; this node may have joined later.
         """
-        if dataset in self._seen or storage.is_remote(dataset):
+        if dataset in self._checked or storage.is_remote(dataset):
             return
         if not storage.exists(manifest_uri(dataset)):
             raise StriateError(
                 f"node {self._node[:8]} does not see {dataset}: with several nodes, datasets must lie on storage that "
                 "all of them share: s3://BUCKET/..., or a file system that is mounted at one path everywhere"
             )
-        self._seen.add(dataset)
+        self._checked.add(dataset)
 
 
 def _give_back_memory() -> None:
-    """Keeps memory flat: threads come and go with tasks, and glibc keeps what each of them has freed apart."""
+    """Returns freed memory to the system: glibc keeps it per thread, and threads come and go with tasks."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Heartbeat:
-    """Writes to the board once a second how far the worker's shard is, so that the driver sees that it is alive."""
+    """Publishes the counts of the worker's shard once a second, which also shows that the worker is alive."""
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._lock = threading.Lock()  # a shard that has ended is taken off the board, and not put on it again
+        self._lock = threading.Lock()  # a finished shard must not be published again
         self._shard: str | None = None
         self._tallies: list[Tally] = []
         self._beats = 0
@@ -153,7 +158,7 @@ class _Heartbeat:
 
     @contextlib.contextmanager
     def shard(self, name: str) -> Generator[Callable[[Tally], None]]:
-        """For as long as a shard takes; gives the function that takes the counts of a batch."""
+        """Publishes the counts of a shard during the block; yields the function that adds those of a batch."""
         with self._lock:
             self._shard, self._tallies, self._beats = name, [], 0
         try:

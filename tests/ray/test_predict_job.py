@@ -103,7 +103,7 @@ def test_a_bundle_that_is_replaced_after_planning_ends_the_job(photos: str, tmp_
 
 def test_workers_that_could_never_be_placed_are_refused(bundle: str, photos: str, tmp_path: Path) -> None:
     plan = plan_predict(bundle, photos, str(tmp_path / "x"), runtime="eager")
-    with pytest.raises(UsageError, match="Ray has no GPU here"):
+    with pytest.raises(UsageError, match="Ray has no GPU on this machine"):
         predict_dataset(plan, gpu=True)
     with pytest.raises(UsageError, match="Ray has 2 CPUs"):
         predict_dataset(plan, workers="99", gpu=False)

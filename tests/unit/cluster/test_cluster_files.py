@@ -58,7 +58,7 @@ def test_no_key_and_no_secret_is_in_the_file_and_a_token_is_asked_for(name: str)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_images_are_pinned_to_this_version_and_the_dashboard_stays_on_loopback(name: str) -> None:
+def test_images_are_pinned_and_the_dashboard_stays_on_loopback(name: str) -> None:
     made = load(name)
     types = made.get("available_node_types", {}).values()
     images = [value for key, value in made["docker"].items() if key.endswith("image")]

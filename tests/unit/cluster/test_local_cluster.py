@@ -35,7 +35,7 @@ def test_a_cluster_of_no_sensible_size_is_refused_before_anything_starts(
     assert "starting" not in told.err
 
 
-def test_ray_gets_another_temporary_folder_than_one_it_cannot_write_the_name_of(
+def test_ray_gets_another_temporary_folder_if_the_path_is_not_ascii(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)

@@ -28,15 +28,15 @@ def test_what_has_no_room_is_refused_with_what_there_is_and_what_fits() -> None:
     with pytest.raises(UsageError) as refused:
         fitted("gpu-8", "classify", [LAPTOP, GPU_NODE])
     assert str(refused.value) == (
-        "--size gpu-8 asks for 8 workers with 8 CPU, 1 GPU and 8 GB each, and there is room for 1: Ray has 18 CPUs, "
-        "1 GPUs and 66.0 GB for workers on 2 nodes; sizes that fit: laptop, cpu-small, gpu-1, or give --workers "
-        "without a size"
+        "--size gpu-8 needs 8 workers with 8 CPU, 1 GPU and 8 GB each, but only 1 fit: Ray has 18 CPUs, "
+        "1 GPUs and 66.0 GB for workers on 2 nodes; sizes that fit: laptop, cpu-small, gpu-1, or use --workers "
+        "instead"
     )
 
 
 def test_a_worker_does_not_spread_over_nodes() -> None:
     # 16 CPUs and a GPU in all, but on no node a GPU with eight CPUs.
-    with pytest.raises(UsageError, match="room for 0"):
+    with pytest.raises(UsageError, match="but only 0 fit"):
         fitted("gpu-1", "classify", [{"CPU": 12.0, "memory": 60e9}, {"CPU": 4.0, "GPU": 1.0, "memory": 60e9}])
 
 

@@ -28,7 +28,7 @@ def test_json_has_every_model_with_its_figures(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("narrow")
-def test_the_table_fits_a_narrow_terminal_and_shows_both_figures_where_they_differ(
+def test_the_table_fits_a_narrow_terminal_and_shows_both_figures(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(["models"]) == 0

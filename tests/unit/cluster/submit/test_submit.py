@@ -96,7 +96,7 @@ def test_why_a_command_never_ran_is_told() -> None:
     assert told == "job: FAILED, exit code 1\nruntime_env setup failed"
 
 
-def test_the_address_is_the_one_that_is_said_else_rays_own_variables_else_this_machine(
+def test_the_address_is_the_option_else_rays_variables_else_this_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert find_address(None) == "http://127.0.0.1:8265"

@@ -69,7 +69,7 @@ def test_what_git_ignores_stays_here_at_every_depth(tmp_path: Path) -> None:
     assert sent - ignore_files == {"recipe.yaml", "deep/runs/1.txt", "secret.py", "kept/this.txt"}
 
 
-def test_history_environments_outputs_and_secrets_stay_here_without_an_ignore_file(tmp_path: Path) -> None:
+def test_history_outputs_and_secrets_stay_here_without_an_ignore_file(tmp_path: Path) -> None:
     left_out = (".git/config", ".venv/x.py", "a/__pycache__/x.pyc", "out/x.json", "data/x.csv", ".env", ".a_cache/1")
     left_out += (".env.production", "a/.netrc", ".kube/config", "tls/server.pem", "tls/server.key", "api-keys.txt")
     left_out += ("id_rsa", "a/id_ed25519.pub", "a/credentials", "ray/auth_token")

@@ -1,4 +1,4 @@
-"""Where a Ray cluster is asked: what answers at an address, and which addresses are the same."""
+"""Addresses of Ray clusters: whether one answers, needs a token, or is the same as another."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import socket
 
 from library.errors import StriateError, UsageError
 
-#: What the head is asked to learn whether it asks for a token; it has no effect.
+#: A call without effect that shows whether the head requires a token.
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
 def check_answers(address: str) -> tuple[str, int]:
-    """Host and port of a cluster that answers; Ray itself tries for minutes where nothing listens."""
+    """Returns host and port of a cluster that answers; Ray itself would retry for minutes if nothing listens."""
     host, port = _host_and_port(address)
     try:
         socket.create_connection((host, port), timeout=10).close()
@@ -23,7 +23,7 @@ def check_answers(address: str) -> tuple[str, int]:
 
 
 def asks_for_token(host: str, port: int) -> bool:
-    """Whether a cluster lets nobody in without one: with one, a driver in turn lets in nobody of a cluster without."""
+    """Whether a cluster requires a token. A driver with a token cannot connect to a cluster without one."""
     import grpc
 
     with grpc.insecure_channel(f"{host}:{port}") as channel:
@@ -35,7 +35,7 @@ def asks_for_token(host: str, port: int) -> bool:
 
 
 def is_only_here(host: str, port: int) -> bool:
-    """Whether something listens on this machine's loopback address, and not on the one that it has in the network."""
+    """Whether something listens on this machine's loopback address, but not on its network address."""
     if host not in ("127.0.0.1", "localhost"):
         return False
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -49,7 +49,7 @@ def is_only_here(host: str, port: int) -> bool:
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether two HOST:PORT are one place. Of this machine any address will do: Ray tells one of them."""
+    """Whether two HOST:PORT are the same; all addresses of this machine count as equal."""
     (host, port), (other_host, other_port) = _host_and_port(one), _host_and_port(other)
     is_one_host = bool(_addresses(host) & _addresses(other_host)) or all(map(is_of_this_machine, (one, other)))
     return port == other_port and is_one_host
@@ -69,13 +69,13 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def _addresses(host: str) -> set[str]:
     try:
-        return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
     except OSError:
         return set()
 
 
 def _is_here(address: str) -> bool:
-    """Whether it is one of this machine's."""
+    """Whether the address belongs to this machine."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
