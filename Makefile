@@ -62,6 +62,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --project pyproject.toml
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/house
 
 # The guides, the catalogues of steps and models, the API of library/ and the decisions, in out/site/index.html.
 docs: setup

@@ -204,13 +204,13 @@ def test_a_picture_of_60000_x_60000_is_refused_by_its_header(server: Server, kin
 def bad_pictures() -> list[bytes]:
     """What the tests of bad pictures try: noted while they run, and some of each that tries very many."""
     noted: list[bytes] = []
-    reason_of, tried = bad.reason_of, bad.tried
+    reason_of, outcome_of = bad.reason_of, bad.outcome_of
 
     def note(read: Callable[[bytes], str]) -> Callable[[bytes], str]:
         return lambda data: (noted.append(bytes(data)), read(data))[1]
 
     found = [data[:length] for data in bad.KINDS.values() for length in (40, 100, len(data) // 2, len(data) - 20)]
-    bad.reason_of, bad.tried = note(reason_of), note(tried)
+    bad.reason_of, bad.outcome_of = note(reason_of), note(outcome_of)
     try:
         for test in (value for name, value in vars(bad).items() if name.startswith("test_")):
             for arguments in _arguments(test):
@@ -218,7 +218,7 @@ def bad_pictures() -> list[bytes]:
                 test(**arguments)
                 found += noted[:: max(1, len(noted) // 20)]
     finally:
-        bad.reason_of, bad.tried = reason_of, tried
+        bad.reason_of, bad.outcome_of = reason_of, outcome_of
     return list(dict.fromkeys(found))
 
 

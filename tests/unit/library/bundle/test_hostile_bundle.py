@@ -70,7 +70,7 @@ def refused(folder: Path) -> str:
         ({"input_size": [-1, 28]}, "input_size.0"),
         ({"input_size": [27, 27]}, "27x27"),
         ({"channels": 10**9}, "channels"),
-        ({"channels": 1}, "n x 3 x height x width"),
+        ({"channels": 1}, "N x 3 x height x width"),
         ({"head": [10**9, 10**9]}, "head.0"),
         ({"head": [2**20, 2**20]}, "head.0.weight"),
         ({"head": [1] * 1000}, "head"),
