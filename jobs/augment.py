@@ -1,4 +1,4 @@
-"""Random copies of a dataset's pictures, shard by shard: `striate augment`."""
+"""Writes random copies of a dataset's pictures, shard by shard: `striate augment`."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def plan_augment(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> ShardPlan[AugmentJob]:
-    """Check everything that can be checked before Ray is started; writes nothing.
+    """Checks everything that can be checked before Ray starts; writes nothing.
 
     Args:
         source: URI of a dataset.
-        destination: URI of the dataset to make.
+        destination: URI of the new dataset.
         steps: augmentations, with filters among them.
-        copies: of each picture, under the keys `key#1`, `key#2`, ...
+        copies: number of copies of each picture; their keys are `key#1`, `key#2`, ...
         keep_original: write each picture, unchanged, under its own key too.
-        seed: of all randomness.
-        encode: how changed pictures are stored.
-        limit: only the first so many pictures.
-        overwrite: replace what another job left at the destination.
+        seed: seed of all randomness.
+        encode: the encoding of changed pictures.
+        limit: how many pictures to take, from the first on; None for all.
+        overwrite: replace the results of another job at the destination.
 
     Raises:
-        UsageError: whatever is wrong with the request.
+        UsageError: when the request is not valid.
     """
     source, destination = storage.normalize(source), storage.normalize(destination)
     pipeline = parse_augmentation(steps)
@@ -96,14 +96,14 @@ def plan_augment(
 
 
 def augment_dataset(plan: ShardPlan[AugmentJob], *, workers: str = "auto", address: str | None = None) -> Manifest:
-    """Carry out a plan; a killed job goes on where it was when this is called again.
+    """Carries out a plan; called again, it resumes a killed job.
 
     Returns:
-        The manifest of the finished destination; its counts are in copies.
+        The manifest of the finished destination; its counts are of copies.
 
     Raises:
-        UsageError: another command writes there now.
-        StriateError: when a shard fails; those done by then stay.
+        UsageError: when another command is writing there.
+        StriateError: when a shard fails; the shards done by then stay.
     """
     with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
         return make_shards("augment", plan, pool_for_shards(session, workers, None))

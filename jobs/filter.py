@@ -1,4 +1,4 @@
-"""A dataset through a pipeline, shard by shard: `striate filter`."""
+"""Runs a pipeline over a dataset, shard by shard: `striate filter`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def plan_filter(
     measure: bool = False,
     overwrite: bool = False,
 ) -> ShardPlan[FilterJob]:
-    """Check everything that can be checked before Ray is started; writes nothing.
+    """Checks everything that can be checked before Ray starts; writes nothing.
 
     Args:
         source: URI of a dataset.
-        destination: URI of the dataset to make.
+        destination: URI of the new dataset.
         steps: the pipeline; empty for a plain copy.
-        encode: how changed pictures are stored.
-        limit: only the first so many pictures.
-        measure: decode every picture that is kept, and keep histograms of what they look like.
-        overwrite: replace what another job left at the destination.
+        encode: the encoding of changed pictures.
+        limit: how many pictures to take, from the first on; None for all.
+        measure: decode every picture that is written, and store histograms of their properties.
+        overwrite: replace the results of another job at the destination.
 
     Raises:
-        UsageError: whatever is wrong with the request.
+        UsageError: when the request is not valid.
     """
     source, destination = storage.normalize(source), storage.normalize(destination)
     pipeline = Pipeline.parse(steps, refuse="augmentation") if steps.strip() else Pipeline()
@@ -72,20 +72,20 @@ def plan_filter(
 def filter_dataset(
     plan: ShardPlan[FilterJob], *, workers: str = "auto", size: str | None = None, address: str | None = None
 ) -> Manifest:
-    """Carry out a plan; a killed job goes on where it was when this is called again.
+    """Carries out a plan; called again, it resumes a killed job.
 
     Args:
         plan: from `plan_filter`.
-        workers: how many; `auto` is one a CPU.
+        workers: number of workers; `auto` is one per CPU.
         size: a named size instead of `workers`.
-        address: of the Ray cluster.
+        address: address of the Ray cluster.
 
     Returns:
         The manifest of the finished destination.
 
     Raises:
-        UsageError: another command writes there now.
-        StriateError: when a shard fails; those done by then stay.
+        UsageError: when another command is writing there.
+        StriateError: when a shard fails; the shards done by then stay.
     """
     with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
         return make_shards("filter", plan, pool_for_shards(session, workers, size))

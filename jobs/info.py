@@ -26,21 +26,21 @@ from library.dataset.manifest import (
 )
 from library.storage import Span
 
-# Speed is that of the last minutes: a job may have stood still for days before it went on.
-_LATELY_S = 300
+# The speed is that of the last minutes: a job may have been stopped for days before it was resumed.
+_RECENT_S = 300
 
 
 def datasets_below(folder: str) -> dict[str, Manifest]:
-    """The dataset at `folder`, or, where ingest made splits, each of them by URI. An unfinished one gets the counts of
-    the shards that are done.
+    """Returns the dataset at `folder`, or each of its splits by URI; an unfinished dataset with the counts of the
+    shards that are done.
 
     Raises:
-        UsageError: when there is none.
+        UsageError: when there is no dataset.
     """
     folder = storage.normalize(folder)
-    held = find_manifest(folder)
-    if held is not None:
-        return {folder: _so_far(folder, held)}
+    manifest = find_manifest(folder)
+    if manifest is not None:
+        return {folder: _so_far(folder, manifest)}
     splits = splits_below(folder)
     if not splits:
         raise no_dataset(folder)
@@ -63,45 +63,45 @@ def _so_far(dataset: str, manifest: Manifest) -> Manifest:
 
 
 def _pace(done: Sequence[tuple[float, int]]) -> dict[str, Any]:
-    """How fast it has gone of late, and how long ago the last shard was committed.
+    """Returns the speed of the last minutes, and how long ago the last shard was committed.
 
     Args:
-        done: when each shard was committed (Unix time), and the pictures read for it.
+        done: of each shard, when it was committed (Unix time) and how many pictures were read for it.
     """
     if not done:
         return {}
     last = max(when for when, _ in done)
-    late = [(when, pictures) for when, pictures in done if when >= last - _LATELY_S]
-    first = min(when for when, _ in late)
-    # What the first of them holds was made before it was committed.
-    pictures = sum(pictures for when, pictures in late if when > first)
+    recent = [(when, pictures) for when, pictures in done if when >= last - _RECENT_S]
+    first = min(when for when, _ in recent)
+    # The pictures of the first shard were read before the measured time begins.
+    pictures = sum(pictures for when, pictures in recent if when > first)
     rate = round(pictures / (last - first), 1) if pictures else None
     return {"pictures_per_s": rate, "last_shard_s_ago": round(max(0.0, time.time() - last), 1)}
 
 
 def how_far(manifest: Manifest) -> str:
-    """`412 of 1,000 shards, 51,200 of 128,000 pictures (40%), 652/s, 1 min 58 s left, the last shard 3 s ago`."""
+    """Returns `412 of 1,000 shards, 51,200 of 128,000 pictures (40%), 652/s, 58 s left, the last shard 3 s ago`."""
     run, pictures = manifest.run, manifest.tally.rows_in
     planned, rate = run.get("pictures_planned"), run.get("pictures_per_s")
     shards = counted(len(manifest.shards), "shard")
-    said = [f"{len(manifest.shards):,} of {run['shards_planned']:,} shards" if "shards_planned" in run else shards]
-    said.append(f"{pictures:,} pictures" if planned is None else f"{pictures:,} of {planned:,} pictures")
+    parts = [f"{len(manifest.shards):,} of {run['shards_planned']:,} shards" if "shards_planned" in run else shards]
+    parts.append(f"{pictures:,} pictures" if planned is None else f"{pictures:,} of {planned:,} pictures")
     if planned:
-        said[-1] += f" ({pictures / planned:.0%})"
+        parts[-1] += f" ({pictures / planned:.0%})"
     if rate is not None:
-        said.append(f"{rate:,.0f}/s")
+        parts.append(f"{rate:,.0f}/s")
         if planned is not None:
-            said.append(f"{duration(max(0, planned - pictures) / rate)} left")
+            parts.append(f"{duration(max(0, planned - pictures) / rate)} left")
     if "last_shard_s_ago" in run:
-        said.append(f"the last shard {duration(run['last_shard_s_ago'])} ago")
-    return ", ".join(said)
+        parts.append(f"the last shard {duration(run['last_shard_s_ago'])} ago")
+    return ", ".join(parts)
 
 
 def print_info(dataset: str, manifest: Manifest) -> None:
-    """For people, on stdout."""
+    """Prints a dataset's manifest for people, on stdout."""
     console = Terminal()
     tally = manifest.tally
-    state = "" if manifest.complete else "  NOT FINISHED; where no job runs, the same command again goes on from here"
+    state = "" if manifest.complete else "  NOT FINISHED; if no job is running, the same command resumes it"
     console.print(f"[bold]{escape(dataset)}[/]{state}", soft_wrap=True)
     if not manifest.complete:
         console.print(how_far(manifest), markup=False, soft_wrap=True)
@@ -112,7 +112,7 @@ def print_info(dataset: str, manifest: Manifest) -> None:
         console.print(line, markup=False, soft_wrap=True)
     if manifest.rejects:
         rejects = storage.join(dataset, REJECTS)
-        console.print(f"the rejects lie in {rejects}, Parquet with `reason` and `detail`", markup=False, soft_wrap=True)
+        console.print(f"the rejects are in {rejects}, Parquet with `reason` and `detail`", markup=False, soft_wrap=True)
     console.print(_counts(manifest))
     console.print("made by:")
     for number, job in enumerate(manifest.jobs, 1):

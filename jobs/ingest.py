@@ -23,12 +23,12 @@ from library.work.ingest_shard import IngestJob
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """What an ingest is going to do.
+    """Everything that an ingest will do.
 
     Attributes:
-        job: goes into every manifest.
+        job: the record that every manifest gets.
         tasks: every shard of every split.
-        overwrite: whether to replace what another job left at the destination.
+        overwrite: whether to replace the results of another job at the destination.
     """
 
     source: str
@@ -41,11 +41,11 @@ class IngestPlan:
 
     @property
     def datasets(self) -> list[str]:
-        """The destination, or with splits the datasets below it."""
+        """URIs of the destination, or of the splits below it."""
         return list(dict.fromkeys(task.dataset for task in self.tasks))
 
     def described(self) -> dict[str, Any]:
-        """For --dry-run: what was found, what is done, what is to do."""
+        """Returns what --dry-run prints: the pictures of the source, and how many shards are still to be written."""
         done = sum(1 for _ in committed(self.tasks, self.work))
         return {
             "source": self.source,
@@ -80,22 +80,22 @@ def plan_ingest(
     measure: bool = False,
     overwrite: bool = False,
 ) -> IngestPlan:
-    """List the source and decide where each picture goes; reads no picture, writes nothing.
+    """Lists the source and decides where each picture goes; reads no picture and writes nothing.
 
     Args:
         source: folder, archive, list or Parquet, on disk or in a store.
-        destination: URI of the dataset to make.
-        options: which columns mean what.
-        shard_mb: size of a shard in MiB; None for 128, less for a small source.
-        seed: of the order in which pictures are stored.
-        split: `found` for those of the source, `none` to join them, or fractions (`train=0.8,val=0.2`).
+        destination: URI of the new dataset.
+        options: the meaning of the columns.
+        shard_mb: size of a shard in MiB; None for 128, or less for a small source.
+        seed: seed of the order in which pictures are stored.
+        split: `found` for the splits of the source, `none` to join them, or fractions (`train=0.8,val=0.2`).
         verify: decode every picture.
         repair: decode every picture, and cut stray bytes out of JPEGs whose pixels are whole.
-        measure: decode every picture, and keep histograms of what they look like.
-        overwrite: replace what another job left at the destination.
+        measure: decode every picture, and store histograms of their properties.
+        overwrite: replace the results of another job at the destination.
 
     Raises:
-        UsageError: whatever is wrong with the request.
+        UsageError: when the request is not valid.
         StriateError: when the source cannot be listed.
     """
     source, destination = storage.normalize(source), storage.normalize(destination)
@@ -127,50 +127,50 @@ def plan_ingest(
         },
     )
     work = IngestJob.of(listing, options, verify=verify, measure=measure, repair=repair)
-    made = IngestPlan(source, destination, job, listing, tasks, work, overwrite)
-    if destination not in made.datasets and find_manifest(destination) is not None:
-        raise UsageError(f"{destination} is a dataset, and this would make one a split below it; choose another folder")
-    others = sorted(set(splits_below(destination)) - set(made.datasets))
+    planned = IngestPlan(source, destination, job, listing, tasks, work, overwrite)
+    if destination not in planned.datasets and find_manifest(destination) is not None:
+        raise UsageError(f"{destination} is a dataset itself and cannot hold splits; choose another folder")
+    others = sorted(set(splits_below(destination)) - set(planned.datasets))
     if others:
         raise UsageError(f"{destination} has other splits: {', '.join(others)}; remove them, or choose another folder")
-    for dataset in made.datasets:
+    for dataset in planned.datasets:
         check_claim(dataset, job, overwrite=overwrite)
-    return made
+    return planned
 
 
-def ingest(made: IngestPlan, *, workers: str = "auto", address: str | None = None) -> dict[str, Manifest]:
-    """Carry out a plan; a killed job goes on where it was when this is called again.
+def ingest(planned: IngestPlan, *, workers: str = "auto", address: str | None = None) -> dict[str, Manifest]:
+    """Carries out a plan; called again, it resumes a killed job.
 
     Returns:
-        The manifest of each dataset made, by URI.
+        The manifest of each new dataset, by URI.
 
     Raises:
-        UsageError: another command writes there now.
-        StriateError: when a shard fails; those done by then stay.
+        UsageError: when another command is writing there.
+        StriateError: when a shard fails; the shards done by then stay.
     """
-    with hold(made.destination, *made.datasets, tidy=remove_uncommitted):
+    with hold(planned.destination, *planned.datasets, tidy=remove_uncommitted):
         with connect(address) as session:
-            pool, work = _shared_out(made, pool_for_shards(session, workers, None), auto=workers == "auto")
-            check_shared(reads=[made.source], writes=made.datasets)
-            for dataset in made.datasets:
-                rows = [task.rows for task in made.tasks if task.dataset == dataset]
-                planned = {"shards_planned": len(rows), "pictures_planned": sum(rows)}
-                claim(dataset, [made.job], overwrite=made.overwrite, planned=planned)
-            run = run_tasks("ingest", work, made.tasks, pool)
+            pool, work = _within_limits(planned, pool_for_shards(session, workers, None), auto=workers == "auto")
+            check_shared(reads=[planned.source], writes=planned.datasets)
+            for dataset in planned.datasets:
+                rows = [task.rows for task in planned.tasks if task.dataset == dataset]
+                counts = {"shards_planned": len(rows), "pictures_planned": sum(rows)}
+                claim(dataset, [planned.job], overwrite=planned.overwrite, planned=counts)
+            run = run_tasks("ingest", work, planned.tasks, pool)
         manifests: dict[str, Manifest] = {}
-        for number, dataset in enumerate(made.datasets):
-            # What was skipped belongs to no split; it is told once.
-            skipped = made.listing.skipped if number == 0 else {}
+        for number, dataset in enumerate(planned.datasets):
+            # Skipped files belong to no split; only the first manifest reports them.
+            skipped = planned.listing.skipped if number == 0 else {}
             totals, summary = run.totals[dataset], run.summary(dataset)
-            manifests[dataset] = finish(dataset, [made.job], totals, skipped=skipped, run=summary)
+            manifests[dataset] = finish(dataset, [planned.job], totals, skipped=skipped, run=summary)
         return manifests
 
 
-def _shared_out(made: IngestPlan, pool: WorkerPool, *, auto: bool) -> tuple[WorkerPool, IngestJob]:
-    """The workers, and what each does: all together keep the limits of links."""
-    if made.listing.kind != "links":
-        return pool, made.work
-    limits = made.work.options.links
+def _within_limits(planned: IngestPlan, pool: WorkerPool, *, auto: bool) -> tuple[WorkerPool, IngestJob]:
+    """Returns the workers and their work, such that all workers together respect the limits of links."""
+    if planned.listing.kind != "links":
+        return pool, planned.work
+    limits = planned.work.options.links
     most = min(limits.per_host, limits.connections)
     if pool.number > most and not auto:
         raise UsageError(
@@ -178,14 +178,14 @@ def _shared_out(made: IngestPlan, pool: WorkerPool, *, auto: bool) -> tuple[Work
             "workers, or raise --links-per-host and --link-connections"
         )
     pool = replace(pool, number=min(pool.number, most), grows=False)
-    return pool, replace(made.work, options=replace(made.work.options, links=limits.share(pool.number)))
+    return pool, replace(planned.work, options=replace(planned.work.options, links=limits.share(pool.number)))
 
 
 def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) -> None:
-    """Fail when more pictures than that could not be used.
+    """Fails when the share of rejected pictures is above the limit.
 
     Raises:
-        StriateError: says how many, why, and where they are.
+        StriateError: with their number, the folders that hold them, and a way out if there is one.
     """
     rows = sum(manifest.tally.rows_in for manifest in manifests.values())
     bad = sum(sum(manifest.tally.rejected.values()) for manifest in manifests.values())
@@ -199,5 +199,5 @@ def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) 
         folders = ", ".join(f"{dataset}/_rejects" for dataset, manifest in manifests.items() if manifest.rejects)
         raise StriateError(
             f"{bad:,} of {rows:,} pictures ({bad / rows:.1%}) cannot be used, more than --max-bad-fraction "
-            f"{max_bad_fraction:g}; what is good is written, the others lie in {folders} with their reasons{way_out}"
+            f"{max_bad_fraction:g}; the others are written; the rejects, with reasons, are in {folders}{way_out}"
         )

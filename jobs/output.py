@@ -1,4 +1,4 @@
-"""What commands print: text for people, or one JSON document on stdout for scripts."""
+"""The output of commands: text for people, or one JSON document on stdout for scripts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from cluster.console import Terminal, json_text, say, visible
 from library import storage
 from library.dataset.manifest import Manifest, skipped_text
 
-#: People read here; with --json only the document goes to stdout.
+#: For text that people read; with --json only the document goes to stdout.
 stderr = Terminal(stderr=True)
 _MOST_NAMES = 20
 
 
 def emit_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Prints one JSON document on stdout."""
     say(json_text(value))
 
 
 def size(num_bytes: float) -> str:
-    """`1.3 GB`, in powers of 1000 as disks and object stores count."""
+    """Returns `1.3 GB`, in powers of 1000 as disks and object stores count."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(num_bytes) < 999.5 or unit == "TB":
             return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 99.5 else f"{num_bytes:.1f} {unit}"
@@ -33,12 +33,12 @@ def size(num_bytes: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 shard`, `1,200 shards`."""
+    """Returns `1 shard` or `1,200 shards`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def balance(manifest: Manifest) -> str:
-    """`1,000 in = 990 out + 7 dropped + 3 rejected`; after `striate augment` the counts are in copies."""
+    """Returns `1,000 in = 990 out + 7 dropped + 3 rejected`; after `striate augment` the counts are of copies."""
     tally = manifest.tally
     last = manifest.jobs[-1] if manifest.jobs else None
     copies = last.options["copies"] + last.options["keep_original"] if last and last.kind == "augment" else 1
@@ -48,14 +48,14 @@ def balance(manifest: Manifest) -> str:
 
 
 def ranked(counts: Mapping[str, int]) -> str:
-    """`cat 500, dog 499`, most first; the first 20."""
+    """Returns `cat 500, dog 499`: the 20 largest counts, largest first."""
     first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f", and {len(first) - _MOST_NAMES:,} more" if len(first) > _MOST_NAMES else ""
     return ", ".join(f"{visible(name)} {count:,}" for name, count in first[:_MOST_NAMES]) + more
 
 
 def classes(counts: Mapping[str, int], pictures: int) -> str:
-    """`2 classes: cat 500, dog 499; 1 picture without a class`, of so many pictures."""
+    """Returns `2 classes: cat 500, dog 499; 1 picture without a class`."""
     without = pictures - sum(counts.values())
     if not pictures:
         return "no classes: no picture is left"
@@ -66,7 +66,7 @@ def classes(counts: Mapping[str, int], pictures: int) -> str:
 
 
 def reasons(title: str, counts: Mapping[str, int]) -> str:
-    """`rejected: truncated 2, not_an_image 1`, most first."""
+    """Returns `rejected: truncated 2, not_an_image 1`, largest count first."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return f"{title}: " + ", ".join(f"{name} {number:,}" for name, number in ranked)
 
@@ -78,7 +78,7 @@ _NOTES = {
 
 
 def left_out(manifest: Manifest) -> Iterator[str]:
-    """A line each for what was dropped, rejected, kept in part only, and skipped, where there is any."""
+    """Yields one line each for pictures dropped, rejected, kept only in part, and skipped, if there are any."""
     for title, counts in (("dropped", manifest.tally.dropped), ("rejected", manifest.tally.rejected)):
         if counts:
             yield reasons(title, counts)
@@ -89,7 +89,7 @@ def left_out(manifest: Manifest) -> Iterator[str]:
 
 
 def time_spent(runs: Iterable[Mapping[str, Any]]) -> Table | None:
-    """Where the time went, summed over workers; None when nothing was run."""
+    """Returns a table of the time in each stage, summed over workers; None if nothing was run."""
     seconds: Counter[str] = Counter()
     for run in runs:
         seconds.update(run.get("seconds", {}))
@@ -106,7 +106,7 @@ def time_spent(runs: Iterable[Mapping[str, Any]]) -> Table | None:
 
 
 def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
-    """Named values, a line each."""
+    """Prints named values, one per line or as JSON."""
     if as_json:
         emit_json(values)
         return
@@ -119,7 +119,8 @@ def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def finished(manifests: Mapping[str, Manifest], *, as_json: bool, notes: Sequence[str] | None = None) -> None:
-    """The closing message of a job that made these datasets; with the classes and `notes` of their source, if given."""
+    """Prints the closing message of a job that wrote these datasets; with classes and `notes` of the source, if
+    given."""
     if as_json:
         document = summaries(manifests)
         emit_json(document if notes is None else {**document, "notes": list(notes)})
@@ -136,17 +137,18 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool, notes: Sequenc
         for line in left_out(manifest):
             say(f"  {line}")
     runs = [manifest.run for manifest in manifests.values()]
-    resumed, made = (sum(run.get(name, 0) for run in runs) for name in ("shards_resumed", "pictures_made"))
+    resumed, pictures = (sum(run.get(name, 0) for run in runs) for name in ("shards_resumed", "pictures_made"))
     if resumed:
         say(f"{resumed:,} of {sum(run['shards'] for run in runs):,} shards were done before")
     table = time_spent(runs)
-    if table is not None and made:
-        say(f"{made:,} pictures in {runs[0]['wall_s']:.1f} s on {counted(runs[0]['workers'], 'worker')}")
+    if table is not None and pictures:
+        say(f"{pictures:,} pictures in {runs[0]['wall_s']:.1f} s on {counted(runs[0]['workers'], 'worker')}")
         Terminal().print(table)
 
 
 def summaries(manifests: Mapping[str, Manifest]) -> Any:
-    """Manifests without their lists of shards, for --json: one document, or for several splits one by name."""
+    """Returns manifests without their lists of shards, for --json: one document, or a list of them for several
+    splits."""
     documents = {dataset: _summary(dataset, manifest) for dataset, manifest in manifests.items()}
     if len(documents) == 1:
         return next(iter(documents.values()))

@@ -1,4 +1,4 @@
-"""A contact sheet of a dataset, before beside after, or with random variants: `striate show`."""
+"""Contact sheets of a dataset: plain, before and after a pipeline, or with random variants; `striate show`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_VARIANTS, _MOST_AUGMENTED_TILES = 64, 400
 
 @dataclass(frozen=True)
 class Sheet:
-    """A drawn sheet and what is on it, for --json."""
+    """A drawn sheet, and the facts about its pictures that --json prints."""
 
     png: bytes
     pictures: list[dict[str, Any]]
@@ -45,38 +45,38 @@ def contact_sheet(
     augment: int | None = None,
     seed: int | None = None,
 ) -> Sheet:
-    """Draw pictures of a dataset; with steps each before beside after, or before a row of random variants.
+    """Draws pictures of a dataset; with steps, each one before and after them, or with a row of random variants.
 
     Args:
         dataset: URI.
         steps: pipeline to show; empty to show the pictures only.
-        count: how many pictures (12, or 4 with `augment`); the first of the dataset, which ingest has shuffled.
+        count: number of pictures (12, or 4 with `augment`), from the start of the dataset, which ingest has shuffled.
         tile_px: side of a tile in pixels.
-        keys: exactly these pictures instead.
+        keys: show exactly these pictures instead.
         label: only pictures of this class.
-        augment: how many random variants of each picture; the copies that `striate augment` writes.
-        seed: of the variants (0).
+        augment: number of random variants of each picture: the copies that `striate augment` writes.
+        seed: seed of the variants (0).
 
     Raises:
-        UsageError: when no picture fits or a key is missing, `count` is not 1 to 200 or stands beside
-            `keys`, or `augment` and `steps` do not go together.
+        UsageError: when no picture matches or a key is missing, `count` is not 1 to 200 or is combined with `keys`,
+            or `augment` does not suit `steps`.
     """
     if keys and count is not None:
-        raise UsageError("--count has no effect beside --key: name pictures, or say how many")
+        raise UsageError("--count has no effect beside --key: give only one of them")
     if seed is not None and augment is None:
         raise UsageError("--seed has no effect without --augment: nothing else here is random")
-    usual = _COUNT if augment is None else _AUGMENTED_COUNT
-    wanted = len(set(keys)) if keys else usual if count is None else count
+    default = _COUNT if augment is None else _AUGMENTED_COUNT
+    number = len(set(keys)) if keys else default if count is None else count
     if len(set(keys)) > _MOST:
         raise UsageError(f"--key is given {len(set(keys)):,} times; a sheet takes {_MOST} pictures at most")
-    if not 1 <= wanted <= _MOST or not 16 <= tile_px <= 1024:
+    if not 1 <= number <= _MOST or not 16 <= tile_px <= 1024:
         raise UsageError(f"--count takes 1 to {_MOST} pictures, --tile-px 16 to 1024 pixels")
     if augment is not None:
-        augmenter = _augmenter(steps, augment, wanted, seed or 0)
-        table = _chosen(storage.normalize(dataset), wanted, set(keys), label)
+        augmenter = _augmenter(steps, augment, number, seed or 0)
+        table = _chosen(storage.normalize(dataset), number, set(keys), label)
         return _augmented_sheet(table, augmenter, augment, tile_px)
     pipeline = _filters(steps) if steps.strip() else None
-    table = _chosen(storage.normalize(dataset), wanted, set(keys), label)
+    table = _chosen(storage.normalize(dataset), number, set(keys), label)
     tiles: list[Tile] = []
     facts: list[dict[str, Any]] = []
     for row in range(table.num_rows):
@@ -97,13 +97,13 @@ def contact_sheet(
 def _filters(steps: str) -> Pipeline:
     pipeline = Pipeline.parse(steps)
     if any(step.kind == "augmentation" for step in pipeline.steps):
-        raise UsageError(f"'{pipeline}' is random: say how many variants to draw, --augment 8")
+        raise UsageError(f"'{pipeline}' is random: give the number of variants to draw, as in --augment 8")
     return pipeline
 
 
 def _augmenter(steps: str, variants: int, pictures: int, seed: int) -> Augmenter:
     if not steps.strip():
-        raise UsageError('--augment draws variants by --steps: --steps "rotate(15) | flip" --augment 8')
+        raise UsageError('--augment needs random steps: --steps "rotate(15) | flip" --augment 8')
     if not 1 <= variants <= _MOST_VARIANTS or pictures * (variants + 1) > _MOST_AUGMENTED_TILES:
         raise UsageError(
             f"--augment takes 1 to {_MOST_VARIANTS} variants, and a sheet {_MOST_AUGMENTED_TILES} tiles at most; "
@@ -115,7 +115,7 @@ def _augmenter(steps: str, variants: int, pictures: int, seed: int) -> Augmenter
 
 
 def _augmented_sheet(table: pa.Table, augmenter: Augmenter, variants: int, tile_px: int) -> Sheet:
-    """A row a picture: itself, then its variants."""
+    """Draws one row for each picture: the original, then its variants."""
     rows: list[list[Tile]] = []
     facts: list[dict[str, Any]] = []
     for row in range(table.num_rows):
@@ -148,24 +148,29 @@ def _facts(row: pa.Table) -> dict[str, Any]:
 
 
 def _chosen(dataset: str, count: int, keys: set[str], label: str | None) -> pa.Table:
+    """Returns the first `count` rows of the dataset that have one of the keys and the label.
+
+    Raises:
+        UsageError: when there is none, or a key is missing.
+    """
     manifest = load_manifest(dataset)
-    found: list[pa.Table] = []
+    tables: list[pa.Table] = []
     left = count
     for table in _row_groups(dataset, [shard.name for shard in manifest.shards]):
-        wanted = [
+        matches = [
             row
             for row, (key, name) in enumerate(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
             if (not keys or key in keys) and (label is None or name == label)
         ][:left]
-        found.append(table.take(pa.array(wanted, pa.int64())))
-        left -= len(wanted)
+        tables.append(table.take(pa.array(matches, pa.int64())))
+        left -= len(matches)
         if left == 0:
             break
     if left == count:
-        asked = f"the keys {', '.join(sorted(keys))}" if keys else f"the label '{label}'" if label else "any picture"
+        request = f" with the keys {', '.join(sorted(keys))}" if keys else f" with the label '{label}'" if label else ""
         classes = ", ".join(list(manifest.tally.classes)[:12])
-        raise UsageError(f"{dataset} has no picture with {asked}; its classes are: {classes or 'none'}")
-    chosen = pa.concat_tables(found)
+        raise UsageError(f"{dataset} has no picture{request}; its classes are: {classes or 'none'}")
+    chosen = pa.concat_tables(tables)
     missing = keys.difference(chosen["key"].to_pylist())
     if missing:
         raise UsageError(f"{dataset} has no picture with the keys {', '.join(sorted(missing))}")

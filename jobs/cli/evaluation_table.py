@@ -78,7 +78,7 @@ def _compared(comparison: Comparison) -> str:
     low, high = comparison.interval
     test = "exact binomial" if comparison.method == "exact" else "chi-square"
     return (
-        f"only the first is right on {comparison.only_first:,} pictures, only the second on "
+        f"only the first is correct on {comparison.only_first:,} pictures, only the second on "
         f"{comparison.only_second:,}; the second's top-1 is {comparison.difference * 100:+.2f} points "
         f"({low * 100:+.2f} to {high * 100:+.2f})\nMcNemar's test ({test}): p = {comparison.p_value:.3g}"
     )

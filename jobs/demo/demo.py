@@ -1,4 +1,4 @@
-"""The main job on real pictures that every installation has: `striate demo`."""
+"""Runs every main job on real pictures that each installation has: `striate demo`."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from library.imaging import codec
 from library.imaging.picture import Pixels
 
 _TILE_PX, _STEP_PX = 224, 64
-_ASKED = 8
+_CLASSIFIED = 8
 
-#: Dataset, pipeline, encoding, and what the page says of it.
+#: Dataset, pipeline, encoding, and its description on the page.
 _FILTERS = (
     (
         "photos",
@@ -60,10 +60,10 @@ _FILTERS = (
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
-    """Make pictures, ingest them, filter them, and draw what came out.
+    """Writes pictures, ingests and filters them, trains and serves a classifier, and draws a page of the results.
 
     Args:
-        folder: gets `pictures/`, `data/` (the datasets), the sheets and `index.html`. Running again goes on there.
+        folder: gets `pictures/`, `data/` (the datasets), the sheets and `index.html`; a second run resumes the first.
 
     Raises:
         UsageError: when the folder holds something else.
@@ -83,18 +83,18 @@ def run_demo(folder: Path) -> dict[str, Any]:
             ingest(plan_ingest(str(source), str(raw), split=split, verify=True))
         for number, (name, steps, encode, text) in enumerate(_FILTERS, 1):
             source = data / name if name == "photos" else data / name / "train"
-            made = data / f"{name}-{number}"
+            filtered = data / f"{name}-{number}"
             stderr.print(
-                f"striate filter {source} {made} --steps {shlex.quote(steps)} --encode {encode}",
+                f"striate filter {source} {filtered} --steps {shlex.quote(steps)} --encode {encode}",
                 markup=False,
                 soft_wrap=True,
             )
-            manifest = filter_dataset(plan_filter(str(source), str(made), steps, encode=encode))
+            manifest = filter_dataset(plan_filter(str(source), str(filtered), steps, encode=encode))
             sheet = folder / f"{name}-{number}.png"
             sheet.write_bytes(contact_sheet(str(source), steps, count=9).png)
             pipelines.append(_Filtered(f"{name}: {steps}", text, manifest, sheet.name))
         classifier = _classifier(folder)
-    answered = _served(folder / "lenet", folder / "pictures" / "digits" / "3" / "0003.png")
+    answer = _served(folder / "lenet", folder / "pictures" / "digits" / "3" / "0003.png")
     datasets = {
         uri: manifest for name in ("photos", "digits") for uri, manifest in datasets_below(str(data / name)).items()
     }
@@ -109,7 +109,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
         "page": str(page),
         "bundle": str(folder / "lenet"),
         "report": str(folder / "report" / "index.html"),
-        "answered": answered,
+        "answered": answer,
         "sheets": [str(path) for path in sorted(folder.glob("*.png"))],
         "datasets": {uri: balance(manifest) for uri, manifest in datasets.items()},
     }
@@ -117,7 +117,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Filtered:
-    """One pipeline on the page: `title` and `text` say what it does, `sheet` is the file of its pictures."""
+    """One pipeline on the page: `title` and `text` describe it, `sheet` is the file of its contact sheet."""
 
     title: str
     text: str
@@ -127,7 +127,7 @@ class _Filtered:
 
 @dataclass(frozen=True)
 class _Classifier:
-    """The classifier on the page; `answers` are files, relative to the page, with what it says of them."""
+    """The classifier on the page; `answers` are picture files, relative to the page, with their predictions."""
 
     dataset: str
     evaluation: Evaluation
@@ -135,7 +135,7 @@ class _Classifier:
 
 
 def _classifier(folder: Path) -> _Classifier:
-    """Train LeNet-5 on the digits, evaluate it, and ask it about some."""
+    """Trains LeNet-5 on the digits, evaluates it, and classifies some of them."""
     from jobs.evaluate import plan_evaluate, run_evaluate
     from jobs.predict import predict_files
     from jobs.train.driver import train
@@ -153,9 +153,9 @@ def _classifier(folder: Path) -> _Classifier:
         run_evaluate(plan_evaluate([str(out)], str(digits / "test"), report=str(report))).subjects[0].evaluation
     )
     written = sorted((folder / "pictures" / "digits").glob("*/*.png"))
-    asked = written[:: max(1, len(written) // _ASKED)][:_ASKED]
-    _command("predict", str(out), *(str(path) for path in asked[:2]), "...")
-    answers = predict_files(Bundle.load(str(out)), [str(path) for path in asked], top_k=3)
+    chosen = written[:: max(1, len(written) // _CLASSIFIED)][:_CLASSIFIED]
+    _command("predict", str(out), *(str(path) for path in chosen[:2]), "...")
+    answers = predict_files(Bundle.load(str(out)), [str(path) for path in chosen], top_k=3)
     return _Classifier(
         str(digits / "train"),
         evaluation,
@@ -168,7 +168,7 @@ def _classifier(folder: Path) -> _Classifier:
 
 
 def _served(bundle: Path, picture: Path) -> dict[str, Any]:
-    """Serve the classifier as a user does, ask it once, and end it; gives its answer."""
+    """Serves the classifier as a user does, sends it one picture, stops it, and returns the answer."""
     _command("serve", str(bundle), "--port", "0")
     serve = [
         sys.executable,
@@ -180,13 +180,13 @@ def _served(bundle: Path, picture: Path) -> dict[str, Any]:
         "0",
         "--json",
     ]
-    # A Ray of its own, whatever this process was told.
+    # A local Ray, even if RAY_ADDRESS is set.
     with subprocess.Popen(serve, stdout=subprocess.PIPE, env=os.environ | {"RAY_ADDRESS": "local"}) as server:
         assert server.stdout is not None
-        told = server.stdout.readline()
-        if not told.startswith(b"{") or b"address" not in told:
+        line = server.stdout.readline()
+        if not line.startswith(b"{") or b"address" not in line:
             raise StriateError("the classifier could not be served; see above")
-        url = f"{json.loads(told)['address']}/models/{bundle.name}/predict?top_k=3"
+        url = f"{json.loads(line)['address']}/models/{bundle.name}/predict?top_k=3"
         stderr.print(f"curl --data-binary @{picture} '{url}'", markup=False, soft_wrap=True)
         try:
             with urllib.request.urlopen(urllib.request.Request(url, picture.read_bytes()), timeout=60) as response:
@@ -207,8 +207,8 @@ def _command(*words: str) -> None:
 
 
 def demo_pictures() -> Iterator[tuple[str, bytes]]:
-    """Real pictures by path: tiles of three photos by what they show, 1,797 handwritten digits, and three files
-    damaged as files are in the field."""
+    """Yields real pictures with their paths: tiles of three photos, each photo a class; 1,797 handwritten digits; and
+    three files with typical damage."""
     jpeg, png = codec.Encoding("jpeg", 92), codec.Encoding("png")
     for label, photo in _photos().items():
         for number, tile in enumerate(_tiles(photo)):

@@ -139,8 +139,8 @@ def test_the_variants_on_a_sheet_follow_the_seed_and_rejects_say_why(dataset: st
 @pytest.mark.parametrize(
     ("steps", "options", "message"),
     [
-        ("flip", {}, "is random: say how many variants to draw, --augment 8"),
-        ("", {"augment": 8}, "--augment draws variants by --steps"),
+        ("flip", {}, "is random: give the number of variants to draw, as in --augment 8"),
+        ("", {"augment": 8}, "--augment needs random steps"),
         ("invert", {"augment": 8}, "nothing in 'invert' is random"),
         ("flip | not_blank", {"augment": 8}, "'not_blank' drops pictures"),
         ("flip", {"augment": 0}, "--augment takes 1 to 64 variants"),
