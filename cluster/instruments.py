@@ -1,7 +1,7 @@
-"""Counters, gauges and histograms of Ray that can fail no job and no request: the only place that uses Ray's own.
+"""Counters, gauges and histograms that never make a job or a request fail; the only module that uses Ray's metrics.
 
-Ray encodes the values of labels as ASCII and raises where it cannot, so they are escaped first. Whatever else Ray
-raises is logged once for each metric, and the value is lost.
+Ray encodes the values of labels as ASCII and raises where it cannot, so they are escaped first. Every other error of
+Ray is logged once per metric, and the value is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.util import metrics
 
 _log = logging.getLogger(__name__)
 
-#: What stays as it is in a label: printable ASCII, but for the sign that escapes the rest.
+#: Characters of labels that are not escaped: printable ASCII except %, which begins an escape.
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _NO_LABELS: Mapping[str, str] = {}
 # Ray's shortest time between two exports; by default it is ten seconds.
@@ -26,7 +26,8 @@ _REPEAT_S = 1.0
 
 
 def label_value(text: str) -> str:
-    """Text as printable ASCII, percent-encoded as in a URL: `Kätzchen` is `K%C3%A4tzchen`, two texts are never one."""
+    """Returns text as printable ASCII, percent-encoded as in a URL: `Kätzchen` becomes `K%C3%A4tzchen`; different texts
+    stay different."""
     return quote(text, safe=_PLAIN, errors="surrogatepass")
 
 
@@ -37,7 +38,7 @@ class Counter:
         name: without the `ray_` and the `_total` that Ray adds.
         description: what is counted.
         labels: names of its labels.
-        fixed: values of the labels that never change here.
+        fixed: values of the labels that never change.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Counter:
         self._recorder = _Recorder(name, fixed, lambda: metrics.Counter(name, description, tuple(labels)).inc)
 
     def add(self, value: float, labels: Mapping[str, str] = _NO_LABELS) -> None:
-        """Add to the sum. Ray refuses to add 0, so that is left out."""
+        """Adds to the sum; 0, which Ray refuses, is ignored."""
         if value > 0:
             self._recorder.record(value, labels)
 
@@ -54,15 +55,16 @@ class Counter:
 class Gauge:
     """A value that goes up and down, and ends with this object.
 
-    Ray exports what was set since its last export, and forgets a gauge that two exports have missed. A value stays, so
-    it is recorded again every second.
+    Ray exports only values set since its last export, and drops a gauge that was not set for two exports. So the values
+    are recorded again every second.
 
     Args:
         name: as for `Counter`; so are `description`, `labels` and `fixed`.
         description: what is measured.
         labels: names of its labels.
-        fixed: values of the labels that never change here.
-        read: gives all labels and values every second, for a gauge that is never `set`; what it leaves out ends.
+        fixed: values of the labels that never change.
+        read: returns all labels and values every second, for a gauge that is never `set`; a label that it leaves out
+            ends.
     """
 
     def __init__(
@@ -79,12 +81,12 @@ class Gauge:
         _repeater.add(self)
 
     def set(self, value: float, labels: Mapping[str, str] = _NO_LABELS) -> None:
-        """Replace the value."""
+        """Replaces the value."""
         self._values[frozenset(labels.items())] = value
         self._recorder.record(value, labels)
 
     def repeat(self) -> None:
-        """Record the values again."""
+        """Records the values again."""
         for labels, value in self._read():
             self._recorder.record(value, labels)
 
@@ -93,7 +95,7 @@ class Gauge:
 
 
 class _Repeater:
-    """A thread that repeats the values of all gauges, from the first one on."""
+    """Repeats the values of all gauges in a thread that starts with the first gauge."""
 
     def __init__(self) -> None:
         self._gauges: weakref.WeakSet[Gauge] = weakref.WeakSet()
@@ -119,9 +121,9 @@ class _Repeater:
         for gauge in gauges:
             try:
                 gauge.repeat()
-            except Exception:  # of what reads it; the other gauges stay
+            except Exception:  # raised by its `read`; the other gauges stay
                 self._gauges.discard(gauge)
-                _log.exception("a gauge that cannot be read ends")
+                _log.exception("a gauge cannot be read and is no longer exported")
 
 
 _repeater = _Repeater()
@@ -143,7 +145,7 @@ class Histogram:
         )
 
     def observe(self, value: float, labels: Mapping[str, str] = _NO_LABELS) -> None:
-        """Count one value."""
+        """Counts one value."""
         self._recorder.record(value, labels)
 
 
@@ -151,7 +153,7 @@ _Record = Callable[[float, dict[str, str]], None]
 
 
 class _Recorder:
-    """Makes a metric of Ray, records into it, and raises nothing."""
+    """Creates a metric of Ray and records into it; never raises."""
 
     def __init__(self, name: str, fixed: Mapping[str, str], make: Callable[[], _Record]) -> None:
         self._name, self._fixed = name, _escaped(fixed)
@@ -159,7 +161,7 @@ class _Recorder:
         self._record: _Record | None = None
         try:
             self._record = make()
-        except Exception as error:  # a metric is never worth a job, whatever Ray raises
+        except Exception as error:  # a metric must not make a job fail, whatever Ray raises
             self._warn(error)
 
     def record(self, value: float, labels: Mapping[str, str]) -> None:

@@ -29,21 +29,21 @@ _ENVIRONMENT = {
     # Ray's C++ core writes notes on its own affairs to our stderr; they stay in its log files.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Ray Train takes up one report of the workers each time it looks; an epoch may take less than its two seconds. But
-    # each look takes some milliseconds from the workers.
+    # Ray Train handles one report of each worker per poll, every two seconds; an epoch may be shorter. But each poll
+    # costs the workers some milliseconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    # Workers share CPUs: a thread of torch that waits for another by spinning keeps it from running.
+    # Workers share CPUs: a thread of torch that spins while it waits for another keeps that one from running.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
-#: Named for where it is the default: this machine's address is then 127.0.0.1 for Ray, whose own ports (objects,
-#: workers, agents) are open to nobody else.
+#: With this variable Ray uses 127.0.0.1 as this machine's address, so its own ports (objects, workers, agents) are
+#: closed to other machines. Ray names it after the systems where that is the default.
 _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
-# Of a Ray that we start ourselves.
+# Variables of a Ray that we start ourselves.
 _LOCAL_ENVIRONMENT = {
     _LOOPBACK[0]: _LOOPBACK[1],
-    # Nobody reads them here.
+    # A local Ray has no Prometheus that reads them.
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # An actor that asks whether the cloud is about to take a node away.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -51,7 +51,7 @@ _LOCAL_ENVIRONMENT = {
 
 _NO_TOKEN = b"AuthToken"
 
-#: How a process of our own ends when its cluster is lost; see `own_process`.
+#: Ends a `striate` command when its cluster is lost; see `own_process`.
 _end_process: Callable[[str], None] | None = None
 
 
@@ -60,7 +60,7 @@ class Session:
     """A connection to Ray.
 
     Attributes:
-        address: of the cluster, or None for a Ray started on this machine for this process.
+        address: address of the cluster; None for a Ray that was started on this machine for this process.
         cpus: logical CPUs of all nodes that are up.
         nodes: number of nodes that are up.
         gpus: logical GPUs of all nodes.
@@ -110,7 +110,7 @@ def connect(
     An existing connection of this process is used and left open.
 
     Args:
-        address: of a cluster; `local` starts a Ray even if RAY_ADDRESS is set.
+        address: address of a cluster; `local` starts a Ray even if RAY_ADDRESS is set.
         num_cpus: logical CPUs of a local Ray; None for all of this machine.
         environment: variables of a local Ray; they override the user's.
 
@@ -131,11 +131,11 @@ def connect(
     if address is not None and address != "auto":
         host, port = check_answers(address)
         if find_token(None) is not None and asks_for_token(host, port):
-            # Ray itself sends a token only to a cluster of this machine that it has found by itself.
+            # Otherwise Ray sends a token only to a cluster that it has discovered on this machine.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         if is_only_here(host, port):
-            # As of a Ray that this function has started in another process. Ray would look for it at this machine's
-            # address in the network.
+            # For example a Ray that this function started in another process; without this, Ray would look for it at
+            # this machine's network address.
             os.environ.setdefault(*_LOOPBACK)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None:
@@ -153,12 +153,12 @@ def connect(
 
     ray_internals.check("core")
     notes: list[bytes] = []
-    # Ray prints what it says of lost nodes and the like, in the midst of a command's JSON document.
+    # Ray prints notes, of lost nodes for example, that would land inside a command's JSON document.
     with nullcontext() if _end_process is None else redirect_stdout(sys.stderr):
         try:
             with ray_notes_held_back(notes), ray_internals.sigterm_handler_kept():
                 ray.init(address=address or "local", **options)
-        except Exception as error:  # Ray raises a bare one where the machine is too busy to start it
+        except Exception as error:  # Ray raises a plain Exception if the machine is too busy to start it
             raise StriateError(_refused(address, error, notes)) from error
         try:
             with _watched(address):

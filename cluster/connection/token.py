@@ -1,4 +1,4 @@
-"""Ray's token: where it is found, and how it is made."""
+"""Finds the token of a Ray cluster, and creates the token of a local Ray."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 from library.errors import UsageError
 
-#: Ray looks here where nothing else is said, and makes it where it starts and there is none.
+#: Ray's default token file; a Ray that starts creates it if it is absent.
 RAYS_TOKEN_FILE = "~/.ray/auth_token"
 
 
 def find_token(file: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The cluster's token: of `file`, else where Ray itself looks for it; None where there is none.
+    """Returns the cluster's token from `file`, else from where Ray looks for it; None if there is none.
 
     Ray looks in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, and in ~/.ray/auth_token.
 
     Raises:
-        UsageError: when a file that is named cannot be read, or what it holds is no token.
+        UsageError: when the file cannot be read, or does not contain a valid token.
     """
     if file is not None:
         return _read_token(file, "--token-file")
@@ -44,20 +44,20 @@ def _read_token(path: str, named: str) -> str:
 
 def _checked_token(text: str, named: str) -> str:
     token = text.strip()
-    # It becomes a header; and it is never shown, whatever it is.
+    # It becomes an HTTP header. The message never shows it.
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"{named} holds no token: a token is one word, as `ray get-auth-token` prints it")
+        raise UsageError(f"{named} is not a valid token: a token is one word, as `ray get-auth-token` prints it")
     return token
 
 
 def make_token() -> None:
-    """Make the token of a Ray that is started here, where there is none: Ray itself would let all users read it."""
+    """Creates the token of a local Ray if there is none, because Ray would create a file that all users can read."""
     if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     path = Path(RAYS_TOKEN_FILE).expanduser()
-    with contextlib.suppress(OSError):  # there already; or no home to write to, of which Ray tells
+    with contextlib.suppress(OSError):  # the file exists, or the home cannot be written, which Ray reports
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))

@@ -1,1 +1,1 @@
-"""How far a job is: what workers report, what a terminal shows, and what Prometheus reads."""
+"""The progress of a job: reports of workers, the display on a terminal, and metrics for Prometheus."""

@@ -1,4 +1,4 @@
-"""How far a job is: a live bar on a terminal, else a line every ten seconds. Everything goes to stderr."""
+"""Shows the progress of a job on stderr: a live bar on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from jobs.progress.status import Count
 
 _LINE_EVERY_S = 10.0
 _DRAW_EVERY_S = 0.5
-# With thousands of workers a look takes seconds (docs/scale.md), in which the driver and Ray's store have less time for
-# the shards: it has at most this share of them.
+# With thousands of workers a snapshot takes seconds (docs/scale.md), in which the driver and Ray's store have less time
+# for the shards; snapshots take at most this share of the time.
 _MOST_LOOKING = 0.1
 
 
@@ -27,10 +27,10 @@ class Progress:
     """Shows `snapshot()` while the block runs.
 
     Args:
-        title: what is being done.
-        shards: how many there are to do.
-        pictures: how many there are to do.
-        snapshot: gives the work done by now; called from a thread.
+        title: name of the job.
+        shards: number of shards of the job.
+        pictures: number of pictures of the job.
+        snapshot: returns the work done so far; called from a thread.
     """
 
     def __init__(self, title: str, shards: int, pictures: int, snapshot: Callable[[], Count]) -> None:
@@ -52,7 +52,7 @@ class Progress:
         self._thread.join()
 
     def line(self, count: Count) -> str:
-        """`filter: 3/10 shards, 4,512/12,000 pictures (38%), 652/s, 73 MB/s, 11 s left, 3 dropped, 1 rejected`."""
+        """Returns `filter: 3/10 shards, 380/1,000 pictures (38%), 652/s, 7 MB/s, 9 s left, 3 dropped, 0 rejected`."""
         seconds = max(time.monotonic() - self._start, 1e-6)
         rate = count.pictures / seconds
         share = count.pictures / self._pictures if self._pictures else 1.0
@@ -74,7 +74,7 @@ class Progress:
             say(self.line(self._look()), file=sys.stderr, flush=True)
 
     def _wait(self, seconds: float) -> bool:
-        """Until the next look is due; true when the block has ended."""
+        """Waits until the next snapshot is due; returns whether the block has ended."""
         return self._stop.wait(max(seconds, self._looked_s / _MOST_LOOKING))
 
     def _look(self) -> Count:
@@ -89,6 +89,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
+    """Returns `45 s`, `3 min 20 s` or `2 h 05 min`."""
     whole = int(seconds + 0.5)
     if whole < 60:
         return f"{whole} s"

@@ -30,7 +30,7 @@ def test_the_token_is_of_the_file_that_is_named_else_where_ray_looks(
 @pytest.mark.parametrize("content", ["", "  \n", "two words", "a\nb", "ünicode"])
 def test_what_is_no_token_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
     (tmp_path / "token").write_text(content)
-    with pytest.raises(UsageError, match="holds no token") as refused:
+    with pytest.raises(UsageError, match="is not a valid token") as refused:
         find_token(str(tmp_path / "token"), {})
     assert not content.strip() or content.strip() not in str(refused.value)
 
