@@ -1,7 +1,7 @@
-"""As much of kustomize as k8s/ uses, so that its tests need no kubectl.
+"""The part of kustomize that k8s/ uses, so that its tests need no kubectl.
 
-Resources, JSON 6902 patches with a target, images and a configMapGenerator of files: anything else is an error here,
-and so has no place in k8s/. Where kubectl is there, a test holds this equal to it.
+Supports resources, JSON 6902 patches with a target, images and a configMapGenerator of files; anything else is an
+error, so k8s/ cannot use it. Where kubectl is installed, a test compares the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 
 Resource = dict[str, Any]
 
-#: The one in C where PyYAML was built with it: ten times as fast.
+#: PyYAML's loader in C if it was built with one: ten times as fast.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _FIELDS = {"apiVersion", "kind", "resources", "patches", "images", "configMapGenerator"}
@@ -32,7 +32,7 @@ def build(folder: Path) -> list[Resource]:
         _known(patch["target"], _TARGET_FIELDS, folder)
         targets = [resource for resource in resources if _is_target(resource, patch["target"])]
         if not targets:
-            raise ValueError(f"{folder}: nothing is patched by {patch['path']}")
+            raise ValueError(f"{folder}: {patch['path']} matches no resource")
         for resource in targets:
             patch_json(resource, _document(folder / patch["path"]))
     for image in kustomization.get("images", []):
@@ -43,15 +43,15 @@ def build(folder: Path) -> list[Resource]:
 
 
 def load(path: Path) -> list[Resource]:
-    """All documents of a YAML file; anchors become copies, as a patch of one place must not change another."""
+    """All documents of a YAML file; anchors become copies, so that a patch of one place does not change another."""
     return [_unshared(document) for document in yaml.load_all(path.read_text(), LOADER) if document]
 
 
 def patch_json(document: Any, operations: list[dict[str, Any]]) -> None:
-    """Apply add, replace, remove and test of RFC 6902 to `document` in place.
+    """Applies add, replace, remove and test of RFC 6902 to `document` in place.
 
     Raises:
-        ValueError: when a path is not there, or a `test` finds another value.
+        ValueError: when a path does not exist, or a `test` finds another value.
     """
     for operation in operations:
         *parents, last = [_unescaped(part) for part in operation["path"].split("/")[1:]]
@@ -63,10 +63,10 @@ def patch_json(document: Any, operations: list[dict[str, Any]]) -> None:
 
 
 def _apply(place: Any, key: Any, operation: dict[str, Any]) -> None:
-    there = key < len(place) if isinstance(place, list) else key in place
+    exists = key < len(place) if isinstance(place, list) else key in place
     kind = operation["op"]
-    if kind != "add" and not there:
-        raise ValueError(f"{kind} {operation['path']}: not there")
+    if kind != "add" and not exists:
+        raise ValueError(f"{kind} {operation['path']}: the path does not exist")
     if kind == "test":
         if place[key] != operation["value"]:
             raise ValueError(f"test {operation['path']}: {place[key]!r}, not {operation['value']!r}")
@@ -77,7 +77,7 @@ def _apply(place: Any, key: Any, operation: dict[str, Any]) -> None:
     elif kind == "add":
         place.insert(key, copy.deepcopy(operation["value"]))
     else:
-        raise ValueError(f"{kind} {operation['path']}: not known here")
+        raise ValueError(f"{kind} {operation['path']}: this operation is not supported here")
 
 
 def _resources(path: Path) -> list[Resource]:
@@ -94,7 +94,7 @@ def _config_map(generator: dict[str, Any], folder: Path) -> Resource:
     options = generator["options"]
     _known(options, {"disableNameSuffixHash", "labels"}, folder)
     if not options["disableNameSuffixHash"]:
-        raise ValueError(f"{folder}: a generated name with a hash is not known here")
+        raise ValueError(f"{folder}: generated names with a hash are not supported here")
     metadata = {"name": generator["name"], "namespace": generator["namespace"], "labels": options["labels"]}
     data = {Path(file).name: (folder / file).read_text() for file in generator["files"]}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
@@ -102,12 +102,12 @@ def _config_map(generator: dict[str, Any], folder: Path) -> Resource:
 
 def _is_target(resource: Resource, target: dict[str, str]) -> bool:
     group, _, version = resource["apiVersion"].rpartition("/")
-    found = {"group": group, "version": version, "kind": resource["kind"], "name": resource["metadata"]["name"]}
-    return all(found[field] == value for field, value in target.items())
+    fields = {"group": group, "version": version, "kind": resource["kind"], "name": resource["metadata"]["name"]}
+    return all(fields[field] == value for field, value in target.items())
 
 
 def _rename_image(place: Any, name: str, new_name: str) -> None:
-    """In every list of containers, however deep, as kustomize does for kinds that it does not know."""
+    """Renames an image in every list of containers at any depth, as kustomize does for kinds without a schema."""
     if isinstance(place, list):
         for item in place:
             _rename_image(item, name, new_name)
@@ -128,9 +128,9 @@ def _unshared(document: Any) -> Any:
     return document
 
 
-def _known(found: dict[str, Any], fields: set[str], folder: Path) -> None:
-    if unknown := sorted(set(found) - fields):
-        raise ValueError(f"{folder}/kustomization.yaml: {', '.join(unknown)} not known here")
+def _known(document: dict[str, Any], fields: set[str], folder: Path) -> None:
+    if unknown := sorted(set(document) - fields):
+        raise ValueError(f"{folder}/kustomization.yaml: {', '.join(unknown)} not supported here")
 
 
 def _unescaped(part: str) -> str:

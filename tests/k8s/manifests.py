@@ -1,4 +1,4 @@
-"""The manifests of k8s/ as the tests look at them: what is applied together, and every pod in it."""
+"""Reads the manifests of k8s/: the resources that are applied together, and every pod in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ K8S = ROOT / "k8s"
 
 #: Every folder that can be built.
 FOLDERS = sorted(path.parent.relative_to(K8S).as_posix() for path in K8S.rglob("kustomization.yaml"))
-#: What is in one cluster together.
+#: Folders that are applied to one cluster, by environment.
 ENVIRONMENTS = {
     "dev": ("overlays/dev", "overlays/dev/service", "jobs"),
     "gpu": ("overlays/gpu", "overlays/gpu/jobs"),
@@ -24,12 +24,12 @@ ENVIRONMENTS = {
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod template, or what KubeRay makes of one.
+    """A pod template, or the pod that KubeRay creates from one.
 
     Attributes:
         owner: kind, name and group, for messages.
-        labels: with those that KubeRay adds.
-        spec: as in the manifest.
+        labels: including those that KubeRay adds.
+        spec: of the pod, as in the manifest.
         autoscaler: options of the container that KubeRay adds to a head, or None.
     """
 
@@ -40,24 +40,24 @@ class Pod:
 
     @property
     def containers(self) -> list[dict[str, Any]]:
-        """Init containers too."""
+        """All containers of the manifest, init containers too."""
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
     @property
     def all_containers(self) -> list[dict[str, Any]]:
-        """With the autoscaler's."""
+        """All containers, including the autoscaler's."""
         return [*self.containers, *([{"name": "autoscaler", **self.autoscaler}] if self.autoscaler else [])]
 
     @property
     def ports(self) -> dict[str, int]:
         """Named ports of all containers."""
-        found = [port for container in self.containers for port in container.get("ports", [])]
-        return {port["name"]: port["containerPort"] for port in found}
+        ports = [port for container in self.containers for port in container.get("ports", [])]
+        return {port["name"]: port["containerPort"] for port in ports}
 
 
 @cache
 def resources(environment: str) -> tuple[Resource, ...]:
-    """Everything of one environment."""
+    """All resources of one environment."""
     return tuple(resource for folder in ENVIRONMENTS[environment] for resource in build(K8S / folder))
 
 
@@ -67,28 +67,28 @@ def of_kind(environment: str, *kinds: str) -> list[Resource]:
 
 
 def names(environment: str, kind: str) -> set[str]:
-    """Names of one kind."""
+    """The names of the resources of one kind."""
     return {resource["metadata"]["name"] for resource in of_kind(environment, kind)}
 
 
 def ray_jobs(environment: str) -> dict[str, dict[str, Any]]:
-    """The specs of jobs by name, those that a schedule starts too."""
+    """The specs of jobs by name, including jobs that a schedule starts."""
     jobs = {job["metadata"]["name"]: job["spec"] for job in of_kind(environment, "RayJob")}
     return jobs | {job["metadata"]["name"]: job["spec"]["jobTemplate"] for job in of_kind(environment, "RayCronJob")}
 
 
 def ray_clusters(environment: str) -> dict[str, dict[str, Any]]:
-    """The specs of Ray clusters, by kind and name of what holds them."""
-    found = {f"RayCluster {c['metadata']['name']}": c["spec"] for c in of_kind(environment, "RayCluster")}
-    found |= {
+    """The specs of Ray clusters by the kind and name of their resource."""
+    clusters = {f"RayCluster {c['metadata']['name']}": c["spec"] for c in of_kind(environment, "RayCluster")}
+    clusters |= {
         f"RayService {s['metadata']['name']}": s["spec"]["rayClusterConfig"] for s in of_kind(environment, "RayService")
     }
-    found |= {
+    clusters |= {
         f"RayJob {name}": spec["rayClusterSpec"]
         for name, spec in ray_jobs(environment).items()
         if "rayClusterSpec" in spec
     }
-    return found
+    return clusters
 
 
 def pods(environment: str) -> list[Pod]:
@@ -107,8 +107,7 @@ def pods(environment: str) -> list[Pod]:
 
 
 def gateways(environment: str) -> list[Pod]:
-    """The pods behind the Gateway that KubeRay makes of a RayService which is upgraded in steps; their spec is the
-    controller's."""
+    """The pods of the Gateway that KubeRay creates for a RayService with upgrades in steps; their spec is a stub."""
     return [
         Pod(
             f"Gateway {service['metadata']['name']}",
@@ -121,7 +120,7 @@ def gateways(environment: str) -> list[Pod]:
 
 
 def walk(place: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a manifest with its path, `spec/containers/0/image`."""
+    """Yields every value of a manifest with its path, as `spec/containers/0/image`."""
     yield path, place
     items = place.items() if isinstance(place, dict) else enumerate(place) if isinstance(place, list) else ()
     for key, value in items:
@@ -137,7 +136,7 @@ def _ray_pods(owner: str, cluster: dict[str, Any]) -> Iterator[Pod]:
 
 
 def _added(cluster: str, node_type: str, group: str) -> dict[str, str]:
-    """What KubeRay labels a pod with; the clusters of jobs and services get names made from theirs."""
+    """The labels that KubeRay adds to a pod; names of jobs' and services' clusters are derived from theirs."""
     return {
         "ray.io/is-ray-node": "yes",
         "ray.io/cluster": cluster,

@@ -1,4 +1,4 @@
-"""What the folders of k8s/ build, by us and by kubectl."""
+"""The folders of k8s/ build the same with our kustomize as with kubectl."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.k8s.kustomize import LOADER, Resource, build, patch_json
 from tests.k8s.manifests import ENVIRONMENTS, FOLDERS, K8S, resources
 
 
-def _by_name(found: list[Resource]) -> dict[tuple[str, ...], Resource]:
-    return {(r["apiVersion"], r["kind"], r["metadata"].get("namespace", ""), r["metadata"]["name"]): r for r in found}
+def _by_name(listed: list[Resource]) -> dict[tuple[str, ...], Resource]:
+    return {(r["apiVersion"], r["kind"], r["metadata"].get("namespace", ""), r["metadata"]["name"]): r for r in listed}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on this machine")
@@ -27,8 +27,8 @@ def test_our_build_is_that_of_kubectl(folder: str) -> None:
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_nothing_is_in_a_cluster_twice(environment: str) -> None:
-    found = resources(environment)
-    assert len(_by_name(list(found))) == len(found)
+    listed = resources(environment)
+    assert len(_by_name(list(listed))) == len(listed)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -40,9 +40,9 @@ def test_everything_with_a_namespace_is_in_ours(environment: str) -> None:
 
 def test_every_manifest_is_built_somewhere() -> None:
     built = {path.relative_to(K8S).as_posix() for folder in FOLDERS for path in _files_of(folder)}
-    there = {path.relative_to(K8S).as_posix() for path in K8S.rglob("*.yaml")}
-    # The list of our metrics is for people and tests.
-    assert there - built == {"monitoring/metrics.yaml"}
+    files = {path.relative_to(K8S).as_posix() for path in K8S.rglob("*.yaml")}
+    # The list of Striate's metrics is for readers and tests only.
+    assert files - built == {"monitoring/metrics.yaml"}
 
 
 def _files_of(folder: str) -> list[Any]:
@@ -63,7 +63,7 @@ def test_a_patch_of_one_group_leaves_the_other_that_shared_its_anchor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "wanted"),
+    ("operation", "expected"),
     [
         ({"op": "add", "path": "/a/-", "value": 3}, {"a": [1, 2, 3], "b/c": 0}),
         ({"op": "add", "path": "/a/0", "value": 3}, {"a": [3, 1, 2], "b/c": 0}),
@@ -71,10 +71,10 @@ def test_a_patch_of_one_group_leaves_the_other_that_shared_its_anchor() -> None:
         ({"op": "remove", "path": "/a/1"}, {"a": [1], "b/c": 0}),
     ],
 )
-def test_a_json_patch_does_what_its_standard_says(operation: dict[str, Any], wanted: dict[str, Any]) -> None:
+def test_a_json_patch_does_what_its_standard_says(operation: dict[str, Any], expected: dict[str, Any]) -> None:
     document: dict[str, Any] = {"a": [1, 2], "b/c": 0}
     patch_json(document, [operation])
-    assert document == wanted
+    assert document == expected
 
 
 @pytest.mark.parametrize(

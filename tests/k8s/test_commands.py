@@ -1,9 +1,8 @@
-"""The commands in jobs and the applications of the service exist in our code, with these options."""
+"""The commands of the jobs and the applications of the service exist in Striate, with these options."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import itertools
 import re
 import shlex
@@ -37,14 +36,14 @@ def test_an_entry_point_is_a_command_of_ours(environment: str, name: str) -> Non
     program, command, *arguments = _words(environment, name)
     assert program == "striate"
     group = typer.main.get_command(app)
-    found = group.commands[command]  # type: ignore[attr-defined]  # typer's own type is a plain command
-    # Parses, and refuses unknown options and missing arguments; runs nothing.
-    found.make_context(command, arguments)
+    click_command = group.commands[command]  # type: ignore[attr-defined]  # typer's own type is a plain command
+    # Parses the arguments and refuses unknown or missing ones; runs nothing.
+    click_command.make_context(command, arguments)
 
 
 @pytest.mark.parametrize(("environment", "name"), _COMMANDS)
 def test_a_shell_leaves_an_entry_point_as_it_is(environment: str, name: str) -> None:
-    # Two shells read it: the submitter's, and that of the job.
+    # Two shells parse it: the submitter's and the job's.
     assert not re.search(r"[$`\\!]", ray_jobs(environment)[name]["entrypoint"])
 
 
@@ -81,7 +80,7 @@ def test_the_configuration_of_serve_is_one_that_serve_takes(environment: str) ->
         for application in written.applications:
             for deployment in application.deployments:
                 scaling = deployment.autoscaling_config
-                # Otherwise replicas are never added: they are full before the target is passed.
+                # Otherwise no replica is ever added: replicas are full before the target is reached.
                 if isinstance(scaling, dict):
                     assert scaling["target_ongoing_requests"] <= deployment.max_ongoing_requests
 

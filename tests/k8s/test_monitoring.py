@@ -1,4 +1,4 @@
-"""Rules and dashboards ask for metrics that exist, by labels that those have."""
+"""Rules and dashboards query existing metrics, by labels that these metrics have."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _OURS: list[dict[str, Any]] = yaml.safe_load((K8S / "monitoring" / "metrics.yaml
 
 @cache
 def _metrics() -> dict[str, set[str] | None]:
-    """Every metric by its exported name, with its labels where we know them."""
-    found: dict[str, set[str] | None] = dict.fromkeys(_rays_own())
+    """Every metric by its exported name, with its labels; None if they are unknown."""
+    metrics: dict[str, set[str] | None] = dict.fromkeys(_rays_own())
     for metric in _OURS:
         for suffix in _EXPORTED[metric["type"]]:
-            found[f"ray_{metric['name']}{suffix}"] = set(metric["tags"])
-    return found
+            metrics[f"ray_{metric['name']}{suffix}"] = set(metric["tags"])
+    return metrics
 
 
 def _rays_own() -> Iterator[str]:
-    """Names in the dashboards that Ray itself ships, and those of its autoscaler."""
-    # Found, not imported: that would take a second.
-    found = importlib.util.find_spec("ray")
-    assert found
-    assert found.origin
-    for path in (Path(found.origin).parent / "dashboard/modules/metrics/dashboards").glob("*.py"):
+    """The metric names in Ray's own dashboards, and those of its autoscaler."""
+    # Located without an import, which takes a second.
+    spec = importlib.util.find_spec("ray")
+    assert spec
+    assert spec.origin
+    for path in (Path(spec.origin).parent / "dashboard/modules/metrics/dashboards").glob("*.py"):
         yield from re.findall(r"\b(?:ray|autoscaler)_\w+", path.read_text())
     yield "up"
 
@@ -50,16 +50,16 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def _expressions() -> dict[str, str]:
-    found = {rule["alert"]: rule["expr"] for rule in _rules()}
+    expressions = {rule["alert"]: rule["expr"] for rule in _rules()}
     for path in _DASHBOARDS:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
-                found[f"{path.stem}: {panel['title']} {target['refId']}"] = target["expr"]
-    return found
+                expressions[f"{path.stem}: {panel['title']} {target['refId']}"] = target["expr"]
+    return expressions
 
 
-def _asked(expression: str) -> tuple[set[str], set[str]]:
-    """Metrics and labels that an expression names."""
+def _queried(expression: str) -> tuple[set[str], set[str]]:
+    """The metrics and the labels that an expression names."""
     labels = {
         label.strip()
         for listed in re.findall(r"(?:by|ignoring) \(([^)]*)\)", expression)
@@ -74,7 +74,7 @@ def _asked(expression: str) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("where", _expressions())
 def test_an_expression_asks_for_metrics_and_labels_that_exist(where: str) -> None:
-    metrics, labels = _asked(_expressions()[where])
+    metrics, labels = _queried(_expressions()[where])
     assert metrics
     assert metrics <= set(_metrics())
     known = [_metrics()[name] for name in metrics]
@@ -94,12 +94,12 @@ def test_the_brackets_of_an_expression_match(where: str) -> None:
 
 
 def test_every_metric_of_ours_is_shown_somewhere() -> None:
-    asked = {name for expression in _expressions().values() for name in _asked(expression)[0]}
+    queried = {name for expression in _expressions().values() for name in _queried(expression)[0]}
     shown = {
         metric["name"]
         for metric in _OURS
         for suffix in _EXPORTED[metric["type"]]
-        if f"ray_{metric['name']}{suffix}" in asked
+        if f"ray_{metric['name']}{suffix}" in queried
     }
     assert shown == {metric["name"] for metric in _OURS}
 
@@ -144,8 +144,8 @@ def test_a_dashboard_has_one_of_each_panel_and_says_what_it_shows(path: Path) ->
 def test_prometheus_asks_ports_that_ray_pods_name() -> None:
     (monitor,) = [r for r in build(K8S / "monitoring") if r["kind"] == "PodMonitor"]
     ray_pods = [pod for pod in pods("gpu") if monitor["spec"]["selector"]["matchLabels"].items() <= pod.labels.items()]
-    asked = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
-    assert asked <= {port for pod in ray_pods for port in pod.ports}
+    scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    assert scraped <= {port for pod in ray_pods for port in pod.ports}
     assert all("metrics" in pod.ports for pod in ray_pods)
     assert all(_names_the_autoscaler(pod) for pod in ray_pods if pod.autoscaler)
 

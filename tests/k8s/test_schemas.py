@@ -1,4 +1,4 @@
-"""Every resource against the schema of its kind: Kubernetes' own, and KubeRay's where its CRDs lie beside us."""
+"""Validates every resource against its kind's schema: Kubernetes', and KubeRay's if its CRDs are on this machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from tests.k8s.manifests import ENVIRONMENTS, ROOT, of_kind, pods, resources
 
-#: The oldest Kubernetes that is still maintained where clusters are rented.
+#: The oldest Kubernetes that cloud providers still maintain.
 _KUBERNETES = "1.33"
 _CRDS = ROOT.parent / "shared" / "kuberay-crds"
 _RAY_KINDS = ("RayCluster", "RayJob", "RayService", "RayCronJob")
-#: Without a schema here: kinds of the Prometheus operator. test_monitoring.py looks at them.
+#: Kinds of the Prometheus operator, which have no schema here; test_monitoring.py checks them.
 _OTHER_KINDS = ("PodMonitor", "PrometheusRule")
 
 
@@ -40,9 +40,9 @@ def test_every_pod_that_kuberay_makes_holds_to_the_schema_of_a_pod(environment: 
 @pytest.mark.parametrize("kind", _RAY_KINDS)
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_ray_kinds_hold_to_the_schemas_of_kuberay(environment: str, kind: str) -> None:
-    found = of_kind(environment, kind)
-    assert found
-    for resource in found:
+    listed = of_kind(environment, kind)
+    assert listed
+    for resource in listed:
         errors = [f"{error.json_path}: {error.message}" for error in _validator(kind).iter_errors(resource)]
         assert not errors
 
@@ -60,19 +60,19 @@ def _validator(kind: str) -> jsonschema.Draft202012Validator:
 
 
 def _strict(schema: Any) -> Any:
-    """The CRD's schema with unknown fields refused, as the API server only drops them."""
+    """The CRD's schema, changed to refuse unknown fields; the API server only drops them."""
     if isinstance(schema, list):
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    made = {key: _strict(value) for key, value in schema.items()}
+    strict = {key: _strict(value) for key, value in schema.items()}
     properties = schema.get("properties")
     if isinstance(properties, dict) and "type" in schema:
-        if isinstance(metadata := made["properties"].get("metadata"), dict):
-            # The API server has its own schema for it.
-            made["properties"]["metadata"] = {"type": metadata.get("type", "object")}
+        if isinstance(metadata := strict["properties"].get("metadata"), dict):
+            # The API server has its own schema for metadata.
+            strict["properties"]["metadata"] = {"type": metadata.get("type", "object")}
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            made.setdefault("additionalProperties", False)
-    return made
+            strict.setdefault("additionalProperties", False)
+    return strict

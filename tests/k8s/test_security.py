@@ -1,4 +1,4 @@
-"""What a pod may do, who may reach it, and that no secret stands in a file."""
+"""Pods have few rights and few peers, and no file contains a secret."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.k8s.manifests import ENVIRONMENTS, K8S, ROOT, of_kind, pods, ray_clusters, resources, walk
 
 _SECRET_NAME = re.compile(r"SECRET|PASSWORD|TOKEN|_KEY|KEYS|CREDENTIAL", re.IGNORECASE)
-#: `$(NAME)` takes the value of a variable above it; with separators round it, nothing is written out.
+#: `$(NAME)` is replaced by a variable's value; a value of references and separators alone contains no secret.
 _REFERENCES = re.compile(r"""(\$\([A-Z_]+\)|[",:])+""")
 
 
@@ -110,7 +110,7 @@ def test_no_file_holds_what_looks_like_a_key() -> None:
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_dashboard_is_reached_by_the_operator_and_submitters_alone(environment: str) -> None:
-    """Ray's nodes reach each other on every port; beside them, these two."""
+    """Ray's nodes reach each other on every port; besides them, only these two peers."""
     peers = [
         peer
         for policy in of_kind(environment, "NetworkPolicy")

@@ -1,4 +1,4 @@
-"""One version of each thing, in the lock file, the Dockerfile and every manifest."""
+"""The lock file, the Dockerfile and every manifest name the same versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _locked(name: str) -> str:
 
 def test_the_image_has_the_ray_of_the_lock_file() -> None:
     assert re.findall(r"^ARG RAY_VERSION=(\S+)", _DOCKERFILE, re.MULTILINE) == [_locked("ray")]
-    # Each target's build ends with a look at what was installed.
+    # Each target's build ends with a check of the installed version.
     assert _DOCKERFILE.count("assert ray.__version__ == '${RAY_VERSION}'") == 2
 
 

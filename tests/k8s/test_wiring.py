@@ -1,4 +1,4 @@
-"""What manifests say of each other: labels, names, ports, sizes."""
+"""References between manifests are valid: labels, names, ports, sizes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.k8s.manifests import (
 
 pytestmark = pytest.mark.parametrize("environment", ENVIRONMENTS)
 
-#: Listened on by Ray in every pod, with no container port of its own: the agent that answers health probes.
+#: The port of Ray's agent, which answers health probes in every pod; no container port names it.
 _AGENT_PORT = 52365
-#: In every namespace by itself.
+#: Kubernetes creates it in every namespace.
 _BY_KUBERNETES = {"kube-root-ca.crt"}
 _SUFFIXES = {"m": Decimal("0.001"), "": Decimal(1), "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -40,18 +40,20 @@ def _quantity(text: str | int) -> Decimal:
 
 
 def _selected(environment: str, selector: dict[str, Any]) -> list[Pod]:
-    """The pods that a label selector means."""
+    """The pods that a label selector matches."""
     assert set(selector) <= {"matchLabels"}, selector
-    wanted = selector.get("matchLabels", {}).items()
-    return [pod for pod in [*pods(environment), *gateways(environment)] if wanted <= pod.labels.items()]
+    labels = selector.get("matchLabels", {}).items()
+    return [pod for pod in [*pods(environment), *gateways(environment)] if labels <= pod.labels.items()]
 
 
 def _selectors(resource: Resource) -> list[dict[str, Any]]:
-    """Selectors of pods in our namespace, wherever they stand."""
+    """All selectors of pods in Striate's namespace that a resource contains."""
     if resource["kind"] == "Service":
         return [{"matchLabels": resource["spec"]["selector"]}]
-    found = [value for path, value in walk(resource) if re.search(r"(^|/)(selector|podSelector|labelSelector)$", path)]
-    return [selector for selector in found if isinstance(selector, dict)]
+    selectors = [
+        value for path, value in walk(resource) if re.search(r"(^|/)(selector|podSelector|labelSelector)$", path)
+    ]
+    return [selector for selector in selectors if isinstance(selector, dict)]
 
 
 def test_every_selector_means_a_pod(environment: str) -> None:
@@ -69,17 +71,17 @@ def test_a_set_selects_its_own_pods_and_no_others(environment: str) -> None:
 
 def test_secrets_are_in_no_manifest_and_the_readme_says_how_to_make_each(environment: str) -> None:
     readme = (K8S / "README.md").read_text().replace("\\\n", " ")
-    made: dict[str, set[str]] = {}
+    documented: dict[str, set[str]] = {}
     for name, options in re.findall(r"create secret generic (\S+)(.*)", readme):
-        made[name] = set(re.findall(r"--from-(?:literal|file)=([A-Za-z_.-]+)=", options))
-    made |= {name: {"tls.crt", "tls.key"} for name in re.findall(r"create secret tls (\S+)", readme)}
+        documented[name] = set(re.findall(r"--from-(?:literal|file)=([A-Za-z_.-]+)=", options))
+    documented |= {name: {"tls.crt", "tls.key"} for name in re.findall(r"create secret tls (\S+)", readme)}
     for resource in resources(environment):
         for path, value in walk(resource):
             if path.endswith(("secretKeyRef", "secretRef")):
-                assert value["name"] in made, path
-                assert value.get("key") is None or value["key"] in made[value["name"]], path
+                assert value["name"] in documented, path
+                assert value.get("key") is None or value["key"] in documented[value["name"]], path
             if path.endswith("secretName"):
-                assert value in made, path
+                assert value in documented, path
 
 
 def test_the_key_of_rays_token_is_the_one_that_kuberay_reads(environment: str) -> None:
@@ -124,12 +126,12 @@ def test_a_training_is_tried_again_and_no_job_runs_for_ever(environment: str) ->
     jobs = ray_jobs(environment)
     assert jobs["train"]["backoffLimit"] > 0
     assert all(job["activeDeadlineSeconds"] > 0 for job in jobs.values())
-    # A job on a shared cluster is created again by hand: KubeRay's tries delete the cluster.
+    # A job on a shared cluster is created again by hand: a retry by KubeRay deletes the cluster.
     assert not [name for name, job in jobs.items() if "clusterSelector" in job and job.get("backoffLimit")]
 
 
 def test_a_submitter_runs_once_so_that_it_cannot_hide_a_failed_job(environment: str) -> None:
-    # The second pod of a submitter only follows the log of the job that the first has submitted, and ends with 0.
+    # A second submitter pod only follows the log of the job that the first one submitted, and exits with 0.
     assert {job["submitterConfig"]["backoffLimit"] for job in ray_jobs(environment).values()} == {0}
 
 
@@ -151,18 +153,18 @@ def test_names_leave_room_for_what_kuberay_adds(environment: str) -> None:
 
 
 def test_clusters_services_and_jobs_share_no_name(environment: str) -> None:
-    # Each makes a service NAME-head-svc.
-    found = [r["metadata"]["name"] for r in of_kind(environment, "RayCluster", "RayJob", "RayService", "RayCronJob")]
-    assert len(found) == len(set(found))
+    # KubeRay creates a service NAME-head-svc for each.
+    taken = [r["metadata"]["name"] for r in of_kind(environment, "RayCluster", "RayJob", "RayService", "RayCronJob")]
+    assert len(taken) == len(set(taken))
 
 
 def test_every_volume_is_mounted_and_every_mount_has_its_volume(environment: str) -> None:
     for pod in pods(environment):
-        there = {volume["name"] for volume in pod.spec.get("volumes", [])}
+        volumes = {volume["name"] for volume in pod.spec.get("volumes", [])}
         mounts = [mount["name"] for container in pod.all_containers for mount in container.get("volumeMounts", [])]
         if pod.owner.startswith("StatefulSet"):
-            there.add("data")
-        assert there == set(mounts), pod.owner
+            volumes.add("data")
+        assert volumes == set(mounts), pod.owner
 
 
 def test_requests_are_at_most_limits_and_both_are_said(environment: str) -> None:
@@ -180,7 +182,7 @@ def test_shared_memory_has_room_for_more_than_rays_object_store(environment: str
         if "ray.io/cluster" in pod.labels:
             (shm,) = [volume["emptyDir"] for volume in pod.spec["volumes"] if volume["name"] == "shm"]
             memory = _quantity(pod.containers[0]["resources"]["limits"]["memory"])
-            # Ray takes 0.3 of the memory and goes to disk where /dev/shm is smaller.
+            # Ray takes 0.3 of the memory, and uses the disk if /dev/shm is smaller.
             assert shm["medium"] == "Memory"
             assert Decimal("0.3") * memory <= _quantity(shm["sizeLimit"]) <= memory / 2, pod.owner
 
@@ -236,7 +238,7 @@ def test_a_network_policy_opens_ports_that_its_pods_listen_on(environment: str) 
 
 
 def test_who_may_send_may_also_be_received(environment: str) -> None:
-    """Both ends are closed by default: each way out to a pod of ours needs its way in."""
+    """Both ends are closed by default: each egress rule to one of these pods needs an ingress rule."""
     opened = {
         (pod.owner, port.get("port"))
         for policy in of_kind(environment, "NetworkPolicy")
@@ -271,7 +273,7 @@ def test_addresses_in_our_namespace_lead_to_services_that_are_there(environment:
 
 def test_the_ingress_ends_tls_for_its_host_and_leads_to_the_classifiers(environment: str) -> None:
     # During an upgrade in steps the service of a RayService loses its pods for a while; its Gateway does not.
-    made = [
+    backends = [
         {"name": f"{service['metadata']['name']}-gateway-{options['gatewayClassName']}", "port": {"number": 80}}
         if (options := service["spec"]["upgradeStrategy"].get("clusterUpgradeOptions"))
         else {"name": f"{service['metadata']['name']}-serve-svc", "port": {"name": "serve"}}
@@ -282,7 +284,7 @@ def test_the_ingress_ends_tls_for_its_host_and_leads_to_the_classifiers(environm
         assert hosts == {host for tls in ingress["spec"]["tls"] for host in tls["hosts"]}
         for rule in ingress["spec"]["rules"]:
             for path in rule["http"]["paths"]:
-                assert path["backend"]["service"] in made
+                assert path["backend"]["service"] in backends
 
 
 def test_the_port_of_serve_is_the_one_that_pods_name(environment: str) -> None:
@@ -301,7 +303,7 @@ def test_what_serve_reads_from_a_file_is_mounted_on_every_node(environment: str)
 
 
 def test_a_budget_over_pods_of_ray_says_how_many_stay(environment: str) -> None:
-    # maxUnavailable and shares need a scale, which a RayCluster does not tell Kubernetes.
+    # maxUnavailable and percentages need a scale, which a RayCluster does not have.
     for budget in of_kind(environment, "PodDisruptionBudget"):
         component = budget["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
         if component != "redis":
