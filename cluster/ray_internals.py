@@ -1,8 +1,8 @@
 """The only module that imports private parts of Ray; each function says why Ray's public interface does not suffice.
 
-Every name below was read from Ray 2.60. A Ray that lacks one of them is refused by `check` before anything starts,
-with a message that names the version to install (decision 0012 says which, and why). Modules of Ray are imported
-inside the functions, so importing this one costs nothing.
+The names below are those of Ray 2.60. `check` refuses a Ray that lacks one of them before anything starts, with a
+message that names the version to install (decision 0012 gives the reasons). Modules of Ray are imported inside the
+functions, so importing this one costs nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
     from ray.train.torch import TorchTrainer
 
-#: What a command uses of Ray: everything needs the core, the others only what they start.
+#: A part of Ray that a command uses: all need the core, the other parts are needed only by what they start.
 Part = Literal["cluster", "core", "serve", "submit", "train"]
 
 
 @dataclass(frozen=True)
 class _Need:
-    """Private names of one module of Ray, or of a class of it, and what striate does with them."""
+    """Private names of one module of Ray, or of a class in it, and their purpose in striate."""
 
     module: str
     names: Sequence[str]
@@ -84,7 +84,7 @@ _NEEDS: Mapping[Part, Sequence[_Need]] = {
 
 
 def check(part: Part) -> None:
-    """Refuse a Ray of another version than striate is installed for, or without a private name used for `part`.
+    """Refuses a Ray of a version that striate does not support, or without a private name that `part` needs.
 
     Imports the modules that this part needs anyway.
 
@@ -107,11 +107,12 @@ def check(part: Part) -> None:
 
 
 def local_trainer() -> type[TorchTrainer]:
-    """Return Ray Train's `TorchTrainer` without the actors that a Ray of our own does not need.
+    """Returns Ray Train's `TorchTrainer` without the actors that a local Ray does not need.
 
-    One hands out Ray Data's datasets, of which we give none; one removes what a killed driver leaves, which here takes
-    its Ray along; one asks an autoscaler, of which there is none. Each is a process that spends seconds on imports: of
-    some 85 s of CPU of a small training they took 20 (Ray 2.60, 2 cores). Ray Train has no setting for them.
+    The first distributes datasets of Ray Data, which we do not use; the second cleans up after a killed driver, whose
+    local Ray ends with it; the third asks an autoscaler, which a local Ray lacks. Each is a process that spends seconds
+    on imports: together they took 20 s of the 85 s of CPU of a small training (Ray 2.60, 2 cores). Ray Train has no
+    setting for them.
     """
     check("train")
     from ray.train.torch import TorchTrainer
@@ -120,7 +121,7 @@ def local_trainer() -> type[TorchTrainer]:
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
     class FixedHere(FixedScalingPolicy):
-        """Asks no autoscaler."""
+        """A scaling policy that asks no autoscaler."""
 
         def after_controller_start(self, train_run_context: Any) -> None: ...
 
@@ -141,14 +142,14 @@ def local_trainer() -> type[TorchTrainer]:
 
 @dataclass(frozen=True)
 class HeldNode:
-    """A node that this process has started by `ray.cluster_utils.Cluster`, which returns a private class of Ray.
+    """A node that this process started with `ray.cluster_utils.Cluster`, which returns a private class of Ray.
 
     Attributes:
-        node: as the cluster knows it.
-        node_id: Ray's id of it.
+        node: Ray's own object for the node.
+        node_id: Ray's id of the node.
         gcs_address: host and port of the cluster.
         dashboard: host and port of the cluster's dashboard, if it has one.
-        pid: of the process that the node is lost with.
+        pid: id of the process whose end is the end of the node.
     """
 
     node: Any
@@ -159,7 +160,7 @@ class HeldNode:
 
     @classmethod
     def of(cls, node: Any) -> HeldNode:
-        """Describe what `Cluster.add_node` has returned.
+        """Returns the description of a node from `Cluster.add_node`.
 
         Raises:
             StriateError: when the node has ended already.
@@ -167,19 +168,19 @@ class HeldNode:
         processes = dict(node.live_processes())
         process = processes.get("gcs_server") or processes.get("raylet")
         if process is None:
-            raise StriateError("it ended at once")
+            raise StriateError("it ended immediately")
         return cls(node, node.node_id, node.gcs_address, node.webui_url or None, process.pid)
 
     def is_whole(self) -> bool:
-        """Whether all of its processes still run. Ray's public interface says so only of all nodes together."""
+        """Returns whether all its processes are running; Ray's public interface tells only whether all nodes are."""
         return self.node.remaining_processes_alive()
 
 
 def packed_files(root: str, excludes: Sequence[str], most: int) -> dict[str, int]:
-    """Return the sizes in bytes, by path, of the files below `root` that Ray packs as a job's working directory.
+    """Returns the sizes in bytes, by path, of the files below `root` that Ray packs as a job's working directory.
 
-    It is the walk of Ray's own packaging, with its rules for .gitignore, .rayignore, excludes and links, and it ends
-    after `most` files. Ray has no public way to say what it would upload.
+    Uses the walk of Ray's own packaging, with its rules for .gitignore, .rayignore, excludes and links, and stops after
+    `most` files. Ray has no public function that lists what it would upload.
     """
     check("submit")
     from ray._private.runtime_env import packaging
@@ -187,7 +188,7 @@ def packed_files(root: str, excludes: Sequence[str], most: int) -> dict[str, int
     sizes: dict[str, int] = {}
 
     class Enough(Exception):
-        """Ray follows a link that leads to its own folder some forty times, and two of them for ever."""
+        """Ends the walk: Ray follows a link to its own folder some forty times, and two such links endlessly."""
 
     def add(path: Path) -> None:
         if path.is_file():
@@ -206,10 +207,10 @@ def packed_files(root: str, excludes: Sequence[str], most: int) -> dict[str, int
 
 @contextmanager
 def sigterm_handler_kept() -> Generator[None]:
-    """Keep this program's handler of SIGTERM, where it has one, during and after `ray.init`.
+    """Keeps this program's handler of SIGTERM, if it has one, during and after `ray.init`.
 
-    Ray replaces it from its first second on, by one that ends the process with nothing tidied up. It has no setting for
-    this, and to put ours back after `ray.init` would be too late for a SIGTERM while Ray starts.
+    Ray replaces it in its first second by a handler that ends the process without any cleanup. It has no setting for
+    this, and restoring ours after `ray.init` would be too late for a SIGTERM while Ray starts.
     """
     from ray._private import utils
 
@@ -225,7 +226,7 @@ def sigterm_handler_kept() -> Generator[None]:
         yield
     finally:
         utils.set_sigterm_handler = install
-        signal.signal(signal.SIGTERM, handler)  # Ray's core has put one of its own below Python's
+        signal.signal(signal.SIGTERM, handler)  # Ray's core has replaced the handler of the process, below Python's
 
 
 def _lacks(what: str, purpose: str) -> str:
@@ -234,7 +235,7 @@ def _lacks(what: str, purpose: str) -> str:
 
 
 def _requirement() -> Requirement:
-    """What the installed striate asks of Ray; any version where striate is not installed."""
+    """Returns the version of Ray that the installed striate requires; any version if striate is not installed."""
     from packaging.requirements import Requirement
 
     try:
@@ -245,31 +246,31 @@ def _requirement() -> Requirement:
 
 
 # The head's key-value store. Ray's libraries share small facts through it; its functions have no public name. An actor
-# would do the same, but each process costs a job a second of its start on a small machine.
+# would do the same, but on a small machine each process adds a second to the start of a job.
 
 
 def kv_put(key: str, value: bytes, *, namespace: str) -> None:
-    """Set the value of a key of the cluster's key-value store."""
+    """Sets the value of a key of the cluster's key-value store."""
     _kv()._internal_kv_put(key, value, namespace=namespace)
 
 
 def kv_get(key: str, *, namespace: str) -> bytes | None:
-    """Return the value of a key; None where there is none."""
+    """Returns the value of a key; None if there is none."""
     return _kv()._internal_kv_get(key, namespace=namespace)
 
 
 def kv_keys(prefix: str, *, namespace: str) -> list[str]:
-    """Return the keys that begin with `prefix`, in order."""
+    """Returns the keys that begin with `prefix`, sorted."""
     return sorted(bytes(key).decode() for key in _kv()._internal_kv_list(prefix, namespace=namespace))
 
 
 def kv_delete(key: str, *, namespace: str) -> None:
-    """Delete a key, if it is there."""
+    """Deletes a key, if it exists."""
     _kv()._internal_kv_del(key, namespace=namespace)
 
 
 def kv_delete_prefix(prefix: str, *, namespace: str) -> None:
-    """Delete all keys that begin with `prefix`."""
+    """Deletes all keys that begin with `prefix`."""
     _kv()._internal_kv_del(prefix, del_by_prefix=True, namespace=namespace)
 
 
@@ -280,9 +281,9 @@ def _kv() -> Any:
 
 
 def serve_address() -> tuple[str, int] | None:
-    """Host and port that the Serve of this cluster was started with; None where none runs.
+    """Returns the host and port of this cluster's Ray Serve; None if none is running.
 
-    `ray.serve.status()` is the same for a Serve without applications and for none, and does not tell the host and port.
+    `ray.serve.status()` does not tell them, and is the same for a Serve without applications as for no Serve.
     """
     from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
 
@@ -291,11 +292,11 @@ def serve_address() -> tuple[str, int] | None:
 
 
 def keep_replica_on_loopback() -> None:
-    """Keep the port for calls between deployments on loopback, where Ray's own ports are; called in a replica before it
-    is ready.
+    """Keeps the port for calls between deployments on loopback, like Ray's own ports; called in a replica before it is
+    ready.
 
-    Serve opens it on all interfaces (`[::]:0`), whatever the host, and has no setting for it. Where Ray's address is
-    another than loopback, as on a cluster, the port stays as it is: other nodes call it.
+    Serve opens the port on all interfaces (`[::]:0`) and has no setting for it. On a cluster, where Ray's address is
+    not loopback, the port stays open: other nodes call it.
     """
     import ray
     from ray.serve._private import replica

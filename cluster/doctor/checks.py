@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from library import storage
 
-#: S3 refuses what is signed by a clock 15 minutes off; logs of nodes cannot be put in order long before.
+#: S3 refuses requests signed by a clock 15 minutes off; the logs of nodes are in disorder much earlier.
 _S3_CLOCK_S, _CLOCK_WARN_S, _S3_CLOCK_WARN_S = 900, 2, 60
 _SHM_BYTES = 2 * 2**30
 _MEMORY_BYTES = 4 * 10**9
@@ -65,6 +65,7 @@ def _of_gpus(gpus: Mapping[str, Any]) -> Check:
 
 
 def of_shm(name: str, size: int | None) -> Check:
+    """Checks the size of /dev/shm in bytes."""
     if size is None:
         return Check(name, "ok", "no /dev/shm; Ray uses files")
     summary = f"/dev/shm {size / 2**30:.1f} GiB"
@@ -83,11 +84,11 @@ def of_clock(name: str, ahead_s: float, exactly_s: float) -> Check:
     return Check(name, "ok", summary)
 
 
-def of_storage_clock(found: tuple[float, float] | None) -> Check:
+def of_storage_clock(clock: tuple[float, float] | None) -> Check:
     """Checks how far this machine's clock is ahead of S3's, which refuses requests signed 15 minutes off."""
-    if found is None:
+    if clock is None:
         return Check("clock of S3", "warn", "S3 does not return its time", "check `date -u` against another clock")
-    ahead_s, exactly_s = found
+    ahead_s, exactly_s = clock
     summary = f"this clock is {ahead_s:+.1f} s ahead, known to {exactly_s:.1f} s"
     off = abs(ahead_s) - exactly_s
     if off > _S3_CLOCK_WARN_S:
@@ -96,18 +97,18 @@ def of_storage_clock(found: tuple[float, float] | None) -> Check:
     return Check("clock of S3", "ok", summary)
 
 
-def of_storage(name: str, place: str, found: Mapping[str, Any]) -> Check:
+def of_storage(name: str, place: str, result: Mapping[str, Any]) -> Check:
     """Checks that one machine can write, read, list and remove in a bucket or folder."""
-    if found["error"] is None:
-        return Check(name, "ok", f"{place}: an object was written, read and removed in {found['ms']} ms")
+    if result["error"] is None:
+        return Check(name, "ok", f"{place}: an object was written, read and removed in {result['ms']} ms")
     advice = {
         "written": "allow writing there (s3:PutObject); nodes need credentials too: a role, or submit --env 'AWS_*'",
         "read": "allow reading there (s3:GetObject)",
         "removed": "allow deleting there (s3:DeleteObject), and remove the test object",
         "listed": "allow listing the bucket (s3:ListBucket)",
-    }[str(found["step"])]
+    }[str(result["step"])]
     return Check(
-        name, "fail", str(found["error"]), advice if storage.is_remote(place) else "choose a folder of your own"
+        name, "fail", str(result["error"]), advice if storage.is_remote(place) else "choose a folder of your own"
     )
 
 

@@ -1,4 +1,4 @@
-"""What one machine says of itself: gathered here, and by a task on every node of a cluster; plain data."""
+"""Collects the facts about one machine as plain data: here, and by a task on every node of a cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from cluster.machine import memory_bytes, shm_bytes
 from library import storage, stores
 from library.errors import StriateError
 
-#: They must be the same on all nodes: Ray insists on some, others decide the bytes of datasets and of bundles.
+#: Packages whose versions must be the same on all nodes: Ray requires it of some, others determine the bytes of
+#: datasets and bundles.
 PACKAGES = (
     *("striate", "ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "pydantic"),
     *("opencv-python-headless", "simplejpeg", "pillow", "tifffile", "imagecodecs", "s3fs"),
@@ -28,7 +29,7 @@ PACKAGES = (
 
 
 def node_facts(place: str | None = None) -> dict[str, Any]:
-    """Versions, sizes, and with `place` whether that bucket or folder can be read and written from here."""
+    """Returns versions and sizes of this machine, and with `place` whether it can read and write there."""
     return {
         "host": socket.gethostname(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -36,7 +37,7 @@ def node_facts(place: str | None = None) -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "shm_bytes": shm_bytes(),
         "gpus": _gpus(),
-        # Of a node: Ray gives it to all its processes.
+        # On a node, Ray sets this variable for all its processes.
         "token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
         "open_token_files": _open_token_files(),
         "storage": None if place is None else storage_facts(place),
@@ -44,17 +45,17 @@ def node_facts(place: str | None = None) -> dict[str, Any]:
 
 
 def clock() -> float:
-    """Seconds since 1970, by this machine's clock."""
+    """Returns the seconds since 1970 by this machine's clock."""
     return time.time()
 
 
 def storage_facts(place: str) -> dict[str, Any]:
-    """Write a small object below `place`, read it, list it, remove it: how long that took, or what went wrong."""
+    """Writes, reads, lists and removes a small object below `place`; returns how long that took, or the error."""
     probe, content = storage.join(place, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"), os.urandom(64)
 
     def read() -> None:
         if storage.read_bytes(probe) != content:
-            raise StriateError(f"{place} gives back other bytes than were written")
+            raise StriateError(f"{place} returns other bytes than were written")
 
     steps: dict[str, Callable[[], object]] = {
         "written": lambda: storage.write_bytes(probe, content),
@@ -73,9 +74,9 @@ def storage_facts(place: str) -> dict[str, Any]:
 
 
 def storage_clock(place: str) -> tuple[float, float] | None:
-    """How many seconds this clock is ahead of S3's, and how exactly that is known; None where it does not tell.
+    """Returns how many seconds this clock is ahead of S3's, and the uncertainty in seconds; None if S3 sends no time.
 
-    It is asked without a signature: one by a wrong clock would be refused.
+    The request has no signature: S3 would refuse one made with a wrong clock.
     """
     try:
         endpoint = str(_s3_client().meta.endpoint_url)
@@ -87,11 +88,11 @@ def storage_clock(place: str) -> tuple[float, float] | None:
         except urllib.error.HTTPError as error:
             headers = error.headers
         after = time.time()
-        told = email.utils.parsedate_to_datetime(headers["Date"]).timestamp()
+        date = email.utils.parsedate_to_datetime(headers["Date"]).timestamp()
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     # The header has whole seconds.
-    return (before + after) / 2 - (told + 0.5), (after - before) / 2 + 0.5
+    return (before + after) / 2 - (date + 0.5), (after - before) / 2 + 0.5
 
 
 def _s3_client() -> Any:
@@ -100,7 +101,7 @@ def _s3_client() -> Any:
 
 
 def _open_token_files() -> list[str]:
-    """Files with Ray's token that others may read: Ray 2.60 makes its own so."""
+    """Returns the files with Ray's token that other users can read, as they can read those that Ray 2.60 creates."""
     files = [Path(name).expanduser() for name in (RAYS_TOKEN_FILE, os.environ.get("RAY_AUTH_TOKEN_PATH")) if name]
     return [str(file) for file in dict.fromkeys(files) if file.is_file() and file.stat().st_mode & 0o077]
 
@@ -113,8 +114,8 @@ def _version(name: str) -> str | None:
 
 
 def _gpus() -> dict[str, Any]:
-    """GPUs that there are, by their device files, and those that torch can use. Torch is imported only where it may
-    find some: it takes seconds."""
+    """Returns the number of GPUs by their device files, and the GPUs that torch can use. Torch, which takes seconds to
+    import, is imported only if there are device files."""
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if not devices:
         return {"devices": 0, "usable": 0, "names": []}

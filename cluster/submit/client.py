@@ -1,13 +1,13 @@
-"""The jobs of a cluster, through Ray's client, which packs and sends the working tree and gives jobs their ids.
+"""Submits, follows and stops jobs of a cluster through Ray's client, which packs and uploads the working tree.
 
-What Ray's client and `ray job` lack was tried on Ray 2.60 and is here: a log that is followed on when its connection is
-cut or silent (Ray's ends, or waits for ever), the command's own exit code (theirs is 1, and 0 for `ray job logs`),
-errors of one sentence, and lists without the variables of jobs, which may be secrets.
+This module adds what Ray's client and `ray job` lack (tried on Ray 2.60): following a log after its connection was cut
+or fell silent (Ray stops, or waits forever), the command's own exit code (Ray's is 1, and 0 for `ray job logs`), errors
+of one sentence, and lists without the variables of jobs, which may be secrets.
 
-On the cluster the command is run as `striate ...`, as the jobs of Kubernetes are. Ray unpacks the tree on every node,
-makes it the current folder, and puts it first in PYTHONPATH: before the packages that are installed there, for the
-command and for Ray's workers alike. So the code that was sent is the code that runs, and the installed one gives its
-dependencies, its version, and the command itself.
+On the cluster the command runs as `striate ...`, like the jobs of Kubernetes. Ray unpacks the tree on every node,
+makes it the current folder, and puts it first in PYTHONPATH, before the installed packages, for the command and for
+Ray's workers. So the uploaded code runs, and the installed package provides the dependencies, the version and the
+`striate` command.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from cluster.ray_internals import check
 from cluster.submit.upload import Tree
 from library.errors import StriateError, UsageError
 
-if TYPE_CHECKING:  # Ray takes a second to import, and a wrong command line is refused before
+if TYPE_CHECKING:  # Ray takes a second to import; a wrong command line is refused earlier
     from ray.job_submission import JobDetails
 
-#: Ray reads these in the process that runs the command: it is stopped as by Ctrl-C, and may end its work.
+#: Ray reads these in the process that runs the command, and stops it as Ctrl-C would, with time to finish.
 _STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "15"}
-#: Exit code of a job that was stopped, as striate's own after Ctrl-C.
+#: Exit code of a job that was stopped; the same as striate's own after Ctrl-C.
 STOPPED_CODE = 130
 
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-#: Patterns do not take these: they name files and profiles of this machine, which the cluster's nodes do not have.
+#: Patterns do not match these: they name files and profiles of this machine, which the cluster's nodes do not have.
 _OF_THIS_MACHINE = (
     "AWS_PROFILE",
     "AWS_DEFAULT_PROFILE",
@@ -46,22 +46,22 @@ _OF_THIS_MACHINE = (
     "AZURE_*_FILE",
     "GOOGLE_APPLICATION_CREDENTIALS",
 )
-# Silence after which the log is asked for anew, as nothing tells of a connection that is dead; how long a cluster may
-# be away; how long a job may take to end after it was asked to, which Ray kills after 15 s; the pause between requests.
+# Silence after which the log is requested again, because a dead connection is not reported; how long a cluster may be
+# unreachable; how long a stopped job, which Ray kills after 15 s, may take to end; the pause between requests.
 _QUIET_S, _AWAY_S, _STOP_S, _PAUSE_S = 60, 300, 60, 0.5
 
 
 def is_job() -> bool:
-    """Whether this process runs a command that `striate submit` sent: its SIGINT comes from `striate stop`."""
+    """Returns whether this process runs a submitted command, whose SIGINT comes from `striate stop`."""
     return os.environ.get("RAY_JOB_STOP_SIGNAL") == _STOP["RAY_JOB_STOP_SIGNAL"]
 
 
 class Lost(StriateError):
-    """The cluster does not answer; it may answer again, and its jobs may still be running."""
+    """Raised when the cluster does not answer; it may answer again, and its jobs may still be running."""
 
 
 def find_address(address: str | None) -> str:
-    """Return the dashboard that is meant: `--address`, else the one of Ray's variables, else of this machine.
+    """Returns the address of the dashboard: `--address`, else that of Ray's variables, else that of this machine.
 
     Raises:
         UsageError: when it is not an http address.
@@ -77,17 +77,18 @@ def find_address(address: str | None) -> str:
     return value.rstrip("/")
 
 
-def passed_on(wanted: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return variables for the job: of this process by NAME or by a pattern as AWS_*, or written out as NAME=VALUE.
+def passed_on(options: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns the job's variables for the `--env` options: NAME or a pattern like AWS_* copies variables of this
+    process, NAME=VALUE sets one.
 
-    A pattern leaves out what names files of this machine.
+    A pattern skips variables that name files of this machine.
 
     Raises:
-        UsageError: when one is not set here, when a pattern takes a profile of AWS for keys, or when Ray would change a
-            value.
+        UsageError: when a variable is not set here, when a pattern matches an AWS profile but there are no keys, or
+            when Ray would change a value.
     """
     passed: dict[str, str] = {}
-    for each in wanted:
+    for each in options:
         name, equals, value = each.partition("=")
         variables = {name: value} if equals else _matching(name, environment)
         if not variables or not name:
@@ -95,12 +96,12 @@ def passed_on(wanted: Sequence[str], environment: Mapping[str, str] = os.environ
         passed |= variables
     for name, value in passed.items():
         if "$" in value:
-            raise UsageError(f"--env {name}: Ray replaces what follows a $ in a value, and there is no way round it")
+            raise UsageError(f"--env {name}: its value contains a $, which Ray would replace; pass it another way")
     return passed
 
 
 def _matching(pattern: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that a name or a pattern takes."""
+    """Returns the variables that match a name or a pattern."""
     if pattern in environment:
         return {pattern: environment[pattern]}
     names = [name for name in environment if fnmatchcase(name, pattern)]
@@ -122,65 +123,67 @@ class Jobs:
 
     Raises:
         Lost: when it does not answer.
-        StriateError: when the token is missing or wrong, or this Ray is another than striate is installed for.
+        StriateError: when the token is missing or wrong, or striate does not support this version of Ray.
     """
 
     def __init__(self, address: str, token: str | None) -> None:
         check("submit")
         from ray.job_submission import JobSubmissionClient
 
-        # Notes on what it packs and on connections.
+        # They log notes on packing and on connections.
         for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self.address = address
-        # Ray lets these override the address that it is given.
+        # In Ray, these variables override the `address` argument.
         set_here = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
         try:
-            with self._asked():
+            with self._request():
                 headers = {} if token is None else {"Authorization": f"Bearer {token}"}
                 self._client = JobSubmissionClient(address, headers=headers)
         finally:
             os.environ.update(set_here)
 
     def all(self) -> list[JobDetails]:
-        """Return the jobs that were submitted, the latest first."""
-        with self._asked():
+        """Returns the submitted jobs, the latest first."""
+        with self._request():
             jobs = [job for job in self._client.list_jobs() if job.submission_id]
         return sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
 
     def log(self, job: str) -> str:
-        """Return what a job has written so far."""
-        with self._asked():
+        """Returns the output of a job so far."""
+        with self._request():
             return self._client.get_job_logs(job)
 
     def submit(self, entrypoint: str, tree: Tree, environment: Mapping[str, str]) -> str:
-        """Upload the tree, where the cluster does not have it yet, start the command, and return the job's id.
+        """Uploads the tree if the cluster does not have it yet, starts the command, and returns the job's id.
 
         Raises:
             UsageError: when a file cannot be packed.
         """
         runtime = {"working_dir": tree.root, "excludes": list(tree.excludes), "env_vars": _STOP | dict(environment)}
-        with self._asked():
+        with self._request():
             try:
                 return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime)
             except OSError as error:
-                if error.errno is None or isinstance(error, ConnectionError):  # of the network, as requests raises it
+                if error.errno is None or isinstance(
+                    error, ConnectionError
+                ):  # requests raises these for network errors
                     raise
                 advice = ": make it readable, or name it in .rayignore" if error.filename else ""
                 what = f"{error.filename or tree.root} cannot be packed ({error.strerror}){advice}"
                 raise UsageError(f"nothing was submitted, as {what}") from error
 
     def stop(self, job: str) -> JobDetails:
-        """Ask the job to stop and return it as it ended: it has 15 s, and is killed then.
+        """Stops the job and returns its details after its end; Ray kills it after 15 s.
 
         Raises:
             StriateError: when it has not ended in a minute.
         """
-        with self._asked():
+        with self._request():
             self._client.stop_job(job)
         deadline = time.monotonic() + _STOP_S
         while True:
-            with self._asked():
+            with self._request():
                 details = self._client.get_job_info(job)
             if details.status.is_terminal():
                 return details
@@ -189,30 +192,30 @@ class Jobs:
                     f"{job} was asked to stop and is still {details.status} after {_STOP_S} s; `striate jobs` shows "
                     "when it has ended"
                 )
-            time.sleep(_PAUSE_S)  # the job API can only be asked
+            time.sleep(_PAUSE_S)  # the job API can only be polled
 
     def follow(self, job: str, write: Callable[[str], object]) -> JobDetails:
-        """Give `write` the job's log as it grows, and return the job when it has ended.
+        """Passes the job's log to `write` as it grows, and returns the job's details when it has ended.
 
-        What `write` raises is raised here. That the log of a job that has ended cannot be read is reported, and is no
-        error.
+        Errors of `write` are raised here. If the log of a job that has ended cannot be read, that is reported, and not
+        raised.
 
         Raises:
-            Lost: when the cluster is away for minutes; the job may still be running there.
+            Lost: when the cluster does not answer for minutes; the job may still be running there.
             StriateError: when there is no such job.
         """
         details: JobDetails | None = None
-        written, heard, reported = 0, time.monotonic(), False
+        written, last_answer, reported = 0, time.monotonic(), False
 
         async def tail() -> None:
-            """Ray sends the whole log each time."""
-            nonlocal written, heard, reported
+            """Writes the part of the log that is not yet written; Ray sends the whole log each time."""
+            nonlocal written, last_answer, reported
             at, pieces = 0, aiter(self._client.tail_job_logs(job))
             while True:
                 piece = None
-                with self._asked(), contextlib.suppress(TimeoutError):
+                with self._request(), contextlib.suppress(TimeoutError):
                     piece = await asyncio.wait_for(anext(pieces, None), _QUIET_S)
-                heard, reported = time.monotonic(), False
+                last_answer, reported = time.monotonic(), False
                 if piece is None:
                     return
                 write(piece[max(0, written - at) :])
@@ -222,16 +225,16 @@ class Jobs:
         while True:
             before = written
             try:
-                with self._asked():
+                with self._request():
                     details = self._client.get_job_info(job)
                 asyncio.run(tail())
-                if details.status.is_terminal():  # and so before its log was asked for, which is whole
+                if details.status.is_terminal():  # it had ended before its log was requested, so the log is complete
                     return details
             except Lost as error:
                 if details is not None and details.status.is_terminal() and written == before:
                     say(f"the log of {job}, which has ended, cannot be read: {error}", file=sys.stderr, flush=True)
                     return details
-                if time.monotonic() - heard > _AWAY_S:
+                if time.monotonic() - last_answer > _AWAY_S:
                     raise
                 if not reported:
                     say(f"{error}; the job may still be running, trying for {_AWAY_S} s", file=sys.stderr, flush=True)
@@ -239,8 +242,8 @@ class Jobs:
             time.sleep(_PAUSE_S)  # the log may end before the job has its status
 
     @contextlib.contextmanager
-    def _asked(self) -> Generator[None]:
-        """Turn what Ray's client raises into what, where, and what would work."""
+    def _request(self) -> Generator[None]:
+        """Turns errors of Ray's client into messages that say what would work."""
         import aiohttp
         import requests
         from ray.exceptions import AuthenticationError
@@ -249,21 +252,21 @@ class Jobs:
             yield
         except AuthenticationError as error:
             raise StriateError(
-                f"{self.address} asks for a token, and was given none or another cluster's: set RAY_AUTH_TOKEN, or "
-                "name a file that holds it: --token-file FILE"
+                f"{self.address} asks for a token, and got none or that of another cluster: set RAY_AUTH_TOKEN, or "
+                "name a file that contains it: --token-file FILE"
             ) from error
         except (requests.RequestException, aiohttp.ClientError, OSError, KeyError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             if "status code 404" in reason:
                 raise StriateError(f"{self.address}: {reason}; `striate jobs` lists the jobs there") from error
             raise Lost(
-                f"{self.address} does not answer as Ray's dashboard does ({reason}); is the cluster up, is that the "
-                "port of its dashboard (8265), is it forwarded?"
+                f"{self.address} does not answer as Ray's dashboard does ({reason}); check that the cluster is up, "
+                "that this is the port of its dashboard (8265), and that it is forwarded"
             ) from error
 
 
 def exit_code(details: JobDetails) -> int:
-    """Return what the command itself ended with; 128 and the signal where one killed it, as a shell says it."""
+    """Returns the exit code of the command itself; 128 plus the signal if one killed it, as in a shell."""
     code = details.driver_exit_code
     if code is not None:
         return code if code >= 0 else 128 - code
@@ -271,7 +274,7 @@ def exit_code(details: JobDetails) -> int:
 
 
 def ended(details: JobDetails) -> str:
-    """Return `raysubmit_...: FAILED, exit code 2`, and why where the command never ran."""
+    """Returns `raysubmit_...: FAILED, exit code 2`, and the reason if the command never ran."""
     line = f"{details.submission_id}: {details.status}, exit code {exit_code(details)}"
     never_ran = str(details.status) == "FAILED" and details.driver_exit_code is None
     return f"{line}\n{details.message.strip()}" if never_ran and details.message else line

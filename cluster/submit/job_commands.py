@@ -14,7 +14,7 @@ from cluster.connection.token import find_token
 from cluster.console import Json, say
 from library.errors import StriateError
 
-if TYPE_CHECKING:  # they import Ray, sooner or later
+if TYPE_CHECKING:  # both import Ray
     from ray.job_submission import JobDetails
 
     from cluster.submit.client import Jobs
@@ -33,7 +33,7 @@ TokenFile = Annotated[
         show_default=False,
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="Of the job, as `striate jobs` shows it.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, as `striate jobs` shows it.")]
 _LINE = "{id:<26}  {status:<9}  {exit_code:>9}  {started:<25}  {seconds:>8}  {command}"
 
 
@@ -41,22 +41,22 @@ def submit_command(
     context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="Any striate command, after two dashes.")],
     address: JobAddress = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id, and do not wait for it.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and do not wait for its end.")] = False,
     env: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=VALUE]",
-            help="Variable that the job gets, or a pattern of those of this shell, as 'AWS_*', which leaves out those "
-            "that name files of this machine; may be given several times. Whoever lists jobs with Ray can read them.",
+            help="Variable for the job, or a pattern of variables of this shell, like 'AWS_*'; a pattern skips those "
+            "that name files of this machine; may be given several times. Everyone who can list jobs can read them.",
         ),
     ] = None,
     token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
-    """Run a striate command on a cluster: send this folder, follow the log, end with the command's own exit code.
+    """Run a striate command on a cluster: upload this folder, follow the log, exit with the command's exit code.
 
-    The current folder is what the command runs in; what .gitignore and .rayignore name stays here, and more than 32 MiB
-    are refused: data belongs in a bucket. Ctrl-C leaves the job running.
+    The command runs in the uploaded copy of the current folder, without the files that .gitignore and .rayignore name.
+    More than 32 MiB are refused: data belongs in a bucket. Ctrl-C leaves the job running.
 
         striate submit --address http://head:8265 -- filter s3://b/raw s3://b/edges --steps "edges"
 
@@ -96,11 +96,13 @@ def jobs_command(address: JobAddress = None, token_file: TokenFile = None, json:
 
 def logs_command(
     job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends, and end with its exit code.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Follow the log until the job ends, and exit with its exit code.")
+    ] = False,
     address: JobAddress = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Print what a job has written.
+    """Print the output of a job.
 
     striate logs raysubmit_4LamXRuQpYdSMg7J --follow
     """
@@ -128,7 +130,7 @@ def _jobs(address: str | None, token_file: str | None) -> Jobs:
 
 
 def _end_with(jobs: Jobs, job: str, as_json: bool) -> NoReturn:
-    """Follow a job to its end, and end as it did."""
+    """Follows a job to its end, and exits with its exit code."""
     from cluster.submit.client import Lost, ended, exit_code
 
     out = sys.stderr if as_json else sys.stdout

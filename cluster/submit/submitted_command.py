@@ -1,4 +1,4 @@
-"""A striate command that will run on a cluster, checked here as far as it can be without running it."""
+"""Parses a striate command that will run on a cluster, and checks what can be checked without running it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from cluster.submit.upload import Tree
 from library.errors import UsageError
 
-#: Commands about clusters are for the machine that one sits at.
+#: Commands about clusters run only on the user's own machine.
 _STAY_HERE = ("submit", "jobs", "logs", "stop", "cluster")
-#: Parameters that name what a command writes, and those beside its arguments that name what it reads.
+#: Parameters that name files that a command writes, and options that name files that it reads.
 _WRITTEN = ("destination", "out", "report", "folder", "write_config", "access_log", "file")
 _READ = ("config", "api_keys")
 
@@ -24,10 +24,10 @@ class SubmittedCommand:
     """A parsed command line.
 
     Attributes:
-        name: of the command.
-        words: all of it, without `striate`.
-        values: what was written for each parameter; defaults are not among them.
-        arguments: which of the parameters are positional.
+        name: name of the command.
+        words: the whole command line without `striate`.
+        values: values of the parameters on the command line, without defaults.
+        arguments: names of the positional parameters.
     """
 
     name: str
@@ -37,24 +37,24 @@ class SubmittedCommand:
 
     @property
     def entrypoint(self) -> str:
-        """What a shell on the cluster runs."""
+        """The command line for a shell on the cluster."""
         return shlex.join(["striate", *self.words])
 
 
 def parse(root: Any, words: Sequence[str]) -> SubmittedCommand:
-    """Read a command line as `striate` itself does; nothing is run.
+    """Parses a command line as `striate` itself does, and runs nothing.
 
     Args:
         root: context of `striate`, which knows all commands.
         words: the command line; `striate` before it may be left out.
 
     Raises:
-        UsageError: when the command has no place on a cluster.
-        Exception: what the command line raises for an unknown command, a wrong option, a missing argument.
+        UsageError: when the command does not run on a cluster.
+        Exception: of the command line library, for an unknown command, a wrong option or a missing argument.
     """
     words = tuple(words[1:] if list(words[:1]) == ["striate"] else words)
     if not words:
-        raise UsageError("which command? e.g. striate submit -- filter s3://b/raw s3://b/edges --steps 'edges'")
+        raise UsageError("no command to submit: striate submit -- filter s3://b/raw s3://b/edges --steps 'edges'")
     name, command, rest = root.command.resolve_command(root, list(words))
     if name in _STAY_HERE:
         raise UsageError(f"`striate {name}` is for this machine: run it without submit")
@@ -65,16 +65,16 @@ def parse(root: Any, words: Sequence[str]) -> SubmittedCommand:
 
 
 def check(command: SubmittedCommand, tree: Tree) -> None:
-    """Refuse what would surely fail on the cluster, or write where nobody finds it.
+    """Refuses a command that would certainly fail on the cluster, or write where nobody can find the results.
 
     Raises:
-        UsageError: says which word, and what would work.
+        UsageError: names the wrong word, and what would work.
     """
     values = command.values
     if str(values.get("address", "")).startswith("http"):
         raise UsageError("--address belongs before the --: on the cluster a command finds its own Ray")
     written = [path for key in _WRITTEN for path in _paths(values.get(key))]
-    if command.name == "predict":  # DATASET DEST: all but a destination is there already
+    if command.name == "predict":  # DATASET DEST: a path that does not exist is a destination
         second = _paths(values.get("paths", ())[1:2])
         written += [path for path in second if not os.path.exists(os.path.join(tree.root, path))]
     for path in written:
@@ -91,7 +91,7 @@ def check(command: SubmittedCommand, tree: Tree) -> None:
 
 
 def _check_content(command: SubmittedCommand, tree: Tree) -> None:
-    """The parts that have a checker of their own: pipelines, encodings and recipes."""
+    """Checks pipelines, encodings and recipes with their own parsers."""
     steps, encode, recipe = (command.values.get(key) for key in ("steps", "encode", "recipe"))
     if isinstance(steps, str) and command.name == "filter" and steps.strip():
         from library.pipeline import Pipeline
@@ -118,14 +118,14 @@ def _check_content(command: SubmittedCommand, tree: Tree) -> None:
 
 
 def _paths(value: Any) -> Iterator[str]:
-    """Local paths among what was written for a parameter."""
+    """Yields the local paths in the value of a parameter."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, str | Path) and "://" not in str(each):
             yield str(each)
 
 
 def _check_sent(path: str, tree: Tree) -> None:
-    """Refuse a path that will not be there; an absolute one is the cluster's."""
+    """Refuses a relative path that is not uploaded; an absolute path is one of the cluster."""
     if os.path.isabs(path) or tree.holds(path):
         return
     place = os.path.normpath(os.path.join(tree.root, path))

@@ -1,8 +1,8 @@
-"""The working tree that Ray uploads with a job: what is in it, and whether it may be uploaded.
+"""Lists and checks the working tree that Ray uploads with a job.
 
-Ray's packaging respects `.gitignore` and `.rayignore` and takes further excludes, but takes a folder of photos for
-code: 130 MB of them end, after they are packed and sent, with "Maximum request body size 104857600 exceeded" under a
-traceback, and less than that fills the head's memory. So it is asked what it would pack before it does.
+Ray's packaging respects `.gitignore` and `.rayignore` and accepts further excludes, but it packs a folder of photos
+like code: 130 MB fail, after packing and sending, with "Maximum request body size 104857600 exceeded" under a
+traceback, and less fills the head's memory. So the files that Ray would pack are listed and checked first.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from cluster.ray_internals import packed_files
 from library.errors import UsageError
 
-#: Of all files, before they are packed.
+#: Limits of all files together, before they are packed.
 MAX_BYTES, MAX_FILES = 32 * 2**20, 5000
 
-#: Left out with or without an ignore file: history, environments, what jobs made, data.
+#: Never uploaded, even without an ignore file: history, environments, results of jobs, data.
 _NEVER = (".git", ".venv", "venv", "__pycache__", "/out", "/data", ".*_cache", "*.egg-info")
-#: Secrets, by the names that they usually have.
+#: Never uploaded: usual names of files with secrets.
 _SECRETS = (
     *(".env", ".env.*", ".envrc", ".netrc", ".aws", ".ssh", ".kube", "credentials", "auth_token"),
     *("*.pem", "*.key", "id_rsa*", "id_ed25519*", "*api-keys*", "*api_keys*"),
@@ -29,11 +29,11 @@ _NAMED_FOLDERS = 4
 
 @dataclass(frozen=True)
 class Tree:
-    """Files below the folder `root` that are sent: their sizes in bytes by their path with `/`."""
+    """The files below the folder `root` that are uploaded: sizes in bytes by path (with `/`)."""
 
     root: str
     files: dict[str, int]
-    #: What Ray must leave out to send exactly these files.
+    #: Patterns that make Ray upload exactly these files.
     excludes: tuple[str, ...] = (*_NEVER, *_SECRETS)
 
     @property
@@ -41,17 +41,17 @@ class Tree:
         return sum(self.files.values())
 
     def holds(self, path: str) -> bool:
-        """Whether a file or folder, by its path below `root`, is sent."""
+        """Returns whether a file or folder, given by its path below `root`, is uploaded."""
         path = os.path.normpath(path)
         return path == "." or path in self.files or any(file.startswith(path + "/") for file in self.files)
 
 
 def working_tree(root: str) -> Tree:
-    """Return what of the folder `root` is sent: all that `.gitignore` and `.rayignore` leave in, at any depth.
+    """Returns the files below `root` that are uploaded: all that `.gitignore` and `.rayignore` do not exclude.
 
     Raises:
-        UsageError: when it is too much, with the folders that make it so; when a folder in it cannot be read; when a
-            link in it leads out of it.
+        UsageError: when they are too many or too large, with the largest folders; when a folder cannot be read; when a
+            link leads out of `root`.
     """
     root = os.path.realpath(root)
     if root in (os.path.realpath(os.path.expanduser("~")), os.path.sep):
@@ -59,7 +59,7 @@ def working_tree(root: str) -> Tree:
     try:
         tree = Tree(root, packed_files(root, Tree.excludes, MAX_FILES + 1))
     except OSError as error:
-        # Ray looks for an ignore file in a folder before it asks whether the folder is ignored.
+        # Ray looks for an ignore file in a folder before it checks whether the folder is ignored.
         path = str(error.filename)
         raise UsageError(
             f"{path if os.path.lexists(path) else os.path.dirname(path)} cannot be read ({error.strerror}), and Ray "
@@ -83,7 +83,7 @@ def working_tree(root: str) -> Tree:
 
 
 def _check_links(tree: Tree) -> None:
-    """Refuse a link that leads out of the tree: Ray follows it, and a link to `~/.aws` would send what is there."""
+    """Refuses a link that leads out of the tree: Ray follows links, so one to `~/.aws` would upload its files."""
     checked: set[str] = set()
     for file in tree.files:
         names = file.split("/")

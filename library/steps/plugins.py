@@ -1,4 +1,4 @@
-"""Steps of a user's own, from a Python file, a module or an installed package: `--plugin my_steps.py`.
+"""Loads a user's own steps from a Python file, a module or an installed package: `--plugin my_steps.py`.
 
     from library.steps import register
 
@@ -9,9 +9,9 @@
         def __call__(self, pixels): return pixels // 2
 
 Code runs only when the command line names it, or when an installed package offers it as an entry point of the group
-`striate.steps`; never because a dataset or a bundle asks for it. A plugin is one file: its text goes to the workers,
-what it imports must be installed there. Manifests and bundles record the name and digest of each plugin that their
-pipelines use, and are refused where it is absent or another.
+`striate.steps`; never because a dataset or a bundle asks for it. A plugin is one file: its text is sent to the workers,
+where its imports must be installed. Manifests and bundles record the name and digest of each plugin that their
+pipelines use, and are refused if it is absent or different.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Plugin:
     """One file of steps.
 
     Attributes:
-        name: of the file without `.py`, or of the module as it is imported.
-        module: its name among the imported modules.
+        name: name of the file without `.py`, or of the module as it is imported.
+        module: its name in `sys.modules`.
         source: its text.
     """
 
@@ -53,7 +53,7 @@ class Plugin:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the text, in hex."""
+        """The SHA-256 of the text, in hex."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
 
@@ -61,13 +61,13 @@ _loaded: dict[str, Plugin] = {}
 
 
 def load(names: Iterable[str]) -> None:
-    """Makes the steps of plugins known in this process, those of installed packages first.
+    """Registers the steps of plugins in this process, those of installed packages first.
 
     Args:
         names: paths that end in `.py`, or names of modules that can be imported.
 
     Raises:
-        UsageError: there is no such file or module, it fails, or one of its steps is known already.
+        UsageError: when there is no such file or module, it fails, or one of its steps is registered already.
     """
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         _install(_of_module(point.value.partition(":")[0]))
@@ -76,7 +76,7 @@ def load(names: Iterable[str]) -> None:
 
 
 def install(plugins: Sequence[Plugin]) -> None:
-    """Makes the steps of plugins known that another process has loaded; those known here already must be the same.
+    """Registers the steps of plugins that another process has loaded; those loaded here already must be the same.
 
     Raises:
         UsageError: as `load`.
@@ -86,36 +86,36 @@ def install(plugins: Sequence[Plugin]) -> None:
 
 
 def loaded() -> tuple[Plugin, ...]:
-    """The plugins of this process, in the order in which they were loaded."""
+    """Returns the plugins of this process, in the order in which they were loaded."""
     return tuple(_loaded.values())
 
 
 def used_by(steps: Iterable[Step]) -> tuple[Plugin, ...]:
-    """The plugins that steps come from, and the steps in their parameters; sorted by name."""
+    """Returns the plugins of the steps and of the steps in their parameters, sorted by name."""
     modules = {plugin.module: plugin for plugin in _loaded.values()}
-    found = {plugin.name: plugin for step in _all(steps) if (plugin := modules.get(type(step).__module__))}
-    return tuple(found[name] for name in sorted(found))
+    used = {plugin.name: plugin for step in _all(steps) if (plugin := modules.get(type(step).__module__))}
+    return tuple(used[name] for name in sorted(used))
 
 
 def digests(plugins: Iterable[Plugin]) -> dict[str, str]:
-    """What manifests and bundles record: digests by name."""
+    """Returns what manifests and bundles record: digests by name."""
     return {plugin.name: plugin.digest for plugin in plugins}
 
 
 def recorded(digests: Mapping[str, str]) -> dict[str, Any]:
-    """The entry of a manifest's options, or of a bundle's provenance; none where no plugin is used."""
+    """Returns the entry for a manifest's options or a bundle's provenance; empty if no plugin is used."""
     return {RECORDED: dict(digests)} if digests else {}
 
 
 def check_recorded(record: Mapping[str, Any], owner: str) -> None:
-    """Checks that the plugins that a manifest or a bundle records are loaded, and are the same.
+    """Checks that the plugins recorded in a manifest or a bundle are loaded, with the same digests.
 
     Args:
         record: a job's options, or a bundle's provenance.
-        owner: what records them, for the message.
+        owner: name of the manifest or bundle, for the message.
 
     Raises:
-        UsageError: names the first that is absent or another.
+        UsageError: names the first plugin that is absent or different.
     """
     digests: dict[str, str] = record.get(RECORDED, {})
     for name, digest in sorted(digests.items()):
@@ -158,7 +158,7 @@ def _of_module(name: str) -> Plugin:
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise UsageError(f"--plugin {name}: there is no Python file of that name, and no module that can be imported")
+        raise UsageError(f"--plugin {name}: there is no Python file or importable module of that name")
     return Plugin(name, name, Path(spec.origin).read_text("utf-8"))
 
 
@@ -192,7 +192,7 @@ def _execute(plugin: Plugin) -> None:
 
 
 def _is_here(plugin: Plugin) -> bool:
-    """Whether the same module can be imported in this process; a worker may have another version, or none."""
+    """Returns whether the same module can be imported here; a worker may have another version, or none."""
     try:
         return _of_module(plugin.name).digest == plugin.digest
     except UsageError:
