@@ -16,7 +16,7 @@ from library.errors import UsageError
 _STAY_HERE = ("submit", "jobs", "logs", "stop", "cluster")
 #: Parameters that name files that a command writes, and options that name files that it reads.
 _WRITTEN = ("destination", "out", "report", "folder", "write_config", "access_log", "file")
-_READ = ("config", "api_keys")
+_READ = ("config", "api_keys", "plugin")
 
 
 @dataclass(frozen=True)

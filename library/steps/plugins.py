@@ -21,6 +21,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -58,6 +59,7 @@ class Plugin:
 
 
 _loaded: dict[str, Plugin] = {}
+_installing = threading.RLock()  # an actor with two threads installs the same plugin in both
 
 
 def load(names: Iterable[str]) -> None:
@@ -81,8 +83,9 @@ def install(plugins: Sequence[Plugin]) -> None:
     Raises:
         UsageError: as `load`.
     """
-    for plugin in plugins:
-        _install(plugin)
+    with _installing:
+        for plugin in plugins:
+            _install(plugin)
 
 
 def loaded() -> tuple[Plugin, ...]:

@@ -21,6 +21,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "out/recipe.yaml").write_text(RECIPE)
     (tmp_path / "whole.yaml").write_text(WHOLE)
     (tmp_path / "out/keys.txt").touch()
+    (tmp_path / "out/my_steps.py").touch()
+    monkeypatch.setattr("library.steps.plugins._loaded", {})
     (tmp_path / "out/digits").mkdir()
     (tmp_path / "wrong.yaml").write_text("modle: lenet5\n")
     return tmp_path
@@ -51,6 +53,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("filter s3://b/raw s3://b/edges --address http://head:8265", "before the --"),
         ("serve out/recipe.yaml --api-keys out/keys.txt", "out/recipe.yaml is not sent"),
+        ("filter s3://b/raw s3://b/edges --plugin out/my_steps.py", "out/my_steps.py is not sent"),
         ("submit -- filter a b", "`striate submit` is for this machine"),
         ("jobs", "`striate jobs` is for this machine"),
     ],

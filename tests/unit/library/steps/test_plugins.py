@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,15 @@ def test_a_plugin_that_fails_is_named_and_leaves_nothing(tmp_path: Path, source:
         plugins.load([write_plugin(tmp_path, source)])
     assert before == REGISTRY
     assert plugins.loaded() == ()
+
+
+def test_threads_of_a_worker_install_a_plugin_once() -> None:
+    # What waits, as most imports do, lets the other thread begin.
+    source = HALVE.replace("from pydantic", "import time\n\ntime.sleep(0.01)\nfrom pydantic")
+    plugin = plugins.Plugin("my_steps", "striate_plugin_my_steps", source)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(plugins.install, [[plugin], [plugin]]))
+    assert "halve" in REGISTRY
 
 
 def test_two_plugins_of_one_name_are_refused(tmp_path: Path) -> None:
