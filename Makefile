@@ -4,30 +4,30 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-# Every process of Ray imports PyTorch: compiled from source each time, as where this is set, that takes twice as long.
+# Every process of Ray imports PyTorch; without cached bytecode, which this variable prevents, that takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-faults test-cluster check docs wheel-test bench setup clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   set up, run the main job on real pictures, leave pictures and a page in $(OUT)"
+	@echo "make demo   set up, run the main job on real pictures, write pictures and a page to $(OUT)"
 	@echo "make test   set up, run the tests (thirteen minutes on two cores)"
-	@echo "make test-faults   set up, run the tests of whole jobs through kills and storage errors, and those of parity with other kernels"
+	@echo "make test-faults   set up, run the tests of whole jobs under kills and storage errors, and the parity tests with other kernels"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
 	@echo "make docs   set up, build the site into out/site/ (needs no network); every link is checked"
-	@echo "make wheel-test    set up, build the wheel and try it in empty environments of each Python that is here"
+	@echo "make wheel-test    set up, build the wheel and try it in an empty environment of each installed Python"
 	@echo "make bench  set up, run the benchmarks (two hours; wrk for serving), write benchmarks/results/"
 
 setup: $(VENV)/.installed
 
-# uv installs in a tenth of pip's time; where it cannot reach an index (pip may be set up for another), pip does it.
+# uv needs a tenth of pip's time. If it cannot reach an index (pip may be configured for another), pip installs.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock || { \
-	  echo "uv could not install the packages; pip does it, which takes some minutes"; $(BIN)/python -m pip install --quiet -r requirements.lock; }
+	  echo "uv could not install the packages; using pip, which takes some minutes"; $(BIN)/python -m pip install --quiet -r requirements.lock; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
@@ -35,25 +35,25 @@ demo: setup
 	$(BIN)/striate demo $(OUT)
 
 test: setup
-	# What computes alone goes in a process a core. What starts Ray waits half of the time, whatever the cores: tests/ray
-	# shares one Ray in one process, and the files of tests/e2e take their turn in another.
+	# Tests that only compute run in one process per core. Tests with Ray wait half of the time on any number of cores:
+	# tests/ray shares one Ray in one process, and the files of tests/e2e run one after another in a second process.
 	$(BIN)/python -m pytest --numprocesses auto tests/unit tests/k8s tests/e2e/test_every_model.py
 	$(BIN)/python -m pytest --numprocesses 2 tests/ray tests/e2e --ignore tests/e2e/test_every_model.py
 
-# What compares evaluation, batch prediction, HTTP and the Open Inference Protocol with the bundle itself.
+# Tests that compare evaluation, batch prediction, HTTP and the Open Inference Protocol with the bundle itself.
 PARITY := tests/ray/test_parity.py tests/unit/library/bundle/test_bundle.py tests/unit/serve/replica/test_engine.py tests/unit/library/runtimes
 SERVED_PARITY := $(addprefix tests/e2e/test_serve_command.py::test_,models_answer_as_their_bundles_do \
   over_http_the_network_sees_the_bundles_own_pixels tritons_client_gets_the_bundles_own_pixels_and_answers)
 
-# Whole jobs whose workers, drivers and storage fail again and again: minutes more.
+# Whole jobs whose workers, drivers and storage fail repeatedly; takes some minutes.
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests/ray tests/e2e
-	# One processor stands for several: PyTorch's kernels of an old one, and of one without AVX-512. ONNX Runtime has
-	# no such setting, and torch.compile's cache does not tell them apart.
+	# Simulates other processors: PyTorch's kernels for an old one, and for one without AVX-512. ONNX Runtime has no such
+	# setting, and torch.compile's cache does not distinguish them.
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -k "not onnx and not compile" $(PARITY) $(SERVED_PARITY)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -k "not onnx and not compile" $(PARITY)
 
-# Clusters of several nodes and a head with jobs on this machine: minutes.
+# Clusters of several nodes and a head with jobs on this machine; takes some minutes.
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster tests/e2e
 
@@ -68,15 +68,15 @@ check: setup
 docs: setup
 	$(BIN)/mkdocs build --strict
 
-# What a user gets by `pip install striate`: the base installation, without an extra.
+# Tests `pip install striate`, the base installation without extras.
 wheel-test: setup
 	.ci/wheel_test
 
 bench: setup
-	# Daft pins an older pyarrow than ours: it gets an environment of its own.
+	# Daft pins an older pyarrow, so it gets its own environment.
 	test -x out/daft/bin/python || $(PYTHON) -m venv out/daft
 	out/daft/bin/python -m pip install --quiet --disable-pip-version-check daft
-	# So do the servers beside ours, which see our PyTorch after their own packages.
+	# So do the other servers, which find this environment's PyTorch after their own packages.
 	test -x out/peers/bin/python || $(PYTHON) -m venv out/peers
 	out/peers/bin/python -m pip install --quiet --disable-pip-version-check litserve bentoml
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \

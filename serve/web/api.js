@@ -1,6 +1,6 @@
-// The server's side of the page: requests, its refusals, and the key, which lives in this module and nowhere else.
+// Requests to the server, its refusals, and the key, which only this module holds.
 
-/** The server answered, and said no; `problem` is its problem+json (RFC 9457). */
+/** The server refused the request; `problem` is its problem+json (RFC 9457). */
 export class Refusal extends Error {
   constructor(problem, status, retryAfterS = null) {
     super(problem.detail || problem.title);
@@ -15,20 +15,20 @@ export class Refusal extends Error {
   }
 }
 
-/** Nobody answers at this address. */
+/** The server does not answer. */
 export class Offline extends Error {}
 
-/** The server asks for a key, and none was given. */
+/** The server requires a key, and the user entered none. */
 export class NoKey extends Error {}
 
 const DEFAULT_WAIT_S = 2;
 const LONGEST_WAIT_S = 60;
 
 let key = null;
-let asked = null;
+let pendingKey = null;
 let askForKey = async () => null;
 
-/** @param {(wrong: boolean) => Promise<string|null>} ask shows a form; null: none was given. */
+/** @param {(wrong: boolean) => Promise<string|null>} ask shows a form; null: the user entered no key. */
 export function onKeyNeeded(ask) {
   askForKey = ask;
 }
@@ -43,18 +43,18 @@ export const listModels = async () => (await request("models")).json().then((bod
 
 export const listSteps = async () => (await request("steps")).json();
 
-/** The canonical text of a pipeline; a Refusal with `offset` and `length` where it is wrong. */
+/** The canonical text of a pipeline. Throws a Refusal whose problem has `offset` and `length` of the mistake. */
 export const checkSteps = async (text, signal) =>
   (await request(`pipeline?steps=${encodeURIComponent(text)}`, { signal })).json();
 
-/** One picture through one model: `{bundle_id, timing, ...predictions[0]}`. */
+/** One model's answer for one picture: `{bundleId, timing, ...predictions[0]}`. */
 export async function predict(model, file, { topK, explain }) {
   const path = `models/${encodeURIComponent(model)}/predict?top_k=${topK}${explain ? "&explain=true" : ""}`;
   const answer = await (await request(path, post(file))).json();
   return { bundleId: answer.bundle_id, timing: answer.timing, ...answer.predictions[0] };
 }
 
-/** What a model sees of a picture, as a PNG. */
+/** A picture as the model sees it, as a PNG. */
 export const modelView = async (model, file, signal) =>
   (
     await patiently(() => request(`models/${encodeURIComponent(model)}/view`, { ...post(file), signal }), signal)
@@ -66,7 +66,7 @@ export const preview = async (steps, file, signal) =>
     await patiently(() => request(`preview?steps=${encodeURIComponent(steps)}`, { ...post(file), signal }), signal)
   ).blob();
 
-/** Whether anybody answers. */
+/** Whether the server answers. */
 export async function alive() {
   try {
     return (await fetch("healthz", { cache: "no-store", credentials: "omit" })).ok;
@@ -103,14 +103,14 @@ async function request(path, options = {}) {
   }
 }
 
-// A server that refuses a large upload may close the connection before the browser has read why.
+// A server that refuses a large upload may close the connection before the browser has read the reason.
 async function whyNoAnswer(body) {
   if (!body || !(await alive())) return new Offline();
   return new Refusal(
     {
-      title: "The upload was broken off",
-      detail: "The server closed the connection before it had the whole file, or the file can no longer be read.",
-      how: "A smaller file may be taken; choose it again if it has changed on disk.",
+      title: "The upload was interrupted",
+      detail: "The server closed the connection before the upload ended, or the file cannot be read any more.",
+      how: "Try a smaller file, or choose the file again if it has changed on disk.",
     },
     0,
   );
@@ -121,7 +121,7 @@ async function refusal(response) {
   try {
     problem = await response.json();
   } catch {
-    // A proxy in between answers in its own words.
+    // A proxy in between may answer with something other than JSON.
   }
   if (problem === null || typeof problem !== "object" || !problem.title) {
     problem = { title: `The server answers ${response.status} ${response.statusText}`.trim() };
@@ -134,17 +134,17 @@ async function refusal(response) {
   );
 }
 
-// However many requests are refused at once, the form is shown once.
+// Shows the form once, however many requests are refused at the same time.
 async function newKey(wrong) {
-  asked ??= askForKey(wrong).finally(() => {
-    asked = null;
+  pendingKey ??= askForKey(wrong).finally(() => {
+    pendingKey = null;
   });
-  const given = await asked;
-  if (given === null) throw new NoKey();
-  key = given;
+  const entered = await pendingKey;
+  if (entered === null) throw new NoKey();
+  key = entered;
 }
 
-// For pictures beside the answer: they wait their turn without a word.
+// Retries silently while the server is busy: for pictures shown beside the answer.
 async function patiently(ask, signal, tries = 8) {
   for (let left = tries; ; left -= 1) {
     try {

@@ -1,4 +1,4 @@
-// Which picture is asked of which model, how often, and what came of it.
+// The queue of requests: which picture goes to which model, retries, and the answers.
 
 import { NoKey, Offline, Refusal, alive, predict } from "./api.js";
 
@@ -7,16 +7,16 @@ const TRIES = 10;
 const PING_MS = 2000;
 
 /**
- * What is known of one picture and one model.
+ * The state of one picture at one model.
  * @typedef {Object} Entry
  * @property {"waiting"|"asking"|"busy"|"offline"|"locked"|"done"|"failed"} state
- * @property {Object|null} answer stays while a longer one is asked for
- * @property {Object|null} problem of a failed one
- * @property {Object|null} asked what `answer` was asked with
- * @property {number} refused times in a row that the model was busy
+ * @property {Object|null} answer kept while a longer one is requested
+ * @property {Object|null} problem of a failed request
+ * @property {Object|null} asked the options of the request for `answer`
+ * @property {number} refused number of consecutive refusals by a busy model
  */
 
-/** Asks for what is wanted, the most wanted first; a busy model is waited for, and so is a server that is gone. */
+/** Sends the wanted requests, most important first; waits while a model is busy or the server does not answer. */
 export class Asking {
   #entries = new Map();
   #wanted = [];
@@ -28,8 +28,8 @@ export class Asking {
   #connection;
 
   /**
-   * @param {(picture: Object, model: string) => void} changed an entry has another state
-   * @param {(offline: boolean) => void} connection the server is gone, or back
+   * @param {(picture: Object, model: string) => void} changed called when an entry changes its state
+   * @param {(offline: boolean) => void} connection called when the server is lost or is back
    */
   constructor(changed, connection) {
     this.#changed = changed;
@@ -45,25 +45,25 @@ export class Asking {
     return this.#entries.get(name);
   }
 
-  /** When a busy model is asked again, in milliseconds of `Date.now()`. */
+  /** The time of the next request to a busy model, in milliseconds of `Date.now()`. */
   busyUntil(model) {
     return this.#busyUntil.get(model) ?? 0;
   }
 
-  /** Replaces what is wanted: `{picture, model, topK, explain}`, in order of importance. */
+  /** Replaces the wanted requests: `{picture, model, topK, explain}`, in order of importance. */
   want(wanted) {
     this.#wanted = wanted;
     this.#next();
   }
 
-  /** Forgets all about a picture. */
+  /** Forgets a picture. */
   forget(picture) {
     for (const name of this.#entries.keys()) {
       if (name.startsWith(`${picture.id} `)) this.#entries.delete(name);
     }
   }
 
-  /** Asks again now: one that failed, a busy model before its time, or all when a key may have been given. */
+  /** Retries now: after a failure, before a busy model's time, or after a key was entered. */
   again(picture, model) {
     const entry = this.entry(picture, model);
     entry.refused = 0;
@@ -72,13 +72,13 @@ export class Asking {
     this.unlock();
   }
 
-  /** A key was given, or may be asked for again. */
+  /** Continues after a key was entered, or so that the form is shown again. */
   unlock() {
     this.#locked = false;
     this.#next();
   }
 
-  /** Nobody answers; asks until somebody does. */
+  /** Polls the server until it answers again. */
   async lost() {
     if (this.#offline) return;
     this.#offline = true;

@@ -1,10 +1,10 @@
-// What could stand where the caret is: names of steps, of their parameters, and the values that a parameter takes.
+// Completions at the caret: names of steps, of their parameters, and values of a parameter.
 
 import { el } from "./dom.js";
 
 const MOST = 60;
 
-/** Offers under a text box, by the pattern of an editable combobox with a listbox (ARIA APG). */
+/** Offers below a text box, following the ARIA pattern of an editable combobox with a listbox (ARIA APG). */
 export class Completion {
   #box;
   #list;
@@ -14,7 +14,7 @@ export class Completion {
   #chosen = false;
   #accepted;
 
-  /** @param {() => void} accepted the text has changed by an offer */
+  /** @param {() => void} accepted called when an offer has changed the text */
   constructor(box, list, accepted) {
     this.#box = box;
     this.#list = list;
@@ -28,7 +28,7 @@ export class Completion {
     this.#steps = steps;
   }
 
-  /** Draws what fits; `all` also where nothing has been typed yet. */
+  /** Shows the matching offers; with `all` also before anything is typed. */
   open(all = false) {
     const { start, offers } = offersAt(this.#steps, this.#box.value, this.#box.selectionStart, all);
     this.#offers = offers.slice(0, MOST).map((offer) => ({ ...offer, start }));
@@ -40,7 +40,7 @@ export class Completion {
           {
             id: `offer-${number}`,
             role: "option",
-            // Before the box loses its focus, which would close the list.
+            // mousedown comes before the box loses its focus, which would close the list.
             onmousedown: (event) => {
               event.preventDefault();
               this.#accept(offer);
@@ -65,7 +65,7 @@ export class Completion {
     this.#box.removeAttribute("aria-activedescendant");
   }
 
-  /** Whether the key was for the offers. Tab leaves the box, unless an offer was gone to. */
+  /** Handles a key; returns whether it was for the offers. Tab leaves the box unless an offer was selected. */
   key(event) {
     if (this.#list.hidden) {
       if (event.key !== "ArrowDown" && !(event.key === " " && event.ctrlKey)) return false;
@@ -144,11 +144,11 @@ function stepOffer({ name, kind, parameters, help }) {
 }
 
 function parameterOffer({ name, type, default: value, required, help }) {
-  const told = [type, required ? "needed" : `default ${value}`, help].filter(Boolean).join("; ");
-  return { label: `${name}=`, insert: `${name}=`, back: 0, help: told };
+  const text = [type, required ? "required" : `default ${value}`, help].filter(Boolean).join("; ");
+  return { label: `${name}=`, insert: `${name}=`, back: 0, help: text };
 }
 
-// The call that the end of `text` stands in, the parameters it has already, and the one whose value is being written.
+// The call at the end of `text`, the parameters it already has, and the one whose value is being typed.
 function contextOf(text) {
   const calls = [];
   let quote = null;

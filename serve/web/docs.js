@@ -1,4 +1,4 @@
-// The page /docs: Swagger UI over the server's own description of its API. A key that is entered stays in the page.
+// The page /docs: Swagger UI for the server's own description of its API. A key entered there is not stored.
 
 SwaggerUIBundle({
   dom_id: "#docs",

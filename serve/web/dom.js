@@ -1,10 +1,10 @@
-// Elements in one call. Text goes in as text nodes, so nothing from a server or a file name is ever read as HTML.
+// Creates elements. Text becomes text nodes, so text from a server or a file name is never parsed as HTML.
 
 /**
  * @param {string} tag
- * @param {Object<string, any>} attributes `class`, `aria-label`, ...; `onclick` and its like take functions; true and
- *   false set and leave out.
- * @param {...(Node|string|null)} children null is left out.
+ * @param {Object<string, any>} attributes `class`, `aria-label`, ...; `onclick` and other handlers take functions; true
+ *   sets an attribute, false omits it.
+ * @param {...(Node|string|null)} children null is omitted.
  */
 export function el(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -19,12 +19,12 @@ export function el(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Says something to those who listen to the page. */
+/** Announces a text to screen readers. */
 export function say(text) {
   byId("said").textContent = text;
 }
 
-/** 0.93 as "93.0 %"; what would look like none or all, but is not, is told so. */
+/** 0.93 as "93.0 %"; shares that would round to 0 % or 100 % become "< 0.1 %" and "> 99.9 %". */
 export function percent(share) {
   if (share > 0 && share < 0.0005) return "< 0.1 %";
   if (share < 1 && share >= 0.9995) return "> 99.9 %";

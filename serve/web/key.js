@@ -1,9 +1,9 @@
-// The form that asks for the key. It hands the key on and keeps none itself.
+// The form that asks for the key. It passes the key on and does not keep it.
 
 import { forgetKey, hasKey, onKeyNeeded } from "./api.js";
 import { byId, say } from "./dom.js";
 
-/** @param {() => void} given a key was given, or the one there was is forgotten: ask again */
+/** @param {() => void} given called when a key was entered or forgotten: retry */
 export function askForKeys(given) {
   const dialog = byId("key-dialog");
   const field = byId("key");
@@ -13,7 +13,7 @@ export function askForKeys(given) {
 
   onKeyNeeded((isWrong) => {
     wrong.hidden = !isWrong;
-    wrong.textContent = isWrong ? "The server does not know this key." : "";
+    wrong.textContent = isWrong ? "The server does not accept this key." : "";
     field.setAttribute("aria-invalid", String(isWrong));
     field.value = "";
     button.hidden = false;
@@ -38,13 +38,13 @@ export function askForKeys(given) {
     if (key !== "") close(key);
   });
   byId("key-cancel").addEventListener("click", () => close(null));
-  // Escape.
+  // The Escape key.
   dialog.addEventListener("cancel", () => close(null));
   button.addEventListener("click", () => {
     if (hasKey()) {
       forgetKey();
       button.textContent = "Enter a key";
-      say("The key is forgotten");
+      say("The key has been forgotten");
     }
     given();
   });

@@ -1,4 +1,4 @@
-// The page: what is chosen, and what is shown of it.
+// The page: holds the selection and draws it.
 
 import { NoKey, Offline, Refusal, listModels } from "./api.js";
 import { Asking } from "./asking.js";
@@ -14,7 +14,7 @@ const STARTING_MS = 3000;
 
 const state = { models: [], pictures: [], selected: null };
 let panels = [];
-// As many as were asked for last, also where a model with fewer classes came between; Infinity: all.
+// The number of classes last chosen, kept when a model with fewer classes is selected in between; Infinity: all.
 let wantedTop = 5;
 let fetching = null;
 
@@ -76,7 +76,7 @@ function select(picture) {
   ask();
 }
 
-// The chosen picture first, as it is being looked at; Grad-CAM only for that one, as it costs a second pass.
+// The selected picture comes first; only it gets Grad-CAM, which costs a second pass.
 function ask() {
   const order =
     state.selected === null ? [] : [state.selected, ...state.pictures.filter((one) => one !== state.selected)];
@@ -128,14 +128,14 @@ function announce(picture, name) {
     const best = entry.answer.classes[0];
     say(`${picture.name}, ${name}: ${best.class}, ${percent(best.probability)}`);
   } else if (entry.state === "failed") say(`${picture.name}, ${name}: ${entry.problem.detail ?? entry.problem.title}`);
-  else if (entry.state === "busy") say(`${name} is busy; asked again soon`);
+  else if (entry.state === "busy") say(`${name} is busy; retrying soon`);
 }
 
 function drawConnection(offline) {
   const notice = byId("notice");
   notice.hidden = !offline;
   notice.textContent = offline
-    ? "The server does not answer. This page asks again every 2 seconds and goes on by itself."
+    ? "The server does not answer. This page retries every 2 seconds and continues automatically."
     : "";
   if (offline) drawServer("offline", "offline");
 }
@@ -158,7 +158,7 @@ function drawModels() {
   drawChoice();
 }
 
-// What follows from the choice of models: how many classes to show, whether there is Grad-CAM, where they came from.
+// Draws what depends on the chosen models: the number of classes, Grad-CAM and their origin.
 function drawChoice() {
   const models = chosen();
   for (const option of second.options) option.disabled = option.value !== "" && option.value === first.value;
@@ -190,7 +190,7 @@ function tryOut(pipeline) {
   byId("steps").focus();
 }
 
-// What is under way for this is waited for by all who ask.
+// Loads the models; calls during a load share its result.
 function start() {
   fetching ??= load().finally(() => {
     fetching = null;
@@ -206,11 +206,11 @@ async function load() {
   } catch (error) {
     return notLoaded(error);
   }
-  // One that is starting may not have said yet what it is.
+  // A model that is starting may not have reported its classes yet.
   const known = all.filter(({ classes }) => classes !== undefined);
   const ready = all.filter((one) => one.ready).length;
   if (ready < all.length || ready === 0) setTimeout(start, STARTING_MS);
-  if (all.length === 0) drawServer("waiting", "no model is served here");
+  if (all.length === 0) drawServer("waiting", "this server has no models");
   else if (ready < all.length) drawServer("waiting", `${ready} of ${counted(all.length, "model")} ready`);
   else drawServer("ready", `${counted(ready, "model")} ready`);
   asking.unlock();

@@ -1,13 +1,13 @@
-// Where a bundle came from: everything that GET /models says of it.
+// The origin of a bundle: everything that GET /models reports.
 
 import { counted, el } from "./dom.js";
 
-// Where the recipe stands beside the facts, and would leave half of the page blank.
+// On a page this wide the recipe is beside the facts; folded, it would leave half of the page blank.
 const ROOMY = matchMedia("(min-width: 66rem)");
 
 const SHARES = /top\d|accuracy|recall|precision|data_wait/;
 
-/** Facts of one model, with everything else that its provenance holds folded away. */
+/** The facts of one model; the rest of its provenance is folded. */
 export function origin(model, number, { alone, tryOut }) {
   const { input, metrics = {}, provenance = {}, runtime = {} } = model;
   const { recipe, versions, class_counts: counts, datasets = {}, dataset_digests: digests = {}, ...rest } = provenance;
@@ -72,7 +72,7 @@ export function origin(model, number, { alone, tryOut }) {
   );
 }
 
-// What was measured at the end of training, on the validation set.
+// The validation metrics at the end of training.
 function measures(metrics) {
   const shown = Object.entries(metrics).filter(([name, value]) => name.startsWith("val_") && typeof value === "number");
   if (shown.length === 0) return null;
@@ -86,11 +86,11 @@ function measures(metrics) {
 }
 
 function classes(names, counts) {
-  const told = names.map((name) =>
+  const texts = names.map((name) =>
     counts?.[name] === undefined ? name : `${name} (${counts[name].toLocaleString("en")})`,
   );
-  if (names.length <= 12) return told.join(", ");
-  return folded(counted(names.length, "class", "classes"), el("p", { class: "all-classes" }, told.join(", ")));
+  if (names.length <= 12) return texts.join(", ");
+  return folded(counted(names.length, "class", "classes"), el("p", { class: "all-classes" }, texts.join(", ")));
 }
 
 function dataset(uri, digest) {

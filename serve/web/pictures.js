@@ -1,4 +1,4 @@
-// The pictures: dropped, pasted, chosen or photographed, and the list of them.
+// The pictures (dropped, pasted, chosen or photographed) and their list.
 
 import { preview } from "./api.js";
 import { byId, counted, el, fileSize, percent, say } from "./dom.js";
@@ -6,7 +6,7 @@ import { headline } from "./results.js";
 
 let numbers = 0;
 
-/** A picture of the user: its file, and an address under which the browser can show it. */
+/** A picture of the user: its file, and a URL for the browser. */
 export class Picture {
   constructor(file) {
     numbers += 1;
@@ -17,7 +17,7 @@ export class Picture {
     this.shown = null;
   }
 
-  /** An address the browser can draw: what it cannot read (TIFF, NumPy) the server draws; null where neither can. */
+  /** A URL that the browser can draw; the server converts formats like TIFF and NumPy. null: neither can. */
   drawable() {
     this.shown ??= loads(this.url).then(async (fine) => {
       if (fine) return this.url;
@@ -38,7 +38,7 @@ export class Picture {
   }
 }
 
-/** Listens for pictures in every way they may come. */
+/** Listens for pictures from the buttons, the clipboard and drag and drop. */
 export function takePictures(add) {
   for (const id of ["files", "photo"]) {
     byId(id).addEventListener("change", (event) => {
@@ -70,7 +70,7 @@ export function takePictures(add) {
   });
 }
 
-/** The list: a row a picture, with the best class of each model. Rows stay the same elements, so that focus stays. */
+/** The list: one row per picture with each model's best class. It reuses row elements, so that focus stays. */
 export class PictureList {
   #rows = new Map();
   #list = byId("pictures");
@@ -148,7 +148,7 @@ export class PictureList {
   }
 }
 
-const STATES = { waiting: "waiting", asking: "asking", busy: "busy, waits", offline: "offline", locked: "needs a key" };
+const STATES = { waiting: "waiting", asking: "asking", busy: "busy", offline: "offline", locked: "needs a key" };
 
 function best(entry, number) {
   if (entry.answer !== null) {
@@ -175,6 +175,6 @@ async function loads(url) {
   }
 }
 
-/** What there is to say of a file: type and bytes. */
+/** A file's type and size. */
 export const fileFacts = (file) =>
   [file.type.replace("image/", "").toUpperCase(), fileSize(file.size)].filter(Boolean).join(", ");

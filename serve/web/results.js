@@ -1,4 +1,4 @@
-// What the models say of the chosen picture: a panel a model, with its bars, its Grad-CAM and what it sees.
+// The answers for the selected picture: one panel per model, with bars, Grad-CAM and the model's view.
 
 import { NoKey, Refusal, modelView } from "./api.js";
 import { el, percent } from "./dom.js";
@@ -6,7 +6,7 @@ import { el, percent } from "./dom.js";
 const TICK_MS = 250;
 const LONG = 24;
 
-/** One model's panel. It stays the same elements while its picture stays, so that a longer answer moves nothing. */
+/** One model's panel. Its elements stay while the picture stays, so that a longer answer does not move the page. */
 export class Panel {
   #picture;
   #model;
@@ -61,7 +61,7 @@ export class Panel {
     this.#picture.drawable().then((url) => {
       if (url !== null) shown.src = url;
       else
-        stage.replaceChildren(el("p", { class: "quiet" }, "Neither this browser nor the server can draw this file."));
+        stage.replaceChildren(el("p", { class: "quiet" }, "Neither this browser nor the server can show this file."));
     });
     shown.addEventListener("load", () =>
       shown.classList.toggle("tiny", Math.max(shown.naturalWidth, shown.naturalHeight) <= 96),
@@ -111,10 +111,10 @@ export class Panel {
       ["decode", timing?.decode_ms],
       ["queue", timing?.queue_ms],
       ["model", timing?.infer_ms],
-      ["in all", timing?.total_ms],
+      ["total", timing?.total_ms],
     ].filter(([, ms]) => typeof ms === "number");
-    const told = times.map(([name, ms]) => `${name} ${ms.toFixed(1)} ms`).join(", ");
-    this.#foot.textContent = `${told}; bundle ${answer.bundleId.slice(0, 12)}`;
+    const text = times.map(([name, ms]) => `${name} ${ms.toFixed(1)} ms`).join(", ");
+    this.#foot.textContent = `${text}; bundle ${answer.bundleId.slice(0, 12)}`;
   }
 
   #drawHeat(answer, explain) {
@@ -122,7 +122,7 @@ export class Panel {
     if (!answer.explanation || this.#heat.dataset.of === answer.bundleId) return;
     this.#heat.dataset.of = answer.bundleId;
     this.#heat.src = `data:image/png;base64,${answer.explanation}`;
-    this.#heat.alt = `Grad-CAM: what speaks for ${answer.classes[0].class}`;
+    this.#heat.alt = `Grad-CAM: evidence for ${answer.classes[0].class}`;
   }
 
   async #drawSeen() {
@@ -161,7 +161,7 @@ export class Panel {
     if (hadFocus) this.#focus();
   }
 
-  // The button that was pressed is gone: focus stays in its panel.
+  // The pressed button was removed: focus moves to its panel.
   #focus() {
     this.element.tabIndex = -1;
     this.element.focus();
@@ -171,15 +171,15 @@ export class Panel {
     const again = (words) => el("button", { type: "button", class: "plain", onclick: this.#again }, words);
     switch (entry.state) {
       case "waiting":
-        return [el("p", { class: "quiet" }, "Waits its turn")];
+        return [el("p", { class: "quiet" }, "Waiting for its turn")];
       case "asking":
         return entry.answer === null ? [el("p", { class: "quiet working" }, `Asking ${this.#model.name}`)] : null;
       case "busy":
-        return [el("p", {}, `${this.#model.name} is busy. `, this.#countdown()), again("Ask now")];
+        return [el("p", {}, `${this.#model.name} is busy. `, this.#countdown()), again("Retry now")];
       case "offline":
-        return [el("p", {}, "The server does not answer. This picture is asked as soon as it does.")];
+        return [el("p", {}, "The server does not answer. This picture is sent when the server is back.")];
       case "locked":
-        return [el("p", {}, "The server asks for a key."), again("Enter a key")];
+        return [el("p", {}, "The server requires a key."), again("Enter a key")];
       case "failed":
         return [...problemLines(entry.problem), again("Try again")];
       default:
@@ -191,7 +191,7 @@ export class Panel {
     const left = el("span", { class: "count", "aria-hidden": "true" });
     const tick = () => {
       const seconds = Math.max(0, Math.ceil((this.#busyUntil() - Date.now()) / 1000));
-      left.textContent = seconds > 0 ? `Asks again in ${seconds} s.` : "Asks again now.";
+      left.textContent = seconds > 0 ? `Retrying in ${seconds} s.` : "Retrying now.";
     };
     tick();
     this.#ticking = setInterval(tick, TICK_MS);
@@ -199,7 +199,7 @@ export class Panel {
   }
 }
 
-/** A refusal: what it comes to, then the server's own words. */
+/** A refusal: a short headline, then the server's own text. */
 export function problemLines(problem) {
   const { title, status, detail, how, reason } = problem;
   return [
@@ -214,13 +214,13 @@ export function problemLines(problem) {
   ].filter(Boolean);
 }
 
-// The title of a problem is its status in words, which says little of a picture.
+// The title of a problem only names its HTTP status.
 const HEADLINES = {
   400: "Unreadable file",
   404: "No such model",
   408: "Upload too slow",
   413: "Too large",
-  415: "Kind of file not taken",
+  415: "Unsupported file type",
   500: "The server failed",
   504: "No answer in time",
 };
@@ -233,7 +233,7 @@ export function headline({ type, status, title, reason }) {
 
 const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
-/** What two models have in common of a picture; "" while one has not answered. */
+/** Whether two models agree on a picture; "" until both have answered. */
 export function agreement(entries) {
   const best = entries.map(({ entry }) => entry.answer?.classes[0].class);
   if (best.length < 2 || best.includes(undefined)) return "";
@@ -241,7 +241,7 @@ export function agreement(entries) {
   return `${entries[0].model} says ${best[0]}, ${entries[1].model} says ${best[1]}.`;
 }
 
-// A pipeline with the arguments left out: the whole of it is in the title and under "Where it came from".
+// A pipeline without its arguments; the whole pipeline is in the title and under "Where it came from".
 function short(text) {
   return text.replace(/\((?:[^()"]|"[^"]*")*\)/g, "");
 }

@@ -1,4 +1,4 @@
-// The box of steps: marked where it is wrong as you type, and the picture after it.
+// The text box for steps: marks mistakes while typing, and shows the picture after the steps.
 
 import { NoKey, Offline, Refusal, checkSteps, listSteps, preview } from "./api.js";
 import { Completion } from "./complete.js";
@@ -30,7 +30,7 @@ export class StepsBox {
   #url = null;
   #lost;
 
-  /** @param {() => void} lost nobody answered */
+  /** @param {() => void} lost called when the server does not answer */
   constructor(lost) {
     this.#lost = lost;
     this.#completion = new Completion(this.#box, byId("offers"), () => this.#changed());
@@ -39,7 +39,7 @@ export class StepsBox {
       this.#completion.open();
     });
     this.#box.addEventListener("keydown", (event) => {
-      // A pipeline is one line; Enter checks it at once.
+      // A pipeline is one line; Enter checks it immediately.
       if (this.#completion.key(event)) event.preventDefault();
       else if (event.key === "Enter") {
         event.preventDefault();
@@ -72,7 +72,7 @@ export class StepsBox {
     this.#draw();
   }
 
-  /** Asks again for what failed while the server was away, or before a key was given. */
+  /** Checks again after the server was lost or a key was entered. */
   again() {
     if (this.#box.value.trim() !== "") this.#changed(0);
   }
@@ -114,9 +114,9 @@ export class StepsBox {
       this.#say(problem.detail ?? problem.title, "wrong");
       if (typeof problem.offset === "number") this.#mark(problem);
     } else if (error instanceof Offline) {
-      this.#say("The server does not answer; the steps are checked when it does.", "wrong");
+      this.#say("The server does not answer. The steps are checked when it is back.", "wrong");
       this.#lost();
-    } else if (error instanceof NoKey) this.#say("The server asks for a key.", "wrong");
+    } else if (error instanceof NoKey) this.#say("The server requires a key.", "wrong");
     else throw error;
   }
 
@@ -129,7 +129,7 @@ export class StepsBox {
     );
   }
 
-  // The mirror lies under the box with the same text, and carries the marks that a command line prints under it.
+  // The mirror lies behind the box with the same text and shows the marks that the command line prints below it.
   #mark(wrong) {
     this.#box.setAttribute("aria-invalid", String(wrong !== null));
     const text = this.#box.value;
@@ -172,7 +172,7 @@ export class StepsBox {
     this.#drawing?.abort();
     if (this.#picture === null) return;
     if (this.#canonical === null) {
-      this.#after.replaceChildren(el("p", { class: "quiet" }, "Write steps, and see what becomes of the picture."));
+      this.#after.replaceChildren(el("p", { class: "quiet" }, "Write steps to see the picture after them."));
       this.#after.className = "after";
       return;
     }

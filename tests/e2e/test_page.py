@@ -1,4 +1,4 @@
-"""The web page in a real browser, over the real applications: `serve/web`."""
+"""Drives the web page (`serve/web`) in a real browser, with the real applications behind it."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ LONG_NAMES = [f"class number {n}, which has quite a long name as those of ImageN
 @pytest.fixture(scope="module")
 def models() -> Iterator[dict[str, EngineModel]]:
     settings = ServeSettings()
-    made = {
+    engines = {
         "grey": EngineModel("grey", make_bundle(("ant", "bee"), "min_size(64) | grayscale", channels=1), settings),
         "photos": EngineModel("photos", make_bundle(("china", "flower", "hopper"), "rgb"), settings, capacity=2),
         "wide": EngineModel("wide", make_bundle(LONG_NAMES, "rgb"), settings),
     }
-    yield made
-    for model in made.values():
+    yield engines
+    for model in engines.values():
         model.engine.close()
 
 
@@ -74,8 +74,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, server: PageServer) -> Iterator[Any]:
-    """Opens the page; at the end nothing may have been said on its console but that requests were refused."""
-    said: list[str] = []
+    """Opens the page; at the end its console may contain only messages about refused requests."""
+    messages: list[str] = []
     contexts: list[Any] = []
 
     def open_(url: str = "", ready: bool = True, **options: Any) -> Any:
@@ -84,8 +84,10 @@ def open_page(browser: Any, server: PageServer) -> Iterator[Any]:
         page = context.new_page()
         page.set_default_timeout(15_000)
         page.add_init_script(_VIOLATIONS)
-        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on(
+            "console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.goto(url or server.url)
         if ready:
             page.wait_for_selector(".server.ready")
@@ -94,7 +96,7 @@ def open_page(browser: Any, server: PageServer) -> Iterator[Any]:
     yield open_
     for context in contexts:
         context.close()
-    assert [text for text in said if not text.startswith("Failed to load resource")] == []
+    assert [text for text in messages if not text.startswith("Failed to load resource")] == []
 
 
 def choose(page: Any, *files: tuple[str, bytes]) -> None:
@@ -114,7 +116,7 @@ def ranked(model: EngineModel, data: bytes, top_k: int = 5) -> list[tuple[str, s
 
 
 def holds(page: Any, expression: str) -> None:
-    """Return once it is true; the page's own policy keeps Playwright from waiting inside it."""
+    """Waits until the expression is true; the page's policy prevents Playwright from waiting inside it."""
     until(lambda: page.evaluate(expression))
 
 
@@ -163,10 +165,10 @@ def test_a_bad_file_is_told_in_the_servers_words_and_stops_no_other(open_page: A
     page.select_option("#first", "photos")
     choose(page, ("<img src=x onerror=alert(1)>.jpg", b"<html>404 Not Found</html>\n"), FLOWER)
     page.wait_for_selector(".state.failed")
-    told = page.inner_text(".state.failed")
-    assert "Unreadable file" in told
-    assert "400 Bad Request (not_an_image)" in told
-    assert "Send a picture as JPEG" in told
+    text = page.inner_text(".state.failed")
+    assert "Unreadable file" in text
+    assert "400 Bad Request (not_an_image)" in text
+    assert "Send a picture as JPEG" in text
     page.wait_for_selector(".row .best b")
     assert page.inner_text("#result-title") == "<img src=x onerror=alert(1)>.jpg"
     assert page.locator("#pictures .best.wrong").count() == 1
@@ -214,8 +216,8 @@ def test_it_shows_what_the_model_sees_and_where_it_came_from(open_page: Any, mod
     assert page.evaluate("document.querySelector('.seen img').naturalWidth") == 28
     assert "28 \N{MULTIPLICATION SIGN} 28, grey" in page.inner_text(".seen")
     facts = page.inner_text("#origins")
-    for told in (models["grey"].bundle.id, PROVENANCE["git_commit"], "cd" * 32, "87.50 %", "s3://pictures/train"):
-        assert str(told) in facts
+    for fact in (models["grey"].bundle.id, PROVENANCE["git_commit"], "cd" * 32, "87.50 %", "s3://pictures/train"):
+        assert str(fact) in facts
     page.click("text=Try them above")
     page.wait_for_selector(".after img")
     assert page.evaluate("document.querySelector('.after img').naturalWidth") == 28
@@ -345,8 +347,8 @@ def test_a_key_is_asked_for_refused_accepted_and_never_stored(open_page: Any, mo
         choose(page, CHINA)
         bars(page, "grey")
         page.wait_for_selector(".seen img")
-        kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
-        assert key not in kept + page.content()
+        stored = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
+        assert key not in stored + page.content()
         assert page.input_value("#key") == ""
         page.reload()
         page.wait_for_selector("#key-dialog[open]")
@@ -369,8 +371,8 @@ def test_the_documentation_tries_a_request_with_a_key(open_page: Any, models: di
         predict.locator("button.execute").click()
         answer = predict.locator(".live-responses-table").inner_text()
         assert models["photos"].bundle.id in answer
-        kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
-        assert key not in kept
+        stored = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
+        assert key not in stored
 
 
 def test_a_slow_model_is_waited_for_and_a_busy_one_asked_again(
@@ -389,7 +391,7 @@ def test_a_slow_model_is_waited_for_and_a_busy_one_asked_again(
             choose(page, FLOWER)
             page.wait_for_selector(".state.busy")
             assert "photos is busy" in page.inner_text(".state.busy")
-            assert "Asks again" in page.inner_text(".state.busy .count")
+            assert "Retrying" in page.inner_text(".state.busy .count")
             slow.open.set()
             assert bars(page, "photos") == ranked(slow, FLOWER[1])
         assert page.locator(".state:visible").count() == 0
@@ -429,7 +431,7 @@ def test_words_can_be_read_in_light_and_dark(open_page: Any, scheme: str) -> Non
     assert unreadable(page) == []
 
 
-#: Every visible element with words of its own: their colour, and the nearest background under them.
+#: Every visible element with its own text: the text's colour and the nearest background behind it.
 _WORDS = """() => [...document.body.querySelectorAll("*")].flatMap((element) => {
   const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
   const apart = element.closest("[aria-hidden=true], noscript, option, .unseen");
@@ -443,12 +445,12 @@ _WORDS = """() => [...document.body.querySelectorAll("*")].flatMap((element) => 
 
 
 def unreadable(page: Any) -> list[tuple[str, float]]:
-    """Words with less contrast than WCAG 2 asks for (AA), with what they have."""
-    found = [
+    """Texts with less contrast than WCAG 2 level AA requires, with their contrast."""
+    texts = [
         (words["text"], round(contrast(channels(words["ink"]), channels(words["under"])), 2))
         for words in page.evaluate(_WORDS)
     ]
-    return [(text, ratio) for text, ratio in found if ratio < 4.5]
+    return [(text, ratio) for text, ratio in texts if ratio < 4.5]
 
 
 def channels(colour: str) -> list[float]:
@@ -456,7 +458,7 @@ def channels(colour: str) -> list[float]:
 
 
 def contrast(ink: Sequence[float], under: Sequence[float]) -> float:
-    """Of WCAG 2."""
+    """The contrast ratio of WCAG 2."""
 
     def luminance(colour: Sequence[float]) -> float:
         linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
@@ -468,7 +470,7 @@ def contrast(ink: Sequence[float], under: Sequence[float]) -> float:
 
 @contextmanager
 def another_client(url: str, model: str, data: bytes) -> Generator[None]:
-    """It asks of one more picture within the block, and has its answer at the end."""
+    """Sends one more picture during the block and gets its answer at the end."""
     ask = {"url": f"{url}models/{model}/predict", "content": data, "timeout": 30}
     thread = threading.Thread(target=httpx.post, kwargs=ask)
     thread.start()
