@@ -12,7 +12,6 @@ import pydantic
 from library import storage
 from library.dataset.manifest import digest_of
 from library.errors import StriateError, UsageError
-from library.steps.plugins import check_recorded
 
 BUNDLE = "bundle.json"
 WEIGHTS = "model.safetensors"
@@ -118,6 +117,8 @@ def load_record(uri: str) -> BundleRecord:
         where = ".".join(map(str, first["loc"])) or "the file"
         what = str(first["msg"]).removeprefix("Value error, ")
         raise StriateError(f"{path} is damaged or was written by another version: {where}: {what}") from None
+    from library.steps.plugins import check_recorded  # all steps and OpenCV, which the command line imports later
+
     check_recorded(record.provenance, f"the bundle {uri}")
     return record
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from library.steps.base import REGISTRY, Step, Steps
 
 ENTRY_POINTS = "striate.steps"
@@ -120,7 +120,9 @@ def check_recorded(record: Mapping[str, Any], owner: str) -> None:
     Raises:
         UsageError: names the first plugin that is absent or different.
     """
-    digests: dict[str, str] = record.get(RECORDED, {})
+    digests = record.get(RECORDED, {})
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise StriateError(f"{owner} is damaged: `{RECORDED}` must map names of plugins to their SHA-256")
     for name, digest in sorted(digests.items()):
         plugin = _loaded.get(name)
         if plugin is None:

@@ -70,6 +70,11 @@ def test_filtering_imports_no_package_of_an_extra() -> None:
     assert "gaussian_blur(" in shown
 
 
+def test_the_command_line_starts_without_slow_imports() -> None:
+    shown = _without_extras("print(sorted({'ray', 'torch', 'cv2', 'pyarrow'} & {*sys.modules}))")
+    assert shown == "[]\n"
+
+
 def test_a_command_whose_extra_is_missing_says_what_to_install() -> None:
     code = f"""
 def said(command):

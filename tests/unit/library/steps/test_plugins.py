@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.errors import GrammarError, UsageError
+from library.errors import GrammarError, StriateError, UsageError
 from library.pipeline import Pipeline
 from library.steps import REGISTRY, plugins
 from tests.plugins import HALVE, write_plugin
@@ -80,6 +80,12 @@ def test_what_was_recorded_must_be_loaded_and_the_same(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the bundle x was made with another version of the plugin 'my_steps'"):
         plugins.check_recorded(recorded, "the bundle x")
     plugins.check_recorded(plugins.recorded(plugins.digests(plugins.loaded())), "the bundle x")
+
+
+@pytest.mark.parametrize("damaged", [["my_steps"], "my_steps", None, {"my_steps": 1}])
+def test_a_damaged_record_of_plugins_is_refused(damaged: object) -> None:
+    with pytest.raises(StriateError, match="the bundle x is damaged: `plugins` must map names"):
+        plugins.check_recorded({plugins.RECORDED: damaged}, "the bundle x")
 
 
 @pytest.mark.parametrize(
