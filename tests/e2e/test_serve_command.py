@@ -487,7 +487,7 @@ def test_what_cannot_be_served_is_refused_at_once(
     assert told in err
 
 
-def test_an_address_where_no_ray_answers_is_told(bundles: dict[str, str]) -> None:
+def test_an_address_where_no_ray_answers_is_reported(bundles: dict[str, str]) -> None:
     # On its own: this process may be connected to a Ray already.
     command = [STRIATE, "serve", bundles["one"], "--address", "127.0.0.1:1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)

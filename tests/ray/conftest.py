@@ -1,4 +1,4 @@
-"""One local Ray for all tests of this folder, and a small real dataset to work on."""
+"""One local Ray for all tests of this folder, and a small real dataset."""
 
 from __future__ import annotations
 

@@ -29,38 +29,38 @@ def plan(photos: str, destination: Path) -> ShardPlan[AugmentJob]:
 
 @pytest.fixture(scope="module")
 def one(photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two copies of each photo, made by one worker."""
+    """Two copies of each photo, written by one worker."""
     destination = tmp_path_factory.mktemp("augmented") / "one"
     augment_dataset(plan(photos, destination), workers="1")
     return destination
 
 
-def test_each_copy_has_the_pixels_of_the_library_and_what_its_picture_has(photos: str, one: Path) -> None:
-    made = load_manifest(str(one))
-    assert (made.tally.rows_in, made.rows) == (172, 172)
-    assert made.tally.balanced
-    assert made.tally.classes == {name: 2 * count for name, count in load_manifest(photos).tally.classes.items()}
-    assert [shard.name for shard in made.shards] == [shard.name for shard in load_manifest(photos).shards]
+def test_each_copy_has_the_librarys_pixels_and_its_pictures_label(photos: str, one: Path) -> None:
+    manifest = load_manifest(str(one))
+    assert (manifest.tally.rows_in, manifest.rows) == (172, 172)
+    assert manifest.tally.balanced
+    assert manifest.tally.classes == {name: 2 * count for name, count in load_manifest(photos).tally.classes.items()}
+    assert [shard.name for shard in manifest.shards] == [shard.name for shard in load_manifest(photos).shards]
     before = {row["key"]: row for row in rows(photos).to_pylist()}
     after = rows(one).to_pylist()
     assert {row["key"] for row in after} == {f"{key}#{number}" for key in before for number in (1, 2)}
     augmenter = Augmenter(Pipeline.parse(STEPS), 3)
     for row in after[::20]:
         key, _, number = row["key"].rpartition("#")
-        wanted = augmenter.apply(codec.decode(before[key]["image"]["bytes"]), int(number), key)
-        np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), wanted)
+        expected = augmenter.apply(codec.decode(before[key]["image"]["bytes"]), int(number), key)
+        np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), expected)
         assert row["label"] == before[key]["label"]
 
 
-def test_a_job_cut_off_goes_on_with_two_workers_to_the_bytes_of_one(photos: str, one: Path, tmp_path: Path) -> None:
-    cut_off = plan(photos, tmp_path / "more")
-    claim(cut_off.destination, cut_off.jobs, overwrite=False)
-    run_tasks("augment", cut_off.work, cut_off.tasks[:2], WorkerPool(1))
-    made = augment_dataset(cut_off, workers="2")
-    assert made.run["shards_resumed"] == 2 < len(made.shards)
+def test_an_interrupted_job_resumed_by_two_workers_writes_equal_bytes(photos: str, one: Path, tmp_path: Path) -> None:
+    interrupted = plan(photos, tmp_path / "more")
+    claim(interrupted.destination, interrupted.jobs, overwrite=False)
+    run_tasks("augment", interrupted.work, interrupted.tasks[:2], WorkerPool(1))
+    manifest = augment_dataset(interrupted, workers="2")
+    assert manifest.run["shards_resumed"] == 2 < len(manifest.shards)
     assert content(tmp_path / "more") == content(one)
     with pytest.raises(UsageError, match="holds the output of another job"):
-        plan_augment(photos, cut_off.destination, STEPS, copies=2, seed=1, encode="png")
+        plan_augment(photos, interrupted.destination, STEPS, copies=2, seed=1, encode="png")
 
 
 def test_the_command_says_how_many_copies_it_made(

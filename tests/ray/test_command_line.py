@@ -1,4 +1,4 @@
-"""The command line as it is typed: what goes to stdout, what to stderr, and with which exit code."""
+"""The command line: its output on stdout and stderr, and its exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ epochs: 1
 
 @pytest.fixture
 def striate(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs one command line here; gives its exit code, stdout and stderr."""
+    """Runs one command line in this process; returns its exit code, stdout and stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -173,7 +173,7 @@ def test_the_installed_command_starts_without_ray_and_helps_with_examples() -> N
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True).returncode == 0
 
 
-def test_an_address_where_no_ray_answers_is_told(photos: str, tmp_path: Path) -> None:
+def test_an_address_where_no_ray_answers_is_reported(photos: str, tmp_path: Path) -> None:
     striate = str(Path(sys.executable).parent / "striate")
     command = [striate, "filter", photos, str(tmp_path / "x"), "--steps", "invert", "--address", "127.0.0.1:1"]
     ended = subprocess.run(command, capture_output=True, text=True)

@@ -50,7 +50,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> str:
 def pair(
     first: str, second: str, photos: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[EvaluatePlan, Content]:
-    """Two bundles over the photos, with everything there is to ask for."""
+    """Two bundles evaluated on the photos, with all options."""
     report = str(tmp_path_factory.mktemp("reports") / "pair")
     plan = plan_evaluate([first, second], photos, report=report, robustness_pictures=20)
     return plan, run_evaluate(plan, workers="2", gpu=False)
@@ -58,7 +58,7 @@ def pair(
 
 @pytest.fixture
 def striate(capsys: pytest.CaptureFixture[str]) -> Striate:
-    """Runs one command line here; gives its exit code, stdout and stderr."""
+    """Runs one command line in this process; returns its exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -69,16 +69,16 @@ def striate(capsys: pytest.CaptureFixture[str]) -> Striate:
     return call
 
 
-def test_an_evaluation_tells_prometheus_what_it_has_judged(pair: tuple[EvaluatePlan, Content]) -> None:
+def test_an_evaluation_exports_its_counts_to_prometheus(pair: tuple[EvaluatePlan, Content]) -> None:
     counts = pair[1].subjects[0].counts
     became = [f"ray_striate_pictures_{name}_total" for name in ("out", "dropped", "rejected")]
-    # Other tests may have judged the same photos.
-    found = exported_once(
+    # Other tests may have evaluated the same photos.
+    samples = exported_once(
         {"command": "evaluate", "dataset_id": storage.uri_id(pair[0].dataset)},
-        lambda found: sum(total(found, name) for name in became) >= counts.rows_in,
+        lambda samples: sum(total(samples, name) for name in became) >= counts.rows_in,
     )
-    assert total(found, "ray_striate_pictures_out_total") >= counts.evaluated
-    assert total(found, "ray_striate_stage_seconds_total", stage="infer") > 0
+    assert total(samples, "ray_striate_pictures_out_total") >= counts.evaluated
+    assert total(samples, "ray_striate_stage_seconds_total", stage="infer") > 0
 
 
 def test_every_picture_is_judged_as_the_bundle_itself_predicts_it(
@@ -87,14 +87,16 @@ def test_every_picture_is_judged_as_the_bundle_itself_predicts_it(
     pictures = rows(photos).to_pylist()
     for uri, subject in zip(pair[0].bundles, pair[1].subjects, strict=True):
         predictions = Bundle.load(uri, "cpu").predict_many([row["image"]["bytes"] for row in pictures])
-        said = {row["key"]: dict(one.classes) for row, one in zip(pictures, predictions, strict=True)}
-        right = [max(said[row["key"]], key=lambda name: said[row["key"]][name]) == row["label"] for row in pictures]
-        loss = -np.mean([np.log(said[row["key"]][row["label"]]) for row in pictures])
+        predicted = {row["key"]: dict(one.classes) for row, one in zip(pictures, predictions, strict=True)}
+        correct = [
+            max(predicted[row["key"]], key=lambda name: predicted[row["key"]][name]) == row["label"] for row in pictures
+        ]
+        loss = -np.mean([np.log(predicted[row["key"]][row["label"]]) for row in pictures])
         assert subject.evaluation.pictures == 86
-        assert subject.evaluation.top1 == np.mean(right)
+        assert subject.evaluation.top1 == np.mean(correct)
         assert subject.evaluation.loss == pytest.approx(loss, rel=1e-5)
         for mistake in subject.mistakes:
-            assert said[mistake.key][mistake.predicted] == pytest.approx(mistake.confidence, rel=1e-5)
+            assert predicted[mistake.key][mistake.predicted] == pytest.approx(mistake.confidence, rel=1e-5)
 
 
 def test_the_page_shows_the_mistakes_and_the_summary_holds_the_numbers(pair: tuple[EvaluatePlan, Content]) -> None:
@@ -108,7 +110,7 @@ def test_the_page_shows_the_mistakes_and_the_summary_holds_the_numbers(pair: tup
     assert json.loads(Path(plan.report, "summary.json").read_text()) == json.loads(json.dumps(summary(content)))
 
 
-def test_two_bundles_are_compared_and_robustness_is_measured_on_at_most_so_many(
+def test_two_bundles_are_compared_and_robustness_has_a_limit_of_pictures(
     pair: tuple[EvaluatePlan, Content],
 ) -> None:
     content = pair[1]
@@ -127,16 +129,16 @@ def test_the_number_of_workers_changes_nothing_but_the_speed(
     pair: tuple[EvaluatePlan, Content], first: str, second: str, photos: str
 ) -> None:
     alone = run_evaluate(plan_evaluate([first, second], photos, robustness_pictures=20), workers="1", gpu=False)
-    numbers, wanted = summary(alone), summary(pair[1])
+    numbers, expected = summary(alone), summary(pair[1])
     assert numbers.pop("throughput")["workers"] == 1
-    wanted.pop("throughput")
-    assert numbers == wanted
+    expected.pop("throughput")
+    assert numbers == expected
 
 
 def test_the_commands_say_what_was_found_and_account_for_every_picture(
     striate: Striate, photo_folder: Path, tmp_path: Path
 ) -> None:
-    # Not verified: two damaged pictures have a good header and come to light only here.
+    # Not verified: two damaged pictures have a valid header and are detected only here.
     data = str(tmp_path / "data")
     ingest(plan_ingest(str(photo_folder), data, shard_mb=0.5))
     bundle = make_bundle(tmp_path / "bundle", 3, ("china", "flower", "other"), "not_blank(min_std=0.08)")
@@ -151,7 +153,7 @@ def test_the_commands_say_what_was_found_and_account_for_every_picture(
     assert f"open {tmp_path}/report/index.html in a browser" in out
 
 
-def test_json_is_one_document_and_a_dataset_in_s3_is_evaluated_as_one_on_disk(
+def test_json_is_one_document_and_s3_gives_the_same_as_the_disk(
     striate: Striate, pair: tuple[EvaluatePlan, Content], first: str, photos: str, bucket: str
 ) -> None:
     for file in storage.list_files(photos):
@@ -163,9 +165,9 @@ def test_json_is_one_document_and_a_dataset_in_s3_is_evaluated_as_one_on_disk(
     assert code == 0
     assert document["report"] == f"{bucket}/report/index.html"
     assert storage.exists(document["report"])
-    wanted = summary(pair[1])["bundles"][0]
+    expected = summary(pair[1])["bundles"][0]
     assert (document["top1"], document["loss"], document["per_class"]) == tuple(
-        wanted[name] for name in ("top1", "loss", "per_class")
+        expected[name] for name in ("top1", "loss", "per_class")
     )
     assert sum(map(sum, document["confusion"])) == 86
 
@@ -208,7 +210,7 @@ def test_the_same_command_resumes_from_the_shards_that_are_judged(
     shutil.copytree(str(pair[0].report), folder)
     reports = sorted((folder / "_reports").iterdir())
     assert [path.stem for path in reports] == [shard.name.partition(".")[0] for shard in pair[0].manifest.shards]
-    # As a kill leaves it: some shards judged, one report cut short, no page; and one of a larger dataset.
+    # The state after a kill: some shards evaluated, one report truncated, no page; and a report of a larger dataset.
     reports[0].unlink()
     reports[1].write_bytes(reports[1].read_bytes()[:-100])
     (folder / "_reports" / "_tmp-0123").write_bytes(b"half")
@@ -217,12 +219,12 @@ def test_the_same_command_resumes_from_the_shards_that_are_judged(
     plan = plan_evaluate([first, second], photos, report=str(folder), robustness_pictures=20)
     content = run_evaluate(plan, workers="1", gpu=False)
     assert content.throughput.shards_resumed == len(reports) - 2
-    numbers, wanted = summary(content), summary(pair[1])
-    assert (numbers.pop("throughput"), wanted.pop("throughput")) == (
+    numbers, expected = summary(content), summary(pair[1])
+    assert (numbers.pop("throughput"), expected.pop("throughput")) == (
         dataclasses.asdict(content.throughput),
         dataclasses.asdict(pair[1].throughput),
     )
-    assert numbers == wanted
+    assert numbers == expected
     assert (folder / "index.html").read_text().count("<img") == Path(
         str(pair[0].report), "index.html"
     ).read_text().count("<img")
@@ -232,8 +234,8 @@ def test_the_same_command_resumes_from_the_shards_that_are_judged(
 
 
 @dataclass(frozen=True)
-class JudgesTheLastWhenTold(EvaluateJob):
-    """Judges the last shard when a file appears."""
+class WaitsBeforeTheLastShard(EvaluateJob):
+    """Evaluates the last shard only when a file appears."""
 
     last: str = ""
     go_on: str = ""
@@ -244,14 +246,14 @@ class JudgesTheLastWhenTold(EvaluateJob):
         return super().run(task, progress)
 
 
-def test_while_another_bundle_is_judged_prometheus_is_told_how_many_shards_are_done(
+def test_a_running_evaluation_exports_how_many_shards_are_done(
     pair: tuple[EvaluatePlan, Content], second: str, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, go_on = tmp_path / "report", tmp_path / "go_on"
     shutil.copytree(str(pair[0].report), folder)
     plan = plan_evaluate([second], photos, report=str(folder))
     stems = [Path(shard.name).stem for shard in plan.manifest.shards]
-    job = partial(JudgesTheLastWhenTold, last=stems[-1], go_on=str(go_on))
+    job = partial(WaitsBeforeTheLastShard, last=stems[-1], go_on=str(go_on))
     monkeypatch.setattr("jobs.evaluate.EvaluateJob", job)
     contents: list[Content] = []
     thread = Thread(target=lambda: contents.append(run_evaluate(plan, workers="1", gpu=False)))
@@ -259,13 +261,13 @@ def test_while_another_bundle_is_judged_prometheus_is_told_how_many_shards_are_d
     try:
         exported = exported_once(
             {"command": "evaluate", "dataset_id": storage.uri_id(photos)},
-            lambda found: total(found, "ray_striate_shards_done") == len(stems) - 1,
+            lambda samples: total(samples, "ray_striate_shards_done") == len(stems) - 1,
         )
         assert total(exported, "ray_striate_shards_planned") == len(stems)
     finally:
         go_on.touch()
         thread.join()
-    assert contents[0].throughput["shards_resumed"] == 0, "the report was one of two bundles"
+    assert contents[0].throughput.shards_resumed == 0, "the report was one of two bundles"
 
 
 def test_a_report_that_another_command_writes_is_refused(first: str, photos: str, tmp_path: Path) -> None:

@@ -41,36 +41,34 @@ def edges(photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return destination
 
 
-def test_every_picture_is_filtered_dropped_or_rejected_and_the_pixels_are_those_of_the_library(
-    photos: str, edges: Path
-) -> None:
-    made = load_manifest(str(edges))
-    assert made.complete
-    assert made.tally.balanced
-    assert made.tally.rows_in == 86
-    assert 0 < made.tally.dropped["blank"] < 20
+def test_every_picture_is_accounted_for_and_has_the_librarys_pixels(photos: str, edges: Path) -> None:
+    manifest = load_manifest(str(edges))
+    assert manifest.complete
+    assert manifest.tally.balanced
+    assert manifest.tally.rows_in == 86
+    assert 0 < manifest.tally.dropped["blank"] < 20
     filters = Pipeline.parse(STEPS.partition("|")[2])
     before = {row["key"]: row for row in rows(photos).to_pylist()}
     after = rows(edges).to_pylist()
-    assert len(after) == made.rows
+    assert len(after) == manifest.rows
     for row in after[:10]:
-        wanted = filters.apply(codec.decode(before[row["key"]]["image"]["bytes"]))
-        np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), wanted)
+        expected = filters.apply(codec.decode(before[row["key"]]["image"]["bytes"]))
+        np.testing.assert_array_equal(codec.decode(row["image"]["bytes"]), expected)
         assert (row["label"], row["format"], row["channels"]) == (before[row["key"]]["label"], "png", 1)
 
 
 def test_each_shard_has_a_line_of_json_in_the_log_of_its_worker(edges: Path) -> None:
-    made = load_manifest(str(edges))
+    manifest = load_manifest(str(edges))
     context = ray.get_runtime_context()
     logs = Path(context.get_temp_dir(), context.get_session_name(), "logs")
     lines = [
         line for path in logs.glob("worker-*.err") for line in path.read_text().splitlines() if "shard done" in line
     ]
-    told = [one for one in map(json.loads, lines) if one["shard"].startswith(str(edges))]
-    assert {one["shard"].rpartition("/")[2] + ".parquet" for one in told} == {shard.name for shard in made.shards}
-    assert sum(one["pictures"] for one in told) == made.tally.rows_in
-    assert {(one["command"], one.get("bundle_id")) for one in told} == {("filter", None)}
-    assert {one["ray_job"] for one in told} == {ray.get_runtime_context().get_job_id()}
+    logged = [one for one in map(json.loads, lines) if one["shard"].startswith(str(edges))]
+    assert {one["shard"].rpartition("/")[2] + ".parquet" for one in logged} == {shard.name for shard in manifest.shards}
+    assert sum(one["pictures"] for one in logged) == manifest.tally.rows_in
+    assert {(one["command"], one.get("bundle_id")) for one in logged} == {("filter", None)}
+    assert {one["ray_job"] for one in logged} == {ray.get_runtime_context().get_job_id()}
 
 
 def test_the_output_is_the_same_for_one_worker_and_for_two(photos: str, edges: Path, tmp_path: Path) -> None:
@@ -79,11 +77,11 @@ def test_the_output_is_the_same_for_one_worker_and_for_two(photos: str, edges: P
 
 
 def test_pictures_that_only_selectors_saw_keep_their_exact_bytes(photos: str, tmp_path: Path) -> None:
-    made = filter_dataset(
+    manifest = filter_dataset(
         plan_filter(photos, str(tmp_path / "kept"), 'keep_labels(["china"]) | not_blank(0.08)'), workers="1"
     )
     before = {row["key"]: row for row in rows(photos).to_pylist()}
-    assert 0 < made.rows < 86
+    assert 0 < manifest.rows < 86
     for row in rows(tmp_path / "kept").to_pylist():
         assert row == before[row["key"]]
 
@@ -103,7 +101,7 @@ def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(photos: str, e
     assert len(unchanged) == len(times) - 1
 
 
-def test_a_limit_takes_the_first_pictures_and_a_larger_one_goes_on_from_there(photos: str, tmp_path: Path) -> None:
+def test_a_limit_takes_the_first_pictures_and_a_larger_one_resumes(photos: str, tmp_path: Path) -> None:
     destination = str(tmp_path / "some")
     first = filter_dataset(plan_filter(photos, destination, "invert", limit=20), workers="1")
     assert first.tally.rows_in == 20
@@ -114,9 +112,7 @@ def test_a_limit_takes_the_first_pictures_and_a_larger_one_goes_on_from_there(ph
         plan_filter(photos, destination, "invert", limit=5)
 
 
-def test_another_pipeline_is_refused_at_a_destination_in_use_unless_it_may_overwrite(
-    photos: str, edges: Path, tmp_path: Path
-) -> None:
+def test_another_pipeline_at_a_used_destination_needs_overwrite(photos: str, edges: Path, tmp_path: Path) -> None:
     destination = shutil.copytree(edges, tmp_path / "out")
     with pytest.raises(UsageError, match=r"holds the output of another job(.|\n)*edges(.|\n)*invert"):
         plan_filter(photos, str(destination), "invert")
@@ -124,15 +120,15 @@ def test_another_pipeline_is_refused_at_a_destination_in_use_unless_it_may_overw
     assert content(destination) == content(edges), "planning removes nothing"
 
 
-def test_a_killed_job_that_overwrites_goes_on_and_does_not_begin_anew(photos: str, edges: Path, tmp_path: Path) -> None:
+def test_a_killed_job_that_overwrites_is_resumed_and_not_restarted(photos: str, edges: Path, tmp_path: Path) -> None:
     destination = str(shutil.copytree(edges, tmp_path / "out"))
     plan = plan_filter(photos, destination, "invert", overwrite=True)
     claim(destination, plan.jobs, overwrite=True)
     assert not list(Path(destination).glob("*.parquet"))
     run_tasks("filter", plan.work, plan.tasks[:2], WorkerPool(1))
-    made = filter_dataset(plan_filter(photos, destination, "invert", overwrite=True), workers="1")
-    assert made.run["shards_resumed"] == 2
-    assert set(made.tally.channels) == {"3"}
+    manifest = filter_dataset(plan_filter(photos, destination, "invert", overwrite=True), workers="1")
+    assert manifest.run["shards_resumed"] == 2
+    assert set(manifest.tally.channels) == {"3"}
     again = filter_dataset(plan_filter(photos, destination, "invert", overwrite=True))
     assert again.run["shards_resumed"] == 0
 
@@ -143,7 +139,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(photos: str, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-def test_a_filtered_dataset_can_be_filtered_again_and_remembers_all_that_was_done(edges: Path, tmp_path: Path) -> None:
+def test_a_filtered_dataset_can_be_filtered_again_and_lists_all_jobs(edges: Path, tmp_path: Path) -> None:
     filter_dataset(plan_filter(str(edges), str(tmp_path / "again"), "invert"), workers="1")
     jobs = load_manifest(str(tmp_path / "again")).jobs
     assert [job.kind for job in jobs] == ["ingest", "filter", "filter"]
@@ -152,10 +148,10 @@ def test_a_filtered_dataset_can_be_filtered_again_and_remembers_all_that_was_don
 
 def test_a_pipeline_works_in_a_users_own_ray_data_program(photos: str) -> None:
     pipeline = Pipeline.parse("resize(32) | grayscale")
-    made = ray.data.read_parquet(photos).map_batches(pipeline, batch_format="pyarrow").take_all()
-    assert len(made) == 86
-    assert {(row["channels"], min(row["width"], row["height"])) for row in made} == {(1, 32)}
-    assert codec.decode(made[0]["image"]["bytes"]).shape[:2] == (made[0]["height"], made[0]["width"])
+    results = ray.data.read_parquet(photos).map_batches(pipeline, batch_format="pyarrow").take_all()
+    assert len(results) == 86
+    assert {(row["channels"], min(row["width"], row["height"])) for row in results} == {(1, 32)}
+    assert codec.decode(results[0]["image"]["bytes"]).shape[:2] == (results[0]["height"], results[0]["width"])
 
 
 def test_a_users_program_writes_rejects_as_rows_beside_the_others(photos: str, tmp_path: Path) -> None:
@@ -183,7 +179,7 @@ def test_filters_work_on_the_arrays_of_read_images(photo_folder: Path) -> None:
 
 @dataclass(frozen=True)
 class DiesOnce:
-    """Kills its own worker on the way, the first time it meets each shard."""
+    """Kills its own worker at the first attempt of each shard."""
 
     work: FilterJob
     marks: str
@@ -201,7 +197,7 @@ class DiesOnce:
 
 @dataclass(frozen=True)
 class Fails:
-    """What a step's own defect looks like from outside: an error, or the death of the process."""
+    """Fails as a defective step does: with an error, or by the death of the process."""
 
     how: str
 
@@ -216,7 +212,7 @@ class Fails:
 
 @dataclass(frozen=True)
 class Waits:
-    """Makes all but the last shard, and that one when a file appears."""
+    """Filters the last shard only when a file appears."""
 
     work: FilterJob
     last: str
@@ -231,7 +227,7 @@ class Waits:
         return self.work.run(task, progress)
 
 
-def test_while_a_job_runs_its_destination_says_how_far_it_is(photos: str, tmp_path: Path) -> None:
+def test_the_destination_of_a_running_job_shows_its_progress(photos: str, tmp_path: Path) -> None:
     plan = plan_filter(photos, str(tmp_path / "made"), "invert")
     shards, last = len(plan.tasks), plan.tasks[-1]
     slow = replace(plan, work=Waits(plan.work, last.stem, str(tmp_path / "go_on")))
@@ -241,9 +237,9 @@ def test_while_a_job_runs_its_destination_says_how_far_it_is(photos: str, tmp_pa
         claimed = Path(plan.destination) / "_manifest.json"
         until(claimed.exists)
         until(lambda: len(datasets_below(plan.destination)[plan.destination].shards) == shards - 1)
-        said = how_far(datasets_below(plan.destination)[plan.destination])
+        progress = how_far(datasets_below(plan.destination)[plan.destination])
         done = 86 - last.rows
-        assert said.startswith(f"{shards - 1} of {shards} shards, {done} of 86 pictures ({done / 86:.0%}), ")
+        assert progress.startswith(f"{shards - 1} of {shards} shards, {done} of 86 pictures ({done / 86:.0%}), ")
     finally:
         (tmp_path / "go_on").touch()
         job.join()
@@ -267,14 +263,14 @@ def test_killed_workers_come_back_and_nothing_is_lost_or_doubled(photos: str, tm
 
 
 @pytest.mark.faults
-def test_a_shard_that_kills_its_worker_each_time_is_named_instead_of_tried_for_ever(tmp_path: Path) -> None:
+def test_a_shard_that_kills_its_worker_every_time_is_named(tmp_path: Path) -> None:
     save_manifest(str(tmp_path), Manifest(complete=False, jobs=[Job(kind="filter", source="/nowhere")]))
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007: its worker died 4 times"):
         run_tasks("filter", Fails("dies"), [task], WorkerPool(1))
 
 
-def test_an_unforeseen_error_in_a_worker_is_told_whole_and_names_the_shard(tmp_path: Path) -> None:
+def test_an_unexpected_error_in_a_worker_is_shown_in_full_with_its_shard(tmp_path: Path) -> None:
     save_manifest(str(tmp_path), Manifest(complete=False, jobs=[Job(kind="filter", source="/nowhere")]))
     task = ShardTask(str(tmp_path), "part-000007", "digest", 1)
     with pytest.raises(StriateError, match=r"part-000007(.|\n)*ZeroDivisionError: one over none"):

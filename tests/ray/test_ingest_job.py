@@ -36,13 +36,11 @@ def split(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return destination
 
 
-def test_a_folder_of_pictures_becomes_shards_and_what_is_damaged_is_kept_aside_with_its_bytes(
-    photo_folder: Path, photos: str
-) -> None:
-    made = load_manifest(photos)
-    assert len(made.shards) > 2
-    assert (made.tally.rows_in, made.rows) == (89, 86)
-    assert made.tally.rejected == {"damaged": 1, "not_an_image": 1, "truncated": 1}
+def test_a_folder_becomes_shards_and_its_damaged_files_become_rejects(photo_folder: Path, photos: str) -> None:
+    manifest = load_manifest(photos)
+    assert len(manifest.shards) > 2
+    assert (manifest.tally.rows_in, manifest.rows) == (89, 86)
+    assert manifest.tally.rejected == {"damaged": 1, "not_an_image": 1, "truncated": 1}
     stored = rows(photos).to_pylist()
     assert len({row["key"] for row in stored}) == 86
     for row in stored:
@@ -56,7 +54,7 @@ def test_a_folder_of_pictures_becomes_shards_and_what_is_damaged_is_kept_aside_w
     }
     for row in rejects:
         assert row["image"]["bytes"] == (photo_folder / row["key"]).read_bytes()
-        assert row["reason"] in made.tally.rejected
+        assert row["reason"] in manifest.tally.rejected
         assert row["detail"]
 
 
@@ -75,18 +73,16 @@ def test_no_shard_is_sorted_by_class_or_key(one_shard: Path) -> None:
 
 
 def test_splits_are_datasets_of_their_own_with_every_class_in_proportion(split: str) -> None:
-    made = datasets_below(split)
-    assert list(made) == [f"{split}/train", f"{split}/test"]
-    train, test = (load_manifest(dataset).tally.classes for dataset in made)
+    datasets = datasets_below(split)
+    assert list(datasets) == [f"{split}/train", f"{split}/test"]
+    train, test = (load_manifest(dataset).tally.classes for dataset in datasets)
     for label, count in train.items():
         assert 2 < count / test[label] < 4
     with pytest.raises(UsageError, match="holds a dataset for each split"):
         load_manifest(split)
 
 
-def test_other_splits_at_a_destination_are_refused_as_a_picture_could_lie_in_two(
-    photo_folder: Path, split: str
-) -> None:
+def test_other_splits_at_a_destination_are_refused(photo_folder: Path, split: str) -> None:
     with pytest.raises(UsageError, match=r"has other splits: .*/test"):
         plan_ingest(str(photo_folder), split, split="train=0.8,val=0.2", overwrite=True)
 
@@ -100,8 +96,8 @@ def test_a_tar_and_the_folder_it_was_made_of_give_the_same_pictures(
             tar.add(photo_folder / name, name)
     ingest(plan_ingest(str(archive), str(tmp_path / "unpacked")), workers="1")
     folder, unpacked = (
-        {name: data for name, data in content(made).items() if name.endswith(".parquet")}
-        for made in (one_shard, tmp_path / "unpacked")
+        {name: data for name, data in content(dataset).items() if name.endswith(".parquet")}
+        for dataset in (one_shard, tmp_path / "unpacked")
     )
     assert folder == unpacked != {}
 
@@ -137,18 +133,18 @@ def test_links_are_fetched_once_and_after_a_kill_only_what_is_missing(tmp_path: 
             plan = plan_ingest(str(tmp_path / "links.csv"), str(tmp_path / "raw"), shard_mb=2, options=options)
             return ingest(plan)[str(tmp_path / "raw")]
 
-        made = run()
-        assert (made.tally.rows_in, made.tally.rows_out, len(made.shards)) == (24, 22, 6)
-        assert made.tally.rejected == {"http_404": 1, "not_an_image": 1}
-        assert (max(server.asked.values()), server.asked.total()) == (2, 25)
-        first, asked = content(tmp_path / "raw"), server.asked.copy()
+        manifest = run()
+        assert (manifest.tally.rows_in, manifest.tally.rows_out, len(manifest.shards)) == (24, 22, 6)
+        assert manifest.tally.rejected == {"http_404": 1, "not_an_image": 1}
+        assert (max(server.requests.values()), server.requests.total()) == (2, 25)
+        first, before = content(tmp_path / "raw"), server.requests.copy()
         for path in ("_reports/part-000002.json", "_manifest.json"):
             (tmp_path / "raw" / path).unlink()
         ((tmp_path / "raw") / "part-000002.parquet").unlink()
-        claimed = made.model_copy(update={"complete": False})
+        claimed = manifest.model_copy(update={"complete": False})
         save_manifest(str(tmp_path / "raw"), claimed)
-        assert run().digest == made.digest
-        assert (server.asked - asked).total() == 4
+        assert run().digest == manifest.digest
+        assert (server.requests - before).total() == 4
         shards = {path: data for path, data in first.items() if path.endswith(".parquet")}
         assert {path: data for path, data in content(tmp_path / "raw").items() if path in shards} == shards
 

@@ -1,4 +1,4 @@
-"""Jobs on a real S3 server, in good weather and in bad."""
+"""Jobs on a real S3 server, with and without faults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_dataset_in_a_bucket_is_the_same_as_one_on_disk(
 
 
 @pytest.mark.faults
-def test_pictures_go_from_bucket_to_bucket_through_every_fault_and_none_is_lost_or_doubled(
+def test_no_picture_is_lost_or_doubled_by_faults_of_object_storage(
     photo_folder: Path, bucket: str, s3_proxy: FaultProxy, tmp_path: Path, s3_server: S3Server
 ) -> None:
     for path in photo_folder.rglob("*"):
@@ -56,6 +56,6 @@ def test_pictures_go_from_bucket_to_bucket_through_every_fault_and_none_is_lost_
         assert [in_bucket[path] for path in shards] == [on_disk[path] for path in shards]
 
 
-def test_a_bucket_that_does_not_exist_is_told_before_any_work(photos: str) -> None:
+def test_a_bucket_that_does_not_exist_is_reported_before_any_work(photos: str) -> None:
     with pytest.raises(StriateError, match=r"cannot .* s3://there-is-no-such-bucket/.*no such bucket"):
         filter_dataset(plan_filter(photos, "s3://there-is-no-such-bucket/edges", "invert"))

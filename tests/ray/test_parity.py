@@ -49,8 +49,8 @@ def bundle(real_photos: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def wanted(bundle: str, real_photos: str) -> Answers:
-    """The bundle's own answers, asked for one picture after another."""
+def expected(bundle: str, real_photos: str) -> Answers:
+    """The bundle's own answers, for one picture at a time."""
     loaded = Bundle.load(bundle, "cpu")
     return {
         row["key"]: loaded.probabilities([loaded.prepare(row["image"]["bytes"])])[0]
@@ -59,7 +59,7 @@ def wanted(bundle: str, real_photos: str) -> Answers:
 
 
 def evaluated(bundle: str, dataset: str, _: Path) -> Answers:
-    """As `striate evaluate` judges, in batches, decoded in three threads."""
+    """Evaluates like `striate evaluate`, in batches, with three decoding threads."""
     scorer = ShardScorer([Bundle.load(bundle, "cpu")], threads=3)
     outcomes = [
         judged[0].outcomes
@@ -70,12 +70,12 @@ def evaluated(bundle: str, dataset: str, _: Path) -> Answers:
 
 
 def predicted_by_pytorch(bundle: str, dataset: str, folder: Path) -> Answers:
-    """As `striate predict --runtime eager` writes, by a worker of one thread."""
+    """Predicts like `striate predict --runtime eager`, with one worker of one thread."""
     return _predicted(bundle, dataset, folder, "eager")
 
 
 def predicted_by_onnx_runtime(bundle: str, dataset: str, folder: Path) -> Answers:
-    """As `striate predict` writes on a CPU."""
+    """Predicts like `striate predict` on a CPU."""
     return _predicted(bundle, dataset, folder, None)
 
 
@@ -125,22 +125,25 @@ def test_the_pixels_that_reach_the_network_are_the_same_bits(
     ],
 )
 def test_the_probabilities_of_convolutions_are_those_of_the_bundle(
-    way: Way, tolerance: float, bundle: str, wanted: Answers, real_photos: str, tmp_path: Path
+    way: Way, tolerance: float, bundle: str, expected: Answers, real_photos: str, tmp_path: Path
 ) -> None:
     answers = way(bundle, real_photos, tmp_path)
-    assert answers.keys() == wanted.keys()
-    np.testing.assert_allclose([answers[key] for key in wanted], list(wanted.values()), rtol=0, atol=tolerance)
-    # Pictures that all get one answer would show nothing.
-    assert len({row.tobytes() for row in wanted.values()}) > len(wanted) / 2
+    assert answers.keys() == expected.keys()
+    np.testing.assert_allclose([answers[key] for key in expected], list(expected.values()), rtol=0, atol=tolerance)
+    # If all pictures got one answer, the test would prove nothing.
+    assert len({row.tobytes() for row in expected.values()}) > len(expected) / 2
 
 
 def test_workers_use_the_kernels_that_the_environment_names() -> None:
     names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
     @ray.remote
-    def seen() -> tuple[str, list[str | None]]:
+    def in_worker() -> tuple[str, list[str | None]]:
         import torch
 
         return torch.backends.cpu.get_cpu_capability(), [os.environ.get(name) for name in names]
 
-    assert ray.get(seen.remote()) == (torch.backends.cpu.get_cpu_capability(), [os.environ.get(name) for name in names])
+    assert ray.get(in_worker.remote()) == (
+        torch.backends.cpu.get_cpu_capability(),
+        [os.environ.get(name) for name in names],
+    )

@@ -1,4 +1,4 @@
-"""A user's own step in jobs: workers get its file's text, and what was written with it asks for the same again."""
+"""A user's own step in jobs: workers get the text of its file, and its datasets and bundles require it again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STRIATE = Path(sys.executable).parent / "striate"
 
 
 def _striate(*arguments: str) -> tuple[int, str]:
-    """The command as a user starts it, in a process that has loaded no plugin; its exit code and stderr."""
+    """Runs a command in a new process that has loaded no plugin; returns its exit code and stderr."""
     done = subprocess.run([_STRIATE, *arguments], capture_output=True, text=True, timeout=300)
     return done.returncode, done.stderr
 

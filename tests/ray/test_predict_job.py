@@ -32,20 +32,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def calm(bundle: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one undisturbed worker makes of the photos."""
+    """The predictions of one worker without faults."""
     destination = tmp_path_factory.mktemp("predicted") / "calm"
     predict_dataset(plan_predict(bundle, photos, str(destination), top_k=2, runtime="eager"), workers="1", gpu=False)
     return destination
 
 
-def test_every_picture_gets_what_the_bundle_itself_says_of_it(calm: Path, bundle: str, photos: str) -> None:
-    made = load_manifest(str(calm))
-    assert (made.complete, made.tally.balanced, made.tally.rows_in) == (True, True, 86)
-    assert 0 < made.tally.dropped["blank"] < 20
+def test_every_picture_gets_the_bundles_own_prediction(calm: Path, bundle: str, photos: str) -> None:
+    manifest = load_manifest(str(calm))
+    assert (manifest.complete, manifest.tally.balanced, manifest.tally.rows_in) == (True, True, 86)
+    assert 0 < manifest.tally.dropped["blank"] < 20
     loaded = Bundle.load(bundle, "cpu")
     before = {row["key"]: row for row in rows(photos).to_pylist()}
     after = rows(calm).to_pylist()
-    assert len(after) == made.rows
+    assert len(after) == manifest.rows
     for row in after:
         ranked = list(zip(row.pop("top_classes"), row.pop("top_probabilities"), strict=True))
         assert ranked == near(loaded.predict(row["image"]["bytes"], top_k=2).classes)
@@ -54,25 +54,25 @@ def test_every_picture_gets_what_the_bundle_itself_says_of_it(calm: Path, bundle
 
 
 @pytest.mark.faults
-def test_two_workers_in_a_bucket_through_every_fault_leave_the_bytes_of_one_on_disk(
+def test_two_workers_on_faulty_storage_write_the_bytes_of_one_on_disk(
     calm: Path, bundle: str, photos: str, bucket: str, s3_server: S3Server, s3_proxy: FaultProxy
 ) -> None:
     for name, folder in (("model", bundle), ("raw", photos)):
         for file in storage.list_files(folder):
             storage.write_bytes(f"{bucket}/{name}/{file.path}", Path(file.uri).read_bytes())
-    s3_proxy.met.clear()
+    s3_proxy.applied.clear()
     s3_proxy.faults, s3_proxy.every = ("slow_down", "cut", "reset"), 7
     try:
         plan = plan_predict(f"{bucket}/model", f"{bucket}/raw", f"{bucket}/scored", top_k=2, runtime="eager")
         predict_dataset(plan, workers="2", gpu=False)
     finally:
         s3_proxy.faults = ()
-    assert sum(s3_proxy.met.values()) > 3
-    stored, wanted = content(s3_server.root / bucket.removeprefix("s3://") / "scored"), content(calm)
-    # The source's address stands in the manifest.
-    for manifest in (stored, wanted):
+    assert sum(s3_proxy.applied.values()) > 3
+    stored, expected = content(s3_server.root / bucket.removeprefix("s3://") / "scored"), content(calm)
+    # The manifest contains the address of the source.
+    for manifest in (stored, expected):
         manifest.pop("_manifest.json")
-    assert stored == wanted
+    assert stored == expected
 
 
 @pytest.mark.faults
@@ -85,8 +85,8 @@ def test_killed_workers_and_a_cut_off_job_leave_the_same_dataset(
     claim(destination, plan.jobs, overwrite=False)
     run_tasks("predict", DiesOnce(plan.work, str(marks)), plan.tasks[:2], WorkerPool(2))
     assert len(list(marks.iterdir())) == 2
-    made = predict_dataset(plan, workers="2", gpu=False)
-    assert made.run["shards_resumed"] == 2
+    manifest = predict_dataset(plan, workers="2", gpu=False)
+    assert manifest.run["shards_resumed"] == 2
     assert content(tmp_path / "killed") == content(calm)
 
 
@@ -112,7 +112,7 @@ def test_workers_that_could_never_be_placed_are_refused(bundle: str, photos: str
 def test_the_commands_score_a_dataset_and_select_by_the_scores(
     photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Not verified: two damaged pictures have a good header and come to light only here.
+    # Not verified: two damaged pictures have a valid header and are detected only here.
     raw, scored, cats = (str(tmp_path / name) for name in ("raw", "scored", "cats"))
     ingest(plan_ingest(str(photo_folder), raw, shard_mb=1))
     uri = make_bundle(tmp_path / "bundle", 5)
@@ -125,8 +125,8 @@ def test_the_commands_score_a_dataset_and_select_by_the_scores(
     shares = sorted(
         dict(zip(row["top_classes"], row["top_probabilities"], strict=True))["hopper"] for row in before.values()
     )
-    made = filter_dataset(plan_filter(scored, cats, f'score_at_least("hopper", {shares[-10]})'), workers="1")
-    assert (made.rows, made.tally.dropped) == (10, {"score_below": 76})
+    manifest = filter_dataset(plan_filter(scored, cats, f'score_at_least("hopper", {shares[-10]})'), workers="1")
+    assert (manifest.rows, manifest.tally.dropped) == (10, {"score_below": 76})
     assert all(before[row["key"]] == row for row in rows(cats).to_pylist())
     assert run(["info", scored]) == 0
     assert f"bundle_id={Bundle.load(uri, 'cpu').id}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a replica counts appears where Prometheus asks for it: at the metrics port of a real node."""
+"""The metrics of a replica at the metrics port of a real node, where Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.prometheus import LISTED, SUFFIX, Exported, exported_once, labels_by_
 
 @ray.remote(num_cpus=0)
 class _Replica:
-    """A process of its own that counts, as a replica does."""
+    """A separate process with metrics, like a replica."""
 
     def count(self) -> None:
         classes = ["Kätzchen", "K%C3%A4tzchen", "犬", *(f"class {number}" for number in range(MAX_CLASSES + 20))]
-        told = ServeMetrics("tested", classes)
+        metrics = ServeMetrics("tested", classes)
         for status, seconds in ((200, 0.004), (200, 0.004), (503, 0.0001)):
-            told.request(status, seconds)
-        told.decoded(0.003)
-        told.queued(0.001)
-        told.waiting(7)
-        told.batch(3, 0.02)
-        told.predicted([("class 0", 0.97), ("class 0", 0.55), (classes[-1], 0.31), ("never heard of", 0.2)])
-        told.predicted([("Kätzchen", 0.6), ("Kätzchen", 0.6), ("K%C3%A4tzchen", 0.6), ("犬", 0.6)])
+            metrics.request(status, seconds)
+        metrics.decoded(0.003)
+        metrics.queued(0.001)
+        metrics.waiting(7)
+        metrics.batch(3, 0.02)
+        metrics.predicted([("class 0", 0.97), ("class 0", 0.55), (classes[-1], 0.31), ("unknown", 0.2)])
+        metrics.predicted([("Kätzchen", 0.6), ("Kätzchen", 0.6), ("K%C3%A4tzchen", 0.6), ("犬", 0.6)])
         trained = BundleRecord(classes=("a", "b"), provenance={"class_counts": {"a": 900}})
         self._now = 0.0
         live = self._live = LiveDrift("tested", trained, BackgroundCalls().add, clock=lambda: self._now)
@@ -38,7 +38,7 @@ class _Replica:
         live.observe([b""] * 500, [answer] * 500)
 
     def wait(self, seconds: float) -> None:
-        """As if it was not asked for so long."""
+        """Advances the replica's clock."""
         self._now += seconds
 
 
@@ -66,9 +66,9 @@ def _value(exported: Any, name: str, **labels: str) -> float | None:
 def test_every_listed_metric_of_serving_is_exported_with_its_labels(exported: Any) -> None:
     listed = [metric for metric in LISTED if metric["name"].startswith("striate_serve_")]
     assert len(listed) == 10
-    found = labels_by_metric(exported)
+    labels = labels_by_metric(exported)
     for metric in listed:
-        assert found[f"ray_{metric['name']}{SUFFIX[metric['type']]}"] == set(metric["tags"]), metric["name"]
+        assert labels[f"ray_{metric['name']}{SUFFIX[metric['type']]}"] == set(metric["tags"]), metric["name"]
 
 
 def test_requests_are_counted_by_status_and_timed(exported: Any) -> None:
@@ -94,16 +94,16 @@ def test_classes_past_the_first_hundred_share_one_series(exported: Any) -> None:
 
 
 def test_classes_of_any_letters_have_a_series_each(exported: Any) -> None:
-    found = {
+    values = {
         dict(labels)["class"]: value
         for (name, labels), value in exported.items()
         if name == "ray_striate_serve_predictions_total"
     }
-    assert (found["K%C3%A4tzchen"], found["K%25C3%25A4tzchen"], found["%E7%8A%AC"]) == (2, 1, 1)
+    assert (values["K%C3%A4tzchen"], values["K%25C3%25A4tzchen"], values["%E7%8A%AC"]) == (2, 1, 1)
 
 
 @pytest.mark.faults  # Ray forgets a gauge after two exports, 20 s
 def test_an_idle_models_drift_is_no_longer_exported(replica: Any, exported: Exported) -> None:
     assert _has_drift(exported)
     ray.get(replica.wait.remote(FRESH_S))
-    exported_once({"model": "tested"}, lambda found: not _has_drift(found))
+    exported_once({"model": "tested"}, lambda samples: not _has_drift(samples))

@@ -1,4 +1,4 @@
-"""A process that is connected already."""
+"""Calls of `connect` in a process that is already connected."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def test_another_address_than_the_connected_one_is_refused(address: str) -> None
 
 
 @pytest.mark.parametrize("address", [None, "local", "auto", "127.0.0.1:{port}", "localhost:{port}"])
-def test_any_name_of_the_connected_one_is_taken(address: str | None) -> None:
+def test_any_name_of_the_connected_cluster_is_accepted(address: str | None) -> None:
     with connect(address and address.format(port=connected_port())) as session:
         assert session.cpus == 2
 
 
-def test_what_is_no_address_is_told_so() -> None:
+def test_an_invalid_address_is_reported() -> None:
     with pytest.raises(UsageError, match=r"--address 'foo': write HOST:PORT"), connect("foo"):
         pass
 

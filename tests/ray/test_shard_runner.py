@@ -21,7 +21,7 @@ from tests.waiting import until
 
 
 class _Holder:
-    """Another program that has CPUs."""
+    """Another program that occupies CPUs."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Reports:
 
 
 @dataclass(frozen=True)
-class DiesWhenTold(Reports):
-    """Ends its worker on the first try of the first task, once `folder/go` is there."""
+class DiesOnSignal(Reports):
+    """Kills its worker at the first attempt of the first task, once `folder/go` exists."""
 
     folder: str
 
@@ -51,7 +51,7 @@ class DiesWhenTold(Reports):
 
 
 class Stems:
-    """The shards that were reported, in order."""
+    """Collects the names of the reported shards, in order."""
 
     def __init__(self) -> None:
         self.stems: list[str] = []
@@ -63,7 +63,7 @@ class Stems:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> list[ShardTask]:
-    """Two shards of a dataset that is being made."""
+    """Two shards of an unfinished dataset."""
     save_manifest(str(tmp_path), Manifest(complete=False, jobs=[Job(kind="filter", source="/nowhere")]))
     return [ShardTask(str(tmp_path), f"part-{number:06d}", "digest", 1) for number in range(2)]
 
@@ -98,12 +98,12 @@ def test_tasks_of_a_lost_worker_are_done_without_its_cpu(
     monkeypatch.setattr("jobs.progress.display._LINE_EVERY_S", 0.2)
     half = int(ray.cluster_resources()["CPU"] / 2)
     results = Stems()
-    job = DiesWhenTold(str(tmp_path))
+    job = DiesOnSignal(str(tmp_path))
     places = WorkerPool(2, cpus=half)
     thread = threading.Thread(target=run_shards, args=("filter", job, tasks, places, results), daemon=True)
     thread.start()
     until(lambda: len(results.stems) == 1 and (tmp_path / "tried").exists())
-    # The first that waits for what the lost worker had.
+    # The holder is the first to wait for the CPU of the lost worker.
     holder: Any = ray.remote(num_cpus=half)(_Holder).remote()
     ready = holder.__ray_ready__.remote()
     try:

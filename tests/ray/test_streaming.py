@@ -85,14 +85,14 @@ def test_decoders_share_one_shard_and_live_as_long_as_the_training(tmp_path: Pat
     source = loader(rows, Pipeline((NoteProcess(str(processes)),)), val=rows)
     epochs = 200
     source.start(0, 0, epochs * STEPS)
-    seen: list[list[list[str]]] = []
+    streamed: list[list[list[str]]] = []
     # One decoder may start before the other; in the end both must have decoded, and no third one.
-    while len(seen) < 3 or (len(list(processes.iterdir())) < 2 and len(seen) < epochs):
-        seen.append(epoch(source))
-        assert sorted(int(key) for keys in seen[-1] for key in keys) == list(range(PICTURES))
+    while len(streamed) < 3 or (len(list(processes.iterdir())) < 2 and len(streamed) < epochs):
+        streamed.append(epoch(source))
+        assert sorted(int(key) for keys in streamed[-1] for key in keys) == list(range(PICTURES))
         assert [key for batch in source.validation(100) for key in batch.keys] == [str(n) for n in range(PICTURES)]
     assert len(list(processes.iterdir())) == 2
-    assert seen[0] != seen[1] != seen[2]
+    assert streamed[0] != streamed[1] != streamed[2]
 
 
 @dataclass(frozen=True)

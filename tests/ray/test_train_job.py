@@ -89,11 +89,11 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_training_ends_in_a_bundle_that_has_learned(trained: Path, digits: Path) -> None:
     bundle = Bundle.load(str(trained))
     assert bundle.classes == (*"012345678", "九 ñ")
-    found = rows(digits / "val")
-    predicted = bundle.predict_many([image["bytes"] for image in found["image"].to_pylist()])
+    table = rows(digits / "val")
+    predicted = bundle.predict_many([image["bytes"] for image in table["image"].to_pylist()])
     right = [
         isinstance(one, Prediction) and one.best == label
-        for one, label in zip(predicted, found["label"].to_pylist(), strict=True)
+        for one, label in zip(predicted, table["label"].to_pylist(), strict=True)
     ]
     assert np.mean(right) == pytest.approx(bundle.record.metrics["val_top1"])
     assert np.mean(right) > 0.6
@@ -114,11 +114,11 @@ def test_a_bundle_reports_what_is_wrong_with_each_picture(trained: Path, digits:
 
 def test_a_training_exports_its_pictures_and_checkpoints_to_prometheus(trained: Path, digits: Path) -> None:
     pictures, checkpoints = "ray_striate_train_pictures_total", "ray_striate_train_checkpoints_total"
-    found = exported_once({"run_id": storage.uri_id(str(trained))}, lambda found: total(found, checkpoints) >= 4)
-    assert total(found, checkpoints) == 4  # one an epoch
-    assert total(found, pictures) == 4 * len(rows(digits / "train"))
-    assert total(found, "ray_striate_train_data_wait_seconds_total", rank="0") > 0
-    assert total(found, "ray_striate_train_seconds_total", rank="0") > 0
+    samples = exported_once({"run_id": storage.uri_id(str(trained))}, lambda samples: total(samples, checkpoints) >= 4)
+    assert total(samples, checkpoints) == 4  # one an epoch
+    assert total(samples, pictures) == 4 * len(rows(digits / "train"))
+    assert total(samples, "ray_striate_train_data_wait_seconds_total", rank="0") > 0
+    assert total(samples, "ray_striate_train_seconds_total", rank="0") > 0
 
 
 def test_the_same_training_again_does_nothing_and_another_is_refused(trained: Path, digits: Path) -> None:
@@ -213,11 +213,13 @@ def test_cached_features_are_those_of_the_frozen_backbone(
     model = create("lenet5", num_classes=10, weights=weights_file(str(trained))).eval()
     with np.load(cached) as held, torch.inference_mode():
         for key, features in list(zip(held["keys"].tolist(), held["features"], strict=True))[:20]:
-            seen = torch.from_numpy(np.asarray(bundle.prepare(pictures[key]))).permute(2, 0, 1)[None]
-            np.testing.assert_allclose(model.features(seen)[0].numpy(), features, atol=1e-5)
+            batch = torch.from_numpy(np.asarray(bundle.prepare(pictures[key]))).permute(2, 0, 1)[None]
+            np.testing.assert_allclose(model.features(batch)[0].numpy(), features, atol=1e-5)
     learned, start = (load_file(folder / "model.safetensors") for folder in (out, trained))
-    kept = {name for name in start if np.array_equal(start[name], learned[name])}
-    assert {name.split(".")[0] for name in start.keys() - kept} == {"head"}, "the head must learn, and nothing else"
+    unchanged = {name for name in start if np.array_equal(start[name], learned[name])}
+    assert {name.split(".")[0] for name in start.keys() - unchanged} == {"head"}, (
+        "the head must learn, and nothing else"
+    )
     assert losses(out)[1] < losses(out)[0]
 
 
@@ -246,7 +248,7 @@ def test_a_killed_driver_and_a_killed_worker_do_not_change_the_result(
 
 @contextlib.contextmanager
 def _started(command: list[str]) -> Generator[subprocess.Popen[bytes]]:
-    """A driver in its own session; killed at the end with all that it started, if it still runs."""
+    """Starts a driver in its own session, and kills it with all its processes at the end."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
         yield process
@@ -266,14 +268,14 @@ def _wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
 
 
 def _train_workers(session: int) -> list[int]:
-    """Processes of Ray Train's workers of the job whose driver leads this session."""
-    found: list[int] = []
+    """Returns the process ids of Ray Train's workers of the job whose driver leads this session."""
+    pids: list[int] = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             name = (entry / "cmdline").read_bytes()
             if name.startswith(b"ray::RayTrainWorker") and os.getsid(int(entry.name)) == session:
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 @pytest.mark.parametrize(
