@@ -1,4 +1,4 @@
-"""What tests of the HTTP faces need: bundles, a model service without Ray's actors, and servers."""
+"""Helpers for tests of the HTTP applications: a model service without Ray's actors, and servers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.waiting import until
 
 
 class LocalModel:
-    """A `ModelService` over a bundle, in threads."""
+    """A `ModelService` that runs a bundle in threads."""
 
     def __init__(self, name: str, bundle: Bundle, settings: ServeSettings, *, ready: bool = True) -> None:
         self.name, self.bundle, self.settings, self.ready = name, bundle, settings, ready
@@ -37,7 +37,7 @@ class LocalModel:
         self.reached = True
         self.cancelled = 0
         self.failing: Exception | None = None
-        #: Holds answers back until it is set.
+        #: Answers wait until it is set.
         self.gate: asyncio.Event | None = None
         self.entered = asyncio.Event()
 
@@ -78,8 +78,8 @@ class LocalModel:
         return codec.encode(visible(prepared), codec.Encoding("png"))[0]
 
     def _predict(self, pictures: Sequence[Any], top_k: int, explain: bool) -> Answers:
-        said = [self._one(picture, top_k, explain) for picture in pictures]
-        return Answers(said, Timing(decode_ms=1.0, queue_ms=0.0, infer_ms=2.0, total_ms=3.0), self.bundle_id)
+        answers = [self._one(picture, top_k, explain) for picture in pictures]
+        return Answers(answers, Timing(decode_ms=1.0, queue_ms=0.0, infer_ms=2.0, total_ms=3.0), self.bundle_id)
 
     def _one(self, picture: Any, top_k: int, explain: bool) -> Answer | BadPicture:
         try:
@@ -98,7 +98,7 @@ class LocalModel:
 
 
 def apps(models: Mapping[str, LocalModel], settings: ServeSettings) -> ASGIApp:
-    """All of a server as Ray Serve lays it out: an application a model under its prefix, the gateway for the rest."""
+    """A whole server with the routes of Ray Serve: one application per model below its prefix, and the gateway."""
     gateway = gateway_app(models, settings)
     by_name = {name: model_app(model, settings) for name, model in models.items()}
 
@@ -115,7 +115,7 @@ def apps(models: Mapping[str, LocalModel], settings: ServeSettings) -> ASGIApp:
 
 
 class Server:
-    """uvicorn in a thread, on a free loopback port."""
+    """Runs uvicorn in a thread, on a free loopback port."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._socket = socket.socket()
@@ -140,7 +140,7 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=30, **options)
 
     def raw(self, data: bytes, *, half: bool = False) -> bytes:
-        """Send bytes as they are (and, with `half`, no more of them) and read until the server closes."""
+        """Sends bytes unchanged, then closes the sending side if `half`, and reads until the server closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             connection.sendall(data)
             if half:
@@ -152,12 +152,12 @@ class Server:
 
 
 def asgi_client(app: ASGIApp, **options: Any) -> httpx.AsyncClient:
-    """A client of an application in this process."""
+    """A client for an application in this process."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", **options)
 
 
 def problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
-    """The problem of a response; fails when it is no such."""
+    """The body of a problem response; fails if the response is not that problem."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body = json.loads(response.content)

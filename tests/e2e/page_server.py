@@ -1,4 +1,4 @@
-"""A server for tests of the page: the real applications over real engines, in this process, without Ray."""
+"""A server for tests of the page: the real applications and engines in this process, without Ray."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROVENANCE = {
 
 
 def make_bundle(classes: Sequence[str], steps: str, channels: int = 3, size: int = 28) -> Bundle:
-    """An untrained LeNet."""
+    """An untrained LeNet as a bundle."""
     torch.manual_seed(len(classes))
     model = f"lenet5(in_chans={channels})"
     record = BundleRecord(
@@ -53,14 +53,14 @@ def make_bundle(classes: Sequence[str], steps: str, channels: int = 3, size: int
 
 
 class EngineModel:
-    """A model's service over the engine of a replica, with room for `capacity` pictures; its model can be held."""
+    """A model's service with a replica's engine for `capacity` pictures; tests can pause its model."""
 
     def __init__(self, name: str, bundle: Bundle, settings: ServeSettings, *, capacity: int = 64) -> None:
         self.name, self.bundle, self.bundle_id = name, bundle, bundle.id
-        #: The model computes while it is set.
+        #: The model computes only while this is set.
         self.open = threading.Event()
         self.open.set()
-        #: Pictures that the model has begun with.
+        #: Number of pictures that the model has started on.
         self.begun = 0
         self.engine = Engine(bundle, self._classify, settings.limits, threads=1, capacity=capacity, batch_size=8)
 
@@ -70,7 +70,7 @@ class EngineModel:
         return self.bundle.probabilities(pictures)
 
     def engine_has_room(self, pictures: int) -> bool:
-        """Whether so many more would be taken now."""
+        """Whether the engine would admit that many more pictures now."""
         try:
             self.engine.admit(pictures)
         except Busy:
@@ -114,7 +114,7 @@ class EngineModel:
 
 
 class PageServer:
-    """uvicorn in a thread; it can be stopped and started again at the same address."""
+    """Runs uvicorn in a thread; can be stopped and started again at the same address."""
 
     def __init__(self, models: Mapping[str, EngineModel], settings: ServeSettings) -> None:
         self._models, self._settings, self._port = models, settings, 0

@@ -1,5 +1,5 @@
-"""A Ray of four machines, each with its own network, address, disk and shared memory, as `cluster/examples/local.yaml`
-starts it: what nodes on one machine cannot show. Storage is an S3 server beside them.
+"""Tests a Ray of four machines with separate networks, addresses, disks and shared memory, as
+`cluster/examples/local.yaml` starts it, which nodes on one machine cannot show. Storage is an S3 server.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ QUICK = "grayscale | resize(64)"
 
 
 class Cluster(Commands):
-    """Commands on the head of some machines.
+    """Runs commands on the head of several machines.
 
     Attributes:
-        machines: the head first.
-        environment: what commands find there.
-        workers: those that are still there, the head not among them.
+        machines: all machines, the head first.
+        environment: variables of the commands.
+        workers: the machines that still run, without the head.
     """
 
     def __init__(self, machines: Machines, s3: S3Server, environment: Mapping[str, str]) -> None:
@@ -49,7 +49,7 @@ class Cluster(Commands):
         self.workers: list[Machine] = list(machines.each[1:])
 
     def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """The command as one who has logged in on the head types it."""
+        """Starts the command on the head, as a logged-in user does."""
         head = self.machines.each[0]
         environment = {**self.environment, "RAY_ADDRESS": f"{head.address}:6379"}
         return head.start(str(BIN / "striate"), *arguments, environment=environment, **options)
@@ -59,7 +59,7 @@ class Cluster(Commands):
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head without CPUs and three workers with one each."""
     if (reason := why_not()) is not None:
-        pytest.skip(f"this machine cannot be several: {reason}")
+        pytest.skip(f"this machine cannot simulate several: {reason}")
     root = tmp_path_factory.mktemp("machines")
     (root / "s3" / BUCKET).mkdir(parents=True)
     (root / "token").touch(0o600)
@@ -68,10 +68,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(root / "token"), "HOME": str(root)}
     environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"  # as in cluster/examples/local.yaml
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
-    # A machine without power is missed after three seconds instead of a minute.
+    # Ray detects a machine without power after three seconds instead of a minute.
     environment |= {f"RAY_health_check_{name}": "1000" for name in ("initial_delay_ms", "period_ms", "timeout_ms")}
     environment |= {"RAY_health_check_failure_threshold": "3"}
-    environment["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "5"  # instead of the 65 of cluster/examples/local.yaml
+    environment["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] = "5"  # instead of 65 as in cluster/examples/local.yaml
     environment["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "55"  # as there
     with machines(("head", "one", "two", "three")) as several, serve_s3(root / "s3", several.outside) as s3:
         environment |= s3.environment()
@@ -108,7 +108,7 @@ def raw(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def alone(cluster: Cluster, raw: str) -> dict[str, Any]:
-    """What one worker makes."""
+    """The output of one worker."""
     cluster.run("filter", raw, f"s3://{BUCKET}/alone", "--steps", QUICK, "--workers", "1")
     return content(cluster.folder("alone"))
 
@@ -122,7 +122,7 @@ def digits(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def keys_of_the_head(cluster: Cluster) -> str:
-    """A file of keys on its own disk."""
+    """A key file on the head's own disk."""
     file = f"{cluster.machines.disk}/keys"
     cluster.run("keys", "ann", "--file", file)
     return file
@@ -130,7 +130,7 @@ def keys_of_the_head(cluster: Cluster) -> str:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """On the disk of this machine, which all others see too, but for `Machines.disk`."""
+    """A bundle on this machine's disk, which all machines share except for `Machines.disk`."""
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
 
 
@@ -171,7 +171,7 @@ def test_a_training_spreads_over_machines_and_learns_what_one_learns(
 def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: dict[str, Any], tmp_path: Path) -> None:
     url = f"http://{cluster.machines.each[0].address}:8265"
     arguments = ["submit", "--address", url, "--env", "AWS_*", "--", "filter", raw, f"s3://{BUCKET}/submitted"]
-    finished_there = subprocess.run(
+    completed = subprocess.run(
         [str(BIN / "striate"), *arguments, "--steps", QUICK],
         env=dict(cluster.environment),
         cwd=tmp_path,
@@ -179,7 +179,7 @@ def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: 
         timeout=240,
         check=False,
     )
-    assert finished_there.returncode == 0, finished_there.stderr.decode()
+    assert completed.returncode == 0, completed.stderr.decode()
     assert content(cluster.folder("submitted")) == alone
 
 
@@ -205,7 +205,7 @@ def test_what_could_not_be_served_there_is_refused(
 
 @contextlib.contextmanager
 def served(cluster: Cluster, bundle: str, folder: Path, replicas: int) -> Generator[tuple[str, dict[str, str]]]:
-    """A bundle served on all machines within the block: the address that the command tells, and headers with a key."""
+    """Serves a bundle on all machines during the block; yields the reported address, and headers with a key."""
     keys = str(folder / "keys")
     headers = {"Authorization": f"Bearer {cluster.run('keys', 'ann', '--file', keys)['key']}"}
     options = ("--runtime", "eager", "--cpus-per-replica", "1", "--replicas", str(replicas))
@@ -226,7 +226,7 @@ def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tm
     head = cluster.machines.each[0].address
     photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
     expected = Bundle.load(bundle, "cpu").predict(photo).classes[0]
-    # A replica on each: where none is, but on the head, Serve has no proxy.
+    # One replica per worker: Serve has a proxy only on the head and on nodes with a replica.
     with served(cluster, bundle, tmp_path, replicas=3) as (address, headers):
         assert address == f"http://{head}:8000"
         for machine in cluster.machines.each:
@@ -272,9 +272,9 @@ def test_requests_at_a_machine_that_loses_its_power_are_answered(cluster: Cluste
     good = list[float]()
 
     def first_other(url: str, headers: dict[str, str]) -> int:
-        """The first status that is not 200, within a minute."""
+        """Returns the first status that is not 200, within a minute."""
         end = time.monotonic() + 60
-        # Where nobody gives up on the lost machine, this does.
+        # This client gives up on the lost machine if nothing else does.
         with httpx.Client(timeout=30) as client:
             while (status := client.post(url, content=photo, headers=headers).status_code) == 200:
                 good.append(time.monotonic())

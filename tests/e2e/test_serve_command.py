@@ -1,4 +1,4 @@
-"""`striate serve` as a user runs it: behind HAProxy, replaced under load, killed under load, ended."""
+"""Runs `striate serve` as a user does: behind HAProxy, replaced under load, killed under load, stopped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.processes import LOOPBACK, command, family, listening
 from tests.waiting import until
 
 STRIATE = str(Path(sys.executable).parent / "striate")
-#: Of the Ray under test; a second process gets in with it.
+#: The token of the Ray under test; a second process needs it to connect.
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
@@ -47,35 +47,35 @@ class Served:
 
     Attributes:
         process: of the command itself.
-        told: its one JSON document.
-        stderr: file with the rest of what it says.
+        report: its JSON document on stdout.
+        stderr: file with its other output.
     """
 
     process: subprocess.Popen[bytes]
-    told: dict[str, Any]
+    report: dict[str, Any]
     stderr: Path
 
     @property
     def url(self) -> str:
-        return self.told["address"]
+        return self.report["address"]
 
     def ids(self, kind: str) -> list[int]:
-        """Processes of it by what they call themselves."""
+        """The ids of its processes whose command line begins with `kind`."""
         return [pid for pid in family(self.process.pid) if command(pid).startswith(kind)]
 
 
 def slowly(port: int, beginning: bytes) -> bytes:
-    """What is answered to the beginning of a request whose rest does not come."""
-    told = b""
+    """Sends the beginning of a request and returns the answer; the rest is never sent."""
+    answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(beginning)
         while piece := connection.recv(10_000):
-            told += piece
-    return told
+            answer += piece
+    return answer
 
 
 def answers_once_ready(url: str, names: tuple[str, ...], data: bytes) -> list[int]:
-    """Statuses of requests to each model, over fresh connections, from the moment that /readyz says 200."""
+    """Statuses of requests to each model, over fresh connections, sent as soon as /readyz answers 200."""
 
     def is_ready() -> bool:
         try:
@@ -83,7 +83,7 @@ def answers_once_ready(url: str, names: tuple[str, ...], data: bytes) -> list[in
         except httpx.HTTPError:
             return False
 
-    # One client: each reads all certificates, which takes longer than to ask.
+    # One client: creating one reads all certificates, which takes longer than a request.
     with httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0)) as client:
         until(is_ready, seconds=300)
         return [
@@ -94,7 +94,7 @@ def answers_once_ready(url: str, names: tuple[str, ...], data: bytes) -> list[in
 def start(folder: Path, *arguments: str) -> Served:
     stderr = folder / "stderr.txt"
     environment = os.environ | TOKEN
-    # Where this process has started a Ray, that has set it; the command has to do so itself.
+    # A Ray in this process sets this variable; the command must set it itself.
     environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
     with open(stderr, "wb") as err:
         process = subprocess.Popen(
@@ -125,7 +125,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def at_first() -> list[int]:
-    """Statuses of the first requests to `served`, asked as soon as it says that it is ready."""
+    """Statuses of the first requests to `served`, sent as soon as it reports that it is ready."""
     return []
 
 
@@ -141,21 +141,21 @@ def served(
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    made = start(folder, *arguments, "--port", str(port), "--access-log", str(folder / "access.log"))
+    server = start(folder, *arguments, "--port", str(port), "--access-log", str(folder / "access.log"))
     asking.join(300)
-    yield made
-    if made.process.poll() is None:
-        made.process.kill()
-        made.process.wait()
+    yield server
+    if server.process.poll() is None:
+        server.process.kill()
+        server.process.wait()
 
 
 class Load:
-    """Clients that ask again and again, each over a connection that it keeps, until the block ends.
+    """Clients that send requests, each over one kept connection, until the block ends.
 
     Attributes:
-        answers: all of them.
-        bundles: ids of those that have answered.
-        errors: where there was no answer.
+        answers: all responses.
+        bundles: ids of the bundles that have answered.
+        errors: of requests without an answer.
     """
 
     def __init__(self, url: str, data: bytes, clients: int, pause_s: float = 0.0) -> None:
@@ -195,9 +195,9 @@ def test_a_server_that_says_it_is_ready_answers_for_every_model(served: Served, 
 
 def test_a_body_that_says_it_is_too_large_is_refused_unsent(served: Served) -> None:
     head = "POST /models/one/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
-    told = slowly(int(served.url.rpartition(":")[2]), head.encode())
-    assert told.startswith(b"HTTP/1.1 413 ")
-    assert b"application/problem+json" in told
+    answer = slowly(int(served.url.rpartition(":")[2]), head.encode())
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in answer
 
 
 def ranked(said: dict[str, Any]) -> list[tuple[str, float]]:
@@ -209,13 +209,13 @@ def test_models_answer_as_their_bundles_do(served: Served, bundles: dict[str, st
     bundle = Bundle.load(bundles["one"], "cpu")
     expected = [near(bundle.predict(data, len(CLASSES)).classes) for data in photos]
     with httpx.Client() as client:
-        for data, wanted in zip(photos, expected, strict=True):
-            told = client.post(url, content=data).json()
-            assert ranked(told["predictions"][0]) == wanted
-            assert told["bundle_id"] == bundle.id
+        for data, classes in zip(photos, expected, strict=True):
+            answer = client.post(url, content=data).json()
+            assert ranked(answer["predictions"][0]) == classes
+            assert answer["bundle_id"] == bundle.id
         files = [("file", (f"{number}.jpg", data)) for number, data in enumerate(photos[:60])]
-        for told, wanted in zip(client.post(url, files=files).json()["predictions"], expected, strict=False):
-            assert ranked(told) == wanted
+        for prediction, classes in zip(client.post(url, files=files).json()["predictions"], expected, strict=False):
+            assert ranked(prediction) == classes
 
 
 def test_over_http_the_network_sees_the_bundles_own_pixels(
@@ -248,8 +248,8 @@ def test_tritons_client_gets_the_bundles_own_pixels_and_answers(
 
 
 def test_what_spoke_for_the_best_class_is_a_picture(served: Served, photos: list[bytes]) -> None:
-    told = httpx.post(f"{served.url}/models/one/predict?explain=true", content=photos[0]).json()
-    heat = codec.decode(base64.b64decode(told["predictions"][0]["explanation"]))
+    answer = httpx.post(f"{served.url}/models/one/predict?explain=true", content=photos[0]).json()
+    heat = codec.decode(base64.b64decode(answer["predictions"][0]["explanation"]))
     assert heat.shape[2] == 3
 
 
@@ -275,15 +275,15 @@ def test_every_request_is_a_line_of_the_access_log(served: Served, photos: list[
         lines = [json.loads(line) for line in whole.splitlines()]
         return sorted((line["id"], line["model"], line["status"]) for line in lines if line["id"] in ids)
 
-    # A line is written after its answer is sent, by whichever process gave it.
+    # The process that answers writes the line after it has sent the answer.
     until(lambda: len(logged()) >= len(ids))
     assert logged() == sorted([("mine", "one", 200), (ids[1], None, 200), ("mine-2", None, 404)])
 
 
 def test_nothing_listens_beyond_loopback(served: Served) -> None:
-    found = listening(family(served.process.pid))
-    assert len(found) > 10, "Ray, HAProxy and the replicas all listen somewhere"
-    assert [each for each in found if each[0] not in LOOPBACK] == []
+    sockets = listening(family(served.process.pid))
+    assert len(sockets) > 10, "Ray, HAProxy and the replicas all listen somewhere"
+    assert [each for each in sockets if each[0] not in LOOPBACK] == []
 
 
 def test_it_runs_behind_haproxy(served: Served) -> None:
@@ -295,7 +295,7 @@ def test_a_new_version_replaces_the_old_one_without_a_failed_request(
 ) -> None:
     old, new = (Bundle.load(bundles[name], "cpu").id for name in ("one", "two"))
     (gcs,) = {address for pid in served.ids("") for address in gcs_addresses(pid)}
-    # With pauses: what starts meanwhile needs the processor too.
+    # With pauses, because the new version needs the processor to start.
     with Load(f"{served.url}/models/one/predict", photos[0], clients=4, pause_s=0.02) as load:
         until(lambda: len(load.answers) > 20)
         again = start(
@@ -303,8 +303,8 @@ def test_a_new_version_replaces_the_old_one_without_a_failed_request(
         )
         assert again.process.wait(120) == 0
         until(lambda: new in load.bundles, seconds=120)
-        seen = len(load.answers)
-        until(lambda: len(load.answers) > seen + 50)
+        count = len(load.answers)
+        until(lambda: len(load.answers) > count + 50)
     assert load.errors == []
     assert [answer.text for answer in load.answers if answer.status_code != 200] == []
     assert load.bundles == {old, new}
@@ -324,8 +324,8 @@ def test_a_killed_replica_loses_only_what_it_computed_and_comes_back(served: Ser
         os.kill(replica, signal.SIGKILL)
         until(lambda: any(answer.status_code != 200 for answer in load.answers), seconds=120)
         until(lambda: load.answers[-1].status_code == 200, seconds=120)
-        seen = len(load.answers)
-        until(lambda: len(load.answers) > seen + 50)
+        count = len(load.answers)
+        until(lambda: len(load.answers) > count + 50)
     assert load.errors == []
     refused = [answer for answer in load.answers if answer.status_code != 200]
     assert {answer.status_code for answer in refused} == {503}
@@ -339,7 +339,7 @@ def test_a_killed_replica_loses_only_what_it_computed_and_comes_back(served: Ser
 def test_a_thousand_clients_at_once_each_get_an_answer_or_a_refusal(served: Served, photos: list[bytes]) -> None:
     statuses: list[int | str] = []
     begin = threading.Barrier(1001)
-    # Each would read all certificates for one of its own, which takes longer than to ask.
+    # One context for all: creating one reads all certificates, which takes longer than a request.
     context = ssl.create_default_context()
 
     def ask() -> None:
@@ -376,7 +376,7 @@ def test_ctrl_c_ends_it_cleanly_and_leaves_nothing(served: Served) -> None:
 
 @dataclass(frozen=True)
 class Configured:
-    """A server that a config file has made: open to other machines, with a key, through ONNX Runtime."""
+    """A server started from a config file: open to other machines, with a key, with ONNX Runtime."""
 
     served: Served
     port: int
@@ -425,13 +425,13 @@ def test_onnx_runtime_gives_the_same_answers_whichever_way_it_is_asked(
     files = [("file", (f"{number}.jpg", data)) for number, data in enumerate(photos)]
     got: list[list[float]] = []
     for first in range(0, len(files), 50):
-        told = httpx.post(
+        answer = httpx.post(
             f"{url}/models/one/predict?top_k={len(CLASSES)}",
             files=files[first : first + 50],
             headers=configured.headers,
             timeout=60,
         ).json()
-        shares = [{each["class"]: each["probability"] for each in said["classes"]} for said in told["predictions"]]
+        shares = [{each["class"]: each["probability"] for each in one["classes"]} for one in answer["predictions"]]
         got += [[share[name] for name in bundle.classes] for share in shares]
     np.testing.assert_allclose(got, expected, rtol=0, atol=PROBABILITY_TOLERANCE)
     with triton.InferenceServerClient(url.removeprefix("http://")) as client:
@@ -443,9 +443,9 @@ def test_onnx_runtime_gives_the_same_answers_whichever_way_it_is_asked(
 
 def test_a_request_that_does_not_come_is_told_so(configured: Configured) -> None:
     head = b"POST /models/one/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
-    told = slowly(configured.port, head + b"first")
-    assert told.startswith(b"HTTP/1.1 408 ")
-    assert b"application/problem+json" in told
+    answer = slowly(configured.port, head + b"first")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"application/problem+json" in answer
     assert slowly(configured.port, b"no request\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
@@ -454,7 +454,7 @@ def test_a_server_that_is_killed_while_haproxy_reloads_leaves_no_haproxy(configu
     before = haproxies("striate-serve-", family(served.process.pid))
     folder = re.search(r"/\S*striate-serve-[^/]+", command(max(before)))
     assert folder
-    # Serve writes a new configuration for a replica that is gone, and starts a successor with it.
+    # After the loss of a replica, Serve writes a new configuration and starts a successor with it.
     os.kill(served.ids("ray::ServeReplica:one")[0], signal.SIGKILL)
     until(lambda: haproxies(folder[0]) - before)
     served.process.kill()
@@ -463,13 +463,13 @@ def test_a_server_that_is_killed_while_haproxy_reloads_leaves_no_haproxy(configu
 
 
 def haproxies(folder: str, pids: Iterable[int] | None = None) -> set[int]:
-    """Processes of HAProxy, or about to become it, whose configuration is in this folder; by default of all users."""
+    """The ids of processes that are or become HAProxy with a configuration in this folder; by default of all users."""
     everyone = (int(path.name) for path in Path("/proc").glob("[0-9]*")) if pids is None else pids
     return {pid for pid in everyone if folder in command(pid) and "haproxy.cfg" in command(pid)}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["--host", "0.0.0.0"], 2, "striate keys"),
         (["--host", "192.0.2.1", "--api-keys", "/nowhere/keys"], 2, "/nowhere/keys"),
@@ -479,16 +479,16 @@ def haproxies(folder: str, pids: Iterable[int] | None = None) -> set[int]:
     ],
 )
 def test_what_cannot_be_served_is_refused_at_once(
-    bundles: dict[str, str], capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, told: str
+    bundles: dict[str, str], capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     assert run(["serve", bundles["one"], *arguments]) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
+    assert message in err
 
 
 def test_an_address_where_no_ray_answers_is_reported(bundles: dict[str, str]) -> None:
-    # On its own: this process may be connected to a Ray already.
+    # In a process of its own, because this one may be connected to a Ray already.
     command = [STRIATE, "serve", bundles["one"], "--address", "127.0.0.1:1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (1, "")

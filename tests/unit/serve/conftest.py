@@ -1,4 +1,4 @@
-"""Small real classifiers, and their HTTP faces in this process."""
+"""Small real classifiers, and their HTTP applications in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.serving import LocalModel, Server, apps
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
-    """`grey` (LeNet over pictures without their colours, which drops tiny ones), and `colour` (a narrow ResNet)."""
+    """`grey` (a LeNet on greyscale pictures that drops tiny ones) and `colour` (a narrow ResNet)."""
     torch.set_num_threads(1)
     root, settings = tmp_path_factory.mktemp("bundles"), ServeSettings()
     grey = make_bundle(root / "grey", classes=("ant", "bee", "cat"), steps="min_size(short_side=4) | grayscale | rgb")

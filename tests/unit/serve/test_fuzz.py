@@ -1,4 +1,4 @@
-"""The API asked from its own description by schemathesis: no request makes it fail, and it answers what it promises."""
+"""Schemathesis generates requests from the API's description: none makes it fail, and all answers conform to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serve.settings import ServeSettings
 from tests.picture_examples import kinds
 from tests.serving import Server
 
-#: Bodies of the types that are no text: pictures, and what is none.
+#: Bodies of binary types: pictures, and bytes that are not pictures.
 _PICTURES = st.sampled_from(list(kinds().values())) | st.binary(max_size=200)
 for _type in ("image/*", "application/octet-stream"):
     schemathesis.openapi.media_type(_type, _PICTURES)
@@ -33,20 +33,20 @@ _BOUNDED = settings(max_examples=25, deadline=None, derandomize=True, database=N
 
 
 def gateway_description() -> dict[str, Any]:
-    """Of the gateway and, as it tells of them too, of the models."""
+    """The description of the gateway, which includes the models."""
     described = gateway_app({}, ServeSettings()).openapi()
     for operations in described["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] == "name":  # else nearly all would be of models that there are not
+                if parameter["name"] == "name":  # else nearly all requests would name unknown models
                     parameter["schema"]["enum"] = ["grey", "colour", "none"]
-                if parameter["name"] == "steps":  # else none of them would be a pipeline
+                if parameter["name"] == "steps":  # else no request would contain a valid pipeline
                     parameter["schema"]["enum"] = [*EXAMPLES.values(), "| grayscale", "gausian_blur(1)"]
     return described
 
 
 def model_description() -> dict[str, Any]:
-    """Of a model's own application."""
+    """The description of a model's own application."""
     return model_app(cast(Any, SimpleNamespace(name="colour")), ServeSettings()).openapi()
 
 

@@ -1,4 +1,4 @@
-"""Bodies too large, too slow or cut off; clients that leave; pictures made to hurt; and what the log says of it all."""
+"""Bodies too large, too slow or truncated; clients that leave; malicious pictures; and the access log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def small(models: dict[str, LocalModel], **settings: Any) -> Server:
     return Server(apps(models, ServeSettings(max_body_mb=0.01, **settings)))
 
 
-def told(answer: bytes) -> dict[str, Any]:
+def problem_body(answer: bytes) -> dict[str, Any]:
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
@@ -45,8 +45,8 @@ def test_a_body_that_is_too_large_is_413_whether_it_says_so_or_not(models: dict[
     with small(models) as server, server.client() as client:
         for path in ("/models/grey/predict", "/models/grey/view", "/preview?steps=invert", "/v2/models/grey/infer"):
             problem(client.post(path, content=b"x" * 11_000), 413, "body_too_large")
-            told = problem(client.post(path, content=(b"x" * 1000 for _ in range(11))), 413, "body_too_large")
-            assert "0.01 MiB" in told["how"]
+            body = problem(client.post(path, content=(b"x" * 1000 for _ in range(11))), 413, "body_too_large")
+            assert "0.01 MiB" in body["how"]
         assert client.post("/models/grey/predict", content=JPEG).status_code == 200
 
 
@@ -62,10 +62,10 @@ def test_a_client_that_announces_too_much_is_refused_before_it_sends(models: dic
 
 def test_a_body_that_says_it_is_too_large_is_answered_unread(models: dict[str, LocalModel]) -> None:
     sent: list[Any] = []
-    seen: list[int] = []
+    sent_before_read: list[int] = []
 
     async def receive() -> dict[str, Any]:
-        seen.append(len(sent))
+        sent_before_read.append(len(sent))
         return {"type": "http.request", "body": b"x" * 20_000, "more_body": False}
 
     async def send(message: Any) -> None:
@@ -86,7 +86,7 @@ def test_a_body_that_says_it_is_too_large_is_answered_unread(models: dict[str, L
     asyncio.run(play())
     assert sent[0]["status"] == 413
     assert b"".join(message.get("body", b"") for message in sent).count(b"body_too_large") == 1
-    assert seen == [2], "its head and its content are sent before anything is read"
+    assert sent_before_read == [2], "its head and its content are sent before anything is read"
 
 
 @pytest.mark.parametrize("path", ["/models/grey/predict", "/v2/models/grey/infer"])
@@ -125,8 +125,8 @@ def test_a_body_that_does_not_come_is_408_and_the_connection_closed(models: dict
         body = b"5\r\nhello\r\n" if "chunked" in head else b"hello"
         answer = server.raw(f"{POST}{head}\r\n".encode() + body)
         assert answer.startswith(b"HTTP/1.1 408"), answer
-        assert told(answer)["type"] == "urn:striate:slow_body"
-        assert "5 bytes" in told(answer)["detail"]
+        assert problem_body(answer)["type"] == "urn:striate:slow_body"
+        assert "5 bytes" in problem_body(answer)["detail"]
 
 
 def test_a_body_that_ends_early_is_no_answer_and_no_failure(
@@ -195,44 +195,44 @@ def test_many_requests_at_once_are_all_answered_alike(models: dict[str, LocalMod
 def test_a_picture_of_60000_x_60000_is_refused_by_its_header(server: Server, kind: str, path: str) -> None:
     with server.client() as client:
         response = client.post(path, content=bad.BOMBS[kind])
-    if kind == "npy":  # known to be cut off without a look at any limit
+    if kind == "npy":  # recognised as truncated before any limit is checked
         problem(response, 400, "truncated")
     else:
         problem(response, 413, "too_large")
 
 
 def bad_pictures() -> list[bytes]:
-    """What the tests of bad pictures try: noted while they run, and some of each that tries very many."""
-    noted: list[bytes] = []
+    """The inputs of the tests of bad pictures, recorded while they run; at most about 20 from each test."""
+    recorded: list[bytes] = []
     reason_of, outcome_of = bad.reason_of, bad.outcome_of
 
-    def note(read: Callable[[bytes], str]) -> Callable[[bytes], str]:
-        return lambda data: (noted.append(bytes(data)), read(data))[1]
+    def record(read: Callable[[bytes], str]) -> Callable[[bytes], str]:
+        return lambda data: (recorded.append(bytes(data)), read(data))[1]
 
-    found = [data[:length] for data in bad.KINDS.values() for length in (40, 100, len(data) // 2, len(data) - 20)]
-    bad.reason_of, bad.outcome_of = note(reason_of), note(outcome_of)
+    pictures = [data[:length] for data in bad.KINDS.values() for length in (40, 100, len(data) // 2, len(data) - 20)]
+    bad.reason_of, bad.outcome_of = record(reason_of), record(outcome_of)
     try:
         for test in (value for name, value in vars(bad).items() if name.startswith("test_")):
             for arguments in _arguments(test):
-                noted.clear()
+                recorded.clear()
                 test(**arguments)
-                found += noted[:: max(1, len(noted) // 20)]
+                pictures += recorded[:: max(1, len(recorded) // 20)]
     finally:
         bad.reason_of, bad.outcome_of = reason_of, outcome_of
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(pictures))
 
 
 def _arguments(test: Any) -> Iterator[dict[str, Any]]:
-    """A test's own parameters; none of one that tries thousands of bytes, or that starts a process."""
-    wanted = set(inspect.signature(test).parameters)
+    """The parameter sets of a test; none for a test that tries thousands of inputs or starts a process."""
+    parameters = set(inspect.signature(test).parameters)
     marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
-    if hasattr(test, "hypothesis") or "kind" in wanted or "memory" in test.__name__:
+    if hasattr(test, "hypothesis") or "kind" in parameters or "memory" in test.__name__:
         return
-    if not marks and not wanted:
+    if not marks and not parameters:
         yield {}
     for mark in marks:
         names = mark.args[0].replace(" ", "").split(",") if isinstance(mark.args[0], str) else mark.args[0]
-        if set(names) == wanted:
+        if set(names) == parameters:
             for values in mark.args[1]:
                 yield dict(zip(names, values if len(names) > 1 else [values], strict=True))
 
@@ -247,11 +247,11 @@ def test_no_bad_picture_is_ever_a_failure_of_the_server(server: Server) -> None:
             some = pictures[first : first + 60]
             response = client.post("/models/grey/predict", files=[("file", data) for data in some])
             assert response.status_code == 200, response.text
-            for data, told in zip(some, response.json()["predictions"], strict=True):
-                if "error" in told:
+            for data, prediction in zip(some, response.json()["predictions"], strict=True):
+                if "error" in prediction:
                     refused += 1
-                    assert told["error"]["status"] in (400, 413, 415, 422), (data, told)
-                    assert told["error"]["reason"], (data, told)
+                    assert prediction["error"]["status"] in (400, 413, 415, 422), (data, prediction)
+                    assert prediction["error"]["reason"], (data, prediction)
         for data in pictures[::10]:
             alone = client.post("/models/grey/predict", content=data)
             assert alone.status_code in (200, 400, 413, 415, 422), alone.text

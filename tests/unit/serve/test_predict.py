@@ -1,4 +1,4 @@
-"""POST /models/NAME/predict: bodies of every kind, what comes back, and whose fault it was."""
+"""POST /models/NAME/predict: bodies of every kind, their answers, and the errors of client and server."""
 
 from __future__ import annotations
 
@@ -103,15 +103,15 @@ def test_the_error_of_a_single_picture_is_the_status(server: Server, single: str
         "form": {"files": {"file": b"hello"}},
         "json": {"json": {"pictures": [{"base64": base64.b64encode(b"hello").decode()}]}},
     }[single]
-    told = problem(post(server, **body), 400, "not_an_image")
-    assert told["reason"] == "not_an_image"
-    assert "JPEG" in told["how"]
+    refusal = problem(post(server, **body), 400, "not_an_image")
+    assert refusal["reason"] == "not_an_image"
+    assert "JPEG" in refusal["how"]
 
 
 def test_a_picture_that_the_models_selector_drops_is_422_with_a_reason(server: Server) -> None:
-    told = problem(post(server, content=encoded("png", 3, 9)), 422, "dropped")
-    assert told["reason"] == "dropped:below_min_size"
-    assert "min_size" in told["detail"]
+    body = problem(post(server, content=encoded("png", 3, 9)), 422, "dropped")
+    assert body["reason"] == "dropped:below_min_size"
+    assert "min_size" in body["detail"]
 
 
 def test_top_k_cuts_the_answer_and_more_than_there_are_gives_all(server: Server) -> None:
@@ -247,5 +247,5 @@ def test_view_gives_what_the_model_sees_as_png(server: Server) -> None:
 
 
 def test_pixels_of_the_example_are_not_all_alike() -> None:
-    """The parity tests above would pass for any picture if the model answered every one alike."""
+    """Otherwise the parity tests above would prove nothing."""
     assert scene().std() > 10

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-_LOWEST = 19  # what the system clamps a priority to: the tests may run under `nice` themselves
+_LOWEST = 19  # the limit of the system; the tests themselves may run under `nice`
 
 _PRINTED = """
 import os, threading

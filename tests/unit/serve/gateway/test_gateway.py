@@ -1,4 +1,4 @@
-"""What the gateway answers: health, models, pipelines, previews, the page's files and the documentation."""
+"""The gateway's answers: health, models, pipelines, previews, the page's files and the documentation."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ def test_an_unknown_model_is_404_with_the_names_there_are(server: Server, name: 
     answer = server.raw(f"POST /models/{name}/predict HTTP/1.1\r\n{fields}\r\n\r\n".encode())
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 404"), head
-    told = json.loads(body)
-    if told["type"] == "urn:striate:unknown_model":  # else there is a model of the name, and no such address of it
-        assert told["models"] == ["colour", "grey"]
-        assert "grey" in told["how"]
+    answer_body = json.loads(body)
+    if answer_body["type"] == "urn:striate:unknown_model":  # else the model exists, but not this path of it
+        assert answer_body["models"] == ["colour", "grey"]
+        assert "grey" in answer_body["how"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_paths_that_lead_nowhere_are_404(server: Server, path: str) -> None:
 def test_what_comes_to_the_gateway_for_a_model_is_answered(
     models: dict[str, LocalModel], server: Server, name: str
 ) -> None:
-    """As when the proxy has not heard of a model, or does not know it by an encoded name."""
+    """Happens while the proxy does not know a model yet, or if the name is percent-encoded."""
 
     async def play() -> list[httpx.Response]:
         async with asgi_client(gateway_app(models, ServeSettings())) as client:
@@ -141,11 +141,11 @@ def test_what_comes_to_the_gateway_for_a_model_is_answered(
             answers = [await client.request(method, f"/models/{name}{path}", content=JPEG) for method, path in requests]
             return [*answers, await client.get(f"/models/{name}/nothing")]
 
-    described, again, predicted, seen, drift, nothing = asyncio.run(play())
+    described, again, predicted, view, drift, nothing = asyncio.run(play())
     assert described.json() == again.json() == get(server, "/models/grey").json()
     assert predicted.json()["predictions"] == post(server, "/models/grey/predict", content=JPEG).json()["predictions"]
     assert predicted.json()["bundle_id"] == models["grey"].bundle_id
-    assert seen.content == post(server, "/models/grey/view", content=JPEG).content
+    assert view.content == post(server, "/models/grey/view", content=JPEG).content
     problem(drift, 404, "drift_off")
     problem(nothing, 404, "not_found")
 
@@ -227,9 +227,9 @@ def test_a_pipeline_is_checked_and_its_mistake_has_a_place(server: Server) -> No
     good = get(server, "/pipeline", params={"steps": "grayscale | gaussian_blur(1.5)"}).json()
     assert good["ok"]
     assert good["canonical"] == str(Pipeline.parse("grayscale | gaussian_blur(1.5)"))
-    told = problem(get(server, "/pipeline", params={"steps": "grayscale | gausian_blur(1.5)"}), 422, "grammar")
-    assert (told["offset"], told["length"]) == (12, 12)
-    assert "did you mean 'gaussian_blur'" in told["detail"]
+    answer_body = problem(get(server, "/pipeline", params={"steps": "grayscale | gausian_blur(1.5)"}), 422, "grammar")
+    assert (answer_body["offset"], answer_body["length"]) == (12, 12)
+    assert "did you mean 'gaussian_blur'" in answer_body["detail"]
     problem(get(server, "/pipeline", params={"steps": " "}), 422, "grammar")
     problem(get(server, "/pipeline"), 422, "invalid")
 
@@ -238,8 +238,8 @@ def test_a_preview_is_the_picture_after_the_steps(server: Server) -> None:
     response = post(server, "/preview", params={"steps": "grayscale | resize([10, 20], mode='exact')"}, content=JPEG)
     assert response.headers["content-type"] == "image/png"
     shown = np.asarray(Image.open(io.BytesIO(response.content)))
-    wanted = Pipeline.parse("grayscale | resize([10, 20], mode='exact')").apply(codec.decode(JPEG))
-    assert np.array_equal(shown, np.repeat(wanted, 3, 2))
+    expected = Pipeline.parse("grayscale | resize([10, 20], mode='exact')").apply(codec.decode(JPEG))
+    assert np.array_equal(shown, np.repeat(expected, 3, 2))
 
 
 def test_a_preview_of_an_augmentation_is_one_variant(server: Server) -> None:
@@ -260,8 +260,8 @@ def test_a_preview_of_an_augmentation_is_one_variant(server: Server) -> None:
     ],
 )
 def test_a_preview_that_cannot_be_is_told_why(server: Server, steps: str, status: int, slug: str, part: str) -> None:
-    told = problem(post(server, "/preview", params={"steps": steps}, content=JPEG), status, slug)
-    assert part in told["detail"]
+    answer_body = problem(post(server, "/preview", params={"steps": steps}, content=JPEG), status, slug)
+    assert part in answer_body["detail"]
 
 
 def test_a_preview_that_takes_too_long_is_ended_and_the_next_one_works() -> None:
@@ -281,9 +281,9 @@ def test_a_preview_that_takes_too_long_is_ended_and_the_next_one_works() -> None
 def test_the_page_is_there_with_all_that_it_asks_for(server: Server) -> None:
     page = get(server, "/")
     assert page.headers["content-type"].startswith("text/html")
-    found = re.findall(r'(?:src|href)="(web/[^"]+)"', page.text)
-    assert found
-    for name in found:
+    names = re.findall(r'(?:src|href)="(web/[^"]+)"', page.text)
+    assert names
+    for name in names:
         assert get(server, f"/{name}").status_code == 200, name
 
 
@@ -317,7 +317,7 @@ def test_the_description_has_bodies_errors_tags_and_key_requirements(models: dic
     assert not [operation for operation in operations if operation.get("security")]
     key = "a sha256:" + "0" * 64
     description = asyncio.run(_description_with_key(models, ServeSettings(keys=(key,))))
-    # A common "security" would draw a lock at /healthz too.
+    # A global "security" would show a lock at /healthz too.
     assert "security" not in description
     assert description["paths"]["/models"]["get"]["security"] == [{"key": []}]
     assert description["paths"]["/healthz"]["get"]["security"] == []
@@ -342,7 +342,7 @@ def test_every_answer_carries_security_headers(server: Server, path: str) -> Non
     assert headers["referrer-policy"] == "no-referrer"
     assert "camera=(self)" in headers["permissions-policy"]
     assert headers["cache-control"] in ("no-store", "no-cache")
-    assert "x-request-id" not in headers  # Ray Serve adds it, and twice would be one too many
+    assert "x-request-id" not in headers  # Ray Serve adds it
     assert "access-control-allow-origin" not in headers
 
 
@@ -351,9 +351,9 @@ def test_other_origins_may_ask_only_where_they_are_named(models: dict[str, Local
     preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     for origin, allowed in (("https://ok.example", "https://ok.example"), ("https://evil.example", None)):
         for path in ("/models", "/models/grey/predict"):
-            asked = ask(models, path, settings, method="OPTIONS", headers={"Origin": origin, **preflight})
-            assert asked.headers.get("access-control-allow-origin") == allowed
-            assert (asked.status_code == 200) == (allowed is not None)
+            preflight_response = ask(models, path, settings, method="OPTIONS", headers={"Origin": origin, **preflight})
+            assert preflight_response.headers.get("access-control-allow-origin") == allowed
+            assert (preflight_response.status_code == 200) == (allowed is not None)
             refused = ask(models, path, settings, headers={"Origin": origin})
             assert refused.status_code == 401
             assert refused.headers.get("access-control-allow-origin") == allowed

@@ -1,4 +1,4 @@
-"""API keys: made, kept as hashes, taken, refused and revoked."""
+"""API keys are created, stored as hashes, accepted, refused and revoked."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ CLOSED = [
 @pytest.mark.parametrize("path", CLOSED)
 def test_everything_needs_a_key(models: dict[str, LocalModel], path: str) -> None:
     settings = ServeSettings(keys=LINES)
-    told = problem(get(models, settings, path), 401, "key")
-    assert told["how"].startswith("Send one as")
+    body = problem(get(models, settings, path), 401, "key")
+    assert body["how"].startswith("Send one as")
     assert get(models, settings, path, f"Bearer {KEYS['bob'][0]}").status_code != 401
 
 
@@ -129,8 +129,8 @@ def test_liveness_the_page_and_the_docs_need_no_key(models: dict[str, LocalModel
 
 def test_posting_needs_a_key_before_anything_is_read_or_said(models: dict[str, LocalModel]) -> None:
     for path in ("/models/grey/predict", "/models/grey/view", "/preview?steps=nonsense", "/v2/models/x/infer"):
-        told = problem(get(models, ServeSettings(keys=LINES), path, method="POST"), 401, "key")
-        assert "error" in told or not path.startswith("/v2")
+        body = problem(get(models, ServeSettings(keys=LINES), path, method="POST"), 401, "key")
+        assert "error" in body or not path.startswith("/v2")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,9 @@ def test_a_key_deleted_from_the_file_is_refused_and_a_new_one_accepted(
             assert await statuses(client) == [200, 200, 200, 200]
             file.write_text(LINES[1])
             assert await statuses(client) == [401, 401, 200, 200]
-            file.write_text(f"{LINES[1]}\na slip")  # nobody, until it is mended: a revoked key must not live on
+            file.write_text(
+                f"{LINES[1]}\na slip"
+            )  # admits nobody until it is corrected: a revoked key must not stay valid
             assert await statuses(client) == [401, 401, 401, 401]
             replaced = tmp_path / "new.txt"
             replaced.write_text("\n".join(LINES))

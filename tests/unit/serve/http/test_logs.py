@@ -1,4 +1,4 @@
-"""Where a server's processes write what they log."""
+"""The destinations of a server's log lines."""
 
 from __future__ import annotations
 

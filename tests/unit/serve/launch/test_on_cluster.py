@@ -1,4 +1,4 @@
-"""What a cluster lacks, by its numbers alone; real clusters are tested in tests/ray and tests/e2e."""
+"""Finds what a cluster lacks from its numbers alone; tests/ray and tests/e2e test real clusters."""
 
 from __future__ import annotations
 

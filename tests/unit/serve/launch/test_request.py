@@ -1,4 +1,4 @@
-"""What `striate serve` refuses before anything starts, and how it reads the rest."""
+"""`striate serve` refuses invalid options before anything starts, and parses valid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, asked by the real client of Triton, and by hand where the client would not."""
+"""Tests the Open Inference Protocol v2 with Triton's own client, and with raw requests that the client cannot send."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def expected(bundle: Bundle, pictures: list[bytes]) -> NDArray[np.float32]:
 
 
 def images(pictures: list[bytes], *, binary: bool = True) -> Any:
-    """An `image` input."""
+    """An `image` input with these files."""
     tensor = triton.InferInput("image", [len(pictures)], "BYTES")
     elements = pictures if binary else [base64.b64encode(picture) for picture in pictures]
     tensor.set_data_from_numpy(np.array(elements, object), binary_data=binary)
@@ -56,10 +56,10 @@ def test_the_server_and_its_models_are_live_and_ready(client: triton.InferenceSe
 
 def test_metadata_says_what_is_taken_and_given(client: triton.InferenceServerClient) -> None:
     assert client.get_server_metadata()["name"] == "striate"
-    told = client.get_model_metadata("colour")
-    assert told == client.get_model_metadata("colour", "1")
-    assert [tensor["name"] for tensor in told["inputs"]] == ["image", "pixels"]
-    assert told["outputs"][0] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 7]}
+    metadata = client.get_model_metadata("colour")
+    assert metadata == client.get_model_metadata("colour", "1")
+    assert [tensor["name"] for tensor in metadata["inputs"]] == ["image", "pixels"]
+    assert metadata["outputs"][0] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 7]}
 
 
 @pytest.mark.parametrize("binary_in", [True, False])
@@ -77,13 +77,13 @@ def test_pictures_get_the_bundles_own_probabilities(
         outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("label", "probabilities")]
     tensor = images(PICTURES, binary=binary_in)
     result = client.infer("colour", [tensor], model_version=version, outputs=outputs, request_id="r1")
-    wanted = expected(models["colour"].bundle, PICTURES)
-    found = result.as_numpy("probabilities")
-    assert found is not None
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=PROBABILITY_TOLERANCE)
-    assert found.shape == (3, 7)
+    expected_rows = expected(models["colour"].bundle, PICTURES)
+    probabilities = result.as_numpy("probabilities")
+    assert probabilities is not None
+    np.testing.assert_allclose(probabilities, expected_rows, rtol=0, atol=PROBABILITY_TOLERANCE)
+    assert probabilities.shape == (3, 7)
     labels = [text if isinstance(text, str) else text.decode() for text in result.as_numpy("label")]
-    assert labels == [models["colour"].bundle.classes[i] for i in wanted.argmax(1)]
+    assert labels == [models["colour"].bundle.classes[i] for i in expected_rows.argmax(1)]
     answer = result.get_response()
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("r1", "colour", "1")
 
@@ -95,20 +95,20 @@ def test_pixels_get_what_the_same_picture_gets(
     pixels = np.stack([scene(40, 50), scene(40, 50)[::-1]])
     tensor = triton.InferInput("pixels", list(pixels.shape), "UINT8")
     tensor.set_data_from_numpy(pixels, binary_data=binary)
-    found = client.infer("colour", [tensor]).as_numpy("probabilities")
+    probabilities = client.infer("colour", [tensor]).as_numpy("probabilities")
     bundle = models["colour"].bundle
-    wanted = np.concatenate([bundle.probabilities([bundle.prepare_pixels(one)]) for one in pixels])
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=PROBABILITY_TOLERANCE)
+    expected_rows = np.concatenate([bundle.probabilities([bundle.prepare_pixels(one)]) for one in pixels])
+    np.testing.assert_allclose(probabilities, expected_rows, rtol=0, atol=PROBABILITY_TOLERANCE)
 
 
 def test_classification_gives_the_best_classes_in_words(
     client: triton.InferenceServerClient, models: dict[str, LocalModel]
 ) -> None:
     output = triton.InferRequestedOutput("probabilities", binary_data=True, class_count=2)
-    found = client.infer("grey", [images(PICTURES[:1])], outputs=[output]).as_numpy("probabilities")
+    probabilities = client.infer("grey", [images(PICTURES[:1])], outputs=[output]).as_numpy("probabilities")
     bundle = models["grey"].bundle
-    assert found.shape == (1, 2)
-    answers = [text.decode().split(":") for text in found[0]]
+    assert probabilities.shape == (1, 2)
+    answers = [text.decode().split(":") for text in probabilities[0]]
     assert [(name, float(share)) for share, _, name in answers] == near(bundle.predict(PICTURES[0], 2).classes)
     assert [int(number) for _, number, _ in answers] == [bundle.classes.index(name) for _, _, name in answers]
 
@@ -139,7 +139,7 @@ def test_a_key_goes_along_as_a_header(models: dict[str, LocalModel]) -> None:
         assert client.infer("grey", [images(PICTURES)], headers=headers).as_numpy("label").shape == (3,)
 
 
-# -- by hand ----------------------------------------------------------------------------------------------------------
+# -- raw requests ----------------------------------------------------------------------------------------------------
 
 TEXT = base64.b64encode(PICTURES[0]).decode()
 IMAGE = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
@@ -213,10 +213,10 @@ def test_json_may_be_flat_or_nested(server: Server, tensor: dict[str, Any]) -> N
 )
 def test_a_wrong_request_is_told_what_is_wrong(server: Server, request_: Any, status: int, part: str) -> None:
     response = infer(server, json=request_)
-    told = response.json()
-    assert response.status_code == status, told
-    assert part in told["detail"], told
-    assert told["error"] == told["detail"]
+    refusal = response.json()
+    assert response.status_code == status, refusal
+    assert part in refusal["detail"], refusal
+    assert refusal["error"] == refusal["detail"]
 
 
 def element(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What is said of two histograms that differ, and of the pictures that a replica is asked about."""
+"""Verdicts on two histograms that differ, and on the pictures of a replica's requests."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def png(pixels: Any) -> bytes:
 
 
 def live_drift(pictures: list[Any], share: float = 1, **options: Any) -> LiveDrift:
-    """The drift of a model trained on `pictures`; work for the background runs immediately."""
+    """The drift of a model trained on `pictures`; background work runs immediately."""
     provenance = {"histograms": histograms(pictures).to_dict(), "class_counts": {"cat": 300, "dog": 300}}
     record = BundleRecord(classes=("cat", "dog"), provenance=provenance | options.pop("provenance", {}))
     return LiveDrift("pets", record, lambda call, *arguments: call(*arguments), share=share, **options)
 
 
 def ask(live: LiveDrift, pictures: Sequence[Any], names: Sequence[str] = ("cat", "dog")) -> None:
-    """Requests of one picture each, answered with `names` in turn."""
+    """Records requests with one picture each, answered with `names` in turn."""
     for number, picture in enumerate(pictures):
         name = names[number % len(names)]
         live.observe([picture], [Answer(((name, 1.0),), 80, 60, np.ones(1, np.float32))])
@@ -59,10 +59,10 @@ def test_pictures_like_the_training_data_are_same_and_darker_ones_are_not() -> N
     ask(live, [png(pixels) for pixels in photos(300, 2)])
     assert said(live) == dict.fromkeys(("brightness", "contrast", "sharpness", "width", "height", "class"), "same")
     assert live.report().no_reference == []
-    # Two halves later nothing is left of what came before.
+    # After two more halves nothing of the earlier pictures is left.
     ask(live, [png(darkened(pixels)) for pixels in photos(600, 3)])
-    found = said(live)
-    assert (found["brightness"], found["width"], found["height"]) == ("drifted", "same", "same")
+    verdict_of = said(live)
+    assert (verdict_of["brightness"], verdict_of["width"], verdict_of["height"]) == ("drifted", "same", "same")
     assert live.report().verdict == "drifted"
 
 
@@ -144,22 +144,22 @@ def test_a_bundle_with_histograms_of_another_version_is_told() -> None:
 
 
 def test_other_pictures_of_the_same_kind_are_the_same() -> None:
-    found = verdicts(histograms(photos(800, 1)), histograms(photos(400, 2)))
-    assert set(found.values()) == {"same"}
-    assert set(found) == {"brightness", "contrast", "sharpness", "width", "height"}
+    verdict_of = verdicts(histograms(photos(800, 1)), histograms(photos(400, 2)))
+    assert set(verdict_of.values()) == {"same"}
+    assert set(verdict_of) == {"brightness", "contrast", "sharpness", "width", "height"}
 
 
 def test_darkened_pictures_are_flagged_in_brightness_and_not_in_size() -> None:
     reference = histograms(photos(800, 1))
-    found = verdicts(reference, histograms([darkened(picture) for picture in photos(400, 2)]))
-    assert found["brightness"] == "drifted"
-    assert (found["width"], found["height"]) == ("same", "same")
+    verdict_of = verdicts(reference, histograms([darkened(picture) for picture in photos(400, 2)]))
+    assert verdict_of["brightness"] == "drifted"
+    assert (verdict_of["width"], verdict_of["height"]) == ("same", "same")
 
 
 def test_larger_pictures_are_flagged_in_size_and_not_in_brightness() -> None:
     larger = [np.kron(picture, np.ones((2, 2, 1), np.uint8)) for picture in photos(400, 2)]
-    found = verdicts(histograms(photos(800, 1)), histograms(larger))
-    assert (found["width"], found["height"], found["brightness"]) == ("drifted", "drifted", "same")
+    verdict_of = verdicts(histograms(photos(800, 1)), histograms(larger))
+    assert (verdict_of["width"], verdict_of["height"], verdict_of["brightness"]) == ("drifted", "drifted", "same")
 
 
 def test_few_pictures_are_no_drift() -> None:
@@ -173,12 +173,12 @@ def test_few_pictures_are_no_drift() -> None:
 def test_chance_alone_is_seldom_a_shift_and_never_a_drift(seed: int) -> None:
     random = np.random.default_rng(seed)
     reference, live = Histograms(), Histograms()
-    for values, made in ((random.beta(2, 2, 5000), reference), (random.beta(2, 2, 250), live)):
+    for values, histogram in ((random.beta(2, 2, 5000), reference), (random.beta(2, 2, 250), live)):
         for value in values:
-            made.add({"brightness": float(value)})
-    found = compare(reference, live)["brightness"]
-    assert found.psi < 0.15
-    assert found.verdict != "drifted"
+            histogram.add({"brightness": float(value)})
+    comparison = compare(reference, live)["brightness"]
+    assert comparison.psi < 0.15
+    assert comparison.verdict != "drifted"
 
 
 def test_an_unknown_class_is_drift_and_many_classes_need_more_pictures() -> None:

@@ -1,4 +1,4 @@
-"""Preparing, batching and refusing."""
+"""The engine prepares, batches and refuses pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = codec.Limits(max_pixels=10**6)
 
 
 class Gate:
-    """Classifies as the bundle does; while it is shut, a batch that has begun waits."""
+    """Classifies as the bundle does; while it is closed, a started batch waits."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -54,10 +54,10 @@ def gate(bundle: Bundle) -> Gate:
 
 @pytest.fixture
 def engine(bundle: Bundle, gate: Gate) -> Iterator[Engine]:
-    made = Engine(bundle, gate, LIMITS, threads=2, capacity=10, batch_size=4)
-    yield made
+    running = Engine(bundle, gate, LIMITS, threads=2, capacity=10, batch_size=4)
+    yield running
     gate.open.set()
-    made.close()
+    running.close()
 
 
 def assert_close(probabilities: Sequence[NDArray[np.float32]], expected: NDArray[np.float32]) -> None:
@@ -263,11 +263,11 @@ def test_a_batch_that_does_not_end_is_seen(engine: Engine, gate: Gate) -> None:
     async def ask() -> None:
         assert engine.stuck_s() == 0
         gate.open.clear()
-        asked = asyncio.ensure_future(engine.result(PICTURES[0]))
+        pending = asyncio.ensure_future(engine.result(PICTURES[0]))
         await until(gate.begun.is_set)
         await until(lambda: engine.stuck_s() > 0)
         gate.open.set()
-        await asked
+        await pending
 
     run(ask())
 

@@ -1,4 +1,4 @@
-"""Pictures that take long to prepare: in a process that ends with their request, while others are answered."""
+"""Slow pictures are prepared in a process that ends with their request, while other requests are answered."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def engine_of(bundle: Bundle, **options: Any) -> Engine:
 
 @pytest.fixture
 def engine(bundle: Bundle) -> Iterator[Engine]:
-    made = engine_of(bundle)
-    yield made
-    made.close()
+    running = engine_of(bundle)
+    yield running
+    running.close()
 
 
 def worker_processes() -> set[int]:
-    """Of this process: those that prepare pictures and have not ended."""
-    found = set[int]()
+    """The ids of running child processes that prepare pictures."""
+    ids = set[int]()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == os.getpid() and b"serve.replica.prepare_worker" in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
+                ids.add(int(entry.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return found
+    return ids
 
 
 async def until(condition: Any) -> None:
@@ -77,13 +77,13 @@ def test_a_picture_that_may_take_long_is_prepared_apart_to_the_same_pixels(engin
         assert not worker_processes()
         assert np.array_equal(await engine.prepared(SMALL), bundle.prepare(SMALL))
         assert not worker_processes(), "a small one is not worth a process"
-        wanted = bundle.prepare(MIDDLE)
-        assert np.array_equal(await engine.prepared(MIDDLE), wanted)
+        expected = bundle.prepare(MIDDLE)
+        assert np.array_equal(await engine.prepared(MIDDLE), expected)
         assert len(worker_processes()) == 1
         results = await asyncio.gather(engine.result(MIDDLE), engine.result(codec.decode(MIDDLE)))
         assert [(result.width, result.height) for result in results] == [(600, 500)] * 2  # type: ignore[union-attr]
         for result in results:
-            assert np.array_equal(result.prepared, wanted)  # type: ignore[union-attr]
+            assert np.array_equal(result.prepared, expected)  # type: ignore[union-attr]
 
     asyncio.run(ask())
 
@@ -92,9 +92,9 @@ def test_an_ensemble_prepares_apart_for_each_member(bundle: Bundle, tmp_path: Pa
     other = Bundle.load(make_bundle(tmp_path, steps="denoise | invert"), "cpu")
     both = ensemble([bundle, other])
     engine = engine_of(both)
-    got, wanted = asyncio.run(engine.prepared(MIDDLE)), both.prepare(MIDDLE)
+    got, expected = asyncio.run(engine.prepared(MIDDLE)), both.prepare(MIDDLE)
     engine.close()
-    assert all(np.array_equal(one, two) for one, two in zip(got, wanted, strict=True))
+    assert all(np.array_equal(one, two) for one, two in zip(got, expected, strict=True))
 
 
 def test_what_is_wrong_with_a_picture_is_the_same_apart(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_process_ended_after_its_answer_harms_no_later_picture() -> None:
         pool = WorkerPool("serve.gateway.preview", 1)
         asking = asyncio.ensure_future(pool.ask(header, SMALL, seconds=60))
         await asyncio.sleep(0)
-        # The only thread does this after it has read the answer, of which the loop has not heard yet.
+        # The only thread runs this after it has read the answer, before the event loop gets the answer.
         pool._threads.submit(int).result()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
