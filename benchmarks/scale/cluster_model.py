@@ -1,4 +1,4 @@
-"""A shard job on clusters that are not here, by arithmetic: workers that take a measured time, and one driver.
+"""Simulates a shard job on large clusters by arithmetic: workers that take a measured time, and one driver.
 
 The driver does one thing after another: it looks for what is done, and for each finished shard it keeps the report and
 hands out the next. A worker has one shard in work and one waiting. Storage and network have no limit here, and all
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured here.
+    """The costs measured on this machine.
 
     Attributes:
         shard_s: seconds of a worker for a shard, one figure a shard seen.
@@ -40,7 +40,7 @@ class Costs:
 
 
 def simulate(workers: int, shards: int, costs: Costs) -> dict[str, Any]:
-    """Play one job through.
+    """Simulates one job.
 
     Returns:
         `seconds` in all; `busy`, the share of the workers' time in which they worked; `driver_busy`, the driver's.

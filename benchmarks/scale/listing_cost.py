@@ -1,4 +1,4 @@
-"""What it costs to list a source of single pictures, and to plan its shards; in a process of its own.
+"""Measures the cost to list a source of single pictures, and to plan its shards; in a process of its own.
 
     python -m benchmarks.scale.listing_cost 100000
 

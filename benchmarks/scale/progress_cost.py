@@ -20,7 +20,7 @@ _LOOKS = 20
 
 
 class _Blocked:
-    """An actor that does nothing, and has much to do."""
+    """An actor whose calls stay pending."""
 
     def block(self) -> None:
         threading.Event().wait()

@@ -1,4 +1,4 @@
-"""What was wanted of serving, whether it was reached, and the tables."""
+"""The goals of serving, whether they were reached, and the tables."""
 
 from __future__ import annotations
 

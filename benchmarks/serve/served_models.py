@@ -1,4 +1,4 @@
-"""The bundles and the bodies that serving is measured with."""
+"""The bundles and request bodies of the serving benchmarks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SMALL_PX = 28
 
 @dataclass(frozen=True)
 class Served:
-    """A model to be served: the name, its bundle, and what is posted to it."""
+    """A model to serve: its name, its bundle, and the bodies that are posted to it."""
 
     name: str
     bundle: Path

@@ -1,8 +1,8 @@
-"""What cached features save: an epoch of a new head on them, beside an epoch that runs the frozen backbone again.
+"""Compares an epoch of a new head on cached features with an epoch that runs the frozen backbone again.
 
 Cats against dogs of CIFAR-10 (10,000 pictures, no augmentation), the ResNet-9 of jobs/recipes/cifar10-cpu.yaml, with
-weights that are random: they cost what learned ones cost. The pass that computes the features is told apart from the
-epochs.
+weights that are random: they cost what learned ones cost. The pass that computes the features is reported
+separately.
 """
 
 from __future__ import annotations

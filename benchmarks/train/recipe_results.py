@@ -1,4 +1,4 @@
-"""What a recipe reaches: trained with several seeds, mean and spread into a result file."""
+"""Trains a recipe with several seeds and writes mean and spread to a result file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle in a loop over encoded pictures, with nothing round it: what the cores can do at best.
+"""A bundle in a loop over encoded pictures, without a server: the upper limit of the cores.
 
 Run by serve_throughput.py: prints `{"ready": ...}`, then answers each line `{"batch": 8, "seconds": 2}`
 with the number of pictures and the seconds they took.

@@ -68,7 +68,7 @@ class PlainCode:
 
 
 def classifier() -> BundleCode | PlainCode:
-    """Of the environment's `BENCH_BUNDLE`, `BENCH_CODE` and `BENCH_THREADS`."""
+    """The classifier named by the variables `BENCH_BUNDLE`, `BENCH_CODE` and `BENCH_THREADS`."""
     threads = int(os.environ["BENCH_THREADS"])
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
@@ -77,7 +77,7 @@ def classifier() -> BundleCode | PlainCode:
 
 
 def batch_size() -> int:
-    """The largest batch that a server with batching makes."""
+    """The largest batch of a server with batching."""
     return int(os.environ["BENCH_BATCH"])
 
 

@@ -1,6 +1,6 @@
-"""LitServe as its documentation has it: an uploaded file, batching on, a worker a core.
+"""LitServe as in its documentation: an uploaded file, batching on, a worker a core.
 
-By itself, with the variables of classifier.py: python -m benchmarks.serve.programs.litserve_server PORT WORKERS
+Alone, with the variables of classifier.py: python -m benchmarks.serve.programs.litserve_server PORT WORKERS
 """
 
 import sys
