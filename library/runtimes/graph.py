@@ -111,6 +111,7 @@ def onnx_model(bundle: Bundle) -> tuple[Graph, Any]:
 
     Raises:
         StriateError: the network cannot be written as ONNX, or is too large for one file.
+        ImportError: a package that the exporter needs is not installed.
     """
     graph = Graph(bundle)
     if sum(tensor.nbytes for tensor in graph.state_dict().values()) > _MAX_BYTES:
@@ -127,6 +128,8 @@ def onnx_model(bundle: Bundle) -> tuple[Graph, Any]:
                 opset_version=_OPSET,
                 verbose=False,
             )
+    except ImportError:  # of onnxscript, which an extra brings
+        raise
     except Exception as error:  # the exporter raises errors of any type for operations it does not know
         raise StriateError(f"it cannot be written as ONNX: {first_line(error)}") from error
     return graph, program.model_proto

@@ -187,6 +187,15 @@ def test_a_network_that_cannot_be_traced_is_an_error(monkeypatch: pytest.MonkeyP
             export(bundle, file_format)
 
 
+def test_a_missing_package_of_the_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_onnxscript(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+
+    monkeypatch.setattr(torch.onnx, "export", without_onnxscript)
+    with pytest.raises(ModuleNotFoundError, match="onnxscript"):
+        export(untrained(), "onnx")
+
+
 def test_a_bundle_in_s3_can_be_exported_to_s3(bucket: str) -> None:
     untrained().save(f"{bucket}/models/digits")
     assert run(["export", f"{bucket}/models/digits", "--out", f"{bucket}/files/digits.onnx"]) == 0
