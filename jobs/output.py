@@ -41,10 +41,18 @@ def balance(manifest: Manifest) -> str:
     """Returns `1,000 in = 990 out + 7 dropped + 3 rejected`; after `striate augment` the counts are of copies."""
     tally = manifest.tally
     last = manifest.jobs[-1] if manifest.jobs else None
-    copies = last.options["copies"] + last.options["keep_original"] if last and last.kind == "augment" else 1
+    copies = _copies(last.options) if last and last.kind == "augment" else 1
     pictures = f"{counted(tally.rows_in // copies, 'picture')} x {copies} = " if copies > 1 else ""
     dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
     return f"{pictures}{tally.rows_in:,} in = {tally.rows_out:,} out + {dropped:,} dropped + {rejected:,} rejected"
+
+
+def _copies(options: Mapping[str, Any]) -> int:
+    """Returns the number of pictures that each picture becomes; 1 if a manifest from elsewhere does not record it."""
+    copies, keep_original = options.get("copies"), options.get("keep_original", False)
+    if type(copies) is not int or not isinstance(keep_original, int):
+        return 1
+    return copies + int(keep_original)
 
 
 def ranked(counts: Mapping[str, int]) -> str:

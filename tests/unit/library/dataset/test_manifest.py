@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.info import print_info
+from jobs.output import balance
 from library.dataset.manifest import (
     FileEntry,
     Job,
@@ -32,6 +33,12 @@ TALLY = Tally(rows_in=3, rows_out=2, dropped={"blank": 1}, classes={"cat": 1, "æ
 MANIFEST = Manifest(
     complete=True, jobs=[JOB], tally=TALLY, shards=[SHARD], versions={"striate": "1"}, run={"workers": 2}
 )
+
+
+@pytest.mark.parametrize("options", [{}, {"copies": "2"}, {"copies": 2, "keep_original": []}])
+def test_an_augmented_datasets_counts_need_no_recorded_copies(options: dict[str, Any]) -> None:
+    manifest = MANIFEST.model_copy(update={"jobs": [JOB.model_copy(update={"kind": "augment", "options": options})]})
+    assert balance(manifest).startswith("3 in = 2 out")
 
 
 def test_a_manifest_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
