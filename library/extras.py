@@ -10,11 +10,11 @@ import importlib.util
 
 from library.errors import UsageError
 
-#: The packages by their import names. Both extras bring PyTorch and its company; `train` is named for them.
+#: The packages by their import names. Both extras bring PyTorch, timm and ONNX; `train` is named for them.
 EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "timm", "safetensors"), "train"),
-    **dict.fromkeys(("scipy", "sklearn", "matplotlib", "jinja2", "tensorboard", "tensorboardX"), "train"),
-    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "serve"),
+    **dict.fromkeys(("sklearn", "matplotlib", "jinja2", "tensorboard", "tensorboardX"), "train"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "train"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "anyio", "multipart", "fastapi_offline"), "serve"),
 }
 _SERVING = ("serve", "export")

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from library.extras import check_installed
 from library.imaging.picture import Pixels
 from library.steps.arrays import (
     BORDER_CODES,
@@ -80,7 +79,6 @@ class MedianBlur:
             return by_channel_groups(lambda group: cv2.medianBlur(group, size), pixels)
         if pixels.dtype != np.uint8:
             # Imported here because it would add a third of a second to the start of every worker.
-            check_installed("scipy", f"median_blur(size={size}) of {pixels.dtype} pixels")
             from scipy import ndimage
 
             return each_channel(lambda plane: cast(Any, ndimage).median_filter(plane, size, mode="nearest"), pixels)

@@ -7,26 +7,40 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
-from library.extras import EXTRAS, MissingPackage, check_installed
+from library.extras import EXTRAS, check_installed
 from tests import ROOT
+from tests.bundles import make_bundle
 
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
-#: Runs before a command: the packages of the extras cannot be imported, as where they are not installed.
-_BASE_ONLY = """
+#: Runs before a command: some packages cannot be found, as where they are not installed.
+_HIDING = """
 import contextlib, io, json, sys
-from library.extras import EXTRAS
-class Missing:
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in EXTRAS:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Missing())
+        return None if name.partition(".")[0] in {hidden} else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 from jobs.cli.app import run
+def said(command):
+    with contextlib.redirect_stderr(io.StringIO()) as text:
+        code = run(command.split())
+    return [code, text.getvalue()]
 """
+#: What the other extra brings and this one does not, neither directly nor through its packages.
+_LACKS = {
+    "train": {package for package, extra in EXTRAS.items() if extra == "serve"} - {"anyio"},
+    "serve": {"sklearn", "matplotlib", "tensorboard", "tensorboardX"},
+}
 _NEEDS = {
     "train recipe.yaml --out out": "train",
     "plan recipe.yaml": "train",
@@ -39,10 +53,15 @@ _NEEDS = {
 }
 
 
-def _without_extras(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", _BASE_ONLY + code], capture_output=True, text=True, cwd=ROOT)
+def _without(packages: Iterable[str], code: str) -> str:
+    script = _HIDING.replace("{hidden}", repr(sorted(packages))) + code
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _without_extras(code: str) -> str:
+    return _without(EXTRAS, code)
 
 
 def _distribution(requirement: str) -> str:
@@ -63,6 +82,17 @@ def test_every_requirement_of_an_extra_is_named_by_its_advice(extra: str) -> Non
     assert not base & named
 
 
+def test_the_extra_that_is_advised_brings_the_package() -> None:
+    extras = {
+        name: {_distribution(each) for each in requirements}
+        for name, requirements in _PROJECT["optional-dependencies"].items()
+    }
+    for package, distributions in packages_distributions().items():
+        names = {_distribution(distribution) for distribution in distributions}
+        if package in EXTRAS and names & (extras["train"] | extras["serve"]):
+            assert names & extras[EXTRAS[package]], package
+
+
 def test_filtering_imports_no_package_of_an_extra() -> None:
     modules = "jobs.ingest, jobs.filter, jobs.augment, jobs.show, jobs.info, jobs.shards.runner, jobs.shards.worker"
     shown = _without_extras(f"import {modules}, library.steps\nrun(['--help'])\nrun(['steps'])\n")
@@ -76,13 +106,7 @@ def test_the_command_line_starts_without_slow_imports() -> None:
 
 
 def test_a_command_whose_extra_is_missing_says_what_to_install() -> None:
-    code = f"""
-def said(command):
-    with contextlib.redirect_stderr(io.StringIO()) as text:
-        code = run(command.split())
-    return [code, text.getvalue()]
-print(json.dumps({{command: said(command) for command in {list(_NEEDS)}}}))
-"""
+    code = f"print(json.dumps({{command: said(command) for command in {list(_NEEDS)}}}))"
     answers = json.loads(_without_extras(code))
     for command, extra in _NEEDS.items():
         code, text = answers[command]
@@ -94,6 +118,50 @@ print(json.dumps({{command: said(command) for command in {list(_NEEDS)}}}))
 
 
 def test_a_missing_package_is_named_before_any_work() -> None:
+    shown = _without_extras("""
+from library.extras import MissingPackage, check_installed
+try:
+    check_installed("torch", "striate x")
+except MissingPackage as error:
+    print(error)
+""")
+    assert shown == "`striate x` needs the package torch: pip install 'striate[train]'\n"
     check_installed("torch", "striate train")
-    with pytest.raises(MissingPackage, match=r"`striate x` needs the package nothing: pip install 'striate\[train\]'"):
-        raise MissingPackage("striate x", "nothing", "train")
+
+
+def test_a_large_median_of_uint16_needs_no_extra() -> None:
+    shown = _without_extras("""
+import numpy as np
+from library.pipeline import Pipeline
+print(Pipeline.parse("median_blur(size=7)").apply(np.ones((8, 8, 1), np.uint16)).max())
+""")
+    assert shown == "1\n"
+
+
+def test_train_alone_has_what_the_runtime_of_a_cpu_needs(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    shown = _without(
+        _LACKS["train"],
+        f"""
+import jobs.predict
+from library.bundle.bundle import Bundle
+from library.runtimes.graph import onnx_model
+from library.runtimes import onnx_session
+print(type(onnx_model(Bundle.load({bundle!r}))[1]).__name__)
+print(said("serve bundle")[1])
+""",
+    )
+    assert "ModelProto" in shown
+    assert "`striate serve` needs the package fastapi: pip install 'striate[serve]'" in shown
+
+
+def test_serve_alone_imports_all_that_serving_needs() -> None:
+    shown = _without(
+        _LACKS["serve"],
+        """
+import serve.gateway.gateway, serve.launch.deploy, serve.launch.server, serve.replica.replica
+from library.runtimes import export, onnx_session
+print(said("evaluate bundle dataset")[1])
+""",
+    )
+    assert "pip install 'striate[train]'" in shown
