@@ -1,8 +1,13 @@
-"""A step of a user's own, as files hold it that `--plugin` names."""
+"""A file with a user's own step, as `--plugin` takes it."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Generator
 from pathlib import Path
+
+from library.steps import REGISTRY, plugins
 
 #: Annotations are text here, as in many users' files.
 HALVE = '''
@@ -32,3 +37,17 @@ def write_plugin(folder: Path, source: str = HALVE) -> str:
     path = folder / "my_steps.py"
     path.write_text(source)
     return str(path)
+
+
+@contextlib.contextmanager
+def unloaded_afterwards() -> Generator[None]:
+    """Removes the steps, plugins and modules that the block has loaded."""
+    steps, loaded, modules = dict(REGISTRY), dict(plugins._loaded), set(sys.modules)
+    try:
+        yield
+    finally:
+        for before, now in ((steps, REGISTRY), (loaded, plugins._loaded)):
+            now.clear()
+            now.update(before)
+        for name in [name for name in set(sys.modules) - modules if "my_steps" in name]:
+            del sys.modules[name]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,34 +16,35 @@ from jobs.train.streaming import Stage, StreamLoader, StreamSource, remaining_st
 from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.errors import StriateError
 from library.imaging import codec
-from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
-from library.steps.base import Kind
+from library.steps import plugins
 from library.training.rows import Rows, read_part
 from library.training.sampling import WorkerShare
+from tests.plugins import unloaded_afterwards, write_plugin
 
 SIDE, PICTURES, BATCH = 8, 240, 16
 STEPS = PICTURES // BATCH
 
 
-@dataclass(frozen=True)
-class NoteProcess:
-    """Writes a file named after the decoding process; not registered, as other tests use all registered steps."""
+#: A step that writes a file named after the decoding process.
+NOTE_PROCESS = '''
+import os
+from pathlib import Path
 
-    kind: ClassVar[Kind] = "filter"
-    name: ClassVar[str] = "note_process"
+from library.steps import register
+
+
+@register("filter")
+class NoteProcess:
+    """Notes the process."""
+
     folder: str
 
-    def columns(self) -> tuple[str, ...]:
-        return ()
-
-    def may_drop(self) -> bool:
-        return False
-
-    def __call__(self, pixels: Pixels) -> Pixels:
+    def __call__(self, pixels):
         (Path(self.folder) / str(os.getpid())).touch()
         return pixels
+'''
 
 
 def dataset(folder: Path, counts: list[int], *, damaged: bool = False) -> Rows:
@@ -75,14 +75,17 @@ def epoch(source: StreamLoader) -> list[list[str]]:
 
 
 @pytest.fixture
-def processes(tmp_path: Path) -> Path:
-    (tmp_path / "processes").mkdir()
-    return tmp_path / "processes"
+def note_process(tmp_path: Path) -> Iterator[Path]:
+    """The folder in which the step `note_process` leaves its files."""
+    with unloaded_afterwards():
+        plugins.load([write_plugin(tmp_path, NOTE_PROCESS)])
+        (tmp_path / "processes").mkdir()
+        yield tmp_path / "processes"
 
 
-def test_decoders_share_one_shard_and_live_as_long_as_the_training(tmp_path: Path, processes: Path) -> None:
-    rows = dataset(tmp_path, [PICTURES])
-    source = loader(rows, Pipeline((NoteProcess(str(processes)),)), val=rows)
+def test_decoders_share_one_shard_and_live_as_long_as_the_training(tmp_path: Path, note_process: Path) -> None:
+    processes, rows = note_process, dataset(tmp_path, [PICTURES])
+    source = loader(rows, Pipeline.parse(f'note_process("{processes}")'), val=rows)
     epochs = 200
     source.start(0, 0, epochs * STEPS)
     streamed: list[list[list[str]]] = []

@@ -16,20 +16,13 @@ import pytest
 from library.errors import GrammarError, StriateError, UsageError
 from library.pipeline import Pipeline
 from library.steps import REGISTRY, plugins
-from tests.plugins import HALVE, write_plugin
+from tests.plugins import HALVE, unloaded_afterwards, write_plugin
 
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """Takes back what a test has loaded."""
-    steps, loaded, modules = dict(REGISTRY), dict(plugins._loaded), set(sys.modules)
-    yield
-    for before, now in ((steps, REGISTRY), (loaded, plugins._loaded)):
-        now.clear()
-        now.update(before)
-    for name in set(sys.modules) - modules:
-        if "my_steps" in name:
-            del sys.modules[name]
+    with unloaded_afterwards():
+        yield
 
 
 def test_a_file_that_is_named_adds_its_steps(tmp_path: Path) -> None:
