@@ -14,7 +14,7 @@ from library import storage
 from library.bundle.description import BUNDLE
 from library.dataset.lease import LEASES
 from library.errors import StriateError, UsageError
-from library.recipe import Recipe
+from library.recipe.yaml_text import load_yaml
 from library.steps.plugins import RECORDED, recorded
 from library.training.progress import METRICS, read_metrics
 
@@ -116,16 +116,20 @@ def describe_run(out: str) -> dict[str, Any] | None:
     record = read_record(out)
     if record is None:
         return None
-    recipe, logs = Recipe.parse(record.recipe_text), storage.join(out, LOGS)
+    # Not as a `Recipe`, whose steps may need a plugin.
+    recipe, logs = load_yaml(record.recipe_text), storage.join(out, LOGS)
+    steps, epochs = (recipe.get(name) if isinstance(recipe, dict) else None for name in ("steps", "epochs"))
+    if not isinstance(steps or epochs, int | float):
+        raise StriateError(f"{storage.join(out, _RECORD)} is damaged: its recipe has neither epochs nor steps")
     written = [file.modified for file in storage.list_files(logs) if file.path == METRICS]
     lines = read_metrics(logs)
     last = lines[-1] if lines else {"epoch": 0, "step": 0}
-    done, goal = (last["step"], recipe.steps) if recipe.steps is not None else (last["epoch"], recipe.epochs)
+    done, goal = (last["step"], steps) if steps is not None else (last["epoch"], epochs)
     return {
         "training": out,
         "run_id": storage.uri_id(out),
         "finished": _has_bundle(out),
-        "epochs" if recipe.steps is None else "steps": f"{done:,} of {goal:,.9g}",
+        "epochs" if steps is None else "steps": f"{done:,} of {goal:,.9g}",
         **(
             {"last_epoch": last, "last_epoch_ended": f"{duration(max(0.0, time.time() - written[0]))} ago"}
             if lines

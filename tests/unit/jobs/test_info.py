@@ -111,6 +111,16 @@ def test_what_was_planned_is_gone_once_the_dataset_is_finished(source: str, tmp_
     assert made.run == {"workers": 1}
 
 
+@pytest.mark.parametrize(("text", "code"), [("augment: no_such_step\nsteps: 20\n", 0), ("model: lenet5\n", 1)])
+def test_a_training_is_shown_without_the_plugin_of_its_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, code: int
+) -> None:
+    (tmp_path / "train.json").write_text(json.dumps({"recipe": "0", "datasets": {}, "recipe_text": text}))
+    assert run(["info", str(tmp_path)]) == code
+    output = capsys.readouterr()
+    assert "0 of 20" in output.out if code == 0 else "its recipe has neither epochs nor steps" in output.err
+
+
 def test_a_training_is_told_by_its_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"data": {"train": "/data"}, "model": "lenet5", "optimizer": {"name": "sgd", "lr": 0.1}}
     recipe = Recipe.parse(json.dumps({**fields, "batch_size": 32, "epochs": 20}))
