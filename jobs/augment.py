@@ -63,7 +63,8 @@ def plan_augment(
             f"{source} holds copies already, and with --keep-original two pictures could get one key: leave it out, or "
             "augment what that dataset was made from"
         )
-    used = plugins.digests(plugins.used_by(pipeline.steps))
+    own_steps = plugins.used_by(pipeline.steps)
+    used = plugins.digests(own_steps)
     job = Job(
         kind="augment",
         source=source,
@@ -92,6 +93,7 @@ def plan_augment(
         overwrite,
         made="copies",
         made_of_each=copies + keep_original,
+        own_steps=own_steps,
     )
 
 

@@ -15,7 +15,7 @@ from jobs.shards.dataset_job import shard_tasks
 from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
 from jobs.shards.results import ShardRun
 from library import storage
-from library.bundle.description import BundleRecord, load_record
+from library.bundle.description import BundleRecord, load_record, plugins_of
 from library.dataset.destination import reports_below, shard_stem
 from library.dataset.lease import hold
 from library.dataset.manifest import REPORTS, VERSIONS, Manifest, find_manifest, load_manifest, save_report
@@ -27,6 +27,7 @@ from library.evaluation.report import Content, Counts, Subject, Throughput, acco
 from library.evaluation.robustness import measure
 from library.evaluation.sums import EvaluateReport, EvaluateTotals, Sums
 from library.pipeline.inputs import InputPipeline
+from library.steps.plugins import Plugin, named
 from library.storage import FileInfo
 from library.training.progress import read_metrics
 from library.work.score_shard import EvaluateJob
@@ -46,6 +47,7 @@ class EvaluatePlan:
         dataset: URI.
         report: folder or s3:// of the page; None for no page.
         robustness_pictures: number of pictures for robustness; 0 to skip it.
+        own_steps: the plugins that the bundles need.
     """
 
     bundles: tuple[str, ...]
@@ -55,6 +57,7 @@ class EvaluatePlan:
     manifest: Manifest
     report: str | None
     robustness_pictures: int
+    own_steps: tuple[Plugin, ...] = ()
 
 
 def plan_evaluate(
@@ -87,7 +90,8 @@ def plan_evaluate(
         report = storage.normalize(report)
         _check_report(report, dataset)
     curves = tuple(read_metrics(storage.join(uri, "logs")) for uri in uris)
-    return EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures)
+    own_steps = named({name for uri, record in zip(uris, records, strict=True) for name in plugins_of(uri, record)})
+    return EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures, own_steps)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -211,7 +215,8 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
         )
         results = Results(plan)
         todo = results.resume(tasks, job)
-        run = run_shards("evaluate", job, todo, pool, results, done={plan.dataset: results.resumed})
+        done = {plan.dataset: results.resumed}
+        run = run_shards("evaluate", job, todo, pool, results, done=done, own_steps=plan.own_steps)
     return content_of(plan, pool, results, run)
 
 

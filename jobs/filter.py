@@ -47,7 +47,8 @@ def plan_filter(
         raise UsageError(f"--limit {limit}: at least 1 picture")
     check_apart(source, destination)
     manifest = load_manifest(source)
-    used = plugins.digests(plugins.used_by(pipeline.steps))
+    own_steps = plugins.used_by(pipeline.steps)
+    used = plugins.digests(own_steps)
     job = Job(
         kind="filter",
         source=source,
@@ -66,6 +67,7 @@ def plan_filter(
         FilterJob(source, str(pipeline), encoding, measure, used),
         {"pipeline": str(pipeline), "encode": encoding},
         overwrite,
+        own_steps=own_steps,
     )
 
 

@@ -15,7 +15,7 @@ from cluster.connection.session import connect
 from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
 from jobs.shards.pool_size import pool_for_classifiers
 from library import storage
-from library.bundle.description import Prediction, load_record
+from library.bundle.description import Prediction, load_record, plugins_of
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold
 from library.dataset.manifest import MANIFEST, Job, Manifest, load_manifest, manifest_uri
@@ -25,6 +25,7 @@ from library.imaging import codec
 from library.pipeline.inputs import InputPipeline
 from library.sources.entries import is_picture_name
 from library.sources.folder import scan
+from library.steps.plugins import named
 from library.work.predict_shard import PredictJob, predicted_schema
 
 # The names in library.runtimes, which imports torch.
@@ -210,6 +211,7 @@ def plan_predict(
             "device": work.device if gpu is not None else "cuda if Ray has a GPU, else cpu",
         },
         overwrite,
+        own_steps=named(plugins_of(bundle, record)),
     )
 
 

@@ -12,6 +12,7 @@ from jobs.shards.results import DatasetResults
 from library.dataset.destination import claim, committed, finish, shard_stem
 from library.dataset.manifest import Job, Manifest, ShardReport
 from library.dataset.task import ShardJob, ShardTask
+from library.steps.plugins import Plugin
 
 WorkT = TypeVar("WorkT", bound=ShardJob[ShardReport])
 
@@ -30,6 +31,7 @@ class ShardPlan(Generic[WorkT]):
         overwrite: whether to replace what another job left at the destination.
         made: name of what is written: `pictures` or `copies`.
         made_of_each: number written for each picture.
+        own_steps: the plugins whose steps run.
     """
 
     source: str
@@ -41,6 +43,7 @@ class ShardPlan(Generic[WorkT]):
     overwrite: bool = False
     made: str = "pictures"
     made_of_each: int = 1
+    own_steps: Sequence[Plugin] = ()
 
     def described(self) -> dict[str, Any]:
         """Returns the plan for --dry-run: options, and shards done and to do."""
@@ -80,12 +83,17 @@ def make_shards(
     pictures = sum(task.pictures for task in plan.tasks) * plan.made_of_each
     planned = {"shards_planned": len(plan.tasks), "pictures_planned": pictures}
     claim(plan.destination, plan.jobs, overwrite=plan.overwrite, planned=planned)
-    results = run_tasks(title, plan.work, plan.tasks, pool, bundle_id)
+    results = run_tasks(title, plan.work, plan.tasks, pool, bundle_id, plan.own_steps)
     return finish(plan.destination, plan.jobs, results.totals[plan.destination], run=results.summary(plan.destination))
 
 
 def run_tasks(
-    command: str, job: ShardJob[ShardReport], tasks: Sequence[ShardTask], pool: WorkerPool, bundle_id: str = ""
+    command: str,
+    job: ShardJob[ShardReport],
+    tasks: Sequence[ShardTask],
+    pool: WorkerPool,
+    bundle_id: str = "",
+    own_steps: Sequence[Plugin] = (),
 ) -> DatasetResults:
     """Writes every shard that has no report yet.
 
@@ -95,6 +103,7 @@ def run_tasks(
         tasks: all shards of the job.
         pool: the workers.
         bundle_id: of the classifier, for log lines; empty for none.
+        own_steps: the plugins whose steps run.
 
     Raises:
         StriateError: from the first failed shard; finished shards are kept.
@@ -107,7 +116,9 @@ def run_tasks(
         results.resumed[task.dataset] += 1
         results.totals[task.dataset].add(report)
     todo = [task for task in tasks if (task.dataset, task.stem) not in done]
-    results.run = run_shards(command, job, todo, pool, results, done=results.resumed, bundle_id=bundle_id)
+    results.run = run_shards(
+        command, job, todo, pool, results, done=results.resumed, bundle_id=bundle_id, own_steps=own_steps
+    )
     return results
 
 

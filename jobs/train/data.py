@@ -29,7 +29,7 @@ from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.steps.plugins import recorded
+from library.steps.plugins import digests, recorded
 from library.training.batches import BatchLoader
 from library.training.in_memory import MemoryLoader, PackedPictures, decode_rows
 from library.training.rows import Part, Rows, read_part, rejected_text
@@ -198,7 +198,7 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Packe
         "inputs": [str(plan.inputs.steps), str(plan.inputs.fit), plan.inputs.size],
         "augment": recipe.augment if copies else None,
         "copies": copies,
-        **recorded(plan.plugins),
+        **recorded(digests(plan.own_steps)),
     }
     uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(identity)[:16]}.npz")
-    return cached_features(uri, rows, plan.inputs, plan.located, session, copies=copies)
+    return cached_features(uri, rows, plan.inputs, plan.located, session, plan.own_steps, copies=copies)

@@ -142,7 +142,7 @@ def _write_bundle(plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutco
             "versions": _versions(),
             "git_commit": _git_commit(),
             "seconds": round(outcome.seconds, 1),
-            **plugins.recorded(plan.plugins),
+            **plugins.recorded(plan.input_plugins),
         },
     )
     bundle = Bundle.of_model(record, model, device="cpu")

@@ -21,7 +21,7 @@ from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, stack
 from library.recipe import Recipe
-from library.steps.plugins import Plugin, install, loaded
+from library.steps.plugins import Plugin, install
 from library.training.in_memory import PackedPictures, decode_rows
 from library.training.rows import Part, Rows
 from library.training.sampling import small_parts
@@ -30,7 +30,14 @@ _BATCH = 64
 
 
 def cached_features(
-    uri: str, rows: Rows, inputs: InputPipeline, recipe: Recipe, session: Session, *, copies: int | None
+    uri: str,
+    rows: Rows,
+    inputs: InputPipeline,
+    recipe: Recipe,
+    session: Session,
+    own_steps: Sequence[Plugin],
+    *,
+    copies: int | None,
 ) -> PackedPictures:
     """The features of every picture: read from `uri`, or computed and stored there.
 
@@ -40,6 +47,7 @@ def cached_features(
         inputs: the model's input pipeline.
         recipe: model, weights and seed are used; with `copies` also the augmentation.
         session: the connection to Ray.
+        own_steps: the plugins that the recipe uses.
         copies: number of augmented passes; None for one pass without augmentation.
     """
     if storage.exists(uri):
@@ -49,7 +57,7 @@ def cached_features(
     parts = small_parts(rows, workers)
     workers = min(workers, len(parts))
     threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
-    arguments = (rows, inputs, recipe.model_dump_json(), copies, threads, loaded())
+    arguments = (rows, inputs, recipe.model_dump_json(), copies, threads, own_steps)
     data = PackedPictures.concatenate(map_parts(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
     _write(uri, data)
     return data

@@ -117,7 +117,7 @@ def _trainer(plan: TrainPlan, data: TrainData, scaling: Scaling, run: str, check
     omp = _OWN_CPUS if plan.in_memory and not plan.recipe.augment else _SHARED_CPUS
     return (TorchTrainer if scaling.cluster else ray_internals.local_trainer())(
         run_worker,
-        train_loop_config={"task": plan.task(scaling, run).to_dict(), "data": data, "plugins": plugins.loaded()},
+        train_loop_config={"task": plan.task(scaling, run).to_dict(), "data": data, "plugins": plan.own_steps},
         torch_config=NodeTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=high if low == high else (low, high),

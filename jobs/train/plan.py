@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -50,7 +50,6 @@ class TrainPlan:
         in_memory: whether the decoded pictures fit into memory, or features are cached; else pictures are streamed.
         overwrite: whether files of another training in `out` are replaced.
         finished: whether this training has finished before.
-        plugins: digests of the plugins that its pipelines use, by name.
     """
 
     recipe: Recipe
@@ -63,12 +62,22 @@ class TrainPlan:
     in_memory: bool
     overwrite: bool = False
     finished: bool = False
-    plugins: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def record(self) -> RunRecord:
         """What identifies this training in its folder."""
-        return RunRecord(self.recipe.digest, self.datasets, self.recipe.dump(), self.plugins)
+        return RunRecord(self.recipe.digest, self.datasets, self.recipe.dump(), plugins.digests(self.own_steps))
+
+    @property
+    def own_steps(self) -> tuple[plugins.Plugin, ...]:
+        """The plugins that the training uses."""
+        augment = Pipeline.parse(self.recipe.augment).steps if self.recipe.augment else ()
+        return plugins.used_by((*self.inputs.steps.steps, *self.inputs.fit.steps, *augment))
+
+    @property
+    def input_plugins(self) -> dict[str, str]:
+        """Digests by name of the plugins that the trained model needs: it is used without augmentation."""
+        return plugins.digests(plugins.used_by((*self.inputs.steps.steps, *self.inputs.fit.steps)))
 
     def described(self) -> dict[str, str | int]:
         """Facts for --dry-run and the first lines of a run."""
@@ -149,7 +158,6 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     for rows in (train, val):
         if rows is not None and (storage.contains(out, rows.dataset) or storage.contains(rows.dataset, out)):
             raise UsageError(f"--out {out} and the dataset {rows.dataset} contain one another; choose another folder")
-    augment = Pipeline.parse(recipe.augment).steps if recipe.augment else ()
     plan = TrainPlan(
         recipe,
         located,
@@ -160,7 +168,6 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         datasets,
         in_memory or recipe.cache_features,
         overwrite,
-        plugins=plugins.digests(plugins.used_by((*inputs.steps.steps, *inputs.fit.steps, *augment))),
     )
     return dataclasses.replace(plan, finished=is_finished(out, plan.record, overwrite=overwrite))
 

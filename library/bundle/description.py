@@ -148,6 +148,21 @@ def load_members(uri: str, record: BundleRecord, depth: int = 0) -> list[tuple[s
     return members
 
 
+def plugins_of(uri: str, record: BundleRecord) -> set[str]:
+    """Returns the names of the plugins that a bundle and its members need.
+
+    Args:
+        uri: the bundle's folder.
+        record: the bundle's record, from `load_record`.
+    """
+    from library.steps.plugins import RECORDED  # as in `load_record`
+
+    names = set[str](record.provenance.get(RECORDED, {}))
+    for folder, part in load_members(storage.normalize(uri), record):
+        names |= plugins_of(folder, part)
+    return names
+
+
 def digest_of_file(uri: str) -> str:
     """SHA-256 of a file in hex, read piece by piece."""
     digest = hashlib.sha256()

@@ -11,18 +11,19 @@
 Code runs only when the command line names it, or when an installed package offers it as an entry point of the group
 `striate.steps`; never because a dataset or a bundle asks for it. A plugin is one file: its text is sent to the workers,
 where its imports must be installed. Manifests and bundles record the name and digest of each plugin that their
-pipelines use, and are refused if it is absent or different.
+pipelines use. A bundle is refused if one is absent or different; a dataset is read without its plugins.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -35,6 +36,7 @@ from library.steps.base import REGISTRY, Step, Steps
 ENTRY_POINTS = "striate.steps"
 #: The key under which manifests and bundles record the digests of plugins.
 RECORDED = "plugins"
+_INSTALL = f"install the package that defines it as an entry point {ENTRY_POINTS}"
 _FILES = "striate_plugin_"  # before the module name of a file, which must not hide another module
 
 
@@ -59,6 +61,7 @@ class Plugin:
 
 
 _loaded: dict[str, Plugin] = {}
+_has_option = False  # whether the command has `--plugin`
 _installing = threading.RLock()  # an actor with two threads installs the same plugin in both
 
 
@@ -69,12 +72,27 @@ def load(names: Iterable[str]) -> None:
         names: paths that end in `.py`, or names of modules that can be imported.
 
     Raises:
-        UsageError: when there is no such file or module, it fails, or one of its steps is registered already.
+        UsageError: when there is no such file or module, it fails, one of its steps is registered already, or its
+            steps lie in further modules.
     """
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
-        _install(_of_module(point.value.partition(":")[0]))
-    for name in names:
-        _install(_of_file(Path(name)) if name.endswith(".py") else _of_module(name))
+    global _has_option
+    _has_option = True
+    with _one_file_each():
+        _load_entry_points()
+        for name in names:
+            _install(_of_file(Path(name)) if name.endswith(".py") else _of_module(name, f"--plugin {name}"))
+
+
+def load_installed() -> None:
+    """Registers the steps of installed packages only, for a command without `--plugin`.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    global _has_option
+    _has_option = False
+    with _one_file_each():
+        _load_entry_points()
 
 
 def install(plugins: Sequence[Plugin]) -> None:
@@ -88,9 +106,9 @@ def install(plugins: Sequence[Plugin]) -> None:
             _install(plugin)
 
 
-def loaded() -> tuple[Plugin, ...]:
-    """Returns the plugins of this process, in the order in which they were loaded."""
-    return tuple(_loaded.values())
+def named(names: Iterable[str]) -> tuple[Plugin, ...]:
+    """Returns the plugins of these names that are loaded here, sorted by name."""
+    return tuple(_loaded[name] for name in sorted(names) if name in _loaded)
 
 
 def used_by(steps: Iterable[Step]) -> tuple[Plugin, ...]:
@@ -127,8 +145,8 @@ def check_recorded(record: Mapping[str, Any], owner: str) -> None:
         plugin = _loaded.get(name)
         if plugin is None:
             raise UsageError(
-                f"{owner} uses steps of the plugin '{name}' (sha256 {digest[:12]}), which is not loaded: name its file "
-                f"or module, as in --plugin {name}.py"
+                f"{owner} uses steps of the plugin '{name}' (sha256 {digest[:12]}), which is not loaded: "
+                + ("name its file or its module with --plugin" if _has_option else _INSTALL)
             )
         if plugin.digest != digest:
             raise UsageError(
@@ -154,16 +172,56 @@ def _of_file(path: Path) -> Plugin:
     return Plugin(path.stem, _FILES + path.stem, source)
 
 
-def _of_module(name: str) -> Plugin:
+@contextlib.contextmanager
+def _one_file_each() -> Generator[None]:
+    """Refuses new steps of modules that are not plugins, because no record would name them; removes all on an error."""
+    steps, plugins, modules = set(REGISTRY), set(_loaded), set(sys.modules)
+    try:
+        yield
+        files = {plugin.module for plugin in _loaded.values()}
+        for name in sorted(REGISTRY.keys() - steps):
+            module = REGISTRY[name].__module__
+            if module not in files:
+                raise UsageError(
+                    f"a plugin is one file: the step '{name}' lies in the module {module}, which is not a plugin; name "
+                    "that module too, or move the step"
+                )
+    except UsageError:
+        new = {REGISTRY[name].__module__ for name in REGISTRY.keys() - steps}
+        new |= {_loaded[name].module for name in _loaded.keys() - plugins}
+        for name in REGISTRY.keys() - steps:
+            del REGISTRY[name]
+        for name in _loaded.keys() - plugins:
+            del _loaded[name]
+        for module in new - modules:
+            del sys.modules[module]
+        raise
+
+
+def _load_entry_points() -> None:
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        owner = f"the entry point '{point.name}' of {ENTRY_POINTS}"
+        plugin = _of_module(point.value.partition(":")[0], owner)
+        try:
+            _install(plugin)
+        except UsageError as error:
+            raise UsageError(f"{owner}: {error}") from error
+
+
+def _of_module(name: str, owner: str) -> Plugin:
+    """Returns the plugin of a module; `owner` says where its name comes from, for the error."""
     known = _loaded.get(name)
     if known is not None and known.module == name:
         return known
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
+    except Exception as error:  # finding a submodule imports its package
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            spec = None
+        else:
+            raise UsageError(f"{owner}: {name} cannot be imported: {type(error).__name__}: {error}") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise UsageError(f"--plugin {name}: there is no Python file or importable module of that name")
+        raise UsageError(f"{owner}: there is no Python file or importable module named {name}")
     return Plugin(name, name, Path(spec.origin).read_text("utf-8"))
 
 
@@ -199,6 +257,6 @@ def _execute(plugin: Plugin) -> None:
 def _is_here(plugin: Plugin) -> bool:
     """Returns whether the same module can be imported here; a worker may have another version, or none."""
     try:
-        return _of_module(plugin.name).digest == plugin.digest
+        return _of_module(plugin.name, plugin.name).digest == plugin.digest
     except UsageError:
         return False

@@ -19,6 +19,7 @@ from ray.serve.schema import ApplicationStatus
 
 from cluster.ray_internals import keep_replica_on_loopback
 from library.errors import StriateError
+from library.steps.plugins import load_installed
 from serve.endpoint import answers, local_proxy
 from serve.gateway.routes import gateway_app
 from serve.http.logs import write_logs
@@ -147,6 +148,7 @@ class GatewayReplica:
         keep_replica_on_loopback()
         self._settings = ServeSettings.model_validate(settings)
         write_logs(self._settings.access_log)
+        load_installed()
         self._background, self._metrics = BackgroundCalls(), RequestMetrics()
         self._models = _Models()
         self._models.refresh()

@@ -17,6 +17,7 @@ from library.pipeline import Pipeline
 from library.pipeline.batch import run_step
 from library.randomness import generator
 from library.steps.base import Step, augmented
+from library.steps.plugins import load_installed
 from serve.http.service import Busy, TimedOut
 from serve.processes import ProcessEndedError, WorkerPool, answer_frames
 from serve.settings import ServeSettings
@@ -111,4 +112,5 @@ def _answer(header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]
 
 
 if __name__ == "__main__":
+    load_installed()
     answer_frames(_answer)

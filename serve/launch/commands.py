@@ -88,6 +88,7 @@ def serve_command(
     from library.extras import check_installed
 
     check_installed("fastapi", "striate serve")
+    from library.steps.plugins import load_installed
     from serve.http.logs import log_path
     from serve.launch import config_file
     from serve.launch.deploy import Scale, applications
@@ -103,6 +104,7 @@ def serve_command(
     )
     from serve.launch.server import ready_message, running, wait_for_signal
 
+    load_installed()
     options = _command_line_options(context)
     explicit = {"host", "port"}.intersection(options)
     if config is not None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from library.errors import BadPicture, StriateError
 from library.imaging import codec
 from library.pipeline.inputs import InputPipeline
+from library.steps.plugins import load_installed
 from serve.processes import answer_frames, setup
 
 #: The input pipeline of a model; for an ensemble a list with its members'.
@@ -57,6 +58,7 @@ class _Worker:
     def __init__(self, description: Any) -> None:
         # OpenCV would start a thread for every core of the machine.
         cv2.setNumThreads(1)
+        load_installed()
         self._inputs = _inputs(description)
 
     def answer(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:

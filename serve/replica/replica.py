@@ -23,6 +23,7 @@ from library.bundle.explain import overlay_png
 from library.errors import BadPicture
 from library.runtimes import open_runtime, tune
 from library.runtimes.parity import noise
+from library.steps.plugins import load_installed
 from serve.http.logs import write_logs
 from serve.http.model_routes import model_app
 from serve.http.request_metrics import BackgroundCalls, CountRequests, ServeMetrics
@@ -57,6 +58,7 @@ class ModelReplica:
         threads = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         # By default PyTorch would use every core of the machine, in every replica.
         torch.set_num_threads(threads)
+        load_installed()
         self._bundle = Bundle.load(uri, self._settings.device)
         self._runtime = open_runtime(self._bundle, self._settings.runtime, threads=threads)
         self._batch_size, self._batch_wait_ms = self._batches()

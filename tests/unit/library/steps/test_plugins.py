@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import pickle
 import subprocess
 import sys
@@ -13,9 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.cli.app import run
+from jobs.filter import plan_filter
+from jobs.predict import plan_predict
+from jobs.train.plan import plan_train
 from library.errors import GrammarError, StriateError, UsageError
 from library.pipeline import Pipeline
+from library.recipe import Recipe
 from library.steps import REGISTRY, plugins
+from tests.bundles import make_bundle
+from tests.picture_examples import encoded, ingest, write_files
 from tests.plugins import HALVE, unloaded_afterwards, write_plugin
 
 
@@ -44,10 +52,88 @@ def test_a_module_that_can_be_imported_adds_its_steps(tmp_path: Path, monkeypatc
 def test_an_installed_package_offers_steps_by_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_plugin(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    point = importlib.metadata.EntryPoint("mine", "my_steps", plugins.ENTRY_POINTS)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.ENTRY_POINTS else [])
-    plugins.load([])
+    _offer(monkeypatch, "my_steps")
+    plugins.load_installed()
     assert "halve" in REGISTRY
+
+
+def _offer(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    point = importlib.metadata.EntryPoint("mine", module, plugins.ENTRY_POINTS)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.ENTRY_POINTS else [])
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [("my_steps", "raise RuntimeError('no')"), ("my_steps.blurs", "raise RuntimeError('no')"), ("no_such_module", "")],
+)
+def test_a_failing_entry_point_is_reported_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, source: str
+) -> None:
+    write_plugin(tmp_path, source)
+    monkeypatch.syspath_prepend(tmp_path)
+    _offer(monkeypatch, module)
+    with pytest.raises(UsageError, match=r"^the entry point 'mine' of striate\.steps: "):
+        plugins.load_installed()
+
+
+def test_serving_loads_installed_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plugin(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    _offer(monkeypatch, "my_steps")
+    assert run(["serve", str(tmp_path / "absent")]) == 2
+    assert "there is nothing at" in capsys.readouterr().err
+    assert "halve" in REGISTRY
+
+
+@pytest.mark.parametrize("init", ["", "import my_steps.blurs\n"])
+def test_steps_in_a_plugins_submodule_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str) -> None:
+    package = tmp_path / "my_steps"
+    package.mkdir()
+    (package / "__init__.py").write_text(init)
+    (package / "blurs.py").write_text(HALVE)
+    (package / "steps.py").write_text("import my_steps.blurs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"one file: the step 'halve' lies in the module my_steps\.blurs, which"):
+        plugins.load(["my_steps.steps"])
+    assert "halve" not in REGISTRY
+    assert not plugins._loaded
+    sys.modules.pop("my_steps", None)
+    plugins.load(["my_steps.steps", "my_steps.blurs"])
+    assert [plugin.name for plugin in plugins.used_by(Pipeline.parse("halve").steps)] == ["my_steps.blurs"]
+
+
+def test_a_plan_sends_only_the_plugins_that_it_uses(tmp_path: Path) -> None:
+    plugins.load([write_plugin(tmp_path)])
+    source = str(tmp_path / "data")
+    ingest(write_files(tmp_path / "raw", {"a/1.png": encoded("png", 30, 30)}), tmp_path / "data")
+    for steps, names in (("grayscale", []), ("halve", ["my_steps"])):
+        plan = plan_filter(source, str(tmp_path / steps), steps)
+        assert [plugin.name for plugin in plan.own_steps] == names
+    bundles = {steps: make_bundle(tmp_path / f"bundle-{steps}", steps=steps) for steps in ("invert", "halve")}
+    bundle = Path(bundles["halve"], "bundle.json")
+    record = json.loads(bundle.read_text())
+    record["provenance"] |= plugins.recorded(plugins.digests(plugins.named(["my_steps"])))
+    bundle.write_text(json.dumps(record))
+    for steps, names in (("invert", []), ("halve", ["my_steps"])):
+        plan = plan_predict(bundles[steps], source, str(tmp_path / "scored"))
+        assert [plugin.name for plugin in plan.own_steps] == names
+
+
+def test_a_model_does_not_need_the_plugins_of_its_augmentation(tmp_path: Path) -> None:
+    plugins.load([write_plugin(tmp_path)])
+    files = {f"{label}/{n}.png": encoded("png", 30, 30) for label in ("cat", "dog") for n in range(4)}
+    ingest(write_files(tmp_path / "raw", files), tmp_path / "data")
+    fields = {"data": {"train": str(tmp_path / "data")}, "model": "lenet5", "optimizer": {"name": "sgd", "lr": 0.1}}
+    recipe = {**fields, "batch_size": 4, "epochs": 1, "augment": "flip | halve"}
+    plan = plan_train(Recipe.parse(json.dumps(recipe)), str(tmp_path / "out"))
+    assert list(plan.record.plugins) == [plugin.name for plugin in plan.own_steps] == ["my_steps"]
+    assert plan.input_plugins == {}
+    plan = plan_train(
+        Recipe.parse(json.dumps(recipe | {"input": {"steps": "grayscale | halve"}})), str(tmp_path / "out")
+    )
+    assert list(plan.input_plugins) == ["my_steps"]
 
 
 def test_only_the_plugins_that_a_pipeline_uses_are_recorded(tmp_path: Path) -> None:
@@ -67,12 +153,17 @@ def test_a_pipeline_travels_to_a_process_that_lacks_its_plugin(tmp_path: Path) -
 
 def test_what_was_recorded_must_be_loaded_and_the_same(tmp_path: Path) -> None:
     recorded = plugins.recorded({"my_steps": "0" * 64})
-    with pytest.raises(UsageError, match=r"the bundle x uses steps of the plugin 'my_steps' .*--plugin my_steps.py"):
-        plugins.check_recorded(recorded, "the bundle x")
+    for load, advice in (
+        (plugins.load_installed, "install the package that defines it as an entry point striate.steps"),
+        (lambda: plugins.load([]), "name its file or its module with --plugin"),
+    ):
+        load()
+        with pytest.raises(UsageError, match=f"^the bundle x uses steps of the plugin 'my_steps' .*: {advice}$"):
+            plugins.check_recorded(recorded, "the bundle x")
     plugins.load([write_plugin(tmp_path)])
     with pytest.raises(UsageError, match="the bundle x was made with another version of the plugin 'my_steps'"):
         plugins.check_recorded(recorded, "the bundle x")
-    plugins.check_recorded(plugins.recorded(plugins.digests(plugins.loaded())), "the bundle x")
+    plugins.check_recorded(plugins.recorded(plugins.digests(plugins.named(["my_steps"]))), "the bundle x")
 
 
 @pytest.mark.parametrize("damaged", [["my_steps"], "my_steps", None, {"my_steps": 1}])
@@ -93,7 +184,7 @@ def test_a_plugin_that_fails_is_named_and_leaves_nothing(tmp_path: Path, source:
     with pytest.raises(UsageError, match=message):
         plugins.load([write_plugin(tmp_path, source)])
     assert before == REGISTRY
-    assert plugins.loaded() == ()
+    assert not plugins._loaded
 
 
 def test_threads_of_a_worker_install_a_plugin_once() -> None:
