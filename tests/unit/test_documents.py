@@ -76,8 +76,8 @@ def test_the_page_of_commands_is_what_the_commands_say() -> None:
     assert written == reference(), "write it again: .venv/bin/python docs/hooks/cli.py"
 
 
-def test_the_step_of_own_steps_works_as_written(tmp_path: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/own-steps.md").read_text("utf-8"), re.M | re.S)
+def test_the_step_of_the_page_on_plugins_works_as_written(tmp_path: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/plugins.md").read_text("utf-8"), re.M | re.S)
     (tmp_path / "my_steps.py").write_text(code, "utf-8")
     script = """
 import numpy as np
