@@ -42,7 +42,7 @@ class SubmittedCommand:
 
 
 def parse(root: Any, words: Sequence[str]) -> SubmittedCommand:
-    """Parses a command line as `striate` itself does, and runs nothing.
+    """Parses a command line as `striate` does. Runs nothing but the files that `--plugin` names, to know their steps.
 
     Args:
         root: context of `striate`, which knows all commands.
