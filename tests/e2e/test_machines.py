@@ -238,7 +238,7 @@ def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tm
             assert httpx.post(url, content=photo).status_code == 401
         again = cluster.start("serve", bundle, "--host", head, "--api-keys", str(tmp_path / "keys"))
         _, errors = again.communicate(timeout=120)
-        assert f"--host {head}: Serve runs on this cluster already and listens on 0.0.0.0:8000" in errors.decode()
+        assert f"--host {head}: Serve already runs on this cluster and listens on 0.0.0.0:8000" in errors.decode()
 
 
 def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) -> None:
