@@ -21,7 +21,7 @@ class Setup:
     Attributes:
         photos: the input as files.
         dataset: the same photos as a Striate dataset; empty where no chosen contestant reads one.
-        tiny: a dataset of the tiny job's photos; empty likewise.
+        tiny: a dataset of the tiny job's photos; empty where `dataset` is.
         work: folder for outputs, which are removed after each run.
         cores: processes, workers or threads of each contestant.
         slow_photos: number of photos that ImageMagick gets.

@@ -65,7 +65,7 @@ def parse(root: Any, words: Sequence[str]) -> SubmittedCommand:
 
 
 def check(command: SubmittedCommand, tree: Tree) -> None:
-    """Refuses a command that would certainly fail on the cluster, or write where nobody can find the results.
+    """Refuses a command that would certainly fail on the cluster, or write its results where they cannot be found.
 
     Raises:
         UsageError: names the wrong word, and what would work.

@@ -2,7 +2,7 @@
 
 A writer puts a small file of its own, its lease, below the destination, then lists the leases there. Of two that do so
 at the same time at least one sees the other: on local disks and on every object store a listing shows what was written
-before it. So no store needs compare-and-set, and nobody changes or removes the lease of a running writer.
+before it. So no store needs compare-and-set, and no process changes or removes the lease of a running writer.
 
 A writer that was killed leaves its lease. On the same machine it is enough to see that its process has ended. On
 another machine a lease counts as abandoned when it is not renewed while it is watched, so that no two clocks are
@@ -213,7 +213,7 @@ def _abandoned(destination: str) -> set[tuple[str, float]]:
 
 def _renew(lease: str, ended: threading.Event, taken_over: threading.Event, held_by_main: bool) -> None:
     while not ended.wait(_RENEWED_S):
-        # An error of the store is ignored: as long as the lease exists, nobody has taken over.
+        # An error of the store is ignored: as long as the lease exists, no other process has taken over.
         with contextlib.suppress(StriateError):
             if not storage.touch(lease) and not ended.is_set():
                 taken_over.set()

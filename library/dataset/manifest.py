@@ -1,7 +1,7 @@
 """The JSON files beside the shards: one report per shard, and one manifest per dataset.
 
 A report commits its shard: it is written last. The manifest is written when a job starts (`complete` is false, so that
-nobody reads half a dataset by mistake) and again when it ends. What differs from run to run (timings, workers) is
+half a dataset is never read by mistake) and again when it ends. What differs from run to run (timings, workers) is
 under `run` and not part of the digest, so two runs of the same job leave the same dataset.
 """
 

@@ -17,7 +17,7 @@ from serve.http.middleware import RequestFacts, request_facts
 from serve.http.problem_details import Problem
 from serve.settings import ServeSettings
 
-#: How long an answer waits for the rest of a body that nobody reads, so that the client gets to read the answer.
+#: How long an answer waits for the rest of a body that is not read, so that the client gets to read the answer.
 _DRAIN_S = 2.0
 
 
