@@ -167,8 +167,16 @@ def connect(
                     say(f"connected to {session}", file=sys.stderr, flush=True)
                 yield session
         finally:
+            if _end_process is not None:
+                threading.excepthook = _report_after_ray
             with undisturbed():
                 ray.shutdown()
+
+
+def _report_after_ray(failed: threading.ExceptHookArgs) -> None:
+    """Reports an error of a thread, except of the one that Ray Data may leave behind and that needs a running Ray."""
+    if failed.thread is None or failed.thread.name != "ray-data-metadata-prefetch":
+        threading.__excepthook__(failed)
 
 
 def own_process(fail: Callable[[str], int]) -> None:
