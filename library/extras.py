@@ -10,7 +10,7 @@ import importlib.util
 
 from library.errors import UsageError
 
-#: The packages by their import names. Both extras bring PyTorch, timm and ONNX; `train` is named for them.
+#: The extra by the import name of each package. Both extras bring PyTorch, timm and ONNX; the advice names `train`.
 EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "timm", "safetensors"), "train"),
     **dict.fromkeys(("sklearn", "matplotlib", "jinja2", "tensorboard", "tensorboardX"), "train"),
@@ -48,11 +48,11 @@ def check_installed(package: str, needed_by: str) -> None:
 
 
 def missing_package(error: BaseException | None, command: str) -> MissingPackage | None:
-    """The advice for a failed import, or for an error that one has led to; None where no extra would help.
+    """Returns the advice for a failed import, or for an error that one has led to; None where no extra would help.
 
     Args:
         error: what was raised; its causes are looked at too.
-        command: the name of the command that ran. The commands that answer want the extra `serve`.
+        command: the name of the command that ran; `serve` and `export` need the extra `serve`.
     """
     while error is not None:
         package = (getattr(error, "name", None) or "").partition(".")[0]

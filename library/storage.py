@@ -84,6 +84,7 @@ def uri_id(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
+    """Returns the URI of a path below `uri`."""
     return posixpath.join(uri, *parts)
 
 
@@ -164,12 +165,14 @@ def open_read(uri: str) -> IO[bytes]:
 
 
 def size(uri: str) -> int:
+    """Returns the size of a file in bytes; raises StriateError if it cannot be read."""
     with _as_striate_error(uri, "read"):
         filesystem, path = _opened(uri)
         return int(cast(Any, filesystem).size(path))
 
 
 def exists(uri: str) -> bool:
+    """Whether there is a file or folder at `uri`; raises StriateError if the store cannot be reached."""
     with _as_striate_error(uri, "look up"):
         filesystem, path = _opened(uri)
         return bool(filesystem.exists(path))

@@ -41,9 +41,11 @@ class Store:
     writable: bool = True
 
     def is_failure(self, error: Exception) -> bool:
+        """Whether `error` is a failure of the store, not a bug."""
         return isinstance(error, (OSError, *_exception_types(self.failures)))
 
     def is_refusal(self, error: Exception) -> bool:
+        """Whether the store refused access: missing or wrong credentials."""
         return isinstance(error, (PermissionError, *_exception_types(self.refusals)))
 
 

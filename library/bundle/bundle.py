@@ -173,7 +173,7 @@ class Bundle:
             UsageError: the bundle is an ensemble, where each member has its own network.
         """
         if not isinstance(self.network, SingleNetwork):
-            raise UsageError("an ensemble has no network of its own; ask one of its members for it")
+            raise UsageError("an ensemble has no network of its own; use one of its members")
         return self.network.model
 
     @property

@@ -63,15 +63,19 @@ class SingleNetwork:
         self._batch_size = _cpu_batch_size(self.model, record) if self.device.type == "cpu" else sys.maxsize
 
     def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Pixels:
+        """Returns the model's input (height x width x channels) from an encoded picture; raises BadPicture."""
         return self.inputs.prepare(data, limits, **columns)
 
     def prepare_pixels(self, pixels: Pixels, columns: Mapping[str, Any]) -> Pixels:
+        """Like `prepare`, from a decoded picture (height x width x channels)."""
         return self.inputs.prepare_pixels(pixels, **columns)
 
     def log_probabilities(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Returns natural logarithms of probabilities (N x classes) for prepared pictures."""
         return self.with_features(pictures)[1]
 
     def with_features(self, pictures: Sequence[Pixels]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns the head's inputs (N x features) and `log_probabilities` of prepared pictures."""
         features = [np.zeros((0, self.model.num_features), np.float32)]
         logits = [np.zeros((0, self.model.num_classes), np.float32)]
         for first in range(0, len(pictures), self._batch_size):
@@ -90,6 +94,7 @@ class SingleNetwork:
         return features.float().cpu().numpy(), torch.log_softmax(logits.float(), 1).cpu().numpy()
 
     def files(self) -> Mapping[str, bytes]:
+        """Returns the content of the weight file by its name in the bundle."""
         return {WEIGHTS: self._weights}
 
 
@@ -122,26 +127,31 @@ class EnsembleNetwork:
         self._orders = [[member.classes.index(name) for name in members[0].classes] for member in members]
 
     def prepare(self, data: bytes, limits: codec.Limits, columns: Mapping[str, Any]) -> Prepared:
+        """Returns one prepared picture per member; raises BadPicture if one of them cannot use the picture."""
         # Each member decodes the picture again: its selectors may need the stored file, and decoding is the cheap part.
         return tuple(member.prepare(data, limits, **columns) for member in self._members)
 
     def prepare_pixels(self, pixels: Pixels, columns: Mapping[str, Any]) -> Prepared:
+        """Like `prepare`, from a decoded picture (height x width x channels)."""
         return tuple(member.prepare_pixels(pixels, **columns) for member in self._members)
 
     def log_probabilities(self, pictures: Sequence[tuple[Any, ...]]) -> NDArray[np.float32]:
+        """Returns natural logarithms of the mean probabilities (N x classes)."""
         return self.mean(self._parallel.probabilities(pictures))
 
     def mean(self, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Log probabilities of the ensemble (N x classes) from the probabilities of each member."""
+        """Returns log probabilities of the ensemble (N x classes) from the probabilities of each member."""
         mean = np.zeros((len(parts[0]), len(self._orders[0])), np.float64)
         for part, share, order in zip(parts, self._shares, self._orders, strict=True):
             mean += share * part[:, order]
         return np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)
 
     def with_features(self, pictures: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        raise UsageError("an ensemble has no features of its own; ask one of its members for them")
+        """Raises UsageError: each member has features of its own."""
+        raise UsageError("an ensemble has no features of its own; use one of its members")
 
     def files(self) -> Mapping[str, bytes]:
+        """Returns the content of all files of the members, by their paths in the bundle."""
         return {
             f"{MEMBERS}/{number}/{name}": data
             for number, member in enumerate(self._members)

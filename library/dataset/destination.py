@@ -44,7 +44,7 @@ _EXTENT = "limit"
 
 
 def check_apart(source: str, destination: str) -> None:
-    """Refuse a destination that is, holds, or lies inside the source.
+    """Refuses a destination that is, holds, or lies inside the source.
 
     Raises:
         UsageError: one lies in the other; names both.
@@ -56,7 +56,7 @@ def check_apart(source: str, destination: str) -> None:
 
 
 def remove_uncommitted(dataset: str) -> None:
-    """Remove temporary files, and in a dataset that is not complete the shards and rejects without a report.
+    """Removes temporary files, and in a dataset that is not complete the shards and rejects without a report.
 
     Called when a job has failed. The next run of the job removes what workers still write after that.
     """
@@ -75,7 +75,7 @@ def remove_uncommitted(dataset: str) -> None:
 
 
 def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
-    """Check that `job` may write to `dataset`; changes nothing.
+    """Checks that `job` may write to `dataset`; changes nothing.
 
     Raises:
         UsageError: the folder holds other files, another job's dataset, or more pictures than `--limit` allows.
@@ -104,7 +104,7 @@ def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
 
 
 def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mapping[str, int] | None = None) -> None:
-    """Claim `dataset` for the last of `jobs`; with `overwrite`, empty it first unless the same job has begun already.
+    """Claims `dataset` for the last of `jobs`; with `overwrite`, empties it first unless the same job has begun it.
 
     Args:
         dataset: URI.
@@ -193,7 +193,7 @@ def finish(
     skipped: Mapping[str, int] | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Remove files that no report names (of killed attempts or an earlier source), then write the manifest.
+    """Removes files that no report names (of killed attempts or an earlier source), then writes the manifest.
 
     Args:
         dataset: URI.

@@ -55,6 +55,9 @@ def measures(pixels: Pixels) -> dict[str, float]:
 
     Args:
         pixels: height x width x channels; uint8, uint16 or float32.
+
+    Returns:
+        Values by the names of `EDGES`, in the units given there.
     """
     height, width = pixels.shape[:2]
     values = {"width": float(width), "height": float(height)}
@@ -80,7 +83,7 @@ class Histograms:
         self.classes: dict[str, int] = {}
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Count one picture's values by measure; raises KeyError for an unknown measure."""
+        """Counts one picture's values by measure; raises KeyError for an unknown measure."""
         for name, value in values.items():
             edges = EDGES[name]
             counts = self.bins.get(name)
@@ -89,17 +92,17 @@ class Histograms:
             counts[bisect_right(edges, value)] += 1
 
     def add_pictures(self, encoded: Iterable[bytes]) -> None:
-        """Decode and measure encoded pictures; a damaged one is skipped."""
+        """Decodes and measures encoded pictures; a damaged one is skipped."""
         for data in encoded:
             with suppress(BadPicture):
                 self.add(measures(codec.decode(data)))
 
     def add_class(self, name: str, count: int = 1) -> None:
-        """Count a class."""
+        """Counts a class."""
         self.classes[name] = self.classes.get(name, 0) + count
 
     def merge(self, other: Histograms) -> None:
-        """Add another's counts to these."""
+        """Adds another's counts to these."""
         for name, counts in other.bins.items():
             own = self.bins.get(name, [0] * len(counts))
             self.bins[name] = [a + b for a, b in zip(own, counts, strict=True)]
@@ -160,7 +163,7 @@ class Histograms:
 
     @classmethod
     def total(cls, parts: Iterable[Histograms]) -> Histograms:
-        """Returns the sum of many."""
+        """Returns the sum of `parts`."""
         histograms = cls()
         for part in parts:
             histograms.merge(part)
@@ -175,7 +178,7 @@ def of_dataset(dataset: str, digest: str) -> dict[str, Any] | None:
         digest: the digest that its manifest should have.
 
     Returns:
-        None where ingest did not measure the pictures, or where the dataset has changed.
+        The data of `Histograms.to_dict`; None where ingest did not measure the pictures, or the dataset has changed.
     """
     manifest = find_manifest(dataset)
     return manifest.histograms if manifest is not None and manifest.digest == digest else None

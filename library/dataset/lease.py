@@ -1,7 +1,7 @@
 """Leases: one writer at a time for a destination, on whatever machine, container or Ray cluster it runs.
 
-A writer puts a small file of its own, its lease, below the destination, then lists the leases there. Of two that do so
-at the same time at least one sees the other: on local disks and on every object store a listing shows what was written
+A writer puts a small file of its own, its lease, below the destination, then lists the leases there. If two do so at
+the same time, at least one sees the other: on local disks and on every object store a listing shows what was written
 before it. So no store needs compare-and-set, and no process changes or removes the lease of a running writer.
 
 A writer that was killed leaves its lease. On the same machine it is enough to see that its process has ended. On
@@ -34,7 +34,7 @@ from library.storage import FileInfo
 LEASES = "_leases"
 
 _RENEWED_S = 5.0
-#: A lease that is not renewed for so long is abandoned: its writer was killed, or its machine is suspended.
+#: A lease that is not renewed for this long is abandoned: its writer was killed, or its machine is suspended.
 _ABANDONED_S = 4 * _RENEWED_S
 _POLL_S = 1.0
 # Two writers that begin at the same time see each other, and one of them withdraws, which takes a few requests.
@@ -94,7 +94,7 @@ def hold(*destinations: str, tidy: Callable[[str], None]) -> Generator[None]:
             its lease in time.
     """
     with ExitStack() as stack:
-        # Everyone takes several destinations in the same order, so that no two wait for each other.
+        # Every process takes several destinations in the same order, so that no two wait for each other.
         taken_over = {destination: stack.enter_context(_held(destination)) for destination in sorted(set(destinations))}
         try:
             yield

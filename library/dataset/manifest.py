@@ -49,7 +49,7 @@ SKIPPED = {
     "link_broken": "links to nothing",
     "link_folder": "links to folders that are read elsewhere",
     "link_outside": "links out of the folder to files that are not pictures",
-    "repeated": "texts that the archive holds again",
+    "repeated": "replaced by a later file of the same name in the archive",
     "special": "devices, pipes or the like",
     "sparse": "sparse members",
     "underscore": "with a name that begins with _",
@@ -114,7 +114,7 @@ class Tally(_Model):
 
     @classmethod
     def total(cls, tallies: Iterable[Tally]) -> Tally:
-        """Returns the sum of many."""
+        """Returns the sum of `tallies`."""
         counts: dict[str, Any] = {}
         for tally in tallies:
             for name, value in tally:
@@ -145,7 +145,7 @@ class Report(_Model):
 
     @property
     def bytes_written(self) -> int:
-        """Size of the files that were written for the shard."""
+        """Size in bytes of the files that were written for the shard."""
         return 0
 
 
@@ -164,6 +164,7 @@ class ShardReport(Report):
 
     @property
     def bytes_written(self) -> int:
+        """Size of the shard and its rejects in bytes."""
         return self.output.bytes + (self.rejects.bytes if self.rejects else 0)
 
 
@@ -222,11 +223,12 @@ class Manifest(_Model):
 
     @property
     def rows(self) -> int:
+        """Number of pictures."""
         return self.tally.rows_out
 
     @property
     def bytes(self) -> int:
-        """Size of all shards on disk."""
+        """Size of all shards in bytes."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
@@ -261,10 +263,11 @@ def no_dataset(uri: str) -> UsageError:
 
 
 def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
-    """Read a dataset's manifest.
+    """Reads a dataset's manifest.
 
     Raises:
         UsageError: `dataset` is not a dataset, or is not finished.
+        StriateError: the manifest is damaged, inconsistent or of another version.
     """
     manifest = find_manifest(dataset)
     if manifest is None:
@@ -286,7 +289,11 @@ def splits_below(folder: str) -> list[str]:
 
 
 def find_manifest(dataset: str) -> Manifest | None:
-    """Returns the manifest of `dataset`, complete or not, or None where there is none."""
+    """Returns the manifest of `dataset`, complete or not, or None where there is none.
+
+    Raises:
+        StriateError: the manifest is damaged, inconsistent or of another version.
+    """
     uri = manifest_uri(dataset)
     if not storage.exists(uri):
         return None
@@ -320,16 +327,18 @@ def _wrong_sums(manifest: Manifest) -> Iterator[str]:
 
 
 def save_manifest(dataset: str, manifest: Manifest) -> None:
+    """Writes the manifest of `dataset`; on a local disk it survives a power cut afterwards."""
     storage.write_bytes(manifest_uri(dataset), _dumped(manifest))
     storage.flush([manifest_uri(dataset)])
 
 
 def manifest_uri(dataset: str) -> str:
+    """Returns the URI of the manifest of `dataset`."""
     return storage.join(dataset, MANIFEST)
 
 
 def save_report(folder: str, report: Report) -> None:
-    """Commit one shard: write its report below a dataset, or below the folder of an evaluation."""
+    """Commits one shard: writes its report below a dataset, or below the folder of an evaluation."""
     storage.write_bytes(report_uri(folder, report.stem), _dumped(report))
 
 
@@ -344,6 +353,7 @@ def load_report(data: bytes | Exception, model: type[ReportT]) -> ReportT | None
 
 
 def report_uri(dataset: str, stem: str) -> str:
+    """Returns the URI of the report of the shard `stem`."""
     return storage.join(dataset, REPORTS, f"{stem}.json")
 
 

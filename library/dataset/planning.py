@@ -31,7 +31,7 @@ class Layout:
     """How a listing is divided into splits and shards.
 
     Attributes:
-        shard_bytes: a shard is closed once it holds so many bytes of pictures; None for a size that fits the source.
+        shard_bytes: a shard is closed once it holds this many bytes of pictures; None for a size that fits the source.
         seed: seed of the order in which pictures are stored.
         fractions: fraction of each split by its name, summing to 1; empty to use the source's own splits.
     """
@@ -42,7 +42,7 @@ class Layout:
 
 
 def parse_fractions(text: str) -> dict[str, float]:
-    """Read `train=0.8,val=0.1,test=0.1`.
+    """Reads `train=0.8,val=0.1,test=0.1` as the fraction of each split by its name.
 
     Raises:
         UsageError: a name is repeated or invalid, a fraction is not above 0, or they do not sum to 1.
@@ -64,7 +64,7 @@ def parse_fractions(text: str) -> dict[str, float]:
 
 
 def plan(index: pa.Table, destination: str, layout: Layout) -> list[ShardTask]:
-    """Divide a listing into shards.
+    """Divides a listing into shards.
 
     Pictures are ordered by `blake2b(seed, key)`, so no shard is sorted by class, whatever the source's order. Rows that
     are cheap only when read together (`block`: a Parquet row group) stay together and are shuffled inside a shard.
@@ -76,6 +76,9 @@ def plan(index: pa.Table, destination: str, layout: Layout) -> list[ShardTask]:
 
     Returns:
         One task per shard, in order of name. A split without pictures has none.
+
+    Raises:
+        UsageError: `layout` has fractions, but the source has its own splits.
     """
     splits = _split_of_each(index, layout)
     target = layout.shard_bytes or shard_bytes_for(int(_compute.sum(index["size"]).as_py() or 0))
@@ -93,7 +96,7 @@ def plan(index: pa.Table, destination: str, layout: Layout) -> list[ShardTask]:
 
 
 def shard_bytes_for(total_bytes: int) -> int:
-    """Returns the default shard size: 128 MB, less for a small source so that several workers have work."""
+    """Returns the default shard size in bytes: 128 MiB, less for a small source so that several workers have work."""
     return int(min(DEFAULT_SHARD_BYTES, max(MIN_SHARD_BYTES, total_bytes // MIN_SHARDS)))
 
 

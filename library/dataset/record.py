@@ -35,7 +35,7 @@ class ImageRecord:
 
     Attributes:
         key: unique in its dataset.
-        data: the encoded bytes, exactly as stored; None for a reject that was too large to keep.
+        data: the encoded bytes, exactly as in the source; None for a reject that was too large to keep.
         path: file name in the source, for people and for Hugging Face.
         label: the class name, or None.
         header: size and format; None for a reject.

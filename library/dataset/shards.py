@@ -26,15 +26,18 @@ _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class ShardReader:
-    """Iterates over the row groups of one shard; reads the next one while the caller uses the last.
+    """Iterates over the row groups of one shard as tables; reads the next one while the caller uses the current one.
 
     Args:
         uri: URI of the shard.
-        max_rows: read at most so many rows; None for all.
+        max_rows: read at most this many rows; None for all.
         first_row: the first row to read; the row groups before it are skipped.
 
     Attributes:
         waited_s: seconds that the caller has waited for reading.
+
+    Raises:
+        StriateError: the file is damaged or lacks a core column; raised by the reading methods, names the file.
     """
 
     def __init__(self, uri: str, max_rows: int | None = None, first_row: int = 0) -> None:
@@ -100,7 +103,7 @@ class ShardReader:
 
 
 def batches(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Yields `rows` rows at a time: a row group may hold thousands of small pictures, and steps may enlarge them."""
+    """Yields at most `rows` rows at a time: a row group may hold thousands of pictures, and steps may enlarge them."""
     for table in tables:
         for first in range(0, table.num_rows, rows):
             yield table.slice(first, rows)
@@ -137,7 +140,7 @@ class ShardWriter:
         return self
 
     def add(self, table: pa.Table) -> None:
-        """Append rows; they are written as soon as they fill a row group."""
+        """Appends rows; they are written as soon as they fill a row group."""
         if table.num_rows == 0:
             return
         self._pending.append(table)

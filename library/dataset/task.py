@@ -105,11 +105,11 @@ class ShardOutput:
         self.add_seconds({"write": perf_counter() - start})
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Add to the seconds spent in each stage."""
+        """Adds to the seconds spent in each stage."""
         self._seconds.update(seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
 
     def add(self, rows: pa.Table, rejects: pa.Table, tally: Tally) -> Tally:
-        """Write rows to the shard and its rejects; returns `tally` completed with the counts of `rows`."""
+        """Writes rows to the shard and its rejects; returns `tally` completed with the counts of `rows`."""
         start = perf_counter()
         self._writer.add(rows)
         if rejects.num_rows:
@@ -124,7 +124,7 @@ class ShardOutput:
         return complete
 
     def commit(self, work_digest: str) -> ShardReport:
-        """Write the report, which marks the shard as done.
+        """Writes the report, which marks the shard as done.
 
         Raises:
             StriateError: pictures were lost or counted twice.

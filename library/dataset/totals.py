@@ -34,13 +34,14 @@ class Totals:
 
     @classmethod
     def of(cls, reports: Iterable[ShardReport]) -> Totals:
+        """Returns the sum of `reports`."""
         totals = cls()
         for report in reports:
             totals.add(report)
         return totals
 
     def add(self, report: ShardReport) -> None:
-        """Add the report of one shard."""
+        """Adds the report of one shard."""
         self.shards += 1
         self.seconds.update(report.seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
         self._outputs.append(report.output)

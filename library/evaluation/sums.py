@@ -157,7 +157,7 @@ class Sums(_Model):
         return self.judged + self.dropped.total() + self.rejected.total()
 
     def add(self, outcomes: Outcomes) -> None:
-        """Add judged pictures."""
+        """Adds judged pictures."""
         correct = outcomes.correct
         losses = _in_units(outcomes.losses).tolist()
         self.judged += len(outcomes)
@@ -186,13 +186,13 @@ class Sums(_Model):
         )
 
     def count(self, dropped: Counter[str], rejected: Counter[str], unknown: Counter[str]) -> None:
-        """Add pictures that were not judged."""
+        """Adds pictures that were not judged."""
         self.dropped.update(dropped)
         self.rejected.update(rejected)
         self.unknown.update(unknown)
 
     def merge(self, other: Sums) -> None:
-        """Add the sums of other pictures."""
+        """Adds the sums of other pictures."""
         for name in ("judged", "top1", "top5", "loss", "loss_squared"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("dropped", "rejected", "unknown", "confusion"):
@@ -218,7 +218,7 @@ class Pairs(_Model):
     neither: int = 0
 
     def add(self, first: Outcomes, second: Outcomes) -> None:
-        """Add pictures, matched by key."""
+        """Adds pictures, matched by key."""
         second_correct = dict(zip(second.keys, second.correct.tolist(), strict=True))
         for key, correct in zip(first.keys, first.correct.tolist(), strict=True):
             if key in second_correct:
@@ -229,7 +229,7 @@ class Pairs(_Model):
                 self.neither += pair == (False, False)
 
     def merge(self, other: Pairs) -> None:
-        """Add other pictures."""
+        """Adds other pictures."""
         for name, count in other:
             setattr(self, name, getattr(self, name) + count)
 
@@ -263,7 +263,7 @@ class EvaluateTotals:
         self.seconds: Counter[str] = Counter()
 
     def add(self, report: EvaluateReport) -> None:
-        """Add the report of one shard."""
+        """Adds the report of one shard."""
         for total, part in zip(self.sums, report.sums, strict=True):
             total.merge(part)
         if self.pairs is not None and report.pairs is not None:

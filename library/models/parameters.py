@@ -33,6 +33,8 @@ def _parameters(cls: type[_T]) -> type[_T]:
 
 @_parameters
 class LeNet5Parameters:
+    """Parameters of `lenet5`."""
+
     in_chans: Channels = 1
     size: Annotated[Literal[28, 32], Field(description="side of the input; 28 is padded to the paper's 32")] = 28
     activation: Annotated[Literal["tanh", "relu"], Field(description="after every layer but the last")] = "tanh"
@@ -41,6 +43,8 @@ class LeNet5Parameters:
 
 @_parameters
 class MlpParameters:
+    """Parameters of `mlp`."""
+
     hidden: Annotated[tuple[Count, ...], Field(min_length=1, description="units of each hidden layer")] = (300,)
     in_chans: Channels = 1
     size: Annotated[int, Field(ge=1, le=1024, description="side of the input")] = 28
@@ -48,18 +52,24 @@ class MlpParameters:
 
 @_parameters
 class ResNet9Parameters:
+    """Parameters of `resnet9`."""
+
     width: Annotated[int, Field(ge=1, le=1024, description="channels of the first layer; Page's has 64")] = 16
     in_chans: Channels = 3
 
 
 @_parameters
 class NetworkParameters:
+    """Parameters of every network of the catalogue that is not listed in this file."""
+
     in_chans: Channels = 3
     drop_rate: DropRate = 0.0
 
 
 @_parameters
 class DenseNetworkParameters:
+    """Parameters of networks with several dense layers: `alexnet`, `vgg16`, `vgg19`."""
+
     in_chans: Channels = 3
     drop_rate: Annotated[float, Field(ge=0, lt=1, description="share of features dropped before each dense layer")] = (
         0.5
@@ -68,6 +78,8 @@ class DenseNetworkParameters:
 
 @_parameters
 class ResNetParameters:
+    """Parameters of `resnet18` to `resnet152`."""
+
     in_chans: Channels = 3
     small_input: Annotated[
         bool, Field(description="for pictures of about 32x32: first convolution 3x3 with stride 1, no pooling after it")
@@ -77,6 +89,8 @@ class ResNetParameters:
 
 @_parameters
 class GoogLeNetParameters:
+    """Parameters of `googlenet`."""
+
     in_chans: Channels = 3
     auxiliary: Auxiliary = True
     drop_rate: DropRate = 0.2
@@ -84,6 +98,8 @@ class GoogLeNetParameters:
 
 @_parameters
 class InceptionV3Parameters:
+    """Parameters of `inception_v3`."""
+
     in_chans: Channels = 3
     auxiliary: Auxiliary = True
     drop_rate: DropRate = 0.0

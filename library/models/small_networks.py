@@ -33,6 +33,7 @@ class LeNet5(nn.Module):
         self.activation = nn.Tanh() if activation == "tanh" else nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Computes logits, N x num_classes, from normalised pixels, N x in_chans x size x size."""
         x = self.s2(self.activation(self.c1(x)))
         x = self.s4(self.activation(self.c3(x)))
         x = self.activation(self.c5(x)).flatten(1)
@@ -53,6 +54,7 @@ class Mlp(nn.Module):
         self.classifier = nn.Linear(units, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Computes logits, N x num_classes, from normalised pixels, N x in_chans x size x size."""
         return self.classifier(self.hidden(x.flatten(1)))
 
 
@@ -79,6 +81,7 @@ class ResNet9(nn.Module):
         self.classifier = nn.Linear(width * 8, num_classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Computes logits, N x num_classes, from normalised pixels, N x in_chans x height x width."""
         x = self.layer3(self.layer2(self.layer1(self.prep(x))))
         return self.classifier(self.pool(x).flatten(1) * 0.125)
 

@@ -73,7 +73,7 @@ def load_weights(model: Classifier, weights: str, origin: Origin) -> str:
     Args:
         model: changed in place; the classifier is loaded only if it fits, the first convolution is adapted to other
             channels.
-        weights: `pretrained`, or a .safetensors, .pth, .pt or .bin file, here or s3://.
+        weights: `pretrained`, or the URI of a .safetensors, .pth, .pt or .bin file.
         origin: how the model's library names its parts.
 
     Returns:

@@ -16,7 +16,7 @@ from library.pipeline import Pipeline
 from library.pipeline.batch import run_step
 from library.steps.base import Step
 
-#: A picture as a model takes it: its pixels; for an ensemble a tuple with one entry a member.
+#: A picture as a model takes it: its pixels; for an ensemble a tuple with one entry per member.
 Prepared: TypeAlias = "Pixels | tuple[Prepared, ...]"
 
 #: Side of the flat test picture that is used to find out how many channels the steps return.
@@ -88,7 +88,7 @@ class InputPipeline:
         return self.fitted(self.before_fit(data, limits, **columns))
 
     def prepare_pixels(self, pixels: Pixels, /, **columns: Any) -> Pixels:
-        """Like `prepare`, for a decoded picture."""
+        """Like `prepare`, for a decoded picture (height x width x channels; uint8, uint16 or float32)."""
         picture = _picture(b"", codec.DEFAULT_LIMITS, columns, pixels)
         self._run(self.steps.steps, picture)
         return self.fitted(picture.pixels)
@@ -158,7 +158,7 @@ def _picture(data: bytes, limits: codec.Limits, columns: Mapping[str, Any], pixe
 
 
 def stack(pictures: Sequence[Pixels]) -> NDArray[Any]:
-    """Stacks prepared pictures to N x height x width x channels; as float32 from 0 to 1 if their dtypes differ."""
+    """Stacks prepared pictures into N x height x width x channels; as float32 from 0 to 1 if their dtypes differ."""
     if len({picture.dtype for picture in pictures}) == 1:
         return np.stack(pictures)
     return np.stack([scaled(picture) for picture in pictures])

@@ -49,7 +49,7 @@ def read(schema: type[_SchemaT], text: str, overrides: Sequence[str], where: str
 
 
 def _set(schema: Schema, data: dict[str, Any], override: str) -> None:
-    """Apply one override `a.b=value` to the data."""
+    """Applies one override `a.b=value` to the data."""
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not path:
@@ -149,7 +149,7 @@ def _line(data: Any, problem: Problem) -> str:
 
 
 def _repair(schema: Schema, data: dict[str, Any], path: str) -> None:
-    """Remove an invalid value; a required field gets its example."""
+    """Removes an invalid value; a required field gets its example."""
     field = dict(fields_of(schema)).get(path)
     if field is not None and field.is_required():
         _put(data, path, field.examples[0] if field.examples else {})

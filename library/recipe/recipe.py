@@ -29,15 +29,15 @@ class Recipe(RecipeFields):
 
     @classmethod
     def load(cls, uri: str, overrides: Sequence[str] = ()) -> Recipe:
-        """Read a recipe from a file, on disk or in a store.
+        """Reads a recipe from a file, on disk or in a store.
 
         Args:
             uri: URI of the YAML file.
             overrides: `a.b=value`, as in `--set`; the value is read as YAML.
 
         Raises:
-            UsageError: the file does not exist, or with one line for each error: the field, its value, and what would
-                work.
+            UsageError: the file does not exist, or the recipe is wrong: one line for each error, with the field, its
+                value, and what would work.
             StriateError: the file cannot be read.
         """
         uri = storage.normalize(uri)
@@ -47,7 +47,7 @@ class Recipe(RecipeFields):
 
     @classmethod
     def parse(cls, text: str, overrides: Sequence[str] = (), *, where: str = "the recipe") -> Recipe:
-        """Read a recipe from YAML text; `where` names it in errors. Arguments and errors as in `load`."""
+        """Reads a recipe from YAML text; `where` names it in errors. Overrides and errors are those of `load`."""
         return read(cls, text, overrides, where)
 
     def located(self) -> Recipe:

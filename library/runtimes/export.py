@@ -80,7 +80,7 @@ class WrittenExport:
 
 
 def write_export(bundle_uri: str, file_format: str, out: str | None = None) -> WrittenExport:
-    """Exports a bundle into a file, here or in a store; writes nothing if the check fails.
+    """Exports a bundle into a file, on disk or in a store; writes nothing if the check fails.
 
     Args:
         bundle_uri: the bundle's folder.
@@ -88,7 +88,7 @@ def write_export(bundle_uri: str, file_format: str, out: str | None = None) -> W
         out: URI of the file; by default the bundle's name in the working folder.
 
     Raises:
-        UsageError: there is no bundle, or `out` is not a place for an export.
+        UsageError: there is no bundle, or an export cannot be written to `out`.
         StriateError: the bundle cannot be exported in this format, or the export gives other answers.
     """
     path = destination(bundle_uri, file_format, out)

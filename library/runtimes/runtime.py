@@ -135,7 +135,7 @@ def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: boo
     candidates = [eager]
     for name in ("onnx", "compile"):
         if name == "compile" and not (not on_cpu if try_compile is None else try_compile):
-            passed_over[name] = "not tried: on a CPU it takes minutes to make, and was no faster where measured"
+            passed_over[name] = "not tried: on a CPU compiling takes minutes, and was no faster where measured"
             continue
         try:
             candidates.append(_built(name, bundle, eager, measure=True))

@@ -87,7 +87,12 @@ def add_archive(tree: Tree, uri: str, entries: Entries, index: bytes | None, **p
 
 
 def scan(uri: str) -> tuple[Entries, bytes | None]:
-    """The members of a tar, tar.gz or zip archive, and the index of its gzip stream if it has one."""
+    """The members of a tar, tar.gz or zip archive, and the index of its gzip stream if it has one.
+
+    Raises:
+        UsageError: the file is not one of these archives.
+        StriateError: the archive is damaged, truncated, or a bomb.
+    """
     kind = type_of(uri)
     if kind == "zip":
         return zipfiles.scan(uri), None

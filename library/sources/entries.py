@@ -105,6 +105,7 @@ class Entries:
         problem: str | None = None,
         stored: tuple[int, int, int, int] | None = None,
     ) -> None:
+        """Adds one file; the arguments are those of the columns."""
         self.path.append(path)
         self.uri.append(uri)
         self.at.append(at)
@@ -123,6 +124,7 @@ def suffix_of(path: str) -> str:
 
 
 def is_picture_name(path: str) -> bool:
+    """Whether a path has the suffix of a picture."""
     return suffix_of(path) in PICTURE_SUFFIXES
 
 
@@ -134,7 +136,9 @@ def is_other_name(path: str) -> bool:
 
 def why_skipped(name: str) -> str | None:
     """`system` or `hidden` if files under this part of a path are skipped, else None."""
-    if name.lower() in _SYSTEM or name.endswith(":Zone.Identifier"):  # WSL writes Windows' notes about downloads so
+    if name.lower() in _SYSTEM or name.endswith(
+        ":Zone.Identifier"
+    ):  # Windows' notes about downloads, as WSL shows them
         return "system"
     return "hidden" if name.startswith(".") else None
 

@@ -46,7 +46,7 @@ _MAX_WAITING_BYTES = 64 * 2**20
 #: Dead links are rejects, but if all links of a shard fail, and at least this many, the network is down: an error.
 _OUTAGE_LINKS = 8
 _NO_NETWORK = ("unreachable", "timed_out")
-#: A host that failed this often in a row, each time after all attempts, is not asked again for the same shard.
+#: A host that failed this often in a row, each time after all attempts, gets no more requests for the same shard.
 _GIVE_UP_AFTER = 16
 _GIVE_UP_REASONS = (*_NO_NETWORK, "http_429")
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -133,7 +133,7 @@ class _Temporary(Exception):
 
 
 class _Host:
-    """The requests that a host may get, when (`time.monotonic`) it may be asked again, and its last failures."""
+    """A host: its slots for requests, the time (`time.monotonic`) before which it gets none, and its last failures."""
 
     def __init__(self, slots: int) -> None:
         self.slots = asyncio.Semaphore(slots)

@@ -59,7 +59,9 @@ class Filter(Protocol):
 class Selector(Protocol):
     """Keeps a picture (returns None) or drops it (returns the reason, a slug that the report counts)."""
 
-    def reason(self, picture: Picture, /) -> str | None: ...
+    def reason(self, picture: Picture, /) -> str | None:
+        """Returns why the picture is dropped, or None to keep it; raises BadPicture if it cannot be used."""
+        ...
 
 
 @runtime_checkable
@@ -77,11 +79,13 @@ class Steps(Protocol):
     """Steps in order as a parameter of another step, such as a `library.pipeline.Pipeline`."""
 
     @property
-    def steps(self) -> tuple[Step, ...]: ...
+    def steps(self) -> tuple[Step, ...]:
+        """The steps, first to last."""
+        ...
 
 
 def augmented(step: Step, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Applies a filter or an augmentation to decoded pixels."""
+    """Applies a filter or an augmentation to decoded pixels (height x width x channels)."""
     if step.kind == "augmentation":
         return cast(Augmentation, step)(pixels, rng)
     return cast(Filter, step)(pixels)

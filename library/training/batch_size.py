@@ -23,12 +23,12 @@ CPU_BATCH_SIZE = 128
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-#: Whether a batch of so many pictures, passed through the model in so many parts, fits into memory.
+#: Whether a batch fits into memory: takes its pictures, and the number of parts in which the model processes it.
 Fits: TypeAlias = Callable[[int, int], bool]
 
 
 def check_batch_norms(recipe: Recipe, model: Any, batch_size: int, world_size: int) -> None:
-    """Check that trainable batch norms get two pictures or more at once.
+    """Checks that trainable batch norms get two pictures or more in each pass.
 
     The variance of one picture is that of its own pixels, and zero in a feature map of one pixel.
 
@@ -50,9 +50,9 @@ def check_batch_norms(recipe: Recipe, model: Any, batch_size: int, world_size: i
         over = f" over {world_size} workers" * (world_size > 1) + f" in {parts} parts" * (parts > 1)
         fewer = ", or fewer --workers" * (world_size > 1) + ", or a smaller accumulate" * (parts > 1)
         raise UsageError(
-            f"{recipe.model} has batch norms, which need two pictures or more at once, but a batch of {batch_size} "
-            f"picture(s){over} gives them one: use a batch_size (and as many training pictures) of {least} or "
-            f"more{fewer}, or freeze: all"
+            f"{recipe.model} has batch norms, which need two pictures or more in each pass, but a batch of "
+            f"{batch_size} picture(s){over} gives them one: use a batch_size (and as many training pictures) of "
+            f"{least} or more{fewer}, or freeze: all"
         )
 
 

@@ -50,12 +50,12 @@ class UnusablePictures:
         self.by_reason: Counter[str] = Counter()
 
     def clear(self) -> None:
-        """Reset all counts to zero."""
+        """Resets all counts to zero."""
         self.by_class[:] = 0
         self.by_reason.clear()
 
     def add(self, class_ids: NDArray[np.int64], reasons: Sequence[str]) -> None:
-        """Count pictures.
+        """Counts pictures.
 
         Args:
             class_ids: class id of each unusable picture, `USED` for the others.
@@ -82,10 +82,12 @@ class BatchLoader(Protocol):
     rejected: Counter[str]
 
     @property
-    def unusable(self) -> Sequence[UnusablePictures]: ...
+    def unusable(self) -> Sequence[UnusablePictures]:
+        """Pictures that could not be used in the current epoch, by dataset."""
+        ...
 
     def start(self, epoch: int, first_step: int, steps: int) -> None:
-        """Start at step `first_step` of `epoch` (both from 0), for `steps` steps in all."""
+        """Starts at step `first_step` of `epoch` (both from 0), for `steps` steps in all."""
         ...
 
     def training(self) -> Iterator[Batch]:

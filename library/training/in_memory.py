@@ -47,7 +47,7 @@ class PackedPictures:
     def pack(
         cls, pictures: Sequence[NDArray[Any]], labels: Sequence[int], keys: Sequence[str], rejected: Counter[str]
     ) -> PackedPictures:
-        """Pack pictures of one dtype."""
+        """Packs pictures of one dtype."""
         sizes = [picture.size for picture in pictures]
         return cls(
             np.concatenate([picture.reshape(-1) for picture in pictures]) if pictures else np.zeros(0, np.uint8),
@@ -60,7 +60,7 @@ class PackedPictures:
 
     @classmethod
     def concatenate(cls, parts: Sequence[PackedPictures]) -> PackedPictures:
-        """Join parts in order; samples are scaled to one dtype where the parts' dtypes differ."""
+        """Joins parts in order; samples are scaled to one dtype where the parts' dtypes differ."""
         rejected: Counter[str] = Counter()
         for part in parts:
             rejected += part.rejected
@@ -87,7 +87,7 @@ class PackedPictures:
         return self.flat[start : start + int(np.prod(shape))].reshape(shape)
 
     def check_classes(self, dataset: str, classes: Sequence[str]) -> None:
-        """Check that every class has a usable picture.
+        """Checks that every class has a usable picture.
 
         Raises:
             StriateError: names the classes without one, and why pictures were rejected.
@@ -106,7 +106,7 @@ class PackedPictures:
 
 
 def decode_rows(rows: Rows, part: Part, inputs: InputPipeline, *, fitted: bool) -> PackedPictures:
-    """Decode some rows of one shard.
+    """Decodes some rows of one shard.
 
     Args:
         rows: the dataset's rows.
@@ -176,7 +176,7 @@ class MemoryLoader:
         self.rejected = Counter(train.rejected)
 
     def start(self, epoch: int, first_step: int, steps: int) -> None:
-        """Start at step `first_step` of `epoch` (both from 0), for `steps` steps in all."""
+        """Starts at step `first_step` of `epoch` (both from 0), for `steps` steps in all."""
         self._steps = self._rows_of_steps(epoch, first_step, steps)
         self._steps_left_in_epoch = self.steps_per_epoch - first_step
 

@@ -96,7 +96,7 @@ class Learner:
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Unfreeze the stages that the recipe trains from this epoch on."""
+        """Unfreezes the stages that the recipe trains from this epoch on."""
         frozen: int | str = self._recipe.freeze
         for first, stages in sorted(self._recipe.unfreeze.items()):
             if epoch >= first:
@@ -111,7 +111,7 @@ class Learner:
         self.model.train()
 
     def step(self, batch: Batch, step: int) -> torch.Tensor:
-        """Take one optimizer step.
+        """Takes one optimizer step.
 
         Args:
             batch: this worker's part of the batch.
@@ -194,7 +194,7 @@ class Learner:
         return bool(torch.stack(largest).isfinite().all())
 
     def score(self, pictures: NDArray[Any], labels: NDArray[np.int64]) -> Score:
-        """Score the best model on pictures without training on them."""
+        """Scores the best model on pictures without training on them; takes the arrays of a `Batch`."""
         model = self.best_model.eval()
         with torch.inference_mode(), autocast(self.device, self._recipe.precision):
             x = self._pictures_to_device(pictures)
@@ -216,7 +216,7 @@ class Learner:
         return {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict(), "averaged": averaged}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Load a state; the training then continues as if it had not been interrupted."""
+        """Loads a state; the training then continues as if it had not been interrupted."""
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:

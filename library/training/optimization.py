@@ -92,5 +92,5 @@ class Schedule:
             self._timm = StepLRScheduler(optimizer, decay_t=every, decay_rate=settings.gamma or 1.0, **common)
 
     def set(self, step: int) -> None:
-        """Set the learning rate of step `step`, from 0."""
+        """Sets the learning rate of step `step`, from 0."""
         self._timm.step_update(min(step, self._total - 1))

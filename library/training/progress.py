@@ -135,12 +135,12 @@ class MetricsWriter:
         self._tensorboard = SummaryWriter(str(self._folder), purge_step=step, flush_secs=30)
 
     def write_steps(self, report: StepReport) -> None:
-        """Write scalars of a few steps, for TensorBoard only."""
+        """Writes scalars of a few steps, for TensorBoard only."""
         for name in ("loss", "pictures_per_s", "lr", "data_wait"):
             self._tensorboard.add_scalar(f"steps/{name}", getattr(report, name), report.step)
 
     def write_epoch(self, report: EpochReport) -> None:
-        """Append one line to metrics.jsonl and write the same values for TensorBoard."""
+        """Appends one line to metrics.jsonl and writes the same values for TensorBoard."""
         self._text += json.dumps(report.to_dict()) + "\n"
         storage.write_bytes(storage.join(self._uri, METRICS), self._text.encode())  # replaces the file atomically
         for name, value in report.metrics.items():
@@ -151,7 +151,7 @@ class MetricsWriter:
                 storage.write_bytes(storage.join(self._uri, path.name), path.read_bytes())
 
     def close(self) -> None:
-        """Close the TensorBoard file."""
+        """Closes the TensorBoard file."""
         self._tensorboard.close()
 
 

@@ -88,7 +88,7 @@ class Rows:
 
 
 def read_rows(dataset: str, classes: Sequence[str] | None = None) -> Rows:
-    """Select a dataset's rows. Reads labels only where classes are chosen, and never reads pictures.
+    """Selects a dataset's rows. Reads labels only where classes are chosen, and never reads pictures.
 
     Args:
         dataset: URI.
@@ -148,7 +148,7 @@ def _class_names(dataset: str, manifest: Manifest, chosen: Sequence[str] | None)
 
 
 def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Split rows into training and validation rows.
+    """Splits rows into training and validation rows.
 
     Args:
         rows: all rows.
@@ -178,7 +178,7 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
 
 def check_same_classes(train: Rows, val: Manifest, val_uri: str) -> None:
-    """Check that the validation set has pictures, and the same classes as the training set.
+    """Checks that the validation set has pictures, and the same classes as the training set.
 
     Raises:
         UsageError: names the differences.
@@ -197,7 +197,7 @@ def check_same_classes(train: Rows, val: Manifest, val_uri: str) -> None:
 
 
 def check_columns(rows: Rows, names: Sequence[str]) -> None:
-    """Check that a dataset has the columns that steps need.
+    """Checks that a dataset has the columns that steps need.
 
     Args:
         rows: the dataset's rows.
@@ -217,7 +217,7 @@ def check_columns(rows: Rows, names: Sequence[str]) -> None:
 
 
 def missing_classes_error(dataset: str, names: Sequence[str], rejected: Counter[str]) -> StriateError:
-    """The error for classes without a single usable picture."""
+    """Returns the error for classes without a single usable picture."""
     return StriateError(
         f"{dataset}: no picture can be used of: {', '.join(names)}; rejected in all: {rejected_text(rejected)}. "
         "Repair the pictures, or leave these classes out with data.classes."
@@ -229,7 +229,7 @@ Part = tuple[int, int, int]
 
 
 def read_part(rows: Rows, part: Part, columns: Sequence[str] = ()) -> pa.Table:
-    """Read rows of one shard as stored: the columns `bytes`, `key`, `label` and `columns`.
+    """Reads rows of one shard as stored: the columns `bytes`, `key`, `label` and `columns`.
 
     Args:
         rows: the dataset's rows.
@@ -254,7 +254,7 @@ def read_part(rows: Rows, part: Part, columns: Sequence[str] = ()) -> pa.Table:
 
 
 def read_pictures(rows: Rows, part: Part, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read the same rows as a list of mappings; the part may extend beyond the end of its shard."""
+    """Reads the same rows as a list of mappings; the part may extend beyond the end of its shard."""
     shard, low, high = part
     high = min(high, int(rows.counts[shard]))
     return read_part(rows, (shard, low, high), columns).to_pylist() if low < high else []

@@ -58,7 +58,7 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 def smallest_part(batch_size: int, world_size: int, accumulate: int) -> int:
-    """The smallest number of pictures that any worker passes through the model at once."""
+    """The smallest number of pictures that any worker passes through the model together."""
     local = batch_size // world_size
     return local // min(accumulate, max(local, 1))
 
@@ -174,7 +174,7 @@ def window_rows(rows: Rows) -> int:
 def make_groups(
     counts: NDArray[np.int64], order: NDArray[np.int64], first: int, last: int, *, shuffled: bool
 ) -> list[Group]:
-    """Cut a range of rows into groups of few shards. The rows are numbered through all shards, taken in `order`.
+    """Cuts a range of rows into groups of few shards. The rows are numbered through all shards, taken in `order`.
 
     Args:
         counts: rows of each shard.

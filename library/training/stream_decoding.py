@@ -106,7 +106,7 @@ class DecodedChunk:
 
     @classmethod
     def concatenate(cls, parts: Sequence[DecodedChunk]) -> DecodedChunk:
-        """Join parts in order."""
+        """Joins parts in order."""
         if len(parts) == 1:
             return parts[0]
         pictures = [part.pictures for part in parts]
@@ -135,7 +135,7 @@ class ChunkDecoder:
         self._ids = {name: number for number, name in enumerate(classes)}
 
     def decode(self, records: Sequence[Mapping[str, Any]], epoch: int) -> DecodedChunk:
-        """Decode as many pictures as there are records.
+        """Decodes as many pictures as there are records.
 
         A copy of the picture before it, or else after it, stands in for a picture that cannot be used.
 

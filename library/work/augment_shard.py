@@ -176,7 +176,7 @@ class _Copies:
         self._bytes = 0
 
     def add_seconds(self, stage: str, start: float) -> None:
-        """Add the time since `start` to a stage."""
+        """Adds the time since `start` to a stage."""
         self._seconds[stage] = self._seconds.get(stage, 0.0) + perf_counter() - start
 
     def count_read(self, original: _Original) -> None:
@@ -187,7 +187,7 @@ class _Copies:
         self._write_when_full(len(data))
 
     def reject(self, original: _Original, number: int, bad: BadPicture) -> None:
-        """Reject a copy; only the first reject of a picture holds its bytes."""
+        """Rejects a copy; only the first reject of a picture holds its bytes."""
         data = original.data if self._last_rejected != original.row else None
         self._last_rejected = original.row
         self._rejects.append((original, number, data, bad))
@@ -199,7 +199,7 @@ class _Copies:
             self.write()
 
     def write(self) -> None:
-        """Write the copies that are held."""
+        """Writes the copies that are held."""
         rows = self._rows(self._kept)
         rejects = self._rows([(original, number, data, original.header) for original, number, data, _ in self._rejects])
         for name in REJECT_COLUMNS:

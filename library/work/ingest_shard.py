@@ -76,7 +76,7 @@ class IngestJob:
         return output.commit(self.work_digest(task))
 
     def _store(self, rows: pa.Table, pictures: list[Read], schema: pa.Schema, output: ShardOutput) -> Tally:
-        """Check some pictures, and write each to the shard or to its rejects."""
+        """Checks some pictures, and writes each to the shard or to its rejects."""
         start = perf_counter()
         records: list[ImageRecord] = []
         rejects: list[tuple[ImageRecord, BadPicture]] = []

@@ -152,7 +152,7 @@ class ShardScorer:
         self._seconds: Counter[str] = Counter()
 
     def score(self, uri: str, progress: Progress) -> ShardScores:
-        """Judge the shard at a URI.
+        """Judges the shard at a URI.
 
         Raises:
             StriateError: the shard cannot be read, or a step's own code failed; names the shard.
@@ -238,7 +238,7 @@ class ShardScorer:
         return Judged(outcomes, dropped, rejected, unknown)
 
     def _judge_corrupted(self, row: Row, judged: Sequence[Judged], sums: Sequence[Sums]) -> None:
-        """Judge a picture again under every corruption, with those classifiers that have judged it."""
+        """Judges a picture again under every corruption, with those classifiers that have judged it."""
         rows = {
             number: batch.outcomes.keys.index(row.key)
             for number, batch in enumerate(judged)

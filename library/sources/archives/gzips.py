@@ -51,6 +51,7 @@ class GzipStream:
         self._at = 0
 
     def read(self, size: int = -1) -> bytes:
+        """Reads the next `size` bytes of the content, fewer at its end."""
         if size < 0:
             raise ValueError("a stream needs a size to read")
         try:
@@ -68,6 +69,7 @@ class GzipStream:
         return data
 
     def seek(self, position: int) -> int:
+        """Reads on to a position, in bytes of the content; returns the position reached."""
         if position < self._at:
             raise ValueError("a stream can only seek forwards")
         while self._at < position and self.read(min(position - self._at, _STEP_BYTES)):
@@ -75,6 +77,7 @@ class GzipStream:
         return self._at
 
     def tell(self) -> int:
+        """The position, in bytes of the content."""
         return self._at
 
     def drain(self) -> int:
@@ -129,6 +132,7 @@ class IndexedGzip:
         self._file.import_index(fileobj=io.BytesIO(index))
 
     def read_at(self, at: int, size: int) -> bytes:
+        """Reads `size` bytes of the content from the offset `at`; raises StriateError if the file was changed."""
         try:
             self._file.seek(at)
             return self._file.read(size)

@@ -26,6 +26,7 @@ class Columns:
         self._values: dict[str, list[Any]] = {}
 
     def add(self, fields: Mapping[str, Any]) -> None:
+        """Adds a row; fields that it does not have are None in it."""
         for name, value in fields.items():
             column = self._values.setdefault(name, [])
             column.extend([None] * (self.num_rows - len(column)))
@@ -34,6 +35,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
+        """Names of the columns, in the order in which they first occurred."""
         return list(self._values)
 
     def values(self, name: str) -> list[Any]:
@@ -43,6 +45,7 @@ class Columns:
         return column
 
     def arrays(self) -> dict[str, pa.Array[Any]]:
+        """The columns by name, each in the type that `typed` chooses."""
         return {name: typed(self.values(name)) for name in self._values}
 
 

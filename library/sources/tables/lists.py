@@ -161,7 +161,7 @@ def _located(uri: str, paths: list[str | None]) -> dict[str, Any]:
 
 def _resolved(base: str, path: str) -> str:
     if "\\" in path and not os.path.lexists(storage.join(base, path)):
-        path = path.replace("\\", "/")  # Windows writes paths so
+        path = path.replace("\\", "/")  # a path from Windows
     try:
         return storage.normalize(path if "://" in path else storage.join(base, path))
     except UsageError:

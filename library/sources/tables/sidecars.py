@@ -78,7 +78,7 @@ def samples(entries: Entries, may_be_webdataset: bool, main_suffix: str | None =
     if may_be_webdataset and (texts or main_suffix is not None):
         groups, repeated = _by_first_dot(entries, [*superseded, *rows])
         if main_suffix is not None or _is_webdataset(groups):
-            for key in [key for key, members in groups.items() if _is_no_sample(key, members)]:
+            for key in [key for key, members in groups.items() if _is_other_file(key, members)]:
                 entries.skipped["beside"] += len(groups.pop(key))
             grouped = [_sample(entries, key, members, main_suffix) for key, members in groups.items()]
             return True, [*grouped, *_rejects(entries, repeated)]
@@ -167,7 +167,7 @@ def _has_named_text(members: Collection[str], pictures: Collection[str]) -> bool
     return one and any(text and not text.isdigit() and text not in names for text in texts)
 
 
-def _is_no_sample(key: str, members: Collection[str]) -> bool:
+def _is_other_file(key: str, members: Collection[str]) -> bool:
     """Whether a group is not a sample but another file, like README.md; a text without a picture is a sample."""
     if is_other_name(posixpath.basename(key)):
         return True

@@ -24,6 +24,7 @@ Table = dict[str, Any]
 
 
 def is_csv(name: str) -> bool:
+    """Whether a name has the suffix .csv or .tsv."""
     return name.lower().endswith((".csv", ".tsv"))
 
 
