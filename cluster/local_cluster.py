@@ -28,10 +28,10 @@ from cluster.machine import free_ports
 from cluster.ray_internals import HeldNode, check, sigterm_handler_kept
 from library.errors import StriateError, UsageError
 
-# Decoded training pictures are in it, shards are not. Memory is taken only as it is used.
+# It holds decoded training pictures, never shards. Memory is taken only as it is used.
 _OBJECT_STORE_BYTES = 2**30
 _LOOK_EVERY_S = 0.5
-# A node that is lost is noticed after a second or two; over a network Ray rightly waits half a minute.
+# A lost node is noticed after a second or two; Ray's defaults, which suit a network, take half a minute.
 _ENVIRONMENT = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",
@@ -48,12 +48,12 @@ class _Stopped(StriateError):
     """Ends the command at a signal before all nodes have started."""
 
     def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number  # as a shell says it
+        self.exit_code = 128 + number  # as a shell reports it
         by = _ENDED_BY[signal.Signals(number).name]
-        super().__init__(f"stopped by {by} before all nodes had started; the others are stopped too")
+        super().__init__(f"stopped by {by} before all nodes had started; those that had started are stopped too")
 
 
-# Typer drops the name of an only command unless its group has a callback.
+# Without a callback, Typer drops the name of a group's only command.
 @app.callback()
 def _group() -> None:
     """Start a Ray cluster of several nodes on this machine, to try things out."""
@@ -76,7 +76,7 @@ def up_command(
     striate cluster up --nodes 2 --cpus-per-node 1
     """
     if not sys.platform.startswith("linux"):
-        raise UsageError("a Ray of several nodes on one machine needs Linux; on others, leave --address out")
+        raise UsageError("striate cluster up needs Linux; elsewhere, run commands without --address")
     ended_by = end_on_signals()
     with contextlib.ExitStack() as stack:
         try:
@@ -103,38 +103,39 @@ def up_command(
 
 
 def end_on_signals() -> list[int]:
-    """Let Ctrl-C, SIGTERM and SIGHUP (a terminal is closed) raise KeyboardInterrupt, from now until this process ends.
+    """Makes Ctrl-C, SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt until this process ends.
 
-    What the process was started to ignore it still ignores: `nohup` does that with SIGHUP.
+    Signals that the process was started to ignore stay ignored, such as SIGHUP under `nohup`.
 
     Returns:
-        The signals that have come, filled as they come.
+        The list of received signals, which grows as they arrive.
     """
-    seen: list[int] = []
+    received: list[int] = []
 
     def end(number: int, _frame: object) -> NoReturn:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a closed terminal the shell and the kernel send one each
-        seen.append(number)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for a closed terminal, the shell and the kernel send one each
+        received.append(number)
         raise KeyboardInterrupt
 
     for number in (signal.Signals[name] for name in _ENDED_BY):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)
-    return seen
+    return received
 
 
 @contextlib.contextmanager
 def _started(count: int, cpus: int, dashboard: bool) -> Generator[tuple[Any, dict[int, HeldNode]]]:
-    """`ray.cluster_utils.Cluster` and its nodes by number, the head first, until the block ends."""
-    # Short: Ray puts sockets below it, and a socket's path has room for 107 letters.
+    """Runs nodes until the block ends; yields `ray.cluster_utils.Cluster` and the nodes by number, the head first."""
+    # A short path: Ray puts sockets below it, and the path of a socket has at most 107 characters.
     folder = tempfile.mkdtemp(prefix="striate-cluster-", dir="/tmp")
-    # A node whose start is interrupted is ended by Ray at the exit of this process; this, registered before, is later.
+    # If a node's start is interrupted, Ray ends the node when this process exits. This function is registered before
+    # Ray's and therefore runs after it.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update({**_ENVIRONMENT, **node_environment(), "RAY_TMPDIR": folder})
-    # A submitted job finds `striate` also where this environment is not activated.
+    # A submitted job finds `striate` even if this environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    # As `ray.init` does for a Ray that it starts: a token unless the user has said otherwise.
+    # As for a local Ray: a token is required unless the user has set another mode.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     make_token()
     check("cluster")  # imports Ray, which reads its environment then
@@ -145,35 +146,35 @@ def _started(count: int, cpus: int, dashboard: bool) -> Generator[tuple[Any, dic
         for number in range(1, count + 1):
             say(f"starting node {number} of {count}", file=sys.stderr, flush=True)
             node: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
-            node["dashboard_agent_listen_port"] = 0  # the default port is for one node a machine
+            node["dashboard_agent_listen_port"] = 0  # the default port serves only one node
             if number == 1:
                 node |= {"include_dashboard": dashboard, "dashboard_port": free_ports(1)[0] if dashboard else None}
             else:
-                # The head's is below RAY_TMPDIR, where a submitted job looks up which Ray is its own. Nodes that
-                # unpacked what a job sends into one folder would pull it away from each other.
+                # The head's folder is RAY_TMPDIR, where a submitted job looks for its Ray. Each other node has a folder
+                # of its own: nodes that shared one would delete each other's copies of uploaded files.
                 node["temp_dir"] = f"{folder}/{number}"
             try:
                 with sigterm_handler_kept():
                     held[number] = HeldNode.of(cluster.add_node(**node))
-            except Exception as error:  # of whatever kind: Ray has none for it
+            except Exception as error:  # Ray raises no specific exception here
                 raise StriateError(f"node {number} did not start: {str(error).strip()}") from error
         yield cluster, held
     finally:
         with undisturbed():
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # from here on nothing is left to end
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # all nodes are being ended anyway
             cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _hold(cluster: Any, held: dict[int, HeldNode]) -> None:
-    """Report nodes that end, until the head does; a node ends as soon as any process of it does."""
+    """Reports nodes that end, until the head ends. A node has ended when any of its processes has."""
     while True:
         for number in [number for number, node in held.items() if not node.is_whole()]:
             cluster.remove_node(held.pop(number).node, allow_graceful=False)
             say(f"node {number} has ended", file=sys.stderr, flush=True)
         if 1 not in held:
             raise StriateError("the head has ended, and the cluster with it; `striate cluster up` starts another")
-        time.sleep(_LOOK_EVERY_S)  # Ray has no call that waits for it
+        time.sleep(_LOOK_EVERY_S)  # Ray has no call that waits for the end of a node
 
 
 def _show(address: str, dashboard: str | None, nodes: list[dict[str, Any]]) -> None:

@@ -172,7 +172,7 @@ class HeldNode:
         return cls(node, node.node_id, node.gcs_address, node.webui_url or None, process.pid)
 
     def is_whole(self) -> bool:
-        """Returns whether all its processes are running; Ray's public interface tells only whether all nodes are."""
+        """Returns whether all its processes are running; Ray's public interface reports only whether all nodes are."""
         return self.node.remaining_processes_alive()
 
 
@@ -283,7 +283,7 @@ def _kv() -> Any:
 def serve_address() -> tuple[str, int] | None:
     """Returns the host and port of this cluster's Ray Serve; None if none is running.
 
-    `ray.serve.status()` does not tell them, and is the same for a Serve without applications as for no Serve.
+    `ray.serve.status()` does not contain them, and is the same for a Serve without applications as for no Serve.
     """
     from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
 

@@ -21,7 +21,7 @@ class Need:
         workers: how many.
         cpus: logical CPUs of each.
         gpus: GPUs of each.
-        memory_gb: of each, in 10**9 bytes, its pictures and model among them.
+        memory_gb: memory of each in 10**9 bytes, including its pictures and model.
     """
 
     workers: int
@@ -35,7 +35,7 @@ class Need:
         return f"1 worker with {each}" if self.workers == 1 else f"{self.workers} workers with {each} each"
 
 
-#: A training worker takes half of the CPUs that are meant for it: the other half decodes (as `--workers` does).
+#: A training worker takes half of its CPUs and the other half decodes, as with `--workers`.
 SIZES: Mapping[str, Mapping[Kind, Need]] = {
     # Two cores and 8 GB, with an editor and a browser beside it.
     "laptop": {"shards": Need(2), "train": Need(1, 1, 0, 2), "classify": Need(1, 1, 0, 2)},
@@ -66,12 +66,16 @@ def placed(size: str, kind: Kind, *, may_grow: bool) -> Need:
     Raises:
         UsageError: for an unknown size, or one that does not fit.
     """
-    return wanted(size, kind) if may_grow else fitted(size, kind, nodes())
+    return need_of(size, kind) if may_grow else fitted(size, kind, nodes())
 
 
 def fitted(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:
-    """Returns what `placed` returns for nodes with these resources (CPU, GPU, and memory in bytes)."""
-    need = wanted(size, kind)
+    """Returns the workers of a size, which must fit on nodes with these resources (CPU, GPU, and memory in bytes).
+
+    Raises:
+        UsageError: for an unknown size, or one that does not fit.
+    """
+    need = need_of(size, kind)
     room = _room(need, nodes)
     if room >= need.workers:
         return need
@@ -83,8 +87,8 @@ def fitted(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:
     )
 
 
-def wanted(size: str, kind: Kind) -> Need:
-    """Returns the workers of a size for a kind of job, wherever it runs.
+def need_of(size: str, kind: Kind) -> Need:
+    """Returns the workers of a size for a kind of job, whether they fit or not.
 
     Raises:
         UsageError: for an unknown size.

@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from cluster.resources import nodes
 from library import storage
@@ -19,7 +20,7 @@ _NODE_TIMEOUT_S = 60.0
 _SAMPLE_BYTES = 2**20
 _MOST_NAMES = 1000
 #: Small files that identify the content of a dataset or bundle.
-_TELLING = ("_manifest.json", "bundle.json")
+_IDENTIFYING = ("_manifest.json", "bundle.json")
 
 
 def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_nodes_without_cpus: bool = False) -> None:
@@ -42,26 +43,33 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_no
         return
     if not any(node.get("CPU") for node in nodes()):
         raise UsageError(
-            f"{(read + written)[0]} is a path of this machine, and the nodes that will do the work are not there yet "
-            "to look at it: datasets, bundles and training's files must lie at s3://BUCKET/..."
+            f"{(read + written)[0]} is a path of this machine, and no node is up yet to check that workers see the "
+            "same files there: datasets, bundles and files of trainings must lie at s3://BUCKET/..."
         )
     others = _other_nodes(0 if on_nodes_without_cpus else 1e-4)
     if not others:
         return
     with contextlib.ExitStack() as stack:
-        wanted = {path: (path, _fingerprint(path)) for path in read}
+        places = {path: _Place(path, _fingerprint(path)) for path in read}
         for path in written:
             probe, content = stack.enter_context(_probe(path))
-            wanted[path] = (probe, hashlib.sha256(content).hexdigest())
-        _compare(others, wanted)
+            places[path] = _Place(probe, hashlib.sha256(content).hexdigest())
+        _compare(others, places)
+
+
+class _Place(NamedTuple):
+    """A file or folder that nodes read, and its fingerprint on this machine."""
+
+    path: str
+    fingerprint: str | None
 
 
 def _other_nodes(least_cpus: float) -> dict[str, str]:
-    """Returns addresses by id of the other nodes with at least so many CPUs."""
+    """Returns the addresses, by id, of the other nodes with at least `least_cpus` CPUs."""
     import ray
     from ray.util.client import ray as client
 
-    # Through ray:// this process is on none of them.
+    # A process that is connected through ray:// is on none of the nodes.
     here = "" if client.is_connected() else ray.get_runtime_context().get_node_id()
     return {
         node["NodeID"]: node["NodeManagerAddress"]
@@ -70,34 +78,40 @@ def _other_nodes(least_cpus: float) -> dict[str, str]:
     }
 
 
-def _compare(nodes: dict[str, str], wanted: dict[str, tuple[str, str | None]]) -> None:
+def _compare(nodes: Mapping[str, str], places: Mapping[str, _Place]) -> None:
+    """Compares the fingerprints on each node with those on this machine.
+
+    Args:
+        nodes: addresses of the nodes by id.
+        places: what the nodes read, by the path that a message names.
+    """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0)(_fingerprints)
-    looked_at = [where for where, _ in wanted.values()]
-    asked = {
-        node: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(looked_at)
+    task = ray.remote(num_cpus=0)(_fingerprints)
+    paths = [place.path for place in places.values()]
+    answers = {
+        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(paths)
         for node in nodes
     }
-    for node, answer in asked.items():
+    for node, answer in answers.items():
         name = f"node {nodes[node]} ({node[:8]})"
         try:
-            found: Sequence[str | None] = ray.get(answer, timeout=_NODE_TIMEOUT_S)
+            fingerprints: Sequence[str | None] = ray.get(answer, timeout=_NODE_TIMEOUT_S)
         except GetTimeoutError:
             raise StriateError(
-                f"{name} runs no task within {_NODE_TIMEOUT_S:.0f} s; `striate doctor` says more"
+                f"{name} did not run a task within {_NODE_TIMEOUT_S:.0f} s; `striate doctor` shows why"
             ) from None
         except RayError as error:
             raise StriateError(
-                f"{name} cannot say what it sees: {str(error).strip().splitlines()[-1]}; `striate doctor` says more"
+                f"{name} cannot read its paths: {str(error).strip().splitlines()[-1]}; `striate doctor` shows why"
             ) from error
-        for (path, (_, here)), there in zip(wanted.items(), found, strict=True):
-            if here is None or there != here:
+        for (path, place), fingerprint in zip(places.items(), fingerprints, strict=True):
+            if place.fingerprint is None or fingerprint != place.fingerprint:
                 raise UsageError(
-                    f"{path} is a path of this machine, and {name} of the cluster does not see the same there: with "
-                    "several nodes, datasets, bundles and training's files must lie on storage that all of them "
+                    f"{path} is a path of this machine, and {name} of the cluster does not see the same files there: "
+                    "with several nodes, datasets, bundles and files of trainings must lie on storage that all of them "
                     "share: s3://BUCKET/..., or a file system that is mounted at one path everywhere"
                 )
 
@@ -109,14 +123,14 @@ def _fingerprints(paths: Sequence[str]) -> list[str | None]:
 def _fingerprint(path: str) -> str | None:
     """Returns a digest of the content at `path`, or None if nothing is there.
 
-    Inode numbers of network file systems differ between nodes.
+    Inode numbers would be simpler, but on network file systems they differ between nodes.
     """
     try:
         if not os.path.isdir(path):
-            return _of_file(path)
-        for name in _TELLING:
+            return _file_digest(path)
+        for name in _IDENTIFYING:
             if os.path.exists(os.path.join(path, name)):
-                return _of_file(os.path.join(path, name))
+                return _file_digest(os.path.join(path, name))
         with os.scandir(path) as entries:
             listed = sorted((entry.name, entry.stat().st_size if entry.is_file() else -1) for entry in entries)
         return hashlib.sha256(repr(listed[:_MOST_NAMES]).encode("utf-8", "surrogateescape")).hexdigest()
@@ -124,7 +138,7 @@ def _fingerprint(path: str) -> str | None:
         return None
 
 
-def _of_file(path: str) -> str:
+def _file_digest(path: str) -> str:
     """Returns a digest of the size, beginning and end of a file."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:

@@ -26,7 +26,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers that use no GPU keep seeing the GPUs' variables unchanged; without this Ray warns about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray's C++ core writes notes on its own affairs to our stderr; they stay in its log files.
+    # Ray's C++ core writes notes about itself to our stderr; they stay in its log files.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Ray Train handles one report of each worker per poll, every two seconds; an epoch may be shorter. But each poll
@@ -45,7 +45,7 @@ _LOCAL_ENVIRONMENT = {
     _LOOPBACK[0]: _LOOPBACK[1],
     # A local Ray has no Prometheus that reads them.
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # An actor that asks whether the cloud is about to take a node away.
+    # The watcher is an actor that asks whether the cloud is about to take a node away.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
@@ -153,7 +153,7 @@ def connect(
 
     ray_internals.check("core")
     notes: list[bytes] = []
-    # Ray prints notes, of lost nodes for example, that would land inside a command's JSON document.
+    # Ray prints notes, about lost nodes for example, that would land inside a command's JSON document.
     with nullcontext() if _end_process is None else redirect_stdout(sys.stderr):
         try:
             with ray_notes_held_back(notes), ray_internals.sigterm_handler_kept():
@@ -174,7 +174,7 @@ def connect(
 
 
 def _report_after_ray(failed: threading.ExceptHookArgs) -> None:
-    """Reports an error of a thread, except of the one that Ray Data may leave behind and that needs a running Ray."""
+    """Reports the error of a thread, except of one that Ray Data may leave running and that fails without Ray."""
     if failed.thread is None or failed.thread.name != "ray-data-metadata-prefetch":
         threading.__excepthook__(failed)
 
@@ -182,8 +182,8 @@ def _report_after_ray(failed: threading.ExceptHookArgs) -> None:
 def own_process(fail: Callable[[str], int]) -> None:
     """Marks this process as a `striate` command, not a program that uses striate as a library.
 
-    Only then may a connection end the process when the cluster's head is lost, and redirect to stderr what other
-    libraries print to `sys.stdout` meanwhile.
+    Only then may a connection end the process when the cluster's head is lost, and redirect `sys.stdout` to stderr
+    while it is open, because other libraries print to it.
 
     Args:
         fail: reports a message, and returns the exit code of the process.
@@ -280,4 +280,4 @@ def undisturbed() -> Generator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's own
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from library import storage
 
-#: S3 refuses requests signed by a clock 15 minutes off; the logs of nodes are in disorder much earlier.
+#: S3 refuses requests from a clock that is 15 minutes off; the order of nodes' log lines is wrong much earlier.
 _S3_CLOCK_S, _CLOCK_WARN_S, _S3_CLOCK_WARN_S = 900, 2, 60
 _SHM_BYTES = 2 * 2**30
 _MEMORY_BYTES = 4 * 10**9
@@ -23,7 +23,7 @@ class Check:
 
     name: str
     verdict: Verdict
-    found: str
+    facts: str
     advice: str = ""
 
 
@@ -59,7 +59,7 @@ def _of_gpus(gpus: Mapping[str, Any]) -> Check:
             "warn",
             f"{summary} of {gpus['devices']}",
             "torch cannot use them all: compare `nvidia-smi` with python -c 'import torch; print(torch.version.cuda)', "
-            "and look at CUDA_VISIBLE_DEVICES",
+            "and check CUDA_VISIBLE_DEVICES",
         )
     return Check("GPUs", "ok", summary)
 
@@ -76,10 +76,10 @@ def of_shm(name: str, size: int | None) -> Check:
     return Check(name, "ok", summary)
 
 
-def of_clock(name: str, ahead_s: float, exactly_s: float) -> Check:
+def of_clock(name: str, ahead_s: float, uncertainty_s: float) -> Check:
     """Checks how far a node's clock is ahead of this machine's."""
-    summary = f"{ahead_s:+.3f} s, known to {exactly_s:.3f} s"
-    if abs(ahead_s) - exactly_s > _CLOCK_WARN_S:
+    summary = f"{ahead_s:+.3f} s ahead, give or take {uncertainty_s:.3f} s"
+    if abs(ahead_s) - uncertainty_s > _CLOCK_WARN_S:
         return Check(name, "warn", summary, "the order of log lines is unreliable: run chrony or ntpd on the nodes")
     return Check(name, "ok", summary)
 
@@ -88,12 +88,12 @@ def of_storage_clock(clock: tuple[float, float] | None) -> Check:
     """Checks how far this machine's clock is ahead of S3's, which refuses requests signed 15 minutes off."""
     if clock is None:
         return Check("clock of S3", "warn", "S3 does not return its time", "check `date -u` against another clock")
-    ahead_s, exactly_s = clock
-    summary = f"this clock is {ahead_s:+.1f} s ahead, known to {exactly_s:.1f} s"
-    off = abs(ahead_s) - exactly_s
+    ahead_s, uncertainty_s = clock
+    summary = f"this clock is {ahead_s:+.1f} s ahead, give or take {uncertainty_s:.1f} s"
+    off = abs(ahead_s) - uncertainty_s
     if off > _S3_CLOCK_WARN_S:
         verdict: Verdict = "fail" if off > _S3_CLOCK_S else "warn"
-        return Check("clock of S3", verdict, summary, "S3 refuses requests 15 minutes off: run chrony or ntpd here")
+        return Check("clock of S3", verdict, summary, "S3 refuses requests that are 15 minutes off: run chrony or ntpd")
     return Check("clock of S3", "ok", summary)
 
 

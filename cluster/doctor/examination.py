@@ -61,7 +61,7 @@ def doctor_command(
         checks.append(check)
         if not json:
             advice = f"\n      {check.advice}" if check.advice else ""
-            say(f"{check.verdict:5} {check.name}: {check.found}{advice}", file=out, flush=True)
+            say(f"{check.verdict:5} {check.name}: {check.facts}{advice}", file=out, flush=True)
     failed = worst(checks) == "fail"
     if json:
         say(json_lines.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
@@ -73,7 +73,8 @@ def examine(address: str | None = None, place: str | None = None) -> Iterator[Ch
     """Checks this machine, then Ray and each of its nodes, then the bucket or folder `place` from all of them.
 
     Args:
-        address: of a cluster, as for a job; None for RAY_ADDRESS, or else a Ray that is started here briefly.
+        address: address of a cluster, as for a job; None for RAY_ADDRESS, or else for a Ray that is started here
+            during the checks.
         place: prefix below which a small object may be written, e.g. a dataset.
 
     Raises:
@@ -119,7 +120,7 @@ def _of_nodes(here: Mapping[str, Any], place: str | None, *, is_cluster: bool) -
 
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     pins = {id_: NodeAffinitySchedulingStrategy(id_, soft=False) for id_ in nodes}
-    tasks: Any = ray.remote(num_cpus=0)  # its types are wrong
+    tasks: Any = ray.remote(num_cpus=0)  # Ray's type hints are wrong here
     ask, time_there = tasks(node_facts), tasks(clock)
     answers = {id_: ask.options(scheduling_strategy=pin).remote(place) for id_, pin in pins.items()}
     end = time.monotonic() + _NODE_TIMEOUT_S
@@ -130,10 +131,10 @@ def _of_nodes(here: Mapping[str, Any], place: str | None, *, is_cluster: bool) -
         if isinstance(answer, Check):
             yield answer
             continue
-        facts_by_node[name], (ahead_s, exactly_s) = answer
+        facts_by_node[name], (ahead_s, uncertainty_s) = answer
         yield _of_node(name, facts_by_node[name], node["Resources"])
         if is_cluster:
-            yield of_clock(f"clock of {node['NodeManagerAddress']}", ahead_s, exactly_s)
+            yield of_clock(f"clock of {node['NodeManagerAddress']}", ahead_s, uncertainty_s)
             yield of_shm(f"shared memory of {node['NodeManagerAddress']}", facts_by_node[name]["shm_bytes"])
             if place is not None:
                 yield of_storage(f"storage from {node['NodeManagerAddress']}", place, facts_by_node[name]["storage"])
@@ -157,7 +158,8 @@ def _answer(name: str, answer: Any, time_there: Any, end: float) -> tuple[dict[s
         facts: Any = ray.get(answer, timeout=max(0.1, end - time.monotonic()))
         return facts, ahead(lambda: ray.get(time_there.remote(), timeout=_NODE_TIMEOUT_S))
     except GetTimeoutError:
-        return Check(name, "fail", f"runs no task within {_NODE_TIMEOUT_S} s", "see its raylet.out; restart the node")
+        how = "see raylet.out on the node, and restart the node"
+        return Check(name, "fail", f"did not run a task within {_NODE_TIMEOUT_S} s", how)
     except RayError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         how = "install the same striate there, or check it from inside: striate submit -- doctor"
@@ -186,7 +188,11 @@ def _shared(place: str) -> str:
 
 
 def ahead(ask: Callable[[], float]) -> tuple[float, float]:
-    """Returns how many seconds a node's clock is ahead of ours, and the uncertainty: half of the fastest round trip."""
+    """Returns how many seconds a node's clock is ahead of ours, and the uncertainty: half of the fastest round trip.
+
+    Args:
+        ask: returns the node's time in seconds since 1970.
+    """
     best = (0.0, float("inf"))
     for _ in range(_CLOCK_TRIES):
         before = time.time()

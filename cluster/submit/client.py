@@ -130,7 +130,7 @@ class Jobs:
         check("submit")
         from ray.job_submission import JobSubmissionClient
 
-        # They log notes on packing and on connections.
+        # They log details of packing and of connections.
         for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self.address = address
@@ -177,7 +177,7 @@ class Jobs:
         """Stops the job and returns its details after its end; Ray kills it after 15 s.
 
         Raises:
-            StriateError: when it has not ended in a minute.
+            StriateError: when it has not ended after a minute.
         """
         with self._request():
             self._client.stop_job(job)
@@ -252,8 +252,8 @@ class Jobs:
             yield
         except AuthenticationError as error:
             raise StriateError(
-                f"{self.address} asks for a token, and got none or that of another cluster: set RAY_AUTH_TOKEN, or "
-                "name a file that contains it: --token-file FILE"
+                f"{self.address} requires a token, and got none or a wrong one: set RAY_AUTH_TOKEN, or name a file "
+                "that contains the token: --token-file FILE"
             ) from error
         except (requests.RequestException, aiohttp.ClientError, OSError, KeyError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

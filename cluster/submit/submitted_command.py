@@ -68,7 +68,7 @@ def check(command: SubmittedCommand, tree: Tree) -> None:
     """Refuses a command that would certainly fail on the cluster, or write its results where they cannot be found.
 
     Raises:
-        UsageError: names the wrong word, and what would work.
+        UsageError: names the path or option that is wrong, and what would work.
     """
     values = command.values
     if str(values.get("address", "")).startswith("http"):
@@ -125,7 +125,7 @@ def _paths(value: Any) -> Iterator[str]:
 
 
 def _check_sent(path: str, tree: Tree) -> None:
-    """Refuses a relative path that is not uploaded; an absolute path is one of the cluster."""
+    """Refuses a relative path that is not uploaded; absolute paths belong to the cluster."""
     if os.path.isabs(path) or tree.holds(path):
         return
     place = os.path.normpath(os.path.join(tree.root, path))

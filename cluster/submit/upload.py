@@ -76,8 +76,8 @@ def working_tree(root: str) -> Tree:
         named = ", ".join(f"{each} {counts[each]:,} files of {sizes[each] / 2**20:,.1f} MiB" for each, _ in largest)
         raise UsageError(
             f"{root} has more than {MAX_BYTES >> 20} MiB or {MAX_FILES:,} files, which are not uploaded with a job "
-            f"({named}): write in .gitignore or .rayignore what it does not need; data belongs in a bucket (aws s3 cp "
-            "--recursive FOLDER s3://BUCKET/...), and the command names it there"
+            f"({named}): name in .gitignore or .rayignore what the job does not need; data belongs in a bucket (aws s3 "
+            "cp --recursive FOLDER s3://BUCKET/...), and the command names it there"
         )
     return tree
 

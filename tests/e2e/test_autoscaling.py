@@ -98,7 +98,7 @@ def test_workers_start_on_the_nodes_that_the_autoscaler_adds(
     storage.write_bytes(f"{bucket}/photos.tar", photos.read_bytes())
     here = striate("ingest", f"{bucket}/photos.tar", str(tmp_path / "raw"), "--workers", "2")
     assert here.returncode == 2
-    assert "the nodes that will do the work are not there yet" in here.stderr
+    assert "no node is up yet to check that workers see the same files" in here.stderr
     fixed = striate("ingest", f"{bucket}/photos.tar", f"{bucket}/raw", "--shard-mb", "0.05", "--workers", "2", "--json")
     assert fixed.returncode == 0, fixed.stderr
     assert ": 1 node, " in fixed.stderr

@@ -154,7 +154,7 @@ def test_a_disk_that_is_each_machines_own_is_refused(cluster: Cluster, raw: str)
     process = cluster.start("filter", raw, f"{cluster.machines.disk}/out", "--steps", "grayscale", "--json")
     result = json.loads(process.communicate(timeout=120)[0])
     assert result["exit_code"] == 2
-    assert "does not see the same there" in result["error"]
+    assert "does not see the same files there" in result["error"]
 
 
 def test_a_training_spreads_over_machines_and_learns_what_one_learns(

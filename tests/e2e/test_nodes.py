@@ -119,7 +119,7 @@ def test_the_doctor_examines_every_node(nodes: Nodes) -> None:
     for node in nodes.nodes:
         assert f"node 127.0.0.1 ({node['node_id'][:8]})" in named
     assert {"ok"} == {check["verdict"] for check in checks if check["name"].startswith(("node", "clock", "storage"))}
-    (versions,) = [check["found"] for check in checks if check["name"] == "versions of nodes"]
+    (versions,) = [check["facts"] for check in checks if check["name"] == "versions of nodes"]
     assert versions == f"the same on {NODES} nodes"
     assert len([name for name in named if name.startswith("storage from")]) == NODES + 1
     assert not nodes.folder("probe").exists()
@@ -148,7 +148,7 @@ def test_a_path_that_is_another_place_on_other_nodes_is_refused(nodes: Nodes, ra
     out, _ = refused.communicate(timeout=120)
     result = json.loads(out)
     assert result["exit_code"] == 2
-    assert "does not see the same there" in result["error"]
+    assert "does not see the same files there" in result["error"]
     assert "s3://" in result["error"]
     assert not list(tmp_path.iterdir()), "something was left behind"
 

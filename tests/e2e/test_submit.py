@@ -256,7 +256,7 @@ def test_a_wrong_token_is_reported_before_anything_is_sent(
         [str(BIN / "striate"), "submit", "--", "info", "/nowhere"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert "asks for a token" in done.stderr
+    assert "requires a token" in done.stderr
 
 
 def test_a_token_in_a_file_and_an_address_are_enough(

@@ -25,7 +25,7 @@ def test_letters_of_every_script_and_line_breaks_of_a_message_stay(capsys: pytes
     assert capsys.readouterr().out == f"{text}\n"
 
 
-def test_rich_keeps_its_own_styles_and_sends_none_of_a_name() -> None:
+def test_rich_sends_its_own_styles_but_no_escapes_from_names() -> None:
     out = io.StringIO()
     console = Terminal(file=out, force_terminal=True, color_system="standard", width=100)
     table = Table(box=None, title="[bold]classes[/]")
@@ -45,7 +45,7 @@ def test_a_document_for_programs_is_valid_and_holds_no_control_character() -> No
     assert not [char for char in text if not char.isprintable() and char != "\n"]
 
 
-def test_commands_print_through_the_console_and_no_other_way() -> None:
+def test_commands_print_only_through_the_console() -> None:
     other = set[str]()
     for path in (path for folder in ("jobs", "cluster", "serve") for path in (ROOT / folder).rglob("*.py")):
         if path.relative_to(ROOT) == Path("cluster/console.py"):

@@ -1,4 +1,4 @@
-"""Labels of metrics, and what happens where Ray refuses a metric."""
+"""Labels of metrics, gauges, and metrics that Ray refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.instruments import Counter, Gauge, Histogram, label_value
 
 
 @given(st.text(st.characters(exclude_categories=[])))
-def test_a_label_is_printable_ascii_and_gives_its_text_back(text: str) -> None:
+def test_a_label_is_printable_ascii_and_can_be_decoded(text: str) -> None:
     label = label_value(text)
     assert label.isascii()
     assert label.isprintable()
@@ -27,7 +27,7 @@ def test_plain_names_stay_and_others_are_percent_encoded(text: str, label: str) 
     assert label_value(text) == label
 
 
-def test_a_gauge_is_read_anew_each_time_and_what_it_leaves_out_ends() -> None:
+def test_a_gauge_is_read_again_each_time_and_missing_labels_end() -> None:
     values = {"old": 1.0, "new": 2.0}
     reads: list[dict[str, float]] = []
 
@@ -42,7 +42,7 @@ def test_a_gauge_is_read_anew_each_time_and_what_it_leaves_out_ends() -> None:
     assert reads == [{"old": 1.0, "new": 2.0}, {"new": 2.0}]
 
 
-def test_what_ray_refuses_is_logged_once_a_metric_and_not_raised(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_metric_that_ray_refuses_is_logged_once_and_not_raised(caplog: pytest.LogCaptureFixture) -> None:
     counter, gauge = Counter("striate_tested", "a test", ("label",)), Gauge("striate_tested_too", "a test", ())
     for _ in range(3):
         counter.add(1)  # without its label

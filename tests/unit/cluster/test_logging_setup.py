@@ -1,4 +1,4 @@
-"""What workers log."""
+"""The log lines of workers."""
 
 from __future__ import annotations
 

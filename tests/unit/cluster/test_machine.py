@@ -10,7 +10,7 @@ from cluster.machine import free_ports
 from library.errors import StriateError
 
 
-def test_ports_are_free_and_none_that_the_system_hands_out() -> None:
+def test_ports_are_free_and_outside_the_range_of_the_system() -> None:
     first = Path("/proc/sys/net/ipv4/ip_local_port_range")
     ports = free_ports(3)
     with contextlib.ExitStack() as stack:
@@ -22,6 +22,6 @@ def test_ports_are_free_and_none_that_the_system_hands_out() -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "there.is.no.such.invalid"])
-def test_an_address_that_this_machine_lacks_has_no_ports(host: str) -> None:
+def test_an_address_of_another_machine_has_no_ports(host: str) -> None:
     with pytest.raises(StriateError, match=f"cannot listen at {host}: "):
         free_ports(1, host)

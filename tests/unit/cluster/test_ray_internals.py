@@ -1,4 +1,4 @@
-"""What striate needs of Ray's private parts is checked before anything starts."""
+"""The private parts of Ray that striate needs are checked before anything starts."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def test_a_ray_that_lacks_a_private_name_is_refused(
         ray_internals.check(part)
 
 
-def test_a_ray_of_another_version_is_refused_with_those_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_ray_is_refused_with_those_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
     version = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "2.59.0" if name == "ray" else version(name))
     with pytest.raises(StriateError, match=r"Ray 2\.59\.0 is too old or too new .*: install ray\[.*\][<>]"):
         ray_internals.check("core")
 
 
-def test_importing_the_internals_imports_no_ray() -> None:
+def test_importing_the_module_does_not_import_ray() -> None:
     code = "import sys, cluster.ray_internals; assert 'ray' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_private_parts_of_ray_are_imported_in_one_file() -> None:
     private = re.compile(r"ray\.(.*\._|experimental\.internal_kv|_)")
-    found: set[str] = set()
+    importers: set[str] = set()
     for package in ("library", "cluster", "jobs", "serve", "tests", "benchmarks"):
         for path in (ROOT / package).rglob("*.py"):
             source = path.read_bytes()
@@ -53,35 +53,35 @@ def test_private_parts_of_ray_are_imported_in_one_file() -> None:
                 if isinstance(node, ast.Import):
                     modules = [alias.name for alias in node.names]
                 if any(private.match(module) for module in modules):
-                    found.add(str(path.relative_to(ROOT)))
-    assert found == {"cluster/ray_internals.py"}
+                    importers.add(str(path.relative_to(ROOT)))
+    assert importers == {"cluster/ray_internals.py"}
 
 
-def versions_tried(folder: Path, wanted: str, locked: str) -> subprocess.CompletedProcess[str]:
-    """`.ci/ray_versions` of a project that asks for these."""
+def versions_tried(folder: Path, requirement: str, locked: str) -> subprocess.CompletedProcess[str]:
+    """Runs `.ci/ray_versions` in a project with this requirement and this lock file."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/ray_versions", folder / ".ci")
-    (folder / "pyproject.toml").write_text(f'dependencies = [\n  "{wanted}",\n]\n')
+    (folder / "pyproject.toml").write_text(f'dependencies = [\n  "{requirement}",\n]\n')
     (folder / "requirements.lock").write_text(f"{locked}\n")
     return subprocess.run([folder / ".ci/ray_versions"], capture_output=True, text=True, timeout=60)
 
 
-def test_the_oldest_ray_is_not_tried_where_it_is_the_locked_one(tmp_path: Path) -> None:
+def test_the_oldest_ray_is_not_tried_if_it_is_the_locked_one(tmp_path: Path) -> None:
     done = versions_tried(tmp_path, "ray[data,train]>=2.60.0,<2.61", "ray==2.60.0")
     assert done.returncode == 0, done.stderr
     assert "Ray 2.60.0 is the oldest and the newest" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("wanted", "locked", "file"),
+    ("requirement", "locked", "file"),
     [
         ("ray[data,train]~=2.60", "ray==2.60.0", "pyproject.toml"),
         ("ray[data,train]>=2.60.0,<2.61", "ray @ https://example.org/ray.whl", "requirements.lock"),
     ],
 )
-def test_a_file_in_which_the_version_of_ray_is_not_found_is_told(
-    wanted: str, locked: str, file: str, tmp_path: Path
+def test_a_file_without_a_usable_version_of_ray_is_named(
+    requirement: str, locked: str, file: str, tmp_path: Path
 ) -> None:
-    done = versions_tried(tmp_path, wanted, locked)
+    done = versions_tried(tmp_path, requirement, locked)
     assert done.returncode == 1
     assert f"ray_versions: {file} " in done.stderr

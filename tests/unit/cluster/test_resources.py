@@ -6,14 +6,14 @@ from typing import get_args
 
 import pytest
 
-from cluster.resources import SIZES, Kind, Need, fitted, wanted
+from cluster.resources import SIZES, Kind, Need, fitted, need_of
 from library.errors import UsageError
 
 LAPTOP = {"CPU": 2.0, "memory": 6e9}
 GPU_NODE = {"CPU": 16.0, "GPU": 1.0, "memory": 60e9}
 
 
-def test_every_size_says_what_each_kind_of_job_gets() -> None:
+def test_every_size_is_defined_for_each_kind_of_job() -> None:
     for kinds in SIZES.values():
         assert kinds.keys() == set(get_args(Kind))
         assert all(need.workers >= 1 and need.cpus > 0 for need in kinds.values())
@@ -24,7 +24,7 @@ def test_a_laptop_is_enough_for_its_size(kind: Kind) -> None:
     assert fitted("laptop", kind, [LAPTOP]) == SIZES["laptop"][kind]
 
 
-def test_what_has_no_room_is_refused_with_what_there_is_and_what_fits() -> None:
+def test_a_size_that_does_not_fit_is_refused_with_sizes_that_do() -> None:
     with pytest.raises(UsageError) as refused:
         fitted("gpu-8", "classify", [LAPTOP, GPU_NODE])
     assert str(refused.value) == (
@@ -34,8 +34,8 @@ def test_what_has_no_room_is_refused_with_what_there_is_and_what_fits() -> None:
     )
 
 
-def test_a_worker_does_not_spread_over_nodes() -> None:
-    # 16 CPUs and a GPU in all, but on no node a GPU with eight CPUs.
+def test_a_worker_must_fit_on_one_node() -> None:
+    # 16 CPUs and a GPU in all, but no node has a GPU and eight CPUs.
     with pytest.raises(UsageError, match="but only 0 fit"):
         fitted("gpu-1", "classify", [{"CPU": 12.0, "memory": 60e9}, {"CPU": 4.0, "GPU": 1.0, "memory": 60e9}])
 
@@ -45,14 +45,14 @@ def test_memory_counts_as_well() -> None:
         fitted("cpu-small", "shards", [{"CPU": 64.0, "memory": 2e9}])
 
 
-def test_a_node_without_cpus_has_room_for_nothing() -> None:
+def test_nothing_fits_on_a_node_without_cpus() -> None:
     with pytest.raises(UsageError, match="no size fits"):
         fitted("laptop", "shards", [{"memory": 6e9}])
 
 
-def test_an_unknown_size_is_told_the_nearest() -> None:
+def test_an_unknown_size_is_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"there is no such size \(did you mean 'gpu-1'\?\)"):
-        wanted("gpu1", "train")
+        need_of("gpu1", "train")
 
 
 def test_a_need_reads_as_a_sentence() -> None:

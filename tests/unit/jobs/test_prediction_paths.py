@@ -1,4 +1,4 @@
-"""What the paths after `striate predict BUNDLE` are taken for, and the table that pictures get."""
+"""The meaning of the paths after `striate predict BUNDLE`, and the table of predictions for pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle, pictures, a dataset of them and one that is cut into splits."""
+    """A folder with a bundle, pictures, a dataset of the pictures, and a dataset with splits."""
     folder = tmp_path_factory.mktemp("place")
     make_bundle(folder / "bundle")
     write_files(folder / "pictures", FILES)
@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def striate(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Striate:
-    """Runs `striate predict` in that folder; gives its exit code, stdout and stderr."""
+    """Runs `striate predict` in that folder; returns its exit code, stdout and stderr."""
     monkeypatch.chdir(place)
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -61,14 +61,14 @@ def striate(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (["dataset", "new"], True),
         (["dataset", "empty"], True),
         (["dataset/", "s3://bucket/new/"], True),
-        (["dataset", "dataset"], True),  # what the job itself then refuses
+        (["dataset", "dataset"], True),  # the job itself refuses it
         (["pictures"], False),
         (["pictures", "new"], False),
         (["pictures/cat/a.jpg", "missing.png"], False),
         (["splits", "new"], False),
     ],
 )
-def test_a_dataset_and_one_more_path_are_a_job_and_all_else_are_pictures(
+def test_a_dataset_and_a_destination_are_a_job_other_paths_pictures(
     place: Path, monkeypatch: pytest.MonkeyPatch, bucket: str, paths: list[str], is_batch: bool
 ) -> None:
     monkeypatch.chdir(place)
@@ -88,7 +88,7 @@ def test_a_dataset_and_one_more_path_are_a_job_and_all_else_are_pictures(
         ["pictures", "dataset"],
     ],
 )
-def test_what_could_be_read_in_two_ways_is_refused_with_both(striate: Striate, paths: list[str]) -> None:
+def test_ambiguous_paths_are_refused_with_both_readings(striate: Striate, paths: list[str]) -> None:
     code, out, err = striate("bundle", *paths)
     assert (code, out) == (2, "")
     assert "striate: dataset is a dataset and needs exactly one more path" in err
@@ -96,14 +96,14 @@ def test_what_could_be_read_in_two_ways_is_refused_with_both(striate: Striate, p
     assert "striate predict bundle PICTURE..." in err
 
 
-def test_a_folder_that_holds_datasets_is_no_folder_of_pictures(place: Path, striate: Striate) -> None:
+def test_a_folder_with_datasets_is_not_read_as_pictures(place: Path, striate: Striate) -> None:
     code, _, err = striate("bundle", "splits", "new")
     assert (code, "and DEST: splits/train" in err) == (2, True)
     with pytest.raises(UsageError, match="contains datasets, not pictures; name one of them"):
         picture_files(str(place))
 
 
-def test_folders_are_looked_through_and_hidden_files_are_passed_over(place: Path, bucket: str) -> None:
+def test_folders_are_searched_and_hidden_files_are_skipped(place: Path, bucket: str) -> None:
     folder = str(place / "pictures")
     assert picture_files(folder) == [f"{folder}/cat/a.jpg", f"{folder}/cat/deep/b.PNG", f"{folder}/dog/damaged.jpg"]
     for name, data in FILES.items():
@@ -114,7 +114,7 @@ def test_folders_are_looked_through_and_hidden_files_are_passed_over(place: Path
     assert picture_files(f"{folder}/missing") == [f"{folder}/missing"]
 
 
-def test_pictures_get_a_table_and_a_bad_one_stops_no_other(place: Path, striate: Striate) -> None:
+def test_pictures_are_printed_as_a_table_and_a_bad_one_is_skipped(place: Path, striate: Striate) -> None:
     code, out, err = striate("bundle", "pictures", "--top-k", 2)
     assert code == 1
     loaded = Bundle.load(str(place / "bundle"), "cpu")
@@ -154,7 +154,7 @@ def test_an_option_for_datasets_is_refused_beside_pictures(striate: Striate, opt
     assert "needs a dataset and a destination, but" in err
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(place: Path, striate: Striate) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(place: Path, striate: Striate) -> None:
     code, out, _ = striate("bundle", "dataset", "new", "--dry-run", "--json", "--top-k", 1, "--no-gpu")
     facts = json.loads(out)
     assert (code, facts["pictures_to_do"], facts["top_k"], facts["device"]) == (0, 3, 1, "cpu")

@@ -1,4 +1,4 @@
-"""`striate show`: pictures of a real dataset, before beside after."""
+"""`striate show`: contact sheets of a dataset, before and after a pipeline."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FILES = {
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("show")
-    made = ingest(write_files(folder / "raw", FILES), folder / "made", shard_bytes=3000)
-    assert len(made.shards) > 1
-    return str(folder / "made")
+    manifest = ingest(write_files(folder / "raw", FILES), folder / "dataset", shard_bytes=3000)
+    assert len(manifest.shards) > 1
+    return str(folder / "dataset")
 
 
 def test_every_picture_is_on_the_sheet_with_its_facts(dataset: str) -> None:
@@ -45,7 +45,7 @@ def test_every_picture_is_on_the_sheet_with_its_facts(dataset: str) -> None:
     assert drawn.shape[1] == 10 + 5 * (160 + 10)
 
 
-def test_with_steps_the_sheet_says_what_became_of_each(dataset: str) -> None:
+def test_with_steps_the_result_of_each_picture_is_named(dataset: str) -> None:
     sheet = contact_sheet(dataset, "min_size(short_side=10) | grayscale | resize(30)")
     assert {fact["key"]: fact["result"] for fact in sheet.pictures} == {
         "cat/a.jpg": "40x30x1 jpeg",
@@ -90,27 +90,27 @@ def test_keys_and_a_label_choose_the_pictures(dataset: str) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_shown_is_said(dataset: str, options: dict[str, object], message: str) -> None:
+def test_a_request_that_cannot_be_shown_is_refused(dataset: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         contact_sheet(dataset, **options)  # type: ignore[arg-type]
 
 
-def test_a_folder_that_is_no_dataset_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a dataset"):
         contact_sheet(str(tmp_path))
 
 
-def test_a_failing_step_is_no_tile_but_an_error(dataset: str) -> None:
+def test_an_error_in_a_step_is_raised_and_not_drawn(dataset: str) -> None:
     with pytest.raises(StepError, match="the dataset has no column 'mask'"):
         contact_sheet(dataset, 'blur_background(mask_column="mask")', keys=["cat/a.jpg"])
 
 
-def test_a_number_beside_keys_is_refused(tmp_path: Path) -> None:
+def test_a_count_beside_keys_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--count has no effect beside --key"):
         contact_sheet(str(tmp_path), count=3, keys=["a"])
 
 
-def test_the_sheet_goes_to_s3_where_its_address_is_one(dataset: str, bucket: str) -> None:
+def test_the_sheet_can_be_written_to_s3(dataset: str, bucket: str) -> None:
     assert run(["show", dataset, "--out", f"{bucket}/sheet.png", "--key", "cat/a.jpg"]) == 0
     assert storage.exists(f"{bucket}/sheet.png")
 

@@ -45,12 +45,13 @@ def test_every_step_is_described_with_all_its_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_the_defaults_that_are_described_are_those_of_the_step(name: str) -> None:
+def test_the_described_defaults_are_those_of_the_step(name: str) -> None:
     about = describe_step(name)
-    given = ", ".join(f"{p['name']}={p['default']}" for p in about["parameters"] if p["default"] not in (None, "None"))
-    missing = [p["name"] for p in about["parameters"] if p["required"]]
-    if not missing and about["kind"] == "filter":
-        assert Pipeline.parse(f"{name}({given})") == Pipeline.parse(name)
+    values = {p["name"]: p["default"] for p in about["parameters"] if p["default"] not in (None, "None")}
+    arguments = ", ".join(f"{parameter}={default}" for parameter, default in values.items())
+    is_complete = not any(p["required"] for p in about["parameters"])
+    if is_complete and about["kind"] == "filter":
+        assert Pipeline.parse(f"{name}({arguments})") == Pipeline.parse(name)
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
@@ -85,7 +86,7 @@ def test_a_call_is_shown_with_its_own_parameters() -> None:
         ("__import__('os')", "unknown step '__import__'"),
     ],
 )
-def test_what_is_no_step_is_said(text: str, message: str) -> None:
+def test_an_invalid_step_is_refused(text: str, message: str) -> None:
     for show in (describe_step, example_picture):
         with pytest.raises((UsageError, GrammarError)) as raised:
             show(text)
@@ -97,9 +98,7 @@ def test_a_step_that_reads_another_column_has_no_example_picture() -> None:
         example_picture("blur_background(mask_column='m')")
 
 
-def test_the_example_picture_goes_to_s3_where_its_address_is_one(
-    bucket: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_picture_can_be_written_to_s3(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["steps", "invert", "--out", f"{bucket}/x.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["picture"] == f"{bucket}/x.png"
     assert storage.exists(f"{bucket}/x.png")

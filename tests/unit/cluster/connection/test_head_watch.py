@@ -1,4 +1,4 @@
-"""A head that stops answering: what a program is told, and who may end it."""
+"""A head that stops answering: programs are warned, and `striate` commands are ended."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_watch, "_EVERY_S", 0.01)
     monkeypatch.setattr(head_watch, "_REPORTED_S", 0.02)
     monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "10.1")
 
 
-def test_a_program_of_others_is_warned_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_program_that_uses_the_library_is_only_warned(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "cluster.connection.head_watch"), watched(f"127.0.0.1:{free_port()}", None):
         until(lambda: "finished work is kept" in caplog.text)
     assert caplog.text.count("has not answered") == 2
 
 
-def test_a_command_of_ours_is_ended_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_striate_command_is_ended_once(capsys: pytest.CaptureFixture[str]) -> None:
     reasons: list[str] = []
     address = f"127.0.0.1:{free_port()}"
     with watched(address, reasons.append):

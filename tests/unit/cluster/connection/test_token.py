@@ -1,4 +1,4 @@
-"""Which token goes to a cluster, and how one is made."""
+"""The token that is sent to a cluster, and the creation of a token for a local Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cluster.connection.token import find_token, make_token
 from library.errors import UsageError
 
 
-def test_the_token_is_of_the_file_that_is_named_else_where_ray_looks(
+def test_the_token_comes_from_the_named_file_or_from_rays_own_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -28,14 +28,14 @@ def test_the_token_is_of_the_file_that_is_named_else_where_ray_looks(
 
 
 @pytest.mark.parametrize("content", ["", "  \n", "two words", "a\nb", "ünicode"])
-def test_what_is_no_token_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
+def test_an_invalid_token_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
     (tmp_path / "token").write_text(content)
     with pytest.raises(UsageError, match="is not a valid token") as refused:
         find_token(str(tmp_path / "token"), {})
     assert not content.strip() or content.strip() not in str(refused.value)
 
 
-def test_a_token_that_is_made_here_is_its_owners_alone_and_stays(
+def test_a_created_token_is_readable_only_by_its_owner_and_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
@@ -43,14 +43,14 @@ def test_a_token_that_is_made_here_is_its_owners_alone_and_stays(
     monkeypatch.setenv("HOME", str(tmp_path))
     make_token()
     file = tmp_path / ".ray" / "auth_token"
-    made = file.read_text()
-    assert (file.stat().st_mode & 0o777, find_token(None, {})) == (0o600, made)
+    token = file.read_text()
+    assert (file.stat().st_mode & 0o777, find_token(None, {})) == (0o600, token)
     make_token()
-    assert file.read_text() == made
+    assert file.read_text() == token
 
 
-@pytest.mark.parametrize("variable", [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "mine")])
-def test_no_token_is_made_where_none_is_asked_for(
+@pytest.mark.parametrize("variable", [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "own")])
+def test_no_token_is_created_if_tokens_are_disabled_or_one_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]
 ) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):

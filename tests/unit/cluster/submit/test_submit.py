@@ -27,7 +27,7 @@ from tests.conftest import free_port
 from tests.unit.cluster.submit.test_upload import closed, open_folder, write
 
 
-def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
+def test_a_shell_on_the_cluster_reads_the_same_words() -> None:
     words = ("filter", "s3://b/raw", "s3://b/x", "--steps", "grayscale | edges(direction='vertical')")
     entrypoint = SubmittedCommand("filter", words, {}, ()).entrypoint
     assert entrypoint.startswith("striate filter s3://b/raw s3://b/x --steps ")
@@ -36,33 +36,33 @@ def test_a_shell_on_the_cluster_reads_the_words_as_they_were_written() -> None:
 
 @pytest.fixture(autouse=True)
 def no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test says which cluster is meant."""
+    """Each test names its own cluster."""
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def test_variables_go_along_only_when_told() -> None:
+def test_only_variables_that_are_named_are_sent() -> None:
     here = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "A": "1", "B": "2"}
     assert passed_on([], here) == {}
     assert passed_on(["A", "C=x=y", "D="], here) == {"A": "1", "C": "x=y", "D": ""}
     assert passed_on(["AWS_*"], here) == {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
 
 
-def test_a_pattern_leaves_out_what_names_files_of_this_machine() -> None:
+def test_a_pattern_skips_variables_that_name_files_of_this_machine() -> None:
     keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
-    files: dict[str, str] = {"AWS_PROFILE": "mine", "AWS_CONFIG_FILE": "/c", "AWS_SHARED_CREDENTIALS_FILE": "/s"}
+    files: dict[str, str] = {"AWS_PROFILE": "own", "AWS_CONFIG_FILE": "/c", "AWS_SHARED_CREDENTIALS_FILE": "/s"}
     assert passed_on(["AWS_*"], keys | files) == keys
-    assert passed_on(["AWS_PROFILE"], files) == {"AWS_PROFILE": "mine"}
+    assert passed_on(["AWS_PROFILE"], files) == {"AWS_PROFILE": "own"}
     with pytest.raises(UsageError, match="aws configure export-credentials --format env"):
         passed_on(["AWS_*"], files | {"AWS_REGION": "eu-west-1"})
 
 
 @pytest.mark.parametrize(
-    ("written", "told"), [("E", "not set"), ("AWS_*", "not set"), ("=1", "NAME=VALUE"), ("A=$HOME", r"\$")]
+    ("option", "message"), [("E", "not set"), ("AWS_*", "not set"), ("=1", "NAME=VALUE"), ("A=$HOME", r"\$")]
 )
-def test_a_variable_that_would_not_arrive_is_refused(written: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        passed_on([written], {})
+def test_a_variable_that_would_not_arrive_is_refused(option: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        passed_on([option], {})
 
 
 def details(status: str, code: int | None = None, **more: Any) -> JobDetails:
@@ -87,16 +87,16 @@ def details(status: str, code: int | None = None, **more: Any) -> JobDetails:
         (details("SUCCEEDED", None), 0),
     ],
 )
-def test_submit_ends_as_the_command_did(job: JobDetails, code: int) -> None:
+def test_submit_exits_with_the_exit_code_of_the_command(job: JobDetails, code: int) -> None:
     assert exit_code(job) == code
 
 
-def test_why_a_command_never_ran_is_told() -> None:
-    told = ended(details("FAILED", message="runtime_env setup failed"))
-    assert told == "job: FAILED, exit code 1\nruntime_env setup failed"
+def test_the_reason_why_a_command_never_ran_is_reported() -> None:
+    report = ended(details("FAILED", message="runtime_env setup failed"))
+    assert report == "job: FAILED, exit code 1\nruntime_env setup failed"
 
 
-def test_the_address_is_the_option_else_rays_variables_else_this_machine(
+def test_the_address_is_the_option_or_rays_variables_or_this_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert find_address(None) == "http://127.0.0.1:8265"
@@ -108,7 +108,7 @@ def test_the_address_is_the_option_else_rays_variables_else_this_machine(
 
 
 @pytest.mark.parametrize("address", ["head:8265", "head", "ray://head:10001", "http://", "auto"])
-def test_another_address_is_refused_with_what_it_looks_like(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_not_http_is_refused_with_an_example(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=f"--address {re.escape(address)} is not an http address: .*http://HOST:8265"):
         find_address(address)
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -119,15 +119,15 @@ def test_another_address_is_refused_with_what_it_looks_like(address: str, monkey
         find_address(None)
 
 
-def test_where_nothing_answers_it_is_told() -> None:
+def test_an_address_where_nothing_answers_is_reported() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(Lost, match=f"{address} does not answer .*8265"):
         Jobs(address, "token")
 
 
 class _Dashboard:
-    """As much of Ray's job API as takes and follows one job, whose log is sent in parts; the first connection is cut
-    short, or says nothing more. Beside it servers that are no Ray."""
+    """The part of Ray's job API that accepts one job and sends its log in parts. The first connection is cut, or falls
+    silent. Other paths answer like servers that are not Ray."""
 
     def __init__(self) -> None:
         self.status, self.tails, self.quiet, self.stops, self.log_is_lost = "RUNNING", 0, False, True, False
@@ -205,13 +205,13 @@ class _Dashboard:
 
 @pytest.fixture
 def dashboard() -> tuple[_Dashboard, Jobs]:
-    made, ready = _Dashboard(), Queue[int]()
-    threading.Thread(target=made.run, args=(ready,), daemon=True).start()
-    return made, Jobs(f"http://127.0.0.1:{ready.get(timeout=30)}", None)
+    server, ready = _Dashboard(), Queue[int]()
+    threading.Thread(target=server.run, args=(ready,), daemon=True).start()
+    return server, Jobs(f"http://127.0.0.1:{ready.get(timeout=30)}", None)
 
 
 @pytest.mark.parametrize("path", ["/json", "/page", "/missing", "/down"])
-def test_a_server_that_is_no_ray_is_called_that(
+def test_a_server_that_is_not_ray_is_reported(
     dashboard: tuple[_Dashboard, Jobs], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = dashboard[1].address + path
@@ -221,7 +221,7 @@ def test_a_server_that_is_no_ray_is_called_that(
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://other:1"
 
 
-def test_ray_packs_the_files_that_are_listed_and_no_others(dashboard: tuple[_Dashboard, Jobs], tmp_path: Path) -> None:
+def test_ray_packs_exactly_the_listed_files(dashboard: tuple[_Dashboard, Jobs], tmp_path: Path) -> None:
     server, jobs = dashboard
     ignored = {".gitignore": "*.log\nbuild/\nkept/*\n!kept/this.txt\n", "kept/this.txt": "", "kept/that.txt": ""}
     secrets = {"out/a.json": "", "data/a.csv": "", "a/.env": "", "a/tls.key": "", ".git/HEAD": "", "a.log": ""}
@@ -247,7 +247,7 @@ def test_ray_packs_the_files_that_are_listed_and_no_others(dashboard: tuple[_Das
     assert members["run.sh"] & 0o111
 
 
-def test_a_log_goes_on_where_its_connection_was_cut(
+def test_a_log_resumes_where_its_connection_was_cut(
     dashboard: tuple[_Dashboard, Jobs], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, jobs = dashboard
@@ -258,7 +258,7 @@ def test_a_log_goes_on_where_its_connection_was_cut(
     assert capsys.readouterr().err.count("the job may still be running") == 1
 
 
-def test_a_quiet_log_is_asked_for_anew_without_a_report(
+def test_a_silent_log_is_requested_again_without_a_message(
     dashboard: tuple[_Dashboard, Jobs], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, jobs = dashboard
@@ -286,7 +286,7 @@ def test_a_job_that_does_not_stop_is_reported(
         jobs.stop("a")
 
 
-def test_a_job_whose_log_is_lost_ends_as_it_did_with_one_report(
+def test_a_lost_log_is_reported_once_and_the_exit_code_is_kept(
     dashboard: tuple[_Dashboard, Jobs], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, jobs = dashboard
@@ -308,7 +308,7 @@ def test_a_running_job_whose_log_stays_unreadable_is_given_up(
     assert capsys.readouterr().err.count("the job may still be running") == 1
 
 
-def test_a_closed_pipe_ends_following_as_it_ends_any_command(dashboard: tuple[_Dashboard, Jobs]) -> None:
+def test_a_closed_pipe_ends_following(dashboard: tuple[_Dashboard, Jobs]) -> None:
     def closed(_piece: str) -> None:
         raise BrokenPipeError
 
@@ -328,13 +328,13 @@ def test_a_file_that_cannot_be_packed_is_named(dashboard: tuple[_Dashboard, Jobs
     assert len(server.packages) == 1
 
 
-def test_a_job_that_is_not_there_is_told_at_once(dashboard: tuple[_Dashboard, Jobs]) -> None:
+def test_a_missing_job_is_reported_immediately(dashboard: tuple[_Dashboard, Jobs]) -> None:
     with pytest.raises(StriateError, match=r"no-such-job does not exist.*`striate jobs` lists") as refused:
         dashboard[1].follow("no-such-job", print)
     assert not isinstance(refused.value, Lost)
 
 
-def test_another_ray_is_refused_before_a_cluster_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_ray_is_refused_before_any_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     version = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "2.59.0" if name == "ray" else version(name))
     with pytest.raises(StriateError, match=r"Ray 2\.59\.0 is too old or too new"):

@@ -1,4 +1,4 @@
-"""What is said of a command before it is sent to a cluster."""
+"""Checks of a command before it is sent to a cluster."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("", "COMMAND"),
         ("fliter s3://b/raw s3://b/edges", "fliter"),
@@ -58,27 +58,29 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("jobs", "`striate jobs` is for this machine"),
     ],
 )
-def test_misuse_is_told_before_anything_is_sent(
-    project: Path, command: str, told: str, capsys: pytest.CaptureFixture[str]
+def test_misuse_is_reported_before_anything_is_sent(
+    project: Path, command: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project.parent / "recipe.yaml").write_text(RECIPE)
     assert run(["submit", "--", *command.split()]) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--address", "head:6379"], "http://HOST:8265"),
         (["--token-file", "missing"], "--token-file missing cannot be read"),
         (["--env", "NOT_SET_ANYWHERE"], "--env 'NOT_SET_ANYWHERE'"),
     ],
 )
-def test_so_is_misuse_of_submit_itself(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misuse_of_submit_itself_is_reported(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["submit", *options, "--", "info", "s3://b/raw"]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_help_of_the_command_is_shown_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_command_is_shown_without_submitting_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["submit", "--", "filter", "--help"]) == 0
     assert "--steps" in capsys.readouterr().out

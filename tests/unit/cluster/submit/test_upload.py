@@ -1,4 +1,4 @@
-"""What of a folder goes along with a job."""
+"""The files of a folder that are uploaded with a job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_folder() -> Generator[Path]:
 
 @contextmanager
 def closed(path: Path) -> Generator[None]:
-    """Make a file or folder unreadable, for root too."""
+    """Makes a file or folder unreadable during the block, even for root."""
     mode, uid = path.stat().st_mode, os.geteuid()
     path.chmod(0)
     try:
@@ -45,7 +45,7 @@ def closed(path: Path) -> Generator[None]:
         path.chmod(mode)
 
 
-def test_what_git_ignores_stays_here_at_every_depth(tmp_path: Path) -> None:
+def test_ignored_files_stay_here_at_every_depth(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
@@ -77,7 +77,7 @@ def test_history_outputs_and_secrets_stay_here_without_an_ignore_file(tmp_path: 
     assert set(working_tree(str(tmp_path)).files) == {"a/data/loader.py", "a/out/x.py", "main.py"}
 
 
-def test_links_are_followed_also_where_they_lead_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_followed_even_in_circles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = write(tmp_path / "project", {"main.py": "", "there/big.txt": "x"})
     (project / "linked").symlink_to("there")
     (project / "small.txt").symlink_to(project / "there/big.txt")
@@ -102,7 +102,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused_unless_ignored(target: s
     assert working_tree(str(project)).files.keys() == {"main.py", "deep/a.py", "again/a.py", ".rayignore"}
 
 
-def test_a_folder_that_cannot_be_read_is_refused_also_where_it_is_ignored() -> None:
+def test_an_unreadable_folder_is_refused_even_if_it_is_ignored() -> None:
     with open_folder() as folder:
         write(folder, {"main.py": "", ".rayignore": "pgdata\n", "pgdata/1": ""})
         assert working_tree(str(folder)).files.keys() == {"main.py", ".rayignore"}
@@ -111,7 +111,9 @@ def test_a_folder_that_cannot_be_read_is_refused_also_where_it_is_ignored() -> N
             working_tree(str(folder))
 
 
-def test_too_large_a_tree_is_refused_with_its_largest_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_that_is_too_large_is_refused_with_its_largest_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upload, "MAX_BYTES", 2**20)
     write(tmp_path, {"models/a.bin": bytes(900_000), "logs/b.txt": bytes(300_000), "main.py": b""})
     with pytest.raises(UsageError, match=r"1 MiB.*models/ .*0\.9 MiB, logs/ .*0\.3 MiB.*\.gitignore or \.rayignore"):
@@ -121,7 +123,7 @@ def test_too_large_a_tree_is_refused_with_its_largest_folders(tmp_path: Path, mo
 @pytest.mark.parametrize(
     "files", [{f"photos/cat/{n}.jpg": b"" for n in range(201)}, {"photos/x.parquet": bytes(2**20)}]
 )
-def test_a_folder_of_data_is_refused_with_where_it_belongs(
+def test_a_folder_of_data_is_refused_with_advice(
     files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upload, "MAX_BYTES", 2**19)
@@ -131,7 +133,7 @@ def test_a_folder_of_data_is_refused_with_where_it_belongs(
         working_tree(str(tmp_path))
 
 
-def test_a_few_pictures_go_along(tmp_path: Path) -> None:
+def test_a_few_pictures_are_uploaded(tmp_path: Path) -> None:
     write(tmp_path, {f"pictures/{number}.jpg": b"jpeg" for number in range(20)})
     tree = working_tree(str(tmp_path))
     assert (len(tree.files), tree.bytes) == (20, 80)
@@ -141,13 +143,13 @@ def test_a_few_pictures_go_along(tmp_path: Path) -> None:
     assert not tree.holds("pic")
 
 
-def test_a_home_folder_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UsageError, match="not a project"):
         working_tree(str(tmp_path))
 
 
-def test_this_project_itself_may_be_sent() -> None:
+def test_this_project_itself_can_be_uploaded() -> None:
     tree = working_tree(str(ROOT))
     assert tree.holds("jobs/cli/app.py")
     assert tree.holds("library/storage.py")
