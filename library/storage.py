@@ -113,7 +113,7 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
 
 
 def read_many(spans: Sequence[Span]) -> list[bytes | Exception]:
-    """Reads parts of files, from a store many at once; returns the bytes, or the error, of each span in order."""
+    """Reads parts of files, from a store many in parallel; returns the bytes, or the error, of each span in order."""
     parts: list[bytes | Exception] = [b""] * len(spans)
     by_store: dict[fsspec.AbstractFileSystem, list[tuple[int, str]]] = {}
     for number, span in enumerate(spans):

@@ -1,4 +1,4 @@
-"""The endpoint of a server: who can reach an address, whether a port is free, and where the running Serve listens."""
+"""The endpoint of a server: which machines reach an address, whether a port is free, where a running Serve listens."""
 
 from __future__ import annotations
 

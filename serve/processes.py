@@ -1,8 +1,8 @@
 """The server's processes: workers that can be ended in the middle of their work, and the priority of a replica.
 
-A thread cannot be stopped; a worker process can. It answers one frame after another. It is ended when nobody waits for
-the answer any more, when it takes too long, or when it takes too much memory; the next frame gets a new process.
-Requests and answers are frames: the lengths of a JSON header and of the bytes after it, then both.
+A thread cannot be stopped; a worker process can. It answers one frame after another. It is ended when its client has
+left, when it takes too long, or when it needs too much memory; the next frame gets a new process. Requests and answers
+are frames: the lengths of a JSON header and of the bytes after it, then both.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class WorkerPool:
             ProcessEndedError: the work took too long, or the process crashed.
         """
         process = await self._free.get()
-        process.wanted = True
+        process.is_cancelled = False
         call = asyncio.get_running_loop().run_in_executor(
             self._threads, process.ask, {**header, "seconds": seconds}, data
         )
@@ -81,7 +81,7 @@ class WorkerPool:
             # Only now: until the call is done, its thread uses the process.
             if not call.cancelled():
                 call.exception()
-            if not process.wanted:
+            if process.is_cancelled:
                 process.reap()  # it may have answered before it was killed
             self._free.put_nowait(process)
 
@@ -106,13 +106,13 @@ class _Process:
     def __init__(self, module: str, setup: Any) -> None:
         self._module, self._setup = module, json.dumps(setup)
         self._running: subprocess.Popen[bytes] | None = None
-        self.wanted = True
+        self.is_cancelled = False
 
     def ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         running = self._running = self._running or self._start()
         assert running.stdin is not None
         assert running.stdout is not None
-        if not self.wanted:  # cancelled while the process started
+        if self.is_cancelled:  # while the process started
             running.kill()
         try:
             _write_frame(running.stdin, header, data)
@@ -131,7 +131,7 @@ class _Process:
             running.communicate()
 
     def kill(self) -> None:
-        self.wanted, running = False, self._running
+        self.is_cancelled, running = True, self._running
         if running is not None:
             running.kill()
 
@@ -147,7 +147,7 @@ class _Process:
 
 
 def setup() -> Any:
-    """Returns, in a worker process, the `setup` that its pool was given."""
+    """Returns, in a worker process, the `setup` of its pool."""
     return json.loads(sys.argv[1])
 
 

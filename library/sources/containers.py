@@ -27,7 +27,7 @@ SUPPORTED = (
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 PARQUET = (".parquet", ".pq")
 _HEAD_BYTES = 512
-_LISTINGS_AT_ONCE = 8  # in a store, where listing an archive is a sequence of small requests
+_PARALLEL_LISTINGS = 8  # in a store, where listing an archive is a sequence of small requests
 _OTHER_COMPRESSION = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _UNSUPPORTED = {b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive", b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file"}
 _NUMBERED = re.compile(r"(^|[-_.])\d+$|-of-\d+$")
@@ -119,7 +119,7 @@ def list_archives(paths: Sequence[str], uris: Sequence[str], options: Options) -
     stems = {path: _stem(path) for path in paths}
     splits = labels.file_splits(map(posixpath.basename, stems.values()))
     numbered = any(_NUMBERED.search(stem) for stem in stems.values())
-    with ThreadPoolExecutor(_LISTINGS_AT_ONCE if storage.is_remote(uris[0]) else 1) as pool:
+    with ThreadPoolExecutor(_PARALLEL_LISTINGS if storage.is_remote(uris[0]) else 1) as pool:
         for path, uri, (entries, index) in zip(paths, uris, pool.map(scan, uris), strict=True):
             stem = stems[path]
             folder = posixpath.dirname(path) if numbered else stem

@@ -24,7 +24,7 @@ _IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp"
 _LABEL_NAMES = ("label", "class")
 _OURS = ("width", "height", "channels", "format")  # computed again for every picture
 _BUFFER_BYTES = 8 * 2**20  # read at a time of a column, instead of the whole row group
-_FOOTERS_AT_ONCE = 8
+_PARALLEL_FOOTERS = 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def list_parquet(paths: Sequence[str], uris: Sequence[str], own_dataset: bool, o
     splits = _splits(paths)
     columns: dict[str, list[Any]] = defaultdict(list)
     schemas: list[pa.Schema] = []
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE if storage.is_remote(uris[0]) else 1) as pool:
+    with ThreadPoolExecutor(_PARALLEL_FOOTERS if storage.is_remote(uris[0]) else 1) as pool:
         listed = pool.map(_list_file, paths, uris, [options] * len(uris))
         for uri, split, (rows, layout) in zip(uris, splits, listed, strict=True):
             if layout.split is None:

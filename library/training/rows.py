@@ -21,7 +21,7 @@ from library.errors import StriateError, UsageError
 from library.randomness import seed_of
 
 #: An object store answers a request in some 50 ms, and a shard takes several requests.
-_SHARDS_AT_ONCE = 16
+_PARALLEL_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _map_shards(rows: Rows, columns: Sequence[str], work: Callable[[pa.Table], N
     def read(name: str) -> NDArray[Any]:
         return work(ShardReader(storage.join(rows.dataset, name)).columns(columns))
 
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_PARALLEL_SHARDS) as pool:
         yield from pool.map(read, rows.shards)
 
 

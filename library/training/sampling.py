@@ -19,7 +19,7 @@ from library.training.rows import Part, Rows
 
 #: Shards whose rows are mixed with each other.
 GROUP_SHARDS = 4
-# Stored bytes of a window's pictures: what a reader holds of them at once, and twice that while it reads ahead.
+# Stored bytes of a window's pictures: a reader holds one window in memory, and two while it reads ahead.
 _WINDOW_BYTES = 64 * 2**20
 _PARTS_PER_WORKER = 4
 

@@ -149,7 +149,7 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             self._late = True
-            detail = f"the body was not complete after {self._seconds:g} s: {self._facts.received:,} bytes had come"
+            detail = f"the body was not complete after {self._seconds:g} s: {self._facts.received:,} bytes had arrived"
             raise Problem(408, "slow_body", detail, "Send a smaller picture, or use a faster connection.") from None
         self._count(message)
         if self._facts.received > self._limit:

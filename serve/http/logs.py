@@ -1,4 +1,4 @@
-"""Destinations of the access log and of errors, one JSON object a line.
+"""Destinations of the access log and of errors, one JSON object per line.
 
 Both loggers are silent until `write_logs` is called. Ray writes its workers' stderr to its own files
 (`session_latest/logs/worker-*.err`), which log collectors read.

@@ -59,7 +59,7 @@ class RequestFacts:
         received: bytes of its body so far.
         sent: bytes of the response's body so far.
         status: HTTP status of the response.
-        began: when it came, by `perf_counter`.
+        began: time of its arrival, by `perf_counter`.
     """
 
     request_id: str

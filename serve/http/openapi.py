@@ -121,7 +121,7 @@ def describe_api(app: FastAPI, settings: ServeSettings, bodies: Sequence[type[Ba
     components.setdefault("schemas", {}).update(definitions["$defs"])
     if settings.needs_key:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        # At each operation, and not once for all: under a common one Swagger UI draws a lock at /healthz too.
+        # Set at each operation: with one setting for the whole API Swagger UI draws a lock at /healthz too.
         for operations in description["paths"].values():
             for operation in operations.values():
                 operation.setdefault("security", [{"key": []}])

@@ -111,7 +111,7 @@ class CountRequests:
 
     Args:
         app: the application.
-        report: called after each answer with the path, the HTTP status and the seconds since the request came.
+        report: called after each answer with the path, the HTTP status and the seconds since the request arrived.
     """
 
     def __init__(self, app: ASGIApp, report: Callable[[str, int, float], None]) -> None:

@@ -29,7 +29,7 @@ class ProblemBody(BaseModel):
     how: Annotated[str, Field(description="what would work")] = ""
 
 
-#: A class of an answer and its probability, 0 to 1. A plain dict, as an answer may have a thousand a picture.
+#: A class and its probability, 0 to 1. A plain dict, as an answer may have a thousand of them for each picture.
 ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": float})
 
 

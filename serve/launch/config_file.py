@@ -58,7 +58,7 @@ def read_config(uri: str) -> ServeConfig:
     """
     path = storage.normalize(uri)
     if not storage.exists(path):
-        raise UsageError(f"there is no file {uri}; `striate serve BUNDLE --write-config {uri}` makes one")
+        raise UsageError(f"there is no file {uri}; `striate serve BUNDLE --write-config {uri}` writes one")
     try:
         config: Any = yaml.safe_load(storage.read_bytes(path, max_bytes=_MAX_BYTES))
         http = HttpOptions.model_validate(config.get("http_options", {}))

@@ -44,12 +44,12 @@ class Limits:
     """Limits of requests in HAProxy.
 
     Attributes:
-        at_once: most requests in progress in a replica; more wait a moment and are then refused.
+        max_requests: most requests in progress in a replica; more wait a moment and are then refused.
         body_s: how long a request may take to arrive, in seconds.
         body_bytes: largest body.
     """
 
-    at_once: int
+    max_requests: int
     body_s: float = 30.0
     body_bytes: int = 2**25
 
@@ -147,7 +147,7 @@ def rules(folder: Path, listens: str, limits: Limits) -> list[Rule]:
         Rule(r"^( +http-request )return .* if routes$", r"\g<1>deny deny_status 404 if routes", needed=True),
         Rule(r"^defaults$", "defaults\n" + _lines(defaults), needed=True),
         Rule(r"^ +errorfile .*\n", ""),
-        Rule(r"^( +server .*)$", rf"\g<1> maxconn {limits.at_once}"),
+        Rule(r"^( +server .*)$", rf"\g<1> maxconn {limits.max_requests}"),
         # Replaces Serve's own proxy, where requests would wait for a replica without end. Without a backup, a client
         # whose replica died would only see its connection closed.
         Rule(r"^ +server .* backup\b.*", f"    server lost {lost_replica} backup no-check"),

@@ -1,7 +1,8 @@
 """Drift: compares the pictures of recent requests with the training data; off without `--drift`.
 
-The bundle brings histograms of the training data (`striate ingest --measure`); requests bring the live ones. Memory
-does not grow: the live window has two halves, and the older is dropped when the newer is full. No picture is stored.
+The bundle holds histograms of the training data (`striate ingest --measure`); the live ones are counted from requests.
+Memory does not grow: the live window has two halves, and the older is dropped when the newer is full. No picture is
+stored.
 The gauge `striate_serve_drift` has a value until half an hour after the last picture, so that an unused model raises no
 alert.
 """
@@ -30,7 +31,7 @@ from serve.http.service import Answer
 SHIFTED, DRIFTED = 0.1, 0.25
 _WORST_LAST: tuple[Verdict, ...] = ("too_few", "same", "shifted", "drifted")
 
-#: With fewer pictures than this, or fewer than ten a used bin, chance alone sometimes exceeds `SHIFTED`.
+#: With fewer pictures than this, or fewer than ten per used bin, chance alone sometimes exceeds `SHIFTED`.
 MIN_PICTURES, MIN_A_BIN = 200, 10
 
 #: Pictures in each half of the window; more for a model with many classes.

@@ -2,7 +2,7 @@
 
 import { NoKey, Offline, Refusal, alive, predict } from "./api.js";
 
-const AT_ONCE = 4;
+const MAX_RUNNING = 4;
 const TRIES = 10;
 const PING_MS = 2000;
 
@@ -94,7 +94,7 @@ export class Asking {
     if (this.#offline) return this.#mark("offline");
     if (this.#locked) return this.#mark("locked");
     for (const job of this.#wanted) {
-      if (this.#running >= AT_ONCE) return;
+      if (this.#running >= MAX_RUNNING) return;
       const entry = this.entry(job.picture, job.model);
       if (entry.state === "asking" || entry.state === "failed" || enough(entry, job)) continue;
       if (this.busyUntil(job.model) > Date.now()) this.#set(job, entry, "busy");

@@ -3,8 +3,8 @@
 import { forgetKey, hasKey, onKeyNeeded } from "./api.js";
 import { byId, say } from "./dom.js";
 
-/** @param {() => void} given called when a key was entered or forgotten: retry */
-export function askForKeys(given) {
+/** @param {() => void} retry called when a key was forgotten, or the user wants to enter one */
+export function askForKeys(retry) {
   const dialog = byId("key-dialog");
   const field = byId("key");
   const wrong = byId("key-wrong");
@@ -46,6 +46,6 @@ export function askForKeys(given) {
       button.textContent = "Enter a key";
       say("The key has been forgotten");
     }
-    given();
+    retry();
   });
 }
