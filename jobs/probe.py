@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -28,17 +29,34 @@ from library.training.rows import check_columns, read_pictures, read_rows
 _PICTURES = 512
 
 
-def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Rates:
+    """The rates of a recipe's stages.
+
+    Attributes:
+        device: the device that was measured.
+        decode_pictures_per_s: pictures that one CPU decodes per second, with the input pipeline.
+        augment_pictures_per_s: pictures that one CPU augments per second, with resizing to the model's input.
+        step_pictures_per_s: pictures that one device learns from per second.
+        cpus_per_device: CPUs that keep one device busy with pictures streamed from shards.
+        cpus_per_device_resident: CPUs that keep one device busy with decoded pictures in memory.
+    """
+
+    device: str
+    decode_pictures_per_s: float
+    augment_pictures_per_s: float
+    step_pictures_per_s: float
+    cpus_per_device: float
+    cpus_per_device_resident: float
+
+
+def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> Rates:
     """Measure the rates of a recipe's stages on this machine, with the first pictures of its training set.
 
     Args:
         recipe: its data, input pipeline, augmentation, model and batch size are used.
         seconds: duration of the measurement, a third for each stage.
         device: device of the model: auto, cpu or cuda.
-
-    Returns:
-        Pictures per second of `decode` (with the input pipeline) and `augment` (with resizing to the model's input) on
-        one CPU and of `step` on one device, and `cpus_per_device`, the CPUs that keep one device busy.
 
     Raises:
         UsageError: when none of the pictures can be used.
@@ -48,14 +66,14 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> dic
     inputs = model_inputs(recipe)
     classes = read_rows(storage.normalize(recipe.data.train), _chosen(recipe)).classes
     stepped, where = _step_rate(recipe, inputs.size, inputs.channels, len(classes), each, device)
-    return {
-        "device": where,
-        "decode_pictures_per_s": round(decoded, 1),
-        "augment_pictures_per_s": round(augmented, 1),
-        "step_pictures_per_s": round(stepped, 1),
-        "cpus_per_device": round(stepped * (1 / decoded + 1 / augmented), 2),
-        "cpus_per_device_resident": round(stepped / augmented, 2) if recipe.augment else 0.0,
-    }
+    return Rates(
+        device=where,
+        decode_pictures_per_s=round(decoded, 1),
+        augment_pictures_per_s=round(augmented, 1),
+        step_pictures_per_s=round(stepped, 1),
+        cpus_per_device=round(stepped * (1 / decoded + 1 / augmented), 2),
+        cpus_per_device_resident=round(stepped / augmented, 2) if recipe.augment else 0.0,
+    )
 
 
 def cpu_rates(recipe: Recipe, seconds: float) -> tuple[float, float]:

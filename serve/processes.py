@@ -19,10 +19,12 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from library.errors import StriateError
 
+#: Answers a frame: header and bytes of the request, then of the answer.
+Answer: TypeAlias = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
 _LENGTHS = struct.Struct(">II")
 _MAX_BYTES = 6 * 2**30
 #: Steps of niceness: workers yield to the threads that prepare small pictures, and replicas to HAProxy.
@@ -49,7 +51,7 @@ class WorkerPool:
     Args:
         module: the module that they run, which calls `answer_frames`.
         size: number of processes.
-        setup: plain data that every process gets at its start.
+        setup: plain data that every process gets at its start, as its first frame.
     """
 
     def __init__(self, module: str, size: int, setup: Any = None) -> None:
@@ -104,17 +106,20 @@ class _Process:
     """One process, started by its first frame and again after each end."""
 
     def __init__(self, module: str, setup: Any) -> None:
-        self._module, self._setup = module, json.dumps(setup)
+        self._module, self._setup = module, setup
         self._running: subprocess.Popen[bytes] | None = None
         self.is_cancelled = False
 
     def ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        new = self._running is None
         running = self._running = self._running or self._start()
         assert running.stdin is not None
         assert running.stdout is not None
         if self.is_cancelled:  # while the process started
             running.kill()
         try:
+            if new:
+                _write_frame(running.stdin, {"setup": self._setup}, b"")
             _write_frame(running.stdin, header, data)
             answer = _read_frame(running.stdout)
         except BrokenPipeError:
@@ -139,25 +144,28 @@ class _Process:
         # Without the limit OpenBLAS reserves memory for threads that it never uses here, which counts as the worker's.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [sys.executable, "-m", self._module, self._setup],
+            [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
         )
 
 
-def setup() -> Any:
-    """Returns, in a worker process, the `setup` of its pool."""
-    return json.loads(sys.argv[1])
+def answer_frames(start: Callable[[Any], Answer]) -> None:
+    """Answers frames, in a worker process, until its server closes the pipe.
 
-
-def answer_frames(answer: Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]) -> None:
-    """Answers frames, in a worker process, until its server closes the pipe."""
+    Args:
+        start: gets the pool's `setup`, and returns the function that answers a frame.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
     os.nice(_NICE)
     # Output that a library prints must not come between the frames.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    first = _read_frame(sys.stdin.buffer)
+    if first is None:
+        return
+    answer = start(first[0]["setup"])
     while (frame := _read_frame(sys.stdin.buffer)) is not None:
         header, data = frame
         # SIGALRM's default action ends the process even within C code, and also after its server has died.

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.models.build import create
+from library.pipeline import Pipeline
+from library.steps import plugins
 
 #: Classes of the photos that `write_photos` writes.
 CLASSES = ("china", "flower", "hopper")
@@ -83,6 +85,7 @@ def make_pixel_bundle(
         fit=f'resize([{side}, {side}], mode="exact")',
         input_size=(side, side),
         channels=3,
+        provenance=plugins.recorded(plugins.digests(plugins.used_by(Pipeline.parse(steps).steps))),
     )
     Bundle.of_model(record, network, "cpu").save(str(folder))
     return str(folder)

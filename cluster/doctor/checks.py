@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from cluster.doctor.facts import GpuFacts, NodeFacts, StorageFacts
 from library import storage
 
 #: S3 refuses requests from a clock that is 15 minutes off; the order of nodes' log lines is wrong much earlier.
@@ -27,9 +28,9 @@ class Check:
     advice: str = ""
 
 
-def of_machine(facts: Mapping[str, Any]) -> Iterator[Check]:
+def of_machine(facts: NodeFacts) -> Iterator[Check]:
     """Checks the versions, size, GPUs, /dev/shm and token files of one machine."""
-    versions: Mapping[str, str | None] = facts["versions"]
+    versions = facts["versions"]
     summary = ", ".join(f"{name} {versions[name] or 'absent'}" for name in ("python", "striate", "ray", "torch"))
     absent = [name for name, version in versions.items() if version is None]
     if absent:
@@ -49,7 +50,7 @@ def of_machine(facts: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("token file", "warn", f"{paths}: other users of this machine can read it", f"chmod 600 {paths}")
 
 
-def _of_gpus(gpus: Mapping[str, Any]) -> Check:
+def _of_gpus(gpus: GpuFacts) -> Check:
     if not gpus["devices"]:
         return Check("GPUs", "ok", "none")
     summary = ", ".join(f"{count}x {name}" for name, count in Counter(gpus["names"]).items()) or "none usable"
@@ -97,7 +98,7 @@ def of_storage_clock(clock: tuple[float, float] | None) -> Check:
     return Check("clock of S3", "ok", summary)
 
 
-def of_storage(name: str, place: str, result: Mapping[str, Any]) -> Check:
+def of_storage(name: str, place: str, result: StorageFacts) -> Check:
     """Checks that one machine can write, read, list and remove in a bucket or folder."""
     if result["error"] is None:
         return Check(name, "ok", f"{place}: an object was written, read and removed in {result['ms']} ms")

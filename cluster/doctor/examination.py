@@ -23,7 +23,7 @@ from cluster.doctor.checks import (
     of_versions,
     worst,
 )
-from cluster.doctor.facts import clock, node_facts, storage_clock
+from cluster.doctor.facts import NodeFacts, StorageFacts, clock, node_facts, storage_clock, storage_facts
 from library import storage
 from library.errors import StriateError, UsageError
 
@@ -86,14 +86,14 @@ def examine(address: str | None = None, place: str | None = None) -> Iterator[Ch
             f"striate submit --address {address} -- doctor"
         )
     place = None if place is None else storage.normalize(place)
-    here = node_facts(place)
+    here = node_facts()
     yield from of_machine(here)
     yield from _of_ray(address, here, place)
     if place is not None:
-        yield from of_storage_from_here(here, place)
+        yield from of_storage_from_here(here["host"], place, storage_facts(place))
 
 
-def _of_ray(address: str | None, here: Mapping[str, Any], place: str | None) -> Iterator[Check]:
+def _of_ray(address: str | None, here: NodeFacts, place: str | None) -> Iterator[Check]:
     cluster = named_cluster(address)
     try:
         with connect(address) as session:
@@ -113,7 +113,7 @@ def _of_session(cluster: str | None, session: Session) -> Check:
     return Check("Ray", "ok", summary)
 
 
-def _of_nodes(here: Mapping[str, Any], place: str | None, *, is_cluster: bool) -> Iterator[Check]:
+def _of_nodes(here: NodeFacts, place: str | None, *, is_cluster: bool) -> Iterator[Check]:
     """Runs a small task on each node and compares its facts with those of this machine."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -124,20 +124,21 @@ def _of_nodes(here: Mapping[str, Any], place: str | None, *, is_cluster: bool) -
     ask, time_there = tasks(node_facts), tasks(clock)
     answers = {id_: ask.options(scheduling_strategy=pin).remote(place) for id_, pin in pins.items()}
     end = time.monotonic() + _NODE_TIMEOUT_S
-    facts_by_node: dict[str, dict[str, Any]] = {}
+    facts_by_node: dict[str, NodeFacts] = {}
     for id_, node in nodes.items():
         name = f"node {node['NodeManagerAddress']} ({id_[:8]})"
         answer = _answer(name, answers[id_], time_there.options(scheduling_strategy=pins[id_]), end)
         if isinstance(answer, Check):
             yield answer
             continue
-        facts_by_node[name], (ahead_s, uncertainty_s) = answer
-        yield _of_node(name, facts_by_node[name], node["Resources"])
+        facts, (ahead_s, uncertainty_s) = answer
+        facts_by_node[name] = facts
+        yield _of_node(name, facts, node["Resources"])
         if is_cluster:
             yield of_clock(f"clock of {node['NodeManagerAddress']}", ahead_s, uncertainty_s)
-            yield of_shm(f"shared memory of {node['NodeManagerAddress']}", facts_by_node[name]["shm_bytes"])
-            if place is not None:
-                yield of_storage(f"storage from {node['NodeManagerAddress']}", place, facts_by_node[name]["storage"])
+            yield of_shm(f"shared memory of {node['NodeManagerAddress']}", facts["shm_bytes"])
+            if place is not None and facts["storage"] is not None:
+                yield of_storage(f"storage from {node['NodeManagerAddress']}", place, facts["storage"])
     yield of_versions(here["versions"], {name: facts["versions"] for name, facts in facts_by_node.items()})
     if is_cluster and facts_by_node:
         yield _of_token(all(facts["token"] for facts in facts_by_node.values()))
@@ -149,7 +150,7 @@ def _of_nodes(here: Mapping[str, Any], place: str | None, *, is_cluster: bool) -
         yield Check("storage", "warn", f"{place} is a folder, and there are several machines", _shared(place))
 
 
-def _answer(name: str, answer: Any, time_there: Any, end: float) -> tuple[dict[str, Any], tuple[float, float]] | Check:
+def _answer(name: str, answer: Any, time_there: Any, end: float) -> tuple[NodeFacts, tuple[float, float]] | Check:
     """Returns a node's facts and how far its clock is ahead, or a failed check if it does not answer."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -166,7 +167,7 @@ def _answer(name: str, answer: Any, time_there: Any, end: float) -> tuple[dict[s
         return Check(name, "fail", f"cannot run a task: {lines[-1]}", how)
 
 
-def _of_node(name: str, facts: Mapping[str, Any], resources: Mapping[str, float]) -> Check:
+def _of_node(name: str, facts: NodeFacts, resources: Mapping[str, float]) -> Check:
     sizes = {key: resources.get(key, 0) / 1e9 for key in ("memory", "object_store_memory")}
     return Check(
         name,
@@ -202,11 +203,11 @@ def ahead(ask: Callable[[], float]) -> tuple[float, float]:
     return best
 
 
-def of_storage_from_here(here: Mapping[str, Any], place: str) -> Iterator[Check]:
-    """Checks storage from this machine, and the clock of S3, which refuses requests from a wrong clock."""
-    yield of_storage(f"storage from {here['host']}", place, here["storage"])
+def of_storage_from_here(host: str, place: str, result: StorageFacts) -> Iterator[Check]:
+    """Checks storage from this machine, named `host`, and the clock of S3, which refuses requests from wrong clocks."""
+    yield of_storage(f"storage from {host}", place, result)
     if place.startswith("s3://"):
         difference = storage_clock(place)
         # If S3 cannot be reached, its missing time is not the problem to report.
-        if difference is not None or here["storage"]["error"] is None:
+        if difference is not None or result["error"] is None:
             yield of_storage_clock(difference)

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from cluster.connection.token import RAYS_TOKEN_FILE
 from cluster.machine import memory_bytes, shm_bytes
@@ -28,7 +28,37 @@ PACKAGES = (
 )
 
 
-def node_facts(place: str | None = None) -> dict[str, Any]:
+class GpuFacts(TypedDict):
+    """GPUs of one machine: number of device files, number that torch can use, and the names of those."""
+
+    devices: int
+    usable: int
+    names: list[str]
+
+
+class StorageFacts(TypedDict):
+    """A try of a store: its first error and the step that failed, or None; how many milliseconds all steps took."""
+
+    error: str | None
+    step: str | None
+    ms: int
+
+
+class NodeFacts(TypedDict):
+    """Facts about one machine, as plain data: its Striate may be of another version than the one that asks."""
+
+    host: str
+    versions: dict[str, str | None]
+    cpus: int | None
+    memory_bytes: int
+    shm_bytes: int | None
+    gpus: GpuFacts
+    token: bool
+    open_token_files: list[str]
+    storage: StorageFacts | None
+
+
+def node_facts(place: str | None = None) -> NodeFacts:
     """Returns versions and sizes of this machine, and with `place` whether it can read and write there."""
     return {
         "host": socket.gethostname(),
@@ -49,7 +79,7 @@ def clock() -> float:
     return time.time()
 
 
-def storage_facts(place: str) -> dict[str, Any]:
+def storage_facts(place: str) -> StorageFacts:
     """Writes, reads, lists and removes a small object below `place`; returns how long that took, or the error."""
     probe, content = storage.join(place, f"{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}"), os.urandom(64)
 
@@ -63,14 +93,16 @@ def storage_facts(place: str) -> dict[str, Any]:
         "listed": lambda: storage.exists(place),
         "removed": lambda: storage.remove([probe]),
     }
-    begin, failed = time.perf_counter(), None
+    begin = time.perf_counter()
+    first_error: str | None = None
+    failed_step: str | None = None
     for step, do in steps.items():
-        if failed is None or (step == "removed" and failed["step"] != "written"):
+        if failed_step is None or (step == "removed" and failed_step != "written"):
             try:
                 do()
             except StriateError as error:
-                failed = failed or {"error": str(error), "step": step}
-    return failed or {"error": None, "ms": round((time.perf_counter() - begin) * 1000)}
+                first_error, failed_step = first_error or str(error), failed_step or step
+    return {"error": first_error, "step": failed_step, "ms": round((time.perf_counter() - begin) * 1000)}
 
 
 def storage_clock(place: str) -> tuple[float, float] | None:
@@ -113,7 +145,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _gpus() -> dict[str, Any]:
+def _gpus() -> GpuFacts:
     """Returns the number of GPUs by their device files, and the GPUs that torch can use. Torch, which takes seconds to
     import, is imported only if there are device files."""
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -314,6 +315,6 @@ def demo_command(
 
     result = run_demo(folder)
     if json:
-        output.emit_json(result)
+        output.emit_json(asdict(result))
     else:
-        say(f"open {result['page']} in a browser")
+        say(f"open {result.page} in a browser")

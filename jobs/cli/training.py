@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -119,12 +120,12 @@ def plan_command(
     from jobs.probe import probe
     from library.recipe import Recipe
 
-    measured = probe(Recipe.load(recipe, overrides=set_ or ()), seconds=seconds, device=device)
+    rates = probe(Recipe.load(recipe, overrides=set_ or ()), seconds=seconds, device=device)
     if json:
-        output.emit_json(measured)
+        output.emit_json(asdict(rates))
         return
-    say(f"decode    {measured['decode_pictures_per_s']:>12,.0f} pictures/s on one CPU, with the input pipeline")
-    say(f"augment   {measured['augment_pictures_per_s']:>12,.0f} pictures/s on one CPU, with the fit to its size")
-    say(f"learn     {measured['step_pictures_per_s']:>12,.0f} pictures/s on {measured['device']}")
-    say(f"streamed from shards, such a device is kept busy by {measured['cpus_per_device']:.2f} CPUs")
-    say(f"kept decoded in memory, by {measured['cpus_per_device_resident']:.2f}")
+    say(f"decode    {rates.decode_pictures_per_s:>12,.0f} pictures/s on one CPU, with the input pipeline")
+    say(f"augment   {rates.augment_pictures_per_s:>12,.0f} pictures/s on one CPU, with the fit to its size")
+    say(f"learn     {rates.step_pictures_per_s:>12,.0f} pictures/s on {rates.device}")
+    say(f"streamed from shards, such a device is kept busy by {rates.cpus_per_device:.2f} CPUs")
+    say(f"kept decoded in memory, by {rates.cpus_per_device_resident:.2f}")

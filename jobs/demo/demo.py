@@ -59,7 +59,28 @@ _FILTERS = (
 )
 
 
-def run_demo(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo has made.
+
+    Attributes:
+        page: path of the page.
+        bundle: path of the classifier.
+        report: path of the page of its evaluation.
+        answered: the served classifier's answer for one picture.
+        sheets: paths of the contact sheets.
+        datasets: the balance of each dataset, by its path.
+    """
+
+    page: str
+    bundle: str
+    report: str
+    answered: dict[str, Any]
+    sheets: list[str]
+    datasets: dict[str, str]
+
+
+def run_demo(folder: Path) -> DemoResult:
     """Writes pictures, ingests and filters them, trains and serves a classifier, and draws a page of the results.
 
     Args:
@@ -105,14 +126,14 @@ def run_demo(folder: Path) -> dict[str, Any]:
         ),
         encoding="utf-8",
     )
-    return {
-        "page": str(page),
-        "bundle": str(folder / "lenet"),
-        "report": str(folder / "report" / "index.html"),
-        "answered": answer,
-        "sheets": [str(path) for path in sorted(folder.glob("*.png"))],
-        "datasets": {uri: balance(manifest) for uri, manifest in datasets.items()},
-    }
+    return DemoResult(
+        page=str(page),
+        bundle=str(folder / "lenet"),
+        report=str(folder / "report" / "index.html"),
+        answered=answer,
+        sheets=[str(path) for path in sorted(folder.glob("*.png"))],
+        datasets={uri: balance(manifest) for uri, manifest in datasets.items()},
+    )
 
 
 @dataclass(frozen=True)

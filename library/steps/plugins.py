@@ -106,6 +106,11 @@ def install(plugins: Sequence[Plugin]) -> None:
             _install(plugin)
 
 
+def loaded() -> tuple[Plugin, ...]:
+    """Returns the plugins that are loaded here, sorted by name."""
+    return named(_loaded)
+
+
 def named(names: Iterable[str]) -> tuple[Plugin, ...]:
     """Returns the plugins of these names that are loaded here, sorted by name."""
     return tuple(_loaded[name] for name in sorted(names) if name in _loaded)

@@ -19,7 +19,7 @@ from ray.serve.schema import ApplicationStatus
 
 from cluster.ray_internals import keep_replica_on_loopback
 from library.errors import StriateError
-from library.steps.plugins import load_installed
+from library.steps.plugins import Plugin, install, load_installed
 from serve.endpoint import answers, local_proxy
 from serve.gateway.routes import gateway_app
 from serve.http.logs import write_logs
@@ -142,13 +142,15 @@ class GatewayReplica:
 
     Args:
         settings: `ServeSettings` as plain data.
+        plugins: those that the command line named; those of installed packages are loaded too.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], plugins: Sequence[Plugin]) -> None:
         keep_replica_on_loopback()
         self._settings = ServeSettings.model_validate(settings)
         write_logs(self._settings.access_log)
         load_installed()
+        install(plugins)
         self._background, self._metrics = BackgroundCalls(), RequestMetrics()
         self._models = _Models()
         self._models.refresh()

@@ -5,6 +5,7 @@ The server creates a `Previewer`; its worker process runs this file.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from library.imaging.picture import Picture
 from library.pipeline import Pipeline
 from library.pipeline.batch import run_step
 from library.randomness import generator
+from library.steps import plugins
 from library.steps.base import Step, augmented
-from library.steps.plugins import load_installed
 from serve.http.service import Busy, TimedOut
-from serve.processes import ProcessEndedError, WorkerPool, answer_frames
+from serve.processes import Answer, ProcessEndedError, WorkerPool, answer_frames
 from serve.settings import ServeSettings
 
 _MAX_WAITING = 16
@@ -32,7 +33,7 @@ class Previewer:
     def __init__(self, settings: ServeSettings) -> None:
         self._max_pixels = settings.max_pixels
         self._seconds = min(settings.timeout_s, _MAX_SECONDS)
-        self._worker = WorkerPool(__name__, 1)
+        self._worker = WorkerPool(__name__, 1, [asdict(plugin) for plugin in plugins.loaded()])
         self._waiting = 0
 
     async def show(self, data: bytes, steps: str) -> bytes:
@@ -111,6 +112,10 @@ def _answer(header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]
         return {"reason": "too_large", "detail": "the steps need more memory than a preview may use"}, b""
 
 
+def _start(setup: list[dict[str, str]]) -> Answer:
+    plugins.install([plugins.Plugin(**plugin) for plugin in setup])
+    return _answer
+
+
 if __name__ == "__main__":
-    load_installed()
-    answer_frames(_answer)
+    answer_frames(_start)

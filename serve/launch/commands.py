@@ -13,7 +13,7 @@ import typer
 from cluster.console import Json, say
 
 #: Options that are allowed with --config; everything else is in the file.
-_WITH_CONFIG = {"config", "host", "port", "address", "json"}
+_WITH_CONFIG = {"config", "host", "port", "address", "plugin", "json"}
 
 
 def serve_command(
@@ -76,6 +76,10 @@ def serve_command(
         str | None,
         typer.Option(help="Ray cluster to serve from; the models keep running there. Default: this machine."),
     ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option("--plugin", help="A Python file with steps of your own, or a module's name.", show_default=False),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document when all models answer.")] = False,
 ) -> None:
     """Serve classifiers over HTTP: a web page, an API and its documentation.
@@ -88,7 +92,7 @@ def serve_command(
     from library.extras import check_installed
 
     check_installed("fastapi", "striate serve")
-    from library.steps.plugins import load_installed
+    from library.steps import plugins
     from serve.http.logs import log_path
     from serve.launch import config_file
     from serve.launch.deploy import Scale, applications
@@ -104,7 +108,7 @@ def serve_command(
     )
     from serve.launch.server import ready_message, running, wait_for_signal
 
-    load_installed()
+    plugins.load(plugin or ())
     options = _command_line_options(context)
     explicit = {"host", "port"}.intersection(options)
     if config is not None:
@@ -143,6 +147,11 @@ def serve_command(
         cpus = cpus_of_replica(cpus_per_replica, fewest_most[1] * len(models))
         served = applications(models, settings, Scale(fewest_most, cpus, 1.0 if gpu else 0.0, max_queued))
         if write_config is not None:
+            if plugin:
+                raise UsageError(
+                    "a config file holds no plugins: install the package that defines the steps as an entry point "
+                    f"{plugins.ENTRY_POINTS} in the cluster's image, and leave --plugin out"
+                )
             # It will run on another machine: bundles, key file and port are checked there.
             check_exposure(host, settings, here=False)
             config_file.write_config(write_config, config_file.config_of(served, host, port))

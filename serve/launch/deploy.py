@@ -6,12 +6,13 @@ KubeRay's serveConfigV2. In that file the functions `model` and `gateway` below 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
+from library.steps.plugins import Plugin
 from serve.http.service import MODEL_DEPLOYMENT
 from serve.settings import ServeSettings
 
@@ -133,12 +134,12 @@ class Scale:
 
 def model(args: dict[str, Any]) -> Any:
     """Returns the Serve application of one model, from `ModelArgs`."""
-    return _bind_model(ModelArgs.model_validate(args), {})
+    return _bind_model(ModelArgs.model_validate(args), {}, ())
 
 
 def gateway(args: dict[str, Any]) -> Any:
     """Returns the Serve application of the gateway, from `GatewayArgs`."""
-    return _bind_gateway(GatewayArgs.model_validate(args), {})
+    return _bind_gateway(GatewayArgs.model_validate(args), {}, ())
 
 
 def applications(models: Mapping[str, str], settings: ServeSettings, scale: Scale) -> list[Application]:
@@ -200,29 +201,31 @@ def _gateway_deployment(scale: Scale) -> Deployment:
     return Deployment.model_validate(options)
 
 
-def targets(applications: Iterable[Application]) -> list[Any]:
-    """Returns the applications for `serve.run_many`."""
+def targets(applications: Iterable[Application], plugins: Sequence[Plugin]) -> list[Any]:
+    """Returns the applications for `serve.run_many`; their replicas get the plugins."""
     from ray import serve
 
     return [
-        serve.RunTarget(_bind(application), name=application.name, route_prefix=application.route_prefix)
+        serve.RunTarget(_bind(application, plugins), name=application.name, route_prefix=application.route_prefix)
         for application in applications
     ]
 
 
-def _bind(application: Application) -> Any:
+def _bind(application: Application, plugins: Sequence[Plugin]) -> Any:
     args, options = application.args, application.deployment.options
-    return _bind_model(args, options) if isinstance(args, ModelArgs) else _bind_gateway(args, options)
+    if isinstance(args, ModelArgs):
+        return _bind_model(args, options, plugins)
+    return _bind_gateway(args, options, plugins)
 
 
-def _bind_model(args: ModelArgs, options: Mapping[str, Any]) -> Any:
+def _bind_model(args: ModelArgs, options: Mapping[str, Any], plugins: Sequence[Plugin]) -> Any:
     from serve.replica.replica import Model
 
     settings = args.settings.model_dump(mode="json")
-    return Model.options(**options).bind(args.name, args.bundle, settings, args.max_queued)
+    return Model.options(**options).bind(args.name, args.bundle, settings, args.max_queued, plugins)
 
 
-def _bind_gateway(args: GatewayArgs, options: Mapping[str, Any]) -> Any:
+def _bind_gateway(args: GatewayArgs, options: Mapping[str, Any], plugins: Sequence[Plugin]) -> Any:
     from serve.gateway.gateway import Gateway
 
-    return Gateway.options(**options).bind(args.settings.model_dump(mode="json"))
+    return Gateway.options(**options).bind(args.settings.model_dump(mode="json"), plugins)

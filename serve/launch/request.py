@@ -15,6 +15,7 @@ import pydantic
 from library import storage
 from library.bundle.description import BundleRecord, checked_record
 from library.errors import UsageError
+from library.steps.plugins import Plugin, loaded
 from serve.endpoint import is_loopback
 from serve.http.keys import Keys
 from serve.launch.deploy import GATEWAY, NAME, Application, ModelArgs
@@ -43,6 +44,7 @@ class ServePlan:
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         explicit: which of `host` and `port` the user has set; the others are defaults.
+        plugins: those that the replicas get.
     """
 
     applications: Sequence[Application]
@@ -51,6 +53,7 @@ class ServePlan:
     host: str
     port: int
     explicit: frozenset[str] = frozenset()
+    plugins: Sequence[Plugin] = ()
 
     @property
     def body_timeout_s(self) -> float:
@@ -184,7 +187,7 @@ def make_settings(options: Mapping[str, Any], api_keys: str | None) -> ServeSett
 
 
 def plan_serve(applications: Sequence[Application], *, host: str, port: int, explicit: Iterable[str] = ()) -> ServePlan:
-    """Checks the applications and returns the plan to serve them.
+    """Checks the applications and returns the plan to serve them, with the plugins that are loaded here.
 
     Args:
         applications: the models' and the gateway's.
@@ -200,7 +203,7 @@ def plan_serve(applications: Sequence[Application], *, host: str, port: int, exp
     for application in applications:
         check_exposure(host, application.args.settings)
     records = {name: checked_record(uri) for name, uri in bundles.items()}
-    return ServePlan(applications, bundles, records, host, port, frozenset(explicit))
+    return ServePlan(applications, bundles, records, host, port, frozenset(explicit), loaded())
 
 
 def check_exposure(host: str, settings: ServeSettings, here: bool = True) -> None:

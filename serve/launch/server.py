@@ -158,7 +158,7 @@ def _start(host: str, port: int, location: str) -> None:
 def _run(plan: ServePlan, names: Sequence[str]) -> None:
     from ray import serve
 
-    serve.run_many(targets(plan.applications), wait_for_applications_running=False)
+    serve.run_many(targets(plan.applications, plan.plugins), wait_for_applications_running=False)
     _wait(names)
 
 

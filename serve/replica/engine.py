@@ -29,6 +29,7 @@ from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StepError, St
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from library.pipeline.inputs import Prepared
+from library.steps import plugins
 from serve.http.service import Busy, TimedOut
 from serve.processes import ProcessEndedError, WorkerPool
 from serve.replica.prepare_worker import unpacked
@@ -116,7 +117,11 @@ class Engine:
         self._capacity, self._batch_size, self._batch_wait_s = capacity, batch_size, batch_wait_s
         self._on_batch = on_batch
         self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
-        self._workers = WorkerPool("serve.replica.prepare_worker", max(2, threads), _input_pipelines(bundle))
+        self._workers = WorkerPool(
+            "serve.replica.prepare_worker",
+            max(2, threads),
+            {"inputs": _input_pipelines(bundle), "plugins": [asdict(plugin) for plugin in plugins.loaded()]},
+        )
         self._timeout_s, self._steps_px_s = timeout_s, _steps_px_s(bundle)
         self._waiting: deque[_Work] = deque()
         self._calls: deque[_Work] = deque()

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from library.errors import BadPicture, StriateError
 from library.imaging import codec
 from library.pipeline.inputs import InputPipeline
-from library.steps.plugins import load_installed
-from serve.processes import answer_frames, setup
+from library.steps.plugins import Plugin, install
+from serve.processes import answer_frames
 
 #: The input pipeline of a model; for an ensemble a list with its members'.
 _Inputs: TypeAlias = "InputPipeline | list[_Inputs]"
@@ -55,11 +55,11 @@ def _packed(prepared: _Prepared) -> tuple[Any, Iterator[bytes]]:
 
 
 class _Worker:
-    def __init__(self, description: Any) -> None:
+    def __init__(self, setup: Any) -> None:
         # OpenCV would start a thread for every core of the machine.
         cv2.setNumThreads(1)
-        load_installed()
-        self._inputs = _inputs(description)
+        install([Plugin(**plugin) for plugin in setup["plugins"]])
+        self._inputs = _inputs(setup["inputs"])
 
     def answer(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         try:
@@ -88,4 +88,4 @@ class _Worker:
 
 
 if __name__ == "__main__":
-    answer_frames(_Worker(setup()).answer)
+    answer_frames(lambda setup: _Worker(setup).answer)

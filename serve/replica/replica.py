@@ -23,7 +23,7 @@ from library.bundle.explain import overlay_png
 from library.errors import BadPicture
 from library.runtimes import open_runtime, tune
 from library.runtimes.parity import noise
-from library.steps.plugins import load_installed
+from library.steps.plugins import Plugin, install, load_installed
 from serve.http.logs import write_logs
 from serve.http.model_routes import model_app
 from serve.http.request_metrics import BackgroundCalls, CountRequests, ServeMetrics
@@ -48,9 +48,12 @@ class ModelReplica:
         uri: URI of the bundle.
         settings: `ServeSettings` as plain data.
         max_queued: most pictures in progress; more are refused.
+        plugins: those that the command line named; those of installed packages are loaded too.
     """
 
-    def __init__(self, name: str, uri: str, settings: Mapping[str, Any], max_queued: int) -> None:
+    def __init__(
+        self, name: str, uri: str, settings: Mapping[str, Any], max_queued: int, plugins: Sequence[Plugin]
+    ) -> None:
         keep_replica_on_loopback()
         yield_to_others()
         self._name, self._settings = name, ServeSettings.model_validate(settings)
@@ -59,6 +62,7 @@ class ModelReplica:
         # By default PyTorch would use every core of the machine, in every replica.
         torch.set_num_threads(threads)
         load_installed()
+        install(plugins)
         self._bundle = Bundle.load(uri, self._settings.device)
         self._runtime = open_runtime(self._bundle, self._settings.runtime, threads=threads)
         self._batch_size, self._batch_wait_ms = self._batches()

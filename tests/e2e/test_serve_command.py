@@ -29,10 +29,12 @@ from jobs.cli.app import run
 from library.bundle.bundle import Bundle
 from library.imaging import codec
 from library.runtimes import open_runtime
+from library.steps import plugins
 from serve.http.keys import new_key
 from tests.bundles import CLASSES, PROBABILITY_TOLERANCE, make_bundle, make_pixel_bundle, near, pixels_of
 from tests.conftest import free_port
 from tests.datasets import write_cats_and_dogs
+from tests.plugins import unloaded_afterwards, write_plugin
 from tests.processes import LOOPBACK, command, family, listening
 from tests.waiting import until
 
@@ -504,6 +506,27 @@ def test_a_bundle_whose_weights_were_changed_is_refused_by_name(
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     assert run(["serve", str(changed)]) == 1
     assert str(weights) in capsys.readouterr().err
+
+
+def test_a_model_with_a_users_own_step_is_served_with_its_plugin(photos: list[bytes], tmp_path: Path) -> None:
+    plugin = write_plugin(tmp_path)
+    with unloaded_afterwards():
+        plugins.load([plugin])
+        bundle = make_pixel_bundle(tmp_path / "halved", steps="halve(by=2)")
+    plain = np.full((3000, 2400, 3), 200, np.uint8)  # prepared by a worker process
+    large = codec.encode(plain, codec.Encoding("png"))[0]
+    server = start(tmp_path, bundle, "--plugin", plugin, "--port", "0", "--runtime", "eager")
+    try:
+        classes = json.loads(Path(bundle, "bundle.json").read_text())["classes"]
+        url = f"{server.url}/models/halved/predict?top_k={len(classes)}"
+        probabilities = dict(ranked(httpx.post(url, content=large, timeout=60).json()["predictions"][0]))
+        assert (pixels_of([probabilities[name] for name in classes]) == 100).all()
+        assert httpx.post(f"{server.url}/models/halved/predict", content=photos[0], timeout=60).status_code == 200
+        shown = httpx.post(f"{server.url}/preview", params={"steps": "halve(by=4)"}, content=photos[0], timeout=60)
+        assert (codec.decode(shown.content) == codec.decode(photos[0]) // 4).all()
+    finally:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
 
 
 def test_a_config_file_is_written_and_its_host_needs_keys_too(bundles: dict[str, str], tmp_path: Path) -> None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cluster.doctor import checks, examination
 from cluster.doctor.checks import Check, worst
-from cluster.doctor.facts import node_facts, storage_clock, storage_facts
+from cluster.doctor.facts import NodeFacts, StorageFacts, node_facts, storage_clock, storage_facts
 from jobs.cli.app import run
 from library import storage
 from library.errors import UsageError
 from tests.conftest import S3Server
 
 
-def facts(**changed: Any) -> dict[str, Any]:
+def facts(**changed: Any) -> NodeFacts:
     here = node_facts()
     assert all(here["versions"].values())
-    return here | {"memory_bytes": 16e9, "shm_bytes": 4 * 2**30, "open_token_files": []} | changed
+    sound = {"memory_bytes": 16e9, "shm_bytes": 4 * 2**30, "open_token_files": []}
+    return cast(NodeFacts, {**here, **sound, **changed})
 
 
 def of_machine(**changed: Any) -> dict[str, Check]:
@@ -95,8 +96,8 @@ def test_the_clock_of_s3_is_checked_even_if_s3_refuses_access(
     error: str | None, difference: tuple[float, float] | None, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examination, "storage_clock", lambda place: difference)
-    here = {"host": "here", "storage": {"error": error, "step": "written", "ms": 1}}
-    assert [check.verdict for check in examination.of_storage_from_here(here, "s3://b/x")] == verdicts
+    result = StorageFacts(error=error, step="written", ms=1)
+    assert [check.verdict for check in examination.of_storage_from_here("here", "s3://b/x", result)] == verdicts
 
 
 def test_the_uncertainty_of_a_clock_covers_its_error() -> None:

@@ -185,10 +185,10 @@ def test_a_preview_whose_client_has_left_is_ended() -> None:
 
 
 def test_a_process_that_dies_is_told_and_the_next_question_gets_another() -> None:
-    inputs = {"steps": "", "fit": "", "size": [24, 32], "channels": 3}
+    setup = {"inputs": {"steps": "", "fit": "", "size": [24, 32], "channels": 3}, "plugins": []}
 
     async def play() -> None:
-        pool = WorkerPool("serve.replica.prepare_worker", 1, inputs)
+        pool = WorkerPool("serve.replica.prepare_worker", 1, setup)
         with pytest.raises(ProcessEndedError) as raised:
             await pool.ask({"shape": [1, 1, 1]}, b"not so many bytes", seconds=30)
         assert (raised.value.in_time, raised.value.status) == (True, 1)
@@ -204,7 +204,7 @@ def test_a_process_ended_after_its_answer_harms_no_later_picture() -> None:
     header = {"steps": "grayscale", "max_pixels": 10**6}
 
     async def ask() -> None:
-        pool = WorkerPool("serve.gateway.preview", 1)
+        pool = WorkerPool("serve.gateway.preview", 1, [])
         asking = asyncio.ensure_future(pool.ask(header, SMALL, seconds=60))
         await asyncio.sleep(0)
         # The only thread runs this after it has read the answer, before the event loop gets the answer.
