@@ -51,17 +51,17 @@ def plan_augment(
     Augmenter(pipeline, seed)
     encoding = str(Encoding.parse(encode))
     if not 1 <= copies <= _MOST_COPIES:
-        raise UsageError(f"--copies {copies}: from 1 to {_MOST_COPIES:,} a picture")
+        raise UsageError(f"--copies {copies}: must be from 1 to {_MOST_COPIES:,}")
     if seed < 0:
-        raise UsageError(f"--seed {seed}: from 0")
+        raise UsageError(f"--seed {seed}: must be at least 0")
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: at least 1 picture")
+        raise UsageError(f"--limit {limit}: must be at least 1")
     check_apart(source, destination)
     manifest = load_manifest(source)
     if keep_original and any(job.kind == "augment" for job in manifest.jobs):
         raise UsageError(
-            f"{source} holds copies already, and with --keep-original two pictures could get one key: leave it out, or "
-            "augment what that dataset was made from"
+            f"{source} already contains copies, and with --keep-original two pictures could get the same key: leave it "
+            "out, or augment the dataset from which these copies were made"
         )
     own_steps = plugins.used_by(pipeline.steps)
     used = plugins.digests(own_steps)
@@ -91,8 +91,8 @@ def plan_augment(
             "keep_original": keep_original,
         },
         overwrite,
-        made="copies",
-        made_of_each=copies + keep_original,
+        unit="copies",
+        units_per_picture=copies + keep_original,
         own_steps=own_steps,
     )
 

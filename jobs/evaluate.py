@@ -69,9 +69,9 @@ def plan_evaluate(
         UsageError: for anything wrong with the request, e.g. no class in common.
     """
     if not 1 <= len(bundles) <= 2:
-        raise UsageError(f"{len(bundles)} bundles are given; evaluate one, or two side by side")
+        raise UsageError(f"cannot evaluate {len(bundles)} bundles; name one, or two to compare them")
     if robustness_pictures < 0:
-        raise UsageError(f"--robustness-pictures {robustness_pictures}: at least 1 picture")
+        raise UsageError(f"--robustness-pictures {robustness_pictures}: must be at least 1")
     uris, dataset = tuple(storage.normalize(uri) for uri in bundles), storage.normalize(dataset)
     if len(set(uris)) < len(uris):
         raise UsageError(f"{bundles[0]} is given twice; name two bundles to compare them")
@@ -104,18 +104,18 @@ def _check_report(report: str, dataset: str) -> None:
     if find_manifest(report) is not None:
         raise UsageError(f"--report {report} is a dataset; name a folder of its own for the report")
     if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
-        raise UsageError(f"--report {report} holds a page that is not ours; name another folder")
+        raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
     storage.check_writable(report)
 
 
-class Results:
+class EvaluateResults:
     """Stores the reports of shards and sums them.
 
     Attributes:
         totals: over all shards.
-        resumed: shards that had a report already.
+        resumed: number of shards with a report from an earlier run.
         start_s: seconds until the first worker began with a shard.
-        robustness_s: seconds that workers took for robustness in this run.
+        robustness_s: seconds of all workers for robustness in this run.
     """
 
     def __init__(self, plan: EvaluatePlan) -> None:
@@ -185,7 +185,7 @@ def run_evaluate(
 
 
 def write_page(folder: str, content: Content) -> None:
-    """Write `summary.json` and `index.html`."""
+    """Writes `summary.json` and `index.html`."""
     numbers = json.dumps(summary(content), ensure_ascii=False, allow_nan=False)
     storage.write_bytes(storage.join(folder, SUMMARY), (numbers + "\n").encode())
     storage.write_bytes(storage.join(folder, PAGE), render(content).encode("utf-8", "replace"))
@@ -213,14 +213,14 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
             device=pool.device,
             threads=pool.cpus,
         )
-        results = Results(plan)
+        results = EvaluateResults(plan)
         todo = results.resume(tasks, job)
         done = {plan.dataset: results.resumed}
         run = run_shards("evaluate", job, todo, pool, results, done=done, own_steps=plan.own_steps)
     return content_of(plan, pool, results, run)
 
 
-def content_of(plan: EvaluatePlan, pool: WorkerPool, results: Results, run: ShardRun) -> Content:
+def content_of(plan: EvaluatePlan, pool: WorkerPool, results: EvaluateResults, run: ShardRun) -> Content:
     """Returns the content of the page.
 
     Raises:
@@ -243,7 +243,7 @@ def _subject(plan: EvaluatePlan, number: int, sums: Sums) -> Subject:
     by_reason = (dict(sorted(counter.items())) for counter in (sums.dropped, sums.rejected, sums.unknown))
     counts = Counts(sums.pictures, sums.judged, *by_reason)
     if not sums.judged:
-        raise StriateError(f"{uri} could judge no picture of {plan.dataset}: {account(counts)}")
+        raise StriateError(f"{uri} could not be evaluated on any picture of {plan.dataset}: {account(counts)}")
     if counts.rows_in != plan.manifest.rows:
         raise StriateError(
             f"{plan.dataset} holds {counts.rows_in:,} pictures, its manifest says {plan.manifest.rows:,}; it was "
@@ -262,7 +262,7 @@ def _subject(plan: EvaluatePlan, number: int, sums: Sums) -> Subject:
     )
 
 
-def _throughput(plan: EvaluatePlan, pool: WorkerPool, results: Results, run: ShardRun) -> Throughput:
+def _throughput(plan: EvaluatePlan, pool: WorkerPool, results: EvaluateResults, run: ShardRun) -> Throughput:
     pictures, start_s = run.pictures[plan.dataset], results.start_s or 0.0
     busy_s = run.wall_s - start_s - results.robustness_s / pool.number
     return Throughput(

@@ -44,7 +44,7 @@ def plan_filter(
     pipeline = Pipeline.parse(steps, refuse="augmentation") if steps.strip() else Pipeline()
     encoding = str(Encoding.parse(encode))
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: at least 1 picture")
+        raise UsageError(f"--limit {limit}: must be at least 1")
     check_apart(source, destination)
     manifest = load_manifest(source)
     own_steps = plugins.used_by(pipeline.steps)

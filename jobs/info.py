@@ -31,8 +31,9 @@ _RECENT_S = 300
 
 
 def datasets_below(folder: str) -> dict[str, Manifest]:
-    """Returns the dataset at `folder`, or each of its splits by URI; an unfinished dataset with the counts of the
-    shards that are done.
+    """Returns the manifest of the dataset at `folder`, or of each split below it, by URI.
+
+    The manifest of an unfinished dataset has the counts of the shards that are done.
 
     Raises:
         UsageError: when there is no dataset.
@@ -66,7 +67,7 @@ def _pace(done: Sequence[tuple[float, int]]) -> dict[str, Any]:
     """Returns the speed of the last minutes, and how long ago the last shard was committed.
 
     Args:
-        done: of each shard, when it was committed (Unix time) and how many pictures were read for it.
+        done: for each shard, the Unix time of its commit and the number of pictures that were read for it.
     """
     if not done:
         return {}

@@ -23,7 +23,7 @@ from library.work.ingest_shard import IngestJob
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """Everything that an ingest will do.
+    """The plan of an ingest.
 
     Attributes:
         job: the record that every manifest gets.
@@ -100,7 +100,7 @@ def plan_ingest(
     """
     source, destination = storage.normalize(source), storage.normalize(destination)
     if shard_mb is not None and shard_mb <= 0:
-        raise UsageError(f"--shard-mb {shard_mb:g}: a size above 0")
+        raise UsageError(f"--shard-mb {shard_mb:g}: must be above 0")
     fractions = None if split in ("found", "none") else parse_fractions(split)
     check_apart(source, destination)
     listing = list_source(source, options)
@@ -167,15 +167,15 @@ def ingest(planned: IngestPlan, *, workers: str = "auto", address: str | None = 
 
 
 def _within_limits(planned: IngestPlan, pool: WorkerPool, *, auto: bool) -> tuple[WorkerPool, IngestJob]:
-    """Returns the workers and their work, such that all workers together respect the limits of links."""
+    """Returns the workers and their work, changed so that all workers together respect the limits for links."""
     if planned.listing.kind != "links":
         return pool, planned.work
     limits = planned.work.options.links
     most = min(limits.per_host, limits.connections)
     if pool.number > most and not auto:
         raise UsageError(
-            f"--workers {pool.number}: each needs a connection of its own, and {most} are allowed at once; use fewer "
-            "workers, or raise --links-per-host and --link-connections"
+            f"--workers {pool.number}: each needs a connection of its own, and the limit is {most}; use fewer workers, "
+            "or raise --links-per-host and --link-connections"
         )
     pool = replace(pool, number=min(pool.number, most), grows=False)
     return pool, replace(planned.work, options=replace(planned.work.options, links=limits.share(pool.number)))

@@ -127,8 +127,13 @@ def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def finished(manifests: Mapping[str, Manifest], *, as_json: bool, notes: Sequence[str] | None = None) -> None:
-    """Prints the closing message of a job that wrote these datasets; with classes and `notes` of the source, if
-    given."""
+    """Prints the closing message of a job that wrote these datasets.
+
+    Args:
+        manifests: manifests of the datasets, by URI.
+        as_json: whether to print JSON.
+        notes: of an ingest, the notes about its source, for the JSON; the text then lists the classes.
+    """
     if as_json:
         document = summaries(manifests)
         emit_json(document if notes is None else {**document, "notes": list(notes)})

@@ -51,7 +51,7 @@ class Rates:
 
 
 def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> Rates:
-    """Measure the rates of a recipe's stages on this machine, with the first pictures of its training set.
+    """Measures the rates of a recipe's stages on this machine, with the first pictures of its training set.
 
     Args:
         recipe: its data, input pipeline, augmentation, model and batch size are used.
@@ -77,7 +77,7 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> Rat
 
 
 def cpu_rates(recipe: Recipe, seconds: float) -> tuple[float, float]:
-    """Pictures per second that one CPU decodes (with the input pipeline) and augments (with resizing).
+    """Returns the pictures per second that one CPU decodes (with the input pipeline) and augments (with resizing).
 
     Args:
         recipe: its data, input pipeline and augmentation are used.
@@ -124,7 +124,7 @@ def _chosen(recipe: Recipe) -> Sequence[str] | None:
 
 
 def _rate(work: Callable[[int], None], seconds: float) -> float:
-    """Calls of `work` per second."""
+    """Returns the calls of `work` per second."""
     work(0)
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -136,7 +136,7 @@ def _rate(work: Callable[[int], None], seconds: float) -> float:
 def _step_rate(
     recipe: Recipe, size: tuple[int, int], channels: int, num_classes: int, seconds: float, device: str
 ) -> tuple[float, str]:
-    """Pictures per second of training from memory, and the name of the device."""
+    """Returns the pictures per second of training from memory, and the name of the device."""
     recipe = recipe.model_copy(update={"cache_features": False})  # measures the backbone too
     chosen = choose_device(device)
     model = create(recipe.model, num_classes=num_classes, head=recipe.head)

@@ -110,7 +110,7 @@ def _augmenter(steps: str, variants: int, pictures: int, seed: int) -> Augmenter
             f"{pictures} pictures with {variants} variants are {pictures * (variants + 1)}"
         )
     if seed < 0:
-        raise UsageError(f"--seed {seed}: from 0")
+        raise UsageError(f"--seed {seed}: must be at least 0")
     return Augmenter(parse_augmentation(steps), seed)
 
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks import REPOSITORY
 from benchmarks.common.result_file import machine, save
 from benchmarks.scale.empty_shards import peak_mb
-from jobs.evaluate import EvaluatePlan, Results, content_of, write_page
+from jobs.evaluate import EvaluatePlan, EvaluateResults, content_of, write_page
 from jobs.shards.pool_size import WorkerPool
 from library.bundle.description import BundleRecord
 from library.dataset.manifest import FileEntry, Job, Manifest, Tally
@@ -114,7 +114,7 @@ def _driven(pictures: int, classes: int, classifiers: int, skill: float, folder:
     names = zip(plan.manifest.shards, (f"{number:064x}" for number in range(len(plan.manifest.shards))), strict=True)
     tasks = [ShardTask(plan.dataset, entry.name.removesuffix(SUFFIX), digest, entry.rows) for entry, digest in names]
     job = EvaluateJob(plan.bundles, tuple(record.id for record in plan.records), examples=True)
-    results, run = Results(plan), ShardRun()
+    results, run = EvaluateResults(plan), ShardRun()
     todo = results.resume(tasks, job)
     if bool(todo) == resume:
         raise StriateError(f"{len(todo)} shards of {len(tasks)} are left to do")

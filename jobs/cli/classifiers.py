@@ -200,6 +200,7 @@ def export_command(
 
         striate export out/catsdogs --format torch-export --out s3://models/catsdogs.pt2
     """
+    from library.pipeline.inputs import InputPipeline
     from library.runtimes.export import write_export
 
     written = write_export(bundle, file_format, out)
@@ -209,10 +210,10 @@ def export_command(
     exported = written.exported
     say(f"wrote {written.path}: {exported.format}, {output.size(len(exported.data))}, bundle {written.bundle.id[:12]}")
     for entry in exported.inputs:
-        pipeline = " | ".join(part for part in (entry.steps, entry.fit) if part)
+        inputs = InputPipeline.parse(entry.steps, entry.fit, entry.size, entry.channels)
         say(
             f"  {entry.name}: uint8, N x {entry.size[0]} x {entry.size[1]} x {entry.channels}, "
-            f"pictures after {pipeline}"
+            f"pictures after {inputs.whole}"
         )
     say(f"  probabilities: float32, N x {len(written.bundle.classes)}")
     say(

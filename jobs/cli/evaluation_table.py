@@ -15,7 +15,7 @@ _MOST_CLASSES = 20
 
 
 def print_evaluation(content: Content) -> None:
-    """Print the metrics of each classifier, and their comparison when there are two."""
+    """Prints the metrics of each classifier, and their comparison if there are two."""
     console = Terminal()
     say(f"{content.dataset}: {speed(content.throughput)}")
     for subject in content.subjects:

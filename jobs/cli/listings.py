@@ -86,7 +86,7 @@ def models_command(
 
 
 def _print_steps(steps: Sequence[Mapping[str, str]]) -> None:
-    """Print the table of steps."""
+    """Prints the table of steps."""
     console = Terminal()
     for kind, title in (
         ("filter", "filters: pixels to pixels"),
@@ -105,7 +105,7 @@ def _print_steps(steps: Sequence[Mapping[str, str]]) -> None:
 
 
 def _print_step(step: Mapping[str, Any]) -> None:
-    """Print one step with all its parameters."""
+    """Prints one step with all its parameters."""
     console = Terminal()
     console.print(f"[bold]{step['name']}[/] ({step['kind']})")
     console.print(escape(step["help"]))
@@ -176,7 +176,7 @@ def _print_model(model: Mapping[str, Any]) -> None:
         "GFLOPs": _gflops(model) + f" for one picture of {size} (one multiply-add is two FLOPs)",
         "pixels": f"mean {_numbers(model['mean'])}, std {_numbers(model['std'])}, for 0 to 1; "
         f"{model['interpolation']} resizing, the middle {model['crop_fraction']:.0%}",
-        "stages": ", ".join(model["stages"]) + "  (freeze: N stops the first N)",
+        "stages": ", ".join(model["stages"]) + "  (freeze: N freezes the first N)",
         "in training": ", ".join(f"{name}, its loss times {share}" for name, share in model["auxiliary_heads"].items()),
         "differs": model["note"],
     }
@@ -198,20 +198,20 @@ def _print_layers(console: Terminal, model: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("layer", overflow="fold", min_width=12)
     table.add_column("kind", no_wrap=True)
-    for heading in ("output", "parameters", "sees\npx", "connec-\ntions", "if\ndense"):
+    for heading in ("output", "parameters", "field\npx", "connec-\ntions", "if\ndense"):
         table.add_column(heading, justify="right", no_wrap=True)
     norms = 0
     for layer in model["per_layer"]:
         if layer["kind"].endswith("norm"):
             norms += layer["parameters"]
             continue
-        sees = layer["receptive_field"]
+        height, width = layer["receptive_field"]
         table.add_row(
             escape(layer["name"].removeprefix("net.")),
             layer["kind"],
             "x".join(map(str, (*layer["output"][1:], layer["output"][0]))),
             f"{layer['parameters']:,}" if layer["parameters"] else "",
-            str(sees[0]) if sees[0] == sees[1] else f"{sees[0]}x{sees[1]}",
+            str(height) if height == width else f"{height}x{width}",
             _short_number(layer["connections"]) if layer["connections"] else "",
             _short_number(layer["dense_weights"]) if layer["dense_weights"] else "",
         )
@@ -223,13 +223,13 @@ def _print_layers(console: Terminal, model: Mapping[str, Any]) -> None:
     if listed != model["parameters"]:
         console.print(f"{model['parameters'] - listed:,} parameters belong to no layer")
     console.print(
-        "sees px: side of the receptive field in input pixels. connections: inputs of all outputs, a bias counts as "
+        "field px: side of the receptive field in input pixels. connections: inputs of all outputs, a bias counts as "
         "one. if dense: weights of a fully connected layer with the same inputs and outputs."
     )
 
 
 def _beside(model: Mapping[str, Any], figure: str) -> str:
-    """The computed figure, and the published one in brackets where it differs."""
+    """Returns the computed figure, and in brackets the published one if it differs."""
     text = f"{model[figure]:,}"
     return text + f" ({_short_number(model['published'][figure])})" if figure in model["differs"] else text
 
@@ -242,7 +242,7 @@ def _gflops(model: Mapping[str, Any]) -> str:
 
 
 def _short_number(number: int) -> str:
-    """`138 M`: three digits; whole below ten thousand."""
+    """Returns `138 M`: three digits and a unit; below ten thousand the whole number."""
     if number < 10_000:
         return f"{number:,}"
     value = float(number)

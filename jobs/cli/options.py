@@ -55,7 +55,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan without 
 
 
 def _load_plugins(names: list[str] | None) -> list[str] | None:
-    from library.steps import plugins  # OpenCV, which `striate --help` need not wait for
+    from library.steps import plugins  # imports OpenCV, which `striate --help` does not need
 
     plugins.load(names or ())
     return names
@@ -73,15 +73,15 @@ Plugins = Annotated[
 
 
 def check_size(size: str | None, others: Mapping[str, object]) -> None:
-    """Refuse options that `--size` already decides.
+    """Refuses options that `--size` already decides.
 
     Args:
         size: value of `--size`.
         others: values of the options it replaces, by name; None where an option is absent.
 
     Raises:
-        UsageError: names the first of them.
+        UsageError: names the first such option.
     """
     present = [name for name, value in others.items() if value is not None]
     if size is not None and present:
-        raise UsageError(f"{present[0]} and --size both say how many workers there are; leave one out")
+        raise UsageError(f"{present[0]} and --size both describe the workers; use only one of them")

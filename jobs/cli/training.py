@@ -1,4 +1,4 @@
-"""`striate train`, `striate plan` and `striate ensemble`."""
+"""Commands that make classifiers: train, ensemble, and plan, which measures a training beforehand."""
 
 from __future__ import annotations
 
@@ -9,35 +9,39 @@ import typer
 
 from cluster.console import Json, say
 from jobs import output
-from jobs.cli.options import Address, Plugins, Size, check_size
+from jobs.cli.options import Address, Gpu, Plugins, Size, check_size
 from library.extras import check_installed
 
 
 def train_command(
     recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in a store; jobs/recipes/ has examples.")],
-    out: Annotated[str, typer.Option(help="Folder or s3:// of the bundle to make; logs and checkpoints go there too.")],
+    out: Annotated[
+        str, typer.Option(help="Folder or s3:// of the bundle to write; logs and checkpoints go there too.")
+    ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw, optimizer.lr=0.01 ...")
+        list[str] | None,
+        typer.Option("--set", help="Override a field: data.train=out/raw, optimizer.lr=0.01, ... Repeatable."),
     ] = None,
     workers: Annotated[
         str | None,
-        typer.Option(help="Training workers: a number, or 1-8 for as many as find room.", show_default="1"),
+        typer.Option(
+            help="Number of training workers, or a range such as 1-8 for as many as there are resources for.",
+            show_default="1",
+        ),
     ] = None,
-    gpu: Annotated[
-        bool | None,
-        typer.Option("--gpu/--no-gpu", help="A GPU a worker.", show_default="where there are any"),
-    ] = None,
+    gpu: Gpu = None,
     cpus_per_worker: Annotated[
-        float | None, typer.Option(help="Logical CPUs a worker; what is left decodes.", show_default="half of all")
+        float | None,
+        typer.Option(help="Logical CPUs of each worker; the other CPUs decode.", show_default="half of all CPUs"),
     ] = None,
     size: Size = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another training left there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what another training wrote there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")] = False,
     address: Address = None,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Train a classifier by a recipe; the finished bundle predicts, evaluates and serves.
+    """Train a classifier by a recipe and write it as a bundle, for predict, evaluate, export and serve.
 
     A killed training resumes from its last checkpoint when the same command is run again.
 
@@ -74,7 +78,7 @@ def train_command(
             }
         )
         return
-    state = "was trained before" if result.resumed else f"trained in {result.seconds:.1f} s"
+    state = "already trained" if result.resumed else f"trained in {result.seconds:.1f} s"
     say(f"{result.out}: {state}, bundle {result.bundle.id[:12]}")
     if "val_top1" in metrics:
         say(f"  top-1 {metrics['val_top1']:.2%}, loss {metrics['val_loss']:.4f} on the validation set")
@@ -83,14 +87,14 @@ def train_command(
 
 def ensemble_command(
     bundles: Annotated[list[str], typer.Argument(help="Two or more bundles of the same classes.")],
-    out: Annotated[str, typer.Option(help="Folder or s3:// of the bundle to make.")],
+    out: Annotated[str, typer.Option(help="Folder or s3:// of the bundle to write.")],
     weights: Annotated[
-        str | None, typer.Option(help="What each counts, e.g. 2,1.", show_default="all the same")
+        str | None, typer.Option(help="Weight of each bundle, e.g. 2,1.", show_default="equal weights")
     ] = None,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Make one bundle of several: the mean of their probabilities.
+    """Combine several bundles into one that averages their probabilities.
 
     striate ensemble out/inception out/resnet --out out/both --weights 2,1
     """
@@ -107,13 +111,15 @@ def ensemble_command(
 
 def plan_command(
     recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in a store.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw ...")] = None,
-    seconds: Annotated[float, typer.Option(min=0.3, help="How long to measure, in all.")] = 30.0,
-    device: Annotated[str, typer.Option(help="Where the model learns: auto, cpu, cuda.")] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw, ... Repeatable.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.3, help="Duration of the whole measurement in seconds.")] = 30.0,
+    device: Annotated[str, typer.Option(help="Device that trains the model: auto, cpu or cuda.")] = "auto",
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Measure how fast pictures are decoded and augmented and the model learns; say how many CPUs a device needs.
+    """Measure how fast this machine decodes, augments and trains, and how many CPUs keep one training device busy.
 
     striate plan jobs/recipes/cifar10-fast.yaml --set data.train=out/cifar10/train
     """
@@ -125,7 +131,8 @@ def plan_command(
         output.emit_json(asdict(rates))
         return
     say(f"decode    {rates.decode_pictures_per_s:>12,.0f} pictures/s on one CPU, with the input pipeline")
-    say(f"augment   {rates.augment_pictures_per_s:>12,.0f} pictures/s on one CPU, with the fit to its size")
-    say(f"learn     {rates.step_pictures_per_s:>12,.0f} pictures/s on {rates.device}")
-    say(f"streamed from shards, such a device is kept busy by {rates.cpus_per_device:.2f} CPUs")
-    say(f"kept decoded in memory, by {rates.cpus_per_device_resident:.2f}")
+    say(f"augment   {rates.augment_pictures_per_s:>12,.0f} pictures/s on one CPU, with resizing for the model")
+    say(f"train     {rates.step_pictures_per_s:>12,.0f} pictures/s on {rates.device}")
+    say("CPUs that keep this device busy:")
+    say(f"  {rates.cpus_per_device:.2f} if pictures are streamed from shards")
+    say(f"  {rates.cpus_per_device_resident:.2f} if decoded pictures are held in memory")

@@ -87,11 +87,11 @@ def run_demo(folder: Path) -> DemoResult:
         folder: gets `pictures/`, `data/` (the datasets), the sheets and `index.html`; a second run resumes the first.
 
     Raises:
-        UsageError: when the folder holds something else.
+        UsageError: when the folder contains other files.
     """
     pictures, data = folder / "pictures", folder / "data"
     if folder.exists() and any(folder.iterdir()) and not pictures.is_dir():
-        raise UsageError(f"{folder} holds something else; name an empty folder")
+        raise UsageError(f"{folder} contains other files; name an empty folder")
     for path, content in demo_pictures():
         target = pictures / path
         target.parent.mkdir(parents=True, exist_ok=True)

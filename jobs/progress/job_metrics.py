@@ -35,7 +35,7 @@ class WorkerMetrics:
 
     def __init__(self, command: str) -> None:
         self._in = _counter("striate_pictures_in", "pictures read", command)
-        self._out = _counter("striate_pictures_out", "pictures written; of evaluate, judged", command)
+        self._out = _counter("striate_pictures_out", "pictures written, or evaluated by evaluate", command)
         self._dropped = _counter("striate_pictures_dropped", "dropped by a selector", command, "reason")
         self._rejected = _counter("striate_pictures_rejected", "could not be used", command, "reason")
         self._bytes_in = _counter("striate_bytes_in", "bytes read", command)
@@ -99,7 +99,7 @@ class TrainMetrics:
 
         self._pictures = counter("striate_train_pictures", "pictures trained on")
         self._seconds = counter("striate_train_seconds", "seconds in the training loop", worker_labels)
-        self._waited = counter("striate_train_data_wait_seconds", "seconds of them waiting for batches", worker_labels)
+        self._waited = counter("striate_train_data_wait_seconds", "seconds spent waiting for batches", worker_labels)
         self._epoch = gauge("striate_train_epoch", "epoch")
         self._loss = gauge("striate_train_loss", "loss of the last window of steps")
         self._rate = gauge("striate_train_learning_rate", "learning rate")
@@ -124,7 +124,7 @@ class TrainMetrics:
         if self._first:
             self._top1.set(top1)
 
-    def kept(self) -> None:
+    def checkpoint_uploaded(self) -> None:
         """Counts a checkpoint that was uploaded."""
         self._checkpoints.add(1)
         self._checkpoint_time.set(time.time())

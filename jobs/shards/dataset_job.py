@@ -19,7 +19,7 @@ WorkT = TypeVar("WorkT", bound=ShardJob[ShardReport])
 
 @dataclass(frozen=True)
 class ShardPlan(Generic[WorkT]):
-    """Everything a job needs to run.
+    """The plan of a job.
 
     Attributes:
         source: URI of the dataset that is read.
@@ -29,8 +29,8 @@ class ShardPlan(Generic[WorkT]):
         work: what is done to each.
         facts: the options, for --dry-run.
         overwrite: whether to replace what another job left at the destination.
-        made: name of what is written: `pictures` or `copies`.
-        made_of_each: number written for each picture.
+        unit: what is counted: `pictures` or `copies`.
+        units_per_picture: number of units that are written for each picture.
         own_steps: the plugins whose steps run.
     """
 
@@ -41,8 +41,8 @@ class ShardPlan(Generic[WorkT]):
     work: WorkT
     facts: Mapping[str, Any]
     overwrite: bool = False
-    made: str = "pictures"
-    made_of_each: int = 1
+    unit: str = "pictures"
+    units_per_picture: int = 1
     own_steps: Sequence[Plugin] = ()
 
     def described(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class ShardPlan(Generic[WorkT]):
             "shards": len(self.tasks),
             "shards_done": len(done),
             "shards_to_do": len(todo),
-            f"{self.made}_to_do": sum(task.pictures for task in todo) * self.made_of_each,
+            f"{self.unit}_to_do": sum(task.pictures for task in todo) * self.units_per_picture,
         }
 
 
@@ -80,7 +80,7 @@ def make_shards(
         UsageError: for a path that not all nodes share.
     """
     check_shared(reads=[plan.source, *reads], writes=[plan.destination])
-    pictures = sum(task.pictures for task in plan.tasks) * plan.made_of_each
+    pictures = sum(task.pictures for task in plan.tasks) * plan.units_per_picture
     planned = {"shards_planned": len(plan.tasks), "pictures_planned": pictures}
     claim(plan.destination, plan.jobs, overwrite=plan.overwrite, planned=planned)
     results = run_tasks(title, plan.work, plan.tasks, pool, bundle_id, plan.own_steps)

@@ -144,7 +144,7 @@ class _Engine:
         self._changed_at = time.monotonic()
         self._last: Count | None = None
         self._unchanged = 0
-        self._begun = self._said = False
+        self._begun = self._waiting_reported = False
 
     def work(self) -> None:
         """Maps the tasks again and again until each has a report.
@@ -200,13 +200,13 @@ class _Engine:
         self._metrics.one_more(task.dataset)
 
     def look(self) -> Count:
-        """Returns the work done so far; prints once what the job waits for if no worker has started."""
+        """Returns the work done so far. If no worker has started, prints once what the job waits for."""
         count, now = Count.total([*status.counts_in_progress(self.name), self._finished]), time.monotonic()
         self._unchanged += 1
         if count != self._last:
             self._begun, self._last, self._changed_at, self._unchanged = self._last is not None, count, now, 0
-        elif not self._begun and not self._said and now - self._changed_at > _WAITS_S:
-            self._said = True
+        elif not self._begun and not self._waiting_reported and now - self._changed_at > _WAITS_S:
+            self._waiting_reported = True
             say(_waiting(self._pool), file=sys.stderr, flush=True)
         return count
 

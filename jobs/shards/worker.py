@@ -178,16 +178,16 @@ class _Heartbeat:
 
 
 def worker_class(command: str) -> type[ShardWorker]:
-    """`ShardWorker` under the name by which Ray's dashboard and process titles show a command's workers."""
+    """Returns `ShardWorker` under a name that Ray's dashboard and process titles show for a command's workers."""
     return type(f"striate_{command}", (ShardWorker,), {})
 
 
 def task_row(number: int, task: ShardTask) -> dict[str, Any]:
-    """A task as a row of the dataset that Ray Data maps."""
+    """Returns a task as a row of the dataset that Ray Data maps."""
     return {"number": number, **asdict(task)}
 
 
 def count_of(tally: Tally, *, shards: int = 0, beats: int = 0) -> Count:
-    """A shard's counts for the progress display."""
+    """Returns the counts of a shard for the progress display."""
     dropped, rejected = sum(tally.dropped.values()), sum(tally.rejected.values())
     return Count(shards, tally.rows_in, tally.image_bytes_in, dropped, rejected, beats)

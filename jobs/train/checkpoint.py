@@ -33,14 +33,14 @@ class TrainingCheckpoint:
     progress: TrainingProgress
 
     def save(self, folder: str) -> None:
-        """Write the checkpoint to a local folder."""
+        """Writes the checkpoint to a local folder."""
         import torch  # the driver and `striate info` import this module and do not need torch
 
         torch.save({**vars(self), "progress": asdict(self.progress)}, Path(folder) / _STATE)
 
     @classmethod
     def load(cls, folder: str, device: str) -> TrainingCheckpoint:
-        """Read the checkpoint in a local folder; only tensors and plain data, nothing is executed."""
+        """Reads the checkpoint in a local folder: only tensors and plain data, so nothing is executed."""
         import torch  # as above
 
         state: dict[str, Any] = torch.load(Path(folder) / _STATE, map_location=device, weights_only=True)
@@ -48,18 +48,18 @@ class TrainingCheckpoint:
 
 
 def make_local_folder(out: str) -> str:
-    """Create a folder on this machine for a checkpoint of the training that writes to `out`."""
+    """Creates a folder on this machine for a checkpoint of the training that writes to `out`, and returns its path."""
     return tempfile.mkdtemp(prefix=_local_prefix(out))
 
 
 def remove_local_folders(out: str) -> None:
-    """Remove all folders of `make_local_folder` on this machine; only one training at a time writes to `out`."""
+    """Removes all folders of `make_local_folder` on this machine; only one training at a time writes to `out`."""
     for folder in local_folders(out):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def local_folders(out: str) -> list[Path]:
-    """The folders of `make_local_folder` on this machine."""
+    """Returns the folders of `make_local_folder` on this machine."""
     return list(Path(tempfile.gettempdir()).glob(f"{_local_prefix(out)}*"))
 
 

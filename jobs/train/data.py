@@ -68,7 +68,7 @@ class TrainData:
 
 
 def put_data(plan: TrainPlan, session: Session) -> TrainData:
-    """Put a training's pictures into Ray's object store.
+    """Puts a training's pictures into Ray's object store.
 
     Raises:
         StriateError: when no picture, or none of some class, can be used.
@@ -80,7 +80,7 @@ def put_data(plan: TrainPlan, session: Session) -> TrainData:
 def make_loader(
     data: TrainData, task: TrainTask, recipe: Recipe, batch_size: int, rank: int, world_size: int
 ) -> BatchLoader:
-    """Create the loader of one worker.
+    """Creates the loader of one worker.
 
     Args:
         data: the pictures in Ray's object store.
@@ -140,7 +140,7 @@ def _put_rows(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Datas
 
 
 def _fits_encoded(rows: Rows, recipe: Recipe) -> bool:
-    """Whether stored pictures are fetched once and held in memory. The system's own cache holds files on disks."""
+    """Whether stored pictures are fetched once and held in memory; files on a disk stay in the system's own cache."""
     most = recipe.data.max_resident_mb * 2**20
     return storage.is_remote(rows.dataset) and rows.picture_bytes * len(rows) <= most
 
@@ -148,7 +148,7 @@ def _fits_encoded(rows: Rows, recipe: Recipe) -> bool:
 def _put_tables(
     rows_ref: ObjectRef[PackedPictures | Rows], rows: Rows, inputs: InputPipeline
 ) -> Sequence[ObjectRef[pa.Table] | None]:
-    """References to each shard's rows as stored; None for an unused shard."""
+    """Reads each shard's rows as stored into the object store; returns references, None for an unused shard."""
     read: Any = ray.remote(num_returns=2)(_read_table)
     pairs = [
         read.remote(rows_ref, (shard, 0, count), inputs.columns) if count else (None, None)
@@ -181,8 +181,8 @@ def _decode(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool
 
 
 def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> PackedPictures:
-    """The frozen backbone's features of the pictures; computed once and stored in the training's folder."""
-    from jobs.train.features import cached_features  # imports timm, which other trainings' workers load later
+    """Returns the frozen backbone's features of the pictures; computed once and stored in the training's folder."""
+    from jobs.train.features import cached_features  # imports timm, which other trainings import only in their workers
 
     recipe = plan.recipe
     copies = recipe.copies if role == "train" and recipe.augment is not None else None

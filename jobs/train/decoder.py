@@ -41,7 +41,7 @@ def apply_to_part(row: dict[str, Any], work: Callable[[Part], PackedPictures]) -
 def map_parts(
     actor: type, arguments: Sequence[Any], parts: Sequence[Part], workers: int, *, num_gpus: float = 0
 ) -> list[PackedPictures]:
-    """The results of actors for parts of shards, in the order of the parts.
+    """Returns the results of actors for parts of shards, in the order of the parts.
 
     Args:
         actor: a class such as `Decoder`.

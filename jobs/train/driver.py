@@ -63,7 +63,7 @@ def train(
     size: str | None = None,
     address: str | None = None,
 ) -> TrainResult:
-    """Run a planned training. If it was killed before, it resumes from its last checkpoint.
+    """Runs a planned training. If it was killed before, it resumes from its last checkpoint.
 
     Args:
         plan: the plan, from `plan_train`.
@@ -109,8 +109,8 @@ def train(
 
 def _paths_read_by_workers(plan: TrainPlan) -> list[str]:
     weights = plan.located.weights
-    own = [] if weights is None or weights == "pretrained" else [weights]
-    return [*(rows.dataset for rows in (plan.train, plan.val) if rows is not None), *own]
+    weights_paths = [] if weights is None or weights == "pretrained" else [weights]
+    return [*(rows.dataset for rows in (plan.train, plan.val) if rows is not None), *weights_paths]
 
 
 def _write_bundle(plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutcome) -> BundleRecord:
@@ -155,7 +155,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the current folder if it is a git checkout; else None."""
+    """Returns the commit of the current folder if it is a git checkout; else None."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=os.getcwd())

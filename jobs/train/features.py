@@ -39,7 +39,7 @@ def cached_features(
     *,
     copies: int | None,
 ) -> PackedPictures:
-    """The features of every picture: read from `uri`, or computed and stored there.
+    """Returns the features of every picture: read from `uri`, or computed and stored there.
 
     Args:
         uri: URI of the file; its name must depend on everything that decides the features.
@@ -130,6 +130,7 @@ def _write(uri: str, data: PackedPictures) -> None:
 
 
 def _read(uri: str) -> PackedPictures:
-    with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as held:
-        rejected = Counter(held["rejected"].tolist())
-        return PackedPictures.pack(list(held["features"]), held["labels"].tolist(), held["keys"].tolist(), rejected)
+    with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as stored:
+        rejected = Counter(stored["rejected"].tolist())
+        features, labels, keys = (stored[name] for name in ("features", "labels", "keys"))
+    return PackedPictures.pack(list(features), labels.tolist(), keys.tolist(), rejected)

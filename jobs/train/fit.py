@@ -52,7 +52,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": 
 def fit(
     plan: TrainPlan, data: TrainData, scaling: Scaling, run: str, checkpoints: str
 ) -> tuple[TrainingCheckpoint, TrainOutcome]:
-    """Run Ray Train to its end, or resume it from the last checkpoint in `checkpoints`.
+    """Runs Ray Train to its end; resumes from the last checkpoint in `checkpoints`, if there is one.
 
     Args:
         plan: the plan.
@@ -85,7 +85,7 @@ def fit(
         reason = str(error).splitlines()[0]
         raise StriateError(f"Ray failed: {reason}; the same command resumes the training") from error
     finally:
-        # After the last report: the last epoch ends together with the training.
+        # Only after the last report, because the last epoch ends together with the training.
         with contextlib.suppress(RayError, RuntimeError):
             status.clear(run)
     returned: Any = result.return_value
@@ -104,7 +104,7 @@ def fit(
 
 
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """The entry point of every training worker; on rank 0 its return value says how the training ended."""
+    """The entry point of every training worker; rank 0's return value is the outcome of the training."""
     # The loop imports timm and torch's compiler. The driver and Ray Train's controller import this module without them.
     from jobs.train.loop import run_loop
 
@@ -146,7 +146,7 @@ def _storage_options(checkpoints: str) -> dict[str, Any]:
 
 
 def _remove_partial(run_folder: str, known: set[str]) -> None:
-    """Remove checkpoints whose upload was killed; Ray Train does not know of them."""
+    """Removes checkpoints whose upload was killed; Ray Train does not know of them."""
     for file in storage.list_files(run_folder):
         folder = file.path.partition("/")[0]
         if folder.startswith(CHECKPOINT_PREFIX) and folder not in known:
@@ -155,7 +155,7 @@ def _remove_partial(run_folder: str, known: set[str]) -> None:
 
 
 def _failure_text(error: TrainingFailedError) -> str:
-    """The message of the worker's own exception, if there is one."""
+    """Returns a message with the worker's own exception, if there is one."""
     causes = getattr(error, "worker_failures", None) or {}
     cause: BaseException = next(iter(causes.values()), error)
     while cause.__cause__ is not None:

@@ -45,9 +45,9 @@ _ERROR_KEY = "error"
 
 
 def run_loop(task: TrainTask, data: TrainData) -> TrainOutcome:
-    """Run the training loop in this worker.
+    """Runs the training loop in this worker.
 
-    Ray Train restarts the workers after any exception. An error that would come again is therefore published, and the
+    Ray Train restarts the workers after any exception. An error that would occur again is therefore published, and the
     restarted workers return it.
     """
     error = status.published(task.run).get(_ERROR_KEY)
@@ -64,7 +64,7 @@ def run_loop(task: TrainTask, data: TrainData) -> TrainOutcome:
 
 
 class DivergedError(Exception):
-    """Ends the loop on all workers at once; carries the step that diverged."""
+    """Ends the loop of all workers after the same step; carries the step that diverged."""
 
     def __init__(self, divergence: Divergence) -> None:
         super().__init__(f"the loss is {divergence.loss} at step {divergence.step}")
@@ -94,7 +94,7 @@ class _Window:
 class TrainingLoop:
     """Trains a model: `epoch` calls `step` for each batch, then `validate` and `checkpoint`.
 
-    Losses stay on the device and are read once in a window of some steps, so that a step does not wait for the last.
+    Losses stay on the device and are read once per window of some steps, so that no step waits for the one before.
 
     Args:
         task: the worker's task.
@@ -141,7 +141,7 @@ class TrainingLoop:
         self._window = _Window()
 
     def run(self) -> TrainOutcome:
-        """Train until the last step, until early stopping, or until the loss diverges."""
+        """Trains until the last step, until early stopping, or until the loss diverges."""
         progress, divergence = self._progress, None
         nodes = all_gather([ray.get_runtime_context().get_node_id()])
         self._loader.start(progress.epoch, progress.step_in_epoch, self._total_steps - progress.step)
@@ -156,7 +156,7 @@ class TrainingLoop:
         return TrainOutcome(progress, seconds, self._first_step_at, nodes, divergence)
 
     def epoch(self) -> None:
-        """Train for the rest of the current epoch, validate, and save a checkpoint.
+        """Trains for the rest of the current epoch, validates, and saves a checkpoint.
 
         Raises:
             DivergedError: on all workers, when the loss of a step is not finite or too large.
@@ -193,7 +193,7 @@ class TrainingLoop:
         self.checkpoint({**report.to_dict(), "score": self._checkpoint_score(progress.metrics)})
 
     def step(self, batch: Batch) -> None:
-        """Take one optimizer step."""
+        """Takes one optimizer step."""
         progress = self._progress
         loss = self._learner.step(batch, progress.step)
         self._window.steps.append(_Step(progress.step, loss, self._learner.learning_rate, batch.keys, batch.size))
@@ -202,7 +202,7 @@ class TrainingLoop:
         progress.step_in_epoch += 1
 
     def validate(self) -> dict[str, float]:
-        """Score the best model on the validation pictures of all workers.
+        """Scores the best model on the validation pictures of all workers.
 
         Returns:
             `val_loss`, `val_top1` and `val_top5`; empty without validation pictures.
@@ -225,7 +225,7 @@ class TrainingLoop:
         return metrics
 
     def checkpoint(self, metrics: dict[str, float]) -> None:
-        """Save a checkpoint with its metrics. Rank 0 writes it, and it is uploaded while training continues."""
+        """Saves a checkpoint with its metrics. Rank 0 writes it, and it is uploaded while training continues."""
         self._checkpoint_at = time.monotonic()
         context = ray.train.get_context()
         storage_context: Any = context.get_storage()
@@ -236,7 +236,7 @@ class TrainingLoop:
             except BaseException:  # Ray removes the local folder after a success only
                 shutil.rmtree(checkpoint.path, ignore_errors=True)
                 raise
-            self._metrics.kept()
+            self._metrics.checkpoint_uploaded()
             return uploaded
 
         checkpoint = None
@@ -254,7 +254,7 @@ class TrainingLoop:
         )
 
     def resume(self) -> TrainingCheckpoint | None:
-        """The last checkpoint of this run; None at its beginning."""
+        """Returns the last checkpoint of this run; None if there is none."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
@@ -269,7 +269,7 @@ class TrainingLoop:
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
     def _choose_batch_size(self, model: nn.Module) -> int:
-        """The recipe's batch size; for `auto` the largest that fits into the memory of every worker."""
+        """Returns the recipe's batch size; for `auto` the largest that fits into the memory of every worker."""
         shape = (*self._task.input_size, self._task.channels)
         fits = trial(self._recipe, model, shape, self._device)
         local = fitting_batch_size(self._recipe, self._device, self._world_size, fits)
@@ -279,7 +279,7 @@ class TrainingLoop:
         return smallest * self._world_size if self._device.type == "cuda" else CPU_BATCH_SIZE
 
     def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields batches, and adds the time of waiting for them to the window."""
+        """Yields batches, and adds the time spent waiting for them to the window."""
         iterator = iter(batches)
         while True:
             start = time.monotonic()
@@ -290,7 +290,7 @@ class TrainingLoop:
             yield batch
 
     def _close_window(self, *, before_checkpoint: bool) -> float:
-        """Checks and reports the window's losses and starts the next window; returns the seconds of waiting."""
+        """Checks and reports the window's losses and starts the next window; returns the seconds spent waiting."""
         window, progress = self._window, self._progress
         loss = self._mean_loss(window, before_checkpoint=before_checkpoint)
         progress.losses += loss * len(window.steps)
@@ -303,7 +303,7 @@ class TrainingLoop:
         return window.waited
 
     def _mean_loss(self, window: _Window, *, before_checkpoint: bool) -> float:
-        """The mean loss of a window over all workers.
+        """Returns the mean loss of a window over all workers.
 
         A loss belongs to the weights before its step, so the weights themselves are checked before a checkpoint.
 
@@ -354,13 +354,13 @@ class TrainingLoop:
         return bool(dist_max(float(is_due), self._device))
 
     def _checkpoint_score(self, metrics: dict[str, float]) -> float:
-        """The score by which Ray Train chooses the best checkpoint; larger is better."""
+        """Returns the score by which Ray Train chooses the best checkpoint; larger is better."""
         metric = self._recipe.best_metric or "train_loss"
         score = -metrics[metric] if metric.endswith("loss") else metrics[metric]
         return score if math.isfinite(score) else -math.inf
 
     def _validation_batch_size(self) -> int:
-        """On a GPU at most a training batch's part, which is known to fit into memory."""
+        """Returns a fixed size; on a GPU at most a worker's part of a training batch, which is known to fit."""
         if self._device.type != "cuda":
             return _VALIDATION_BATCH
         parts = self._world_size * self._recipe.accumulate
@@ -369,26 +369,26 @@ class TrainingLoop:
     def _check_classes(self) -> None:
         """Checks that every class has a usable picture, which a stream knows only after an epoch."""
         for unusable in self._loader.unusable:
-            losses = dist_sum(unusable.by_class.tolist(), self._device)
+            lost = dist_sum(unusable.by_class.tolist(), self._device)
             counts = unusable.rows.class_counts
-            missing = [name for (name, count), n in zip(counts.items(), losses, strict=True) if n and n == count]
+            missing = [name for (name, count), n in zip(counts.items(), lost, strict=True) if n and n == count]
             if missing:
                 reasons = Counter(all_gather(list(unusable.by_reason.elements())))
                 raise missing_classes_error(unusable.rows.dataset, missing, reasons)
 
 
 def dist_max(value: float, device: torch.device) -> float:
-    """The maximum of `value` over all workers."""
+    """Returns the maximum of `value` over all workers."""
     return _all_reduce([value], device, distributed.ReduceOp.MAX)[0]
 
 
 def dist_sum(values: Sequence[float], device: torch.device) -> list[float]:
-    """The sum over all workers, element by element."""
+    """Returns the sum over all workers, element by element."""
     return _all_reduce(values, device, distributed.ReduceOp.SUM)
 
 
 def all_gather(names: Sequence[str]) -> list[str]:
-    """The names of all workers, in the order of the ranks."""
+    """Returns the names from all workers, in the order of the ranks."""
     if _is_single():
         return list(names)
     parts: list[Any] = [None] * distributed.get_world_size()
@@ -397,7 +397,7 @@ def all_gather(names: Sequence[str]) -> list[str]:
 
 
 def broadcast(buffers: Sequence[torch.Tensor]) -> None:
-    """Overwrite the buffers of all workers with those of rank 0."""
+    """Overwrites the buffers of all workers with those of rank 0."""
     if _is_single():
         return
     for buffer in buffers:

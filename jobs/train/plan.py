@@ -65,7 +65,7 @@ class TrainPlan:
 
     @property
     def record(self) -> RunRecord:
-        """What identifies this training in its folder."""
+        """The record that identifies this training in its folder."""
         return RunRecord(self.recipe.digest, self.datasets, self.recipe.dump(), plugins.digests(self.own_steps))
 
     @property
@@ -80,10 +80,10 @@ class TrainPlan:
         return plugins.digests(plugins.used_by((*self.inputs.steps.steps, *self.inputs.fit.steps)))
 
     def described(self) -> dict[str, str | int]:
-        """Facts for --dry-run and the first lines of a run."""
+        """Returns the facts for --dry-run and the first lines of a run."""
         return {
             "model": self.recipe.model,
-            "input": f"{self.inputs.steps} | {self.inputs.fit}".strip(" |"),
+            "input": str(self.inputs.whole),
             "classes": len(self.train.classes),
             "train_pictures": len(self.train),
             "val_pictures": len(self.val) if self.val is not None else 0,
@@ -92,7 +92,7 @@ class TrainPlan:
         }
 
     def task(self, scaling: Scaling, run: str) -> TrainTask:
-        """The task of every worker; `run` is the name under which progress is published."""
+        """Returns the task of every worker; `run` is the name under which progress is published."""
         return TrainTask(
             recipe=self.located.model_dump_json(),
             recipe_digest=self.recipe.digest,
@@ -111,7 +111,7 @@ class TrainPlan:
 
 
 def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPlan:
-    """Plan a training, and check everything that can be checked before Ray is started.
+    """Plans a training, and checks everything that can be checked before Ray is started.
 
     Args:
         recipe: the recipe.
@@ -178,7 +178,10 @@ def _check_weights(weights: str | None) -> None:
 
 
 def check_batch_parts(recipe: Recipe, pictures: int, workers: int) -> None:
-    """Check that batch norms get two pictures or more, once for one worker and again for the planned workers."""
+    """Checks that batch norms get at least two pictures.
+
+    Called twice: for one worker before Ray starts, and then for the planned number of workers.
+    """
     if recipe.cache_features:
         return
     batch_size = pictures if recipe.batch_size == "auto" else min(recipe.batch_size, pictures)
@@ -202,7 +205,7 @@ def _check_class_weights(recipe: Recipe, classes: Sequence[str]) -> None:
 
 
 def model_inputs(recipe: Recipe) -> InputPipeline:
-    """The input pipeline of the recipe's model; the model's own size and channels are the defaults."""
+    """Returns the input pipeline of the recipe's model; the model's own size and channels are the defaults."""
     facts = info(recipe.model)
     channels = int(parse_call(recipe.model).parameters.get("in_chans", facts.input_size[0]))
     size = recipe.input.size
@@ -217,7 +220,7 @@ def model_inputs(recipe: Recipe) -> InputPipeline:
 
 
 def _decoded_bytes(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
-    """The size of all pictures in memory, in bytes, estimated from the first few."""
+    """Returns the size of all decoded pictures in bytes, estimated from the first few."""
     shard = int(np.flatnonzero(rows.counts)[0])
     probed = min(int(rows.counts[shard]), _PROBED_ROWS)
     decoded = decode_rows(rows, (shard, 0, probed), inputs, fitted=recipe.augment is None)

@@ -103,7 +103,7 @@ def _join(backend: str, store: tuple[str, int], rank: int, size: int, timeout: t
 
 
 def interface_with(address: str) -> str | None:
-    """The network interface of this machine with this first IPv4 address; None if there is none, or not on Linux."""
+    """Returns the network interface whose first IPv4 address is `address`; None if there is none, or not on Linux."""
     if not sys.platform.startswith("linux"):
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

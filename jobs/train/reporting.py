@@ -28,8 +28,8 @@ _POLL_EVERY_S = 0.5
 
 
 def report_while(fit: Callable[[], Result], run: str, log: Callable[[EpochReport], None]) -> Result:
-    """Call `fit` and show its progress on stderr: a line for each epoch, and between them a live line on a terminal or
-    a line every ten seconds elsewhere. Each epoch is also passed to `log`.
+    """Calls `fit` and shows its progress on stderr: a line for each epoch, and between them a live line on a terminal
+    or a line every ten seconds elsewhere. Each epoch is also passed to `log`.
 
     `fit` runs outside the main thread. In the main thread Ray Train would replace our handler of SIGINT by its own,
     which ends the process at Ctrl-C with exit code 0, as if the training had succeeded.
@@ -80,7 +80,7 @@ def _show(run: str, log: Callable[[EpochReport], None], stop: threading.Event) -
 
 
 def step_line(report: StepReport) -> str:
-    """`epoch 3, step 1,220/5,616 (22%): loss 0.1234, 8,231 pictures/s, lr 0.0012, data wait 2%, 41 s left`."""
+    """Returns `epoch 3, step 1,220/5,616 (22%): loss 0.1234, 8,231 pictures/s, lr 0.0012, data wait 2%, 41 s left`."""
     remaining = report.total_steps - report.step
     left = report.seconds / max(report.step - report.first_step, 1) * remaining
     return (
@@ -91,7 +91,7 @@ def step_line(report: StepReport) -> str:
 
 
 def epoch_line(report: EpochReport) -> str:
-    """`epoch 3: train loss 0.0412, val loss 0.0389, top-1 98.74%, 12,345 pictures/s, data wait 1%, 5 s`."""
+    """Returns `epoch 3: train loss 0.0412, val loss 0.0389, top-1 98.74%, 12,345 pictures/s, data wait 1%, 5 s`."""
     metrics = report.metrics
     val = f"val loss {metrics['val_loss']:.4f}, top-1 {metrics['val_top1']:.2%}, " if "val_loss" in metrics else ""
     return (

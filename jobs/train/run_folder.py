@@ -1,4 +1,4 @@
-"""The folder that a training writes to: which training owns it, what lies in it, and how far the training is."""
+"""The folder that a training writes to: which training owns it, its files, and the progress of the training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunRecord:
         return (self.recipe, self.datasets, self.plugins) == (other.recipe, other.datasets, other.plugins)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of train.json."""
+        """Returns the content of train.json."""
         return {
             "recipe": self.recipe,
             "datasets": dict(self.datasets),
@@ -60,7 +60,7 @@ def is_finished(out: str, record: RunRecord, *, overwrite: bool) -> bool:
     """Whether this training has finished in `out` before. Changes nothing.
 
     Raises:
-        UsageError: when the folder holds something else, or another training that is not to be overwritten.
+        UsageError: when the folder contains other files, or another training that is not to be overwritten.
     """
     owner = read_record(out)
     files = [file.path for file in storage.list_files(out)]
@@ -76,7 +76,7 @@ def is_finished(out: str, record: RunRecord, *, overwrite: bool) -> bool:
 
 
 def claim(out: str, record: RunRecord, *, overwrite: bool) -> None:
-    """Make `out` the folder of this training; an unfinished run of the same training stays and is resumed."""
+    """Makes `out` the folder of this training; an unfinished run of the same training stays and is resumed."""
     remove_temporaries(out)
     owner = read_record(out)
     if owner is not None and owner.is_same(record) and not (overwrite and _has_bundle(out)):
@@ -87,14 +87,14 @@ def claim(out: str, record: RunRecord, *, overwrite: bool) -> None:
 
 
 def remove_temporaries(out: str) -> None:
-    """Remove partly written files that a killed training has left, below `out` and on this machine."""
+    """Removes partly written files that a killed training has left, below `out` and on this machine."""
     if read_record(out) is not None:
         storage.remove(file.uri for file in storage.list_files(out) if _is_temporary(file.path))
     remove_local_folders(out)
 
 
 def read_record(out: str) -> RunRecord | None:
-    """The record of the training that owns `out`; None if there is none.
+    """Returns the record of the training that owns `out`; None if there is none.
 
     Raises:
         StriateError: when the record is damaged.
@@ -111,7 +111,7 @@ def read_record(out: str) -> RunRecord | None:
 
 
 def describe_run(out: str) -> dict[str, Any] | None:
-    """How far the training that writes to `out` is, read from its files; None if there is no training."""
+    """Returns the progress of the training that writes to `out`, read from its files; None if there is no training."""
     out = storage.normalize(out)
     record = read_record(out)
     if record is None:

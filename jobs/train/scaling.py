@@ -35,7 +35,7 @@ class Scaling:
 
     @classmethod
     def choose(cls, session: Session, workers: str, *, gpu: bool | None, cpus_per_worker: float | None) -> Scaling:
-        """Divide the CPUs between workers and decoders.
+        """Divides the CPUs between workers and decoders.
 
         On a cluster that lacks nodes for the minimum number of workers, each worker gets one CPU (or `cpus_per_worker`)
         and one decoder, because the size of future nodes is not known.
@@ -86,7 +86,7 @@ class Scaling:
 
 
 def _max_share(node_cpus: Sequence[float], workers: int) -> float:
-    """The most CPUs that each of `workers` can have, as a worker runs on one node."""
+    """Returns the most CPUs that each of `workers` can have; a worker runs on one node."""
     shares = {cpus / number for cpus in node_cpus for number in range(1, workers + 1)}
     return max(share for share in shares if sum(int(cpus / share) for cpus in node_cpus) >= workers)
 

@@ -68,7 +68,7 @@ class Stage:
 
 
 def remaining_stages(steps_per_epoch: int, epoch: int, first_step: int, steps: int, *, validated: bool) -> list[Stage]:
-    """All remaining stages of a training.
+    """Returns the remaining stages of a training.
 
     Args:
         steps_per_epoch: batches of an epoch.
@@ -90,7 +90,7 @@ def remaining_stages(steps_per_epoch: int, epoch: int, first_step: int, steps: i
 
 @dataclass(frozen=True)
 class StreamSource:
-    """What a worker's stream is made of; sent to its reader and decoders, so it holds no keys and no labels.
+    """The parts of a worker's stream. It is sent to the stream's reader and decoders, so it holds no keys or labels.
 
     Attributes:
         share: the worker's share of the training rows.
@@ -111,7 +111,7 @@ class StreamSource:
     val_tables: Sequence[ObjectRef[pa.Table] | None] = ()
 
     def groups(self, stage: Stage) -> list[Group]:
-        """The row groups that are read in a stage."""
+        """Returns the row groups that are read in a stage."""
         if stage.training:
             return self.share.groups(self.seed, stage.epoch, stage.first_step, stage.last_step)
         assert self.val is not None
@@ -146,7 +146,7 @@ class StreamLoader:
         self.unusable = tuple(UnusablePictures(rows) for rows in (source.share.rows, source.val) if rows is not None)
 
     def start(self, epoch: int, first_step: int, steps: int) -> None:
-        """Start the pipeline for all remaining stages of the training."""
+        """Starts the pipeline for all remaining stages of the training."""
         validated = self._source.val is not None
         remaining = remaining_stages(self.steps_per_epoch, epoch, first_step, steps, validated=validated)
         self._stages = iter(remaining)
@@ -279,12 +279,12 @@ class _Decoder:
 
 
 def _error_row(error: StriateError) -> pa.Table:
-    """An error as a row, because Ray Data would hide an exception's message among many lines."""
+    """Returns an error as a row, because Ray Data would hide an exception's message among many lines."""
     return pa.table({_ERROR: [str(error)]})
 
 
 def _as_list(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one list value."""
+    """Returns a column as one list value."""
     values = column.combine_chunks()
     return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
 

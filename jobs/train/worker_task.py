@@ -44,7 +44,7 @@ class TrainTask:
     decoder_cpus: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for the configuration of Ray Train."""
+        """Returns plain data for the configuration of Ray Train."""
         return asdict(self)
 
 
@@ -75,7 +75,7 @@ class TrainOutcome:
         first_step_at: Unix time at which the first step was completed; None if there was none.
         nodes: for each worker, Ray's id of its node.
         divergence: set if the training ended because it diverged.
-        error: set if it ended with an error that a retry would meet again.
+        error: set if it ended with an error that would occur again in a retry.
     """
 
     progress: TrainingProgress = field(default_factory=TrainingProgress)
@@ -86,12 +86,12 @@ class TrainOutcome:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for the return value of Ray Train."""
+        """Returns plain data for the return value of Ray Train."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainOutcome:
-        """The inverse of `to_dict`."""
+        """Returns the outcome from the data of `to_dict`."""
         divergence = values["divergence"]
         nested: dict[str, Any] = {
             "progress": TrainingProgress(**values["progress"]),

@@ -47,6 +47,12 @@ class InputPipeline:
         return cls(both[0], both[1], (size[0], size[1]), channels)
 
     @property
+    def whole(self) -> Pipeline:
+        """The steps and `fit` as one pipeline; without `fit` if the steps end with it, because it is then skipped."""
+        steps, fit = self.steps.steps, self.fit.steps
+        return self.steps if fit and steps[-len(fit) :] == fit else Pipeline((*steps, *fit))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of the other columns that the steps need, for example a mask."""
         named = (step.columns() for step in self.steps.steps)

@@ -118,7 +118,7 @@ def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: P
         (["filter", "RAW", "OUT", "--steps", "invert", "--encode", "jpg"], "unknown encoding 'jpg'"),
         (["filter", "RAW", "RAW/inside", "--steps", "invert"], "lies in the source"),
         (["filter", "OUT", "RAW", "--steps", "invert"], "there is nothing at"),
-        (["filter", "RAW", "OUT", "--steps", "invert", "--limit", "0"], "at least 1 picture"),
+        (["filter", "RAW", "OUT", "--steps", "invert", "--limit", "0"], "--limit 0: must be at least 1"),
         (["filter", "RAW"], "Missing argument 'destination'"),
         (["filter", "RAW", "OUT", "--stepz", "invert"], "No such option: --stepz"),
         (["info", "OUT"], "create a dataset with `striate ingest`"),
@@ -128,7 +128,7 @@ def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: P
         (["ingest", "EMPTY", "OUT"], "EMPTY"),
         (["ingest", "http://host/x.tar", "OUT"], "only local paths, s3://, gs://, az:// and hf:// are supported"),
         (["ingest", "PICTURES", "OUT", "--split", "train=0.9,test=0.2"], "sum to 1.1"),
-        (["ingest", "PICTURES", "OUT", "--shard-mb", "-1"], "a size above 0"),
+        (["ingest", "PICTURES", "OUT", "--shard-mb", "-1"], "must be above 0"),
     ],
 )
 def test_misuse_ends_with_exit_code_2_and_says_what_would_work(

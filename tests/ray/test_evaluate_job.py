@@ -196,7 +196,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_starts(
         plan_evaluate([first], photos, report=f"{photos}/report")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("mine")
-    with pytest.raises(UsageError, match=r"a page that is not ours"):
+    with pytest.raises(UsageError, match=r"contains a page \(index.html\) of something else"):
         plan_evaluate([first], photos, report=str(tmp_path / "site"))
     assert striate("evaluate", photos)[0] == 2
     code, _, err = striate("evaluate", first, photos, "--robustness-pictures", 5)

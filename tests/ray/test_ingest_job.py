@@ -154,5 +154,5 @@ def test_more_workers_than_a_host_may_have_connections_are_refused(tmp_path: Pat
     plan = plan_ingest(
         str(tmp_path / "links.txt"), str(tmp_path / "raw"), options=Options(links=LinkLimits(per_host=1))
     )
-    with pytest.raises(UsageError, match="--workers 2: each needs a connection of its own, and 1 are allowed at once"):
+    with pytest.raises(UsageError, match="--workers 2: each needs a connection of its own, and the limit is 1"):
         ingest(plan, workers="2")

@@ -30,7 +30,7 @@ class _Trainer:
         metrics.window(640, 2.0, 0.5, epoch=2, loss=0.4, learning_rate=0.05)
         metrics.validated(0.875)
         if rank == 0:
-            metrics.kept()
+            metrics.checkpoint_uploaded()
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def test_the_variants_on_a_sheet_follow_the_seed_and_rejects_say_why(dataset: st
         ("flip | not_blank", {"augment": 8}, "'not_blank' drops pictures"),
         ("flip", {"augment": 0}, "--augment takes 1 to 64 variants"),
         ("flip", {"augment": 8, "count": 100}, "100 pictures with 8 variants are 900"),
-        ("flip", {"augment": 8, "seed": -1}, "--seed -1: from 0"),
+        ("flip", {"augment": 8, "seed": -1}, "--seed -1: must be at least 0"),
         ("invert", {"seed": 3}, "--seed has no effect without --augment"),
     ],
 )
@@ -159,9 +159,9 @@ def test_invalid_options_of_show_augment_are_explained(
 @pytest.mark.parametrize(
     ("steps", "options", "message"),
     [
-        ("flip", {"copies": 0}, "--copies 0: from 1"),
-        ("flip", {"copies": 2, "seed": -1}, "--seed -1: from 0"),
-        ("flip", {"copies": 2, "limit": 0}, "--limit 0: at least 1 picture"),
+        ("flip", {"copies": 0}, "--copies 0: must be from 1 to 10,000"),
+        ("flip", {"copies": 2, "seed": -1}, "--seed -1: must be at least 0"),
+        ("flip", {"copies": 2, "limit": 0}, "--limit 0: must be at least 1"),
         ("flip", {"copies": 2, "encode": "gif"}, "unknown encoding 'gif'"),
         ("invert", {"copies": 2}, "nothing in 'invert' is random"),
         ("", {"copies": 2}, "write at least one step"),

@@ -34,6 +34,19 @@ def test_a_picture_of_the_models_size_is_not_fitted_again() -> None:
     assert np.array_equal(inputs.prepare_pixels(small), small)
 
 
+@pytest.mark.parametrize(
+    ("steps", "fit", "whole"),
+    [
+        ("grayscale", "resize(8)", "grayscale | resize(8)"),
+        ("grayscale | resize(8)", "resize(8)", "grayscale | resize(8)"),
+        ("resize(9) | center_crop(8)", "resize(9) | center_crop(8)", "resize(9) | center_crop(8)"),
+        ("resize(8) | grayscale", "resize(8)", "resize(8) | grayscale | resize(8)"),
+    ],
+)
+def test_the_whole_pipeline_does_not_repeat_its_last_steps(steps: str, fit: str, whole: str) -> None:
+    assert pipeline(steps, fit).whole == Pipeline.parse(whole)
+
+
 def test_a_picture_dropped_by_the_models_selector_has_that_reason() -> None:
     with pytest.raises(BadPicture) as caught:
         pipeline("min_size(100) | grayscale").prepare(png(COLOUR))

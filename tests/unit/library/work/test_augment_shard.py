@@ -158,7 +158,7 @@ def test_the_work_digest_distinguishes_seeds_copies_and_pipelines(source: str) -
 def test_keys_stay_unique_when_copies_are_copied_again(source: str, tmp_path: Path) -> None:
     augmented(source, tmp_path / "once", copies=2, keep_original=True)
     with pytest.raises(
-        UsageError, match="holds copies already, and with --keep-original two pictures could get one key"
+        UsageError, match="already contains copies, and with --keep-original two pictures could get the same key"
     ):
         augmented(str(tmp_path / "once"), tmp_path / "twice", copies=2, keep_original=True)
     manifest, _ = augmented(str(tmp_path / "once"), tmp_path / "twice", copies=2)
