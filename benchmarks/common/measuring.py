@@ -1,40 +1,21 @@
-"""Runs and contestants of a benchmark, and statistics over their figures."""
+"""Measurements: one run, rounds over several contestants, and empty folders for their output."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import statistics
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.photo_files import PhotoSet
+from benchmarks.common.command_line import say
 
+RATE, STEADY = "pictures_per_s", "steady_pictures_per_s"
 
-@dataclass(frozen=True)
-class Setup:
-    """The input and the machine's share that all contestants get.
-
-    Attributes:
-        photos: the input as files.
-        dataset: the same photos as a Striate dataset; empty where no chosen contestant reads one.
-        tiny: a dataset of the tiny job's photos; empty where `dataset` is.
-        work: folder for outputs, which are removed after each run.
-        cores: processes, workers or threads of each contestant.
-        slow_photos: number of photos that ImageMagick gets.
-        daft_python: an interpreter with Daft; None without one.
-    """
-
-    photos: PhotoSet
-    dataset: str
-    tiny: str
-    work: Path
-    cores: int
-    slow_photos: int
-    daft_python: Path | None
+#: The figures of each contestant, by round.
+Rounds = dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -52,11 +33,10 @@ class Run:
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def figures(self) -> dict[str, Any]:
-        rate = self.pictures / self.seconds
         return {
             "pictures": self.pictures,
             "seconds": round(self.seconds, 4),
-            "pictures_per_s": round(rate, 2),
+            RATE: round(self.pictures / self.seconds, 2),
             **self.details,
         }
 
@@ -65,56 +45,30 @@ class NotRunError(Exception):
     """Another tool is missing or failed, with the reason and what to install. A failure of Striate ends the run."""
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """One row of the table.
-
-    Attributes:
-        name: for `--only`.
-        what: its description in the table and in the result.
-        run: measures once.
-        quick: runs in every round; the others run in the first round only.
-        needs_dataset: whether the shards must be made first.
-    """
-
-    name: str
-    what: str
-    run: Callable[[Setup], Run]
-    quick: bool = True
-    needs_dataset: bool = False
-
-
-#: By contestant: the figures of its rounds in order, or the reason why it did not run.
-Results = Mapping[str, Sequence[Mapping[str, Any]] | str]
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Minimum, median and maximum."""
-    return {
-        "min": round(min(values), 4),
-        "median": round(statistics.median(values), 4),
-        "max": round(max(values), 4),
-    }
-
-
-def values_of(results: Results, contestant: str, figure: str) -> dict[int, float]:
-    """One figure by round; empty if it was not measured."""
-    rounds = results.get(contestant, ())
-    if isinstance(rounds, str):
-        return {}
-    return {number: figures[figure] for number, figures in enumerate(rounds) if figures.get(figure) is not None}
-
-
-def ratios(results: Results, numerator: tuple[str, str], denominator: tuple[str, str]) -> list[float]:
-    """One ratio per round in which both ran, so that a machine that gets slower favours neither.
+def measured_rounds(
+    contestants: Mapping[str, Callable[[], dict[str, Any]]], rounds: int, subject: str | None = None
+) -> Rounds:
+    """Runs every contestant once per round, so that a machine that gets slower favours none of them.
 
     Args:
-        results: of all contestants.
-        ours: contestant and figure above the line.
-        theirs: below it.
+        contestants: functions that measure once and return figures, by name, in the order in which they run.
+        rounds: number of rounds.
+        subject: what is measured, for the progress lines.
     """
-    above, below = values_of(results, *numerator), values_of(results, *denominator)
-    return [above[number] / below[number] for number in sorted(above.keys() & below.keys())]
+    measured: Rounds = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name, run in contestants.items():
+            measured[name].append(run())
+            title = f"{subject}, {name}" if subject else name
+            say(f"round {number + 1}/{rounds}, {title}: {measured[name][-1]}")
+    return measured
+
+
+def ratios(
+    numerators: Sequence[Mapping[str, Any]], denominators: Sequence[Mapping[str, Any]], figure: str
+) -> list[float]:
+    """Returns the ratio of one figure of two contestants for each round."""
+    return [above[figure] / below[figure] for above, below in zip(numerators, denominators, strict=True)]
 
 
 @contextmanager

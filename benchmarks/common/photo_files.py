@@ -16,12 +16,12 @@ import simplejpeg
 from benchmarks import REPOSITORY
 from library.errors import UsageError
 
-#: Beside the checkout, not part of the repository.
+#: Outside the repository, in a folder beside the checkout.
 DEFAULT_TAR = REPOSITORY.parent / "shared" / "data" / "photos-500.tar"
 
 _SYNTHETIC = 500
 _WIDTH, _HEIGHT = 500, 375
-# In multiples of the input's bytes: the files, the dataset, and the largest output (of the selectors).
+# Space for the files, the dataset and the largest output (of the selectors), in multiples of the input.
 _DISK_FACTOR = 3.3
 
 
@@ -33,7 +33,7 @@ class PhotoSet:
         folder: holds only these photos.
         names: of all files; file `i` holds the same bytes as file `i % distinct`.
         distinct: number of different photos.
-        source: where they come from.
+        source: path of the tar, or a description of synthetic photos.
         facts: sizes and counts, for the result.
     """
 
@@ -49,18 +49,18 @@ class PhotoSet:
 
 
 def make_photos(tar: Path | None, folder: Path, count: int) -> PhotoSet:
-    """Write `count` files into `folder`, the photos of `tar` over and over.
+    """Writes `count` files into `folder`, which repeat the photos of `tar` as often as needed.
 
     Args:
-        tar: None takes photos-500.tar if it lies beside the checkout, else synthetic photos.
-        folder: is created.
+        tar: None takes ../shared/data/photos-500.tar if it exists, else synthetic photos.
+        folder: is created; it must not exist.
         count: number of files to write.
 
     Raises:
-        UsageError: if the tar is missing or holds no JPEG, or the disk is too small for the whole benchmark.
+        UsageError: if the tar is missing or holds no JPEG, or the disk has too little space for the whole benchmark.
     """
     if tar is not None and not tar.is_file():
-        raise UsageError(f"--tar {tar}: no such file; leave it out for {DEFAULT_TAR}, or synthetic photos")
+        raise UsageError(f"--tar {tar}: no such file; without --tar, {DEFAULT_TAR} or synthetic photos are used")
     path = tar or DEFAULT_TAR
     photos, source = (_photos_in(path), str(path)) if path.is_file() else (_synthetic(), "synthetic, smooth with noise")
     photos = photos[:count]
@@ -89,8 +89,8 @@ def _check_disk(folder: Path, input_bytes: int) -> None:
     needed, free = input_bytes * _DISK_FACTOR, shutil.disk_usage(folder).free
     if needed > free:
         raise UsageError(
-            f"{folder} has {free / 1e9:.1f} GB free, and this run needs {needed / 1e9:.1f} GB; "
-            "give another folder with --work, or fewer --photos"
+            f"{folder} has {free / 1e9:.1f} GB free, but this run needs {needed / 1e9:.1f} GB; "
+            "choose another folder with --work, or fewer photos"
         )
 
 
@@ -107,7 +107,7 @@ def _photos_in(tar: Path) -> list[bytes]:
 
 
 def _synthetic() -> list[bytes]:
-    """Smooth random colours with a little noise, about as hard to encode as a photo; the same in every run."""
+    """Returns smooth random colours with a little noise, about as hard to encode as photos, the same in every run."""
     photos: list[bytes] = []
     for seed in range(_SYNTHETIC):
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Starts a server with all its processes, measures its memory and ends it."""
+"""Process trees: servers with all their processes and their memory, and the peak memory of Ray's workers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Mapping, Sequence
@@ -20,13 +21,15 @@ from time import monotonic, perf_counter
 from benchmarks.common.measuring import NotRunError
 
 _END_S = 60.0
-#: The client gets the cores first, as on another machine, so that the times it measures are the server's.
+_SAMPLE_S = 0.5
+_WORKER = b"ray::MapWorker(Map(striate_"
+#: The load generator gets the cores first, as on a machine of its own, so that its latencies are those of the server.
 _NICE = ("nice", "-n", "5")
 
 
 @dataclass(frozen=True)
 class Started:
-    """A server that answers.
+    """A running server that answers requests.
 
     Attributes:
         process: the first process; the others descend from it.
@@ -37,7 +40,7 @@ class Started:
     seconds: float
 
     def memory_mb(self) -> float:
-        """Proportional set size of all its processes, in 10^6 bytes: what they share counts once."""
+        """Returns the proportional set size of all its processes in 10^6 bytes; shared memory counts once."""
         return _megabytes(descendants(self.process.pid), "smaps_rollup", "Pss")
 
     @property
@@ -66,7 +69,7 @@ def server(
 
 
 def descendants(pid: int) -> list[int]:
-    """The process and all its descendants."""
+    """Returns the process and all its descendants."""
     parents: dict[int, int] = {}
     for process in Path("/proc").glob("[0-9]*"):
         # The process may have ended.
@@ -80,7 +83,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def _megabytes(pids: Sequence[int], file: str, field: str) -> float:
-    """The sum of one field of a file in /proc, in 10^6 bytes, over the processes that still run."""
+    """Returns the sum of one field of a file in /proc over the processes that still run, in 10^6 bytes."""
     total = 0
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -131,12 +134,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 class PeakMemory:
     """The largest memory of a server while the block runs, from the kernel's high-water marks.
 
-    It is not sampled: adding up the pages of some processes takes 0.1 s of a core, which the server would lack.
+    Memory is not sampled, because adding up the pages of some processes takes 0.1 s of a core from the server.
 
     Attributes:
         before_mb: `Started.memory_mb` when the block began.
-        peak_mb: `before_mb` plus the largest growth of the resident set of each process since, whenever each was; never
-            less than the largest `Started.memory_mb` of the processes that still run.
+        peak_mb: `before_mb` plus the largest growth of the resident set of each process. Processes may have had their
+            peaks at different times, so this is an upper bound for those that still run.
     """
 
     before_mb: float
@@ -158,3 +161,40 @@ class PeakMemory:
         below = descendants(self._started.process.pid)
         grown = [_megabytes([pid], "status", "VmHWM") - self._resident_mb.get(pid, 0.0) for pid in below]
         self.peak_mb = round(self.before_mb + sum(grown), 1)
+
+
+class WorkerMemory:
+    """Watches the memory of the shard workers below this process while the block runs.
+
+    The kernel keeps each process's largest resident size, so sampling misses only the last half second of a worker.
+    Memory shared with the object store counts in full.
+
+    Attributes:
+        peak_mb: the largest of all workers, in 10^6 bytes; None without workers.
+    """
+
+    peak_mb: float | None = None
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> WorkerMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_SAMPLE_S):
+            sizes = [_megabytes([pid], "status", "VmHWM") for pid in descendants(os.getpid()) if _is_worker(pid)]
+            self.peak_mb = max([*sizes, self.peak_mb or 0]) or None
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return _WORKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # the process has ended
+        return False

@@ -1,4 +1,4 @@
-"""Pictures that take as long to decode as their size allows, as an attacker sends; made in code without an encoder."""
+"""Writes pictures that take as long to decode as their format allows, as an attacker would; no encoder is needed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _LONGEST_RUN = 2**15 - 1  # of empty blocks, in one symbol
 
 
 def progressive_jpeg(width: int, height: int, scans: Iterable[Scan], components: int = 1) -> bytes:
-    """A flat picture in these scans; only scans of the first coefficient have more than a few bytes.
+    """Returns a progressive JPEG of one colour; only scans of the first coefficient have more than a few bytes.
 
     Args:
         width: in pixels.
         height: in pixels.
-        scans: first to last.
+        scans: in their order in the file.
         components: 1 is grey, 3 are YCbCr without subsampling.
     """
     frame = struct.pack(">BHHB", 8, height, width, components)
@@ -28,14 +28,14 @@ def progressive_jpeg(width: int, height: int, scans: Iterable[Scan], components:
     for numbers, first, last, high, low in scans:
         head = bytes([len(numbers)]) + b"".join(bytes([number, 0]) for number in numbers)
         parts.append(_segment(0xDA, head + bytes([first, last, high << 4 | low])))
-        # A bit of 0 for each block; or runs of empty blocks, each a bit of 0 and 14 of 1.
+        # A 0 bit for each block; or runs of empty blocks, each a 0 bit and fourteen 1 bits.
         zeros = -(-blocks * len(numbers) // 8)
         parts.append(bytes(zeros) if first == 0 else _packed("0" + "1" * 14, -(-blocks // _LONGEST_RUN)))
     return b"".join([*parts, b"\xff\xd9"])
 
 
 def many_scans(number: int, refining: bool = False) -> list[Scan]:
-    """A scan of the first coefficients, then `number` scans that repeat the rest or (costlier) refine it bit by bit."""
+    """Returns a scan of the first coefficients and `number` of the rest, repeated or (slower) refined bit by bit."""
     again: list[Scan] = [((1,), 1, 63, 0, 13), *(((1,), 1, 63, low + 1, low) for low in range(12, -1, -1))]
     return [((1,), 0, 0, 0, 0), *([again[scan % 14 if refining else 0] for scan in range(number)])]
 
@@ -50,15 +50,15 @@ def _packed(bits: str, times: int) -> bytes:
     return int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
 
 
-#: Huffman tables of one symbol each, a bit of 0: no difference, and the longest run of empty blocks.
+#: Huffman tables with one symbol each, whose code is a 0 bit: no difference, and the longest run of empty blocks.
 _TABLES = _segment(0xC4, b"\x00\x01" + bytes(15) + b"\x00") + _segment(0xC4, b"\x10\x01" + bytes(15) + b"\xe0")
 
 
 def thin_png(rows: int, interlaced: bool = False) -> bytes:
-    """A PNG of one column, or (interlaced) of two."""
+    """Returns a PNG of one column, or of two if it is interlaced."""
     width = 2 if interlaced else 1
     header = struct.pack(">IIBBBBB", width, rows, 8, 0, 0, 0, interlaced)
-    # Each row with its filter. Of the seven pictures of an interlaced one five have a pixel in these columns.
+    # Each row begins with its filter. Five of the seven passes of an interlaced PNG have a pixel in two columns.
     passes = [(0, 8, 2), (4, 8, 2), (2, 4, 2), (0, 2, 2), (1, 2, 3)] if interlaced else [(0, 1, 2)]
     pixels = zlib.compress(bytes(sum(-(-(rows - first) // step) * size for first, step, size in passes)), 9)
     chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
@@ -68,14 +68,14 @@ def thin_png(rows: int, interlaced: bool = False) -> bytes:
 
 
 def striped_tiff(width: int, strips: int, strip: bytes, compression: int = 8, rows: int = 1) -> bytes:
-    """A grey TIFF whose strips are all the same bytes.
+    """Returns a grey TIFF whose strips are all the same bytes.
 
     Args:
         width: in pixels.
-        strips: how many.
-        strip: encoded.
-        compression: by its number: 8 is zlib, 7 JPEG.
-        rows: of each strip.
+        strips: number of strips.
+        strip: one encoded strip.
+        compression: TIFF's number: 8 is zlib, 7 is JPEG.
+        rows: number of rows of a strip.
     """
     places, sizes, begin = 8, 8 + 4 * strips, 8 + 8 * strips
     entries = [(256, width), (257, strips * rows), (258, 8), (259, compression), (262, 1), (277, 1), (278, rows)]
@@ -89,27 +89,27 @@ def striped_tiff(width: int, strips: int, strip: bytes, compression: int = 8, ro
 
 
 def run_length_bmp(width: int, height: int, runs: bytes) -> bytes:
-    """A BMP of 256 colours whose pixels are these run lengths (RLE8)."""
+    """Returns a BMP of 256 colours whose pixels are these run lengths (RLE8)."""
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
     offset = 14 + 40 + 1024
     return b"BM" + struct.pack("<IHHI", offset + len(runs), 0, 0, offset) + head + bytes(1024) + runs
 
 
 def commented_gif(blocks: int) -> bytes:
-    """A GIF of one pixel after a comment of `blocks` blocks of one byte."""
+    """Returns a GIF of one pixel after a comment of `blocks` blocks of one byte."""
     comment = b"!\xfe" + b"\x01x" * blocks + b"\0"
     pixel = b",\0\0\0\0\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"
     return b"GIF89a\x01\0\x01\0\x80\0\0" + bytes(6) + comment + pixel + b";"
 
 
 def layered_heif(kind: bytes, parts: int, width: int, height: int, layers: int = 1) -> bytes:
-    """The boxes of a HEIF file whose primary picture is composed of one picture that it refers to many times.
+    """Returns the boxes of a HEIF file whose primary picture is composed of one picture, referred to many times.
 
     Args:
         kind: type of the composition: `grid` or `iovl`.
         parts: number of references of each composition.
-        width: of each picture, in pixels.
-        height: likewise.
+        width: width of each picture, in pixels.
+        height: height of each picture, in pixels.
         layers: depth of nested compositions.
     """
     last = layers + 1

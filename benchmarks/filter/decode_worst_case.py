@@ -1,10 +1,8 @@
-"""Time on one core for the costliest pictures that are accepted, by format.
-
-    python benchmarks/filter/decode_worst_case.py
+"""Measures the time on one core to decode the most expensive pictures that are accepted, by format.
 
 Each picture costs as much as its format allows within limits of 16 million pixels: as many scans, strips or runs as
-are accepted, or noise, the costliest content. Limits and time grow with the pixels: a server accepts four times as many
-pixels and a job eight times; the last two columns are for these.
+are accepted, or noise, the most expensive content. The last two columns scale the time to the limits of a server (four
+times as many pixels) and of a job (eight times).
 """
 
 from __future__ import annotations
@@ -15,20 +13,17 @@ import sys
 import time
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks import REPOSITORY
-from benchmarks.common.result_file import machine, save
+from benchmarks.common.command_line import make_parser, run_benchmark, say
+from benchmarks.common.report import print_table
 from benchmarks.filter.costly_pictures import many_scans, progressive_jpeg, run_length_bmp, striped_tiff, thin_png
 from library.errors import BadPicture
 from library.imaging import codec
@@ -36,32 +31,30 @@ from serve.settings import ServeSettings
 
 _LIMITS = codec.Limits(max_pixels=2**24)
 _SIDE = 4096
-#: Side in pixels for slow encoders: their noise has a quarter of the pixels.
+#: Side in pixels for slow encoders; the noise then has a quarter of the pixels.
 _SMALL = 2048
 
 
 def main() -> int:
-    """Exit code 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="formats (all)")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of the result")
-    options = parser.parse_args()
+    """Returns the exit code."""
+    parser = make_parser(__file__, __doc__, "", "--only jpeg tiff --out /tmp/results")
+    parser.add_argument("--only", nargs="*", metavar="FORMAT", help="only these formats (all)")
+    return run_benchmark(__file__, parser, _measure, _print, machine_facts=lambda _: {"cores_used": 1})
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
     cv2.setNumThreads(1)
     ImageFile.MAXBLOCK = 2**28  # Pillow writes a progressive JPEG in one piece
-    described, rows = machine(1), list[dict[str, Any]]()
+    cases: list[dict[str, Any]] = []
     for name, (what, make) in _CASES.items():
-        if options.only and name.split()[0] not in options.only:
-            continue
-        rows.append({"case": name, "what": what, **_measured(make())})
-        print(rows[-1], file=sys.stderr, flush=True)
-    result = {"benchmark": "decode_worst_case", "machine": described, "parameters": {"pixels": 2**24}, "cases": rows}
-    _print(rows)
-    print(save(result, options.out))
-    return 0
+        if not options.only or name.split()[0] in options.only:
+            cases.append({"case": name, "what": what, **_measured(make())})
+            say(str(cases[-1]))
+    return {"parameters": {"pixels": 2**24}, "cases": cases}
 
 
 def _measured(data: bytes) -> dict[str, Any]:
-    """Processor time, since the machine may be busy, scaled from this picture's pixels to those of each limit."""
+    """Measures processor time, because the machine may be busy, and scales it to each limit."""
     began = time.process_time()
     header = codec.probe(data, _LIMITS)
     probed = time.process_time()
@@ -71,8 +64,8 @@ def _measured(data: bytes) -> dict[str, Any]:
     except BadPicture as bad:  # refused after the same work
         refused = bad.reason
     seconds = time.process_time() - probed
-    # A picture at the limit of its work grows with the limit; any other grows with its pixels.
-    at_most = max(header.work_px / _LIMITS.max_work_px, header.width * header.height / _LIMITS.max_pixels)
+    # The share of the limits that this picture uses: of the decoding work or of the pixels, whichever is larger.
+    used = max(header.work_px / _LIMITS.max_work_px, header.width * header.height / _LIMITS.max_pixels)
     times = {"server": ServeSettings().max_pixels / 2**24, "job": codec.DEFAULT_LIMITS.max_pixels / 2**24}
     return {
         "bytes": len(data),
@@ -82,18 +75,17 @@ def _measured(data: bytes) -> dict[str, Any]:
         "probe_s": round(probed - began, 4),
         "decode_s": round(seconds, 3),
         "expected_s": round(header.expected_s, 3),
-        **{f"{name}_s": round(seconds * scale / at_most, 1) for name, scale in times.items()},
+        **{f"{name}_s": round(seconds * scale / used, 1) for name, scale in times.items()},
     }
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("picture", "MB", "probe s", "decode s", "server's limit s", "job's limit s"):
-        table.add_column(title, justify="left" if title == "picture" else "right")
-    for row in rows:
-        figures = (row["bytes"] / 1e6, row["probe_s"], row["decode_s"], row["server_s"], row["job_s"])
-        table.add_row(f"{row['case']}: {row['what']}", *(f"{figure:.2f}" for figure in figures))
-    Console(width=140, highlight=False, markup=False).print(table)
+def _print(result: Mapping[str, Any]) -> None:
+    columns = ("picture", "MB", "probe s", "decode s", "server's limit s", "job's limit s")
+    rows: list[Sequence[str]] = []
+    for case in result["cases"]:
+        figures = (case["bytes"] / 1e6, case["probe_s"], case["decode_s"], case["server_s"], case["job_s"])
+        rows.append((f"{case['case']}: {case['what']}", *(f"{figure:.2f}" for figure in figures)))
+    print_table("", columns, rows)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -120,7 +112,7 @@ def _tiff(pixels: NDArray[Any], compression: str, **options: Any) -> bytes:
 
 
 def _most(make: Callable[[int], bytes], limit: int) -> bytes:
-    """The costliest accepted picture of those that cost more with a growing number."""
+    """Returns the picture of the largest number below `limit` that is accepted."""
 
     def refused(number: int) -> bool:
         try:
@@ -154,7 +146,7 @@ def _scans_in_a_tiff() -> bytes:
 
 
 def _runs() -> bytes:
-    """One pixel in each run, in as many runs as are accepted."""
+    """Returns a picture with one pixel in each run, in as many runs as are accepted."""
     side = 1300
     return run_length_bmp(side, side, (b"\1\5" * side + b"\0\0") * side)
 

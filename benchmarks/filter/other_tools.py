@@ -14,14 +14,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.common.measuring import NotRunError, Run, Setup, fresh_folder
+from benchmarks.common.measuring import NotRunError, Run, fresh_folder
+from benchmarks.filter.contestant import Setup
 
 _PROGRAMS = Path(__file__).parent / "programs"
 _TIMEOUT_S = 3600
 
 
 def ray_data_images(setup: Setup) -> Run:
-    """The start of Ray does not count, as for Striate."""
+    """Measures Ray Data; the start of Ray does not count, as for Striate."""
     with fresh_folder(setup.work / "ray-data") as out:
         program = [sys.executable, str(_PROGRAMS / "ray_data_images.py")]
         figures = _last_line([*program, str(setup.photos.folder), str(out), str(setup.cores)])
@@ -31,18 +32,18 @@ def ray_data_images(setup: Setup) -> Run:
 
 
 def mogrify_processes(setup: Setup) -> Run:
-    """A process per core, each with its share of the photos and one thread."""
+    """Measures one process per core, each with its share of the photos and one thread."""
     return _mogrify(setup, setup.cores, {"MAGICK_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "1"})
 
 
 def mogrify_threads(setup: Setup) -> Run:
-    """One process with ImageMagick's default number of threads."""
+    """Measures one process with ImageMagick's default number of threads."""
     return _mogrify(setup, 1, {})
 
 
 def _mogrify(setup: Setup, processes: int, variables: dict[str, str]) -> Run:
     if shutil.which("mogrify") is None:
-        raise NotRunError("no `mogrify` here; `apt-get install -y imagemagick`")
+        raise NotRunError("`mogrify` is not installed: apt-get install -y imagemagick")
     names = setup.photos.names[: setup.slow_photos]
     with fresh_folder(setup.work / "mogrify") as out:
         command = ["mogrify", "-path", str(out), "-blur", "0x2", "-quality", "90"]
@@ -70,8 +71,8 @@ def _mogrify(setup: Setup, processes: int, variables: dict[str, str]) -> Run:
 def daft_resize(setup: Setup) -> Run:
     if setup.daft_python is None:
         raise NotRunError(
-            "no Daft here; it needs an older pyarrow than ours, so give it its own environment: "
-            "`python -m venv out/daft && out/daft/bin/pip install daft`, or name one with --daft-python"
+            "Daft is not installed. It needs an older pyarrow than Striate, so give it its own environment: "
+            "python -m venv out/daft && out/daft/bin/pip install daft; or name its interpreter with --daft-python"
         )
     with fresh_folder(setup.work / "daft") as out:
         figures = _last_line([str(setup.daft_python), str(_PROGRAMS / "daft_resize.py"), setup.dataset, str(out)])
@@ -81,7 +82,7 @@ def daft_resize(setup: Setup) -> Run:
 
 
 def _last_line(command: Sequence[str]) -> dict[str, Any]:
-    """Runs a program and returns the JSON of its last line."""
+    """Runs a program and returns the JSON in its last line."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     if done.returncode:
         raise NotRunError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
@@ -90,4 +91,4 @@ def _last_line(command: Sequence[str]) -> dict[str, Any]:
 
 def _check(tool: str, pictures: int, expected: int) -> None:
     if pictures != expected:
-        raise NotRunError(f"{tool} made {pictures} pictures of {expected}, which is no fair comparison")
+        raise NotRunError(f"{tool} wrote {pictures} pictures instead of {expected}, so rates are not comparable")

@@ -1,6 +1,6 @@
 """Process pools without Ray and Striate: the limit of these cores, and plain Pillow.
 
-The clock starts when all processes have imported their modules and stops with the last picture; chunks are so large
+Time is taken from the moment when all processes have imported their modules to the last picture. Chunks are so large
 that the pool itself costs nothing.
 """
 
@@ -17,30 +17,30 @@ import cv2
 import simplejpeg
 from PIL import Image, ImageFilter
 
-from benchmarks.common.measuring import Run, Setup, fresh_folder
+from benchmarks.common.measuring import Run, fresh_folder
+from benchmarks.common.striate_runs import QUALITY, SIGMA
+from benchmarks.filter.contestant import Setup
 
-SIGMA = 2
-QUALITY = 90
 _CHUNK = 25
 
 
 def limit_memory(setup: Setup) -> Run:
-    """Bytes in memory to bytes in memory: only the codec and the filter."""
+    """Measures codec and filter alone, from bytes in memory to bytes in memory."""
     return _pooled(setup, _blur_in_memory, None)
 
 
 def limit_files(setup: Setup) -> Run:
-    """The same, files to files."""
+    """Measures the same from files to files."""
     return _pooled(setup, _blur_files, setup.work / "limit")
 
 
 def pillow_files(setup: Setup) -> Run:
-    """The usual program: Pillow in a pool, files to files."""
+    """Measures what one would usually write: Pillow in a pool, files to files."""
     return _pooled(setup, _pillow_files, setup.work / "pillow")
 
 
 def blurred(data: bytes) -> bytes:
-    """The limit's work on one picture; grey stays grey."""
+    """Returns what the limit makes of one JPEG: decoded, blurred and encoded; grey stays grey."""
     grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
     colours = "GRAY" if grey else "RGB"
     pixels = cv2.GaussianBlur(simplejpeg.decode_jpeg(data, colours), (0, 0), SIGMA)
@@ -51,7 +51,7 @@ def blurred(data: bytes) -> bytes:
 
 def _pooled(setup: Setup, work: Callable[[range], int], out: Path | None) -> Run:
     photos = setup.photos
-    # Not forked: this process has threads of Ray.
+    # Not forked, because this process has threads of Ray.
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(setup.cores + 1)
     chunks = [range(i, min(i + _CHUNK, len(photos.names))) for i in range(0, len(photos.names), _CHUNK)]

@@ -1,26 +1,28 @@
-"""What one look costs the driver, by the number of calls that are out; in a process of its own.
+"""Measures what polling costs the driver of a shard job, by the number of running calls.
 
     python -m benchmarks.scale.progress_cost 64 640 6400
 
-Each worker has a shard in work and one waiting: a cluster of 3,200 workers has 6,400 calls out, 3,200 shards in work.
-`look_s` is a look for finished shards, `board_s` one at the live status for the progress display.
+Each worker has one shard in work and one waiting: with 3,200 workers, 6,400 calls are running. Prints as JSON the
+seconds of one poll by number of calls: `poll_s` for finished shards, `progress_poll_s` for the progress display.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import threading
 import time
 from typing import Any
 
+from benchmarks.common.command_line import at_least
 from cluster.connection.session import connect
 
-_LOOKS = 20
+_POLLS = 20
 
 
 class _Blocked:
-    """An actor whose calls stay pending."""
+    """An actor whose calls stay pending after `block`."""
 
     def block(self) -> None:
         threading.Event().wait()
@@ -29,42 +31,43 @@ class _Blocked:
 
 
 def main() -> None:
-    """Seconds of a look by number of calls, as JSON on stdout."""
-    numbers = sorted(int(number) for number in sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("calls", type=at_least(1), nargs="+", help="numbers of running calls")
+    calls = sorted(parser.parse_args().calls)
     with connect("local", num_cpus=1):
-        json.dump({"look_s": _looks(numbers), "board_s": _looks_at_the_board(numbers)}, sys.stdout)
+        json.dump({"poll_s": _shard_polls(calls), "progress_poll_s": _progress_polls(calls)}, sys.stdout)
 
 
-def _looks(numbers: list[int]) -> dict[str, float]:
+def _shard_polls(numbers: list[int]) -> dict[str, float]:
     import ray
 
     actor: Any = ray.remote(num_cpus=0)(_Blocked)
     blocked, free = actor.remote(), actor.remote()
     blocked.block.remote()
-    out: list[Any] = []
+    pending: list[Any] = []
     seconds_by_number: dict[str, float] = {}
     for number in numbers:
-        out += [blocked.nothing.remote() for _ in range(number - len(out))]
-        done = [free.nothing.remote() for _ in range(_LOOKS)]
+        pending += [blocked.nothing.remote() for _ in range(number - len(pending))]
+        done = [free.nothing.remote() for _ in range(_POLLS)]
         ray.get(done)
         start = time.perf_counter()
-        for _ in range(_LOOKS):
-            ready, _ = ray.wait([*out, *done], num_returns=len(out) + len(done), timeout=0)
-            assert len(ready) == _LOOKS
-        seconds_by_number[str(number)] = round((time.perf_counter() - start) / _LOOKS, 6)
+        for _ in range(_POLLS):
+            ready, _ = ray.wait([*pending, *done], num_returns=len(pending) + len(done), timeout=0)
+            assert len(ready) == _POLLS
+        seconds_by_number[str(number)] = round((time.perf_counter() - start) / _POLLS, 6)
     ray.kill(blocked)
     return seconds_by_number
 
 
-def _looks_at_the_board(numbers: list[int]) -> dict[str, float]:
+def _progress_polls(numbers: list[int]) -> dict[str, float]:
     from jobs.progress import status
     from jobs.progress.status import Count
 
     seconds_by_number: dict[str, float] = {}
     for number in numbers:
         for shard in range(number // 2):
-            status.begin_shard("run", f"s3://bucket/made/part-{shard:06d}")
-            status.put_count("run", f"s3://bucket/made/part-{shard:06d}", Count(pictures=shard))
+            status.begin_shard("run", f"s3://bucket/edges/part-{shard:06d}")
+            status.put_count("run", f"s3://bucket/edges/part-{shard:06d}", Count(pictures=shard))
         start = time.perf_counter()
         counts = status.counts_in_progress("run")
         seconds_by_number[str(number)] = round(time.perf_counter() - start, 6)

@@ -1,6 +1,8 @@
-"""Requests to S3 that a job makes, counted at the calls of s3fs on a real S3 server; a step in docs/scale.md.
+"""Counts the requests of a filter job to a real S3 server, by the calls of s3fs. docs/scale.md uses the counts.
 
-.venv/bin/python -m benchmarks.scale.s3_requests --shard-mb 128
+    python -m benchmarks.scale.s3_requests --shard-mb 128
+
+Prints them as JSON, by phase of the job and by S3 operation.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
+from benchmarks.common.command_line import work_folder
 from benchmarks.common.photo_files import make_photos
 from benchmarks.common.striate_runs import BLUR, ENCODE
 from jobs.filter import plan_filter
@@ -34,23 +36,22 @@ from library.errors import StriateError
 from library.sources import Options, list_source
 from library.work.ingest_shard import IngestJob
 
-_BYTES_A_PHOTO = 111_000
+_BYTES_PER_PHOTO = 111_000
 
 
 def main() -> None:
-    """Counts by phase and by S3 operation, as JSON on stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shard-mb", type=float, default=128, help="size of the shard in MiB (128)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="striate-requests-") as folder, _server(Path(folder)):
-        json.dump(_counted(Path(folder), options.shard_mb), sys.stdout, indent=1)
+    with work_folder(None) as folder, _server(folder):
+        json.dump(_count_phases(folder, options.shard_mb), sys.stdout, indent=1)
         print()
 
 
-def _counted(folder: Path, shard_mb: float) -> dict[str, Any]:
+def _count_phases(folder: Path, shard_mb: float) -> dict[str, Any]:
     bucket = "s3://bucket"
     stores.opened(bucket)[0].mkdir("bucket")
-    photos = int(shard_mb * 2**20 / _BYTES_A_PHOTO)
+    photos = int(shard_mb * 2**20 / _BYTES_PER_PHOTO)
     make_photos(None, folder / "photos", photos)
     listing = list_source(str(folder / "photos"), Options())
     work = IngestJob.of(listing, Options(), verify=False)
@@ -58,7 +59,7 @@ def _counted(folder: Path, shard_mb: float) -> dict[str, Any]:
     job = Job(kind="ingest", source="photos")
     claim(f"{bucket}/raw", [job], overwrite=False)
     finish(f"{bucket}/raw", [job], Totals.of(work.run(task, lambda _: None) for task in tasks))
-    filtering = plan_filter(f"{bucket}/raw", f"{bucket}/made", BLUR, encode=ENCODE)
+    filtering = plan_filter(f"{bucket}/raw", f"{bucket}/blurred", BLUR, encode=ENCODE)
     requests: dict[str, Any] = {"photos": photos, "shards": len(tasks)}
     with _counting() as calls:
         claim(filtering.destination, filtering.jobs, overwrite=False)
@@ -78,7 +79,7 @@ def _counted(folder: Path, shard_mb: float) -> dict[str, Any]:
 
 @contextmanager
 def _counting() -> Generator[Counter[str]]:
-    """Calls by S3 operation while the block runs; a listing counts once a page."""
+    """Counts calls by S3 operation while the block runs; a listing counts once per page."""
     calls: Counter[str] = Counter()
     filesystem: Any = S3FileSystem
     real, real_sync = filesystem._call_s3, filesystem.call_s3
@@ -87,7 +88,7 @@ def _counting() -> Generator[Counter[str]]:
         calls[method] += 1
         return await real(self, method, *arguments, **options)
 
-    # Files that are being written go by the second, which was made of the first.
+    # Writers call `call_s3`, which s3fs derives from `_call_s3` when it is imported.
     filesystem._call_s3, filesystem.call_s3 = counted, sync_wrapper(counted)
     try:
         yield calls
@@ -97,7 +98,7 @@ def _counting() -> Generator[Counter[str]]:
 
 @contextmanager
 def _server(folder: Path) -> Generator[None]:
-    """`rclone serve s3` below `folder`, and the variables that lead to it."""
+    """Runs `rclone serve s3` on a folder below `folder`, and sets the variables with its address."""
     (folder / "s3").mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -120,7 +121,7 @@ def _server(folder: Path) -> Generator[None]:
                     process.wait(0.05)
             if process.poll() is not None:
                 raise StriateError(
-                    f"{command[0]} ended before it listened on port {port}, with exit code {process.returncode}"
+                    f"{command[0]} ended with exit code {process.returncode} before it listened on port {port}"
                 )
             yield
         finally:

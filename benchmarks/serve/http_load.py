@@ -1,7 +1,7 @@
-"""Load on an HTTP server: as fast as it answers, by wrk, or at a rate that does not wait for it.
+"""Puts load on an HTTP server: in a closed loop with wrk, or in an open loop at a constant rate.
 
-What wrk cannot do is keep a rate when answers come late or are refusals; a small client over asyncio's streams does
-that. Its latencies count from the moment a request was due, not from when it could be sent (no coordinated omission).
+wrk cannot keep a rate when answers are late or refused, so a small asyncio client does. It measures latencies from the
+moment when a request was due, not from when it was sent (no coordinated omission).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from library.errors import StriateError, UsageError
 
 _SCRIPT = Path(__file__).parent / "programs" / "post.lua"
 _TIMEOUT_S = 30.0
-#: More connections than this at once are not opened: a client of its own would fall over before the server does.
+#: The most connections of the open loop; with more, the client would fail before the server does.
 _MAX_CONNECTIONS = 1000
 
 
 @dataclass(frozen=True)
 class Bodies:
-    """What is posted: numbered JPEG files in a folder, `000000.jpg` and on."""
+    """The request bodies: `count` JPEG files in a folder, `000000.jpg` and so on."""
 
     folder: Path
     count: int
@@ -43,16 +43,21 @@ class Bodies:
 
 
 def closed_loop(url: str, bodies: Bodies, concurrency: int, seconds: float, form: str | None = None) -> dict[str, Any]:
-    """Each of `concurrency` connections asks again as soon as it is answered.
+    """Measures a server with `concurrency` connections, each of which sends a request as soon as it has an answer.
 
     Args:
+        url: address that pictures are posted to.
+        bodies: sent in turn.
+        concurrency: number of connections.
+        seconds: duration.
         form: name of the multipart field; None posts the bytes as they are.
 
     Returns:
-        `requests_per_s` of good answers, `p50_ms`, `p95_ms`, `p99_ms`, `max_ms`, `refused` (another status), `broken`.
+        `requests_per_s` with status 200, `p50_ms`, `p95_ms`, `p99_ms`, `max_ms`, `refused` (answers with another
+        status) and `broken` (requests without an answer).
     """
     if shutil.which("wrk") is None:
-        raise UsageError("no `wrk` here; `apt-get install -y wrk`")
+        raise UsageError("`wrk` is not installed: apt-get install -y wrk")
     command = ["wrk", "-t1", f"-c{concurrency}", f"-d{max(1, round(seconds))}s", f"--timeout={_TIMEOUT_S:.0f}s"]
     command += ["-s", str(_SCRIPT), url, "--", str(bodies.folder), str(bodies.count), *([form] if form else [])]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -61,21 +66,21 @@ def closed_loop(url: str, bodies: Bodies, concurrency: int, seconds: float, form
     report = json.loads(done.stdout.splitlines()[-1])
     good = report.pop("requests") - report["refused"]
     if not good:
-        raise NotRunError(f"{url} gave no good answer: {report}")
+        raise NotRunError(f"{url} answered no request with status 200: {report}")
     return {"requests_per_s": round(good / report.pop("seconds"), 2), **report}
 
 
 @dataclass
 class OpenLoop:
-    """What became of requests that were due at a steady rate.
+    """The outcomes of requests that were due at a constant rate.
 
     Attributes:
-        rate: requests a second that were due.
-        seconds: from the first that was due to the last answer.
-        good_ms: latencies of the answers, from when each was due.
-        refused_ms: of refusals (429, 503), likewise.
-        other: answers of another status, by it; `broken` for none at all.
-        late_ms: how late the client itself sent each: where it is large, the client was too slow for the rate.
+        rate: requests per second that were due.
+        seconds: from the first due request to the last answer.
+        good_ms: latencies of answers with status 200, from the moment when the request was due.
+        refused_ms: latencies of refusals (429, 503), likewise.
+        other: number of other outcomes, by status, or by `broken: ERROR` for requests without an answer.
+        late_ms: delay of each request in the client itself; if it is large, the client was too slow for the rate.
     """
 
     rate: float
@@ -97,8 +102,8 @@ class OpenLoop:
 
 
 def open_loop(url: str, bodies: Bodies, rate: float, seconds: float) -> OpenLoop:
-    """Ask at a steady rate, whatever becomes of it."""
-    # To look through all that this process holds takes time in which it would neither ask nor hear an answer.
+    """Sends requests at a constant rate, however late the answers are."""
+    # A collection would stop the client for so long that requests are sent and answers are read too late.
     gc.disable()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -119,8 +124,8 @@ async def _open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: fl
         if (left := due - perf_counter()) > 0:
             await asyncio.sleep(left)
         elif number % 16 == 0:
-            await asyncio.sleep(0)  # answers are read even where we are behind
-        task = loop.create_task(_one(client, requests[number % len(requests)], due, result))
+            await asyncio.sleep(0)  # lets answers be read even if the client is late
+        task = loop.create_task(_send(client, requests[number % len(requests)], due, result))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     if tasks:
@@ -130,7 +135,7 @@ async def _open_loop(url: str, bodies: Sequence[bytes], rate: float, seconds: fl
     return result
 
 
-async def _one(client: _Client, request: bytes, due: float, result: OpenLoop) -> None:
+async def _send(client: _Client, request: bytes, due: float, result: OpenLoop) -> None:
     result.late_ms.append((perf_counter() - due) * 1e3)
     try:
         async with asyncio.timeout(_TIMEOUT_S):
@@ -148,22 +153,22 @@ async def _one(client: _Client, request: bytes, due: float, result: OpenLoop) ->
 
 
 class _Client:
-    """Keeps connections open and takes the one used last; a library for HTTP would take longer than a small model."""
+    """Keeps connections open and reuses the latest one; an HTTP library would take longer than a small model."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: image/jpeg\r\n"
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._room = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
 
     def encoded(self, body: bytes) -> bytes:
         return f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def status(self, request: bytes) -> int:
-        """Send a request and read its answer whole."""
-        async with self._room:
-            reader, writer = self._idle.pop() if self._idle else await self._opened()
+        """Sends a request, reads the whole answer, and returns its status."""
+        async with self._slots:
+            reader, writer = self._idle.pop() if self._idle else await self._connect()
             try:
                 writer.write(request)
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -178,7 +183,7 @@ class _Client:
                 self._idle.append((reader, writer))
             return int(head.split(b" ", 2)[1])
 
-    async def _opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self._host, self._port)
 
     def close(self) -> None:

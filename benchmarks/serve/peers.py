@@ -1,4 +1,4 @@
-"""The contestants of serve_throughput.py: how each is started, and the limit, which serves nothing."""
+"""The contestants of serve_throughput.py: the commands that start the servers, and the limit, which serves nothing."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from benchmarks.serve.served_models import Served
 from library.errors import StriateError
 
 _PROGRAMS = "benchmarks.serve.programs"
-#: Largest batch of LitServe and BentoML; the limit tries several.
+#: Largest batch of LitServe and BentoML.
 _BATCH = 32
+#: Batch sizes that the limit tries.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
-_MARK = "striate-bench-mark"
+_BOUNDARY = "striate-bench-mark"
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Server:
 
     Attributes:
         name: for `--only`.
-        what: said in the table and in the result.
+        what: its description in the result.
         kind: striate, fastapi, litserve or bentoml.
-        code: what computes in a peer: `bundle` or `plain`, see programs/classifier.py.
-        form: name of the multipart field it takes a picture in; None: the body.
-        replicas: striate with a replica a core instead of one with all cores.
-        variables: of its environment.
+        code: how a peer computes: `bundle` or `plain`, see programs/classifier.py.
+        form: name of the multipart field for the picture; None sends it as the body.
+        replicas: starts striate with one replica per core instead of one replica with all cores.
+        variables: additional environment variables.
     """
 
     name: str
@@ -53,15 +54,21 @@ class Server:
     def started(
         self, served: Served, port: int, cores: int, peers_python: Path | None
     ) -> Generator[tuple[Started, str]]:
-        """The server while it runs, and where pictures are posted.
+        """Runs the server during the block; yields it and the URL that pictures are posted to.
+
+        Args:
+            served: the model and the request bodies.
+            port: port to listen on.
+            cores: number of workers of a peer, and of replicas where `replicas` is set.
+            peers_python: an interpreter with LitServe and BentoML; None without one.
 
         Raises:
-            NotRunError: a peer that is not here, or whatever does not start.
+            NotRunError: a peer is not installed, or the server does not start.
         """
         if self.kind in ("litserve", "bentoml") and peers_python is None:
             raise NotRunError(
-                f"no {self.kind} here; `make bench` gives the peers an environment of their own in out/peers, "
-                "or name one with --peers-python"
+                f"{self.kind} is not installed: `make bench` installs the peers in out/peers; or name an interpreter "
+                "with --peers-python"
             )
         path = f"/models/{served.name}/predict" if self.kind == "striate" else "/predict"
         url = f"http://127.0.0.1:{port}{path}"
@@ -78,8 +85,8 @@ class Server:
         }
         with server(
             self._command(served, port, cores, peers_python), environment, _probe(url, served.bodies, self.form)
-        ) as it:
-            yield it, url
+        ) as running:
+            yield running, url
 
     def _command(self, served: Served, port: int, cores: int, peers_python: Path | None) -> list[str]:
         python = Path(sys.executable)
@@ -98,15 +105,15 @@ class Server:
                 service = f"{_PROGRAMS}.bentoml_service:Classifier"
                 return [str(bento), "serve", service, "--host", "127.0.0.1", "--port", str(port), "--quiet"]
             case _:
-                raise StriateError(f"no such kind of server: {self.kind}")
+                raise StriateError(f"unknown kind of server: {self.kind}")
 
 
 SERVERS = (
     Server("striate", "striate serve", "striate"),
-    Server("striate_replicas", "striate serve, a replica a core", "striate", replicas=True),
-    Server("fastapi", "FastAPI by hand, our decoding and model", "fastapi"),
-    Server("litserve", "LitServe, our decoding and model", "litserve", form="request"),
-    Server("bentoml", "BentoML, our model", "bentoml", form="images"),
+    Server("striate_replicas", "striate serve, one replica per core", "striate", replicas=True),
+    Server("fastapi", "FastAPI by hand, Striate's decoding and model", "fastapi"),
+    Server("litserve", "LitServe, Striate's decoding and model", "litserve", form="request"),
+    Server("bentoml", "BentoML, Striate's model", "bentoml", form="images"),
     Server(
         "striate_python_proxy",
         "striate serve, Serve's Python proxy",
@@ -120,18 +127,18 @@ SERVERS = (
 
 
 def _probe(url: str, bodies: Bodies, form: str | None) -> Request:
-    """A real picture: a server is up when it has classified one."""
+    """Returns a request with a real picture: a server is ready when it has classified one."""
     data, headers = bodies.read()[0], {"Content-Type": "image/jpeg"}
     if form is not None:
         disposition = f'Content-Disposition: form-data; name="{form}"; filename="a.jpg"'
-        head = f"--{_MARK}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n"
-        data = head.encode() + data + f"\r\n--{_MARK}--\r\n".encode()
-        headers = {"Content-Type": f"multipart/form-data; boundary={_MARK}"}
+        head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n"
+        data = head.encode() + data + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
     return Request(url, data, headers, method="POST")
 
 
 def versions(peers_python: Path | None) -> dict[str, str]:
-    """Of the peers, as installed."""
+    """Returns the installed versions of the peers; empty without an interpreter."""
     program = "import importlib.metadata as m; print(m.version('litserve'), m.version('bentoml'), m.version('fastapi'))"
     if peers_python is None:
         return {}
@@ -143,22 +150,28 @@ def versions(peers_python: Path | None) -> dict[str, str]:
 
 
 def limit(served: Served, runtime: str, cores: int, seconds: float) -> dict[str, Any]:
-    """The bundle in a loop with decoding, at its best: every batch size, in one process and in one a core.
+    """Measures the bundle in a loop with decoding, for every batch size, in one process and in one per core.
+
+    Args:
+        served: the model and the pictures.
+        runtime: name of the runtime, as for `striate serve --runtime`.
+        cores: number of cores.
+        seconds: duration for each setting.
 
     Returns:
-        `requests_per_s` of the best, which that is, and every one that was tried.
+        `processes`, `batch_size` and `requests_per_s` of the fastest setting, `runtime`, and `tried` with all settings.
     """
     tried: list[dict[str, Any]] = []
-    ready: list[dict[str, Any]] = []
+    runtimes: list[dict[str, Any]] = []
     for processes in sorted({1, cores}):
         with ExitStack() as stack:
             loops = [stack.enter_context(_loop(served, runtime, max(1, cores // processes))) for _ in range(processes)]
-            ready = [json.loads(_line(loop))["ready"] for loop in loops]
+            runtimes = [json.loads(_line(loop))["ready"] for loop in loops]
             for size in _SIZES:
-                rate = _asked(loops, size, seconds)
+                rate = _rate(loops, size, seconds)
                 tried.append({"processes": processes, "batch_size": size, "requests_per_s": round(rate, 2)})
     best = max(tried, key=lambda figures: figures["requests_per_s"])
-    return {**best, "runtime": ready[0], "tried": tried}
+    return {**best, "runtime": runtimes[0], "tried": tried}
 
 
 @contextmanager
@@ -172,8 +185,8 @@ def _loop(served: Served, runtime: str, threads: int) -> Generator[subprocess.Po
             loop.kill()
 
 
-def _asked(loops: Sequence[subprocess.Popen[str]], size: int, seconds: float) -> float:
-    """Pictures per second of all loops together."""
+def _rate(loops: Sequence[subprocess.Popen[str]], size: int, seconds: float) -> float:
+    """Returns the pictures per second of all loops together."""
     for loop in loops:
         assert loop.stdin
         loop.stdin.write(json.dumps({"batch": size, "seconds": seconds}) + "\n")
@@ -186,5 +199,5 @@ def _line(loop: subprocess.Popen[str]) -> str:
     assert loop.stdout
     line = loop.stdout.readline()
     if not line:
-        raise StriateError("a loop of the bare model ended")
+        raise StriateError("the program bare_model ended before it had printed its result")
     return line

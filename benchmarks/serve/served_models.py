@@ -22,7 +22,7 @@ _SMALL_PX = 28
 
 @dataclass(frozen=True)
 class Served:
-    """A model to serve: its name, its bundle, and the bodies that are posted to it."""
+    """A model to serve: its name, its bundle, and the request bodies."""
 
     name: str
     bundle: Path
@@ -30,14 +30,14 @@ class Served:
 
 
 def make_served(name: str, work: Path, photos: int, tar: Path | None) -> Served:
-    """A bundle of untrained weights, which cost what trained ones do, and real photos.
+    """Writes a bundle with untrained weights, which take as long as trained ones, and photos.
 
     Args:
-        name: `lenet5` (grey, 28x28, 10 classes; its photos are reduced to that size, as digits have it) or `resnet50`
-            (colour, 224x224, 1000 classes; photos as they are).
+        name: `lenet5` (grey, 28x28, 10 classes; its photos are reduced to that size, the size of MNIST) or `resnet50`
+            (colour, 224x224, 1000 classes; photos in their own size).
         work: folder to write into.
-        photos: how many.
-        tar: of photos; None for photos-500.tar, else synthetic ones.
+        photos: number of photos.
+        tar: tar of photos; None as in `make_photos`.
     """
     make_bundle(name, work / name)
     photo_set = make_photos(tar, work / f"{name}-photos", photos)
@@ -48,7 +48,7 @@ def make_served(name: str, work: Path, photos: int, tar: Path | None) -> Served:
 
 
 def make_bundle(name: str, folder: Path) -> None:
-    """Untrained weights: grey and 10 classes for a model of one channel, else colour and 1000 classes."""
+    """Writes a bundle with untrained weights: grey and 10 classes for a model of one channel, else colour and 1000."""
     torch.manual_seed(0)
     channels, side, _ = info(name).input_size
     classes = 10 if channels == 1 else 1000

@@ -1,13 +1,14 @@
 """Compares an epoch of a new head on cached features with an epoch that runs the frozen backbone again.
 
-Cats against dogs of CIFAR-10 (10,000 pictures, no augmentation), the ResNet-9 of jobs/recipes/cifar10-cpu.yaml, with
-weights that are random: they cost what learned ones cost. The pass that computes the features is reported
-separately.
+The data are cats and dogs of CIFAR-10 (10,000 pictures, no augmentation); the network is the ResNet-9 of
+jobs/recipes/cifar10-cpu.yaml with random weights, which take as long as trained ones. The time to compute the features
+is reported separately.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -18,80 +19,57 @@ from typing import Any
 
 import torch
 
-from benchmarks import REPOSITORY
-from benchmarks.common.measuring import spread
-from benchmarks.common.result_file import machine, save
+from benchmarks.common.command_line import at_least, make_parser, run_benchmark, work_folder
+from benchmarks.common.measuring import RATE, measured_rounds, ratios
+from benchmarks.common.report import goal, print_rounds
+from benchmarks.common.result_file import torch_facts
+from benchmarks.train.recipe_results import add_cifar10
 from cluster.connection.session import connect
 from jobs.ingest import ingest, plan_ingest
 from jobs.train.driver import train
 from jobs.train.plan import plan_train
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
-from library.errors import StriateError, UsageError
 from library.models.build import create
 from library.recipe import Recipe
 from library.training.progress import read_metrics
 
-_SHARED = REPOSITORY.parent / "shared" / "data" / "cifar10.tar.gz"
 _MODEL = "resnet9(width=16)"
-_GOAL = 10.0
+_MIN_RATIO = 10.0
 
 
 def main() -> int:
-    """Exit code 0, 1 for a failure, 2 for misuse; a goal that is missed is no failure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", type=Path, default=_SHARED, help="archive with train/CLASS and test/CLASS")
+    """Returns the exit code."""
+    parser = make_parser(__file__, __doc__, "", "--epochs 2 --out /tmp/results")
+    add_cifar10(parser)
     parser.add_argument("--model", default=_MODEL, help=f"call of the model ({_MODEL})")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs; the first is not counted (3)")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds (1)")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of the result")
-    options = parser.parse_args()
-    try:
-        if not options.cifar10.is_file():
-            raise UsageError(f"{options.cifar10} is not there; name the archive with --cifar10")
-        if options.epochs < 2:
-            raise UsageError("--epochs: at least 2, for the first is not counted")
-        with tempfile.TemporaryDirectory(prefix="striate-features-") as folder, connect():
-            result = _measure(options, Path(folder))
-        print(json.dumps(result["goals"], indent=1))
-        print(save(result, options.out))
-    except StriateError as error:
-        print(f"cached_features: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    parser.add_argument("--epochs", type=at_least(2), default=3, help="epochs; the first is not counted (3)")
+    parser.add_argument("--rounds", type=at_least(1), default=1, help="number of rounds (1)")
+    return run_benchmark(__file__, parser, _measure, print_rounds, machine_facts=lambda _: torch_facts())
 
 
-def _measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    described = machine(torch.get_num_threads())
-    described["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    ingest(plan_ingest(str(options.cifar10), str(work / "cifar10")))
-    torch.manual_seed(0)
-    record = BundleRecord(model=options.model, classes=("a", "b"), input_size=(32, 32), channels=3)
-    Bundle.of_model(record, create(options.model, num_classes=2)).save(str(work / "weights"))
-    rounds: dict[str, list[dict[str, Any]]] = {"cached": [], "frozen": []}
-    for number in range(options.rounds):
-        for name, runs in rounds.items():
-            runs.append(_run(options, work, name == "cached", work / f"{name}-{number}"))
-            print(f"round {number + 1}/{options.rounds}, {name}: {runs[-1]}", file=sys.stderr, flush=True)
-    pairs = zip(rounds["frozen"], rounds["cached"], strict=True)
-    ratios = [frozen["epoch_s"] / cached["epoch_s"] for frozen, cached in pairs]
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    with work_folder(None) as work, connect():
+        ingest(plan_ingest(str(options.cifar10), str(work / "cifar10")))
+        torch.manual_seed(0)
+        record = BundleRecord(model=options.model, classes=("a", "b"), input_size=(32, 32), channels=3)
+        Bundle.of_model(record, create(options.model, num_classes=2)).save(str(work / "weights"))
+        runs = {
+            name: functools.partial(_run, options, work, cached)
+            for name, cached in (("cached", True), ("frozen", False))
+        }
+        rounds = measured_rounds(runs, options.rounds)
+    values = ratios(rounds["frozen"], rounds["cached"], "epoch_s")
     return {
-        "benchmark": "cached_features",
-        "machine": described,
         "parameters": {"model": options.model, "pictures": 10000, "epochs": options.epochs, "rounds": options.rounds},
         "contestants": rounds,
-        "goals": [
-            {
-                "what": "seconds an epoch, frozen backbone / cached features",
-                "at_least": _GOAL,
-                "ratio": spread(ratios),
-                "reached": statistics.median(ratios) >= _GOAL,
-            }
-        ],
+        "goals": [goal("seconds an epoch, frozen backbone / cached features", values, at_least=_MIN_RATIO)],
     }
 
 
-def _run(options: argparse.Namespace, work: Path, cached: bool, out: Path) -> dict[str, Any]:
+def _run(options: argparse.Namespace, work: Path, cached: bool) -> dict[str, Any]:
+    """Trains a new head; returns the medians over the counted epochs, and the times of the whole training."""
+    out = Path(tempfile.mkdtemp(dir=work)) / "bundle"
     recipe = Recipe.parse(
         json.dumps(
             {
@@ -113,7 +91,7 @@ def _run(options: argparse.Namespace, work: Path, cached: bool, out: Path) -> di
     lines = read_metrics(str(out / "logs"))
     return {
         "epoch_s": round(statistics.median(line["seconds"] for line in lines[1:]), 4),
-        "pictures_per_s": round(statistics.median(line["pictures_per_s"] for line in lines[1:]), 1),
+        RATE: round(statistics.median(line["pictures_per_s"] for line in lines[1:]), 1),
         "training_s": round(result.seconds, 2),
         "before_and_after_s": round(whole - result.seconds, 2),
     }

@@ -1,12 +1,13 @@
-"""Pictures per second that a model learns from: striate beside the limit and beside what one would write without it.
+"""Measures pictures per second of training beside the limit and beside what one would write without Striate.
 
-On a CPU: LeNet on MNIST, batch 128. With --device cuda: any model on photos, beside synthetic tensors on the GPU.
-benchmarks/README.md says what each contestant does.
+On a CPU: LeNet on MNIST, batch size 128. With --device cuda: any model on photos, beside synthetic tensors on the GPU.
+benchmarks/README.md defines contestants and figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -25,8 +26,10 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks import REPOSITORY
-from benchmarks.common.measuring import spread
-from benchmarks.common.result_file import machine, save
+from benchmarks.common.command_line import at_least, make_parser, run_benchmark, work_folder
+from benchmarks.common.measuring import STEADY, measured_rounds, ratios
+from benchmarks.common.report import goal, print_rounds
+from benchmarks.common.result_file import torch_facts
 from jobs.train.driver import train
 from jobs.train.plan import plan_train
 from library.dataset.manifest import load_manifest
@@ -42,16 +45,10 @@ from library.training.progress import read_metrics
 _SHARED = REPOSITORY.parent / "shared" / "data"
 _LR = 0.02
 
-_EXAMPLES = """examples:
-  .venv/bin/python benchmarks/train/train_throughput.py
-  .venv/bin/python benchmarks/train/train_throughput.py --epochs 3 --rounds 1 --out /tmp/results
-  .venv/bin/python benchmarks/train/train_throughput.py --device cuda --model resnet50 --size 224 --batch-size 256
-"""
-
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contestants share: the dataset, the same pictures as PNG or JPEG files, and how it is learned."""
+    """The input and the settings, the same for all contestants: a dataset, and its pictures as files."""
 
     dataset: str
     files: Path
@@ -66,63 +63,37 @@ class Setup:
 
 
 def main() -> int:
-    """Exit code 0, 1 for a failure, 2 for misuse; a goal that is missed is no failure."""
-    options = _parser().parse_args()
-    try:
-        result = _measure(options)
-        print(json.dumps(result["goals"], indent=1))
-        print(save(result, options.out))
-    except StriateError as error:
-        print(f"train_throughput: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Returns the exit code."""
+    parser = make_parser(
+        __file__,
+        __doc__,
+        "",
+        "--epochs 3 --rounds 1 --out /tmp/results",
+        "--device cuda --model resnet50 --size 224 --batch-size 256",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--model", default="lenet5", help="call of the model (lenet5)")
-    parser.add_argument("--size", type=int, help="side of its input in pixels (the model's own)")
+    parser.add_argument("--size", type=at_least(1), help="side of the model's input in pixels (the model's default)")
     parser.add_argument("--source", type=Path, help="pictures (MNIST for one channel, photos-500.tar for three)")
-    parser.add_argument("--batch-size", type=int, default=128, help="pictures a step (128)")
-    parser.add_argument("--epochs", type=int, default=4, help="epochs; the first is not counted (4)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
-    parser.add_argument("--workers", type=int, default=1, help="training workers of striate (1)")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of the result")
-    return parser
+    parser.add_argument("--batch-size", type=at_least(1), default=128, help="pictures per step (128)")
+    parser.add_argument("--epochs", type=at_least(2), default=4, help="epochs; the first is not counted (4)")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="number of rounds (3)")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="training workers of striate (1)")
+    return run_benchmark(
+        __file__, parser, _measure, print_rounds, machine_facts=lambda options: torch_facts(options.device)
+    )
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    if options.epochs < 2:
-        raise UsageError("--epochs: at least 2, for the first is not counted")
     channels, height, _ = info(options.model).input_size
-    described = machine(torch.get_num_threads())
-    described["device"] = torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu"
-    with tempfile.TemporaryDirectory(prefix="striate-bench-") as folder:
-        setup = _setup(options, Path(folder), channels, options.size or height)
-        contestants: dict[str, Callable[[Setup], dict[str, Any]]] = {
-            "limit": _limit,
-            "striate": _striate,
-            "image_folder": _image_folder,
-        }
-        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
-        for number in range(options.rounds):
-            for name, run in contestants.items():
-                figures = run(setup)
-                rounds[name].append(figures)
-                print(f"round {number + 1}/{options.rounds}, {name}: {figures}", file=sys.stderr, flush=True)
+    with work_folder(None) as work:
+        setup = _setup(options, work, channels, options.size or height)
+        contestants = {"limit": _limit, "striate": _striate, "image_folder": _image_folder}
+        runs = {name: functools.partial(run, setup) for name, run in contestants.items()}
+        rounds = measured_rounds(runs, options.rounds)
         pictures = load_manifest(setup.dataset).rows
-    rate = "steady_pictures_per_s"
-    against = {
-        name: [ours[rate] / theirs[rate] for ours, theirs in zip(rounds["striate"], peer_rounds, strict=True)]
-        for name, peer_rounds in rounds.items()
-    }
-    least = {"limit": 0.95 if options.device.startswith("cuda") else 0.85, "image_folder": 1.0}
+    min_ratios = {"limit": 0.95 if options.device.startswith("cuda") else 0.85, "image_folder": 1.0}
     return {
-        "benchmark": "train_throughput",
-        "machine": described,
         "parameters": {
             "model": options.model,
             "size": setup.size,
@@ -134,13 +105,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         },
         "contestants": rounds,
         "goals": [
-            {
-                "what": f"steady epochs, striate / {name}",
-                "at_least": goal,
-                "ratio": spread(against[name]),
-                "reached": statistics.median(against[name]) >= goal,
-            }
-            for name, goal in least.items()
+            goal(f"steady epochs, striate / {name}", ratios(rounds["striate"], rounds[name], STEADY), at_least=least)
+            for name, least in min_ratios.items()
         ],
     }
 
@@ -148,7 +114,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 def _setup(options: argparse.Namespace, work: Path, channels: int, size: int) -> Setup:
     source = options.source or _SHARED / ("mnist" if channels == 1 else "photos-500.tar")
     if not source.exists():
-        raise UsageError(f"{source} is not there; name pictures with --source")
+        raise UsageError(f"{source} does not exist; name pictures with --source")
     striate = Path(sys.executable).with_name("striate")
     done = subprocess.run([striate, "ingest", source, work / "data"], capture_output=True, text=True)
     if done.returncode:
@@ -173,6 +139,7 @@ def _setup(options: argparse.Namespace, work: Path, channels: int, size: int) ->
 
 
 def _pictures(dataset: str) -> Iterator[tuple[str, bytes, str]]:
+    """Yields class, encoded picture and format of all rows."""
     for shard in load_manifest(dataset).shards:
         for table in ShardReader(f"{dataset}/{shard.name}"):
             columns = (table["label"].to_pylist(), table["image"].to_pylist(), table["format"].to_pylist())
@@ -181,7 +148,7 @@ def _pictures(dataset: str) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _limit(setup: Setup) -> dict[str, Any]:
-    """A plain loop over float tensors that are where they are needed."""
+    """Measures a plain PyTorch loop over float tensors in memory, or over one synthetic batch on the GPU."""
     device = choose_device(setup.device)
     if device.type == "cuda":
         x = torch.rand(setup.batch_size, setup.channels, setup.size, setup.size, device=device)
@@ -207,7 +174,7 @@ def _limit(setup: Setup) -> dict[str, Any]:
 
 
 def _image_folder(setup: Setup) -> dict[str, Any]:
-    """torchvision's ImageFolder and a DataLoader with a process a core."""
+    """Measures torchvision's ImageFolder and a DataLoader with one process per core."""
     steps: list[Any] = [transforms.Grayscale()] if setup.channels == 1 else []
     steps += [transforms.Resize((setup.size, setup.size)), transforms.ToTensor()]
     folder = datasets.ImageFolder(str(setup.files), transforms.Compose(steps))
@@ -224,6 +191,7 @@ def _image_folder(setup: Setup) -> dict[str, Any]:
 
 
 def _loop(setup: Setup, batches: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]) -> dict[str, Any]:
+    """Trains on the batches of each epoch; returns the median rate of all epochs but the first, and two times."""
     device = choose_device(setup.device)
     classes = len(load_manifest(setup.dataset).tally.classes)
     model = create(setup.model, num_classes=classes).to(device)
@@ -249,14 +217,14 @@ def _loop(setup: Setup, batches: Callable[[], Iterator[tuple[torch.Tensor, torch
             torch.cuda.synchronize()
         rates.append(pictures_read / (time.perf_counter() - start))
     return {
-        "steady_pictures_per_s": round(statistics.median(rates[1:]), 1),
+        STEADY: round(statistics.median(rates[1:]), 1),
         "first_step_s": round(first or 0.0, 2),
         "whole_s": round(time.perf_counter() - began, 2),
     }
 
 
 def _striate(setup: Setup) -> dict[str, Any]:
-    """A recipe through Ray, validation and checkpoints included in the whole, not in the steady rate."""
+    """Measures a recipe through Ray Train; checkpoints count in the whole time, not in the steady rate."""
     out = Path(tempfile.mkdtemp(dir=setup.work)) / "bundle"
     recipe = Recipe.parse(
         json.dumps(
@@ -276,7 +244,7 @@ def _striate(setup: Setup) -> dict[str, Any]:
     whole = time.perf_counter() - start
     lines = read_metrics(str(out / "logs"))
     return {
-        "steady_pictures_per_s": round(statistics.median(line["pictures_per_s"] for line in lines[1:]), 1),
+        STEADY: round(statistics.median(line["pictures_per_s"] for line in lines[1:]), 1),
         "data_wait": round(statistics.median(line["data_wait"] for line in lines[1:]), 4),
         "first_step_s": round((result.first_step_at or clock) - clock, 2),
         "whole_s": round(whole, 2),

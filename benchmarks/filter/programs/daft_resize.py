@@ -1,6 +1,7 @@
-"""Daft: decode, resize to 256x256, encode as JPEG, from Parquet to Parquet. Daft has no blur.
+"""Resizes the pictures of a dataset to 256x256 with Daft, from Parquet to Parquet. Daft has no blur.
 
-Run by benchmarks/filter/filter_throughput.py, which wants its last line, with a Python that has `daft`. By itself:
+benchmarks/filter/filter_throughput.py runs it with a Python that has Daft and reads the JSON in its last line.
+By hand:
 
     python benchmarks/filter/programs/daft_resize.py DATASET OUT
 """
@@ -22,7 +23,7 @@ def main(dataset: str, out: str) -> None:
     resized = functions.encode_image(functions.resize(pictures, 256, 256), "jpeg")
     daft.read_parquet(f"{dataset}/*.parquet").with_column("image", resized).write_parquet(out)
     print(json.dumps({"seconds": time.perf_counter() - start, "version": daft.__version__}), flush=True)
-    # Daft 0.7.26 on a busy machine sometimes dies while the interpreter ends, with everything written.
+    # With Daft 0.7.26 the interpreter sometimes crashes at its end on a busy machine, after everything is written.
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""What Ray Data's documentation leads one to: read_images, map with Pillow, write_images.
+"""Blurs the pictures of a folder as Ray Data's documentation suggests: read_images, map with Pillow, write_images.
 
-Run by benchmarks/filter/filter_throughput.py, which wants its last line. By itself:
+benchmarks/filter/filter_throughput.py runs it and reads the JSON in its last line. By hand:
 
     python benchmarks/filter/programs/ray_data_images.py FOLDER OUT CORES
 """
@@ -32,11 +32,11 @@ def main(folder: str, out: str, cores: str) -> None:
     ray.init(num_cpus=int(cores), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.get([ray.remote(nothing).remote() for _ in range(int(cores))])  # the worker processes are up, as for ours
+    ray.get([ray.remote(nothing).remote() for _ in range(int(cores))])  # starts the worker processes, as for Striate
     started = time.perf_counter()
-    # Grey photos among colour ones fail without `mode`: a block that holds both gives arrays Pillow cannot take.
+    # Without `mode`, a block with grey and colour photos gives arrays that Pillow cannot read.
     photos = ray.data.read_images(folder, include_paths=True, mode="RGB")
-    # write_images takes no quality: Pillow's default of 75 it is, a little cheaper than the others' 90.
+    # write_images has no option for the quality: Pillow's default is 75, a little cheaper than the others' 90.
     photos.map(blur).write_images(out, column="image", file_format="jpeg")
     seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "ray_init_s": started - start, "version": ray.__version__}))

@@ -1,7 +1,7 @@
-"""A bundle in a loop over encoded pictures, without a server: the upper limit of the cores.
+"""Classifies encoded pictures with a bundle in a loop, without a server: the upper limit of the cores.
 
-Run by serve_throughput.py: prints `{"ready": ...}`, then answers each line `{"batch": 8, "seconds": 2}`
-with the number of pictures and the seconds they took.
+serve_throughput.py runs it. It prints `{"ready": ...}`, and answers each line `{"batch": 8, "seconds": 2}` with the
+number of pictures and the seconds that they took.
 
     python -m benchmarks.serve.programs.bare_model BUNDLE FOLDER_OF_JPEGS RUNTIME THREADS
 """
@@ -33,10 +33,10 @@ def main(uri: str, folder: str, name: str, threads: str) -> None:
     with ThreadPoolExecutor(int(threads)) as pool:
         for line in sys.stdin:
             request = json.loads(line)
-            _say(_measured(bundle, runtime, pictures, pool, request["batch"], request["seconds"], int(threads)))
+            _say(_measure(bundle, runtime, pictures, pool, request["batch"], request["seconds"], int(threads)))
 
 
-def _measured(
+def _measure(
     bundle: Bundle,
     runtime: Runtime,
     pictures: Any,
@@ -47,7 +47,7 @@ def _measured(
 ) -> dict[str, Any]:
     def batch() -> None:
         data = list(islice(pictures, size))
-        # One thread takes no pool: handing a small picture over costs more than decoding it.
+        # No pool for one thread: passing a small picture to it costs more than decoding.
         prepared = pool.map(bundle.prepare, data) if threads > 1 else map(bundle.prepare, data)
         bundle.ranked(runtime.probabilities(list(prepared)))
 

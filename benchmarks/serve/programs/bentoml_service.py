@@ -1,6 +1,6 @@
-"""BentoML as in its documentation: Pillow images, adaptive batching on, a worker a core.
+"""BentoML as in its documentation: Pillow images, adaptive batching, one worker per core.
 
-Alone, with the variables of classifier.py: bentoml serve benchmarks.serve.programs.bentoml_service:Classifier
+By hand, with the variables of classifier.py: bentoml serve benchmarks.serve.programs.bentoml_service:Classifier
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What every server of the comparison computes: a picture's bytes, or a Pillow image, to what a model sees, and on.
+"""The classifier of every server in the comparison: prepares and classifies pictures, from bytes or Pillow images.
 
-`BENCH_CODE=bundle` is our own code, so that only the serving differs; `plain` is what one would write with Pillow,
-torchvision and PyTorch.
+With `BENCH_CODE=bundle` it is Striate's code, so that only the serving differs; with `plain` it is what one would write
+with Pillow, torchvision and PyTorch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TOP = 5
 
 
 class BundleCode:
-    """`Bundle.prepare` and `Bundle.probabilities`."""
+    """Prepares and classifies with a Striate bundle."""
 
     def __init__(self, uri: str) -> None:
         self._bundle = Bundle.load(uri, "cpu")
@@ -45,7 +45,7 @@ class BundleCode:
 
 
 class PlainCode:
-    """Pillow, torchvision's transforms, a PyTorch model."""
+    """Prepares with Pillow and torchvision's transforms, and classifies with a PyTorch model."""
 
     def __init__(self, uri: str) -> None:
         record = load_record(uri)
@@ -68,7 +68,7 @@ class PlainCode:
 
 
 def classifier() -> BundleCode | PlainCode:
-    """The classifier named by the variables `BENCH_BUNDLE`, `BENCH_CODE` and `BENCH_THREADS`."""
+    """Returns the classifier that the variables `BENCH_BUNDLE`, `BENCH_CODE` and `BENCH_THREADS` name."""
     threads = int(os.environ["BENCH_THREADS"])
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
@@ -77,7 +77,7 @@ def classifier() -> BundleCode | PlainCode:
 
 
 def batch_size() -> int:
-    """The largest batch of a server with batching."""
+    """Returns the largest batch of a server with batching, from the variable `BENCH_BATCH`."""
     return int(os.environ["BENCH_BATCH"])
 
 

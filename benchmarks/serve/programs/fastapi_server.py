@@ -1,7 +1,7 @@
-"""A classifier by hand: FastAPI, one picture at a time, a process a core with one thread of PyTorch.
+"""A classifier behind FastAPI: one picture at a time, one process per core with one thread of PyTorch each.
 
-The endpoint computes in the event loop: each process has one core and nothing better to do meanwhile.
-Alone, with the variables of classifier.py: `uvicorn benchmarks.serve.programs.fastapi_server:app --workers 2`.
+The endpoint computes in the event loop, because each process has one core and nothing else to do.
+By hand, with the variables of classifier.py: `uvicorn benchmarks.serve.programs.fastapi_server:app --workers 2`.
 """
 
 from __future__ import annotations

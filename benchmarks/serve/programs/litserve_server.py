@@ -1,6 +1,6 @@
-"""LitServe as in its documentation: an uploaded file, batching on, a worker a core.
+"""LitServe as in its documentation: an uploaded file, batching, one worker per core.
 
-Alone, with the variables of classifier.py: python -m benchmarks.serve.programs.litserve_server PORT WORKERS
+By hand, with the variables of classifier.py: python -m benchmarks.serve.programs.litserve_server PORT WORKERS
 """
 
 import sys
@@ -16,7 +16,7 @@ class Classifier(ls.LitAPI):  # pyright: ignore[reportUntypedBaseClass]
     def setup(self, device: str) -> None:
         self.code = classifier()
 
-    # LitServe looks at this annotation itself: it must be no text, so no `from __future__ import annotations` here.
+    # LitServe inspects this annotation, so it must not be a string: no `from __future__ import annotations` here.
     def decode_request(self, request: UploadFile) -> Any:
         return self.code.prepare(request.file.read())
 

@@ -1,6 +1,6 @@
--- wrk: posts the files of a folder in turn, and ends with one line of JSON.
+-- A wrk script that posts the files of a folder in turn and ends with one line of JSON.
 --   wrk -t1 -c16 -d10s --latency -s post.lua URL -- FOLDER COUNT [FIELD]
--- With FIELD each is one file of a multipart form, as LitServe and BentoML take it; without, it is the body.
+-- With FIELD each file is sent as a part of a multipart form, as LitServe and BentoML need it; without, as the body.
 
 local requests, at = {}, 0
 
