@@ -25,7 +25,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.cluster
 
 _BIN = Path(sys.executable).parent
-#: What Ray calls the head in that provider.
+#: The id that this provider gives the head.
 _HEAD = "f" * 51 + "00000"
 
 
@@ -56,7 +56,7 @@ def environment(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -
     """The environment of commands on the head of such a cluster."""
     port, config_file = free_port(), tmp_path_factory.mktemp("autoscaler") / "config.yaml"
     config_file.write_text(json.dumps(config(port)))
-    # A short path: it holds sockets.
+    # A short path, because Ray puts sockets below it.
     folder = Path(f"/tmp/striate-grows-{os.getpid()}")
     # The nodes reach S3 as well.
     environment_of_nodes = (

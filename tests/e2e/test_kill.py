@@ -29,7 +29,7 @@ from tests.processes import LOOPBACK, family, listening
 from tests.waiting import until
 
 STEPS = "denoise(strength=0.03, search_size=15) | grayscale"
-#: Kills per test; more of them search longer: STRIATE_KILLS=50.
+#: Kills per test; set STRIATE_KILLS=50 for a longer search.
 KILLS = int(os.environ.get("STRIATE_KILLS", "3"))
 #: Taken before `connect` sets variables in this process: a command must keep its Ray on loopback without them.
 _ENVIRONMENT = dict(os.environ)
@@ -71,8 +71,8 @@ def striate(*arguments: str, address: str | None = None) -> subprocess.Popen[byt
     )
 
 
-def said(process: subprocess.Popen[bytes], code: int) -> str:
-    """The stderr of a command that must end with `code` and without a traceback."""
+def stderr_of(process: subprocess.Popen[bytes], code: int) -> str:
+    """Returns the stderr of a command, which must end with `code` and without a traceback."""
     _, stderr = process.communicate(timeout=180)
     assert process.returncode == code, stderr.decode()
     assert "Traceback" not in stderr.decode()
@@ -80,7 +80,7 @@ def said(process: subprocess.Popen[bytes], code: int) -> str:
 
 
 def unfinished(folder: Path) -> list[str]:
-    """Leases, temporary files, and shards and rejects without a report."""
+    """Returns leases, temporary files, and shards and rejects without a report."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     shards = [name for name in names if name.endswith(".parquet") and f"_reports/{Path(name).stem}.json" not in names]
     return [*shards, *(name for name in names if "_tmp-" in name or name.startswith("_leases"))]
@@ -119,26 +119,26 @@ def test_a_filter_job_killed_at_random_moments_leaves_the_same_dataset(
     os.kill(early.pid, signal.SIGKILL)
     early.communicate()
     for number in range(max(1, KILLS - 1)):
-        # The first time together with its own Ray.
+        # The first command runs on its own Ray, which is killed with it.
         kill_in_work(striate(*command, address=address if number else None), killed, chance)
     assert 0 < committed(killed) < len([name for name in calm if name.startswith("_reports/")]), "killed after the end"
     finish(striate(*command, address=address))
     assert content(killed) == calm
 
 
-def test_the_second_of_two_same_commands_is_refused_and_names_the_first(
+def test_the_second_of_two_equal_commands_is_refused(
     raw: str, calm: dict[str, Any], address: str, tmp_path: Path
 ) -> None:
     command = ("filter", raw, str(tmp_path / "both"), "--steps", STEPS, "--workers", "2")
     one, two = striate(*command, address=address), striate(*command, address=address)
     until(lambda: one.poll() is not None or two.poll() is not None)
-    works, refused = (two, one) if one.poll() is not None else (one, two)
-    assert f"both is being written by process {works.pid} on " in said(refused, 2)
-    finish(works)
+    accepted, refused = (two, one) if one.poll() is not None else (one, two)
+    assert f"both is being written by process {accepted.pid} on " in stderr_of(refused, 2)
+    finish(accepted)
     assert content(tmp_path / "both") == calm
 
 
-def test_a_stopped_job_says_so_in_one_line_and_leaves_nothing_half_done(
+def test_a_stopped_job_reports_it_once_and_leaves_no_unfinished_shards(
     raw: str, calm: dict[str, Any], address: str, tmp_path: Path
 ) -> None:
     stopped = tmp_path / "stopped"
@@ -146,7 +146,7 @@ def test_a_stopped_job_says_so_in_one_line_and_leaves_nothing_half_done(
     early = striate(*command)  # stopped while its own Ray starts
     until((stopped / "_leases").exists)
     early.terminate()
-    assert said(early, 143) == "striate: stopped by SIGTERM; run the same command again to resume\n"
+    assert stderr_of(early, 143) == "striate: stopped by SIGTERM; run the same command again to resume\n"
     assert not stopped.exists()
     for number, code, why in ((signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")):
         before = committed(stopped)
@@ -155,7 +155,7 @@ def test_a_stopped_job_says_so_in_one_line_and_leaves_nothing_half_done(
         process.send_signal(number)
         process.send_signal(number)  # as an impatient user does
         last = f"striate: stopped by {why}; run the same command again to resume\n"
-        lines = said(process, code).splitlines(keepends=True)
+        lines = stderr_of(process, code).splitlines(keepends=True)
         assert lines[-1] == last
         assert lines.count(last) == 1
         assert unfinished(stopped) == []
@@ -170,7 +170,7 @@ def test_a_failed_job_removes_its_unfinished_shards(raw: str, address: str, tmp_
     damaged_shard.write_bytes(damaged_shard.read_bytes().replace(b"PAR1", b"PAR2"))
     command = ("filter", str(source), str(tmp_path / "failed"), "--steps", STEPS, "--workers", "2")
     process = striate(*command, address=address)
-    assert f"{damaged_shard} is not a readable shard" in said(process, 1)
+    assert f"{damaged_shard} is not a readable shard" in stderr_of(process, 1)
     assert committed(tmp_path / "failed") > 0
     assert unfinished(tmp_path / "failed") == []
 
@@ -182,20 +182,22 @@ def test_a_training_uses_loopback_locks_its_folder_and_stops_at_signals(tmp_path
     command = ("train", write_recipe(tmp_path, data, epochs=1000), "--out", str(out), "--workers", "2")
     one, two = striate(*command), striate(*command)
     until(lambda: one.poll() is not None or two.poll() is not None)
-    works, refused = (two, one) if one.poll() is not None else (one, two)
-    assert f"lenet is being written by process {works.pid} on " in said(refused, 2)
+    training, refused = (two, one) if one.poll() is not None else (one, two)
+    assert f"lenet is being written by process {training.pid} on " in stderr_of(refused, 2)
     for number, code, why in ((signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")):
         before = set(out.glob("checkpoints/run/step-*"))
         until(lambda before=before: set(out.glob("checkpoints/run/step-*")) - before)
-        sockets = listening(family(works.pid))
+        sockets = listening(family(training.pid))
         assert len(sockets) > 10, "Ray, its workers and the training workers listen on ports"
         assert [each for each in sockets if each[0] not in LOOPBACK] == []
-        works.send_signal(number)
-        assert said(works, code).endswith(f"\nstriate: stopped by {why}; run the same command again to resume\n")
+        training.send_signal(number)
+        assert stderr_of(training, code).endswith(
+            f"\nstriate: stopped by {why}; run the same command again to resume\n"
+        )
         assert unfinished(out) == []
-        until(lambda pid=works.pid: not processes(pid))  # a worker may end a moment after its driver
+        until(lambda pid=training.pid: not processes(pid))  # a worker may end a moment after its driver
         if number == signal.SIGINT:
-            works = striate(*command)
+            training = striate(*command)
     assert not local_folders(str(out))
 
 

@@ -1,5 +1,6 @@
-"""Tests a Ray of four machines with separate networks, addresses, disks and shared memory, as
-`cluster/examples/local.yaml` starts it, which nodes on one machine cannot show. Storage is an S3 server.
+"""Tests a Ray on four simulated machines, which have networks, addresses, disks and shared memory of their own.
+
+Ray is started as by `cluster/examples/local.yaml`. Storage is an S3 server.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Cluster(Commands):
     Attributes:
         machines: all machines, the head first.
         environment: variables of the commands.
-        workers: the machines that still run, without the head.
+        workers: the machines that are still running, without the head.
     """
 
     def __init__(self, machines: Machines, s3: S3Server, environment: Mapping[str, str]) -> None:
@@ -57,7 +58,7 @@ class Cluster(Commands):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A head without CPUs and three workers with one each."""
+    """A head without CPUs and three workers with one CPU each."""
     if (reason := why_not()) is not None:
         pytest.skip(f"this machine cannot simulate several: {reason}")
     root = tmp_path_factory.mktemp("machines")
@@ -134,7 +135,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
 
 
-def test_the_doctor_finds_every_machine_sound(cluster: Cluster) -> None:
+def test_the_doctor_reports_no_problem_on_any_machine(cluster: Cluster) -> None:
     result = cluster.run("doctor", f"s3://{BUCKET}/probe")["checks"]
     named = " ".join(check["name"] for check in result)
     for machine in cluster.machines.each:
@@ -150,7 +151,7 @@ def test_a_filter_job_spreads_over_machines_and_gives_the_bytes_of_one(
     assert content(cluster.folder("spread")) == alone
 
 
-def test_a_disk_that_is_each_machines_own_is_refused(cluster: Cluster, raw: str) -> None:
+def test_a_disk_that_machines_do_not_share_is_refused(cluster: Cluster, raw: str) -> None:
     process = cluster.start("filter", raw, f"{cluster.machines.disk}/out", "--steps", "grayscale", "--json")
     result = json.loads(process.communicate(timeout=120)[0])
     assert result["exit_code"] == 2
@@ -195,7 +196,7 @@ def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: 
         (("--host", "0.0.0.0", "--cpus-per-replica", "1", "--api-keys", "{keys}"), "STRIATE_API_KEYS"),
     ],
 )
-def test_what_could_not_be_served_there_is_refused(
+def test_a_server_that_cannot_run_on_the_cluster_is_refused(
     cluster: Cluster, bundle: str, keys_of_the_head: str, arguments: tuple[str, ...], why: str
 ) -> None:
     process = cluster.start("serve", bundle, *[argument.format(keys=keys_of_the_head) for argument in arguments])
@@ -222,7 +223,7 @@ def answers(url: str, **request: Any) -> bool:
     return False
 
 
-def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tmp_path: Path) -> None:
+def test_every_machine_answers_for_the_whole_cluster(cluster: Cluster, bundle: str, tmp_path: Path) -> None:
     head = cluster.machines.each[0].address
     photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
     expected = Bundle.load(bundle, "cpu").predict(photo).classes[0]
@@ -241,7 +242,7 @@ def test_every_machine_answers_for_all_of_them(cluster: Cluster, bundle: str, tm
         assert f"--host {head}: Serve already runs on this cluster and listens on 0.0.0.0:8000" in errors.decode()
 
 
-def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) -> None:
+def test_a_machine_without_power_does_not_change_filtered_bytes(cluster: Cluster, raw: str) -> None:
     arguments = ("--steps", SLOW, "--limit", "60", "--json")
     process = cluster.start("filter", raw, f"s3://{BUCKET}/lossy", *arguments)
     cluster.until_shards(process, "lossy", 4)
@@ -252,7 +253,7 @@ def test_power_lost_in_a_filter_job_changes_no_byte(cluster: Cluster, raw: str) 
     assert content(cluster.folder("lossy")) == content(cluster.folder("calm"))
 
 
-def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(
+def test_an_elastic_training_continues_when_a_machine_loses_its_power(
     cluster: Cluster, digits: str, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, digits, 100)
@@ -266,19 +267,19 @@ def test_power_lost_in_an_elastic_training_leaves_it_to_the_other_machine(
     cluster.check_resumed("elastic", first, 100)
 
 
-def test_requests_at_a_machine_that_loses_its_power_are_answered(cluster: Cluster, tmp_path: Path) -> None:
+def test_requests_to_a_machine_without_power_get_an_answer(cluster: Cluster, tmp_path: Path) -> None:
     slow = make_bundle(tmp_path / "slow", model="resnet18", size=224)
     photo = next(write_photos(tmp_path).glob("china/*.jpg")).read_bytes()
     good = list[float]()
 
     def first_other(url: str, headers: dict[str, str]) -> int:
-        """Returns the first status that is not 200, within a minute."""
+        """Sends requests for at most a minute; returns the first status that is not 200."""
         end = time.monotonic() + 60
-        # This client gives up on the lost machine if nothing else does.
+        # If the server never closes the connection, this client does.
         with httpx.Client(timeout=30) as client:
             while (status := client.post(url, content=photo, headers=headers).status_code) == 200:
                 good.append(time.monotonic())
-                assert good[-1] < end, "nothing is lost"
+                assert good[-1] < end, "no request has failed"
         return status
 
     with served(cluster, slow, tmp_path, replicas=1) as (address, headers), ThreadPoolExecutor(4) as pool:

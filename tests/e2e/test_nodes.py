@@ -107,7 +107,7 @@ def digits(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"s3://{BUCKET}/digits"
 
 
-def test_its_nodes_listen_on_loopback_only(nodes: Nodes) -> None:
+def test_the_nodes_listen_on_loopback_only(nodes: Nodes) -> None:
     sockets = listening(family(nodes.holder.pid))
     assert len(sockets) > 2 * NODES, "each node listens somewhere"
     assert [each for each in sockets if each[0] not in LOOPBACK] == []
@@ -134,15 +134,15 @@ def test_a_filter_job_on_all_nodes_gives_the_bytes_of_one_worker(nodes: Nodes, r
 
 
 def test_a_users_own_step_reaches_every_node(nodes: Nodes, raw: str, tmp_path: Path) -> None:
-    asked = (raw, f"s3://{BUCKET}/halved", "--steps", "halve(by=2) | resize(64)")
-    nodes.run("filter", *asked, "--plugin", write_plugin(tmp_path))
+    arguments = (raw, f"s3://{BUCKET}/halved", "--steps", "halve(by=2) | resize(64)")
+    nodes.run("filter", *arguments, "--plugin", write_plugin(tmp_path))
     assert len(nodes.shards_by_node("halved")) >= 2
-    with_other = nodes.start("filter", *asked, "--plugin", write_plugin(tmp_path, HALVE + "\n# other\n"), "--json")
-    out, _ = with_other.communicate(timeout=120)
+    other_plugin = write_plugin(tmp_path, HALVE + "\n# other\n")
+    out, _ = nodes.start("filter", *arguments, "--plugin", other_plugin, "--json").communicate(timeout=120)
     assert "holds the output of another job" in json.loads(out)["error"]
 
 
-def test_a_path_that_is_another_place_on_other_nodes_is_refused(nodes: Nodes, raw: str, tmp_path: Path) -> None:
+def test_a_path_that_differs_between_nodes_is_refused(nodes: Nodes, raw: str, tmp_path: Path) -> None:
     # This path is a different folder for each process, as a local path is on each machine.
     refused = nodes.start("filter", raw, "/proc/self/cwd/out", "--steps", "grayscale", "--json", cwd=tmp_path)
     out, _ = refused.communicate(timeout=120)
@@ -257,10 +257,10 @@ def test_a_wrong_token_is_refused(nodes: Nodes, raw: str) -> None:
     assert "token" in errors.decode().lower()
     assert not nodes.folder("stolen").exists()
     # The token is the reason: with the right one the same command is accepted.
-    nodes.run("filter", raw, f"s3://{BUCKET}/mine", "--steps", "grayscale", "--limit", "1")
+    nodes.run("filter", raw, f"s3://{BUCKET}/accepted", "--steps", "grayscale", "--limit", "1")
 
 
-def test_a_token_is_sent_only_where_one_is_asked_for(nodes: Nodes, raw: str) -> None:
+def test_a_token_is_sent_only_to_a_cluster_that_requires_one(nodes: Nodes, raw: str) -> None:
     unlocked = nodes.start("cluster", "up", "--nodes", "1", "--cpus-per-node", "1", "--json", RAY_AUTH_MODE="disabled")
     result = up(unlocked)
     arguments = ("filter", raw, f"s3://{BUCKET}/unlocked", "--steps", "grayscale", "--limit", "3", "--json")
@@ -291,7 +291,7 @@ def test_a_hangup_while_nodes_start_is_reported_and_leaves_nothing(nodes: Nodes)
 
 
 def hang_up(process: subprocess.Popen[bytes]) -> bytes:
-    """Sends SIGHUP until the process ends, as shell and kernel do for a closed terminal; returns the rest of stdout."""
+    """Sends SIGHUP until the process ends, as a closed terminal does; returns the rest of stdout."""
     while process.poll() is None:
         process.send_signal(signal.SIGHUP)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -300,7 +300,7 @@ def hang_up(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
-    """Kills the head under a command, which must end and say how to resume; then starts another head."""
+    """Kills the head while a command runs; the command must end and say how to resume. Then starts another head."""
     assert process.poll() is None, "the command ended before the head was killed"
     os.kill(nodes.nodes[0]["pid"], signal.SIGKILL)
     out, errors = process.communicate(timeout=240)
@@ -315,7 +315,7 @@ def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
 
 
 def check_resumed_under_another_head(nodes: Nodes, dataset: str, arguments: tuple[str, ...]) -> None:
-    """Kills the head under a shard job and runs the job again: finished shards are not done again."""
+    """Kills the head during a shard job and runs the job again: finished shards are not done again."""
     process = nodes.start(*arguments, **_SOON)
     nodes.until_shards(process, dataset, 2)
     lose_head(nodes, process)

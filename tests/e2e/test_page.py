@@ -141,7 +141,7 @@ def test_each_of_several_pictures_gets_its_own_ranked_bars(open_page: Any, model
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_pictures_are_taken_by_drop_and_paste(open_page: Any, models: dict[str, EngineModel], way: str) -> None:
+def test_pictures_can_be_dropped_and_pasted(open_page: Any, models: dict[str, EngineModel], way: str) -> None:
     page = open_page()
     page.select_option("#first", "photos")
     page.evaluate(
@@ -160,7 +160,7 @@ def test_pictures_are_taken_by_drop_and_paste(open_page: Any, models: dict[str, 
     assert bars(page, "photos") == ranked(models["photos"], FLOWER[1])
 
 
-def test_a_bad_file_is_told_in_the_servers_words_and_stops_no_other(open_page: Any) -> None:
+def test_a_bad_file_shows_the_servers_message_and_stops_no_other_file(open_page: Any) -> None:
     page = open_page()
     page.select_option("#first", "photos")
     choose(page, ("<img src=x onerror=alert(1)>.jpg", b"<html>404 Not Found</html>\n"), FLOWER)
@@ -174,7 +174,7 @@ def test_a_bad_file_is_told_in_the_servers_words_and_stops_no_other(open_page: A
     assert page.locator("#pictures .best.wrong").count() == 1
 
 
-def test_what_the_models_own_selectors_drop_is_told_with_the_reason(open_page: Any) -> None:
+def test_a_picture_dropped_by_the_model_is_shown_with_the_reason(open_page: Any) -> None:
     page = open_page()
     pixels = codec.decode(CHINA[1])[:40, :40]
     page.select_option("#first", "grey")
@@ -208,7 +208,7 @@ def test_grad_cam_covers_the_picture_and_can_be_switched(open_page: Any) -> None
     assert not page.is_visible(".heat")
 
 
-def test_it_shows_what_the_model_sees_and_where_it_came_from(open_page: Any, models: dict[str, EngineModel]) -> None:
+def test_the_page_shows_the_models_input_and_provenance(open_page: Any, models: dict[str, EngineModel]) -> None:
     page = open_page()
     page.select_option("#first", "grey")
     choose(page, CHINA)
@@ -233,12 +233,12 @@ def test_two_models_answer_side_by_side(open_page: Any, models: dict[str, Engine
     first, second = (page.locator(".panel").nth(n).bounding_box() for n in (0, 1))
     assert first["y"] == second["y"]
     assert first["x"] + first["width"] <= second["x"]
-    says = [ranked(models[name], FLOWER[1], 1)[0][0] for name in ("photos", "grey")]
-    assert page.inner_text("#agree") == f"photos says {says[0]}, grey says {says[1]}."
+    best = [ranked(models[name], FLOWER[1], 1)[0][0] for name in ("photos", "grey")]
+    assert page.inner_text("#agree") == f"photos says {best[0]}, grey says {best[1]}."
     assert page.locator(".facts").count() == 2
 
 
-def test_a_mistake_in_steps_is_marked_while_typing_until_it_is_mended(open_page: Any) -> None:
+def test_a_mistake_in_steps_is_marked_while_typing(open_page: Any) -> None:
     page = open_page()
     choose(page, CHINA)
     # An emoji is one character in Python, and two in JavaScript.
@@ -330,7 +330,7 @@ def test_everything_works_by_keyboard(open_page: Any, models: dict[str, EngineMo
     assert unnamed == []
 
 
-def test_a_key_is_asked_for_refused_accepted_and_never_stored(open_page: Any, models: dict[str, EngineModel]) -> None:
+def test_a_key_is_requested_checked_and_never_stored(open_page: Any, models: dict[str, EngineModel]) -> None:
     key, line = new_key("page")
     with PageServer(models, ServeSettings(keys=(line,))) as locked:
         page = open_page(locked.url, ready=False)
@@ -375,7 +375,7 @@ def test_the_documentation_tries_a_request_with_a_key(open_page: Any, models: di
         assert key not in stored
 
 
-def test_a_slow_model_is_waited_for_and_a_busy_one_asked_again(
+def test_the_page_waits_for_a_slow_model_and_retries_a_busy_one(
     open_page: Any, server: PageServer, models: dict[str, EngineModel]
 ) -> None:
     slow = models["photos"]
@@ -399,23 +399,23 @@ def test_a_slow_model_is_waited_for_and_a_busy_one_asked_again(
         slow.open.set()
 
 
-def test_a_server_that_is_gone_is_told_and_waited_for(open_page: Any, models: dict[str, EngineModel]) -> None:
-    with PageServer(models, ServeSettings()) as fickle:
-        page = open_page(fickle.url)
+def test_the_page_reports_a_lost_server_and_waits_for_it(open_page: Any, models: dict[str, EngineModel]) -> None:
+    with PageServer(models, ServeSettings()) as restarted:
+        page = open_page(restarted.url)
         page.select_option("#first", "photos")
-        fickle.stop()
+        restarted.stop()
         choose(page, CHINA)
         page.wait_for_selector("#notice:not([hidden])")
         page.wait_for_selector(".state.offline")
         assert "offline" in page.inner_text("#server")
-        fickle.start()
+        restarted.start()
         assert bars(page, "photos") == ranked(models["photos"], CHINA[1])
         page.wait_for_selector("#notice", state="hidden")
         page.wait_for_selector(".server.ready")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_can_be_read_in_light_and_dark(open_page: Any, scheme: str) -> None:
+def test_text_is_readable_in_light_and_dark(open_page: Any, scheme: str) -> None:
     page = open_page(color_scheme=scheme, reduced_motion="reduce")
     choose(page, CHINA, ("bad.jpg", b"nothing"))
     bars(page, "grey")
@@ -431,7 +431,7 @@ def test_words_can_be_read_in_light_and_dark(open_page: Any, scheme: str) -> Non
     assert unreadable(page) == []
 
 
-#: Every visible element with its own text: the text's colour and the nearest background behind it.
+#: Lists every visible element with text of its own: the text's colour and the nearest background behind it.
 _WORDS = """() => [...document.body.querySelectorAll("*")].flatMap((element) => {
   const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
   const apart = element.closest("[aria-hidden=true], noscript, option, .unseen");

@@ -48,7 +48,7 @@ class Served:
     """A running `striate serve`.
 
     Attributes:
-        process: of the command itself.
+        process: the command itself.
         report: its JSON document on stdout.
         stderr: file with its other output.
     """
@@ -191,19 +191,19 @@ class Load:
                     self.bundles.add(answer.json()["bundle_id"])
 
 
-def test_a_server_that_says_it_is_ready_answers_for_every_model(served: Served, at_first: list[int]) -> None:
+def test_a_ready_server_answers_for_every_model(served: Served, at_first: list[int]) -> None:
     assert at_first == [200] * 60
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unsent(served: Served) -> None:
+def test_a_body_with_a_too_large_content_length_is_refused_unread(served: Served) -> None:
     head = "POST /models/one/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
     answer = slowly(int(served.url.rpartition(":")[2]), head.encode())
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in answer
 
 
-def ranked(said: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(each["class"], each["probability"]) for each in said["classes"]]
+def ranked(prediction: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(each["class"], each["probability"]) for each in prediction["classes"]]
 
 
 def test_models_answer_as_their_bundles_do(served: Served, bundles: dict[str, str], photos: list[bytes]) -> None:
@@ -229,9 +229,10 @@ def test_over_http_the_network_sees_the_bundles_own_pixels(
         for first in range(0, len(photos), 50):
             some = photos[first : first + 50]
             files = [("file", (f"{number}.jpg", data)) for number, data in enumerate(some)]
-            for data, said in zip(some, client.post(url, files=files).json()["predictions"], strict=True):
-                shares = dict(ranked(said))
-                assert np.array_equal(pixels_of([shares[name] for name in bundle.classes]), bundle.prepare(data))
+            for data, prediction in zip(some, client.post(url, files=files).json()["predictions"], strict=True):
+                probabilities = dict(ranked(prediction))
+                pixels = pixels_of([probabilities[name] for name in bundle.classes])
+                assert np.array_equal(pixels, bundle.prepare(data))
 
 
 def test_tritons_client_gets_the_bundles_own_pixels_and_answers(
@@ -243,26 +244,26 @@ def test_tritons_client_gets_the_bundles_own_pixels_and_answers(
             some = photos[first : first + 50]
             tensor = triton.InferInput("image", [len(some)], "BYTES")
             tensor.set_data_from_numpy(np.array(some, object), binary_data=True)
-            got = client.infer("second", [tensor]).as_numpy("probabilities")
+            answer = client.infer("second", [tensor]).as_numpy("probabilities")
             prepared = [bundle.prepare(data) for data in some]
-            assert np.array_equal([pixels_of(row) for row in got], prepared)
-            np.testing.assert_allclose(got, bundle.probabilities(prepared), rtol=0, atol=PROBABILITY_TOLERANCE)
+            assert np.array_equal([pixels_of(row) for row in answer], prepared)
+            np.testing.assert_allclose(answer, bundle.probabilities(prepared), rtol=0, atol=PROBABILITY_TOLERANCE)
 
 
-def test_what_spoke_for_the_best_class_is_a_picture(served: Served, photos: list[bytes]) -> None:
+def test_the_explanation_of_the_best_class_is_a_picture(served: Served, photos: list[bytes]) -> None:
     answer = httpx.post(f"{served.url}/models/one/predict?explain=true", content=photos[0]).json()
     heat = codec.decode(base64.b64decode(answer["predictions"][0]["explanation"]))
     assert heat.shape[2] == 3
 
 
-def test_the_gateway_knows_the_models_there_are(served: Served) -> None:
+def test_the_gateway_lists_the_served_models(served: Served) -> None:
     assert [model["name"] for model in httpx.get(f"{served.url}/models").json()["models"]] == ["one", "second"]
     assert httpx.get(f"{served.url}/readyz").json()["ready"]
     missing = httpx.post(f"{served.url}/models/third/predict", content=b"x")
     assert (missing.status_code, missing.json()["models"]) == (404, ["one", "second"])
 
 
-def test_every_request_is_a_line_of_the_access_log(served: Served, photos: list[bytes]) -> None:
+def test_every_request_is_logged_in_the_access_log(served: Served, photos: list[bytes]) -> None:
     answers = [
         httpx.post(f"{served.url}/models/one/predict", content=photos[0], headers={"X-Request-Id": "mine"}),
         httpx.get(f"{served.url}/models"),
@@ -270,14 +271,14 @@ def test_every_request_is_a_line_of_the_access_log(served: Served, photos: list[
     ]
     ids = [answer.headers["X-Request-Id"] for answer in answers]
     assert (ids[0], ids[2]) == ("mine", "mine-2")
-    assert re.fullmatch("[0-9a-f-]{36}", ids[1]), "one is given to a request that comes without"
+    assert re.fullmatch("[0-9a-f-]{36}", ids[1]), "a request without an id gets one"
 
     def logged() -> list[tuple[str, str | None, int]]:
         whole = served.stderr.with_name("access.log").read_text().rpartition("\n")[0]
         lines = [json.loads(line) for line in whole.splitlines()]
         return sorted((line["id"], line["model"], line["status"]) for line in lines if line["id"] in ids)
 
-    # The process that answers writes the line after it has sent the answer.
+    # The server writes the line after it has sent the answer.
     until(lambda: len(logged()) >= len(ids))
     assert logged() == sorted([("mine", "one", 200), (ids[1], None, 200), ("mine-2", None, 404)])
 
@@ -288,7 +289,7 @@ def test_nothing_listens_beyond_loopback(served: Served) -> None:
     assert [each for each in sockets if each[0] not in LOOPBACK] == []
 
 
-def test_it_runs_behind_haproxy(served: Served) -> None:
+def test_the_server_runs_behind_haproxy(served: Served) -> None:
     assert any("haproxy" in command(pid) for pid in family(served.process.pid))
 
 
@@ -319,7 +320,7 @@ def gcs_addresses(pid: int) -> list[str]:
     return [word.partition("=")[2] for word in words if word.startswith("--gcs-address=")]
 
 
-def test_a_killed_replica_loses_only_what_it_computed_and_comes_back(served: Served, photos: list[bytes]) -> None:
+def test_a_killed_replica_fails_only_its_own_requests_and_is_replaced(served: Served, photos: list[bytes]) -> None:
     (replica,) = served.ids("ray::ServeReplica:second")
     with Load(f"{served.url}/models/second/predict", photos[0], clients=8) as load:
         until(lambda: len(load.answers) > 20)
@@ -338,7 +339,7 @@ def test_a_killed_replica_loses_only_what_it_computed_and_comes_back(served: Ser
     assert served.ids("ray::ServeReplica:second") != [replica]
 
 
-def test_a_thousand_clients_at_once_each_get_an_answer_or_a_refusal(served: Served, photos: list[bytes]) -> None:
+def test_each_of_a_thousand_clients_gets_an_answer_or_a_refusal(served: Served, photos: list[bytes]) -> None:
     statuses: list[int | str] = []
     begin = threading.Barrier(1001)
     # One context for all: creating one reads all certificates, which takes longer than a request.
@@ -366,7 +367,7 @@ def test_a_thousand_clients_at_once_each_get_an_answer_or_a_refusal(served: Serv
     assert httpx.get(f"{served.url}/readyz").json()["ready"]
 
 
-def test_ctrl_c_ends_it_cleanly_and_leaves_nothing(served: Served) -> None:
+def test_ctrl_c_ends_the_server_and_all_its_processes(served: Served) -> None:
     everyone = family(served.process.pid)
     os.kill(served.process.pid, signal.SIGINT)
     assert served.process.wait(30) == 0
@@ -418,14 +419,14 @@ def test_a_config_file_is_served_on_one_open_port_and_only_with_a_key(
     assert httpx.head(served.url + "/models/%6Fne", headers=configured.headers).status_code == 200
 
 
-def test_onnx_runtime_gives_the_same_answers_whichever_way_it_is_asked(
+def test_onnx_runtime_gives_the_same_answers_by_every_protocol(
     configured: Configured, bundles: dict[str, str], photos: list[bytes]
 ) -> None:
     bundle, url = Bundle.load(bundles["one"], "cpu"), configured.served.url
     ask = open_runtime(bundle, "onnx", threads=1).probabilities
     expected = np.concatenate([ask([bundle.prepare(data)]) for data in photos])
     files = [("file", (f"{number}.jpg", data)) for number, data in enumerate(photos)]
-    got: list[list[float]] = []
+    probabilities: list[list[float]] = []
     for first in range(0, len(files), 50):
         answer = httpx.post(
             f"{url}/models/one/predict?top_k={len(CLASSES)}",
@@ -434,8 +435,8 @@ def test_onnx_runtime_gives_the_same_answers_whichever_way_it_is_asked(
             timeout=60,
         ).json()
         shares = [{each["class"]: each["probability"] for each in one["classes"]} for one in answer["predictions"]]
-        got += [[share[name] for name in bundle.classes] for share in shares]
-    np.testing.assert_allclose(got, expected, rtol=0, atol=PROBABILITY_TOLERANCE)
+        probabilities += [[share[name] for name in bundle.classes] for share in shares]
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=PROBABILITY_TOLERANCE)
     with triton.InferenceServerClient(url.removeprefix("http://")) as client:
         tensor = triton.InferInput("image", [50], "BYTES")
         tensor.set_data_from_numpy(np.array(photos[:50], object), binary_data=True)
@@ -443,7 +444,7 @@ def test_onnx_runtime_gives_the_same_answers_whichever_way_it_is_asked(
     np.testing.assert_allclose(answer, expected[:50], rtol=0, atol=PROBABILITY_TOLERANCE)
 
 
-def test_a_request_that_does_not_come_is_told_so(configured: Configured) -> None:
+def test_an_incomplete_request_times_out_with_an_answer(configured: Configured) -> None:
     head = b"POST /models/one/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
     answer = slowly(configured.port, head + b"first")
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -480,7 +481,7 @@ def haproxies(folder: str, pids: Iterable[int] | None = None) -> set[int]:
         (["--config", "serve.yaml"], 2, "--config"),
     ],
 )
-def test_what_cannot_be_served_is_refused_at_once(
+def test_invalid_options_are_refused_before_the_server_starts(
     bundles: dict[str, str], capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     assert run(["serve", bundles["one"], *arguments]) == code

@@ -61,7 +61,7 @@ def head() -> Iterator[Head]:
     # Data it never is.
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
-    # Sockets have short paths.
+    # A short path, because Ray puts sockets below it.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=100000000"]
         command += ["--node-ip-address=127.0.0.1", "--port=0", f"--dashboard-port={port}", f"--temp-dir={folder}"]
@@ -112,8 +112,8 @@ def jobs(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     return {job["id"]: job for job in json.loads(capsys.readouterr().out)}
 
 
-def started(capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """The id of a job that waits until it is stopped."""
+def start_waiting_job(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """Starts a job that waits until it is stopped; returns its id."""
     capsys.readouterr()
     assert run(["submit", "--detach", *options, "--", "info", "/anything"]) == 0
     job = capsys.readouterr().out.strip()
@@ -126,7 +126,7 @@ def started(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     return job
 
 
-def test_a_job_ingests_into_a_bucket_with_the_keys_it_was_given(
+def test_a_job_ingests_into_a_bucket_with_the_keys_that_were_sent(
     project: Path, bucket: str, s3_server: S3Server
 ) -> None:
     photos = write_photos(project)
@@ -142,19 +142,19 @@ def test_a_job_ingests_into_a_bucket_with_the_keys_it_was_given(
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "message"),
     [("doctor --address 127.0.0.1:9", 1, "cannot connect to Ray"), ("info /nowhere/raw", 2, "there is nothing at")],
 )
 def test_submit_ends_with_the_exit_code_of_the_command(
-    project: Path, command: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    project: Path, command: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["submit", "--", *command.split()]) == code
     output = capsys.readouterr()
-    assert said in output.out
+    assert message in output.out
     assert f"FAILED, exit code {code}" in output.err
 
 
-def test_two_nodes_with_a_dashboard_on_loopback_run_what_is_sent(head: Head, tmp_path: Path) -> None:
+def test_two_nodes_with_a_dashboard_on_loopback_run_a_submitted_job(head: Head, tmp_path: Path) -> None:
     assert head.answers(), "another Ray must be running"
     (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(secrets.token_hex(32))
@@ -199,10 +199,10 @@ def test_the_doctor_examines_a_cluster_from_inside(
     assert storage.list_files(bucket) == []
 
 
-def test_what_was_sent_is_what_runs_until_it_is_stopped(
+def test_the_uploaded_code_runs_until_it_is_stopped(
     waiting_project: Path, head: Head, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = started(capsys, "--env", "SECRET=42")
+    job = start_waiting_job(capsys, "--env", "SECRET=42")
     listed = jobs(capsys)[job]
     assert (listed["status"], listed["exit_code"], listed["command"]) == ("RUNNING", None, "striate info /anything")
     with Forwarder(head.address) as forwarder:
@@ -224,7 +224,7 @@ def test_what_was_sent_is_what_runs_until_it_is_stopped(
 def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it(
     waiting_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = started(capsys)
+    job = start_waiting_job(capsys)
     command = [str(BIN / "striate"), "logs", job, "--follow"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

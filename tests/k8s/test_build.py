@@ -19,20 +19,20 @@ def _by_name(listed: list[Resource]) -> dict[tuple[str, ...], Resource]:
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on this machine")
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_our_build_is_that_of_kubectl(folder: str) -> None:
+def test_our_build_equals_that_of_kubectl(folder: str) -> None:
     command = ["kubectl", "kustomize", str(K8S / folder)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert _by_name(build(K8S / folder)) == _by_name(list(yaml.load_all(printed, LOADER)))
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_nothing_is_in_a_cluster_twice(environment: str) -> None:
+def test_no_resource_is_applied_to_a_cluster_twice(environment: str) -> None:
     listed = resources(environment)
     assert len(_by_name(list(listed))) == len(listed)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_everything_with_a_namespace_is_in_ours(environment: str) -> None:
+def test_every_resource_with_a_namespace_is_in_ours(environment: str) -> None:
     for resource in resources(environment):
         if resource["kind"] not in ("Namespace", "PriorityClass"):
             assert resource["metadata"]["namespace"] == "striate", resource["metadata"]
@@ -52,7 +52,7 @@ def _files_of(folder: str) -> list[Any]:
     return [path for path in listed if path.is_file()]
 
 
-def test_a_patch_of_one_group_leaves_the_other_that_shared_its_anchor() -> None:
+def test_a_patch_of_one_group_does_not_change_one_with_the_same_anchor() -> None:
     (train,) = [r for r in build(K8S / "overlays/gpu/jobs") if r["metadata"]["name"] == "train"]
     cluster = train["spec"]["rayClusterSpec"]
     sizes = [
@@ -71,7 +71,7 @@ def test_a_patch_of_one_group_leaves_the_other_that_shared_its_anchor() -> None:
         ({"op": "remove", "path": "/a/1"}, {"a": [1], "b/c": 0}),
     ],
 )
-def test_a_json_patch_does_what_its_standard_says(operation: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_a_json_patch_follows_its_standard(operation: dict[str, Any], expected: dict[str, Any]) -> None:
     document: dict[str, Any] = {"a": [1, 2], "b/c": 0}
     patch_json(document, [operation])
     assert document == expected

@@ -32,7 +32,7 @@ def _options(words: list[str], option: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("environment", "name"), _COMMANDS)
-def test_an_entry_point_is_a_command_of_ours(environment: str, name: str) -> None:
+def test_an_entry_point_is_a_valid_striate_command(environment: str, name: str) -> None:
     program, command, *arguments = _words(environment, name)
     assert program == "striate"
     group = typer.main.get_command(app)
@@ -42,7 +42,7 @@ def test_an_entry_point_is_a_command_of_ours(environment: str, name: str) -> Non
 
 
 @pytest.mark.parametrize(("environment", "name"), _COMMANDS)
-def test_a_shell_leaves_an_entry_point_as_it_is(environment: str, name: str) -> None:
+def test_an_entry_point_has_no_characters_that_shells_replace(environment: str, name: str) -> None:
     # Two shells parse it: the submitter's and the job's.
     assert not re.search(r"[$`\\!]", ray_jobs(environment)[name]["entrypoint"])
 
@@ -57,7 +57,7 @@ def test_pipelines_and_recipes_of_an_entry_point_are_valid(environment: str, nam
 
 
 @pytest.mark.parametrize(("environment", "name"), _COMMANDS)
-def test_a_job_reads_and_writes_where_every_node_can_reach_it(environment: str, name: str) -> None:
+def test_a_job_reads_and_writes_only_in_buckets(environment: str, name: str) -> None:
     words = _words(environment, name)
     assert [word for word in words if word.startswith("s3://")]
     assert not [word for word in words if word.startswith(("/", "./", "file:", "out/"))]
@@ -74,7 +74,7 @@ def test_jobs_of_a_laptop_follow_each_other() -> None:
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_the_configuration_of_serve_is_one_that_serve_takes(environment: str) -> None:
+def test_the_configuration_of_serve_follows_serves_schema(environment: str) -> None:
     for service in of_kind(environment, "RayService"):
         written = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
         for application in written.applications:
@@ -95,7 +95,7 @@ _RESNET = (
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_the_configuration_of_serve_is_what_write_config_writes(environment: str) -> None:
+def test_the_configuration_of_serve_equals_that_of_write_config(environment: str) -> None:
     for service in of_kind(environment, "RayService"):
         written = yaml.safe_load(service["spec"]["serveConfigV2"])
         expected = [

@@ -73,7 +73,7 @@ def _queried(expression: str) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize("where", _expressions())
-def test_an_expression_asks_for_metrics_and_labels_that_exist(where: str) -> None:
+def test_an_expression_queries_existing_metrics_and_labels(where: str) -> None:
     metrics, labels = _queried(_expressions()[where])
     assert metrics
     assert metrics <= set(_metrics())
@@ -111,13 +111,13 @@ def test_metrics_in_our_code_are_those_of_the_list() -> None:
     assert named == {metric["name"] for metric in _OURS}
 
 
-def test_rays_metrics_are_used_in_one_place_that_raises_nothing() -> None:
+def test_rays_metrics_are_imported_in_one_file() -> None:
     sources = [path for folder in ("cluster", "jobs", "library", "serve") for path in (ROOT / folder).rglob("*.py")]
     users = [path for path in sources if re.search(r"ray\.util(\.| import )metrics", path.read_text())]
     assert users == [ROOT / "cluster" / "instruments.py"]
 
 
-def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_an_alert_has_a_severity_and_advice() -> None:
     for rule in _rules():
         assert rule["labels"]["severity"] in ("info", "warning", "critical"), rule["alert"]
         assert rule["for"], rule["alert"]
@@ -126,7 +126,7 @@ def test_an_alert_says_how_bad_it_is_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("path", _DASHBOARDS, ids=lambda path: path.stem)
-def test_a_dashboard_has_one_of_each_panel_and_says_what_it_shows(path: Path) -> None:
+def test_a_dashboard_has_distinct_panels_with_descriptions(path: Path) -> None:
     dashboard = json.loads(path.read_text())
     assert dashboard["uid"] == f"striate-{path.stem}"
     panels = dashboard["panels"]
@@ -141,7 +141,7 @@ def test_a_dashboard_has_one_of_each_panel_and_says_what_it_shows(path: Path) ->
     assert used == variables
 
 
-def test_prometheus_asks_ports_that_ray_pods_name() -> None:
+def test_prometheus_scrapes_ports_that_ray_pods_name() -> None:
     (monitor,) = [r for r in build(K8S / "monitoring") if r["kind"] == "PodMonitor"]
     ray_pods = [pod for pod in pods("gpu") if monitor["spec"]["selector"]["matchLabels"].items() <= pod.labels.items()]
     scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}

@@ -21,14 +21,14 @@ _OTHER_KINDS = ("PodMonitor", "PrometheusRule")
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_kubernetes_own_kinds_hold_to_their_schemas(environment: str) -> None:
+def test_kubernetes_own_kinds_follow_their_schemas(environment: str) -> None:
     for resource in resources(environment):
         if resource["kind"] not in (*_RAY_KINDS, *_OTHER_KINDS):
             kubernetes_validate.validate(resource, _KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_every_pod_that_kuberay_makes_holds_to_the_schema_of_a_pod(environment: str) -> None:
+def test_every_pod_that_kuberay_creates_follows_the_schema_of_a_pod(environment: str) -> None:
     for pod in pods(environment):
         metadata = {"name": "any", "labels": pod.labels}
         kubernetes_validate.validate(
@@ -39,7 +39,7 @@ def test_every_pod_that_kuberay_makes_holds_to_the_schema_of_a_pod(environment: 
 @pytest.mark.skipif(not _CRDS.is_dir(), reason=f"{_CRDS} is not on this machine")
 @pytest.mark.parametrize("kind", _RAY_KINDS)
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_ray_kinds_hold_to_the_schemas_of_kuberay(environment: str, kind: str) -> None:
+def test_ray_kinds_follow_the_schemas_of_kuberay(environment: str, kind: str) -> None:
     listed = of_kind(environment, kind)
     assert listed
     for resource in listed:
@@ -48,7 +48,7 @@ def test_ray_kinds_hold_to_the_schemas_of_kuberay(environment: str, kind: str) -
 
 
 @pytest.mark.skipif(not _CRDS.is_dir(), reason=f"{_CRDS} is not on this machine")
-def test_a_field_that_kuberay_does_not_know_is_found() -> None:
+def test_a_field_that_kuberay_does_not_know_is_detected() -> None:
     (cluster,) = of_kind("dev", "RayCluster")
     wrong = {**cluster, "spec": {**cluster["spec"], "autoscaling": True}}
     assert [error.message for error in _validator("RayCluster").iter_errors(wrong)]

@@ -28,7 +28,7 @@ def test_no_pod_is_root_or_may_become_it(environment: str) -> None:
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_nothing_of_the_host_is_in_a_pod(environment: str) -> None:
+def test_no_pod_uses_resources_of_its_host(environment: str) -> None:
     host = {"privileged", "hostNetwork", "hostPID", "hostIPC", "hostPath", "hostPort"}
     for resource in resources(environment):
         for path, _ in walk(resource):
@@ -36,13 +36,13 @@ def test_nothing_of_the_host_is_in_a_pod(environment: str) -> None:
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_kubernetes_itself_refuses_what_these_tests_would_miss(environment: str) -> None:
+def test_kubernetes_enforces_the_restricted_pod_standard(environment: str) -> None:
     for namespace in of_kind(environment, "Namespace"):
         assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_the_token_for_kubernetes_is_in_the_autoscalers_container_alone(environment: str) -> None:
+def test_only_the_autoscalers_container_has_a_token_for_kubernetes(environment: str) -> None:
     for pod in pods(environment):
         assert pod.spec["automountServiceAccountToken"] is False, pod.owner
         mounts = [mount["name"] for container in pod.containers for mount in container.get("volumeMounts", [])]
@@ -53,13 +53,13 @@ def test_the_token_for_kubernetes_is_in_the_autoscalers_container_alone(environm
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_every_ray_cluster_asks_for_a_token(environment: str) -> None:
+def test_every_ray_cluster_requires_a_token(environment: str) -> None:
     for owner, cluster in ray_clusters(environment).items():
         assert cluster["authOptions"]["mode"] == "token", owner
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_all_is_closed_before_anything_is_opened(environment: str) -> None:
+def test_all_traffic_is_denied_by_default(environment: str) -> None:
     closed = [
         policy["spec"]
         for policy in of_kind(environment, "NetworkPolicy")
@@ -69,7 +69,7 @@ def test_all_is_closed_before_anything_is_opened(environment: str) -> None:
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_nobody_is_let_in_from_everywhere(environment: str) -> None:
+def test_no_network_policy_admits_all_peers(environment: str) -> None:
     for policy in of_kind(environment, "NetworkPolicy"):
         for rule in policy["spec"].get("ingress", []):
             assert rule["from"], policy["metadata"]["name"]
@@ -79,7 +79,7 @@ def test_nobody_is_let_in_from_everywhere(environment: str) -> None:
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_the_metadata_service_of_a_node_is_out_of_reach(environment: str) -> None:
+def test_pods_cannot_reach_the_metadata_service_of_a_node(environment: str) -> None:
     blocks = [
         peer["ipBlock"]
         for policy in of_kind(environment, "NetworkPolicy")
@@ -92,7 +92,7 @@ def test_the_metadata_service_of_a_node_is_out_of_reach(environment: str) -> Non
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_no_secret_is_written_out(environment: str) -> None:
+def test_no_manifest_contains_the_value_of_a_secret(environment: str) -> None:
     assert not of_kind(environment, "Secret")
     for resource in resources(environment):
         for path, value in walk(resource):
@@ -102,14 +102,14 @@ def test_no_secret_is_written_out(environment: str) -> None:
             assert not [name for name in resource["data"] if _SECRET_NAME.search(name)]
 
 
-def test_no_file_holds_what_looks_like_a_key() -> None:
+def test_no_file_contains_text_that_looks_like_a_key() -> None:
     looks = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|(?<![0-9a-f])[0-9a-f]{40,}(?![0-9a-f])")
     for path in [*K8S.rglob("*.*"), ROOT / "Dockerfile"]:
         assert not looks.search(path.read_text()), path
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_the_dashboard_is_reached_by_the_operator_and_submitters_alone(environment: str) -> None:
+def test_only_the_operator_and_submitters_can_reach_the_dashboard(environment: str) -> None:
     """Ray's nodes reach each other on every port; besides them, only these two peers."""
     peers = [
         peer

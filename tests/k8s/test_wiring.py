@@ -56,7 +56,7 @@ def _selectors(resource: Resource) -> list[dict[str, Any]]:
     return [selector for selector in selectors if isinstance(selector, dict)]
 
 
-def test_every_selector_means_a_pod(environment: str) -> None:
+def test_every_selector_matches_a_pod(environment: str) -> None:
     for resource in resources(environment):
         for selector in _selectors(resource):
             assert _selected(environment, selector), (resource["kind"], resource["metadata"]["name"], selector)
@@ -69,7 +69,7 @@ def test_a_set_selects_its_own_pods_and_no_others(environment: str) -> None:
         assert resource["spec"]["serviceName"] in names(environment, "Service")
 
 
-def test_secrets_are_in_no_manifest_and_the_readme_says_how_to_make_each(environment: str) -> None:
+def test_the_readme_says_how_to_create_every_secret(environment: str) -> None:
     readme = (K8S / "README.md").read_text().replace("\\\n", " ")
     documented: dict[str, set[str]] = {}
     for name, options in re.findall(r"create secret generic (\S+)(.*)", readme):
@@ -84,7 +84,7 @@ def test_secrets_are_in_no_manifest_and_the_readme_says_how_to_make_each(environ
                 assert value in documented, path
 
 
-def test_the_key_of_rays_token_is_the_one_that_kuberay_reads(environment: str) -> None:
+def test_the_token_has_the_key_that_kuberay_reads(environment: str) -> None:
     readme = (K8S / "README.md").read_text()
     for owner, cluster in ray_clusters(environment).items():
         assert f"generic {cluster['authOptions']['secretName']} --from-literal=auth_token=" in readme, owner
@@ -100,14 +100,14 @@ def test_config_maps_accounts_and_priorities_exist(environment: str) -> None:
             assert pod.spec["priorityClassName"] in names(environment, "PriorityClass")
 
 
-def test_jobs_without_a_cluster_of_their_own_select_one_that_is_there(environment: str) -> None:
+def test_jobs_without_their_own_cluster_select_an_existing_one(environment: str) -> None:
     for name, job in ray_jobs(environment).items():
         assert ("rayClusterSpec" in job) != ("clusterSelector" in job), name
         if "clusterSelector" in job:
             assert job["clusterSelector"]["ray.io/cluster"] in names(environment, "RayCluster"), name
 
 
-def test_deletion_rules_are_those_that_kuberay_accepts(environment: str) -> None:
+def test_deletion_rules_are_valid_for_kuberay(environment: str) -> None:
     order = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
     for name, job in ray_jobs(environment).items():
         assert not job.get("shutdownAfterJobFinishes"), name
@@ -122,7 +122,7 @@ def test_deletion_rules_are_those_that_kuberay_accepts(environment: str) -> None
             assert [ttl for _, ttl in entries] == sorted(ttl for _, ttl in entries), name
 
 
-def test_a_training_is_tried_again_and_no_job_runs_for_ever(environment: str) -> None:
+def test_a_training_is_retried_and_every_job_has_a_deadline(environment: str) -> None:
     jobs = ray_jobs(environment)
     assert jobs["train"]["backoffLimit"] > 0
     assert all(job["activeDeadlineSeconds"] > 0 for job in jobs.values())
@@ -130,7 +130,7 @@ def test_a_training_is_tried_again_and_no_job_runs_for_ever(environment: str) ->
     assert not [name for name, job in jobs.items() if "clusterSelector" in job and job.get("backoffLimit")]
 
 
-def test_a_submitter_runs_once_so_that_it_cannot_hide_a_failed_job(environment: str) -> None:
+def test_a_submitter_is_not_retried(environment: str) -> None:
     # A second submitter pod only follows the log of the job that the first one submitted, and exits with 0.
     assert {job["submitterConfig"]["backoffLimit"] for job in ray_jobs(environment).values()} == {0}
 
@@ -146,16 +146,16 @@ def test_a_service_is_upgraded_in_steps_that_kuberay_accepts(environment: str) -
             assert options["intervalSeconds"] > 0
 
 
-def test_names_leave_room_for_what_kuberay_adds(environment: str) -> None:
+def test_names_are_short_enough_for_kuberays_suffixes(environment: str) -> None:
     # ray-operator/controllers/ray/utils/constant.go: 63 less the longest suffix.
     for resource in of_kind(environment, "RayCluster", "RayJob", "RayService", "RayCronJob"):
         assert re.fullmatch(r"[a-z][-a-z0-9]{0,40}", resource["metadata"]["name"])
 
 
-def test_clusters_services_and_jobs_share_no_name(environment: str) -> None:
+def test_clusters_services_and_jobs_have_different_names(environment: str) -> None:
     # KubeRay creates a service NAME-head-svc for each.
-    taken = [r["metadata"]["name"] for r in of_kind(environment, "RayCluster", "RayJob", "RayService", "RayCronJob")]
-    assert len(taken) == len(set(taken))
+    listed = [r["metadata"]["name"] for r in of_kind(environment, "RayCluster", "RayJob", "RayService", "RayCronJob")]
+    assert len(listed) == len(set(listed))
 
 
 def test_every_volume_is_mounted_and_every_mount_has_its_volume(environment: str) -> None:
@@ -167,7 +167,7 @@ def test_every_volume_is_mounted_and_every_mount_has_its_volume(environment: str
         assert volumes == set(mounts), pod.owner
 
 
-def test_requests_are_at_most_limits_and_both_are_said(environment: str) -> None:
+def test_requests_and_limits_are_set_and_consistent(environment: str) -> None:
     for pod in pods(environment):
         for container in pod.all_containers:
             requests, limits = container["resources"]["requests"], container["resources"]["limits"]
@@ -177,7 +177,7 @@ def test_requests_are_at_most_limits_and_both_are_said(environment: str) -> None
             assert requests.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu"), pod.owner
 
 
-def test_shared_memory_has_room_for_more_than_rays_object_store(environment: str) -> None:
+def test_shared_memory_is_large_enough_for_rays_object_store(environment: str) -> None:
     for pod in pods(environment):
         if "ray.io/cluster" in pod.labels:
             (shm,) = [volume["emptyDir"] for volume in pod.spec["volumes"] if volume["name"] == "shm"]
@@ -195,13 +195,13 @@ def test_gpu_pods_ask_for_gpu_nodes_and_tolerate_their_taint(environment: str) -
         assert gpus == any(container["image"].endswith("-gpu") for container in pod.containers), pod.owner
 
 
-def test_there_is_a_gpu_pool_in_production_and_none_on_a_laptop(environment: str) -> None:
+def test_gpu_pools_exist_in_production_and_not_on_a_laptop(environment: str) -> None:
     cluster = ray_clusters(environment)["RayCluster striate"]
     gpus = [group["groupName"] for group in cluster["workerGroupSpecs"] if "gpu" in group["groupName"]]
     assert gpus == ([] if environment == "dev" else ["gpu", "gpu-8"])
 
 
-def test_workers_of_a_group_are_within_its_bounds(environment: str) -> None:
+def test_the_replicas_of_a_group_are_within_its_bounds(environment: str) -> None:
     for owner, cluster in ray_clusters(environment).items():
         for group in cluster["workerGroupSpecs"]:
             assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"], owner
@@ -212,7 +212,7 @@ def test_heads_give_no_cpu_to_tasks(environment: str) -> None:
         assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", owner
 
 
-def test_ray_pods_are_probed_where_something_listens(environment: str) -> None:
+def test_ray_pods_are_probed_at_ports_that_are_open(environment: str) -> None:
     for pod in pods(environment):
         for container in pod.spec["containers"]:
             for probe in ("livenessProbe", "readinessProbe"):
@@ -237,7 +237,7 @@ def test_a_network_policy_opens_ports_that_its_pods_listen_on(environment: str) 
             assert {port["port"] for port in rule.get("ports", [])} <= listened, policy["metadata"]["name"]
 
 
-def test_who_may_send_may_also_be_received(environment: str) -> None:
+def test_every_egress_rule_has_a_matching_ingress_rule(environment: str) -> None:
     """Both ends are closed by default: each egress rule to one of these pods needs an ingress rule."""
     opened = {
         (pod.owner, port.get("port"))
@@ -254,7 +254,7 @@ def test_who_may_send_may_also_be_received(environment: str) -> None:
                         assert (pod.owner, port.get("port")) in opened, (policy["metadata"]["name"], pod.owner)
 
 
-def test_addresses_in_our_namespace_lead_to_services_that_are_there(environment: str) -> None:
+def test_addresses_in_our_namespace_name_existing_services(environment: str) -> None:
     services = {
         f"{service['metadata']['name']}.striate.svc.cluster.local:{port['port']}"
         for service in of_kind(environment, "Service")
@@ -294,7 +294,7 @@ def test_the_port_of_serve_is_the_one_that_pods_name(environment: str) -> None:
         assert {pod.ports["serve"] for pod in listening} == {written["http_options"]["port"]}
 
 
-def test_what_serve_reads_from_a_file_is_mounted_on_every_node(environment: str) -> None:
+def test_files_that_serve_reads_are_mounted_on_every_node(environment: str) -> None:
     for service in of_kind(environment, "RayService"):
         files = re.findall(r"(/etc/\S+)/[^/\s]+", service["spec"]["serveConfigV2"])
         for pod in [pod for pod in pods(environment) if pod.owner.startswith("RayService")]:
@@ -302,7 +302,7 @@ def test_what_serve_reads_from_a_file_is_mounted_on_every_node(environment: str)
             assert set(files) <= mounted, pod.owner
 
 
-def test_a_budget_over_pods_of_ray_says_how_many_stay(environment: str) -> None:
+def test_a_disruption_budget_for_ray_sets_min_available(environment: str) -> None:
     # maxUnavailable and percentages need a scale, which a RayCluster does not have.
     for budget in of_kind(environment, "PodDisruptionBudget"):
         component = budget["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
