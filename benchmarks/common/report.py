@@ -15,7 +15,7 @@ _REACHED = {True: "yes", False: "NO", None: ""}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Minimum, median and maximum."""
+    """Returns minimum, median and maximum, rounded to four digits."""
     return {
         "min": round(min(values), 4),
         "median": round(statistics.median(values), 4),
@@ -38,7 +38,7 @@ def goal(
         values: one for each round; empty where it was not measured.
         at_least: the goal; with neither this nor `at_most` there is none.
         at_most: the goal, as an upper limit.
-        judged_by: the value that is compared with the goal.
+        judged_by: returns the value that is compared with the goal.
 
     Returns:
         `what`, `at_least` or `at_most`, `ratio` (the spread of the values, or None), `reached` (None without a goal or
@@ -109,7 +109,7 @@ def median_of(rounds: Sequence[Mapping[str, Any]], figure: str, digits: int) -> 
 
 
 def print_rounds(result: Mapping[str, Any]) -> None:
-    """Prints the medians over the rounds of all figures of each contestant, and the goals."""
+    """Prints the goals, and all figures of each contestant as medians over the rounds."""
     rows = [
         (name, figure, median_of(rounds, figure, 4))
         for name, rounds in result["contestants"].items()

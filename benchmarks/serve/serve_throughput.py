@@ -137,7 +137,7 @@ def _measure_server(server: Server, served: Served, options: argparse.Namespace)
 
 
 def _measure_open_loop(started: Started, url: str, served: Served, seconds: float) -> dict[str, Any]:
-    """Measures 80% of the highest load that the server answers, three times that load, and the time afterwards."""
+    """Measures 80% of the highest load that the server answers, three times that load, and the rate afterwards."""
 
     def highest_rate() -> float:
         return closed_loop(url, served.bodies, 2 * _CONNECTIONS, seconds)["requests_per_s"]
