@@ -67,17 +67,17 @@ def test_the_tour_of_the_readme(striate: Run, photo_folder: Path, tmp_path: Path
 def test_any_letters_in_folders_and_classes_go_through_every_command(
     striate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = tmp_path / "Müller" / "größe 犬"
+    folder = tmp_path / "Müller" / "größe 犬"
     for label, grey in (("Kätzchen", 40), ("犬 und 🐈", 200)):
-        (here / "Quelle é" / label).mkdir(parents=True)
+        (folder / "Quelle é" / label).mkdir(parents=True)
         for number in range(8):
             pixels = np.full((28, 28, 1), grey + number, np.uint8)
-            (here / "Quelle é" / label / f"Bild ñ {number}.png").write_bytes(
+            (folder / "Quelle é" / label / f"Bild ñ {number}.png").write_bytes(
                 codec.encode(pixels, codec.Encoding("png"))[0]
             )
-    (here / "rezept ü.yaml").write_text(_RECIPE, encoding="utf-8")
-    make_bundle(here / "ñ" / "modell", classes=("Kätzchen", "犬 und 🐈"), steps="rgb")
-    monkeypatch.chdir(here)
+    (folder / "rezept ü.yaml").write_text(_RECIPE, encoding="utf-8")
+    make_bundle(folder / "ñ" / "modell", classes=("Kätzchen", "犬 und 🐈"), steps="rgb")
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(tmp_path / "Müller"))
     for arguments in (
         ("ingest", "Quelle é", "ñ/roh"),

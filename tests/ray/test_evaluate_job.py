@@ -238,22 +238,22 @@ class WaitsBeforeTheLastShard(EvaluateJob):
     """Evaluates the last shard only when a file appears."""
 
     last: str = ""
-    go_on: str = ""
+    release: str = ""
 
     def run(self, task: ShardTask, progress: Progress) -> EvaluateReport:
         if task.stem == self.last:
-            until(Path(self.go_on).exists)
+            until(Path(self.release).exists)
         return super().run(task, progress)
 
 
 def test_a_running_evaluation_exports_how_many_shards_are_done(
     pair: tuple[EvaluatePlan, Content], second: str, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, go_on = tmp_path / "report", tmp_path / "go_on"
+    folder, release = tmp_path / "report", tmp_path / "release"
     shutil.copytree(str(pair[0].report), folder)
     plan = plan_evaluate([second], photos, report=str(folder))
     stems = [Path(shard.name).stem for shard in plan.manifest.shards]
-    job = partial(WaitsBeforeTheLastShard, last=stems[-1], go_on=str(go_on))
+    job = partial(WaitsBeforeTheLastShard, last=stems[-1], release=str(release))
     monkeypatch.setattr("jobs.evaluate.EvaluateJob", job)
     contents: list[Content] = []
     thread = Thread(target=lambda: contents.append(run_evaluate(plan, workers="1", gpu=False)))
@@ -265,7 +265,7 @@ def test_a_running_evaluation_exports_how_many_shards_are_done(
         )
         assert total(exported, "ray_striate_shards_planned") == len(stems)
     finally:
-        go_on.touch()
+        release.touch()
         thread.join()
     assert contents[0].throughput.shards_resumed == 0, "the report was one of two bundles"
 

@@ -155,16 +155,16 @@ def test_a_pipeline_works_in_a_users_own_ray_data_program(photos: str) -> None:
 
 
 def test_a_users_program_writes_rejects_as_rows_beside_the_others(photos: str, tmp_path: Path) -> None:
-    with_damage = rows(photos).slice(0, 4).to_pylist()
-    with_damage[0]["image"]["bytes"] = with_damage[0]["image"]["bytes"][:40]
+    damaged_rows = rows(photos).slice(0, 4).to_pylist()
+    damaged_rows[0]["image"]["bytes"] = damaged_rows[0]["image"]["bytes"][:40]
     pipeline = Pipeline.parse('keep_labels(["china", "flower", "hopper"]) | grayscale')
-    source = ray.data.from_arrow(pa.Table.from_pylist(with_damage, rows(photos).schema))
+    source = ray.data.from_arrow(pa.Table.from_pylist(damaged_rows, rows(photos).schema))
     checked = source.map_batches(pipeline, batch_format="pyarrow", fn_kwargs={"rejects": True})
     checked.write_parquet(str(tmp_path / "checked"))
     written = {row["key"]: row for row in ds.dataset(tmp_path / "checked").to_table().to_pylist()}
     assert len(written) == 4
-    damaged = written.pop(with_damage[0]["key"])
-    assert (damaged["reason"], damaged["image"]["bytes"]) == ("damaged", with_damage[0]["image"]["bytes"])
+    damaged = written.pop(damaged_rows[0]["key"])
+    assert (damaged["reason"], damaged["image"]["bytes"]) == ("damaged", damaged_rows[0]["image"]["bytes"])
     assert {(row["reason"], row["channels"]) for row in written.values()} == {(None, 1)}
 
 
@@ -216,21 +216,21 @@ class Waits:
 
     work: FilterJob
     last: str
-    go_on: str
+    release: str
 
     def work_digest(self, task: ShardTask) -> str:
         return self.work.work_digest(task)
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         if task.stem == self.last:
-            until(Path(self.go_on).exists)
+            until(Path(self.release).exists)
         return self.work.run(task, progress)
 
 
 def test_the_destination_of_a_running_job_shows_its_progress(photos: str, tmp_path: Path) -> None:
     plan = plan_filter(photos, str(tmp_path / "made"), "invert")
     shards, last = len(plan.tasks), plan.tasks[-1]
-    slow = replace(plan, work=Waits(plan.work, last.stem, str(tmp_path / "go_on")))
+    slow = replace(plan, work=Waits(plan.work, last.stem, str(tmp_path / "release")))
     job = Thread(target=make_shards, args=("filter", slow, WorkerPool(2)))
     job.start()
     try:
@@ -238,10 +238,10 @@ def test_the_destination_of_a_running_job_shows_its_progress(photos: str, tmp_pa
         until(claimed.exists)
         until(lambda: len(datasets_below(plan.destination)[plan.destination].shards) == shards - 1)
         progress = how_far(datasets_below(plan.destination)[plan.destination])
-        done = 86 - last.rows
-        assert progress.startswith(f"{shards - 1} of {shards} shards, {done} of 86 pictures ({done / 86:.0%}), ")
+        read = 86 - last.rows
+        assert progress.startswith(f"{shards - 1} of {shards} shards, {read} of 86 pictures ({read / 86:.0%}), ")
     finally:
-        (tmp_path / "go_on").touch()
+        (tmp_path / "release").touch()
         job.join()
     assert load_manifest(plan.destination).complete
 

@@ -108,8 +108,8 @@ def test_the_counts_of_a_job_are_those_of_its_manifest(raw: _Job, filtered: _Job
 def test_the_time_of_workers_is_exported_by_stage_with_all_steps_as_one(filtered: _Job) -> None:
     stages = {dict(labels).get("stage") for name, labels in filtered.exported if name.endswith("stage_seconds_total")}
     assert stages == {"read", "decode", "steps", "encode", "write"}
-    spent = sum(seconds for stage, seconds in filtered.manifest.run["seconds"].items() if stage != "waiting")
-    assert filtered.total("ray_striate_stage_seconds_total") == pytest.approx(spent, abs=0.01)
+    stage_seconds = sum(seconds for stage, seconds in filtered.manifest.run["seconds"].items() if stage != "waiting")
+    assert filtered.total("ray_striate_stage_seconds_total") == pytest.approx(stage_seconds, abs=0.01)
 
 
 def test_training_is_counted_by_worker_and_shared_values_only_once(trained: Exported) -> None:

@@ -19,8 +19,8 @@ _STRIATE = Path(sys.executable).parent / "striate"
 
 def _striate(*arguments: str) -> tuple[int, str]:
     """Runs a command in a new process that has loaded no plugin; returns its exit code and stderr."""
-    done = subprocess.run([_STRIATE, *arguments], capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stderr
+    result = subprocess.run([_STRIATE, *arguments], capture_output=True, text=True, timeout=300)
+    return result.returncode, result.stderr
 
 
 def test_a_filter_runs_a_users_own_step_and_records_it(photos: str, tmp_path: Path) -> None:
@@ -34,12 +34,12 @@ def test_a_filter_runs_a_users_own_step_and_records_it(photos: str, tmp_path: Pa
         assert (codec.decode(row["image"]["bytes"]) == codec.decode(before[row["key"]]) // 2).all()
 
     written = content(Path(out))
-    code, said = _striate(*command)
+    code, output = _striate(*command)
     assert code == 2
-    assert "unknown step 'halve'" in said
-    code, said = _striate(*command, "--plugin", write_plugin(tmp_path, HALVE + "\n# changed\n"))
+    assert "unknown step 'halve'" in output
+    code, output = _striate(*command, "--plugin", write_plugin(tmp_path, HALVE + "\n# changed\n"))
     assert code == 2
-    assert "holds the output of another job" in said
+    assert "holds the output of another job" in output
     assert content(Path(out)) == written
 
 
@@ -48,12 +48,12 @@ def test_a_bundle_with_a_users_own_step_asks_for_it(tmp_path: Path) -> None:
     ingest(plan_ingest(str(write_digits(tmp_path / "pictures", 60)), data))
     recipe = Path(write_recipe(tmp_path, data, 1))
     recipe.write_text(recipe.read_text().replace("grayscale |", "grayscale | halve(by=2) |"))
-    code, said = _striate("train", str(recipe), "--out", out, "--plugin", plugin)
-    assert code == 0, said
+    code, output = _striate("train", str(recipe), "--out", out, "--plugin", plugin)
+    assert code == 0, output
     assert list(json.loads(Path(out, "bundle.json").read_text())["provenance"]["plugins"]) == ["my_steps"]
-    code, said = _striate("predict", out, data, str(tmp_path / "scored"), "--plugin", plugin)
-    assert code == 0, said
+    code, output = _striate("predict", out, data, str(tmp_path / "scored"), "--plugin", plugin)
+    assert code == 0, output
     for command in (["evaluate", out, data], ["predict", out, data, str(tmp_path / "x")], ["serve", out]):
-        code, said = _striate(*command)
+        code, output = _striate(*command)
         assert code == 2
-        assert f"the bundle {out} uses steps of the plugin 'my_steps'" in said
+        assert f"the bundle {out} uses steps of the plugin 'my_steps'" in output

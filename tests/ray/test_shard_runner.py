@@ -116,6 +116,6 @@ def test_tasks_of_a_lost_worker_are_done_without_its_cpu(
 
 
 def test_a_node_that_does_not_see_the_dataset_is_named(tmp_path: Path) -> None:
-    unseen = ShardTask(str(tmp_path / "elsewhere"), "part-000000", "digest", 1)
+    missing_task = ShardTask(str(tmp_path / "elsewhere"), "part-000000", "digest", 1)
     with pytest.raises(StriateError, match=r"node \w{8} does not see .*elsewhere"):
-        run_shards("filter", Reports(), [unseen], WorkerPool(1), Stems())
+        run_shards("filter", Reports(), [missing_task], WorkerPool(1), Stems())

@@ -124,9 +124,9 @@ def test_a_resumed_stream_continues_as_an_uninterrupted_one(undisturbed: Undistu
 def test_pictures_held_encoded_are_streamed_in_the_same_order(undisturbed: Undisturbed) -> None:
     rows = undisturbed.rows
     tables = [ray.put(read_part(rows, (shard, 0, count))) for shard, count in enumerate(rows.counts.tolist())]
-    held = loader(replace(rows, dataset="/nowhere"), Pipeline.parse("grayscale"), tables=tables)
-    held.start(0, 0, STEPS)
-    assert epoch(held) == undisturbed.first
+    resident = loader(replace(rows, dataset="/nowhere"), Pipeline.parse("grayscale"), tables=tables)
+    resident.start(0, 0, STEPS)
+    assert epoch(resident) == undisturbed.first
 
 
 def test_an_unusable_dataset_ends_the_stream_with_one_sentence(tmp_path: Path) -> None:

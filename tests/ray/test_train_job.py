@@ -168,8 +168,8 @@ def test_two_workers_stream_a_bucket_larger_than_memory_into_a_bucket(
     out = f"{bucket}/lenet"
     plan = plan_train(streamed, out)
     assert not plan.in_memory
-    trained_there = train(plan, workers="2")
-    assert Bundle.load(out).id == trained_there.bundle.id
+    result = train(plan, workers="2")
+    assert Bundle.load(out).id == result.bundle.id
     first, second = read_metrics(f"{out}/logs")
     assert (first["epoch"], second["epoch"]) == (1, 2)
     assert second["train_loss"] < first["train_loss"]
@@ -211,8 +211,8 @@ def test_cached_features_are_those_of_the_frozen_backbone(
     pictures = {row["key"]: row["image"]["bytes"] for row in rows(digits / "train").to_pylist()}
     bundle = Bundle.load(str(trained), device="cpu")
     model = create("lenet5", num_classes=10, weights=weights_file(str(trained))).eval()
-    with np.load(cached) as held, torch.inference_mode():
-        for key, features in list(zip(held["keys"].tolist(), held["features"], strict=True))[:20]:
+    with np.load(cached) as cached_arrays, torch.inference_mode():
+        for key, features in list(zip(cached_arrays["keys"].tolist(), cached_arrays["features"], strict=True))[:20]:
             batch = torch.from_numpy(np.asarray(bundle.prepare(pictures[key]))).permute(2, 0, 1)[None]
             np.testing.assert_allclose(model.features(batch)[0].numpy(), features, atol=1e-5)
     learned, start = (load_file(folder / "model.safetensors") for folder in (out, trained))

@@ -55,9 +55,9 @@ _NEEDS = {
 
 def _without(packages: Iterable[str], code: str) -> str:
     script = _HIDING.replace("{hidden}", repr(sorted(packages))) + code
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def _without_extras(code: str) -> str:

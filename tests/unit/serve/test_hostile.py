@@ -41,7 +41,7 @@ def problem_body(answer: bytes) -> dict[str, Any]:
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
-def test_a_body_that_is_too_large_is_413_whether_it_says_so_or_not(models: dict[str, LocalModel]) -> None:
+def test_a_body_too_large_is_413_whether_declared_or_not(models: dict[str, LocalModel]) -> None:
     with small(models) as server, server.client() as client:
         for path in ("/models/grey/predict", "/models/grey/view", "/preview?steps=invert", "/v2/models/grey/infer"):
             problem(client.post(path, content=b"x" * 11_000), 413, "body_too_large")
@@ -60,7 +60,7 @@ def test_a_client_that_announces_too_much_is_refused_before_it_sends(models: dic
         assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 413")
 
 
-def test_a_body_that_says_it_is_too_large_is_answered_unread(models: dict[str, LocalModel]) -> None:
+def test_a_body_declared_too_large_is_refused_unread(models: dict[str, LocalModel]) -> None:
     sent: list[Any] = []
     sent_before_read: list[int] = []
 
@@ -120,7 +120,7 @@ def test_a_part_of_a_form_with_many_headers_is_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize("head", ["Content-Length: 5000\r\n", "Transfer-Encoding: chunked\r\n"])
-def test_a_body_that_does_not_come_is_408_and_the_connection_closed(models: dict[str, LocalModel], head: str) -> None:
+def test_a_body_that_does_not_arrive_is_408_and_the_connection_closed(models: dict[str, LocalModel], head: str) -> None:
     with small(models, body_timeout_s=0.2) as server:
         body = b"5\r\nhello\r\n" if "chunked" in head else b"hello"
         answer = server.raw(f"{POST}{head}\r\n".encode() + body)
@@ -129,7 +129,7 @@ def test_a_body_that_does_not_come_is_408_and_the_connection_closed(models: dict
         assert "5 bytes" in problem_body(answer)["detail"]
 
 
-def test_a_body_that_ends_early_is_no_answer_and_no_failure(
+def test_a_body_that_ends_early_gets_no_answer_and_fails_nothing(
     models: dict[str, LocalModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "striate.access")
@@ -140,7 +140,7 @@ def test_a_body_that_ends_early_is_no_answer_and_no_failure(
             assert client.post("/models/grey/predict", content=JPEG).status_code == 200
 
 
-def test_a_wrong_key_is_told_to_who_still_sends(models: dict[str, LocalModel]) -> None:
+def test_a_wrong_key_is_reported_to_a_client_that_still_sends(models: dict[str, LocalModel]) -> None:
     settings = ServeSettings(keys=(new_key("a")[1],))
     with Server(apps(models, settings)) as server, server.client() as client:
         problem(client.post("/models/grey/predict", content=b"x" * 2**22), 401, "key")
@@ -150,34 +150,34 @@ def test_a_wrong_key_is_told_to_who_still_sends(models: dict[str, LocalModel]) -
 # -- clients that leave, models that take long ------------------------------------------------------------------------
 
 
-def test_who_leaves_while_the_model_works_ends_the_work(
+def test_a_client_that_leaves_while_the_model_works_ends_the_work(
     models: dict[str, LocalModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "striate.access")
-    held = LocalModel("held", models["grey"].bundle, ServeSettings())
-    held.gate = asyncio.Event()
-    with Server(apps({"held": held}, ServeSettings())) as server:
+    gated = LocalModel("gated", models["grey"].bundle, ServeSettings())
+    gated.gate = asyncio.Event()
+    with Server(apps({"gated": gated}, ServeSettings())) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            head = f"POST /models/held/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(JPEG)}\r\n\r\n"
+            head = f"POST /models/gated/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(JPEG)}\r\n\r\n"
             connection.sendall(head.encode() + JPEG)
-            until(held.entered.is_set)
-        until(lambda: held.cancelled == 1)
+            until(gated.entered.is_set)
+        until(lambda: gated.cancelled == 1)
         until(lambda: [line["status"] for line in lines(caplog)] == [499])
 
 
 def test_a_model_that_takes_too_long_is_504_and_its_work_ended(models: dict[str, LocalModel]) -> None:
-    held = LocalModel("held", models["grey"].bundle, ServeSettings())
-    held.gate = asyncio.Event()
+    gated = LocalModel("gated", models["grey"].bundle, ServeSettings())
+    gated.gate = asyncio.Event()
 
     async def play() -> None:
-        async with asgi_client(apps({"held": held}, ServeSettings(timeout_s=0.05))) as client:
-            problem(await client.post("/models/held/predict", content=JPEG), 504, "timed_out")
+        async with asgi_client(apps({"gated": gated}, ServeSettings(timeout_s=0.05))) as client:
+            problem(await client.post("/models/gated/predict", content=JPEG), 504, "timed_out")
 
     asyncio.run(play())
-    assert held.cancelled == 1
+    assert gated.cancelled == 1
 
 
-def test_many_requests_at_once_are_all_answered_alike(models: dict[str, LocalModel]) -> None:
+def test_many_simultaneous_requests_get_equal_answers(models: dict[str, LocalModel]) -> None:
     async def play() -> None:
         async with asgi_client(apps(models, ServeSettings())) as client:
             answers = await asyncio.gather(*(client.post("/models/grey/predict", content=JPEG) for _ in range(200)))
@@ -297,7 +297,9 @@ def test_the_access_log_has_key_names_and_routes_but_no_keys_or_files(
         assert secret not in caplog.text
 
 
-def test_of_a_long_id_the_beginning_is_logged(models: dict[str, LocalModel], caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_beginning_of_a_long_id_is_logged(
+    models: dict[str, LocalModel], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "striate.access")
 
     async def play() -> None:
@@ -308,7 +310,7 @@ def test_of_a_long_id_the_beginning_is_logged(models: dict[str, LocalModel], cap
     assert [one["id"] for one in lines(caplog)] == ["x" * 64]
 
 
-def test_an_unexpected_failure_is_logged_with_its_trace_and_told_without(
+def test_an_unexpected_failure_is_logged_with_its_trace_and_sent_without(
     models: dict[str, LocalModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     failing = LocalModel("failing", models["grey"].bundle, ServeSettings())

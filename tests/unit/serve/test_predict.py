@@ -61,7 +61,7 @@ def test_the_probabilities_are_those_of_the_bundle(server: Server, models: dict[
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_every_kind_of_picture_is_answered_or_told_what_is_wrong_with_it(server: Server, kind: str) -> None:
+def test_every_kind_of_picture_gets_classes_or_a_reason(server: Server, kind: str) -> None:
     response = post(server, content=kinds()[kind])
     assert response.status_code in (200, 422), response.text
 
@@ -179,7 +179,9 @@ def test_a_compressed_body_is_415(server: Server) -> None:
         (b'{"pictures": [{"base64": "aGk="}], "top_k": 3}', 422, "invalid", "top_k"),
     ],
 )
-def test_json_that_is_not_right_is_told_where(server: Server, body: bytes, status: int, slug: str, part: str) -> None:
+def test_wrong_json_gets_an_error_with_its_place(
+    server: Server, body: bytes, status: int, slug: str, part: str
+) -> None:
     response = post(server, content=body, headers={"Content-Type": "application/json"})
     assert part in problem(response, status, slug)["detail"]
 
@@ -215,7 +217,7 @@ LONG = b'Content-Disposition: form-data; name="' + b"x" * 9000 + b'"\r\n\r\n3'
         (form(b"Content-Transfer-Encoding: base64\r\n" + FILE + b"aGk="), TYPE, 415, "content_encoding"),
     ],
 )
-def test_forms_that_are_not_right_are_told_so(server: Server, body: bytes, kind: str, status: int, slug: str) -> None:
+def test_wrong_forms_get_an_error(server: Server, body: bytes, kind: str, status: int, slug: str) -> None:
     response = post(server, content=body, headers={"Content-Type": kind})
     if status == 200:
         assert response.status_code == 200, response.text

@@ -161,7 +161,9 @@ def test_an_ensemble_may_be_a_member_of_another() -> None:
         ([("ant", "bee", "cat")], [1.0, 0.0], "above 0"),
     ],
 )
-def test_bundles_that_do_not_fit_together_are_no_ensemble(others: list, weights: list | None, problem: str) -> None:
+def test_bundles_that_do_not_fit_together_cannot_be_an_ensemble(
+    others: list, weights: list | None, problem: str
+) -> None:
     with pytest.raises(UsageError, match=problem):
         ensemble([make_lenet(0), *(make_lenet(1, classes=classes) for classes in others)], weights)
 

@@ -50,7 +50,7 @@ def run(work: FilterJob, tasks: Sequence[ShardTask]) -> list[ShardReport]:
     return [work.run(task, lambda _: None) for task in tasks]
 
 
-def done_before(tasks: Sequence[ShardTask], work: FilterJob) -> dict[tuple[str, str], ShardReport]:
+def committed_reports(tasks: Sequence[ShardTask], work: FilterJob) -> dict[tuple[str, str], ShardReport]:
     return {(task.dataset, task.stem): report for task, report in committed(tasks, work)}
 
 
@@ -206,50 +206,50 @@ def source_of(dataset: str) -> str:
 
 def test_a_shard_is_done_when_its_report_and_its_files_agree(source: Manifest, dataset: str) -> None:
     work, tasks = FilterJob(source_of(dataset), WORK), tasks_of(source, dataset)
-    assert done_before(tasks, work) == {}
+    assert committed_reports(tasks, work) == {}
     reports = run(work, tasks[:2])
-    assert done_before(tasks, work) == {(dataset, report.stem): report for report in reports}
-    assert list(done_before(tasks[1:], work)) == [(dataset, tasks[1].stem)]
+    assert committed_reports(tasks, work) == {(dataset, report.stem): report for report in reports}
+    assert list(committed_reports(tasks[1:], work)) == [(dataset, tasks[1].stem)]
 
 
 @pytest.mark.parametrize(
-    "harm", ["input", "steps", "encoding", "limit", "gone", "cut", "report gone", "report cut", "rejects gone"]
+    "difference", ["input", "steps", "encoding", "limit", "gone", "cut", "report gone", "report cut", "rejects gone"]
 )
-def test_a_shard_is_not_done_when_anything_differs(source: Manifest, dataset: str, harm: str) -> None:
+def test_a_shard_is_not_done_when_anything_differs(source: Manifest, dataset: str, difference: str) -> None:
     # The filter rejects the broken picture, as ingest reads only its header.
     work, tasks = FilterJob(source_of(dataset), WORK), tasks_of(source, dataset)
     reports = run(work, tasks)
     (rejected,) = [report for report in reports if report.rejects]
     task = next(task for task in tasks if task.stem == rejected.stem)
     shard, report = Path(dataset, rejected.output.name), Path(dataset, "_reports", f"{task.stem}.json")
-    if harm == "input":
+    if difference == "input":
         tasks = [ShardTask(dataset, task.stem, "another", task.rows) for task in tasks]
-    elif harm == "steps":
+    elif difference == "steps":
         work = FilterJob(work.source, "invert")
-    elif harm == "encoding":
+    elif difference == "encoding":
         work = FilterJob(work.source, work.pipeline, "png")
-    elif harm == "limit":
+    elif difference == "limit":
         tasks = [ShardTask(dataset, task.stem, task.input_digest, task.rows, 2) for task in tasks]
-    elif harm == "gone":
+    elif difference == "gone":
         shard.unlink()
-    elif harm == "cut":
+    elif difference == "cut":
         shard.write_bytes(shard.read_bytes()[:-1])
-    elif harm == "report gone":
+    elif difference == "report gone":
         report.unlink()
-    elif harm == "report cut":
+    elif difference == "report cut":
         report.write_bytes(report.read_bytes()[:-20])
     else:
         Path(dataset, "_rejects", shard.name).unlink()
-    done = done_before(tasks, work)
-    assert len(done) == (0 if harm in ("input", "steps", "encoding", "limit") else 2)
-    assert (dataset, task.stem) not in done
+    reports_kept = committed_reports(tasks, work)
+    assert len(reports_kept) == (0 if difference in ("input", "steps", "encoding", "limit") else 2)
+    assert (dataset, task.stem) not in reports_kept
 
 
 def test_finished_shards_of_several_datasets_are_recognized(source: Manifest, tmp_path: Path) -> None:
     one, two = (tasks_of(source, str(tmp_path / name)) for name in ("one", "two"))
     work = FilterJob(str(tmp_path / "source"), WORK)
     run(work, [one[0], two[1]])
-    assert set(done_before([*one, *two], work)) == {(one[0].dataset, one[0].stem), (two[1].dataset, two[1].stem)}
+    assert set(committed_reports([*one, *two], work)) == {(one[0].dataset, one[0].stem), (two[1].dataset, two[1].stem)}
 
 
 # -- finished ---------------------------------------------------------------------------------------------------------

@@ -102,10 +102,10 @@ def test_of_two_writers_that_begin_together_exactly_one_writes(root: str) -> Non
 
 def test_a_second_writer_learns_which_process_writes_and_since_when(destination: str, tidied: list[str]) -> None:
     with hold(destination, tidy=tidied.append):
-        said = (
+        message = (
             rf"made is being written by process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait"
         )
-        with pytest.raises(UsageError, match=said), hold(destination, tidy=tidied.append):
+        with pytest.raises(UsageError, match=message), hold(destination, tidy=tidied.append):
             pass
         with hold(f"{destination}/below", tidy=tidied.append):
             pass
@@ -120,7 +120,9 @@ def test_a_folder_that_existed_before_stays(tmp_path: Path, tidied: list[str]) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lease_of_a_killed_writer_is_taken_without_waiting(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lease_of_a_killed_writer_is_taken_over_without_waiting(
+    root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with writers(1) as (killed,):
         killed.say(root)
         assert killed.answer() == "holds"
@@ -137,10 +139,10 @@ def test_another_process_with_the_same_id_is_not_the_writer(destination: str, ti
         (own,) = Path(destination, LEASES).iterdir()
         earlier = json.loads(own.read_text())
     Path(destination, LEASES).mkdir(parents=True)
-    left = Path(destination, LEASES, "0" * 32 + ".json")
-    left.write_text(json.dumps(earlier | {"started": earlier["started"] - 1}))
+    old_lease = Path(destination, LEASES, "0" * 32 + ".json")
+    old_lease.write_text(json.dumps(earlier | {"started": earlier["started"] - 1}))
     with hold(destination, tidy=tidied.append):
-        assert not left.exists()
+        assert not old_lease.exists()
 
 
 @pytest.fixture
@@ -154,17 +156,17 @@ def elsewhere(root: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return uri
 
 
-def test_a_lease_from_elsewhere_that_is_not_renewed_is_taken(
+def test_a_lease_from_elsewhere_that_is_not_renewed_is_taken_over(
     root: str, elsewhere: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with hold(root, tidy=print):
         assert not storage.exists(elsewhere)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "an earlier command left its lease at the destination: waiting up to " in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "an earlier command left its lease at the destination: waiting up to " in message
 
 
-def test_a_lease_from_elsewhere_that_is_renewed_is_not_taken(
+def test_a_lease_from_elsewhere_that_is_renewed_is_not_taken_over(
     root: str, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_ABANDONED_S", 60)
@@ -185,7 +187,7 @@ def test_a_lease_from_elsewhere_that_is_renewed_is_not_taken(
     assert [file.uri for file in storage.list_files(root)] == [elsewhere]
 
 
-def test_a_lease_that_a_kill_has_cut_is_taken(destination: str, tidied: list[str], elsewhere: str) -> None:
+def test_a_lease_that_a_kill_has_cut_is_taken_over(destination: str, tidied: list[str], elsewhere: str) -> None:
     del elsewhere  # the fixture shortens the waits
     Path(destination, LEASES).mkdir(parents=True)
     Path(destination, LEASES, "0" * 32 + ".json").write_text('{"pid"')

@@ -198,10 +198,10 @@ def test_a_name_that_leads_out_of_the_dataset_is_not_a_shard(tmp_path: Path, nam
 def test_names_that_users_choose_are_printed_unchanged(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     tally = Tally(rows_in=3, rows_out=1, dropped={name: 1}, rejected={name: 1}, classes={name: 1}, formats={name: 1})
     print_info(f"/data/{name}", Manifest(complete=True, jobs=[Job(kind="ingest", source=name)], tally=tally))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in (f"/data/{name}", f"dropped: {name} 1", f"rejected: {name} 1", f"1 ({name} 1)", f"ingest {name}:"):
-        assert text in said
-    assert said.count(f"{name} 1") == 4, "and the formats"
+        assert text in output
+    assert output.count(f"{name} 1") == 4, "and the formats"
 
 
 @pytest.mark.parametrize(

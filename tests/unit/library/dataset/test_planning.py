@@ -117,9 +117,9 @@ def test_keys_are_shuffled_inside_and_across_shards() -> None:
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=200), st.integers(1, 5000))
 def test_a_shard_exceeds_its_size_by_less_than_one_picture(sizes: list[int], target: int) -> None:
     tasks = plan(listing(["x"] * len(sizes), sizes=sizes), "/made", Layout(shard_bytes=target))
-    held = [[row["size"] for row in rows_of(task)] for task in tasks]
-    assert sorted(size for part in held for size in part) == sorted(sizes)
-    for part in held:
+    sizes_of_shards = [[row["size"] for row in rows_of(task)] for task in tasks]
+    assert sorted(size for part in sizes_of_shards for size in part) == sorted(sizes)
+    for part in sizes_of_shards:
         assert part
         assert sum(part) <= target + max(sizes)
     whole = max(1, sum(sizes) // target)
@@ -198,8 +198,8 @@ def test_fractions_hold_in_every_class_and_do_not_depend_on_the_seed(counts: dic
     label_of = dict(zip(index["key"].to_pylist(), labels, strict=True))
     for label, count in counts.items():
         for split, fraction in fractions.items():
-            got = sum(label_of[key] == (label or None) for key in splits.get(split, ()))
-            assert abs(got - fraction * count) < 1.001, (label, split)
+            pictures = sum(label_of[key] == (label or None) for key in splits.get(split, ()))
+            assert abs(pictures - fraction * count) < 1.001, (label, split)
 
 
 def test_fractions_are_exact_where_they_can_be() -> None:

@@ -56,16 +56,18 @@ def confident(confidence: Any, correct: Any) -> Outcomes:
 
 def test_accuracy_loss_and_class_scores_equal_those_of_scikit_learn() -> None:
     some = outcomes()
-    got = evaluated(some)
+    evaluation = evaluated(some)
     ids = np.arange(7)
-    assert got.pictures == 500
-    assert got.top1 == pytest.approx(metrics.accuracy_score(some.truth, some.predicted))
-    assert got.top5 == pytest.approx(metrics.top_k_accuracy_score(some.truth, some.probabilities, k=5, labels=ids))
+    assert evaluation.pictures == 500
+    assert evaluation.top1 == pytest.approx(metrics.accuracy_score(some.truth, some.predicted))
+    assert evaluation.top5 == pytest.approx(
+        metrics.top_k_accuracy_score(some.truth, some.probabilities, k=5, labels=ids)
+    )
     exact = some.probabilities.astype(np.float64)
-    assert got.loss == pytest.approx(metrics.log_loss(some.truth, exact / exact.sum(1, keepdims=True)), abs=1e-6)
-    assert got.loss == pytest.approx(-np.log(exact[np.arange(500), some.truth]).mean(), abs=1e-9)
+    assert evaluation.loss == pytest.approx(metrics.log_loss(some.truth, exact / exact.sum(1, keepdims=True)), abs=1e-6)
+    assert evaluation.loss == pytest.approx(-np.log(exact[np.arange(500), some.truth]).mean(), abs=1e-9)
     report: Any = metrics.classification_report(some.truth, some.predicted, labels=ids, output_dict=True)
-    for number, score in enumerate(got.per_class):
+    for number, score in enumerate(evaluation.per_class):
         expected = report[str(number)]
         assert score.precision == pytest.approx(expected["precision"])
         assert score.recall == pytest.approx(expected["recall"])
@@ -120,37 +122,37 @@ def test_ties_among_the_most_probable_count_in_the_order_of_classes() -> None:
 
 
 def test_the_loss_of_a_true_class_of_probability_zero_is_finite() -> None:
-    got = evaluated(outcomes_of([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
-    assert got.loss == pytest.approx(87.336 / 2, abs=0.01)
+    evaluation = evaluated(outcomes_of([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
+    assert evaluation.loss == pytest.approx(87.336 / 2, abs=0.01)
 
 
 def test_certain_and_correct_is_calibrated_and_certain_and_wrong_is_not() -> None:
-    sure = np.eye(4)[[0, 1, 2, 3, 0, 1]]
-    assert evaluated(outcomes_of([0, 1, 2, 3, 0, 1], sure)).calibration.ece == 0
-    assert evaluated(outcomes_of([1, 2, 3, 0, 1, 2], sure)).calibration.ece == 1
-    assert evaluated(outcomes_of([0, 1, 2, 3, 0, 1], sure)).top1 == 1
+    certain = np.eye(4)[[0, 1, 2, 3, 0, 1]]
+    assert evaluated(outcomes_of([0, 1, 2, 3, 0, 1], certain)).calibration.ece == 0
+    assert evaluated(outcomes_of([1, 2, 3, 0, 1, 2], certain)).calibration.ece == 1
+    assert evaluated(outcomes_of([0, 1, 2, 3, 0, 1], certain)).top1 == 1
 
 
 def test_calibration_by_hand() -> None:
     # Bins of 1/15: 0.15 and 0.19 are in the third, 0.62 and 0.65 in the tenth, 0.79 in the twelfth.
-    got = evaluated(confident([0.15, 0.19, 0.62, 0.65, 0.79], [True, False, True, True, False])).calibration
-    assert [(number, one.count, one.accuracy) for number, one in enumerate(got.bins) if one.count] == [
+    evaluation = evaluated(confident([0.15, 0.19, 0.62, 0.65, 0.79], [True, False, True, True, False])).calibration
+    assert [(number, one.count, one.accuracy) for number, one in enumerate(evaluation.bins) if one.count] == [
         (2, 2, 0.5),
         (9, 2, 1.0),
         (11, 1, 0.0),
     ]
-    assert got.bins[9].confidence == pytest.approx(0.635)
-    assert got.ece == pytest.approx(2 / 5 * abs(0.5 - 0.17) + 2 / 5 * abs(1 - 0.635) + 1 / 5 * 0.79)
-    assert (got.bins[0].confidence, got.bins[0].accuracy) == (None, None)
+    assert evaluation.bins[9].confidence == pytest.approx(0.635)
+    assert evaluation.ece == pytest.approx(2 / 5 * abs(0.5 - 0.17) + 2 / 5 * abs(1 - 0.635) + 1 / 5 * 0.79)
+    assert (evaluation.bins[0].confidence, evaluation.bins[0].accuracy) == (None, None)
 
 
 def test_calibration_from_sums_equals_that_of_all_confidences() -> None:
     some = outcomes()
-    got, confidence = evaluated(some).calibration, some.probabilities.max(1).astype(np.float64)
+    evaluation, confidence = evaluated(some).calibration, some.probabilities.max(1).astype(np.float64)
     bins = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1
     gaps = [abs((some.correct[bins == one] - confidence[bins == one]).sum()) for one in range(CALIBRATION_BINS)]
-    assert got.ece == pytest.approx(sum(gaps) / 500, abs=1e-9)
-    assert [one.count for one in got.bins] == np.bincount(bins, minlength=CALIBRATION_BINS).tolist()
+    assert evaluation.ece == pytest.approx(sum(gaps) / 500, abs=1e-9)
+    assert [one.count for one in evaluation.bins] == np.bincount(bins, minlength=CALIBRATION_BINS).tolist()
 
 
 def test_an_honest_confidence_has_a_small_calibration_error() -> None:
@@ -163,17 +165,17 @@ def test_an_honest_confidence_has_a_small_calibration_error() -> None:
 
 def test_intervals_equal_those_of_resampling_the_pictures() -> None:
     some = outcomes()
-    got = evaluated(some)
+    evaluation = evaluated(some)
     for name, values, tolerance in (
         ("top1", some.correct, 0.005),
         ("top5", some.among(5), 0.005),
         ("loss", some.losses, 0.02),
     ):
-        low, high = got.intervals[name]
-        assert low < getattr(got, name) < high
+        low, high = evaluation.intervals[name]
+        assert low < getattr(evaluation, name) < high
         drawn: Any = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, batch=200, rng=0)
         interval = drawn.confidence_interval
-        assert got.intervals[name] == pytest.approx((interval.low, interval.high), abs=tolerance)
+        assert evaluation.intervals[name] == pytest.approx((interval.low, interval.high), abs=tolerance)
 
 
 def test_intervals_of_one_picture_or_a_perfect_classifier_are_points() -> None:

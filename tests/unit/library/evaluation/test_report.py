@@ -190,8 +190,8 @@ def test_with_too_many_classes_the_most_confused_pairs_are_listed() -> None:
 
 def test_a_perfect_classifier_without_curves_or_pictures_has_a_page() -> None:
     some = outcomes()
-    sure = Outcomes(some.classes, some.keys, some.truth, np.eye(5, dtype=np.float32)[some.truth])
-    text, _ = read(subject(sure, curves=(), record={}, robustness=None, examples={}))
+    certain = Outcomes(some.classes, some.keys, some.truth, np.eye(5, dtype=np.float32)[some.truth])
+    text, _ = read(subject(certain, curves=(), record={}, robustness=None, examples={}))
     assert "100.00%" in text
     assert "every picture was predicted correctly" in text
     assert "No picture was predicted as another class." in text

@@ -35,8 +35,10 @@ def test_the_same_key_gives_the_same_picture(corruption: Corruption) -> None:
 @pytest.mark.parametrize("name", ["blur", "noise", "jpeg", "contrast"])
 def test_a_stronger_corruption_changes_a_picture_more(name: str, dtype: str) -> None:
     pixels = scene(224, 224, 3, dtype)
-    away = [np.abs(one(pixels, "key").astype(np.float64) - pixels).mean() for one in CORRUPTIONS if one.name == name]
-    assert 0 < away[0] < away[1] < away[2]
+    distances = [
+        np.abs(one(pixels, "key").astype(np.float64) - pixels).mean() for one in CORRUPTIONS if one.name == name
+    ]
+    assert 0 < distances[0] < distances[1] < distances[2]
 
 
 def test_low_contrast_and_blur_keep_the_mean() -> None:

@@ -323,8 +323,8 @@ def test_refusing_decompression_bombs_takes_no_memory() -> None:
         "print(peak() - before)"
     )
     folder = __file__.rpartition("/")[0]
-    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 20_000, "kilobytes"
+    result = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 20_000, "kilobytes"
 
 
 def test_pixel_data_larger_than_the_header_says_is_not_unpacked() -> None:

@@ -249,9 +249,9 @@ def test_a_1_bit_picture_is_black_and_white() -> None:
         pil_bytes(image, "bmp"),
         tiff_bytes(~pattern, photometric="miniswhite"),
     ):
-        got = codec.decode(data)
-        assert got.dtype == np.uint8
-        assert np.array_equal(got[:, :, :1], pattern[:, :, None] * np.uint8(255))
+        decoded = codec.decode(data)
+        assert decoded.dtype == np.uint8
+        assert np.array_equal(decoded[:, :, :1], pattern[:, :, None] * np.uint8(255))
 
 
 def test_4_bit_grey_is_stretched_from_black_to_white() -> None:

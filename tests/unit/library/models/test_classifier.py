@@ -171,7 +171,7 @@ def test_parameters_that_timm_refuses_are_an_error_with_its_reason() -> None:
 
 
 def _predicts_without_heads(model: Classifier, pictures: torch.Tensor, call: str) -> None:
-    lean = create(call, num_classes=model.num_classes, auxiliary=False)
-    lean.load_state_dict(model.without_auxiliary())
-    assert not any("aux" in name for name, _ in lean.named_parameters())
-    torch.testing.assert_close(lean.eval()(pictures), model.eval()(pictures))
+    without_heads = create(call, num_classes=model.num_classes, auxiliary=False)
+    without_heads.load_state_dict(model.without_auxiliary())
+    assert not any("aux" in name for name, _ in without_heads.named_parameters())
+    torch.testing.assert_close(without_heads.eval()(pictures), model.eval()(pictures))

@@ -101,8 +101,8 @@ def test_heads_with_other_classes_stay_random_and_are_named(googlenet: dict[str,
         "head.0.weight, head.0.bias"
     )
     torch.testing.assert_close(model.net.aux1.fc1.weight, googlenet["aux1.fc1.weight"])
-    lean = create("googlenet", num_classes=1000, weights=str(path), auxiliary=False)
-    torch.testing.assert_close(lean.head[0].weight, googlenet["fc.weight"])
+    without_heads = create("googlenet", num_classes=1000, weights=str(path), auxiliary=False)
+    torch.testing.assert_close(without_heads.head[0].weight, googlenet["fc.weight"])
 
 
 def test_a_bundles_backbone_is_loaded_and_its_head_only_if_it_fits(tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_weights_of_another_network_are_refused_by_tensor_names(tmp_path: Path) 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_file_that_could_run_code_is_not_read(tmp_path: Path) -> None:
-    ran = tmp_path / "ran"
-    (tmp_path / "w.pth").write_bytes(pickle.dumps(_Runs(ran)))
+    marker = tmp_path / "ran"
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(_Runs(marker)))
     with pytest.raises(StriateError, match="could run code, so it is not read; save only its tensors"):
         create("lenet5", num_classes=2, weights=str(tmp_path / "w.pth"))
-    assert not ran.exists()
+    assert not marker.exists()
 
 
 def test_each_kind_of_file_without_weights_has_its_own_error(tmp_path: Path) -> None:

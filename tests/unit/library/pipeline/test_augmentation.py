@@ -34,8 +34,8 @@ def test_order_threads_and_new_objects_do_not_change_a_variant() -> None:
     shuffled = random.Random(3).sample(calls, len(calls))
     shared = augmenter()
     with ThreadPoolExecutor(4) as pool:
-        got = pool.map(lambda where: shared.apply(pixels, *where).tobytes(), shuffled)
-        assert dict(zip(shuffled, got, strict=True)) == expected
+        variants = pool.map(lambda where: shared.apply(pixels, *where).tobytes(), shuffled)
+        assert dict(zip(shuffled, variants, strict=True)) == expected
 
 
 def test_another_epoch_key_or_seed_gives_another_variant() -> None:

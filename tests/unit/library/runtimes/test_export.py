@@ -138,8 +138,8 @@ def test_a_file_with_other_answers_is_not_written(
     other = Bundle.load(make_bundle(tmp_path / "other", seed=1), "cpu")
     # The exporter writes other weights.
     writer = "_onnx" if file_format == "onnx" else "_torch"
-    true_writer = getattr(exporting, writer)
-    monkeypatch.setattr(exporting, writer, lambda bundle: true_writer(other))
+    original_writer = getattr(exporting, writer)
+    monkeypatch.setattr(exporting, writer, lambda bundle: original_writer(other))
     out = tmp_path / "out" / "file"
     assert run(["export", folder, "--format", file_format, "--out", str(out)]) == 1
     assert "does not answer as the bundle does, so nothing is written" in capsys.readouterr().err

@@ -37,9 +37,9 @@ def untrained(model: str, channels: int, side: int, classes: Sequence[str] = _CL
 
 
 def assert_close(
-    got: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float = PROBABILITY_TOLERANCE
+    actual: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float = PROBABILITY_TOLERANCE
 ) -> None:
-    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,9 +96,9 @@ def test_onnx_runtime_leaves_other_dtypes_to_the_bundle(lenet: Bundle, lenet_onn
         pixels[2],
         pixels[3].astype(np.float32) / 255,
     ]
-    got = lenet_onnx.probabilities(mixed)
-    assert got == pytest.approx(lenet.probabilities(pixels), abs=TOLERANCE)
-    assert_close(got[[1, 3]], lenet.probabilities(mixed)[[1, 3]])
+    actual = lenet_onnx.probabilities(mixed)
+    assert actual == pytest.approx(lenet.probabilities(pixels), abs=TOLERANCE)
+    assert_close(actual[[1, 3]], lenet.probabilities(mixed)[[1, 3]])
 
 
 def test_any_thread_may_call_a_runtime(lenet: Bundle, lenet_onnx: Runtime) -> None:
@@ -190,8 +190,8 @@ def test_an_ensemble_gives_concurrent_callers_the_same_answers(lenet: Bundle, ru
         expected = outer.mean_of_members([inner.mean_of_members(alone), alone[0]])
         opened = open_runtime(outer, runtime)
         with ThreadPoolExecutor(3) as pool:
-            for got in pool.map(opened.probabilities, [pictures] * 6):
-                assert_close(got, expected)
+            for actual in pool.map(opened.probabilities, [pictures] * 6):
+                assert_close(actual, expected)
     finally:
         torch.set_num_threads(1)
 

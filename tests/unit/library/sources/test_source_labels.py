@@ -140,8 +140,8 @@ def test_classes_that_look_alike_stay_apart_and_are_noted(tmp_path: Path) -> Non
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     listing = _listing(tmp_path, *(f"{name}/x.jpg" for name in (composed, decomposed, "Cat", "cat", "dog", "dog ")))
     assert len(listing.classes) == 6
-    hows = ("in case", "in their Unicode form", "in spaces or the like")
-    assert all(any(f"differ only {how}, but are" in note for note in listing.notes) for how in hows)
+    kinds = ("in case", "in their Unicode form", "in spaces or the like")
+    assert all(any(f"differ only {kind}, but are" in note for note in listing.notes) for kind in kinds)
     assert len(listing.notes) == 3
 
 

@@ -83,8 +83,8 @@ def test_every_operation_of_the_table_is_drawn_equally_often(text: str, wide: bo
 def test_factors_equal_pillows_enhancers(name: str, enhancer: Any, magnitude: int, sign: int) -> None:
     pixels = photo()
     expected = np.asarray(enhancer(Image.fromarray(pixels)).enhance(1 + sign * 0.9 * magnitude / 30)).astype(int)
-    got = operation(name, pixels, magnitude, sign)[1:-1, 1:-1]  # Pillow does not sharpen the outermost pixels
-    assert np.abs(got - expected[1:-1, 1:-1]).max() <= 2
+    actual = operation(name, pixels, magnitude, sign)[1:-1, 1:-1]  # Pillow does not sharpen the outermost pixels
+    assert np.abs(actual - expected[1:-1, 1:-1]).max() <= 2
 
 
 @pytest.mark.parametrize("magnitude", [0, 8, 15, 30])

@@ -147,8 +147,8 @@ def test_a_pipeline_travels_to_a_process_that_lacks_its_plugin(tmp_path: Path) -
     plugins.load([write_plugin(tmp_path)])
     (tmp_path / "pipeline").write_bytes(pickle.dumps(Pipeline.parse("halve(by=3)")))
     code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')))"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "pipeline"], capture_output=True, text=True)
-    assert done.stdout == "halve(by=3)\n", done.stderr
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "pipeline"], capture_output=True, text=True)
+    assert result.stdout == "halve(by=3)\n", result.stderr
 
 
 def test_what_was_recorded_must_be_loaded_and_the_same(tmp_path: Path) -> None:

@@ -30,15 +30,15 @@ def test_the_last_step_may_end_an_epoch_early() -> None:
 def test_early_stopping_is_the_same_with_an_interruption_after_any_epoch() -> None:
     values = [0.5, 0.7, 0.7, 0.69, 0.9]
     for broken_after in range(len(values)):
-        progress, done = TrainingProgress(), 0
+        progress, steps_done = TrainingProgress(), 0
         for number, value in enumerate(values):
             if number == broken_after:
                 progress = TrainingProgress(**asdict(progress))
             progress.update_stopping(RULE, {"val_top1": value})
-            done += 1
+            steps_done += 1
             if progress.should_stop(RULE):
                 break
-        assert done == 4, "two epochs after the best"
+        assert steps_done == 4, "two epochs after the best"
 
 
 def test_gains_below_min_delta_count_once_they_add_up_to_it() -> None:

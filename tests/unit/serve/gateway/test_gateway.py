@@ -53,7 +53,7 @@ def test_the_server_lives(server: Server) -> None:
     assert get(server, "/healthz").json() == {"status": "live"}
 
 
-def test_models_tell_what_they_are(server: Server, models: dict[str, LocalModel]) -> None:
+def test_models_describe_themselves(server: Server, models: dict[str, LocalModel]) -> None:
     listed = get(server, "/models").json()["models"]
     assert [model["name"] for model in listed] == ["colour", "grey"]
     grey = listed[1]
@@ -64,7 +64,7 @@ def test_models_tell_what_they_are(server: Server, models: dict[str, LocalModel]
     assert grey["metrics"] == {"accuracy": 0.5, "loss": None}
 
 
-def test_ready_once_all_models_are(models: dict[str, LocalModel]) -> None:
+def test_a_server_is_ready_when_all_its_models_are(models: dict[str, LocalModel]) -> None:
     response = ask(models, "/readyz")
     assert (response.status_code, response.json()["ready"]) == (200, True)
     starting = LocalModel("late", models["grey"].bundle, ServeSettings(), ready=False)
@@ -74,25 +74,25 @@ def test_ready_once_all_models_are(models: dict[str, LocalModel]) -> None:
 
 
 def test_a_model_that_clients_do_not_reach_yet_is_not_ready(models: dict[str, LocalModel]) -> None:
-    behind = LocalModel("behind", models["grey"].bundle, ServeSettings())
-    behind.reached = False
-    for path in ("/readyz", "/v2/health/ready", "/v2/models/behind/ready"):
-        assert ask(models | {"behind": behind}, path).status_code == 503
-    assert ask(models | {"behind": behind}, "/readyz").json()["models"][0]["state"] == "STARTING"
-    assert ask({"behind": behind}, "/models/behind").status_code == 200, "who reaches it all the same is answered"
-    behind.reached = True
-    assert ask(models | {"behind": behind}, "/readyz").status_code == 200
+    unreached = LocalModel("unreached", models["grey"].bundle, ServeSettings())
+    unreached.reached = False
+    for path in ("/readyz", "/v2/health/ready", "/v2/models/unreached/ready"):
+        assert ask(models | {"unreached": unreached}, path).status_code == 503
+    assert ask(models | {"unreached": unreached}, "/readyz").json()["models"][-1]["state"] == "STARTING"
+    assert ask({"unreached": unreached}, "/models/unreached").status_code == 200, "a client that reaches it is answered"
+    unreached.reached = True
+    assert ask(models | {"unreached": unreached}, "/readyz").status_code == 200
 
 
 def test_a_model_that_does_not_answer_is_listed_as_such(models: dict[str, LocalModel]) -> None:
-    class Gone(LocalModel):
+    class LostModel(LocalModel):
         async def describe(self) -> dict[str, Any]:
             raise Busy("its replica has died")
 
-    gone = Gone("gone", models["grey"].bundle, ServeSettings())
-    assert ask(models | {"gone": gone}, "/readyz").status_code == 503
-    listed = ask(models | {"gone": gone}, "/models").json()["models"]
-    assert listed[1] == {"name": "gone", "ready": False, "state": "UNREACHABLE"}
+    lost = LostModel("lost", models["grey"].bundle, ServeSettings())
+    assert ask(models | {"lost": lost}, "/readyz").status_code == 503
+    listed = ask(models | {"lost": lost}, "/models").json()["models"]
+    assert {"name": "lost", "ready": False, "state": "UNREACHABLE"} in listed
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_model_that_does_not_answer_is_listed_as_such(models: dict[str, LocalM
         *("grey%00", "%00", "grey%2fpredict", "%ff"),
     ],
 )
-def test_an_unknown_model_is_404_with_the_names_there_are(server: Server, name: str) -> None:
+def test_an_unknown_model_is_404_with_the_names_of_all_models(server: Server, name: str) -> None:
     fields = "Host: localhost\r\nConnection: close\r\nContent-Length: 0"
     answer = server.raw(f"POST /models/{name}/predict HTTP/1.1\r\n{fields}\r\n\r\n".encode())
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -130,7 +130,7 @@ def test_paths_that_lead_nowhere_are_404(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["grey", "%67rey", "gr%65%79"])
-def test_what_comes_to_the_gateway_for_a_model_is_answered(
+def test_a_models_request_that_reaches_the_gateway_is_answered(
     models: dict[str, LocalModel], server: Server, name: str
 ) -> None:
     """Happens while the proxy does not know a model yet, or if the name is percent-encoded."""
@@ -151,7 +151,7 @@ def test_what_comes_to_the_gateway_for_a_model_is_answered(
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/models", "/models/grey", "/steps", "/docs", "/v2"])
-def test_what_can_be_read_has_a_head(server: Server, path: str) -> None:
+def test_every_get_route_answers_head(server: Server, path: str) -> None:
     with server.client() as client:
         read, head = client.get(path), client.head(path)
     assert (head.status_code, head.content) == (200, b"")
@@ -159,7 +159,7 @@ def test_what_can_be_read_has_a_head(server: Server, path: str) -> None:
     assert head.headers["content-length"] == read.headers["content-length"]
 
 
-def test_a_head_that_is_not_there_is_404_and_one_of_a_post_405(server: Server) -> None:
+def test_head_of_an_unknown_path_is_404_and_of_a_post_route_405(server: Server) -> None:
     with server.client() as client:
         assert client.head("/models/none").status_code == 404
         assert client.head("/models/grey/predict").status_code == 405
@@ -171,7 +171,7 @@ def test_a_wrong_method_is_405_and_says_the_right_one(server: Server) -> None:
     assert response.headers["allow"] == "POST"
 
 
-def test_drift_is_told_where_it_is_measured(server: Server) -> None:
+def test_drift_is_reported_where_it_is_measured(server: Server) -> None:
     report = get(server, "/models/colour/drift").json()
     assert (report["verdict"], report["thresholds"]) == ("too_few", {"shifted": 0.1, "drifted": 0.25})
     assert set(report) == {"verdict", "thresholds", "measures", "no_reference", "edges", "reference", "live"}
@@ -188,7 +188,7 @@ def test_drift_is_told_where_it_is_measured(server: Server) -> None:
         (ValueError("secret /home/x"), 500, "internal"),
     ],
 )
-def test_a_models_failure_is_told_without_its_inside(
+def test_a_models_failure_is_reported_without_details(
     models: dict[str, LocalModel], error: Exception, status: int, slug: str
 ) -> None:
     failing = LocalModel("failing", models["grey"].bundle, ServeSettings())
@@ -212,7 +212,7 @@ def test_what_could_steer_a_terminal_is_written_out(server: Server) -> None:
 # -- pipelines --------------------------------------------------------------------------------------------------------
 
 
-def test_steps_are_all_there_with_their_parameters(server: Server) -> None:
+def test_all_steps_are_listed_with_their_parameters(server: Server) -> None:
     listed = {step["name"]: step for step in get(server, "/steps").json()}
     assert sorted(listed) == sorted(REGISTRY)
     blur = listed["gaussian_blur"]
@@ -259,7 +259,7 @@ def test_a_preview_of_an_augmentation_is_one_variant(server: Server) -> None:
         ("grayscale | hue(0.1)", 422, "wrong_channels", "rgb"),
     ],
 )
-def test_a_preview_that_cannot_be_is_told_why(server: Server, steps: str, status: int, slug: str, part: str) -> None:
+def test_a_preview_that_is_not_possible_says_why(server: Server, steps: str, status: int, slug: str, part: str) -> None:
     answer_body = problem(post(server, "/preview", params={"steps": steps}, content=JPEG), status, slug)
     assert part in answer_body["detail"]
 
@@ -278,7 +278,7 @@ def test_a_preview_that_takes_too_long_is_ended_and_the_next_one_works() -> None
 # -- the page and the documentation -----------------------------------------------------------------------------------
 
 
-def test_the_page_is_there_with_all_that_it_asks_for(server: Server) -> None:
+def test_the_page_and_everything_that_it_loads_are_served(server: Server) -> None:
     page = get(server, "/")
     assert page.headers["content-type"].startswith("text/html")
     names = re.findall(r'(?:src|href)="(web/[^"]+)"', page.text)
@@ -346,7 +346,7 @@ def test_every_answer_carries_security_headers(server: Server, path: str) -> Non
     assert "access-control-allow-origin" not in headers
 
 
-def test_other_origins_may_ask_only_where_they_are_named(models: dict[str, LocalModel]) -> None:
+def test_other_origins_may_call_only_where_they_are_named(models: dict[str, LocalModel]) -> None:
     settings = ServeSettings(cors_origins=("https://ok.example",), keys=("a sha256:" + "0" * 64,))
     preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     for origin, allowed in (("https://ok.example", "https://ok.example"), ("https://evil.example", None)):
@@ -360,7 +360,7 @@ def test_other_origins_may_ask_only_where_they_are_named(models: dict[str, Local
 
 
 @pytest.mark.parametrize("origin", ["*", "example.org", "https://a.example/", "https://a.example/x", "ftp://a", "null"])
-def test_an_origin_that_is_none_is_refused(origin: str) -> None:
+def test_an_origin_that_is_not_valid_is_refused(origin: str) -> None:
     with pytest.raises(ValueError, match="not a valid origin"):
         ServeSettings(cors_origins=(origin,))
 

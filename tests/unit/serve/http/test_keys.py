@@ -64,7 +64,7 @@ def test_lines_may_be_separated_by_commas_and_have_comments() -> None:
 
 
 @pytest.mark.parametrize("line", ["ann", "ann sha256:12", "ann md5:00", "ANN SHA256:" + "AB" * 32, "striate_secret"])
-def test_a_wrong_line_is_told_by_its_number_and_not_repeated(line: str) -> None:
+def test_a_wrong_line_is_reported_by_its_number_and_not_repeated(line: str) -> None:
     with pytest.raises(UsageError, match="line 2: should be") as raised:
         parse_keys(f"{LINES[1]}\n{line}", "keys.txt")
     assert line not in str(raised.value)
@@ -75,7 +75,7 @@ def test_two_keys_of_one_name_are_refused() -> None:
         parse_keys(f"{LINES[0]}\n{new_key('ann')[1]}", "keys.txt")
 
 
-def test_a_missing_file_is_told_at_start(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_at_start(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         Keys(file=str(tmp_path / "nothing.txt"))
 
@@ -134,7 +134,7 @@ def test_posting_needs_a_key_before_anything_is_read_or_said(models: dict[str, L
 
 
 @pytest.mark.parametrize(
-    "given",
+    "authorizations",
     [
         [],
         [""],
@@ -151,14 +151,14 @@ def test_posting_needs_a_key_before_anything_is_read_or_said(models: dict[str, L
         ["Bearer ÿ"],
     ],
 )
-def test_a_wrong_key_is_401_whatever_is_wrong(models: dict[str, LocalModel], given: list[str]) -> None:
-    response = get(models, ServeSettings(keys=LINES), "/models", *given)
+def test_a_wrong_key_is_401_whatever_is_wrong(models: dict[str, LocalModel], authorizations: list[str]) -> None:
+    response = get(models, ServeSettings(keys=LINES), "/models", *authorizations)
     assert problem(response, 401, "key") == problem(get(models, ServeSettings(keys=LINES), "/models"), 401, "key")
     assert response.headers["www-authenticate"] == 'Bearer realm="striate"'
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
-def test_a_known_key_is_taken(models: dict[str, LocalModel], scheme: str) -> None:
+def test_a_known_key_is_accepted(models: dict[str, LocalModel], scheme: str) -> None:
     for key, _ in KEYS.values():
         assert get(models, ServeSettings(keys=LINES), "/models", f"{scheme} {key}").status_code == 200
 

@@ -46,12 +46,14 @@ def test_errors_are_one_line_of_json_on_stderr(capsys: pytest.CaptureFixture[str
     assert second == {"id": 1}
 
 
-def test_without_a_place_requests_are_not_logged() -> None:
+def test_without_a_destination_requests_are_not_logged() -> None:
     write_logs(None)
     assert not logging.getLogger("striate.access").isEnabledFor(logging.INFO)
 
 
-def test_a_folder_that_is_not_there_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_of_the_access_log_is_reported_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert log_path("access.log") == str(tmp_path / "access.log")
     assert (log_path("-"), log_path(None)) == ("-", None)

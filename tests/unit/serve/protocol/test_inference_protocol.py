@@ -54,7 +54,7 @@ def test_the_server_and_its_models_are_live_and_ready(client: triton.InferenceSe
     assert not client.is_model_ready("grey", "2")
 
 
-def test_metadata_says_what_is_taken_and_given(client: triton.InferenceServerClient) -> None:
+def test_metadata_describes_the_inputs_and_outputs(client: triton.InferenceServerClient) -> None:
     assert client.get_server_metadata()["name"] == "striate"
     metadata = client.get_model_metadata("colour")
     assert metadata == client.get_model_metadata("colour", "1")
@@ -101,7 +101,7 @@ def test_pixels_get_what_the_same_picture_gets(
     np.testing.assert_allclose(probabilities, expected_rows, rtol=0, atol=PROBABILITY_TOLERANCE)
 
 
-def test_classification_gives_the_best_classes_in_words(
+def test_classification_gives_the_best_classes_as_text(
     client: triton.InferenceServerClient, models: dict[str, LocalModel]
 ) -> None:
     output = triton.InferRequestedOutput("probabilities", binary_data=True, class_count=2)
@@ -113,7 +113,7 @@ def test_classification_gives_the_best_classes_in_words(
     assert [int(number) for _, number, _ in answers] == [bundle.classes.index(name) for _, _, name in answers]
 
 
-def test_errors_reach_the_client_in_words(client: triton.InferenceServerClient) -> None:
+def test_errors_reach_the_client_as_sentences(client: triton.InferenceServerClient) -> None:
     for model, tensor, part, status in (
         ("none", images(PICTURES), "no model 'none'", "404"),
         ("grey", images([PICTURES[0], b"hello"]), "picture 1: starts with", "400"),
@@ -211,7 +211,9 @@ def test_json_may_be_flat_or_nested(server: Server, tensor: dict[str, Any]) -> N
         ({"inputs": [IMAGE], "timeout": 3}, 422, "timeout"),
     ],
 )
-def test_a_wrong_request_is_told_what_is_wrong(server: Server, request_: Any, status: int, part: str) -> None:
+def test_a_wrong_request_gets_an_error_that_says_what_is_wrong(
+    server: Server, request_: Any, status: int, part: str
+) -> None:
     response = infer(server, json=request_)
     refusal = response.json()
     assert response.status_code == status, refusal
@@ -250,7 +252,7 @@ def test_bytes_behind_the_json_are_exactly_what_it_says(
 
 
 @pytest.mark.parametrize("length", ["", "x", "-1", "99999999", "1e3", "٣", "1" * 5000])
-def test_a_wrong_length_of_the_json_is_told(server: Server, length: str) -> None:
+def test_a_wrong_length_of_the_json_is_reported(server: Server, length: str) -> None:
     headers = {b"Inference-Header-Content-Length": length.encode(), b"Content-Type": b"application/octet-stream"}
     problem(infer(server, content=b"{}", headers=headers), 400, "malformed")
 

@@ -46,7 +46,7 @@ def verdicts(reference: Histograms, live: Histograms) -> dict[str, str]:
     return {name: distance.verdict for name, distance in compare(reference, live).items()}
 
 
-def said(live: LiveDrift) -> dict[str, str]:
+def reported_verdicts(live: LiveDrift) -> dict[str, str]:
     return {name: distance.verdict for name, distance in live.report().measures.items()}
 
 
@@ -57,11 +57,13 @@ def gauged(live: LiveDrift) -> dict[str, float]:
 def test_pictures_like_the_training_data_are_same_and_darker_ones_are_not() -> None:
     live = live_drift(photos(400, 1), half=300)
     ask(live, [png(pixels) for pixels in photos(300, 2)])
-    assert said(live) == dict.fromkeys(("brightness", "contrast", "sharpness", "width", "height", "class"), "same")
+    assert reported_verdicts(live) == dict.fromkeys(
+        ("brightness", "contrast", "sharpness", "width", "height", "class"), "same"
+    )
     assert live.report().no_reference == []
     # After two more halves nothing of the earlier pictures is left.
     ask(live, [png(darkened(pixels)) for pixels in photos(600, 3)])
-    verdict_of = said(live)
+    verdict_of = reported_verdicts(live)
     assert (verdict_of["brightness"], verdict_of["width"], verdict_of["height"]) == ("drifted", "same", "same")
     assert live.report().verdict == "drifted"
 
@@ -104,12 +106,12 @@ def test_without_measured_training_data_only_classes_are_compared() -> None:
     live = live_drift([], provenance={"histograms": None})
     ask(live, [png(pixels) for pixels in photos(10, 2)] * 40, ["cat"])
     report = live.report()
-    assert said(live) == {"class": "drifted"}
+    assert reported_verdicts(live) == {"class": "drifted"}
     assert "brightness" in report.no_reference
     assert sum(report.live.bins["brightness"]) == 400
 
 
-def test_the_gauge_ends_when_no_picture_has_come_for_half_an_hour() -> None:
+def test_the_gauge_ends_half_an_hour_after_the_last_picture() -> None:
     now = [1000.0]
     live = live_drift([], provenance={"histograms": None}, clock=lambda: now[0])
     ask(live, [b"answered"] * 100, ["cat"])
@@ -135,7 +137,7 @@ def test_the_gauge_of_pictures_ends_while_that_of_answers_stays() -> None:
     assert gauged(live).keys() == {"class"}
 
 
-def test_a_bundle_with_histograms_of_another_version_is_told() -> None:
+def test_a_bundle_with_histograms_of_another_version_is_reported() -> None:
     with pytest.raises(StriateError, match="ingest --measure"):
         live_drift([], provenance={"histograms": {"version": 99}})
 
@@ -162,7 +164,7 @@ def test_larger_pictures_are_flagged_in_size_and_not_in_brightness() -> None:
     assert (verdict_of["width"], verdict_of["height"], verdict_of["brightness"]) == ("drifted", "drifted", "same")
 
 
-def test_few_pictures_are_no_drift() -> None:
+def test_few_pictures_are_not_drift() -> None:
     reference = histograms(photos(800, 1))
     assert set(verdicts(reference, histograms([darkened(picture) for picture in photos(20, 2)])).values()) == {
         "too_few"

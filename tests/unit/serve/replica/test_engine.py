@@ -86,7 +86,7 @@ def test_encoded_or_decoded_the_network_sees_the_bundles_own_pixels(engine: Engi
     assert [(result.width, result.height) for result in results] == [(32, 24 + number) for number in range(8)] * 2
 
 
-def test_what_cannot_be_used_stops_no_other(engine: Engine) -> None:
+def test_a_picture_that_cannot_be_used_stops_no_other(engine: Engine) -> None:
     tiny = codec.encode(scene(2, 2), PNG)[0]
     huge = codec.encode(scene(1001, 1000), PNG)[0]
 
@@ -132,7 +132,7 @@ def test_while_a_batch_is_computed_the_next_one_fills(engine: Engine, gate: Gate
     assert gate.sizes == [1, 4, 3]
 
 
-def test_who_has_left_is_not_computed(engine: Engine, gate: Gate) -> None:
+def test_a_picture_whose_client_has_left_is_not_computed(engine: Engine, gate: Gate) -> None:
     async def ask() -> None:
         gate.open.clear()
         first = asyncio.ensure_future(engine.result(PICTURES[0]))
@@ -149,7 +149,7 @@ def test_who_has_left_is_not_computed(engine: Engine, gate: Gate) -> None:
     assert gate.sizes == [1, 1]
 
 
-def test_an_idle_model_waits_for_a_batch_only_where_it_is_told_to(bundle: Bundle, gate: Gate) -> None:
+def test_an_idle_model_waits_for_a_batch_only_where_that_is_set(bundle: Bundle, gate: Gate) -> None:
     engine = Engine(bundle, gate, LIMITS, threads=2, capacity=10, batch_size=3, batch_wait_s=30)
 
     async def ask() -> None:
@@ -160,7 +160,7 @@ def test_an_idle_model_waits_for_a_batch_only_where_it_is_told_to(bundle: Bundle
     assert gate.sizes == [3]
 
 
-def test_there_is_room_for_so_many_and_a_larger_request_goes_alone(engine: Engine) -> None:
+def test_capacity_is_limited_and_a_larger_request_is_admitted_alone(engine: Engine) -> None:
     engine.admit(64)
     with pytest.raises(Busy):
         engine.admit(1)
@@ -224,7 +224,7 @@ def test_two_lanes_compute_two_batches_and_calls_wait_for_the_first_lane(bundle:
     assert_close([result.probabilities for result in results], expected)
 
 
-def test_a_lane_that_does_not_end_is_seen_beside_one_that_works(bundle: Bundle, gate: Gate) -> None:
+def test_a_stuck_lane_is_detected_beside_one_that_works(bundle: Bundle, gate: Gate) -> None:
     engine = Engine(bundle, gate, LIMITS, threads=2, capacity=10, batch_size=1, lanes=2)
 
     async def ask() -> None:
@@ -259,7 +259,7 @@ def test_an_error_in_the_model_reaches_its_requests_and_no_other_batch(bundle: B
     engine.close()
 
 
-def test_a_batch_that_does_not_end_is_seen(engine: Engine, gate: Gate) -> None:
+def test_a_batch_that_does_not_end_is_detected(engine: Engine, gate: Gate) -> None:
     async def ask() -> None:
         assert engine.stuck_s() == 0
         gate.open.clear()

@@ -92,9 +92,9 @@ def test_an_ensemble_prepares_apart_for_each_member(bundle: Bundle, tmp_path: Pa
     other = Bundle.load(make_bundle(tmp_path, steps="denoise | invert"), "cpu")
     both = ensemble([bundle, other])
     engine = engine_of(both)
-    got, expected = asyncio.run(engine.prepared(MIDDLE)), both.prepare(MIDDLE)
+    prepared_apart, expected = asyncio.run(engine.prepared(MIDDLE)), both.prepare(MIDDLE)
     engine.close()
-    assert all(np.array_equal(one, two) for one, two in zip(got, expected, strict=True))
+    assert all(np.array_equal(one, two) for one, two in zip(prepared_apart, expected, strict=True))
 
 
 def test_what_is_wrong_with_a_picture_is_the_same_apart(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_four_slow_pictures_hold_up_no_other_and_end_with_their_requests(engine:
     async def ask() -> None:
         slow = [asyncio.ensure_future(engine.result(SLOW)) for _ in range(4)]
         await until(lambda: len(worker_processes()) == 2)
-        at_work = worker_processes()
+        running_before = worker_processes()
         for _ in range(20):
             await engine.result(SMALL)
         assert not any(future.done() for future in slow)
@@ -122,7 +122,7 @@ def test_four_slow_pictures_hold_up_no_other_and_end_with_their_requests(engine:
             future.cancel()
         ended = await asyncio.gather(*slow, return_exceptions=True)
         assert all(isinstance(one, asyncio.CancelledError) for one in ended)
-        assert not at_work & worker_processes()
+        assert not running_before & worker_processes()
         assert not worker_processes(), "those that waited did not begin"
         assert not isinstance(await engine.result(MIDDLE), BadPicture)
 
@@ -184,7 +184,7 @@ def test_a_preview_whose_client_has_left_is_ended() -> None:
     asyncio.run(play())
 
 
-def test_a_process_that_dies_is_told_and_the_next_question_gets_another() -> None:
+def test_a_process_that_dies_is_reported_and_the_next_call_gets_another() -> None:
     setup = {"inputs": {"steps": "", "fit": "", "size": [24, 32], "channels": 3}, "plugins": []}
 
     async def play() -> None:
@@ -205,13 +205,13 @@ def test_a_process_ended_after_its_answer_harms_no_later_picture() -> None:
 
     async def ask() -> None:
         pool = WorkerPool("serve.gateway.preview", 1, [])
-        asking = asyncio.ensure_future(pool.ask(header, SMALL, seconds=60))
+        call = asyncio.ensure_future(pool.ask(header, SMALL, seconds=60))
         await asyncio.sleep(0)
         # The only thread runs this after it has read the answer, before the event loop gets the answer.
         pool._threads.submit(int).result()
-        asking.cancel()
+        call.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await call
         answer, png = await pool.ask(header, SMALL, seconds=60)
         assert not answer
         assert png.startswith(b"\x89PNG")
