@@ -37,11 +37,11 @@ class Need:
 
 #: A training worker takes half of its CPUs and the other half decodes, as with `--workers`.
 SIZES: Mapping[str, Mapping[Kind, Need]] = {
-    # Two cores and 8 GB, with an editor and a browser beside it.
+    # Two cores and 8 GB, shared with an editor and a browser.
     "laptop": {"shards": Need(2), "train": Need(1, 1, 0, 2), "classify": Need(1, 1, 0, 2)},
     # Sixteen cores without a GPU.
     "cpu-small": {"shards": Need(16), "train": Need(4, 2, 0, 4), "classify": Need(16, 1, 0, 2)},
-    # One GPU with at least eight CPUs beside it.
+    # One GPU and at least eight CPUs.
     "gpu-1": {"shards": Need(8), "train": Need(1, 1, 1, 8), "classify": Need(1, 8, 1, 8)},
     # Eight of these, in one machine or in several.
     "gpu-8": {"shards": Need(64), "train": Need(8, 1, 1, 8), "classify": Need(8, 8, 1, 8)},

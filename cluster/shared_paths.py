@@ -44,7 +44,7 @@ def check_shared(*, reads: Iterable[str] = (), writes: Iterable[str] = (), on_no
     if not any(node.get("CPU") for node in nodes()):
         raise UsageError(
             f"{(read + written)[0]} is a path of this machine, and no node is up yet to check that workers see the "
-            "same files there: datasets, bundles and files of trainings must lie at s3://BUCKET/..."
+            "same files there: use s3://BUCKET/... for datasets, bundles and files of trainings"
         )
     others = _other_nodes(0 if on_nodes_without_cpus else 1e-4)
     if not others:
@@ -111,8 +111,8 @@ def _compare(nodes: Mapping[str, str], places: Mapping[str, _Place]) -> None:
             if place.fingerprint is None or fingerprint != place.fingerprint:
                 raise UsageError(
                     f"{path} is a path of this machine, and {name} of the cluster does not see the same files there: "
-                    "with several nodes, datasets, bundles and files of trainings must lie on storage that all of them "
-                    "share: s3://BUCKET/..., or a file system that is mounted at one path everywhere"
+                    "with several nodes, datasets, bundles and files of trainings must be on storage that all nodes "
+                    "share: s3://BUCKET/..., or a file system that is mounted at the same path on all nodes"
                 )
 
 

@@ -100,7 +100,7 @@ def _few(names: Sequence[str]) -> str:
 
 def _check_report(report: str, dataset: str) -> None:
     if storage.contains(dataset, report):
-        raise UsageError(f"--report {report} lies in the dataset; name a folder elsewhere")
+        raise UsageError(f"--report {report} is inside the dataset; name another folder")
     if find_manifest(report) is not None:
         raise UsageError(f"--report {report} is a dataset; name a folder of its own for the report")
     if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
@@ -224,7 +224,7 @@ def content_of(plan: EvaluatePlan, pool: WorkerPool, results: EvaluateResults, r
     """Returns the content of the page.
 
     Raises:
-        StriateError: when no picture could be evaluated, or the dataset has changed meanwhile.
+        StriateError: when no picture could be evaluated, or the dataset was changed during the evaluation.
     """
     totals = results.totals
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

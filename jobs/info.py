@@ -118,7 +118,7 @@ def print_info(dataset: str, manifest: Manifest) -> None:
     console.print("made by:")
     for number, job in enumerate(manifest.jobs, 1):
         options = ", ".join(f"{name}={value}" for name, value in job.options.items() if value is not None)
-        what = job.pipeline or options or "as it came"
+        what = job.pipeline or options or "unchanged"
         encode = f"  (encode {job.encode})" if job.pipeline else ""
         console.print(f"  {number}. {job.kind} {job.source}: {what}{encode}", markup=False, soft_wrap=True)
     console.print(f"digest {manifest.digest}")

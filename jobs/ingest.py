@@ -185,13 +185,13 @@ def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) 
     """Fails when the share of rejected pictures is above the limit.
 
     Raises:
-        StriateError: with their number, the folders that hold them, and a way out if there is one.
+        StriateError: names their number, the folders with the rejects, and the option that would admit them, if any.
     """
     rows = sum(manifest.tally.rows_in for manifest in manifests.values())
     bad = sum(sum(manifest.tally.rejected.values()) for manifest in manifests.values())
     if bad > max_bad_fraction * rows:
         private = sum(manifest.tally.rejected.get("private_address", 0) for manifest in manifests.values())
-        way_out = (
+        advice = (
             f"; {private:,} links lead to private addresses: --allow-address NETWORK with --overwrite fetches them"
             if private
             else ""
@@ -199,5 +199,5 @@ def check_bad_fraction(manifests: dict[str, Manifest], max_bad_fraction: float) 
         folders = ", ".join(f"{dataset}/_rejects" for dataset, manifest in manifests.items() if manifest.rejects)
         raise StriateError(
             f"{bad:,} of {rows:,} pictures ({bad / rows:.1%}) cannot be used, more than --max-bad-fraction "
-            f"{max_bad_fraction:g}; the others are written; the rejects, with reasons, are in {folders}{way_out}"
+            f"{max_bad_fraction:g}; the others are written; the rejects, with reasons, are in {folders}{advice}"
         )

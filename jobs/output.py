@@ -80,7 +80,7 @@ def reasons(title: str, counts: Mapping[str, int]) -> str:
 
 
 _NOTES = {
-    "more_pages": "the file has further pages or frames, of which only the first is kept",
+    "more_pages": "the file has several pages or frames; only the first is kept",
     "repaired": "stray bytes were cut out of the file; the pixels are whole (--repair)",
 }
 

@@ -62,7 +62,7 @@ def contact_sheet(
             or `augment` does not suit `steps`.
     """
     if keys and count is not None:
-        raise UsageError("--count has no effect beside --key: give only one of them")
+        raise UsageError("--count has no effect beside --key: use only one of them")
     if seed is not None and augment is None:
         raise UsageError("--seed has no effect without --augment: nothing else here is random")
     default = _COUNT if augment is None else _AUGMENTED_COUNT

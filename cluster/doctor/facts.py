@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 class GpuFacts(TypedDict):
-    """GPUs of one machine: number of device files, number that torch can use, and the names of those."""
+    """GPUs of one machine: the number of device files, the number that torch can use, and the names of the latter."""
 
     devices: int
     usable: int
@@ -37,7 +37,7 @@ class GpuFacts(TypedDict):
 
 
 class StorageFacts(TypedDict):
-    """A try of a store: its first error and the step that failed, or None; how many milliseconds all steps took."""
+    """The result of a test of storage: the first error and the step that failed, if any, and the duration in ms."""
 
     error: str | None
     step: str | None
@@ -45,7 +45,7 @@ class StorageFacts(TypedDict):
 
 
 class NodeFacts(TypedDict):
-    """Facts about one machine, as plain data: its Striate may be of another version than the one that asks."""
+    """Facts about one machine, as plain data, because striate may have another version there."""
 
     host: str
     versions: dict[str, str | None]

@@ -61,7 +61,7 @@ _FILTERS = (
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo has made.
+    """The results of the demo.
 
     Attributes:
         page: path of the page.

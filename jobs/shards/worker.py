@@ -133,8 +133,8 @@ class ShardWorker:
             return
         if not storage.exists(manifest_uri(dataset)):
             raise StriateError(
-                f"node {self._node[:8]} does not see {dataset}: with several nodes, datasets must lie on storage that "
-                "all of them share: s3://BUCKET/..., or a file system that is mounted at one path everywhere"
+                f"node {self._node[:8]} does not see {dataset}: with several nodes, datasets must be on storage that "
+                "all nodes share: s3://BUCKET/..., or a file system that is mounted at the same path on all nodes"
             )
         self._checked.add(dataset)
 

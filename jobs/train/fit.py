@@ -45,7 +45,7 @@ _KEYS_SHOWN = 12
 _SHARED_CPUS = {"OMP_WAIT_POLICY": "PASSIVE"}
 _OWN_CPUS = {"GOMP_SPINCOUNT": "1000"}
 # Each step allocates and frees the same memory. By default glibc returns it to the system in between, which costs some
-# 2,000 page faults a step of a LeNet, a fifth of its time. Blocks above 32 MiB are still mapped anew.
+# 2,000 page faults a step of a LeNet, a fifth of its time. Blocks above 32 MiB are still mapped each time.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20)}
 
 

@@ -210,7 +210,7 @@ class TrainingLoop:
         Raises:
             StriateError: when no picture of some class could be used in this epoch.
         """
-        # Batch norms of each worker saw its own pictures; the checkpoint holds rank 0's, so these are scored.
+        # The batch norms of workers differ, as each saw other pictures. Checkpoints hold rank 0's, so these are scored.
         broadcast([*self._learner.model.buffers(), *self._learner.best_model.buffers()])
         sums = Score().vector()
         for batch in self._loader.validation(self._validation_batch_size()):
@@ -369,9 +369,9 @@ class TrainingLoop:
     def _check_classes(self) -> None:
         """Checks that every class has a usable picture, which a stream knows only after an epoch."""
         for unusable in self._loader.unusable:
-            lost = dist_sum(unusable.by_class.tolist(), self._device)
-            counts = unusable.rows.class_counts
-            missing = [name for (name, count), n in zip(counts.items(), lost, strict=True) if n and n == count]
+            unusable_counts = dist_sum(unusable.by_class.tolist(), self._device)
+            counts = unusable.rows.class_counts.items()
+            missing = [name for (name, count), n in zip(counts, unusable_counts, strict=True) if n and n == count]
             if missing:
                 reasons = Counter(all_gather(list(unusable.by_reason.elements())))
                 raise missing_classes_error(unusable.rows.dataset, missing, reasons)

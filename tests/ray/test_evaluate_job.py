@@ -192,7 +192,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_starts(
         plan_evaluate([first, first + "/"], photos)
     with pytest.raises(UsageError, match=r"is a dataset; name a folder of its own"):
         plan_evaluate([first], photos, report=copy_of_manifest(photos, tmp_path / "dataset"))
-    with pytest.raises(UsageError, match=r"lies in the dataset"):
+    with pytest.raises(UsageError, match=r"is inside the dataset"):
         plan_evaluate([first], photos, report=f"{photos}/report")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("mine")
