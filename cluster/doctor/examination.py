@@ -46,7 +46,7 @@ def doctor_command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check versions, CPUs, GPUs, memory, Ray, its nodes, clocks and a bucket; prints what to do about each problem.
+    """Check versions, CPUs, GPUs, memory, Ray, its nodes, clocks and a bucket, and print advice for each problem.
 
     The exit code is 1 if a check fails. A cluster that is reachable only by its dashboard is checked from inside:
     `striate submit -- doctor`.

@@ -46,8 +46,8 @@ def submit_command(
         list[str] | None,
         typer.Option(
             metavar="NAME[=VALUE]",
-            help="Variable for the job, or a pattern of variables of this shell, like 'AWS_*'; a pattern skips those "
-            "that name files of this machine; may be given several times. Everyone who can list jobs can read them.",
+            help="Variable for the job, or a pattern such as 'AWS_*' for this shell's variables, except those that "
+            "name files of this machine. Repeatable. Everyone who can list jobs can read the values.",
         ),
     ] = None,
     token_file: TokenFile = None,

@@ -18,7 +18,6 @@ from jobs.cli.options import (
     Limit,
     Plugins,
     Size,
-    WorkersUnlessSize,
     check_size,
 )
 from library import storage
@@ -26,6 +25,10 @@ from library.bundle.description import Prediction
 from library.errors import BadPicture, UsageError
 from library.extras import check_installed
 
+Workers = Annotated[
+    str | None,
+    typer.Option(help="Number of shards processed at the same time.", show_default="one per GPU, or one per CPU"),
+]
 _WIDEST_FILE = 80
 
 
@@ -44,10 +47,7 @@ def predict_command(
         str | None,
         typer.Option(help="How the model runs: eager, compile or onnx.", show_default="onnx on a CPU, eager on a GPU"),
     ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(help="Number of shards processed at the same time.", show_default="one per GPU, or one per CPU"),
-    ] = None,
+    workers: Workers = None,
     gpu: Gpu = None,
     size: Size = None,
     limit: Limit = None,
@@ -139,7 +139,7 @@ def evaluate_command(
     robustness_pictures: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of pictures for --robustness.", show_default="1000")
     ] = None,
-    workers: WorkersUnlessSize = None,
+    workers: Workers = None,
     gpu: Gpu = None,
     size: Size = None,
     address: Address = None,

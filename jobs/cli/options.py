@@ -66,7 +66,7 @@ Plugins = Annotated[
     typer.Option(
         "--plugin",
         callback=_load_plugins,
-        help="A Python file with steps of your own, or a module's name; may be given several times.",
+        help="A Python file with steps of your own, or a module's name. Repeatable.",
         show_default=False,
     ),
 ]

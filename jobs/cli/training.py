@@ -14,7 +14,9 @@ from library.extras import check_installed
 
 
 def train_command(
-    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in a store; jobs/recipes/ has examples.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe: a YAML file, on disk or in a store; jobs/recipes/ has examples.")
+    ],
     out: Annotated[
         str, typer.Option(help="Folder or s3:// of the bundle to write; logs and checkpoints go there too.")
     ],
@@ -47,8 +49,7 @@ def train_command(
 
         striate train jobs/recipes/lenet-digits.yaml --out out/lenet
 
-        striate train jobs/recipes/lenet-mnist.yaml --set data.train=out/mnist/train --set data.val=out/mnist/test --out
-        out/lenet --workers 2
+        striate train jobs/recipes/lenet-mnist.yaml --set data.train=s3://b/mnist/train --out s3://b/lenet --workers 2
     """
     check_installed("torch", "striate train")
     from library.recipe import Recipe
@@ -110,7 +111,7 @@ def ensemble_command(
 
 
 def plan_command(
-    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, here or in a store.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file, on disk or in a store.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a field: data.train=out/raw, ... Repeatable.")
     ] = None,

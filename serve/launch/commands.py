@@ -58,7 +58,7 @@ def serve_command(
         str | None, typer.Option(help="File of API keys (`striate keys`); or set STRIATE_API_KEYS.")
     ] = None,
     cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Origin whose web pages may call the API; may be given several times.")
+        list[str] | None, typer.Option(help="Origin whose web pages may call the API. Repeatable.")
     ] = None,
     max_body_mb: Annotated[float | None, typer.Option(help="Largest request body, in MiB.", show_default="32")] = None,
     timeout_s: Annotated[
@@ -78,7 +78,9 @@ def serve_command(
     ] = None,
     plugin: Annotated[
         list[str] | None,
-        typer.Option("--plugin", help="A Python file with steps of your own, or a module's name.", show_default=False),
+        typer.Option(
+            "--plugin", help="A Python file with steps of your own, or a module's name. Repeatable.", show_default=False
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document when all models answer.")] = False,
 ) -> None:
