@@ -1,1 +1,1 @@
-"""Where it runs: connecting to Ray, and what there is to run on."""
+"""Where striate runs: connections to Ray, its nodes and their resources, submitted jobs, and checks of all of them."""

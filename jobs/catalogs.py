@@ -1,4 +1,4 @@
-"""What `striate steps` and `striate models` show: facts of a step with an example picture, figures of a model.
+"""The facts that `striate steps` and `striate models` show: a step with an example picture, a model with its figures.
 
 PyTorch is imported only by the functions that need it: that takes seconds.
 """

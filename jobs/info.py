@@ -1,4 +1,4 @@
-"""What a dataset holds and where it came from: `striate info`."""
+"""Describes a dataset, its history and the progress of the job that writes it: `striate info`."""
 
 from __future__ import annotations
 

@@ -122,8 +122,17 @@ def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
         if isinstance(value, Mapping) and all(isinstance(item, int) for item in value.values()):
             value = ranked(value)
         elif isinstance(value, Mapping):
-            value = ", ".join(f"{key}: {item}" for key, item in value.items())
-        say(f"{name.replace('_', ' '):16} {value}")
+            value = ", ".join(f"{key}: {_fact(item)}" for key, item in value.items())
+        say(f"{name.replace('_', ' '):16} {_fact(value)}")
+
+
+def _fact(value: object) -> str:
+    """Returns a value for people: a table as `shards 1, pictures 16`, a list as `a, b`, an empty one as `none`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def finished(manifests: Mapping[str, Manifest], *, as_json: bool, notes: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What passes between the driver and the training workers: the task of a worker and its outcome. Imports no torch."""
+"""The data that passes between the driver and training workers: a worker's task and its outcome. Imports no torch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """How a training ended.
+    """The outcome of a training.
 
     Attributes:
         progress: where it ended.
