@@ -149,7 +149,7 @@ class Bundle:
         return self.network.prepare_pixels(pixels, columns)
 
     def log_probabilities(self, pictures: Sequence[Prepared] | NDArray[Any]) -> NDArray[np.float32]:
-        """Natural logarithms of `probabilities`."""
+        """Natural logarithms of `probabilities`, N x classes."""
         return self.network.log_probabilities(list(pictures))
 
     def probabilities(self, pictures: Sequence[Prepared] | NDArray[Any]) -> NDArray[np.float32]:

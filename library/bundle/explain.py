@@ -74,6 +74,10 @@ def explain(bundle: Bundle, prepared: Prepared, class_name: str | None = None) -
 def overlay(prepared: Prepared, heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Draws heat over the model's input (for an ensemble: of its first network), from red (most) to blue (little).
 
+    Args:
+        prepared: the picture, from `Bundle.prepare`.
+        heat: height x width, 0 to 1, as in `Explanation`.
+
     Returns:
         Height x width x 3, uint8; the shorter side has 224 pixels or more.
     """

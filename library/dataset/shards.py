@@ -69,7 +69,7 @@ class ShardReader:
                 start = perf_counter()
 
     def columns(self, names: Sequence[str]) -> pa.Table:
-        """Reads some columns of the whole shard, without its pictures."""
+        """Reads some columns of the whole shard, without its pictures; raises StriateError if it is damaged."""
         with storage.open_read(self.uri) as file:
             parquet = self._open(file)
             try:

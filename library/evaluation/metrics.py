@@ -172,7 +172,13 @@ def _calibration(sums: Sums) -> Calibration:
 
 
 def confused_pairs(confusion: NDArray[np.int64], classes: Sequence[str], count: int) -> list[ConfusedPair]:
-    """Returns the pairs of classes that are confused most often, most frequent first; ties in the order of classes."""
+    """Returns the pairs of classes that are confused most often, most frequent first; ties in the order of classes.
+
+    Args:
+        confusion: K x K counts, true class by predicted class.
+        classes: K names.
+        count: largest number of pairs; fewer where there are fewer errors.
+    """
     errors = confusion - np.diag(np.diag(confusion))
     order = np.argsort(-errors, axis=None, kind="stable")[:count]
     support = confusion.sum(1)

@@ -131,7 +131,11 @@ def check_input(call: str | ModelCall, size: tuple[int, int]) -> None:
 
 
 def run(model: Classifier, pictures: torch.Tensor, *, training: bool) -> None:
-    """Runs a model on pictures; raises UsageError, naming the model's own size, if it cannot take them."""
+    """Runs a model on pictures (N x channels x height x width).
+
+    Raises:
+        UsageError: the model cannot take them; names its own size.
+    """
     height, width = pictures.shape[-2:]
     try:
         if training:

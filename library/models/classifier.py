@@ -87,7 +87,7 @@ class Classifier(nn.Module):
         return self.head(features)
 
     def forward_train(self, x: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
-        """Logits of every head with the weight of its loss: the main head (1), then the auxiliary heads.
+        """Logits of every head, N x num_classes, with the weight of its loss: the main head (1) first.
 
         Auxiliary heads do not run in evaluation, nor when the whole backbone is frozen.
         """

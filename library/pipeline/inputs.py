@@ -66,6 +66,9 @@ class InputPipeline:
             limits: checked from the header, before anything is decoded.
             columns: `key`, `label` and all other columns that a step needs.
 
+        Returns:
+            Height x width x channels, of the size that the steps leave.
+
         Raises:
             BadPicture: if it cannot be decoded; `dropped:REASON` if a selector drops it.
         """

@@ -71,7 +71,7 @@ class Graph(nn.Module):
         self.train(False)
 
     def forward(self, *pixels: torch.Tensor) -> torch.Tensor:
-        """Probabilities from one tensor per input."""
+        """Computes probabilities, N x classes, from one uint8 tensor per input, N x height x width x channels."""
         mean: Any = 0.0
         for number, (network, share) in enumerate(zip(self._networks, self._shares, strict=True)):
             rows = torch.softmax(network(pixels[self.input_of[number]].permute(0, 3, 1, 2)), 1)
@@ -81,7 +81,7 @@ class Graph(nn.Module):
         return mean
 
     def examples(self, pictures: int = 2) -> tuple[torch.Tensor, ...]:
-        """Inputs of zeros, to trace with."""
+        """Inputs of zeros to trace with, each `pictures` x height x width x channels, uint8."""
         return tuple(
             torch.zeros((pictures, *one.size, one.channels), dtype=torch.uint8, device=self._device)
             for one in self.inputs

@@ -1,4 +1,7 @@
-"""Helpers of filters and augmentations: channel groups, value ranges, saturating conversions, borders, checks."""
+"""Helpers of filters and augmentations: channel groups, value ranges, saturating conversions, borders, checks.
+
+Pixels are height x width x channels of uint8, uint16 or float32, unless a function says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,11 @@ Fraction: TypeAlias = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 def white(dtype: DTypeLike) -> int | float:
-    """The top of a dtype's nominal range: 255, 65535, or 1.0 for float32 (whose values may lie outside)."""
+    """The top of a dtype's nominal range: 255, 65535, or 1.0 for float32 (whose values may lie outside).
+
+    Raises:
+        TypeError: any other dtype.
+    """
     try:
         return _WHITE[np.dtype(dtype)]
     except KeyError:
@@ -127,7 +134,7 @@ def padded(pixels: Pixels, rows: int | tuple[int, int], columns: int | tuple[int
 
 
 def as_8_bits(pixels: Pixels, low: float, high: float) -> Pixels:
-    """Scales `low` to `high` to 0 to 255, for OpenCV functions that accept only 8 bits."""
+    """Maps `low` to `high` onto uint8 from 0 to 255, for OpenCV functions that accept only 8 bits."""
     if pixels.dtype == np.uint8 and (low, high) == (0, 255):
         return pixels
     values = np.clip(pixels.astype(np.float64), low, high) - low
@@ -135,7 +142,7 @@ def as_8_bits(pixels: Pixels, low: float, high: float) -> Pixels:
 
 
 def finite_range(pixels: Pixels) -> tuple[float, float]:
-    """The minimum and maximum.
+    """The minimum and maximum over all channels.
 
     Raises:
         BadPicture: `not_finite`, if a float picture contains NaN or infinity.
@@ -193,7 +200,7 @@ def looked_up(pixels: Pixels, table: NDArray[Any]) -> Pixels:
 
 @cache
 def ramp(dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Every value of an integer dtype as float64, read-only; lookup tables are computed from it."""
+    """Every value of uint8 or uint16 (256 or 65,536) as float64, read-only; lookup tables are computed from it."""
     values = np.arange(int(white(dtype)) + 1, dtype=np.float64)
     values.flags.writeable = False
     return values

@@ -99,7 +99,11 @@ _T = TypeVar("_T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
 def register(kind: Kind) -> Callable[[type[_T]], type[_T]]:
-    """Class decorator: makes the class a checked, frozen dataclass and registers it under its snake_case name."""
+    """Class decorator: makes the class a checked, frozen dataclass and registers it under its snake_case name.
+
+    Raises:
+        ValueError: another step has this name.
+    """
 
     def decorate(cls: type[_T]) -> type[_T]:
         step_class: Any = checked_dataclass(frozen=True, config=_STRICT)(cls)

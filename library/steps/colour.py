@@ -95,6 +95,13 @@ def composited(pixels: Pixels, background: tuple[float, ...]) -> Pixels:
     """Composites colours over a background by straight alpha, the last channel: `colour * a + background * (1 - a)`.
 
     Porter and Duff 1984, the operator "over". Float alpha is clipped to 0..1; float colours are not.
+
+    Args:
+        pixels: height x width x (colours and alpha).
+        background: one value per colour, as fractions of white.
+
+    Returns:
+        Height x width x colours, of the same dtype.
     """
     top = white(pixels.dtype)
     colours, alpha = pixels[:, :, :-1], pixels[:, :, -1:]

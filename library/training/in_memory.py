@@ -47,7 +47,7 @@ class PackedPictures:
     def pack(
         cls, pictures: Sequence[NDArray[Any]], labels: Sequence[int], keys: Sequence[str], rejected: Counter[str]
     ) -> PackedPictures:
-        """Packs pictures of one dtype."""
+        """Packs pictures (height x width x channels each) or features (a vector each) of one dtype."""
         sizes = [picture.size for picture in pictures]
         return cls(
             np.concatenate([picture.reshape(-1) for picture in pictures]) if pictures else np.zeros(0, np.uint8),

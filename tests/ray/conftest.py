@@ -24,8 +24,8 @@ with pytest.MonkeyPatch.context() as patch:
 
 @pytest.fixture(scope="session")
 def s3_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
-    """Stands in front of the S3 server all the time, as Ray's workers learn of it when they start; faults are switched
-    on by the tests that want them."""
+    """Stands in front of the S3 server all the time, as Ray's workers learn its address when they start; tests that
+    need faults switch them on."""
     with FaultProxy(s3_server.endpoint) as proxy:
         yield proxy
 

@@ -1,10 +1,10 @@
 """Every way to ask a bundle gives its network the same pixels, bit for bit, and the same probabilities within 1e-5.
 
-Matrix kernels depend on the processor, the batch and the number of threads, so bits of probabilities are no promise;
-`make test-faults` runs these tests again with the kernels of other processors. HTTP and the Open Inference Protocol are
-asked in tests/e2e/test_serve_command.py, with the same photos.
+Matrix kernels depend on the processor, the batch and the number of threads, so equal bits of probabilities are not
+promised; `make test-faults` runs these tests again with the kernels of other processors. HTTP and the Open Inference
+Protocol are tested in tests/e2e/test_serve_command.py, with the same photos.
 
-Each way is a function that gives, for the key of every picture, its probabilities in the order of the classes.
+Each way is a function that returns the probabilities of every picture by its key, in the order of the classes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.bundles import PROBABILITY_TOLERANCE, make_bundle, make_pixel_bundle,
 from tests.datasets import rows, write_cats_and_dogs
 
 Answers = Mapping[str, NDArray[np.float32]]
-Way = Callable[[str, str, Path], Answers]
+PredictAll = Callable[[str, str, Path], Answers]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def _predicted(bundle: str, dataset: str, folder: Path, runtime: str | None) -> 
 
 
 @pytest.mark.parametrize(
-    ("way", "tolerance"),
+    ("predict_all", "tolerance"),
     [
         (evaluated, PROBABILITY_TOLERANCE),
         (predicted_by_pytorch, PROBABILITY_TOLERANCE),
@@ -99,14 +99,14 @@ def _predicted(bundle: str, dataset: str, folder: Path, runtime: str | None) -> 
     ],
 )
 def test_the_pixels_that_reach_the_network_are_the_same_bits(
-    way: Way, tolerance: float, real_photos: str, tmp_path: Path
+    predict_all: PredictAll, tolerance: float, real_photos: str, tmp_path: Path
 ) -> None:
     classes = tuple(load_manifest(real_photos).tally.classes)
     bundle = make_pixel_bundle(tmp_path / "pixels", classes)
     loaded = Bundle.load(bundle, "cpu")
     prepare = loaded.prepare
     pictures = {row["key"]: row["image"]["bytes"] for row in rows(real_photos).to_pylist()}
-    answers = way(bundle, real_photos, tmp_path)
+    answers = predict_all(bundle, real_photos, tmp_path)
     assert answers.keys() == pictures.keys()
     assert len(answers) >= 80
     prepared = {key: prepare(pictures[key]) for key in answers}
@@ -117,7 +117,7 @@ def test_the_pixels_that_reach_the_network_are_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("way", "tolerance"),
+    ("predict_all", "tolerance"),
     [
         (evaluated, PROBABILITY_TOLERANCE),
         (predicted_by_pytorch, PROBABILITY_TOLERANCE),
@@ -125,9 +125,9 @@ def test_the_pixels_that_reach_the_network_are_the_same_bits(
     ],
 )
 def test_the_probabilities_of_convolutions_are_those_of_the_bundle(
-    way: Way, tolerance: float, bundle: str, expected: Answers, real_photos: str, tmp_path: Path
+    predict_all: PredictAll, tolerance: float, bundle: str, expected: Answers, real_photos: str, tmp_path: Path
 ) -> None:
-    answers = way(bundle, real_photos, tmp_path)
+    answers = predict_all(bundle, real_photos, tmp_path)
     assert answers.keys() == expected.keys()
     np.testing.assert_allclose([answers[key] for key in expected], list(expected.values()), rtol=0, atol=tolerance)
     # If all pictures got one answer, the test would prove nothing.

@@ -107,7 +107,11 @@ def content(uri: str, max_bytes: int) -> bytes:
 
 
 def make_index(uri: str) -> bytes:
-    """The index of a gzip file that GzipStream has checked, as bytes for `IndexedGzip`."""
+    """The index of a gzip file that GzipStream has checked, as bytes for `IndexedGzip`.
+
+    Raises:
+        StriateError: the file is damaged.
+    """
     out = io.BytesIO()
     with storage.open_read(uri) as raw:
         file = indexed_gzip.IndexedGzipFile(fileobj=raw, spacing=spacing(storage.size(uri)))

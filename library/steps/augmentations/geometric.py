@@ -149,7 +149,7 @@ class Zoom:
 
 
 def rotated(pixels: Pixels, degrees: float, fill: float | str) -> Pixels:
-    """Rotates counter-clockwise about the centre."""
+    """Rotates a picture (height x width x channels) counter-clockwise about its centre; raises as `warped`."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return warped(pixels, ((cos, sin), (-sin, cos)), fill)
 
@@ -160,7 +160,7 @@ def sheared(pixels: Pixels, x: float, y: float, fill: float | str) -> Pixels:
 
 
 def shifted(pixels: Pixels, right: int, down: int, fill: float | str) -> Pixels:
-    """Shifts by whole pixels, without mixing pixels."""
+    """Shifts a picture (height x width x channels) by whole pixels, without mixing them; negative is left and up."""
     if right == 0 and down == 0:
         return pixels
     height, width = pixels.shape[:2]

@@ -114,7 +114,7 @@ class ChannelShift:
 
 
 def scaled(pixels: Pixels, gain: float, offset: float = 0.0) -> Pixels:
-    """`pixels * gain + offset`, in the same dtype."""
+    """`pixels * gain + offset` of a picture (height x width x channels), in the same dtype; integers saturate."""
     if gain == 1 and offset == 0:
         return pixels
     flat = pixels.reshape(pixels.shape[0], -1)

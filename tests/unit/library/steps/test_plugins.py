@@ -188,7 +188,7 @@ def test_a_plugin_that_fails_is_named_and_leaves_nothing(tmp_path: Path, source:
 
 
 def test_threads_of_a_worker_install_a_plugin_once() -> None:
-    # What waits, as most imports do, lets the other thread begin.
+    # A plugin that waits, as most imports do, lets the other thread begin.
     source = HALVE.replace("from pydantic", "import time\n\ntime.sleep(0.01)\nfrom pydantic")
     plugin = plugins.Plugin("my_steps", "striate_plugin_my_steps", source)
     with ThreadPoolExecutor(2) as pool:

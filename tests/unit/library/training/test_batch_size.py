@@ -29,11 +29,11 @@ def recipe(**fields: Any) -> Recipe:
     return Recipe.parse(yaml.safe_dump(values))
 
 
-def memory(pictures_at_once: int, *, parts_cost: int = 0) -> Callable[[int, int], bool]:
-    """A device that takes so many pictures at once, and fewer if gradients stay in memory between parts."""
+def memory(max_pictures: int, *, parts_cost: int = 0) -> Callable[[int, int], bool]:
+    """A device whose memory holds this many pictures, and fewer if gradients stay in it between parts."""
 
     def fits(pictures: int, accumulate: int) -> bool:
-        return -(-pictures // accumulate) <= pictures_at_once - (parts_cost if accumulate > 1 else 0)
+        return -(-pictures // accumulate) <= max_pictures - (parts_cost if accumulate > 1 else 0)
 
     return fits
 

@@ -85,14 +85,14 @@ def test_a_model_that_clients_do_not_reach_yet_is_not_ready(models: dict[str, Lo
 
 
 def test_a_model_that_does_not_answer_is_listed_as_such(models: dict[str, LocalModel]) -> None:
-    class LostModel(LocalModel):
+    class DeadModel(LocalModel):
         async def describe(self) -> dict[str, Any]:
             raise Busy("its replica has died")
 
-    lost = LostModel("lost", models["grey"].bundle, ServeSettings())
-    assert ask(models | {"lost": lost}, "/readyz").status_code == 503
-    listed = ask(models | {"lost": lost}, "/models").json()["models"]
-    assert {"name": "lost", "ready": False, "state": "UNREACHABLE"} in listed
+    dead = DeadModel("dead", models["grey"].bundle, ServeSettings())
+    assert ask(models | {"dead": dead}, "/readyz").status_code == 503
+    listed = ask(models | {"dead": dead}, "/models").json()["models"]
+    assert {"name": "dead", "ready": False, "state": "UNREACHABLE"} in listed
 
 
 @pytest.mark.parametrize(

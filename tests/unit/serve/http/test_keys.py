@@ -180,9 +180,8 @@ def test_a_key_deleted_from_the_file_is_refused_and_a_new_one_accepted(
             assert await statuses(client) == [200, 200, 200, 200]
             file.write_text(LINES[1])
             assert await statuses(client) == [401, 401, 200, 200]
-            file.write_text(
-                f"{LINES[1]}\na slip"
-            )  # admits nobody until it is corrected: a revoked key must not stay valid
+            # Admits no client until it is corrected: a revoked key must not stay valid.
+            file.write_text(f"{LINES[1]}\na slip")
             assert await statuses(client) == [401, 401, 401, 401]
             replaced = tmp_path / "new.txt"
             replaced.write_text("\n".join(LINES))
