@@ -40,7 +40,7 @@ def free_port(host: str, port: int) -> int:
             return free_ports(1, host)[0]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # As servers do: a closing connection of the previous server is no reason to refuse.
+        # As servers do: a closing connection of the previous server does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -50,7 +50,10 @@ def free_port(host: str, port: int) -> int:
 
 
 async def answers(host: str, port: int, path: str) -> bool:
-    """Whether a server answers HEAD requests for `path`, with 401 too; True where nothing listens on the port."""
+    """Whether a server answers HEAD requests for `path`, with 401 too.
+
+    True where nothing listens on the port: then no proxy runs on this node, so none can be behind.
+    """
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except ConnectionRefusedError:

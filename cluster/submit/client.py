@@ -46,9 +46,14 @@ _OF_THIS_MACHINE = (
     "AZURE_*_FILE",
     "GOOGLE_APPLICATION_CREDENTIALS",
 )
-# Silence after which the log is requested again, because a dead connection is not reported; how long a cluster may be
-# unreachable; how long a stopped job, which Ray kills after 15 s, may take to end; the pause between requests.
-_QUIET_S, _AWAY_S, _STOP_S, _PAUSE_S = 60, 300, 60, 0.5
+# The log is requested again after this long without a line, because a dead connection is not reported.
+_QUIET_S = 60
+# How long a cluster may be unreachable.
+_AWAY_S = 300
+# How long a stopped job may take to end; Ray kills it after 15 s.
+_STOP_S = 60
+# The pause between requests.
+_PAUSE_S = 0.5
 
 
 def is_job() -> bool:

@@ -111,8 +111,8 @@ def _linked_files(files: Files) -> set[str]:
 
 def _api_pages() -> list[tuple[str, str]]:
     """A page for each sub-package of library/ and each module directly in it: its place in the site, and its name."""
-    found = [path for path in (ROOT / "library").iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"]
-    modules = sorted(f"library.{path.stem}" for path in found if path.stem != "__init__")
+    paths = [path for path in (ROOT / "library").iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"]
+    modules = sorted(f"library.{path.stem}" for path in paths if path.stem != "__init__")
     return [(f"api/{name}.md", name) for name in modules]
 
 

@@ -34,12 +34,12 @@ from library.dataset.task import ShardJob, ShardTask
 from library.errors import StriateError
 from library.steps.plugins import Plugin
 
-# Workers that can be scheduled start sooner; longer silence looks like a fault.
+# After this long without a worker, a line says what the job waits for.
 _WAITS_S = 15.0
 # Without a heartbeat or report in this time and this many looks, the remaining tasks wait at workers that cannot be
 # scheduled again.
 _STALLED_S, _STALLED_LOOKS = 30.0, 3
-# Fewer tasks per worker than this are few.
+# Below this many tasks per worker no task is queued at a worker, so that any idle worker can take it.
 _FEW_TASKS = 4
 
 

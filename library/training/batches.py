@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from library.training.rows import Rows
 
-#: Takes the place of an unusable picture's class id where the picture could be used.
+#: Marks a usable picture in an array of unusable pictures' class ids.
 USED = -1
 
 
