@@ -23,13 +23,12 @@ from library.dataset.shards import ShardReader
 from library.errors import BadPicture, StriateError, UsageError
 from library.imaging import codec
 from library.pipeline.inputs import InputPipeline
+from library.runtimes import NAMES, NAMES_TEXT
 from library.sources.entries import is_picture_name
 from library.sources.folder import scan
 from library.steps.plugins import named
 from library.work.predict_shard import PredictJob, predicted_schema
 
-# The names in library.runtimes, which imports torch.
-_RUNTIMES = ("eager", "compile", "onnx")
 _BATCH = 32
 
 
@@ -177,10 +176,10 @@ def plan_predict(
     if runtime == "auto":
         raise UsageError(
             "--runtime auto may choose different runtimes on two machines, whose results differ in the last digits; "
-            f"choose one for the whole dataset: {', '.join(_RUNTIMES)}"
+            f"choose one for the whole dataset: {NAMES_TEXT}"
         )
-    if runtime is not None and runtime not in _RUNTIMES:
-        raise UsageError(f"--runtime {runtime}: choose one of {', '.join(_RUNTIMES)}")
+    if runtime is not None and runtime not in NAMES:
+        raise UsageError(f"--runtime {runtime}: choose {NAMES_TEXT}")
     if features and runtime not in (None, "eager"):
         raise UsageError(f"--features needs --runtime eager: {runtime} returns probabilities only")
     check_apart(source, destination)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import pydantic
 
 from library.imaging import codec
+from library.runtimes import RuntimeName
 
 #: Phones take photos of 12 to 50 million pixels.
 _MAX_PIXELS = 64 * 10**6
@@ -53,7 +54,7 @@ class ServeSettings(pydantic.BaseModel):
     cors_origins: tuple[str, ...] = ()
     explain: bool = True
     drift: bool = False
-    runtime: Literal["auto", "eager", "compile", "onnx"] = "auto"
+    runtime: RuntimeName = "auto"
     device: str = "auto"
     tune: bool = False
     batch_size: Annotated[int | None, pydantic.Field(ge=1)] = None

@@ -31,7 +31,7 @@ from benchmarks.serve.served_models import make_bundle
 from library.bundle.bundle import Bundle
 from library.dataset.manifest import load_manifest
 from library.errors import StriateError
-from library.runtimes import open_runtime
+from library.runtimes.runtime import open_runtime
 
 _MODELS = ("lenet5", "resnet18", "resnet50")
 _MIN_RATIO = 0.9

@@ -24,6 +24,7 @@ from library import storage
 from library.bundle.description import Prediction
 from library.errors import BadPicture, UsageError
 from library.extras import check_installed
+from library.runtimes import NAMES_TEXT
 
 Workers = Annotated[
     str | None,
@@ -45,7 +46,7 @@ def predict_command(
     ] = None,
     runtime: Annotated[
         str | None,
-        typer.Option(help="How the model runs: eager, compile or onnx.", show_default="onnx on a CPU, eager on a GPU"),
+        typer.Option(help=f"How the model runs: {NAMES_TEXT}.", show_default="onnx on a CPU, eager on a GPU"),
     ] = None,
     workers: Workers = None,
     gpu: Gpu = None,

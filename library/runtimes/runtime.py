@@ -15,11 +15,11 @@ from library.bundle.bundle import Bundle
 from library.bundle.network import ParallelMembers
 from library.errors import StriateError, UsageError
 from library.pipeline.inputs import Prepared
+from library.runtimes import NAMES, NAMES_TEXT
 from library.runtimes.compiled import compiled
 from library.runtimes.onnx_session import onnx_compute
 from library.runtimes.parity import Compute, check, samples
 
-NAMES = ("auto", "eager", "compile", "onnx")
 #: Batch sizes that auto compares.
 _LONE, _BATCH = 1, 8
 _MAX_ROUNDS = 10
@@ -78,7 +78,7 @@ def open_runtime(
 
     Args:
         bundle: a loaded bundle; the runtime computes on its device.
-        name: one of `NAMES`; auto is the fastest that passes the check (`library.runtimes.parity`).
+        name: one of `NAMES`, or auto: the fastest that passes the check (`library.runtimes.parity`).
         threads: CPU threads of ONNX Runtime, torch's number by default; eager and compile always use torch's.
         probe_s: how long auto may measure, in seconds, not counting the time to build and check the candidates.
         try_compile: whether auto considers torch.compile; by default on CUDA only. On a CPU compiling takes a minute
@@ -90,8 +90,8 @@ def open_runtime(
         UsageError: an unknown name, or auto without measuring.
         StriateError: the runtime cannot be built, or fails the check.
     """
-    if name not in NAMES:
-        raise UsageError(f"there is no runtime '{name}'; there are {', '.join(NAMES)}")
+    if name not in ("auto", *NAMES):
+        raise UsageError(f"there is no runtime '{name}': choose auto, {NAMES_TEXT}")
     if name == "auto" and not measure:
         raise UsageError("the runtime auto is chosen by measuring; name another")
     threads = threads or torch.get_num_threads()
@@ -133,7 +133,9 @@ def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: boo
     on_cpu = bundle.device.type == "cpu"
     passed_over: dict[str, str] = {}
     candidates = [eager]
-    for name in ("onnx", "compile"):
+    for name in NAMES:
+        if name == eager.name:
+            continue
         if name == "compile" and not (not on_cpu if try_compile is None else try_compile):
             passed_over[name] = "not tried: on a CPU compiling takes minutes, and was no faster where measured"
             continue

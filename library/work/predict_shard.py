@@ -57,7 +57,7 @@ class PredictJob:
         bundle_id: id of the classifier that the job was planned with.
         top_k: how many of the most probable classes are kept; all where there are fewer.
         features: also keep the vector that the classifier's head sees.
-        runtime: one of `library.runtimes.NAMES` except auto, which depends on timing. None is onnx on a CPU, where it
+        runtime: one of `library.runtimes.NAMES`. None is onnx on a CPU, where it
             takes less time per picture than PyTorch in batches, and eager on a GPU or where features are kept.
         device: cpu or cuda.
         threads: pictures decoded at the same time; on a CPU PyTorch uses as many threads.
@@ -115,7 +115,7 @@ class PredictJob:
         import torch
 
         from library.bundle.bundle import Bundle
-        from library.runtimes import open_runtime
+        from library.runtimes.runtime import open_runtime
 
         torch.set_num_threads(self.threads)
         bundle = Bundle.load(self.bundle, self.device, self.bundle_id)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cluster.console import Json, say
+from library.runtimes import NAMES_TEXT
 
 #: Options that are allowed with --config; everything else is in the file.
 _WITH_CONFIG = {"config", "host", "port", "address", "plugin", "json"}
@@ -33,7 +34,7 @@ def serve_command(
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each replica.")] = False,
     runtime: Annotated[
-        str, typer.Option(help="auto (the fastest that gives the same answers), eager, compile or onnx.")
+        str, typer.Option(help=f"auto (the fastest that gives the same answers), {NAMES_TEXT}.")
     ] = "auto",
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure for 20 s at start to choose batch size and wait.")

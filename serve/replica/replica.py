@@ -21,8 +21,9 @@ from library.bundle.bundle import Bundle
 from library.bundle.explain import explain as explanation
 from library.bundle.explain import overlay_png
 from library.errors import BadPicture
-from library.runtimes import open_runtime, tune
 from library.runtimes.parity import noise
+from library.runtimes.runtime import open_runtime
+from library.runtimes.tuning import tune
 from library.steps.plugins import Plugin, install, load_installed
 from serve.http.logs import write_logs
 from serve.http.model_routes import model_app

@@ -28,7 +28,7 @@ import yaml
 from jobs.cli.app import run
 from library.bundle.bundle import Bundle
 from library.imaging import codec
-from library.runtimes import open_runtime
+from library.runtimes.runtime import open_runtime
 from library.steps import plugins
 from serve.http.keys import new_key
 from tests.bundles import CLASSES, PROBABILITY_TOLERANCE, make_bundle, make_pixel_bundle, near, pixels_of

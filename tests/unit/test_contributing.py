@@ -33,7 +33,8 @@ def test_every_extension_point_has_its_section() -> None:
 @pytest.mark.parametrize(("title", "section"), SECTIONS, ids=[title for title, _ in SECTIONS])
 def test_a_commit_of_contributing_passes_its_own_test(title: str, section: str, tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
-    shutil.copytree(ROOT / "library", tmp_path / "library", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("library", "cluster", "jobs", "serve"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for helper in (ROOT / "tests").glob("*.py"):
         if helper.name != "conftest.py":
             shutil.copy(helper, tmp_path / "tests")

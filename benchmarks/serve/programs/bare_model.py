@@ -20,7 +20,7 @@ import cv2
 import torch
 
 from library.bundle.bundle import Bundle
-from library.runtimes import Runtime, open_runtime
+from library.runtimes.runtime import Runtime, open_runtime
 
 
 def main(uri: str, folder: str, name: str, threads: str) -> None:

@@ -18,9 +18,10 @@ from library.bundle.ensemble import ensemble
 from library.errors import StriateError, UsageError
 from library.models.build import create
 from library.pipeline.inputs import Prepared
-from library.runtimes import Runtime, onnx_session, open_runtime, tune
+from library.runtimes import onnx_session
 from library.runtimes.parity import TOLERANCE, Disagreement, check, compare, noise, samples
-from library.runtimes.tuning import Tuning
+from library.runtimes.runtime import Runtime, open_runtime
+from library.runtimes.tuning import Tuning, tune
 from tests.bundles import PROBABILITY_TOLERANCE
 
 _CLASSES = ("ant", "bee", "cat")
@@ -197,7 +198,7 @@ def test_an_ensemble_gives_concurrent_callers_the_same_answers(lenet: Bundle, ru
 
 
 def test_an_unknown_runtime_is_refused(lenet: Bundle) -> None:
-    with pytest.raises(UsageError, match="no runtime 'tensorrt'; there are auto, eager, compile, onnx"):
+    with pytest.raises(UsageError, match="no runtime 'tensorrt': choose auto, eager, compile or onnx"):
         open_runtime(lenet, "tensorrt")
 
 

@@ -263,7 +263,7 @@ def test_the_work_digest_distinguishes_what_decides_the_output(source: str) -> N
         ({"top_k": 0}, "--top-k 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),
         ({"runtime": "auto"}, "--runtime auto may choose different runtimes on two machines"),
-        ({"runtime": "tpu"}, "--runtime tpu: choose one of eager, compile, onnx"),
+        ({"runtime": "tpu"}, "--runtime tpu: choose eager, compile or onnx"),
         ({"runtime": "onnx", "features": True}, "--features needs --runtime eager: onnx returns probabilities only"),
     ],
 )
