@@ -30,7 +30,7 @@ from library.pipeline.inputs import InputPipeline
 from library.steps.plugins import Plugin, named
 from library.storage import FileInfo
 from library.training.progress import read_metrics
-from library.work.score_shard import EvaluateJob
+from library.work.evaluate_shard import EvaluateJob
 
 PAGE, SUMMARY = "index.html", "summary.json"
 ROBUSTNESS_PICTURES = 1000

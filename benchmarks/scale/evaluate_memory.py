@@ -33,7 +33,7 @@ from library.errors import StriateError
 from library.evaluation.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
 from library.imaging import codec
 from library.work.classifying import BATCH
-from library.work.score_shard import EvaluateJob
+from library.work.evaluate_shard import EvaluateJob
 
 _PROCESSES = 2
 # As many as photos of 100 kB in a shard of 128 MiB.

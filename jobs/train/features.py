@@ -81,13 +81,13 @@ class FeatureWorker:
         self._recipe = Recipe.model_validate_json(recipe)
         self._device = choose_device()
         torch.manual_seed(self._recipe.seed)  # as in the training loop, so that the model is the same
-        model: Any = create(
+        model = create(
             self._recipe.model,
             num_classes=len(rows.classes),
             head=self._recipe.head,
             weights=weights_file(self._recipe.weights),
         )
-        self._model = model.to(self._device, memory_format=torch.channels_last).eval()
+        self._model = model.to(self._device).to(memory_format=torch.channels_last).eval()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Computes the features of `row["part"]`."""

@@ -29,6 +29,7 @@ from library import storage
 from library.bundle.description import weights_file
 from library.errors import StriateError
 from library.models.build import create
+from library.models.classifier import Classifier
 from library.recipe import Recipe
 from library.training.batch_size import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
 from library.training.batches import Batch
@@ -268,7 +269,7 @@ class TrainingLoop:
         # The view avoids a second copy of all gradients.
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
-    def _choose_batch_size(self, model: nn.Module) -> int:
+    def _choose_batch_size(self, model: Classifier) -> int:
         """Returns the recipe's batch size; for `auto` the largest that fits into the memory of every worker."""
         shape = (*self._task.input_size, self._task.channels)
         fits = trial(self._recipe, model, shape, self._device)

@@ -56,8 +56,8 @@ class Bundle:
         self.members = tuple(members)
 
     @classmethod
-    def of_model(cls, record: BundleRecord, model: Any, device: str = "auto") -> Bundle:
-        """Makes a bundle of a trained `Classifier`.
+    def of_model(cls, record: BundleRecord, model: Classifier, device: str = "auto") -> Bundle:
+        """Makes a bundle of a trained model.
 
         Args:
             record: its `weights_digest` is filled in.

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from library.bundle.description import MEMBERS, WEIGHTS, BundleRecord
 from library.bundle.weight_file import tensors_of
@@ -206,7 +207,7 @@ def _is_normalisation(mean: torch.Tensor, std: torch.Tensor) -> bool:
     return bool(mean.isfinite().all() and std.isfinite().all() and (std > 0).all())
 
 
-def _cpu_batch_size(model: Any, record: BundleRecord) -> int:
+def _cpu_batch_size(model: nn.Module, record: BundleRecord) -> int:
     """Largest number of pictures that a CPU computes in one batch.
 
     Small networks gain from large batches, because a call costs more than the computation: 64 pictures of LeNet-5 in

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
 from library.errors import StriateError, UsageError
+from library.models.classifier import Classifier
 from library.recipe import Recipe
 from library.training.batches import Batch
 from library.training.learner import Learner
@@ -27,14 +28,14 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 Fits: TypeAlias = Callable[[int, int], bool]
 
 
-def check_batch_norms(recipe: Recipe, model: Any, batch_size: int, world_size: int) -> None:
+def check_batch_norms(recipe: Recipe, model: Classifier, batch_size: int, world_size: int) -> None:
     """Checks that trainable batch norms get two pictures or more in each pass.
 
     The variance of one picture is that of its own pixels, and zero in a feature map of one pixel.
 
     Args:
         recipe: `freeze`, `unfreeze`, `accumulate` and `cache_features` are used.
-        model: a `Classifier`; its layers are frozen as at the end of the training.
+        model: its layers are frozen as at the end of the training.
         batch_size: pictures of a batch over all workers.
         world_size: number of workers.
 
@@ -96,7 +97,7 @@ def _accumulate_hint(recipe: Recipe, requested: int, size: int, fits: Fits) -> s
     return f", or keep it and set accumulate: {parts}" if fits(requested, parts) else ""
 
 
-def trial(recipe: Recipe, model: Any, shape: tuple[int, int, int], device: torch.device) -> Fits:
+def trial(recipe: Recipe, model: Classifier, shape: tuple[int, int, int], device: torch.device) -> Fits:
     """Returns a function that tries a batch size by two training steps on black pictures.
 
     Two steps allocate all that a training does beside the weights: the gradients of what is not frozen, the optimizer's

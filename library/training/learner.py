@@ -15,7 +15,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn import functional
 
-from library.models.classifier import autocast
+from library.models.classifier import Classifier, autocast
 from library.randomness import seed_of
 from library.recipe import Recipe
 from library.training.batches import Batch
@@ -60,7 +60,7 @@ class Learner:
 
     Args:
         recipe: the recipe.
-        model: a `Classifier`; moved to `device` and frozen as the recipe says.
+        model: moved to `device` and frozen as the recipe says.
         class_counts: training pictures of each class, in the order of the outputs.
         total_steps: steps of the whole training.
         steps_per_epoch: batches of an epoch.
@@ -72,7 +72,7 @@ class Learner:
     def __init__(
         self,
         recipe: Recipe,
-        model: Any,
+        model: Classifier,
         *,
         class_counts: Mapping[str, int],
         total_steps: int,
@@ -85,7 +85,7 @@ class Learner:
         self._world_size = world_size
         channels_last = device.type == "cuda" if recipe.channels_last == "auto" else recipe.channels_last
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(device, memory_format=self._format)
+        self.model = model.to(device).to(memory_format=self._format)
         self._optimizer = make_optimizer(recipe, model.stages())
         self._schedule = Schedule(recipe, self._optimizer, total_steps, steps_per_epoch)
         self._ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema is not None else None
@@ -182,9 +182,9 @@ class Learner:
         return tensor
 
     @property
-    def best_model(self) -> Any:
+    def best_model(self) -> Classifier:
         """The averaged copy if the recipe has one, else the model."""
-        return self.model if self._ema is None else self._ema.module
+        return self.model if self._ema is None else cast(Classifier, self._ema.module)
 
     @property
     def is_finite(self) -> bool:
@@ -226,7 +226,7 @@ class Learner:
 class _TrainingForward(nn.Module):
     """The differentiated part of the model: the logits of all heads, each with its weight in the loss."""
 
-    def __init__(self, model: Any, *, on_features: bool) -> None:
+    def __init__(self, model: Classifier, *, on_features: bool) -> None:
         super().__init__()
         self.model = model
         self._on_features = on_features

@@ -99,7 +99,7 @@ def serve_command(
     from serve.http.logs import log_path
     from serve.launch import config_file
     from serve.launch.deploy import Scale, applications
-    from serve.launch.request import (
+    from serve.launch.plan import (
         check_exposure,
         cpus_of_replica,
         environment_keys,

@@ -27,7 +27,7 @@ from library.errors import StriateError, UsageError
 from library.evaluation.report import Content, summary
 from library.evaluation.robustness import CORRUPTIONS
 from library.evaluation.sums import EvaluateReport
-from library.work.score_shard import EvaluateJob
+from library.work.evaluate_shard import EvaluateJob
 from tests.bundles import make_bundle
 from tests.datasets import rows
 from tests.prometheus import exported_once, total

@@ -26,7 +26,7 @@ from library.bundle.bundle import Bundle
 from library.bundle.description import load_record
 from library.dataset.manifest import load_manifest
 from library.runtimes.parity import TOLERANCE
-from library.work.score_shard import ShardScorer
+from library.work.evaluate_shard import ShardScorer
 from tests.bundles import PROBABILITY_TOLERANCE, make_bundle, make_pixel_bundle, pixels_of
 from tests.datasets import rows, write_cats_and_dogs
 

@@ -11,7 +11,7 @@ from ray import serve
 from library.errors import UsageError
 from serve.endpoint import publish
 from serve.launch.on_cluster import rolled_back, running_address
-from serve.launch.request import ServePlan
+from serve.launch.plan import ServePlan
 from tests.waiting import until
 
 

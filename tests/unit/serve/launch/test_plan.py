@@ -17,7 +17,7 @@ from serve.endpoint import free_port, is_loopback
 from serve.http.keys import new_key
 from serve.launch.config_file import config_of, read_config, write_config
 from serve.launch.deploy import Application, Scale, applications
-from serve.launch.request import (
+from serve.launch.plan import (
     check_exposure,
     cpus_of_replica,
     make_settings,

@@ -19,7 +19,7 @@ from library.evaluation.robustness import CORRUPTIONS, order_of
 from library.evaluation.sums import Pairs
 from library.imaging import codec
 from library.imaging.picture import Pixels
-from library.work.score_shard import EvaluateJob, ShardScorer, ShardScores
+from library.work.evaluate_shard import EvaluateJob, ShardScorer, ShardScores
 from tests.bundles import make_bundle
 from tests.picture_examples import encoded, ingest, npy_array, write_files
 
