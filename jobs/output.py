@@ -168,8 +168,8 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool, notes: Sequenc
         Terminal().print(table)
 
 
-def summaries(manifests: Mapping[str, Manifest]) -> Any:
-    """Returns manifests without their lists of shards, for --json: one document, or a list of them for several
+def summaries(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Returns manifests without their lists of shards, for --json: one document, or `{"datasets": [...]}` for several
     splits."""
     documents = {dataset: _summary(dataset, manifest) for dataset, manifest in manifests.items()}
     if len(documents) == 1:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from cluster.doctor.facts import GpuFacts, NodeFacts, StorageFacts
 from library import storage
+from library.extras import EXTRAS
 
 #: S3 refuses requests from a clock that is 15 minutes off; the order of nodes' log lines is wrong much earlier.
 _S3_CLOCK_S, _CLOCK_WARN_S, _S3_CLOCK_WARN_S = 900, 2, 60
@@ -32,9 +33,12 @@ def of_machine(facts: NodeFacts) -> Iterator[Check]:
     """Checks the versions, size, GPUs, /dev/shm and token files of one machine."""
     versions = facts["versions"]
     summary = ", ".join(f"{name} {versions[name] or 'absent'}" for name in ("python", "striate", "ray", "torch"))
-    absent = [name for name, version in versions.items() if version is None]
+    absent = [name for name, version in versions.items() if version is None and name not in EXTRAS]
     if absent:
-        yield Check("versions", "fail", summary, f"install the absent packages ({', '.join(absent)}): make setup")
+        yield Check("versions", "fail", summary, f"install the absent packages: pip install {' '.join(absent)}")
+    elif None in versions.values():
+        how = "enough for datasets; training and serving need more: pip install 'striate[train,serve]'"
+        yield Check("versions", "ok", summary, how)
     else:
         yield Check("versions", "ok", summary)
     memory = facts["memory_bytes"]

@@ -90,7 +90,8 @@ def examine(address: str | None = None, place: str | None = None) -> Iterator[Ch
     yield from of_machine(here)
     yield from _of_ray(address, here, place)
     if place is not None:
-        yield from of_storage_from_here(here["host"], place, storage_facts(place))
+        ahead_of_s3 = storage_clock(place) if place.startswith("s3://") else None
+        yield from of_storage_from_here(here["host"], place, storage_facts(place), ahead_of_s3)
 
 
 def _of_ray(address: str | None, here: NodeFacts, place: str | None) -> Iterator[Check]:
@@ -203,11 +204,18 @@ def ahead(ask: Callable[[], float]) -> tuple[float, float]:
     return best
 
 
-def of_storage_from_here(host: str, place: str, result: StorageFacts) -> Iterator[Check]:
-    """Checks storage from this machine, named `host`, and the clock of S3, which refuses requests from wrong clocks."""
+def of_storage_from_here(
+    host: str, place: str, result: StorageFacts, ahead_of_s3: tuple[float, float] | None
+) -> Iterator[Check]:
+    """Checks storage from this machine, and its clock against S3's, which refuses requests from wrong clocks.
+
+    Args:
+        host: name of this machine.
+        place: URI of a folder.
+        result: of `storage_facts`.
+        ahead_of_s3: of `storage_clock`; not used for another kind of storage.
+    """
     yield of_storage(f"storage from {host}", place, result)
-    if place.startswith("s3://"):
-        difference = storage_clock(place)
-        # If S3 cannot be reached, its missing time is not the problem to report.
-        if difference is not None or result["error"] is None:
-            yield of_storage_clock(difference)
+    # If S3 cannot be reached, its missing time is not the problem to report.
+    if place.startswith("s3://") and (ahead_of_s3 is not None or result["error"] is None):
+        yield of_storage_clock(ahead_of_s3)

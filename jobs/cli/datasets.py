@@ -27,6 +27,7 @@ from jobs.cli.options import (
     check_size,
 )
 from library import storage
+from library.extras import check_installed
 
 _LINKS = "Lists of links (http:// and https://)"
 
@@ -311,6 +312,8 @@ def demo_command(
 
     striate demo out/demo
     """
+    for package in ("torch", "sklearn", "fastapi"):
+        check_installed(package, "striate demo")
     from jobs.demo.demo import run_demo
 
     result = run_demo(folder)

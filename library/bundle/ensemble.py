@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from library import storage
 from library.bundle.bundle import Bundle
 from library.bundle.description import BUNDLE, BundleRecord, Member
+from library.dataset.lease import hold
 from library.errors import UsageError
 
 
@@ -46,15 +47,17 @@ def make_ensemble(uris: Sequence[str], out: str, weights: str | None = None) -> 
         The record of the new bundle.
 
     Raises:
-        UsageError: weights that are not numbers, bundles that do not fit together, or a destination that already holds
-            a bundle.
+        UsageError: weights that are not numbers, bundles that do not fit together, a destination that already holds a
+            bundle, or that another command is writing.
     """
     try:
         shares = None if weights is None else [float(part) for part in weights.split(",")]
     except ValueError:
         raise UsageError(f"--weights '{weights}': write numbers separated by commas, e.g. 2,1") from None
-    if storage.exists(storage.join(storage.normalize(out), BUNDLE)):
-        raise UsageError(f"{out} holds a bundle already; choose another folder")
-    bundle = ensemble([Bundle.load(uri, device="cpu") for uri in uris], shares)
-    bundle.save(out)
+    folder = storage.normalize(out)
+    with hold(folder, tidy=lambda _: None):
+        if storage.exists(storage.join(folder, BUNDLE)):
+            raise UsageError(f"{out} holds a bundle already; choose another folder")
+        bundle = ensemble([Bundle.load(uri, device="cpu") for uri in uris], shares)
+        bundle.save(folder)
     return bundle.record

@@ -56,7 +56,16 @@ def test_a_token_file_is_reported_while_other_users_can_read_it(
         ({"memory_bytes": 2e9}, "machine", "warn", "--workers 1"),
         ({"shm_bytes": 64 * 2**20}, "shared memory", "warn", "--shm-size"),
         ({"gpus": {"devices": 2, "usable": 1, "names": ["T4"]}}, "GPUs", "warn", "nvidia-smi"),
-        ({"versions": {"python": "3.11.9", "striate": "1", "ray": None, "torch": "2"}}, "versions", "fail", "(ray)"),
+        (
+            {"versions": {"python": "3.11.9", "striate": "1", "ray": None, "torch": "2"}},
+            "versions",
+            "fail",
+            "install ray",
+        ),
+        (
+            {"versions": {"python": "3.11.9", "striate": "1", "ray": "2", "torch": None, "timm": None}},
+            *("versions", "ok", "pip install 'striate[train,serve]'"),
+        ),
     ],
 )
 def test_a_problem_is_reported_with_advice(changed: dict[str, Any], name: str, verdict: str, advice: str) -> None:
@@ -93,11 +102,11 @@ def test_a_clock_is_judged_by_its_error_minus_the_uncertainty() -> None:
     ],
 )
 def test_the_clock_of_s3_is_checked_even_if_s3_refuses_access(
-    error: str | None, difference: tuple[float, float] | None, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
+    error: str | None, difference: tuple[float, float] | None, verdicts: list[str]
 ) -> None:
-    monkeypatch.setattr(examination, "storage_clock", lambda place: difference)
     result = StorageFacts(error=error, step="written", ms=1)
-    assert [check.verdict for check in examination.of_storage_from_here("here", "s3://b/x", result)] == verdicts
+    storage_checks = examination.of_storage_from_here("here", "s3://b/x", result, difference)
+    assert [check.verdict for check in storage_checks] == verdicts
 
 
 def test_the_uncertainty_of_a_clock_covers_its_error() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord, Prediction, load_record
-from library.bundle.ensemble import ensemble
+from library.bundle.ensemble import ensemble, make_ensemble
+from library.dataset.lease import hold
 from library.errors import BadPicture, StriateError, UsageError
 from library.imaging import codec
 from library.models.build import create
@@ -213,3 +214,17 @@ def test_pictures_of_several_dtypes_can_share_a_batch() -> None:
     pictures[1:1] = [rng.integers(0, 65536, (28, 28, 1), np.uint16), rng.random((28, 28, 1), np.float32)]
     alone = np.concatenate([bundle.probabilities([picture]) for picture in pictures])
     np.testing.assert_allclose(bundle.probabilities(pictures), alone, rtol=0, atol=PROBABILITY_TOLERANCE)
+
+
+def test_an_ensemble_is_not_written_where_another_command_writes(tmp_path: Path) -> None:
+    members = [str(tmp_path / name) for name in ("one", "two")]
+    for seed, member in enumerate(members):
+        make_lenet(seed).save(member)
+    out = str(tmp_path / "both")
+    with hold(out, tidy=print), pytest.raises(UsageError, match="is being written by"):
+        make_ensemble(members, out)
+    record = make_ensemble(members, out)
+    assert Bundle.load(out, device="cpu").id == record.id
+    assert not (tmp_path / "both" / "_leases").exists()
+    with pytest.raises(UsageError, match="holds a bundle already"):
+        make_ensemble(members, out)
