@@ -37,14 +37,19 @@ class MissingPackage(UsageError):
         return type(self), (self.needed_by, self.package, self.extra)
 
 
-def check_installed(package: str, needed_by: str) -> None:
+def check_installed(package: str, needed_by: str, extra: str | None = None) -> None:
     """Checks that a package of an extra is installed, without importing it.
+
+    Args:
+        package: its import name.
+        needed_by: what needs it, for the error.
+        extra: the extras to advise; by default the one that brings the package.
 
     Raises:
         MissingPackage: it is not.
     """
     if importlib.util.find_spec(package) is None:
-        raise MissingPackage(needed_by, package, EXTRAS[package])
+        raise MissingPackage(needed_by, package, extra or EXTRAS[package])
 
 
 def missing_package(error: BaseException | None, command: str) -> MissingPackage | None:

@@ -313,7 +313,7 @@ def demo_command(
     striate demo out/demo
     """
     for package in ("torch", "sklearn", "fastapi"):
-        check_installed(package, "striate demo")
+        check_installed(package, "striate demo", "train,serve")
     from jobs.demo.demo import run_demo
 
     result = run_demo(folder)

@@ -47,7 +47,7 @@ _NEEDS = {
     "evaluate bundle dataset": "train",
     "predict bundle dataset out": "train",
     "models": "train",
-    "demo": "train",
+    "demo": "train,serve",
     "serve bundle": "serve",
     "export bundle": "serve",
 }
@@ -149,10 +149,12 @@ from library.runtimes.graph import onnx_model
 from library.runtimes import onnx_session
 print(type(onnx_model(Bundle.load({bundle!r}))[1]).__name__)
 print(said("serve bundle")[1])
+print(said("demo out")[1])
 """,
     )
     assert "ModelProto" in shown
     assert "`striate serve` needs the package fastapi: pip install 'striate[serve]'" in shown
+    assert "`striate demo` needs the package fastapi: pip install 'striate[train,serve]'" in shown
 
 
 def test_serve_alone_imports_all_that_serving_needs() -> None:
