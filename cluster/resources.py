@@ -55,7 +55,7 @@ def nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def placed(size: str, kind: Kind, *, may_grow: bool) -> Need:
+def need_on_cluster(size: str, kind: Kind, *, may_grow: bool) -> Need:
     """Returns the workers of a size for a kind of job on the connected Ray.
 
     Args:
@@ -66,10 +66,10 @@ def placed(size: str, kind: Kind, *, may_grow: bool) -> Need:
     Raises:
         UsageError: for an unknown size, or one that does not fit.
     """
-    return need_of(size, kind) if may_grow else fitted(size, kind, nodes())
+    return need_of(size, kind) if may_grow else need_on_nodes(size, kind, nodes())
 
 
-def fitted(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:
+def need_on_nodes(size: str, kind: Kind, nodes: Sequence[Mapping[str, Any]]) -> Need:
     """Returns the workers of a size, which must fit on nodes with these resources (CPU, GPU, and memory in bytes).
 
     Raises:

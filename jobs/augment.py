@@ -63,8 +63,8 @@ def plan_augment(
             f"{source} already contains copies, and with --keep-original two pictures could get the same key: leave it "
             "out, or augment the dataset from which these copies were made"
         )
-    own_steps = plugins.used_by(pipeline.steps)
-    used = plugins.digests(own_steps)
+    used_plugins = plugins.used_by(pipeline.steps)
+    used = plugins.digests(used_plugins)
     job = Job(
         kind="augment",
         source=source,
@@ -93,7 +93,7 @@ def plan_augment(
         overwrite,
         unit="copies",
         units_per_picture=copies + keep_original,
-        own_steps=own_steps,
+        used_plugins=used_plugins,
     )
 
 

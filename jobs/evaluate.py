@@ -47,7 +47,7 @@ class EvaluatePlan:
         dataset: URI.
         report: folder or s3:// of the page; None for no page.
         robustness_pictures: number of pictures for robustness; 0 to skip it.
-        own_steps: the plugins that the bundles need.
+        used_plugins: the plugins that the bundles need.
     """
 
     bundles: tuple[str, ...]
@@ -57,7 +57,7 @@ class EvaluatePlan:
     manifest: Manifest
     report: str | None
     robustness_pictures: int
-    own_steps: tuple[Plugin, ...] = ()
+    used_plugins: tuple[Plugin, ...] = ()
 
 
 def plan_evaluate(
@@ -90,8 +90,8 @@ def plan_evaluate(
         report = storage.normalize(report)
         _check_report(report, dataset)
     curves = tuple(read_metrics(storage.join(uri, "logs")) for uri in uris)
-    own_steps = named({name for uri, record in zip(uris, records, strict=True) for name in plugins_of(uri, record)})
-    return EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures, own_steps)
+    used_plugins = named({name for uri, record in zip(uris, records, strict=True) for name in plugins_of(uri, record)})
+    return EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures, used_plugins)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -216,7 +216,7 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
         results = EvaluateResults(plan)
         todo = results.resume(tasks, job)
         done = {plan.dataset: results.resumed}
-        run = run_shards("evaluate", job, todo, pool, results, done=done, own_steps=plan.own_steps)
+        run = run_shards("evaluate", job, todo, pool, results, done=done, used_plugins=plan.used_plugins)
     return content_of(plan, pool, results, run)
 
 

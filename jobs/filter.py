@@ -47,8 +47,8 @@ def plan_filter(
         raise UsageError(f"--limit {limit}: must be at least 1")
     check_apart(source, destination)
     manifest = load_manifest(source)
-    own_steps = plugins.used_by(pipeline.steps)
-    used = plugins.digests(own_steps)
+    used_plugins = plugins.used_by(pipeline.steps)
+    used = plugins.digests(used_plugins)
     job = Job(
         kind="filter",
         source=source,
@@ -67,7 +67,7 @@ def plan_filter(
         FilterJob(source, str(pipeline), encoding, measure, used),
         {"pipeline": str(pipeline), "encode": encoding},
         overwrite,
-        own_steps=own_steps,
+        used_plugins=used_plugins,
     )
 
 

@@ -210,7 +210,7 @@ def plan_predict(
             "device": work.device if gpu is not None else "cuda if Ray has a GPU, else cpu",
         },
         overwrite,
-        own_steps=named(plugins_of(bundle, record)),
+        used_plugins=named(plugins_of(bundle, record)),
     )
 
 

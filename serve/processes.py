@@ -24,7 +24,7 @@ from typing import IO, Any, TypeAlias
 from library.errors import StriateError
 
 #: Answers a frame: header and bytes of the request, then of the answer.
-Answer: TypeAlias = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
+AnswerFrame: TypeAlias = Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
 _LENGTHS = struct.Struct(">II")
 _MAX_BYTES = 6 * 2**30
 #: Steps of niceness: workers yield to the threads that prepare small pictures, and replicas to HAProxy.
@@ -151,7 +151,7 @@ class _Process:
         )
 
 
-def answer_frames(start: Callable[[Any], Answer]) -> None:
+def answer_frames(start: Callable[[Any], AnswerFrame]) -> None:
     """Answers frames, in a worker process, until its server closes the pipe.
 
     Args:

@@ -82,7 +82,7 @@ def find_address(address: str | None) -> str:
     return value.rstrip("/")
 
 
-def passed_on(options: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def job_environment(options: Sequence[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Returns the job's variables for the `--env` options: NAME or a pattern like AWS_* copies variables of this
     process, NAME=VALUE sets one.
 
@@ -278,7 +278,7 @@ def exit_code(details: JobDetails) -> int:
     return {"SUCCEEDED": 0, "STOPPED": STOPPED_CODE}.get(str(details.status), 1)
 
 
-def ended(details: JobDetails) -> str:
+def end_message(details: JobDetails) -> str:
     """Returns `raysubmit_...: FAILED, exit code 2`, and the reason if the command never ran."""
     line = f"{details.submission_id}: {details.status}, exit code {exit_code(details)}"
     never_ran = str(details.status) == "FAILED" and details.driver_exit_code is None

@@ -63,11 +63,11 @@ def submit_command(
         striate submit --detach -- train jobs/recipes/lenet-mnist.yaml --out s3://b/lenet --workers 4
     """
     from cluster.submit import submitted_command
-    from cluster.submit.client import Jobs, find_address, passed_on
+    from cluster.submit.client import Jobs, find_address, job_environment
     from cluster.submit.upload import working_tree
 
     inner = submitted_command.parse(context.find_root(), command)
-    environment = passed_on(env or ())
+    environment = job_environment(env or ())
     where, token = find_address(address), find_token(token_file)
     tree = working_tree(".")
     submitted_command.check(inner, tree)
@@ -120,7 +120,7 @@ def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile =
     from cluster.submit.client import ended
 
     details = _jobs(address, token_file).stop(job)
-    say(json_lines.dumps(_document(details)) if json else ended(details))
+    say(json_lines.dumps(_document(details)) if json else end_message(details))
 
 
 def _jobs(address: str | None, token_file: str | None) -> Jobs:
@@ -131,7 +131,7 @@ def _jobs(address: str | None, token_file: str | None) -> Jobs:
 
 def _end_with(jobs: Jobs, job: str, as_json: bool) -> NoReturn:
     """Follows a job to its end, and exits with its exit code."""
-    from cluster.submit.client import Lost, ended, exit_code
+    from cluster.submit.client import Lost, end_message, exit_code
 
     out = sys.stderr if as_json else sys.stdout
     try:
@@ -143,7 +143,7 @@ def _end_with(jobs: Jobs, job: str, as_json: bool) -> NoReturn:
         raise StriateError(f"{error}\n{job} may still be running there\n{_next_steps(jobs, job)}") from error
     if as_json:
         say(json_lines.dumps(_document(details)))
-    _report(ended(details))
+    _report(end_message(details))
     raise typer.Exit(exit_code(details))
 
 

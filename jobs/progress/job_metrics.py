@@ -82,13 +82,13 @@ class TrainMetrics:
     """The metrics of one training worker; values that all workers share are exported by the first.
 
     Args:
-        run: URI of the bundle that the training writes.
+        out: URI of the bundle that the training writes.
         rank: rank of the worker.
     """
 
-    def __init__(self, run: str, rank: int) -> None:
+    def __init__(self, out: str, rank: int) -> None:
         self._first = rank == 0
-        run_id = {"run_id": storage.uri_id(run)}
+        run_id = {"run_id": storage.uri_id(out)}
         worker_labels = {**run_id, "rank": str(rank)}
 
         def gauge(name: str, description: str) -> instruments.Gauge:

@@ -31,7 +31,7 @@ class ShardPlan(Generic[WorkT]):
         overwrite: whether to replace what another job left at the destination.
         unit: what is counted: `pictures` or `copies`.
         units_per_picture: number of units that are written for each picture.
-        own_steps: the plugins whose steps run.
+        used_plugins: the plugins whose steps run.
     """
 
     source: str
@@ -43,7 +43,7 @@ class ShardPlan(Generic[WorkT]):
     overwrite: bool = False
     unit: str = "pictures"
     units_per_picture: int = 1
-    own_steps: Sequence[Plugin] = ()
+    used_plugins: Sequence[Plugin] = ()
 
     def described(self) -> dict[str, Any]:
         """Returns the plan for --dry-run: options, and shards done and to do."""
@@ -61,12 +61,12 @@ class ShardPlan(Generic[WorkT]):
 
 
 def make_shards(
-    title: str, plan: ShardPlan[WorkT], pool: WorkerPool, reads: Sequence[str] = (), bundle_id: str = ""
+    command: str, plan: ShardPlan[WorkT], pool: WorkerPool, reads: Sequence[str] = (), bundle_id: str = ""
 ) -> Manifest:
     """Carries out a plan on the connected Ray; resumes a killed job.
 
     Args:
-        title: the command, for the progress display and the metrics.
+        command: for the progress display and the metrics.
         plan: what to do.
         pool: the workers.
         reads: URIs that workers read besides the source.
@@ -83,27 +83,27 @@ def make_shards(
     pictures = sum(task.pictures for task in plan.tasks) * plan.units_per_picture
     planned = {"shards_planned": len(plan.tasks), "pictures_planned": pictures}
     claim(plan.destination, plan.jobs, overwrite=plan.overwrite, planned=planned)
-    results = run_tasks(title, plan.work, plan.tasks, pool, bundle_id, plan.own_steps)
+    results = run_tasks(command, plan.work, plan.tasks, pool, bundle_id, plan.used_plugins)
     return finish(plan.destination, plan.jobs, results.totals[plan.destination], run=results.summary(plan.destination))
 
 
 def run_tasks(
     command: str,
-    job: ShardJob[ShardReport],
+    work: ShardJob[ShardReport],
     tasks: Sequence[ShardTask],
     pool: WorkerPool,
     bundle_id: str = "",
-    own_steps: Sequence[Plugin] = (),
+    used_plugins: Sequence[Plugin] = (),
 ) -> DatasetResults:
     """Writes every shard that has no report yet.
 
     Args:
         command: for the progress display, the metrics and Ray's dashboard.
-        job: what to do with each.
+        work: what to do with each.
         tasks: all shards of the job.
         pool: the workers.
         bundle_id: of the classifier, for log lines; empty for none.
-        own_steps: the plugins whose steps run.
+        used_plugins: the plugins whose steps run.
 
     Raises:
         StriateError: from the first failed shard; finished shards are kept.
@@ -111,13 +111,13 @@ def run_tasks(
     from jobs.shards.runner import run_shards
 
     results, done = DatasetResults(pool), set[tuple[str, str]]()
-    for task, report in committed(tasks, job):
+    for task, report in committed(tasks, work):
         done.add((task.dataset, task.stem))
         results.resumed[task.dataset] += 1
         results.totals[task.dataset].add(report)
     todo = [task for task in tasks if (task.dataset, task.stem) not in done]
     results.run = run_shards(
-        command, job, todo, pool, results, done=results.resumed, bundle_id=bundle_id, own_steps=own_steps
+        command, work, todo, pool, results, done=results.resumed, bundle_id=bundle_id, used_plugins=used_plugins
     )
     return results
 

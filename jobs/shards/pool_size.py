@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.connection.session import Session
-from cluster.resources import nodes, placed
+from cluster.resources import nodes, need_on_cluster
 from library.errors import UsageError
 
 
@@ -44,7 +44,7 @@ def pool_for_shards(session: Session, workers: str, size: str | None) -> WorkerP
     """
     if size is None:
         return WorkerPool(session.workers(workers), grows=session.may_grow and workers == "auto")
-    need = placed(size, "shards", may_grow=session.may_grow)
+    need = need_on_cluster(size, "shards", may_grow=session.may_grow)
     return WorkerPool(need.workers, int(need.cpus), need.gpus)
 
 
@@ -65,7 +65,7 @@ def pool_for_classifiers(
     """
     shards, grows = max(shards, 1), session.may_grow and workers == "auto"
     if size is not None:
-        need = placed(size, "classify", may_grow=session.may_grow)
+        need = need_on_cluster(size, "classify", may_grow=session.may_grow)
         return WorkerPool(min(need.workers, shards), int(need.cpus), need.gpus)
     with_gpu = [node for node in nodes() if node.get("GPU", 0) >= 1 and node.get("CPU", 0) >= 1]
     gpus = sum(int(node["GPU"]) for node in with_gpu)

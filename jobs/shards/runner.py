@@ -52,7 +52,7 @@ def run_shards(
     *,
     done: Mapping[str, int] | None = None,
     bundle_id: str = "",
-    own_steps: Sequence[Plugin] = (),
+    used_plugins: Sequence[Plugin] = (),
 ) -> ShardRun:
     """Runs tasks until each has a report.
 
@@ -64,14 +64,14 @@ def run_shards(
         results: collects the reports.
         done: number of shards with an earlier report, by dataset; for the metrics.
         bundle_id: of the classifier, for log lines; empty for none.
-        own_steps: the plugins whose steps run; each worker gets them.
+        used_plugins: the plugins whose steps run; each worker gets them.
 
     Raises:
         StriateError: from the first failed shard; finished shards are kept.
     """
     if not tasks:
         return ShardRun()
-    engine = _Engine(command, job, tasks, pool, results, done or {}, bundle_id, own_steps)
+    engine = _Engine(command, job, tasks, pool, results, done or {}, bundle_id, used_plugins)
     try:
         with Progress(command, len(tasks), sum(task.pictures for task in tasks), engine.look):
             engine.work()
@@ -132,11 +132,11 @@ class _Engine:
         results: Results,
         done: Mapping[str, int],
         bundle_id: str,
-        own_steps: Sequence[Plugin],
+        used_plugins: Sequence[Plugin],
     ) -> None:
         self.name = uuid.uuid4().hex
         self.run = ShardRun()
-        self._bundle_id, self._own_steps = bundle_id, own_steps
+        self._bundle_id, self._used_plugins = bundle_id, used_plugins
         self._command, self._job, self._tasks, self._pool, self._results = command, job, tasks, pool, results
         planned = Counter(task.dataset for task in tasks) + Counter(done)
         self._metrics = JobMetrics(command, planned, done)
@@ -177,7 +177,7 @@ class _Engine:
             rows = [task_row(number, task) for number, task in left.items()]
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 worker,
-                fn_constructor_args=(self._job, self.name, self._command, self._own_steps, self._bundle_id),
+                fn_constructor_args=(self._job, self.name, self._command, self._used_plugins, self._bundle_id),
                 compute=_strategy(self._pool, len(rows)),
                 num_cpus=self._pool.cpus,
                 num_gpus=self._pool.gpus,

@@ -64,13 +64,13 @@ class ShardWorker:
         job: ShardJob[Report],
         run: str,
         command: str,
-        own_steps: Sequence[Plugin] = (),
+        used_plugins: Sequence[Plugin] = (),
         bundle_id: str = "",
     ) -> None:
         import cv2
 
         self._job = job
-        self._own_steps = own_steps
+        self._used_plugins = used_plugins
         self._run = run
         self._metrics = WorkerMetrics(command)
         context = ray.get_runtime_context()
@@ -112,7 +112,7 @@ class ShardWorker:
         if begun > _MAX_ATTEMPTS:
             raise StriateError(_GIVEN_UP.format(task=task, times=begun - 1))
         self._check_visible(task.dataset)
-        install(self._own_steps)
+        install(self._used_plugins)
         with self._heartbeat.shard(shard) as progress:
             report = self._job.run(task, progress)
         self._metrics.shard(task.dataset, report)

@@ -198,7 +198,7 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Packe
         "inputs": [str(plan.inputs.steps), str(plan.inputs.fit), plan.inputs.size],
         "augment": recipe.augment if copies else None,
         "copies": copies,
-        **recorded(digests(plan.own_steps)),
+        **recorded(digests(plan.used_plugins)),
     }
     uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(identity)[:16]}.npz")
-    return cached_features(uri, rows, plan.inputs, plan.located, session, plan.own_steps, copies=copies)
+    return cached_features(uri, rows, plan.inputs, plan.located, session, plan.used_plugins, copies=copies)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from cluster.connection.session import connect
-from cluster.resources import placed
+from cluster.resources import need_on_cluster
 from cluster.shared_paths import check_shared
 from jobs.train.checkpoint import TrainingCheckpoint
 from jobs.train.plan import TrainPlan, check_batch_parts
@@ -88,7 +88,7 @@ def train(
             from jobs.train.fit import fit
 
             if size is not None:
-                need = placed(size, "train", may_grow=session.may_grow)
+                need = need_on_cluster(size, "train", may_grow=session.may_grow)
                 workers, gpu, cpus_per_worker = str(need.workers), need.gpus > 0, need.cpus
             scaling = Scaling.choose(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
             check_batch_parts(plan.recipe, len(plan.train), scaling.workers[1])

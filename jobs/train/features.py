@@ -35,7 +35,7 @@ def cached_features(
     inputs: InputPipeline,
     recipe: Recipe,
     session: Session,
-    own_steps: Sequence[Plugin],
+    used_plugins: Sequence[Plugin],
     *,
     copies: int | None,
 ) -> PackedPictures:
@@ -47,7 +47,7 @@ def cached_features(
         inputs: the model's input pipeline.
         recipe: model, weights and seed are used; with `copies` also the augmentation.
         session: the connection to Ray.
-        own_steps: the plugins that the recipe uses.
+        used_plugins: the plugins that the recipe uses.
         copies: number of augmented passes; None for one pass without augmentation.
     """
     if storage.exists(uri):
@@ -57,7 +57,7 @@ def cached_features(
     parts = small_parts(rows, workers)
     workers = min(workers, len(parts))
     threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
-    arguments = (rows, inputs, recipe.model_dump_json(), copies, threads, own_steps)
+    arguments = (rows, inputs, recipe.model_dump_json(), copies, threads, used_plugins)
     data = PackedPictures.concatenate(map_parts(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
     _write(uri, data)
     return data
@@ -73,9 +73,9 @@ class FeatureWorker:
         recipe: str,
         copies: int | None,
         threads: int,
-        own_steps: Sequence[Plugin],
+        used_plugins: Sequence[Plugin],
     ) -> None:
-        install(own_steps)
+        install(used_plugins)
         torch.set_num_threads(threads)
         self._rows, self._inputs, self._copies = rows, inputs, copies
         self._recipe = Recipe.model_validate_json(recipe)

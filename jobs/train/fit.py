@@ -50,7 +50,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": 
 
 
 def fit(
-    plan: TrainPlan, data: TrainData, scaling: Scaling, run: str, checkpoints: str
+    plan: TrainPlan, data: TrainData, scaling: Scaling, progress_key: str, checkpoints: str
 ) -> tuple[TrainingCheckpoint, TrainOutcome]:
     """Runs Ray Train to its end; resumes from the last checkpoint in `checkpoints`, if there is one.
 
@@ -58,7 +58,7 @@ def fit(
         plan: the plan.
         data: the pictures in Ray's object store.
         scaling: the workers and their resources.
-        run: name under which workers publish their progress.
+        progress_key: name under which workers publish their progress.
         checkpoints: URI of the folder for checkpoints.
 
     Returns:
@@ -74,11 +74,11 @@ def fit(
         os.environ.setdefault(*_ELASTIC_START)
     for logger in ("ray.train", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    trainer = _trainer(plan, data, scaling, run, checkpoints)
+    trainer = _trainer(plan, data, scaling, progress_key, checkpoints)
     facts = {"out": plan.out, "recipe_digest": plan.recipe.digest, **plan.described()}
     log = mlflow_logger(storage.name_of(plan.out), facts)
     try:
-        result = report_while(trainer.fit, run, log)
+        result = report_while(trainer.fit, progress_key, log)
     except TrainingFailedError as error:
         raise StriateError(_failure_text(error)) from error
     except RayError as error:
@@ -87,7 +87,7 @@ def fit(
     finally:
         # Only after the last report, because the last epoch ends together with the training.
         with contextlib.suppress(RayError, RuntimeError):
-            status.clear(run)
+            status.clear(progress_key)
     returned: Any = result.return_value
     outcome = TrainOutcome.from_dict(returned) if returned else TrainOutcome()
     if outcome.error is not None:
@@ -112,12 +112,16 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     return run_loop(TrainTask(**config["task"]), config["data"]).to_dict()
 
 
-def _trainer(plan: TrainPlan, data: TrainData, scaling: Scaling, run: str, checkpoints: str) -> TorchTrainer:
+def _trainer(plan: TrainPlan, data: TrainData, scaling: Scaling, progress_key: str, checkpoints: str) -> TorchTrainer:
     low, high = scaling.workers
     omp = _OWN_CPUS if plan.in_memory and not plan.recipe.augment else _SHARED_CPUS
     return (TorchTrainer if scaling.cluster else ray_internals.local_trainer())(
         run_worker,
-        train_loop_config={"task": plan.task(scaling, run).to_dict(), "data": data, "plugins": plan.own_steps},
+        train_loop_config={
+            "task": plan.task(scaling, progress_key).to_dict(),
+            "data": data,
+            "plugins": plan.used_plugins,
+        },
         torch_config=NodeTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=high if low == high else (low, high),

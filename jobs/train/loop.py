@@ -51,7 +51,7 @@ def run_loop(task: TrainTask, data: TrainData) -> TrainOutcome:
     Ray Train restarts the workers after any exception. An error that would occur again is therefore published, and the
     restarted workers return it.
     """
-    error = status.published(task.run).get(_ERROR_KEY)
+    error = status.published(task.progress_key).get(_ERROR_KEY)
     if error is not None:
         return TrainOutcome(error=error["message"])
     torch.set_num_threads(task.threads)
@@ -60,7 +60,7 @@ def run_loop(task: TrainTask, data: TrainData) -> TrainOutcome:
     try:
         return TrainingLoop(task, data).run()
     except StriateError as raised:
-        status.publish(task.run, {"message": str(raised)}, name=_ERROR_KEY)
+        status.publish(task.progress_key, {"message": str(raised)}, name=_ERROR_KEY)
         raise
 
 
@@ -134,7 +134,7 @@ class TrainingLoop:
             self._learner.restore(checkpoint.learner)
         self._metrics = TrainMetrics(task.out, self._rank)
         self._writer = MetricsWriter(task.logs, self._progress.step) if self._rank == 0 else None
-        names = {"command": "train", "run": task.run, "out": task.out, "run_id": storage.uri_id(task.out)}
+        names = {"command": "train", "run": task.progress_key, "out": task.out, "run_id": storage.uri_id(task.out)}
         self._log = WorkLog(**names, recipe_digest=task.recipe_digest)
         self._started = self._checkpoint_at = time.monotonic()
         self._published_at = -math.inf
@@ -337,14 +337,14 @@ class TrainingLoop:
         self._writer.write_steps(report)
         if now - self._published_at >= _PUBLISH_EVERY_S:
             self._published_at = now
-            status.publish(self._task.run, asdict(report), name=STEP_KEY)
+            status.publish(self._task.progress_key, asdict(report), name=STEP_KEY)
 
     def _report_epoch(self, report: EpochReport) -> None:
         if self._writer is None:
             return
         self._writer.write_epoch(report)
         self._log.info("epoch done", extra=report.to_dict())
-        status.publish(self._task.run, report.to_dict(), name=f"{EPOCH_KEY_PREFIX}{report.epoch:06d}")
+        status.publish(self._task.progress_key, report.to_dict(), name=f"{EPOCH_KEY_PREFIX}{report.epoch:06d}")
 
     def _is_checkpoint_due(self) -> bool:
         """Whether `checkpoint_minutes` have passed on rank 0's clock."""

@@ -66,10 +66,10 @@ class TrainPlan:
     @property
     def record(self) -> RunRecord:
         """The record that identifies this training in its folder."""
-        return RunRecord(self.recipe.digest, self.datasets, self.recipe.dump(), plugins.digests(self.own_steps))
+        return RunRecord(self.recipe.digest, self.datasets, self.recipe.dump(), plugins.digests(self.used_plugins))
 
     @property
-    def own_steps(self) -> tuple[plugins.Plugin, ...]:
+    def used_plugins(self) -> tuple[plugins.Plugin, ...]:
         """The plugins that the training uses."""
         augment = Pipeline.parse(self.recipe.augment).steps if self.recipe.augment else ()
         return plugins.used_by((*self.inputs.steps.steps, *self.inputs.fit.steps, *augment))
@@ -91,12 +91,12 @@ class TrainPlan:
             "out": self.out,
         }
 
-    def task(self, scaling: Scaling, run: str) -> TrainTask:
-        """Returns the task of every worker; `run` is the name under which progress is published."""
+    def task(self, scaling: Scaling, progress_key: str) -> TrainTask:
+        """Returns the task of every worker; `progress_key` is the name under which progress is published."""
         return TrainTask(
             recipe=self.located.model_dump_json(),
             recipe_digest=self.recipe.digest,
-            run=run,
+            progress_key=progress_key,
             out=self.out,
             logs=storage.join(self.out, LOGS),
             class_counts=self.train.class_counts,

@@ -56,10 +56,10 @@ class _NodeBackend(Backend):
         on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         backend = backend_config.backend or ("nccl" if on_gpus else "gloo")
         store = worker_group.execute_single(0, _open_store, size, timeout)
-        joined = [
+        joining = [
             worker_group.execute_single_async(rank, _join, backend, store, rank, size, timeout) for rank in range(size)
         ]
-        ray.get(joined)
+        ray.get(joining)
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         # A worker that waits for a lost one cannot leave the group; its process ends with the worker group.
@@ -98,8 +98,8 @@ def _join(backend: str, store: tuple[str, int], rank: int, size: int, timeout: t
                 f"no network interface of this node has {address}, its address in Ray, as its first IPv4 address; set "
                 f"{_GLOO_INTERFACE} on each node to the interface by which other nodes reach it"
             )
-    joined = _stores[0] if rank == 0 else TCPStore(*store, size, timeout=timeout, wait_for_workers=False)
-    init_process_group(backend, store=joined, rank=rank, world_size=size, timeout=timeout)
+    process_store = _stores[0] if rank == 0 else TCPStore(*store, size, timeout=timeout, wait_for_workers=False)
+    init_process_group(backend, store=process_store, rank=rank, world_size=size, timeout=timeout)
 
 
 def interface_with(address: str) -> str | None:

@@ -16,7 +16,7 @@ class TrainTask:
     Attributes:
         recipe: the recipe as JSON, with absolute paths.
         recipe_digest: digest of the recipe as the user wrote it.
-        run: name under which progress is published.
+        progress_key: name under which progress is published.
         out: URI of the bundle.
         logs: URI of the folder of metrics.jsonl.
         class_counts: training pictures by class, in the order of the model's outputs.
@@ -31,7 +31,7 @@ class TrainTask:
 
     recipe: str
     recipe_digest: str
-    run: str
+    progress_key: str
     out: str
     logs: str
     class_counts: dict[str, int]

@@ -20,7 +20,7 @@ from library.randomness import generator
 from library.steps import plugins
 from library.steps.base import Step, augmented
 from serve.http.service import Busy, TimedOut
-from serve.processes import Answer, ProcessEndedError, WorkerPool, answer_frames
+from serve.processes import AnswerFrame, ProcessEndedError, WorkerPool, answer_frames
 from serve.settings import ServeSettings
 
 _MAX_WAITING = 16
@@ -112,7 +112,7 @@ def _answer(header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]
         return {"reason": "too_large", "detail": "the steps need more memory than a preview may use"}, b""
 
 
-def _start(setup: list[dict[str, str]]) -> Answer:
+def _start(setup: list[dict[str, str]]) -> AnswerFrame:
     plugins.install([plugins.Plugin(**plugin) for plugin in setup])
     return _answer
 

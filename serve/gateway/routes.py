@@ -18,7 +18,7 @@ from library.steps.examples import EXAMPLES
 from library.steps.help import StepHelp, ordered_steps, step_help
 from serve.gateway.preview import Previewer
 from serve.http.access_control import AccessControl
-from serve.http.dispatch import answered, describe_all, find_model
+from serve.http.dispatch import await_answer, describe_all, find_model
 from serve.http.middleware import ResponseMiddleware, allow_origins
 from serve.http.model_routes import add_model_routes
 from serve.http.openapi import HEALTH, MODELS, PIPELINES, PNG, describe_api, make_app, pictures_body, problems
@@ -123,7 +123,9 @@ def _add_pipelines(app: FastAPI, previewer: Previewer, settings: ServeSettings) 
         """Returns a PNG; an augmentation gives one of its variants, and a picture that a selector drops is an error."""
         Pipeline.parse(steps)
         upload = await read_picture(request, settings)
-        return Response(await answered(request, settings, previewer.show(upload.data, steps)), media_type="image/png")
+        return Response(
+            await await_answer(request, settings, previewer.show(upload.data, steps)), media_type="image/png"
+        )
 
 
 def _add_absent_models(app: FastAPI, models: Mapping[str, ModelService]) -> None:

@@ -55,7 +55,7 @@ async def describe_soon(model: ModelService) -> ModelDescription | ModelState:
         return ModelState(name=model.name, ready=False, state="UNREACHABLE")
 
 
-async def answered(request: Request, settings: ServeSettings, call: Coroutine[Any, Any, _T]) -> _T:
+async def await_answer(request: Request, settings: ServeSettings, call: Coroutine[Any, Any, _T]) -> _T:
     """Returns the result of `call`, which is cancelled when the client leaves or the time is over.
 
     Args:

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Query, Request, Response
 
 from library.errors import BadPicture
 from serve.http.access_control import AccessControl
-from serve.http.dispatch import answered
+from serve.http.dispatch import await_answer
 from serve.http.middleware import ResponseMiddleware, allow_origins
 from serve.http.openapi import MODELS, PNG, describe_api, make_app, pictures_body, problems
 from serve.http.problem_details import Problem, handle_problems, problem_of
@@ -79,7 +79,7 @@ def add_model_routes(
         openapi_extra=named,
     )
     async def model(request: Request) -> ModelDescription:
-        return await answered(request, settings, service_of(request).describe())
+        return await await_answer(request, settings, service_of(request).describe())
 
     if prefix:
         app.get(f"{prefix}/", include_in_schema=False)(model)
@@ -110,7 +110,7 @@ def add_model_routes(
             raise Problem(422, "no_explanation", f"'{service.name}' has no explanations", how)
         uploads = await read_pictures(request, settings)
         call = service.predict([upload.data for upload in uploads], top_k=top_k, explain=explain)
-        return _predictions(service.name, uploads, await answered(request, settings, call))
+        return _predictions(service.name, uploads, await await_answer(request, settings, call))
 
     @app.post(
         f"{prefix}/view",
@@ -124,7 +124,7 @@ def add_model_routes(
         """Returns the picture after the model's own input pipeline, as PNG."""
         service = service_of(request)
         upload = await read_picture(request, settings)
-        return Response(await answered(request, settings, service.view(upload.data)), media_type="image/png")
+        return Response(await await_answer(request, settings, service.view(upload.data)), media_type="image/png")
 
     @app.get(
         f"{prefix}/drift",
@@ -134,7 +134,7 @@ def add_model_routes(
         openapi_extra=named,
     )
     async def drift(request: Request) -> DriftReport:
-        report = await answered(request, settings, service_of(request).drift())
+        report = await await_answer(request, settings, service_of(request).drift())
         if report is None:
             raise Problem(404, "drift_off", "Drift is not measured.", "Start the server with --drift.")
         return report

@@ -170,7 +170,7 @@ def _lines(lines: Sequence[str]) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
-def confined(config: str, rules: Sequence[Rule]) -> str:
+def confine(config: str, rules: Sequence[Rule]) -> str:
     """Applies `rules` to the configuration that Serve writes; exits where a needed rule does not match."""
     for rule in rules:
         config, count = re.subn(rule.pattern, rule.replacement, config, flags=re.MULTILINE)
@@ -187,7 +187,7 @@ def _become_haproxy(binary: str, rules: Sequence[Rule], arguments: Sequence[str]
     # HAProxy ends with the process of Serve that started it, even during a reload.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(confined(path.read_text(encoding="utf-8"), rules), encoding="utf-8")
+    path.write_text(confine(path.read_text(encoding="utf-8"), rules), encoding="utf-8")
     os.execv(binary, [binary, *arguments])
 
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 
 from library.dataset.manifest import VERSIONS
 from library.errors import BadPicture
-from serve.http.dispatch import answered, describe_all, describe_soon, find_model
+from serve.http.dispatch import await_answer, describe_all, describe_soon, find_model
 from serve.http.openapi import BINARY, PROTOCOL, body_of, problems
 from serve.http.service import Answer, ModelService
 from serve.http.uploads import in_thread, media_type, unsupported
@@ -52,7 +52,7 @@ def _add_model(app: FastAPI, prefix: str, models: Mapping[str, ModelService], se
 
     @app.get(prefix, tags=[PROTOCOL], summary="Describe a model's inputs and outputs", responses=unknown)
     async def describe(request: Request, name: str) -> dict[str, Any]:
-        return metadata(await answered(request, settings, find_model(request, models, name).describe()))
+        return metadata(await await_answer(request, settings, find_model(request, models, name).describe()))
 
     @app.get(f"{prefix}/ready", tags=[PROTOCOL], summary="Check that a model answers", responses=unknown)
     async def ready(request: Request, response: Response, name: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ async def _infer(request: Request, model: ModelService, settings: ServeSettings)
         call = model.predict(parsed.pictures, top_k=parsed.most_classes)
     else:
         call = model.predict_pixels(parsed.pixels or [], top_k=parsed.most_classes)
-    answers = await answered(request, settings, call)
+    answers = await await_answer(request, settings, call)
     good: list[Answer] = []
     for place, answer in enumerate(answers.pictures):
         if isinstance(answer, BadPicture):

@@ -19,7 +19,7 @@ from aiohttp import web
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster.submit import client
-from cluster.submit.client import Jobs, Lost, ended, exit_code, find_address, passed_on
+from cluster.submit.client import Jobs, Lost, end_message, exit_code, find_address, job_environment
 from cluster.submit.submitted_command import SubmittedCommand
 from cluster.submit.upload import working_tree
 from library.errors import StriateError, UsageError
@@ -43,18 +43,18 @@ def no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_variables_that_are_named_are_sent() -> None:
     here = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "A": "1", "B": "2"}
-    assert passed_on([], here) == {}
-    assert passed_on(["A", "C=x=y", "D="], here) == {"A": "1", "C": "x=y", "D": ""}
-    assert passed_on(["AWS_*"], here) == {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+    assert job_environment([], here) == {}
+    assert job_environment(["A", "C=x=y", "D="], here) == {"A": "1", "C": "x=y", "D": ""}
+    assert job_environment(["AWS_*"], here) == {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
 
 
 def test_a_pattern_skips_variables_that_name_files_of_this_machine() -> None:
     keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
     files: dict[str, str] = {"AWS_PROFILE": "own", "AWS_CONFIG_FILE": "/c", "AWS_SHARED_CREDENTIALS_FILE": "/s"}
-    assert passed_on(["AWS_*"], keys | files) == keys
-    assert passed_on(["AWS_PROFILE"], files) == {"AWS_PROFILE": "own"}
+    assert job_environment(["AWS_*"], keys | files) == keys
+    assert job_environment(["AWS_PROFILE"], files) == {"AWS_PROFILE": "own"}
     with pytest.raises(UsageError, match="aws configure export-credentials --format env"):
-        passed_on(["AWS_*"], files | {"AWS_REGION": "eu-west-1"})
+        job_environment(["AWS_*"], files | {"AWS_REGION": "eu-west-1"})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_pattern_skips_variables_that_name_files_of_this_machine() -> None:
 )
 def test_a_variable_that_would_not_arrive_is_refused(option: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        passed_on([option], {})
+        job_environment([option], {})
 
 
 def details(status: str, code: int | None = None, **more: Any) -> JobDetails:
@@ -92,7 +92,7 @@ def test_submit_exits_with_the_exit_code_of_the_command(job: JobDetails, code: i
 
 
 def test_the_reason_why_a_command_never_ran_is_reported() -> None:
-    report = ended(details("FAILED", message="runtime_env setup failed"))
+    report = end_message(details("FAILED", message="runtime_env setup failed"))
     assert report == "job: FAILED, exit code 1\nruntime_env setup failed"
 
 

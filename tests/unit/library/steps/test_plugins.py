@@ -110,7 +110,7 @@ def test_a_plan_sends_only_the_plugins_that_it_uses(tmp_path: Path) -> None:
     ingest(write_files(tmp_path / "raw", {"a/1.png": encoded("png", 30, 30)}), tmp_path / "data")
     for steps, names in (("grayscale", []), ("halve", ["my_steps"])):
         plan = plan_filter(source, str(tmp_path / steps), steps)
-        assert [plugin.name for plugin in plan.own_steps] == names
+        assert [plugin.name for plugin in plan.used_plugins] == names
     bundles = {steps: make_bundle(tmp_path / f"bundle-{steps}", steps=steps) for steps in ("invert", "halve")}
     bundle = Path(bundles["halve"], "bundle.json")
     record = json.loads(bundle.read_text())
@@ -118,7 +118,7 @@ def test_a_plan_sends_only_the_plugins_that_it_uses(tmp_path: Path) -> None:
     bundle.write_text(json.dumps(record))
     for steps, names in (("invert", []), ("halve", ["my_steps"])):
         plan = plan_predict(bundles[steps], source, str(tmp_path / "scored"))
-        assert [plugin.name for plugin in plan.own_steps] == names
+        assert [plugin.name for plugin in plan.used_plugins] == names
 
 
 def test_a_model_does_not_need_the_plugins_of_its_augmentation(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_model_does_not_need_the_plugins_of_its_augmentation(tmp_path: Path) -
     fields = {"data": {"train": str(tmp_path / "data")}, "model": "lenet5", "optimizer": {"name": "sgd", "lr": 0.1}}
     recipe = {**fields, "batch_size": 4, "epochs": 1, "augment": "flip | halve"}
     plan = plan_train(Recipe.parse(json.dumps(recipe)), str(tmp_path / "out"))
-    assert list(plan.record.plugins) == [plugin.name for plugin in plan.own_steps] == ["my_steps"]
+    assert list(plan.record.plugins) == [plugin.name for plugin in plan.used_plugins] == ["my_steps"]
     assert plan.input_plugins == {}
     plan = plan_train(
         Recipe.parse(json.dumps(recipe | {"input": {"steps": "grayscale | halve"}})), str(tmp_path / "out")

@@ -102,7 +102,7 @@ listen stats
 
 def confined(config: str = WRITTEN, limits: Limits | None = None) -> list[str]:
     """The lines of a configuration after the corrections for `*:8000`."""
-    text = haproxy.confined(config, haproxy.rules(Path("/tmp/x"), "*:8000", limits or Limits(128)))
+    text = haproxy.confine(config, haproxy.rules(Path("/tmp/x"), "*:8000", limits or Limits(128)))
     return [line.strip() for line in text.splitlines()]
 
 
