@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from library.errors import UsageError
 from library.grammar import nearest
@@ -25,8 +27,11 @@ from library.pipeline.augmentation import Augmenter
 from library.steps import REGISTRY
 from library.steps.base import Selector, Step
 from library.steps.examples import EXAMPLES
-from library.steps.help import step_help
+from library.steps.help import StepHelp, step_help
 from library.steps.selectors import TOP_CLASSES, TOP_PROBABILITIES
+
+if TYPE_CHECKING:  # it imports PyTorch
+    from library.models.analysis import Layer
 
 _TILE_PX = 420
 _VARIANTS = 5
@@ -35,14 +40,105 @@ _FIGURES = ("layers", "parameters", "multiply_adds")
 _PREDICTED = {TOP_CLASSES: ["flower", "butterfly"], TOP_PROBABILITIES: [0.93, 0.05]}
 
 
-def describe_step(text: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Choice:
+    """A parameter in the call of a model.
+
+    Attributes:
+        name: of the parameter.
+        value: in the call.
+        default: None where it is not known, as for the models that only timm has.
+        help: what it sets; empty where it is not known.
+    """
+
+    name: str
+    value: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The facts of one model and the figures computed from it.
+
+    Attributes:
+        name: of the model; timm's name for the models that only timm has.
+        call: the model's canonical call.
+        year: of the first publication; None if unknown.
+        authors: of the paper.
+        title: of the paper.
+        paper: its URL.
+        source: the library whose code it is.
+        library_name: its name in that library, with the tag of its weights.
+        weights_source: URL of the pre-trained weights; empty if there are none.
+        layers: number of convolutions and dense layers on the longest path.
+        parameters: number of trainable parameters without auxiliary heads.
+        multiply_adds: for one picture.
+        flops: twice `multiply_adds`.
+        input_size: channels, height and width.
+        num_classes: number of outputs.
+        mean: of each channel, for pixels of 0 to 1.
+        std: of each channel, for pixels of 0 to 1.
+        interpolation: how pictures were resized when the weights were evaluated.
+        crop_fraction: side of the centre crop in that evaluation, as a fraction of the resized picture's side.
+        published: those of `layers`, `parameters` and `multiply_adds` that the paper states.
+        differs: which of these differ from the computed figures.
+        note: differences between the code and the paper.
+        stages: names, from the input on.
+        auxiliary_heads: weight of the loss of each head that exists in training only.
+        choices: parameters of the call.
+        per_layer: the figures of each layer; None unless asked for.
+        receptive_field: height and width, in pixels, of the largest one; None without `per_layer`.
+    """
+
+    name: str
+    call: str
+    year: int | None
+    authors: str
+    title: str
+    paper: str
+    source: str
+    library_name: str
+    weights_source: str
+    layers: int
+    parameters: int
+    multiply_adds: int
+    flops: int
+    input_size: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_fraction: float
+    published: Mapping[str, int]
+    differs: Sequence[str]
+    note: str
+    stages: Sequence[str]
+    auxiliary_heads: Mapping[str, float]
+    choices: Sequence[Choice]
+    per_layer: Sequence[Layer] | None = None
+    receptive_field: tuple[int, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data for JSON; what is unknown or was not asked for is left out."""
+        values = dataclasses.asdict(self)
+        for name in ("per_layer", "receptive_field"):
+            if values[name] is None:
+                del values[name]
+        if self.call.startswith(f"{TIMM}("):
+            for choice in values["choices"]:
+                del choice["default"]
+        return values
+
+
+def describe_step(text: str) -> StepHelp:
     """Returns everything about one step, by name or as a call.
 
     Raises:
         UsageError: when there is no such step, or the call is wrong.
     """
     step = _step(text)
-    return dataclasses.asdict(step_help(type(step), str(step)))
+    return step_help(type(step), str(step))
 
 
 def example_picture(text: str) -> tuple[bytes, str]:
@@ -103,21 +199,21 @@ def _step(text: str) -> Step:
     return pipeline.steps[0]
 
 
-def model_table() -> list[dict[str, Any]]:
+def model_table() -> list[ModelFacts]:
     """Returns `describe_model` of every model of the table, oldest first."""
     return [describe_model(name) for name in names()]
 
 
 def describe_model(
     text: str, *, size: tuple[int, int] | None = None, classes: int | None = None, layers: bool = False
-) -> dict[str, Any]:
+) -> ModelFacts:
     """Returns the facts of one model and the figures computed from it.
 
     Args:
         text: name, or call with parameters.
         size: height and width of the input in pixels; None for the model's own.
         classes: number of outputs; None for as published.
-        layers: whether to add `per_layer`, a list of all layers.
+        layers: whether to add `per_layer` and `receptive_field`.
 
     Raises:
         UsageError: for an unknown model, or an input size that it cannot take.
@@ -129,40 +225,40 @@ def describe_model(
     computed = {"layers": analysis.depth, "parameters": analysis.parameters, "multiply_adds": analysis.multiply_adds}
     as_published = str(call) == facts.name and analysis.num_classes == facts.num_classes and size is None
     published = {name: value for name in _FIGURES if (value := getattr(facts.published, name)) is not None}
-    described: dict[str, Any] = {
-        "name": facts.name if call.name != TIMM else call.parameters["name"],
-        "call": str(call),
-        "year": facts.year,
-        "authors": facts.authors,
-        "title": facts.title,
-        "paper": facts.paper,
-        "source": facts.source,
-        "library_name": facts.library_name,
-        "weights_source": facts.weights_source,
-        **computed,
-        "flops": analysis.flops,
-        "input_size": list(analysis.input_size),
-        "num_classes": analysis.num_classes,
-        "mean": list(facts.mean),
-        "std": list(facts.std),
-        "interpolation": facts.interpolation,
-        "crop_fraction": facts.crop_fraction,
-        "published": {name: int(value) for name, value in published.items()},
-        "differs": [name for name, value in published.items() if as_published and not agrees(computed[name], value)],
-        "note": facts.note,
-        "stages": list(analysis.stages),
-        "auxiliary_heads": dict(facts.auxiliary),
-        "choices": _choices(call),
-    }
-    if layers:
-        described["per_layer"] = [
-            dataclasses.asdict(layer) | {"output": list(layer.output), "receptive_field": list(layer.receptive_field)}
-            for layer in analysis.layers
-        ]
-        described["receptive_field"] = [
-            max(layer.receptive_field[axis] for layer in analysis.layers) for axis in (0, 1)
-        ]
-    return described
+    return ModelFacts(
+        name=facts.name if call.name != TIMM else call.parameters["name"],
+        call=str(call),
+        year=facts.year,
+        authors=facts.authors,
+        title=facts.title,
+        paper=facts.paper,
+        source=facts.source,
+        library_name=facts.library_name,
+        weights_source=facts.weights_source,
+        layers=analysis.depth,
+        parameters=analysis.parameters,
+        multiply_adds=analysis.multiply_adds,
+        flops=analysis.flops,
+        input_size=analysis.input_size,
+        num_classes=analysis.num_classes,
+        mean=facts.mean,
+        std=facts.std,
+        interpolation=facts.interpolation,
+        crop_fraction=facts.crop_fraction,
+        published={name: int(value) for name, value in published.items()},
+        differs=[name for name, value in published.items() if as_published and not agrees(computed[name], value)],
+        note=facts.note,
+        stages=analysis.stages,
+        auxiliary_heads=dict(facts.auxiliary),
+        choices=_choices(call),
+        per_layer=analysis.layers if layers else None,
+        receptive_field=_largest_field(analysis.layers) if layers else None,
+    )
+
+
+def _largest_field(layers: Sequence[Layer]) -> tuple[int, int]:
+    height, width = (max(layer.receptive_field[axis] for layer in layers) for axis in (0, 1))
+    return height, width
 
 
 def agrees(computed: int, published: Decimal) -> bool:
@@ -184,15 +280,12 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(matched[1]), int(matched[2] or matched[1])
 
 
-def _choices(call: ModelCall) -> list[dict[str, Any]]:
-    """Describes the parameters of a call: name, value, default and help."""
+def _choices(call: ModelCall) -> list[Choice]:
     if call.name == TIMM:
-        return [{"name": name, "value": value, "help": ""} for name, value in call.parameters.items()]
-    fields = dataclasses.fields(parameters_of(call.name))
-    helps = {field.name: _help(call.name, field.name) for field in fields}
+        return [Choice(name, value, None, "") for name, value in call.parameters.items()]
     return [
-        {"name": field.name, "value": call.parameters[field.name], "default": field.default, "help": helps[field.name]}
-        for field in fields
+        Choice(field.name, call.parameters[field.name], field.default, _help(call.name, field.name))
+        for field in dataclasses.fields(parameters_of(call.name))
     ]
 
 

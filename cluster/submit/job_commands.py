@@ -117,7 +117,7 @@ def stop_command(job: JobId, address: JobAddress = None, token_file: TokenFile =
 
     striate stop raysubmit_4LamXRuQpYdSMg7J
     """
-    from cluster.submit.client import ended
+    from cluster.submit.client import end_message
 
     details = _jobs(address, token_file).stop(job)
     say(json_lines.dumps(_document(details)) if json else end_message(details))

@@ -18,7 +18,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from PIL import Image
 
-from jobs.catalogs import describe_model, describe_step, example_picture
+from jobs.catalogs import ModelFacts, describe_model, describe_step, example_picture
 from library.models import names
 from library.steps.help import ordered_steps
 
@@ -149,14 +149,14 @@ def _step_catalog() -> tuple[str, dict[str, bytes]]:
         png, result = example_picture(cls.name)
         uri = f"pictures/steps/{cls.name}.webp"
         pictures[uri] = _webp(png)
-        text = re.sub(r"Raises:\n +", "Raises ", step["help"])
-        lines += ["", f"### {cls.name}", "", text, "", "    " + step["example"], ""]
+        text = re.sub(r"Raises:\n +", "Raises ", step.help)
+        lines += ["", f"### {cls.name}", "", text, "", "    " + step.example, ""]
         lines += [f"![A photo before and after {cls.name}: {result}]({uri})", ""]
-        if step["parameters"]:
+        if step.parameters:
             lines += ["| parameter | type | default | |", "|---|---|---|---|"]
-        for each in step["parameters"]:
-            default = "(required)" if each["required"] else f"`{each['default']}`"
-            lines.append(f"| `{each['name']}` | `{_cell(each['type'])}` | {_cell(default)} | {_cell(each['help'])} |")
+        for each in step.parameters:
+            default = "(required)" if each.required else f"`{each.default}`"
+            lines.append(f"| `{each.name}` | `{_cell(each.type)}` | {_cell(default)} | {_cell(each.help)} |")
     return "\n".join(lines) + "\n", pictures
 
 
@@ -186,36 +186,36 @@ def _model_catalog() -> tuple[str, dict[str, bytes]]:
     drawings: dict[str, bytes] = {}
     for name in names():
         model = describe_model(name, layers=True)
-        channels, height, width = model["input_size"]
-        figures = f"{model['parameters']:,} | {model['multiply_adds']:,} | {height}x{width}x{channels}"
-        lines.append(f"| [{name}](#{name}) | {model['year']} | {figures} |")
+        channels, height, width = model.input_size
+        figures = f"{model.parameters:,} | {model.multiply_adds:,} | {height}x{width}x{channels}"
+        lines.append(f"| [{name}](#{name}) | {model.year} | {figures} |")
         uri = f"pictures/models/{name}.svg"
         drawings[uri] = _drawing(model).encode()
-        origin = f"{model['authors']}: [{model['title']}]({model['paper']}), {model['year']}."
-        note = f" Differs from the paper: {model['note']}." if model["note"] else ""
+        origin = f"{model.authors}: [{model.title}]({model.paper}), {model.year}."
+        note = f" Differs from the paper: {model.note}." if model.note else ""
         sections += ["", f"## {name}", "", origin + note, "", f"![The layers of {name}]({uri})"]
-        choices = [f"| `{each['name']}` | `{each['default']}` | {_cell(each['help'])} |" for each in model["choices"]]
+        choices = [f"| `{each.name}` | `{each.default}` | {_cell(each.help)} |" for each in model.choices]
         if choices:
             sections += ["", "| parameter | default | |", "|---|---|---|", *choices]
     return "\n".join(lines + sections) + "\n", drawings
 
 
-def _drawing(model: dict[str, Any]) -> str:
+def _drawing(model: ModelFacts) -> str:
     """A bar for each layer, as SVG."""
-    layers = model["per_layer"]
-    side = max([model["input_size"][1], *(layer["output"][1] for layer in layers if len(layer["output"]) == 3)])
+    layers = model.per_layer or ()
+    side = max([model.input_size[1], *(layer.output[1] for layer in layers if len(layer.output) == 3)])
     step = 720 / len(layers)
     bars: list[str] = []
     for number, layer in enumerate(layers):
-        output = layer["output"]
+        output = layer.output
         height = max(3.0, 110 * output[1] / side) if len(output) == 3 else 3.0
-        colour = "#d98a3d" if "pool" in layer["kind"] else "#4a7fa7" if len(output) == 3 else "#7d8a93"
-        title = html.escape(f"{layer['name']}: {layer['kind']}, {'x'.join(map(str, output))}")
+        colour = "#d98a3d" if "pool" in layer.kind else "#4a7fa7" if len(output) == 3 else "#7d8a93"
+        title = html.escape(f"{layer.name}: {layer.kind}, {'x'.join(map(str, output))}")
         place = f'x="{number * step:.2f}" y="{60 - height / 2:.2f}" width="{max(step - 1, step * 0.7):.2f}"'
         bars.append(f'<rect {place} height="{height:.2f}" fill="{colour}"><title>{title}</title></rect>')
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 120" role="img">'
-        f"<title>{html.escape(model['name'])}: {len(layers)} layers</title>" + "".join(bars) + "</svg>\n"
+        f"<title>{html.escape(model.name)}: {len(layers)} layers</title>" + "".join(bars) + "</svg>\n"
     )
 
 

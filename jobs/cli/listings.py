@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -14,6 +15,11 @@ from jobs import output
 from jobs.cli.options import Plugins
 from library import storage
 from library.errors import UsageError
+
+if TYPE_CHECKING:  # all steps, and PyTorch, take seconds to import
+    from jobs.catalogs import ModelFacts
+    from library.models.analysis import Layer
+    from library.steps.help import StepHelp
 
 
 def steps_command(
@@ -42,10 +48,12 @@ def steps_command(
         return
     described = describe_step(step)
     png, verdict = example_picture(step)
-    path = out or f"{described['name']}.png"
+    path = out or f"{described.name}.png"
     storage.write_bytes(storage.normalize(path), png)
-    described |= {"picture": path, "picture_result": verdict}
-    output.emit_json(described) if json else _print_step(described)
+    if json:
+        output.emit_json({**asdict(described), "picture": path, "picture_result": verdict})
+    else:
+        _print_step(described, path, verdict)
 
 
 def models_command(
@@ -78,11 +86,11 @@ def models_command(
         if layers or input_size is not None or classes is not None:
             raise UsageError("--layers, --input and --classes go with one model: striate models vgg16 --layers")
         table = model_table()
-        output.emit_json(table) if json else _print_table(table)
+        output.emit_json([model.to_dict() for model in table]) if json else _print_table(table)
         return
     size = None if input_size is None else parse_size(input_size)
     described = describe_model(model, size=size, classes=classes, layers=layers)
-    output.emit_json(described) if json else _print_model(described)
+    output.emit_json(described.to_dict()) if json else _print_model(described)
 
 
 def _print_steps(steps: Sequence[Mapping[str, str]]) -> None:
@@ -104,36 +112,34 @@ def _print_steps(steps: Sequence[Mapping[str, str]]) -> None:
     console.print("`striate steps NAME` describes one and writes an example picture")
 
 
-def _print_step(step: Mapping[str, Any]) -> None:
+def _print_step(step: StepHelp, picture: str, picture_result: str) -> None:
     """Prints one step with all its parameters."""
     console = Terminal()
-    console.print(f"[bold]{step['name']}[/] ({step['kind']})")
-    console.print(escape(step["help"]))
+    console.print(f"[bold]{step.name}[/] ({step.kind})")
+    console.print(escape(step.help))
     table = Table(box=None, pad_edge=False)
     for heading in ("parameter", "default", "type", ""):
         table.add_column(heading)
-    for parameter in step["parameters"]:
-        default = "required" if parameter["required"] else parameter["default"]
-        table.add_row(parameter["name"], *(escape(text) for text in (default, parameter["type"], parameter["help"])))
-    if step["parameters"]:
+    for parameter in step.parameters:
+        default = "required" if parameter.default is None else parameter.default
+        table.add_row(parameter.name, *(escape(text) for text in (default, parameter.type, parameter.help)))
+    if step.parameters:
         console.print(table)
-    console.print(f"example: {escape(step['example'])}", soft_wrap=True)
-    console.print(
-        f"wrote the example picture {escape(step['picture'])} ({escape(step['picture_result'])})", soft_wrap=True
-    )
+    console.print(f"example: {escape(step.example)}", soft_wrap=True)
+    console.print(f"wrote the example picture {escape(picture)} ({escape(picture_result)})", soft_wrap=True)
 
 
-def _print_table(table: Sequence[Mapping[str, Any]]) -> None:
+def _print_table(table: Sequence[ModelFacts]) -> None:
     console = Terminal()
     columns = ("", ">", ">", ">", ">", ">")
     rows = [
         (
-            model["name"],
-            str(model["year"]),
+            model.name,
+            str(model.year),
             _beside(model, "layers"),
             _beside(model, "parameters"),
             _gflops(model),
-            "x".join(map(str, (*model["input_size"][1:], model["input_size"][0]))),
+            "x".join(map(str, (*model.input_size[1:], model.input_size[0]))),
         )
         for model in table
     ]
@@ -147,11 +153,9 @@ def _print_table(table: Sequence[Mapping[str, Any]]) -> None:
     console.print(f"[bold]{line(heading)}[/]", soft_wrap=True)
     for model, row in zip(table, rows, strict=True):
         console.print(f"[bold]{escape(row[0])}[/]{escape(line(row)[len(row[0]) :])}", soft_wrap=True)
-        weights = f"{model['source']} {model['library_name']}" if model["weights_source"] else "no weights"
-        where = f"[link={model['paper']}]{escape(_short(model['paper']))}[/link]"
-        console.print(
-            f"  [dim]{escape(_short_authors(model['authors']))}; {where}; {escape(weights)}[/]", soft_wrap=True
-        )
+        weights = f"{model.source} {model.library_name}" if model.weights_source else "no weights"
+        where = f"[link={model.paper}]{escape(_short(model.paper))}[/link]"
+        console.print(f"  [dim]{escape(_short_authors(model.authors))}; {where}; {escape(weights)}[/]", soft_wrap=True)
     console.print()
     console.print(
         "layers: convolutions and dense layers on the longest path. In brackets: the paper's own figure, where it "
@@ -163,81 +167,81 @@ def _print_table(table: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def _print_model(model: Mapping[str, Any]) -> None:
+def _print_model(model: ModelFacts) -> None:
     console = Terminal()
-    size = "x".join(map(str, (*model["input_size"][1:], model["input_size"][0])))
+    size = "x".join(map(str, (*model.input_size[1:], model.input_size[0])))
     lines = {
-        "paper": "; ".join(part for part in (model["authors"], str(model["year"] or ""), model["title"]) if part),
-        "": model["paper"],
-        "code": f"{model['source']} {model['library_name']}".strip(),
-        "weights": model["weights_source"] or "none are published",
+        "paper": "; ".join(part for part in (model.authors, str(model.year or ""), model.title) if part),
+        "": model.paper,
+        "code": f"{model.source} {model.library_name}".strip(),
+        "weights": model.weights_source or "none are published",
         "layers": _beside(model, "layers"),
-        "parameters": _beside(model, "parameters") + f" with {model['num_classes']:,} classes",
+        "parameters": _beside(model, "parameters") + f" with {model.num_classes:,} classes",
         "GFLOPs": _gflops(model) + f" for one picture of {size} (one multiply-add is two FLOPs)",
-        "pixels": f"mean {_numbers(model['mean'])}, std {_numbers(model['std'])}, for 0 to 1; "
-        f"{model['interpolation']} resizing, the middle {model['crop_fraction']:.0%}",
-        "stages": ", ".join(model["stages"]) + "  (freeze: N freezes the first N)",
-        "in training": ", ".join(f"{name}, its loss times {share}" for name, share in model["auxiliary_heads"].items()),
-        "differs": model["note"],
+        "pixels": f"mean {_numbers(model.mean)}, std {_numbers(model.std)}, for 0 to 1; "
+        f"{model.interpolation} resizing, the middle {model.crop_fraction:.0%}",
+        "stages": ", ".join(model.stages) + "  (freeze: N freezes the first N)",
+        "in training": ", ".join(f"{name}, its loss times {share}" for name, share in model.auxiliary_heads.items()),
+        "differs": model.note,
     }
-    console.print(f"[bold]{escape(model['call'])}[/]", soft_wrap=True)
+    console.print(f"[bold]{escape(model.call)}[/]", soft_wrap=True)
     for name, text in lines.items():
         if text:
             console.print(f"{name:12} {escape(text)}", soft_wrap=True)
-    for choice in model["choices"]:
+    for choice in model.choices:
         console.print(
-            f"{'parameter':12} {choice['name']}={escape(str(choice['value']))}  {escape(choice['help'])}",
+            f"{'parameter':12} {choice.name}={escape(str(choice.value))}  {escape(choice.help)}",
             soft_wrap=True,
         )
-    if "per_layer" in model:
+    if model.per_layer is not None:
         console.print()
-        _print_layers(console, model)
+        _print_layers(console, model.per_layer, model.parameters)
 
 
-def _print_layers(console: Terminal, model: Mapping[str, Any]) -> None:
+def _print_layers(console: Terminal, layers: Sequence[Layer], parameters: int) -> None:
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("layer", overflow="fold", min_width=12)
     table.add_column("kind", no_wrap=True)
     for heading in ("output", "parameters", "field\npx", "connec-\ntions", "if\ndense"):
         table.add_column(heading, justify="right", no_wrap=True)
     norms = 0
-    for layer in model["per_layer"]:
-        if layer["kind"].endswith("norm"):
-            norms += layer["parameters"]
+    for layer in layers:
+        if layer.kind.endswith("norm"):
+            norms += layer.parameters
             continue
-        height, width = layer["receptive_field"]
+        height, width = layer.receptive_field
         table.add_row(
-            escape(layer["name"].removeprefix("net.")),
-            layer["kind"],
-            "x".join(map(str, (*layer["output"][1:], layer["output"][0]))),
-            f"{layer['parameters']:,}" if layer["parameters"] else "",
+            escape(layer.name.removeprefix("net.")),
+            layer.kind,
+            "x".join(map(str, (*layer.output[1:], layer.output[0]))),
+            f"{layer.parameters:,}" if layer.parameters else "",
             str(height) if height == width else f"{height}x{width}",
-            _short_number(layer["connections"]) if layer["connections"] else "",
-            _short_number(layer["dense_weights"]) if layer["dense_weights"] else "",
+            _short_number(layer.connections) if layer.connections else "",
+            _short_number(layer.dense_weights) if layer.dense_weights else "",
         )
     console.print(table)
-    listed = sum(layer["parameters"] for layer in model["per_layer"])
+    listed = sum(layer.parameters for layer in layers)
     console.print()
     if norms:
         console.print(f"normalisation layers, not listed, have {norms:,} parameters")
-    if listed != model["parameters"]:
-        console.print(f"{model['parameters'] - listed:,} parameters belong to no layer")
+    if listed != parameters:
+        console.print(f"{parameters - listed:,} parameters belong to no layer")
     console.print(
         "field px: side of the receptive field in input pixels. connections: inputs of all outputs, a bias counts as "
         "one. if dense: weights of a fully connected layer with the same inputs and outputs."
     )
 
 
-def _beside(model: Mapping[str, Any], figure: str) -> str:
+def _beside(model: ModelFacts, figure: str) -> str:
     """Returns the computed figure, and in brackets the published one if it differs."""
-    text = f"{model[figure]:,}"
-    return text + f" ({_short_number(model['published'][figure])})" if figure in model["differs"] else text
+    text = f"{getattr(model, figure):,}"
+    return text + f" ({_short_number(model.published[figure])})" if figure in model.differs else text
 
 
-def _gflops(model: Mapping[str, Any]) -> str:
-    text = f"{model['flops'] / 1e9:.3g}"
-    if "multiply_adds" in model["differs"]:
-        text += f" ({2 * model['published']['multiply_adds'] / 1e9:.3g})"
+def _gflops(model: ModelFacts) -> str:
+    text = f"{model.flops / 1e9:.3g}"
+    if "multiply_adds" in model.differs:
+        text += f" ({2 * model.published['multiply_adds'] / 1e9:.3g})"
     return text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.connection.session import Session
-from cluster.resources import nodes, need_on_cluster
+from cluster.resources import need_on_cluster, nodes
 from library.errors import UsageError
 
 

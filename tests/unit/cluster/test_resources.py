@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from cluster.resources import SIZES, Kind, Need, need_on_nodes, need_of
+from cluster.resources import SIZES, Kind, Need, need_of, need_on_nodes
 from library.errors import UsageError
 
 LAPTOP = {"CPU": 2.0, "memory": 6e9}

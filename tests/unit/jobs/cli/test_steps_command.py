@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -33,24 +34,24 @@ def test_the_table_has_every_step_once_filters_first() -> None:
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_every_step_is_described_with_all_its_parameters(name: str) -> None:
     about = describe_step(name)
-    assert (about["name"], about["kind"]) == (name, REGISTRY[name].kind)
-    assert Pipeline.parse(about["example"]) == Pipeline.parse(EXAMPLES[name])
-    assert [parameter["name"] for parameter in about["parameters"]] == list(REGISTRY[name].__dataclass_fields__)
-    for parameter in about["parameters"]:
-        assert parameter["help"]
-        assert parameter["type"]
-        assert "typing" not in parameter["type"]
-        assert parameter["required"] == (parameter["default"] is None)
-    assert json.loads(json.dumps(about)) == about
+    assert (about.name, about.kind) == (name, REGISTRY[name].kind)
+    assert Pipeline.parse(about.example) == Pipeline.parse(EXAMPLES[name])
+    assert [parameter.name for parameter in about.parameters] == list(REGISTRY[name].__dataclass_fields__)
+    for parameter in about.parameters:
+        assert parameter.help
+        assert parameter.type
+        assert "typing" not in parameter.type
+        assert parameter.required == (parameter.default is None)
+    assert json.loads(json.dumps(asdict(about))) == asdict(about)
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_the_described_defaults_are_those_of_the_step(name: str) -> None:
     about = describe_step(name)
-    values = {p["name"]: p["default"] for p in about["parameters"] if p["default"] not in (None, "None")}
+    values = {p.name: p.default for p in about.parameters if p.default not in (None, "None")}
     arguments = ", ".join(f"{parameter}={default}" for parameter, default in values.items())
-    is_complete = not any(p["required"] for p in about["parameters"])
-    if is_complete and about["kind"] == "filter":
+    is_complete = not any(p.required for p in about.parameters)
+    if is_complete and about.kind == "filter":
         assert Pipeline.parse(f"{name}({arguments})") == Pipeline.parse(name)
 
 
@@ -69,7 +70,7 @@ def test_every_step_has_an_example_picture(name: str) -> None:
 
 
 def test_a_call_is_shown_with_its_own_parameters() -> None:
-    assert describe_step("gaussian_blur(sigma=9)")["example"] == 'gaussian_blur(sigma=9.0, border="reflect_101")'
+    assert describe_step("gaussian_blur(sigma=9)").example == 'gaussian_blur(sigma=9.0, border="reflect_101")'
     assert example_picture("resize(20)")[1].startswith("30x20x3") or example_picture("resize(20)")[1].startswith(
         "29x20x3"
     )
