@@ -246,7 +246,7 @@ def _striate(setup: Setup) -> dict[str, Any]:
     return {
         STEADY: round(statistics.median(line["pictures_per_s"] for line in lines[1:]), 1),
         "data_wait": round(statistics.median(line["data_wait"] for line in lines[1:]), 4),
-        "first_step_s": round((result.first_step_at or clock) - clock, 2),
+        "first_step_s": round((result.times.first_step or clock) - clock, 2),
         "whole_s": round(whole, 2),
     }
 

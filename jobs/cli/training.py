@@ -74,6 +74,8 @@ def train_command(
                 "id": result.bundle.id,
                 "resumed": result.resumed,
                 "seconds": round(result.seconds, 1),
+                "compile_seconds": round(result.compile_seconds, 1),
+                "times": asdict(result.times),
                 "workers_by_node": result.workers_by_node,
                 **metrics,
             }

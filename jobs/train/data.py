@@ -6,12 +6,13 @@ The pictures are decoded, or features of a frozen backbone, or rows to be stream
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 from ray import ObjectRef
 
 from cluster.connection.session import Session
@@ -30,7 +31,7 @@ from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.steps.plugins import digests, recorded
-from library.training.batches import BatchLoader
+from library.training.batches import BatchLoader, PictureRows
 from library.training.in_memory import MemoryLoader, PackedPictures, decode_rows
 from library.training.rows import Part, Rows, read_part, rejected_text
 from library.training.sampling import WorkerShare, small_parts
@@ -78,7 +79,13 @@ def put_data(plan: TrainPlan, session: Session) -> TrainData:
 
 
 def make_loader(
-    data: TrainData, task: TrainTask, recipe: Recipe, batch_size: int, rank: int, world_size: int
+    data: TrainData,
+    task: TrainTask,
+    recipe: Recipe,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    place: Callable[[NDArray[Any]], PictureRows] = lambda pictures: pictures,
 ) -> BatchLoader:
     """Creates the loader of one worker.
 
@@ -89,6 +96,7 @@ def make_loader(
         batch_size: pictures of a batch over all workers.
         rank: this worker's rank.
         world_size: number of workers.
+        place: moves decoded pictures of one shape to where batches are taken from; by default they stay in memory.
 
     Raises:
         StriateError: when a batch has fewer pictures than there are workers.
@@ -115,6 +123,7 @@ def make_loader(
             rank=rank,
             world_size=world_size,
             threads=task.threads,
+            place=place,
         )
     assert not isinstance(val, PackedPictures)
     share = WorkerShare(train, size, rank, world_size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from jobs.train.checkpoint import TrainingCheckpoint
 from jobs.train.plan import TrainPlan, check_batch_parts
 from jobs.train.run_folder import CHECKPOINTS, claim, is_finished, remove_temporaries
 from jobs.train.scaling import Scaling
-from jobs.train.worker_task import TrainOutcome
+from jobs.train.worker_task import TrainOutcome, TrainTimes
 from library import storage
 from library.bundle.description import BundleRecord, load_record
 from library.dataset import histograms
@@ -40,7 +42,8 @@ class TrainResult:
         out: the bundle's URI.
         progress: where the training ended; None if it had finished before.
         seconds: duration of the training loop.
-        first_step_at: Unix time at which the first step was completed.
+        compile_seconds: of it, what torch.compile took.
+        times: when each part of the training was completed.
         resumed: whether the training had finished before.
         workers_by_node: number of workers at the end, by Ray's id of the node.
     """
@@ -49,7 +52,8 @@ class TrainResult:
     out: str
     progress: TrainingProgress | None = None
     seconds: float = 0.0
-    first_step_at: float | None = None
+    compile_seconds: float = 0.0
+    times: TrainTimes = field(default_factory=TrainTimes)
     resumed: bool = False
     workers_by_node: Mapping[str, int] = field(default_factory=dict[str, int])
 
@@ -77,6 +81,7 @@ def train(
         UsageError: when another command is writing to the bundle's folder.
         StriateError: when the training diverged, or the workers failed too often.
     """
+    planned = time.time()
     if plan.finished:
         return TrainResult(load_record(plan.out), plan.out, resumed=True)
     with hold(plan.out, tidy=remove_temporaries):
@@ -84,6 +89,7 @@ def train(
             return TrainResult(load_record(plan.out), plan.out, resumed=True)
         with connect(address, environment=_ENVIRONMENT) as session:
             # They import Ray Train and torch, which takes seconds; planning and a finished training need neither.
+            connected = time.time()
             from jobs.train.data import put_data
             from jobs.train.fit import fit
 
@@ -95,6 +101,7 @@ def train(
             check_shared(reads=_paths_read_by_workers(plan), writes=[plan.out])
             claim(plan.out, plan.record, overwrite=plan.overwrite)
             data = put_data(plan, session)
+            put = time.time()
             best, outcome = fit(plan, data, scaling, uuid.uuid4().hex, storage.join(plan.out, CHECKPOINTS))
         record = _write_bundle(plan, best, outcome)
     return TrainResult(
@@ -102,7 +109,8 @@ def train(
         plan.out,
         outcome.progress,
         outcome.seconds,
-        outcome.first_step_at,
+        outcome.compile_seconds,
+        dataclasses.replace(outcome.times, planned=planned, connected=connected, put=put, written=time.time()),
         workers_by_node=dict(sorted(Counter(outcome.nodes).items())),
     )
 

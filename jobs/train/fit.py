@@ -6,12 +6,12 @@ import contextlib
 import logging
 import os
 import sys
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
 
 from cluster import ray_internals
 from cluster.console import say
@@ -19,13 +19,16 @@ from jobs.progress import status
 from jobs.train.checkpoint import CHECKPOINT_PREFIX, TrainingCheckpoint
 from jobs.train.data import TrainData
 from jobs.train.plan import TrainPlan
-from jobs.train.process_group import NodeTorchConfig
+from jobs.train.process_group import NodeGroupConfig
 from jobs.train.reporting import mlflow_logger, report_while
 from jobs.train.scaling import Scaling
 from jobs.train.worker_task import Divergence, TrainOutcome, TrainTask
 from library import storage, stores
 from library.errors import StriateError
 from library.steps import plugins
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 _RUN_NAME = "run"
 _MAX_FAILURES = 3
@@ -105,24 +108,27 @@ def fit(
 
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The entry point of every training worker; rank 0's return value is the outcome of the training."""
-    # The loop imports timm and torch's compiler. The driver and Ray Train's controller import this module without them.
+    entered = time.time()
+    # The loop imports torch and timm. The driver and Ray Train's controller import this module without them.
     from jobs.train.loop import run_loop
 
     plugins.install(config["plugins"])
-    return run_loop(TrainTask(**config["task"]), config["data"]).to_dict()
+    return run_loop(TrainTask(**config["task"]), config["data"], entered).to_dict()
 
 
-def _trainer(plan: TrainPlan, data: TrainData, scaling: Scaling, progress_key: str, checkpoints: str) -> TorchTrainer:
+def _trainer(
+    plan: TrainPlan, data: TrainData, scaling: Scaling, progress_key: str, checkpoints: str
+) -> DataParallelTrainer:
     low, high = scaling.workers
     omp = _OWN_CPUS if plan.in_memory and not plan.recipe.augment else _SHARED_CPUS
-    return (TorchTrainer if scaling.cluster else ray_internals.local_trainer())(
+    return (ray_internals.trainer() if scaling.cluster else ray_internals.local_trainer())(
         run_worker,
         train_loop_config={
             "task": plan.task(scaling, progress_key).to_dict(),
             "data": data,
             "plugins": plan.used_plugins,
         },
-        torch_config=NodeTorchConfig(),
+        backend_config=NodeGroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=high if low == high else (low, high),
             use_gpu=scaling.gpu,

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,23 @@ from jobs.progress import status
 from jobs.progress.job_metrics import TrainMetrics
 from jobs.train.checkpoint import CHECKPOINT_PREFIX, TrainingCheckpoint, make_local_folder, remove_local_folders
 from jobs.train.data import TrainData, make_loader
-from jobs.train.reporting import EPOCH_KEY_PREFIX, STEP_KEY
-from jobs.train.worker_task import Divergence, TrainOutcome, TrainTask
+from jobs.train.reporting import EPOCH_KEY_PREFIX, NOTE_KEY_PREFIX, STEP_KEY
+from jobs.train.worker_task import Divergence, TrainOutcome, TrainTask, TrainTimes
 from library import storage
 from library.bundle.description import weights_file
 from library.errors import StriateError
 from library.models.build import create
-from library.models.classifier import Classifier
 from library.recipe import Recipe
-from library.training.batch_size import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
-from library.training.batches import Batch
+from library.training.batch_size import (
+    CPU_BATCH_SIZE,
+    Fits,
+    check_batch_norms,
+    fitting_batch_size,
+    memory_errors_explained,
+    spare_memory,
+    trial,
+)
+from library.training.device_feed import DeviceBatch, DeviceFeed, placing
 from library.training.learner import Learner, Score
 from library.training.progress import EpochReport, MetricsWriter, StepReport, TrainingProgress
 from library.training.rows import missing_classes_error
@@ -45,12 +52,18 @@ _VALIDATION_BATCH = 256
 _ERROR_KEY = "error"
 
 
-def run_loop(task: TrainTask, data: TrainData) -> TrainOutcome:
+def run_loop(task: TrainTask, data: TrainData, entered: float) -> TrainOutcome:
     """Runs the training loop in this worker.
 
     Ray Train restarts the workers after any exception. An error that would occur again is therefore published, and the
     restarted workers return it.
+
+    Args:
+        task: the worker's task.
+        data: the pictures in Ray's object store.
+        entered: Unix time at which Ray Train called the worker's function.
     """
+    times = TrainTimes(entered=entered, imported=time.time())
     error = status.published(task.progress_key).get(_ERROR_KEY)
     if error is not None:
         return TrainOutcome(error=error["message"])
@@ -58,7 +71,7 @@ def run_loop(task: TrainTask, data: TrainData) -> TrainOutcome:
     if ray.train.get_context().get_local_rank() == 0:
         remove_local_folders(task.out)  # left by a killed worker
     try:
-        return TrainingLoop(task, data).run()
+        return TrainingLoop(task, data, times).run()
     except StriateError as raised:
         status.publish(task.progress_key, {"message": str(raised)}, name=_ERROR_KEY)
         raise
@@ -100,23 +113,29 @@ class TrainingLoop:
     Args:
         task: the worker's task.
         data: the pictures in Ray's object store.
+        times: when the worker completed its parts so far.
     """
 
-    def __init__(self, task: TrainTask, data: TrainData) -> None:
+    def __init__(self, task: TrainTask, data: TrainData, times: TrainTimes) -> None:
         self._task = task
         self._recipe = recipe = Recipe.model_validate_json(task.recipe)
         context = ray.train.get_context()
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
         self._device: torch.device = ray.train.torch.get_device()
+        torch.backends.cudnn.benchmark = True  # on CUDA: batches have one shape, for which cuDNN tries its kernels
         torch.manual_seed(recipe.seed)
         weights = weights_file(recipe.weights)
         model = create(recipe.model, num_classes=len(task.class_counts), head=recipe.head, weights=weights)
         checkpoint = self.resume()
         self._progress = checkpoint.progress if checkpoint is not None else TrainingProgress()
-        self._progress.batch_size = self._progress.batch_size or self._choose_batch_size(model)
+        fits = trial(recipe, model, (*task.input_size, task.channels), self._device)
+        self._progress.batch_size = self._progress.batch_size or self._choose_batch_size(fits)
         if recipe.batch_size == "auto":  # the driver has checked any other size
             check_batch_norms(recipe, model, self._progress.batch_size, self._world_size)
-        self._loader = make_loader(data, task, recipe, self._progress.batch_size, self._rank, self._world_size)
+        part = -(-self._progress.batch_size // self._world_size)
+        place = placing(self._device, spare_memory(fits, part, recipe.accumulate, self._device))
+        self._loader = make_loader(data, task, recipe, self._progress.batch_size, self._rank, self._world_size, place)
+        self._feed = DeviceFeed(self._device)
         steps = self._loader.steps_per_epoch
         self._total_steps = recipe.steps if recipe.steps is not None else max(1, round((recipe.epochs or 0) * steps))
         self._learner = Learner(
@@ -128,6 +147,8 @@ class TrainingLoop:
             device=self._device,
             world_size=self._world_size,
             distribute=self._distribute,
+            agree=lambda worked: not dist_max(float(not worked), self._device),
+            report=self._note,
         )
         if checkpoint is not None:
             self._learner.start_epoch(self._progress.epoch)
@@ -138,8 +159,9 @@ class TrainingLoop:
         self._log = WorkLog(**names, recipe_digest=task.recipe_digest)
         self._started = self._checkpoint_at = time.monotonic()
         self._published_at = -math.inf
-        self._first_step, self._first_step_at = self._progress.step, None
+        self._first_step = self._progress.step
         self._window = _Window()
+        self._times = replace(times, built=time.time())
 
     def run(self) -> TrainOutcome:
         """Trains until the last step, until early stopping, or until the loss diverges."""
@@ -154,7 +176,8 @@ class TrainingLoop:
         if self._writer is not None:
             self._writer.close()
         seconds = time.monotonic() - self._started
-        return TrainOutcome(progress, seconds, self._first_step_at, nodes, divergence)
+        times = replace(self._times, trained=time.time())
+        return TrainOutcome(progress, seconds, self._learner.compile_seconds, times, nodes, divergence)
 
     def epoch(self) -> None:
         """Trains for the rest of the current epoch, validates, and saves a checkpoint.
@@ -166,7 +189,7 @@ class TrainingLoop:
         self._learner.start_epoch(progress.epoch)
         self._window = _Window()
         pictures, waited = 0, 0.0
-        for batch in self._timed(self._loader.training()):
+        for batch in self._timed(self._feed(self._loader.training())):
             self.step(batch)
             pictures += batch.size
             is_last = progress.step_in_epoch == self._loader.steps_per_epoch or progress.step == self._total_steps
@@ -193,12 +216,14 @@ class TrainingLoop:
         self._report_epoch(report)
         self.checkpoint({**report.to_dict(), "score": self._checkpoint_score(progress.metrics)})
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: DeviceBatch) -> None:
         """Takes one optimizer step."""
         progress = self._progress
-        loss = self._learner.step(batch, progress.step)
+        with memory_errors_explained(self._recipe, progress.batch_size, self._device):
+            loss = self._learner.step(batch, progress.step)
         self._window.steps.append(_Step(progress.step, loss, self._learner.learning_rate, batch.keys, batch.size))
-        self._first_step_at = self._first_step_at or time.time()
+        if self._times.first_step is None:
+            self._times = replace(self._times, first_step=time.time())
         progress.step += 1
         progress.step_in_epoch += 1
 
@@ -214,9 +239,8 @@ class TrainingLoop:
         # The batch norms of workers differ, as each saw other pictures. Checkpoints hold rank 0's, so these are scored.
         broadcast([*self._learner.model.buffers(), *self._learner.best_model.buffers()])
         sums = Score().vector()
-        for batch in self._loader.validation(self._validation_batch_size()):
-            score = self._learner.score(batch.pictures, batch.labels)
-            sums = [*map(sum, zip(sums, score.vector(), strict=True))]
+        for batch in self._feed(self._loader.validation(self._validation_batch_size())):
+            sums = [*map(sum, zip(sums, self._learner.score(batch).vector(), strict=True))]
         total = Score.from_vector(dist_sum(sums, self._device))
         self._check_classes()
         if not total.pictures:
@@ -269,18 +293,16 @@ class TrainingLoop:
         # The view avoids a second copy of all gradients.
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
-    def _choose_batch_size(self, model: Classifier) -> int:
+    def _choose_batch_size(self, fits: Fits) -> int:
         """Returns the recipe's batch size; for `auto` the largest that fits into the memory of every worker."""
-        shape = (*self._task.input_size, self._task.channels)
-        fits = trial(self._recipe, model, shape, self._device)
         local = fitting_batch_size(self._recipe, self._device, self._world_size, fits)
         smallest = int(-dist_max(-local, self._device))
         if self._recipe.batch_size != "auto":
             return int(self._recipe.batch_size)
         return smallest * self._world_size if self._device.type == "cuda" else CPU_BATCH_SIZE
 
-    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yields batches, and adds the time spent waiting for them to the window."""
+    def _timed(self, batches: Iterable[DeviceBatch]) -> Iterator[DeviceBatch]:
+        """Yields batches, and adds the time of waiting for them to the window."""
         iterator = iter(batches)
         while True:
             start = time.monotonic()
@@ -345,6 +367,12 @@ class TrainingLoop:
         self._writer.write_epoch(report)
         self._log.info("epoch done", extra=report.to_dict())
         status.publish(self._task.progress_key, report.to_dict(), name=f"{EPOCH_KEY_PREFIX}{report.epoch:06d}")
+
+    def _note(self, line: str) -> None:
+        """Logs a line, and shows it on the terminal."""
+        if self._rank == 0:
+            self._log.info(line)
+            status.publish(self._task.progress_key, {"line": line}, name=f"{NOTE_KEY_PREFIX}{self._progress.step:09d}")
 
     def _is_checkpoint_due(self) -> bool:
         """Whether `checkpoint_minutes` have passed on rank 0's clock."""

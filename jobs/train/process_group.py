@@ -15,15 +15,16 @@ import struct
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend, BackendConfig
-from ray.train.torch import TorchConfig
-from torch.distributed import TCPStore, destroy_process_group, init_process_group  # pyright: ignore[reportPrivateImportUsage]
 
 from library.errors import StriateError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _SHUTDOWN_S = 30
@@ -34,14 +35,44 @@ _SIOCGIFADDR, _NAME_BYTES, _REQUEST_BYTES, _ADDRESS_AT = 0x8915, 16, 256, 20
 _stores: list[TCPStore] = []
 
 
+class _CurrentDevice:
+    """Makes the worker's GPU, if it has one, the current device of CUDA while the training function runs."""
+
+    def __enter__(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            from ray.train.torch import get_device
+
+            device = get_device()
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 @dataclass
-class NodeTorchConfig(TorchConfig):
-    """Ray Train's `TorchConfig`, with workers that listen at their nodes' addresses only; ignores `init_method`."""
+class NodeGroupConfig(BackendConfig):
+    """Configures workers of PyTorch that listen at their nodes' addresses only.
+
+    Takes the place of Ray Train's `TorchConfig`, with which the driver and Ray Train's controller would import torch;
+    that takes seconds of each before a worker is started.
+
+    Attributes:
+        timeout_s: seconds after which an operation of the group fails.
+    """
+
+    timeout_s: int = 1800
 
     @property
     def backend_cls(self) -> type[Backend]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The class that starts and ends the workers' process group."""
         return _NodeBackend
+
+    @property
+    def train_func_context(self) -> type[_CurrentDevice]:
+        """The context in which Ray Train calls the training function."""
+        return _CurrentDevice
 
 
 class _NodeBackend(Backend):
@@ -51,10 +82,9 @@ class _NodeBackend(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        assert isinstance(backend_config, TorchConfig)
+        assert isinstance(backend_config, NodeGroupConfig)
         size, timeout = len(worker_group), timedelta(seconds=backend_config.timeout_s)
-        on_gpus = worker_group.get_resources_per_worker().get("GPU", 0) > 0
-        backend = backend_config.backend or ("nccl" if on_gpus else "gloo")
+        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) > 0 else "gloo"
         store = worker_group.execute_single(0, _open_store, size, timeout)
         joining = [
             worker_group.execute_single_async(rank, _join, backend, store, rank, size, timeout) for rank in range(size)
@@ -64,11 +94,13 @@ class _NodeBackend(Backend):
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         # A worker that waits for a lost one cannot leave the group; its process ends with the worker group.
         with contextlib.suppress(GetTimeoutError):
-            ray.get(worker_group.execute_async(destroy_process_group), timeout=_SHUTDOWN_S)
+            ray.get(worker_group.execute_async(_leave), timeout=_SHUTDOWN_S)
 
 
 def _open_store(size: int, timeout: timedelta) -> tuple[str, int]:
     """Opens the store in the first worker; returns its host and port."""
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
     address = ray.util.get_node_ip_address()
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
         listener.bind((address, 0))
@@ -88,6 +120,8 @@ def _open_store(size: int, timeout: timedelta) -> tuple[str, int]:
 
 
 def _join(backend: str, store: tuple[str, int], rank: int, size: int, timeout: timedelta) -> None:
+    from torch.distributed import TCPStore, init_process_group  # pyright: ignore[reportPrivateImportUsage]
+
     if "gloo" in backend and _GLOO_INTERFACE not in os.environ:
         address = ray.util.get_node_ip_address()
         name = interface_with(address)
@@ -100,6 +134,12 @@ def _join(backend: str, store: tuple[str, int], rank: int, size: int, timeout: t
             )
     process_store = _stores[0] if rank == 0 else TCPStore(*store, size, timeout=timeout, wait_for_workers=False)
     init_process_group(backend, store=process_store, rank=rank, world_size=size, timeout=timeout)
+
+
+def _leave() -> None:
+    from torch.distributed import destroy_process_group
+
+    destroy_process_group()
 
 
 def interface_with(address: str) -> str | None:

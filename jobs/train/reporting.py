@@ -20,8 +20,9 @@ from jobs.progress import status
 from jobs.progress.display import duration
 from library.training.progress import EpochReport, StepReport
 
-#: Workers publish a `StepReport` under this name, and an `EpochReport` under names that begin with the prefix.
-STEP_KEY, EPOCH_KEY_PREFIX = "now", "epoch-"
+#: Workers publish a `StepReport` under this name, an `EpochReport` under names that begin with the first prefix, and
+#: lines of text (`line`) under names that begin with the second one.
+STEP_KEY, EPOCH_KEY_PREFIX, NOTE_KEY_PREFIX = "now", "epoch-", "note-"
 
 _LINE_EVERY_S = 10.0
 _POLL_EVERY_S = 0.5
@@ -61,6 +62,9 @@ def _show(run: str, log: Callable[[EpochReport], None], stop: threading.Event) -
             with contextlib.suppress(RayError, RuntimeError):  # the head may be lost
                 published = status.published(run)
                 for name in sorted(published):
+                    if name.startswith(NOTE_KEY_PREFIX) and name not in printed:
+                        printed.add(name)
+                        console.print(published[name]["line"], markup=False, soft_wrap=True)
                     if name.startswith(EPOCH_KEY_PREFIX) and name not in printed:
                         printed.add(name)
                         epoch = EpochReport.from_dict(published[name])

@@ -49,6 +49,33 @@ class TrainTask:
 
 
 @dataclass(frozen=True)
+class TrainTimes:
+    """Unix times at which the parts of a training were completed, in this order; None for what did not happen.
+
+    Attributes:
+        planned: plan and checks.
+        connected: the start of Ray, or the connection to it.
+        put: pictures in Ray's object store.
+        entered: start of the workers, as far as the training function of the first one.
+        imported: imports of that function.
+        built: model, optimizer and loader.
+        first_step: the first step, with the start of the loader and with compiling.
+        trained: the last step, validation and checkpoint.
+        written: the bundle.
+    """
+
+    planned: float | None = None
+    connected: float | None = None
+    put: float | None = None
+    entered: float | None = None
+    imported: float | None = None
+    built: float | None = None
+    first_step: float | None = None
+    trained: float | None = None
+    written: float | None = None
+
+
+@dataclass(frozen=True)
 class Divergence:
     """A step whose loss is not a finite number, or so large that the model cannot recover.
 
@@ -72,7 +99,8 @@ class TrainOutcome:
     Attributes:
         progress: where it ended.
         seconds: duration of the training loop.
-        first_step_at: Unix time at which the first step was completed; None if there was none.
+        compile_seconds: of it, what torch.compile took.
+        times: when the first worker completed its parts; the driver's parts are None.
         nodes: for each worker, Ray's id of its node.
         divergence: set if the training ended because it diverged.
         error: set if it ended with an error that would occur again in a retry.
@@ -80,7 +108,8 @@ class TrainOutcome:
 
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     seconds: float = 0.0
-    first_step_at: float | None = None
+    compile_seconds: float = 0.0
+    times: TrainTimes = field(default_factory=TrainTimes)
     nodes: Sequence[str] = ()
     divergence: Divergence | None = None
     error: str | None = None
@@ -95,6 +124,7 @@ class TrainOutcome:
         divergence = values["divergence"]
         nested: dict[str, Any] = {
             "progress": TrainingProgress(**values["progress"]),
+            "times": TrainTimes(**values["times"]),
             "divergence": None if divergence is None else Divergence(**divergence),
         }
         return cls(**{**values, **nested})

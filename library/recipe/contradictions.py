@@ -110,7 +110,7 @@ def _cached_features(recipe: RecipeFields) -> Iterator[Problem]:
             yield Problem(
                 name, "mixes pictures, but with cache_features: true training sees only features", ("cache_features",)
             )
-    if recipe.compile:
+    if recipe.compile is True:
         yield Problem(
             "compile", "has no effect with cache_features: true, as only the head is trained", ("cache_features",)
         )

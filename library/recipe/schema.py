@@ -10,6 +10,9 @@ from pydantic import Field
 from library.recipe import fields
 from library.recipe.fields import WITH_MOMENTUM
 
+#: With `compile: auto` shorter trainings are not compiled, as compiling may take longer than it saves.
+COMPILED_STEPS = 5000
+
 
 class _Group(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -175,7 +178,13 @@ class RecipeFields(_Group):
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], Field(description="auto: bf16 autocast on CUDA, float32 on CPU")
     ] = "auto"
-    compile: Annotated[bool, Field(description="torch.compile: takes minutes to start, then steps are faster")] = False
+    compile: Annotated[
+        Literal["auto"] | bool,
+        Field(
+            description="torch.compile: takes up to minutes to start, then steps are faster; auto: on CUDA for "
+            f"trainings of {COMPILED_STEPS:,} steps or more, if it works"
+        ),
+    ] = "auto"
     channels_last: Annotated[Literal["auto"] | bool, Field(description="memory format; auto: on CUDA")] = "auto"
     early_stopping: EarlyStopping | None = None
     best_metric: Annotated[

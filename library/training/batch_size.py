@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +22,9 @@ from library.training.sampling import smallest_part
 _LARGEST = 1024
 #: The batch size `auto` on CPUs.
 CPU_BATCH_SIZE = 128
+
+# PyTorch has no exception of its own for the memory of a CPU; this names its allocator.
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -95,6 +99,47 @@ def _accumulate_hint(recipe: Recipe, requested: int, size: int, fits: Fits) -> s
     while parts < requested and not fits(requested, parts):
         parts = min(2 * parts, requested)
     return f", or keep it and set accumulate: {parts}" if fits(requested, parts) else ""
+
+
+def spare_memory(fits: Fits, pictures: int, accumulate: int, device: torch.device) -> int:
+    """Bytes of a GPU's memory that a training step leaves free; 0 on a CPU.
+
+    Args:
+        fits: tries a batch size, as `trial` does.
+        pictures: this worker's part of a batch.
+        accumulate: parts in which the model processes it.
+        device: device to train on.
+    """
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_reserved(device)
+    fits(pictures, accumulate)
+    return max(0, free - (torch.cuda.max_memory_reserved(device) - before))
+
+
+@contextlib.contextmanager
+def memory_errors_explained(recipe: Recipe, batch_size: int, device: torch.device) -> Generator[None]:
+    """Turns a lack of memory inside the block into an error that says what needs less.
+
+    Args:
+        recipe: `accumulate` is used.
+        batch_size: pictures of a batch over all workers.
+        device: device to train on.
+
+    Raises:
+        StriateError: when the memory of the device cannot hold what a training step needs.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(error):
+            raise
+        raise StriateError(
+            f"a training step with batch_size {batch_size} does not fit into the memory of {device}: use a smaller "
+            f"batch_size or batch_size: auto, or keep it and set accumulate: {2 * recipe.accumulate} or more"
+        ) from error
 
 
 def trial(recipe: Recipe, model: Classifier, shape: tuple[int, int, int], device: torch.device) -> Fits:

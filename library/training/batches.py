@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from library.training.rows import Rows
 
+if TYPE_CHECKING:
+    import torch  # takes seconds, and the driver and decoders import this module
+
 #: Marks a usable picture in an array of unusable pictures' class ids.
 USED = -1
+
+
+class PictureRows(Protocol):
+    """Pictures of one shape, or features, of which rows are taken: an array, or pictures in the memory of a GPU."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any] | torch.Tensor:
+        """The pictures of some rows, as in `Batch.pictures`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,13 +32,14 @@ class Batch:
     """One worker's part of a batch.
 
     Attributes:
-        pictures: n x height x width x channels, as stored; or n x features where the backbone's are cached.
+        pictures: n x height x width x channels, as stored; or n x features where the backbone's are cached. A tensor
+            if the dataset's pictures are in the memory of a GPU.
         labels: n class ids.
         keys: keys of the pictures.
         size: pictures of the whole batch, over all workers.
     """
 
-    pictures: NDArray[Any]
+    pictures: NDArray[Any] | torch.Tensor
     labels: NDArray[np.int64]
     keys: Sequence[str]
     size: int

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,12 @@ from library.errors import BadPicture, StriateError
 from library.imaging.picture import Pixels
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, scaled, stack
-from library.training.batches import Batch
+from library.training.batches import Batch, PictureRows
 from library.training.rows import Part, Rows, missing_classes_error, read_pictures, rejected_text
 from library.training.sampling import batch_rows, epoch_order, steps_per_epoch
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, and the driver and decoders import this module
 
 _BATCHES_AHEAD = 4  # batches that are augmented ahead of their use
 
@@ -146,6 +149,7 @@ class MemoryLoader:
         rank: this worker's rank.
         world_size: number of workers.
         threads: number of threads that augment.
+        place: moves pictures of one shape to where batches are taken from; by default they stay where they are.
     """
 
     unusable = ()  # the driver has checked the classes of decoded pictures
@@ -163,9 +167,11 @@ class MemoryLoader:
         rank: int,
         world_size: int,
         threads: int = 1,
+        place: Callable[[NDArray[Any]], PictureRows] = lambda pictures: pictures,
     ) -> None:
         self._train, self._val, self._inputs, self._augmenter = train, val, inputs, augmenter
-        self._uniform = train.uniform if augmenter is None else None
+        uniform = [train.uniform if augmenter is None else None, None if val is None else val.uniform]
+        self._uniform, self._uniform_val = (None if pictures is None else place(pictures) for pictures in uniform)
         self._batch_size, self._seed, self._balanced = min(batch_size, len(train)), seed, balanced
         self._rank, self._world_size = rank, world_size
         self._pool = ThreadPoolExecutor(threads)
@@ -234,7 +240,7 @@ class MemoryLoader:
             used.append(used[number % usable])
         return self._batch(stack(pictures), np.asarray(used, np.int64)), rejected
 
-    def _batch(self, pictures: NDArray[Any], rows: NDArray[np.int64]) -> Batch:
+    def _batch(self, pictures: NDArray[Any] | torch.Tensor, rows: NDArray[np.int64]) -> Batch:
         return Batch(pictures, self._train.labels[rows], self._train.keys[rows].tolist(), self._batch_size)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
@@ -243,7 +249,7 @@ class MemoryLoader:
         if data is None:
             return
         first, last = (len(data) * rank // self._world_size for rank in (self._rank, self._rank + 1))
-        uniform = data.uniform
+        uniform = self._uniform_val
         for begin in range(first, last, batch_size):
             rows = np.arange(begin, min(begin + batch_size, last))
             pictures = uniform[rows] if uniform is not None else stack([data[row] for row in rows.tolist()])

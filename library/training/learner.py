@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from timm.data.mixup import Mixup
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
@@ -19,6 +19,8 @@ from library.models.classifier import Classifier, autocast
 from library.randomness import seed_of
 from library.recipe import Recipe
 from library.training.batches import Batch
+from library.training.compilation import compiled, is_compiled
+from library.training.device_feed import DeviceBatch, moved
 from library.training.optimization import Schedule, make_optimizer
 
 _SCALES = {torch.uint8: 255.0, torch.uint16: 65535.0}
@@ -67,6 +69,11 @@ class Learner:
         device: device to train on.
         world_size: number of replicas whose gradients are averaged.
         distribute: wraps the module that averages gradients, e.g. in DistributedDataParallel.
+        agree: takes whether compiling worked in this worker, and returns whether it worked in all of them.
+        report: takes lines for the log.
+
+    Attributes:
+        compile_seconds: time that torch.compile has taken so far.
     """
 
     def __init__(
@@ -80,8 +87,11 @@ class Learner:
         device: torch.device,
         world_size: int = 1,
         distribute: Callable[[nn.Module], nn.Module] = lambda module: module,
+        agree: Callable[[bool], bool] = lambda worked: worked,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._recipe, self.device, self._distribute = recipe, device, distribute
+        self._agree, self._report = agree, report
         self._world_size = world_size
         channels_last = device.type == "cuda" if recipe.channels_last == "auto" else recipe.channels_last
         self._format = torch.channels_last if channels_last else torch.contiguous_format
@@ -93,6 +103,8 @@ class Learner:
         self._mixup = _mixup(recipe, len(class_counts))
         self._frozen: int | str | None = None
         self._module: nn.Module = model
+        self._compiles, self._is_compiled = is_compiled(recipe, device, total_steps), False
+        self.compile_seconds = 0.0
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
@@ -104,23 +116,47 @@ class Learner:
         if frozen != self._frozen:
             self._frozen = frozen
             self.model.freeze(frozen)
-            module: nn.Module = _TrainingForward(self.model, on_features=self._recipe.cache_features)
-            if self._recipe.compile:
-                module = cast(nn.Module, torch.compile(module))
-            self._module = self._distribute(module)
+            self._module, self._is_compiled = self._forward(), False
+            if not self._compiles:
+                self._module = self._distribute(self._module)
         self.model.train()
 
-    def step(self, batch: Batch, step: int) -> torch.Tensor:
-        """Takes one optimizer step.
+    def _forward(self) -> nn.Module:
+        return _TrainingForward(self.model, on_features=self._recipe.cache_features)
+
+    def _compile(self, parts: Sequence[DeviceBatch]) -> None:
+        """Compiles the forward and backward pass for the shapes of a batch's parts, which are those of all batches."""
+        of_each_size = {len(part.labels): part for part in parts}
+
+        def run(module: nn.Module) -> None:
+            for part in of_each_size.values():
+                self._loss(module, part).backward()
+
+        compilation = compiled(self._forward(), run, may_fail=self._recipe.compile == "auto", agree=self._agree)
+        self.compile_seconds += compilation.seconds
+        self._report(str(compilation))
+        self._compiles = compilation.error is None  # what failed once is not tried again after `unfreeze`
+        self._module, self._is_compiled = self._distribute(compilation.module), True
+
+    def step(self, batch: Batch | DeviceBatch, step: int) -> torch.Tensor:
+        """Takes one optimizer step. The first one compiles, if the recipe says so.
 
         Args:
-            batch: this worker's part of the batch.
+            batch: this worker's part of the batch, on the device or in this process's memory.
             step: number of the step in the whole training, from 0; determines the learning rate and random numbers.
 
         Returns:
             A scalar on the device: the sum of this part's losses over the size of the whole batch. The sum over
             workers is the batch's mean loss.
         """
+        if isinstance(batch, Batch):
+            batch = moved(batch, self.device)
+        count = len(batch.labels)
+        number_of_parts = min(self._recipe.accumulate, count)
+        bounds = [count * number // number_of_parts for number in range(number_of_parts + 1)]
+        parts = [batch.part(slice(first, last)) for first, last in itertools.pairwise(bounds)]
+        if self._compiles and not self._is_compiled:
+            self._compile(parts)
         self._schedule.set(step)
         seed = seed_of("step", self._recipe.seed, step) % 2**32
         # On a CPU, torch.manual_seed would also record the caller's stack for absent GPUs, each time.
@@ -129,14 +165,10 @@ class Learner:
             np.random.seed(seed)  # timm's mixup draws from NumPy's global generator
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        count = len(batch.labels)
-        parts = min(self._recipe.accumulate, count)
-        for number in range(parts):
-            rows = slice(count * number // parts, count * (number + 1) // parts)
-            last = number == parts - 1
+        for part in parts:
             no_sync = getattr(self._module, "no_sync", None)
-            with no_sync() if no_sync is not None and not last else contextlib.nullcontext():
-                loss = self._loss(batch.pictures[rows], batch.labels[rows]) / batch.size
+            with no_sync() if no_sync is not None and part is not parts[-1] else contextlib.nullcontext():
+                loss = self._loss(self._module, part) / batch.size
                 # DistributedDataParallel averages the replicas' gradients; the step needs their sum.
                 (loss * self._world_size).backward()
             total += loss.detach()
@@ -147,9 +179,9 @@ class Learner:
             self._ema.update(self.model, step=step)
         return total
 
-    def _loss(self, pictures: NDArray[Any], labels: NDArray[np.int64]) -> torch.Tensor:
-        """The sum of the pictures' losses."""
-        x, target = self._pictures_to_device(pictures), self._to_device(torch.from_numpy(labels))
+    def _loss(self, module: nn.Module, part: DeviceBatch) -> torch.Tensor:
+        """The sum of the pictures' losses, with the logits that `module` computes."""
+        x, target = self._channels_first(part.pictures), part.labels
         weights = None if self._class_weights is None else self._class_weights[target]
         if self._mixup is not None:
             # Mixing takes pairs; the last picture of an odd batch stays as it is.
@@ -161,7 +193,7 @@ class Learner:
             rest = functional.one_hot(target[even:], self._mixup.num_classes) * (1 - smoothing) + off
             x, target = torch.cat([mixed, x[even:]]), torch.cat([soft, rest.to(soft)])
         with autocast(self.device, self._recipe.precision):
-            heads = self._module(x)
+            heads = module(x)
         total = torch.zeros((), device=self.device)
         for logits, share in heads:
             smoothing = 0.0 if self._mixup is not None else self._recipe.loss.label_smoothing
@@ -169,17 +201,11 @@ class Learner:
             total = total + share * (losses if weights is None else losses * weights).sum()
         return total
 
-    def _pictures_to_device(self, pictures: NDArray[Any]) -> torch.Tensor:
-        x = self._to_device(torch.from_numpy(pictures))
+    def _channels_first(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 4:
             return x
         x = x.permute(0, 3, 1, 2)
         return x if self._format is torch.channels_last else x.contiguous()
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
 
     @property
     def best_model(self) -> Classifier:
@@ -193,17 +219,19 @@ class Learner:
         largest = [tensor.detach().float().abs().amax() for tensor in tensors if tensor.numel()]
         return bool(torch.stack(largest).isfinite().all())
 
-    def score(self, pictures: NDArray[Any], labels: NDArray[np.int64]) -> Score:
-        """Scores the best model on pictures without training on them; takes the arrays of a `Batch`."""
-        model = self.best_model.eval()
+    def score(self, batch: Batch | DeviceBatch) -> Score:
+        """Scores the best model on pictures without training on them."""
+        if isinstance(batch, Batch):
+            batch = moved(batch, self.device)
+        model, target = self.best_model.eval(), batch.labels
         with torch.inference_mode(), autocast(self.device, self._recipe.precision):
-            x = self._pictures_to_device(pictures)
+            x = self._channels_first(batch.pictures)
             logits = (model.head_logits(x) if x.ndim == 2 else model(x)).float()
-        target = self._to_device(torch.from_numpy(labels))
         top = logits.topk(min(5, logits.shape[1]), 1).indices == target[:, None]
         loss = functional.cross_entropy(logits, target, reduction="sum")
         self.model.train()
-        return Score(len(labels), float(loss), float(top[:, 0].sum()), float(top.any(1).sum()))
+        sums = torch.stack([loss, top[:, 0].sum(), top.any(1).sum()])
+        return Score(len(target), *sums.tolist())
 
     @property
     def learning_rate(self) -> float:

@@ -111,7 +111,7 @@ def test_an_absurdly_large_number_of_steps_is_refused() -> None:
             "should be balanced, or a table {text: a number above 0 and at most 1,000,000}, or null",
         ),
         ("mixup=on", 'mixup: "on" should be a number from 0'),
-        ("compile=yes", 'compile: "yes" should be true or false'),
+        ("compile=yes", 'compile: "yes" should be auto, or true or false'),
         ("seed=null", "seed: null should be a whole number from 0"),
         ("best_metric=top1", "should be val_top1, val_top5 or val_loss, or null (did you mean 'val_top1'?)"),
         ("input.steps=flip", 'input.steps: "flip" has a step of another field: flip is an augmentation, for augment'),
