@@ -114,7 +114,7 @@ def check(part: Part) -> None:
 def trainer() -> type[DataParallelTrainer]:
     """Returns the base of Ray Train's `TorchTrainer`.
 
-    `ray.train.torch` imports torch in the driver and, with what the driver sends it, in Ray Train's controller, before a
+    `ray.train.torch` imports torch in the driver and, with what the driver sends, in Ray Train's controller, before a
     worker starts: 2.3 s of CPU each (Ray 2.60, torch 2.15). Under its public name Ray has an older trainer.
     """
     check("train")

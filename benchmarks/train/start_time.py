@@ -1,6 +1,7 @@
 """Seconds from the call of `striate train` to its first step and to its end, divided into parts.
 
-A LeNet learns from a few hundred pictures, so that nearly all of the time is the start. benchmarks/README.md names the parts.
+A LeNet learns from a few hundred pictures, so that nearly all of the time is the start. benchmarks/README.md explains
+the parts.
 """
 
 from __future__ import annotations

@@ -302,7 +302,7 @@ class TrainingLoop:
         return smallest * self._world_size if self._device.type == "cuda" else CPU_BATCH_SIZE
 
     def _timed(self, batches: Iterable[DeviceBatch]) -> Iterator[DeviceBatch]:
-        """Yields batches, and adds the time of waiting for them to the window."""
+        """Yields batches, and adds the time spent waiting for them to the window."""
         iterator = iter(batches)
         while True:
             start = time.monotonic()

@@ -12,7 +12,14 @@ import yaml
 from library.errors import StriateError, UsageError
 from library.models.build import create
 from library.recipe import Recipe
-from library.training.batch_size import CPU_BATCH_SIZE, check_batch_norms, fitting_batch_size, trial
+from library.training.batch_size import (
+    CPU_BATCH_SIZE,
+    check_batch_norms,
+    fitting_batch_size,
+    memory_errors_explained,
+    spare_memory,
+    trial,
+)
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -85,6 +92,36 @@ def test_a_trial_that_runs_out_of_memory_does_not_fit() -> None:
     fits = trial(recipe(), model, (28, 28, 1), CPU)
     assert not fits(5, 1)
     assert fits(5, 2)
+
+
+@pytest.mark.parametrize(("at_once", "parts", "expected"), [(5, 1, 4), (64, 1, 64), (3, 4, 8), (10**6, 1, 1024)])
+def test_auto_finds_by_real_steps_what_fits(at_once: int, parts: int, expected: int) -> None:
+    model = create("lenet5", num_classes=3)
+    model.net.register_forward_pre_hook(_at_most(at_once))
+    tried = recipe(accumulate=parts)
+    assert fitting_batch_size(tried, GPU, 1, trial(tried, model, (28, 28, 1), CPU)) == expected
+
+
+def test_a_batch_that_real_steps_do_not_fit_is_refused_with_parts() -> None:
+    model = create("lenet5", num_classes=3)
+    model.net.register_forward_pre_hook(_at_most(10))
+    tried = recipe(batch_size=64)
+    with pytest.raises(StriateError, match=r"8 over 1 worker\(s\) fits, or keep it and set accumulate: 8$"):
+        fitting_batch_size(tried, GPU, 1, trial(tried, model, (28, 28, 1), CPU))
+
+
+def test_a_step_without_enough_memory_says_what_needs_less() -> None:
+    advice = "batch_size 128 does not fit into the memory of cpu: .*batch_size: auto, .*set accumulate: 8 or more"
+    with pytest.raises(StriateError, match=advice), memory_errors_explained(recipe(accumulate=4), 128, CPU):
+        torch.empty(2**60)
+    with pytest.raises(StriateError, match=advice), memory_errors_explained(recipe(accumulate=4), 128, CPU):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), memory_errors_explained(recipe(), 128, CPU):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+def test_a_cpu_has_no_spare_memory_for_pictures_on_the_device() -> None:
+    assert spare_memory(memory(0), 8, 1, CPU) == 0
 
 
 def _at_most(pictures: int) -> Any:

@@ -170,3 +170,51 @@ def test_parameters_that_share_a_group_move_as_they_would_apart(name: str) -> No
     assert name == "lamb" or together._optimizer.defaults["fused"]
     for key, tensor in weights(apart).items():
         torch.testing.assert_close(weights(together)[key], tensor, msg=key)
+
+
+def test_bf16_learns_what_float32_learns() -> None:
+    settings: dict[str, Any] = {"model": "mlp(hidden=[32])", "optimizer": {"name": "adamw", "lr": 1e-3}}
+    exact, half = learner(**settings, precision="fp32"), learner(**settings, precision="bf16")
+    pairs = [(float(exact.step(batch(), step)), float(half.step(batch(), step))) for step in range(STEPS)]
+    exact_losses, losses = zip(*pairs, strict=True)
+    assert losses != exact_losses, "bf16 rounds"
+    # bf16 has 8 bits of precision, so a product is off by up to 2^-8 of its size.
+    assert losses == pytest.approx(exact_losses, rel=0.02)
+    assert losses[-1] < losses[0] / 2
+    assert all(tensor.dtype == torch.float32 for tensor in half.model.parameters()), "weights stay exact"
+
+
+@pytest.mark.parametrize("name", ["muon", "nmuon", "adamuon"])
+@pytest.mark.parametrize("model", ["lenet5", "mlp(hidden=[16])"])
+def test_muon_learns_and_resumes(name: str, model: str) -> None:
+    fields: dict[str, Any] = {"model": model, "optimizer": {"name": name, "lr": 0.02, "weight_decay": 0.01}}
+    undisturbed = learner(**fields)
+    losses = [float(undisturbed.step(batch(), step)) for step in range(6)]
+    assert losses[-1] < losses[0]
+    first, second = learner(**fields), learner(**fields)
+    for step in range(3):
+        first.step(batch(), step)
+    second.restore(first.state())
+    assert [float(second.step(batch(), step)) for step in range(3, 6)] == pytest.approx(losses[3:], rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 16])
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_several_steps_in_parts_equal_those_of_whole_batches(parts: int, name: str) -> None:
+    fields: dict[str, Any] = {"optimizer": {"name": name, "lr": 0.01}, "loss": {"label_smoothing": 0.1}}
+    whole, split = learner(**fields), learner(**fields, accumulate=parts)
+    for step in range(4):
+        assert float(split.step(batch(), step)) == pytest.approx(float(whole.step(batch(), step)), rel=1e-4)
+    for key, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(split)[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_the_average_follows_the_weights_of_every_step() -> None:
+    one = learner(ema=0.5)
+    for step in range(5):
+        before = {name: tensor.clone() for name, tensor in one.best_model.named_parameters()}
+        one.step(batch(), step)
+        for name, averaged in one.best_model.named_parameters():
+            new = dict(one.model.named_parameters())[name]
+            low, high = torch.minimum(before[name], new), torch.maximum(before[name], new)
+            assert ((averaged >= low - 1e-6) & (averaged <= high + 1e-6)).all(), name
