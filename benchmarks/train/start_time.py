@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import fields
@@ -22,9 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import REPOSITORY
-from benchmarks.common.measuring import spread
-from benchmarks.common.result_file import machine, save
+from benchmarks.common.command_line import at_least, make_parser, run_benchmark, say, work_folder
+from benchmarks.common.report import print_table, spread
 from jobs.train.worker_task import TrainTimes
 from library.errors import StriateError
 
@@ -43,55 +41,39 @@ _PARTS = {
     "written": "bundle",
 }
 
-_EXAMPLES = """examples:
-  .venv/bin/python benchmarks/train/start_time.py
-  .venv/bin/python benchmarks/train/start_time.py --rounds 1 --workers 2 --out /tmp/results
-"""
-
 
 def main() -> int:
-    """Exit code 0, or 1 for a failure."""
-    options = _parser().parse_args()
-    try:
-        result = measure(options.rounds, options.workers, options.device)
-        for name, seconds in result["seconds"].items():
-            print(f"{name:22} {seconds['median']:7.2f} s ({seconds['min']:.2f} to {seconds['max']:.2f})")
-        print(save(result, options.out))
-    except StriateError as error:
-        print(f"start_time: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one that warms up (5)")
-    parser.add_argument("--workers", type=int, default=1, help="training workers (1)")
+    """Returns the exit code."""
+    parser = make_parser(__file__, __doc__, "", "--rounds 1 --workers 2 --out /tmp/results")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="measured rounds, after one that warms up (5)")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="training workers (1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the workers (cpu)")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of the result")
-    return parser
+    return run_benchmark(__file__, parser, _measure, print_parts)
 
 
-def measure(rounds: int, workers: int, device: str) -> dict[str, Any]:
-    """Trains once to warm up the page cache, then `rounds` times."""
-    described = machine(os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory(prefix="striate-bench-") as name:
-        folder = Path(name)
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains once to warm up the page cache, then as often as there are rounds."""
+    runs: list[dict[str, float]] = []
+    with work_folder(None) as folder:
         recipe = _recipe(folder)
-        runs: list[dict[str, float]] = []
-        for number in range(rounds + 1):
-            seconds = _run(recipe, folder / f"bundle-{number}", workers, device)
-            print(f"round {number}{'' if number else ' (not counted)'}: {seconds}", file=sys.stderr, flush=True)
+        for number in range(options.rounds + 1):
+            seconds = _run(recipe, folder / f"bundle-{number}", options.workers, options.device)
+            say(f"round {number}{'' if number else ' (not counted)'}: {seconds}")
             runs += [seconds] * (number > 0)
     return {
-        "benchmark": "start_time",
-        "machine": described,
-        "parameters": {"pictures": _PICTURES, "workers": workers, "rounds": rounds, "device": device},
+        "parameters": {name: getattr(options, name) for name in ("workers", "rounds", "device")}
+        | {"pictures": _PICTURES},
         "seconds": {part: spread([run[part] for run in runs]) for part in runs[0]},
         "rounds": runs,
     }
+
+
+def print_parts(result: Mapping[str, Any]) -> None:
+    """Prints the seconds of each part."""
+    rows = [
+        (part, *(seconds[name] for name in ("min", "median", "max"))) for part, seconds in result["seconds"].items()
+    ]
+    print_table("", ("seconds", "min", "median", "max"), rows)
 
 
 def _recipe(folder: Path) -> Path:

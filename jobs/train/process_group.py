@@ -70,7 +70,7 @@ class NodeGroupConfig(BackendConfig):
         return _NodeBackend
 
     @property
-    def train_func_context(self) -> type[_CurrentDevice]:
+    def train_func_context(self) -> type[_CurrentDevice]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The context in which Ray Train calls the training function."""
         return _CurrentDevice
 
