@@ -98,8 +98,7 @@ def serve_command(
     from library.steps import plugins
     from serve.http.logs import log_path
     from serve.launch import config_file
-    from serve.launch.deploy import Scale, applications
-    from serve.launch.plan import (
+    from serve.launch.arguments import (
         check_exposure,
         cpus_of_replica,
         environment_keys,
@@ -109,6 +108,7 @@ def serve_command(
         plan_serve,
         with_keys,
     )
+    from serve.launch.deploy import Scale, applications
     from serve.launch.server import ready_message, running, wait_for_signal
 
     plugins.load(plugin or ())

@@ -12,7 +12,7 @@ from cluster.console import say
 from cluster.shared_paths import check_shared
 from library.errors import UsageError
 from serve.endpoint import is_loopback, is_wildcard, serve_address
-from serve.launch.plan import ServePlan
+from serve.launch.arguments import ServePlan
 
 #: Decimal places to which Ray counts CPUs and GPUs.
 _DIGITS = 4

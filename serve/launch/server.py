@@ -23,9 +23,9 @@ from cluster.connection.session import connect, named_cluster
 from library.errors import StriateError
 from serve.endpoint import free_port, publish
 from serve.launch import haproxy
+from serve.launch.arguments import ServePlan
 from serve.launch.deploy import targets
 from serve.launch.on_cluster import check_cluster, head_host, rolled_back, running_address
-from serve.launch.plan import ServePlan
 
 #: Requests are answered in Serve's own event loop, without a second one behind it; none of our code blocks it.
 _ENVIRONMENT = {

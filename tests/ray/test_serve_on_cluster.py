@@ -10,8 +10,8 @@ from ray import serve
 
 from library.errors import UsageError
 from serve.endpoint import publish
+from serve.launch.arguments import ServePlan
 from serve.launch.on_cluster import rolled_back, running_address
-from serve.launch.plan import ServePlan
 from tests.waiting import until
 
 

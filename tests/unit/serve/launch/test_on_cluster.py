@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cluster.connection.session import Session
+from serve.launch.arguments import Replicas, ServePlan
 from serve.launch.deploy import Application, Deployment, ModelArgs
 from serve.launch.on_cluster import head_host, shortages
-from serve.launch.plan import Replicas, ServePlan
 
 CLUSTER = Session("10.0.0.1:6379", cpus=6, nodes=2, gpus=1, node_cpus=(2.0, 4.0))
 

@@ -15,9 +15,7 @@ from library.bundle.ensemble import ensemble
 from library.errors import StriateError, UsageError
 from serve.endpoint import free_port, is_loopback
 from serve.http.keys import new_key
-from serve.launch.config_file import config_of, read_config, write_config
-from serve.launch.deploy import Application, Scale, applications
-from serve.launch.plan import (
+from serve.launch.arguments import (
     check_exposure,
     cpus_of_replica,
     make_settings,
@@ -26,6 +24,8 @@ from serve.launch.plan import (
     plan_serve,
     with_keys,
 )
+from serve.launch.config_file import config_of, read_config, write_config
+from serve.launch.deploy import Application, Scale, applications
 from serve.settings import ServeSettings
 from tests.bundles import make_bundle
 
