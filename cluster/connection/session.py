@@ -156,7 +156,8 @@ def connect(
     # Ray prints notes, about lost nodes for example, that would land inside a command's JSON document.
     with nullcontext() if _end_process is None else redirect_stdout(sys.stderr):
         try:
-            with ray_notes_held_back(notes), ray_internals.sigterm_handler_kept():
+            lean = ray_internals.lean_start() if address is None else nullcontext()
+            with ray_notes_held_back(notes), ray_internals.sigterm_handler_kept(), lean:
                 ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises a plain Exception if the machine is too busy to start it
             raise StriateError(_refused(address, error, notes)) from error

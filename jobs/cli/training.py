@@ -68,8 +68,10 @@ def train_command(
     result = train(plan, workers=workers or "1", gpu=gpu, cpus_per_worker=cpus_per_worker, size=size, address=address)
     metrics = result.bundle.metrics
     if json:
+        # The bundle's metrics have `seconds` too: those of its epoch.
         output.emit_json(
-            {
+            metrics
+            | {
                 "bundle": result.out,
                 "id": result.bundle.id,
                 "resumed": result.resumed,
@@ -77,7 +79,6 @@ def train_command(
                 "compile_seconds": round(result.compile_seconds, 1),
                 "times": asdict(result.times),
                 "workers_by_node": result.workers_by_node,
-                **metrics,
             }
         )
         return

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from library import storage
 from library.recipe.schema import EarlyStopping
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 METRICS = "metrics.jsonl"
 
@@ -124,15 +128,19 @@ class MetricsWriter:
     """
 
     def __init__(self, uri: str, step: int) -> None:
-        from tensorboardX import SummaryWriter  # takes seconds, and `read_metrics` does not need it
-
         self._uri = uri
         self._folder = Path(tempfile.mkdtemp(prefix="striate-logs-")) if storage.is_remote(uri) else Path(uri)
         self._folder.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_metrics(uri) if line["step"] <= step]
         self._text = "".join(json.dumps(line) + "\n" for line in lines)
         storage.write_bytes(storage.join(uri, METRICS), self._text.encode())
-        self._tensorboard = SummaryWriter(str(self._folder), purge_step=step, flush_secs=30)
+        self._step = step
+
+    @functools.cached_property
+    def _tensorboard(self) -> SummaryWriter:
+        from tensorboardX import SummaryWriter  # takes a part of a second, which the first step does not wait for
+
+        return SummaryWriter(str(self._folder), purge_step=self._step, flush_secs=30)
 
     def write_steps(self, report: StepReport) -> None:
         """Writes scalars of a few steps, for TensorBoard only."""
