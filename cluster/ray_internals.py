@@ -253,7 +253,7 @@ def sigterm_handler_kept() -> Generator[None]:
 def lean_start() -> Generator[None]:
     """Keeps `ray.init` from starting three processes that a local Ray of one command does not need.
 
-    These are the autoscaler's monitor, as nothing can be added; the log monitor, which would send the workers' output to
+    These are the autoscaler's monitor, as nothing can be added; the log monitor, which would send workers' output to
     the terminal; and the API server, which without a dashboard only reports usage, and that is off. `ray.init` waits
     for the last one, and together they took 3.6 s of CPU (Ray 2.60). Ray has no setting for them.
     """
