@@ -6,16 +6,28 @@ A generator depends on what it is for (seed, epoch, key), never on the order of 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
+_SEPARATOR = "\x1f"
+
 
 def seed_of(*parts: int | str) -> int:
     """A 128-bit seed computed from `parts` (seed, epoch, key ...); the same on every machine."""
-    text = "\x1f".join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    return int.from_bytes(_digest(_SEPARATOR.join(map(str, parts))), "little")
+
+
+def seeds_of(seed: int, epoch: int, keys: Sequence[str]) -> list[bytes]:
+    """`seed_of(seed, epoch, key)` of each key, as 16 bytes, the lowest first."""
+    before = f"{seed}{_SEPARATOR}{epoch}{_SEPARATOR}"
+    return [_digest(before + key) for key in keys]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def generator(*parts: int | str) -> np.random.Generator:

@@ -26,11 +26,10 @@ from library import storage
 from library.bundle.description import weights_digest
 from library.dataset.manifest import digest_of
 from library.errors import StriateError
-from library.pipeline import Pipeline
-from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.steps.plugins import digests, recorded
+from library.training.augmenting.choice import DeviceType, choose_place, training_augmenter
 from library.training.batches import BatchLoader, PictureRows
 from library.training.in_memory import MemoryLoader, PackedPictures, decode_rows
 from library.training.rows import Part, Rows, read_part, rejected_text
@@ -86,37 +85,42 @@ def make_loader(
     rank: int,
     world_size: int,
     place: Callable[[NDArray[Any]], PictureRows] = lambda pictures: pictures,
+    device: DeviceType = "cpu",
 ) -> BatchLoader:
     """Creates the loader of one worker.
 
     Args:
         data: the pictures in Ray's object store.
         task: input pipeline, threads and decoders are used.
-        recipe: `augment`, `sampling` and `seed` are used.
+        recipe: `augment`, `augment_on`, `sampling` and `seed` are used.
         batch_size: pictures of a batch over all workers.
         rank: this worker's rank.
         world_size: number of workers.
         place: moves decoded pictures of one shape to where batches are taken from; by default they stay in memory.
+        device: type of the device that trains.
 
     Raises:
-        StriateError: when a batch has fewer pictures than there are workers.
+        StriateError: when a batch has fewer pictures than there are workers, or pictures cannot be augmented where the
+            recipe says.
     """
     inputs = InputPipeline.parse(task.steps, task.fit, task.input_size, task.channels)
-    augmenter = None
-    if recipe.augment is not None and not recipe.cache_features:
-        augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed)
+    augmenter = training_augmenter(recipe)
     train = ray.get(data.train.pictures)
     val = None if data.val is None else ray.get(data.val.pictures)
     size = min(batch_size, len(train))
     if size < world_size:
         raise StriateError(f"a batch of {size} pictures is too small for {world_size} workers; use fewer workers")
+    place = choose_place(recipe, inputs, device, in_memory=isinstance(train, PackedPictures))
     if isinstance(train, PackedPictures):
         assert not isinstance(val, Rows)
+        if place is not None:
+            place = place.for_samples(train.flat.dtype)
         return MemoryLoader(
             train,
             val,
             inputs,
             augmenter,
+            augmentation=place,
             batch_size=batch_size,
             seed=recipe.seed,
             balanced=recipe.sampling == "balanced",
@@ -128,7 +132,7 @@ def make_loader(
     assert not isinstance(val, PackedPictures)
     share = WorkerShare(train, size, rank, world_size)
     val_tables = () if data.val is None else data.val.tables
-    source = StreamSource(share, val, inputs, augmenter, recipe.seed, data.train.tables, val_tables)
+    source = StreamSource(share, val, inputs, augmenter, place, recipe.seed, data.train.tables, val_tables)
     return StreamLoader(source, decoders=task.decoders, decoder_cpus=task.decoder_cpus)
 
 

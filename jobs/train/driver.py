@@ -150,6 +150,7 @@ def _write_bundle(plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutco
             "versions": _versions(),
             "git_commit": _git_commit(),
             "seconds": round(outcome.seconds, 1),
+            **({} if outcome.augmentation is None else {"augmented_on": outcome.augmentation}),
             **plugins.recorded(plan.input_plugins),
         },
     )

@@ -134,7 +134,9 @@ class TrainingLoop:
             check_batch_norms(recipe, model, self._progress.batch_size, self._world_size)
         part = -(-self._progress.batch_size // self._world_size)
         place = placing(self._device, spare_memory(fits, part, recipe.accumulate, self._device))
-        self._loader = make_loader(data, task, recipe, self._progress.batch_size, self._rank, self._world_size, place)
+        sizes = self._progress.batch_size, self._rank, self._world_size
+        device = "cuda" if self._device.type == "cuda" else "cpu"
+        self._loader = make_loader(data, task, recipe, *sizes, place, device)
         self._feed = DeviceFeed(self._device)
         steps = self._loader.steps_per_epoch
         self._total_steps = recipe.steps if recipe.steps is not None else max(1, round((recipe.epochs or 0) * steps))
@@ -167,6 +169,8 @@ class TrainingLoop:
         """Trains until the last step, until early stopping, or until the loss diverges."""
         progress, divergence = self._progress, None
         nodes = all_gather([ray.get_runtime_context().get_node_id()])
+        if self._loader.augmentation is not None and self._rank == 0:
+            self._log.info("augmentation", extra={"augment_on": str(self._loader.augmentation)})
         self._loader.start(progress.epoch, progress.step_in_epoch, self._total_steps - progress.step)
         try:
             while progress.step < self._total_steps and not progress.should_stop(self._recipe.early_stopping):
@@ -177,7 +181,9 @@ class TrainingLoop:
             self._writer.close()
         seconds = time.monotonic() - self._started
         times = replace(self._times, trained=time.time())
-        return TrainOutcome(progress, seconds, self._learner.compile_seconds, times, nodes, divergence)
+        place = self._loader.augmentation
+        augmentation = None if place is None else str(place)
+        return TrainOutcome(progress, seconds, self._learner.compile_seconds, times, nodes, augmentation, divergence)
 
     def epoch(self) -> None:
         """Trains for the rest of the current epoch, validates, and saves a checkpoint.

@@ -20,6 +20,7 @@ from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.steps import plugins
+from library.training.augmenting.choice import describe_places
 from library.training.in_memory import decode_rows
 from library.training.rows import (
     Rows,
@@ -88,6 +89,7 @@ class TrainPlan:
             "train_pictures": len(self.train),
             "val_pictures": len(self.val) if self.val is not None else 0,
             "pictures_in": "memory" if self.in_memory else "a stream from the shards",
+            **describe_places(self.recipe, self.inputs, in_memory=self.in_memory),
             "out": self.out,
         }
 
@@ -145,6 +147,7 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         if rows is not None:
             check_columns(rows, inputs.columns)
             inputs.check_channels(rows.dataset, load_manifest(rows.dataset).tally.channels)
+    describe_places(recipe, inputs, in_memory=True)  # refuses a step that cannot run where the recipe says
     if inputs.size != info(recipe.model).input_size[1:]:
         from library.models.analysis import check_input  # imports torch, which takes seconds and is seldom needed
 

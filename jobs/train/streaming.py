@@ -21,12 +21,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 from ray import ObjectRef
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from library.errors import StriateError
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
+from library.training.augmenting.choice import AugmentPlace, batch_drawer
+from library.training.augmenting.drawing import BatchDrawer
+from library.training.augmenting.operations import RaggedPictures
 from library.training.batches import Batch, UnusablePictures
 from library.training.rows import Part, Rows, read_part
 from library.training.sampling import Group, WorkerShare, stored_order_groups
@@ -47,6 +51,8 @@ _CHUNKS_AHEAD = 4
 _MIN_AHEAD_BYTES = 256 * 2**20
 # Reading is divided into at most this many tasks, because each costs Ray Data time.
 _MAX_TASKS = 4096
+#: The fields of pictures that have yet to be augmented, beside their samples.
+_UNDONE = ("starts", "shapes", "whole")
 _STAGE, _ERROR = ("training", "epoch"), "error"
 
 
@@ -97,6 +103,7 @@ class StreamSource:
         val: validation rows; None for no validation.
         inputs: the model's input pipeline.
         augmenter: augments training pictures; None for no augmentation.
+        augmentation: where they are augmented; if on the device, decoders leave them as they are.
         seed: the recipe's seed.
         train_tables: each training shard's rows in Ray's object store; empty if shards are read.
         val_tables: the same for validation.
@@ -106,6 +113,7 @@ class StreamSource:
     val: Rows | None
     inputs: InputPipeline
     augmenter: Augmenter | None
+    augmentation: AugmentPlace | None
     seed: int
     train_tables: Sequence[ObjectRef[pa.Table] | None] = ()
     val_tables: Sequence[ObjectRef[pa.Table] | None] = ()
@@ -116,6 +124,11 @@ class StreamSource:
             return self.share.groups(self.seed, stage.epoch, stage.first_step, stage.last_step)
         assert self.val is not None
         return stored_order_groups(self.val, self.share.rank, self.share.world_size)
+
+    @property
+    def drawer(self) -> BatchDrawer | None:
+        """Draws for the device; None where pictures are augmented one by one."""
+        return batch_drawer(self.augmenter, self.inputs, self.augmentation)
 
     @property
     def chunk_rows(self) -> int:
@@ -143,6 +156,7 @@ class StreamLoader:
         self._chunks: Iterator[DecodedChunk] = iter(())
         self.steps_per_epoch = source.share.steps
         self.rejected: Counter[str] = Counter()
+        self.augmentation = source.augmentation
         self.unusable = tuple(UnusablePictures(rows) for rows in (source.share.rows, source.val) if rows is not None)
 
     def start(self, epoch: int, first_step: int, steps: int) -> None:
@@ -156,10 +170,13 @@ class StreamLoader:
         """Yields this worker's part of each remaining batch of the current epoch."""
         stage, share, unusable = next(self._stages), self._source.share, self.unusable[0]
         unusable.clear()
-        for part in rebatch(self._chunks, share.rows, share.local, (stage.last_step - stage.first_step) * share.local):
+        drawer, epoch = self._source.drawer, stage.epoch
+        total = (stage.last_step - stage.first_step) * share.local
+        finish = functools.partial(_finish, drawer, epoch)
+        for part in rebatch(self._chunks, share.rows, share.local, total, finish):
             unusable.add(part.replaced, part.rejected)
             self.rejected.update(reason for reason in part.rejected if reason)
-            yield part.to_batch(share.batch_size)
+            yield part.to_batch(share.batch_size, drawer, epoch)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """Yields this worker's part of the validation pictures; together the workers see each picture once."""
@@ -174,6 +191,15 @@ class StreamLoader:
             batch = part.without_stand_ins()
             if len(batch.labels):
                 yield batch
+
+
+def _finish(drawer: BatchDrawer | None, epoch: int, chunk: DecodedChunk) -> NDArray[Any]:
+    """Augments the pictures of a chunk in this process."""
+    from library.training.augmenting.execution import augmented_arrays  # imports torch, which decoders do without
+
+    assert drawer is not None
+    assert isinstance(chunk.pictures, RaggedPictures)
+    return augmented_arrays(drawer.undone(chunk.pictures, epoch, chunk.keys))
 
 
 def _stream(
@@ -203,7 +229,7 @@ def _stream(
         )
         decoded = chunks.map_batches(
             _Decoder,
-            fn_constructor_args=(source.share.rows.classes, source.inputs, source.augmenter),
+            fn_constructor_args=(source.share.rows.classes, source.inputs, source.augmenter, source.drawer),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=decoder_cpus,
@@ -260,11 +286,18 @@ def _slice_table(tables: Sequence[ObjectRef[pa.Table] | None], part: Part) -> pa
 class _Decoder:
     """An actor of Ray Data that decodes one packed chunk."""
 
-    def __init__(self, classes: Sequence[str], inputs: InputPipeline, augmenter: Augmenter | None) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        inputs: InputPipeline,
+        augmenter: Augmenter | None,
+        drawer: BatchDrawer | None,
+    ) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-        self._train, self._val = (ChunkDecoder(classes, inputs, each) for each in (augmenter, None))
+        self._train = ChunkDecoder(classes, inputs, augmenter, drawer)
+        self._val = ChunkDecoder(classes, inputs, None)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         if _ERROR in row.column_names:
@@ -291,14 +324,18 @@ def _as_list(column: pa.ChunkedArray) -> pa.Array:
 
 def _pack(decoded: DecodedChunk) -> pa.Table:
     """Packs a chunk into one row, without copying its pixels."""
-    pictures = decoded.pictures
-    offsets = pa.py_buffer(np.asarray([0, pictures.nbytes], np.int64))
-    pixels = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(pictures)])
+    undone, samples = None, decoded.pictures
+    if isinstance(samples, RaggedPictures):
+        undone = samples.cut()
+        samples = undone.flat
+    offsets = pa.py_buffer(np.asarray([0, samples.nbytes], np.int64))
+    pixels = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(samples)])
     return pa.table(
         {
             "pixels": pixels,
-            "dtype": [pictures.dtype.str],
-            "shape": [list(pictures.shape)],
+            "dtype": [samples.dtype.str],
+            "shape": [list(samples.shape)],
+            **{f"undone_{name}": [getattr(undone, name).reshape(-1) if undone else None] for name in _UNDONE},
             "labels": [decoded.labels],
             "keys": [list(decoded.keys)],
             "rejected": [list(decoded.rejected)],
@@ -316,6 +353,9 @@ def _unpack(row: pa.Table) -> DecodedChunk:
     if _ERROR in row.column_names:
         raise StriateError(row[_ERROR][0].as_py())
     pixels = row["pixels"].chunk(0)[0].as_buffer()
-    pictures = np.frombuffer(pixels, row["dtype"][0].as_py()).reshape(row["shape"][0].as_py())
+    pictures: Any = np.frombuffer(pixels, row["dtype"][0].as_py()).reshape(row["shape"][0].as_py())
     labels, replaced = (row[name].chunk(0).values.to_numpy() for name in ("labels", "replaced"))
+    if row["undone_starts"][0].is_valid:
+        starts, *shapes = (row[f"undone_{name}"].chunk(0).values.to_numpy() for name in _UNDONE)
+        pictures = RaggedPictures(pictures, starts, *(each.reshape(-1, 3) for each in shapes))
     return DecodedChunk(pictures, labels, row["keys"][0].as_py(), row["rejected"][0].as_py(), replaced)

@@ -102,6 +102,7 @@ class TrainOutcome:
         compile_seconds: of it, what torch.compile took.
         times: when the first worker completed its parts; the driver's parts are None.
         nodes: for each worker, Ray's id of its node.
+        augmentation: where training pictures were augmented, and why there; None where they were not.
         divergence: set if the training ended because it diverged.
         error: set if it ended with an error that would occur again in a retry.
     """
@@ -111,6 +112,7 @@ class TrainOutcome:
     compile_seconds: float = 0.0
     times: TrainTimes = field(default_factory=TrainTimes)
     nodes: Sequence[str] = ()
+    augmentation: str | None = None
     divergence: Divergence | None = None
     error: str | None = None
 

@@ -84,13 +84,19 @@ class InputPipeline:
         """
         if pixels.shape[:2] != self.size:
             pixels = self.fit.apply(pixels)
-        if pixels.shape[2] != self.channels:
-            raise BadPicture("wrong_shape", self._wrong_channels(pixels.shape[2]))
-        if pixels.shape[:2] != self.size:
-            (height, width), (actual_height, actual_width) = self.size, pixels.shape[:2]
-            sizes = f"the model takes {height}x{width} pixels but input.fit returns {actual_height}x{actual_width}"
-            raise BadPicture("wrong_shape", f'{sizes}; end it with resize([{height}, {width}], mode="exact")')
+        self.check_shape(pixels.shape)
         return np.ascontiguousarray(pixels)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises BadPicture `wrong_shape` if height, width and channels are not those that the model takes."""
+        height, width, channels = shape
+        if channels != self.channels:
+            raise BadPicture("wrong_shape", self._wrong_channels(channels))
+        if (height, width) != self.size:
+            sizes = f"the model takes {self.size[0]}x{self.size[1]} pixels but input.fit returns {height}x{width}"
+            raise BadPicture(
+                "wrong_shape", f'{sizes}; end it with resize([{self.size[0]}, {self.size[1]}], mode="exact")'
+            )
 
     def prepare(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Pixels:
         """Returns the model's input, height x width x channels; raises like `before_fit` and `fitted`."""

@@ -34,7 +34,17 @@ class Contradictions(ValueError):
 
 def contradictions(recipe: RecipeFields) -> Iterator[Problem]:
     """Yields all contradictions of a recipe."""
-    for rules in (_length, _validation, _freezing, _cached_features, _optimizer, _schedule, _classes, _batch):
+    for rules in (
+        _length,
+        _validation,
+        _augmentation,
+        _freezing,
+        _cached_features,
+        _optimizer,
+        _schedule,
+        _classes,
+        _batch,
+    ):
         yield from rules(recipe)
 
 
@@ -67,6 +77,16 @@ def _validation(recipe: RecipeFields) -> Iterator[Problem]:
         elif metric == "val_top5" and data.classes != "all" and len(data.classes) <= 5:
             text = f"is always 1 with {len(data.classes)} classes; use val_top1 or val_loss"
             yield Problem(field, text, ("data.classes",))
+
+
+def _augmentation(recipe: RecipeFields) -> Iterator[Problem]:
+    if recipe.augment_on == "auto":
+        return
+    if recipe.augment is None:
+        yield Problem("augment_on", "has no effect without augment", ("augment",))
+    elif recipe.cache_features:
+        text = "has no effect with cache_features: true, whose pictures are augmented one by one"
+        yield Problem("augment_on", text, ("cache_features",))
 
 
 def _freezing(recipe: RecipeFields) -> Iterator[Problem]:

@@ -129,6 +129,13 @@ class RecipeFields(_Group):
         fields.Augment | None,
         Field(description="random augmentation, new in each epoch, between `input.steps` and `input.fit`"),
     ] = None
+    augment_on: Annotated[
+        Literal["auto", "cpu", "device"],
+        Field(
+            description="where `augment` runs: device: a batch at a time where the model is trained; cpu: picture by "
+            "picture; auto: what is faster"
+        ),
+    ] = "auto"
     model: Annotated[fields.Model, Field(description="`striate models` lists them", examples=["lenet5"])]
     weights: Annotated[fields.Weights | None, Field(description="initial weights; random by default")] = None
     freeze: Annotated[

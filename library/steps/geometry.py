@@ -60,7 +60,7 @@ class Resize:
 
     def __call__(self, pixels: Pixels) -> Pixels:
         old_height, old_width = pixels.shape[:2]
-        height, width = self._target(old_height, old_width)
+        height, width = self.target(old_height, old_width)
         if (height, width) == (old_height, old_width):
             return pixels
         if height * width > DEFAULT_LIMITS.max_pixels:
@@ -81,7 +81,8 @@ class Resize:
             return pixels
         return by_channel_groups(lambda group: cv2.resize(group, (width, height), interpolation=code), pixels, 4)
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that a picture of this size gets."""
         box = self.size if isinstance(self.size, tuple) else (self.size, self.size)
         if self.mode == "exact":
             return box

@@ -178,7 +178,7 @@ class ContrastStretch:
             return np.clip((plane - low) / (high - low), 0, 1).astype(np.float32)
         below = histogram(plane).cumsum()
         shares = np.asarray([self.low_percentile, self.high_percentile]) * (plane.size / 100)
-        low, high = below.searchsorted(np.maximum(shares, 1))
+        low, high = below.searchsorted(np.clip(shares, 1, plane.size))
         if low == high:
             return plane
         table = np.clip((ramp(plane.dtype) - low) * (white(plane.dtype) / (high - low)), 0, white(plane.dtype))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from library.training.augmenting.choice import AugmentPlace
+from library.training.augmenting.operations import UndonePictures
 from library.training.rows import Rows
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ USED = -1
 class PictureRows(Protocol):
     """Pictures of one shape, or features, of which rows are taken: an array, or pictures in the memory of a GPU."""
 
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any] | torch.Tensor:
+    def __getitem__(self, rows: NDArray[np.int64] | slice, /) -> NDArray[Any] | torch.Tensor:
         """The pictures of some rows, as in `Batch.pictures`."""
         ...
 
@@ -33,13 +35,13 @@ class Batch:
 
     Attributes:
         pictures: n x height x width x channels, as stored; or n x features where the backbone's are cached. A tensor
-            if the dataset's pictures are in the memory of a GPU.
+            if the dataset's pictures are in the memory of a GPU. Or pictures that the device has yet to augment.
         labels: n class ids.
         keys: keys of the pictures.
         size: pictures of the whole batch, over all workers.
     """
 
-    pictures: NDArray[Any] | torch.Tensor
+    pictures: NDArray[Any] | torch.Tensor | UndonePictures
     labels: NDArray[np.int64]
     keys: Sequence[str]
     size: int
@@ -88,10 +90,12 @@ class BatchLoader(Protocol):
         rejected: training pictures that could not be used, by reason.
         unusable: pictures that could not be used in the current epoch, one entry for each dataset; empty if the
             loader has decoded everything before it starts.
+        augmentation: where training pictures are augmented; None where they are not.
     """
 
     steps_per_epoch: int
     rejected: Counter[str]
+    augmentation: AugmentPlace | None
 
     @property
     def unusable(self) -> Sequence[UnusablePictures]:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from library.training.augmenting.execution import augmented_tensor
+from library.training.augmenting.operations import UndonePictures
 from library.training.batches import Batch, PictureRows
 
 #: Pictures are held in a GPU's memory if they take at most this share of what a training step leaves free.
@@ -41,8 +43,9 @@ class DeviceBatch:
 
 
 def moved(batch: Batch, device: torch.device) -> DeviceBatch:
-    """Returns a batch on `device`; to a GPU it is copied from pinned memory, which does not wait for the GPU."""
-    pictures, labels = _copied(batch.pictures, device), _copied(batch.labels, device)
+    """Returns a batch on `device`, where its pictures are augmented if they have yet to be; to a GPU it is copied from pinned memory, which does not wait for the GPU."""
+    pictures, labels = batch.pictures, _copied(batch.labels, device)
+    pictures = augmented_tensor(pictures, device) if isinstance(pictures, UndonePictures) else _copied(pictures, device)
     return DeviceBatch(pictures, labels, batch.keys, batch.size)
 
 
@@ -118,7 +121,9 @@ class DevicePictures:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # torch only reads it
             self._pictures = torch.from_numpy(pictures).to(device)
 
-    def __getitem__(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> torch.Tensor:
+        if isinstance(rows, slice):
+            return self._pictures[rows]
         return self._pictures.index_select(0, _copied(rows, self._pictures.device))
 
 

@@ -16,6 +16,8 @@ from library.errors import BadPicture, StriateError
 from library.imaging.picture import Pixels
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, scaled, stack
+from library.training.augmenting.choice import AugmentPlace, batch_drawer
+from library.training.augmenting.operations import RaggedPictures, UndonePictures
 from library.training.batches import Batch, PictureRows
 from library.training.rows import Part, Rows, missing_classes_error, read_pictures, rejected_text
 from library.training.sampling import batch_rows, epoch_order, steps_per_epoch
@@ -143,6 +145,7 @@ class MemoryLoader:
         val: validation pictures, resized to the model's input; None for no validation.
         inputs: resizes augmented pictures to the model's input.
         augmenter: augments training pictures; None for no augmentation.
+        augmentation: where they are augmented; if on the device, this loader only draws, for a whole batch at a time.
         batch_size: pictures of a batch over all workers.
         seed: seed of the order.
         balanced: whether every class is taken equally often.
@@ -161,6 +164,7 @@ class MemoryLoader:
         inputs: InputPipeline,
         augmenter: Augmenter | None,
         *,
+        augmentation: AugmentPlace | None = None,
         batch_size: int,
         seed: int,
         balanced: bool,
@@ -170,6 +174,9 @@ class MemoryLoader:
         place: Callable[[NDArray[Any]], PictureRows] = lambda pictures: pictures,
     ) -> None:
         self._train, self._val, self._inputs, self._augmenter = train, val, inputs, augmenter
+        self.augmentation = augmentation
+        self._drawer = batch_drawer(augmenter, inputs, augmentation)
+        self._flat = train.flat if self._drawer is None else place(train.flat)[:]
         uniform = [train.uniform if augmenter is None else None, None if val is None else val.uniform]
         self._uniform, self._uniform_val = (None if pictures is None else place(pictures) for pictures in uniform)
         self._batch_size, self._seed, self._balanced = min(batch_size, len(train)), seed, balanced
@@ -204,7 +211,8 @@ class MemoryLoader:
             return
         for _ in range(steps):
             for epoch, rows in itertools.islice(self._steps, _BATCHES_AHEAD + 1 - len(self._augmented_batches)):
-                self._augmented_batches.append(self._pool.submit(self._augment, rows, epoch))
+                prepare = self._augment if self._drawer is None else self._draw
+                self._augmented_batches.append(self._pool.submit(prepare, rows, epoch))
             if not self._augmented_batches:
                 return
             batch, rejected = self._augmented_batches.popleft().result()
@@ -230,17 +238,26 @@ class MemoryLoader:
             except BadPicture as bad:
                 rejected[bad.reason] += 1
                 detail = bad.detail
-        if not pictures and len(rows):
-            raise StriateError(
-                f"no picture of a whole batch can be used: {rejected_text(rejected)}; the last one: {detail}"
-            )
-        usable = len(pictures)
-        for number in range(len(rows) - usable):
-            pictures.append(pictures[number % usable])
-            used.append(used[number % usable])
-        return self._batch(stack(pictures), np.asarray(used, np.int64)), rejected
+        places = _with_replacements(len(pictures), len(rows), rejected, detail)
+        pictures = [pictures[place] for place in places]
+        return self._batch(stack(pictures), np.asarray(used, np.int64)[places]), rejected
 
-    def _batch(self, pictures: NDArray[Any] | torch.Tensor, rows: NDArray[np.int64]) -> Batch:
+    def _draw(self, rows: NDArray[np.int64], epoch: int) -> tuple[Batch, Counter[str]]:
+        """Like `_augment`, but leaves it to the device to change any pixel."""
+        assert self._drawer is not None
+        train, rejected = self._train, Counter[str]()
+        drawn = self._drawer.draw(train.shapes[rows], epoch, train.keys[rows].tolist())
+        if drawn.rejected:
+            rejected.update(bad.reason for bad in drawn.rejected.values())
+            usable = np.setdiff1d(np.arange(len(rows)), list(drawn.rejected))
+            last = drawn.rejected[max(drawn.rejected)]
+            rows = rows[usable[_with_replacements(len(usable), len(rows), rejected, last.detail)]]
+            drawn = self._drawer.draw(train.shapes[rows], epoch, train.keys[rows].tolist())
+        shapes = train.shapes[rows].astype(np.int64)
+        pictures = RaggedPictures(self._flat, train.starts[rows], shapes, shapes)
+        return self._batch(UndonePictures(pictures, drawn), rows), rejected
+
+    def _batch(self, pictures: NDArray[Any] | torch.Tensor | UndonePictures, rows: NDArray[np.int64]) -> Batch:
         return Batch(pictures, self._train.labels[rows], self._train.keys[rows].tolist(), self._batch_size)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
@@ -254,3 +271,16 @@ class MemoryLoader:
             rows = np.arange(begin, min(begin + batch_size, last))
             pictures = uniform[rows] if uniform is not None else stack([data[row] for row in rows.tolist()])
             yield Batch(pictures, data.labels[rows], data.keys[rows].tolist(), len(rows))
+
+
+def _with_replacements(usable: int, size: int, rejected: Counter[str], detail: str) -> list[int]:
+    """For each place of a batch the number of a usable picture; the first ones replace those that were rejected.
+
+    Raises:
+        StriateError: where no picture is usable; `detail` says why the last one is not.
+    """
+    if not usable and size:
+        raise StriateError(
+            f"no picture of a whole batch can be used: {rejected_text(rejected)}; the last one: {detail}"
+        )
+    return [*range(usable), *(number % usable for number in range(size - usable))]

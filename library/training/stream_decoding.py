@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,14 @@ from library.imaging.picture import Pixels
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, scaled, stack
 from library.randomness import generator
+from library.training.augmenting.drawing import BatchDrawer
+from library.training.augmenting.operations import RaggedPictures
 from library.training.batches import USED, Batch
 from library.training.rows import Part, Rows, rejected_text
 from library.training.sampling import GROUP_SHARDS, Group, Window, window_rows
+
+# A chunk whose decoded pictures are larger than this, in bytes, is augmented where it is decoded.
+_UNDONE_BYTES = 48 * 2**20
 
 
 class WindowReader:
@@ -64,14 +69,14 @@ class DecodedChunk:
     If no picture of the chunk can be used, `pictures`, `labels` and `keys` are empty and the other two have n entries.
 
     Attributes:
-        pictures: n x height x width x channels.
+        pictures: n x height x width x channels; or pictures of any sizes, which have yet to be augmented.
         labels: n class ids.
         keys: n keys.
         rejected: for each stand-in, why the picture that it replaces could not be used; else empty.
         replaced: for each stand-in, the class id of the picture that it replaces; else `USED`.
     """
 
-    pictures: NDArray[Any]
+    pictures: NDArray[Any] | RaggedPictures
     labels: NDArray[np.int64]
     keys: Sequence[str]
     rejected: Sequence[str]
@@ -83,7 +88,7 @@ class DecodedChunk:
     def stand_in_for(self, other: DecodedChunk) -> DecodedChunk:
         """The last picture, repeated as often as a chunk without usable pictures has rows."""
         count = len(other)
-        pictures = np.repeat(self.pictures[-1:], count, axis=0)
+        pictures = self.pictures[np.full(count, len(self.pictures) - 1)]
         labels = np.repeat(self.labels[-1:], count)
         return DecodedChunk(pictures, labels, [*self.keys[-1:]] * count, other.rejected, other.replaced)
 
@@ -92,9 +97,13 @@ class DecodedChunk:
             self.pictures[rows], self.labels[rows], self.keys[rows], self.rejected[rows], self.replaced[rows]
         )
 
-    def to_batch(self, size: int) -> Batch:
-        """This worker's part of a batch of `size` pictures."""
-        return Batch(self.pictures, self.labels, self.keys, size)
+    def to_batch(self, size: int, drawer: BatchDrawer | None = None, epoch: int = 0) -> Batch:
+        """This worker's part of a batch of `size` pictures; `drawer` draws for those that have yet to be augmented."""
+        pictures = self.pictures
+        if isinstance(pictures, RaggedPictures):
+            assert drawer is not None
+            return Batch(drawer.undone(pictures, epoch, self.keys), self.labels, self.keys, size)
+        return Batch(pictures, self.labels, self.keys, size)
 
     def without_stand_ins(self) -> Batch:
         """A batch of the usable pictures only."""
@@ -102,23 +111,39 @@ class DecodedChunk:
         if len(good) == len(self):
             return self.to_batch(len(self))
         keys = [self.keys[row] for row in good.tolist()]
+        assert not isinstance(self.pictures, RaggedPictures)
         return Batch(self.pictures[good], self.labels[good], keys, len(good))
 
     @classmethod
-    def concatenate(cls, parts: Sequence[DecodedChunk]) -> DecodedChunk:
-        """Joins parts in order."""
+    def concatenate(cls, parts: Sequence[DecodedChunk], finish: Finish) -> DecodedChunk:
+        """Joins parts in order; `finish` augments the pictures of a part where other parts have been augmented."""
         if len(parts) == 1:
             return parts[0]
-        pictures = [part.pictures for part in parts]
-        if len({array.dtype for array in pictures}) > 1:
-            pictures = [scaled(array) for array in pictures]
         return cls(
-            np.concatenate(pictures),
+            _joined(parts, finish),
             np.concatenate([part.labels for part in parts]),
             [key for part in parts for key in part.keys],
             [reason for part in parts for reason in part.rejected],
             np.concatenate([part.replaced for part in parts]),
         )
+
+
+#: Augments the pictures of a chunk that have yet to be.
+Finish: TypeAlias = Callable[[DecodedChunk], NDArray[Any]]
+
+
+def _joined(parts: Sequence[DecodedChunk], finish: Finish) -> NDArray[Any] | RaggedPictures:
+    undone = [part.pictures for part in parts if isinstance(part.pictures, RaggedPictures)]
+    if len(undone) == len(parts):
+        return RaggedPictures.concatenate(undone)
+    pictures = [finish(part) if isinstance(part.pictures, RaggedPictures) else part.pictures for part in parts]
+    if len({array.dtype for array in pictures}) > 1:
+        pictures = [scaled(array) for array in pictures]
+    return np.concatenate(pictures)
+
+
+def _never(chunk: DecodedChunk) -> NDArray[Any]:
+    raise AssertionError("only training pictures are left to be augmented later")
 
 
 class ChunkDecoder:
@@ -128,10 +153,17 @@ class ChunkDecoder:
         classes: class names by id.
         inputs: the model's input pipeline.
         augmenter: None for no augmentation.
+        drawer: leaves augmentation to the device where a chunk allows it; None for `augmenter`.
     """
 
-    def __init__(self, classes: Sequence[str], inputs: InputPipeline, augmenter: Augmenter | None) -> None:
-        self._inputs, self._augmenter = inputs, augmenter
+    def __init__(
+        self,
+        classes: Sequence[str],
+        inputs: InputPipeline,
+        augmenter: Augmenter | None,
+        drawer: BatchDrawer | None = None,
+    ) -> None:
+        self._inputs, self._augmenter, self._drawer = inputs, augmenter, drawer
         self._ids = {name: number for number, name in enumerate(classes)}
 
     def decode(self, records: Sequence[Mapping[str, Any]], epoch: int) -> DecodedChunk:
@@ -143,34 +175,67 @@ class ChunkDecoder:
             records: `bytes`, `key`, `label` and the columns that steps need.
             epoch: from 0.
         """
-        pictures: list[Pixels] = []
-        sources: list[int] = []  # for each record, the index in `pictures`
-        used: list[int] = []  # for each picture, the index of its record
         rejected = [""] * len(records)
+        opened: dict[int, Pixels] = {}
         for number, record in enumerate(records):
             others = {name: value for name, value in record.items() if name != "bytes"}
             try:
                 pixels = self._inputs.before_fit(record["bytes"], **others)
-                if self._augmenter is not None:
-                    pixels = self._augmenter.apply(pixels, epoch, record["key"])
-                pictures.append(self._inputs.fitted(pixels))
-                used.append(number)
+                opened[number] = pixels if self._drawer is not None else self._done(pixels, record["key"], epoch)
             except BadPicture as bad:
                 rejected[number] = bad.reason
-            sources.append(max(len(pictures) - 1, 0))
+        pictures = self._finished(opened, records, rejected, epoch)
         reasons = zip(records, rejected, strict=True)
         replaced = np.asarray([self._ids[record["label"]] if reason else USED for record, reason in reasons], np.int64)
-        if not pictures:
+        used = [number for number, reason in enumerate(rejected) if not reason]
+        if not used:
             return DecodedChunk(np.zeros(0, np.uint8), np.zeros(0, np.int64), (), rejected, replaced)
-        numbers = [used[source] for source in sources]
-        stacked = stack(pictures)
+        # For each record the picture before it, or else the first one.
+        sources = np.maximum(np.searchsorted(used, np.arange(len(records)), side="right") - 1, 0)
+        numbers = [used[source] for source in sources.tolist()]
         return DecodedChunk(
-            stacked if len(pictures) == len(records) else stacked[np.asarray(sources)],
+            pictures if len(used) == len(records) else pictures[sources],
             np.asarray([self._ids[records[number]["label"]] for number in numbers], np.int64),
             [records[number]["key"] for number in numbers],
             rejected,
             replaced,
         )
+
+    def _finished(
+        self, opened: dict[int, Pixels], records: Sequence[Mapping[str, Any]], rejected: list[str], epoch: int
+    ) -> NDArray[Any] | RaggedPictures:
+        """The usable ones of decoded pictures, by their records; writes to `rejected` why another one is not."""
+        if not opened:
+            return np.zeros(0, np.uint8)
+        if self._drawer is None:
+            return stack(list(opened.values()))
+        keys = [records[number]["key"] for number in opened]
+        sizes = sum(pixels.nbytes for pixels in opened.values())
+        if sizes <= _UNDONE_BYTES and all(pixels.dtype == np.uint8 for pixels in opened.values()):
+            shapes = np.asarray([pixels.shape for pixels in opened.values()], np.int64)
+            drawn = self._drawer.draw(shapes, epoch, keys)
+            numbers = list(opened)
+            for place, bad in drawn.rejected.items():
+                rejected[numbers[place]] = bad.reason
+            if drawn.rejected:
+                kept = [place for place in range(len(numbers)) if place not in drawn.rejected]
+                if not kept:
+                    return np.zeros(0, np.uint8)
+                shapes, keys = shapes[kept], [keys[place] for place in kept]
+                opened = {numbers[place]: opened[numbers[place]] for place in kept}
+            return self._drawer.packed(list(opened.values()), shapes, epoch, keys)
+        done: list[Pixels] = []
+        for (number, pixels), key in zip(opened.items(), keys, strict=True):
+            try:
+                done.append(self._done(pixels, key, epoch))
+            except BadPicture as bad:
+                rejected[number] = bad.reason
+        return stack(done) if done else np.zeros(0, np.uint8)
+
+    def _done(self, pixels: Pixels, key: str, epoch: int) -> Pixels:
+        if self._augmenter is not None:
+            pixels = self._augmenter.apply(pixels, epoch, key)
+        return self._inputs.fitted(pixels)
 
 
 def cut_table(table: pa.Table, max_rows: int) -> Iterator[pa.Table]:
@@ -179,7 +244,9 @@ def cut_table(table: pa.Table, max_rows: int) -> Iterator[pa.Table]:
         yield table.slice(first, max_rows)
 
 
-def rebatch(chunks: Iterator[DecodedChunk], rows: Rows, size: int, total: int) -> Iterator[DecodedChunk]:
+def rebatch(
+    chunks: Iterator[DecodedChunk], rows: Rows, size: int, total: int, finish: Finish = _never
+) -> Iterator[DecodedChunk]:
     """Yields the next `total` pictures of `chunks`, `size` at a time; the last result may be smaller.
 
     Args:
@@ -187,6 +254,7 @@ def rebatch(chunks: Iterator[DecodedChunk], rows: Rows, size: int, total: int) -
         rows: the dataset's rows, for errors.
         size: pictures of each result.
         total: pictures of a whole number of chunks.
+        finish: augments the pictures of a chunk where others of its result have been augmented.
 
     Raises:
         StriateError: when none of the pictures can be used.
@@ -200,10 +268,10 @@ def rebatch(chunks: Iterator[DecodedChunk], rows: Rows, size: int, total: int) -
             waiting.append(head)
             count += len(head)
             if count == size:
-                yield DecodedChunk.concatenate(waiting)
+                yield DecodedChunk.concatenate(waiting, finish)
                 waiting, count = [], 0
     if waiting:
-        yield DecodedChunk.concatenate(waiting)
+        yield DecodedChunk.concatenate(waiting, finish)
 
 
 def _with_stand_ins(chunks: Iterator[DecodedChunk], rows: Rows, total: int) -> Iterator[DecodedChunk]:

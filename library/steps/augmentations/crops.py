@@ -16,7 +16,8 @@ from library.steps.arrays import Fill, Fraction, padded, saturated, white
 from library.steps.base import register
 from library.steps.geometry import Resize, Side
 
-_ATTEMPTS = 10
+#: Boxes that are drawn before the last resort.
+ATTEMPTS = 10
 
 
 @register("augmentation")
@@ -71,10 +72,14 @@ class RandomResizedCrop:
         return _resizer(size)(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
 
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             rows, columns = _rectangle(height * width, self.scale, self.ratio, rng)
             if 0 < rows <= height and 0 < columns <= width:
                 return int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns
+        return self.central_box(height, width)
+
+    def central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the largest central box with an allowed aspect ratio."""
         shape = min(max(width / height, self.ratio[0]), self.ratio[1])
         rows, columns = min(height, max(1, round(width / shape))), min(width, max(1, round(height * shape)))
         return (height - rows) // 2, (width - columns) // 2, rows, columns
@@ -105,7 +110,7 @@ class RandomErase:
             return pixels
         height, width, channels = pixels.shape
         rows = columns = 0
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             columns, rows = _rectangle(height * width, self.scale, self.ratio, rng)
             if rows <= height and columns <= width:
                 break

@@ -33,7 +33,7 @@ class GaussianNoise:
     sigma: Annotated[Fraction, Field(gt=0, description="standard deviation, as a fraction of white")]
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        noise = _normal_levels().take(rng.integers(0, 65_536, pixels.shape, np.uint16))
+        noise = normal_levels().take(rng.integers(0, 65_536, pixels.shape, np.uint16))
         noise *= np.float32(self.sigma * white(pixels.dtype))
         noise += pixels
         return saturated(noise, pixels.dtype)
@@ -92,7 +92,7 @@ def _through(pixels: Pixels, encoding: codec.Encoding) -> Pixels:
 
 
 @cache
-def _normal_levels() -> NDArray[Any]:
+def normal_levels() -> NDArray[Any]:
     """The midpoints of 65,536 equally likely parts of the standard normal distribution; float32, read-only."""
     normal = NormalDist()
     upper = np.array([normal.inv_cdf((level + 0.5) / 65_536) for level in range(32_768, 65_536)])

@@ -22,8 +22,8 @@ from library.steps.base import register
 #: A linear map of the plane by rows: ((xx, xy), (yx, yy)).
 Matrix: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 
-# OpenCV's warps store coordinates in 16 bits.
-_MAX_SIDE_PX = 32_766
+#: OpenCV's warps store coordinates in 16 bits.
+MAX_SIDE_PX = 32_766
 
 _P = "probability that a picture is changed"
 _FILL = "what is outside the picture: a fraction of white, edge, reflect or wrap"
@@ -184,8 +184,8 @@ def warped(pixels: Pixels, matrix: Matrix, fill: float | str) -> Pixels:
     if (xx, xy, yx, yy) == (1, 0, 0, 1):
         return pixels
     height, width = pixels.shape[:2]
-    if max(height, width) > _MAX_SIDE_PX:
-        raise BadPicture("too_large", f"{width}x{height}; the limit for this step is {_MAX_SIDE_PX:,} pixels a side")
+    if max(height, width) > MAX_SIDE_PX:
+        raise BadPicture("too_large", f"{width}x{height}; the limit for this step is {MAX_SIDE_PX:,} pixels a side")
     x, y = (width - 1) / 2, (height - 1) / 2
     forward = np.array([[xx, xy, x - xx * x - xy * y], [yx, yy, y - yx * x - yy * y]])
     code, value = border(fill, pixels.dtype)

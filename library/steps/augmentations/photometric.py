@@ -19,7 +19,7 @@ from library.steps.arrays import MAX_CV_CHANNELS, Fraction, finite_range, satura
 from library.steps.base import register
 
 #: ITU-R BT.601, as in `grayscale`.
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
 
 _HueShift = Annotated[float, Field(ge=0, le=0.5)]
 _SignedHueShift = Annotated[float, Field(ge=-0.5, le=0.5)]
@@ -67,7 +67,7 @@ class Saturation:
     amount: Annotated[Factor, Field(description="a: factors from 1 - a to 1 + a; or [low, high]")]
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        _require_rgb(pixels, "saturation")
+        require_rgb(pixels.shape[2], "saturation")
         return saturated_by(pixels, factor(self.amount, rng))
 
 
@@ -88,7 +88,7 @@ class Hue:
     ]
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        _require_rgb(pixels, "hue")
+        require_rgb(pixels.shape[2], "hue")
         return _hue_rotated(pixels, symmetric(self.amount, rng))
 
 
@@ -124,7 +124,7 @@ def scaled(pixels: Pixels, gain: float, offset: float = 0.0) -> Pixels:
 def contrasted(pixels: Pixels, gain: float) -> Pixels:
     """Multiplies the difference of all values from the mean grey; raises BadPicture `not_finite`."""
     if pixels.shape[2] == 3:
-        mean = sum(weight * channel for weight, channel in zip(_LUMA, cv2.mean(pixels)[:3], strict=True))
+        mean = sum(weight * channel for weight, channel in zip(LUMA, cv2.mean(pixels)[:3], strict=True))
     else:
         mean = float(cv2.mean(pixels.reshape(pixels.shape[0], -1))[0])
     if not math.isfinite(mean):
@@ -136,7 +136,7 @@ def saturated_by(pixels: Pixels, gain: float) -> Pixels:
     """Multiplies the difference of each pixel of an RGB picture from its grey."""
     if gain == 1:
         return pixels
-    to_grey = np.tile(np.asarray(_LUMA) * (1 - gain), (3, 1))
+    to_grey = np.tile(np.asarray(LUMA) * (1 - gain), (3, 1))
     return np.asarray(cv2.transform(pixels, to_grey + np.eye(3) * gain))
 
 
@@ -159,9 +159,10 @@ def _hue_rotated(pixels: Pixels, turn: float) -> Pixels:
     return saturated(np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)) * peak + least, pixels.dtype)
 
 
-def _require_rgb(pixels: Pixels, name: str) -> None:
-    if pixels.shape[2] != 3:
-        count = f"{pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}"
+def require_rgb(channels: int, name: str) -> None:
+    """Raises BadPicture `wrong_channels` unless there are three channels; `name` is the step's."""
+    if channels != 3:
+        count = f"{channels} channel{'s' * (channels > 1)}"
         raise BadPicture(
             "wrong_channels", f"{name} needs red, green and blue; the picture has {count}; put 'rgb' before it"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 import cv2
@@ -94,45 +95,77 @@ class TrivialAugment:
         return _apply_random(WIDE_TABLE, pixels, int(rng.integers(31)) / 30, self.fill, rng)
 
 
+def operation_names(channels: int) -> list[str]:
+    """The operations that may be drawn for a picture, in the order of the table."""
+    return [name for name in WIDE_TABLE if name != "saturation" or channels == 3]
+
+
 def _apply_random(
     table: Mapping[str, Operation], pixels: Pixels, level: float, fill: float | str, rng: np.random.Generator
 ) -> Pixels:
-    names = list(table) if pixels.shape[2] == 3 else [name for name in table if name != "saturation"]
+    names = operation_names(pixels.shape[2])
     name = names[rng.integers(len(names))]
     return table[name](pixels, level, 1 if rng.random() < 0.5 else -1, fill)
 
 
-def _table(shear: float, shift: Callable[[int], float], degrees: float, gain: float, bits: int) -> dict[str, Operation]:
-    """The fourteen operations, with these magnitudes at level 1; `shift` maps a side to a shift, both in pixels."""
-    return {
-        "identity": lambda pixels, level, sign, fill: pixels,
-        "shear_x": lambda pixels, level, sign, fill: sheared(pixels, sign * level * shear, 0, fill),
-        "shear_y": lambda pixels, level, sign, fill: sheared(pixels, 0, sign * level * shear, fill),
-        "shift_x": lambda pixels, level, sign, fill: shifted(
-            pixels, sign * int(level * shift(pixels.shape[1])), 0, fill
-        ),
-        "shift_y": lambda pixels, level, sign, fill: shifted(
-            pixels, 0, sign * int(level * shift(pixels.shape[0])), fill
-        ),
-        "rotate": lambda pixels, level, sign, fill: rotated(pixels, sign * level * degrees, fill),
-        "brightness": lambda pixels, level, sign, fill: scaled(pixels, 1 + sign * level * gain),
-        "saturation": lambda pixels, level, sign, fill: saturated_by(pixels, 1 + sign * level * gain),
-        "contrast": lambda pixels, level, sign, fill: contrasted(pixels, 1 + sign * level * gain),
-        "sharpness": lambda pixels, level, sign, fill: _sharpened(pixels, 1 + sign * level * gain),
-        "posterize": lambda pixels, level, sign, fill: _posterized(pixels, 8 - round(level * (8 - bits))),
-        "solarize": lambda pixels, level, sign, fill: _solarized(pixels, 1 - level),
-        "stretch": lambda pixels, level, sign, fill: _STRETCH(pixels),
-        "equalize": lambda pixels, level, sign, fill: _EQUALIZE(pixels),
-    }
+@dataclass(frozen=True)
+class Magnitudes:
+    """The magnitudes of a table's operations at level 1.
+
+    Attributes:
+        shear: pixels that a row slides for each pixel up or down.
+        shift: maps a side to a shift, both in pixels.
+        degrees: angle of a rotation.
+        gain: difference of a factor from 1.
+        bits: bits that are kept.
+    """
+
+    shear: float
+    shift: Callable[[int], float]
+    degrees: float
+    gain: float
+    bits: int
+
+    def table(self) -> dict[str, Operation]:
+        """The fourteen operations."""
+        return {
+            "identity": lambda pixels, level, sign, fill: pixels,
+            "shear_x": lambda pixels, level, sign, fill: sheared(pixels, sign * level * self.shear, 0, fill),
+            "shear_y": lambda pixels, level, sign, fill: sheared(pixels, 0, sign * level * self.shear, fill),
+            "shift_x": lambda pixels, level, sign, fill: shifted(
+                pixels, self.shift_px(pixels.shape[1], level, sign), 0, fill
+            ),
+            "shift_y": lambda pixels, level, sign, fill: shifted(
+                pixels, 0, self.shift_px(pixels.shape[0], level, sign), fill
+            ),
+            "rotate": lambda pixels, level, sign, fill: rotated(pixels, sign * level * self.degrees, fill),
+            "brightness": lambda pixels, level, sign, fill: scaled(pixels, 1 + sign * level * self.gain),
+            "saturation": lambda pixels, level, sign, fill: saturated_by(pixels, 1 + sign * level * self.gain),
+            "contrast": lambda pixels, level, sign, fill: contrasted(pixels, 1 + sign * level * self.gain),
+            "sharpness": lambda pixels, level, sign, fill: _sharpened(pixels, 1 + sign * level * self.gain),
+            "posterize": lambda pixels, level, sign, fill: _posterized(pixels, self.kept_bits(level)),
+            "solarize": lambda pixels, level, sign, fill: _solarized(pixels, 1 - level),
+            "stretch": lambda pixels, level, sign, fill: _STRETCH(pixels),
+            "equalize": lambda pixels, level, sign, fill: _EQUALIZE(pixels),
+        }
+
+    def shift_px(self, side: int, level: float, sign: int) -> int:
+        """The shift along a side, in whole pixels."""
+        return sign * int(level * self.shift(side))
+
+    def kept_bits(self, level: float) -> int:
+        """The bits that posterize keeps."""
+        return 8 - round(level * (8 - self.bits))
 
 
-RANDAUGMENT_TABLE = _table(shear=0.3, shift=lambda side: 150 / 331 * side, degrees=30, gain=0.9, bits=4)
-WIDE_TABLE = _table(shear=0.99, shift=lambda side: 32, degrees=135, gain=0.99, bits=2)
+RANDAUGMENT = Magnitudes(shear=0.3, shift=lambda side: 150 / 331 * side, degrees=30, gain=0.9, bits=4)
+WIDE = Magnitudes(shear=0.99, shift=lambda side: 32, degrees=135, gain=0.99, bits=2)
+RANDAUGMENT_TABLE, WIDE_TABLE = RANDAUGMENT.table(), WIDE.table()
 
 _STRETCH, _EQUALIZE, _INVERT = ContrastStretch(low_percentile=0, high_percentile=100), Equalize(), Invert()
 
 #: Pillow's SMOOTH kernel, on which its sharpness is based.
-_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 
 
 def _sharpened(pixels: Pixels, gain: float) -> Pixels:
@@ -142,7 +175,7 @@ def _sharpened(pixels: Pixels, gain: float) -> Pixels:
     """
     if gain == 1:
         return pixels
-    kernel = _SMOOTH * (1 - gain)
+    kernel = SMOOTH * (1 - gain)
     kernel[1, 1] += gain
     return by_channel_groups(lambda group: cv2.filter2D(group, -1, kernel), pixels)
 

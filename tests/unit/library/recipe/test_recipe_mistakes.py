@@ -240,6 +240,11 @@ def test_errors_for_any_plain_data_are_in_our_own_words(data: object, fields: di
         (["freeze=3", "unfreeze.1=3"], "freezes 3 stages from epoch 1, but 3 were frozen before"),
         (["freeze=all", "unfreeze={1: 2, 2: 4}"], "freezes 4 stages from epoch 2, but 2 were frozen before"),
         (["copies=2", "augment=flip"], "copies: 2 has no effect without cache_features: true"),
+        (["augment_on=device"], 'augment_on: "device" has no effect without augment'),
+        (
+            ["augment_on=cpu", "augment=flip", "cache_features=true", "freeze=all", "copies=2"],
+            'augment_on: "cpu" has no effect with cache_features: true',
+        ),
         (["cache_features=true"], "cache_features: true needs freeze: all"),
         (["cache_features=true", "freeze=2"], "cache_features: true needs freeze: all"),
         (["cache_features=true", "freeze=all", "unfreeze.2=1"], "cannot be combined with cache_features: true"),
