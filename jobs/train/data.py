@@ -110,17 +110,17 @@ def make_loader(
     size = min(batch_size, len(train))
     if size < world_size:
         raise StriateError(f"a batch of {size} pictures is too small for {world_size} workers; use fewer workers")
-    place = choose_place(recipe, inputs, device, in_memory=isinstance(train, PackedPictures))
+    chosen = choose_place(recipe, inputs, device, in_memory=isinstance(train, PackedPictures))
     if isinstance(train, PackedPictures):
         assert not isinstance(val, Rows)
-        if place is not None:
-            place = place.for_samples(train.flat.dtype)
+        if chosen is not None:
+            chosen = chosen.for_samples(train.flat.dtype)
         return MemoryLoader(
             train,
             val,
             inputs,
             augmenter,
-            augmentation=place,
+            augmentation=chosen,
             batch_size=batch_size,
             seed=recipe.seed,
             balanced=recipe.sampling == "balanced",
@@ -132,7 +132,7 @@ def make_loader(
     assert not isinstance(val, PackedPictures)
     share = WorkerShare(train, size, rank, world_size)
     val_tables = () if data.val is None else data.val.tables
-    source = StreamSource(share, val, inputs, augmenter, place, recipe.seed, data.train.tables, val_tables)
+    source = StreamSource(share, val, inputs, augmenter, recipe.seed, data.train.tables, val_tables, chosen)
     return StreamLoader(source, decoders=task.decoders, decoder_cpus=task.decoder_cpus)
 
 

@@ -103,20 +103,20 @@ class StreamSource:
         val: validation rows; None for no validation.
         inputs: the model's input pipeline.
         augmenter: augments training pictures; None for no augmentation.
-        augmentation: where they are augmented; if on the device, decoders leave them as they are.
         seed: the recipe's seed.
         train_tables: each training shard's rows in Ray's object store; empty if shards are read.
         val_tables: the same for validation.
+        augmentation: where training pictures are augmented; if on the device, decoders leave them as they are.
     """
 
     share: WorkerShare
     val: Rows | None
     inputs: InputPipeline
     augmenter: Augmenter | None
-    augmentation: AugmentPlace | None
     seed: int
     train_tables: Sequence[ObjectRef[pa.Table] | None] = ()
     val_tables: Sequence[ObjectRef[pa.Table] | None] = ()
+    augmentation: AugmentPlace | None = None
 
     def groups(self, stage: Stage) -> list[Group]:
         """Returns the row groups that are read in a stage."""

@@ -43,7 +43,10 @@ class DeviceBatch:
 
 
 def moved(batch: Batch, device: torch.device) -> DeviceBatch:
-    """Returns a batch on `device`, where its pictures are augmented if they have yet to be; to a GPU it is copied from pinned memory, which does not wait for the GPU."""
+    """Returns a batch on `device`, where its pictures are augmented if they have yet to be.
+
+    To a GPU it is copied from pinned memory, which does not wait for the GPU.
+    """
     pictures, labels = batch.pictures, _copied(batch.labels, device)
     pictures = augmented_tensor(pictures, device) if isinstance(pictures, UndonePictures) else _copied(pictures, device)
     return DeviceBatch(pictures, labels, batch.keys, batch.size)

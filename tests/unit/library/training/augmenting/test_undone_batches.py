@@ -182,7 +182,7 @@ def test_a_step_learns_from_what_the_device_has_augmented(tmp_path: Path) -> Non
         "data": {"train": str(tmp_path)},
         "input": {"size": SIDE},
         "augment": AUGMENTATIONS[0],
-        "model": "mlp(in_chans=3)",
+        "model": "resnet9(in_chans=3)",
         "optimizer": {"name": "sgd", "lr": 0.1},
         "batch_size": BATCH,
         "epochs": 1,
@@ -194,7 +194,7 @@ def test_a_step_learns_from_what_the_device_has_augmented(tmp_path: Path) -> Non
         started = loader(AUGMENTATIONS[0], place)
         started.start(0, 0, 5)
         parsed = Recipe.parse(yaml.safe_dump(recipe))
-        model = create("mlp(in_chans=3)", num_classes=2)
+        model = create("resnet9(in_chans=3)", num_classes=2)
         counts = {"a": 20, "b": 20}
         cpu = torch.device("cpu")
         learner = Learner(parsed, model, class_counts=counts, total_steps=5, steps_per_epoch=5, device=cpu)
