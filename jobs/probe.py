@@ -20,13 +20,19 @@ from library.models.build import create
 from library.models.classifier import choose_device
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
+from library.training.augmenting.choice import batch_drawer, choose_place, training_augmenter
+from library.training.augmenting.drawing import BatchDrawer
+from library.training.augmenting.execution import augmented_arrays
+from library.training.augmenting.operations import RaggedPictures, UndonePictures
 from library.training.batch_size import fitting_batch_size, trial
 from library.training.batches import Batch
 from library.training.learner import Learner
 from library.training.rows import check_columns, read_pictures, read_rows
 
 _PICTURES = 512
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,17 @@ class Rates:
     Attributes:
         device: the device that was measured.
         decode_pictures_per_s: pictures that one CPU decodes per second, with the input pipeline.
-        augment_pictures_per_s: pictures that one CPU augments per second, with resizing to the model's input.
-        step_pictures_per_s: pictures that one device learns from per second.
+        augment_on: where pictures in memory are augmented, and why there; empty where they are not.
+        augment_pictures_per_s: pictures that one CPU augments per second, with resizing to the model's input; or, where
+            a GPU does that, pictures for which one CPU draws the parameters.
+        step_pictures_per_s: pictures that one device learns from per second; where a GPU augments, with that.
         cpus_per_device: CPUs that keep one device busy with pictures streamed from shards.
         cpus_per_device_resident: CPUs that keep one device busy with decoded pictures in memory.
     """
 
     device: str
     decode_pictures_per_s: float
+    augment_on: str
     augment_pictures_per_s: float
     step_pictures_per_s: float
     cpus_per_device: float
@@ -61,14 +70,25 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> Rat
     Raises:
         UsageError: when none of the pictures can be used.
     """
-    each = seconds / 3
-    decoded, augmented = cpu_rates(recipe, each)
-    inputs = model_inputs(recipe)
+    each, inputs = seconds / 3, model_inputs(recipe)
+    chosen = choose_device(device)
+    samples = _first_pictures(recipe, inputs)
+    place = choose_place(recipe, inputs, "cuda" if chosen.type == "cuda" else "cpu", in_memory=True)
+    if place is not None:
+        place = place.for_samples(np.result_type(*{pixels.dtype for pixels in samples.pictures}))
+    drawer = batch_drawer(training_augmenter(recipe), inputs, place)
+    decoded = _rate(samples.decode, each)
+    if drawer is None:
+        augmented = _rate(lambda number: samples.augment(number, _augmenter(recipe)), each)
+    else:
+        augmented = _batch_rate(drawer, samples.pictures, each, executed=chosen.type == "cpu")
     classes = read_rows(storage.normalize(recipe.data.train), _chosen(recipe)).classes
-    stepped, where = _step_rate(recipe, inputs.size, inputs.channels, len(classes), each, device)
+    on_gpu = drawer if chosen.type == "cuda" else None
+    stepped, where = _step_rate(recipe, inputs, samples.pictures, len(classes), each, chosen, on_gpu)
     return Rates(
         device=where,
         decode_pictures_per_s=round(decoded, 1),
+        augment_on="" if place is None else str(place),
         augment_pictures_per_s=round(augmented, 1),
         step_pictures_per_s=round(stepped, 1),
         cpus_per_device=round(stepped * (1 / decoded + 1 / augmented), 2),
@@ -77,7 +97,7 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> Rat
 
 
 def cpu_rates(recipe: Recipe, seconds: float) -> tuple[float, float]:
-    """Returns the pictures per second that one CPU decodes (with the input pipeline) and augments (with resizing).
+    """Returns the rates at which one CPU decodes (with the input pipeline) and augments one by one (with resizing).
 
     Args:
         recipe: its data, input pipeline and augmentation are used.
@@ -86,37 +106,80 @@ def cpu_rates(recipe: Recipe, seconds: float) -> tuple[float, float]:
     Raises:
         UsageError: when none of the first pictures can be used.
     """
+    samples, augmenter = _first_pictures(recipe, model_inputs(recipe)), _augmenter(recipe)
+    return _rate(samples.decode, seconds), _rate(lambda number: samples.augment(number, augmenter), seconds)
+
+
+def _augmenter(recipe: Recipe) -> Augmenter | None:
+    return Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if recipe.augment else None
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The first pictures of a training set: as stored, and decoded."""
+
+    records: Sequence[Mapping[str, Any]]
+    pictures: Sequence[Pixels]
+    inputs: InputPipeline
+
+    def decode(self, number: int) -> None:
+        with contextlib.suppress(BadPicture):
+            _opened(self.records[number % len(self.records)], self.inputs)
+
+    def augment(self, number: int, augmenter: Augmenter | None) -> None:
+        pixels = self.pictures[number % len(self.pictures)]
+        if augmenter is not None:
+            pixels = augmenter.apply(pixels, number // len(self.pictures), str(number))
+        self.inputs.fitted(pixels)
+
+
+def _first_pictures(recipe: Recipe, inputs: InputPipeline) -> _Samples:
     cv2.setNumThreads(1)
     uri = storage.normalize(recipe.data.train)
     rows = read_rows(uri, _chosen(recipe))
-    inputs = model_inputs(recipe)
     shard = int(np.flatnonzero(rows.counts)[0])
     check_columns(rows, inputs.columns)
     records = read_pictures(rows, (shard, 0, _PICTURES), inputs.columns)
-
-    def opened(record: Mapping[str, Any]) -> Pixels:
-        return inputs.before_fit(record["bytes"], **{name: value for name, value in record.items() if name != "bytes"})
-
     pictures: list[Pixels] = []
     for record in records:
         with contextlib.suppress(BadPicture):
-            pictures.append(opened(record))
+            pictures.append(_opened(record, inputs))
     if not pictures:
         raise UsageError(f"none of the first {len(records)} pictures of {uri} can be used")
+    return _Samples(records, pictures, inputs)
 
-    def decode(number: int) -> None:
-        with contextlib.suppress(BadPicture):
-            opened(records[number % len(records)])
 
-    augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if recipe.augment else None
+def _opened(record: Mapping[str, Any], inputs: InputPipeline) -> Pixels:
+    return inputs.before_fit(record["bytes"], **{name: value for name, value in record.items() if name != "bytes"})
 
-    def augment(number: int) -> None:
-        pixels = pictures[number % len(pictures)]
-        if augmenter is not None:
-            pixels = augmenter.apply(pixels, number // len(pictures), str(number))
-        inputs.fitted(pixels)
 
-    return _rate(decode, seconds), _rate(augment, seconds)
+def _batch_rate(drawer: BatchDrawer, pictures: Sequence[Pixels], seconds: float, *, executed: bool) -> float:
+    """Returns pictures per second for which one CPU draws an augmentation, and executes it if that is what it does."""
+    undone = _undone(drawer, pictures, _BATCH)
+
+    def work(_: int) -> None:
+        batch = drawer.undone(undone.pictures, 0, [str(place) for place in range(_BATCH)])
+        if executed:
+            augmented_arrays(batch)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _rate(work, seconds) * _BATCH
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _undone(drawer: BatchDrawer, pictures: Sequence[Pixels], count: int) -> UndonePictures:
+    """Returns a batch of usable pictures, repeated as needed."""
+    packed = RaggedPictures.pack(pictures)
+    keys = [str(number) for number in range(len(pictures))]
+    rejected = drawer.draw(packed.shapes, 0, keys).rejected
+    usable = [number for number in range(len(pictures)) if number not in rejected]
+    if not usable:
+        raise UsageError(f"no picture can be augmented; the first one: {rejected[0].detail}")
+    batch = packed[np.asarray(usable)[np.arange(count) % len(usable)]]
+    return drawer.undone(batch, 0, [str(number) for number in range(count)])
 
 
 def _chosen(recipe: Recipe) -> Sequence[str] | None:
@@ -134,16 +197,23 @@ def _rate(work: Callable[[int], None], seconds: float) -> float:
 
 
 def _step_rate(
-    recipe: Recipe, size: tuple[int, int], channels: int, num_classes: int, seconds: float, device: str
+    recipe: Recipe,
+    inputs: InputPipeline,
+    pictures: Sequence[Pixels],
+    num_classes: int,
+    seconds: float,
+    chosen: torch.device,
+    drawer: BatchDrawer | None,
 ) -> tuple[float, str]:
-    """Returns the pictures per second of training from memory, and the name of the device."""
+    """Returns pictures per second of training from memory, which `drawer` draws for; and the name of the device."""
     recipe = recipe.model_copy(update={"cache_features": False})  # measures the backbone too
-    chosen = choose_device(device)
     model = create(recipe.model, num_classes=num_classes, head=recipe.head)
-    batch_size = fitting_batch_size(recipe, chosen, 1, trial(recipe, model, (*size, channels), chosen))
+    shape = (*inputs.size, inputs.channels)
+    batch_size = fitting_batch_size(recipe, chosen, 1, trial(recipe, model, shape, chosen))
     random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (batch_size, *size, channels), np.uint8)
-    batch = Batch(pictures, random.integers(0, num_classes, batch_size), [""] * batch_size, batch_size)
+    plain = random.integers(0, 256, (batch_size, *shape), np.uint8)
+    shown = plain if drawer is None else _undone(drawer, pictures, batch_size)
+    batch = Batch(shown, random.integers(0, num_classes, batch_size), [""] * batch_size, batch_size)
     counts = {str(number): 1 for number in range(num_classes)}
     learner = Learner(recipe, model, class_counts=counts, total_steps=10**9, steps_per_epoch=1000, device=chosen)
 

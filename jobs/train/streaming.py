@@ -324,10 +324,9 @@ def _as_list(column: pa.ChunkedArray) -> pa.Array:
 
 def _pack(decoded: DecodedChunk) -> pa.Table:
     """Packs a chunk into one row, without copying its pixels."""
-    undone, samples = None, decoded.pictures
-    if isinstance(samples, RaggedPictures):
-        undone = samples.cut()
-        samples = undone.flat
+    pictures = decoded.pictures
+    undone = pictures.cut() if isinstance(pictures, RaggedPictures) else None
+    samples: NDArray[Any] = pictures.cut().samples if isinstance(pictures, RaggedPictures) else pictures
     offsets = pa.py_buffer(np.asarray([0, samples.nbytes], np.int64))
     pixels = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(samples)])
     return pa.table(
