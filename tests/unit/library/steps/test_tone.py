@@ -125,3 +125,12 @@ def test_filters_of_the_value_range_refuse_nan(text: str) -> None:
     pixels[0, 0, 0] = np.nan
     with pytest.raises(BadPicture, match="not_finite"):
         step(text)(pixels)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_contrast_stretch_of_everything_takes_minimum_and_maximum(dtype: str) -> None:
+    # 100 / 100 of 888 pixels is above 888 in floating-point numbers.
+    pixels = np.linspace(20, 200, 888).reshape(24, 37, 1).astype(dtype)
+    result = step("contrast_stretch(0, 100)")(pixels)
+    assert (result.min(), result.max()) == (0, WHITE[dtype])
+    np.testing.assert_array_equal(step("contrast_stretch(0, 100)")(np.full_like(pixels, 20)), 20)
