@@ -21,7 +21,7 @@ _INTRODUCTION = """# Commands
 Every command of `striate` with its arguments and options. `striate COMMAND --help` shows the same in a terminal.
 
 `--json` prints one JSON document on stdout; everything else goes to stderr. Exit codes: 0 for success, 1 for a failure,
-2 for misuse, 130 for Ctrl-C, 143 for SIGTERM.
+2 for misuse, 130 for Ctrl-C, 143 for SIGTERM; `striate serve` ends with 0 at both.
 
 This page is written by `docs/hooks/cli.py`; change the commands, not the page.
 """
@@ -53,7 +53,7 @@ def _section(path: str, command: Any) -> str:
     lines = [f"## {path}", "", f"    {usage}", "", *_help(command)]
     if arguments:
         lines += ["", "| argument | |", "|---|---|"]
-        lines += [f"| `{_metavar(each)}` | {_cell(each.help)} |" for each in arguments]
+        lines += [f"| `{_cell(_metavar(each))}` | {_cell(each.help)} |" for each in arguments]
     if options:
         lines += ["", "| option | default | |", "|---|---|---|"]
         lines += [f"| {_names(each)} | {_default(each)} | {_cell(each.help)} |" for each in options]

@@ -104,7 +104,7 @@ def _add_health(app: FastAPI, models: Mapping[str, ModelService]) -> None:
 def _add_pipelines(app: FastAPI, previewer: Previewer, settings: ServeSettings) -> None:
     @app.get("/steps", tags=[PIPELINES], summary="List the steps of pipelines", responses=problems())
     async def list_steps() -> list[StepHelp]:
-        return [step_help(cls, EXAMPLES[cls.name]) for cls in ordered_steps()]
+        return [step_help(cls, EXAMPLES.get(cls.name, cls.name)) for cls in ordered_steps()]
 
     @app.get("/pipeline", tags=[PIPELINES], summary="Check a pipeline", responses=problems())
     async def check(steps: _Steps) -> PipelineText:

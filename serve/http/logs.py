@@ -49,9 +49,11 @@ def write_logs(access: str | None) -> None:
     Raises:
         OSError: when the file cannot be written.
     """
-    _attach(_ERRORS, logging.StreamHandler(sys.stderr), logging.WARNING)
+    # Not sys.stderr: Serve replaces it in a replica by its own logger, which drops these lines.
+    stderr = sys.__stderr__
+    _attach(_ERRORS, logging.StreamHandler(stderr), logging.WARNING)
     if access is not None:
-        handler = logging.StreamHandler(sys.stderr) if access == STDERR else WatchedFileHandler(access)
+        handler = logging.StreamHandler(stderr) if access == STDERR else WatchedFileHandler(access)
         _attach(_ACCESS, handler, logging.INFO)
 
 

@@ -525,6 +525,7 @@ def test_a_model_with_a_users_own_step_is_served_with_its_plugin(photos: list[by
         assert httpx.post(f"{server.url}/models/halved/predict", content=photos[0], timeout=60).status_code == 200
         shown = httpx.post(f"{server.url}/preview", params={"steps": "halve(by=4)"}, content=photos[0], timeout=60)
         assert (codec.decode(shown.content) == codec.decode(photos[0]) // 4).all()
+        assert "halve" in {step["name"] for step in httpx.get(f"{server.url}/steps").json()}
     finally:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,14 +35,17 @@ def test_requests_go_to_the_file_even_after_it_is_moved_away(tmp_path: Path) -> 
     assert path.read_text() == '{"id": 2}\n'
 
 
-def test_errors_are_one_line_of_json_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_of_json_on_stderr(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # as in a replica of Serve, which drops what is written there
     write_logs("-")
     try:
         raise ZeroDivisionError("inside")
     except ZeroDivisionError:
         logging.getLogger("striate.serve").exception("request %s failed", "r-1")
     logging.getLogger("striate.access").info('{"id": 1}')
-    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    first, second = map(json.loads, capfd.readouterr().err.splitlines())
     assert (first["level"], first["message"]) == ("error", "request r-1 failed")
     assert first["traceback"].endswith("ZeroDivisionError: inside")
     assert second == {"id": 1}
