@@ -208,8 +208,9 @@ def augment_command(
 ) -> None:
     """Write random copies of every picture of a dataset.
 
-    A copy depends only on the seed, the picture's key and the copy's number, so any number of workers writes the same
-    bytes. The result counts copies; progress counts the source's pictures. `striate show DATASET --steps ... --augment 8` shows the same copies beforehand.
+    A copy depends only on the seed, the picture's key and the copy's number, so any number of workers writes the
+    same bytes. The result counts copies; progress counts the source's pictures. `striate show DATASET --steps ...
+    --augment 8` shows the same copies beforehand.
 
         striate augment out/raw out/more --steps "rotate(15) | flip(p=0.5) | zoom(0.2)" --copies 4
 
