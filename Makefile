@@ -7,7 +7,7 @@ OUT ?= out/demo
 # Every process of Ray imports PyTorch; without cached bytecode, which this variable prevents, that takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-faults test-cluster check docs wheel-test bench setup clean
+.PHONY: demo test test-faults test-cluster test-gpu check docs wheel-test bench bench-gpu setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,10 +15,13 @@ help:
 	@echo "make test   set up, run the tests (thirteen minutes on two cores)"
 	@echo "make test-faults   set up, run the tests of whole jobs under kills and storage errors, and the parity tests with other kernels"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
+	@echo "make test-gpu      set up, run the tests of what can only fail on a GPU (skipped where there is none)"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
 	@echo "make docs   set up, build the site into out/site/ (needs no network); every link is checked"
 	@echo "make wheel-test    set up, build the wheel and try it in an empty environment of each installed Python"
 	@echo "make bench  set up, run the benchmarks (two hours; wrk for serving), write benchmarks/results/"
+	@echo "make bench-gpu   measure training, prediction and serving on a GPU (eight minutes); needs PyTorch, timm and Ray, but no setup:"
+	@echo "                 make bench-gpu PYTHON=python3.12 PACKAGES='FOLDER ...' with packages unpacked into folders"
 
 setup: $(VENV)/.installed
 
@@ -57,6 +60,11 @@ test-faults: setup
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster tests/e2e
 
+# Streams, pinned memory, mixed precision, compiled steps, memory that runs out, and whole commands on a GPU. Each
+# test's body can be tried out without one: python -m pytest -m gpu tests/gpu --device cpu
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -88,6 +96,10 @@ bench: setup
 	$(BIN)/python benchmarks/serve/serve_throughput.py
 	$(BIN)/python benchmarks/scale/scale.py
 	$(BIN)/python benchmarks/filter/decode_worst_case.py
+
+# On a bare machine: nothing is installed, and no network is needed. PACKAGES are folders of unpacked packages.
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu.gpu_suite $(if $(PACKAGES),--packages $(PACKAGES))
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .ruff_cache

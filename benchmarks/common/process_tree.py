@@ -122,7 +122,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     # Listed first: descendants get another parent when the process ends.
     below = descendants(process.pid)[1:]
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        # Not SIGINT, which a process ignores if a shell without a terminal started it in the background.
+        process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_S)
     for pid in [*below, process.pid]:

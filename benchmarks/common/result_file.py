@@ -45,7 +45,7 @@ def machine(cores: int) -> dict[str, Any]:
         "uncommitted_changes": None if status is None else bool(status),
         "code_digest": code_digest(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "imagemagick": _imagemagick(),
     }
 
@@ -60,6 +60,13 @@ def torch_facts(device: str | None = None) -> dict[str, Any]:
 
     gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
     return {"cores_used": torch.get_num_threads(), "device": torch.cuda.get_device_name() if gpu else "cpu"}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def code_digest() -> str:
@@ -85,10 +92,20 @@ def _imagemagick() -> str | None:
 
 def save(result: Mapping[str, Any], folder: Path) -> Path:
     """Writes `BENCHMARK-DATE-COMMIT.json`, or `...-2.json` if that exists, and returns the path."""
+    path = new_path(result, folder)
+    write(result, path)
+    return path
+
+
+def new_path(result: Mapping[str, Any], folder: Path) -> Path:
+    """Returns the path of a result file that does not exist yet; creates the folder."""
     described = result["machine"]
     stem = f"{result['benchmark']}-{described['date'][:10]}-{(described['commit'] or 'nocommit')[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-    path = next(path for name in names if not (path := folder / f"{name}.json").exists())
+    return next(path for name in names if not (path := folder / f"{name}.json").exists())
+
+
+def write(result: Mapping[str, Any], path: Path) -> None:
+    """Writes a result file."""
     path.write_text(json.dumps(result, indent=1) + "\n")
-    return path

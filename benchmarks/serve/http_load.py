@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import multiprocessing
 import shutil
 import subprocess
 from collections import Counter
@@ -20,7 +21,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import uvloop
 
 from benchmarks.common.measuring import NotRunError
 from library.errors import StriateError, UsageError
@@ -70,6 +70,56 @@ def closed_loop(url: str, bodies: Bodies, concurrency: int, seconds: float, form
     return {"requests_per_s": round(good / report.pop("seconds"), 2), **report}
 
 
+def client_loop(url: str, bodies: Bodies, concurrency: int, seconds: float, processes: int) -> dict[str, Any]:
+    """Does what `closed_loop` does with Python's clients in place of wrk, for a machine that lacks it.
+
+    Args:
+        url: address that pictures are posted to.
+        bodies: sent in turn.
+        concurrency: number of connections.
+        seconds: duration.
+        processes: clients that share the connections; each needs a core.
+
+    Returns:
+        The figures of `closed_loop`; `max_ms` may be `None`, like all times, where no request was answered.
+    """
+    processes = min(processes, concurrency)
+    shares = [
+        concurrency * (number + 1) // processes - concurrency * number // processes for number in range(processes)
+    ]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        parts = pool.starmap(_closed_loop, [(url, bodies, share, seconds, first) for first, share in enumerate(shares)])
+    latencies = [latency for part in parts for latency in part.good_ms]
+    return {
+        "requests_per_s": round(sum(len(part.good_ms) / part.seconds for part in parts), 2),
+        **_percentiles(latencies),
+        "refused": sum(len(part.refused_ms) for part in parts),
+        "broken": sum(sum(part.other.values()) for part in parts),
+    }
+
+
+def _closed_loop(url: str, bodies: Bodies, connections: int, seconds: float, first: int) -> OpenLoop:
+    """Runs one client process of `client_loop`."""
+    return asyncio.run(_ask_again(url, bodies.read(), connections, seconds, first))
+
+
+async def _ask_again(url: str, bodies: Sequence[bytes], connections: int, seconds: float, first: int) -> OpenLoop:
+    result = OpenLoop(0.0, seconds)
+    client = _Client(url)
+    requests = [client.encoded(body) for body in bodies]
+    start = perf_counter()
+
+    async def connection(number: int) -> None:
+        while (sent := perf_counter()) - start < seconds:
+            await _send(client, requests[number % len(requests)], sent, result)
+            number += connections
+
+    await asyncio.gather(*(connection(first * connections + number) for number in range(connections)))
+    result.seconds = perf_counter() - start
+    client.close()
+    return result
+
+
 @dataclass
 class OpenLoop:
     """The outcomes of requests that were due at a constant rate.
@@ -103,6 +153,8 @@ class OpenLoop:
 
 def open_loop(url: str, bodies: Bodies, rate: float, seconds: float) -> OpenLoop:
     """Sends requests at a constant rate, however late the answers are."""
+    import uvloop
+
     # A collection would stop the client for so long that requests are sent and answers are read too late.
     gc.disable()
     try:

@@ -15,16 +15,14 @@ import shutil
 import statistics
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks.common.command_line import add_photos, at_least, make_parser, run_benchmark, say, work_folder
+from benchmarks.common.datasets import write_dataset
 from benchmarks.common.measuring import RATE, fresh_folder
 from benchmarks.common.photo_files import PhotoSet, make_photos
 from benchmarks.common.report import goal, print_goals
@@ -34,11 +32,7 @@ from jobs.train.data import TrainData, make_loader, put_data
 from jobs.train.plan import TrainPlan, plan_train
 from jobs.train.scaling import Scaling
 from jobs.train.worker_task import TrainTask
-from library.dataset.manifest import VERSIONS, FileEntry, Job, Manifest, Tally, save_manifest
-from library.dataset.record import ImageRecord, dataset_schema, table_of
-from library.dataset.shards import SUFFIX, ShardWriter, shard_name
 from library.errors import UsageError
-from library.imaging import codec
 from library.recipe import Recipe
 
 _AUGMENT = "random_resized_crop(224) | flip"
@@ -52,7 +46,6 @@ _WARM_UP_PICTURES = 3000
 _COUNTED_PICTURES = 6000
 _PROBE_S = 3.0
 _PEER_WARM_UP_BATCHES, _PEER_PICTURES = 4, 3000
-_ROWS_AT_ONCE = 16
 
 
 def main() -> int:
@@ -76,7 +69,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         photos = make_photos(options.tar, folder / "photos", _DISTINCT)
         for count in options.photos:
             with fresh_folder(folder / "data") as dataset:
-                _write_dataset(photos, dataset, count, options.shard_mb)
+                write_dataset(_labelled(photos), dataset, count, options.shard_mb, str(photos.folder))
                 sizes[f"{count}"] = _measure_size(dataset, photos, count, options.batch_size, cores)
             say(f"{count:,} photos: {sizes[f'{count}']}")
     return {
@@ -104,29 +97,10 @@ def _goals(count: int, figures: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _write_dataset(photos: PhotoSet, folder: Path, count: int, shard_mb: float) -> None:
-    """Writes a dataset of `count` photos, which repeat the distinct ones."""
-    schema = dataset_schema([])
-    names = [f"class-{number % _CLASSES}" for number in range(photos.distinct)]
-    records = [
-        ImageRecord(path.name, (data := path.read_bytes()), path.name, name, codec.probe(data), {})
-        for path, name in zip(photos.paths, names, strict=True)
-    ]
-    table = table_of(records, schema)
-    shard_rows = max(1, int(shard_mb * 2**20 / photos.facts["mean_bytes"]))
-    entries: list[FileEntry] = []
-    for number, first in enumerate(range(0, count, shard_rows)):
-        with ShardWriter(str(folder), shard_name(number) + SUFFIX, schema) as writer:
-            for begin in range(first, min(first + shard_rows, count), _ROWS_AT_ONCE):
-                rows = np.arange(begin, min(begin + _ROWS_AT_ONCE, first + shard_rows, count))
-                keys = pa.array([f"{row:07d}.jpg" for row in rows])
-                batch = table.take(pa.array(rows % len(records)))
-                writer.add(batch.set_column(schema.get_field_index("key"), schema.field("key"), keys))
-        entries.append(writer.entry)
-    classes = Counter(names[row % len(records)] for row in range(count))
-    tally = Tally(rows_in=count, rows_out=count, classes=dict(sorted(classes.items())), channels={"3": count})
-    job = Job(kind="ingest", source=str(photos.folder))
-    save_manifest(str(folder), Manifest(complete=True, jobs=[job], tally=tally, shards=entries, versions=VERSIONS))
+def _labelled(photos: PhotoSet) -> list[tuple[bytes, str]]:
+    """Returns the distinct photos with made-up classes."""
+    paths = photos.paths[: photos.distinct]
+    return [(path.read_bytes(), f"class-{number % _CLASSES}") for number, path in enumerate(paths)]
 
 
 def _measure_size(dataset: Path, photos: PhotoSet, count: int, batch_size: int, cores: int) -> dict[str, Any]:

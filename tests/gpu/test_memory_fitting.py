@@ -32,7 +32,7 @@ CPU_PICTURES = 40
 def recipe(**fields: Any) -> Recipe:
     values: dict[str, Any] = {
         "data": {"train": "train"},
-        "model": "resnet9(width=64)",
+        "model": "resnet9(width=16)",
         "optimizer": {"name": "adamw", "lr": 0.001},
         "batch_size": "auto",
         "epochs": 1,
