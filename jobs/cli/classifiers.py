@@ -21,7 +21,7 @@ from jobs.cli.options import (
     check_size,
 )
 from library import storage
-from library.bundle.description import Prediction
+from library.bundle.description import Prediction, decoder_notes, load_record
 from library.errors import BadPicture, UsageError
 from library.extras import check_installed
 from library.runtimes import NAMES_TEXT
@@ -81,6 +81,7 @@ def predict_command(
         striate predict out/lenet seven.png scans/ s3://bucket/more.jpg --top-k 3
     """
     check_installed("torch", "striate predict")
+    _say_decoders(bundle)
     from jobs.predict import is_dataset_and_destination, plan_predict, predict_dataset
 
     for_datasets = {
@@ -167,6 +168,7 @@ def evaluate_command(
     pictures = (robustness_pictures or ROBUSTNESS_PICTURES) if robustness else 0
     *bundles, dataset = bundles_and_data
     plan = plan_evaluate(bundles, dataset, report=report, robustness_pictures=pictures)
+    _say_decoders(*bundles)
     content = run_evaluate(plan, workers=workers or "auto", gpu=gpu, size=size, address=address)
     page = storage.join(plan.report, PAGE) if plan.report is not None else None
     if json:
@@ -204,6 +206,7 @@ def export_command(
     from library.pipeline.inputs import InputPipeline
     from library.runtimes.export import write_export
 
+    _say_decoders(bundle)
     written = write_export(bundle, file_format, out)
     if json:
         output.emit_json(written.described())
@@ -221,6 +224,13 @@ def export_command(
         f"checked in batches of {', '.join(map(str, exported.batches))}: largest difference of a probability "
         f"{exported.difference:.2g}, allowed {exported.allowed:g}"
     )
+
+
+def _say_decoders(*bundles: str) -> None:
+    """Says how much the decoder that a classifier was trained with differs from the one that it predicts with."""
+    for uri in bundles:
+        for note in decoder_notes(uri, load_record(uri)):
+            output.stderr.print(note, markup=False, soft_wrap=True)
 
 
 def _pictures(bundle: str, paths: Sequence[str], top_k: int, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ The pictures are decoded, or features of a frozen backbone, or rows to be stream
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from jobs.train.worker_task import TrainTask
 from library import storage
 from library.bundle.description import weights_digest
 from library.dataset.manifest import digest_of
-from library.errors import StriateError
+from library.errors import StriateError, UsageError
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.steps.plugins import digests, recorded
@@ -73,8 +74,34 @@ def put_data(plan: TrainPlan, session: Session) -> TrainData:
     Raises:
         StriateError: when no picture, or none of some class, can be used.
     """
-    train = _put_rows(plan, "train", plan.train, session)
-    return TrainData(train, None if plan.val is None else _put_rows(plan, "val", plan.val, session))
+    inputs = decoding_inputs(plan)
+    train = _put_rows(plan, "train", plan.train, inputs, session)
+    return TrainData(train, None if plan.val is None else _put_rows(plan, "val", plan.val, inputs, session))
+
+
+def check_decoder(plan: TrainPlan, session: Session) -> None:
+    """Checks that the recipe's `input.decode` is possible on this Ray.
+
+    Raises:
+        UsageError: there is no GPU, or this machine, if it is Ray's only one, lacks TorchCodec.
+    """
+    if plan.recipe.input.decode != "cuda":
+        return
+    if not session.gpus:
+        raise UsageError(f"input.decode: cuda needs a GPU, and there is none: {session}; set input.decode: cpu")
+    if session.address is None:
+        from library.imaging import cuda_jpeg  # imports torch
+
+        cuda_jpeg.check_installed()
+
+
+def decoding_inputs(plan: TrainPlan) -> InputPipeline:
+    """The model's input pipeline with the decoder that the recipe asks for."""
+    if plan.recipe.input.decode != "cuda":
+        return plan.inputs
+    from library.imaging import cuda_jpeg  # imports torch
+
+    return dataclasses.replace(plan.inputs, decode=cuda_jpeg.decode)
 
 
 def make_loader(
@@ -136,15 +163,15 @@ def make_loader(
     return StreamLoader(source, decoders=task.decoders, decoder_cpus=task.decoder_cpus)
 
 
-def _put_rows(plan: TrainPlan, role: str, rows: Rows, session: Session) -> DatasetRefs:
+def _put_rows(plan: TrainPlan, role: str, rows: Rows, inputs: InputPipeline, session: Session) -> DatasetRefs:
     if not plan.in_memory:
         ref: ObjectRef[PackedPictures | Rows] = ray.put(rows)
         return DatasetRefs(ref, _put_tables(ref, rows, plan.inputs) if _fits_encoded(rows, plan.recipe) else ())
     if plan.recipe.cache_features:
-        pictures = _features(plan, role, rows, session)
+        pictures = _features(plan, role, rows, inputs, session)
     else:
         fitted = role == "val" or plan.recipe.augment is None
-        pictures = _decode(rows, plan.inputs, session, fitted=fitted)
+        pictures = _decode(rows, inputs, session, fitted=fitted, on_gpus=plan.recipe.input.decode == "cuda")
     pictures.check_classes(rows.dataset, rows.classes)
     if pictures.rejected:
         total, reasons = pictures.rejected.total(), rejected_text(pictures.rejected)
@@ -177,23 +204,24 @@ def _read_table(rows: Rows, part: Part, columns: Sequence[str]) -> tuple[pa.Tabl
     return table, table.num_rows
 
 
-def _decode(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool) -> PackedPictures:
-    """Decodes all rows: a few of them in the driver, the rest on Ray."""
-    workers = max(1, session.cpus)
+def _decode(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool, on_gpus: bool) -> PackedPictures:
+    """Decodes all rows: a few of them in the driver, the rest on Ray; all on Ray where that takes GPUs."""
+    workers = session.gpus if on_gpus else max(1, session.cpus)
     parts = small_parts(rows, workers)
     done: list[PackedPictures] = []
-    end = time.monotonic() + _DRIVER_S * (rows.picture_bytes * len(rows) <= _DRIVER_BYTES)
+    in_driver = not on_gpus and rows.picture_bytes * len(rows) <= _DRIVER_BYTES
+    end = time.monotonic() + _DRIVER_S * in_driver
     while len(done) < len(parts) and time.monotonic() < end:
         done.append(decode_rows(rows, parts[len(done)], inputs, fitted=fitted))
     if len(done) < len(parts):
-        done += map_parts(Decoder, (rows, inputs, fitted), parts[len(done) :], workers)
+        done += map_parts(Decoder, (rows, inputs, fitted), parts[len(done) :], workers, num_gpus=int(on_gpus))
     pictures = PackedPictures.concatenate(done)
     if not len(pictures):
         raise StriateError(f"no picture of {rows.dataset} can be used: {rejected_text(pictures.rejected)}")
     return pictures
 
 
-def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> PackedPictures:
+def _features(plan: TrainPlan, role: str, rows: Rows, inputs: InputPipeline, session: Session) -> PackedPictures:
     """Returns the frozen backbone's features of the pictures; computed once and stored in the training's folder."""
     from jobs.train.features import cached_features  # imports timm, which other trainings import only in their workers
 
@@ -208,10 +236,10 @@ def _features(plan: TrainPlan, role: str, rows: Rows, session: Session) -> Packe
         "dataset": plan.datasets,
         "fraction": recipe.data.val_fraction,
         "classes": rows.classes,
-        "inputs": [str(plan.inputs.steps), str(plan.inputs.fit), plan.inputs.size],
+        "inputs": [str(inputs.steps), str(inputs.fit), inputs.size, recipe.input.decode == "cuda"],
         "augment": recipe.augment if copies else None,
         "copies": copies,
         **recorded(digests(plan.used_plugins)),
     }
     uri = storage.join(plan.out, FEATURES, f"{role}-{digest_of(identity)[:16]}.npz")
-    return cached_features(uri, rows, plan.inputs, plan.located, session, plan.used_plugins, copies=copies)
+    return cached_features(uri, rows, inputs, plan.located, session, plan.used_plugins, copies=copies)

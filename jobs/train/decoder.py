@@ -9,10 +9,15 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from library.bundle.description import BundleRecord
 from library.errors import StriateError
 from library.pipeline.inputs import InputPipeline
+from library.steps.plugins import Plugin, install
 from library.training.in_memory import PackedPictures, decode_rows
-from library.training.rows import Part, Rows
+from library.training.rows import Part, Rows, read_pictures
+
+#: Training pictures on which two decoders are compared.
+_COMPARED = 256
 
 
 class Decoder:
@@ -27,6 +32,35 @@ class Decoder:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Decodes the pictures of `row["part"]`."""
         return apply_to_part(row, lambda part: decode_rows(self._rows, part, self._inputs, fitted=self._fitted))
+
+
+def compare_with_cpu(
+    record: str, weights: bytes, rows: Rows, inputs: InputPipeline, own_steps: Sequence[Plugin]
+) -> str:
+    """Compares the decoder of `inputs` with the CPU's on the first training pictures, in a process that has a GPU.
+
+    Args:
+        record: record of the trained bundle, as JSON.
+        weights: content of its weight file.
+        rows: training rows.
+        inputs: the training's input pipeline.
+        own_steps: the plugins that the recipe uses.
+
+    Returns:
+        `TrainedDecoder` as JSON.
+    """
+    # They import torch, which the decoders of other trainings do without.
+    from library.bundle.bundle import Bundle
+    from library.bundle.decoding import compare_decoders
+    from library.bundle.network import SingleNetwork
+    from library.imaging import cuda_jpeg
+
+    install(own_steps)
+    parsed = BundleRecord.model_validate_json(record)
+    bundle = Bundle(parsed, SingleNetwork(parsed, weights, "auto"))
+    shard = next(number for number, count in enumerate(rows.counts.tolist()) if count)
+    pictures = read_pictures(rows, (shard, 0, _COMPARED), inputs.columns)
+    return compare_decoders(bundle, pictures, inputs.decode, cuda_jpeg.library_version()).model_dump_json()
 
 
 def apply_to_part(row: dict[str, Any], work: Callable[[Part], PackedPictures]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 from cluster.connection.session import connect
 from cluster.resources import need_on_cluster
@@ -21,7 +22,7 @@ from jobs.train.run_folder import CHECKPOINTS, claim, is_finished, remove_tempor
 from jobs.train.scaling import Scaling
 from jobs.train.worker_task import TrainOutcome, TrainTimes
 from library import storage
-from library.bundle.description import BundleRecord, load_record
+from library.bundle.description import WEIGHTS, BundleRecord, TrainedDecoder, load_record
 from library.dataset import histograms
 from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS
@@ -90,7 +91,7 @@ def train(
         with connect(address, environment=_ENVIRONMENT) as session:
             # They import Ray Train and torch, which takes seconds; planning and a finished training need neither.
             connected = time.time()
-            from jobs.train.data import put_data
+            from jobs.train.data import check_decoder, put_data
             from jobs.train.fit import fit
 
             if size is not None:
@@ -98,12 +99,13 @@ def train(
                 workers, gpu, cpus_per_worker = str(need.workers), need.gpus > 0, need.cpus
             scaling = Scaling.choose(session, workers, gpu=gpu, cpus_per_worker=cpus_per_worker)
             check_batch_parts(plan.recipe, len(plan.train), scaling.workers[1])
+            check_decoder(plan, session)
             check_shared(reads=_paths_read_by_workers(plan), writes=[plan.out])
             claim(plan.out, plan.record, overwrite=plan.overwrite)
             data = put_data(plan, session)
             put = time.time()
             best, outcome = fit(plan, data, scaling, uuid.uuid4().hex, storage.join(plan.out, CHECKPOINTS))
-        record = _write_bundle(plan, best, outcome)
+            record = _write_bundle(plan, best, outcome)
     return TrainResult(
         record,
         plan.out,
@@ -155,8 +157,24 @@ def _write_bundle(plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutco
         },
     )
     bundle = Bundle.of_model(record, model, device="cpu")
+    if recipe.input.decode == "cuda":
+        decoder = _compared_decoder(plan, bundle.record, bundle.files()[WEIGHTS])
+        bundle = Bundle.of_model(record.model_copy(update={"decoder": decoder}), model, device="cpu")
     bundle.save(plan.out)
     return bundle.record
+
+
+def _compared_decoder(plan: TrainPlan, record: BundleRecord, weights: bytes) -> TrainedDecoder:
+    """Measures on a GPU how much the decoder of the training pictures differs from the CPU's."""
+    import ray
+
+    from jobs.train.data import decoding_inputs
+    from jobs.train.decoder import compare_with_cpu
+
+    compare: Any = ray.remote(num_gpus=1)(compare_with_cpu)
+    arguments = (record.model_dump_json(), weights, plan.train, decoding_inputs(plan), plan.own_steps)
+    found = ray.get(compare.remote(*arguments))
+    return TrainedDecoder.model_validate_json(found)
 
 
 def _versions() -> dict[str, str]:

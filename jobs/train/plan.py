@@ -157,6 +157,11 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         raise UsageError(
             "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
         )
+    if not in_memory and not recipe.cache_features and recipe.input.decode == "cuda":
+        raise UsageError(
+            "input.decode: cuda needs the pictures in memory, because workers without a GPU decode a stream; raise "
+            "data.max_resident_mb, or set input.decode: cpu"
+        )
     check_batch_parts(recipe, len(train), 1)
     for rows in (train, val):
         if rows is not None and (storage.contains(out, rows.dataset) or storage.contains(rows.dataset, out)):

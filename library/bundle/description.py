@@ -38,6 +38,35 @@ class Member(pydantic.BaseModel):
     weight: float = pydantic.Field(gt=0, le=1e9)
 
 
+class TrainedDecoder(pydantic.BaseModel):
+    """A decoder other than the CPU's that training pictures were decoded with, and its difference from the CPU's.
+
+    Attributes:
+        name: the recipe's `input.decode`.
+        library: package and version that decoded.
+        pictures: training pictures that were decoded both ways.
+        largest_pixel_difference: of a decoded sample, of 255.
+        largest_probability_difference: of a probability of the bundle.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["cuda"]
+    library: str = pydantic.Field(max_length=200)
+    pictures: int = pydantic.Field(ge=1)
+    largest_pixel_difference: int = pydantic.Field(ge=0, le=255)
+    largest_probability_difference: float = pydantic.Field(ge=0, le=1)
+
+    def __str__(self) -> str:
+        """States the difference, for people who are about to use the bundle."""
+        return (
+            f"trained on pictures that {self.library} decoded on a GPU, and predicts from pictures that the CPU "
+            f"decodes. In {self.pictures:,} training pictures a pixel differed by up to "
+            f"{self.largest_pixel_difference} of 255, and a probability by up to "
+            f"{self.largest_probability_difference:.2g}"
+        )
+
+
 class BundleRecord(pydantic.BaseModel):
     """The content of `bundle.json`.
 
@@ -50,6 +79,7 @@ class BundleRecord(pydantic.BaseModel):
         input_size: height and width of the model's input in pixels.
         channels: channels of the model's input.
         precision: auto (bf16 autocast on CUDA, float32 on a CPU), bf16 or fp32.
+        decoder: what decoded the training pictures; None for the CPU's decoder, which the bundle itself always uses.
         weights_digest: SHA-256 of `model.safetensors`; empty for an ensemble.
         members: the bundles of an ensemble, stored in `members/0`, `members/1` ...
         metrics: metrics on the validation set at the end of training.
@@ -67,6 +97,7 @@ class BundleRecord(pydantic.BaseModel):
     input_size: tuple[_Side, _Side] = (0, 0)
     channels: int = pydantic.Field(default=0, ge=0, le=4096)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    decoder: TrainedDecoder | None = None
     weights_digest: str = ""
     members: tuple[Member, ...] = pydantic.Field(default=(), max_length=_MAX_MEMBERS)
     metrics: dict[str, Any] = {}
@@ -161,6 +192,19 @@ def plugins_of(uri: str, record: BundleRecord) -> set[str]:
     for folder, part in load_members(storage.normalize(uri), record):
         names |= plugins_of(folder, part)
     return names
+
+
+def decoder_notes(uri: str, record: BundleRecord) -> list[str]:
+    """Returns a sentence for each network that was trained on pictures from another decoder than its users' own.
+
+    Args:
+        uri: the bundle's folder.
+        record: the bundle's record, from `load_record`.
+    """
+    notes = [f"{uri} was {record.decoder}"] if record.decoder is not None else []
+    for folder, part in load_members(storage.normalize(uri), record):
+        notes += decoder_notes(folder, part)
+    return notes
 
 
 def digest_of_file(uri: str) -> str:

@@ -13,6 +13,9 @@ from library.imaging import codec
 #: Pixels, height x width x channels; uint8, uint16 or float32. Channels: 1 grey, 3 RGB, or any number of bands.
 Pixels: TypeAlias = NDArray[Any]
 
+#: Decodes a picture as `codec.decode` does: takes its bytes, the limits, and its header if it was read before.
+Decode: TypeAlias = Callable[[bytes, codec.Limits | None, codec.Header | None], Pixels]
+
 
 class Picture:
     """A picture that selectors judge and filters change.
@@ -27,6 +30,7 @@ class Picture:
         data: returns the stored bytes; called when they are needed.
         extras: all other columns, by name.
         limits: checked when the bytes are decoded.
+        decode: decodes the bytes.
     """
 
     def __init__(
@@ -37,9 +41,10 @@ class Picture:
         data: Callable[[], bytes],
         extras: Mapping[str, Any],
         limits: codec.Limits = codec.DEFAULT_LIMITS,
+        decode: Decode = codec.decode,
     ) -> None:
         self.key, self.label, self.extras = key, label, extras
-        self._header, self._data, self._limits = header, data, limits
+        self._header, self._data, self._limits, self._decode = header, data, limits, decode
         self._pixels: Pixels | None = None
         self.changed = False
         self.decode_seconds = 0.0
@@ -73,7 +78,7 @@ class Picture:
             start = perf_counter()
             # A header made from a dataset's columns may not match the bytes; one that was read from them has work_px.
             header = self._header if self._header.work_px else None
-            self._pixels = codec.decode(self._data(), self._limits, header)
+            self._pixels = self._decode(self._data(), self._limits, header)
             self.decode_seconds += perf_counter() - start
         return self._pixels
 

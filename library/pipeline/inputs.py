@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from library.errors import BadPicture, StriateError, UsageError
 from library.imaging import codec
-from library.imaging.picture import Picture, Pixels
+from library.imaging.picture import Decode, Picture, Pixels
 from library.pipeline import Pipeline
 from library.pipeline.batch import run_step
 from library.steps.base import Step
@@ -33,12 +33,14 @@ class InputPipeline:
         fit: filters that give every picture the model's size; skipped if it already has that size.
         size: height and width in pixels.
         channels: number of channels of the result.
+        decode: decodes stored pictures; on the CPU unless a recipe's `input.decode` says otherwise.
     """
 
     steps: Pipeline
     fit: Pipeline
     size: tuple[int, int]
     channels: int
+    decode: Decode = codec.decode
 
     @classmethod
     def parse(cls, steps: str, fit: str, size: tuple[int, int], channels: int) -> InputPipeline:
@@ -72,7 +74,7 @@ class InputPipeline:
         Raises:
             BadPicture: if it cannot be decoded; `dropped:REASON` if a selector drops it.
         """
-        picture = _picture(data, limits, columns)
+        picture = _picture(data, limits, columns, decode=self.decode)
         self._run(self.steps.steps, picture)
         return picture.pixels
 
@@ -160,13 +162,19 @@ def _channels_text(channels: int) -> str:
     return f"{channels} channel{'' if channels == 1 else 's'}{names.get(channels, '')}"
 
 
-def _picture(data: bytes, limits: codec.Limits, columns: Mapping[str, Any], pixels: Pixels | None = None) -> Picture:
+def _picture(
+    data: bytes,
+    limits: codec.Limits,
+    columns: Mapping[str, Any],
+    pixels: Pixels | None = None,
+    decode: Decode = codec.decode,
+) -> Picture:
     if pixels is None:
         header = codec.probe(data, limits)
     else:
         header = codec.Header("npy", pixels.shape[1], pixels.shape[0], pixels.shape[2], pixels.dtype.name)
     key, label = str(columns.get("key", "")), columns.get("label")
-    picture = Picture(key, label, header, lambda: data, columns, limits)
+    picture = Picture(key, label, header, lambda: data, columns, limits, decode)
     if pixels is not None:
         picture.replace(pixels)
     return picture

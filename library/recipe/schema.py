@@ -54,6 +54,13 @@ class Input(_Group):
         fields.Pixels | tuple[fields.Pixels, fields.Pixels] | None,
         Field(description="pixels: one side or [height, width]; the model's own by default"),
     ] = None
+    decode: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(
+            description="what decodes JPEGs for training: cuda is nvJPEG through TorchCodec, for pictures in memory; "
+            "auto is cpu. The bundle records by how much cuda differs"
+        ),
+    ] = "auto"
 
 
 class Optimizer(_Group):

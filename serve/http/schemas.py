@@ -71,6 +71,9 @@ class InputDescription(Strict):
     fit: str
     size: tuple[int, int]
     channels: int
+    decoder: Annotated[
+        str | None, Field(description="how the decoder of the training pictures differs from this server's, if it does")
+    ] = None
 
 
 class ModelDescription(Strict):
@@ -99,7 +102,11 @@ class ModelDescription(Strict):
             model=record.model or "ensemble",
             classes=list(record.classes),
             input=InputDescription(
-                steps=record.steps, fit=record.fit, size=record.input_size, channels=record.channels
+                steps=record.steps,
+                fit=record.fit,
+                size=record.input_size,
+                channels=record.channels,
+                decoder=None if record.decoder is None else str(record.decoder),
             ),
             metrics=record.metrics,
             provenance=record.provenance,

@@ -91,6 +91,7 @@ def serve_command(
 
     striate serve pets=s3://models/catsdogs --host 0.0.0.0 --api-keys keys.txt --replicas 1-4
     """
+    from library.bundle.description import decoder_notes
     from library.errors import UsageError
     from library.extras import check_installed
 
@@ -162,6 +163,9 @@ def serve_command(
             say(json_lines.dumps({"config": write_config}) if json else f"{write_config} is written; next: {how}")
             return
     plan = plan_serve(served, host=host, port=port, explicit=explicit)
+    for name, record in plan.records.items():
+        for note in decoder_notes(plan.bundles[name], record):
+            say(note, file=sys.stderr, flush=True)
     out = sys.stdout
     if sys.stderr.isatty():  # the start takes half a minute, in which the port refuses connections
         say("starting; this takes about half a minute", file=sys.stderr, flush=True)
