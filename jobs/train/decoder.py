@@ -35,7 +35,7 @@ class Decoder:
 
 
 def compare_with_cpu(
-    record: str, weights: bytes, rows: Rows, inputs: InputPipeline, own_steps: Sequence[Plugin]
+    record: str, weights: bytes, rows: Rows, inputs: InputPipeline, used_plugins: Sequence[Plugin]
 ) -> str:
     """Compares the decoder of `inputs` with the CPU's on the first training pictures, in a process that has a GPU.
 
@@ -44,18 +44,18 @@ def compare_with_cpu(
         weights: content of its weight file.
         rows: training rows.
         inputs: the training's input pipeline.
-        own_steps: the plugins that the recipe uses.
+        used_plugins: the plugins that the recipe uses.
 
     Returns:
         `TrainedDecoder` as JSON.
     """
     # They import torch, which the decoders of other trainings do without.
     from library.bundle.bundle import Bundle
-    from library.bundle.decoding import compare_decoders
+    from library.bundle.decoder_check import compare_decoders
     from library.bundle.network import SingleNetwork
     from library.imaging import cuda_jpeg
 
-    install(own_steps)
+    install(used_plugins)
     parsed = BundleRecord.model_validate_json(record)
     bundle = Bundle(parsed, SingleNetwork(parsed, weights, "auto"))
     shard = next(number for number, count in enumerate(rows.counts.tolist()) if count)

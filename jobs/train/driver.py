@@ -172,7 +172,7 @@ def _compared_decoder(plan: TrainPlan, record: BundleRecord, weights: bytes) -> 
     from jobs.train.decoder import compare_with_cpu
 
     compare: Any = ray.remote(num_gpus=1)(compare_with_cpu)
-    arguments = (record.model_dump_json(), weights, plan.train, decoding_inputs(plan), plan.own_steps)
+    arguments = (record.model_dump_json(), weights, plan.train, decoding_inputs(plan), plan.used_plugins)
     found = ray.get(compare.remote(*arguments))
     return TrainedDecoder.model_validate_json(found)
 

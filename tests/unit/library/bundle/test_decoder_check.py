@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from jobs.cli.app import run
 from library.bundle.bundle import Bundle
-from library.bundle.decoding import compare_decoders
+from library.bundle.decoder_check import compare_decoders
 from library.bundle.description import TrainedDecoder, decoder_notes, load_record
 from library.bundle.ensemble import make_ensemble
 from library.errors import BadPicture, StriateError
