@@ -23,7 +23,7 @@ from library.models.build import create
 
 _CLASSES = 10
 _OUTPUTS = 1000
-_SHARD_MB = 64.0
+_SHARD_MB, _SMALL_SHARD_MB = 64.0, 16.0
 _SMALL_PX = 32
 #: Different pictures of each class of the CIFAR-like dataset; they are repeated.
 _DISTINCT_SMALL = 5000
@@ -54,9 +54,11 @@ def _make_small(folder: Path, settings: Settings) -> str:
         run_striate("ingest", str(_CIFAR10), str(folder))
         return f"CIFAR-10 from {_CIFAR10.name}"
     distinct = min(_DISTINCT_SMALL, settings.small_pictures)
-    pictures = [_like_cifar(number) for number in range(distinct)]
-    for name, count in (("train", settings.small_pictures), ("test", max(distinct // 5, settings.small_pictures // 5))):
-        write_dataset(pictures[:: 1 if name == "train" else 5], folder / name, count, 16, "synthetic")
+    numbers = {"train": range(distinct), "test": range(distinct, distinct + max(_CLASSES, distinct // 5))}
+    for (name, chosen), count in zip(
+        numbers.items(), (settings.small_pictures, settings.small_pictures // 5), strict=True
+    ):
+        write_dataset([_like_cifar(number) for number in chosen], folder / name, count, _SMALL_SHARD_MB, "synthetic")
     return f"synthetic, {distinct:,} different pictures: its accuracy says nothing about CIFAR-10"
 
 

@@ -173,8 +173,7 @@ def _compared_decoder(plan: TrainPlan, record: BundleRecord, weights: bytes) -> 
 
     compare: Any = ray.remote(num_gpus=1)(compare_with_cpu)
     arguments = (record.model_dump_json(), weights, plan.train, decoding_inputs(plan), plan.used_plugins)
-    found = ray.get(compare.remote(*arguments))
-    return TrainedDecoder.model_validate_json(found)
+    return TrainedDecoder.model_validate_json(str(ray.get(compare.remote(*arguments))))
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,8 @@ import pytest
 
 from benchmarks.gpu import answering, gpu_suite, prepare, training
 from benchmarks.gpu.gpu_suite import PARTS, Part
+from benchmarks.gpu.settings import Settings
+from library.dataset.manifest import load_manifest
 
 PROGRAM = """
 import json, os, signal, sys, time
@@ -104,7 +106,12 @@ def test_a_checkout_that_is_not_installed_still_has_its_commands(
     assert {(point.group, point.name, point.value) for point in written.entry_points} == names
 
 
-def test_pictures_like_cifar_differ_and_have_ten_classes() -> None:
-    pictures = [prepare._like_cifar(number) for number in range(40)]
-    assert len({data for data, _ in pictures}) == 40
-    assert len({label for _, label in pictures}) == 10
+def test_pictures_like_cifar_have_the_same_classes_in_both_splits(tmp_path: Path) -> None:
+    source = prepare._make_small(tmp_path, Settings.choose("cpu", smoke=True))
+    assert "says nothing about CIFAR-10" in source
+    train, test = (load_manifest(str(tmp_path / name)) for name in ("train", "test"))
+    assert (train.rows, test.rows) == (256, 51)
+    assert list(train.tally.classes) == list(test.tally.classes)
+    assert len(train.tally.classes) == 10
+    pictures = [prepare._like_cifar(number)[0] for number in range(40)]
+    assert len(set(pictures)) == 40
