@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import time
@@ -133,7 +134,7 @@ class TrainingLoop:
         if recipe.batch_size == "auto":  # the driver has checked any other size
             check_batch_norms(recipe, model, self._progress.batch_size, self._world_size)
         part = -(-self._progress.batch_size // self._world_size)
-        place = placing(self._device, spare_memory(fits, part, recipe.accumulate, self._device))
+        place = placing(self._device, functools.partial(spare_memory, fits, part, recipe.accumulate, self._device))
         sizes = self._progress.batch_size, self._rank, self._world_size
         device = "cuda" if self._device.type == "cuda" else "cpu"
         self._loader = make_loader(data, task, recipe, *sizes, place, device)

@@ -102,16 +102,14 @@ def _accumulate_hint(recipe: Recipe, requested: int, size: int, fits: Fits) -> s
 
 
 def spare_memory(fits: Fits, pictures: int, accumulate: int, device: torch.device) -> int:
-    """Bytes of a GPU's memory that a training step leaves free; 0 on a CPU.
+    """Measures the bytes of a GPU's memory that a training step leaves free.
 
     Args:
         fits: tries a batch size, as `trial` does.
         pictures: this worker's part of a batch.
         accumulate: parts in which the model processes it.
-        device: device to train on.
+        device: the GPU.
     """
-    if device.type != "cuda":
-        return 0
     free, _ = torch.cuda.mem_get_info(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_reserved(device)

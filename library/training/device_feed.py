@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,19 +131,21 @@ class DevicePictures:
         return self._pictures.index_select(0, _copied(rows, self._pictures.device))
 
 
-def placing(device: torch.device, spare_bytes: int) -> Callable[[NDArray[Any]], PictureRows]:
+def placing(device: torch.device, spare_bytes: Callable[[], int]) -> Callable[[NDArray[Any]], PictureRows]:
     """Returns a function that moves pictures into the memory of a GPU if there is room, and else returns them as given.
 
     Args:
         device: device to train on; on a CPU, pictures stay where they are.
-        spare_bytes: memory that a training step leaves free; all pictures together take at most `SPARE_SHARE` of it.
+        spare_bytes: measures the memory that a training step leaves free; all pictures together take at most
+            `SPARE_SHARE` of it. Called at most once, on a GPU.
     """
-    room = [spare_bytes * SPARE_SHARE]
+    room = functools.cache(spare_bytes)
+    held: list[int] = []
 
     def place(pictures: NDArray[Any]) -> PictureRows:
-        if device.type != "cuda" or pictures.nbytes > room[0]:
+        if device.type != "cuda" or sum(held) + pictures.nbytes > room() * SPARE_SHARE:
             return pictures
-        room[0] -= pictures.nbytes
+        held.append(pictures.nbytes)
         return DevicePictures(pictures, device)
 
     return place

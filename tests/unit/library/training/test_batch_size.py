@@ -17,7 +17,6 @@ from library.training.batch_size import (
     check_batch_norms,
     fitting_batch_size,
     memory_errors_explained,
-    spare_memory,
     trial,
 )
 
@@ -118,10 +117,6 @@ def test_a_step_without_enough_memory_says_what_needs_less() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     with pytest.raises(RuntimeError, match="mat1 and mat2"), memory_errors_explained(recipe(), 128, CPU):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
-
-
-def test_a_cpu_has_no_spare_memory_for_pictures_on_the_device() -> None:
-    assert spare_memory(memory(0), 8, 1, CPU) == 0
 
 
 def _at_most(pictures: int) -> Any:
