@@ -17,8 +17,12 @@ from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.errors import StriateError
 from library.imaging import codec
 from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
 from library.steps import plugins
+from library.training.augmenting.choice import AugmentPlace
+from library.training.augmenting.execution import augmented_arrays
+from library.training.augmenting.operations import UndonePictures
 from library.training.rows import Rows, read_part
 from library.training.sampling import WorkerShare
 from tests.plugins import unloaded_afterwards, write_plugin
@@ -66,6 +70,13 @@ def dataset(folder: Path, counts: list[int], *, damaged: bool = False) -> Rows:
 def loader(rows: Rows, steps: Pipeline, *, val: Rows | None = None, tables: Sequence[Any] = ()) -> StreamLoader:
     inputs = InputPipeline(steps, Pipeline.parse(f'resize([{SIDE}, {SIDE}], mode="exact")'), (SIDE, SIDE), 1)
     source = StreamSource(WorkerShare(rows, BATCH, 0, 1), val, inputs, None, 3, train_tables=tables)
+    return StreamLoader(source, decoders=2, decoder_cpus=0.5)
+
+
+def augmented(rows: Rows, place: AugmentPlace | None) -> StreamLoader:
+    inputs = InputPipeline(Pipeline(), Pipeline.parse(f'resize([{SIDE}, {SIDE}], mode="exact")'), (SIDE, SIDE), 1)
+    augmenter = Augmenter(Pipeline.parse(f"random_resized_crop({SIDE}) | random_erase(p=0.5)"), 3)
+    source = StreamSource(WorkerShare(rows, BATCH, 0, 1), None, inputs, augmenter, 3, augmentation=place)
     return StreamLoader(source, decoders=2, decoder_cpus=0.5)
 
 
@@ -127,6 +138,17 @@ def test_pictures_held_encoded_are_streamed_in_the_same_order(undisturbed: Undis
     resident = loader(replace(rows, dataset="/nowhere"), Pipeline.parse("grayscale"), tables=tables)
     resident.start(0, 0, STEPS)
     assert epoch(resident) == undisturbed.first
+
+
+def test_a_stream_that_the_device_augments_has_the_same_pictures(undisturbed: Undisturbed) -> None:
+    alone, together = (augmented(undisturbed.rows, place) for place in (None, AugmentPlace("device", "for the test")))
+    for source in (alone, together):
+        source.start(1, STEPS - 3, 3)
+    for one, other in zip(alone.training(), together.training(), strict=True):
+        assert isinstance(other.pictures, UndonePictures)
+        pictures = augmented_arrays(other.pictures)
+        assert list(one.keys) == list(other.keys)
+        assert np.abs(np.asarray(one.pictures).astype(int) - pictures).max() <= 1
 
 
 def test_an_unusable_dataset_ends_the_stream_with_one_sentence(tmp_path: Path) -> None:

@@ -164,12 +164,13 @@ def test_two_workers_stream_a_bucket_larger_than_memory_into_a_bucket(
 ) -> None:
     data = {"train": in_bucket, "val": None, "val_fraction": 0.2, "max_resident_mb": 0}
     # A batch of 33 leaves one worker more than the other.
-    streamed = recipe(digits, data=data, epochs=2, batch_size=33, augment="rotate(5)")
+    streamed = recipe(digits, data=data, epochs=2, batch_size=33, augment="rotate(5)", augment_on="device")
     out = f"{bucket}/lenet"
     plan = plan_train(streamed, out)
     assert not plan.in_memory
     result = train(plan, workers="2")
     assert Bundle.load(out).id == result.bundle.id
+    assert result.bundle.provenance["augmented_on"] == "device (as augment_on: device says)"
     first, second = read_metrics(f"{out}/logs")
     assert (first["epoch"], second["epoch"]) == (1, 2)
     assert second["train_loss"] < first["train_loss"]
