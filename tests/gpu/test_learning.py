@@ -72,7 +72,7 @@ def test_a_gpu_learns_what_a_cpu_learns(device: torch.device, fields: dict[str, 
     # cuDNN convolves in TF32, and each step magnifies the differences of the one before.
     assert got[0] == pytest.approx(expected[0], rel=2e-3)
     assert got == pytest.approx(expected, rel=0.05)
-    ours, theirs = there.score(PICTURES, LABELS), here.score(PICTURES, LABELS)
+    ours, theirs = there.score(batch()), here.score(batch())
     assert ours.pictures == theirs.pictures
     assert ours.loss == pytest.approx(theirs.loss, rel=0.1)
 

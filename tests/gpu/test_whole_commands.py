@@ -116,7 +116,7 @@ def test_predictions_and_scores_on_a_gpu_are_the_cpus(
     expected = bundle.probabilities([bundle.prepare(row["image"]["bytes"]) for row in table])
     shares = [dict(zip(row["top_classes"], row["top_probabilities"], strict=True)) for row in table]
     compare(expected, np.array([[row[name] for name in bundle.classes] for row in shares]), BF16_TOLERANCE)
-    scored = striate("evaluate", str(trained), val, "--out", str(tmp_path / "report"), gpu_option(device))
+    scored = striate("evaluate", str(trained), val, "--report", str(tmp_path / "report"), gpu_option(device))
     assert bundle.record.metrics["val_top1"] == pytest.approx(_first(scored, "top1"), abs=0.03)
 
 
