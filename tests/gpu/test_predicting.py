@@ -16,8 +16,10 @@ from library.bundle.ensemble import ensemble
 from library.bundle.explain import explain
 from library.errors import StriateError
 from library.pipeline.inputs import Prepared
-from library.runtimes import NAMES, open_runtime, tune
+from library.runtimes import NAMES
 from library.runtimes.parity import BF16_TOLERANCE, check, compare, samples, tolerance
+from library.runtimes.runtime import open_runtime
+from library.runtimes.tuning import tune
 from tests.bundles import make_bundle
 from tests.gpu.conftest import TF32_TOLERANCE
 
@@ -98,7 +100,7 @@ def test_an_ensembles_members_compute_on_streams_of_their_own(
     checked_from_threads(both.probabilities, pictures, tolerance(both))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "auto"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_runtime_answers_as_the_bundle_or_says_what_would(
     bundle: Bundle, prepared: list[Prepared], name: str
 ) -> None:
@@ -116,7 +118,7 @@ def test_a_runtime_answers_as_the_bundle_or_says_what_would(
 
 def test_auto_measures_on_the_gpu_and_says_why_it_passed_over_others(bundle: Bundle) -> None:
     runtime = open_runtime(bundle, "auto", probe_s=1.0)
-    assert set(runtime.passed_over) | {runtime.name} == set(NAMES) - {"auto"}
+    assert set(runtime.passed_over) | {runtime.name} == set(NAMES)
     assert all(runtime.passed_over.values())
     tuning = tune(runtime, bundle, probe_s=1.0)
     assert tuning.batch_size in tuning.latency_ms

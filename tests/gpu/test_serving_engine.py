@@ -14,8 +14,8 @@ from library.bundle.bundle import Bundle
 from library.bundle.explain import explain
 from library.errors import BadPicture
 from library.imaging import codec
-from library.runtimes import Runtime, open_runtime
 from library.runtimes.parity import compare, tolerance
+from library.runtimes.runtime import Runtime, open_runtime
 from serve.replica.engine import Engine, Result
 
 pytestmark = pytest.mark.gpu
