@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from cluster.connection.session import connect
 from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
-from jobs.shards.pool_size import pool_for_classifiers
+from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
 from library import storage
-from library.bundle.description import Prediction, load_record, plugins_of
+from library.bundle.description import Prediction, load_planned, load_record, plugins_of
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold
 from library.dataset.manifest import MANIFEST, Job, Manifest, load_manifest, manifest_uri
@@ -248,8 +248,21 @@ def predict_dataset(
         StriateError: when a shard fails; finished shards are kept.
     """
     with hold(plan.destination, tidy=remove_uncommitted), connect(address) as session:
-        pool = pool_for_classifiers(session, workers, gpu, len(plan.tasks), size)
-        work = dataclasses.replace(plan.work, device=pool.device, threads=pool.cpus)
-        return make_shards(
-            "predict", dataclasses.replace(plan, work=work), pool, reads=[work.bundle], bundle_id=work.bundle_id
-        )
+        return predict_shards(plan, pool_for_classifiers(session, workers, gpu, len(plan.tasks), size))
+
+
+def predict_shards(plan: ShardPlan[PredictJob], pool: WorkerPool) -> Manifest:
+    """Carries out a plan with the Ray that is connected; see `predict_dataset`.
+
+    Args:
+        plan: from `plan_predict`.
+        pool: the workers.
+    """
+    from jobs.shards.shared_graph import share_graph
+
+    work = dataclasses.replace(plan.work, device=pool.device, threads=pool.cpus)
+    if work.chosen_runtime == "onnx" and not load_planned(work.bundle, work.bundle_id).members:
+        work = dataclasses.replace(work, graph=share_graph(work.bundle, work.bundle_id, plan.own_steps))
+    return make_shards(
+        "predict", dataclasses.replace(plan, work=work), pool, reads=[work.bundle], bundle_id=work.bundle_id
+    )

@@ -7,7 +7,6 @@ ones. benchmarks/README.md defines contestants and figures.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import os
 import sys
@@ -125,14 +124,12 @@ _CONTESTANTS: Mapping[str, tuple[str, Callable[[Setup], Run]]] = {
 def _predict(setup: Setup, workers: int, threads: int) -> Run:
     with striate_runs.connected(setup.cores), fresh_folder(setup.work / "scored") as out, WorkerMemory() as memory:
         # After `connected`, which sets variables that Ray reads when it is imported.
-        from jobs.predict import plan_predict
-        from jobs.shards.dataset_job import make_shards
+        from jobs.predict import plan_predict, predict_shards
         from jobs.shards.pool_size import WorkerPool
 
         clock, start = time.time(), time.perf_counter()
         plan = plan_predict(str(setup.bundle), setup.dataset, str(out), gpu=False)
-        plan = dataclasses.replace(plan, work=dataclasses.replace(plan.work, threads=threads))
-        manifest = make_shards("predict", plan, WorkerPool(workers, threads))
+        manifest = predict_shards(plan, WorkerPool(workers, threads))
         seconds = time.perf_counter() - start
         if manifest.rows != len(setup.photos.names):
             raise StriateError(

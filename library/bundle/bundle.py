@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 
 from library import storage
-from library.bundle.description import BUNDLE, BundleRecord, Prediction, dump_record, load_members, load_record
+from library.bundle.description import BUNDLE, BundleRecord, Prediction, dump_record, load_members, load_planned, ranked
 from library.bundle.network import EnsembleNetwork, SingleNetwork
 from library.bundle.weight_file import in_one_line, read_weights
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError, UsageError
@@ -89,13 +89,7 @@ class Bundle:
             StriateError: its files do not belong together, or its id is not `planned_id`.
         """
         uri = storage.normalize(uri)
-        record = load_record(uri)
-        if planned_id is not None and record.id != planned_id:
-            raise StriateError(
-                f"{uri} was replaced while this job ran: it is bundle {record.id[:12]} now, and was {planned_id[:12]} "
-                "when the job was planned; run the command again"
-            )
-        return cls._of_record(uri, record, device, 0)
+        return cls._of_record(uri, load_planned(uri, planned_id), device, 0)
 
     @classmethod
     def _of_record(cls, uri: str, record: BundleRecord, device: str, depth: int) -> Bundle:
@@ -212,13 +206,9 @@ class Bundle:
 
     def ranked(self, probabilities: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
         """Predictions from rows of finite probabilities (N x classes)."""
-        return [self._ranked(row, top_k) for row in probabilities]
+        return ranked(self.record, self.id, probabilities, top_k)
 
     def _checked(self, probabilities: NDArray[np.float32], top_k: int) -> Prediction | BadPicture:
         if not np.isfinite(probabilities).all():
             return BadPicture(NOT_FINITE, NOT_FINITE_WHY)
-        return self._ranked(probabilities, top_k)
-
-    def _ranked(self, probabilities: NDArray[np.float32], top_k: int) -> Prediction:
-        order = np.argsort(-probabilities, kind="stable")[: max(top_k, 1)]
-        return Prediction(tuple((self.classes[i], float(probabilities[i])) for i in order), self.id)
+        return self.ranked(probabilities[None], top_k)[0]

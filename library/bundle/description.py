@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pydantic
+from numpy.typing import NDArray
 
 from library import storage
 from library.dataset.manifest import digest_of
@@ -127,6 +129,35 @@ class Prediction:
     def best(self) -> str:
         """The most probable class."""
         return self.classes[0][0]
+
+
+def ranked(record: BundleRecord, bundle_id: str, probabilities: NDArray[np.float32], top_k: int) -> list[Prediction]:
+    """Predictions from rows of finite probabilities (N x classes)."""
+    orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(top_k, 1)]
+    return [
+        Prediction(tuple((record.classes[i], float(row[i])) for i in order), bundle_id)
+        for row, order in zip(probabilities, orders, strict=True)
+    ]
+
+
+def load_planned(uri: str, planned_id: str | None) -> BundleRecord:
+    """Like `load_record`, for a job that was planned with a bundle.
+
+    Args:
+        uri: the bundle's folder, normalized.
+        planned_id: the id that the bundle had when the job was planned; None accepts any.
+
+    Raises:
+        UsageError: there is no bundle at `uri`.
+        StriateError: the record is damaged, or its id is not `planned_id`.
+    """
+    record = load_record(uri)
+    if planned_id is not None and record.id != planned_id:
+        raise StriateError(
+            f"{uri} was replaced while this job ran: it is bundle {record.id[:12]} now, and was {planned_id[:12]} "
+            "when the job was planned; run the command again"
+        )
+    return record
 
 
 def load_record(uri: str) -> BundleRecord:

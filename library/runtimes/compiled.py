@@ -13,8 +13,7 @@ from library.bundle.bundle import Bundle
 from library.errors import StriateError
 from library.imaging.picture import Pixels
 from library.models.classifier import autocast
-from library.runtimes.graph import first_line
-from library.runtimes.parity import Compute
+from library.runtimes.onnx_session import Compute, first_line
 
 
 def compiled(bundle: Bundle) -> Compute:

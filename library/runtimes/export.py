@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from library import storage
 from library.bundle.bundle import Bundle
 from library.errors import StriateError, UsageError
-from library.runtimes.graph import OUTPUT, Graph, GraphInput, first_line, flattened, onnx_model, quiet
-from library.runtimes.onnx_session import session_options
+from library.runtimes.graph import Graph, GraphInput, flattened, onnx_model, quiet
+from library.runtimes.onnx_session import OUTPUT, first_line, session_options
 from library.runtimes.parity import CHECKED_BATCHES, Disagreement, check, tolerance
 
 #: The formats, with the suffix of their files.

@@ -15,8 +15,9 @@ from torch import nn
 
 from library.bundle.bundle import Bundle
 from library.errors import StriateError
+from library.runtimes.onnx_session import OUTPUT, first_line
+from library.runtimes.parity import expected_facts
 
-OUTPUT = "probabilities"
 _OPSET = 20
 #: Limit for the weights: an ONNX file is a protocol buffer, which holds at most 2 GiB.
 _MAX_BYTES = 2**31 - 2**20
@@ -135,10 +136,16 @@ def onnx_model(bundle: Bundle) -> tuple[Graph, Any]:
     return graph, program.model_proto
 
 
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error, at most 200 characters: tracers write messages of several pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def onnx_graph(bundle: Bundle) -> bytes:
+    """Writes a single network as ONNX, with what `library.runtimes.without_torch` checks the file with.
+
+    Raises:
+        StriateError: see `onnx_model`.
+    """
+    model = onnx_model(bundle)[1]
+    for key, value in expected_facts(bundle).items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()
 
 
 @contextlib.contextmanager

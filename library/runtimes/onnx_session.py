@@ -1,23 +1,26 @@
-"""Computes a network in ONNX Runtime, on the CPU."""
+"""Computes a network in ONNX Runtime, on the CPU; importing this module does not import torch."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from library.bundle.bundle import Bundle
 from library.errors import StriateError
 from library.imaging.picture import Pixels
-from library.runtimes.graph import OUTPUT, first_line, onnx_model
-from library.runtimes.parity import Compute, samples
+from library.pipeline.inputs import Prepared
 
-_TRIED_PICTURES = 8
+#: Computes the probabilities of prepared pictures, N x classes; each row sums to 1.
+Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
+
+#: Name of a graph's output.
+OUTPUT = "probabilities"
 #: A picture that takes less time than this is computed in the calling thread: waking another costs more.
 _SMALL_S = 0.002
 #: One picture per thread is chosen even if it takes up to this much longer: on a busy machine no thread then waits for
@@ -25,38 +28,57 @@ _SMALL_S = 0.002
 _ACCEPTED_SLOWDOWN = 1.05
 
 
-def onnx_compute(bundle: Bundle, threads: int, *, measure: bool = True) -> tuple[Compute, int]:
-    """Opens a single network in ONNX Runtime.
+@dataclass(frozen=True)
+class OpenGraph:
+    """A graph that is open in ONNX Runtime.
+
+    Attributes:
+        compute: computes probabilities.
+        lanes: how many threads may call it at the same time.
+        facts: the graph's metadata.
+    """
+
+    compute: Compute
+    lanes: int
+    facts: Mapping[str, str]
+
+
+def open_graph(graph: bytes, classes: int, others: Compute, threads: int, tried: Sequence[Prepared] = ()) -> OpenGraph:
+    """Opens the graph of a single network in ONNX Runtime.
 
     Either all threads compute a whole batch together, or each thread computes its own pictures, whichever is faster
     here. Large convolutional networks are faster the second way: one picture's maps stay in the cache and no thread
     waits for another. Large dense layers are faster the first way: their weights are read once per batch. A single
     picture gets all threads, except in a small network, which runs in the calling thread.
 
-    The graph takes uint8 only; the bundle itself computes pictures of uint16 and float32.
-
     Args:
-        bundle: a single network, on the CPU.
+        graph: an ONNX file of one input, uint8, N x height x width x channels.
+        classes: number of the network's classes.
+        others: computes pictures of uint16 and float32, which the graph does not take.
         threads: number of threads that compute.
-        measure: whether to try both ways. If not, all threads compute each batch together, so that the same batches
-            give the same bytes on the same machine, however busy it is.
-
-    Returns:
-        What computes the probabilities, and how many threads may call it at the same time.
+        tried: pictures with which both ways are measured. Without any, all threads compute each batch together, so that
+            the same batches give the same bytes on the same machine, however busy it is.
 
     Raises:
-        StriateError: the network cannot be written as ONNX, or ONNX Runtime cannot run it.
+        StriateError: ONNX Runtime cannot run it.
     """
-    data = onnx_model(bundle)[1].SerializeToString()
-    tried = np.stack(samples(bundle, _TRIED_PICTURES))
-    run, lanes = _session(data, threads), 1
-    if measure and threads > 1 and _seconds(run, tried[:1]) < _SMALL_S:
-        run = _session(data, 1)
-    elif measure and threads > 1:
-        apart = _PicturePerThread(run, _session(data, 1), threads)
-        if _seconds(apart, tried) < _ACCEPTED_SLOWDOWN * _seconds(run, tried):
-            run, lanes = apart, threads
-    return _by_dtype(bundle, run), lanes
+    run, lanes = _Session(graph, threads), 1
+    facts = run.facts
+    if tried and threads > 1:
+        batch, alone = np.stack(tried), _Session(graph, 1)
+        if _seconds(run, batch[:1]) < _SMALL_S:
+            run = alone
+        else:
+            apart = _PicturePerThread(run, alone, threads)
+            if _seconds(apart, batch) < _ACCEPTED_SLOWDOWN * _seconds(run, batch):
+                run, lanes = apart, threads
+    return OpenGraph(_by_dtype(classes, run, others), lanes, facts)
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error, at most 200 characters: tracers write messages of several pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def session_options(threads: int) -> Any:
@@ -70,22 +92,27 @@ def session_options(threads: int) -> Any:
     return options
 
 
-_Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+_Run: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def _session(data: bytes, threads: int) -> _Run:
-    import onnxruntime
+class _Session:
+    def __init__(self, graph: bytes, threads: int) -> None:
+        import onnxruntime
 
-    try:
-        session: Any = onnxruntime.InferenceSession(data, session_options(threads), providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common base
-        raise StriateError(f"ONNX Runtime cannot load it: {first_line(error)}") from error
-    name = session.get_inputs()[0].name
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                graph, session_options(threads), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its errors have no common base
+            raise StriateError(f"ONNX Runtime cannot load it: {first_line(error)}") from error
+        self._input = self._session.get_inputs()[0].name
 
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return session.run([OUTPUT], {name: batch})[0]
+    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._session.run([OUTPUT], {self._input: batch})[0]
 
-    return run
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return self._session.get_modelmeta().custom_metadata_map
 
 
 class _PicturePerThread:
@@ -118,15 +145,14 @@ class _PicturePerThread:
                 self._callers -= 1
 
 
-def _by_dtype(bundle: Bundle, run: _Run) -> Compute:
+def _by_dtype(classes: int, run: _Run, others: Compute) -> Compute:
     def compute(pictures: Sequence[Any]) -> NDArray[np.float32]:
-        rows = np.zeros((len(pictures), len(bundle.classes)), np.float32)
+        rows = np.zeros((len(pictures), classes), np.float32)
         plain = np.array([_is_plain(picture) for picture in pictures], bool)
         if plain.any():
             rows[plain] = run(np.stack([picture for picture, yes in zip(pictures, plain, strict=True) if yes]))
         if not plain.all():
-            others = [picture for picture, yes in zip(pictures, plain, strict=True) if not yes]
-            rows[~plain] = bundle.probabilities(others)
+            rows[~plain] = others([picture for picture, yes in zip(pictures, plain, strict=True) if not yes])
         return rows
 
     return compute

@@ -1,20 +1,25 @@
-"""Checks that a runtime gives the same answers as the bundle itself, on generated pictures."""
+"""Checks that a runtime gives the same answers as the bundle itself, on generated pictures.
+
+Importing this module does not import torch: an exported graph carries the answers that it is checked with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from library.bundle.bundle import Bundle
+from library.bundle.description import BundleRecord
 from library.errors import StriateError
 from library.imaging.picture import Pixels
 from library.pipeline.inputs import Prepared
+from library.runtimes.onnx_session import Compute
 
-#: Computes the probabilities of prepared pictures, N x classes; each row sums to 1.
-Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
+#: Keys of an exported graph's metadata: the bundle's id, and the bundle's probabilities of `samples`.
+_BUNDLE_ID, _EXPECTED = "striate.bundle_id", "striate.expected"
 
 #: Batch sizes of a check; kernels are chosen by batch size.
 CHECKED_BATCHES = (1, 2, 3, 8)
@@ -28,16 +33,39 @@ class Disagreement(StriateError):
     """A runtime's answers differ from the bundle's."""
 
 
-def tolerance(bundle: Bundle) -> float:
+class _Device(Protocol):
+    @property
+    def type(self) -> str: ...
+
+
+class Checked(Protocol):
+    """The part of `library.bundle.bundle.Bundle` that a check needs."""
+
+    @property
+    def record(self) -> BundleRecord: ...
+
+    @property
+    def members(self) -> Sequence[Checked]: ...
+
+    @property
+    def device(self) -> _Device: ...
+
+    def probabilities(self, pictures: Sequence[Prepared], /) -> NDArray[np.float32]: ...
+
+
+def tolerance(bundle: Checked) -> float:
     """Largest allowed difference between two probabilities of one picture; an ensemble has its loosest member's."""
     if bundle.members:
         return max(map(tolerance, bundle.members))
-    precision = bundle.record.precision
-    bf16 = precision == "bf16" or (precision == "auto" and bundle.device.type == "cuda")
+    return _tolerance(bundle.record, bundle.device.type)
+
+
+def _tolerance(record: BundleRecord, device: str) -> float:
+    bf16 = record.precision == "bf16" or (record.precision == "auto" and device == "cuda")
     return BF16_TOLERANCE if bf16 else TOLERANCE
 
 
-def check(bundle: Bundle, compute: Compute, pictures: Sequence[Prepared] = ()) -> float:
+def check(bundle: Checked, compute: Compute, pictures: Sequence[Prepared] = ()) -> float:
     """Compares a runtime with the bundle, in batches of several sizes.
 
     Args:
@@ -53,11 +81,41 @@ def check(bundle: Bundle, compute: Compute, pictures: Sequence[Prepared] = ()) -
             were not tied within it.
     """
     pictures = pictures or samples(bundle, max(CHECKED_BATCHES))
-    expected = bundle.probabilities(pictures)
-    largest = 0.0
-    for size in dict.fromkeys(min(size, len(pictures)) for size in CHECKED_BATCHES):
-        largest = max(largest, compare(expected[:size], compute(pictures[:size]), tolerance(bundle)))
-    return largest
+    return _largest(bundle.probabilities(pictures), compute, pictures, tolerance(bundle))
+
+
+def expected_facts(bundle: Checked) -> Mapping[str, str]:
+    """Returns the metadata with which `check_exported` checks the exported graph of a single network."""
+    rows = bundle.probabilities(samples(bundle, max(CHECKED_BATCHES))).astype("<f4")
+    return {_BUNDLE_ID: bundle.record.id, _EXPECTED: base64.b64encode(rows.tobytes()).decode()}
+
+
+def check_exported(record: BundleRecord, compute: Compute, facts: Mapping[str, str]) -> float:
+    """Compares an exported graph with the answers that its bundle gave when it was exported.
+
+    Args:
+        record: the bundle's record.
+        compute: runs the graph on this processor.
+        facts: the graph's metadata.
+
+    Returns:
+        The largest difference of a probability.
+
+    Raises:
+        Disagreement: the graph belongs to another bundle, or gives other answers.
+    """
+    if facts.get(_BUNDLE_ID) != record.id:
+        raise Disagreement("the exported graph belongs to another bundle")
+    rows = np.frombuffer(base64.b64decode(facts.get(_EXPECTED, "")), "<f4").reshape(-1, len(record.classes))
+    pictures = _samples(record, max(CHECKED_BATCHES))
+    if len(rows) != len(pictures):
+        raise Disagreement(f"the exported graph has the answers for {len(rows)} pictures, not {len(pictures)}")
+    return _largest(rows, compute, pictures, _tolerance(record, "cpu"))
+
+
+def _largest(expected: NDArray[np.float32], compute: Compute, pictures: Sequence[Prepared], allowed: float) -> float:
+    sizes = dict.fromkeys(min(size, len(pictures)) for size in CHECKED_BATCHES)
+    return max(compare(expected[:size], compute(pictures[:size]), allowed) for size in sizes)
 
 
 def compare(expected: NDArray[np.float32], got: NDArray[np.float32], allowed: float) -> float:
@@ -74,7 +132,7 @@ def compare(expected: NDArray[np.float32], got: NDArray[np.float32], allowed: fl
     return difference
 
 
-def noise(bundle: Bundle, seed: int) -> Prepared:
+def noise(bundle: Checked, seed: int) -> Prepared:
     """A prepared picture of random pixels, uint8, height x width x channels; for an ensemble one per member."""
     if bundle.members:
         return tuple(noise(member, seed) for member in bundle.members)
@@ -82,15 +140,19 @@ def noise(bundle: Bundle, seed: int) -> Prepared:
     return np.random.default_rng(seed).integers(0, 256, (height, width, bundle.record.channels), np.uint8)
 
 
-def samples(bundle: Bundle, count: int) -> list[Prepared]:
+def samples(bundle: Checked, count: int) -> list[Prepared]:
     """Prepared pictures, uint8: shapes as pictures have them, and noise, which reaches every weight.
 
     They depend only on `count` and the bundle's input size; for an ensemble each has one input per member.
     """
     if bundle.members:
         return list(zip(*(samples(member, count) for member in bundle.members), strict=True))
-    height, width = bundle.record.input_size
-    return [_sample(number, height, width, bundle.record.channels) for number in range(count)]
+    return _samples(bundle.record, count)
+
+
+def _samples(record: BundleRecord, count: int) -> list[Prepared]:
+    height, width = record.input_size
+    return [_sample(number, height, width, record.channels) for number in range(count)]
 
 
 def _sample(number: int, height: int, width: int, channels: int) -> Pixels:

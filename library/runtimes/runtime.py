@@ -17,11 +17,15 @@ from library.errors import StriateError, UsageError
 from library.pipeline.inputs import Prepared
 from library.runtimes import NAMES, NAMES_TEXT
 from library.runtimes.compiled import compiled
-from library.runtimes.onnx_session import onnx_compute
-from library.runtimes.parity import Compute, check, samples
+from library.runtimes.graph import onnx_graph
+from library.runtimes.kept_graphs import kept
+from library.runtimes.onnx_session import Compute, open_graph
+from library.runtimes.parity import check, samples
 
 #: Batch sizes that auto compares.
 _LONE, _BATCH = 1, 8
+#: Pictures with which ONNX Runtime's ways to use several threads are compared.
+_TRIED_PICTURES = 8
 _MAX_ROUNDS = 10
 
 
@@ -125,7 +129,10 @@ def _built(name: str, bundle: Bundle, eager: Runtime, *, measure: bool) -> Runti
     elif bundle.device.type != "cpu":
         raise StriateError("ONNX Runtime is used on the CPU only")
     else:
-        compute, lanes = onnx_compute(bundle, eager.threads, measure=measure)
+        tried = samples(bundle, _TRIED_PICTURES) if measure else ()
+        graph = kept(bundle.id, lambda: onnx_graph(bundle))
+        opened = open_graph(graph, len(bundle.classes), bundle.probabilities, eager.threads, tried)
+        compute, lanes = opened.compute, opened.lanes
     return Runtime(name, eager.device, eager.threads, compute, check(bundle, compute), lanes=lanes)
 
 

@@ -1,6 +1,6 @@
 """What one worker does with one shard of `striate predict`. No Ray here: jobs/ maps it over shards.
 
-PyTorch is imported when the first shard is processed: neither planning nor a worker of another job waits for it.
+A worker that runs an exported graph imports no PyTorch; another imports it when its first shard is processed.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from time import perf_counter
@@ -19,12 +19,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from library import storage
+from library.bundle.description import load_planned
 from library.dataset.manifest import VERSIONS, ShardReport, Tally, digest_of
 from library.dataset.shards import SUFFIX, ShardReader, batches
 from library.dataset.task import Progress, ShardOutput, ShardTask, image_bytes
 from library.errors import NOT_FINITE, NOT_FINITE_WHY, BadPicture, StriateError
 from library.pipeline.batch import reject_table
 from library.pipeline.inputs import Prepared
+from library.runtimes.without_torch import GraphClassifier, exported_graph
 from library.steps.selectors import TOP_CLASSES, TOP_PROBABILITIES
 from library.work.classifying import BATCH, Classifier, Prefetcher, drop_reason, prepare_or_reject
 
@@ -60,7 +62,9 @@ class PredictJob:
         runtime: one of `library.runtimes.NAMES`. None is onnx on a CPU, where it
             takes less time per picture than PyTorch in batches, and eager on a GPU or where features are kept.
         device: cpu or cuda.
-        threads: pictures decoded at the same time; on a CPU PyTorch uses as many threads.
+        threads: pictures decoded at the same time; on a CPU the runtime uses as many threads.
+        graph: returns the classifier's exported graph, which one process makes for all; None for this process to get it
+            itself. Only a single network in ONNX Runtime has one.
     """
 
     source: str
@@ -71,6 +75,7 @@ class PredictJob:
     runtime: str | None = None
     device: str = "cpu"
     threads: int = 1
+    graph: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
     def chosen_runtime(self) -> str:
@@ -112,6 +117,11 @@ class PredictJob:
 
     @cached_property
     def _model(self) -> _Model:
+        record = load_planned(self.bundle, self.bundle_id)
+        if self.chosen_runtime == "onnx" and not record.members:
+            graph = exported_graph(self.bundle, self.bundle_id) if self.graph is None else self.graph()
+            classifier = GraphClassifier(self.bundle, record, graph, threads=self.threads)
+            return _Model(classifier, classifier.probabilities)
         import torch
 
         from library.bundle.bundle import Bundle

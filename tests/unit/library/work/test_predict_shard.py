@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
 from library.imaging import codec
+from library.runtimes.without_torch import exported_graph
 from library.work.filter_shard import FilterJob
 from library.work.predict_shard import PredictJob
+from tests import ROOT
 from tests.bundles import make_bundle, near
 from tests.picture_examples import encoded, ingest, npy_array, scene, table, write_files
 
@@ -215,6 +219,31 @@ def test_selecting_by_score_without_predictions_says_what_to_run(source: str, tm
 
 def test_with_a_limit_only_the_first_pictures_are_predicted(bundle: str, source: str, tmp_path: Path) -> None:
     assert predicted(bundle, source, tmp_path, limit=2).tally.rows_in == 2
+
+
+def test_a_worker_with_an_exported_graph_imports_no_torch(bundle: str, tmp_path: Path) -> None:
+    rows = table([codec.encode(np.roll(scene(), number, 0), codec.Encoding("png"))[0] for number in range(70)])
+    work_on(rows, tmp_path / "here", bundle)  # exports the graph and keeps it
+    program = f"""
+import sys
+from library.dataset.task import ShardTask
+from library.work.predict_shard import PredictJob
+job = PredictJob({str(tmp_path / "here" / "source")!r}, {bundle!r}, {Bundle.load(bundle, "cpu").id!r})
+job.run(ShardTask({str(tmp_path / "alone")!r}, "part-000000", "digest", 70), lambda _: None)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n"
+    part = "part-000000.parquet"
+    assert (tmp_path / "alone" / part).read_bytes() == (tmp_path / "here" / part).read_bytes()
+
+
+def test_only_the_graph_of_the_bundle_itself_is_used(bundle: str, tmp_path: Path) -> None:
+    graph = exported_graph(bundle, Bundle.load(bundle, "cpu").id)
+    work_on(table([encoded("png")]), tmp_path / "one", bundle, graph=lambda: graph)
+    assert len(rows_of(tmp_path / "one")) == 1
+    with pytest.raises(StriateError, match="the exported graph belongs to another bundle; the runtime eager takes"):
+        work_on(table([encoded("png")]), tmp_path / "three", classifier(tmp_path / "b", 3), graph=lambda: graph)
 
 
 def test_an_ensemble_predicts_but_has_no_features(bundle: str, source: str, tmp_path: Path) -> None:
