@@ -15,7 +15,7 @@ from cluster.connection.session import connect
 from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
 from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
 from library import storage
-from library.bundle.description import Prediction, load_planned, load_record, plugins_of
+from library.bundle.description import Prediction, load_record, plugins_of
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold
 from library.dataset.manifest import MANIFEST, Job, Manifest, load_manifest, manifest_uri
@@ -261,7 +261,7 @@ def predict_shards(plan: ShardPlan[PredictJob], pool: WorkerPool) -> Manifest:
     from jobs.shards.shared_graph import share_graph
 
     work = dataclasses.replace(plan.work, device=pool.device, threads=pool.cpus)
-    if work.chosen_runtime == "onnx" and not load_planned(work.bundle, work.bundle_id).members:
+    if work.chosen_runtime == "onnx" and not load_record(work.bundle).members:
         work = dataclasses.replace(work, graph=share_graph(work.bundle, work.bundle_id, plan.own_steps))
     return make_shards(
         "predict", dataclasses.replace(plan, work=work), pool, reads=[work.bundle], bundle_id=work.bundle_id
