@@ -70,6 +70,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     models: list[str] = options.model or list(_MODELS)
     rounds: dict[str, Rounds] = {}
     with work_folder(options.work) as work:
+        os.environ["XDG_CACHE_HOME"] = str(work / "cache")  # no graph is kept from an earlier run
         photos = make_photos(options.tar, work / "photos", options.pictures)
         striate_runs.make_dataset(photos.folder, work / "dataset", cores, options.shard_mb)
         for number, model in enumerate(models):

@@ -133,11 +133,18 @@ class Prediction:
 
 def ranked(record: BundleRecord, bundle_id: str, probabilities: NDArray[np.float32], top_k: int) -> list[Prediction]:
     """Predictions from rows of finite probabilities (N x classes)."""
-    orders = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(top_k, 1)]
     return [
-        Prediction(tuple((record.classes[i], float(row[i])) for i in order), bundle_id)
-        for row, order in zip(probabilities, orders, strict=True)
+        Prediction(tuple((record.classes[i], float(row[i])) for i in _best(row, max(top_k, 1))), bundle_id)
+        for row in probabilities
     ]
+
+
+def _best(row: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Indices of the largest values, largest first; of equal ones the first. Sorts the candidates only."""
+    if count < len(row):
+        candidates = np.flatnonzero(row >= np.partition(row, len(row) - count)[len(row) - count])
+        return candidates[np.argsort(-row[candidates], kind="stable")[:count]]
+    return np.argsort(-row, kind="stable")
 
 
 def load_planned(uri: str, planned_id: str | None) -> BundleRecord:

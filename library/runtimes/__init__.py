@@ -4,8 +4,8 @@
     runtime.probabilities([bundle.prepare(data)])     # N x classes
     tuning = tune(runtime, bundle)                    # batch size, and how long to wait for a batch
 
-Importing this package, `onnx_session`, `kept_graphs` and `without_torch` does not import torch: commands check a runtime's
-name before they do, and a worker that runs an exported graph needs none.
+Importing this package, `onnx_session`, `kept_graphs` and `without_torch` does not import torch: commands check a
+runtime's name before they do, and a worker that runs an exported graph needs none.
 """
 
 from typing import Literal, TypeAlias, get_args

@@ -1,4 +1,4 @@
-"""Computes a network in ONNX Runtime, on the CPU; importing this module does not import torch."""
+"""Computes a network in ONNX Runtime; importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
 
 #: Name of a graph's output.
 OUTPUT = "probabilities"
+#: ONNX Runtime's providers for a GPU, the fastest first.
+_GPU_PROVIDERS = ("Tensorrt", "CUDA")
+#: Pictures in the largest batch on a GPU.
+_LARGEST = 64
 #: A picture that takes less time than this is computed in the calling thread: waking another costs more.
 _SMALL_S = 0.002
 #: One picture per thread is chosen even if it takes up to this much longer: on a busy machine no thread then waits for
@@ -36,11 +40,13 @@ class OpenGraph:
         compute: computes probabilities.
         lanes: how many threads may call it at the same time.
         facts: the graph's metadata.
+        provider: what computes it, such as `CPU`.
     """
 
     compute: Compute
     lanes: int
     facts: Mapping[str, str]
+    provider: str = "CPU"
 
 
 def open_graph(graph: bytes, classes: int, others: Compute, threads: int, tried: Sequence[Prepared] = ()) -> OpenGraph:
@@ -75,6 +81,38 @@ def open_graph(graph: bytes, classes: int, others: Compute, threads: int, tried:
     return OpenGraph(_by_dtype(classes, run, others), lanes, facts)
 
 
+def open_on_gpu(graph: bytes, classes: int, others: Compute, device: int) -> OpenGraph:
+    """Opens the graph of a single network on a GPU, with the fastest of ONNX Runtime's providers that is installed.
+
+    Batches are filled up to a power of two, since TensorRT builds an engine for each size.
+
+    Args:
+        graph: see `open_graph`.
+        classes: see `open_graph`.
+        others: see `open_graph`.
+        device: index of the GPU.
+
+    Raises:
+        StriateError: ONNX Runtime is installed without CUDA, or cannot run the graph.
+    """
+    import onnxruntime
+
+    installed = onnxruntime.get_available_providers()
+    names = [name for name in _GPU_PROVIDERS if f"{name}ExecutionProvider" in installed]
+    if not names:
+        raise StriateError("ONNX Runtime is installed for the CPU only; a GPU needs the package onnxruntime-gpu")
+    errors: list[str] = []
+    for name in names:
+        try:
+            run = _Session(graph, 1, [(f"{name}ExecutionProvider", {"device_id": device}), "CPUExecutionProvider"])
+            run(np.zeros((1, *run.shape), np.uint8))
+        except Exception as error:  # its errors have no common base
+            errors.append(f"{name}: {first_line(error)}")
+        else:
+            return OpenGraph(_by_dtype(classes, _Padded(run), others), 1, run.facts, name)
+    raise StriateError(f"ONNX Runtime cannot run it on the GPU: {'; '.join(errors)}")
+
+
 def first_line(error: BaseException) -> str:
     """Type and first line of an error, at most 200 characters: tracers write messages of several pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -96,16 +134,21 @@ _Run: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class _Session:
-    def __init__(self, graph: bytes, threads: int) -> None:
+    def __init__(self, graph: bytes, threads: int, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> None:
         import onnxruntime
 
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                graph, session_options(threads), providers=["CPUExecutionProvider"]
+                graph, session_options(threads), providers=list(providers)
             )
         except Exception as error:  # its errors have no common base
             raise StriateError(f"ONNX Runtime cannot load it: {first_line(error)}") from error
         self._input = self._session.get_inputs()[0].name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and channels of a picture."""
+        return tuple(self._session.get_inputs()[0].shape[1:])
 
     def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._session.run([OUTPUT], {self._input: batch})[0]
@@ -113,6 +156,22 @@ class _Session:
     @property
     def facts(self) -> Mapping[str, str]:
         return self._session.get_modelmeta().custom_metadata_map
+
+
+class _Padded:
+    """Fills batches up to the next power of two, and computes larger ones than `_LARGEST` in parts."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        parts: list[NDArray[np.float32]] = []
+        for first in range(0, len(batch), _LARGEST):
+            part = batch[first : first + _LARGEST]
+            filling = (1 << (len(part) - 1).bit_length()) - len(part)
+            filled = np.concatenate([part, np.zeros((filling, *part.shape[1:]), np.uint8)]) if filling else part
+            parts.append(self._run(filled)[: len(part)])
+        return np.concatenate(parts)
 
 
 class _PicturePerThread:

@@ -12,18 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from library.bundle.bundle import Bundle
-from library.bundle.network import ParallelMembers
+from library.bundle.description import WEIGHTS
+from library.bundle.network import ParallelMembers, SingleNetwork
 from library.errors import StriateError, UsageError
 from library.pipeline.inputs import Prepared
 from library.runtimes import NAMES, NAMES_TEXT
-from library.runtimes.compiled import compiled
+from library.runtimes.compiled import compiled, in_fixed_batches
 from library.runtimes.graph import onnx_graph
 from library.runtimes.kept_graphs import kept
-from library.runtimes.onnx_session import Compute, open_graph
+from library.runtimes.onnx_session import Compute, OpenGraph, open_graph, open_on_gpu
 from library.runtimes.parity import check, samples
 
-#: Batch sizes that auto compares.
-_LONE, _BATCH = 1, 8
+#: Sizes of the batch that auto compares, beside a lone picture; a GPU gains from larger ones.
+_CPU_BATCH, _GPU_BATCH = 8, 64
 #: Pictures with which ONNX Runtime's ways to use several threads are compared.
 _TRIED_PICTURES = 8
 _MAX_ROUNDS = 10
@@ -42,6 +43,8 @@ class Runtime:
         compute: see `probabilities`.
         difference: largest difference from the bundle's own probabilities in the check; 0 for eager.
         passed_over: the runtimes that were not chosen, each with the reason.
+        measured_ms: milliseconds for a lone picture and a batch, by the name of each runtime that auto compared.
+        provider: what ONNX Runtime computes with; empty for another runtime.
         lanes: how many threads may call it at the same time. With more than one, each caller's pictures are computed
             beside the others', and larger batches gain nothing.
     """
@@ -52,6 +55,8 @@ class Runtime:
     compute: Compute = field(repr=False)
     difference: float = 0.0
     passed_over: Mapping[str, str] = field(default_factory=dict[str, str])
+    measured_ms: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
+    provider: str = ""
     lanes: int = 1
 
     def probabilities(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
@@ -66,6 +71,11 @@ class Runtime:
             "threads": self.threads,
             "difference": self.difference,
             "passed_over": dict(self.passed_over),
+            "measured_ms": {
+                name: {str(size): round(ms, 3) for size, ms in by_size.items()}
+                for name, by_size in self.measured_ms.items()
+            },
+            "provider": self.provider,
         }
 
 
@@ -112,7 +122,7 @@ def open_runtime(
             for member in bundle.members
         ]
         return _ensemble_runtime(bundle, members)
-    eager = Runtime("eager", str(bundle.device), threads, bundle.probabilities)
+    eager = _eager(bundle, threads)
     if name == "auto":
         return _fastest(bundle, eager, probe_s=probe_s, try_compile=try_compile)
     try:
@@ -121,19 +131,39 @@ def open_runtime(
         raise StriateError(f"runtime '{name}': {error}; the runtime eager takes every bundle") from error
 
 
+def _eager(bundle: Bundle, threads: int) -> Runtime:
+    if bundle.members or bundle.device.type == "cpu":
+        return Runtime("eager", str(bundle.device), threads, bundle.probabilities)
+    compute = in_fixed_batches(bundle)
+    return Runtime("eager", str(bundle.device), threads, compute, check(bundle, compute))
+
+
 def _built(name: str, bundle: Bundle, eager: Runtime, *, measure: bool) -> Runtime:
     if name == "eager":
         return eager
+    provider = ""
     if name == "compile":
         compute, lanes = compiled(bundle), 1
-    elif bundle.device.type != "cpu":
-        raise StriateError("ONNX Runtime is used on the CPU only")
     else:
+        opened = _opened(bundle, eager.threads, measure=measure)
+        compute, lanes, provider = opened.compute, opened.lanes, opened.provider
+    difference = check(bundle, compute)
+    return Runtime(name, eager.device, eager.threads, compute, difference, lanes=lanes, provider=provider)
+
+
+def _opened(bundle: Bundle, threads: int, *, measure: bool) -> OpenGraph:
+    graph = kept(bundle.id, lambda: onnx_graph(_on_cpu(bundle)))
+    if bundle.device.type == "cpu":
         tried = samples(bundle, _TRIED_PICTURES) if measure else ()
-        graph = kept(bundle.id, lambda: onnx_graph(bundle))
-        opened = open_graph(graph, len(bundle.classes), bundle.probabilities, eager.threads, tried)
-        compute, lanes = opened.compute, opened.lanes
-    return Runtime(name, eager.device, eager.threads, compute, check(bundle, compute), lanes=lanes)
+        return open_graph(graph, len(bundle.classes), bundle.probabilities, threads, tried)
+    return open_on_gpu(graph, len(bundle.classes), bundle.probabilities, bundle.device.index or 0)
+
+
+def _on_cpu(bundle: Bundle) -> Bundle:
+    """The same network on the CPU, in whose precision graphs are exported and checked."""
+    if bundle.device.type == "cpu":
+        return bundle
+    return Bundle(bundle.record, SingleNetwork(bundle.record, bundle.files()[WEIGHTS], "cpu"))
 
 
 def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: bool | None) -> Runtime:
@@ -150,34 +180,37 @@ def _fastest(bundle: Bundle, eager: Runtime, *, probe_s: float, try_compile: boo
             candidates.append(_built(name, bundle, eager, measure=True))
         except StriateError as error:
             passed_over[name] = str(error)
-    seconds = _measured_seconds(candidates, samples(bundle, _BATCH), probe_s)
+    measured_ms = _measured_ms(candidates, samples(bundle, _CPU_BATCH if on_cpu else _GPU_BATCH), probe_s)
+    seconds = {name: sum(by_size.values()) for name, by_size in measured_ms.items()}
     best = min(candidates, key=lambda candidate: seconds[candidate.name])
     for candidate in candidates:
         if candidate is not best:
             slower = seconds[candidate.name] / seconds[best.name]
             passed_over[candidate.name] = f"takes {slower:.2f} times as long as {best.name}"
-    return replace(best, passed_over=passed_over)
+    return replace(best, passed_over=passed_over, measured_ms=measured_ms)
 
 
-def _measured_seconds(candidates: Sequence[Runtime], pictures: Sequence[Prepared], probe_s: float) -> dict[str, float]:
-    """Seconds that each candidate takes for one picture and one batch: the sum of its shortest runs.
+def _measured_ms(
+    candidates: Sequence[Runtime], pictures: Sequence[Prepared], probe_s: float
+) -> dict[str, dict[int, float]]:
+    """Milliseconds that each candidate takes for one picture and for all of them: its shortest runs, by batch size.
 
     The candidates take turns, so that other work on the machine slows them alike.
     """
     if len(candidates) == 1:
-        return {candidates[0].name: 0.0}
+        return {candidates[0].name: {}}
     end = perf_counter() + probe_s
-    shortest: dict[tuple[str, int], float] = {}
+    shortest: dict[str, dict[int, float]] = {candidate.name: {} for candidate in candidates}
     for round_number in range(_MAX_ROUNDS):
         for candidate in candidates:
-            for size in (_LONE, _BATCH):
+            for size in (1, len(pictures)):
                 began = perf_counter()
                 if round_number and began > end:
                     break
                 candidate.probabilities(pictures[:size])
-                key = candidate.name, size
-                shortest[key] = min(shortest.get(key, float("inf")), perf_counter() - began)
-    return {one.name: sum(shortest[one.name, size] for size in (_LONE, _BATCH)) for one in candidates}
+                spent_ms = 1000 * (perf_counter() - began)
+                shortest[candidate.name][size] = min(shortest[candidate.name].get(size, spent_ms), spent_ms)
+    return shortest
 
 
 def _ensemble_runtime(bundle: Bundle, members: Sequence[Runtime]) -> Runtime:

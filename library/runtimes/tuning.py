@@ -81,6 +81,19 @@ def tune(runtime: Runtime, bundle: Bundle, *, sizes: Sequence[int] = _SIZES, pro
     return _chosen(latency_ms)
 
 
+def warm_up(runtime: Runtime, bundle: Bundle, batch_size: int) -> None:
+    """Computes a batch of each size that is served: the first of a size takes many times as long as the second.
+
+    Args:
+        runtime: on a GPU it computes in batches of 1, 2, 4 ... pictures, elsewhere in batches of any size.
+        bundle: decides the size of the pictures.
+        batch_size: most pictures in a batch.
+    """
+    smaller = [1 << power for power in range((batch_size - 1).bit_length())] if runtime.device != "cpu" else []
+    for size in (*smaller, batch_size):
+        runtime.probabilities([noise(bundle, number) for number in range(size)])
+
+
 def _chosen(latency_ms: Mapping[int, float]) -> Tuning:
     rates = {size: 1000 * size / latency for size, latency in latency_ms.items()}
     best, first = max(rates.values()), min(rates)

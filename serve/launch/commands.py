@@ -33,6 +33,15 @@ def serve_command(
         typer.Option(min=0.01, help="CPU threads of a replica.", show_default="an equal share of this machine's"),
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each replica.")] = False,
+    gpus_per_replica: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Fraction of a GPU for each replica, such as 0.25: replicas of small models share one.",
+            show_default="1 with --gpu",
+        ),
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help=f"auto (the fastest that gives the same answers), {NAMES_TEXT}.")
     ] = "auto",
@@ -129,6 +138,7 @@ def serve_command(
         port = port if "port" in explicit else read.http.port
         explicit |= read.http.model_fields_set
     else:
+        gpus = gpus_per_replica or (1.0 if gpu else 0.0)
         if tune and batch_size is not None:
             raise UsageError("--tune chooses the batch size: leave --batch-size out")
         settings = make_settings(
@@ -143,13 +153,13 @@ def serve_command(
                 "max_body_mb": max_body_mb,
                 "timeout_s": timeout_s,
                 "access_log": log_path(access_log),
-                "device": "cuda" if gpu else None,
+                "device": "cuda" if gpus else None,
             },
             api_keys,
         )
         models, fewest_most = parse_bundles(bundles or ()), parse_replicas(replicas)
         cpus = cpus_of_replica(cpus_per_replica, fewest_most[1] * len(models))
-        served = applications(models, settings, Scale(fewest_most, cpus, 1.0 if gpu else 0.0, max_queued))
+        served = applications(models, settings, Scale(fewest_most, cpus, gpus, max_queued))
         if write_config is not None:
             if plugin:
                 raise UsageError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -21,9 +23,8 @@ from library.bundle.bundle import Bundle
 from library.bundle.explain import explain as explanation
 from library.bundle.explain import overlay_png
 from library.errors import BadPicture
-from library.runtimes.parity import noise
 from library.runtimes.runtime import open_runtime
-from library.runtimes.tuning import tune
+from library.runtimes.tuning import tune, warm_up
 from library.steps.plugins import Plugin, install, load_installed
 from serve.http.logs import write_logs
 from serve.http.model_routes import model_app
@@ -34,6 +35,8 @@ from serve.processes import yield_to_others
 from serve.replica.drift import LiveDrift
 from serve.replica.engine import Engine, Result
 from serve.settings import ServeSettings
+
+_log = logging.getLogger("striate.serve")
 
 #: Time to measure batch sizes at start, in seconds: by default, and with `tune`.
 _PROBE_S, _LONG_PROBE_S = 2.0, 20.0
@@ -67,8 +70,8 @@ class ModelReplica:
         self._bundle = Bundle.load(uri, self._settings.device)
         self._runtime = open_runtime(self._bundle, self._settings.runtime, threads=threads)
         self._batch_size, self._batch_wait_ms = self._batches()
-        # Warm-up: the first batch of a size takes many times as long as the second.
-        self._runtime.probabilities([noise(self._bundle, number) for number in range(self._batch_size)])
+        warm_up(self._runtime, self._bundle, self._batch_size)
+        _log.info("model %s, runtime: %s", name, json.dumps(self._runtime.described()))
         self._bundle_id = self._bundle.id
         self._metrics = ServeMetrics(name, self._bundle.classes)
         self._background = BackgroundCalls()

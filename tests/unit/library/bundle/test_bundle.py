@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from library.bundle.bundle import Bundle
-from library.bundle.description import BundleRecord, Prediction, load_record
+from library.bundle.description import BundleRecord, Prediction, load_record, ranked
 from library.bundle.ensemble import ensemble, make_ensemble
 from library.dataset.lease import hold
 from library.errors import BadPicture, StriateError, UsageError
@@ -35,6 +35,17 @@ def make_lenet(seed: int, classes: tuple[str, ...] = ("ant", "bee", "cat"), **fi
         channels=1,
     ).model_copy(update=fields)
     return Bundle.of_model(record, create("lenet5", num_classes=len(classes)), device="cpu")
+
+
+def test_the_best_classes_are_those_of_a_stable_sort_of_all() -> None:
+    rng = np.random.default_rng(0)
+    record = BundleRecord(classes=tuple(f"class {number}" for number in range(50)))
+    for levels in (2, 5, 1000):  # few levels make many ties
+        rows = (rng.integers(0, levels, (40, 50)) / levels).astype(np.float32)
+        for top_k in (0, 1, 3, 49, 50, 99):
+            for row, prediction in zip(rows, ranked(record, "id", rows, top_k), strict=True):
+                order = np.argsort(-row, kind="stable")[: max(top_k, 1)]
+                assert prediction.classes == tuple((record.classes[i], float(row[i])) for i in order)
 
 
 def picture(seed: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.cli.app import run
 from library.bundle.bundle import Bundle
 from library.bundle.ensemble import ensemble
 from library.errors import StriateError, UsageError
@@ -189,6 +190,16 @@ def test_a_config_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     read = read_config(str(path))
     assert read.applications == served
     assert (read.http.host, read.http.port) == ("0.0.0.0", 8000)
+
+
+def test_replicas_may_share_a_gpu(tmp_path: Path) -> None:
+    bundle, file = make_bundle(tmp_path / "small"), tmp_path / "serve.yaml"
+    options = ["--replicas", "4", "--gpus-per-replica", "0.25", "--cpus-per-replica", "4", "--write-config", str(file)]
+    assert run(["serve", bundle, *options]) == 0
+    model = yaml.safe_load(file.read_text("utf-8"))["applications"][0]
+    assert model["deployments"][0]["ray_actor_options"] == {"num_cpus": 4.0, "num_gpus": 0.25}
+    assert model["args"]["settings"]["device"] == "cuda"
+    assert run(["serve", bundle, "--gpus-per-replica", "2"]) == 2
 
 
 def test_an_option_that_only_serve_knows_is_kept(tmp_path: Path) -> None:
