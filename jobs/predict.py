@@ -262,7 +262,7 @@ def predict_shards(plan: ShardPlan[PredictJob], pool: WorkerPool) -> Manifest:
 
     work = dataclasses.replace(plan.work, device=pool.device, threads=pool.cpus)
     if work.chosen_runtime == "onnx" and not load_record(work.bundle).members:
-        work = dataclasses.replace(work, graph=share_graph(work.bundle, work.bundle_id, plan.own_steps))
+        work = dataclasses.replace(work, graph=share_graph(work.bundle, work.bundle_id, plan.used_plugins))
     return make_shards(
         "predict", dataclasses.replace(plan, work=work), pool, reads=[work.bundle], bundle_id=work.bundle_id
     )

@@ -3,9 +3,6 @@
 The model costs nothing, or as many calls of PyTorch a batch as `--calls` says: every call lets another thread run, as
 each kernel that a GPU's eager network starts does. So the figures show what Python costs: the CPU time of a request in
 the event loop and in all threads, and how many threads can decode beside the calls.
-
-    .venv/bin/python benchmarks/serve/one_replica.py
-    .venv/bin/python benchmarks/serve/one_replica.py --threads 16 --calls 0 --calls 400 --calls 2000
 """
 
 from __future__ import annotations
@@ -14,20 +11,18 @@ import argparse
 import asyncio
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import REPOSITORY
+from benchmarks.common.command_line import add_photos, at_least, make_parser, run_benchmark, say, work_folder
 from benchmarks.common.photo_files import make_photos
-from benchmarks.common.result_file import machine, save
+from benchmarks.common.report import print_table
 from benchmarks.serve.served_models import make_bundle
 from library.bundle.bundle import Bundle
 from library.errors import BadPicture, StriateError
@@ -109,44 +104,50 @@ class StubService:
 
 
 def main() -> int:
-    """Exit code 0, or 1 for a failure."""
-    options = _parser().parse_args()
+    """Exit code 0, 1 for a failure, 2 for misuse."""
+    return run_benchmark(__file__, _parser(), _measure, _show)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser(__file__, __doc__, "", "--threads 16 --calls 0 --calls 400 --calls 2000")
+    add_photos(parser, disk_gb=0.2)
+    parser.add_argument("--model", default="resnet50", help="model whose input pipeline prepares the photos (resnet50)")
+    parser.add_argument("--photos", type=at_least(1), default=200, help="number of photos (200)")
+    parser.add_argument("--threads", type=at_least(1), help="CPUs of the replica (all)")
+    parser.add_argument("--calls", type=int, action="append", help="calls of PyTorch per batch; repeatable (0, 400)")
+    parser.add_argument("--connections", type=at_least(1), action="append", help="repeatable (1, 32, 128)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement (5)")
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    threads: int = options.threads or len(os.sched_getaffinity(0))
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="striate-bench-") as folder:
-        photos = make_photos(options.tar, Path(folder) / "photos", options.photos)
+    with work_folder(options.work) as work:
+        photos = make_photos(options.tar, work / "photos", options.photos)
         bodies = [path.read_bytes() for path in photos.paths]
-        make_bundle(options.model, Path(folder) / "bundle")
-        bundle = Bundle.load(str(Path(folder) / "bundle"), "cpu")
+        make_bundle(options.model, work / "bundle")
+        bundle = Bundle.load(str(work / "bundle"), "cpu")
         torch.set_num_threads(1)
         alone_s = _prepare_s(bundle, bodies)
         for calls in options.calls or (0, 400):
             for connections in options.connections or (1, 32, 128):
-                row = asyncio.run(_measured(bundle, bodies, options.threads, calls, connections, options.seconds))
-                rows.append(row | {"decode_limit_per_s": round(options.threads / alone_s, 1)})
-                print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    result = {
-        "benchmark": "one_replica",
-        "machine": machine(len(os.sched_getaffinity(0))),
-        "parameters": {"model": options.model, "threads": options.threads, "seconds": options.seconds},
+                row = asyncio.run(_measured(bundle, bodies, threads, calls, connections, options.seconds))
+                rows.append(row)
+                say(f"{calls} calls, {connections} connections: {row['requests_per_s']:,.0f} requests/s")
+    return {
+        "parameters": {"model": options.model, "threads": threads, "seconds": options.seconds},
         "photos": photos.facts | {"source": photos.source},
         "prepare_ms_alone": round(1000 * alone_s, 3),
+        "decode_limit_per_s": round(threads / alone_s, 1),
         "rows": rows,
     }
-    print(save(result, options.out))
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50", help="whose input pipeline prepares the photos (resnet50)")
-    parser.add_argument("--photos", type=int, default=200, help="how many photos (200)")
-    parser.add_argument("--tar", type=Path, help="photos (../shared/data/photos-500.tar, else synthetic)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPUs of the replica (all)")
-    parser.add_argument("--calls", type=int, action="append", help="calls of PyTorch a batch; repeatable (0 and 400)")
-    parser.add_argument("--connections", type=int, action="append", help="repeatable (1, 32 and 128)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (5)")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of the result")
-    return parser
+def _show(result: Mapping[str, Any]) -> None:
+    rows: list[Mapping[str, Any]] = result["rows"]
+    limit = f"the threads alone would decode {result['decode_limit_per_s']:,.0f} photos/s"
+    print_table(limit, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _prepare_s(bundle: Bundle, bodies: Sequence[bytes]) -> float:

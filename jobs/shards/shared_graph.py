@@ -44,25 +44,25 @@ class SharedGraph:
         return outcome
 
 
-def share_graph(uri: str, bundle_id: str, own_steps: Sequence[Plugin]) -> SharedGraph:
+def share_graph(uri: str, bundle_id: str, plugins: Sequence[Plugin]) -> SharedGraph:
     """Puts a bundle's graph into the object store: the kept one, or else a task exports it while workers start.
 
     Args:
         uri: the bundle's folder, normalized.
         bundle_id: the bundle's id.
-        own_steps: the plugins that the bundle's input pipeline needs.
+        plugins: the plugins that the bundle's input pipeline needs.
     """
     graph = found(bundle_id)
     if graph is not None:
         return SharedGraph(uri, bundle_id, ray.put(graph))
     # No CPU is reserved: the workers may have taken all of them, and wait for this task.
     task: Any = ray.remote(num_cpus=0)(_exported)
-    return SharedGraph(uri, bundle_id, task.options(name="striate_export").remote(uri, bundle_id, list(own_steps)))
+    return SharedGraph(uri, bundle_id, task.options(name="striate_export").remote(uri, bundle_id, list(plugins)))
 
 
-def _exported(uri: str, bundle_id: str, own_steps: Sequence[Plugin]) -> bytes | str:
+def _exported(uri: str, bundle_id: str, plugins: Sequence[Plugin]) -> bytes | str:
     try:
-        install(own_steps)
+        install(plugins)
         return exported_graph(uri, bundle_id)
     except StriateError as error:
         return str(error)
