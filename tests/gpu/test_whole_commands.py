@@ -51,7 +51,7 @@ def write_recipe(folder: Path, digits: Path, **fields: Any) -> str:
     values = {
         "data": {"train": str(digits / "train"), "val": str(digits / "val")},
         "input": {"steps": 'grayscale | resize([28, 28], mode="exact")'},
-        "augment": "crop(28, padding=2)",
+        "augment": "random_crop(28, padding=2)",
         "model": "lenet5",
         "optimizer": {"name": "sgd", "lr": 0.05},
         "batch_size": 32,
