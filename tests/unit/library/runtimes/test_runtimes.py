@@ -155,15 +155,15 @@ def test_torch_compile_gives_the_bundles_answers(lenet: Bundle) -> None:
     assert runtime.probabilities(wide) == pytest.approx(lenet.probabilities(pictures), abs=TOLERANCE)
 
 
-def test_without_a_compiler_compile_fails_and_auto_uses_the_others(
-    lenet: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_compiler_compile_fails_and_auto_uses_the_others(lenet: Bundle) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(StriateError, match=r"runtime 'compile': torch.compile needs a C\+\+ compiler.*install g\+\+"):
-        open_runtime(lenet, "compile")
-    runtime = open_runtime(lenet, "auto", probe_s=0.1, try_compile=True)
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):  # monkeypatch would leave the setting deleted
+        with pytest.raises(
+            StriateError, match=r"runtime 'compile': torch.compile needs a C\+\+ compiler.*install g\+\+"
+        ):
+            open_runtime(lenet, "compile")
+        runtime = open_runtime(lenet, "auto", probe_s=0.1, try_compile=True)
     assert "install g++" in runtime.passed_over["compile"]
 
 
