@@ -108,7 +108,8 @@ def start(folder: Path, *arguments: str) -> Served:
         )
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line, stderr.read_text()
+    # A command that fails prints an error of several lines instead.
+    assert line.rstrip().endswith(b"}"), line + process.stdout.read() + stderr.read_bytes()
     return Served(process, json.loads(line), stderr)
 
 
