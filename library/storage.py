@@ -276,7 +276,7 @@ def writer(uri: str) -> Generator[HashingFile]:
     temporary = os.path.join(os.path.dirname(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     with _as_striate_error(uri, "write"):
         os.makedirs(os.path.dirname(uri), exist_ok=True)
-        file = open(temporary, "wb")  # noqa: SIM115 -- closed below
+        file = open(temporary, "wb")  # noqa: SIM115 -- closed or removed below; `with` would close it before it is renamed
     try:
         yield HashingFile(file, uri)
         with _as_striate_error(uri, "write"):

@@ -19,7 +19,7 @@ class Setup:
     Attributes:
         photos: the input as files.
         dataset: the same photos as a Striate dataset; does not exist if no chosen contestant reads one.
-        tiny: a dataset of the photos of the tiny job; likewise.
+        tiny: a dataset of the photos of the tiny job; does not exist if `dataset` does not.
         work: folder for outputs, which are removed after each run.
         cores: number of processes, workers or threads of each contestant.
         slow_photos: number of photos for ImageMagick.

@@ -43,7 +43,8 @@ def simulate(workers: int, shards: int, costs: Costs) -> dict[str, Any]:
     """Simulates one job.
 
     Returns:
-        `seconds` of the whole job; `busy`, the share of the time in which workers work; `driver_busy`, likewise.
+        `seconds` of the whole job; `busy`, the share of the time in which workers work; `driver_busy`,
+        the share of the time in which the driver works.
     """
     times = itertools.cycle(costs.shard_s)
     queued = [0] * workers

@@ -128,7 +128,7 @@ class OpenLoop:
         rate: requests per second that were due.
         seconds: from the first due request to the last answer.
         good_ms: latencies of answers with status 200, from the moment when the request was due.
-        refused_ms: latencies of refusals (429, 503), likewise.
+        refused_ms: latencies of refusals (429, 503), from the same moment.
         other: number of other outcomes, by status, or by `broken: ERROR` for requests without an answer.
         late_ms: delay of each request in the client itself; if it is large, the client was too slow for the rate.
     """

@@ -2,8 +2,8 @@
 
 A file's name is a digest of the bundle's id, of the versions of packages and of the code that decides a graph, so a
 file is never outdated. It holds the graph's SHA-256 and the graph. The folder is `striate/graphs` in $XDG_CACHE_HOME
-(~/.cache); it holds at most 2 GiB and may be removed at any time. A graph is data and runs no code; whoever opens one
-compares it with the answers of its bundle (`library.runtimes.parity`).
+(~/.cache); it holds at most 2 GiB and may be removed at any time. A graph is data and runs no code. Before it is
+used, its answers are compared with those of its bundle (`library.runtimes.parity`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.optim import (
     create_optimizer_v2,  # pyright: ignore[reportPrivateImportUsage] -- its documented name
-    get_optimizer_class,  # pyright: ignore[reportPrivateImportUsage] -- likewise
+    get_optimizer_class,  # pyright: ignore[reportPrivateImportUsage] -- a public function of timm, too
 )
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
