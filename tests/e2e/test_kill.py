@@ -264,12 +264,14 @@ def worker_processes(session: int) -> list[int]:
 
 
 def processes(session: int) -> dict[int, bytes]:
-    """Command lines of the session's processes, by process id."""
+    """Command lines of the session's running processes, by process id."""
     command_lines: dict[int, bytes] = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
-            if os.getsid(int(entry.name)) == session:
-                command_lines[int(entry.name)] = (entry / "cmdline").read_bytes()
+            command_line = (entry / "cmdline").read_bytes()
+            # A process that has ended has none, and stays until its new parent, process 1, collects its exit status.
+            if command_line and os.getsid(int(entry.name)) == session:
+                command_lines[int(entry.name)] = command_line
     return command_lines
 
 
