@@ -1,0 +1,1 @@
+"""The commands that choose pictures, on Ray."""

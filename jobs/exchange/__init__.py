@@ -1,0 +1,1 @@
+"""The commands that exchange, merge and trace datasets, on Ray."""

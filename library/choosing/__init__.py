@@ -1,0 +1,1 @@
+"""Which pictures stay: measures, duplicates, splits, label errors."""
