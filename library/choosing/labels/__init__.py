@@ -1,0 +1,1 @@
+"""Label errors, outliers and the audit of splits: what a classifier disagrees with, ranked."""

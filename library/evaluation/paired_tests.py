@@ -1,0 +1,170 @@
+"""Paired differences of a few repetitions: sign-flip test, Student's interval, equivalence, Holm's correction.
+
+Two ways to train are compared on the same seeds, so each seed gives one difference. With so few numbers the test is
+exact, and it says what its smallest possible p-value is: 5 seeds cannot give less than 0.0625.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Verdict: TypeAlias = Literal["better", "worse", "equivalent", "undecided"]
+
+#: Up to so many differences every combination of signs is tried; with more, `_DRAWS` random ones.
+MOST_EXACT = 16
+_DRAWS = 99_999
+_CHUNK = 2**14
+#: Sums of floats in another order differ in the last bits; so close sums count as equal.
+_RELATIVE = 1e-9
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The differences of repetitions, and what they say about their mean.
+
+    Attributes:
+        differences: one for each repetition, in the unit of the measured value.
+        mean: of the differences.
+        interval: 95% interval of the mean (Student's t); both ends infinite for a single repetition.
+        p_value: two-sided, of the sign-flip test.
+        smallest_p: the smallest p-value that so many repetitions can give.
+        adjusted_p: `p_value` after Holm's correction for the other comparisons made; `p_value` if it is the only one.
+        margin: differences up to this size do not matter; None where no margin was given.
+        equivalence_p: of two one-sided t-tests (Schuirmann 1987): the probability of a mean this far inside the margin
+            if the true one was outside. None where no margin was given.
+    """
+
+    differences: tuple[float, ...]
+    mean: float
+    interval: tuple[float, float]
+    p_value: float
+    smallest_p: float
+    adjusted_p: float
+    margin: float | None = None
+    equivalence_p: float | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What can be said at the 5% level; within the margin even a difference that is no chance is `equivalent`."""
+        if self.equivalence_p is not None and self.equivalence_p < ALPHA:
+            return "equivalent"
+        if self.adjusted_p < ALPHA:
+            return "better" if self.mean > 0 else "worse"
+        return "undecided"
+
+
+def compare_pairs(
+    first: Sequence[float], second: Sequence[float], *, margin: float | None = None, seed: int = 0
+) -> PairedDifference:
+    """Compares two ways to do something that were repeated with the same seeds.
+
+    Args:
+        first: the measured value of the first way, one for each repetition.
+        second: of the second way; the differences are `second - first`.
+        margin: differences up to this size do not matter; None for no test of equivalence.
+        seed: of the random signs, where there are too many repetitions to try all.
+
+    Raises:
+        ValueError: no repetition, unequal numbers of them, or a margin that is not positive.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"{len(first)} and {len(second)} repetitions cannot be paired")
+    if margin is not None and not margin > 0:
+        raise ValueError(f"a margin of {margin} is not positive")
+    values = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    p_value = sign_flip(values, seed=seed)
+    return PairedDifference(
+        differences=tuple(values.tolist()),
+        mean=float(values.mean()),
+        interval=mean_interval(values),
+        p_value=p_value,
+        smallest_p=smallest_p(len(values)),
+        adjusted_p=p_value,
+        margin=margin,
+        equivalence_p=None if margin is None else equivalence(values, margin),
+    )
+
+
+def sign_flip(differences: Sequence[float] | NDArray[np.float64], *, seed: int = 0) -> float:
+    """Returns the two-sided p-value of the sign-flip permutation test (Fisher 1935) of the mean difference.
+
+    If both ways were equally good, each difference could as well have had the other sign. The p-value is the share of
+    all combinations of signs whose mean is at least as far from zero. Exact for at most 16 differences; with more it
+    is estimated from 99,999 random combinations, and the observed one counts as one of them (Phipson and Smyth 2010).
+    """
+    values = np.asarray(differences, np.float64)
+    limit = abs(values.sum()) - _RELATIVE * np.abs(values).sum()
+    if len(values) > MOST_EXACT:
+        rng = np.random.default_rng(seed)
+        chunks = range(0, _DRAWS, _CHUNK)
+        extreme = sum(
+            _extreme(rng.random((min(_CHUNK, _DRAWS - at), len(values))) < 0.5, values, limit) for at in chunks
+        )
+        return (extreme + 1) / (_DRAWS + 1)
+    # The first sign stays: flipping all signs gives the same distance from zero.
+    total = 2 ** (len(values) - 1)
+    bits = np.arange(total)[:, None] >> np.arange(len(values)) & 1
+    return _extreme(bits.astype(bool), values, limit) / total
+
+
+def _extreme(flipped: NDArray[np.bool_], values: NDArray[np.float64], limit: float) -> int:
+    sums = np.where(flipped, -values, values).sum(1)
+    return int((np.abs(sums) >= limit).sum())
+
+
+def smallest_p(repetitions: int) -> float:
+    """Returns the smallest p-value of `sign_flip` for so many repetitions: all differences have one sign."""
+    return 2.0 ** (1 - repetitions) if repetitions <= MOST_EXACT else 1 / (_DRAWS + 1)
+
+
+def mean_interval(differences: Sequence[float] | NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
+    """Returns Student's interval of the mean; infinite for a single difference, which says nothing about its spread."""
+    values = np.asarray(differences, np.float64)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return -math.inf, math.inf
+    quantile = float(cast(Any, stats.t).ppf((1 + confidence) / 2, len(values) - 1))
+    half = quantile * _standard_error(values)
+    return mean - half, mean + half
+
+
+def equivalence(differences: Sequence[float] | NDArray[np.float64], margin: float) -> float:
+    """Returns the p-value of two one-sided t-tests (TOST): small if the mean is nearer to zero than `margin`.
+
+    Below 0.05 exactly where the 90% interval of the mean lies within the margin.
+    """
+    values = np.asarray(differences, np.float64)
+    if len(values) < 2:
+        return 1.0
+    distance, error = margin - abs(float(values.mean())), _standard_error(values)
+    if error == 0:
+        return 0.0 if distance > 0 else 1.0
+    return float(cast(Any, stats.t).sf(distance / error, len(values) - 1))
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def corrected(comparisons: Sequence[PairedDifference]) -> list[PairedDifference]:
+    """Returns the comparisons with `adjusted_p` corrected for all of them."""
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    return [replace(one, adjusted_p=p_value) for one, p_value in zip(comparisons, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values corrected for their number (Holm 1979), in the same order; never below the given ones."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
