@@ -13,6 +13,7 @@ from typing import Any
 from library import storage
 from library.dataset.lease import LEASES
 from library.dataset.manifest import (
+    DECISIONS,
     REJECTS,
     REPORTS,
     VERSIONS,
@@ -33,7 +34,7 @@ from library.storage import Span, read_many
 
 _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
 #: Files that a job writes below a dataset; nothing else is ever removed.
-_JOB_FILE = re.compile(rf"(({REJECTS}/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
+_JOB_FILE = re.compile(rf"(((?:{REJECTS}|{DECISIONS})/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
 #: Files that a job may leave before it has claimed the dataset.
 _BEFORE_CLAIM = rf"{LEASES}/.*|{_TEMPORARY}"
 
@@ -214,6 +215,7 @@ def finish(
     shards, rejects = totals.outputs, totals.rejects
     named = {entry.name for entry in (*shards, *rejects)}
     named |= {f"{REPORTS}/{shard_stem(entry.name)}.json" for entry in shards}
+    named |= {f"{DECISIONS}/{entry.name}" for entry in shards}
     files = storage.list_files(dataset)
     storage.remove(file.uri for file in files if _JOB_FILE.fullmatch(file.path) and file.path not in named)
     del files, named  # for a large job these take more memory than everything else here

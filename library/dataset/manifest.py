@@ -23,6 +23,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "_manifest.json"
 REPORTS = "_reports"
 REJECTS = "_rejects"
+#: Folder of the decisions that a selection was made by: which pictures of each shard are kept, and why not the others.
+DECISIONS = "_decisions"
 
 #: Versions of the packages that decide the bytes of a dataset.
 VERSIONS = {
@@ -172,7 +174,7 @@ class Job(_Model):
     """The job that wrote a dataset, and its source.
 
     Attributes:
-        kind: ingest, filter, augment or predict.
+        kind: the command that wrote it.
         source: URI of the source.
         source_digest: digest of the source's manifest; None where the source is not a dataset.
         pipeline: canonical text of the steps; empty for ingest and predict.
@@ -181,7 +183,7 @@ class Job(_Model):
         options: everything else that decides the output.
     """
 
-    kind: Literal["ingest", "filter", "augment", "predict"]
+    kind: Literal["ingest", "filter", "augment", "predict", "dedup", "split", "merge", "remove"]
     source: str
     source_digest: str | None = None
     pipeline: str = ""

@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 from library import storage
 from library.dataset.manifest import FileEntry
 from library.dataset.record import CORE_COLUMNS
-from library.errors import StriateError
+from library.errors import StriateError, UsageError
 
 #: A row group is closed once it holds this many bytes of pictures.
 ROW_GROUP_BYTES = 12 * 2**20
 
 SUFFIX = ".parquet"
+
+#: An object store answers a request in some 50 ms, and a shard takes several requests.
+_PARALLEL_SHARDS = 16
 
 # A damaged footer may name types that Arrow lacks, and columns that are not UTF-8.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -100,6 +103,31 @@ class ShardReader:
             return parquet.read_row_group(number, use_threads=False)
         except _DAMAGE as error:
             raise StriateError(f"{self.uri}, row group {number}: {error}") from error
+
+
+def read_columns(dataset: str, names: Sequence[str], shards: Sequence[str]) -> pa.Table:
+    """Reads some columns of a whole dataset in the order of its shards, without its pictures.
+
+    Args:
+        dataset: URI.
+        names: of the columns.
+        shards: names of its shards, at least one.
+
+    Raises:
+        UsageError: the dataset has no such column.
+        StriateError: a shard is damaged, or the shards' columns differ.
+    """
+    readers = [ShardReader(storage.join(dataset, name)) for name in shards]
+    schema = readers[0].schema()
+    missing = [name for name in names if name not in schema.names]
+    if missing:
+        raise UsageError(f"{dataset} has no column '{missing[0]}'; its columns are {', '.join(schema.names)}")
+    with ThreadPoolExecutor(_PARALLEL_SHARDS) as pool:
+        tables = list(pool.map(lambda reader: reader.columns(names), readers))
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise StriateError(f"the shards of {dataset} have columns of different types: {error}") from error
 
 
 def batches(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
