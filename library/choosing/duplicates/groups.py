@@ -18,6 +18,7 @@ from library.choosing.duplicates.neighbours import (
     HASH_BITS,
     Hashes,
     Indices,
+    Near,
     bucket_order,
     distances,
     pairs_in_buckets,
@@ -34,12 +35,16 @@ _BLOCK = 2**22
 _MOST_PAIRS = 2**22
 
 
-def near_groups(hashes: Hashes, radius: int) -> NDArray[np.int64]:
+def near_groups(
+    hashes: Hashes, radius: int, second_hashes: Hashes | None = None, second_radius: int = 0
+) -> NDArray[np.int64]:
     """Groups hashes by union-find over all pairs that differ in at most `radius` bits.
 
     Args:
         hashes: N 64-bit hashes, uint64.
         radius: the largest number of different bits, 0 to 64; the cost rises steeply above 10.
+        second_hashes: N other hashes of the same pictures; a pair is near only if these are near, too.
+        second_radius: the largest number of different bits of the second hashes.
 
     Returns:
         N group numbers, int64, in order of first occurrence.
@@ -47,15 +52,36 @@ def near_groups(hashes: Hashes, radius: int) -> NDArray[np.int64]:
     Raises:
         ValueError: for a radius below 0 or above 64.
     """
-    if not 0 <= radius <= HASH_BITS:
-        raise ValueError(f"radius {radius}: must be 0 to {HASH_BITS} bits")
-    # Thousands of flat pictures share one hash: they are one point from here on.
-    points, inverse = np.unique(np.asarray(hashes, np.uint64), return_inverse=True)
-    groups = _Groups(len(points))
-    if radius and len(points) > 1:
-        for mask in table_masks(points, radius):
-            _join_table(points, mask, radius, groups)
+    for value in (radius, second_radius):
+        if not 0 <= value <= HASH_BITS:
+            raise ValueError(f"radius {value}: must be 0 to {HASH_BITS} bits")
+    first = np.asarray(hashes, np.uint64)
+    second = np.zeros_like(first) if second_hashes is None else np.asarray(second_hashes, np.uint64)
+    # Thousands of flat pictures share their hashes: they are one point from here on.
+    chosen, inverse = _distinct(first, second)
+    first, second = first[chosen], second[chosen]
+
+    def near(one: Indices, other: Indices) -> NDArray[np.bool_]:
+        found = distances(first[one], first[other]) <= radius
+        if second_hashes is not None:
+            found &= distances(second[one], second[other]) <= second_radius
+        return found
+
+    groups = _Groups(len(first))
+    if len(first) > 1 and (radius or second_hashes is not None):
+        for mask in table_masks(first, radius):
+            _join_table(*bucket_order(first, mask), near, groups)
     return in_order_of_occurrence(groups.numbers[inverse])
+
+
+def _distinct(first: Hashes, second: Hashes) -> tuple[Indices, Indices]:
+    """Returns one index for each distinct pair of hashes, and for each index its place among those."""
+    order = np.lexsort((second, first))
+    one, other = first[order], second[order]
+    new = np.append(True, (one[1:] != one[:-1]) | (other[1:] != other[:-1])) if len(order) else np.empty(0, np.bool_)
+    inverse = np.empty(len(order), np.int64)
+    inverse[order] = np.cumsum(new) - 1
+    return order[new], inverse
 
 
 def equal_groups(values: ArrayLike) -> NDArray[np.int64]:
@@ -112,20 +138,19 @@ class _Groups:
         self.numbers = new[self.numbers]
 
 
-def _join_table(points: Hashes, mask: np.uint64, radius: int, groups: _Groups) -> None:
-    """Joins all pairs within `radius` that are equal under a mask.
+def _join_table(order: Indices, ends: Indices, near: Near, groups: _Groups) -> None:
+    """Joins all near pairs that lie in one bucket of a table.
 
-    Near neighbours in sorted order come first: they join most of what belongs together, and a bucket that is one group
-    needs no more comparisons.
+    Neighbours in sorted order come first: they join most of what belongs together, and a bucket that is one group needs
+    no more comparisons.
     """
-    order, ends = bucket_order(points, mask)
     for last in (_FIRST_PLACES, None):
         ends = _without_finished(order, ends, groups.numbers)
         if last is None:
-            _join_all(groups, _pairs_in_large(points, order, ends, radius, groups.numbers))
+            _join_all(groups, _pairs_in_large(order, ends, near, groups.numbers))
             ends = _without_large(ends)
         nearest = 1 if last else _FIRST_PLACES + 1
-        _join_all(groups, pairs_in_buckets(points, order, ends, radius, nearest=nearest, farthest=last))
+        _join_all(groups, pairs_in_buckets(order, ends, near, nearest=nearest, farthest=last))
 
 
 def _join_all(groups: _Groups, pairs: Iterable[tuple[Indices, Indices]]) -> None:
@@ -151,9 +176,9 @@ def _without_finished(order: Indices, ends: Indices, numbers: NDArray[np.int64])
 
 
 def _pairs_in_large(
-    points: Hashes, order: Indices, ends: Indices, radius: int, numbers: NDArray[np.int64]
+    order: Indices, ends: Indices, near: Near, numbers: NDArray[np.int64]
 ) -> Iterator[tuple[Indices, Indices]]:
-    """Yields the pairs within `radius` of large buckets; not those of two points of a bucket's largest group."""
+    """Yields the near pairs of large buckets; not those of two points of a bucket's largest group."""
     sizes = np.bincount(ends, minlength=1)
     for end in np.flatnonzero(sizes > _LARGE_BUCKET):
         if end:
@@ -163,7 +188,7 @@ def _pairs_in_large(
             step = max(1, _BLOCK // len(members))
             for start in range(0, len(others), step):
                 block = others[start : start + step]
-                first, second = np.nonzero(distances(points[block, None], points[None, members]) <= radius)
+                first, second = np.nonzero(near(block[:, None], members[None]))
                 yield block[first], members[second]
 
 

@@ -9,7 +9,7 @@ them collides; so the cost grows about linearly also where many bits are nearly 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations, islice
 from math import comb
 from typing import TypeAlias
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 Hashes: TypeAlias = NDArray[np.uint64]
 Indices: TypeAlias = NDArray[np.int64]
+#: Tells of pairs of indices, in two arrays that are broadcast, which are near.
+Near: TypeAlias = Callable[[Indices, Indices], NDArray[np.bool_]]
 
 HASH_BITS = 64
 #: Seconds to sort one hash and to compare one pair: only their ratio matters.
@@ -39,7 +41,7 @@ def table_masks(hashes: Hashes, radius: int) -> list[np.uint64]:
 
     Args:
         hashes: the hashes to compare; a sample of them says which masks are cheapest.
-        radius: the largest number of different bits, 1 to 64.
+        radius: the largest number of different bits, 0 to 64.
     """
     sample = hashes[:: max(1, len(hashes) // _SAMPLE)]
     by_balance = _most_balanced_bits(sample)
@@ -72,20 +74,19 @@ def bucket_order(hashes: Hashes, mask: np.uint64) -> tuple[Indices, Indices]:
 
 
 def pairs_in_buckets(
-    hashes: Hashes, order: Indices, ends: Indices, radius: int, *, nearest: int, farthest: int | None = None
+    order: Indices, ends: Indices, near: Near, *, nearest: int, farthest: int | None = None
 ) -> Iterator[tuple[Indices, Indices]]:
-    """Yields the pairs within `radius` that lie in one bucket, at least `nearest` and at most `farthest` places apart.
+    """Yields the near pairs of each bucket that lie at least `nearest` and at most `farthest` places apart.
 
     Args:
-        hashes: all hashes.
         order: from `bucket_order`.
         ends: from `bucket_order`; lower values leave pairs out.
-        radius: the largest number of different bits.
+        near: tells which pairs are near.
         nearest: the fewest places between the two of a pair; at least 1.
         farthest: the most places; None for the whole bucket.
 
     Yields:
-        Two arrays of indices into `hashes`: pair number i is the i-th of each.
+        Two arrays of indices: pair number i is the i-th of each.
     """
     for start in range(0, len(order), _CHUNK):
         places = np.arange(start, min(start + _CHUNK, len(order)))
@@ -93,9 +94,9 @@ def pairs_in_buckets(
         apart = nearest
         while len(places) and (farthest is None or apart <= farthest):
             first, second = order[places], order[places + apart]
-            near = distances(hashes[first], hashes[second]) <= radius
-            if near.any():
-                yield first[near], second[near]
+            found = near(first, second)
+            if found.any():
+                yield first[found], second[found]
             apart += 1
             places = places[ends[places] > places + apart]
 

@@ -53,6 +53,16 @@ def test_large_sets_are_grouped_through_tables_without_loss(
     assert np.array_equal(near_groups(hashes, radius), by_comparing_all(hashes, radius))
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32), st.integers(1, 300), st.integers(0, 6), st.integers(0, 8))
+def test_a_second_hash_must_be_near_as_well(seed: int, number: int, radius: int, second_radius: int) -> None:
+    first, second = (scattered(seed + part, number, 3, 20, True) for part in (0, 1))
+    near = np.bitwise_count(first[:, None] ^ first[None]) <= radius
+    near &= np.bitwise_count(second[:, None] ^ second[None]) <= second_radius
+    expected = in_order_of_occurrence(connected_components(near, directed=False)[1])
+    assert np.array_equal(near_groups(first, radius, second, second_radius), expected)
+
+
 def test_a_million_equal_hashes_are_one_group() -> None:
     assert not near_groups(np.full(1_000_000, 7, np.uint64), 6).any()
 

@@ -2,8 +2,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from library.choosing.duplicates.neighbours import bucket_order, distances, pairs_in_buckets, table_masks
+from library.choosing.duplicates.neighbours import Indices, bucket_order, distances, pairs_in_buckets, table_masks
 
 HASHES = np.random.default_rng(0).integers(0, 2**64, 30_000, dtype=np.uint64)
 
@@ -34,9 +35,13 @@ def test_bits_that_never_change_do_not_shorten_the_keys() -> None:
 def test_pairs_in_buckets_are_each_yielded_once_and_in_reach() -> None:
     hashes = HASHES[:500]
     order, ends = bucket_order(hashes, np.uint64(0b111))
-    near = [pairs_in_buckets(hashes, order, ends, 26, nearest=1, farthest=4)]
-    near.append(pairs_in_buckets(hashes, order, ends, 26, nearest=5))
-    found = [tuple(sorted(pair)) for part in near for one, other in part for pair in zip(one, other, strict=True)]
+
+    def near(one: Indices, other: Indices) -> NDArray[np.bool_]:
+        return distances(hashes[one], hashes[other]) <= 26
+
+    parts = [pairs_in_buckets(order, ends, near, nearest=1, farthest=4)]
+    parts.append(pairs_in_buckets(order, ends, near, nearest=5))
+    found = [tuple(sorted(pair)) for part in parts for one, other in part for pair in zip(one, other, strict=True)]
     same = (hashes[:, None] & np.uint64(0b111)) == (hashes[None] & np.uint64(0b111))
     expected = np.argwhere(np.triu(same & (distances(hashes[:, None], hashes[None]) <= 26), 1))
     assert sorted(found) == sorted(map(tuple, expected))
