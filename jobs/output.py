@@ -129,7 +129,9 @@ def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
 def _fact(value: object) -> str:
     """Returns a value for people: a table as `shards 1, pictures 16`, a list as `a, b`, an empty one as `none`."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
+        return ", ".join(f"{name} {_fact(item)}" for name, item in value.items())
+    if isinstance(value, float):
+        return f"{value:,.4g}"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return str(value)

@@ -17,6 +17,7 @@ from jobs import output
         ({"out/raw": {"shards": 1, "pictures": 16}}, "out/raw: shards 1, pictures 16"),
         (["url", "licence"], "url, licence"),
         ([], "none"),
+        ({"epoch": 3, "val_loss": 0.123456789}, "epoch: 3, val_loss: 0.1235"),
     ],
 )
 def test_a_fact_is_printed_as_text(value: Any, text: str, capsys: pytest.CaptureFixture[str]) -> None:
