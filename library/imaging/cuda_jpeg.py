@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from library.errors import BadPicture, UsageError
 from library.imaging import codec
-from library.imaging.codec.header import upright
 
 _PACKAGE = "torchcodec"
 #: The oldest version that decodes pictures.
@@ -74,10 +73,11 @@ def decode(
         return codec.decode(data, limits, header)
     decode_jpeg = _decode_jpeg(device)
     try:
+        # TorchCodec applies the orientation tag itself, on a GPU as on a CPU.
         tensor = decode_jpeg(data, mode="GRAY" if header.channels == 1 else "RGB", device=device)
     except RuntimeError as error:
         raise BadPicture("damaged", str(error).strip().splitlines()[0][:300]) from error
-    pixels = upright(tensor.permute(1, 2, 0).cpu().numpy(), header.orientation)
+    pixels = tensor.permute(1, 2, 0).cpu().numpy()
     if pixels.shape != (header.height, header.width, header.channels):
         expected = f"{header.height}x{header.width}x{header.channels}"
         raise BadPicture("damaged", f"the header says {expected}, the pixels are {pixels.shape}")

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.common.datasets import write_dataset
 from library.bundle.description import load_record
 from library.errors import BadPicture
 from library.imaging import codec, cuda_jpeg
 from tests.gpu.test_whole_commands import striate
-from tests.picture_examples import encoded, scene
+from tests.picture_examples import encoded, orientation_exif, pil_bytes, scene
 
 pytestmark = pytest.mark.gpu
 
@@ -32,6 +33,15 @@ def test_a_gpus_pixels_are_near_the_cpus(device: torch.device, channels: int) ->
         ours, theirs = codec.decode(data), cuda_jpeg.decode(data, device=str(device))
         assert ours.shape == theirs.shape
         assert np.abs(ours.astype(int) - theirs.astype(int)).mean() <= _MEAN_TOLERANCE
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_gpu_turns_a_photo_upright_once(device: torch.device, orientation: int) -> None:
+    exif = orientation_exif(orientation)
+    data = pil_bytes(Image.fromarray(scene(48, 64)), "jpeg", quality=95, exif=exif)
+    ours, theirs = codec.decode(data), cuda_jpeg.decode(data, device=str(device))
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.astype(int) - theirs.astype(int)).mean() <= _MEAN_TOLERANCE
 
 
 def test_threads_get_their_own_pictures(device: torch.device, photos: list[bytes]) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from library.errors import BadPicture, UsageError
 from library.imaging import codec, cuda_jpeg
-from tests.picture_examples import encoded, scene
+from tests.picture_examples import encoded, orientation_exif, pil_bytes, scene
 
 needs_torchcodec = pytest.mark.skipif(importlib.util.find_spec("torchcodec") is None, reason="TorchCodec is missing")
 #: Decoders of JPEG round differently.
@@ -73,6 +74,16 @@ def test_its_pixels_are_near_the_cpus(channels: int) -> None:
     data = codec.encode(scene(37, 50, channels), codec.Encoding("jpeg", 90))[0]
     ours, theirs = codec.decode(data), cuda_jpeg.decode(data, device="cpu")
     assert ours.shape == theirs.shape == (37, 50, channels)
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= PIXEL_TOLERANCE
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_upright_once(orientation: int) -> None:
+    exif = orientation_exif(orientation)
+    data = pil_bytes(Image.fromarray(scene(37, 50)), "jpeg", quality=95, exif=exif)
+    ours, theirs = codec.decode(data), cuda_jpeg.decode(data, device="cpu")
+    assert ours.shape == theirs.shape
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= PIXEL_TOLERANCE
 
 
