@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -22,11 +22,12 @@ pytestmark = pytest.mark.gpu
 
 #: What is asked about a GPU: the choice looks at the type of the device only.
 GPU = torch.device("cuda")
-SHAPE = (64, 64, 3)
 #: Memory that the trainings of this file may take.
 LIMIT_MB = 512
 #: Pictures that a CPU takes at once, when the tests are tried out there.
 CPU_PICTURES = 40
+
+Shape: TypeAlias = tuple[int, int, int]
 
 
 def recipe(**fields: Any) -> Recipe:
@@ -39,6 +40,12 @@ def recipe(**fields: Any) -> Recipe:
         **fields,
     }
     return Recipe.parse(yaml.safe_dump(values))
+
+
+@pytest.fixture
+def shape(device: torch.device) -> Shape:
+    """The pictures' shape; small where a CPU has to train on a thousand of them."""
+    return (64, 64, 3) if device.type == "cuda" else (16, 16, 3)
 
 
 @pytest.fixture
@@ -64,7 +71,7 @@ def _at_most(pictures: int) -> Any:
     return hook
 
 
-def learn(chosen: Recipe, model: Any, device: torch.device, pictures: int) -> float:
+def learn(chosen: Recipe, model: Any, shape: Shape, device: torch.device, pictures: int) -> float:
     """Two steps of a training with batches of `pictures`; returns the last loss."""
     learner = Learner(
         chosen,
@@ -74,43 +81,43 @@ def learn(chosen: Recipe, model: Any, device: torch.device, pictures: int) -> fl
         steps_per_epoch=2,
         device=device,
     )
-    batch = Batch(np.zeros((pictures, *SHAPE), np.uint8), np.zeros(pictures, np.int64), [""] * pictures, pictures)
+    batch = Batch(np.zeros((pictures, *shape), np.uint8), np.zeros(pictures, np.int64), [""] * pictures, pictures)
     return [float(learner.step(batch, step)) for step in range(2)][-1]
 
 
-def test_auto_is_a_power_of_two_with_which_a_training_runs(model: Any, device: torch.device) -> None:
+def test_auto_is_a_power_of_two_with_which_a_training_runs(model: Any, shape: Shape, device: torch.device) -> None:
     chosen = recipe()
-    fits = trial(chosen, model, SHAPE, device)
+    fits = trial(chosen, model, shape, device)
     size = fitting_batch_size(chosen, GPU, 1, fits)
     assert 1 <= size < 1024, "the limit of the memory was not reached"
     assert size & (size - 1) == 0
     assert not fits(2 * size, 1)
-    assert np.isfinite(learn(chosen, model, device, size))
+    assert np.isfinite(learn(chosen, model, shape, device, size))
 
 
-def test_parts_of_a_batch_let_more_pictures_fit(model: Any, device: torch.device) -> None:
+def test_parts_of_a_batch_let_more_pictures_fit(model: Any, shape: Shape, device: torch.device) -> None:
     whole, parts = recipe(), recipe(accumulate=4)
-    one = fitting_batch_size(whole, GPU, 1, trial(whole, model, SHAPE, device))
-    four = fitting_batch_size(parts, GPU, 1, trial(parts, model, SHAPE, device))
+    one = fitting_batch_size(whole, GPU, 1, trial(whole, model, shape, device))
+    four = fitting_batch_size(parts, GPU, 1, trial(parts, model, shape, device))
     assert four > one
-    assert np.isfinite(learn(parts, model, device, four))
+    assert np.isfinite(learn(parts, model, shape, device, four))
 
 
-def test_a_batch_that_does_not_fit_is_told_with_two_ways_out(model: Any, device: torch.device) -> None:
+def test_a_batch_that_does_not_fit_is_told_with_two_ways_out(model: Any, shape: Shape, device: torch.device) -> None:
     chosen = recipe(batch_size=1024)
-    fits = trial(chosen, model, SHAPE, device)
+    fits = trial(chosen, model, shape, device)
     with pytest.raises(StriateError, match="batch_size 1024 does not fit into the memory of cuda") as raised:
         fitting_batch_size(chosen, GPU, 1, fits)
     smaller = re.search(r"; (\d+) over 1 worker\(s\) fits", str(raised.value))
     parts = re.search(r"set accumulate: (\d+)$", str(raised.value))
     assert smaller is not None
     assert parts is not None
-    assert np.isfinite(learn(recipe(accumulate=int(parts[1])), model, device, 1024))
-    assert np.isfinite(learn(recipe(), model, device, int(smaller[1])))
+    assert np.isfinite(learn(recipe(accumulate=int(parts[1])), model, shape, device, 1024))
+    assert np.isfinite(learn(recipe(), model, shape, device, int(smaller[1])))
 
 
-def test_a_trial_leaves_no_memory_in_use(model: Any, cuda: torch.device) -> None:
-    fits = trial(recipe(), model, SHAPE, cuda)
+def test_a_trial_leaves_no_memory_in_use(model: Any, shape: Shape, cuda: torch.device) -> None:
+    fits = trial(recipe(), model, shape, cuda)
     fits(8, 1)
     before = torch.cuda.memory_allocated(cuda)
     assert not fits(1024, 1)
@@ -119,7 +126,7 @@ def test_a_trial_leaves_no_memory_in_use(model: Any, cuda: torch.device) -> None
     assert torch.cuda.memory_reserved(cuda) <= 64 * 2**20
 
 
-def test_a_model_that_does_not_fit_at_all_says_so(model: Any, cuda: torch.device) -> None:
+def test_a_model_that_does_not_fit_at_all_says_so(model: Any, shape: Shape, cuda: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(1e-6)
     with pytest.raises(StriateError, match="does not fit into the memory of cuda, not even with one picture"):
-        fitting_batch_size(recipe(), cuda, 1, trial(recipe(), model, SHAPE, cuda))
+        fitting_batch_size(recipe(), cuda, 1, trial(recipe(), model, shape, cuda))
