@@ -1,0 +1,1 @@
+"""Splits whose groups do not straddle, folds, and leaks between splits."""
