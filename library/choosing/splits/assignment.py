@@ -11,12 +11,12 @@ chance. Both are offered (`stratify`). What `earlier` says overrides both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy import sparse
 
 from library.choosing.splits.grouping import Groups
 from library.dataset.planning import hash64
@@ -105,22 +105,22 @@ def _earlier_splits(groups: Groups, earlier: Sequence[str | None] | None, names:
     return fixed
 
 
-def _class_counts(groups: Groups, labels: Sequence[str | None]) -> csr_matrix:
-    """Returns the number of pictures of each class in each group, G x classes."""
+def _class_counts(groups: Groups, labels: Sequence[str | None]) -> Any:
+    """Returns the number of pictures of each class in each group, G x classes, as a sparse matrix."""
     classes = {label: number for number, label in enumerate(sorted({label or "" for label in labels}))}
     columns = np.array([classes[label or ""] for label in labels], np.int64)
     ones = np.ones(len(columns), np.int64)
-    return csr_matrix((ones, (groups.of_pictures, columns)), shape=(len(groups.names), len(classes)))
+    return sparse.csr_matrix((ones, (groups.of_pictures, columns)), shape=(len(groups.names), len(classes)))
 
 
-def _most_frequent(counts: csr_matrix) -> NDArray[np.int64]:
+def _most_frequent(counts: Any) -> NDArray[np.int64]:
     """Returns the class of which each group has most pictures, the first of ties."""
     return np.asarray(counts.argmax(1)).ravel().astype(np.int64)
 
 
 def _balance(
     splits: NDArray[np.int64],
-    counts: csr_matrix,
+    counts: Any,
     shares: NDArray[np.float64],
     free: NDArray[np.bool_],
     hashes: NDArray[np.uint64],
@@ -137,7 +137,7 @@ def _balance(
     excess = held - shares[:, None] * held.sum(0)
     movable = np.flatnonzero(free)
     movable = movable[np.argsort(hashes[movable], kind="stable")]
-    moving: Any = cast(Any, counts)[movable]
+    moving = counts[movable]
     starts = moving.indptr[:-1]
     if not len(movable):
         return splits
