@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from time import perf_counter
 from types import TracebackType
 from typing import Any, cast
@@ -80,6 +82,22 @@ class ShardReader:
             except _DAMAGE as error:
                 raise StriateError(f"{self.uri}: {error}") from error
 
+    def rows(self, numbers: Sequence[int]) -> pa.Table:
+        """Reads rows by their numbers, in rising order; raises StriateError if the shard is damaged or shorter."""
+        parts: list[pa.Table] = []
+        with storage.open_read(self.uri) as file:
+            parquet = self._open(file)
+            first = 0
+            for group in range(parquet.metadata.num_row_groups):
+                end = first + parquet.metadata.row_group(group).num_rows
+                inside = [number - first for number in numbers if first <= number < end]
+                if inside:
+                    parts.append(self._group(parquet, group).take(pa.array(inside)))
+                first = end
+            if sum(part.num_rows for part in parts) < len(numbers):
+                raise StriateError(f"{self.uri} holds {first:,} rows and no row {numbers[-1]:,}")
+        return pa.concat_tables(parts)
+
     def schema(self) -> pa.Schema:
         """Reads the columns' names and types from the file's footer."""
         with storage.open_read(self.uri) as file:
@@ -126,6 +144,35 @@ def read_columns(dataset: str, names: Sequence[str], shards: Sequence[str]) -> p
         tables = list(pool.map(lambda reader: reader.columns(names), readers))
     try:
         return pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise StriateError(f"the shards of {dataset} have columns of different types: {error}") from error
+
+
+def read_rows(dataset: str, shards: Sequence[FileEntry], rows: Sequence[int]) -> pa.Table:
+    """Reads some rows of a dataset with all their columns; of each shard only the row groups that hold them.
+
+    Args:
+        dataset: URI.
+        shards: of its manifest.
+        rows: their numbers, counted over all shards, in any order; at least one.
+
+    Returns:
+        The rows in the order of `rows`.
+
+    Raises:
+        StriateError: a shard is damaged, or the shards' columns differ.
+    """
+    starts = list(accumulate((shard.rows for shard in shards), initial=0))
+    by_shard: dict[int, list[int]] = {}
+    for row in sorted(set(rows)):
+        number = bisect_right(starts, row) - 1
+        by_shard.setdefault(number, []).append(row - starts[number])
+    readers = [ShardReader(storage.join(dataset, shards[number].name)) for number in by_shard]
+    with ThreadPoolExecutor(_PARALLEL_SHARDS) as pool:
+        tables = list(pool.map(lambda reader, chosen: reader.rows(chosen), readers, by_shard.values()))
+    place = {row: place for place, row in enumerate(sorted(set(rows)))}
+    try:
+        return pa.concat_tables(tables).take(pa.array([place[row] for row in rows]))
     except pa.ArrowException as error:
         raise StriateError(f"the shards of {dataset} have columns of different types: {error}") from error
 

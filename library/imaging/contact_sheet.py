@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from library.imaging import codec
 from library.imaging.picture import Pixels
 
 _GAP_PX = 10
@@ -81,6 +82,17 @@ def thumbnail(pixels: Pixels, side_px: int) -> NDArray[np.uint8]:
         size = (max(1, round(width * min(scale, 1))), max(1, round(height * min(scale, 1))))
         resized = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA)
     return visible(resized if resized.ndim == 3 else resized[:, :, None])
+
+
+def small_copy(pixels: Pixels, side_px: int = 160) -> tuple[bytes, str]:
+    """Returns a picture for a page, as bytes and their format.
+
+    A small picture is a PNG of its own size, and a larger one is scaled down as JPEG, so that a page with many stays
+    small.
+    """
+    if max(pixels.shape[:2]) <= side_px:
+        return codec.encode(visible(pixels), codec.Encoding("png"))
+    return codec.encode(thumbnail(pixels, side_px), codec.Encoding("jpeg", 85))
 
 
 def visible(pixels: Pixels) -> NDArray[np.uint8]:

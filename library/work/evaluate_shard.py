@@ -24,11 +24,9 @@ from library.errors import NOT_FINITE, BadPicture, StriateError
 from library.evaluation.robustness import CORRUPTIONS, chosen, order_of
 from library.evaluation.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
 from library.imaging import codec
-from library.imaging.contact_sheet import thumbnail, visible
+from library.imaging.contact_sheet import small_copy
 from library.pipeline.inputs import Prepared
 from library.work.classifying import BATCH, Classifier, Prefetcher, drop_reason, prepare_or_reject
-
-_EXAMPLE_PX = 160
 
 #: Reasons for dropping a picture because of its label.
 NO_LABEL, UNKNOWN_LABEL = "no_label", "unknown_label"
@@ -176,7 +174,7 @@ class ShardScorer:
             tallies.append(_tally(rows, judged[0]))
             progress(tallies[-1])
         for one, pictures in zip(sums, mistaken, strict=True):
-            one.examples = [_example(key, data) for key, data in pictures.items()]
+            one.examples = [Example(key, *small_copy(codec.decode(data))) for key, data in pictures.items()]
         return ShardScores(sums, pairs, Tally.total(tallies), self._seconds)
 
     def judged(self, uri: str) -> Iterator[tuple[Sequence[Row], list[Judged]]]:
@@ -280,11 +278,3 @@ def _tally(rows: Sequence[Row], judged: Judged) -> Tally:
         rejected=dict(judged.rejected),
         image_bytes_in=sum(len(row.data) for row in rows),
     )
-
-
-def _example(key: str, data: bytes) -> Example:
-    """Returns a small picture as PNG, and a larger one scaled down as JPEG, so that a page with many stays small."""
-    pixels = codec.decode(data)
-    if max(pixels.shape[:2]) <= _EXAMPLE_PX:
-        return Example(key, *codec.encode(visible(pixels), codec.Encoding("png")))
-    return Example(key, *codec.encode(thumbnail(pixels, _EXAMPLE_PX), codec.Encoding("jpeg", 85)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from library import storage
@@ -44,14 +44,17 @@ def render(content: Content) -> str:
         percent=_percent,
         score=_score,
         interval=_interval,
-        base64=_base64,
+        base64=base64_text,
     )
 
 
 def template(package: str, name: str) -> Template:
-    """Loads a Jinja2 template from the folder of a package; it escapes every value."""
+    """Loads a Jinja2 template from the folder of a package; it escapes every value.
+
+    A template of any package may include this report's `style.css`.
+    """
     environment = Environment(
-        loader=PackageLoader(package, ""),
+        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader("library.evaluation.report", "")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -194,5 +197,6 @@ def _interval(interval: tuple[float, float], metric: str) -> str:
     return " to ".join(f"{end * scale:.{digits}f}" for end in interval)
 
 
-def _base64(data: bytes) -> str:
+def base64_text(data: bytes) -> str:
+    """Returns bytes as they stand in a `data:` URI of a page."""
     return base64.b64encode(data).decode()

@@ -14,7 +14,7 @@ import pytest
 
 from library.dataset.manifest import FileEntry
 from library.dataset.record import CORE_COLUMNS, dataset_schema, reject_schema
-from library.dataset.shards import ROW_GROUP_BYTES, ShardReader, ShardWriter, shard_name
+from library.dataset.shards import ROW_GROUP_BYTES, ShardReader, ShardWriter, read_rows, shard_name
 from library.errors import StriateError
 from tests.picture_examples import encoded, table
 from tests.processes import reading_threads
@@ -255,3 +255,17 @@ def test_no_thread_of_arrow_holds_a_file_of_a_shard(tmp_path: Path, monkeypatch:
     assert sum(table.num_rows for table in reader) == 26
     assert reader.columns(["key", "label"]).num_rows == 26
     assert threads == {threading.Thread, type(threading.main_thread())}
+
+
+@pytest.mark.parametrize("rows", [[0], [7, 2, 2, 5], [9, 0, 4], list(range(10))])
+def test_chosen_rows_are_read_in_the_order_asked_for(tmp_path: Path, rows: list[int]) -> None:
+    whole = big(10, ROW_GROUP_BYTES // 2 + 1)  # two rows a group
+    shards = [write(tmp_path, [whole.slice(first, 5)], f"{shard_name(first // 5)}.parquet") for first in (0, 5)]
+    assert read_rows(str(tmp_path), shards, rows).equals(whole.take(pa.array(rows)))
+
+
+def test_a_row_that_a_shard_lacks_is_an_error(tmp_path: Path) -> None:
+    entry = write(tmp_path, [ROWS])
+    longer = entry.model_copy(update={"rows": 9})
+    with pytest.raises(StriateError, match=r"part-000000\.parquet holds 3 rows and no row 5"):
+        read_rows(str(tmp_path), [longer], [1, 5])
