@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import pyarrow as pa
 
 from cluster.connection.session import connect
 from cluster.shared_paths import check_shared
-from jobs.shards.dataset_job import run_tasks, shard_tasks
-from jobs.shards.pool_size import pool_for_shards
+from jobs.shards.dataset_job import shard_tasks
+from jobs.shards.pool_size import WorkerPool, pool_for_shards
+from jobs.shards.results import DatasetResults
 from library import storage
-from library.dataset.destination import check_apart, check_claim, claim, committed, finish, remove_uncommitted
+from library.dataset.destination import (
+    check_apart,
+    check_claim,
+    claim,
+    committed,
+    finish,
+    remove_uncommitted,
+    shard_stem,
+)
 from library.dataset.lease import hold
-from library.dataset.manifest import Job, Manifest
+from library.dataset.manifest import Job, Manifest, ShardReport
 from library.dataset.shards import read_columns
 from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
-from library.work.select_shard import DECISION_SCHEMA, SelectJob, decisions_file, decisions_uri
+from library.work.select_shard import DECISION_SCHEMA, SelectJob, SelectReport, decisions_file, decisions_uri
 
 _PARALLEL_WRITES = 16
 _MOST_NAMED = 3
@@ -61,24 +71,113 @@ def select_dataset(
         UsageError: when the request is not valid, or another command is writing there.
         StriateError: when a shard fails; finished shards are kept.
     """
-    check_apart(source, destination)
-    check_claim(destination, job, overwrite=overwrite)
-    table = decisions_table(source, manifest, decisions)
-    tasks, jobs = shard_tasks(manifest, destination, None), [*manifest.jobs, job]
-    ends = list(accumulate(task.rows for task in tasks))
-    by_stem = {task.stem: table.slice(end - task.rows, task.rows) for task, end in zip(tasks, ends, strict=True)}
-    work = SelectJob(source, {stem: decisions_file(part)[1] for stem, part in by_stem.items()})
-    with hold(destination, tidy=remove_uncommitted), connect(address) as session:
-        pool = pool_for_shards(session, workers, size)
-        check_shared(reads=[source], writes=[destination])
-        planned = {"shards_planned": len(tasks), "pictures_planned": manifest.rows}
-        claim(destination, jobs, overwrite=overwrite, planned=planned)
-        done = {task.stem for task, _ in committed(tasks, work)}
+    target = Target(destination, decisions, job)
+    made = select_datasets(
+        command, source, manifest, [target], workers=workers, size=size, address=address, overwrite=overwrite
+    )
+    return made[destination]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A dataset that a selection writes.
+
+    Attributes:
+        dataset: URI, normalized.
+        decisions: as `decisions_table` takes them.
+        job: what its manifest records; the history of the source is put before it.
+    """
+
+    dataset: str
+    decisions: pa.Table | Mapping[str, str]
+    job: Job
+
+
+def select_datasets(
+    command: str,
+    source: str,
+    manifest: Manifest,
+    targets: Sequence[Target],
+    *,
+    workers: str = "auto",
+    size: str | None = None,
+    address: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Manifest]:
+    """Copies pictures of one dataset to several, reading each shard once; otherwise as `select_dataset`.
+
+    Returns:
+        The manifest of each dataset that was written, by URI.
+    """
+    for target in targets:
+        check_apart(source, target.dataset)
+        check_claim(target.dataset, target.job, overwrite=overwrite)
+    parts = {target.dataset: _by_stem(source, manifest, target.decisions) for target in targets}
+    work = SelectJob(
+        source,
+        {uri: {stem: decisions_file(table)[1] for stem, table in tables.items()} for uri, tables in parts.items()},
+    )
+    tasks = {target.dataset: shard_tasks(manifest, target.dataset, None) for target in targets}
+    with hold(*tasks, tidy=remove_uncommitted), connect(address) as session:
+        from jobs.shards.runner import run_shards
+
+        results = _Results(pool_for_shards(session, workers, size))
+        check_shared(reads=[source], writes=list(tasks))
+        for target in targets:
+            planned = {"shards_planned": len(tasks[target.dataset]), "pictures_planned": manifest.rows}
+            claim(target.dataset, [*manifest.jobs, target.job], overwrite=overwrite, planned=planned)
+        todo = results.resume(tasks, work)
         with ThreadPoolExecutor(_PARALLEL_WRITES) as writers:
-            missing = (task for task in tasks if task.stem not in done)
-            list(writers.map(lambda task: _write_decisions(task, by_stem[task.stem]), missing))
-        results = run_tasks(command, work, tasks, pool)
-        return finish(destination, jobs, results.totals[destination], run=results.summary(destination))
+            files = (replace(task, dataset=uri) for task in todo for uri in tasks)
+            list(writers.map(lambda task: _write_decisions(task, parts[task.dataset][task.stem]), files))
+        results.run = run_shards(command, work, todo, results.pool, results, done=results.resumed)
+        return {
+            target.dataset: finish(
+                target.dataset,
+                [*manifest.jobs, target.job],
+                results.totals[target.dataset],
+                run=results.summary(target.dataset),
+            )
+            for target in targets
+        }
+
+
+class _Results(DatasetResults):
+    """Sums of the reports of every dataset that is written."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        super().__init__(pool)
+        self.pool = pool
+
+    def resume(self, tasks: Mapping[str, Sequence[ShardTask]], work: SelectJob) -> list[ShardTask]:
+        """Adds the reports of shards that every dataset has; returns tasks of the first dataset for the others."""
+        reports = {
+            uri: {task.stem: report for task, report in committed(its_tasks, work)} for uri, its_tasks in tasks.items()
+        }
+        first = next(iter(tasks.values()))
+        done = {task.stem for task in first if all(task.stem in found for found in reports.values())}
+        for uri, found in reports.items():
+            for stem in done:
+                self.totals[uri].add(found[stem])
+                self.resumed[uri] += 1
+        return [task for task in first if task.stem not in done]
+
+    def add(self, task: ShardTask, report: str) -> ShardReport:
+        """Adds the reports of a shard, as JSON, and returns that of the task's dataset."""
+        loaded = SelectReport.model_validate_json(report)
+        for uri, one in {task.dataset: loaded, **loaded.others}.items():
+            self.totals[uri].add(one)
+        return loaded
+
+
+def _by_stem(source: str, manifest: Manifest, decisions: pa.Table | Mapping[str, str]) -> dict[str, pa.Table]:
+    """Returns the decisions of each shard."""
+    table = decisions_table(source, manifest, decisions)
+    ends = accumulate(shard.rows for shard in manifest.shards)
+    return {
+        shard_stem(shard.name): table.slice(end - shard.rows, shard.rows)
+        for shard, end in zip(manifest.shards, ends, strict=True)
+    }
 
 
 def decisions_table(source: str, manifest: Manifest, decisions: pa.Table | Mapping[str, str]) -> pa.Table:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
+import pydantic
 
 from library import storage
 from library.dataset.manifest import DECISIONS, VERSIONS, ShardReport, Tally, digest_of
@@ -29,46 +31,89 @@ _compute: Any = pyarrow.compute  # its functions are created at import, where no
 DECISION_SCHEMA = pa.schema([pa.field("key", pa.string()), pa.field("reason", pa.string())])
 
 
+class SelectReport(ShardReport):
+    """The reports of one shard in every dataset that a job writes.
+
+    Attributes:
+        others: the reports of the datasets but the task's own, by URI.
+    """
+
+    others: dict[str, ShardReport] = pydantic.Field(default_factory=dict[str, ShardReport])
+
+
 @dataclass(frozen=True)
 class SelectJob:
-    """Copies the pictures of a dataset that its decisions keep, and counts the others as dropped.
+    """Copies pictures of a dataset to one or more others, reading each shard once.
+
+    Each of them gets the pictures that its own decisions keep, and counts the rest as dropped. A task writes its shard
+    to all of them, whichever its `dataset` is.
 
     Attributes:
         source: URI of the dataset to read.
-        decisions: digest of the decisions of each shard, by stem.
+        decisions: digest of the decisions of each shard, by URI of the dataset that is written and by stem.
     """
 
     source: str
-    decisions: Mapping[str, str]
+    decisions: Mapping[str, Mapping[str, str]]
 
     def work_digest(self, task: ShardTask) -> str:
-        return digest_of(["select", self.decisions[task.stem], VERSIONS])
+        return digest_of(["select", self.decisions[task.dataset][task.stem], VERSIONS])
 
-    def run(self, task: ShardTask, progress: Progress) -> ShardReport:
+    def run(self, task: ShardTask, progress: Progress) -> SelectReport:
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX))
-        decisions = read_decisions(decisions_uri(task), self.decisions[task.stem])
         schema, row = reader.schema(), 0
-        no_rejects = reject_schema(schema).empty_table()
-        with ShardOutput(task, schema) as output:
+        with ExitStack() as files:
+            copies = [
+                _Copy(one, self.decisions[dataset][one.stem], files.enter_context(ShardOutput(one, schema)))
+                for dataset in self.decisions
+                for one in [replace(task, dataset=dataset)]
+            ]
             for table in reader:
-                decided = decisions.slice(row, table.num_rows)
+                tallies = [copy.add(table, row, reader.uri) for copy in copies]
+                # Of several datasets, a picture is dropped only if none takes it.
+                progress(tallies[0] if len(copies) == 1 else Tally(rows_in=table.num_rows, rows_out=table.num_rows))
                 row += table.num_rows
-                if not table["key"].equals(decided["key"]):
-                    raise StriateError(
-                        f"shard {reader.uri}: its keys are not those for which the decisions in {decisions_uri(task)} "
-                        "were made; the source was changed meanwhile. Run the same command again"
-                    )
-                kept = table.filter(_compute.is_null(decided["reason"]))
-                dropped = Counter(reason for reason in decided["reason"].to_pylist() if reason is not None)
-                tally = Tally(rows_in=table.num_rows, image_bytes_in=image_bytes(table), dropped=dict(dropped))
-                progress(output.add(kept, no_rejects, tally))
-            output.add_seconds({"read": reader.waited_s})
-        if row != decisions.num_rows:
+            for copy in copies:
+                copy.check_rows(row, reader.uri)
+            copies[0].output.add_seconds({"read": reader.waited_s})
+        reports = {copy.task.dataset: copy.output.commit(self.work_digest(copy.task)) for copy in copies}
+        own = reports.pop(task.dataset)
+        return SelectReport(**own.model_dump(), others=reports)
+
+
+class _Copy:
+    """The shard of one dataset that is written.
+
+    Args:
+        task: its task.
+        digest: of its decisions.
+        output: where its pictures go.
+    """
+
+    def __init__(self, task: ShardTask, digest: str, output: ShardOutput) -> None:
+        self.task, self.output = task, output
+        self._decisions = read_decisions(decisions_uri(task), digest)
+
+    def add(self, table: pa.Table, row: int, shard: str) -> Tally:
+        """Writes the chosen pictures of a table that begins at a row of the shard; returns its counts."""
+        decided = self._decisions.slice(row, table.num_rows)
+        if not table["key"].equals(decided["key"]):
             raise StriateError(
-                f"shard {reader.uri} holds {row:,} pictures, but there are {decisions.num_rows:,} decisions; the "
+                f"shard {shard}: its keys are not those for which the decisions in {decisions_uri(self.task)} were "
+                "made; the source was changed meanwhile. Run the same command again"
+            )
+        kept = table.filter(_compute.is_null(decided["reason"]))
+        dropped = Counter(reason for reason in decided["reason"].to_pylist() if reason is not None)
+        tally = Tally(rows_in=table.num_rows, image_bytes_in=image_bytes(table), dropped=dict(dropped))
+        return self.output.add(kept, reject_schema(table.schema).empty_table(), tally)
+
+    def check_rows(self, rows: int, shard: str) -> None:
+        """Refuses decisions for more pictures than the shard holds."""
+        if rows != self._decisions.num_rows:
+            raise StriateError(
+                f"shard {shard} holds {rows:,} pictures, but there are {self._decisions.num_rows:,} decisions; the "
                 "source was changed meanwhile. Run the same command again"
             )
-        return output.commit(self.work_digest(task))
 
 
 def decisions_uri(task: ShardTask) -> str:

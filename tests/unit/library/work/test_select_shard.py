@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,7 +57,7 @@ def select(source: Path, manifest: Manifest, made: Path, dropped: dict[str, str]
         path = Path(decisions_uri(task))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return SelectJob(str(source), digests), tasks
+    return SelectJob(str(source), {str(made): digests}), tasks
 
 
 def run(work: SelectJob, tasks: Sequence[ShardTask]) -> list[ShardReport]:
@@ -139,7 +140,8 @@ def test_changed_decisions_and_changed_sources_stop_the_shard(tmp_path: Path, so
     path.write_bytes(Path(decisions_uri(tasks[1])).read_bytes())
     with pytest.raises(StriateError, match=r"_decisions/part-000000\.parquet was changed while the job ran"):
         work.run(tasks[0], quiet)
-    other = SelectJob(work.source, {**work.decisions, tasks[0].stem: work.decisions[tasks[1].stem]})
+    ((made, digests),) = work.decisions.items()
+    other = SelectJob(work.source, {made: {**digests, tasks[0].stem: digests[tasks[1].stem]}})
     with pytest.raises(StriateError, match="its keys are not those for which the decisions"):
         other.run(tasks[0], quiet)
     assert load_report_of(tmp_path / "made", tasks[0].stem) is None
@@ -159,3 +161,22 @@ def test_columns_of_all_shards_are_read_in_order(tmp_path: Path, source: Manifes
     assert table["key"].to_pylist() == stored
     with pytest.raises(UsageError, match="has no column 'patient'; its columns are key, image"):
         read_columns(str(tmp_path / "source"), ["patient"], names)
+
+
+def test_one_read_writes_the_shards_of_several_datasets(tmp_path: Path, source: Manifest) -> None:
+    some = {"a/1.png": "in_test", "b/3.png": "in_test"}
+    rest = {key: "in_train" for key in rows(tmp_path / "source")["key"].to_pylist() if key not in some}
+    alone, both = {}, {}
+    for name, dropped in (("train", some), ("test", rest)):
+        alone[name] = run(*select(tmp_path / "source", source, tmp_path / "alone" / name, dropped))
+        both[name], tasks = select(tmp_path / "source", source, tmp_path / "both" / name, dropped)
+    work = SelectJob(
+        str(tmp_path / "source"), {uri: found for job in both.values() for uri, found in job.decisions.items()}
+    )
+    reports = [work.run(task, quiet) for task in tasks]
+    for number, report in enumerate(reports):
+        (other,) = report.others.values()
+        for name, one in (("test", report), ("train", other)):
+            assert (one.output, one.tally) == (alone[name][number].output, alone[name][number].tally)
+    for uri in work.decisions:
+        assert stems_done(work, [replace(task, dataset=uri) for task in tasks]) == [task.stem for task in tasks]
