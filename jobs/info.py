@@ -120,7 +120,11 @@ def print_info(dataset: str, manifest: Manifest) -> None:
         options = ", ".join(f"{name}={value}" for name, value in job.options.items() if value is not None)
         what = job.pipeline or options or "unchanged"
         encode = f"  (encode {job.encode})" if job.pipeline else ""
-        console.print(f"  {number}. {job.kind} {job.source}: {what}{encode}", markup=False, soft_wrap=True)
+        source = f"{len(job.origins)} datasets" if job.origins else job.source
+        console.print(f"  {number}. {job.kind} {source}: {what}{encode}", markup=False, soft_wrap=True)
+        for origin in job.origins:
+            kinds = ", ".join(earlier.kind for earlier in origin.jobs)
+            console.print(f"     {origin.source} ({kinds}; digest {origin.digest[:12]})", markup=False, soft_wrap=True)
     console.print(f"digest {manifest.digest}")
     console.print(f"in metrics: dataset_id {storage.uri_id(dataset)}")
     table = time_spent([manifest.run])

@@ -12,8 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.demo.demo import demo_pictures
+from jobs.shards.dataset_job import ShardPlan
+from library.dataset.destination import claim, committed, finish
+from library.dataset.manifest import Manifest
+from library.dataset.totals import Totals
 from library.imaging import codec
 from tests.conftest import SHARED_DATA
+
+
+def carry_out(plan: ShardPlan[Any]) -> Manifest:
+    """Carries out the plan of a job without Ray; shards that are done are left as they are."""
+    claim(plan.destination, plan.jobs, overwrite=plan.overwrite)
+    done = {task.stem: report for task, report in committed(plan.tasks, plan.work)}
+    reports = [done.get(task.stem) or plan.work.run(task, lambda _: None) for task in plan.tasks]
+    return finish(plan.destination, plan.jobs, Totals.of(reports))
 
 
 def write_photos(folder: Path) -> Path:

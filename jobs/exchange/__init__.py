@@ -1,1 +1,1 @@
-"""The commands that exchange, merge and trace datasets, on Ray."""
+"""Commands that exchange datasets with other tools, join and split them, and trace their pictures."""

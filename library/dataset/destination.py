@@ -245,8 +245,10 @@ def shard_stem(name: str) -> str:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """Returns what must be equal for two runs to be the same job; the source's digest is left out, as it may grow."""
-    fields = job.model_dump(exclude={"source_digest"})
+    """Returns what must be equal for two runs to be the same job; the sources' digests are left out, as they may
+    grow."""
+    fields = job.model_dump(exclude={"source_digest", "origins"})
+    fields["origins"] = [origin.source for origin in job.origins]
     fields["options"].pop(_EXTENT, None)
     return fields
 
@@ -254,4 +256,5 @@ def _identity(job: Job) -> dict[str, Any]:
 def _description(job: Job) -> str:
     options = [f"{name}={value}" for name, value in job.options.items() if value is not None]
     steps = f" --steps '{job.pipeline}' --encode {job.encode}" if job.kind in ("filter", "augment") else ""
-    return f"{job.kind} {job.source}{steps}" + (f" ({', '.join(options)})" if options else "")
+    sources = " ".join(origin.source for origin in job.origins) or job.source
+    return f"{job.kind} {sources}{steps}" + (f" ({', '.join(options)})" if options else "")

@@ -170,12 +170,21 @@ class ShardReport(Report):
         return self.output.bytes + (self.rejects.bytes if self.rejects else 0)
 
 
+class Origin(_Model):
+    """One of several datasets that a merge joined: where it was, what it held, and the jobs that led to it."""
+
+    source: str
+    digest: str
+    jobs: list[Job]
+
+
 class Job(_Model):
     """The job that wrote a dataset, and its source.
 
     Attributes:
-        kind: the command that wrote it.
-        source: URI of the source.
+        kind: the command that ran.
+        source: URI of the source; of the first one for a merge.
+        origins: for a merge, all of its sources in order, each with its history; empty for other jobs.
         source_digest: digest of the source's manifest; None where the source is not a dataset.
         pipeline: canonical text of the steps; empty for ingest and predict.
         pipeline_digest: SHA-256 of that text.
@@ -183,8 +192,9 @@ class Job(_Model):
         options: everything else that decides the output.
     """
 
-    kind: Literal["ingest", "filter", "augment", "predict", "dedup", "split", "merge", "remove"]
+    kind: Literal["ingest", "filter", "augment", "predict", "dedup", "split", "merge", "remove", "convert"]
     source: str
+    origins: list[Origin] = []
     source_digest: str | None = None
     pipeline: str = ""
     pipeline_digest: str = ""

@@ -41,7 +41,7 @@ class ShardTask:
         input_digest: digest of the input; together with the job's `work_digest` it decides the output.
         rows: pictures in the input.
         max_rows: read only the first `max_rows` pictures; None for all.
-        index: for ingest, the rows of the source's listing, as an Arrow stream.
+        index: what else the work on this shard needs: for ingest, the rows of the source's listing, as an Arrow stream.
     """
 
     dataset: str
@@ -118,7 +118,7 @@ class ShardOutput:
                 schema = reject_schema(self._reject_columns)
                 self._rejects = self._files.enter_context(ShardWriter(self._task.dataset, name, schema))
             self._rejects.add(rejects)
-        complete = tally.model_copy(update=_row_counts(rows))
+        complete = tally.model_copy(update=row_counts(rows))
         self._tallies.append(complete)
         self.add_seconds({"write": perf_counter() - start})
         return complete
@@ -146,7 +146,8 @@ class ShardOutput:
         return report
 
 
-def _row_counts(rows: pa.Table) -> dict[str, Any]:
+def row_counts(rows: pa.Table) -> dict[str, Any]:
+    """Returns the fields of a `Tally` that count the pictures of a shard: rows_out, image_bytes_out, classes, ..."""
     sides = np.maximum(rows["width"].to_numpy(), rows["height"].to_numpy()) if rows.num_rows else np.zeros(0)
     rounded = 2 ** np.ceil(np.log2(np.maximum(sides, 1))).astype(np.int64)
     return {

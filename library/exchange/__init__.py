@@ -1,1 +1,1 @@
-"""Datasets of other tools: reading, writing, merging, and where a picture came from."""
+"""Exchange with other tools and between datasets: merging, formats of others, and where a picture came from."""
