@@ -113,6 +113,15 @@ def time_spent(runs: Iterable[Mapping[str, Any]]) -> Table | None:
     return table
 
 
+def print_time(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Prints how many pictures a job made in how many seconds, and where the time went; nothing if nothing was run."""
+    table = time_spent(runs)
+    if table is not None:
+        pictures = sum(run.get("pictures_made", 0) for run in runs)
+        say(f"{pictures:,} pictures in {runs[0]['wall_s']:.1f} s on {counted(runs[0]['workers'], 'worker')}")
+        Terminal().print(table)
+
+
 def facts(values: Mapping[str, Any], *, as_json: bool) -> None:
     """Prints named values, one per line or as JSON."""
     if as_json:
@@ -164,10 +173,8 @@ def finished(manifests: Mapping[str, Manifest], *, as_json: bool, notes: Sequenc
     resumed, pictures = (sum(run.get(name, 0) for run in runs) for name in ("shards_resumed", "pictures_made"))
     if resumed:
         say(f"{resumed:,} of {sum(run['shards'] for run in runs):,} shards were done before")
-    table = time_spent(runs)
-    if table is not None and pictures:
-        say(f"{pictures:,} pictures in {runs[0]['wall_s']:.1f} s on {counted(runs[0]['workers'], 'worker')}")
-        Terminal().print(table)
+    if pictures:
+        print_time(runs)
 
 
 def summaries(manifests: Mapping[str, Manifest]) -> dict[str, Any]:

@@ -16,16 +16,19 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from library.choosing.measures.columns import DEFAULT, check_columns
 from library.dataset.destination import claim, finish
-from library.dataset.manifest import Job, Manifest
+from library.dataset.manifest import Job, Manifest, ShardReport
 from library.dataset.planning import Layout, plan
 from library.dataset.record import ImageRecord, dataset_schema, table_of
+from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
 from library.errors import BadPicture
 from library.imaging import codec
 from library.imaging.codec import Encoding
 from library.sources import Options, list_source
 from library.work.ingest_shard import IngestJob
+from library.work.measure_shard import MeasureJob
 
 ORIENTATION = 0x0112
 
@@ -217,3 +220,10 @@ def ingest(
     claim(str(destination), [job], overwrite=False)
     totals = Totals.of(work.run(task, lambda _: None) for task in tasks)
     return finish(str(destination), [job], totals, skipped=listing.skipped)
+
+
+def measure(dataset: Path, manifest: Manifest, *columns: str, folder: Path | None = None) -> list[ShardReport]:
+    """Writes the side table of a dataset, without Ray; all default measures unless some are named."""
+    work = MeasureJob(str(folder or dataset / "_measures"), check_columns(columns or DEFAULT))
+    stems = [(shard.name.removesuffix(".parquet"), shard) for shard in manifest.shards]
+    return [work.run(ShardTask(str(dataset), stem, shard.digest, shard.rows), lambda _: None) for stem, shard in stems]

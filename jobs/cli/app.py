@@ -16,7 +16,7 @@ from cluster.connection.session import own_process
 from cluster.console import encode_anything, say
 from cluster.submit.client import is_job
 from jobs import output
-from jobs.cli import classifiers, datasets, exchange, listings, training
+from jobs.cli import choosing, classifiers, datasets, exchange, listings, training
 from library.errors import StriateError
 from library.extras import missing_package
 
@@ -129,6 +129,7 @@ for _name, _function in {
     "merge": exchange.merge_command,
     "info": datasets.info_command,
     "show": datasets.show_command,
+    "measure": choosing.measure_command,
     "steps": listings.steps_command,
     "models": listings.models_command,
     "train": training.train_command,

@@ -1,0 +1,205 @@
+"""Measures every picture of a dataset and keeps the results in a side table: `striate measure`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+
+from cluster.connection.session import connect
+from cluster.shared_paths import check_shared
+from jobs.shards.dataset_job import shard_tasks
+from jobs.shards.pool_size import WorkerPool, pool_for_shards
+from jobs.shards.results import DatasetResults
+from library import storage
+from library.choosing.measures.columns import DEFAULT, REASON, check_columns
+from library.choosing.measures.side_table import folder_of, read_columns, read_measures, read_origins
+from library.dataset.lease import hold
+from library.dataset.manifest import Manifest, find_manifest, load_manifest
+from library.dataset.task import ShardTask
+from library.errors import UsageError
+from library.work.measure_shard import MeasureJob
+
+_compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
+
+
+@dataclass(frozen=True)
+class MeasurePlan:
+    """What `striate measure` does; from `plan_measure`.
+
+    Attributes:
+        dataset: URI.
+        manifest: of the dataset.
+        folder: URI of the side table.
+        tasks: every shard.
+        todo: the shards whose file lacks a column or is not up to date.
+        work: what is done to each.
+    """
+
+    dataset: str
+    manifest: Manifest
+    folder: str
+    tasks: Sequence[ShardTask]
+    todo: Sequence[ShardTask]
+    work: MeasureJob
+
+    def described(self) -> dict[str, Any]:
+        """Returns the plan for --dry-run."""
+        return {
+            "dataset": self.dataset,
+            "table": self.folder,
+            "columns": list(self.work.columns),
+            "shards": len(self.tasks),
+            "shards_done": len(self.tasks) - len(self.todo),
+            "shards_to_do": len(self.todo),
+            "pictures_to_do": sum(task.pictures for task in self.todo),
+        }
+
+
+@dataclass(frozen=True)
+class MeasureResult:
+    """The finished side table.
+
+    Attributes:
+        rows: pictures of the dataset.
+        rejected: pictures whose pixels could not be measured, by reason.
+        run: measurements of this run, as in a manifest.
+    """
+
+    rows: int
+    rejected: Mapping[str, int]
+    run: Mapping[str, Any]
+
+
+def plan_measure(dataset: str, columns: Sequence[str] = (), *, folder: str | None = None) -> MeasurePlan:
+    """Checks everything that can be checked before Ray starts; writes nothing.
+
+    Args:
+        dataset: URI.
+        columns: names of measures; empty for `DEFAULT`.
+        folder: URI of the side table; None for `_measures/` below the dataset.
+
+    Raises:
+        UsageError: when the request is not valid.
+    """
+    dataset = storage.normalize(dataset)
+    names = check_columns(columns or DEFAULT)
+    manifest = load_manifest(dataset)
+    where = folder_of(dataset) if folder is None else storage.normalize(folder)
+    if folder is not None:
+        _check_folder(where, dataset)
+    tasks = shard_tasks(manifest, dataset, None) if manifest.shards else []
+    origins = read_origins(where, manifest.shards)
+    todo = [
+        task
+        for task, origin in zip(tasks, origins, strict=True)
+        if origin is None or not set(names) <= origin.current(task.input_digest, task.rows)
+    ]
+    return MeasurePlan(dataset, manifest, where, tasks, todo, MeasureJob(where, names))
+
+
+def _check_folder(folder: str, dataset: str) -> None:
+    if storage.contains(dataset, folder) and folder != folder_of(dataset):
+        raise UsageError(f"--out {folder} lies in the dataset; choose a folder outside it, or leave out --out")
+    if find_manifest(folder) is not None:
+        raise UsageError(f"--out {folder} is a dataset; choose a folder of its own for the measures")
+
+
+def measure_dataset(
+    plan: MeasurePlan, *, workers: str = "auto", size: str | None = None, address: str | None = None
+) -> MeasureResult:
+    """Carries out a plan; called again, it resumes a killed job.
+
+    Args:
+        plan: from `plan_measure`.
+        workers: number of workers; `auto` is one per CPU.
+        size: a named size instead of `workers`.
+        address: address of the Ray cluster.
+
+    Raises:
+        UsageError: when another command is writing there.
+        StriateError: when a shard fails; the shards done by then stay.
+    """
+    if not plan.todo:
+        _tidy(plan)
+        return _result(plan, {})
+    storage.check_writable(plan.folder)
+    with hold(plan.folder, tidy=_remove_temporary), connect(address) as session:
+        return measure_shards(plan, pool_for_shards(session, workers, size))
+
+
+def measure_shards(plan: MeasurePlan, pool: WorkerPool) -> MeasureResult:
+    """Carries out a plan with the Ray that is connected; see `measure_dataset`.
+
+    Args:
+        plan: from `plan_measure`.
+        pool: the workers.
+    """
+    from jobs.shards.runner import run_shards
+
+    check_shared(reads=[plan.dataset], writes=[plan.folder])
+    results = DatasetResults(pool)
+    results.resumed[plan.dataset] = len(plan.tasks) - len(plan.todo)
+    results.run = run_shards("measure", plan.work, plan.todo, pool, results, done=results.resumed)
+    _tidy(plan)
+    return _result(plan, results.summary(plan.dataset))
+
+
+def ensure_measures(
+    dataset: str,
+    columns: Sequence[str],
+    *,
+    manifest: Manifest | None = None,
+    folder: str | None = None,
+    workers: str = "auto",
+    address: str | None = None,
+) -> pa.Table:
+    """Returns measures of a dataset as `read_measures` does; computes those that are missing first, on Ray.
+
+    Args:
+        dataset: URI.
+        columns: names of measures.
+        manifest: of the dataset, where it was read already.
+        folder: URI of the side table; None for `_measures/` below the dataset.
+        workers: number of workers; `auto` is one per CPU.
+        address: address of the Ray cluster; not used if nothing is missing.
+
+    Raises:
+        UsageError: for a wrong request; for a dataset that cannot be written to, unless `folder` is given.
+        StriateError: when a shard fails, or the dataset was changed meanwhile.
+    """
+    plan = plan_measure(dataset, columns, folder=folder)
+    if plan.todo:
+        measure_dataset(plan, workers=workers, address=address)
+    return read_measures(plan.dataset, manifest or plan.manifest, columns, plan.folder)
+
+
+def _result(plan: MeasurePlan, run: Mapping[str, Any]) -> MeasureResult:
+    counts = Counter[str]()
+    for table in read_columns(plan.folder, plan.manifest.shards, [REASON]):
+        for item in _compute.value_counts(table[REASON]).to_pylist():
+            if item["values"] is not None:
+                counts[item["values"]] += item["counts"]
+    return MeasureResult(plan.manifest.rows, dict(sorted(counts.items())), run)
+
+
+def _tidy(plan: MeasurePlan) -> None:
+    """Removes temporary files of killed workers, and the files of shards that the dataset no longer has."""
+    known = {shard.name for shard in plan.manifest.shards}
+    for file in storage.list_files(plan.folder):
+        if _is_part(file.path) and file.path not in known:
+            storage.remove([file.uri])
+    _remove_temporary(plan.folder)
+
+
+def _remove_temporary(folder: str) -> None:
+    files = storage.list_files(folder)
+    storage.remove(file.uri for file in files if storage.name_of(file.path).startswith(storage.TEMPORARY_PREFIX))
+
+
+def _is_part(path: str) -> bool:
+    return path.startswith("part-") and path.endswith(".parquet")

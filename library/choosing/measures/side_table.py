@@ -1,0 +1,178 @@
+"""The side table of a dataset: one small Parquet file of measures for each shard, in `_measures/` below the dataset.
+
+A file has the rows of its shard in the same order: `key`, `reason` (why the pixels could not be measured) and a column
+for each measure. Its schema's metadata names the shard's digest and what made each column. A file of another digest,
+and a column that was made in another way, counts as missing. Readers of Parquet skip the folder, and so does every job
+that reads or writes the dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from library import storage
+from library.choosing.measures.columns import MEASURES, REASON, check_columns
+from library.dataset.manifest import FileEntry, Manifest
+from library.errors import StriateError, UsageError
+
+#: The folder below a dataset.
+FOLDER = "_measures"
+
+_METADATA = b"striate.measures"
+_READ_AT_ONCE = 16
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """From what a file of the side table was made.
+
+    Attributes:
+        digest: SHA-256 of the shard.
+        rows: of the shard that were measured.
+        made_by: what made each column, by the column's name.
+    """
+
+    digest: str
+    rows: int
+    made_by: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def current(self, digest: str, rows: int) -> frozenset[str]:
+        """Returns the columns that are up to date for a shard of that digest and number of rows."""
+        if (self.digest, self.rows) != (digest, rows):
+            return frozenset()
+        known = self.made_by.keys() & MEASURES.keys()
+        return frozenset(name for name in known if MEASURES[name].made_by == self.made_by[name])
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """Returns it as metadata of a Parquet schema."""
+        facts = {"shard": self.digest, "rows": self.rows, "columns": dict(self.made_by)}
+        return {_METADATA: json.dumps(facts, sort_keys=True).encode()}
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> Origin | None:
+        """Reads the metadata of a file; None where it was not written by `striate measure`."""
+        try:
+            facts = json.loads((schema.metadata or {})[_METADATA])
+            return cls(facts["shard"], facts["rows"], dict(facts["columns"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def folder_of(dataset: str) -> str:
+    """Returns the URI of the side table of a dataset where no other folder was chosen."""
+    return storage.join(dataset, FOLDER)
+
+
+def schema_of(names: Sequence[str], origin: Origin) -> pa.Schema:
+    """Returns the schema of a file with these measures."""
+    measures = [pa.field(name, MEASURES[name].type) for name in names]
+    return pa.schema(
+        [pa.field("key", pa.string()), pa.field(REASON, pa.string()), *measures], metadata=origin.metadata()
+    )
+
+
+def read_origin(folder: str, name: str) -> Origin | None:
+    """Reads what a file of the side table was made from; None where there is no such file, or it is damaged."""
+    uri = storage.join(folder, name)
+    try:
+        with storage.open_read(uri) as file:
+            return Origin.of(pq.read_schema(file))
+    except (StriateError, *_DAMAGE):
+        return None
+
+
+def read_origins(folder: str, shards: Iterable[FileEntry]) -> list[Origin | None]:
+    """Reads what the file of each shard was made from."""
+    present = {file.path for file in storage.list_files(folder)}
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        return list(pool.map(lambda shard: read_origin(folder, shard.name) if shard.name in present else None, shards))
+
+
+def read_part(folder: str, name: str, digest: str, rows: int, columns: Sequence[str]) -> pa.Table | None:
+    """Reads measures of one shard: `key`, `reason` and those of `columns` that are up to date.
+
+    Args:
+        folder: of the side table.
+        name: of the shard, such as `part-000000.parquet`.
+        digest: of the shard.
+        rows: of the shard.
+        columns: names of measures.
+
+    Returns:
+        A table in the order of the shard; None where nothing of it is up to date.
+    """
+    uri = storage.join(folder, name)
+    if not storage.exists(uri):
+        return None
+    try:
+        with storage.open_read(uri) as file:
+            # Arrow's own threads may still hold a Python file when the interpreter ends (see ShardReader).
+            parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+            origin = Origin.of(parquet.schema_arrow)
+            current = frozenset[str]() if origin is None else origin.current(digest, rows)
+            chosen = [name for name in columns if name in current]
+            if not chosen:
+                return None
+            return parquet.read(["key", REASON, *chosen], use_threads=False)
+    except (StriateError, *_DAMAGE):
+        return None
+
+
+def read_measures(dataset: str, manifest: Manifest, columns: Sequence[str], folder: str | None = None) -> pa.Table:
+    """Reads measures of a whole dataset.
+
+    Args:
+        dataset: its URI.
+        manifest: its manifest.
+        columns: names of measures.
+        folder: of the side table; None for `_measures/` below the dataset.
+
+    Returns:
+        `key` and the columns, in the order of the shards and of their rows; null where a picture could not be measured.
+
+    Raises:
+        UsageError: a column is unknown, missing or not up to date.
+    """
+    check_columns(columns)
+    where = folder_of(dataset) if folder is None else folder
+    names = ["key", *columns]
+
+    def read(shard: FileEntry) -> pa.Table | None:
+        part = read_part(where, shard.name, shard.digest, shard.rows, columns)
+        return part if part is None or set(names) <= set(part.column_names) else None
+
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        parts = list(pool.map(read, manifest.shards))
+    tables = [part.select(names) for part in parts if part is not None]
+    if len(tables) < len(parts):
+        missing = len(parts) - len(tables)
+        raise UsageError(
+            f"{dataset} has no measures of {', '.join(columns)}, or they are of earlier pictures, for {missing:,} of "
+            f"{len(parts):,} shards; run `striate measure {dataset} --columns {','.join(columns)}`"
+        )
+    if not tables:
+        return pa.schema([("key", pa.string()), *((name, MEASURES[name].type) for name in columns)]).empty_table()
+    # The metadata differs from shard to shard.
+    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+
+
+def read_columns(folder: str, shards: Iterable[FileEntry], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yields these columns of the file of each shard, one shard after the other, so that memory stays small.
+
+    Raises:
+        StriateError: a file is missing or damaged, or lacks a column.
+    """
+    for shard in shards:
+        uri = storage.join(folder, shard.name)
+        try:
+            with storage.open_read(uri) as file:
+                yield pq.ParquetFile(file, pre_buffer=False).read(list(columns), use_threads=False)
+        except _DAMAGE as error:
+            raise StriateError(f"{uri} cannot be read: {error}; remove it, and run `striate measure` again") from error

@@ -1,0 +1,152 @@
+"""One shard of `striate measure`, without Ray, and the side table that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from library.choosing.measures.columns import DEFAULT, MEASURES
+from library.choosing.measures.hashes import dhash, phash
+from library.choosing.measures.side_table import read_measures, read_part
+from library.dataset.destination import claim, remove_uncommitted
+from library.dataset.manifest import Job, Manifest, load_manifest
+from library.errors import UsageError
+from library.imaging import codec
+from library.imaging.codec import Encoding
+from tests.picture_examples import encoded, ingest, measure, scene, write_files
+
+GOOD = encoded("jpeg", 40, 50)
+DAMAGED = GOOD[:-300]  # its header is complete, its pixels are not
+
+
+def pictures(count: int = 12) -> Mapping[str, bytes]:
+    return {
+        f"cat/{number:03d}.png": codec.encode(scene(20 + number, 30 + number), Encoding.parse("png"))[0]
+        for number in range(count)
+    }
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> tuple[Path, Manifest]:
+    """A dataset of several shards with one picture that is damaged after its header."""
+    folder = write_files(tmp_path / "files", {**pictures(), "cat/damaged.jpg": DAMAGED})
+    return tmp_path / "raw", ingest(folder, tmp_path / "raw", shard_bytes=3_000)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("part-*.parquet"))}
+
+
+def test_the_side_table_has_the_rows_of_the_shards_in_order(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest)
+    assert len(manifest.shards) > 2
+    for shard in manifest.shards:
+        stored = pq.read_table(dataset / shard.name)
+        measured = pq.read_table(dataset / "_measures" / shard.name)
+        assert measured.column_names == ["key", "reason", *DEFAULT]
+        assert measured["key"].to_pylist() == stored["key"].to_pylist()
+        assert measured["width"].to_pylist() == stored["width"].to_pylist()
+        for row, image in zip(measured.to_pylist(), stored["image"].to_pylist(), strict=True):
+            assert row["num_bytes"] == len(image["bytes"])
+            if row["key"] != "cat/damaged.jpg":
+                pixels = codec.decode(image["bytes"])
+                assert (row["phash"], row["dhash"]) == (phash(pixels), dhash(pixels))
+                assert row["reason"] is None
+
+
+def test_a_damaged_picture_has_a_reason_instead_of_scores(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    reports = measure(dataset, manifest)
+    assert sum(report.tally.rows_in for report in reports) == manifest.rows
+    assert all(report.tally.balanced for report in reports)
+    rows = [row for path in (dataset / "_measures").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    (damaged,) = (row for row in rows if row["reason"] is not None)
+    assert damaged["key"] == "cat/damaged.jpg"
+    for name, made in MEASURES.items():
+        if name in DEFAULT:
+            assert (damaged[name] is None) == (made.needs == "pixels")
+
+
+def test_duckdb_reads_the_side_table(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest)
+    query = f"select count(*), count(phash), min(brightness) from '{dataset}/_measures/*.parquet'"
+    rows, hashed, darkest = duckdb.connect().execute(query).fetchall()[0]
+    assert (rows, hashed) == (manifest.rows, manifest.rows - 1)
+    assert 0 <= darkest <= 1
+
+
+def test_columns_are_added_and_those_that_are_there_stay(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest, "phash", "num_bytes")
+    before = read_measures(str(dataset), manifest, ["phash", "num_bytes"])
+    measure(dataset, manifest, "num_bytes", "brightness")
+    after = read_measures(str(dataset), manifest, ["brightness", "phash", "num_bytes"])
+    assert after.select(before.column_names).equals(before)
+    assert after.column_names == ["key", "brightness", "phash", "num_bytes"]
+    measured = pq.read_table(next((dataset / "_measures").glob("part-*.parquet")))
+    assert measured.column_names == ["key", "reason", "num_bytes", "brightness", "phash"]
+
+
+def test_measuring_in_one_run_or_in_several_gives_the_same_bytes(source: tuple[Path, Manifest], tmp_path: Path) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest, folder=tmp_path / "once")
+    for column in reversed(DEFAULT):
+        measure(dataset, manifest, column, folder=tmp_path / "often")
+    assert contents(tmp_path / "once") == contents(tmp_path / "often")
+
+
+def test_measures_of_other_pictures_or_versions_count_as_missing(
+    source: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, manifest = source
+    with pytest.raises(UsageError, match=r"has no measures of phash.*striate measure"):
+        read_measures(str(dataset), manifest, ["phash"])
+    measure(dataset, manifest, "phash", "num_bytes")
+    shard = manifest.shards[0]
+    folder = str(dataset / "_measures")
+    assert read_part(folder, shard.name, shard.digest, shard.rows, ["phash"]) is not None
+    assert read_part(folder, shard.name, "0" * 64, shard.rows, ["phash"]) is None
+    with pytest.raises(UsageError, match=r"no measures of dhash.*for \d of \d shards"):
+        read_measures(str(dataset), manifest, ["dhash"])
+    newer = {**MEASURES, "phash": MEASURES["width"]}
+    monkeypatch.setattr("library.choosing.measures.side_table.MEASURES", newer)
+    part = read_part(folder, shard.name, shard.digest, shard.rows, ["phash", "num_bytes"])
+    assert part is not None
+    assert part.column_names == ["key", "reason", "num_bytes"]
+
+
+def test_a_damaged_file_counts_as_missing_and_is_written_again(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest)
+    before = contents(dataset / "_measures")
+    (dataset / "_measures" / manifest.shards[0].name).write_bytes(b"PAR1 cut off")
+    with pytest.raises(UsageError, match="for 1 of"):
+        read_measures(str(dataset), manifest, ["phash"])
+    measure(dataset, manifest)
+    assert contents(dataset / "_measures") == before
+
+
+def test_an_unknown_measure_is_refused_with_the_nearest_name(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    with pytest.raises(UsageError, match=r"unknown measure 'brightnes' .*'brightness'"):
+        read_measures(str(dataset), manifest, ["brightnes"])
+
+
+def test_jobs_on_the_dataset_leave_its_side_table_alone(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest)
+    before = contents(dataset / "_measures")
+    remove_uncommitted(str(dataset))
+    assert contents(dataset / "_measures") == before
+    # Another job takes the dataset over: the table is still there, but no shard of the new dataset is in it.
+    claim(str(dataset), [Job(kind="ingest", source="elsewhere")], overwrite=True)
+    remove_uncommitted(str(dataset))
+    assert contents(dataset / "_measures") == before
+    assert load_manifest(str(dataset), must_be_complete=False).shards == []
+    assert read_measures(str(dataset), manifest, ["width"]).num_rows == manifest.rows
