@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from library.choosing.measures.columns import DEFAULT, check_columns
+from library.choosing.measures.measuring import DEFAULT, check_columns
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Job, Manifest, ShardReport
 from library.dataset.planning import Layout, plan

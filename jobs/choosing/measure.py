@@ -16,7 +16,7 @@ from jobs.shards.dataset_job import shard_tasks
 from jobs.shards.pool_size import WorkerPool, pool_for_shards
 from jobs.shards.results import DatasetResults
 from library import storage
-from library.choosing.measures.columns import DEFAULT, REASON, check_columns
+from library.choosing.measures.measuring import DEFAULT, REASON, check_columns
 from library.choosing.measures.side_table import folder_of, read_columns, read_measures, read_origins
 from library.dataset.lease import hold
 from library.dataset.manifest import Manifest, find_manifest, load_manifest

@@ -44,7 +44,7 @@ def measure_command(
     """
     check_size(size, {"--workers": workers})
     from jobs.choosing.measure import measure_dataset, plan_measure
-    from library.choosing.measures.columns import MEASURES
+    from library.choosing.measures.measuring import MEASURES
 
     names = list(MEASURES) if columns == "all" else [name.strip() for name in (columns or "").split(",") if name]
     plan = plan_measure(dataset, names, folder=out)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from library import storage
-from library.choosing.measures.columns import MEASURES, REASON, measure_rows
+from library.choosing.measures.measuring import MEASURES, REASON, measure_rows
 from library.choosing.measures.side_table import Origin, read_part, schema_of
 from library.dataset.manifest import ShardReport, Tally, digest_of
 from library.dataset.shards import SUFFIX, ShardReader, ShardWriter, batches

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from library import storage
-from library.choosing.measures.columns import MEASURES, REASON, check_columns
+from library.choosing.measures.measuring import MEASURES, REASON, check_columns
 from library.dataset.manifest import FileEntry, Manifest
 from library.errors import StriateError, UsageError
 

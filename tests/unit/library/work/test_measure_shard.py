@@ -9,8 +9,8 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from library.choosing.measures.columns import DEFAULT, MEASURES
 from library.choosing.measures.hashes import dhash, phash
+from library.choosing.measures.measuring import DEFAULT, MEASURES
 from library.choosing.measures.side_table import read_measures, read_part
 from library.dataset.destination import claim, remove_uncommitted
 from library.dataset.manifest import Job, Manifest, load_manifest
