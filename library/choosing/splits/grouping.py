@@ -11,13 +11,10 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from library.choosing.duplicates.groups import joined_groups, near_groups
+from library.choosing.duplicates.fingerprints import Rule, fingerprints
+from library.choosing.duplicates.groups import joined_groups
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
-
-#: The measures by which duplicates are found; the last one only for near duplicates.
-EQUAL_MEASURES = ("bytes_digest", "pixels_digest")
-NEAR_MEASURE = "phash"
 
 
 @dataclass(frozen=True)
@@ -34,32 +31,24 @@ class Groups:
     names: tuple[str, ...]
 
 
-def group_pictures(table: pa.Table, *, radius: int | None = None, column: str | None = None) -> NDArray[np.int64]:
+def group_pictures(table: pa.Table, rule: Rule | None = None, column: str | None = None) -> NDArray[np.int64]:
     """Groups pictures that have something in common; groups that share a picture are joined.
 
     Args:
-        table: N rows with those of `EQUAL_MEASURES` and `NEAR_MEASURE` by which duplicates are to be found, and the
-            column. Null is equal to nothing.
-        radius: the largest number of different bits of near duplicates; None to ignore `NEAR_MEASURE`.
+        table: N rows with the columns of `rule.columns`, and the column. Null is equal to nothing.
+        rule: when two pictures are duplicates; None if duplicates may be apart.
         column: name of the column whose equal values belong together; None for none.
 
     Returns:
         N group numbers, in order of first occurrence.
     """
     alone = np.arange(table.num_rows)
-    groupings = [alone]
-    names = [name for name in EQUAL_MEASURES if name in table.column_names] + ([] if column is None else [column])
-    for name in names:
-        codes = _compute.dictionary_encode(table[name].combine_chunks()).indices
+    groupings = [alone] if rule is None else [fingerprints(table, rule).groups()]
+    if column is not None:
+        codes = _compute.dictionary_encode(table[column].combine_chunks()).indices
         known = codes.is_valid().to_numpy(zero_copy_only=False)
         # Numbers above those of all values, so that a picture without a value is alone.
         groupings.append(np.where(known, codes.fill_null(0).to_numpy(), table.num_rows + alone))
-    if radius is not None:
-        hashes = table[NEAR_MEASURE]
-        known = np.flatnonzero(hashes.is_valid().to_numpy())
-        near = table.num_rows + alone
-        near[known] = near_groups(hashes.drop_null().to_numpy().astype(np.uint64), radius)
-        groupings.append(near)
     return joined_groups(groupings)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from library.choosing.duplicates.fingerprints import Rule
 from library.choosing.splits.assignment import LEFT_OUT, assign_groups
 from library.choosing.splits.grouping import Groups, group_pictures, name_groups, straddling
 from library.dataset.planning import Layout, parse_fractions, plan
@@ -172,21 +173,25 @@ def test_an_earlier_split_of_another_name_is_refused() -> None:
 # -- groups -----------------------------------------------------------------------------------------------------------
 
 
-def test_groups_join_by_digests_hashes_and_a_column() -> None:
+def test_groups_join_by_duplicates_and_a_column() -> None:
     digest = pa.binary(2)
+    hashes = pa.array([0, 2**40 - 1, 2**63, 2**62 + 1, 2**62 + 3, None, None, 7], pa.uint64())
     table = pa.table(
         {
             "bytes_digest": pa.array([b"aa", b"aa", b"b\0", b"bb", b"cc", b"dd", None, None], digest),
             "pixels_digest": pa.array([None, b"pp", b"pp", None, None, None, None, None], digest),
-            "phash": pa.array([0, 2**40 - 1, 2**63, 2**62 + 1, 2**62 + 3, None, None, 7], pa.uint64()),
+            "phash": hashes,
+            "dhash": hashes,
+            "contrast": pa.array([0.5] * 8, pa.float32()),
             "patient": ["x", None, None, "x", None, None, "y", "y"],
         }
     )
-    equal = table.drop_columns(["phash", "patient"])
-    assert group_pictures(equal).tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
-    assert group_pictures(table, column="patient").tolist() == [0, 0, 0, 0, 1, 2, 3, 3]
-    assert group_pictures(table, radius=1).tolist() == [0, 0, 0, 1, 1, 2, 3, 4]
-    assert group_pictures(table, radius=1, column="patient").tolist() == [0, 0, 0, 0, 0, 1, 2, 2]
+    assert group_pictures(table).tolist() == list(range(8))
+    assert group_pictures(table, column="patient").tolist() == [0, 1, 2, 0, 3, 4, 5, 5]
+    assert group_pictures(table, Rule(None)).tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
+    assert group_pictures(table, Rule(None), "patient").tolist() == [0, 0, 0, 0, 1, 2, 3, 3]
+    assert group_pictures(table, Rule(1)).tolist() == [0, 0, 0, 1, 1, 2, 3, 4]
+    assert group_pictures(table, Rule(1), "patient").tolist() == [0, 0, 0, 0, 0, 1, 2, 2]
 
 
 def test_a_group_is_named_by_its_smallest_value_or_else_its_smallest_key() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from library.choosing.duplicates.fingerprints import Rule
 from library.choosing.splits.leaks import LEAK_SCHEMA, find_leaks
 
 
@@ -15,6 +16,7 @@ def pictures(*rows: tuple[str, str | None, str, str, int | None]) -> pa.Table:
     """Pictures as (key, label, name of the bytes, name of the pixels, hash)."""
     keys, labels, data, pixels, hashes = zip(*rows, strict=True) if rows else ([], [], [], [], [])
     digest = pa.binary(16)
+    count = len(keys)
     return pa.table(
         {
             "key": pa.array(keys, pa.string()),
@@ -22,6 +24,9 @@ def pictures(*rows: tuple[str, str | None, str, str, int | None]) -> pa.Table:
             "bytes_digest": pa.array([name.encode().ljust(16, b"\0") for name in data], digest),
             "pixels_digest": pa.array([name.encode().ljust(16, b"\0") if name else None for name in pixels], digest),
             "phash": pa.array(hashes, pa.uint64()),
+            "dhash": pa.array(hashes, pa.uint64()),
+            "contrast": pa.array([0.2] * count, pa.float32()),
+            **{name: pa.array([8] * count, pa.int32()) for name in ("width", "height", "num_bytes")},
         }
     )
 
@@ -43,11 +48,11 @@ def test_each_leak_names_the_surest_and_closest_picture() -> None:
         ("near", "dog", "Z", "z", FAR ^ 0b101),
         ("no label", None, "Z", "z", FAR),
     )
-    assert find_leaks(train, test, 2).to_pylist() == [
-        leak("same file", "cat", "bytes", 0, "t/2", "cat", True),
-        leak("same pixels", "cat", "pixels", 0, "t/2", "cat", True),
-        leak("near", "dog", "near", 2, "t/1", "cat", False),
-        leak("no label", None, "near", 0, "t/1", "cat", None),
+    assert find_leaks(train, test, Rule(2)).to_pylist() == [
+        leak("same file", "cat", "exact_duplicate", 0, "t/2", "cat", True),
+        leak("same pixels", "cat", "same_pixels", 0, "t/2", "cat", True),
+        leak("near", "dog", "near_duplicate", 2, "t/1", "cat", False),
+        leak("no label", None, "near_duplicate", 0, "t/1", "cat", None),
     ]
 
 
@@ -56,27 +61,27 @@ def leak(*values: Any) -> dict[str, Any]:
 
 
 def test_without_a_radius_only_equal_pictures_leak() -> None:
-    train = pictures(("t", "a", "A", "a", 0)).drop_columns(["phash"])
-    test = pictures(("same", "a", "A", "a", 0), ("near", "a", "B", "b", 0)).drop_columns(["phash"])
-    assert find_leaks(train, test, None)["key"].to_pylist() == ["same"]
+    train = pictures(("t", "a", "A", "a", 0)).drop_columns(["phash", "dhash", "contrast"])
+    test = pictures(("same", "a", "A", "a", 0), ("near", "a", "B", "b", 0)).drop_columns(["phash", "dhash", "contrast"])
+    assert find_leaks(train, test, Rule(None))["key"].to_pylist() == ["same"]
 
 
 def test_a_picture_near_a_copy_of_a_training_picture_does_not_leak() -> None:
     train = pictures(("t", "a", "A", "a", 0))
     test = pictures(("near", "a", "B", "b", 0b11), ("farther", "a", "C", "c", 0b1111))
-    assert find_leaks(train, test, 2)["key"].to_pylist() == ["near"]
+    assert find_leaks(train, test, Rule(2))["key"].to_pylist() == ["near"]
 
 
 def test_pictures_without_measures_do_not_leak() -> None:
     train = pictures(("t", "a", "A", "", None), ("u", "a", "B", "", 0))
     test = pictures(("damaged", "a", "C", "", None))
-    assert find_leaks(train, test, 64).num_rows == 0
+    assert find_leaks(train, test, Rule(12)).num_rows == 0
 
 
 @pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 0)])
 def test_an_empty_side_has_no_leaks(sizes: tuple[int, int]) -> None:
     train, test = (pictures(*[(str(number), "a", "A", "a", 0)] * number) for number in sizes)
-    result = find_leaks(train, test, 4)
+    result = find_leaks(train, test, Rule(4))
     assert (result.num_rows, result.schema) == (0, LEAK_SCHEMA)
 
 
@@ -99,14 +104,7 @@ def test_near_leaks_are_those_of_comparing_every_pair(radius: int) -> None:
         for row in range(200)
         if apart[row].min() <= radius
     ]
-    found = find_leaks(train, test, radius)
+    found = find_leaks(train, test, Rule(radius))
     columns = [found[name].to_pylist() for name in ("key", "distance", "train_key")]
     assert list(zip(*columns, strict=True)) == expected
     assert expected or radius == 0
-
-
-@pytest.mark.parametrize("radius", [-1, 65])
-def test_a_radius_is_a_number_of_bits(radius: int) -> None:
-    table = pictures(("a", "a", "A", "a", 0))
-    with pytest.raises(ValueError, match="must be 0 to 64 bits"):
-        find_leaks(table, table, radius)
