@@ -64,6 +64,11 @@ _NEEDS: Mapping[Part, Sequence[_Need]] = {
         ),
         _Need("ray._private.utils", ("set_sigterm_handler",), "ending a command by SIGTERM while Ray starts"),
         _Need("ray._private.node", tuple(f"Node.{name}" for name in _UNUSED_STARTS), "a Ray that starts sooner"),
+        _Need(
+            "ray._private.node",
+            ("Node.start_head_processes", "Node.live_processes", "Node.kill_all_processes"),
+            "ending a Ray that did not start",
+        ),
     ),
     "serve": (
         _Need("ray.serve.context", ("_get_global_client",), "finding the Ray Serve of a cluster"),
@@ -247,6 +252,57 @@ def sigterm_handler_kept() -> Generator[None]:
     finally:
         utils.set_sigterm_handler = install
         signal.signal(signal.SIGTERM, handler)  # Ray's core has replaced the handler of the process, below Python's
+
+
+@contextmanager
+def whole_start() -> Generator[None]:
+    """Ends all processes of a local Ray that was started in the block, if the block fails.
+
+    If `ray.init` fails, Ray leaves them running until this process ends, and the agents of a node that is killed while
+    they start outlive even that.
+    """
+    from ray._private.node import Node
+
+    ray_node: Any = Node
+    start, nodes = ray_node.start_head_processes, list[Any]()
+
+    def start_noted(node: Any) -> None:
+        nodes.append(node)
+        start(node)
+
+    ray_node.start_head_processes = start_noted
+    try:
+        yield
+    except Exception:
+        for node in nodes:
+            _end(node)
+        raise
+    finally:
+        ray_node.start_head_processes = start
+
+
+def _end(node: Any) -> None:
+    """Kills the processes of a node, and what these have started."""
+    running = [process.pid for _, process in node.live_processes()]
+    for pid in running:  # stopped, they start no more processes
+        os.kill(pid, signal.SIGSTOP)
+    children = [child for pid in running for child in _descendants(pid)]
+    node.kill_all_processes(check_alive=False, wait=True)
+    for pid in children:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Returns the processes that a process has started, and those that they have; none on a system without /proc."""
+    pids: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            children = (thread / "children").read_text(encoding="ascii").split()
+        except OSError:  # it has ended
+            continue
+        pids += [each for child in children for each in (int(child), *_descendants(int(child)))]
+    return pids
 
 
 @contextmanager

@@ -109,14 +109,14 @@ def up(process: subprocess.Popen[bytes]) -> Any:
     """The line that `striate cluster up --json` prints when all nodes are running."""
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert b'"nodes"' in line, process.communicate(timeout=60)[1].decode()
+    assert b'"nodes"' in line, process.communicate(timeout=240)[1].decode()
     return json.loads(line)
 
 
 def down(process: subprocess.Popen[bytes]) -> None:
     """Ends it with SIGINT, as Ctrl-C does."""
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode == 0
 
 

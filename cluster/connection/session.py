@@ -43,6 +43,9 @@ _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # Variables of a Ray that we start ourselves.
 _LOCAL_ENVIRONMENT = {
     _LOOPBACK[0]: _LOOPBACK[1],
+    # Ray gives its head and its node 30 s each to start, which a busy machine exceeds.
+    "RAY_gcs_server_port_wait_time_s": "90",
+    "RAY_raylet_start_wait_time_s": "90",
     # A local Ray has no Prometheus that reads them.
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # The watcher is an actor that asks whether the cloud is about to take a node away.
@@ -50,6 +53,10 @@ _LOCAL_ENVIRONMENT = {
 }
 
 _NO_TOKEN = b"AuthToken"
+
+# How often a Ray on this machine is started before a command gives up: on a busy machine its processes may miss
+# deadlines that Ray sets them.
+_STARTS = 3
 
 #: Ends a `striate` command when its cluster is lost; see `own_process`.
 _end_process: Callable[[str], None] | None = None
@@ -152,15 +159,12 @@ def connect(
     import ray
 
     ray_internals.check("core")
-    notes: list[bytes] = []
     # Ray prints notes, about lost nodes for example, that would land inside a command's JSON document.
     with nullcontext() if _end_process is None else redirect_stdout(sys.stderr):
-        try:
-            lean = ray_internals.lean_start() if address is None else nullcontext()
-            with ray_notes_held_back(notes), ray_internals.sigterm_handler_kept(), lean:
-                ray.init(address=address or "local", **options)
-        except Exception as error:  # Ray raises a plain Exception if the machine is too busy to start it
-            raise StriateError(_refused(address, error, notes)) from error
+        if address is None:
+            _start_here(options)
+        else:
+            _init(address, options)
         try:
             with _watched(address):
                 session = _session(address)
@@ -172,6 +176,33 @@ def connect(
                 threading.excepthook = _report_after_ray
             with undisturbed():
                 ray.shutdown()
+
+
+def _start_here(options: Mapping[str, Any]) -> None:
+    """Starts Ray on this machine, and once more after a failed start, at most `_STARTS` times in all."""
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        try:
+            with ray_internals.whole_start(), ray_internals.lean_start():
+                _init(None, options)
+            return
+        except StriateError as error:
+            if attempt == _STARTS or isinstance(error.__cause__, ValueError):  # a setting is wrong
+                raise
+            ray.shutdown()
+            say(f"{error}; starting it again ({attempt + 1} of {_STARTS})", file=sys.stderr, flush=True)
+
+
+def _init(address: str | None, options: Mapping[str, Any]) -> None:
+    import ray
+
+    notes: list[bytes] = []
+    try:
+        with ray_notes_held_back(notes), ray_internals.sigterm_handler_kept():
+            ray.init(address=address or "local", **options)
+    except Exception as error:  # Ray raises a plain Exception if the machine is too busy to start it
+        raise StriateError(_refused(address, error, notes)) from error
 
 
 def _report_after_ray(failed: threading.ExceptHookArgs) -> None:

@@ -73,7 +73,7 @@ def striate(*arguments: str, address: str | None = None) -> subprocess.Popen[byt
 
 def stderr_of(process: subprocess.Popen[bytes], code: int) -> str:
     """Returns the stderr of a command, which must end with `code` and without a traceback."""
-    _, stderr = process.communicate(timeout=180)
+    _, stderr = process.communicate(timeout=240)
     assert process.returncode == code, stderr.decode()
     assert "Traceback" not in stderr.decode()
     return stderr.decode()
@@ -87,7 +87,7 @@ def unfinished(folder: Path) -> list[str]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, stderr = process.communicate(timeout=180)
+    _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr.decode()
 
 
@@ -282,5 +282,5 @@ def test_a_refused_training_ends_with_2_every_time(raw: str, tmp_path: Path) -> 
     for _ in range(10):
         together = [striate(*command) for _ in range(4)]
         for process in together:
-            _, stderr = process.communicate(timeout=180)
+            _, stderr = process.communicate(timeout=240)
             assert (process.returncode, b"there is no class 'bird'" in stderr) == (2, True), stderr.decode()

@@ -153,7 +153,7 @@ def test_a_filter_job_spreads_over_machines_and_gives_the_bytes_of_one(
 
 def test_a_disk_that_machines_do_not_share_is_refused(cluster: Cluster, raw: str) -> None:
     process = cluster.start("filter", raw, f"{cluster.machines.disk}/out", "--steps", "grayscale", "--json")
-    result = json.loads(process.communicate(timeout=120)[0])
+    result = json.loads(process.communicate(timeout=240)[0])
     assert result["exit_code"] == 2
     assert "does not see the same files there" in result["error"]
 
@@ -200,7 +200,7 @@ def test_a_server_that_cannot_run_on_the_cluster_is_refused(
     cluster: Cluster, bundle: str, keys_of_the_head: str, arguments: tuple[str, ...], why: str
 ) -> None:
     process = cluster.start("serve", bundle, *[argument.format(keys=keys_of_the_head) for argument in arguments])
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=240)
     assert (process.returncode, why in errors.decode()) == (2, True), errors.decode()
 
 
@@ -214,7 +214,7 @@ def served(cluster: Cluster, bundle: str, folder: Path, replicas: int) -> Genera
         yield cluster.run("serve", bundle, *options, "--host", "0.0.0.0", "--api-keys", keys)["address"], headers
     finally:
         end = [str(BIN / "serve"), "shutdown", "--yes", "--address", f"http://{cluster.machines.each[0].address}:8265"]
-        subprocess.run(end, env=dict(cluster.environment), check=True, capture_output=True, timeout=120)
+        subprocess.run(end, env=dict(cluster.environment), check=True, capture_output=True, timeout=240)
 
 
 def answers(url: str, **request: Any) -> bool:
@@ -238,7 +238,7 @@ def test_every_machine_answers_for_the_whole_cluster(cluster: Cluster, bundle: s
             assert answer["probability"] == pytest.approx(expected[1], abs=1e-5)
             assert httpx.post(url, content=photo).status_code == 401
         again = cluster.start("serve", bundle, "--host", head, "--api-keys", str(tmp_path / "keys"))
-        _, errors = again.communicate(timeout=120)
+        _, errors = again.communicate(timeout=240)
         assert f"--host {head}: Serve already runs on this cluster and listens on 0.0.0.0:8000" in errors.decode()
 
 

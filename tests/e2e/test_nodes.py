@@ -138,14 +138,14 @@ def test_a_users_own_step_reaches_every_node(nodes: Nodes, raw: str, tmp_path: P
     nodes.run("filter", *arguments, "--plugin", write_plugin(tmp_path))
     assert len(nodes.shards_by_node("halved")) >= 2
     other_plugin = write_plugin(tmp_path, HALVE + "\n# other\n")
-    out, _ = nodes.start("filter", *arguments, "--plugin", other_plugin, "--json").communicate(timeout=120)
+    out, _ = nodes.start("filter", *arguments, "--plugin", other_plugin, "--json").communicate(timeout=240)
     assert "holds the output of another job" in json.loads(out)["error"]
 
 
 def test_a_path_that_differs_between_nodes_is_refused(nodes: Nodes, raw: str, tmp_path: Path) -> None:
     # This path is a different folder for each process, as a local path is on each machine.
     refused = nodes.start("filter", raw, "/proc/self/cwd/out", "--steps", "grayscale", "--json", cwd=tmp_path)
-    out, _ = refused.communicate(timeout=120)
+    out, _ = refused.communicate(timeout=240)
     result = json.loads(out)
     assert result["exit_code"] == 2
     assert "does not see the same files there" in result["error"]
@@ -252,7 +252,7 @@ def test_an_elastic_training_that_loses_a_node_continues_on_the_other(
 def test_a_wrong_token_is_refused(nodes: Nodes, raw: str) -> None:
     arguments = ("filter", raw, f"s3://{BUCKET}/stolen", "--steps", "grayscale")
     process = nodes.start(*arguments, RAY_AUTH_TOKEN="f" * 64)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "token" in errors.decode().lower()
     assert not nodes.folder("stolen").exists()
@@ -308,7 +308,7 @@ def lose_head(nodes: Nodes, process: subprocess.Popen[bytes]) -> None:
     assert "Traceback" not in errors.decode()
     assert "waiting 20 s for it" in errors.decode()
     assert "the same command resumes it" in json.loads(out)["error"]
-    out, errors = nodes.holder.communicate(timeout=60)
+    out, errors = nodes.holder.communicate(timeout=240)
     assert nodes.holder.returncode == 1, errors.decode()
     assert "the head has ended" in json.loads(out)["error"]
     nodes.up(1)

@@ -134,7 +134,7 @@ def test_a_job_ingests_into_a_bucket_with_the_keys_that_were_sent(
     for path in [path for path in photos.rglob("*") if path.is_file() and path not in some]:
         path.unlink()
     command = [str(BIN / "striate"), "submit", "--env", "AWS_*", "--", "ingest", "photos", f"{bucket}/raw"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"12 in = {load_manifest(f'{bucket}/raw').rows} out" in done.stdout
     assert s3_server.secret not in done.stdout + done.stderr
@@ -164,7 +164,7 @@ def test_two_nodes_with_a_dashboard_on_loopback_run_a_submitted_job(head: Head, 
     def striate(*arguments: str) -> str:
         command = [str(BIN / "striate"), *arguments]
         # The whole project is sent: the job imports its modules while the second node is still unpacking them.
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

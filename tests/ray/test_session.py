@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -38,6 +39,51 @@ def test_a_local_ray_has_no_processes_that_one_command_does_not_need() -> None:
     assert any("raylet" in each for each in commands)
     unneeded = ("monitor.py", "log_monitor.py", "dashboard/dashboard.py")
     assert not [each for each in commands if any(name in each for name in unneeded)]
+
+
+# Ray's head has no second to start in, until the first failure has been reported. Then a start fails after all of its
+# processes run.
+_STARTS = """
+import io, os, sys
+from cluster import ray_internals
+from cluster.connection import session
+from tests.processes import command, family
+from tests.waiting import until
+
+os.environ["RAY_gcs_server_port_wait_time_s"] = "0"
+
+class Reported(io.TextIOWrapper):
+    def write(self, text):
+        if "starting it again" in text:
+            os.environ["RAY_gcs_server_port_wait_time_s"] = "60"
+            print("left after a failed start:", *map(command, family(os.getpid())[1:]), flush=True)
+        return super().write(text)
+
+sys.stderr = Reported(sys.stderr.buffer, write_through=True)
+with session.connect("local", num_cpus=1):
+    import ray
+
+    print("computed", ray.get(ray.remote(lambda: 6 * 7).remote()))
+    running = family(os.getpid())[1:]
+try:
+    with ray_internals.whole_start():
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+        running += family(os.getpid())[1:]
+        raise ValueError("too late")
+except ValueError:
+    until(lambda: not any(map(command, running)))
+    print("all ended")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the processes from /proc")
+def test_a_failed_start_of_ray_is_repeated_and_leaves_no_process() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", _STARTS], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "cannot start Ray on this machine: Timed out" in done.stderr
+    assert "starting it again (2 of 3)" in done.stderr
+    assert done.stdout.splitlines() == ["left after a failed start:", "computed 42", "all ended"]
 
 
 def connected_port() -> str:
