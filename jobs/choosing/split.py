@@ -36,6 +36,7 @@ ASSIGNMENT = "_assignment.parquet"
 JOINS_SPLITS = "joins_splits"
 
 _MOST_FOLDS = 100
+_NO_REASON = pa.scalar(None, pa.string())
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Assignment:
         """Returns the counts of pictures, groups and classes."""
         splits = self.table["split"].to_pylist()
         pairs = Counter(zip(splits, self.labels.to_pylist(), strict=True))
-        names = dict.fromkeys(sorted({split for split in splits if split is not None}))
+        classes = sorted({label for _, label in pairs if label is not None})
         return {
             "pictures": self.table.num_rows,
             "groups": len(_compute.unique(self.table["group"])),
@@ -110,11 +111,9 @@ class Assignment:
             "splits": {
                 name: {
                     "pictures": splits.count(name),
-                    "classes": {
-                        label: n for (split, label), n in sorted(pairs.items(), key=str) if split == name and label
-                    },
+                    "classes": {label: pairs[name, label] for label in classes},
                 }
-                for name in names
+                for name in dict.fromkeys(split for split in sorted(splits, key=str) if split is not None)
             },
         }
 
@@ -244,7 +243,7 @@ def assign_pictures(plan: SplitPlan, measures: pa.Table) -> Assignment:
     Raises:
         UsageError: a split would be empty, or the earlier assignment has other groups.
     """
-    names = list(dict.fromkeys(["key", "label", *([] if plan.column is None else [plan.column])]))
+    names = ["key", "label", *([] if plan.column in (None, "key", "label") else [plan.column])]
     table = read_columns(plan.source, names, [shard.name for shard in plan.manifest.shards])
     for name in plan.rule.columns:
         # A column of the dataset may have the name of a measure.

@@ -8,7 +8,8 @@ import typer
 
 from cluster.console import Json, say
 from jobs import output
-from jobs.cli.options import Address, DryRun, Size, WorkersUnlessSize, check_size
+from jobs.cli.options import Address, DryRun, Overwrite, Size, Workers, WorkersUnlessSize, check_size
+from library.errors import UsageError
 
 
 def measure_command(
@@ -63,3 +64,88 @@ def measure_command(
     if done:
         say(f"{done:,} of {output.counted(len(plan.tasks), 'shard')} were measured before")
     output.print_time([result.run])
+
+
+def split_command(
+    dataset: Annotated[str, typer.Argument(help="Dataset to divide: a folder or s3://bucket/prefix.")],
+    out: Annotated[str, typer.Argument(help="Folder to write; each split becomes a dataset in it.")],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Fractions of each class: train=0.8,val=0.1,test=0.1.", show_default=False),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of folds instead: a copy of the dataset for each, OUT/fold-N/train and OUT/fold-N/val.",
+            show_default=False,
+        ),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Column whose equal values stay on one side, e.g. patient.", show_default=False),
+    ] = None,
+    near: Annotated[
+        int | None,
+        typer.Option(help="Near duplicates stay on one side: the most bits of 64 that differ.", show_default="4"),
+    ] = None,
+    no_near: Annotated[bool, typer.Option("--no-near", help="Only exact duplicates stay on one side.")] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="Mirrored pictures are near duplicates, too.")] = False,
+    no_stratify: Annotated[
+        bool,
+        typer.Option(
+            "--no-stratify",
+            help="The hash of a group alone decides: no group ever moves, but sizes are left to chance.",
+        ),
+    ] = False,
+    like: Annotated[
+        str | None,
+        typer.Option(help="Folder with an earlier split, whose pictures stay where they are.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the assignment.")] = 0,
+    workers: Workers = "auto",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Divide a dataset into splits or folds, so that duplicates and equal values of a column are never on both sides.
+
+    Every class is divided by the fractions as well as whole groups allow. Run again on a dataset that has grown, every
+    picture stays in its split; --like does the same for another destination. A new picture that joins two splits is
+    left out. OUT/_assignment.parquet holds the key, group and split of every picture.
+
+        striate split out/unique out/splits --split train=0.8,val=0.1,test=0.1 --group-by patient
+
+        striate split out/grown s3://bucket/splits --split train=0.8,test=0.2 --like out/splits
+
+        striate split out/unique out/folds --folds 5
+    """
+    if no_near and near is not None:
+        raise UsageError("--near and --no-near contradict each other; use one of them")
+    from jobs.choosing import split as splitting
+
+    plan = splitting.plan_split(
+        dataset,
+        out,
+        split=split,
+        folds=folds,
+        near=None if no_near else 4 if near is None else near,
+        flips=flips,
+        group_by=group_by,
+        seed=seed,
+        stratify=not no_stratify,
+        like=like,
+        overwrite=overwrite,
+    )
+    if dry_run:
+        output.facts(splitting.dry_run(plan), as_json=json)
+        return
+    assignment, manifests = splitting.split_dataset(plan, workers=workers, address=address)
+    described = assignment.described()
+    if json:
+        output.emit_json({"assignment": described, **output.summaries(manifests)})
+        return
+    output.finished(manifests, as_json=False)
+    left_out = f"; {described['left_out']:,} left out, as they join several splits" if described["left_out"] else ""
+    pictures, groups = (output.counted(described[name], name.removesuffix("s")) for name in ("pictures", "groups"))
+    say(f"{pictures} in {groups}, at most {described['largest_group']:,} in one{left_out}")

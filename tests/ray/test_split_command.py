@@ -1,0 +1,53 @@
+"""`striate split` from the command line, on a real local Ray: groups, growth and folds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from jobs.cli.app import run
+from jobs.ingest import ingest, plan_ingest
+from library.dataset.manifest import load_manifest
+from library.imaging import codec
+from tests.datasets import content, rows
+
+
+def test_splits_hold_whole_groups_and_stay_when_data_is_added(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, small, large, out = (tmp_path / name for name in ("raw", "small", "large", "out"))
+    for path in sorted(photo_folder.glob("*/*")):
+        if not path.name.startswith("damaged"):
+            target = raw / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    ingest(plan_ingest(str(raw), str(small), shard_mb=0.5))
+    arguments = ["--split", "train=0.6,test=0.4", "--json"]
+    assert run(["split", str(small), str(out), *arguments]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert sum(split["pictures"] for split in first["assignment"]["splits"].values()) == 86
+    before = {row["key"]: name for name in ("train", "test") for row in rows(out / name).to_pylist()}
+    assert rows(out / "test").num_rows + rows(out / "train").num_rows == len(before) == 86
+
+    for path in sorted(raw.glob("*/*")):  # a copy of every picture, of less quality
+        path.with_stem(f"copy of {path.stem}").write_bytes(
+            codec.encode(codec.decode(path.read_bytes()), codec.Encoding("jpeg", 70))[0]
+        )
+    ingest(plan_ingest(str(raw), str(large), shard_mb=0.5))
+    assert run(["split", str(large), str(tmp_path / "new"), *arguments, "--like", str(out), "--workers", "1"]) == 0
+    found = duckdb.sql(f"select key, \"group\", split from '{tmp_path}/new/_assignment.parquet'").fetchall()
+    assert {key: split for key, _, split in found if key in before} == before
+    split_of = {key: split for key, _, split in found}
+    same = sum(split_of[key] == split_of[key.replace("copy of ", "")] for key in split_of)
+    assert same > 0.97 * len(split_of)  # of a few flat tiles, which have no hash, the copy is not recognised
+    for name in ("train", "test"):
+        manifest = load_manifest(str(tmp_path / "new" / name))
+        assert (manifest.job.kind, manifest.tally.balanced, manifest.tally.rows_in) == ("split", True, 172)
+    again = content(tmp_path / "new")
+    capsys.readouterr()
+    assert run(["split", str(large), str(tmp_path / "new"), *arguments, "--like", str(out)]) == 0
+    assert content(tmp_path / "new") == again
+    assert json.loads(capsys.readouterr().out)["datasets"][0]["run"]["shards_resumed"] > 1
