@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.connection.session import connect
-from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
+from jobs.shards.dataset_job import ShardPlan, annotations_of, make_shards, shard_tasks
 from jobs.shards.pool_size import pool_for_shards
 from library import storage
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
@@ -11,11 +11,13 @@ from library.dataset.lease import hold
 from library.dataset.manifest import Job, Manifest, load_manifest
 from library.errors import UsageError
 from library.imaging.codec import Encoding
+from library.pipeline.annotations import Wanted
 from library.pipeline.augmentation import Augmenter, parse_augmentation
 from library.steps import plugins
 from library.work.augment_shard import AugmentJob
 
 _MOST_COPIES = 10_000
+_BY_NAME = Wanted()
 
 
 def plan_augment(
@@ -28,6 +30,7 @@ def plan_augment(
     seed: int = 0,
     encode: str = "keep",
     limit: int | None = None,
+    wanted: Wanted = _BY_NAME,
     overwrite: bool = False,
 ) -> ShardPlan[AugmentJob]:
     """Checks everything that can be checked before Ray starts; writes nothing.
@@ -41,6 +44,7 @@ def plan_augment(
         seed: seed of all randomness.
         encode: the encoding of changed pictures.
         limit: how many pictures to take, from the first on; None for all.
+        wanted: the columns of masks and boxes that follow the pictures.
         overwrite: replace the results of another job at the destination.
 
     Raises:
@@ -63,6 +67,7 @@ def plan_augment(
             f"{source} already contains copies, and with --keep-original two pictures could get the same key: leave it "
             "out, or augment the dataset from which these copies were made"
         )
+    annotations = annotations_of(source, manifest, pipeline.steps, wanted)
     used_plugins = plugins.used_by(pipeline.steps)
     used = plugins.digests(used_plugins)
     job = Job(
@@ -73,10 +78,11 @@ def plan_augment(
         pipeline_digest=pipeline.digest,
         encode=encoding,
         options={"copies": copies, "keep_original": keep_original, "seed": seed, "limit": limit}
-        | plugins.recorded(used),
+        | plugins.recorded(used)
+        | annotations.recorded(),
     )
     check_claim(destination, job, overwrite=overwrite)
-    work = AugmentJob(source, str(pipeline), copies, seed, keep_original, encoding, used)
+    work = AugmentJob(source, str(pipeline), copies, seed, keep_original, encoding, used, annotations)
     return ShardPlan(
         source,
         destination,
@@ -89,7 +95,8 @@ def plan_augment(
             "seed": seed,
             "copies": copies,
             "keep_original": keep_original,
-        },
+        }
+        | annotations.recorded(),
         overwrite,
         unit="copies",
         units_per_picture=copies + keep_original,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.connection.session import connect
-from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
+from jobs.shards.dataset_job import ShardPlan, annotations_of, make_shards, shard_tasks
 from jobs.shards.pool_size import pool_for_shards
 from library import storage
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
@@ -12,8 +12,11 @@ from library.dataset.manifest import Job, Manifest, load_manifest
 from library.errors import UsageError
 from library.imaging.codec import Encoding
 from library.pipeline import Pipeline
+from library.pipeline.annotations import Wanted
 from library.steps import plugins
 from library.work.filter_shard import FilterJob
+
+_BY_NAME = Wanted()
 
 
 def plan_filter(
@@ -24,6 +27,7 @@ def plan_filter(
     encode: str = "keep",
     limit: int | None = None,
     measure: bool = False,
+    wanted: Wanted = _BY_NAME,
     overwrite: bool = False,
 ) -> ShardPlan[FilterJob]:
     """Checks everything that can be checked before Ray starts; writes nothing.
@@ -35,6 +39,7 @@ def plan_filter(
         encode: the encoding of changed pictures.
         limit: how many pictures to take, from the first on; None for all.
         measure: decode every picture that is written, and store histograms of their properties.
+        wanted: the columns of masks and boxes that follow the pictures.
         overwrite: replace the results of another job at the destination.
 
     Raises:
@@ -47,6 +52,7 @@ def plan_filter(
         raise UsageError(f"--limit {limit}: must be at least 1")
     check_apart(source, destination)
     manifest = load_manifest(source)
+    annotations = annotations_of(source, manifest, pipeline.steps, wanted)
     used_plugins = plugins.used_by(pipeline.steps)
     used = plugins.digests(used_plugins)
     job = Job(
@@ -56,7 +62,7 @@ def plan_filter(
         pipeline=str(pipeline),
         pipeline_digest=pipeline.digest,
         encode=encoding,
-        options={"limit": limit, "measure": measure} | plugins.recorded(used),
+        options={"limit": limit, "measure": measure} | plugins.recorded(used) | annotations.recorded(),
     )
     check_claim(destination, job, overwrite=overwrite)
     return ShardPlan(
@@ -64,8 +70,8 @@ def plan_filter(
         destination,
         (*manifest.jobs, job),
         shard_tasks(manifest, destination, limit),
-        FilterJob(source, str(pipeline), encoding, measure, used),
-        {"pipeline": str(pipeline), "encode": encoding},
+        FilterJob(source, str(pipeline), encoding, measure, used, annotations),
+        {"pipeline": str(pipeline), "encode": encoding} | annotations.recorded(),
         overwrite,
         used_plugins=used_plugins,
     )

@@ -80,6 +80,7 @@ def reasons(title: str, counts: Mapping[str, int]) -> str:
 
 
 _NOTES = {
+    "boxes_dropped": "a box was dropped, because less of it is left in the picture than --min-box-share",
     "more_pages": "the file has several pages or frames; only the first is kept",
     "repaired": "stray bytes were cut out of the file; the pixels are whole (--repair)",
 }

@@ -15,14 +15,24 @@ from library.errors import BadPicture, UsageError
 from library.imaging import codec
 from library.imaging.contact_sheet import Tile, draw_sheet
 from library.pipeline import Pipeline
+from library.pipeline.annotations import (
+    Annotations,
+    Followed,
+    Wanted,
+    drawn_annotations,
+    find_annotations,
+    marks_of,
+)
 from library.pipeline.augmentation import Augmenter, parse_augmentation
 from library.pipeline.batch import BatchResult, run_batch
+from library.steps.base import with_nested
 
 _PAIRS_A_ROW = 3
 _PLAIN_A_ROW = 6
 _COUNT = 12
 _AUGMENTED_COUNT = 4
 _MOST = 200
+_BY_NAME = Wanted()
 _MOST_VARIANTS, _MOST_AUGMENTED_TILES = 64, 400
 
 
@@ -44,8 +54,11 @@ def contact_sheet(
     label: str | None = None,
     augment: int | None = None,
     seed: int | None = None,
+    wanted: Wanted = _BY_NAME,
 ) -> Sheet:
     """Draws pictures of a dataset; with steps, each one before and after them, or with a row of random variants.
+
+    Masks and boxes are drawn over the pictures.
 
     Args:
         dataset: URI.
@@ -56,6 +69,7 @@ def contact_sheet(
         label: only pictures of this class.
         augment: number of random variants of each picture: the copies that `striate augment` writes.
         seed: seed of the variants (0).
+        wanted: the columns of masks and boxes, where they are not named `mask` and `boxes`.
 
     Raises:
         UsageError: when no picture matches or a key is missing, `count` is not 1 to 200 or is combined with `keys`,
@@ -74,24 +88,34 @@ def contact_sheet(
     if augment is not None:
         augmenter = _augmenter(steps, augment, number, seed or 0)
         table = _chosen(storage.normalize(dataset), number, set(keys), label)
-        return _augmented_sheet(table, augmenter, augment, tile_px)
+        drawn = drawn_annotations(table.schema, wanted)
+        find_annotations(table.schema, augmenter.pipeline.steps, wanted if _moves(augmenter.pipeline) else _BY_NAME)
+        return _augmented_sheet(table, augmenter, augment, tile_px, drawn)
     pipeline = _filters(steps) if steps.strip() else None
     table = _chosen(storage.normalize(dataset), number, set(keys), label)
+    drawn = drawn_annotations(table.schema, wanted)
+    followed = Annotations()
+    if pipeline is not None and _moves(pipeline):
+        followed = find_annotations(table.schema, pipeline.steps, wanted)
     tiles: list[Tile] = []
     facts: list[dict[str, Any]] = []
     for row in range(table.num_rows):
         one = table.slice(row, 1)
         facts.append(_facts(one))
-        tiles.append(_tile(one, _caption(one)))
+        tiles.append(_tile(one, _caption(one), drawn))
         if pipeline is not None:
-            result = run_batch(pipeline.steps, one)
-            tiles.append(_after(result))
+            result = run_batch(pipeline.steps, one, annotations=followed)
+            tiles.append(_after(result, drawn))
             facts[-1]["result"] = tiles[-1].note or tiles[-1].caption
     across = 2 * min(_PAIRS_A_ROW, table.num_rows) if pipeline is not None else min(_PLAIN_A_ROW, table.num_rows)
     rows = [tiles[first : first + across] for first in range(0, len(tiles), across)]
     headings = ["before", "after"] * (across // 2) if pipeline is not None else []
     png, _ = codec.encode(draw_sheet(rows, tile_px=tile_px, headings=headings), codec.Encoding("png"))
     return Sheet(png, facts)
+
+
+def _moves(pipeline: Pipeline) -> bool:
+    return not all(step.still for step in with_nested(pipeline.steps))
 
 
 def _filters(steps: str) -> Pipeline:
@@ -114,28 +138,34 @@ def _augmenter(steps: str, variants: int, pictures: int, seed: int) -> Augmenter
     return Augmenter(parse_augmentation(steps), seed)
 
 
-def _augmented_sheet(table: pa.Table, augmenter: Augmenter, variants: int, tile_px: int) -> Sheet:
+def _augmented_sheet(table: pa.Table, augmenter: Augmenter, variants: int, tile_px: int, drawn: Annotations) -> Sheet:
     """Draws one row for each picture: the original, then its variants."""
     rows: list[list[Tile]] = []
     facts: list[dict[str, Any]] = []
     for row in range(table.num_rows):
         one = table.slice(row, 1)
-        tiles = [_variant(one, augmenter, number) for number in range(1, variants + 1)]
+        tiles = [_variant(one, augmenter, number, drawn) for number in range(1, variants + 1)]
         facts.append(_facts(one) | {"variants": [tile.note or tile.caption for tile in tiles]})
-        rows.append([_tile(one, _caption(one)), *tiles])
+        rows.append([_tile(one, _caption(one), drawn), *tiles])
     headings = ["original", *(f"#{number}" for number in range(1, variants + 1))]
     png, _ = codec.encode(draw_sheet(rows, tile_px=tile_px, headings=headings), codec.Encoding("png"))
     return Sheet(png, facts)
 
 
-def _variant(row: pa.Table, augmenter: Augmenter, number: int) -> Tile:
+def _variant(row: pa.Table, augmenter: Augmenter, number: int, drawn: Annotations) -> Tile:
     try:
         pixels = codec.decode(row["image"][0].as_py()["bytes"])
-        pixels = augmenter.apply(pixels, number, row["key"][0].as_py())
+        followed = Followed(drawn, _values(row, drawn), (pixels.shape[0], pixels.shape[1]))
+        pixels = augmenter.apply_with(pixels, number, row["key"][0].as_py(), followed)
+        marks = marks_of(drawn, followed.columns())
     except BadPicture as bad:
         return Tile(None, "rejected", f"rejected: {bad.reason}")
     height, width, channels = pixels.shape
-    return Tile(pixels, f"{width}x{height}x{channels}")
+    return Tile(pixels, f"{width}x{height}x{channels}", marks=marks)
+
+
+def _values(row: pa.Table, drawn: Annotations) -> dict[str, Any]:
+    return {name: row[name][0].as_py() for name in drawn.names}
 
 
 def _caption(row: pa.Table) -> str:
@@ -182,18 +212,22 @@ def _row_groups(dataset: str, names: Sequence[str]) -> Iterator[pa.Table]:
         yield from ShardReader(storage.join(dataset, name))
 
 
-def _tile(row: pa.Table, caption: str) -> Tile:
+def _tile(row: pa.Table, caption: str, drawn: Annotations) -> Tile:
     try:
-        return Tile(codec.decode(row["image"][0].as_py()["bytes"]), caption)
+        pixels = codec.decode(row["image"][0].as_py()["bytes"])
     except BadPicture as bad:
         return Tile(None, caption, bad.reason)
+    try:
+        return Tile(pixels, caption, marks=marks_of(drawn, _values(row, drawn)))
+    except BadPicture as bad:
+        return Tile(pixels, f"mask: {bad.reason}  {caption}")
 
 
-def _after(result: BatchResult) -> Tile:
+def _after(result: BatchResult, drawn: Annotations) -> Tile:
     if result.dropped:
         return Tile(None, "dropped", f"dropped: {next(iter(result.dropped))}")
     if result.rejected:
         return Tile(None, "rejected", f"rejected: {next(iter(result.rejected))}")
     row = result.table
     size = f"{row['width'][0]}x{row['height'][0]}x{row['channels'][0]} {row['format'][0]}"
-    return _tile(row, size)
+    return _tile(row, size, drawn)

@@ -12,11 +12,14 @@ from cluster.console import Json, say
 from jobs import output
 from jobs.cli.options import (
     Address,
+    Boxes,
     Destination,
     DryRun,
     Encode,
     Limit,
+    Masks,
     Measure,
+    MinBoxShare,
     Overwrite,
     Plugins,
     Size,
@@ -159,6 +162,9 @@ def filter_command(
     size: Size = None,
     limit: Limit = None,
     measure: Measure = False,
+    masks: Masks = None,
+    boxes: Boxes = None,
+    min_box_share: MinBoxShare = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     address: Address = None,
@@ -167,16 +173,29 @@ def filter_command(
 ) -> None:
     """Run a pipeline of filters and selectors over every picture of a dataset.
 
-    Run the same command again to resume a killed job; the output has the same bytes as an uninterrupted run.
+    Run the same command again to resume a killed job; the output has the same bytes as an uninterrupted run. Columns
+    `mask` and `boxes` follow the pictures when a step moves pixels.
 
         striate filter out/raw out/edges --steps "grayscale | gaussian_blur(sigma=1.5) | edges(direction='vertical')"
 
         striate filter out/raw s3://bucket/small --steps "min_size(64) | resize(224)" --encode jpeg:90
+
+        striate filter out/raw out/small --steps "resize(224)" --masks segmentation --boxes objects --min-box-share 0.3
     """
     check_size(size, {"--workers": workers})
     from jobs.filter import filter_dataset, plan_filter
+    from library.pipeline.annotations import Wanted
 
-    plan = plan_filter(source, destination, steps, encode=encode, limit=limit, measure=measure, overwrite=overwrite)
+    plan = plan_filter(
+        source,
+        destination,
+        steps,
+        encode=encode,
+        limit=limit,
+        measure=measure,
+        wanted=Wanted(masks or (), boxes or (), min_box_share),
+        overwrite=overwrite,
+    )
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return
@@ -200,6 +219,9 @@ def augment_command(
     encode: Encode = "keep",
     workers: Workers = "auto",
     limit: Limit = None,
+    masks: Masks = None,
+    boxes: Boxes = None,
+    min_box_share: MinBoxShare = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     address: Address = None,
@@ -217,6 +239,7 @@ def augment_command(
         striate augment out/raw out/more --steps "sometimes(0.3, gaussian_blur(sigma=1)) | hue(0.1)" --copies 2 --seed 7
     """
     from jobs.augment import augment_dataset, plan_augment
+    from library.pipeline.annotations import Wanted
 
     plan = plan_augment(
         source,
@@ -227,6 +250,7 @@ def augment_command(
         seed=seed,
         encode=encode,
         limit=limit,
+        wanted=Wanted(masks or (), boxes or (), min_box_share),
         overwrite=overwrite,
     )
     if dry_run:
@@ -282,19 +306,32 @@ def show_command(
         typer.Option(help="Number of random variants of each picture, drawn by --steps.", show_default=False),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the variants.", show_default="0")] = None,
+    masks: Masks = None,
+    boxes: Boxes = None,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Draw a contact sheet of pictures; with --steps, each beside its result or beside random variants.
+
+    Masks and boxes are drawn over the pictures.
 
     striate show out/raw --out sheet.png --steps "grayscale | canny(low=0.1, high=0.2)"
 
     striate show out/raw --out sheet.png --steps "rotate(15) | flip" --augment 8
     """
     from jobs.show import contact_sheet
+    from library.pipeline.annotations import Wanted
 
     sheet = contact_sheet(
-        dataset, steps, count=count, tile_px=tile_px, keys=key or (), label=label, augment=augment, seed=seed
+        dataset,
+        steps,
+        count=count,
+        tile_px=tile_px,
+        keys=key or (),
+        label=label,
+        augment=augment,
+        seed=seed,
+        wanted=Wanted(masks or (), boxes or ()),
     )
     storage.write_bytes(storage.normalize(out), sheet.png)
     if json:

@@ -44,6 +44,23 @@ Measure = Annotated[
     ),
 ]
 Steps = Annotated[str, typer.Option(help="""Pipeline, e.g. "grayscale | gaussian_blur(sigma=1.5)".""")]
+Masks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of masks that move with the pictures, or none. Repeatable.", show_default="mask, if there is one"
+    ),
+]
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of boxes (x, y, w, h in pixels) that move with the pictures, or none. Repeatable.",
+        show_default="boxes, if there is one",
+    ),
+]
+MinBoxShare = Annotated[
+    float | None,
+    typer.Option(help="Drop a box of which less than this share of its area is left.", show_default="0.1"),
+]
 Encode = Annotated[
     str, typer.Option(help="Format of changed pictures: keep (as before), jpeg:95, png, webp:90, tiff, npy.")
 ]

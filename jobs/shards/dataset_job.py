@@ -9,9 +9,13 @@ from typing import Any, Generic, TypeVar
 from cluster.shared_paths import check_shared
 from jobs.shards.pool_size import WorkerPool
 from jobs.shards.results import DatasetResults
+from library import storage
 from library.dataset.destination import claim, committed, finish, shard_stem
 from library.dataset.manifest import Job, Manifest, ShardReport
+from library.dataset.shards import ShardReader
 from library.dataset.task import ShardJob, ShardTask
+from library.pipeline.annotations import Annotations, Wanted, find_annotations
+from library.steps.base import Step
 from library.steps.plugins import Plugin
 
 WorkT = TypeVar("WorkT", bound=ShardJob[ShardReport])
@@ -120,6 +124,14 @@ def run_tasks(
         command, work, todo, pool, results, done=results.resumed, bundle_id=bundle_id, used_plugins=used_plugins
     )
     return results
+
+
+def annotations_of(dataset: str, manifest: Manifest, steps: Sequence[Step], wanted: Wanted) -> Annotations:
+    """Returns the columns of a dataset that follow what the steps do to a picture; raises as `find_annotations`."""
+    if not manifest.shards:
+        return Annotations()
+    schema = ShardReader(storage.join(dataset, manifest.shards[0].name)).schema()
+    return find_annotations(schema, steps, wanted)
 
 
 def shard_tasks(manifest: Manifest, destination: str, limit: int | None) -> list[ShardTask]:

@@ -88,7 +88,7 @@ class Tally(_Model):
         dropped: pictures that a selector dropped, by reason.
         rejected: pictures that could not be used, by reason.
         noted: kept pictures that were not kept whole: `more_pages` (only the first page is read), `repaired` (stray
-            bytes were cut out of the file).
+            bytes were cut out of the file), `boxes_dropped` (a step moved a box out of the picture).
         image_bytes_in: encoded bytes read.
         image_bytes_out: encoded bytes kept.
         classes: kept pictures by label; those without one are not counted here.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from library.imaging import codec
+from library.imaging.marks import Marks, with_marks
 from library.imaging.picture import Pixels
 
 _GAP_PX = 10
@@ -27,11 +28,13 @@ class Tile:
         pixels: the picture; None draws a grey square with `note` in it (a dropped or rejected picture).
         caption: one line of text under the picture.
         note: the reason why there is no picture.
+        marks: masks and boxes drawn over the picture.
     """
 
     pixels: Pixels | None
     caption: str = ""
     note: str = ""
+    marks: Marks = field(default_factory=Marks)
 
 
 def draw_sheet(
@@ -64,6 +67,7 @@ def draw_sheet(
                 draw.text((left + tile_px / 2, upper + tile_px / 2), text, _MUTED, font, anchor="mm")
             else:
                 image = Image.fromarray(thumbnail(tile.pixels, tile_px))
+                image = with_marks(image, tile.marks, tile.pixels.shape[1], small)
                 offset = ((tile_px - image.width) // 2, (tile_px - image.height) // 2)
                 sheet.paste(image, (left + offset[0], upper + offset[1]))
             draw.text((left, upper + tile_px + 3), _cut(tile.caption, small, tile_px), _MUTED, small)

@@ -5,14 +5,14 @@ The result depends only on the seed, the epoch and the picture's key, not on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from library.errors import StepError, StriateError, UsageError
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
+from library.pipeline.annotations import Followed
 from library.randomness import generator
-from library.steps.base import Step, Steps, augmented
+from library.steps.base import augmented, traced, with_nested
 
 
 def parse_augmentation(text: str) -> Pipeline:
@@ -47,7 +47,7 @@ class Augmenter:
     seed: int
 
     def __post_init__(self) -> None:
-        for step in _with_nested(self.pipeline.steps):
+        for step in with_nested(self.pipeline.steps):
             if step.kind == "selector":
                 raise UsageError(
                     f"'{step.name}' drops pictures, which an augmentation cannot do; run it with `striate filter` "
@@ -79,23 +79,24 @@ class Augmenter:
             BadPicture: if a step cannot process this picture (too small for a crop, grey for a change of hue).
             StepError: if a step's own code fails; names the step, the key and the epoch.
         """
+        return self._run(pixels, epoch, key, None)
+
+    def apply_with(self, pixels: Pixels, epoch: int, key: str, followed: Followed) -> Pixels:
+        """Returns the same variant as `apply`, and moves the picture's masks and boxes with it; raises as they do."""
+        return self._run(pixels, epoch, key, followed)
+
+    def _run(self, pixels: Pixels, epoch: int, key: str, followed: Followed | None) -> Pixels:
         rng = generator(self.seed, epoch, key)
         for step in self.pipeline.steps:
             try:
-                pixels = augmented(step, pixels, rng)
+                if followed is None:
+                    pixels = augmented(step, pixels, rng)
+                else:
+                    pixels, moves = traced(step, pixels, rng)
+                    followed.follow(moves)
             except StriateError:
                 raise
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
                 raise StepError(f"step '{step}' failed on picture '{key}' in epoch {epoch}: {problem}") from error
         return pixels
-
-
-def _with_nested(steps: Sequence[Step]) -> Iterator[Step]:
-    """Yields every step, and those nested as parameters of another."""
-    for step in steps:
-        yield step
-        for name in step.__dataclass_fields__:
-            value = getattr(step, name)
-            if isinstance(value, Steps):
-                yield from _with_nested(value.steps)

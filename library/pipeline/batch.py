@@ -16,7 +16,8 @@ from library.dataset.record import REJECT_COLUMNS
 from library.errors import BadPicture, Dropped, StepError, StriateError
 from library.imaging import codec
 from library.imaging.picture import Picture
-from library.steps.base import Filter, Selector, Step
+from library.pipeline.annotations import Annotations, Followed, check_steps
+from library.steps.base import Selector, Step, traced
 
 _compute: Any = pyarrow.compute  # its functions are created at import, so type checkers do not know them
 
@@ -30,6 +31,7 @@ class BatchResult:
         rejects: the pictures that cannot be used, bytes unchanged, with the columns `reason` and `detail`.
         dropped: number of dropped pictures by reason.
         rejected: number of rejected pictures by reason.
+        noted: number of kept pictures that lost something: `boxes_dropped`.
         seconds: time by stage: `decode`, each step's name, `encode`.
     """
 
@@ -37,7 +39,11 @@ class BatchResult:
     rejects: pa.Table
     dropped: Counter[str]
     rejected: Counter[str]
+    noted: Counter[str]
     seconds: dict[str, float]
+
+
+_NO_ANNOTATIONS = Annotations()
 
 
 def run_batch(
@@ -45,6 +51,7 @@ def run_batch(
     table: pa.Table,
     encoding: codec.Encoding = codec.KEEP,
     limits: codec.Limits = codec.DEFAULT_LIMITS,
+    annotations: Annotations = _NO_ANNOTATIONS,
 ) -> BatchResult:
     """Runs `steps` over every row of `table`.
 
@@ -54,22 +61,29 @@ def run_batch(
             does not have them.
         encoding: how the pictures that a filter changed are stored.
         limits: pictures beyond them are rejected before they are decoded.
+        annotations: the columns of masks and boxes that follow the pictures.
 
     Raises:
         StepError: if a step's own code fails; names the key and the step.
+        UsageError: if a step does not say what it does to masks and boxes.
     """
+    if annotations:
+        check_steps(steps, annotations)
     rows = _Rows(table, limits)
     outcome = _Outcome()
     for row in range(table.num_rows):
         try:
-            _run_one(steps, rows.picture(row), row, encoding, outcome)
+            picture = rows.picture(row)
+            followed = rows.followed(row, picture, annotations) if annotations else None
+            _run_one(steps, picture, followed, row, encoding, outcome)
         except BadPicture as bad:
             outcome.rejects.append((row, bad.reason, bad.detail))
     return BatchResult(
-        _kept_table(table, outcome),
+        _kept_table(table, outcome, annotations),
         reject_table(table, outcome.rejects),
         outcome.dropped,
         Counter(reason for _, reason, _ in outcome.rejects),
+        outcome.noted,
         outcome.seconds,
     )
 
@@ -78,6 +92,8 @@ def run_batch(
 class _Outcome:
     kept_rows: list[int] = field(default_factory=list[int])
     changed: dict[int, tuple[bytes, codec.Header]] = field(default_factory=dict[int, tuple[bytes, codec.Header]])
+    followed: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    noted: Counter[str] = field(default_factory=Counter[str])
     rejects: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
     dropped: Counter[str] = field(default_factory=Counter[str])
     seconds: dict[str, float] = field(default_factory=dict[str, float])
@@ -86,12 +102,19 @@ class _Outcome:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-def _run_one(steps: Sequence[Step], picture: Picture, row: int, encoding: codec.Encoding, outcome: _Outcome) -> None:
+def _run_one(
+    steps: Sequence[Step],
+    picture: Picture,
+    followed: Followed | None,
+    row: int,
+    encoding: codec.Encoding,
+    outcome: _Outcome,
+) -> None:
     try:
         for step in steps:
             start, decoding = perf_counter(), picture.decode_seconds
             try:
-                reason = run_step(step, picture)
+                reason = run_step(step, picture, followed)
             finally:
                 outcome.add_seconds(step.name, perf_counter() - start - (picture.decode_seconds - decoding))
             if reason is not None:
@@ -112,11 +135,19 @@ def _run_one(steps: Sequence[Step], picture: Picture, row: int, encoding: codec.
             raise StepError(f"encoding picture '{picture.key}' as {encoding} failed: {problem}") from error
         header = codec.Header(name, picture.width, picture.height, picture.channels)
         outcome.changed[row] = (data, header)
+        if followed is not None and followed.moved:
+            outcome.followed[row] = followed.columns()
+            outcome.noted.update(["boxes_dropped"] * (followed.boxes_dropped > 0))
         outcome.add_seconds("encode", perf_counter() - start)
 
 
-def run_step(step: Step, picture: Picture) -> str | None:
+def run_step(step: Step, picture: Picture, followed: Followed | None = None) -> str | None:
     """Runs one step; returns the reason if the picture is dropped, else None.
+
+    Args:
+        step: a filter or a selector.
+        picture: what it judges or changes.
+        followed: the picture's masks and boxes, which move with it.
 
     Raises:
         BadPicture: if the picture cannot be used.
@@ -125,8 +156,11 @@ def run_step(step: Step, picture: Picture) -> str | None:
     try:
         if step.kind == "selector":
             return cast(Selector, step).reason(picture)
-        columns = _columns(step, picture)
-        picture.replace(cast(Filter, step)(picture.pixels, *columns))
+        columns = _columns(step, picture, followed)
+        pixels, moves = traced(step, picture.pixels, None, *columns)
+        picture.replace(pixels)
+        if followed is not None:
+            followed.follow(moves)
         return None
     except Dropped as dropped:
         return dropped.reason
@@ -137,11 +171,14 @@ def run_step(step: Step, picture: Picture) -> str | None:
         raise StepError(f"step '{step}' failed on picture '{picture.key}': {problem}") from error
 
 
-def _columns(step: Step, picture: Picture) -> list[Any]:
+def _columns(step: Step, picture: Picture, followed: Followed | None) -> list[Any]:
     """The values of the other columns that a filter needs."""
     names = step.columns()
     try:
-        return [picture.column(name) for name in names]
+        return [
+            followed.column(name) if followed is not None and name in followed.names else picture.column(name)
+            for name in names
+        ]
     except KeyError as error:
         raise StepError(f"step '{step}' on picture '{picture.key}': the dataset has no column {error}") from error
 
@@ -173,6 +210,10 @@ class _Rows:
         extras = _RowExtras(self._table, row)
         return Picture(self._keys[row], self._labels[row], header, data.as_py, extras, self._limits)
 
+    def followed(self, row: int, picture: Picture, annotations: Annotations) -> Followed:
+        """The masks and boxes of a row."""
+        return Followed(annotations, picture.extras, (picture.height, picture.width))
+
 
 def _image_bytes(table: pa.Table) -> Any:
     image = table["image"]
@@ -197,7 +238,7 @@ class _RowExtras(Mapping[str, Any]):
         return self._table.num_columns
 
 
-def _kept_table(table: pa.Table, outcome: _Outcome) -> pa.Table:
+def _kept_table(table: pa.Table, outcome: _Outcome, annotations: Annotations) -> pa.Table:
     pictures = (
         table if len(outcome.kept_rows) == table.num_rows else table.take(pa.array(outcome.kept_rows, pa.int64()))
     )
@@ -211,6 +252,12 @@ def _kept_table(table: pa.Table, outcome: _Outcome) -> pa.Table:
         if name in pictures.column_names:
             old = pictures[name].to_pylist()
             values = [old[i] if new is None else getattr(new[1], name) for i, new in enumerate(rows)]
+            columns[name] = pa.array(values, pictures.schema.field(name).type)
+    if outcome.followed:
+        for name in annotations.names:
+            old = pictures[name]
+            moved = (outcome.followed.get(row) for row in outcome.kept_rows)
+            values = [old[i].as_py() if new is None else new[name] for i, new in enumerate(moved)]
             columns[name] = pa.array(values, pictures.schema.field(name).type)
     arrays = [columns.get(name, pictures[name]) for name in pictures.column_names]
     return pa.Table.from_arrays(arrays, schema=pictures.schema)

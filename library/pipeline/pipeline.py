@@ -19,6 +19,7 @@ from library.errors import GrammarError
 from library.grammar import Call, Chain, Span, format_value, nearest, parse
 from library.imaging.codec import Encoding
 from library.imaging.picture import Pixels
+from library.pipeline.annotations import find_annotations
 from library.pipeline.batch import run_batch
 from library.steps import REGISTRY, plugins
 from library.steps.base import Filter, Kind, Step
@@ -106,17 +107,20 @@ class Pipeline:
 
         Returns:
             The kept pictures, with the same columns, without those that a selector dropped. Pictures that cannot be
-            used are left out and their reasons logged, unless `rejects` is true.
+            used are left out and their reasons logged, unless `rejects` is true. Columns `mask` and `boxes` follow the
+            pictures.
 
         Raises:
             TypeError: if a step is an augmentation.
+            UsageError: if masks or boxes cannot follow.
         """
         for step in self.steps:
             if step.kind == "augmentation":
                 raise TypeError(
                     f"'{step.name}' is random and needs a seed; use library.pipeline.augmentation.Augmenter"
                 )
-        result = run_batch(self.steps, table, Encoding.parse(encode))
+        annotations = find_annotations(table.schema, self.steps)
+        result = run_batch(self.steps, table, Encoding.parse(encode), annotations=annotations)
         if rejects:
             return pa.concat_tables([result.table, result.rejects], promote_options="default")
         if result.rejects.num_rows:

@@ -21,7 +21,7 @@ _SEGMENT_SIDE_PX = 256
 _MIN_SIDE_PX = 8
 
 
-@register("filter")
+@register("filter", still=True)
 class BlurBackground:
     """Blur the background and leave the subject's pixels exactly as they are.
 
@@ -32,7 +32,8 @@ class BlurBackground:
     convolution, Knutsson and Westin 1993), so the subject's colours do not bleed into it.
 
     A mask is an encoded picture of the same height and width, as bytes or a struct with `bytes`; the subject is where
-    any of its channels is not 0. Put this step before steps that move pixels, because the mask does not move with them.
+    any of its channels is not 0. `striate filter` moves masks with the picture; in a recipe's input put this step
+    before steps that move pixels, because there the mask does not move with them.
 
     `no_subject` says what happens to a picture without a subject (GrabCut finds none, a side has fewer than 8 pixels,
     or the mask is 0 everywhere). Reason if it is dropped: `no_subject`.

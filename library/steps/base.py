@@ -9,13 +9,17 @@
         def __call__(self, pixels: Pixels) -> Pixels: ...
 
 The class name in snake_case is the step's name in the grammar.
+
+A filter or an augmentation also says what it does to places in the picture, so that masks and boxes can follow: it is
+registered as `still`, or has the method `move` (`Moving`) or `traced` (`Tracing`). One that says nothing cannot be used
+on pictures with masks or boxes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast, dataclass_transform, runtime_checkable
 
 import numpy as np
@@ -24,15 +28,23 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from library.grammar import format_call
 from library.imaging.picture import Picture, Pixels
+from library.steps.moves import Move, Moves, moved, size_of
 
 Kind = Literal["filter", "selector", "augmentation"]
 
 
 class Step(Protocol):
-    """Any step; `register` sets `kind` and `name`."""
+    """Any step; `register` sets `kind`, `name` and `still`.
+
+    Attributes:
+        kind: filter, selector or augmentation.
+        name: in the grammar.
+        still: whether it leaves everything in the picture where it is.
+    """
 
     kind: ClassVar[Kind]
     name: ClassVar[str]
+    still: ClassVar[bool]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def columns(self) -> tuple[str, ...]:
@@ -84,11 +96,63 @@ class Steps(Protocol):
         ...
 
 
+class Moving(Protocol):
+    """A step that moves pixels."""
+
+    def move(self, height: int, width: int, /, *rng: np.random.Generator) -> Move | None:
+        """Returns where a picture of this size goes, or None if it stays; an augmentation draws it from its `rng`.
+
+        The result of the step is `moved(pixels, move)`.
+        """
+        ...
+
+
+class Tracing(Protocol):
+    """A step that may move pixels several times, or only sometimes."""
+
+    def traced(self, pixels: Pixels, /, *rng: np.random.Generator) -> tuple[Pixels, Moves]:
+        """Returns the result, and how it was moved."""
+        ...
+
+
 def augmented(step: Step, pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Applies a filter or an augmentation to decoded pixels (height x width x channels)."""
     if step.kind == "augmentation":
         return cast(Augmentation, step)(pixels, rng)
     return cast(Filter, step)(pixels)
+
+
+def traced(step: Step, pixels: Pixels, rng: np.random.Generator | None = None, *columns: Any) -> tuple[Pixels, Moves]:
+    """Applies a step to decoded pixels (height x width x channels), and says how they were moved.
+
+    Args:
+        step: a filter, or with `rng` an augmentation.
+        pixels: the picture.
+        rng: the source of random numbers.
+        columns: the values of the other columns that a filter needs.
+    """
+    drawn = (rng,) if step.kind == "augmentation" and rng is not None else ()
+    if hasattr(step, "traced"):
+        return cast(Tracing, step).traced(pixels, *drawn)
+    if hasattr(step, "move"):
+        move = cast(Moving, step).move(*size_of(pixels), *drawn)
+        return moved(pixels, move), () if move is None else (move,)
+    return cast(Any, step)(pixels, *drawn, *columns), ()
+
+
+def says_where(step: Step) -> bool:
+    """Whether a filter or an augmentation says what it does to places in the picture."""
+    return step.still or hasattr(step, "move") or hasattr(step, "traced")
+
+
+def with_nested(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yields every step, and those nested as parameters of another."""
+    for step in steps:
+        yield step
+        for name in step.__dataclass_fields__:
+            value = getattr(step, name)
+            if isinstance(value, Steps):
+                yield from with_nested(value.steps)
 
 
 #: All steps, by their name in the grammar.
@@ -98,8 +162,12 @@ _T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(pydantic.Field, dataclasses.field))
-def register(kind: Kind) -> Callable[[type[_T]], type[_T]]:
+def register(kind: Kind, *, still: bool = False) -> Callable[[type[_T]], type[_T]]:
     """Class decorator: makes the class a checked, frozen dataclass and registers it under its snake_case name.
+
+    Args:
+        kind: filter, selector or augmentation.
+        still: whether a filter or an augmentation leaves everything in the picture where it is; a selector always does.
 
     Raises:
         ValueError: another step has this name.
@@ -108,6 +176,7 @@ def register(kind: Kind) -> Callable[[type[_T]], type[_T]]:
     def decorate(cls: type[_T]) -> type[_T]:
         step_class: Any = checked_dataclass(frozen=True, config=_STRICT)(cls)
         step_class.kind = kind
+        step_class.still = still or kind == "selector"
         step_class.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
         step_class.__str__ = _canonical
         for name, method in (("columns", _no_columns), ("may_drop", _never)):

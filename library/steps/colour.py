@@ -14,7 +14,7 @@ from library.steps.arrays import Fraction, saturated, white
 from library.steps.base import register
 
 
-@register("filter")
+@register("filter", still=True)
 class Grayscale:
     """Convert to one grey channel.
 
@@ -36,7 +36,7 @@ class Grayscale:
         return saturated(pixels.mean(axis=2, keepdims=True, dtype=np.float64), pixels.dtype)
 
 
-@register("filter")
+@register("filter", still=True)
 class Rgb:
     """Convert to three channels: red, green, blue.
 
@@ -65,7 +65,7 @@ class Rgb:
         return composited(pixels, self.background)
 
 
-@register("filter")
+@register("filter", still=True)
 class Channels:
     """Pick or reorder channels: `channels([3, 2, 1])` is near-infrared false colour of a blue-green-red-NIR picture.
 

@@ -14,6 +14,7 @@ from library.errors import BadPicture
 from library.imaging.picture import Pixels
 from library.steps.arrays import BORDER_CODES, Border, by_channel_groups, saturated
 from library.steps.base import register
+from library.steps.moves import Move, size_of, windows
 
 # 65535 times this fits the 32-bit integers through which OpenCV saturates.
 _MAX_WEIGHT_SUM = 10_000
@@ -90,14 +91,10 @@ class Convolve:
         return self
 
     def __call__(self, pixels: Pixels) -> Pixels:
+        height, width = self._unstrided(*size_of(pixels))
         kernel = _spread(self.kernel, self.dilation, self.normalize)
         pad = self.padding if isinstance(self.padding, int) else 0
         rows, columns = kernel.shape
-        grown = (rows - 1, columns - 1) if self.padding == "same" else (2 * pad, 2 * pad)
-        height, width = pixels.shape[0] + grown[0] - rows + 1, pixels.shape[1] + grown[1] - columns + 1
-        if height < 1 or width < 1:
-            sizes = f"{columns}x{rows}", f"{pixels.shape[1]}x{pixels.shape[0]}"
-            raise BadPicture("too_small", f"a kernel of {sizes[0]} pixels does not fit into a picture of {sizes[1]}")
         anchor = ((columns - 1) // 2, (rows - 1) // 2) if self.padding == "same" else (0, 0)
         border = BORDER_CODES[self.border or "zeros"]
         depth = cv2.CV_64F if pixels.dtype == np.uint16 else -1
@@ -109,6 +106,26 @@ class Convolve:
             return saturated(picked, pixels.dtype) if depth != -1 else picked
 
         return by_channel_groups(convolved, pixels)
+
+    def move(self, height: int, width: int) -> Move:
+        """Where a picture of this size goes: a new pixel is where the middle of its window was."""
+        size = [(side - 1) // self.stride + 1 for side in self._unstrided(height, width)]
+        rows, columns = _spread(self.kernel, self.dilation, self.normalize).shape
+        if self.padding == "same":  # an even kernel has its middle on the pixel before it, so the picture stays
+            return windows((size[0], size[1]), (1, 1), self.stride, (0, 0), self)
+        pad = self.padding if isinstance(self.padding, int) else 0
+        return windows((size[0], size[1]), (rows, columns), self.stride, (-pad, -pad), self)
+
+    def _unstrided(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result at stride 1."""
+        rows, columns = _spread(self.kernel, self.dilation, self.normalize).shape
+        pad = self.padding if isinstance(self.padding, int) else 0
+        grown = (rows - 1, columns - 1) if self.padding == "same" else (2 * pad, 2 * pad)
+        full = height + grown[0] - rows + 1, width + grown[1] - columns + 1
+        if min(full) < 1:
+            sizes = f"{columns}x{rows}", f"{width}x{height}"
+            raise BadPicture("too_small", f"a kernel of {sizes[0]} pixels does not fit into a picture of {sizes[1]}")
+        return full
 
 
 @lru_cache(maxsize=64)

@@ -30,7 +30,7 @@ _SMOOTHING: dict[str, tuple[float, float, float]] = {
 }
 
 
-@register("filter")
+@register("filter", still=True)
 class Edges:
     """Show the strength of edges: the gradient at each pixel.
 
@@ -87,7 +87,7 @@ class Edges:
         return saturated(np.abs(derivative), group.dtype, scale).reshape(group.shape)
 
 
-@register("filter")
+@register("filter", still=True)
 class Canny:
     """Draw edges one pixel wide with Canny's method: white on 0.
 

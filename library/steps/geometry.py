@@ -13,6 +13,7 @@ from library.imaging.codec import DEFAULT_LIMITS
 from library.imaging.picture import Pixels
 from library.steps.arrays import BORDER_CODES, Fraction, by_channel_groups, saturated, white
 from library.steps.base import register
+from library.steps.moves import Move, cut, moved, padding, resizing, size_of
 
 Side: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
 
@@ -59,16 +60,23 @@ class Resize:
         return self
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        old_height, old_width = pixels.shape[:2]
-        height, width = self.target(old_height, old_width)
-        if (height, width) == (old_height, old_width):
-            return pixels
-        if height * width > DEFAULT_LIMITS.max_pixels:
+        return moved(pixels, self.move(*size_of(pixels)))
+
+    def move(self, height: int, width: int) -> Move | None:
+        """Where a picture of this size goes; None if its size is right."""
+        target = self.target(height, width)
+        if target == (height, width):
+            return None
+        if target[0] * target[1] > DEFAULT_LIMITS.max_pixels:
             detail = (
-                f"{old_width}x{old_height} would become {width}x{height}; "
+                f"{width}x{height} would become {target[1]}x{target[0]}; "
                 f"the limit is {DEFAULT_LIMITS.max_pixels:,} pixels"
             )
             raise BadPicture("too_large", detail)
+        return resizing((height, width), target, lambda pixels: self._resized(pixels, *target))
+
+    def _resized(self, pixels: Pixels, height: int, width: int) -> Pixels:
+        old_height, old_width = pixels.shape[:2]
         code = _INTERPOLATIONS[self.interpolation]
         if self.antialias:
             # In one call OpenCV would average both sides or neither.
@@ -109,9 +117,12 @@ class CenterCrop:
     size: Annotated[Side | tuple[Side, Side], Field(description="pixels: a square's side, or [height, width]")]
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-        return _cut(pixels, top, left, height, width)
+        return moved(pixels, self.move(*size_of(pixels)))
+
+    def move(self, height: int, width: int) -> Move:
+        """Where a picture of this size goes."""
+        rows, columns = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        return _cut(height, width, (height - rows) // 2, (width - columns) // 2, rows, columns)
 
 
 @register("filter")
@@ -128,7 +139,11 @@ class Crop:
     width: Annotated[Side, Field(description="columns, in pixels")]
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        return _cut(pixels, self.top, self.left, self.height, self.width)
+        return moved(pixels, self.move(*size_of(pixels)))
+
+    def move(self, height: int, width: int) -> Move:
+        """Where a picture of this size goes."""
+        return _cut(height, width, self.top, self.left, self.height, self.width)
 
 
 @register("filter")
@@ -153,13 +168,22 @@ class PadSquare:
         return self
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        height, width, channels = pixels.shape
+        return moved(pixels, self.move(*size_of(pixels)))
+
+    def move(self, height: int, width: int) -> Move | None:
+        """Where a picture of this size goes; None if it is square."""
         side = max(height, width)
         if height == width:
-            return pixels
+            return None
         if side**2 > DEFAULT_LIMITS.max_pixels:
             detail = f"a square of {side}x{side} pixels; the limit is {DEFAULT_LIMITS.max_pixels:,} pixels"
             raise BadPicture("too_large", detail)
+        top, left = (side - height) // 2, (side - width) // 2
+        return padding(top, left, (side, side), self._padded, mask=self.fill is None)
+
+    def _padded(self, pixels: Pixels) -> Pixels:
+        height, width, channels = pixels.shape
+        side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
         if self.fill is not None:
             value = saturated(np.full((1, 1), self.fill), pixels.dtype, white(pixels.dtype))[0, 0]
@@ -178,6 +202,18 @@ class Rotate90:
     turns: Annotated[Literal[1, 2, 3], Field(description="quarter turns, counter-clockwise")] = 1
 
     def __call__(self, pixels: Pixels) -> Pixels:
+        return self._turned(pixels)
+
+    def move(self, height: int, width: int) -> Move:
+        """Where a picture of this size goes."""
+        matrix, size = {
+            1: (((0, 1, 0), (-1, 0, width)), (width, height)),
+            2: (((-1, 0, width), (0, -1, height)), (height, width)),
+            3: (((0, -1, height), (1, 0, 0)), (width, height)),
+        }[self.turns]
+        return Move(matrix, size, self._turned, self._turned)
+
+    def _turned(self, pixels: Pixels) -> Pixels:
         if pixels.shape[2] > 4:
             return np.ascontiguousarray(np.rot90(pixels, self.turns))
         turned: Any = cv2.rotate(pixels, _ROTATIONS[self.turns])
@@ -187,8 +223,9 @@ class Rotate90:
 _ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 
 
-def _cut(pixels: Pixels, top: int, left: int, height: int, width: int) -> Pixels:
-    if top < 0 or left < 0 or top + height > pixels.shape[0] or left + width > pixels.shape[1]:
-        box = f"{width}x{height} at x={left}, y={top}" if top >= 0 and left >= 0 else f"{width}x{height}"
-        raise BadPicture("too_small", f"a crop of {box} from a picture of {pixels.shape[1]}x{pixels.shape[0]}")
-    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+def _cut(height: int, width: int, top: int, left: int, rows: int, columns: int) -> Move:
+    """Cuts a box out of a picture of height x width."""
+    if top < 0 or left < 0 or top + rows > height or left + columns > width:
+        box = f"{columns}x{rows} at x={left}, y={top}" if top >= 0 and left >= 0 else f"{columns}x{rows}"
+        raise BadPicture("too_small", f"a crop of {box} from a picture of {width}x{height}")
+    return cut(top, left, rows, columns)

@@ -17,7 +17,6 @@ pipelines use. A bundle is refused if one is absent or different; a dataset is r
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -31,7 +30,7 @@ from types import ModuleType
 from typing import Any
 
 from library.errors import StriateError, UsageError
-from library.steps.base import REGISTRY, Step, Steps
+from library.steps.base import REGISTRY, Step, with_nested
 
 ENTRY_POINTS = "striate.steps"
 #: The key under which manifests and bundles record the digests of plugins.
@@ -119,7 +118,7 @@ def named(names: Iterable[str]) -> tuple[Plugin, ...]:
 def used_by(steps: Iterable[Step]) -> tuple[Plugin, ...]:
     """Returns the plugins of the steps and of the steps in their parameters, sorted by name."""
     modules = {plugin.module: plugin for plugin in _loaded.values()}
-    used = {plugin.name: plugin for step in _all(steps) if (plugin := modules.get(type(step).__module__))}
+    used = {plugin.name: plugin for step in with_nested(steps) if (plugin := modules.get(type(step).__module__))}
     return tuple(used[name] for name in sorted(used))
 
 
@@ -158,15 +157,6 @@ def check_recorded(record: Mapping[str, Any], owner: str) -> None:
                 f"{owner} was made with another version of the plugin '{name}': sha256 {digest[:12]}, and the one "
                 f"that is loaded has {plugin.digest[:12]}"
             )
-
-
-def _all(steps: Iterable[Step]) -> Iterable[Step]:
-    for step in steps:
-        yield step
-        for field in dataclasses.fields(step):
-            value = getattr(step, field.name)
-            if isinstance(value, Steps):
-                yield from _all(value.steps)
 
 
 def _of_file(path: Path) -> Plugin:

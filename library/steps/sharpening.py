@@ -13,7 +13,7 @@ from library.steps.arrays import BORDER_CODES, Border, by_channel_groups, satura
 from library.steps.base import register
 
 
-@register("filter")
+@register("filter", still=True)
 class Sharpen:
     """Sharpen with an unsharp mask: `pixels + amount * (pixels - gaussian_blur(pixels))`."""
 
@@ -33,7 +33,7 @@ class Sharpen:
         return by_channel_groups(sharpened, pixels)
 
 
-@register("filter")
+@register("filter", still=True)
 class LaplacianSharpen:
     """Sharpen with the Laplacian: `pixels - amount * laplacian(pixels)`, one 3x3 convolution.
 

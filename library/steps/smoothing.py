@@ -28,7 +28,7 @@ from library.steps.arrays import (
 from library.steps.base import register
 
 
-@register("filter")
+@register("filter", still=True)
 class BoxBlur:
     """Replace each pixel by the mean of a square window.
 
@@ -45,7 +45,7 @@ class BoxBlur:
         return by_channel_groups(lambda group: cv2.blur(group, size, borderType=border), pixels)
 
 
-@register("filter")
+@register("filter", still=True)
 class GaussianBlur:
     """Blur with a Gaussian kernel.
 
@@ -60,7 +60,7 @@ class GaussianBlur:
         return by_channel_groups(lambda group: cv2.GaussianBlur(group, (0, 0), sigma, borderType=border), pixels)
 
 
-@register("filter")
+@register("filter", still=True)
 class MedianBlur:
     """Replace each pixel by the median of a square window, which removes salt-and-pepper noise and keeps edges.
 
@@ -87,7 +87,7 @@ class MedianBlur:
         return each_channel(lambda plane: cv2.medianBlur(plane, size), pixels)
 
 
-@register("filter")
+@register("filter", still=True)
 class Bilateral:
     """Blur but keep edges (bilateral filter): neighbours count only if their values are similar.
 
@@ -117,7 +117,7 @@ class Bilateral:
         return saturated(smoothed, pixels.dtype) if pixels.dtype == np.uint16 else smoothed
 
 
-@register("filter")
+@register("filter", still=True)
 class Denoise:
     """Remove noise with non-local means: average pixels whose surroundings look alike.
 

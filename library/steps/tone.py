@@ -31,7 +31,7 @@ from library.steps.arrays import (
 from library.steps.base import register
 
 
-@register("filter")
+@register("filter", still=True)
 class Invert:
     """Make the negative: white minus each value, including alpha."""
 
@@ -41,7 +41,7 @@ class Invert:
         return np.invert(pixels)
 
 
-@register("filter")
+@register("filter", still=True)
 class Binarize:
     """Make black and white: each value above a threshold becomes white, any other 0.
 
@@ -90,7 +90,7 @@ class Binarize:
         return np.multiply(pixels > means - np.float32(offset * top), top, dtype=pixels.dtype)
 
 
-@register("filter")
+@register("filter", still=True)
 class Equalize:
     """Equalize each channel's histogram: spread the values so that all levels are used about equally.
 
@@ -104,7 +104,7 @@ class Equalize:
         return each_channel(_equalized, pixels)
 
 
-@register("filter")
+@register("filter", still=True)
 class Clahe:
     """Equalize the histogram tile by tile with limited contrast (CLAHE).
 
@@ -129,7 +129,7 @@ class Clahe:
         return each_channel(plane, pixels)
 
 
-@register("filter")
+@register("filter", still=True)
 class Gamma:
     """Apply a gamma curve, `white * (value / white) ** gamma`: above 1 darkens the midtones, below 1 lightens them.
 
@@ -145,7 +145,7 @@ class Gamma:
         return looked_up(pixels, _gamma_table(self.gamma, pixels.dtype))
 
 
-@register("filter")
+@register("filter", still=True)
 class ContrastStretch:
     """Stretch each channel linearly: the low percentile becomes 0, the high one white, the rest is clipped.
 

@@ -21,6 +21,7 @@ from library.errors import BadPicture, StepError, StriateError
 from library.imaging import codec
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
+from library.pipeline.annotations import Annotations, Followed
 from library.pipeline.augmentation import Augmenter
 
 # Copies that are held before they are written: many copies of a picture, or large ones, are written in parts.
@@ -45,6 +46,7 @@ class AugmentJob:
         keep_original: also write each picture under its own key, bytes untouched.
         encode: how changed pictures are stored.
         plugins: digests by name of those that the pipeline uses.
+        annotations: the columns of masks and boxes that follow the pictures.
     """
 
     source: str
@@ -54,10 +56,12 @@ class AugmentJob:
     keep_original: bool = False
     encode: str = "keep"
     plugins: Mapping[str, str] = field(default_factory=dict[str, str])
+    annotations: Annotations = field(default_factory=Annotations)
 
     def work_digest(self, task: ShardTask) -> str:
         own = [self.pipeline, self.copies, self.seed, self.keep_original, self.encode]
         own += [self.plugins] if self.plugins else []
+        own += [self.annotations.recorded()] if self.annotations else []
         return digest_of(["augment", *own, task.max_rows, VERSIONS])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
@@ -65,10 +69,10 @@ class AugmentJob:
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
         with ShardOutput(task, reader.schema()) as output:
             for table in (group.combine_chunks() for group in reader):
-                copies = _Copies(table, output, progress)
+                copies = _Copies(table, output, progress, self.annotations)
                 for row in range(table.num_rows):
                     try:
-                        self._add_copies(_Original.of(table, row), augmenter, copies)
+                        self._add_copies(_Original.of(table, row, self.annotations), augmenter, copies)
                     except StriateError as error:
                         raise StriateError(f"shard {reader.uri}: {error}") from error
                 copies.write()
@@ -93,20 +97,33 @@ class AugmentJob:
             return
         for number in numbers:
             try:
-                data, header = self._variant(original, pixels, augmenter, number, copies)
+                followed = Followed(self.annotations, original.values, (pixels.shape[0], pixels.shape[1]))
+                data, header = self._variant(original, pixels, followed, augmenter, number, copies)
+                moved = followed.columns() if followed.moved else None
             except BadPicture as bad:
                 copies.reject(original, number, bad)
             else:
-                copies.keep(original, number, original.data if data is None else data, header)
+                dropped_boxes = followed.moved and followed.boxes_dropped > 0
+                data = original.data if data is None else data
+                copies.keep(_Copy(original, number, data, header, moved), dropped_boxes=dropped_boxes)
 
     def _variant(
-        self, original: _Original, pixels: Pixels, augmenter: Augmenter, number: int, copies: _Copies
+        self,
+        original: _Original,
+        pixels: Pixels,
+        followed: Followed,
+        augmenter: Augmenter,
+        number: int,
+        copies: _Copies,
     ) -> tuple[bytes | None, codec.Header]:
         """Returns an encoded copy with its header; None for the bytes where the copy equals the original."""
         if number == 0:
             return None, original.header
         start = perf_counter()
-        variant = augmenter.apply(pixels, number, original.key)
+        if self.annotations:
+            variant = augmenter.apply_with(pixels, number, original.key, followed)
+        else:
+            variant = augmenter.apply(pixels, number, original.key)
         copies.add_seconds("augment", start)
         if variant is pixels:
             return None, original.header
@@ -141,13 +158,15 @@ class _Original:
     data: bytes | None
     path: str | None
     header: codec.Header
+    values: Mapping[str, Any]  # of its masks and boxes
 
     @classmethod
-    def of(cls, table: pa.Table, row: int) -> _Original:
+    def of(cls, table: pa.Table, row: int, annotations: Annotations) -> _Original:
         image = table["image"][row].as_py() or {}
         names = ("format", "width", "height", "channels")
         header = codec.Header(*(table[name][row].as_py() for name in names))
-        return cls(row, table["key"][row].as_py(), image.get("bytes"), image.get("path"), header)
+        values = {name: table[name][row].as_py() for name in annotations.names}
+        return cls(row, table["key"][row].as_py(), image.get("bytes"), image.get("path"), header, values)
 
     def key_of(self, number: int) -> str:
         return f"{self.key}#{number}" if number else self.key
@@ -160,18 +179,30 @@ class _Original:
         return f"{stem}#{number}{extension if name == self.header.format else f'.{name}'}"
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """One copy of a picture; `moved` holds its masks and boxes where they differ from the original's."""
+
+    original: _Original
+    number: int
+    data: bytes | None
+    header: codec.Header
+    moved: Mapping[str, Any] | None = None
+
+
 class _Copies:
     """Collects the copies of the pictures of one table, and writes them to the shard in parts."""
 
-    def __init__(self, table: pa.Table, output: ShardOutput, progress: Progress) -> None:
-        self._table, self._output, self._progress = table, output, progress
+    def __init__(self, table: pa.Table, output: ShardOutput, progress: Progress, annotations: Annotations) -> None:
+        self._table, self._output, self._progress, self._annotations = table, output, progress, annotations
         self._seconds: dict[str, float] = {}
         self._bytes_in = 0
         self._last_rejected: int | None = None
         self._clear()
 
     def _clear(self) -> None:
-        self._kept: list[tuple[_Original, int, bytes, codec.Header]] = []
+        self._kept: list[_Copy] = []
+        self._noted: Counter[str] = Counter()
         self._rejects: list[tuple[_Original, int, bytes | None, BadPicture]] = []
         self._bytes = 0
 
@@ -182,9 +213,10 @@ class _Copies:
     def count_read(self, original: _Original) -> None:
         self._bytes_in += len(original.data or b"")
 
-    def keep(self, original: _Original, number: int, data: bytes, header: codec.Header) -> None:
-        self._kept.append((original, number, data, header))
-        self._write_when_full(len(data))
+    def keep(self, copy: _Copy, *, dropped_boxes: bool) -> None:
+        self._kept.append(copy)
+        self._noted.update(["boxes_dropped"] * dropped_boxes)
+        self._write_when_full(len(copy.data or b""))
 
     def reject(self, original: _Original, number: int, bad: BadPicture) -> None:
         """Rejects a copy; only the first reject of a picture holds its bytes."""
@@ -201,7 +233,9 @@ class _Copies:
     def write(self) -> None:
         """Writes the copies that are held."""
         rows = self._rows(self._kept)
-        rejects = self._rows([(original, number, data, original.header) for original, number, data, _ in self._rejects])
+        rejects = self._rows(
+            [_Copy(original, number, data, original.header) for original, number, data, _ in self._rejects]
+        )
         for name in REJECT_COLUMNS:
             values = [getattr(bad, name) for *_, bad in self._rejects]
             rejects = rejects.append_column(name, pa.array(values, pa.string()))
@@ -209,22 +243,26 @@ class _Copies:
             rows_in=rows.num_rows + rejects.num_rows,
             image_bytes_in=self._bytes_in,
             rejected=dict(Counter(bad.reason for *_, bad in self._rejects)),
+            noted=dict(self._noted),
         )
         self._output.add_seconds(self._seconds)
         self._seconds, self._bytes_in = {}, 0
         self._clear()
         self._progress(self._output.add(rows, rejects, tally))
 
-    def _rows(self, copies: Sequence[tuple[_Original, int, bytes | None, codec.Header]]) -> pa.Table:
+    def _rows(self, copies: Sequence[_Copy]) -> pa.Table:
         """Returns copies as rows of the table's schema; label and other columns are those of the original."""
-        table = self._table.drop_columns(["image"]).take(pa.array([copy[0].row for copy in copies], pa.int64()))
-        headers = [header for *_, header in copies]
-        paths = [original.path_of(number, header.format) for original, number, _, header in copies]
+        table = self._table.drop_columns(["image"]).take(pa.array([copy.original.row for copy in copies], pa.int64()))
+        paths = [copy.original.path_of(copy.number, copy.header.format) for copy in copies]
         columns: dict[str, Any] = {
-            "key": pa.array([original.key_of(number) for original, number, *_ in copies], pa.string()),
-            "image": image_array([data for _, _, data, _ in copies], paths),
+            "key": pa.array([copy.original.key_of(copy.number) for copy in copies], pa.string()),
+            "image": image_array([copy.data for copy in copies], paths),
         }
         for name in ("width", "height", "channels", "format"):
-            columns[name] = pa.array([getattr(header, name) for header in headers], table.schema.field(name).type)
+            columns[name] = pa.array([getattr(copy.header, name) for copy in copies], table.schema.field(name).type)
+        if any(copy.moved is not None for copy in copies):
+            for name in self._annotations.names:
+                values = [(copy.original.values if copy.moved is None else copy.moved)[name] for copy in copies]
+                columns[name] = pa.array(values, table.schema.field(name).type)
         arrays = [columns[name] if name in columns else table[name] for name in self._table.column_names]
         return pa.Table.from_arrays(arrays, schema=self._table.schema)

@@ -17,6 +17,7 @@ from library.dataset.task import Progress, ShardOutput, ShardTask, image_bytes
 from library.errors import StriateError
 from library.imaging import codec
 from library.pipeline import Pipeline
+from library.pipeline.annotations import Annotations
 from library.pipeline.batch import run_batch
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
@@ -35,6 +36,7 @@ class FilterJob:
         encode: how changed pictures are stored.
         measure: decode and measure every picture that is kept.
         plugins: digests by name of those that the pipeline uses.
+        annotations: the columns of masks and boxes that follow the pictures.
     """
 
     source: str
@@ -42,11 +44,13 @@ class FilterJob:
     encode: str = "keep"
     measure: bool = False
     plugins: Mapping[str, str] = field(default_factory=dict[str, str])
+    annotations: Annotations = field(default_factory=Annotations)
 
     def work_digest(self, task: ShardTask) -> str:
         return digest_of(
             ["filter", self.pipeline, self.encode, task.max_rows, VERSIONS, self.measure and histograms.VERSION]
             + ([self.plugins] if self.plugins else [])
+            + ([self.annotations.recorded()] if self.annotations else [])
         )
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
@@ -56,7 +60,7 @@ class FilterJob:
         with ShardOutput(task, reader.schema(), measure=self.measure) as output:
             for table in batches(reader, _BATCH_ROWS):
                 try:
-                    result = run_batch(steps, table, encoding)
+                    result = run_batch(steps, table, encoding, annotations=self.annotations)
                 except StriateError as error:
                     raise StriateError(f"shard {reader.uri}: {error}") from error
                 output.add_seconds(result.seconds)
@@ -65,6 +69,7 @@ class FilterJob:
                     image_bytes_in=image_bytes(table),
                     dropped=dict(result.dropped),
                     rejected=dict(result.rejected),
+                    noted=dict(result.noted),
                 )
                 if output.histograms is not None:
                     start = perf_counter()

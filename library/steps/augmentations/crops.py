@@ -15,6 +15,7 @@ from library.randomness import AreaFractions, Probability, Ratios, uniform
 from library.steps.arrays import Fill, Fraction, padded, saturated, white
 from library.steps.base import register
 from library.steps.geometry import Resize, Side
+from library.steps.moves import Moves, cut, padding, size_of
 
 #: Boxes that are drawn before the last resort.
 ATTEMPTS = 10
@@ -35,17 +36,29 @@ class RandomCrop:
     fill: Annotated[Fill, Field(description="what fills the padding")] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        room_y, room_x = (pixels.shape[0] + 2 * self.padding - height, pixels.shape[1] + 2 * self.padding - width)
+        return self.traced(pixels, rng)[0]
+
+    def traced(self, pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Moves]:
+        """The result, and how it was moved."""
+        moves = self._moves(*size_of(pixels), rng)
+        for move in moves:
+            pixels = move.pixels(pixels)
+        return pixels, moves
+
+    def _moves(self, height: int, width: int, rng: np.random.Generator) -> Moves:
+        rows, columns = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        room_y, room_x = height + 2 * self.padding - rows, width + 2 * self.padding - columns
         if room_y < 0 or room_x < 0:
-            detail = f"a crop of {width}x{height} from a picture of {pixels.shape[1]}x{pixels.shape[0]}"
+            detail = f"a crop of {columns}x{rows} from a picture of {width}x{height}"
             raise BadPicture("too_small", f"{detail} with {self.padding} pixels of padding")
-        top, left = int(rng.integers(room_y + 1)), int(rng.integers(room_x + 1))
-        if self.padding:
-            pixels = padded(pixels, self.padding, self.padding, self.fill)
-        elif room_y == room_x == 0:
-            return pixels
-        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        box = cut(int(rng.integers(room_y + 1)), int(rng.integers(room_x + 1)), rows, columns)
+        if not self.padding:
+            return () if room_y == room_x == 0 else (box,)
+        size = height + 2 * self.padding, width + 2 * self.padding
+        return padding(self.padding, self.padding, size, self._padded, mask=isinstance(self.fill, str)), box
+
+    def _padded(self, pixels: Pixels) -> Pixels:
+        return padded(pixels, self.padding, self.padding, self.fill)
 
 
 @register("augmentation")
@@ -67,9 +80,17 @@ class RandomResizedCrop:
     ratio: Annotated[Ratios, Field(description="minimum and maximum width / height of the box")] = (3 / 4, 4 / 3)
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        top, left, height, width = self._box(pixels.shape[0], pixels.shape[1], rng)
+        return self.traced(pixels, rng)[0]
+
+    def traced(self, pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Moves]:
+        """The result, and how it was moved."""
+        box = self._box(pixels.shape[0], pixels.shape[1], rng)
         size = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        return _resizer(size)(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
+        resize = _resizer(size).move(box[2], box[3])
+        moves = (cut(*box),) if resize is None else (cut(*box), resize)
+        for move in moves:
+            pixels = move.pixels(pixels)
+        return pixels, moves
 
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         for _ in range(ATTEMPTS):
@@ -85,7 +106,7 @@ class RandomResizedCrop:
         return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class RandomErase:
     """Replace a random rectangle by noise or a constant.
 

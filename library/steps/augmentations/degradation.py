@@ -22,7 +22,7 @@ _Sigma = Annotated[float, Field(gt=0, le=50)]
 _Quality = Annotated[int, Field(ge=1, le=100)]
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class GaussianNoise:
     """Add Gaussian noise, independently to each channel of each pixel.
 
@@ -39,7 +39,7 @@ class GaussianNoise:
         return saturated(noise, pixels.dtype)
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class RandomBlur:
     """Blur with a Gaussian of random width; for a fixed width use `sometimes(0.5, gaussian_blur(sigma=1))`.
 
@@ -58,7 +58,7 @@ class RandomBlur:
         )
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class JpegQuality:
     """Add JPEG artefacts: encode and decode at a random quality.
 

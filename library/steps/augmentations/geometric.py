@@ -18,6 +18,7 @@ from library.imaging.picture import Pixels
 from library.randomness import Degrees, Probability, Ratios, factor, symmetric
 from library.steps.arrays import Fill, Fraction, border, by_channel_groups, padded
 from library.steps.base import register
+from library.steps.moves import Move, moved, size_of
 
 #: A linear map of the plane by rows: ((xx, xy), (yx, yy)).
 Matrix: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
@@ -47,9 +48,13 @@ class Rotate:
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return moved(pixels, self.move(*size_of(pixels), rng))
+
+    def move(self, height: int, width: int, rng: np.random.Generator) -> Move | None:
+        """Draws where a picture of this size goes; None if it stays."""
         if rng.random() >= self.p:
-            return pixels
-        return rotated(pixels, symmetric(self.degrees, rng), self.fill)
+            return None
+        return rotation(symmetric(self.degrees, rng), height, width, self.fill)
 
 
 @register("augmentation")
@@ -66,14 +71,22 @@ class Flip:
     ] = "horizontal"
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return moved(pixels, self.move(*size_of(pixels), rng))
+
+    def move(self, height: int, width: int, rng: np.random.Generator) -> Move | None:
+        """Draws where a picture of this size goes; None if it stays."""
         across = self.direction != "vertical" and rng.random() < self.p
         down = self.direction != "horizontal" and rng.random() < self.p
         if not across and not down:
-            return pixels
-        if pixels.shape[2] > 4:
-            return np.ascontiguousarray(pixels[:: -1 if down else 1, :: -1 if across else 1])
-        flipped = np.asarray(cv2.flip(pixels, -1 if across and down else 1 if across else 0))
-        return flipped.reshape(pixels.shape)
+            return None
+
+        def flip(pixels: Pixels) -> Pixels:
+            if pixels.shape[2] > 4:
+                return np.ascontiguousarray(pixels[:: -1 if down else 1, :: -1 if across else 1])
+            return np.asarray(cv2.flip(pixels, -1 if across and down else 1 if across else 0)).reshape(pixels.shape)
+
+        matrix = ((-1 if across else 1, 0, width * across), (0, -1 if down else 1, height * down))
+        return Move(matrix, (height, width), flip, flip)
 
 
 @register("augmentation")
@@ -90,11 +103,14 @@ class Shift:
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return moved(pixels, self.move(*size_of(pixels), rng))
+
+    def move(self, height: int, width: int, rng: np.random.Generator) -> Move | None:
+        """Draws where a picture of this size goes; None if it stays."""
         if rng.random() >= self.p:
-            return pixels
-        height, width = pixels.shape[:2]
+            return None
         right, down = round(symmetric(self.x * width, rng)), round(symmetric(self.y * height, rng))
-        return shifted(pixels, right, down, self.fill)
+        return shift(right, down, height, width, self.fill)
 
 
 @register("augmentation")
@@ -116,11 +132,15 @@ class Shear:
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return moved(pixels, self.move(*size_of(pixels), rng))
+
+    def move(self, height: int, width: int, rng: np.random.Generator) -> Move | None:
+        """Draws where a picture of this size goes; None if it stays."""
         if rng.random() >= self.p:
-            return pixels
+            return None
         x = math.tan(math.radians(symmetric(self.degrees, rng))) if self.axis != "y" else 0.0
         y = math.tan(math.radians(symmetric(self.degrees, rng))) if self.axis != "x" else 0.0
-        return sheared(pixels, x, y, self.fill)
+        return shear(x, y, height, width, self.fill)
 
 
 @register("augmentation")
@@ -142,39 +162,52 @@ class Zoom:
     fill: Annotated[Fill, Field(description=_FILL)] = 0.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return moved(pixels, self.move(*size_of(pixels), rng))
+
+    def move(self, height: int, width: int, rng: np.random.Generator) -> Move | None:
+        """Draws where a picture of this size goes; None if it stays."""
         if rng.random() >= self.p:
-            return pixels
+            return None
         scale = factor(self.amount, rng)
-        return warped(pixels, ((scale, 0.0), (0.0, scale)), self.fill)
+        return warp(((scale, 0.0), (0.0, scale)), height, width, self.fill)
 
 
-def rotated(pixels: Pixels, degrees: float, fill: float | str) -> Pixels:
-    """Rotates a picture (height x width x channels) counter-clockwise about its centre; raises as `warped`."""
+def rotation(degrees: float, height: int, width: int, fill: float | str) -> Move | None:
+    """Rotates counter-clockwise about the centre; raises as `warp`."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return warped(pixels, ((cos, sin), (-sin, cos)), fill)
+    return warp(((cos, sin), (-sin, cos)), height, width, fill)
 
 
-def sheared(pixels: Pixels, x: float, y: float, fill: float | str) -> Pixels:
+def shear(x: float, y: float, height: int, width: int, fill: float | str) -> Move | None:
     """Shears about the centre: each row moves x pixels further sideways, each column y pixels further down."""
-    return warped(pixels, ((1.0, x), (y, 1.0 + x * y)), fill)
+    return warp(((1.0, x), (y, 1.0 + x * y)), height, width, fill)
 
 
-def shifted(pixels: Pixels, right: int, down: int, fill: float | str) -> Pixels:
-    """Shifts a picture (height x width x channels) by whole pixels, without mixing them; negative is left and up."""
+def shift(right: int, down: int, height: int, width: int, fill: float | str) -> Move | None:
+    """Shifts by whole pixels, without mixing them; negative is left and up."""
     if right == 0 and down == 0:
-        return pixels
-    height, width = pixels.shape[:2]
-    wide = padded(pixels, (max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0)), fill)
+        return None
     top, left = max(-down, 0), max(-right, 0)
-    return np.ascontiguousarray(wide[top : top + height, left : left + width])
+
+    def shifted(pixels: Pixels, outside: float | str) -> Pixels:
+        wide = padded(pixels, (max(down, 0), top), (max(right, 0), left), outside)
+        return np.ascontiguousarray(wide[top : top + height, left : left + width])
+
+    return Move(
+        ((1, 0, right), (0, 1, down)),
+        (height, width),
+        lambda pixels: shifted(pixels, fill),
+        lambda mask: shifted(mask, _outside_mask(fill)),
+    )
 
 
-def warped(pixels: Pixels, matrix: Matrix, fill: float | str) -> Pixels:
-    """Applies a linear map about the centre of the picture, with linear interpolation.
+def warp(matrix: Matrix, height: int, width: int, fill: float | str) -> Move | None:
+    """Applies a linear map about the centre of the picture, with linear interpolation, and the nearest value for masks.
 
     Args:
-        pixels: height x width x channels, uint8, uint16 or float32.
         matrix: maps a point, relative to the centre, to its new place; x to the right, y down.
+        height: of the picture.
+        width: of the picture.
         fill: what is outside the picture.
 
     Raises:
@@ -182,17 +215,31 @@ def warped(pixels: Pixels, matrix: Matrix, fill: float | str) -> Pixels:
     """
     (xx, xy), (yx, yy) = matrix
     if (xx, xy, yx, yy) == (1, 0, 0, 1):
-        return pixels
-    height, width = pixels.shape[:2]
+        return None
     if max(height, width) > MAX_SIDE_PX:
         raise BadPicture("too_large", f"{width}x{height}; the limit for this step is {MAX_SIDE_PX:,} pixels a side")
     x, y = (width - 1) / 2, (height - 1) / 2
     forward = np.array([[xx, xy, x - xx * x - xy * y], [yx, yy, y - yx * x - yy * y]])
-    code, value = border(fill, pixels.dtype)
-    return by_channel_groups(
-        lambda group: cv2.warpAffine(
-            group, forward, (width, height), flags=cv2.INTER_LINEAR, borderMode=code, borderValue=(value,) * 4
-        ),
-        pixels,
-        4,
+
+    def warped(pixels: Pixels, flags: int, outside: float | str) -> Pixels:
+        code, value = border(outside, pixels.dtype)
+        return by_channel_groups(
+            lambda group: cv2.warpAffine(
+                group, forward, (width, height), flags=flags, borderMode=code, borderValue=(value,) * 4
+            ),
+            pixels,
+            4,
+        )
+
+    x, y = width / 2, height / 2  # OpenCV counts from the centre of the first pixel, a move from its corner
+    return Move(
+        ((xx, xy, x - xx * x - xy * y), (yx, yy, y - yx * x - yy * y)),
+        (height, width),
+        lambda pixels: warped(pixels, cv2.INTER_LINEAR, fill),
+        lambda mask: warped(mask, cv2.INTER_NEAREST, _outside_mask(fill)),
     )
+
+
+def _outside_mask(fill: float | str) -> float | str:
+    """What is outside a mask: 0 where the picture is filled with a constant, else what is outside the picture."""
+    return fill if isinstance(fill, str) else 0.0

@@ -25,7 +25,7 @@ _HueShift = Annotated[float, Field(ge=0, le=0.5)]
 _SignedHueShift = Annotated[float, Field(ge=-0.5, le=0.5)]
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class Brightness:
     """Multiply all values by a random factor.
 
@@ -38,7 +38,7 @@ class Brightness:
         return scaled(pixels, factor(self.amount, rng))
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class Contrast:
     """Multiply the difference of all values from the picture's mean grey by a random factor.
 
@@ -54,7 +54,7 @@ class Contrast:
         return contrasted(pixels, factor(self.amount, rng))
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class Saturation:
     """Multiply the difference of each pixel from its grey by a random factor: 0 is grey, above 1 more colourful.
 
@@ -71,7 +71,7 @@ class Saturation:
         return saturated_by(pixels, factor(self.amount, rng))
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class Hue:
     """Rotate all hues by one random angle of the colour wheel; HSV's value and saturation are kept.
 
@@ -92,7 +92,7 @@ class Hue:
         return _hue_rotated(pixels, symmetric(self.amount, rng))
 
 
-@register("augmentation")
+@register("augmentation", still=True)
 class ChannelShift:
     """Add a different random number to each channel, which gives a colour cast.
 

@@ -14,13 +14,14 @@ from pydantic import BeforeValidator, Field
 from library.imaging.picture import Pixels
 from library.randomness import Probability
 from library.steps.arrays import Fill, by_channel_groups, white
-from library.steps.augmentations.geometric import rotated, sheared, shifted
+from library.steps.augmentations.geometric import rotation, shear, shift
 from library.steps.augmentations.photometric import contrasted, saturated_by, scaled
-from library.steps.base import Steps, augmented, register
+from library.steps.base import Steps, register, traced
+from library.steps.moves import Move, Moves, moved, size_of
 from library.steps.tone import ContrastStretch, Equalize, Invert
 
-#: An operation of pixels, level (0 to 1), sign (1 or -1) and fill.
-Operation: TypeAlias = Callable[[Pixels, float, int, "float | str"], Pixels]
+#: An operation of pixels, level (0 to 1), sign (1 or -1) and fill; it returns the result, and how it was moved.
+Operation: TypeAlias = Callable[[Pixels, float, int, "float | str"], "tuple[Pixels, Moves]"]
 
 
 def _are_steps(value: Any) -> Any:
@@ -39,11 +40,17 @@ class Sometimes:
     ]
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return self.traced(pixels, rng)[0]
+
+    def traced(self, pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Moves]:
+        """The result, and how it was moved."""
+        moves: Moves = ()
         if rng.random() >= self.p:
-            return pixels
+            return pixels, moves
         for step in self.steps.steps:
-            pixels = augmented(step, pixels, rng)
-        return pixels
+            pixels, its_moves = traced(step, pixels, rng)
+            moves += its_moves
+        return pixels, moves
 
 
 @register("augmentation")
@@ -68,9 +75,15 @@ class Randaugment:
     fill: Annotated[Fill, Field(description="what is outside the picture; 0.5 is the grey of AutoAugment")] = 0.5
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return self.traced(pixels, rng)[0]
+
+    def traced(self, pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Moves]:
+        """The result, and how it was moved."""
+        moves: Moves = ()
         for _ in range(self.num_ops):
-            pixels = _apply_random(RANDAUGMENT_TABLE, pixels, self.magnitude / 30, self.fill, rng)
-        return pixels
+            pixels, its_moves = _apply_random(RANDAUGMENT_TABLE, pixels, self.magnitude / 30, self.fill, rng)
+            moves += its_moves
+        return pixels, moves
 
 
 @register("augmentation")
@@ -92,6 +105,10 @@ class TrivialAugment:
     fill: Annotated[Fill, Field(description="what is outside the picture; 0.5 is the grey of AutoAugment")] = 0.5
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        return self.traced(pixels, rng)[0]
+
+    def traced(self, pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Moves]:
+        """The result, and how it was moved."""
         return _apply_random(WIDE_TABLE, pixels, int(rng.integers(31)) / 30, self.fill, rng)
 
 
@@ -102,10 +119,14 @@ def operation_names(channels: int) -> list[str]:
 
 def _apply_random(
     table: Mapping[str, Operation], pixels: Pixels, level: float, fill: float | str, rng: np.random.Generator
-) -> Pixels:
+) -> tuple[Pixels, Moves]:
     names = operation_names(pixels.shape[2])
     name = names[rng.integers(len(names))]
     return table[name](pixels, level, 1 if rng.random() < 0.5 else -1, fill)
+
+
+def _traced(pixels: Pixels, move: Move | None) -> tuple[Pixels, Moves]:
+    return moved(pixels, move), () if move is None else (move,)
 
 
 @dataclass(frozen=True)
@@ -129,24 +150,30 @@ class Magnitudes:
     def table(self) -> dict[str, Operation]:
         """The fourteen operations."""
         return {
-            "identity": lambda pixels, level, sign, fill: pixels,
-            "shear_x": lambda pixels, level, sign, fill: sheared(pixels, sign * level * self.shear, 0, fill),
-            "shear_y": lambda pixels, level, sign, fill: sheared(pixels, 0, sign * level * self.shear, fill),
-            "shift_x": lambda pixels, level, sign, fill: shifted(
-                pixels, self.shift_px(pixels.shape[1], level, sign), 0, fill
+            "identity": lambda pixels, level, sign, fill: (pixels, ()),
+            "shear_x": lambda pixels, level, sign, fill: _traced(
+                pixels, shear(sign * level * self.shear, 0, *size_of(pixels), fill)
             ),
-            "shift_y": lambda pixels, level, sign, fill: shifted(
-                pixels, 0, self.shift_px(pixels.shape[0], level, sign), fill
+            "shear_y": lambda pixels, level, sign, fill: _traced(
+                pixels, shear(0, sign * level * self.shear, *size_of(pixels), fill)
             ),
-            "rotate": lambda pixels, level, sign, fill: rotated(pixels, sign * level * self.degrees, fill),
-            "brightness": lambda pixels, level, sign, fill: scaled(pixels, 1 + sign * level * self.gain),
-            "saturation": lambda pixels, level, sign, fill: saturated_by(pixels, 1 + sign * level * self.gain),
-            "contrast": lambda pixels, level, sign, fill: contrasted(pixels, 1 + sign * level * self.gain),
-            "sharpness": lambda pixels, level, sign, fill: _sharpened(pixels, 1 + sign * level * self.gain),
-            "posterize": lambda pixels, level, sign, fill: _posterized(pixels, self.kept_bits(level)),
-            "solarize": lambda pixels, level, sign, fill: _solarized(pixels, 1 - level),
-            "stretch": lambda pixels, level, sign, fill: _STRETCH(pixels),
-            "equalize": lambda pixels, level, sign, fill: _EQUALIZE(pixels),
+            "shift_x": lambda pixels, level, sign, fill: _traced(
+                pixels, shift(self.shift_px(pixels.shape[1], level, sign), 0, *size_of(pixels), fill)
+            ),
+            "shift_y": lambda pixels, level, sign, fill: _traced(
+                pixels, shift(0, self.shift_px(pixels.shape[0], level, sign), *size_of(pixels), fill)
+            ),
+            "rotate": lambda pixels, level, sign, fill: _traced(
+                pixels, rotation(sign * level * self.degrees, *size_of(pixels), fill)
+            ),
+            "brightness": lambda pixels, level, sign, fill: (scaled(pixels, 1 + sign * level * self.gain), ()),
+            "saturation": lambda pixels, level, sign, fill: (saturated_by(pixels, 1 + sign * level * self.gain), ()),
+            "contrast": lambda pixels, level, sign, fill: (contrasted(pixels, 1 + sign * level * self.gain), ()),
+            "sharpness": lambda pixels, level, sign, fill: (_sharpened(pixels, 1 + sign * level * self.gain), ()),
+            "posterize": lambda pixels, level, sign, fill: (_posterized(pixels, self.kept_bits(level)), ()),
+            "solarize": lambda pixels, level, sign, fill: (_solarized(pixels, 1 - level), ()),
+            "stretch": lambda pixels, level, sign, fill: (_STRETCH(pixels), ()),
+            "equalize": lambda pixels, level, sign, fill: (_EQUALIZE(pixels), ()),
         }
 
     def shift_px(self, side: int, level: float, sign: int) -> int:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from library.randomness import generator
-from library.steps.augmentations.geometric import rotated, sheared, shifted, warped
+from library.steps.augmentations.geometric import rotation, shear, shift, warp
+from library.steps.moves import moved
 from tests.step_examples import DTYPES, assert_close, flat, picture, step
 
 NUMPY_MODES = {"edge": "edge", "reflect": "symmetric", "wrap": "wrap"}
@@ -44,10 +45,12 @@ def shift_by(pixels: NDArray[Any], right: int, down: int, mode: str, **options: 
 def test_a_shift_equals_numpys_pad(dtype: str, channels: int, right: int, down: int) -> None:
     pixels = picture(dtype, channels)
     for fill, mode in NUMPY_MODES.items():
-        np.testing.assert_array_equal(shifted(pixels, right, down, fill), shift_by(pixels, right, down, mode))
+        np.testing.assert_array_equal(
+            moved(pixels, shift(right, down, *pixels.shape[:2], fill)), shift_by(pixels, right, down, mode)
+        )
     white = {"uint8": 128, "uint16": 32768, "float32": 0.5}[dtype]
     expected = shift_by(pixels, right, down, "constant", constant_values=white)
-    np.testing.assert_array_equal(shifted(pixels, right, down, 0.5), expected)
+    np.testing.assert_array_equal(moved(pixels, shift(right, down, *pixels.shape[:2], 0.5)), expected)
 
 
 @pytest.mark.parametrize("fill", NUMPY_MODES)
@@ -55,7 +58,7 @@ def test_a_shift_equals_numpys_pad(dtype: str, channels: int, right: int, down: 
 def test_a_warp_fills_the_outside_like_numpys_pad(dtype: str, fill: str) -> None:
     pixels = picture(dtype, 5, 21, 27)
     # A third of the size about the middle pixel: every third pixel is read, without interpolation.
-    shrunk = warped(pixels, ((1 / 3, 0.0), (0.0, 1 / 3)), fill)
+    shrunk = moved(pixels, warp(((1 / 3, 0.0), (0.0, 1 / 3)), *pixels.shape[:2], fill))
     wide = cast(Any, np).pad(pixels, ((42, 42), (54, 54), (0, 0)), NUMPY_MODES[fill])
     assert_close(shrunk, wide[42 - 20 :: 3, 54 - 26 :: 3][:21, :27], rtol=1e-3)
 
@@ -65,12 +68,14 @@ def test_a_rotation_samples_the_picture_like_scipy(degrees: float) -> None:
     pixels = picture("float32", 1, 25, 37)
     expected = ndimage.rotate(pixels[:, :, 0], degrees, reshape=False, order=1, mode="constant")
     inside = ndimage.rotate(np.ones((25, 37)), degrees, reshape=False, order=1, mode="constant") > 0.999
-    np.testing.assert_allclose(rotated(pixels, degrees, 0.0)[:, :, 0][inside], expected[inside], atol=0.02)
+    np.testing.assert_allclose(
+        moved(pixels, rotation(degrees, *pixels.shape[:2], 0.0))[:, :, 0][inside], expected[inside], atol=0.02
+    )
 
 
 def test_positive_angles_rotate_counter_clockwise() -> None:
     pixels = picture("uint8", 3, 21, 21)
-    np.testing.assert_array_equal(rotated(pixels, 90, 0.0), np.rot90(pixels))
+    np.testing.assert_array_equal(moved(pixels, rotation(90, *pixels.shape[:2], 0.0)), np.rot90(pixels))
     (turned,) = draws("rotate([90, 90])", pixels, 1)
     np.testing.assert_array_equal(turned, np.rot90(pixels))
 
@@ -97,10 +102,10 @@ def test_a_flat_picture_stays_flat(dtype: str, fill: str | float) -> None:
 
 def test_a_shear_slides_rows_and_keeps_the_middle_row() -> None:
     pixels = ramp()
-    slanted = sheared(pixels, 0.5, 0, "edge")
+    slanted = moved(pixels, shear(0.5, 0, *pixels.shape[:2], "edge"))
     np.testing.assert_allclose(slanted[10], pixels[10], atol=1e-3)
     np.testing.assert_allclose(slanted[14, 8:24, 0], pixels[14, 6:22, 0], atol=0.05)
-    upright = sheared(pixels, 0, 0.5, "edge")
+    upright = moved(pixels, shear(0, 0.5, *pixels.shape[:2], "edge"))
     np.testing.assert_allclose(upright[:, 15], pixels[:, 15], atol=1e-2)
     np.testing.assert_allclose(upright[6:14, 19, 0], pixels[4:12, 19, 0], atol=4)
 

@@ -26,7 +26,7 @@ def draws(text: str, pixels: NDArray[Any], count: int) -> list[NDArray[Any]]:
 def operation(name: str, pixels: NDArray[Any], magnitude: int, sign: int = 1, *, wide: bool = False) -> NDArray[Any]:
     """One operation of a table, by name."""
     table = policies.WIDE_TABLE if wide else policies.RANDAUGMENT_TABLE
-    return table[name](pixels, magnitude / 30, sign, 0.0)
+    return table[name](pixels, magnitude / 30, sign, 0.0)[0]
 
 
 def photo() -> NDArray[np.uint8]:
