@@ -127,6 +127,7 @@ for _name, _function in {
     "filter": datasets.filter_command,
     "augment": datasets.augment_command,
     "merge": exchange.merge_command,
+    "convert": exchange.convert_command,
     "info": datasets.info_command,
     "show": datasets.show_command,
     "measure": choosing.measure_command,

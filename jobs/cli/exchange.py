@@ -1,4 +1,4 @@
-"""Commands that exchange datasets with other tools, join them, and follow their pictures: merge."""
+"""Commands that exchange datasets with other tools, join them, and follow their pictures: convert, merge."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.console import Json
+from cluster.console import Json, say
 from jobs import output
-from jobs.cli.options import Address, DryRun, Overwrite, Workers
+from jobs.cli.options import Address, DryRun, Limit, Overwrite, Source, Workers
 from library.errors import UsageError
 
 
@@ -58,3 +58,47 @@ def merge_command(
         return
     manifest = merge_datasets(plan, workers=workers, address=address)
     output.finished({plan.destination: manifest}, as_json=json)
+
+
+def convert_command(
+    source: Source,
+    destination: Annotated[str, typer.Argument(help="Folder to write: a path or s3://bucket/prefix.")],
+    to: Annotated[
+        Literal["webdataset", "folders", "huggingface", "coco"],
+        typer.Option(
+            help="`webdataset` (a .tar a shard), `folders` (a folder a class and metadata.jsonl), `huggingface` "
+            "(Parquet with an Image and a ClassLabel) or `coco` (images/ and annotations.json)."
+        ),
+    ],
+    workers: Workers = "auto",
+    limit: Limit = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Write a dataset in the format of another tool; `striate ingest` reads each of them back.
+
+    Pictures keep their exact bytes and their order; keys, labels and further columns come along. Any number of workers
+    writes the same bytes. Run the same command again to resume a killed job.
+
+        striate convert out/raw out/wds --to webdataset
+
+        striate convert out/raw s3://bucket/hub --to huggingface
+    """
+    from jobs.exchange.convert import convert_dataset, plan_convert
+
+    plan = plan_convert(source, destination, to, limit=limit, overwrite=overwrite)
+    for note in plan.notes:
+        output.stderr.print(f"note: {note}", markup=False, soft_wrap=True)
+    if dry_run:
+        output.facts(plan.described(), as_json=json)
+        return
+    record = convert_dataset(plan, workers=workers, address=address)
+    if json:
+        output.emit_json({"destination": plan.destination, "to": to, **record.model_dump(mode="json")})
+        return
+    say(
+        f"{plan.destination}: {output.counted(record.rows, 'picture')} as {to} in "
+        f"{output.counted(record.files, 'file')}, {output.size(record.bytes)}"
+    )

@@ -35,6 +35,7 @@ class Tree:
         self._columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
         self._folders: list[str] = []
         self._picture: list[bool] = []
+        self._labelled: list[bool] = []  # whether the label is known, even where it is None
         self._extras = Columns()
         self._part_names: set[str] = set()
         self._label_found = False
@@ -65,7 +66,8 @@ class Tree:
         for sample, sidecar_facts in self._with_facts(entries, grouped, metadata):
             row = sample.row
             columns = self._columns
-            columns["key"].append(posixpath.join(prefix, sample.key))
+            own = sidecar_facts.key is not None
+            columns["key"].append(sidecar_facts.key if own else posixpath.join(prefix, sample.key))
             columns["uri"].append(entries.uri[row])
             columns["at"].append(entries.at[row])
             columns["size"].append(entries.size[row])
@@ -77,7 +79,11 @@ class Tree:
             columns["parts"].append(_parts(entries, sample))
             self._part_names.update(sample.parts)
             self._extras.add(sidecar_facts.fields)
-            self._folders.append(posixpath.join(folder, posixpath.dirname(entries.path[row])))
+            inside = posixpath.dirname(entries.path[row])
+            for _ in range(sidecar_facts.depth):
+                inside = posixpath.dirname(inside)
+            self._folders.append(posixpath.join(folder, inside))
+            self._labelled.append(own and self._options.label_level is None)
             self._picture.append(is_picture_name(entries.path[row]))
             self._label_found = self._label_found or sidecar_facts.label is not None
         for path in metadata.unclaimed:
@@ -91,6 +97,7 @@ class Tree:
             values.append(row.get(name))
         self._extras.add({})
         self._folders.append(posixpath.join(folder, posixpath.dirname(path)))
+        self._labelled.append(False)
         self._picture.append(False)
 
     def _content(self, entries: Entries, row: int) -> bytes:
@@ -130,13 +137,14 @@ class Tree:
     def _add_labels(self) -> tuple[str, ...]:
         pictures = {folder for folder, is_picture in zip(self._folders, self._picture, strict=True) if is_picture}
         labels, splits = self._columns["label"], self._columns["split"]
-        wanting = {folder for folder, label in zip(self._folders, labels, strict=True) if label is None}
+        known = [label is not None or own for label, own in zip(labels, self._labelled, strict=True)]
+        wanting = {folder for folder, is_known in zip(self._folders, known, strict=True) if not is_known}
         from_path = from_folders(
             pictures or set(self._folders), set(self._folders), self._options.label_level, wanting=wanting
         )
         used = False
         for row, folder in enumerate(self._folders):
-            if labels[row] is None:
+            if not known[row]:
                 labels[row] = from_path.labels[folder]
                 used = True
             if splits[row] is None:

@@ -2,7 +2,7 @@
 
 Hugging Face's imagefolder has such a table in the folder or in that of each split: its column `file_name` is a path
 from the table's folder, the others describe the picture (https://huggingface.co/docs/datasets/image_dataset). Tiny
-ImageNet lists the classes of its validation set in a text with tabs.
+ImageNet lists the classes of its validation set in a text with tabs. COCO's annotations are a JSON document.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from library.errors import StriateError
 from library.sources.entries import Entries
 from library.sources.labels import split_of
+from library.sources.tables import coco
+from library.sources.tables.sidecars import MARK
 from library.sources.tables.text_tables import LISTS, narrow, read_table
 
 _NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -72,7 +74,11 @@ def find_metadata(entries: Entries, read: Callable[[int], bytes]) -> Metadata:
     """
     metadata = Metadata()
     suffixes = (*_NAMES, _ANNOTATIONS, *LISTS)
-    rows = [row for row, path in enumerate(entries.path) if path.lower().endswith(suffixes)]
+    rows = [
+        row
+        for row, path in enumerate(entries.path)
+        if path.lower().endswith(suffixes) or coco.is_coco_name(posixpath.basename(path))
+    ]
     rows.sort(key=lambda row: entries.path[row].count("/"))  # deeper tables come later and win
     lists: list[str] = []
     paths: set[str] | None = None
@@ -82,7 +88,7 @@ def find_metadata(entries: Entries, read: Callable[[int], bytes]) -> Metadata:
         if name.lower() in _NAMES:
             columns = _columns(path, _content(entries, row, read))
             if _FILE_NAME in columns:
-                names = columns.pop(_FILE_NAME)
+                names = columns[_FILE_NAME] if MARK in columns else columns.pop(_FILE_NAME)
                 metadata.tables.append(row)
                 metadata.add((_joined(folder, str(name)) for name in names), columns)
             else:
@@ -90,6 +96,13 @@ def find_metadata(entries: Entries, read: Callable[[int], bytes]) -> Metadata:
                     f"{path} is not used: it has no column {_FILE_NAME}, but {', '.join(columns)}; rename the one "
                     "with the paths of the pictures"
                 )
+        elif coco.is_coco_name(name):
+            paths = set(entries.path) if paths is None else paths
+            table = coco.read_coco(path, _content(entries, row, read), paths)
+            if table is not None:
+                metadata.tables.append(row)
+                metadata.notes += table.notes
+                metadata.add(table.paths, table.columns)
         elif name.lower().endswith(_ANNOTATIONS) and split_of(name[: -len(_ANNOTATIONS)]) is not None:
             paths = set(entries.path) if paths is None else paths
             labels = _annotations(folder, _content(entries, row, read), paths)

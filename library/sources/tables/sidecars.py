@@ -25,6 +25,10 @@ from library.sources.labels import split_of
 from library.sources.listing import SUPERSEDED, Options, output_name
 from library.sources.tables.columns import label_text
 
+#: Field of a JSON record that `striate convert` wrote: its `key` and `label` are those of the dataset, whatever the
+#: names of files and folders.
+MARK = "striate"
+
 _LABEL_FIELDS = ("label", "class")
 _MAIN_NAMES = ("image", "img", "input", "rgb", "picture", "photo")
 
@@ -48,8 +52,15 @@ class Sample:
 
 @dataclass
 class Facts:
-    """The label, split and other fields of one picture from its sidecars, and their problem if there is one."""
+    """The label, split and other fields of one picture from its sidecars, and their problem if there is one.
 
+    Attributes:
+        key: the key, where `striate convert` has recorded it. The folders below `depth` then mean nothing.
+        depth: how many folders of the picture's path belong to its name.
+    """
+
+    key: str | None = None
+    depth: int = 0
     label: str | None = None
     split: str | None = None
     fields: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -228,12 +239,9 @@ def facts(texts: Mapping[str, bytes], options: Options, known: Mapping[str, Any]
 
 
 def _facts(texts: Mapping[str, str], options: Options, known: Mapping[str, Any]) -> Facts:
-    result = Facts(fields=dict(known))
-    if "json" in texts:
-        fields = json.loads(texts["json"])
-        if not isinstance(fields, dict):
-            raise ValueError("it is not an object {...}")
-        result.fields |= {str(name): value for name, value in fields.items()}
+    result = Facts(fields={**known, **_json_fields(texts.get("json", "{}"))})
+    if result.fields.get(MARK) == 1 and isinstance(result.fields.get("key"), str):
+        return _own(result.fields, options)
     for suffix, text in texts.items():
         name, _, kind = suffix.rpartition(".")
         if name:  # X.outputs.txt is the column outputs, X.cls_idx.json the column cls_idx
@@ -255,6 +263,25 @@ def _facts(texts: Mapping[str, str], options: Options, known: Mapping[str, Any])
             raise ValueError("the .cls has several lines, but a picture has one class")
     elif options.label_level is None:
         _take_label(result, options)
+    return result
+
+
+def _json_fields(text: str) -> dict[str, Any]:
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("it is not an object {...}")
+    return {str(name): value for name, value in fields.items()}
+
+
+def _own(fields: Mapping[str, Any], options: Options) -> Facts:
+    """Returns what a record of `striate convert` says; --label-column chooses another field as the label."""
+    known = {name: value for name, value in fields.items() if name not in (MARK, "key", "label", "file_name")}
+    path = str(fields.get("file_name", fields["key"]))
+    result = Facts(str(fields["key"]), path.count("/"), fields=known)
+    if options.label_column is not None:
+        _take_label(result, options)
+    elif options.label_level is None and fields.get("label") is not None:
+        result.label = str(fields["label"])
     return result
 
 

@@ -1,0 +1,172 @@
+"""A folder in the format of another tool: its record, the reports of its shards, and how it is claimed and finished.
+
+The record and the reports are in `.striate/` below the folder, which the readers of other tools skip. The reports are
+the commits, as in a dataset: a killed export resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Literal, TypeAlias, get_args
+
+import pydantic
+
+from library import storage
+from library.dataset.lease import LEASES
+from library.dataset.manifest import REPORTS, Job, Report, load_report
+from library.errors import StriateError, UsageError
+
+#: What a dataset can be written as.
+Target: TypeAlias = Literal["webdataset", "folders", "huggingface", "coco"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+STATE = ".striate"
+RECORD = "export.json"
+
+_MAX_RECORD_BYTES = 64 * 2**20
+_TEMPORARY = re.compile(rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+")
+_BEFORE_CLAIM = re.compile(rf"{LEASES}/.*|{_TEMPORARY.pattern}")
+
+
+class ExportReport(Report):
+    """The report of one shard.
+
+    Attributes:
+        files: size in bytes of every file that was written for it, by path below the folder.
+        digest: SHA-256 over the names and the contents of these files.
+    """
+
+    files: dict[str, int]
+    digest: str
+
+    @property
+    def bytes_written(self) -> int:
+        """Size in bytes of all files."""
+        return sum(self.files.values())
+
+
+class ExportRecord(pydantic.BaseModel):
+    """What a folder holds, and where it came from.
+
+    Attributes:
+        complete: false while it is being written, and after a kill.
+        jobs: the history of the dataset, and then this conversion.
+        classes: the names of the classes; a class's number is its place here.
+        rows: pictures.
+        files: number of files.
+        bytes: of all files.
+        digest: over the digests of all shards.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    complete: bool
+    jobs: list[Job]
+    classes: list[str] = []
+    rows: int = 0
+    files: int = 0
+    bytes: int = 0
+    digest: str = ""
+
+
+def json_bytes(value: Any) -> bytes:
+    """Returns a value as JSON in UTF-8, on one line."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+def lines_uri(folder: str, stem: str) -> str:
+    """Returns the URI of the JSON lines that describe the pictures of a shard, for the formats that need them."""
+    return storage.join(state_folder(folder), "lines", f"{stem}.jsonl")
+
+
+def state_folder(folder: str) -> str:
+    """Returns the URI of the folder of records and reports."""
+    return storage.join(folder, STATE)
+
+
+def find_record(folder: str) -> ExportRecord | None:
+    """Returns the record of an export; None where there is none.
+
+    Raises:
+        StriateError: it is damaged.
+    """
+    uri = storage.join(state_folder(folder), RECORD)
+    if not storage.exists(uri):
+        return None
+    try:
+        return ExportRecord.model_validate_json(storage.read_bytes(uri, max_bytes=_MAX_RECORD_BYTES))
+    except pydantic.ValidationError as error:
+        raise StriateError(f"{uri} is damaged or was written by another version: {error.errors()[0]['msg']}") from None
+
+
+def save_record(folder: str, record: ExportRecord) -> None:
+    """Writes the record of an export."""
+    text = record.model_dump_json(indent=1) + "\n"
+    storage.write_bytes(storage.join(state_folder(folder), RECORD), text.encode())
+
+
+def check_export(folder: str, job: Job, *, overwrite: bool) -> None:
+    """Checks that `job` may write to `folder`; changes nothing.
+
+    Raises:
+        UsageError: it holds other files, or the export of another dataset or in another format.
+    """
+    record = find_record(folder)
+    if record is None:
+        if any(not _BEFORE_CLAIM.fullmatch(file.path) for file in storage.list_files(folder)):
+            raise UsageError(f"{folder} is not empty and was not written by `striate convert`; choose an empty folder")
+        return
+    if record.jobs[-1] != job and not overwrite:
+        before = record.jobs[-1]
+        changed = before.model_copy(update={"source_digest": job.source_digest}) == job
+        raise UsageError(
+            f"{folder} holds {before.source} as {before.options.get('to')}"
+            + (", before that dataset was changed" if changed else "")
+            + "; choose another destination, or replace it with --overwrite"
+        )
+
+
+def claim_export(folder: str, jobs: list[Job], *, overwrite: bool) -> None:
+    """Claims a folder for an export; with `overwrite`, first removes what another conversion wrote there.
+
+    Raises:
+        UsageError: as `check_export`.
+    """
+    check_export(folder, jobs[-1], overwrite=overwrite)
+    storage.check_writable(folder)
+    record = find_record(folder)
+    if record is not None and record.jobs == jobs:
+        return
+    if record is not None:
+        # Before anything is removed: a kill in between must not leave a record that calls the rest complete.
+        save_record(folder, record.model_copy(update={"complete": False}))
+        _clear(folder)
+    save_record(folder, ExportRecord(complete=False, jobs=jobs))
+
+
+def _clear(folder: str) -> None:
+    """Removes the files of an earlier export, as its reports name them; the reports last."""
+    state = storage.list_files(state_folder(folder))
+    reports = [file for file in state if file.path.startswith(f"{REPORTS}/")]
+    for data in storage.read_many([storage.Span(file.uri) for file in reports]):
+        report = load_report(data, ExportReport)
+        if report is not None:
+            storage.remove(storage.join(folder, name) for name in report.files)
+    storage.remove(storage.join(folder, name) for names in FINAL_FILES.values() for name in names)
+    storage.remove(file.uri for file in state if file.path != RECORD)
+
+
+def remove_temporary(folder: str) -> None:
+    """Removes temporary files that killed writers left."""
+    storage.remove(file.uri for file in storage.list_files(folder) if _TEMPORARY.fullmatch(file.path))
+
+
+#: The files that are written once all shards are done, by format.
+FINAL_FILES: dict[Target, tuple[str, ...]] = {
+    "webdataset": ("classes.txt",),
+    "folders": ("metadata.jsonl",),
+    "huggingface": ("README.md",),
+    "coco": ("annotations.json",),
+}

@@ -1,0 +1,143 @@
+"""The files of an export that describe all of its pictures, written once its shards are done, and its final record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from library import storage
+from library.dataset.manifest import Job, Tally, digest_of
+from library.exchange.exports import (
+    FINAL_FILES,
+    ExportRecord,
+    ExportReport,
+    Target,
+    json_bytes,
+    lines_uri,
+    remove_temporary,
+    save_record,
+)
+
+_WRITE_BYTES = 2**22
+
+
+def finish_export(
+    folder: str, jobs: Sequence[Job], to: Target, classes: Sequence[str], totals: ExportTotals
+) -> ExportRecord:
+    """Writes the files that describe all pictures, and then the record, which completes the export.
+
+    Args:
+        folder: URI.
+        jobs: the history of the dataset, and then the conversion.
+        to: the format.
+        classes: the names of the classes, in the order of their numbers.
+        totals: of all shards.
+    """
+    remove_temporary(folder)
+    sizes: dict[str, int] = {}
+    [name] = FINAL_FILES[to]
+    with storage.writer(storage.join(folder, name)) as file:
+        for part in _joined(_final(folder, to, classes, totals)):
+            file.write(part)
+    sizes[name] = file.size
+    record = ExportRecord(
+        complete=True,
+        jobs=list(jobs),
+        classes=list(classes),
+        rows=totals.tally.rows_out,
+        files=totals.files + len(sizes),
+        bytes=totals.bytes + sum(sizes.values()),
+        digest=digest_of([totals.digests[stem] for stem in sorted(totals.digests)] + [file.digest]),
+    )
+    save_record(folder, record)
+    return record
+
+
+class ExportTotals:
+    """The sum of the reports of an export's shards.
+
+    Attributes:
+        digests: of each shard, by its stem.
+        files: number of files.
+        bytes: of all files.
+    """
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+        self.files = self.bytes = 0
+        self._tallies: list[Tally] = []
+
+    def add(self, report: ExportReport) -> None:
+        """Adds the report of one shard."""
+        self.digests[report.stem] = report.digest
+        self.files += len(report.files)
+        self.bytes += report.bytes_written
+        self._tallies.append(report.tally)
+
+    @property
+    def tally(self) -> Tally:
+        """Counts over all pictures."""
+        return Tally.total(self._tallies)
+
+
+def _final(folder: str, to: Target, classes: Sequence[str], totals: ExportTotals) -> Iterator[bytes]:
+    """Yields the content of the file that describes all pictures."""
+    lines = (
+        storage.read_bytes(lines_uri(folder, stem)) for stem in sorted(totals.digests) if to in ("folders", "coco")
+    )
+    if to == "webdataset":
+        yield "".join(f"{name}\n" for name in classes).encode()
+    elif to == "folders":
+        yield from lines
+    elif to == "coco":
+        yield from _coco(lines, classes)
+    else:
+        yield _card(classes, totals).encode()
+
+
+def _coco(shards: Iterable[bytes], classes: Sequence[str]) -> Iterator[bytes]:
+    """Yields a COCO document: an image for each picture, and for each with a label an annotation.
+
+    Format: https://cocodataset.org/#format-data - ids count from 1, in the order of the pictures.
+    """
+    numbers = {name: number for number, name in enumerate(classes, 1)}
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    yield (
+        b'{"info":{"description":"written by striate convert"},"categories":' + json_bytes(categories) + b',"images":['
+    )
+    annotations: list[tuple[int, int]] = []
+    image_id = 0
+    for lines in shards:
+        for line in lines.splitlines():
+            picture: Mapping[str, Any] = json.loads(line)
+            image_id += 1
+            if picture["label"] is not None:
+                annotations.append((image_id, numbers[picture["label"]]))
+            yield (b",\n" if image_id > 1 else b"\n") + json_bytes({"id": image_id, **picture})
+    yield b'\n],"annotations":['
+    for number, (image, category) in enumerate(annotations, 1):
+        start = b",\n" if number > 1 else b"\n"
+        yield start + json_bytes({"id": number, "image_id": image, "category_id": category})
+    yield b"\n]}\n"
+
+
+def _card(classes: Sequence[str], totals: ExportTotals) -> str:
+    """Returns a dataset card, which tells Hugging Face's readers where the Parquet files are."""
+    return (
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n---\n\n"
+        f"{totals.tally.rows_out:,} pictures of {len(classes):,} classes, written by `striate convert`.\n"
+    )
+
+
+def _joined(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the parts in larger pieces."""
+    waiting: list[bytes] = []
+    size = 0
+    for part in parts:
+        waiting.append(part)
+        size += len(part)
+        if size >= _WRITE_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)

@@ -1,0 +1,124 @@
+"""Names of pictures outside a dataset: any key and label as a file name or as the key of a WebDataset sample.
+
+A key may hold slashes, dots and any other character. What a file system or another tool would misread is written as
+`%` and two hex digits, so that different keys always get different names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from library.dataset.planning import hash64
+from library.errors import UsageError
+from library.sources.entries import is_other_name, suffix_of, why_skipped
+
+#: Folder of the pictures without a label.
+UNLABELLED = "_unlabelled"
+#: File suffix of each format.
+SUFFIXES = {
+    "jpeg": "jpg",
+    "png": "png",
+    "webp": "webp",
+    "gif": "gif",
+    "bmp": "bmp",
+    "tiff": "tiff",
+    "avif": "avif",
+    "heic": "heic",
+    "jp2": "jp2",
+    "npy": "npy",
+}
+_ALIASES = {"jpeg": ("jpg", "jpeg"), "tiff": ("tif", "tiff"), "heic": ("heic", "heif")}
+
+# What starts an escape, and what Windows refuses in names.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f%\\:*?"<>|]')
+_MOST_BYTES = 200  # file systems allow 255 for a name
+_KEPT_CHARS = 40  # of a longer one, at most four bytes each
+
+
+def suffix(format_: str, key: str) -> str:
+    """Returns the file suffix of a picture's format.
+
+    Raises:
+        UsageError: the format is unknown; names the picture.
+    """
+    if format_ not in SUFFIXES:
+        raise UsageError(f"the picture '{key}' has the unknown format '{format_}'")
+    return SUFFIXES[format_]
+
+
+def file_path(key: str, label: str | None, format_: str, *, short: bool) -> str:
+    """Returns the path of a picture: the folder of its class, and its key as a name with the suffix of its format.
+
+    Args:
+        key: of the picture.
+        label: its class.
+        format_: its format.
+        short: leave out of the key what the path says already: the class in front, and the format at the end. Different
+            keys may then get the same path.
+    """
+    if label is None:
+        folder = UNLABELLED
+    else:
+        folder = _safe(label, "/")
+        folder = _first_escaped(folder) if folder == UNLABELLED else folder
+        key = key.removeprefix(f"{label}/") if short else key
+    ending = "." + suffix(format_, key)
+    if short and suffix_of(key) in _ALIASES.get(format_, (ending[1:],)):
+        name = _safe(key, "/")
+        return f"{folder}/{name if suffix_of(name) == suffix_of(key) else name + ending}"
+    return f"{folder}/{_safe(key, '/', ending)}{ending}"
+
+
+def sample_key(key: str, format_: str, *, short: bool) -> str:
+    """Returns the key of a WebDataset sample: slashes stay, and dots are escaped, as the key ends at the first dot.
+
+    Args:
+        key: of the picture.
+        format_: its format.
+        short: leave out the suffix of the format. Different keys may then get the same result.
+    """
+    if short and suffix_of(key) in _ALIASES.get(format_, (suffix(format_, key),)):
+        key = key[: -len(suffix_of(key)) - 1]
+    return "/".join(_safe(part, ".") or "%" for part in key.split("/"))
+
+
+def are_unique(names: Iterable[str]) -> bool:
+    """Whether all names differ, also on a disk that does not tell capital letters apart."""
+    hashes = np.fromiter((hash64(name.casefold()) for name in names), np.uint64)
+    return len(np.unique(hashes)) == len(hashes)
+
+
+def _safe(name: str, also: str, ending: str = "") -> str:
+    """Returns a name that file systems accept and `striate ingest` does not skip.
+
+    Args:
+        name: a key, a label or a part of one.
+        also: a further character to escape.
+        ending: what is appended afterwards.
+    """
+    result = _UNSAFE.sub(_escape, name).replace(also, f"%{ord(also):02X}")
+    if not ending and (result[-1:] == "." or result[-1:].isspace()):
+        result = result[:-1] + _percent(result[-1])
+    # A table's reader strips spaces from paths.
+    if result and (result[0].isspace() or why_skipped(result + ending) or is_other_name(result + ending)):
+        result = _first_escaped(result)
+    if len((result + ending).encode("utf-8", "surrogatepass")) > _MOST_BYTES:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        result = f"{result[:_KEPT_CHARS]}-{digest}"
+    return result
+
+
+def _escape(match: re.Match[str]) -> str:
+    return _percent(match[0])
+
+
+def _first_escaped(name: str) -> str:
+    return _percent(name[0]) + name[1:]
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))

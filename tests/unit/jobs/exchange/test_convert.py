@@ -1,0 +1,292 @@
+"""Datasets in the formats of other tools, read by those tools, and brought back by ingest."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.exchange.convert import ConvertResults, plan_convert
+from jobs.ingest import plan_ingest
+from library.dataset.destination import claim, finish
+from library.dataset.manifest import Job, load_manifest
+from library.dataset.record import ImageRecord, dataset_schema, table_of
+from library.dataset.task import ShardOutput, ShardTask, Tally
+from library.dataset.totals import Totals
+from library.errors import UsageError
+from library.exchange.exports import TARGETS, ExportRecord, Target, claim_export, find_record
+from library.exchange.finishing import finish_export
+from library.imaging import codec
+from library.sources import Options
+from tests.datasets import rows
+from tests.picture_examples import encoded, kinds
+
+KEYS = (
+    *("cat/1.jpg", "cat/1", "1.jpg", "a.b.c.png", "dir.with.dots/x", "train/cat/7", "test/cat/8"),
+    *("Ünïcode/猫 é.jpg", "..", "./x", "a//b", "/rooted", "README", "LICENSE.md", "thumbs.db", "_x", ".hidden"),
+    *("100%", "50%2F", 'q"uo?te*s<>|', "back\\slash", "ends.", "ends ", "x" * 300, "y" * 299 + ".jpg", "A", "a"),
+)
+LABELS = ("cat", "dog", None, "train", "a/b", "Größe 猫", "_unlabelled", "..", "7", " spaced ")
+
+
+def _write(folder: Path, records: list[ImageRecord], extras: list[pa.Field[Any]], shards: int = 3) -> str:
+    """Writes a finished dataset of some shards."""
+    dataset, schema = str(folder), dataset_schema(extras)
+    job = Job(kind="ingest", source="made in a test")
+    claim(dataset, [job], overwrite=False)
+    totals = Totals()
+    for number in range(shards):
+        part = records[number::shards]
+        task = ShardTask(dataset, f"part-{number:06d}", str(number), len(part))
+        with ShardOutput(task, schema) as output:
+            output.add(table_of(part, schema), table_of([], schema), Tally(rows_in=len(part)))
+        totals.add(output.commit("made"))
+    finish(dataset, [job], totals)
+    return dataset
+
+
+def _records(pictures: dict[str, bytes], **extras: list[Any]) -> list[ImageRecord]:
+    return [
+        ImageRecord(
+            key,
+            data,
+            key.rpartition("/")[2],
+            LABELS[number % len(LABELS)],
+            codec.probe(data),
+            {name: values[number % len(values)] for name, values in extras.items()},
+        )
+        for number, (key, data) in enumerate(pictures.items())
+    ]
+
+
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Every kind of picture, every difficult key and label, and columns of text and numbers."""
+    data = [*kinds().values()]
+    pictures = {key: data[number % len(data)] for number, key in enumerate(KEYS)}
+    pictures |= {f"kinds/{name}": picture for name, picture in kinds().items()}
+    extras = {"age": [3, None, -5], "score": [0.5, 1.0, 1e300], "note": ['a "b"\n', None, "猫"], "seen": [True, False]}
+    types = {"age": pa.int64(), "score": pa.float64(), "note": pa.string(), "seen": pa.bool_()}
+    fields = [pa.field(name, type_) for name, type_ in types.items()]
+    return _write(tmp_path_factory.mktemp("data") / "kinds", _records(pictures, **extras), fields)
+
+
+def convert(source: str, destination: Path, to: Target) -> ExportRecord:
+    """Converts without Ray."""
+    plan = plan_convert(source, str(destination), to)
+    claim_export(plan.destination, list(plan.jobs), overwrite=False)
+    results = ConvertResults(plan)
+    for task in results.resume(plan):
+        results.add(task, plan.work.run(task, lambda _: None).model_dump_json())
+    return finish_export(plan.destination, plan.jobs, to, plan.work.classes, results.totals)
+
+
+def _in_order(dataset: str) -> pa.Table:
+    return pa.concat_tables([pq.read_table(Path(dataset, shard.name)) for shard in load_manifest(dataset).shards])
+
+
+def _back(source: Path, destination: Path) -> pa.Table:
+    """Ingests without Ray."""
+    plan = plan_ingest(str(source), str(destination), options=Options())
+    assert plan.datasets == [str(destination)], "no split is invented"
+    claim(str(destination), [plan.job], overwrite=False)
+    totals = Totals.of(plan.work.run(task, lambda _: None) for task in plan.tasks)
+    assert finish(str(destination), [plan.job], totals).tally.rejected == {}
+    return rows(destination)
+
+
+def _content(table: pa.Table) -> dict[str, Any]:
+    """Every row by its key, without the file name in the picture's struct, which is the end of the key or a path."""
+    return {row["key"]: row | {"image": row["image"]["bytes"]} for row in table.to_pylist()}
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_round_trip_keeps_bytes_keys_labels_and_columns(every_kind: str, tmp_path: Path, to: Target) -> None:
+    record = convert(every_kind, tmp_path / "there", to)
+    before = rows(every_kind)
+    assert len(load_manifest(every_kind).tally.formats) == 10
+    assert (record.complete, record.rows) == (True, before.num_rows)
+    after = _back(tmp_path / "there", tmp_path / "back")
+    assert _content(after) == _content(before)
+    assert {field.name: field.type for field in after.schema} == {field.name: field.type for field in before.schema}
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_converted_pictures_stand_in_the_order_of_the_dataset(every_kind: str, tmp_path: Path, to: Target) -> None:
+    convert(every_kind, tmp_path / "there", to)
+    if to == "webdataset":
+        keys = [json.loads(data)["key"] for name, data in _members(tmp_path / "there") if name.endswith(".json")]
+    elif to == "folders":
+        lines = (tmp_path / "there" / "metadata.jsonl").read_text("utf-8").split("\n")[:-1]
+        keys = [json.loads(line)["key"] for line in lines]
+    elif to == "coco":
+        images = json.loads((tmp_path / "there" / "annotations.json").read_bytes())["images"]
+        assert [image["id"] for image in images] == list(range(1, len(images) + 1))
+        keys = [image["key"] for image in images]
+    else:
+        files = sorted((tmp_path / "there" / "data").glob("*.parquet"))
+        keys = pa.concat_tables([pq.read_table(file) for file in files])["key"].to_pylist()
+    assert keys == _in_order(every_kind)["key"].to_pylist()
+
+
+def _members(folder: Path) -> list[tuple[str, bytes]]:
+    found: list[tuple[str, bytes]] = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+                found.append((member.name, file.read()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """PNG and JPEG pictures of two classes, one without a class, with a column of bytes."""
+    pictures = {
+        f"{n % 2}/{n}.{'jpg' if n % 3 else 'png'}": encoded("jpeg" if n % 3 else "png", 20 + n) for n in range(9)
+    }
+    records = _records(pictures, mask=[b"\0mask", None], age=[1, 2, 3])
+    records = [
+        ImageRecord(one.key, one.data, one.path, ("cat", "dog", None)[n % 3], one.header, one.extras)
+        for n, one in enumerate(records)
+    ]
+    fields = [pa.field("mask", pa.binary()), pa.field("age", pa.int64())]
+    return _write(tmp_path_factory.mktemp("data") / "photos", records, fields)
+
+
+def test_the_webdataset_package_reads_the_samples(photos: str, tmp_path: Path) -> None:
+    from webdataset.compat import WebDataset
+
+    convert(photos, tmp_path / "wds", "webdataset")
+    urls = [str(path) for path in sorted((tmp_path / "wds").glob("*.tar"))]
+    raw = [*WebDataset(urls, shardshuffle=False)]
+    decoded = [*WebDataset(urls, shardshuffle=False).decode("rgb8")]
+    classes = (tmp_path / "wds" / "classes.txt").read_text().split()
+    expected = _in_order(photos).to_pylist()
+    assert len(raw) == len(decoded) == len(expected) == 9
+    for sample, read, row in zip(raw, decoded, expected, strict=True):
+        suffix = row["key"][-3:]
+        assert sample["__key__"] == row["key"][:-4]
+        assert sample[suffix] == row["image"]["bytes"]
+        np.testing.assert_array_equal(read[suffix], codec.decode(row["image"]["bytes"]))
+        assert (classes[read["cls"]] if "cls" in read else None) == row["label"]
+        assert read["json"] == {"striate": 1, "key": row["key"], "label": row["label"], "age": row["age"]}
+        assert sample.get("mask") == row["mask"]
+    assert _content(_back(tmp_path / "wds", tmp_path / "back")) == _content(rows(photos))
+
+
+def test_hugging_face_reads_images_and_class_labels(photos: str, tmp_path: Path) -> None:
+    import datasets
+
+    convert(photos, tmp_path / "hub", "huggingface")
+    loaded: Any = datasets.load_dataset(str(tmp_path / "hub"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert loaded.features["label"].names == ["cat", "dog"]
+    for read, row in zip(loaded, _in_order(photos).to_pylist(), strict=True):
+        assert read["key"] == row["key"]
+        expected = None if row["label"] is None else ["cat", "dog"].index(row["label"])
+        assert (read["label"], read["mask"], read["age"]) == (expected, row["mask"], row["age"])
+        np.testing.assert_array_equal(np.asarray(read["image"]), codec.decode(row["image"]["bytes"]))
+
+
+def _plain(folder: Path) -> str:
+    pictures = {f"{n}.jpg": encoded("jpeg", 20 + n) for n in range(4)}
+    records = [ImageRecord(key, data, key, "cat", codec.probe(data), {"age": 1}) for key, data in pictures.items()]
+    return _write(folder, records, [pa.field("age", pa.int64())], 2)
+
+
+def test_hugging_faces_imagefolder_reads_folders(tmp_path: Path) -> None:
+    import datasets
+
+    source = _plain(tmp_path / "data")
+    convert(source, tmp_path / "folders", "folders")
+    loaded: Any = datasets.load_dataset(
+        "imagefolder", data_dir=str(tmp_path / "folders"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    expected = {row["key"]: row for row in rows(source).to_pylist()}
+    assert {read["key"] for read in loaded} == set(expected)
+    for read in loaded:
+        row = expected[read["key"]]
+        assert (read["label"], read["age"]) == (row["label"], row["age"])
+        np.testing.assert_array_equal(np.asarray(read["image"]), codec.decode(row["image"]["bytes"]))
+
+
+def test_coco_has_an_annotation_for_each_label_and_files_where_it_says(photos: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the column 'mask' \(binary\) cannot be written as coco"):
+        plan_convert(photos, str(tmp_path / "coco"), "coco")
+    convert(_plain(tmp_path / "data"), tmp_path / "coco", "coco")
+    document = json.loads((tmp_path / "coco" / "annotations.json").read_bytes())
+    assert document["categories"] == [{"id": 1, "name": "cat"}]
+    assert [one["image_id"] for one in document["annotations"]] == [1, 2, 3, 4]
+    for image in document["images"]:
+        picture = Image.open(io.BytesIO((tmp_path / "coco" / image["file_name"]).read_bytes()))
+        assert picture.size == (image["width"], image["height"])
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_killed_conversion_resumes_to_the_same_bytes(tmp_path: Path, to: Target) -> None:
+    source = _plain(tmp_path / "data")
+    record = convert(source, tmp_path / "out", to)
+    whole = _files(tmp_path / "out")
+    plan = plan_convert(source, str(tmp_path / "again"), to)
+    claim_export(plan.destination, list(plan.jobs), overwrite=False)
+    plan.work.run(plan.tasks[0], lambda _: None)
+    (tmp_path / "again" / "_tmp-00ff").write_bytes(b"of a writer that was killed")
+    assert len(ConvertResults(plan).resume(plan)) == 1
+    found = find_record(plan.destination)
+    assert found is not None
+    assert not found.complete
+    again = convert(source, tmp_path / "again", to)
+    assert again.digest == record.digest
+    assert _files(tmp_path / "again") == whole
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and ".striate" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_another_export_is_replaced_only_with_overwrite_and_wholly(tmp_path: Path) -> None:
+    source, out = _plain(tmp_path / "data"), tmp_path / "out"
+    convert(source, out, "folders")
+    (out / "mine.txt").write_text("not ours")
+    with pytest.raises(UsageError, match=r"holds .* as folders; choose another destination"):
+        plan_convert(source, str(out), "webdataset")
+    plan = plan_convert(source, str(out), "webdataset", overwrite=True)
+    claim_export(plan.destination, list(plan.jobs), overwrite=True)
+    assert set(_files(out)) == {"mine.txt"}
+    assert set(_files(tmp_path / "data")) > {"part-000000.parquet"}, "the dataset is untouched"
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    source = _plain(tmp_path / "data")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"is not empty and was not written by `striate convert`"):
+        plan_convert(source, str(tmp_path / "out"), "webdataset")
+
+
+def test_columns_of_other_types_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    data = encoded("png")
+    records = [ImageRecord("a", data, "a", "cat", codec.probe(data), {"n": 3, "tags": ["x", "y"]})]
+    fields = [pa.field("n", pa.int16()), pa.field("tags", pa.list_(pa.string()))]
+    source = _write(tmp_path / "data", records, fields, 1)
+    notes = plan_convert(source, str(tmp_path / "out"), "webdataset").notes
+    assert [note.partition(";")[0] for note in notes] == [
+        "the column 'n' (int16) becomes a number of 64 bits",
+        "the column 'tags' (list<element: string>) becomes JSON",
+    ]
+    convert(source, tmp_path / "hub", "huggingface")
+    back = _back(tmp_path / "hub", tmp_path / "back")
+    assert back.to_pylist() == rows(source).to_pylist()
+    assert back.schema.field("n").type == pa.int16()
