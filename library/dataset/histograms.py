@@ -13,15 +13,11 @@ from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
-import cv2
-import numpy as np
-
 from library.dataset.manifest import find_manifest
 from library.errors import BadPicture, StriateError
 from library.imaging import codec
 from library.imaging.picture import Pixels
-from library.steps.arrays import white
-from library.steps.colour import Grayscale
+from library.steps import scores
 
 #: Changes when a measure or its bins change: histograms of two versions cannot be compared.
 VERSION = 1
@@ -42,15 +38,12 @@ EDGES: Mapping[str, Sequence[float]] = {
 #: Name of the histogram of classes: of the labels in a dataset, of the predictions at serving.
 CLASS = "class"
 
-#: Longer side to which a picture is reduced first, as contrast and sharpness depend on scale.
-_SIDE_PX = 256
-_GREY = Grayscale()
-
 
 def measures(pixels: Pixels) -> dict[str, float]:
     """Measures brightness, contrast, sharpness, width and height of a decoded picture, upright and before any step.
 
-    Grey is measured on the picture reduced to 256 pixels at its longer side; a smaller one is not enlarged. A picture
+    Grey is measured on the picture reduced to 256 pixels at its longer side, as contrast and sharpness depend on scale;
+    a smaller one is not enlarged. A picture
     with values that are not finite has a width and a height only.
 
     Args:
@@ -61,17 +54,13 @@ def measures(pixels: Pixels) -> dict[str, float]:
     """
     height, width = pixels.shape[:2]
     values = {"width": float(width), "height": float(height)}
-    grey = np.asarray(_GREY(pixels))[:, :, 0]
-    scale = _SIDE_PX / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        grey = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
-    top = white(grey.dtype)
-    mean, deviation = (float(value[0, 0]) / top for value in cv2.meanStdDev(grey))
-    laplacian = cv2.Laplacian(grey, cv2.CV_32F)
-    spread = float(cv2.meanStdDev(laplacian)[1][0, 0]) * 255 / top
-    if math.isfinite(mean + deviation + spread):
-        values |= {"brightness": mean, "contrast": deviation, "sharpness": spread**2}
+    grey = scores.within(scores.grey(pixels))
+    with suppress(BadPicture):
+        values |= {
+            "brightness": scores.brightness(grey),
+            "contrast": scores.contrast(grey),
+            "sharpness": scores.sharpness(grey),
+        }
     return values
 
 

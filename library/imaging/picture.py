@@ -31,6 +31,7 @@ class Picture:
         extras: all other columns, by name.
         limits: checked when the bytes are decoded.
         decode: decodes the bytes.
+        measured: scores of the stored bytes that were computed before, by name.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Picture:
         extras: Mapping[str, Any],
         limits: codec.Limits = codec.DEFAULT_LIMITS,
         decode: Decode = codec.decode,
+        measured: Mapping[str, float] | None = None,
     ) -> None:
         self.key, self.label, self.extras = key, label, extras
         self._header, self._data, self._limits, self._decode = header, data, limits, decode
+        self._measured = measured or {}
         self._pixels: Pixels | None = None
         self.changed = False
         self.decode_seconds = 0.0
@@ -96,6 +99,10 @@ class Picture:
         if pixels is not self._pixels:
             self._pixels = pixels
             self.changed = True
+
+    def measured(self, name: str) -> float | None:
+        """A score that was computed before; None if there is none, or if a filter has changed the pixels."""
+        return None if self.changed else self._measured.get(name)
 
     def column(self, name: str) -> Any:
         """The value of a column, by name; raises KeyError if the dataset has no such column."""

@@ -52,6 +52,7 @@ def run_batch(
     encoding: codec.Encoding = codec.KEEP,
     limits: codec.Limits = codec.DEFAULT_LIMITS,
     annotations: Annotations = _NO_ANNOTATIONS,
+    measured: pa.Table | None = None,
 ) -> BatchResult:
     """Runs `steps` over every row of `table`.
 
@@ -62,6 +63,7 @@ def run_batch(
         encoding: how the pictures that a filter changed are stored.
         limits: pictures beyond them are rejected before they are decoded.
         annotations: the columns of masks and boxes that follow the pictures.
+        measured: scores of the same rows that were computed before, by name; a null is computed when it is needed.
 
     Raises:
         StepError: if a step's own code fails; names the key and the step.
@@ -69,7 +71,7 @@ def run_batch(
     """
     if annotations:
         check_steps(steps, annotations)
-    rows = _Rows(table, limits)
+    rows = _Rows(table, limits, measured)
     outcome = _Outcome()
     for row in range(table.num_rows):
         try:
@@ -186,9 +188,10 @@ def _columns(step: Step, picture: Picture, followed: Followed | None) -> list[An
 class _Rows:
     """The rows of a table as pictures; image bytes and other columns are only copied when a step needs them."""
 
-    def __init__(self, table: pa.Table, limits: codec.Limits) -> None:
+    def __init__(self, table: pa.Table, limits: codec.Limits, measured: pa.Table | None) -> None:
         self._table = table.combine_chunks()
         self._limits = limits
+        self._measured = [] if measured is None else measured.to_pylist()
         self._keys = table["key"].to_pylist()
         self._labels = table["label"].to_pylist() if "label" in table.column_names else [None] * table.num_rows
         self._bytes = _image_bytes(self._table)
@@ -208,7 +211,8 @@ class _Rows:
         else:
             header = codec.probe(data.as_py(), self._limits)
         extras = _RowExtras(self._table, row)
-        return Picture(self._keys[row], self._labels[row], header, data.as_py, extras, self._limits)
+        measured = self._measured[row] if self._measured else None
+        return Picture(self._keys[row], self._labels[row], header, data.as_py, extras, self._limits, measured=measured)
 
     def followed(self, row: int, picture: Picture, annotations: Annotations) -> Followed:
         """The masks and boxes of a row."""

@@ -11,11 +11,20 @@ from library.steps.colour import Channels, Grayscale, Rgb
 from library.steps.convolution import Convolve
 from library.steps.edges import Canny, Edges
 from library.steps.geometry import CenterCrop, Crop, PadSquare, Resize, Rotate90
+from library.steps.judging import (
+    BrightnessBetween,
+    ColourfulnessBetween,
+    ContrastAtLeast,
+    MinEntropy,
+    NotBlank,
+    NotBlurry,
+    NotBright,
+    NotDark,
+    SharpAtLeast,
+)
 from library.steps.pooling import AvgPool, MaxPool
 from library.steps.selectors import (
     AspectRatioBetween,
-    BrightnessBetween,
-    ContrastAtLeast,
     DropLabels,
     FileSizeBetween,
     KeepChannels,
@@ -23,10 +32,8 @@ from library.steps.selectors import (
     KeepLabels,
     MaxSize,
     MinSize,
-    NotBlank,
     Sample,
     ScoreAtLeast,
-    SharpAtLeast,
 )
 from library.steps.sharpening import LaplacianSharpen, Sharpen
 from library.steps.smoothing import Bilateral, BoxBlur, Denoise, GaussianBlur, MedianBlur
@@ -47,6 +54,7 @@ __all__ = [
     "ChannelShift",
     "Channels",
     "Clahe",
+    "ColourfulnessBetween",
     "Contrast",
     "ContrastAtLeast",
     "ContrastStretch",
@@ -72,8 +80,12 @@ __all__ = [
     "MaxPool",
     "MaxSize",
     "MedianBlur",
+    "MinEntropy",
     "MinSize",
     "NotBlank",
+    "NotBlurry",
+    "NotBright",
+    "NotDark",
     "PadSquare",
     "Randaugment",
     "RandomBlur",

@@ -51,6 +51,10 @@ class Step(Protocol):
         """Names of the columns that it reads besides the picture."""
         ...
 
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that it reads instead of pixels where they were measured before."""
+        ...
+
     def may_drop(self) -> bool:
         """Whether its parameters allow it to drop pictures, as a selector does."""
         ...
@@ -179,7 +183,7 @@ def register(kind: Kind, *, still: bool = False) -> Callable[[type[_T]], type[_T
         step_class.still = still or kind == "selector"
         step_class.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
         step_class.__str__ = _canonical
-        for name, method in (("columns", _no_columns), ("may_drop", _never)):
+        for name, method in (("columns", _nothing), ("scores", _nothing), ("may_drop", _never)):
             if not hasattr(step_class, name):
                 setattr(step_class, name, method)
         if step_class.name in REGISTRY:
@@ -199,7 +203,7 @@ def parameters(step: Step) -> Mapping[str, object]:
     return {name: value for name, value in values if value is not None}
 
 
-def _no_columns(self: Step) -> tuple[str, ...]:
+def _nothing(self: Step) -> tuple[str, ...]:
     return ()
 
 

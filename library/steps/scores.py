@@ -7,8 +7,11 @@ infinity raises `BadPicture`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from library.errors import NOT_FINITE, BadPicture
 from library.imaging.picture import Pixels
@@ -60,14 +63,35 @@ def sharpness(grey_pixels: Pixels) -> float:
 
 def entropy(grey_pixels: Pixels) -> float:
     """Returns the Shannon entropy of a grey picture's histogram of 256 levels: 0 (one level) to 8 bits (all equal)."""
-    levels = grey_pixels
-    if levels.dtype != np.uint8:
-        scaled = levels.astype(np.float32) * np.float32(255 / white(levels.dtype))
-        _finite(float(cv2.meanStdDev(scaled)[0][0, 0]))
-        levels = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
-    counts = np.bincount(levels.reshape(-1), minlength=256)
-    shares = counts[counts > 0] / levels.size
+    counts = levels(grey_pixels)
+    shares = counts[counts > 0] / counts.sum()
     return _finite(max(0.0, float(-(shares * np.log2(shares)).sum())))
+
+
+def brightness_p5(grey_pixels: Pixels) -> float:
+    """Returns the 5th percentile of a grey picture, of 256 levels: near 1 if even its shadows are white."""
+    return _percentile(grey_pixels, 0.05)
+
+
+def brightness_p99(grey_pixels: Pixels) -> float:
+    """Returns the 99th percentile of a grey picture, of 256 levels: near 0 if even its lights are black."""
+    return _percentile(grey_pixels, 0.99)
+
+
+def levels(grey_pixels: Pixels) -> NDArray[np.int64]:
+    """Returns how many pixels of a grey picture have each of 256 levels, from black to white."""
+    plane = grey_pixels
+    if plane.dtype != np.uint8:
+        scaled = plane.astype(np.float32) * np.float32(255 / white(plane.dtype))
+        _finite(float(cv2.meanStdDev(scaled)[0][0, 0]))
+        plane = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    return cv2.calcHist([plane], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
+
+
+def _percentile(grey_pixels: Pixels, share: float) -> float:
+    """Returns the lowest level that at least this share of the pixels do not exceed, as a fraction of white."""
+    reached = np.cumsum(levels(grey_pixels))
+    return float(np.float32(np.searchsorted(reached, share * reached[-1]) / 255))
 
 
 def colourfulness(pixels: Pixels) -> float:
@@ -115,3 +139,23 @@ def _finite(value: float) -> float:
 
 def _not_finite() -> BadPicture:
     return BadPicture(NOT_FINITE, "the picture contains NaN or infinity, so no score can be computed")
+
+
+#: Scores by their names in a side table; the first are functions of the grey picture, the others of its colours.
+GREY_SCORES: Mapping[str, Callable[[Pixels], float]] = {
+    "brightness": brightness,
+    "brightness_p5": brightness_p5,
+    "brightness_p99": brightness_p99,
+    "contrast": contrast,
+    "entropy": entropy,
+    "sharpness": lambda grey_pixels: sharpness(within(grey_pixels)),
+}
+COLOUR_SCORES: Mapping[str, Callable[[Pixels], float]] = {
+    "colourfulness": colourfulness,
+    "largest_std": largest_std,
+}
+
+
+def score(name: str, pixels: Pixels) -> float:
+    """Returns a score of a decoded picture by its name."""
+    return GREY_SCORES[name](grey(pixels)) if name in GREY_SCORES else COLOUR_SCORES[name](pixels)

@@ -1,7 +1,7 @@
 """Selectors: steps that keep a picture or drop it with a reason.
 
-The first group uses only the header, the label, the key or other columns and decodes nothing. A picture that only
-selectors have processed keeps its exact bytes.
+These use only the header, the label, the key or other columns and decode nothing; those of `library.steps.judging`
+need scores of the pixels. A picture that only selectors have processed keeps its exact bytes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, TypeAlias
 
-import cv2
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from library.errors import BadPicture, StepError
+from library.errors import StepError
 from library.grammar import nearest
 from library.imaging.codec.formats import FORMATS
-from library.imaging.picture import Picture, Pixels
-from library.steps.arrays import Fraction, white
+from library.imaging.picture import Picture
 from library.steps.base import register
-from library.steps.colour import Grayscale
 
 #: Columns that `striate predict` writes: a picture's most probable classes, best first, and their probabilities.
 TOP_CLASSES, TOP_PROBABILITIES = "top_classes", "top_probabilities"
@@ -34,7 +31,7 @@ def _at_least_one(step: Any, *names: str) -> None:
         raise ValueError(f"needs {' or '.join(map(repr, names))}, or both")
 
 
-def _in_order(step: Any, low: str, high: str) -> None:
+def in_order(step: Any, low: str, high: str) -> None:
     _at_least_one(step, low, high)
     low_value, high_value = getattr(step, low), getattr(step, high)
     if low_value is not None and high_value is not None and low_value > high_value:
@@ -84,7 +81,7 @@ class AspectRatioBetween:
 
     @model_validator(mode="after")
     def _check(self) -> AspectRatioBetween:
-        _in_order(self, "low", "high")
+        in_order(self, "low", "high")
         return self
 
     def reason(self, picture: Picture) -> str | None:
@@ -153,7 +150,7 @@ class FileSizeBetween:
 
     @model_validator(mode="after")
     def _check(self) -> FileSizeBetween:
-        _in_order(self, "min_bytes", "max_bytes")
+        in_order(self, "min_bytes", "max_bytes")
         return self
 
     def reason(self, picture: Picture) -> str | None:
@@ -202,96 +199,3 @@ class ScoreAtLeast:
             ) from None
         probability = dict(zip(names, probabilities, strict=True)).get(self.label, -1.0)
         return "score_below" if np.float32(probability) < np.float32(self.probability) else None
-
-
-# -- selectors that decode the picture --------------------------------------------------------------------------------
-
-
-@register("selector")
-class NotBlank:
-    """Drop pictures of one colour, or nearly. Reason: `blank`.
-
-    Raises:
-        BadPicture: `not_finite`.
-    """
-
-    min_std: Annotated[
-        Fraction, Field(gt=0, description="minimum standard deviation in any one channel, as a fraction of white")
-    ] = 0.01
-
-    def reason(self, picture: Picture) -> str | None:
-        _, deviations = _mean_and_std(picture.pixels)
-        return "blank" if max(deviations) < self.min_std else None
-
-
-@register("selector")
-class SharpAtLeast:
-    """Drop blurred pictures: those whose Laplacian has a low variance. Reason: `not_sharp`.
-
-    Pech-Pacheco et al. 2000, on the grey picture (as `grayscale`) with values from 0 to 255 for every dtype, so that
-    the usual threshold of 100 applies. It depends on the size: `resize` first to compare pictures of different sizes.
-
-    Raises:
-        BadPicture: `not_finite`.
-    """
-
-    variance: Annotated[float, Field(gt=0, description="minimum variance of the Laplacian; 100 is usual")] = 100.0
-
-    def reason(self, picture: Picture) -> str | None:
-        grey = _GREY(picture.pixels)
-        laplacian = cv2.Laplacian(grey, cv2.CV_32F)
-        _, deviations = _mean_and_std(np.asarray(laplacian)[:, :, None])
-        return "not_sharp" if (deviations[0] * 255 / white(grey.dtype)) ** 2 < self.variance else None
-
-
-@register("selector")
-class BrightnessBetween:
-    """Keep pictures whose mean grey value (as `grayscale`) is in a range. Reasons: `too_dark`, `too_bright`.
-
-    Raises:
-        BadPicture: `not_finite`.
-    """
-
-    low: Annotated[Fraction | None, Field(description="minimum mean as a fraction of white, inclusive")] = None
-    high: Annotated[Fraction | None, Field(description="maximum mean as a fraction of white, inclusive")] = None
-
-    @model_validator(mode="after")
-    def _check(self) -> BrightnessBetween:
-        _in_order(self, "low", "high")
-        return self
-
-    def reason(self, picture: Picture) -> str | None:
-        means, _ = _mean_and_std(_GREY(picture.pixels))
-        if self.low is not None and means[0] < self.low:
-            return "too_dark"
-        return "too_bright" if self.high is not None and means[0] > self.high else None
-
-
-@register("selector")
-class ContrastAtLeast:
-    """Keep pictures with enough contrast of their grey values (as `grayscale`). Reason: `low_contrast`.
-
-    RMS contrast: the standard deviation (Peli 1990).
-
-    Raises:
-        BadPicture: `not_finite`.
-    """
-
-    std: Annotated[Fraction, Field(gt=0, description="minimum standard deviation of grey, as a fraction of white")]
-
-    def reason(self, picture: Picture) -> str | None:
-        _, deviations = _mean_and_std(_GREY(picture.pixels))
-        return "low_contrast" if deviations[0] < self.std else None
-
-
-_GREY = Grayscale()
-
-
-def _mean_and_std(pixels: Pixels) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, as fractions of white."""
-    planes = [pixels] if pixels.shape[2] <= 4 else [np.ascontiguousarray(plane) for plane in np.moveaxis(pixels, 2, 0)]
-    pairs = [cv2.meanStdDev(plane) for plane in planes]
-    both = np.concatenate([np.hstack(pair) for pair in pairs]) / white(pixels.dtype)
-    if not np.isfinite(both).all():
-        raise BadPicture("not_finite", "the picture contains NaN or infinity, but this step needs finite values")
-    return both[:, 0].tolist(), both[:, 1].tolist()

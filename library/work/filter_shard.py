@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute
 
 from library import storage
+from library.choosing.measures.measuring import REASON
+from library.choosing.measures.side_table import folder_of, read_part
 from library.dataset import histograms
 from library.dataset.manifest import VERSIONS, ShardReport, Tally, digest_of
 from library.dataset.shards import SUFFIX, ShardReader, batches
@@ -19,6 +22,7 @@ from library.imaging import codec
 from library.pipeline import Pipeline
 from library.pipeline.annotations import Annotations
 from library.pipeline.batch import run_batch
+from library.steps.base import Step
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
@@ -29,6 +33,9 @@ _BATCH_ROWS = 64
 @dataclass(frozen=True)
 class FilterJob:
     """Runs the shards of a dataset through a pipeline.
+
+    Scores in the dataset's side table (`striate measure`) spare selectors the pixels; the output is the same with and
+    without it.
 
     Attributes:
         source: URI of the dataset to read.
@@ -57,10 +64,13 @@ class FilterJob:
         steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
         encoding = codec.Encoding.parse(self.encode)
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
+        measured, first = self._measured(steps, task), 0
         with ShardOutput(task, reader.schema(), measure=self.measure) as output:
             for table in batches(reader, _BATCH_ROWS):
+                scores = None if measured is None else measured.slice(first, table.num_rows)
+                first += table.num_rows
                 try:
-                    result = run_batch(steps, table, encoding, annotations=self.annotations)
+                    result = run_batch(steps, table, encoding, annotations=self.annotations, measured=scores)
                 except StriateError as error:
                     raise StriateError(f"shard {reader.uri}: {error}") from error
                 output.add_seconds(result.seconds)
@@ -79,3 +89,11 @@ class FilterJob:
                 progress(output.add(result.table, result.rejects, tally))
             output.add_seconds({"read": reader.waited_s})
         return output.commit(self.work_digest(task))
+
+    def _measured(self, steps: Sequence[Step], task: ShardTask) -> pa.Table | None:
+        """Returns the scores that the steps can read instead of pixels, if `striate measure` has stored any."""
+        names = sorted({name for step in steps for name in step.scores()})
+        if not names:
+            return None
+        part = read_part(folder_of(self.source), task.stem + SUFFIX, task.input_digest, task.rows, names)
+        return None if part is None else part.drop_columns(["key", REASON])

@@ -67,19 +67,6 @@ _PIXEL_PACKAGES = (
 
 _FLOAT, _INT, _HASH, _DIGEST = pa.float32(), pa.int32(), pa.uint64(), pa.binary(DIGEST_BYTES)
 
-#: Scores that are functions of the grey picture.
-_GREY_SCORES: Mapping[str, Callable[[Pixels], float]] = {
-    "brightness": scores.brightness,
-    "contrast": scores.contrast,
-    "entropy": scores.entropy,
-    "sharpness": lambda grey: scores.sharpness(scores.within(grey)),
-}
-#: Scores that are functions of the picture in colour.
-_COLOUR_SCORES: Mapping[str, Callable[[Pixels], float]] = {
-    "colourfulness": scores.colourfulness,
-    "largest_std": scores.largest_std,
-}
-
 #: Every measure by name, in the order of the columns.
 MEASURES: Mapping[str, Measure] = {
     measure.name: measure
@@ -89,6 +76,8 @@ MEASURES: Mapping[str, Measure] = {
         Measure("num_bytes", pa.int64(), "header", "size of the encoded picture in bytes"),
         Measure("aspect_ratio", _FLOAT, "header", "width / height"),
         Measure("brightness", _FLOAT, "pixels", "mean grey, 0 (black) to 1 (white)", scores.VERSION),
+        Measure("brightness_p5", _FLOAT, "pixels", "5th percentile of grey, 0 to 1", scores.VERSION),
+        Measure("brightness_p99", _FLOAT, "pixels", "99th percentile of grey, 0 to 1", scores.VERSION),
         Measure("contrast", _FLOAT, "pixels", "standard deviation of grey, 0 to 0.5 of white", scores.VERSION),
         Measure("entropy", _FLOAT, "pixels", "Shannon entropy of the grey histogram, 0 to 8 bits", scores.VERSION),
         Measure(
@@ -100,8 +89,13 @@ MEASURES: Mapping[str, Measure] = {
         ),
         Measure("colourfulness", _FLOAT, "pixels", "Hasler and Suesstrunk 2003, 0 (grey) to about 110", scores.VERSION),
         Measure("largest_std", _FLOAT, "pixels", "largest standard deviation of a channel", scores.VERSION),
-        Measure("bytes_digest", _DIGEST, "bytes", "BLAKE2b of the encoded picture, 128 bits"),
-        Measure("pixels_digest", _DIGEST, "pixels", "BLAKE2b of the decoded pixels and their size, 128 bits"),
+        Measure("bytes_digest", _DIGEST, "bytes", "SHA-256 of the encoded picture, its first 128 bits"),
+        Measure(
+            "pixels_digest",
+            _DIGEST,
+            "pixels",
+            "SHA-256 of the decoded pixels and their shape, its first 128 bits",
+        ),
         Measure("phash", _HASH, "pixels", "64 bits; alike pictures differ in few", hashes.VERSION),
         Measure("dhash", _HASH, "pixels", "64 bits; alike pictures differ in few", hashes.VERSION),
         Measure("phash_flipped", _HASH, "pixels", "phash of the mirrored picture", hashes.VERSION),
@@ -192,11 +186,11 @@ class _Batch:
 
     def _add_pixels(self, number: int, pixels: Pixels, values: dict[str, Any]) -> None:
         start = perf_counter()
-        grey = scores.grey(pixels) if self._values.keys() & _GREY_SCORES.keys() else None
-        for name, score in _GREY_SCORES.items():
+        grey = scores.grey(pixels) if self._values.keys() & scores.GREY_SCORES.keys() else None
+        for name, score in scores.GREY_SCORES.items():
             if name in self._values and grey is not None:
                 values[name] = score(grey)
-        for name, score in _COLOUR_SCORES.items():
+        for name, score in scores.COLOUR_SCORES.items():
             if name in self._values:
                 values[name] = score(pixels)
         self._seconds["score"] += perf_counter() - start  # pyright: ignore[reportArgumentType] -- sums floats as well
@@ -255,10 +249,10 @@ def _header_column(name: str, rows: pa.Table) -> Any:
 
 
 def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
 def _pixels_digest(pixels: Pixels) -> bytes:
-    state = hashlib.blake2b(f"{pixels.shape} {pixels.dtype.name}".encode(), digest_size=DIGEST_BYTES)
+    state = hashlib.sha256(f"{pixels.shape} {pixels.dtype.name}".encode())
     state.update(np.ascontiguousarray(pixels).data)
-    return state.digest()
+    return state.digest()[:DIGEST_BYTES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from library.choosing.measures.hashes import dhash, phash
 from library.choosing.measures.measuring import DEFAULT, MEASURES
 from library.choosing.measures.side_table import read_measures, read_part
 from library.dataset.destination import claim, remove_uncommitted
-from library.dataset.manifest import Job, Manifest, load_manifest
+from library.dataset.manifest import Job, Manifest, ShardReport, Tally, load_manifest
+from library.dataset.task import ShardTask
 from library.errors import UsageError
 from library.imaging import codec
 from library.imaging.codec import Encoding
+from library.work.filter_shard import FilterJob
 from tests.picture_examples import encoded, ingest, measure, scene, write_files
 
 GOOD = encoded("jpeg", 40, 50)
@@ -150,3 +153,50 @@ def test_jobs_on_the_dataset_leave_its_side_table_alone(source: tuple[Path, Mani
     assert contents(dataset / "_measures") == before
     assert load_manifest(str(dataset), must_be_complete=False).shards == []
     assert read_measures(str(dataset), manifest, ["width"]).num_rows == manifest.rows
+
+
+STEPS = "not_dark(0.9) | brightness_between(0.3, 0.7) | min_entropy(6.5) | not_blurry(1000)"
+
+
+def filtered(dataset: Path, manifest: Manifest, destination: Path, steps: str) -> list[ShardReport]:
+    work = FilterJob(str(dataset), steps)
+    stems = [(shard.name.removesuffix(".parquet"), shard) for shard in manifest.shards]
+    return [
+        work.run(ShardTask(str(destination), stem, shard.digest, shard.rows), lambda _: None) for stem, shard in stems
+    ]
+
+
+def test_filter_gives_the_same_with_and_without_measures(source: tuple[Path, Manifest], tmp_path: Path) -> None:
+    dataset, manifest = source
+    before = filtered(dataset, manifest, tmp_path / "before", STEPS)
+    measure(dataset, manifest)
+    after = filtered(dataset, manifest, tmp_path / "after", STEPS)
+    assert [report.tally for report in before] == [report.tally for report in after]
+    assert contents(tmp_path / "before") == contents(tmp_path / "after")
+    tally = Tally.total(report.tally for report in after)
+    assert tally.rows_out > 0
+    assert tally.dropped
+    assert tally.rejected == {"truncated": 1}
+
+
+def test_a_measured_picture_is_not_decoded_again(tmp_path: Path) -> None:
+    dataset = tmp_path / "raw"
+    manifest = ingest(write_files(tmp_path / "files", pictures()), dataset, shard_bytes=3_000)
+    measure(dataset, manifest, "brightness", "brightness_p99", "sharpness")
+    (first, *_) = filtered(dataset, manifest, tmp_path / "some", "not_dark | not_blurry(1)")
+    assert first.seconds["decode"] == 0
+    # One score was not measured, so the pixels are needed.
+    (first, *_) = filtered(dataset, manifest, tmp_path / "all", "not_dark(0.1) | min_entropy(1)")
+    assert first.seconds["decode"] > 0
+
+
+def test_measures_of_an_earlier_shard_are_not_used_by_filter(source: tuple[Path, Manifest], tmp_path: Path) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest)
+    for path in (dataset / "_measures").glob("*.parquet"):
+        table = pq.read_table(path)
+        facts = json.loads((table.schema.metadata or {})[b"striate.measures"])
+        stale = table.replace_schema_metadata({b"striate.measures": json.dumps({**facts, "shard": "0" * 64}).encode()})
+        pq.write_table(stale.set_column(0, "key", table["key"]), path)
+    reports = filtered(dataset, manifest, tmp_path / "out", STEPS)
+    assert sum(report.seconds["decode"] for report in reports) > 0
