@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,12 @@ from library.imaging import codec
 from library.runtimes import kept_graphs
 from library.runtimes.graph import onnx_graph
 from library.runtimes.kept_graphs import found, kept
+from library.runtimes.onnx_session import open_graph
 from library.runtimes.parity import TOLERANCE, samples
 from library.runtimes.without_torch import GraphClassifier, exported_graph
 from tests.bundles import make_bundle
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +86,36 @@ def test_an_exported_graph_answers_as_its_bundle_does(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows, bundle.probabilities(samples(bundle, 5)), rtol=0, atol=TOLERANCE)
     assert classifier.ranked(rows, 2) == bundle.ranked(rows, 2)
     np.testing.assert_array_equal(classifier.features(prepared[:1])[0], bundle.features(prepared[:1])[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ('lenet5(in_chans=3, activation="relu", pooling="max")', 28),
+        ("mlp(hidden=[30, 20], in_chans=3)", 28),
+        ("resnet9(width=8)", 32),
+    ],
+)
+def test_an_own_networks_graph_is_traced_and_takes_any_batch(tmp_path: Path, model: str, size: int) -> None:
+    bundle = Bundle.load(make_bundle(tmp_path / "bundle", model=model, size=size), "cpu")
+    graph = onnx_graph(bundle)
+    assert str(ROOT).encode() not in graph
+    compute = open_graph(graph, len(bundle.classes), bundle.probabilities, 1).compute
+    for pictures in (samples(bundle, 1), samples(bundle, 13)):
+        np.testing.assert_allclose(compute(pictures), bundle.probabilities(pictures), rtol=0, atol=TOLERANCE)
+
+
+def test_the_graph_of_an_own_network_needs_no_onnxscript(tmp_path: Path) -> None:
+    uri = make_bundle(tmp_path / "bundle")
+    code = (
+        "import sys\n"
+        "from library.bundle.bundle import Bundle\n"
+        "from library.runtimes.graph import onnx_graph\n"
+        f"onnx_graph(Bundle.load({uri!r}, 'cpu'))\n"
+        "print('onnxscript' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_graph_that_answers_otherwise_or_cannot_be_read_is_refused(tmp_path: Path) -> None:
