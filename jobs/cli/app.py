@@ -131,6 +131,7 @@ for _name, _function in {
     "info": datasets.info_command,
     "show": datasets.show_command,
     "measure": choosing.measure_command,
+    "dedup": choosing.dedup_command,
     "split": choosing.split_command,
     "steps": listings.steps_command,
     "models": listings.models_command,

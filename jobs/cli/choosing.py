@@ -1,4 +1,4 @@
-"""Commands that find out which pictures should stay: measure."""
+"""Commands that find out which pictures should stay: measure, dedup and split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import typer
 
 from cluster.console import Json, say
 from jobs import output
-from jobs.cli.options import Address, DryRun, Overwrite, Size, Workers, WorkersUnlessSize, check_size
+from jobs.cli.options import (
+    Address,
+    Destination,
+    DryRun,
+    Overwrite,
+    Size,
+    Source,
+    Workers,
+    WorkersUnlessSize,
+    check_size,
+)
+from library import storage
 from library.errors import UsageError
 
 
@@ -64,6 +75,92 @@ def measure_command(
     if done:
         say(f"{done:,} of {output.counted(len(plan.tasks), 'shard')} were measured before")
     output.print_time([result.run])
+
+
+def dedup_command(
+    source: Source,
+    destination: Destination,
+    near: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=12, help="Most bits in which the hashes of near duplicates differ, of 64.", show_default="4"
+        ),
+    ] = None,
+    no_near: Annotated[bool, typer.Option("--no-near", help="Drop only equal files and equal pixels.")] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="Compare with mirrored pictures, too.")] = False,
+    disagreeing: Annotated[
+        str,
+        typer.Option(
+            help="What to do with groups whose labels disagree: keep (all of each), best (one, as elsewhere) or drop "
+            "(all of each)."
+        ),
+    ] = "keep",
+    against: Annotated[
+        str | None,
+        typer.Option(help="Dataset, e.g. the test set; pictures that are also there are dropped.", show_default=False),
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="Folder for a page that shows the groups as pictures.", show_default=False)
+    ] = None,
+    measures: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the side table, for a source that cannot be written to.", show_default="SOURCE/_measures"
+        ),
+    ] = None,
+    workers: Workers = "auto",
+    overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Find the duplicates and write --report, but no dataset.", show_default=False),
+    ] = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Write a dataset without its duplicates: equal files, equal pixels, and pictures with nearly equal hashes.
+
+    Of each group the picture with the most pixels stays, of those the one with the most bytes. Groups whose labels
+    disagree stay whole. Every picture that has a duplicate is listed in `DESTINATION/_duplicates.parquet`. What is not
+    measured yet is measured first, as `striate measure` does; that also happens with --dry-run.
+
+        striate dedup out/raw out/unique --near 4 --report out/duplicates --dry-run
+
+        striate dedup out/train s3://bucket/train --against out/test --disagreeing drop
+    """
+    from jobs.choosing.dedup import PAGE, as_json, dedup_dataset, find_duplicates, plan_dedup
+
+    if no_near and near is not None:
+        raise UsageError("--near and --no-near contradict each other; use one of them")
+    plan = plan_dedup(
+        source,
+        destination,
+        near=None if no_near else 4 if near is None else near,
+        flips=flips,
+        disagreeing=disagreeing,
+        against=against,
+        report=report,
+        measures=measures,
+        overwrite=overwrite,
+    )
+    page = storage.join(plan.report, PAGE) if plan.report else None
+    if dry_run:
+        found = find_duplicates(plan, workers=workers, address=address)
+        facts = {**as_json(plan, found), **({"report": page} if page else {})}
+        if not json:
+            facts["by_distance"] = {f"{bits} bits:": number for bits, number in found.summary.by_distance.items()}
+        output.facts(facts, as_json=json)
+        return
+    manifest, found = dedup_dataset(plan, workers=workers, address=address)
+    if json:
+        summary = output.summaries({plan.destination: manifest})
+        output.emit_json({**summary, "duplicates": as_json(plan, found), **({"report": page} if page else {})})
+        return
+    output.finished({plan.destination: manifest}, as_json=False)
+    numbers = found.summary
+    groups = output.counted(numbers.groups, "group")
+    say(f"{groups} of duplicates, {numbers.disagreeing:,} of them with labels that disagree: {plan.table}")
+    if page:
+        say(f"report: {page}")
 
 
 def split_command(

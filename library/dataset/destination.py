@@ -14,6 +14,7 @@ from library import storage
 from library.dataset.lease import LEASES
 from library.dataset.manifest import (
     DECISIONS,
+    DUPLICATES,
     REJECTS,
     REPORTS,
     VERSIONS,
@@ -34,7 +35,9 @@ from library.storage import Span, read_many
 
 _TEMPORARY = rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+"
 #: Files that a job writes below a dataset; nothing else is ever removed.
-_JOB_FILE = re.compile(rf"(((?:{REJECTS}|{DECISIONS})/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{_TEMPORARY})")
+_JOB_FILE = re.compile(
+    rf"(((?:{REJECTS}|{DECISIONS})/)?part-\d+\.parquet|{REPORTS}/part-\d+\.json|{DUPLICATES}|{_TEMPORARY})"
+)
 #: Files that a job may leave before it has claimed the dataset.
 _BEFORE_CLAIM = rf"{LEASES}/.*|{_TEMPORARY}"
 

@@ -25,6 +25,8 @@ REPORTS = "_reports"
 REJECTS = "_rejects"
 #: Folder of the decisions that a selection was made by: which pictures of each shard are kept, and why not the others.
 DECISIONS = "_decisions"
+#: Table of the pictures that have duplicates, beside the shards that `striate dedup` wrote.
+DUPLICATES = "_duplicates.parquet"
 
 #: Versions of the packages that decide the bytes of a dataset.
 VERSIONS = {

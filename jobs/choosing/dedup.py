@@ -1,0 +1,340 @@
+"""Finds pictures that are in a dataset more than once, and writes it without them: `striate dedup`."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from cluster.connection.session import connect
+from jobs.choosing.measure import ensure_measures
+from jobs.choosing.selection import select_dataset
+from library import storage
+from library.choosing.duplicates.fingerprints import CHECK_BITS, MOST_BITS, REASONS, Fingerprints, Rule, fingerprints
+from library.choosing.duplicates.gallery import Summary, render_gallery, summarize
+from library.choosing.duplicates.keeping import DISAGREEING, Disagreeing, Duplicates, choose
+from library.choosing.measures.hashes import VERSION as HASH_VERSION
+from library.dataset.destination import check_apart, check_claim
+from library.dataset.manifest import DUPLICATES, VERSIONS, Job, Manifest, load_manifest
+from library.dataset.shards import read_columns, read_rows
+from library.errors import StriateError, UsageError
+
+_compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
+
+#: The page, in the folder of `--report`.
+PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class DedupPlan:
+    """What `striate dedup` does; from `plan_dedup`.
+
+    Attributes:
+        source: URI of the dataset that is read.
+        destination: URI of the dataset that is written.
+        manifest: of the source.
+        job: what the destination's manifest records.
+        rule: when two pictures are duplicates.
+        disagreeing: what is done with groups whose labels disagree.
+        against: URI of a dataset whose pictures are dropped from the source; None for none.
+        against_manifest: of that dataset.
+        report: folder of the page; None for no page.
+        measures: folder of the source's side table; None for the one below it.
+        overwrite: replace the output of another job at the destination.
+    """
+
+    source: str
+    destination: str
+    manifest: Manifest
+    job: Job
+    rule: Rule
+    disagreeing: Disagreeing
+    against: str | None = None
+    against_manifest: Manifest | None = None
+    report: str | None = None
+    measures: str | None = None
+    overwrite: bool = False
+
+    @property
+    def table(self) -> str:
+        """URI of the table of pictures that have duplicates."""
+        return storage.join(self.destination, DUPLICATES)
+
+    @property
+    def datasets(self) -> list[tuple[str, Manifest]]:
+        """The source, then the dataset that it is compared with."""
+        other = [(self.against, self.against_manifest)] if self.against and self.against_manifest else []
+        return [(self.source, self.manifest), *other]
+
+    def described(self) -> dict[str, Any]:
+        """Returns the options, for --dry-run."""
+        against = {"against": self.against} if self.against else {}
+        return {"source": self.source, "destination": self.destination, "duplicates": rule_text(self.rule), **against}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The duplicates of a dataset.
+
+    Attributes:
+        pictures: key, label, format, width, height and num_bytes of every picture, those compared with last.
+        prints: what was compared of them.
+        duplicates: which of them stay.
+        reference: how many of the pictures are of the dataset that was compared with.
+    """
+
+    pictures: pa.Table
+    prints: Fingerprints
+    duplicates: Duplicates
+    reference: int
+
+    @property
+    def summary(self) -> Summary:
+        """Numbers for the command and the page."""
+        return summarize(self.duplicates, self.reference)
+
+
+def plan_dedup(
+    source: str,
+    destination: str,
+    *,
+    near: int | None = 4,
+    flips: bool = False,
+    disagreeing: str = "keep",
+    against: str | None = None,
+    report: str | None = None,
+    measures: str | None = None,
+    overwrite: bool = False,
+) -> DedupPlan:
+    """Checks everything that can be checked before Ray starts; writes nothing.
+
+    Args:
+        source: URI of a dataset.
+        destination: URI of the new dataset.
+        near: the most bits in which hashes of near duplicates differ; None for exact duplicates only.
+        flips: compare with mirrored pictures, too.
+        disagreeing: what is done with groups whose labels disagree: keep, best or drop.
+        against: URI of a dataset; pictures that are also there are dropped.
+        report: folder for a page with the groups.
+        measures: folder of the source's side table; None for the one below it.
+        overwrite: replace the results of another job at the destination.
+
+    Raises:
+        UsageError: when the request is not valid.
+    """
+    source, destination = storage.normalize(source), storage.normalize(destination)
+    if near is not None and not 0 <= near <= MOST_BITS:
+        raise UsageError(f"--near {near}: must be 0 to {MOST_BITS} bits")
+    if flips and near is None:
+        raise UsageError("--flips has no effect with --no-near: mirrored pictures are compared by their hashes")
+    choices: dict[str, Disagreeing] = {choice: choice for choice in DISAGREEING}
+    if disagreeing not in choices:
+        raise UsageError(f"--disagreeing {disagreeing}: choose from {', '.join(DISAGREEING)}")
+    manifest = load_manifest(source)
+    other = None
+    if against is not None:
+        against = storage.normalize(against)
+        if against == source:
+            raise UsageError(f"--against {against} is the source itself; name another dataset")
+        other = load_manifest(against)
+    options = {
+        "near": near,
+        "flips": flips,
+        "disagreeing": disagreeing,
+        "hashes": None if near is None else HASH_VERSION,
+        "against": against,
+        "against_digest": None if other is None else other.digest,
+    }
+    job = Job(kind="dedup", source=source, source_digest=manifest.digest, options=options)
+    check_apart(source, destination)
+    check_claim(destination, job, overwrite=overwrite)
+    if report is not None:
+        report = storage.normalize(report)
+        _check_report(report, [source, destination])
+    rule = Rule(near, flips)
+    return DedupPlan(
+        source,
+        destination,
+        manifest,
+        job,
+        rule,
+        choices[disagreeing],
+        against=against,
+        against_manifest=other,
+        report=report,
+        measures=measures,
+        overwrite=overwrite,
+    )
+
+
+def find_duplicates(plan: DedupPlan, *, workers: str = "auto", address: str | None = None) -> Found:
+    """Measures what is not measured yet, finds the duplicates, and writes the page if one is asked for.
+
+    Args:
+        plan: from `plan_dedup`.
+        workers: number of workers that measure; `auto` is one per CPU.
+        address: address of the Ray cluster; not used if everything is measured.
+
+    Raises:
+        UsageError: when another command is measuring the dataset.
+        StriateError: when a shard fails, or the dataset was changed meanwhile.
+    """
+    columns = plan.rule.columns
+    tables: list[pa.Table] = []
+    for dataset, manifest in plan.datasets:
+        folder = plan.measures if dataset == plan.source else None
+        measured = ensure_measures(dataset, columns, manifest=manifest, folder=folder, workers=workers, address=address)
+        tables.append(_with_labels(dataset, manifest, measured))
+    pictures = pa.concat_tables(tables)
+    prints = fingerprints(pictures, plan.rule)
+    reference = plan.against_manifest.rows if plan.against_manifest else 0
+    duplicates = choose(pictures, prints, plan.disagreeing, reference)
+    facts = pictures.select(["key", "label", "format", "width", "height", "num_bytes"])
+    found = Found(facts, prints, duplicates, reference)
+    if plan.report is not None:
+        _write_page(plan, plan.report, found)
+    return found
+
+
+def dedup_dataset(plan: DedupPlan, *, workers: str = "auto", address: str | None = None) -> tuple[Manifest, Found]:
+    """Writes the dataset without duplicates; called again, it resumes a killed job.
+
+    Beside the shards lies `_duplicates.parquet` with every picture that has a duplicate: see `duplicates_table`.
+
+    Args:
+        plan: from `plan_dedup`.
+        workers: number of workers; `auto` is one per CPU.
+        address: address of the Ray cluster.
+
+    Returns:
+        The manifest of the destination, and what was found.
+
+    Raises:
+        UsageError: when another command is writing there.
+        StriateError: when a shard fails; the shards done by then stay.
+    """
+    with connect(address):
+        found = find_duplicates(plan, workers=workers, address=address)
+        own = plan.manifest.rows
+        reasons = pa.array([REASONS[reason] or None for reason in found.duplicates.reasons[:own].tolist()], pa.string())
+        manifest = select_dataset(
+            "dedup",
+            plan.source,
+            plan.destination,
+            plan.manifest,
+            pa.table({"key": found.pictures["key"].slice(0, own), "reason": reasons}),
+            plan.job,
+            workers=workers,
+            address=address,
+            overwrite=plan.overwrite,
+        )
+    sink = pa.BufferOutputStream()
+    pq.write_table(duplicates_table(plan, found), sink, compression="zstd")
+    storage.write_bytes(plan.table, sink.getvalue().to_pybytes())
+    return manifest, found
+
+
+def duplicates_table(plan: DedupPlan, found: Found) -> pa.Table:
+    """Returns a row for each picture that has a duplicate, group by group, those that stay first.
+
+    Columns: `group` (a number), `key`, `label`, `width`, `height`, `num_bytes`, `reason` (why it is dropped; null where
+    it stays), `kept` (key of the picture that stays in its place), `distance` (bits between the two), `labels_disagree`
+    (of the group) and `dataset` (URI of where the picture is).
+    """
+    choice = found.duplicates
+    rows = np.flatnonzero(choice.sizes > 1)
+    rows = rows[np.lexsort((rows, choice.distances[rows], choice.reasons[rows] > 0, choice.groups[rows]))]
+    part = found.pictures.take(pa.array(rows)).drop_columns(["format"])
+    partners, distances = choice.partners[rows], choice.distances[rows].astype(np.int16)
+    kept = found.pictures["key"].take(pa.array(np.maximum(partners, 0)))
+    datasets = [plan.against if row >= plan.manifest.rows else plan.source for row in rows.tolist()]
+    columns: dict[str, Any] = {
+        "group": pa.array(choice.groups[rows]),
+        **{name: part[name] for name in part.column_names},
+        "reason": pa.array([REASONS[reason] or None for reason in choice.reasons[rows].tolist()], pa.string()),
+        "kept": _compute.if_else(pa.array(partners >= 0), kept, pa.scalar(None, pa.string())),
+        "distance": pa.array(distances, mask=(partners < 0) | (distances == 255)),
+        "labels_disagree": pa.array(choice.disagreeing[rows]),
+        "dataset": pa.array(datasets, pa.string()),
+    }
+    return pa.table(columns)
+
+
+def rule_text(rule: Rule) -> str:
+    """Returns one phrase that says which pictures count as duplicates."""
+    exact = "equal files, or equal pixels"
+    if rule.near is None:
+        return exact
+    mirrored = ", also mirrored" if rule.flips else ""
+    return f"{exact}, or pHash within {rule.near} and dHash within {rule.near + CHECK_BITS} of 64 bits{mirrored}"
+
+
+def as_json(plan: DedupPlan, found: Found) -> dict[str, Any]:
+    """Returns the options and the numbers of a search, for --json."""
+    summary = asdict(found.summary)
+    summary["by_distance"] = {str(bits): pictures for bits, pictures in found.summary.by_distance.items()}
+    return {**plan.described(), **summary}
+
+
+def _with_labels(dataset: str, manifest: Manifest, measures: pa.Table) -> pa.Table:
+    """Returns measures with the label and format of each picture."""
+    names = ("label", "format")
+    if not manifest.shards:
+        none = pa.array([], pa.string())
+        return measures.append_column("label", none).append_column("format", none)
+    stored = read_columns(dataset, ["key", *names], [shard.name for shard in manifest.shards])
+    if not stored["key"].equals(measures["key"]):
+        raise StriateError(f"the measures of {dataset} are not those of its pictures; run the same command again")
+    for name in names:
+        measures = measures.append_column(name, stored[name].cast(pa.string()))
+    return measures
+
+
+def _check_report(report: str, datasets: Sequence[str]) -> None:
+    for dataset in datasets:
+        if storage.contains(dataset, report):
+            raise UsageError(f"--report {report} is inside the dataset {dataset}; name another folder")
+    page = storage.join(report, PAGE)
+    if storage.exists(page) and _MARK not in storage.read_bytes(page):
+        raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
+    storage.check_writable(report)
+
+
+#: By this a page is known as one of ours, which may be replaced.
+_MARK = b'<meta name="generator" content="striate dedup">'
+
+
+def _write_page(plan: DedupPlan, report: str, found: Found) -> None:
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    page = render_gallery(
+        plan.source,
+        rule_text(plan.rule),
+        found.pictures,
+        found.prints,
+        found.duplicates,
+        lambda rows: _read_pictures(plan, rows),
+        reference=found.reference,
+        reference_name=plan.against or "",
+        footer=f"made {now} by striate {VERSIONS['striate']}",
+    )
+    storage.write_bytes(storage.join(report, PAGE), page.encode("utf-8", "replace"))
+
+
+def _read_pictures(plan: DedupPlan, rows: Sequence[int]) -> list[bytes]:
+    """Reads encoded pictures by their rows, counted over the source and the dataset that it is compared with."""
+    by_row: dict[int, bytes] = {}
+    first = 0
+    for dataset, manifest in plan.datasets:
+        inside = [row for row in rows if first <= row < first + manifest.rows]
+        if inside:
+            table = read_rows(dataset, manifest.shards, [row - first for row in inside])
+            images: Sequence[Mapping[str, Any]] = table["image"].to_pylist()
+            by_row |= {row: image["bytes"] or b"" for row, image in zip(inside, images, strict=True)}
+        first += manifest.rows
+    return [by_row[row] for row in rows]

@@ -1,0 +1,122 @@
+"""Plans of `striate dedup`, what they find, and the page; the pictures are measured without Ray."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.choosing.dedup import as_json, duplicates_table, find_duplicates, plan_dedup
+from jobs.demo.demo import demo_pictures
+from library.choosing.duplicates.fingerprints import Rule
+from library.errors import UsageError
+from library.imaging import codec
+from library.imaging.contact_sheet import thumbnail
+from library.imaging.picture import Pixels
+from tests.picture_examples import ingest, measure, write_files
+
+
+def tiles() -> dict[str, bytes]:
+    """Four tiles of real photos that look unlike each other."""
+    chosen = ("china-001", "china-020", "flower-012", "hopper-002")
+    files = {Path(path).stem: data for path, data in demo_pictures() if path.startswith("photos/")}
+    return {name: files[name] for name in chosen}
+
+
+def jpeg(pixels: Pixels, quality: int = 90) -> bytes:
+    return codec.encode(np.ascontiguousarray(pixels), codec.Encoding("jpeg", quality))[0]
+
+
+def copies() -> dict[str, bytes]:
+    """Files by path: of each tile itself and a copy of another kind; one copy has another label."""
+    china, river, flower, hopper = tiles().values()
+    mirrored = codec.decode(hopper)[:, ::-1]
+    return {
+        "place/china.jpg": china,
+        "place/china-again.jpg": china,
+        "place/river.jpg": river,
+        "place/river-small.jpg": jpeg(thumbnail(codec.decode(river), 120)),
+        "place/flower.jpg": flower,
+        "plant/flower-poor.jpg": jpeg(codec.decode(flower), 60),
+        "person/hopper.jpg": hopper,
+        "person/hopper-mirrored.jpg": jpeg(mirrored),
+        "person/mirrored-lossless.png": codec.encode(codec.decode(jpeg(mirrored)), codec.Encoding("png"))[0],
+    }
+
+
+def dataset(folder: Path, files: dict[str, bytes]) -> str:
+    manifest = ingest(write_files(folder / "files", files), folder / "data")
+    measure(folder / "data", manifest, *Rule(near=4, flips=True).columns)
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return dataset(tmp_path_factory.mktemp("copies"), copies())
+
+
+def dropped(source: str, tmp_path: Path, **options: object) -> dict[str, tuple[str, str | None]]:
+    plan = plan_dedup(source, str(tmp_path / "unique"), **options)  # pyright: ignore[reportArgumentType] -- of all types
+    rows = duplicates_table(plan, find_duplicates(plan)).to_pylist()
+    return {Path(row["key"]).stem: (row["reason"], row["kept"]) for row in rows if row["reason"]}
+
+
+def test_copies_are_found_with_reason_and_the_key_that_stays(source: str, tmp_path: Path) -> None:
+    assert dropped(source, tmp_path) == {
+        "china": ("exact_duplicate", "place/china-again.jpg"),
+        "river-small": ("near_duplicate", "place/river.jpg"),
+        "hopper-mirrored": ("same_pixels", "person/mirrored-lossless.png"),
+    }
+    assert dropped(source, tmp_path, near=None).keys() == {"china", "hopper-mirrored"}
+    assert dropped(source, tmp_path, flips=True).keys() >= {"hopper", "hopper-mirrored"}
+    assert "flower-poor" in dropped(source, tmp_path, disagreeing="best")
+    assert dropped(source, tmp_path, disagreeing="drop")["flower"] == ("labels_disagree", None)
+
+
+def test_pictures_of_another_dataset_are_dropped_and_it_is_not_changed(source: str, tmp_path: Path) -> None:
+    test_set = dataset(tmp_path, {"place/held-out.jpg": jpeg(codec.decode(tiles()["china-020"]), 70)})
+    found = dropped(source, tmp_path, against=test_set)
+    assert found["river"] == ("near_duplicate", "place/held-out.jpg")
+    assert found["river-small"] == ("near_duplicate", "place/held-out.jpg")
+    assert "held-out" not in found
+
+
+def test_a_dry_run_counts_and_draws_a_page_and_writes_no_dataset(source: str, tmp_path: Path) -> None:
+    plan = plan_dedup(source, str(tmp_path / "unique"), report=str(tmp_path / "page"))
+    found = find_duplicates(plan)
+    numbers = as_json(plan, found)
+    assert (numbers["pictures"], numbers["groups"], numbers["disagreeing"]) == (9, 4, 1)
+    assert numbers["dropped"] == {"exact_duplicate": 1, "same_pixels": 1, "near_duplicate": 1}
+    page = (tmp_path / "page" / "index.html").read_text()
+    shown = re.findall(r'<span class="key">(.*?)</span>', page)
+    assert {Path(key).stem for key in shown[:2]} == {"flower", "flower-poor"}  # their labels disagree
+    assert len(shown) == page.count("data:image/")
+    assert page.count('class="kept"') == len(shown) - 3
+    assert page.count('class="gone"') == 3
+    assert not (tmp_path / "unique").exists()
+    plan_dedup(source, str(tmp_path / "unique"), report=str(tmp_path / "page"))  # a page of ours may be replaced
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"near": 13}, "--near 13: must be 0 to 12 bits"),
+        ({"near": None, "flips": True}, "--flips has no effect with --no-near"),
+        ({"disagreeing": "first"}, "--disagreeing first: choose from keep, best, drop"),
+        ({"against": "{folder}"}, "is not a dataset"),
+        ({"report": "{source}/page"}, "is inside the dataset"),
+        ({"report": "{folder}"}, "contains a page .* of something else"),
+    ],
+)
+def test_a_request_that_cannot_work_is_refused(
+    source: str, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    filled = {
+        name: value.format(source=source, folder=tmp_path) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+    with pytest.raises(UsageError, match=message):
+        plan_dedup(source, str(tmp_path / "unique"), **filled)  # pyright: ignore[reportArgumentType] -- of all types
