@@ -27,6 +27,8 @@ from library.errors import StriateError, UsageError
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
+#: In the dataset of `--dropped`: why the others are not there.
+KEPT = "not_a_duplicate"
 #: The page, in the folder of `--report`.
 PAGE = "index.html"
 
@@ -46,6 +48,7 @@ class DedupPlan:
         against_manifest: of that dataset.
         report: folder of the page; None for no page.
         measures: folder of the source's side table; None for the one below it.
+        dropped: URI of the dataset that is written of the dropped pictures; None for none.
         overwrite: replace the output of another job at the destination.
     """
 
@@ -59,6 +62,7 @@ class DedupPlan:
     against_manifest: Manifest | None = None
     report: str | None = None
     measures: str | None = None
+    dropped: str | None = None
     overwrite: bool = False
 
     @property
@@ -110,6 +114,7 @@ def plan_dedup(
     against: str | None = None,
     report: str | None = None,
     measures: str | None = None,
+    dropped: str | None = None,
     overwrite: bool = False,
 ) -> DedupPlan:
     """Checks everything that can be checked before Ray starts; writes nothing.
@@ -123,6 +128,7 @@ def plan_dedup(
         against: URI of a dataset; pictures that are also there are dropped.
         report: folder for a page with the groups.
         measures: folder of the source's side table; None for the one below it.
+        dropped: URI of a dataset to write of the dropped pictures.
         overwrite: replace the results of another job at the destination.
 
     Raises:
@@ -154,6 +160,11 @@ def plan_dedup(
     job = Job(kind="dedup", source=source, source_digest=manifest.digest, options=options)
     check_apart(source, destination)
     check_claim(destination, job, overwrite=overwrite)
+    if dropped is not None:
+        dropped = storage.normalize(dropped)
+        check_apart(source, dropped)
+        check_apart(destination, dropped)
+        check_claim(dropped, _dropped_job(job), overwrite=overwrite)
     if report is not None:
         report = storage.normalize(report)
         _check_report(report, [source, destination])
@@ -169,6 +180,7 @@ def plan_dedup(
         against_manifest=other,
         report=report,
         measures=measures,
+        dropped=dropped,
         overwrite=overwrite,
     )
 
@@ -222,22 +234,35 @@ def dedup_dataset(plan: DedupPlan, *, workers: str = "auto", address: str | None
     with connect(address):
         found = find_duplicates(plan, workers=workers, address=address)
         own = plan.manifest.rows
-        reasons = pa.array([REASONS[reason] or None for reason in found.duplicates.reasons[:own].tolist()], pa.string())
-        manifest = select_dataset(
-            "dedup",
-            plan.source,
-            plan.destination,
-            plan.manifest,
-            pa.table({"key": found.pictures["key"].slice(0, own), "reason": reasons}),
-            plan.job,
-            workers=workers,
-            address=address,
-            overwrite=plan.overwrite,
-        )
+        keys = found.pictures["key"].slice(0, own)
+        reasons = [REASONS[reason] or None for reason in found.duplicates.reasons[:own].tolist()]
+
+        def select(destination: str, job: Job, reasons: Sequence[str | None]) -> Manifest:
+            return select_dataset(
+                "dedup",
+                plan.source,
+                destination,
+                plan.manifest,
+                pa.table({"key": keys, "reason": pa.array(reasons, pa.string())}),
+                job,
+                workers=workers,
+                address=address,
+                overwrite=plan.overwrite,
+            )
+
+        manifest = select(plan.destination, plan.job, reasons)
+        if plan.dropped is not None:
+            others = [None if reason else KEPT for reason in reasons]
+            select(plan.dropped, _dropped_job(plan.job), others)
     sink = pa.BufferOutputStream()
     pq.write_table(duplicates_table(plan, found), sink, compression="zstd")
     storage.write_bytes(plan.table, sink.getvalue().to_pybytes())
     return manifest, found
+
+
+def _dropped_job(job: Job) -> Job:
+    """Returns the job that writes the dropped pictures."""
+    return job.model_copy(update={"options": {**job.options, "dropped": True}})
 
 
 def duplicates_table(plan: DedupPlan, found: Found) -> pa.Table:

@@ -102,6 +102,10 @@ def dedup_command(
     report: Annotated[
         str | None, typer.Option(help="Folder for a page that shows the groups as pictures.", show_default=False)
     ] = None,
+    dropped: Annotated[
+        str | None,
+        typer.Option(help="Dataset to write of the dropped pictures; `striate merge` undoes it.", show_default=False),
+    ] = None,
     measures: Annotated[
         str | None,
         typer.Option(
@@ -140,6 +144,7 @@ def dedup_command(
         against=against,
         report=report,
         measures=measures,
+        dropped=dropped,
         overwrite=overwrite,
     )
     page = storage.join(plan.report, PAGE) if plan.report else None
@@ -159,6 +164,8 @@ def dedup_command(
     numbers = found.summary
     groups = output.counted(numbers.groups, "group")
     say(f"{groups} of duplicates, {numbers.disagreeing:,} of them with labels that disagree: {plan.table}")
+    if plan.dropped:
+        say(f"dropped pictures: {plan.dropped}")
     if page:
         say(f"report: {page}")
 

@@ -23,14 +23,16 @@ def test_duplicates_are_dropped_listed_and_the_job_resumes(photo_folder: Path, t
     raw = str(tmp_path / "raw")
     ingest(plan_ingest(str(tmp_path / "files"), raw, shard_mb=0.1))
 
-    unique = str(tmp_path / "unique")
-    manifest, found = dedup_dataset(plan_dedup(raw, unique, near=2, report=str(tmp_path / "page")), workers="1")
+    unique, dropped, page = (str(tmp_path / name) for name in ("unique", "dropped", "page"))
+    plan = plan_dedup(raw, unique, near=2, report=page, dropped=dropped)
+    manifest, found = dedup_dataset(plan, workers="1")
     assert len(manifest.shards) > 1
     assert manifest.tally.dropped == {"near_duplicate": len(files) // 2} == found.summary.dropped
     assert rows(unique).equals(rows(raw).filter(["small" not in key for key in rows(raw)["key"].to_pylist()]))
     listed = rows(f"{unique}/_duplicates.parquet")
     kept = {row["key"]: row["kept"] for row in listed.to_pylist() if row["reason"] == "near_duplicate"}
     assert kept == {f"{key[:-4]}-small.jpg": key for key in kept.values()}
+    assert set(rows(dropped)["key"].to_pylist()) == set(kept)
     assert (tmp_path / "page" / "index.html").is_file()
 
     before = content(unique)
