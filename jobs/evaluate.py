@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.connection.session import connect
 from cluster.shared_paths import check_shared
+from jobs.choosing.leak_search import LeakSearch, plan_leak_search, search_leaks
 from jobs.shards.dataset_job import shard_tasks
 from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
 from jobs.shards.results import ShardRun
@@ -22,6 +23,7 @@ from library.dataset.manifest import REPORTS, VERSIONS, Manifest, find_manifest,
 from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
 from library.evaluation.comparison import compare
+from library.evaluation.leakage import Leaks, leak_effect
 from library.evaluation.metrics import evaluate
 from library.evaluation.report import Content, Counts, Subject, Throughput, account, render, summary
 from library.evaluation.robustness import measure
@@ -48,6 +50,7 @@ class EvaluatePlan:
         report: folder or s3:// of the page; None for no page.
         robustness_pictures: number of pictures for robustness; 0 to skip it.
         used_plugins: the plugins that the bundles need.
+        leak_search: where leaks are looked for; None to look for none.
     """
 
     bundles: tuple[str, ...]
@@ -58,12 +61,27 @@ class EvaluatePlan:
     report: str | None
     robustness_pictures: int
     used_plugins: tuple[Plugin, ...] = ()
+    leak_search: LeakSearch | None = None
 
 
 def plan_evaluate(
-    bundles: Sequence[str], dataset: str, *, report: str | None = None, robustness_pictures: int = 0
+    bundles: Sequence[str],
+    dataset: str,
+    *,
+    report: str | None = None,
+    robustness_pictures: int = 0,
+    without_leaks: Sequence[str] = (),
+    near: int | None = 4,
 ) -> EvaluatePlan:
     """Checks everything that can be checked before Ray starts.
+
+    Args:
+        bundles: URIs of one or two classifiers.
+        dataset: URI.
+        report: folder or s3:// of the page; None for no page.
+        robustness_pictures: number of pictures for robustness; 0 to skip it.
+        without_leaks: URIs of training sets whose pictures are also left out; `auto` for those that the bundles name.
+        near: the most bits in which near duplicates of training pictures differ; None for exact duplicates only.
 
     Raises:
         UsageError: for anything wrong with the request, e.g. no class in common.
@@ -91,7 +109,9 @@ def plan_evaluate(
         _check_report(report, dataset)
     curves = tuple(read_metrics(storage.join(uri, "logs")) for uri in uris)
     used_plugins = named({name for uri, record in zip(uris, records, strict=True) for name in plugins_of(uri, record)})
-    return EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures, used_plugins)
+    named_bundles = list(zip(uris, records, strict=True))
+    search = plan_leak_search(without_leaks, named_bundles, dataset, near) if without_leaks else None
+    return EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures, used_plugins, search)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -205,6 +225,12 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
         check_shared(reads=[*plan.bundles, plan.dataset])
         from jobs.shards.runner import run_shards
 
+        found = None
+        if plan.leak_search is not None:
+            number = workers if size is None else "auto"
+            found = search_leaks(plan.leak_search, plan.dataset, plan.manifest, workers=number, address=address)
+            if plan.report is not None:
+                found.save(plan.report)
         job = EvaluateJob(
             bundles=plan.bundles,
             bundle_ids=tuple(record.id for record in plan.records),
@@ -212,15 +238,18 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
             examples=plan.report is not None,
             device=pool.device,
             threads=pool.cpus,
+            leaked=None if found is None else found.keys,
         )
         results = EvaluateResults(plan)
         todo = results.resume(tasks, job)
         done = {plan.dataset: results.resumed}
         run = run_shards("evaluate", job, todo, pool, results, done=done, used_plugins=plan.used_plugins)
-    return content_of(plan, pool, results, run)
+    return content_of(plan, pool, results, run, None if found is None else found.leaks)
 
 
-def content_of(plan: EvaluatePlan, pool: WorkerPool, results: EvaluateResults, run: ShardRun) -> Content:
+def content_of(
+    plan: EvaluatePlan, pool: WorkerPool, results: EvaluateResults, run: ShardRun, leaks: Leaks | None = None
+) -> Content:
     """Returns the content of the page.
 
     Raises:
@@ -231,14 +260,15 @@ def content_of(plan: EvaluatePlan, pool: WorkerPool, results: EvaluateResults, r
     return Content(
         plan.dataset,
         plan.manifest.digest,
-        [_subject(plan, number, sums) for number, sums in enumerate(totals.sums)],
+        [_subject(plan, number, sums, leaks and totals.leaked[number]) for number, sums in enumerate(totals.sums)],
         _throughput(plan, pool, results, run),
         None if totals.pairs is None else compare(totals.pairs),
         f"made {now} by striate {VERSIONS['striate']}",
+        leaks,
     )
 
 
-def _subject(plan: EvaluatePlan, number: int, sums: Sums) -> Subject:
+def _subject(plan: EvaluatePlan, number: int, sums: Sums, leaked: Sums | None) -> Subject:
     uri, record = plan.bundles[number], plan.records[number]
     by_reason = (dict(sorted(counter.items())) for counter in (sums.dropped, sums.rejected, sums.unknown))
     counts = Counts(sums.pictures, sums.judged, *by_reason)
@@ -259,6 +289,7 @@ def _subject(plan: EvaluatePlan, number: int, sums: Sums) -> Subject:
         record=record.model_dump(mode="json"),
         curves=plan.curves[number],
         robustness=measure(sums.robust, plan.robustness_pictures),
+        leak_effect=None if leaked is None else leak_effect(record.classes, sums, leaked),
     )
 
 

@@ -141,6 +141,18 @@ def evaluate_command(
     robustness_pictures: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of pictures for --robustness.", show_default="1000")
     ] = None,
+    without_leaks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Training set: also measure accuracy without the pictures of which it holds a copy, exact or near. "
+            "`auto` is the one that the bundle names. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    near: Annotated[
+        int | None,
+        typer.Option(help="The most bits of 64 in which near copies differ, for --without-leaks.", show_default="4"),
+    ] = None,
     workers: Workers = None,
     gpu: Gpu = None,
     size: Size = None,
@@ -155,11 +167,15 @@ def evaluate_command(
         striate evaluate out/lenet out/mnist/test --report out/report
 
         striate evaluate out/lenet out/mlp out/mnist/test --robustness
+
+        striate evaluate out/lenet out/mnist/test --without-leaks auto
     """
     if len(bundles_and_data) not in (2, 3):
         raise UsageError(f"{len(bundles_and_data)} arguments instead of BUNDLE DATASET or BUNDLE BUNDLE DATASET")
     if robustness_pictures is not None and not robustness:
         raise UsageError("--robustness-pictures has no effect without --robustness")
+    if near is not None and not without_leaks:
+        raise UsageError("--near has no effect without --without-leaks")
     check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu})
     from jobs.cli.evaluation_table import print_evaluation
     from jobs.evaluate import PAGE, ROBUSTNESS_PICTURES, plan_evaluate, run_evaluate
@@ -167,7 +183,14 @@ def evaluate_command(
 
     pictures = (robustness_pictures or ROBUSTNESS_PICTURES) if robustness else 0
     *bundles, dataset = bundles_and_data
-    plan = plan_evaluate(bundles, dataset, report=report, robustness_pictures=pictures)
+    plan = plan_evaluate(
+        bundles,
+        dataset,
+        report=report,
+        robustness_pictures=pictures,
+        without_leaks=without_leaks or (),
+        near=4 if near is None else near,
+    )
     _say_decoders(*bundles)
     content = run_evaluate(plan, workers=workers or "auto", gpu=gpu, size=size, address=address)
     page = storage.join(plan.report, PAGE) if plan.report is not None else None

@@ -7,8 +7,9 @@ from rich.table import Table
 
 from cluster.console import Terminal, say, visible
 from library.evaluation.comparison import Comparison
+from library.evaluation.leakage import LeakEffect
 from library.evaluation.metrics import Evaluation
-from library.evaluation.report import Content, account, speed
+from library.evaluation.report import Content, account, leaks_line, speed
 from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
 
 _MOST_CLASSES = 20
@@ -18,10 +19,14 @@ def print_evaluation(content: Content) -> None:
     """Prints the metrics of each classifier, and their comparison if there are two."""
     console = Terminal()
     say(f"{content.dataset}: {speed(content.throughput)}")
+    if content.leaks is not None:
+        console.print(leaks_line(content.leaks), markup=False, soft_wrap=True)
     for subject in content.subjects:
         console.print(f"\n[bold]{escape(subject.name)}[/]  bundle {subject.bundle_id[:12]}", soft_wrap=True)
         console.print(account(subject.counts), markup=False, soft_wrap=True)
         console.print(_headline(subject.evaluation))
+        if subject.leak_effect is not None:
+            console.print(_leak_effect(subject.leak_effect))
         console.print(_classes(subject.evaluation))
         if subject.robustness is not None:
             clean = subject.robustness.clean
@@ -38,6 +43,19 @@ def _headline(evaluation: Evaluation) -> Table:
         form = "{:.4f}" if metric == "loss" else "{:.2%}"
         table.add_row(name, form.format(value), f"95% interval {form.format(low)} to {form.format(high)}")
     table.add_row("calibration error", f"{evaluation.calibration.ece:.4f}", "")
+    return table
+
+
+def _leak_effect(effect: LeakEffect) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, part in (("top-1 without leaked pictures", effect.without), ("top-1 of leaked pictures", effect.leaked)):
+        if part is not None:
+            low, high = part.intervals["top1"]
+            interval = f"95% interval {low:.2%} to {high:.2%}"
+            table.add_row(name, f"{part.top1:.2%}", f"{interval}; {part.pictures:,} pictures")
+    if effect.difference is not None and effect.interval is not None:
+        low, high = (f"{100 * end:+.2f}" for end in effect.interval)
+        table.add_row("effect of leaks", f"{100 * effect.difference:+.2f} points", f"95% interval {low} to {high}")
     return table
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,6 +52,12 @@ class Outcomes:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def among_keys(self, keys: Set[str]) -> Outcomes:
+        """Returns the outcomes of those pictures whose keys are among `keys`."""
+        rows = [row for row, key in enumerate(self.keys) if key in keys]
+        chosen = tuple(self.keys[row] for row in rows)
+        return Outcomes(self.classes, chosen, self.truth[rows], self.probabilities[rows])
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
@@ -204,6 +210,14 @@ class Sums(_Model):
         keys = {mistake.key for mistake in self.mistakes}
         self.examples = [example for example in (*self.examples, *other.examples) if example.key in keys]
 
+    def without(self, part: Sums) -> Sums:
+        """Returns the sums of the judged pictures that are not in `part`, without their mistakes and examples."""
+        sums = {name: getattr(self, name) - getattr(part, name) for name in ("judged", "top1", "top5")}
+        sums |= {name: getattr(self, name) - getattr(part, name) for name in ("loss", "loss_squared", "confusion")}
+        for name in ("bin_counts", "bin_correct", "bin_confidence"):
+            sums[name] = _added(getattr(self, name), [-count for count in getattr(part, name)])
+        return Sums(**sums)
+
     def _add_mistakes(self, mistakes: Iterable[Mistake]) -> None:
         candidates = [*self.mistakes, *mistakes]
         self.mistakes = heapq.nsmallest(MISTAKES, candidates, key=lambda mistake: (-mistake.confidence, mistake.key))
@@ -242,10 +256,12 @@ class EvaluateReport(Report):
     Attributes:
         sums: for each classifier.
         pairs: where there are two classifiers.
+        leaked: for each classifier, the pictures that leaked from the training set; empty where that was not asked.
     """
 
     sums: list[Sums]
     pairs: Pairs | None = None
+    leaked: list[Sums] = pydantic.Field(default_factory=list[Sums])
 
 
 class EvaluateTotals:
@@ -254,17 +270,21 @@ class EvaluateTotals:
     Attributes:
         sums: for each classifier.
         pairs: where there are two classifiers.
+        leaked: for each classifier, of the leaked pictures alone.
         seconds: time by stage.
     """
 
     def __init__(self, classifiers: int) -> None:
         self.sums = [Sums() for _ in range(classifiers)]
+        self.leaked = [Sums() for _ in range(classifiers)]
         self.pairs = Pairs() if classifiers == 2 else None
         self.seconds: Counter[str] = Counter()
 
     def add(self, report: EvaluateReport) -> None:
         """Adds the report of one shard."""
         for total, part in zip(self.sums, report.sums, strict=True):
+            total.merge(part)
+        for total, part in zip(self.leaked, report.leaked, strict=False):
             total.merge(part)
         if self.pairs is not None and report.pairs is not None:
             self.pairs.merge(report.pairs)

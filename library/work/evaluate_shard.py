@@ -45,6 +45,8 @@ class EvaluateJob:
         examples: keep the most confident mistakes as small pictures.
         device: cpu or cuda.
         threads: pictures decoded at the same time; on a CPU PyTorch uses as many threads.
+        leaked: keys of the pictures that leaked from a training set, which are summed up separately, too; None where
+            that is not asked.
     """
 
     bundles: tuple[str, ...]
@@ -53,10 +55,17 @@ class EvaluateJob:
     examples: bool = False
     device: str = "cpu"
     threads: int = 1
+    leaked: frozenset[str] | None = None
 
     def work_digest(self, task: ShardTask) -> str:
         own = [self.bundle_ids, self.robust_fraction, self.examples, self.device, version("torch")]
+        if self.leaked is not None:
+            own.append(self._leaked_digest)
         return digest_of(["evaluate", *own, VERSIONS])
+
+    @cached_property
+    def _leaked_digest(self) -> str:
+        return digest_of(sorted(self.leaked or ()))
 
     def run(self, task: ShardTask, progress: Progress) -> EvaluateReport:
         start = perf_counter()
@@ -71,6 +80,7 @@ class EvaluateJob:
             seconds={stage: round(seconds, 4) for stage, seconds in {"load": load_s, **scores.seconds}.items()},
             sums=scores.sums,
             pairs=scores.pairs,
+            leaked=scores.leaked,
         )
 
     @cached_property
@@ -82,7 +92,13 @@ class EvaluateJob:
         torch.set_num_threads(self.threads)
         uris_and_ids = zip(self.bundles, self.bundle_ids, strict=True)
         bundles = [Bundle.load(uri, self.device, bundle_id) for uri, bundle_id in uris_and_ids]
-        return ShardScorer(bundles, threads=self.threads, robust_fraction=self.robust_fraction, examples=self.examples)
+        return ShardScorer(
+            bundles,
+            threads=self.threads,
+            robust_fraction=self.robust_fraction,
+            examples=self.examples,
+            leaked=self.leaked,
+        )
 
 
 @dataclass
@@ -94,12 +110,14 @@ class ShardScores:
         pairs: where there are two classifiers.
         tally: of the first classifier; `rows_out` counts the judged pictures.
         seconds: time waited for each stage (read, prepare, infer, robustness).
+        leaked: for each classifier, of the leaked pictures alone; empty where none were named.
     """
 
     sums: list[Sums]
     pairs: Pairs | None
     tally: Tally
     seconds: Counter[str]
+    leaked: list[Sums]
 
 
 @dataclass(frozen=True)
@@ -138,15 +156,23 @@ class ShardScorer:
         threads: pictures decoded at the same time; above 1 the next batch is decoded while the classifiers work.
         robust_fraction: fraction of the pictures on which robustness is measured too.
         examples: keep the most confident mistakes as small pictures.
+        leaked: keys of the pictures that are summed up separately, too; None for none.
     """
 
     def __init__(
-        self, bundles: Sequence[Classifier], *, threads: int = 1, robust_fraction: float = 0.0, examples: bool = False
+        self,
+        bundles: Sequence[Classifier],
+        *,
+        threads: int = 1,
+        robust_fraction: float = 0.0,
+        examples: bool = False,
+        leaked: frozenset[str] | None = None,
     ) -> None:
         self._bundles = bundles
         self._ids = [{name: number for number, name in enumerate(bundle.classes)} for bundle in bundles]
         self._threads = threads
         self._robust_fraction, self._examples = robust_fraction, examples
+        self._leaked = leaked
         self._seconds: Counter[str] = Counter()
 
     def score(self, uri: str, progress: Progress) -> ShardScores:
@@ -156,6 +182,7 @@ class ShardScorer:
             StriateError: the shard cannot be read, or a step's own code failed; names the shard.
         """
         sums = [Sums() for _ in self._bundles]
+        leaked = [Sums() for _ in self._bundles] if self._leaked is not None else []
         pairs = Pairs() if len(self._bundles) == 2 else None
         mistaken: list[dict[str, bytes]] = [{} for _ in self._bundles]  # the pictures of `mistakes`, by key
         tallies: list[Tally] = []
@@ -163,6 +190,8 @@ class ShardScorer:
             for index, batch in enumerate(judged):
                 sums[index].count(batch.dropped, batch.rejected, batch.unknown)
                 sums[index].add(batch.outcomes)
+                if self._leaked is not None:
+                    leaked[index].add(batch.outcomes.among_keys(self._leaked))
                 if self._examples:
                     candidates = mistaken[index] | {row.key: row.data for row in rows}
                     mistaken[index] = {mistake.key: candidates[mistake.key] for mistake in sums[index].mistakes}
@@ -175,7 +204,7 @@ class ShardScorer:
             progress(tallies[-1])
         for one, pictures in zip(sums, mistaken, strict=True):
             one.examples = [Example(key, *small_copy(codec.decode(data))) for key, data in pictures.items()]
-        return ShardScores(sums, pairs, Tally.total(tallies), self._seconds)
+        return ShardScores(sums, pairs, Tally.total(tallies), self._seconds, leaked)
 
     def judged(self, uri: str) -> Iterator[tuple[Sequence[Row], list[Judged]]]:
         """Yields the pictures of a shard in batches, with each classifier's results; raises as `score`."""

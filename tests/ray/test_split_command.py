@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 
 from jobs.cli.app import run
 from jobs.ingest import ingest, plan_ingest
 from library.dataset.manifest import load_manifest
 from library.imaging import codec
+from tests.bundles import make_bundle
 from tests.datasets import content, rows
 
 
@@ -51,3 +54,37 @@ def test_splits_hold_whole_groups_and_stay_when_data_is_added(
     assert run(["split", str(large), str(tmp_path / "new"), *arguments, "--like", str(out)]) == 0
     assert content(tmp_path / "new") == again
     assert json.loads(capsys.readouterr().out)["datasets"][0]["run"]["shards_resumed"] > 1
+
+
+def test_evaluate_tells_accuracy_with_and_without_leaks(
+    photos: str, photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    for path in sorted(photo_folder.glob("*/*"))[::4]:  # copies of pictures of the training set
+        if not path.name.startswith("damaged"):
+            (raw / path.parent.name).mkdir(parents=True, exist_ok=True)
+            (raw / path.parent.name / f"copy of {path.name}").write_bytes(path.read_bytes())
+    copies = {f"{path.parent.name}/{path.name}" for path in raw.glob("*/*")}
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 255, (40, 40, 3), np.uint8)
+        (raw / "china" / f"noise {number}.png").write_bytes(codec.encode(noise, codec.Encoding("png"))[0])
+    ingest(plan_ingest(str(raw), str(tmp_path / "test")))
+    bundle, report, train = make_bundle(tmp_path / "bundle"), tmp_path / "report", tmp_path / "train"
+    shutil.copytree(photos, train)  # measures are written beside it
+    arguments = ["evaluate", bundle, str(tmp_path / "test"), "--no-gpu", "--json", "--report", str(report)]
+    assert run(arguments) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert run([*arguments, "--without-leaks", str(train)]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["leaks"]["kinds"] == {"exact_duplicate": len(copies)}
+    assert (numbers["top1"], numbers["loss"]) == (plain["top1"], plain["loss"])
+    effect = numbers["leak_effect"]
+    assert (effect["leaked"]["pictures"], effect["without"]["pictures"]) == (len(copies), 8)
+    right = effect["leaked"]["top1"] * len(copies) + effect["without"]["top1"] * 8
+    assert right == pytest.approx(numbers["top1"] * (len(copies) + 8))
+    assert {key for (key,) in duckdb.sql(f"select key from '{report}/leaks.parquet'").fetchall()} == copies
+    assert "With and without leaks" in (report / "index.html").read_text()
+    assert run([*arguments, "--without-leaks", str(train)]) == 0
+    assert json.loads(capsys.readouterr().out)["throughput"]["shards_resumed"] > 0
+    assert run([*arguments, "--without-leaks", "auto"]) == 2
+    assert "does not say what it was trained on" in capsys.readouterr().err

@@ -4,7 +4,7 @@ page = render(content)       # index.html
 numbers = summary(content)   # the same numbers, for JSON
 """
 
-from library.evaluation.report.content import Content, Counts, Subject, Throughput, account, speed, summary
+from library.evaluation.report.content import Content, Counts, Subject, Throughput, account, leaks_line, speed, summary
 from library.evaluation.report.page import render
 
-__all__ = ["Content", "Counts", "Subject", "Throughput", "account", "render", "speed", "summary"]
+__all__ = ["Content", "Counts", "Subject", "Throughput", "account", "leaks_line", "render", "speed", "summary"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from library.evaluation.comparison import Comparison
+from library.evaluation.leakage import LeakEffect, Leaks
 from library.evaluation.metrics import Evaluation
 from library.evaluation.robustness import CORRUPTIONS, Robustness
 from library.evaluation.sums import Example, Mistake
@@ -44,6 +45,7 @@ class Subject:
         record: the bundle's record: model, pipeline, provenance.
         curves: lines of the run's metrics.jsonl, one per epoch; empty where there is no such file.
         robustness: None where it was not measured.
+        leak_effect: None where leaks were not looked for.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Subject:
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
     curves: Sequence[Mapping[str, Any]] = ()
     robustness: Robustness | None = None
+    leak_effect: LeakEffect | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Content:
         comparison: of two classifiers that have judged pictures in common.
         throughput: speed of the run.
         footer: a line with date and version.
+        leaks: pictures of the dataset that a training set holds, too; None where they were not looked for.
     """
 
     dataset: str
@@ -104,13 +108,16 @@ class Content:
     throughput: Throughput
     comparison: Comparison | None = None
     footer: str = ""
+    leaks: Leaks | None = None
 
 
 def summary(content: Content) -> dict[str, Any]:
     """Returns all numbers as plain data for JSON: of one classifier at the top level, of two under `bundles`."""
     numbers = [_numbers(subject) for subject in content.subjects]
     head = {"dataset": content.dataset, "dataset_digest": content.dataset_digest}
-    tail = {"throughput": dataclasses.asdict(content.throughput)}
+    tail: dict[str, Any] = {"throughput": dataclasses.asdict(content.throughput)}
+    if content.leaks is not None:
+        tail = {"leaks": dataclasses.asdict(content.leaks), **tail}
     if len(numbers) == 1:
         return {
             "bundle": numbers[0].pop("bundle"),
@@ -130,6 +137,15 @@ def account(counts: Counts) -> str:
     if counts.unknown_labels:
         text += f"; labels unknown to the classifier: {_ranked(counts.unknown_labels)}"
     return text
+
+
+def leaks_line(leaks: Leaks) -> str:
+    """Returns a line such as `310 of 10,000 pictures leaked from out/train: near_duplicate 300, exact_duplicate 10`."""
+    kinds = f": {_ranked(leaks.kinds)}" if leaks.leaked else ""
+    differ = f"; {leaks.labels_differ:,} of them have another label there" if leaks.labels_differ else ""
+    return (
+        f"{leaks.leaked:,} of {leaks.pictures:,} pictures leaked from {' and '.join(leaks.trained_on)}{kinds}{differ}"
+    )
 
 
 def speed(throughput: Throughput) -> str:
@@ -162,6 +178,8 @@ def _numbers(subject: Subject) -> dict[str, Any]:
     }
     if subject.robustness is not None:
         numbers["robustness"] = _robustness(subject.robustness)
+    if subject.leak_effect is not None:
+        numbers["leak_effect"] = dataclasses.asdict(subject.leak_effect)
     return numbers
 
 

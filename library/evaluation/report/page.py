@@ -14,7 +14,7 @@ from markupsafe import Markup
 from library import storage
 from library.evaluation.metrics import ClassScore, ConfusedPair, Evaluation, confused_pairs
 from library.evaluation.report.charts import line_chart, reliability_chart
-from library.evaluation.report.content import Content, Subject, account, speed
+from library.evaluation.report.content import Content, Subject, account, leaks_line, speed
 from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
 from library.evaluation.sums import TOP_K
 
@@ -39,6 +39,7 @@ def render(content: Content) -> str:
         strengths=STRENGTHS,
         most_in_matrix=MOST_IN_MATRIX,
         account=account,
+        leaks_line=leaks_line,
         speed=speed,
         number="{:,}".format,
         percent=_percent,

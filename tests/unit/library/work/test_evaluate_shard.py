@@ -120,6 +120,16 @@ def test_several_threads_give_the_same_outcomes_as_one(shard: str) -> None:
     assert (one.sums, one.tally) == (four.sums, four.tally)
 
 
+def test_leaked_pictures_are_summed_up_separately_too(shard: str) -> None:
+    plain = judge(shard, ByBrightness())
+    scores = judge(
+        shard, ByBrightness(), leaked=frozenset(["dark/a.png", "light/d.png", "dark/small.png", "elsewhere"])
+    )
+    assert (scores.sums, plain.leaked) == (plain.sums, [])
+    (leaked,) = scores.leaked
+    assert (leaked.judged, leaked.top1, leaked.confusion) == (2, 1, {0: 1, 2: 1})
+
+
 def test_mistakes_are_kept_as_pictures_when_examples_are_requested(shard: str) -> None:
     (got,) = judge(shard, ByBrightness(), examples=True).sums
     assert [mistake.key for mistake in got.mistakes] == ["dark/b.png", "light/d.png"]
@@ -207,6 +217,7 @@ def test_the_work_digest_distinguishes_what_decides_the_sums() -> None:
         for examples in (False, True)
         for device in ("cpu", "cuda")
     ]
+    jobs += [dataclasses.replace(jobs[0], leaked=frozenset(keys)) for keys in ("", "a", "ab")]
     assert len({job.work_digest(task) for job in jobs}) == len(jobs)
     moved = dataclasses.replace(jobs[0], bundles=("s3://b/b",), threads=8)
     assert moved.work_digest(ShardTask("elsewhere", "part-000000", "digest", 1)) == jobs[0].work_digest(task)
