@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from jobs.shards.pool_size import WorkerPool, pool_for_shards
 from jobs.shards.results import DatasetResults
 from library import storage
 from library.choosing.measures.measuring import DEFAULT, REASON, check_columns
-from library.choosing.measures.side_table import folder_of, read_columns, read_measures, read_origins
+from library.choosing.measures.side_table import Parts, folder_of, read_measures, read_origins
 from library.dataset.lease import hold
 from library.dataset.manifest import Manifest, find_manifest, load_manifest
 from library.dataset.task import ShardTask
@@ -25,6 +26,9 @@ from library.errors import UsageError
 from library.work.measure_shard import MeasureJob
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
+
+#: Files of the folder that --report names.
+PAGE, SUMMARY = "index.html", "measures.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class MeasurePlan:
         tasks: every shard.
         todo: the shards whose file lacks a column or is not up to date.
         work: what is done to each.
+        report: URI of the folder of the page; None for no page.
     """
 
     dataset: str
@@ -46,6 +51,12 @@ class MeasurePlan:
     tasks: Sequence[ShardTask]
     todo: Sequence[ShardTask]
     work: MeasureJob
+    report: str | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """Reads the finished side table."""
+        return Parts(self.folder, self.manifest.shards)
 
     def described(self) -> dict[str, Any]:
         """Returns the plan for --dry-run."""
@@ -75,13 +86,16 @@ class MeasureResult:
     run: Mapping[str, Any]
 
 
-def plan_measure(dataset: str, columns: Sequence[str] = (), *, folder: str | None = None) -> MeasurePlan:
+def plan_measure(
+    dataset: str, columns: Sequence[str] = (), *, folder: str | None = None, report: str | None = None
+) -> MeasurePlan:
     """Checks everything that can be checked before Ray starts; writes nothing.
 
     Args:
         dataset: URI.
         columns: names of measures; empty for `DEFAULT`.
         folder: URI of the side table; None for `_measures/` below the dataset.
+        report: URI of a folder for the page; None for no page.
 
     Raises:
         UsageError: when the request is not valid.
@@ -92,6 +106,9 @@ def plan_measure(dataset: str, columns: Sequence[str] = (), *, folder: str | Non
     where = folder_of(dataset) if folder is None else storage.normalize(folder)
     if folder is not None:
         _check_folder(where, dataset)
+    if report is not None:
+        report = storage.normalize(report)
+        _check_report(report, dataset)
     tasks = shard_tasks(manifest, dataset, None) if manifest.shards else []
     origins = read_origins(where, manifest.shards)
     todo = [
@@ -99,7 +116,7 @@ def plan_measure(dataset: str, columns: Sequence[str] = (), *, folder: str | Non
         for task, origin in zip(tasks, origins, strict=True)
         if origin is None or not set(names) <= origin.current(task.input_digest, task.rows)
     ]
-    return MeasurePlan(dataset, manifest, where, tasks, todo, MeasureJob(where, names))
+    return MeasurePlan(dataset, manifest, where, tasks, todo, MeasureJob(where, names), report)
 
 
 def _check_folder(folder: str, dataset: str) -> None:
@@ -180,11 +197,34 @@ def ensure_measures(
 
 def _result(plan: MeasurePlan, run: Mapping[str, Any]) -> MeasureResult:
     counts = Counter[str]()
-    for table in read_columns(plan.folder, plan.manifest.shards, [REASON]):
+    for table in plan.parts.read([REASON]):
         for item in _compute.value_counts(table[REASON]).to_pylist():
             if item["values"] is not None:
                 counts[item["values"]] += item["counts"]
-    return MeasureResult(plan.manifest.rows, dict(sorted(counts.items())), run)
+    rejected = dict(sorted(counts.items()))
+    if plan.report is not None:
+        _write_report(plan, plan.report, rejected)
+    return MeasureResult(plan.manifest.rows, rejected, run)
+
+
+def _write_report(plan: MeasurePlan, folder: str, rejected: Mapping[str, int]) -> None:
+    from library.choosing.measures.score_page import distributions_of, measures_page  # imports matplotlib
+
+    found = distributions_of(plan.parts, plan.work.columns)
+    page = measures_page(plan.dataset, plan.manifest, plan.folder, found, rejected)
+    numbers = {one.name: asdict(one) for one in found}
+    storage.write_bytes(storage.join(folder, SUMMARY), (json.dumps(numbers, ensure_ascii=False) + "\n").encode())
+    storage.write_bytes(storage.join(folder, PAGE), page.encode("utf-8", "replace"))
+
+
+def _check_report(report: str, dataset: str) -> None:
+    if storage.contains(dataset, report):
+        raise UsageError(f"--report {report} is inside the dataset; name another folder")
+    if find_manifest(report) is not None:
+        raise UsageError(f"--report {report} is a dataset; name a folder of its own for the report")
+    if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
+        raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
+    storage.check_writable(report)
 
 
 def _tidy(plan: MeasurePlan) -> None:

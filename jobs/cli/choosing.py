@@ -39,6 +39,12 @@ def measure_command(
             show_default="all but those of mirrored pictures",
         ),
     ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder for a page with histograms of the scores and the pictures at both ends.", show_default=False
+        ),
+    ] = None,
     workers: WorkersUnlessSize = None,
     size: Size = None,
     dry_run: DryRun = False,
@@ -50,16 +56,16 @@ def measure_command(
     The measures are columns of a side table, `DATASET/_measures/part-*.parquet`, that DuckDB and others can read.
     Columns that are there and up to date are not computed again. A damaged picture has a reason instead of scores.
 
-        striate measure out/raw
+        striate measure out/raw --report out/measures
 
         striate measure s3://bucket/raw --columns phash,dhash,phash_flipped,dhash_flipped
     """
     check_size(size, {"--workers": workers})
-    from jobs.choosing.measure import measure_dataset, plan_measure
+    from jobs.choosing.measure import PAGE, measure_dataset, plan_measure
     from library.choosing.measures.measuring import MEASURES
 
     names = list(MEASURES) if columns == "all" else [name.strip() for name in (columns or "").split(",") if name]
-    plan = plan_measure(dataset, names, folder=out)
+    plan = plan_measure(dataset, names, folder=out, report=report)
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return
@@ -71,6 +77,8 @@ def measure_command(
     say(f"{plan.folder}: {what} of {output.counted(result.rows, 'picture')}")
     if result.rejected:
         say(f"  {output.reasons('not measured', result.rejected)}")
+    if plan.report is not None:
+        say(f"report: {storage.join(plan.report, PAGE)}")
     done = len(plan.tasks) - len(plan.todo)
     if done:
         say(f"{done:,} of {output.counted(len(plan.tasks), 'shard')} were measured before")

@@ -163,16 +163,29 @@ def read_measures(dataset: str, manifest: Manifest, columns: Sequence[str], fold
     return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
 
 
-def read_columns(folder: str, shards: Iterable[FileEntry], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yields these columns of the file of each shard, one shard after the other, so that memory stays small.
+@dataclass(frozen=True)
+class Parts:
+    """The files of a complete side table, read one after the other, so that memory does not grow with their number.
 
-    Raises:
-        StriateError: a file is missing or damaged, or lacks a column.
+    Attributes:
+        folder: URI of the side table.
+        shards: of the dataset.
     """
-    for shard in shards:
-        uri = storage.join(folder, shard.name)
-        try:
-            with storage.open_read(uri) as file:
-                yield pq.ParquetFile(file, pre_buffer=False).read(list(columns), use_threads=False)
-        except _DAMAGE as error:
-            raise StriateError(f"{uri} cannot be read: {error}; remove it, and run `striate measure` again") from error
+
+    folder: str
+    shards: Sequence[FileEntry]
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yields these columns of each file.
+
+        Raises:
+            StriateError: a file is missing or damaged, or lacks a column.
+        """
+        for shard in self.shards:
+            uri = storage.join(self.folder, shard.name)
+            try:
+                with storage.open_read(uri) as file:
+                    yield pq.ParquetFile(file, pre_buffer=False).read(list(columns), use_threads=False)
+            except _DAMAGE as error:
+                hint = "remove it, and run `striate measure` again"
+                raise StriateError(f"{uri} cannot be read: {error}; {hint}") from error

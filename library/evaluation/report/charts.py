@@ -116,6 +116,44 @@ def reliability_chart(calibration: Calibration, *, salt: str = "") -> Markup:
     return _svg(draw, f"accuracy by confidence; expected calibration error {calibration.ece:.3f}", salt)
 
 
+def histogram_chart(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    *,
+    x_title: str,
+    show: Callable[[float], str],
+    log: bool = False,
+    salt: str = "",
+) -> Markup:
+    """Draws how many pictures lie between each two edges.
+
+    Args:
+        edges: rising; one more than counts. With `log` all are above 0.
+        counts: of pictures.
+        x_title: under the axis.
+        show: turns an edge into text.
+        log: whether the edges have equal distances on a logarithmic axis.
+        salt: makes the ids of the charts of one page differ.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, _BOTTOM, _TOP)
+        axes.stairs(counts, edges, fill=True, color=_FIRST, alpha=0.75)
+        axes.set_xscale("log" if log else "linear")
+        axes.minorticks_off()
+        low, high = edges[0], edges[-1]
+        middle = [(low * high) ** 0.5 * (high / low) ** at if log else (low + high) / 2 + (high - low) * at
+                  for at in (-0.5, -0.25, 0, 0.25, 0.5)]  # fmt: skip
+        axes.set_xticks(middle, [show(tick) for tick in middle])
+        axes.set_xlim(low, high)
+        ticks = MaxNLocator(4, steps=_STEPS, integer=True).tick_values(0, max(counts))
+        axes.set_yticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        axes.set_ylim(0, ticks[-1])
+        axes.set_xlabel(x_title)
+
+    return _svg(draw, f"pictures by {x_title}: {sum(counts):,} from {show(edges[0])} to {show(edges[-1])}", salt)
+
+
 def _axes(figure: Figure, bottom: float, top: float) -> Axes:
     axes = figure.add_axes((_LEFT, bottom, _RIGHT - _LEFT, top - bottom), frame_on=False)
     axes.grid(axis="y", clip_on=False)
