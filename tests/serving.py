@@ -43,8 +43,9 @@ class LocalModel:
 
     async def describe(self) -> ModelDescription:
         runtime = {"name": "eager", "device": "cpu", "batch_size": 1, "threads": 1}
+        explain, decoder = self.name == "colour", self.bundle.decoder_note
         described = ModelDescription.of_record(
-            self.name, self.bundle_id, self.bundle.record, runtime, explain=self.name == "colour"
+            self.name, self.bundle_id, self.bundle.record, runtime, explain=explain, decoder=decoder
         )
         described.metrics = {"accuracy": 0.5, "loss": float("nan")}
         described.ready, described.state = self.ready, "RUNNING" if self.ready else "DEPLOYING"

@@ -85,7 +85,9 @@ def fit(
     except TrainingFailedError as error:
         raise StriateError(_failure_text(error)) from error
     except RayError as error:
-        reason = str(error).splitlines()[0]
+        # Ray's first line names the process, and the last one of a remote traceback the exception.
+        first, *others = str(error).strip().splitlines()
+        reason = f"{first} ({others[-1].strip()})" if others else first
         raise StriateError(f"Ray failed: {reason}; the same command resumes the training") from error
     finally:
         # Only after the last report, because the last epoch ends together with the training.

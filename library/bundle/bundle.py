@@ -122,6 +122,14 @@ class Bundle:
         """Class names, in the order of the probabilities."""
         return self.record.classes
 
+    @property
+    def decoder_note(self) -> str | None:
+        """How the decoder of the training pictures differs from its own, if it does; for an ensemble of each member."""
+        if not self.members:
+            return None if self.record.decoder is None else str(self.record.decoder)
+        notes = [(number, member.decoder_note) for number, member in enumerate(self.members)]
+        return "; ".join(f"member {number}: {note}" for number, note in notes if note is not None) or None
+
     def prepare(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Prepared:
         """Decodes a picture and makes the model's input of it.
 

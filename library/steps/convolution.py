@@ -90,9 +90,14 @@ class Convolve:
             )
         return self
 
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """The kernel in OpenCV's form: with zeros for dilation, and divided by its sum for `normalize`; read-only."""
+        return _spread(self.kernel, self.dilation, self.normalize)
+
     def __call__(self, pixels: Pixels) -> Pixels:
         height, width = self._unstrided(*size_of(pixels))
-        kernel = _spread(self.kernel, self.dilation, self.normalize)
+        kernel = self.weights
         pad = self.padding if isinstance(self.padding, int) else 0
         rows, columns = kernel.shape
         anchor = ((columns - 1) // 2, (rows - 1) // 2) if self.padding == "same" else (0, 0)
@@ -110,7 +115,7 @@ class Convolve:
     def move(self, height: int, width: int) -> Move:
         """Where a picture of this size goes: a new pixel is where the middle of its window was."""
         size = [(side - 1) // self.stride + 1 for side in self._unstrided(height, width)]
-        rows, columns = _spread(self.kernel, self.dilation, self.normalize).shape
+        rows, columns = self.weights.shape
         if self.padding == "same":  # an even kernel has its middle on the pixel before it, so the picture stays
             return windows((size[0], size[1]), (1, 1), self.stride, (0, 0), self)
         pad = self.padding if isinstance(self.padding, int) else 0
@@ -118,7 +123,7 @@ class Convolve:
 
     def _unstrided(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result at stride 1."""
-        rows, columns = _spread(self.kernel, self.dilation, self.normalize).shape
+        rows, columns = self.weights.shape
         pad = self.padding if isinstance(self.padding, int) else 0
         grown = (rows - 1, columns - 1) if self.padding == "same" else (2 * pad, 2 * pad)
         full = height + grown[0] - rows + 1, width + grown[1] - columns + 1
@@ -130,7 +135,6 @@ class Convolve:
 
 @lru_cache(maxsize=64)
 def _spread(kernel: tuple[tuple[float, ...], ...], dilation: int, normalize: bool) -> NDArray[np.float64]:
-    """The kernel in OpenCV's form: with zeros for dilation, and divided by its sum for `normalize`."""
     weights = np.asarray(kernel, np.float64)
     spread = np.zeros([dilation * (side - 1) + 1 for side in weights.shape])
     spread[::dilation, ::dilation] = weights / weights.sum() if normalize else weights

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from library.imaging.picture import Pixels
@@ -45,11 +46,17 @@ class LaplacianSharpen:
     neighbors: Annotated[Literal[4, 8], Field(description="4: sides only; 8: corners too")] = 4
     border: Annotated[Border, Field(description="what the filter sees outside the picture")] = "reflect_101"
 
-    def __call__(self, pixels: Pixels) -> Pixels:
+    @property
+    def kernel(self) -> NDArray[np.float64]:
+        """The weights, 3 x 3."""
         kernel = np.full((3, 3), -self.amount)
         if self.neighbors == 4:
             kernel[::2, ::2] = 0
         kernel[1, 1] = 1 + self.neighbors * self.amount
+        return kernel
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        kernel = self.kernel
         border = BORDER_CODES[self.border]
         depth = cv2.CV_64F if pixels.dtype == np.uint16 else -1
 

@@ -72,7 +72,11 @@ class InputDescription(Strict):
     size: tuple[int, int]
     channels: int
     decoder: Annotated[
-        str | None, Field(description="how the decoder of the training pictures differs from this server's, if it does")
+        str | None,
+        Field(
+            description="how the decoder of the training pictures differs from this server's, if it does; "
+            "of an ensemble for each member where it does"
+        ),
     ] = None
 
 
@@ -93,9 +97,16 @@ class ModelDescription(Strict):
 
     @classmethod
     def of_record(
-        cls, name: str, bundle_id: str, record: BundleRecord, runtime: dict[str, Any], *, explain: bool
+        cls,
+        name: str,
+        bundle_id: str,
+        record: BundleRecord,
+        runtime: dict[str, Any],
+        *,
+        explain: bool,
+        decoder: str | None,
     ) -> ModelDescription:
-        """Describes a bundle that is served under `name`."""
+        """Describes a bundle that is served under `name`; `decoder` is `Bundle.decoder_note`."""
         return cls(
             name=name,
             bundle_id=bundle_id,
@@ -106,7 +117,7 @@ class ModelDescription(Strict):
                 fit=record.fit,
                 size=record.input_size,
                 channels=record.channels,
-                decoder=None if record.decoder is None else str(record.decoder),
+                decoder=decoder,
             ),
             metrics=record.metrics,
             provenance=record.provenance,

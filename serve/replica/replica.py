@@ -115,8 +115,9 @@ class ModelReplica:
     async def describe(self) -> ModelDescription:
         """Describes it for `GET /models`."""
         runtime = self._runtime.described() | {"batch_size": self._batch_size, "batch_wait_ms": self._batch_wait_ms}
+        bundle, explain = self._bundle, self._settings.explain
         return ModelDescription.of_record(
-            self._name, self._bundle_id, self._bundle.record, runtime, explain=self._settings.explain
+            self._name, self._bundle_id, bundle.record, runtime, explain=explain, decoder=bundle.decoder_note
         )
 
     async def drift(self) -> DriftReport | None:

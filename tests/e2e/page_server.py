@@ -80,7 +80,8 @@ class EngineModel:
 
     async def describe(self) -> ModelDescription:
         runtime = {"name": "eager", "device": "cpu", "batch_size": 8, "threads": 1}
-        return ModelDescription.of_record(self.name, self.bundle_id, self.bundle.record, runtime, explain=True)
+        record, decoder = self.bundle.record, self.bundle.decoder_note
+        return ModelDescription.of_record(self.name, self.bundle_id, record, runtime, explain=True, decoder=decoder)
 
     async def drift(self) -> DriftReport | None:
         return None

@@ -15,7 +15,7 @@ from library.training.augmenting.drawing import BatchDrawer
 from library.training.augmenting.execution import augmented_arrays, augmented_tensor
 from library.training.augmenting.forms import steps_without_form
 from library.training.augmenting.operations import RaggedPictures, UndonePictures
-from tests.step_examples import AUGMENTATIONS, picture
+from tests.step_examples import AUGMENTATIONS, FILTERS, picture
 
 pytestmark = pytest.mark.gpu
 
@@ -23,7 +23,10 @@ _SIDE = 24
 _INPUTS = InputPipeline.parse("", f'resize([{_SIDE}, {_SIDE}], mode="exact")', (_SIDE, _SIDE), 3)
 
 
-@pytest.mark.parametrize("text", [text for text in AUGMENTATIONS if not steps_without_form(Pipeline.parse(text).steps)])
+_TEXTS = [*AUGMENTATIONS, *(f"{text} | rgb" for text in FILTERS)]
+
+
+@pytest.mark.parametrize("text", [text for text in _TEXTS if not steps_without_form(Pipeline.parse(text).steps)])
 def test_a_gpu_augments_as_the_cpu_does(device: torch.device, text: str) -> None:
     shown = [picture(height=30 + number % 3, width=28 + number % 5, seed=number) for number in range(40)]
     drawer = BatchDrawer(Augmenter(Pipeline.parse(text), 1), _INPUTS)

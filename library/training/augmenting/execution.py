@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from library.steps.augmentations.degradation import normal_levels
-from library.training.augmenting import kernels
+from library.training.augmenting import kernels, neighbourhoods
 from library.training.augmenting.kernels import on
 from library.training.augmenting.operations import (
+    Bands,
     Blur,
     ChannelShifts,
+    Composite,
+    Convolution,
     Drawn,
     Erase,
     Gain,
+    Grey,
+    Lookup,
+    Mean,
     Move,
     Noise,
     Operation,
     Resize,
+    Stretch,
+    Transpose,
     UndonePictures,
+    Unsharp,
     Warp,
 )
 from library.training.augmenting.streams import Rows
+
+# The functions of operations with one number for each picture.
+_GAINS: dict[str, Callable[[Tensor, NDArray[np.float64]], Tensor]] = {
+    "brightness": kernels.brightness,
+    "contrast": kernels.contrast,
+    "saturation": kernels.saturation,
+    "sharpness": neighbourhoods.sharpness,
+    "hue": kernels.hue,
+    "posterize": kernels.posterize,
+    "solarize": kernels.solarize,
+    "stretch": kernels.stretch,
+    "equalize": kernels.equalize,
+    "invert": kernels.invert,
+}
 
 # Samples that a resize holds at once, each in 4 bytes; its results do not depend on it.
 _RESIZED_SAMPLES = 2**25
@@ -100,21 +123,54 @@ def _run(operation: Operation, pictures: _Pictures) -> None:
                 pictures.put(same, _resized(pictures, same, operation.boxes[np.searchsorted(rows, same)], operation))
         case Erase():
             _erase(pictures, operation)
+        case Warp() | Blur() | Gain() | ChannelShifts() | Noise():
+            for same, stack in pictures.stacks(rows):
+                pictures.put(same, _drawn_for_each(operation, stack, np.searchsorted(rows, same)))
         case _:
             for same, stack in pictures.stacks(rows):
-                which = np.searchsorted(rows, same)
-                match operation:
-                    case Warp():
-                        result = kernels.warp(stack, operation.inverses[which], operation.fill)
-                    case Blur():
-                        result = kernels.blur(stack, operation.sigmas[which])
-                    case Gain():
-                        result = kernels.GAINS[operation.name](stack, operation.amounts[which])
-                    case ChannelShifts():
-                        result = kernels.channel_shift(stack, operation.offsets[which])
-                    case Noise():
-                        result = kernels.noise(stack, operation.levels[which], normal_levels(), operation.sigma)
-                pictures.put(same, result)
+                pictures.put(same, _same_for_all(operation, stack))
+
+
+def _drawn_for_each(
+    operation: Warp | Blur | Gain | ChannelShifts | Noise, stack: Tensor, which: NDArray[np.int64]
+) -> Tensor:
+    """Runs an operation on pictures of one shape, with the parameters of each."""
+    match operation:
+        case Warp():
+            return kernels.warp(stack, operation.inverses[which], operation.fill)
+        case Blur():
+            return neighbourhoods.blur(stack, operation.sigmas[which])
+        case Gain():
+            return _GAINS[operation.name](stack, operation.amounts[which])
+        case ChannelShifts():
+            return kernels.channel_shift(stack, operation.offsets[which])
+        case Noise():
+            return kernels.noise(stack, operation.levels[which], normal_levels(), operation.sigma)
+
+
+def _same_for_all(
+    operation: Mean | Convolution | Unsharp | Transpose | Bands | Composite | Grey | Lookup | Stretch, stack: Tensor
+) -> Tensor:
+    """Runs an operation on pictures of one shape that does the same to all."""
+    match operation:
+        case Mean():
+            return neighbourhoods.mean(stack, operation.size, operation.border)
+        case Convolution():
+            return neighbourhoods.convolution(stack, operation.weights, operation.border)
+        case Unsharp():
+            return neighbourhoods.unsharp(stack, operation.amount, operation.sigma)
+        case Transpose():
+            return stack.transpose(1, 2).contiguous()
+        case Bands():
+            return stack[..., list(operation.bands)]
+        case Composite():
+            return kernels.composite(stack, operation.background)
+        case Grey():
+            return kernels.grey(stack)
+        case Lookup():
+            return on(stack.device, operation.table)[stack.to(torch.int64)]
+        case Stretch():
+            return kernels.stretch_between(stack, *operation.percentiles)
 
 
 class _Pictures:

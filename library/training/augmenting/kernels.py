@@ -6,7 +6,6 @@ whole numbers, so that a picture's result does not depend on the other pictures 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from library.steps.augmentations.photometric import LUMA
-from library.steps.augmentations.policies import SMOOTH
 
 # Warps treat channels in groups of four; OpenCV computes a group of two with coordinates that are rounded to 1024ths of
 # a pixel, added, and rounded to 32nds.
 _GROUP = 4
 _FINE, _FRACTIONS = 1024, 32
 # The fractions of OpenCV's integer arithmetic, in bits.
-_COLOUR_BITS, _HUE_BITS, _KERNEL_BITS = 10, 12, 8
+_COLOUR_BITS, _HUE_BITS, _GREY_BITS = 10, 12, 15
 
 
 def on(device: torch.device, array: NDArray[Any], *trailing: int) -> Tensor:
@@ -69,6 +67,22 @@ def saturation(stack: Tensor, gains: NDArray[np.float64]) -> Tensor:
     values = stack.to(torch.int32)
     red, green, blue = (values[..., band : band + 1] * whole[:, None, None, :, band] for band in range(3))
     return ((red + green + blue + 2 ** (_COLOUR_BITS - 1)) >> _COLOUR_BITS).clamp(0, 255).to(torch.uint8)
+
+
+def grey(stack: Tensor) -> Tensor:
+    """The luma of three channels, the mean of any other number: n x height x width x 1."""
+    values = stack.to(torch.int32)
+    if stack.shape[3] != 3:
+        return rounded(values.sum(3, keepdim=True).double() / stack.shape[3])
+    whole = np.rint(np.asarray(LUMA) * 2**_GREY_BITS).astype(np.int32)
+    total = (values * on(stack.device, whole)).sum(3, keepdim=True)
+    return ((total + 2 ** (_GREY_BITS - 1)) >> _GREY_BITS).to(torch.uint8)
+
+
+def composite(stack: Tensor, background: NDArray[np.float32]) -> Tensor:
+    """Composites colours over a background by their alpha, the last channel, which the result lacks."""
+    opacity = stack[..., -1:].float() / 255
+    return rounded(stack[..., :-1] * opacity + on(stack.device, background) * (1 - opacity))
 
 
 def hue(stack: Tensor, turns: NDArray[np.float64]) -> Tensor:
@@ -127,17 +141,13 @@ def invert(stack: Tensor, _: NDArray[np.float64]) -> Tensor:
 def stretch(stack: Tensor, _: NDArray[np.float64]) -> Tensor:
     """Spreads the values of each channel from 0 to 255; a flat channel stays."""
     low, high = (extreme((1, 2)).double()[:, :, None] for extreme in (stack.amin, stack.amax))
-    ramp = torch.arange(256, dtype=torch.float64, device=stack.device)
-    tables = ((ramp - low) * (255 / (high - low).clamp(min=1))).clamp(0, 255).round()
-    return _looked_up(stack, torch.where(high == low, ramp, tables))
+    return _spread(stack, low, high)
 
 
 def equalize(stack: Tensor, _: NDArray[np.float64]) -> Tensor:
     """Equalizes the histogram of each channel; a flat channel stays."""
-    count, height, width, channels = stack.shape
-    planes = torch.arange(count * channels, device=stack.device).reshape(count, 1, 1, channels) * 256
-    histograms = torch.bincount((planes + stack).reshape(-1), minlength=count * channels * 256)
-    below = histograms.reshape(count, channels, 256).cumsum(2)
+    height, width = stack.shape[1:3]
+    below = _histograms(stack).cumsum(2)
     least = torch.where(below > 0, below, height * width + 1).amin(2, keepdim=True)
     scale = 255.0 / (height * width - least).clamp(min=1).float()
     tables = ((below - least).clamp(min=0).float() * scale).round()
@@ -145,11 +155,37 @@ def equalize(stack: Tensor, _: NDArray[np.float64]) -> Tensor:
     return _looked_up(stack, torch.where(least == height * width, ramp, tables))
 
 
+def _histograms(stack: Tensor) -> Tensor:
+    """How often each value occurs: n x channels x 256."""
+    count, _, _, channels = stack.shape
+    planes = torch.arange(count * channels, device=stack.device).reshape(count, 1, 1, channels) * 256
+    counts = torch.bincount((planes + stack).reshape(-1), minlength=count * channels * 256)
+    return counts.reshape(count, channels, 256)
+
+
 def _looked_up(stack: Tensor, tables: Tensor) -> Tensor:
     """Each value replaced by its entry in the table of its picture and channel: n x channels x 256."""
     values = stack.movedim(3, 1).flatten(2)
     found = tables.to(torch.uint8).gather(2, values.to(torch.int64))
     return found.reshape(stack.movedim(3, 1).shape).movedim(1, 3).contiguous()
+
+
+def stretch_between(stack: Tensor, low_percentile: float, high_percentile: float) -> Tensor:
+    """Spreads the values of each channel between two percentiles from 0 to 255; where they are equal it stays."""
+    count, height, width, channels = stack.shape
+    below = _histograms(stack).cumsum(2)
+    shares = np.clip(np.asarray([low_percentile, high_percentile]) * (height * width / 100), 1, height * width)
+    bounds = on(stack.device, shares).expand(count, channels, 2).contiguous()
+    low, high = torch.searchsorted(below.double(), bounds).double().split(1, 2)
+    return _spread(stack, low, high)
+
+
+def _spread(stack: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Spreads values from `low` to `high`, each n x channels x 1, from 0 to 255; where they are equal, values stay."""
+    ramp = torch.arange(256, dtype=torch.float64, device=stack.device)
+    # A number divided by a tensor would be multiplied by its reciprocal, which rounds twice.
+    scale = torch.full_like(low, 255) / (high - low).clamp(min=1)
+    return _looked_up(stack, torch.where(high == low, ramp, ((ramp - low) * scale).clamp(0, 255).round()))
 
 
 def channel_shift(stack: Tensor, offsets: NDArray[np.int32]) -> Tensor:
@@ -161,68 +197,6 @@ def noise(stack: Tensor, levels: NDArray[np.uint16], normal: NDArray[np.float32]
     """Adds noise, given as indices of a table of the normal distribution."""
     table = on(stack.device, (normal * np.float32(sigma)).astype(np.float32))
     return rounded(table[on(stack.device, levels.astype(np.int32))] + stack)
-
-
-def sharpness(stack: Tensor, gains: NDArray[np.float64]) -> Tensor:
-    """Multiplies the difference of each pixel from its surroundings, mirrored at the borders."""
-    weights = SMOOTH * (1 - gains)[:, None, None]
-    weights[:, 1, 1] += gains
-    total = torch.zeros(stack.shape, device=stack.device)
-    values = stack.float()
-    rows, columns = (_mirrored(side, 1, stack.device) for side in stack.shape[1:3])
-    for y in range(3):
-        line = values.index_select(1, rows[y])
-        for x in range(3):
-            weight = on(stack.device, weights[:, y, x].astype(np.float32), 1, 1, 1)
-            total = total + line.index_select(2, columns[x]) * weight
-    return torch.where(on(stack.device, gains == 1, 1, 1, 1), stack, rounded(total))
-
-
-# -- blur -------------------------------------------------------------------------------------------------------------
-
-
-def blur(stack: Tensor, sigmas: NDArray[np.float64]) -> Tensor:
-    """Blurs with Gaussians, mirrored at the borders, in OpenCV's whole numbers: 256ths for each direction."""
-    weights = gaussians(sigmas)
-    values = stack.float()
-    for axis in (2, 1):
-        lines = _mirrored(stack.shape[axis], weights.shape[1] // 2, stack.device)
-        total = torch.zeros(stack.shape, device=stack.device)
-        for tap in range(weights.shape[1]):
-            weight = on(stack.device, weights[:, tap], 1, 1, 1)
-            total = total + values.index_select(axis, lines[tap]) * weight
-        values = total
-    return ((values + 2 ** (2 * _KERNEL_BITS - 1)) / 2 ** (2 * _KERNEL_BITS)).floor().clamp(0, 255).to(torch.uint8)
-
-
-def gaussians(sigmas: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Gaussian kernels as OpenCV rounds them: whole numbers whose sum is 256, each error carried to the next one.
-
-    Returns:
-        n x taps, odd; shorter kernels have zeros on both ends.
-    """
-    radii = (np.rint(sigmas * 6 + 1).astype(np.int64) | 1) // 2
-    most = int(radii.max(initial=0))
-    distances = np.abs(np.arange(-most, most + 1))
-    kernels = np.exp(-0.5 * distances**2 / sigmas[:, None] ** 2) * (distances <= radii[:, None])
-    kernels *= 2**_KERNEL_BITS / kernels.sum(axis=1, keepdims=True)
-    whole = np.zeros_like(kernels)
-    error = np.zeros(len(sigmas))
-    for tap in range(most):
-        exact = kernels[:, tap] + error
-        whole[:, tap] = whole[:, -1 - tap] = np.rint(exact)
-        error = exact - whole[:, tap]
-    whole[:, most] = 2**_KERNEL_BITS - whole.sum(axis=1)
-    return whole.astype(np.float32)
-
-
-def _mirrored(side: int, radius: int, device: torch.device) -> Tensor:
-    """For each tap from -radius to radius the index of every line, mirrored at the borders without repeating them."""
-    indices = torch.arange(side, device=device) + torch.arange(-radius, radius + 1, device=device)[:, None]
-    if side == 1:
-        return torch.zeros_like(indices)
-    folded = indices % (2 * side - 2)
-    return torch.minimum(folded, 2 * side - 2 - folded)
 
 
 # -- geometry ---------------------------------------------------------------------------------------------------------
@@ -314,18 +288,3 @@ def taps(sides: Tensor, size: int, most: int) -> tuple[Tensor, Tensor]:
     area = torch.where(overlap > 1e-3, overlap, 0.0) / torch.minimum(scale, sides[:, None] - begin)[:, :, None]
     linear = (1 - (lines - centre[:, :, None]).abs()).clamp(min=0)
     return first.to(torch.int64), torch.where(grows[:, :, None], linear, area).float()
-
-
-#: The functions of operations with one number for each picture.
-GAINS: dict[str, Callable[[Tensor, NDArray[np.float64]], Tensor]] = {
-    "brightness": brightness,
-    "contrast": contrast,
-    "saturation": saturation,
-    "sharpness": sharpness,
-    "hue": hue,
-    "posterize": posterize,
-    "solarize": solarize,
-    "stretch": stretch,
-    "equalize": equalize,
-    "invert": invert,
-}

@@ -98,6 +98,125 @@ class Blur:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """Replaces each pixel by the mean of a window.
+
+    Attributes:
+        rows: n pictures.
+        size: side of the window in pixels, odd.
+        border: what lies outside the picture, as `library.steps.arrays.Border`.
+    """
+
+    rows: Rows
+    size: int
+    border: str
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Weighs the surroundings of each pixel.
+
+    Attributes:
+        rows: n pictures.
+        weights: kernel rows x kernel columns.
+        border: what lies outside the picture, as `library.steps.arrays.Border`.
+    """
+
+    rows: Rows
+    weights: NDArray[np.float64]
+    border: str
+
+
+@dataclass(frozen=True)
+class Unsharp:
+    """Adds the difference from a Gaussian blur.
+
+    Attributes:
+        rows: n pictures.
+        amount: factor of the difference.
+        sigma: standard deviation in pixels.
+    """
+
+    rows: Rows
+    amount: float
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Exchanges rows and columns.
+
+    Attributes:
+        rows: n pictures.
+    """
+
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Picks channels.
+
+    Attributes:
+        rows: n pictures.
+        bands: numbers of the channels that the result has.
+    """
+
+    rows: Rows
+    bands: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Composites colours over a background; their alpha, the last channel, is gone afterwards.
+
+    Attributes:
+        rows: n pictures.
+        background: a level for each colour.
+    """
+
+    rows: Rows
+    background: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Grey:
+    """Makes one channel: the luma of three, the mean of any other number.
+
+    Attributes:
+        rows: n pictures.
+    """
+
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Replaces each value by its entry in a table.
+
+    Attributes:
+        rows: n pictures.
+        table: 256 entries.
+    """
+
+    rows: Rows
+    table: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Spreads the values of each channel between two percentiles from 0 to 255.
+
+    Attributes:
+        rows: n pictures.
+        percentiles: the low and the high one.
+    """
+
+    rows: Rows
+    percentiles: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Erase:
     """Replaces a rectangle of each picture.
 
@@ -156,7 +275,25 @@ class Noise:
     sigma: float
 
 
-Operation: TypeAlias = Move | Warp | Resize | Blur | Erase | Gain | ChannelShifts | Noise
+Operation: TypeAlias = (
+    Move
+    | Warp
+    | Resize
+    | Blur
+    | Mean
+    | Convolution
+    | Unsharp
+    | Transpose
+    | Bands
+    | Composite
+    | Grey
+    | Lookup
+    | Stretch
+    | Erase
+    | Gain
+    | ChannelShifts
+    | Noise
+)
 
 
 @dataclass(frozen=True)

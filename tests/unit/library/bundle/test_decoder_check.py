@@ -102,6 +102,8 @@ def test_an_ensembles_members_state_their_differences(trained: str, tmp_path: Pa
     uri = str(tmp_path / "both")
     (note,) = decoder_notes(uri, load_record(uri))
     assert note.startswith(f"{uri}/members/0 was trained on pictures")
+    assert Bundle.load(uri, "cpu").decoder_note == f"member 0: {DECODER}"
+    assert (Bundle.load(trained, "cpu").decoder_note, Bundle.load(other, "cpu").decoder_note) == (str(DECODER), None)
 
 
 def test_predictions_say_that_the_decoder_is_another(

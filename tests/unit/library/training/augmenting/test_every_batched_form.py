@@ -51,6 +51,31 @@ MORE = (
     "flip | resize(7) | crop(top=1, left=2, height=6, width=4)",
     "random_crop(8) | invert | crop(top=0, left=2, height=9, width=4)",
     "gaussian_blur(sigma=9) | flip",
+    "grayscale | gaussian_noise(sigma=0.05)",
+    "sometimes(0.5, grayscale(background=0.3) | rgb | shift)",
+    "rgb(background=[0, 0.5, 1]) | hue(0.2)",
+    "channels([1, 0]) | gaussian_noise(sigma=0.05)",
+    "channels([0, 0, 0, 0, 0])",
+    "sometimes(0.5, rotate90) | rotate90(turns=3) | gaussian_noise(sigma=0.02)",
+    "flip | rotate90(turns=2)",
+    "pad_square(fill=0.5) | random_crop(20)",
+    'pad_square(border="reflect") | pad_square',
+    'crop(top=0, left=0, height=12, width=1) | pad_square(border="reflect_101")',
+    'pad_square(border="replicate")',
+    "gamma(2.2) | flip",
+    'binarize(method="fixed", threshold=0.4)',
+    "equalize | flip",
+    "contrast_stretch",
+    "contrast_stretch(low_percentile=0, high_percentile=60)",
+    "box_blur(size=5)",
+    'box_blur(size=9, border="zeros")',
+    "sharpen(amount=0.7)",
+    "sharpen(amount=100, sigma=3)",
+    "laplacian_sharpen(amount=0.3, neighbors=8)",
+    'laplacian_sharpen(border="replicate")',
+    "convolve([[0, 1, 0], [1, 2, 1]], normalize=True)",
+    'convolve([[1, -2], [3, 0.5]], dilation=3, border="reflect")',
+    'convolve([[0.1, 0.2, 0.3]], border="zeros")',
 )
 
 
@@ -77,8 +102,8 @@ def in_batches(
         draft = Draft(RandomStreams.of_pictures(7, 3, keys[first : first + size]), packed.shapes)
         draw_steps(Pipeline.parse(text).steps, draft, draft.rows)
         drawn = draft.drawn()
-        kept = packed.flat.copy()
-        done = [each.numpy() for each in execute(torch.from_numpy(packed.flat), packed.starts, packed.shapes, drawn)]
+        kept = packed.samples.copy()
+        done = [each.numpy() for each in execute(torch.from_numpy(packed.samples), packed.starts, packed.shapes, drawn)]
         np.testing.assert_array_equal(packed.flat, kept)
         results += [drawn.rejected.get(number, each) for number, each in enumerate(done)]
         states += draft.streams.states()
