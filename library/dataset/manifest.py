@@ -194,7 +194,9 @@ class Job(_Model):
         options: everything else that decides the output.
     """
 
-    kind: Literal["ingest", "filter", "augment", "predict", "dedup", "split", "merge", "remove", "convert"]
+    kind: Literal[
+        "ingest", "filter", "augment", "predict", "dedup", "split", "merge", "remove", "convert", "features", "sift"
+    ]
     source: str
     origins: list[Origin] = []
     source_digest: str | None = None

@@ -1,0 +1,376 @@
+"""Audits splits before a training trusts them: `striate audit`."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster.connection.session import connect
+from jobs import output
+from jobs.choosing.measure import ensure_measures
+from jobs.choosing.vectors import Vectors, ensure_vectors, plan_embedder, remove_temporary
+from jobs.shards.pool_size import pool_for_classifiers
+from library import storage
+from library.choosing.duplicates.fingerprints import Rule, fingerprints
+from library.choosing.duplicates.groups import in_order_of_occurrence
+from library.choosing.labels import findings
+from library.choosing.labels.audit_page import AuditContent, ConfusedLabels, render_audit
+from library.choosing.labels.confident_learning import LabelErrors, find_label_errors
+from library.choosing.labels.embedders import Embedder
+from library.choosing.labels.findings import EXTREMES, ClassBalance, Member, class_balance
+from library.choosing.labels.linear_head import out_of_fold
+from library.choosing.labels.outliers import neighbour_distances
+from library.choosing.measures import side_table
+from library.choosing.measures.measuring import REASON
+from library.choosing.splits.assignment import assign_groups
+from library.choosing.splits.grouping import name_groups
+from library.choosing.splits.leaks import find_leaks
+from library.dataset.lease import hold
+from library.dataset.manifest import VERSIONS, Manifest, find_manifest, load_manifest, splits_below
+from library.dataset.shards import read_columns
+from library.errors import UsageError
+
+PAGE, FINDINGS, SUMMARY = "index.html", "findings.parquet", "audit.json"
+#: A picture counts as a near duplicate up to this many bits, as in `striate dedup`.
+NEAR_BITS = 4
+FOLDS = 5
+_MOST_CONFUSED = 12
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """What is audited; from `plan_audit`.
+
+    Attributes:
+        datasets: URI of each split, the training set first.
+        manifests: of each split.
+        embedder: computes features; None to look only at what needs no classifier.
+        rule: when two pictures are duplicates.
+        folds: number of folds for out-of-fold probabilities.
+        report: folder of the page; None for none.
+    """
+
+    datasets: Mapping[str, str]
+    manifests: Mapping[str, Manifest]
+    embedder: Embedder | None
+    rule: Rule
+    folds: int
+    report: str | None
+
+    def described(self) -> dict[str, Any]:
+        """Returns the plan for --dry-run."""
+        return {
+            "splits": {name: manifest.rows for name, manifest in self.manifests.items()},
+            "features": "none" if self.embedder is None else self.embedder.name,
+            "near": "off" if self.rule.near is None else f"{self.rule.near} bits",
+            "folds": self.folds,
+            "report": self.report or "none",
+            **({"not_looked_at": skipped} if (skipped := self.skipped()) else {}),
+        }
+
+    def skipped(self) -> list[str]:
+        """What is not looked at, each with the reason."""
+        lines: list[str] = []
+        if self.embedder is None:
+            lines.append("label errors and outliers: they need features; give --bundle, or --model patches")
+        if len(self.datasets) == 1:
+            lines.append("leaks: there is one dataset; name a folder with several splits")
+        return lines
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The result of an audit.
+
+    Attributes:
+        plan: what was audited.
+        findings: all of them, as `FINDING_SCHEMA` says.
+        balance: sizes of the classes.
+        confused: pairs of classes whose labels are most often mixed up.
+        wrong_share: estimated share of wrong labels; None where labels were not looked at.
+        accuracy: share of labels that the out-of-fold classifiers predict; None likewise.
+        skipped: what was not looked at, and why.
+    """
+
+    plan: AuditPlan
+    findings: pa.Table
+    balance: ClassBalance
+    confused: Sequence[ConfusedLabels] = ()
+    wrong_share: float | None = None
+    accuracy: float | None = None
+    skipped: Sequence[str] = ()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Returns the number of findings by kind and split."""
+        counts = {kind: dict.fromkeys(self.plan.datasets, 0) for kind in findings.KINDS}
+        for kind, split in zip(*(self.findings[name].to_pylist() for name in ("kind", "split")), strict=True):
+            counts[kind][split] += 1
+        return counts
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the numbers for --json."""
+        return {
+            "splits": {name: manifest.rows for name, manifest in self.plan.manifests.items()},
+            "digests": {name: manifest.digest for name, manifest in self.plan.manifests.items()},
+            "features": None if self.plan.embedder is None else self.plan.embedder.name,
+            "findings": self.counts(),
+            "label_noise": self.wrong_share,
+            "out_of_fold_accuracy": self.accuracy,
+            "class_ratio": self.balance.ratio,
+            "rare_classes": list(self.balance.rare),
+            "absent_classes": {split: list(names) for split, names in self.balance.absent.items() if names},
+            "not_looked_at": list(self.skipped),
+        }
+
+
+def find_splits(uri: str) -> dict[str, str]:
+    """Returns the URI of each dataset directly below a folder by name, the training set first; or the dataset itself.
+
+    Raises:
+        UsageError: there is none.
+    """
+    uri = storage.normalize(uri)
+    if find_manifest(uri) is not None:
+        return {storage.name_of(uri): uri}
+    splits = splits_below(uri)
+    if not splits:
+        raise UsageError(f"{uri} is neither a dataset nor a folder of datasets; `striate ingest --split` makes one")
+    return {storage.name_of(split): split for split in splits}
+
+
+def plan_audit(
+    folder: str,
+    *,
+    bundle: str | None = None,
+    model: str | None = None,
+    near: int | None = NEAR_BITS,
+    folds: int = FOLDS,
+    report: str | None = None,
+) -> AuditPlan:
+    """Checks everything that can be checked before Ray starts; writes nothing.
+
+    Args:
+        folder: URI of a dataset, or of a folder of them.
+        bundle: URI of a bundle whose features are used.
+        model: instead, a model's call with pretrained weights, or `patches`.
+        near: the most bits in which near duplicates differ; None for exact ones only.
+        folds: number of folds for out-of-fold probabilities.
+        report: folder of the page to write.
+
+    Raises:
+        UsageError: when the request is not valid.
+    """
+    datasets = find_splits(folder)
+    manifests = {name: load_manifest(uri) for name, uri in datasets.items()}
+    empty = [uri for name, uri in datasets.items() if not manifests[name].rows]
+    if empty:
+        raise UsageError(f"{empty[0]} holds no pictures")
+    if folds < 2:
+        raise UsageError(f"--folds {folds}: must be at least 2")
+    if report is not None:
+        report = storage.normalize(report)
+        inside = [uri for uri in datasets.values() if storage.contains(uri, report)]
+        if inside or find_manifest(report) is not None:
+            raise UsageError(f"--report {report} is or lies in a dataset; name a folder of its own")
+        if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
+            raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
+        storage.check_writable(report)
+    embedder = plan_embedder(bundle, model, next(iter(datasets.values())))
+    return AuditPlan(datasets, manifests, embedder, Rule(near), folds, report)
+
+
+def run_audit(plan: AuditPlan, *, workers: str = "auto", gpu: bool | None = None, address: str | None = None) -> Audit:
+    """Audits; measures and features that an earlier or killed run has left beside the datasets are used.
+
+    Args:
+        plan: from `plan_audit`.
+        workers: number of workers; `auto` is one per CPU or GPU.
+        gpu: whether workers that compute features use GPUs; None to use them if there are any.
+        address: address of the Ray cluster.
+
+    Raises:
+        StriateError: when a shard fails; finished ones are kept.
+    """
+    names = tuple(dict.fromkeys([*plan.rule.columns, *EXTREMES, "width", "height"]))
+    vectors: dict[str, Vectors] = {}
+    with connect(address) as session:
+        measures = {name: _measured(uri, plan.manifests[name], names, workers) for name, uri in plan.datasets.items()}
+        if plan.embedder is not None:
+            shards = max(len(manifest.shards) for manifest in plan.manifests.values())
+            pool = pool_for_classifiers(session, workers, gpu, shards)
+            for name, uri in plan.datasets.items():
+                vectors[name] = ensure_vectors(uri, plan.manifests[name], plan.embedder, pool)
+    audit = judge(plan, measures, vectors)
+    if plan.report is not None:
+        with hold(plan.report, tidy=remove_temporary):
+            write_audit(plan.report, audit)
+    return audit
+
+
+def _measured(dataset: str, manifest: Manifest, names: Sequence[str], workers: str) -> pa.Table:
+    """Returns key, label, reason and measures of every picture, on the connected Ray."""
+    table = ensure_measures(dataset, names, manifest=manifest, workers=workers)
+    reasons = pa.concat_tables(side_table.read_columns(side_table.folder_of(dataset), manifest.shards, [REASON]))
+    labels = read_columns(dataset, ["label"], [shard.name for shard in manifest.shards])
+    return table.append_column(REASON, reasons[REASON]).append_column("label", labels["label"])
+
+
+def judge(plan: AuditPlan, measures: Mapping[str, pa.Table], vectors: Mapping[str, Vectors]) -> Audit:
+    """Finds what deserves a look, without Ray.
+
+    Args:
+        plan: from `plan_audit`.
+        measures: key, label, reason and measures of each split.
+        vectors: of each split; empty where there is no embedder.
+    """
+    members = {
+        name: Member(name, table["key"].to_pylist(), table["label"].to_pylist()) for name, table in measures.items()
+    }
+    tables: list[pa.Table] = []
+    splits = list(measures)
+    for number, split in enumerate(splits):
+        # A picture is reported where it leaks to: in the later of the two splits.
+        for other in splits[:number]:
+            found = find_leaks(measures[other], measures[split], plan.rule)
+            tables.append(findings.leaks(split, other, found))
+        member = members[split]
+        tables.append(findings.extremes(member, measures[split]))
+        tables.append(findings.odd_sizes(member, measures[split]))
+        tables.append(findings.unreadable(member, measures[split][REASON].to_pylist()))
+    balance = class_balance({name: manifest.tally.classes for name, manifest in plan.manifests.items()})
+    if not vectors:
+        return Audit(plan, findings.ranked(tables), balance, skipped=plan.skipped())
+    output.stderr.print("comparing features", markup=False)
+    pooled = _pool(plan, measures, members, vectors)
+    tables += pooled.outliers()
+    skipped = plan.skipped()
+    if len(pooled.classes) < 2:
+        skipped.append(f"label errors: the pictures have {len(pooled.classes)} classes, and two are needed")
+        return Audit(plan, findings.ranked(tables), balance, skipped=skipped)
+    probabilities = pooled.out_of_fold(plan.folds)
+    errors = find_label_errors(pooled.ids, probabilities)
+    places = [pooled.places[row] for row in np.flatnonzero(pooled.labelled).tolist()]
+    tables.append(findings.label_errors(list(members.values()), places, errors, pooled.classes))
+    accuracy = float((probabilities.argmax(1) == pooled.ids).mean())
+    confused = _confused(errors, pooled.classes)
+    return Audit(plan, findings.ranked(tables), balance, confused, errors.share, accuracy, skipped)
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """The vectors of all splits together, so that each picture is judged by those of all others.
+
+    Attributes:
+        members: the splits.
+        places: for each vector, the number of its split and its row there.
+        values: N x D.
+        labelled: which of the N have a label.
+        ids: class ids of those.
+        classes: class names by id.
+        groups: N group numbers; duplicates are one group.
+    """
+
+    members: Sequence[Member]
+    places: Sequence[tuple[int, int]]
+    values: NDArray[np.float32]
+    labelled: NDArray[np.bool_]
+    ids: NDArray[np.int64]
+    classes: Sequence[str]
+    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def outliers(self) -> list[pa.Table]:
+        distances = neighbour_distances(self.values)
+        tables: list[pa.Table] = []
+        for number, member in enumerate(self.members):
+            chosen = [place for place, (split, _) in enumerate(self.places) if split == number]
+            rows = [self.places[place][1] for place in chosen]
+            tables.append(findings.outliers(member, rows, distances[chosen]))
+        return tables
+
+    def out_of_fold(self, folds: int) -> NDArray[np.float32]:
+        """Returns probabilities of the labelled pictures; duplicates of a picture never are among its teachers."""
+        rows = np.flatnonzero(self.labelled)
+        keys = [
+            f"{self.members[split].split}/{self.members[split].keys[row]}"
+            for split, row in (self.places[place] for place in rows.tolist())
+        ]
+        numbers = in_order_of_occurrence(self.groups[rows])
+        named = name_groups(numbers, keys)
+        labels: list[str | None] = [self.classes[int(number)] for number in self.ids]
+        assigned = assign_groups(named, labels, {str(fold): 1 / folds for fold in range(folds)})[numbers]
+        values, result = self.values[rows], np.zeros((len(rows), len(self.classes)), np.float32)
+        for fold in range(folds):
+            output.stderr.print(f"label errors: fold {fold + 1} of {folds}", markup=False)
+            if (assigned == fold).any():
+                result += out_of_fold(values, self.ids, len(self.classes), assigned, only=[fold])
+        return result
+
+
+def _pool(
+    plan: AuditPlan, measures: Mapping[str, pa.Table], members: Mapping[str, Member], vectors: Mapping[str, Vectors]
+) -> _Pooled:
+    names = ["key", *plan.rule.columns]
+    groups = fingerprints(pa.concat_tables([table.select(names) for table in measures.values()]), plan.rule).groups()
+    places: list[tuple[int, int]] = []
+    chosen: list[int] = []
+    first = 0
+    for number, (name, member) in enumerate(members.items()):
+        row_of = {key: row for row, key in enumerate(member.keys)}
+        rows = [row_of[key] for key in vectors[name].keys]
+        places += [(number, row) for row in rows]
+        chosen += [first + row for row in rows]
+        first += len(member.keys)
+    labels = [label for one in vectors.values() for label in one.labels]
+    classes = sorted({label for label in labels if label is not None})
+    numbers = {name: number for number, name in enumerate(classes)}
+    labelled = np.array([label is not None for label in labels], np.bool_)
+    ids = np.array([numbers[label] for label in labels if label is not None], np.int64)
+    values = np.concatenate([one.values for one in vectors.values()])
+    return _Pooled(list(members.values()), places, values, labelled, ids, classes, groups[chosen])
+
+
+def _confused(errors: LabelErrors, classes: Sequence[str]) -> list[ConfusedLabels]:
+    """Returns the pairs of classes with the most label errors: given label, probable class, pictures."""
+    counts = errors.joint.copy()
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:_MOST_CONFUSED]
+    pairs = [divmod(int(place), len(classes)) for place in order]
+    return [
+        ConfusedLabels(classes[label], classes[true], float(counts[label, true]))
+        for label, true in pairs
+        if counts[label, true] >= 0.5
+    ]
+
+
+def write_audit(folder: str, audit: Audit) -> None:
+    """Writes the table of findings, the numbers and the page; the page last."""
+    table = io.BytesIO()
+    pq.write_table(audit.findings, table)
+    storage.write_bytes(storage.join(folder, FINDINGS), table.getvalue())
+    numbers = json.dumps(audit.summary(), ensure_ascii=False, allow_nan=False)
+    storage.write_bytes(storage.join(folder, SUMMARY), (numbers + "\n").encode())
+    plan = audit.plan
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    content = AuditContent(
+        datasets=plan.datasets,
+        manifests=plan.manifests,
+        findings=audit.findings,
+        counts=audit.counts(),
+        balance=audit.balance,
+        confused=audit.confused,
+        wrong_share=audit.wrong_share,
+        accuracy=audit.accuracy,
+        skipped=audit.skipped,
+        features=None if plan.embedder is None else plan.embedder.name,
+        footer=f"made {now} by striate {VERSIONS['striate']}",
+    )
+    storage.write_bytes(storage.join(folder, PAGE), render_audit(content).encode("utf-8", "replace"))
