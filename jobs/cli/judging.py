@@ -1,0 +1,87 @@
+"""Commands that judge datasets by classifiers: audit and ablate."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cluster.console import Json, say
+from jobs import output
+from jobs.cli.options import Address, DryRun, Gpu, Plugins, Workers
+from library import storage
+from library.extras import check_installed
+
+_FeaturesBundle = Annotated[
+    str | None, typer.Option("--bundle", help="Bundle whose features are used.", show_default=False)
+]
+_FeaturesModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Instead of a bundle: a model with published weights, e.g. resnet18, or `patches`, which needs none and "
+        "is good enough for digits and small pictures.",
+        show_default=False,
+    ),
+]
+
+
+def audit_command(
+    folder: Annotated[str, typer.Argument(help="Dataset, or folder of splits: a folder or s3://bucket/prefix.")],
+    bundle: _FeaturesBundle = None,
+    model: _FeaturesModel = None,
+    report: Annotated[
+        str | None,
+        typer.Option(help="Folder or s3:// for a page with pictures and `findings.parquet`.", show_default=False),
+    ] = None,
+    near: Annotated[
+        int, typer.Option(min=-1, max=12, help="Most bits in which near duplicates differ; -1 for exact ones only.")
+    ] = 4,
+    folds: Annotated[int, typer.Option(min=2, help="Folds for the classifiers that judge labels.")] = 5,
+    workers: Workers = "auto",
+    gpu: Gpu = None,
+    dry_run: DryRun = False,
+    address: Address = None,
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """Find what is wrong with splits: leaks between them, wrong labels, outliers, extreme scores, odd sizes, imbalance.
+
+    Without --bundle or --model only what needs no classifier is looked at. Labels are judged by classifiers on features
+    that were trained without the picture and its duplicates (confident learning). Measures and features are kept
+    beside each dataset, so a killed or repeated audit computes only what is missing.
+
+        striate audit out --bundle model --report page
+
+        striate audit out/mnist --model patches --report page
+    """
+    if bundle is not None:
+        check_installed("torch", "striate audit --bundle")
+    from jobs.choosing.audit import PAGE, plan_audit, run_audit
+
+    plan = plan_audit(folder, bundle=bundle, model=model, near=None if near < 0 else near, folds=folds, report=report)
+    if dry_run:
+        output.facts(plan.described(), as_json=json)
+        return
+    audit = run_audit(plan, workers=workers, gpu=gpu, address=address)
+    page = storage.join(plan.report, PAGE) if plan.report is not None else None
+    if json:
+        output.emit_json(audit.summary() | ({"report": page} if page else {}))
+        return
+    for kind, by_split in audit.counts().items():
+        if any(by_split.values()):
+            say(f"{kind.replace('_', ' '):12} {output.ranked({name: n for name, n in by_split.items() if n})}")
+        else:
+            say(f"{kind.replace('_', ' '):12} none")
+    if audit.wrong_share is not None:
+        say(f"about {audit.wrong_share:.1%} of the labels are wrong; the classifiers agree with {audit.accuracy:.1%}")
+    balance = audit.balance
+    if balance.ratio is not None:
+        say(f"the largest class has {balance.ratio:.3g} times as many pictures as the smallest")
+    for split, names in balance.absent.items():
+        if names:
+            say(f"{split} has no picture of: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
+    for line in audit.skipped:
+        say(f"not looked at: {line}")
+    if page is not None:
+        say(f"open {page} in a browser; all findings are in {storage.join(plan.report or '', 'findings.parquet')}")
