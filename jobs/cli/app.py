@@ -16,7 +16,7 @@ from cluster.connection.session import own_process
 from cluster.console import encode_anything, say
 from cluster.submit.client import is_job
 from jobs import output
-from jobs.cli import choosing, classifiers, datasets, exchange, judging, listings, training
+from jobs.cli import auditing, choosing, classifiers, datasets, exchange, listings, training
 from library.errors import StriateError
 from library.extras import missing_package
 
@@ -133,7 +133,7 @@ for _name, _function in {
     "measure": choosing.measure_command,
     "dedup": choosing.dedup_command,
     "split": choosing.split_command,
-    "audit": judging.audit_command,
+    "audit": auditing.audit_command,
     "steps": listings.steps_command,
     "models": listings.models_command,
     "train": training.train_command,
