@@ -301,6 +301,18 @@ def flush(uris: Iterable[str]) -> None:
                 os.fsync(file.fileno())
 
 
+def move(source: str, target: str) -> None:
+    """Moves a file to a name in the same store or file system, where it replaces another; nothing is downloaded."""
+    with _as_striate_error(source, "move"):
+        if not is_remote(source):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.replace(source, target)
+            return
+        filesystem, path = _opened(source, writing=True)
+        filesystem.cp_file(path, _opened(target, writing=True)[1])
+        filesystem.rm_file(path)
+
+
 def remove(uris: Iterable[str]) -> None:
     """Removes files; missing ones are ignored."""
     for uri in uris:

@@ -128,6 +128,8 @@ for _name, _function in {
     "augment": datasets.augment_command,
     "merge": exchange.merge_command,
     "convert": exchange.convert_command,
+    "remove": exchange.remove_command,
+    "trace": exchange.trace_command,
     "info": datasets.info_command,
     "show": datasets.show_command,
     "measure": choosing.measure_command,

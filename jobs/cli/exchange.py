@@ -1,4 +1,5 @@
-"""Commands that exchange datasets with other tools, join them, and follow their pictures: convert, merge."""
+"""Commands that exchange datasets with other tools, join them, and follow
+their pictures: convert, merge, remove, trace."""
 
 from __future__ import annotations
 
@@ -102,3 +103,103 @@ def convert_command(
         f"{plan.destination}: {output.counted(record.rows, 'picture')} as {to} in "
         f"{output.counted(record.files, 'file')}, {output.size(record.bytes)}"
     )
+
+
+Folders = Annotated[
+    list[str] | None,
+    typer.Option("--in", help="Folder with datasets and bundles to look at, also deep below it. Repeatable."),
+]
+
+
+def remove_command(
+    dataset: Annotated[str, typer.Argument(help="Dataset to take pictures out of: a folder or s3://bucket/prefix.")],
+    keys: Annotated[
+        str, typer.Option(help="File with the keys: a text with one a line, or a CSV or Parquet with a column of them.")
+    ],
+    destination: Annotated[
+        str | None, typer.Argument(help="Dataset to write without them.", show_default="DATASET itself is changed")
+    ] = None,
+    key_column: Annotated[
+        str | None, typer.Option(help="Column of the CSV or Parquet file.", show_default="key")
+    ] = None,
+    ignore_unknown: Annotated[
+        bool, typer.Option("--ignore-unknown", help="Accept keys that the dataset does not hold.")
+    ] = False,
+    folders: Folders = None,
+    workers: Workers = "auto",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Remove pictures and rejects from a dataset, and name the bundles and datasets that hold or have learned them.
+
+    Only the shards that hold such keys are written again, and no picture is decoded. The dataset stays whole until the
+    new shards are ready; after a kill, the same command completes the removal. Other datasets are named, not changed.
+
+        striate remove out/raw --keys keys.txt --dry-run
+
+        striate remove out/raw --keys withdrawn.csv --key-column picture --in out --in s3://bucket/models
+    """
+    from jobs.exchange.remove import find_affected, plan_remove, remove_pictures
+    from library.exchange.removal import read_keys
+
+    plan = plan_remove(
+        dataset,
+        read_keys(keys, key_column),
+        destination=destination,
+        ignore_unknown=ignore_unknown,
+        overwrite=overwrite,
+    )
+    if plan.unknown:
+        output.stderr.print(
+            f"note: {output.counted(len(plan.unknown), 'key')} not in the dataset: {', '.join(plan.unknown[:5])}",
+            markup=False,
+            soft_wrap=True,
+        )
+    affected = find_affected(plan, folders or ())
+    if dry_run and json:
+        output.emit_json(plan.described() | {"affected": affected.described()})
+    elif dry_run:
+        output.facts(plan.described(), as_json=False)
+    else:
+        manifest = remove_pictures(plan, workers=workers, address=address)
+        written = {plan.destination or plan.dataset: manifest}
+        if json:
+            output.emit_json(output.summaries(written) | {"affected": affected.described()})
+        else:
+            output.finished(written, as_json=False)
+    if not json:
+        for use in affected.uses:
+            say(f"bundle {use.bundle_id[:12]} in {use.bundle} was made with them ({use.role}: {use.dataset})")
+        for uri, number in affected.datasets.items():
+            say(f"{uri} holds {output.counted(number, 'picture')} of them, or made from them")
+        for problem in affected.problems:
+            say(f"note: {problem}")
+
+
+def trace_command(
+    subject: Annotated[
+        str,
+        typer.Argument(help="A picture's key; or a dataset, such as predictions; or a bundle, its folder or its id."),
+    ],
+    folders: Folders = None,
+    json: Json = False,
+) -> None:
+    """Follow a picture, a dataset or a bundle back to its sources, and forward to all that was made from it.
+
+    A picture is shown with the SHA-256 of its bytes in each dataset, so it is seen where they change. Digests decide
+    what belongs together, not names. Without --in, the folder around a dataset or bundle is looked at, or else the
+    current one.
+
+        striate trace cat/1.jpg --in out
+
+        striate trace out/predictions --in out --in s3://bucket/models
+    """
+    from jobs.exchange.trace import print_trace, trace_subject
+
+    result = trace_subject(subject, folders or ())
+    if json:
+        output.emit_json(result.described())
+    else:
+        print_trace(result)

@@ -93,16 +93,20 @@ def _is_bytes(type_: pa.DataType) -> bool:
     return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
 
 
-def with_prefixes(parts: Sequence[Part]) -> list[Part]:
-    """Gives each dataset a prefix: the end of its URI, as many folders of it as the datasets need to differ."""
-    paths = [part.uri.rstrip("/").split("/") for part in parts]
+def name_prefixes(uris: Sequence[str]) -> list[str]:
+    """Returns a prefix for the keys of each dataset: the end of its URI, as many folders as the datasets need to
+    differ."""
+    paths = [uri.rstrip("/").split("/") for uri in uris]
     depth = 1
-    while len({"/".join(path[-depth:]) for path in paths}) < len(parts):
+    while len({"/".join(path[-depth:]) for path in paths}) < len(paths):
         depth += 1
-    return [
-        Part(part.uri, part.manifest, "/".join(path[-depth:]).strip("/") + "/")
-        for part, path in zip(parts, paths, strict=True)
-    ]
+    return ["/".join(path[-depth:]).strip("/") + "/" for path in paths]
+
+
+def with_prefixes(parts: Sequence[Part]) -> list[Part]:
+    """Gives each dataset the prefix of `name_prefixes`."""
+    prefixes = name_prefixes([part.uri for part in parts])
+    return [Part(part.uri, part.manifest, prefix) for part, prefix in zip(parts, prefixes, strict=True)]
 
 
 def repeated_keys(parts: Sequence[Part], on_clash: OnClash) -> list[list[NDArray[np.bool_]]]:

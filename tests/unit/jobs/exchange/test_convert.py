@@ -169,8 +169,9 @@ def test_the_webdataset_package_reads_the_samples(photos: str, tmp_path: Path) -
 
     convert(photos, tmp_path / "wds", "webdataset")
     urls = [str(path) for path in sorted((tmp_path / "wds").glob("*.tar"))]
-    raw = [*WebDataset(urls, shardshuffle=False)]
-    decoded = [*WebDataset(urls, shardshuffle=False).decode("rgb8")]
+    raw: list[Any] = [*WebDataset(urls, shardshuffle=False)]
+    decoding: Any = WebDataset(urls, shardshuffle=False).decode("rgb8")
+    decoded: list[Any] = [*decoding]
     classes = (tmp_path / "wds" / "classes.txt").read_text().split()
     expected = _in_order(photos).to_pylist()
     assert len(raw) == len(decoded) == len(expected) == 9

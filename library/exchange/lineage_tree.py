@@ -1,0 +1,302 @@
+"""Follows a picture, a dataset or a bundle back to its sources, and forward to everything that was made from it.
+
+What is connected is decided by digests: a dataset records the digest of its source, and a bundle those of the datasets
+that it was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+from library import storage
+from library.bundle.description import BUNDLE
+from library.dataset.manifest import MANIFEST, Job, Manifest
+from library.dataset.shards import ShardReader
+from library.errors import UsageError
+from library.exchange.provenance import Catalogue, Place, base_keys, lineage, places_of, uses_of
+
+Kind: TypeAlias = Literal["source", "dataset", "bundle", "export"]
+
+_ID = re.compile("[0-9a-f]{12,64}")
+
+
+@dataclass
+class Node:
+    """One thing in the tree: a source, a dataset, a bundle or an export.
+
+    Attributes:
+        kind: which of these.
+        uri: where it is; of a dataset that was not found, where it was.
+        found: whether it was found below the folders; a source is not looked for.
+        facts: what is known about it, by name.
+        children: what was made from it.
+    """
+
+    kind: Kind
+    uri: str
+    found: bool = True
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    children: list[Node] = field(default_factory=list["Node"])
+
+    def described(self) -> dict[str, Any]:
+        """Returns the tree as plain data, for --json."""
+        return {
+            "kind": self.kind,
+            "uri": self.uri,
+            "found": self.found,
+            **self.facts,
+            "children": [child.described() for child in self.children],
+        }
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The answer to a question.
+
+    Attributes:
+        subject: what was asked for.
+        kind: key, dataset or bundle.
+        roots: the sources, each with the tree of what was made from it.
+        problems: sentences about what could not be read.
+    """
+
+    subject: str
+    kind: Literal["key", "dataset", "bundle"]
+    roots: Sequence[Node]
+    problems: Sequence[str]
+
+    def described(self) -> dict[str, Any]:
+        """Returns the trace as plain data, for --json."""
+        return {
+            "subject": self.subject,
+            "kind": self.kind,
+            "sources": [root.described() for root in self.roots],
+            "problems": list(self.problems),
+        }
+
+
+def trace(subject: str, catalogue: Catalogue) -> Trace:
+    """Follows a subject through a catalogue.
+
+    Args:
+        subject: a key; the URI of a bundle or of a dataset, such as predictions; or the id of a bundle, at least its
+            first twelve digits.
+        catalogue: what was found below some folders.
+
+    Raises:
+        UsageError: nothing there has this key, URI or id.
+    """
+    uri = storage.normalize(subject)
+    by_id = [
+        found for found, record in catalogue.bundles.items() if _ID.fullmatch(subject) and record.id.startswith(subject)
+    ]
+    if uri in catalogue.bundles or by_id:
+        return _trace_bundles(subject, [uri] if uri in catalogue.bundles else by_id, catalogue)
+    if uri in catalogue.datasets:
+        return _trace_dataset(subject, uri, catalogue)
+    places = _places(subject, catalogue)
+    if not places:
+        raise UsageError(
+            f"'{subject}' is neither a bundle (its folder or id), a dataset nor a key of one of the "
+            f"{len(catalogue.datasets):,} finished datasets that were looked at; --in FOLDER looks elsewhere"
+        )
+    tree = _Tree(catalogue, places)
+    for dataset in places:
+        tree.add_dataset(dataset, catalogue.datasets[dataset])
+    tree.add_made_from(places)
+    return Trace(subject, "key", tree.roots, catalogue.problems)
+
+
+def _trace_dataset(subject: str, uri: str, catalogue: Catalogue) -> Trace:
+    tree = _Tree(catalogue)
+    manifest = catalogue.datasets[uri]
+    tree.add_dataset(uri, manifest)
+    made = {uri}
+    for other, its_manifest in catalogue.datasets.items():
+        if manifest.digest in lineage(its_manifest.jobs):
+            tree.add_dataset(other, its_manifest)
+            made.add(other)
+    tree.add_made_from(made)
+    tree.mark(uri)
+    return Trace(subject, "dataset", tree.roots, catalogue.problems)
+
+
+def _trace_bundles(subject: str, uris: Sequence[str], catalogue: Catalogue) -> Trace:
+    tree = _Tree(catalogue)
+    ids = {catalogue.bundles[uri].id for uri in uris}
+    for uri in uris:
+        for member, record in catalogue.bundles.items():
+            if member == uri or member.startswith(f"{uri}/"):
+                for use in uses_of(member, record):
+                    tree.add_digest(use.digest, use.dataset)
+        tree.add_bundle(uri)
+    for dataset, manifest in catalogue.datasets.items():
+        if any(job.options.get("bundle_id") in ids for job in manifest.jobs):
+            tree.add_dataset(dataset, manifest)
+    for uri in uris:
+        tree.mark(uri)
+    return Trace(subject, "bundle", tree.roots, catalogue.problems)
+
+
+def _places(key: str, catalogue: Catalogue) -> dict[str, list[Place]]:
+    """Finds a key, and the keys that it had before and after, in every dataset."""
+    bases = {key}
+    for manifest in catalogue.datasets.values():
+        bases |= set(base_keys(pa.array([key], pa.string()), manifest.jobs).to_pylist())
+    found = {uri: places_of(uri, manifest, bases) for uri, manifest in catalogue.datasets.items()}
+    return {uri: places for uri, places in found.items() if places}
+
+
+class _Tree:
+    """Builds the tree: each dataset below the one that it was made from, those of a merge below the first.
+
+    Args:
+        catalogue: what was found.
+        places: where the pictures are in each dataset, if pictures are traced.
+    """
+
+    def __init__(self, catalogue: Catalogue, places: Mapping[str, Sequence[Place]] | None = None) -> None:
+        self.roots: list[Node] = []
+        self._catalogue, self._places = catalogue, places
+        self._nodes: dict[tuple[str, str], Node] = {}
+        # Also by the digests that datasets had before pictures were removed from them in place.
+        self._by_digest = {
+            job.source_digest or "": uri
+            for uri, manifest in catalogue.datasets.items()
+            for job in manifest.jobs
+            if job.kind == "remove" and job.source == uri
+        } | {manifest.digest: uri for uri, manifest in catalogue.datasets.items()}
+
+    def add_dataset(self, uri: str, manifest: Manifest) -> Node:
+        """Adds a dataset and everything that it was made from."""
+        known = self._nodes.get(("dataset", uri))
+        if known is not None:
+            return known
+        node = Node("dataset", uri, facts={"made_by": _made_by(manifest.jobs[-1]), "digest": manifest.digest})
+        used = str(manifest.jobs[-1].options.get("bundle_id", ""))
+        bundle = next((found for found, record in self._catalogue.bundles.items() if record.id == used), None)
+        if bundle is not None:
+            node.facts["bundle"] = bundle
+        self._nodes["dataset", uri] = node
+        if self._places is None:
+            node.facts["pictures"] = manifest.rows
+        else:
+            node.facts["pictures"] = _pictures(uri, self._places.get(uri, ()))
+        self._parent(manifest.jobs, uri).children.append(node)
+        return node
+
+    def _parent(self, jobs: Sequence[Job], uri: str) -> Node:
+        """Returns the node that a dataset with this history was made from; adds it if needed."""
+        job = jobs[-1]
+        if job.origins:
+            places = self._places
+            # Of a picture's sources, only those that hold it, or are gone.
+            held = [
+                origin
+                for origin in job.origins
+                if places is None or origin.digest not in self._by_digest or self._by_digest[origin.digest] in places
+            ]
+            parents = [self._origin(one.digest, one.source, one.jobs) for one in held or job.origins]
+            if len(parents) > 1:
+                self._nodes["dataset", uri].facts["also_from"] = [parent.uri for parent in parents[1:]]
+            return parents[0]
+        if len(jobs) == 1 or job.source_digest is None:
+            return self._source(job)
+        if job.kind == "remove" and job.source == uri:  # in place: its former self is gone
+            return self._parent(jobs[:-1], uri)
+        return self._origin(job.source_digest, job.source, jobs[:-1])
+
+    def _origin(self, digest: str, source: str, jobs: Sequence[Job]) -> Node:
+        found = self._by_digest.get(digest)
+        if found is not None:
+            return self.add_dataset(found, self._catalogue.datasets[found])
+        key = ("dataset", digest)
+        if key not in self._nodes:
+            facts = {"made_by": _made_by(jobs[-1]) if jobs else "", "digest": digest}
+            node = self._nodes[key] = Node("dataset", source, found=False, facts=facts)
+            if jobs:
+                self._parent(jobs, source).children.append(node)
+            else:
+                self.roots.append(node)
+        return self._nodes[key]
+
+    def _source(self, job: Job) -> Node:
+        key = ("source", job.source)
+        if key not in self._nodes:
+            node = self._nodes[key] = Node("source", job.source)
+            self.roots.append(node)
+        return self._nodes[key]
+
+    def add_digest(self, digest: str, uri: str) -> None:
+        """Adds the dataset with a digest, found or not."""
+        self._origin(digest, uri, ())
+
+    def add_made_from(self, datasets: Collection[str]) -> None:
+        """Adds the bundles and exports that were made from some datasets."""
+        digests = {digest for digest, uri in self._by_digest.items() if uri in datasets}
+        for use in self._catalogue.uses(digests):
+            self.add_bundle(use.bundle)
+        for uri, record in sorted(self._catalogue.exports.items()):
+            parent = self._by_digest.get(record.jobs[-1].source_digest or "")
+            if parent is not None and parent in datasets:
+                facts = {"made_by": _made_by(record.jobs[-1]), "pictures": record.rows}
+                self._nodes["dataset", parent].children.append(Node("export", uri, facts=facts))
+
+    def add_bundle(self, uri: str) -> None:
+        """Adds a bundle below each dataset that it was trained or validated on."""
+        record = self._catalogue.bundles[uri]
+        members = {
+            other: its_record
+            for other, its_record in self._catalogue.bundles.items()
+            if other == uri or other.startswith(f"{uri}/")
+        }
+        placed = set[tuple[int, str]]()
+        for other, its_record in members.items():
+            for use in uses_of(other, its_record):
+                found = self._by_digest.get(use.digest)
+                parent = self._nodes.get(("dataset", found or use.digest))
+                if parent is None or (id(parent), use.role) in placed:
+                    continue
+                placed.add((id(parent), use.role))
+                parent.children.append(Node("bundle", uri, facts={"bundle_id": record.id, "role": use.role}))
+        if not placed:
+            self.roots.append(Node("bundle", uri, facts={"bundle_id": record.id}))
+
+    def mark(self, uri: str) -> None:
+        """Marks the subject of the trace."""
+        waiting = [*self.roots]
+        while waiting:
+            node = waiting.pop()
+            waiting += node.children
+            if node.uri == uri and node.found:
+                node.facts["subject"] = True
+
+
+def _made_by(job: Job) -> str:
+    bundle = job.options.get("bundle_id")
+    what = job.pipeline or (f"with bundle {str(bundle)[:12]}" if bundle else str(job.options.get("to") or ""))
+    return f"{job.kind} {what}".strip()
+
+
+def _pictures(dataset: str, places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Returns what a dataset says about pictures, and the SHA-256 of their bytes."""
+    found: list[dict[str, Any]] = []
+    for place in places:
+        [table] = list(ShardReader(storage.join(dataset, place.shard), 1, place.row))
+        [row] = table.to_pylist()
+        data = row["image"]["bytes"] or b""
+        facts = {"key": place.key, "label": row["label"], "shard": place.shard, "row": place.row}
+        facts |= {"path": row["image"]["path"], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        found.append(facts | {name: row[name] for name in ("predicted",) if name in row})
+    return found
+
+
+def is_place(uri: str) -> bool:
+    """Whether a bundle or a dataset is at a URI, so that its folder need not be searched for."""
+    return any(storage.exists(storage.join(uri, name)) for name in (BUNDLE, MANIFEST))

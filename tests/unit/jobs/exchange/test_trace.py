@@ -1,0 +1,104 @@
+"""Tracing pictures, datasets and bundles to their sources and to what was made from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.exchange.merge import plan_merge
+from jobs.exchange.trace import print_trace, trace_subject
+from jobs.filter import plan_filter
+from library.bundle.bundle import Bundle
+from library.bundle.description import load_record
+from library.dataset.manifest import load_manifest
+from library.errors import UsageError
+from library.exchange.lineage_tree import Node, trace
+from library.exchange.provenance import Catalogue
+from tests.bundles import make_bundle
+from tests.datasets import carry_out
+from tests.picture_examples import encoded, ingest, write_files
+
+FILES = {f"{label}/{n}.png": encoded("png", 40 + n, 50) for label in ("cat", "dog") for n in range(3)}
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ingests, a filter, a merge with prefixes, and a bundle trained on the filtered pictures."""
+    folder = tmp_path_factory.mktemp("lake")
+    ingest(write_files(folder / "files", FILES), folder / "raw")
+    ingest(
+        write_files(folder / "others", {"owl/9.png": encoded("png", 44, 50), "ox/9.png": FILES["cat/0.png"]}),
+        folder / "more",
+    )
+    carry_out(plan_filter(str(folder / "raw"), str(folder / "grey"), "grayscale", encode="png"))
+    carry_out(plan_merge([str(folder / "raw"), str(folder / "more")], str(folder / "all"), on_clash="prefix"))
+    bundle = Bundle.load(make_bundle(folder / "elsewhere" / "made"))
+    digest = load_manifest(str(folder / "grey")).digest
+    provenance = {"datasets": {"train": "/old/grey"}, "dataset_digests": {"train": digest}}
+    Bundle.of_model(bundle.record.model_copy(update={"provenance": provenance}), bundle.model, "cpu").save(
+        str(folder / "model")
+    )
+    return folder
+
+
+def _nodes(roots: Any) -> Iterator[Node]:
+    for node in roots:
+        yield node
+        yield from _nodes(node.children)
+
+
+def test_a_key_leads_to_its_source_and_all_that_holds_it(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = trace_subject("cat/1.png", [str(lake)])
+    nodes = {(node.kind, Path(node.uri).name): node for node in _nodes(result.roots)}
+    assert set(nodes) == {
+        *(("source", "files"), ("dataset", "raw"), ("dataset", "grey"), ("dataset", "all"), ("bundle", "model"))
+    }
+    [root] = result.roots
+    assert root.uri == str(lake / "files")
+    [picture] = nodes["dataset", "raw"].facts["pictures"]
+    digest = hashlib.sha256(FILES["cat/1.png"]).hexdigest()
+    assert (picture["key"], picture["sha256"], picture["label"]) == ("cat/1.png", digest, "cat")
+    [merged] = nodes["dataset", "all"].facts["pictures"]
+    assert (merged["key"], merged["sha256"]) == ("raw/cat/1.png", digest)
+    assert nodes["dataset", "grey"].facts["pictures"][0]["sha256"] != digest
+    assert [node.kind for node in nodes["dataset", "grey"].children] == ["bundle"]
+    print_trace(result)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"source {lake}/files\n└─ dataset {lake}/raw  by ingest\n")
+    assert f"sha256 {digest[:12]}" in printed
+
+
+def test_the_key_of_a_merge_leads_to_the_same_tree(lake: Path) -> None:
+    one, other = (trace_subject(key, [str(lake)]).described()["sources"] for key in ("cat/1.png", "raw/cat/1.png"))
+    assert one == other
+
+
+def test_a_bundle_leads_to_the_sources_of_its_datasets(lake: Path) -> None:
+    identity = load_record(str(lake / "model")).id
+    for subject in (str(lake / "model"), identity, identity[:12]):
+        result = trace_subject(subject, [str(lake)])
+        assert [Path(node.uri).name for node in _nodes(result.roots)] == ["files", "raw", "grey", "model"]
+        assert [node.facts.get("subject") for node in _nodes(result.roots)][-1]
+
+
+def test_a_dataset_leads_back_and_forward(lake: Path) -> None:
+    result = trace_subject(str(lake / "raw"), [])
+    names = {Path(node.uri).name for node in _nodes(result.roots)}
+    assert names == {"files", "raw", "grey", "all", "model", "others", "more"}, "a merge has a second source"
+
+
+def test_a_dataset_that_is_gone_stays_in_the_tree(lake: Path) -> None:
+    catalogue = Catalogue(datasets={str(lake / "grey"): load_manifest(str(lake / "grey"))})
+    nodes = [*_nodes(trace(str(lake / "grey"), catalogue).roots)]
+    assert [(Path(node.uri).name, node.found) for node in nodes] == [("files", True), ("raw", False), ("grey", True)]
+
+
+def test_what_is_nowhere_is_an_error_that_says_where_it_was_looked_for(lake: Path) -> None:
+    with pytest.raises(UsageError, match=r"'nothing' is neither a bundle .* of the 4 finished datasets"):
+        trace_subject("nothing", [str(lake)])
+    with pytest.raises(UsageError, match=r"--in .*: there is no such folder"):
+        trace_subject("cat/1.png", [str(lake / "absent")])
