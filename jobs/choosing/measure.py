@@ -18,12 +18,14 @@ from jobs.shards.pool_size import WorkerPool, pool_for_shards
 from jobs.shards.results import DatasetResults
 from library import storage
 from library.choosing.measures.measuring import DEFAULT, REASON, check_columns
-from library.choosing.measures.side_table import Parts, folder_of, read_measures, read_origins
+from library.choosing.measures.picture_models import PictureModel
+from library.choosing.measures.side_table import Origin, Parts, folder_of, read_measures, read_origins
 from library.dataset.lease import hold
 from library.dataset.manifest import Manifest, find_manifest, load_manifest
 from library.dataset.task import ShardTask
 from library.errors import UsageError
 from library.work.measure_shard import MeasureJob
+from library.work.model_shard import ModelJob
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
@@ -50,8 +52,15 @@ class MeasurePlan:
     folder: str
     tasks: Sequence[ShardTask]
     todo: Sequence[ShardTask]
-    work: MeasureJob
+    work: MeasureJob | ModelJob
     report: str | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is computed: the columns, or the model."""
+        if isinstance(self.work, ModelJob):
+            return {"model": self.work.model.uri, "model_digest": self.work.model.digest}
+        return {"columns": list(self.work.columns)}
 
     @property
     def parts(self) -> Parts:
@@ -63,7 +72,7 @@ class MeasurePlan:
         return {
             "dataset": self.dataset,
             "table": self.folder,
-            "columns": list(self.work.columns),
+            **self.facts,
             "shards": len(self.tasks),
             "shards_done": len(self.tasks) - len(self.todo),
             "shards_to_do": len(self.todo),
@@ -87,13 +96,19 @@ class MeasureResult:
 
 
 def plan_measure(
-    dataset: str, columns: Sequence[str] = (), *, folder: str | None = None, report: str | None = None
+    dataset: str,
+    columns: Sequence[str] = (),
+    *,
+    model: PictureModel | None = None,
+    folder: str | None = None,
+    report: str | None = None,
 ) -> MeasurePlan:
     """Checks everything that can be checked before Ray starts; writes nothing.
 
     Args:
         dataset: URI.
         columns: names of measures; empty for `DEFAULT`.
+        model: computes its own columns in place of measures, in a folder of its name below the side table.
         folder: URI of the side table; None for `_measures/` below the dataset.
         report: URI of a folder for the page; None for no page.
 
@@ -101,22 +116,33 @@ def plan_measure(
         UsageError: when the request is not valid.
     """
     dataset = storage.normalize(dataset)
+    if model is not None and (columns or report is not None):
+        raise UsageError("a model writes its own columns: leave out --columns and --report, or measure without a model")
     names = check_columns(columns or DEFAULT)
     manifest = load_manifest(dataset)
     where = folder_of(dataset) if folder is None else storage.normalize(folder)
     if folder is not None:
         _check_folder(where, dataset)
+    if model is not None:
+        where = storage.join(where, model.name)
     if report is not None:
         report = storage.normalize(report)
         _check_report(report, dataset)
     tasks = shard_tasks(manifest, dataset, None) if manifest.shards else []
     origins = read_origins(where, manifest.shards)
+    work = MeasureJob(where, names) if model is None else ModelJob(where, model)
     todo = [
         task
         for task, origin in zip(tasks, origins, strict=True)
-        if origin is None or not set(names) <= origin.current(task.input_digest, task.rows)
+        if origin is None or not _is_current(work, task, origin)
     ]
-    return MeasurePlan(dataset, manifest, where, tasks, todo, MeasureJob(where, names), report)
+    return MeasurePlan(dataset, manifest, where, tasks, todo, work, report)
+
+
+def _is_current(work: MeasureJob | ModelJob, task: ShardTask, origin: Origin) -> bool:
+    if isinstance(work, ModelJob):
+        return origin == Origin(task.input_digest, task.rows, {"model": work.made_by})
+    return set(work.columns) <= origin.current(task.input_digest, task.rows)
 
 
 def _check_folder(folder: str, dataset: str) -> None:
@@ -158,7 +184,8 @@ def measure_shards(plan: MeasurePlan, pool: WorkerPool) -> MeasureResult:
     """
     from jobs.shards.runner import run_shards
 
-    check_shared(reads=[plan.dataset], writes=[plan.folder])
+    reads = [plan.work.model.uri] if isinstance(plan.work, ModelJob) else []
+    check_shared(reads=[plan.dataset, *reads], writes=[plan.folder])
     results = DatasetResults(pool)
     results.resumed[plan.dataset] = len(plan.tasks) - len(plan.todo)
     results.run = run_shards("measure", plan.work, plan.todo, pool, results, done=results.resumed)
@@ -202,15 +229,15 @@ def _result(plan: MeasurePlan, run: Mapping[str, Any]) -> MeasureResult:
             if item["values"] is not None:
                 counts[item["values"]] += item["counts"]
     rejected = dict(sorted(counts.items()))
-    if plan.report is not None:
-        _write_report(plan, plan.report, rejected)
+    if plan.report is not None and isinstance(plan.work, MeasureJob):
+        _write_report(plan, plan.report, plan.work.columns, rejected)
     return MeasureResult(plan.manifest.rows, rejected, run)
 
 
-def _write_report(plan: MeasurePlan, folder: str, rejected: Mapping[str, int]) -> None:
+def _write_report(plan: MeasurePlan, folder: str, columns: Sequence[str], rejected: Mapping[str, int]) -> None:
     from library.choosing.measures.score_page import distributions_of, measures_page  # imports matplotlib
 
-    found = distributions_of(plan.parts, plan.work.columns)
+    found = distributions_of(plan.parts, columns)
     page = measures_page(plan.dataset, plan.manifest, plan.folder, found, rejected)
     numbers = {one.name: asdict(one) for one in found}
     storage.write_bytes(storage.join(folder, SUMMARY), (json.dumps(numbers, ensure_ascii=False) + "\n").encode())

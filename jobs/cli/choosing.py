@@ -39,6 +39,26 @@ def measure_command(
             show_default="all but those of mirrored pictures",
         ),
     ] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(
+            help="Bundle whose embeddings and class probabilities are stored instead of measures.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="ONNX file with --card, or a call such as timm('resnet18') with --weights, whose outputs are stored.",
+            show_default=False,
+        ),
+    ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(help="YAML file that says size, mean, std and outputs of an ONNX file.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File with the weights of --model; none are downloaded.", show_default=False)
+    ] = None,
     report: Annotated[
         str | None,
         typer.Option(
@@ -59,13 +79,17 @@ def measure_command(
         striate measure out/raw --report out/measures
 
         striate measure s3://bucket/raw --columns phash,dhash,phash_flipped,dhash_flipped
+
+        striate measure out/raw --model aesthetics.onnx --card aesthetics.yaml
     """
     check_size(size, {"--workers": workers})
     from jobs.choosing.measure import PAGE, measure_dataset, plan_measure
     from library.choosing.measures.measuring import MEASURES
+    from library.choosing.measures.picture_models import picture_model
 
     names = list(MEASURES) if columns == "all" else [name.strip() for name in (columns or "").split(",") if name]
-    plan = plan_measure(dataset, names, folder=out, report=report)
+    chosen = picture_model(bundle, model, card, weights)
+    plan = plan_measure(dataset, names, model=chosen, folder=out, report=report)
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return
@@ -73,7 +97,8 @@ def measure_command(
     if json:
         output.emit_json({**plan.described(), "rows": result.rows, "rejected": result.rejected, "run": result.run})
         return
-    what = output.counted(len(plan.work.columns), "measure")
+    columns = plan.facts.get("columns")
+    what = "the outputs" if columns is None else output.counted(len(columns), "measure")
     say(f"{plan.folder}: {what} of {output.counted(result.rows, 'picture')}")
     if result.rejected:
         say(f"  {output.reasons('not measured', result.rejected)}")

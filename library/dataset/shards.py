@@ -286,7 +286,7 @@ class _Sink:
 def _leaves(name: str, type_: pa.DataType) -> list[str]:
     if pa.types.is_struct(type_):
         return [leaf for child in type_ for leaf in _leaves(f"{name}.{child.name}", child.type)]
-    if pa.types.is_list(type_):
+    if pa.types.is_list(type_) or pa.types.is_fixed_size_list(type_):
         return _leaves(f"{name}.list.element", cast(Any, type_).value_type)
     return [name]
 
