@@ -21,6 +21,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
+from cluster import ray_internals
 from cluster.console import say
 from jobs.progress import status
 from jobs.progress.display import Progress
@@ -73,7 +74,10 @@ def run_shards(
         return ShardRun()
     engine = _Engine(command, job, tasks, pool, results, done or {}, bundle_id, used_plugins)
     try:
-        with Progress(command, len(tasks), sum(task.pictures for task in tasks), engine.look):
+        with (
+            ray_internals.lean_data(),
+            Progress(command, len(tasks), sum(task.pictures for task in tasks), engine.look),
+        ):
             engine.work()
     except RayError as error:
         cause = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from jobs.shards.runner import run_shards
 from library.dataset.manifest import Job, Manifest, Report, Tally, save_manifest
 from library.dataset.task import Progress, ShardTask
 from library.errors import StriateError
+from tests.processes import command, family
 from tests.waiting import until
 
 
@@ -89,6 +91,19 @@ def test_a_job_without_resources_says_what_it_waits_for(
     ray.kill(holder)
     thread.join(60)
     assert sorted(results.stems) == [task.stem for task in tasks]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the processes from /proc")
+def test_a_job_on_a_local_ray_starts_no_actors_for_a_dashboard(tasks: list[ShardTask]) -> None:
+    unneeded = ("_StatsActor", "_AutoscalingCoordinator")
+
+    def running() -> set[int]:
+        return {pid for pid in family(os.getpid()) if any(name in command(pid) for name in unneeded)}
+
+    before, results = running(), Stems()
+    run_shards("filter", Reports(), tasks, WorkerPool(1), results)
+    assert sorted(results.stems) == ["part-000000", "part-000001"]
+    assert running() <= before
 
 
 def test_tasks_of_a_lost_worker_are_done_without_its_cpu(
