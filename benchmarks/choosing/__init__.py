@@ -1,1 +1,1 @@
-"""Benchmarks of the shard jobs."""
+"""Benchmarks of choosing pictures."""

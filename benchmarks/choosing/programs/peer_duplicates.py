@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _imagededup(folder: Path) -> dict[str, Any]:
-    from imagededup.methods import DHash, PHash
+    from imagededup.methods import DHash, PHash  # pyright: ignore[reportMissingImports] -- in another environment
 
     logging.disable(logging.WARNING)
     results: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def _imagededup(folder: Path) -> dict[str, Any]:
 
 
 def _cleanvision(folder: Path) -> dict[str, Any]:
-    from cleanvision import Imagelab
+    from cleanvision import Imagelab  # pyright: ignore[reportMissingImports] -- in another environment
 
     start = time.perf_counter()
     lab = Imagelab(data_path=str(folder))
