@@ -9,7 +9,7 @@ from library.dataset.manifest import Job, load_manifest
 from tests.datasets import content, rows
 
 
-def test_a_selection_is_the_same_for_any_workers_and_resumes(photos: str, tmp_path: Path) -> None:
+def test_a_selection_is_the_same_for_any_workers_and_resumes(photos: str, bucket: str, tmp_path: Path) -> None:
     manifest = load_manifest(photos)
     keys = rows(photos)["key"].to_pylist()
     job = Job(kind="remove", source=photos, source_digest=manifest.digest)
@@ -21,6 +21,8 @@ def test_a_selection_is_the_same_for_any_workers_and_resumes(photos: str, tmp_pa
     assert rows(one).equals(rows(photos).filter([key not in dropped for key in keys]))
     select_dataset("remove", photos, two, manifest, dropped, job, workers="2")
     assert content(one) == content(two)
+    stored = select_dataset("remove", photos, f"{bucket}/three", manifest, dropped, job)
+    assert (stored.digest, stored.shards) == (made.digest, made.shards)
 
     shard = manifest.shards[1].name
     (tmp_path / "two" / "_reports" / shard.replace("parquet", "json")).unlink()

@@ -41,7 +41,7 @@ def test_splits_hold_whole_groups_and_stay_when_data_is_added(
         )
     ingest(plan_ingest(str(raw), str(large), shard_mb=0.5))
     assert run(["split", str(large), str(tmp_path / "new"), *arguments, "--like", str(out), "--workers", "1"]) == 0
-    found = duckdb.query(f"select key, split from '{tmp_path}/new/_assignment.parquet'").fetchall()
+    found = duckdb.connect().execute(f"select key, split from '{tmp_path}/new/_assignment.parquet'").fetchall()
     split_of = dict(found)
     assert {key: split_of[key] for key in before} == before
     same = sum(split_of[key] == split_of[key.replace("copy of ", "")] for key in split_of)
@@ -82,7 +82,9 @@ def test_evaluate_tells_accuracy_with_and_without_leaks(
     assert (effect["leaked"]["pictures"], effect["without"]["pictures"]) == (len(copies), 8)
     right = effect["leaked"]["top1"] * len(copies) + effect["without"]["top1"] * 8
     assert right == pytest.approx(numbers["top1"] * (len(copies) + 8))
-    assert {key for (key,) in duckdb.query(f"select key from '{report}/leaks.parquet'").fetchall()} == copies
+    assert {
+        key for (key,) in duckdb.connect().execute(f"select key from '{report}/leaks.parquet'").fetchall()
+    } == copies
     assert "With and without leaks" in (report / "index.html").read_text()
     assert run([*arguments, "--without-leaks", str(train)]) == 0
     assert json.loads(capsys.readouterr().out)["throughput"]["shards_resumed"] > 0

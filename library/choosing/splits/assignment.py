@@ -31,9 +31,11 @@ ASSIGNMENT_SCHEMA = pa.schema(
     [pa.field("key", pa.string()), pa.field("group", pa.string()), pa.field("split", pa.string())]
 )
 
-#: Groups that are moved from one split to another at most, after the first assignment.
-_MOST_MOVES = 500
-_LEAST_GAIN = 2
+#: After the first assignment, single groups are tried in another split: so many times over, so many groups each time,
+#: and they are moved if that gains this many pictures.
+_MOST_ROUNDS, _MOST_TRIED, _LEAST_GAIN = 20, 20_000, 2
+#: A picture, where counts are compared with fractions of them.
+_UNIT = 1_000_000
 #: In place of a split: the group has no earlier picture.
 _FREE = -2
 
@@ -74,15 +76,14 @@ def assign_groups(
         return np.where(free, by_hash, fixed)
     counts = _class_counts(groups, labels)
     splits = np.where(free, 0, fixed)
-    strata = _most_frequent(counts)
-    sizes = np.asarray(counts.sum(1)).ravel()
-    for stratum in np.unique(strata[free]):
-        members = np.flatnonzero(strata == stratum)
-        taken = np.bincount(fixed[members][fixed[members] >= 0], sizes[members][fixed[members] >= 0], len(names))
-        missing = np.maximum(shares * (taken.sum() + sizes[members][free[members]].sum()) - taken, 0)
-        members = members[free[members]]
-        members = members[np.argsort(hashes[members], kind="stable")]
-        ends = np.cumsum(sizes[members])
+    strata, sizes = _most_frequent(counts), np.asarray(counts.sum(1)).ravel()
+    held = np.zeros((counts.shape[1], len(names)))
+    np.add.at(held, (strata[fixed >= 0], fixed[fixed >= 0]), sizes[fixed >= 0])
+    order = np.lexsort((hashes, strata))
+    order = order[free[order]]
+    for members in np.split(order, np.flatnonzero(np.diff(strata[order])) + 1) if len(order) else ():
+        taken, ends = held[strata[members[0]]], np.cumsum(sizes[members])
+        missing = np.maximum(shares * (taken.sum() + ends[-1]) - taken, 0)
         # The middle of each group: the only one of a class goes to the largest split, not always to the first.
         places = (ends - sizes[members] / 2) / ends[-1]
         bounds = np.cumsum(missing / missing.sum())
@@ -128,33 +129,38 @@ def _balance(
     """Moves single groups while that brings the counts of classes nearer to the fractions by two pictures or more.
 
     Rounding alone cannot be improved by as much, so where every picture is a group of its own nothing moves. It is
-    needed where groups are large or hold several classes.
+    needed where groups are large or hold several classes. Counts are whole numbers of `_UNIT`, so that sums are exact.
     """
-    splits = splits.copy()
-    held = np.zeros((len(shares), counts.shape[1]))
-    for split in range(len(shares)):
-        held[split] = np.asarray(counts[splits == split].sum(0)).ravel()
-    excess = held - shares[:, None] * held.sum(0)
     movable = np.flatnonzero(free)
-    movable = movable[np.argsort(hashes[movable], kind="stable")]
-    moving = counts[movable]
-    starts = moving.indptr[:-1]
     if not len(movable):
         return splits
-    for _ in range(_MOST_MOVES):
-        before = np.abs(excess)
-        own = np.repeat(splits[movable], np.diff(moving.indptr))
-        less = before[own, moving.indices] - np.abs(excess[own, moving.indices] - moving.data)
-        gains = np.empty((len(shares), len(movable)))
+    movable = movable[np.argsort(hashes[movable], kind="stable")]
+    splits, moving = splits.copy(), counts[movable]
+    held = np.stack([np.asarray(counts[splits == split].sum(0)).ravel() for split in range(len(shares))])
+    excess = held * _UNIT - np.rint(shares[:, None] * held.sum(0) * _UNIT).astype(np.int64)
+    classes, sizes, starts = moving.indices, moving.data * _UNIT, moving.indptr
+    for _ in range(_MOST_ROUNDS):
+        own, before = np.repeat(splits[movable], np.diff(starts)), np.abs(excess)
+        less = before[own, classes] - np.abs(excess[own, classes] - sizes)
+        gains = np.empty((len(shares), len(movable)), np.int64)
         for split in range(len(shares)):
-            more = np.abs(excess[split, moving.indices] + moving.data) - before[split, moving.indices]
-            gains[split] = np.add.reduceat(less - more, starts)
+            more = np.abs(excess[split, classes] + sizes) - before[split, classes]
+            gains[split] = np.add.reduceat(less - more, starts[:-1])
             gains[split, splits[movable] == split] = 0
-        target, place = np.unravel_index(gains.argmax(), gains.shape)
-        if gains[target, place] < _LEAST_GAIN:
+        targets, gains = gains.argmax(0), gains.max(0)
+        promising = np.flatnonzero(gains >= _LEAST_GAIN * _UNIT)
+        promising = promising[np.argsort(-gains[promising], kind="stable")][:_MOST_TRIED]
+        moved = 0
+        for place in promising.tolist():
+            # Moves before this one may have changed what it gains.
+            part = slice(starts[place], starts[place + 1])
+            from_, to = splits[movable[place]], targets[place]
+            after = excess[from_, classes[part]] - sizes[part], excess[to, classes[part]] + sizes[part]
+            gain = np.abs(excess[[[from_], [to]], classes[part]]).sum() - np.abs(after).sum()
+            if gain >= _LEAST_GAIN * _UNIT:
+                excess[from_, classes[part]], excess[to, classes[part]] = after
+                splits[movable[place]] = to
+                moved += 1
+        if not moved:
             break
-        row = moving[place].toarray().ravel()
-        excess[splits[movable[place]]] -= row
-        excess[target] += row
-        splits[movable[place]] = target
     return splits
