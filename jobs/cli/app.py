@@ -136,6 +136,7 @@ for _name, _function in {
     "dedup": choosing.dedup_command,
     "split": choosing.split_command,
     "audit": auditing.audit_command,
+    "ablate": auditing.ablate_command,
     "steps": listings.steps_command,
     "models": listings.models_command,
     "train": training.train_command,

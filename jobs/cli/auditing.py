@@ -85,3 +85,59 @@ def audit_command(
         say(f"not looked at: {line}")
     if page is not None:
         say(f"open {page} in a browser; all findings are in {storage.join(plan.report or '', 'findings.parquet')}")
+
+
+def ablate_command(
+    folder: Annotated[str, typer.Argument(help="Folder with the datasets train, and val or test.")],
+    drop: Annotated[str, typer.Option(help='Selectors whose dropped pictures are left out: "not_blurry".')],
+    bundle: _FeaturesBundle = None,
+    model: _FeaturesModel = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Train this recipe on every set, instead of a linear head on features.", show_default=False),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Repetitions of every training, at least 5.")] = 8,
+    margin: Annotated[float, typer.Option(help="Differences up to this many percentage points do not matter.")] = 0.3,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Folder or s3:// of the results, from which a killed run resumes.", show_default=False),
+    ] = None,
+    workers: Workers = "auto",
+    gpu: Gpu = None,
+    dry_run: DryRun = False,
+    address: Address = None,
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """Measure whether leaving pictures out of the training set helps, with intervals and tests.
+
+    Trains on all pictures, on those that selectors keep, on those they drop, and on random sets of both sizes, with the
+    same seeds; accuracy is that on val, or on test without one. Differences are tested by flipping signs, with
+    Holm's correction. "No difference larger than the margin" is an answer, too. Without --recipe a linear head is
+    trained on features: of a bundle, a model, or patches, the default.
+
+        striate ablate out --drop "not_blurry | min_entropy(3)"
+
+        striate ablate out --drop "min_size(64)" --recipe jobs/recipes/cifar10-cpu.yaml --out out/ablation --seeds 6
+    """
+    if recipe is not None or bundle is not None:
+        check_installed("torch", "striate ablate")
+    from jobs.choosing.ablate import plan_ablate, run_ablate
+
+    plan = plan_ablate(
+        folder, drop, bundle=bundle, model=model, recipe=recipe, seeds=seeds, margin_points=margin, out=out
+    )
+    if dry_run:
+        output.facts(plan.described(), as_json=json)
+        return
+    result = run_ablate(plan, workers=workers, gpu=gpu, address=address)
+    if json:
+        output.emit_json(result.summary())
+        return
+    for name, values in result.accuracies.items():
+        mean = sum(values) / len(values)
+        say(f"{name.replace('_', ' '):15} {output.counted(result.sizes[name], 'picture')}, accuracy {mean:.2%}")
+    for answer in result.answers:
+        say(answer.sentence())
+    for line in result.skipped:
+        say(f"not trained on {line}")
