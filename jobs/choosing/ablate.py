@@ -221,9 +221,9 @@ def run_ablate(
             pool = pool_for_classifiers(session, workers, gpu, len(train_manifest.shards))
             train = ensure_vectors(plan.train, train_manifest, plan.embedder, pool)
             val = ensure_vectors(plan.val, val_manifest, plan.embedder, pool)
-            trainer: _HeadTrainer | _RecipeTrainer = _HeadTrainer.of(train, val)
+            trainer: HeadTrainer | RecipeTrainer = HeadTrainer.of(train, val)
         else:
-            trainer = _RecipeTrainer.of(plan, gpu, address)
+            trainer = RecipeTrainer.of(plan, gpu, address)
         is_kept = np.array([key in kept for key in trainer.keys], np.bool_)
         if is_kept.all() or not is_kept.any():
             what = "keep every picture" if is_kept.all() else "keep no picture"
@@ -231,7 +231,7 @@ def run_ablate(
         return _measured(plan, trainer, is_kept)
 
 
-def _measured(plan: AblatePlan, trainer: _HeadTrainer | _RecipeTrainer, kept: NDArray[np.bool_]) -> Ablation:
+def _measured(plan: AblatePlan, trainer: HeadTrainer | RecipeTrainer, kept: NDArray[np.bool_]) -> Ablation:
     measured = _Results(plan)
     sizes: dict[SetName, int] = {name: len(rows) for name, rows in sets_of(kept, 0).items()}
     least = _FEWEST_EACH * trainer.classes
@@ -277,7 +277,7 @@ class _Results:
 
 
 @dataclass(frozen=True)
-class _HeadTrainer:
+class HeadTrainer:
     """Fits linear heads on features of the training pictures.
 
     Attributes:
@@ -291,7 +291,7 @@ class _HeadTrainer:
     val: tuple[NDArray[np.float32], NDArray[np.int64]]
 
     @classmethod
-    def of(cls, train: Vectors, val: Vectors) -> _HeadTrainer:
+    def of(cls, train: Vectors, val: Vectors) -> HeadTrainer:
         names = sorted({label for label in train.labels if label is not None})
         ids = {name: number for number, name in enumerate(names)}
         sides: list[tuple[list[int], NDArray[np.float32], NDArray[np.int64]]] = []
@@ -303,6 +303,7 @@ class _HeadTrainer:
         return cls([train.keys[row] for row in rows], len(names), sides[0][1:], sides[1][1:])
 
     def accuracy(self, name: SetName, rows: NDArray[np.int64], seed: int) -> float:
+        """Returns the share of validation pictures that a head fitted on these rows classifies correctly."""
         features, labels = self.train
         weights = weights_of(len(labels), seed)[rows]
         head = LinearHead.fit(features[rows], labels[rows], self.classes, sample_weights=weights)
@@ -310,7 +311,7 @@ class _HeadTrainer:
 
 
 @dataclass(frozen=True)
-class _RecipeTrainer:
+class RecipeTrainer:
     """Trains the recipe on selections of its training set, through `striate train`.
 
     Attributes:
@@ -329,7 +330,7 @@ class _RecipeTrainer:
     address: str | None
 
     @classmethod
-    def of(cls, plan: AblatePlan, gpu: bool | None, address: str | None) -> _RecipeTrainer:
+    def of(cls, plan: AblatePlan, gpu: bool | None, address: str | None) -> RecipeTrainer:
         assert plan.recipe is not None
         names = plan.recipe.data.classes
         chosen = set(plan.manifests[0].tally.classes if names == "all" else names)
@@ -341,6 +342,7 @@ class _RecipeTrainer:
         return cls(used, len(chosen), positions, [labels[row] for row in rows], plan, gpu, address)
 
     def accuracy(self, name: SetName, rows: NDArray[np.int64], seed: int) -> float:
+        """Trains on these rows and returns the bundle's top-1 on the validation set; resumes a killed training."""
         from jobs.train.driver import train  # they import what only trainings need
         from jobs.train.plan import plan_train
         from jobs.train.run_folder import is_finished

@@ -80,11 +80,9 @@ class Answer:
         if found.verdict == "equivalent":
             return f"{text}: no difference larger than {100 * (found.margin or 0):g} points"
         if found.verdict == "undecided":
-            short = ""
-            if found.smallest_p * len(QUESTIONS) >= 0.05:
-                short = (
-                    f"; {len(found.differences)} seeds cannot give p below {found.smallest_p:.3g}, before correction"
-                )
+            short, floor = "", found.smallest_p
+            if floor * len(QUESTIONS) >= 0.05:
+                short = f"; p of {len(found.differences)} seeds is never below {floor:.3g}, before correction"
             return f"{text}: undecided{short}"
         return f"{text}: {found.verdict}"
 
