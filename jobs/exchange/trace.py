@@ -75,6 +75,8 @@ def _title(node: Node) -> str:
 
 def _facts(node: Node) -> Iterator[str]:
     pictures: Any = node.facts.get("pictures")
+    for file, digest in node.facts.get("files", {}).items():
+        yield f"file {visible(file)}, sha256 {digest[:_DIGITS]}"
     if "also_from" in node.facts:
         yield f"also from {', '.join(map(visible, node.facts['also_from']))}"
     if "bundle" in node.facts:

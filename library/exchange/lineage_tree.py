@@ -20,8 +20,11 @@ from library.dataset.manifest import MANIFEST, Job, Manifest
 from library.dataset.shards import ShardReader
 from library.errors import UsageError
 from library.exchange.provenance import Catalogue, Place, base_keys, lineage, places_of, uses_of
+from library.sources.listing import MAX_BYTES
 
 Kind: TypeAlias = Literal["source", "dataset", "bundle", "export"]
+
+_MOST_FILES = 20
 
 _ID = re.compile("[0-9a-f]{12,64}")
 
@@ -110,6 +113,7 @@ def trace(subject: str, catalogue: Catalogue) -> Trace:
     for dataset in places:
         tree.add_dataset(dataset, catalogue.datasets[dataset])
     tree.add_made_from(places)
+    tree.add_files()
     return Trace(subject, "key", tree.roots, catalogue.problems)
 
 
@@ -227,10 +231,22 @@ class _Tree:
         return self._nodes[key]
 
     def _source(self, job: Job) -> Node:
+        """Returns the node of an ingest's source; an export of `striate convert` leads further back."""
+        if job.source in self._catalogue.exports:
+            return self._export(job.source)
         key = ("source", job.source)
         if key not in self._nodes:
             node = self._nodes[key] = Node("source", job.source)
             self.roots.append(node)
+        return self._nodes[key]
+
+    def _export(self, uri: str) -> Node:
+        key = ("export", uri)
+        if key not in self._nodes:
+            record = self._catalogue.exports[uri]
+            job = record.jobs[-1]
+            node = self._nodes[key] = Node("export", uri, facts={"made_by": _made_by(job), "pictures": record.rows})
+            self._origin(job.source_digest or "", job.source, record.jobs[:-1]).children.append(node)
         return self._nodes[key]
 
     def add_digest(self, digest: str, uri: str) -> None:
@@ -243,10 +259,8 @@ class _Tree:
         for use in self._catalogue.uses(digests):
             self.add_bundle(use.bundle)
         for uri, record in sorted(self._catalogue.exports.items()):
-            parent = self._by_digest.get(record.jobs[-1].source_digest or "")
-            if parent is not None and parent in datasets:
-                facts = {"made_by": _made_by(record.jobs[-1]), "pictures": record.rows}
-                self._nodes["dataset", parent].children.append(Node("export", uri, facts=facts))
+            if self._by_digest.get(record.jobs[-1].source_digest or "") in datasets:
+                self._export(uri)
 
     def add_bundle(self, uri: str) -> None:
         """Adds a bundle below each dataset that it was trained or validated on."""
@@ -267,6 +281,21 @@ class _Tree:
                 parent.children.append(Node("bundle", uri, facts={"bundle_id": record.id, "role": use.role}))
         if not placed:
             self.roots.append(Node("bundle", uri, facts={"bundle_id": record.id}))
+
+    def add_files(self) -> None:
+        """Adds to each source that is a folder the files of the traced pictures, with the SHA-256 of their bytes."""
+        for root in self.roots:
+            keys = {
+                picture["key"]
+                for child in root.children
+                if root.kind == "source" and child.kind == "dataset" and child.found
+                for picture in child.facts["pictures"]
+            }
+            files = {key: storage.join(root.uri, key) for key in sorted(keys)[:_MOST_FILES]}
+            held = {key: uri for key, uri in files.items() if storage.exists(uri) and not storage.is_folder(uri)}
+            root.facts["files"] = {
+                uri: hashlib.sha256(storage.read_bytes(uri, MAX_BYTES)).hexdigest() for uri in held.values()
+            }
 
     def mark(self, uri: str) -> None:
         """Marks the subject of the trace."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.choosing.dedup import dedup_dataset, plan_dedup
 from jobs.exchange.convert import convert_dataset, plan_convert
 from jobs.exchange.merge import merge_datasets, plan_merge
 from jobs.exchange.remove import find_affected, plan_remove, remove_pictures
@@ -16,6 +17,7 @@ from library import storage
 from library.dataset.manifest import load_manifest
 from library.dataset.shards import ShardReader
 from tests.datasets import content, rows
+from tests.picture_examples import write_files
 
 
 def _table(dataset: str) -> pa.Table:
@@ -38,6 +40,18 @@ def test_pictures_go_to_webdataset_in_s3_and_come_back_to_be_merged(photos: str,
     manifest = merge_datasets(plan_merge([photos, back], merged, on_clash="keep-first"), workers="2")
     assert manifest.tally.dropped == {"key_clash": load_manifest(photos).rows}
     assert rows(merged).equals(rows(photos))
+
+
+def test_merging_with_the_source_undoes_dedup(photo_folder: Path, tmp_path: Path) -> None:
+    for path in photo_folder.glob("china/*"):
+        write_files(tmp_path / "files", {f"{name}-{path.name}": path.read_bytes() for name in ("one", "two")})
+    raw, unique, restored = (str(tmp_path / name) for name in ("raw", "unique", "restored"))
+    whole = ingest(plan_ingest(str(tmp_path / "files"), raw), workers="1")[raw]
+    kept, _ = dedup_dataset(plan_dedup(raw, unique), workers="1")
+    assert kept.rows <= whole.rows // 2
+    manifest = merge_datasets(plan_merge([unique, raw], restored, on_clash="keep-first"), workers="1")
+    assert manifest.tally.dropped == {"key_clash": kept.rows}
+    assert rows(restored).equals(rows(raw))
 
 
 def test_pictures_are_removed_in_place_on_disk_and_in_s3(photos: str, bucket: str, tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.dataset.task import ShardOutput, ShardTask, Tally
 from library.dataset.totals import Totals
 from library.errors import UsageError
-from library.exchange.exports import TARGETS, ExportRecord, Target, claim_export, find_record
-from library.exchange.finishing import finish_export
+from library.exchange.exports import TARGETS, Target, claim_export, find_record
 from library.imaging import codec
 from library.sources import Options
 from tests.datasets import rows
+from tests.exports import convert
 from tests.picture_examples import encoded, kinds
 
 KEYS = (
@@ -77,16 +77,6 @@ def every_kind(tmp_path_factory: pytest.TempPathFactory) -> str:
     types = {"age": pa.int64(), "score": pa.float64(), "note": pa.string(), "seen": pa.bool_()}
     fields = [pa.field(name, type_) for name, type_ in types.items()]
     return _write(tmp_path_factory.mktemp("data") / "kinds", _records(pictures, **extras), fields)
-
-
-def convert(source: str, destination: Path, to: Target) -> ExportRecord:
-    """Converts without Ray."""
-    plan = plan_convert(source, str(destination), to)
-    claim_export(plan.destination, list(plan.jobs), overwrite=False)
-    results = ConvertResults(plan)
-    for task in results.resume(plan):
-        results.add(task, plan.work.run(task, lambda _: None).model_dump_json())
-    return finish_export(plan.destination, plan.jobs, to, plan.work.classes, results.totals)
 
 
 def _in_order(dataset: str) -> pa.Table:

@@ -20,6 +20,7 @@ from library.exchange.lineage_tree import Node, trace
 from library.exchange.provenance import Catalogue
 from tests.bundles import make_bundle
 from tests.datasets import carry_out
+from tests.exports import convert
 from tests.picture_examples import encoded, ingest, write_files
 
 FILES = {f"{label}/{n}.png": encoded("png", 40 + n, 50) for label in ("cat", "dog") for n in range(3)}
@@ -68,8 +69,19 @@ def test_a_key_leads_to_its_source_and_all_that_holds_it(lake: Path, capsys: pyt
     assert [node.kind for node in nodes["dataset", "grey"].children] == ["bundle"]
     print_trace(result)
     printed = capsys.readouterr().out
-    assert printed.startswith(f"source {lake}/files\n└─ dataset {lake}/raw  by ingest\n")
+    file = f"file {lake}/files/cat/1.png, sha256 {digest[:12]}"
+    assert printed.startswith(f"source {lake}/files\n│    {file}\n└─ dataset {lake}/raw  by ingest\n")
     assert f"sha256 {digest[:12]}" in printed
+
+
+def test_a_dataset_read_from_an_export_leads_back_through_it(lake: Path, tmp_path: Path) -> None:
+    convert(str(lake / "more"), tmp_path / "wds", "webdataset")
+    ingest(tmp_path / "wds", tmp_path / "back")
+    result = trace_subject("owl/9.png", [str(lake), str(tmp_path)])
+    assert [root.uri for root in result.roots] == [str(lake / "others")]
+    names = [(node.kind, Path(node.uri).name) for node in _nodes(result.roots)]
+    assert names.count(("export", "wds")) == 1
+    assert names.index(("export", "wds")) + 1 == names.index(("dataset", "back"))
 
 
 def test_the_key_of_a_merge_leads_to_the_same_tree(lake: Path) -> None:
