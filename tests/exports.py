@@ -13,7 +13,7 @@ def convert(source: str, destination: Path, to: Target) -> ExportRecord:
     """Converts without Ray."""
     plan = plan_convert(source, str(destination), to)
     claim_export(plan.destination, list(plan.jobs), overwrite=False)
-    results = ConvertResults(plan)
+    results = ConvertResults()
     for task in results.resume(plan):
         results.add(task, plan.work.run(task, lambda _: None).model_dump_json())
     return finish_export(plan.destination, plan.jobs, to, plan.work.classes, results.totals)

@@ -56,7 +56,7 @@ class ConvertPlan:
 
     def described(self) -> dict[str, Any]:
         """Returns the plan for --dry-run."""
-        done = ConvertResults(self).resume(self)
+        todo = ConvertResults().resume(self)
         return {
             "source": self.work.source,
             "destination": self.destination,
@@ -64,8 +64,8 @@ class ConvertPlan:
             "classes": len(self.work.classes),
             "notes": list(self.notes),
             "shards": len(self.tasks),
-            "shards_to_do": len(done),
-            "pictures_to_do": sum(task.pictures for task in done),
+            "shards_to_do": len(todo),
+            "pictures_to_do": sum(task.pictures for task in todo),
         }
 
 
@@ -125,7 +125,7 @@ class ConvertResults:
         resumed: number of shards with a report from an earlier run.
     """
 
-    def __init__(self, plan: ConvertPlan) -> None:
+    def __init__(self) -> None:
         self.totals = ExportTotals()
         self.resumed = 0
 
@@ -165,7 +165,7 @@ def convert_dataset(plan: ConvertPlan, *, workers: str = "auto", address: str | 
 
         check_shared(reads=[work.source], writes=[plan.destination])
         claim_export(plan.destination, list(plan.jobs), overwrite=plan.overwrite)
-        results = ConvertResults(plan)
+        results = ConvertResults()
         todo = results.resume(plan)
         pool = pool_for_shards(session, workers, None)
         run_shards("convert", work, todo, pool, results, done=Counter({work.source: results.resumed}))

@@ -233,7 +233,7 @@ def test_a_killed_conversion_resumes_to_the_same_bytes(tmp_path: Path, to: Targe
     claim_export(plan.destination, list(plan.jobs), overwrite=False)
     plan.work.run(plan.tasks[0], lambda _: None)
     (tmp_path / "again" / "_tmp-00ff").write_bytes(b"of a writer that was killed")
-    assert len(ConvertResults(plan).resume(plan)) == 1
+    assert len(ConvertResults().resume(plan)) == 1
     found = find_record(plan.destination)
     assert found is not None
     assert not found.complete

@@ -12,6 +12,7 @@ import pytest
 from jobs.exchange.merge import plan_merge
 from jobs.exchange.trace import print_trace, trace_subject
 from jobs.filter import plan_filter
+from jobs.predict import plan_predict
 from library.bundle.bundle import Bundle
 from library.bundle.description import load_record
 from library.dataset.manifest import load_manifest
@@ -95,6 +96,19 @@ def test_a_bundle_leads_to_the_sources_of_its_datasets(lake: Path) -> None:
         result = trace_subject(subject, [str(lake)])
         assert [Path(node.uri).name for node in _nodes(result.roots)] == ["files", "raw", "grey", "model"]
         assert [node.facts.get("subject") for node in _nodes(result.roots)][-1]
+
+
+def test_predictions_lead_to_their_bundle_and_their_pictures(lake: Path, tmp_path: Path) -> None:
+    predictions, bundle = str(tmp_path / "predictions"), str(lake / "model")
+    carry_out(plan_predict(bundle, str(lake / "raw"), predictions))
+    nodes = [*_nodes(trace_subject(predictions, [str(lake), str(tmp_path)]).roots)]
+    assert [Path(node.uri).name for node in nodes] == ["files", "raw", "predictions"]
+    assert nodes[-1].facts["bundle"] == bundle
+    assert nodes[-1].facts["made_by"] == f"predict with bundle {load_record(bundle).id[:12]}"
+    nodes = [*_nodes(trace_subject("dog/2.png", [str(lake / "raw"), str(tmp_path)]).roots)]
+    [picture] = next(node for node in nodes if node.uri == predictions).facts["pictures"]
+    assert picture["predicted"] in load_record(bundle).classes
+    assert predictions in {node.uri for node in _nodes(trace_subject(bundle, [str(lake), str(tmp_path)]).roots)}
 
 
 def test_a_dataset_leads_back_and_forward(lake: Path) -> None:
