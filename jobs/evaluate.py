@@ -96,6 +96,11 @@ def plan_evaluate(
     records = tuple(load_record(uri) for uri in uris)
     manifest = load_manifest(dataset)
     for uri, record in zip(uris, records, strict=True):
+        if record.multilabel:
+            raise UsageError(
+                f"{uri} gives a picture any number of classes, and `striate evaluate` compares one class with the "
+                "label; use the metrics of its training, or `striate predict` and its column `predicted_labels`"
+            )
         if not set(record.classes) & set(manifest.tally.classes):
             raise UsageError(
                 f"no picture of {dataset} has a class that {uri} knows; the dataset has "

@@ -15,7 +15,7 @@ from cluster.connection.session import connect
 from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
 from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
 from library import storage
-from library.bundle.description import Prediction, load_record, plugins_of
+from library.bundle.description import BundleRecord, Prediction, load_record, plugins_of
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold
 from library.dataset.manifest import MANIFEST, Job, Manifest, load_manifest, manifest_uri
@@ -27,7 +27,7 @@ from library.runtimes import NAMES, NAMES_TEXT
 from library.sources.entries import is_picture_name
 from library.sources.folder import scan
 from library.steps.plugins import named
-from library.work.predict_shard import PredictJob, predicted_schema
+from library.work.predict_shard import THRESHOLD, PredictJob, predicted_schema
 
 _BATCH = 32
 
@@ -146,6 +146,7 @@ def plan_predict(
     destination: str,
     *,
     top_k: int = 5,
+    threshold: float | None = None,
     features: bool = False,
     runtime: str | None = None,
     gpu: bool | None = None,
@@ -159,6 +160,8 @@ def plan_predict(
         source: URI of a dataset; labels are not needed.
         destination: URI of the dataset to write.
         top_k: number of classes to store for each picture.
+        threshold: for a classifier that gives a picture any number of classes, the probability from which on a class
+            is among its `predicted_labels`; None for 0.5.
         features: whether to store the input of the classifier's last layers too.
         runtime: how probabilities are computed; None for the default of `PredictJob`.
         gpu: whether workers use GPUs; None to use them if Ray has any.
@@ -186,14 +189,17 @@ def plan_predict(
     record, manifest = load_record(bundle), load_manifest(source)
     if features and record.members:
         raise UsageError(f"{bundle} is an ensemble, which has no features; use one of its members")
-    _check_columns(source, manifest, record.id, features)
+    threshold = _threshold(bundle, record, threshold)
+    _check_columns(source, manifest, record, features)
     if not record.members:
         inputs = InputPipeline.parse(record.steps, record.fit, record.input_size, record.channels)
         inputs.check_channels(source, manifest.tally.channels)
     options = {"bundle_id": record.id, "top_k": top_k, "features": features, "runtime": runtime, "limit": limit}
+    options |= {} if threshold is None else {"threshold": threshold}
     job = Job(kind="predict", source=source, source_digest=manifest.digest, options=options)
     check_claim(destination, job, overwrite=overwrite)
-    work = PredictJob(source, bundle, record.id, top_k, features, runtime, "cuda" if gpu else "cpu")
+    device = "cuda" if gpu else "cpu"
+    work = PredictJob(source, bundle, record.id, top_k, features, runtime, device, threshold=threshold)
     return ShardPlan(
         source,
         destination,
@@ -205,6 +211,7 @@ def plan_predict(
             "bundle_id": record.id,
             "classes": len(record.classes),
             "top_k": top_k,
+            **({} if threshold is None else {"threshold": threshold}),
             "features": features,
             "runtime": work.chosen_runtime if runtime or gpu is not None or features else "eager on a GPU, else onnx",
             "device": work.device if gpu is not None else "cuda if Ray has a GPU, else cpu",
@@ -214,11 +221,24 @@ def plan_predict(
     )
 
 
-def _check_columns(source: str, manifest: Manifest, bundle_id: str, features: bool) -> None:
+def _threshold(bundle: str, record: BundleRecord, wanted: float | None) -> float | None:
+    """Returns the probability from which on a class is predicted; None for a classifier of one class."""
+    if not record.multilabel:
+        if wanted is not None:
+            raise UsageError(
+                f"--threshold has no effect: {bundle} gives a picture its most probable class; leave it out"
+            )
+        return None
+    if wanted is not None and not 0 < wanted < 1:
+        raise UsageError(f"--threshold {wanted:g}: must be a probability between 0 and 1")
+    return THRESHOLD if wanted is None else wanted
+
+
+def _check_columns(source: str, manifest: Manifest, record: BundleRecord, features: bool) -> None:
     if manifest.shards:
         schema = ShardReader(storage.join(source, manifest.shards[0].name)).schema()
         try:
-            predicted_schema(schema, bundle_id, features=features)
+            predicted_schema(schema, record.id, features=features, several_labels=record.multilabel)
         except StriateError as error:
             raise UsageError(f"{source}: {error}") from None
 

@@ -29,7 +29,7 @@ from library.training.augmenting.operations import RaggedPictures, UndonePicture
 from library.training.batch_size import fitting_batch_size, trial
 from library.training.batches import Batch
 from library.training.learner import Learner
-from library.training.rows import check_columns, read_pictures, read_rows
+from library.training.rows import Rows, check_columns, read_labelled_rows, read_pictures, read_rows
 
 _PICTURES = 512
 _BATCH = 128
@@ -82,7 +82,7 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> Rat
         augmented = _rate(lambda number: samples.augment(number, _augmenter(recipe)), each)
     else:
         augmented = _batch_rate(drawer, samples.pictures, each, executed=chosen.type == "cpu")
-    classes = read_rows(storage.normalize(recipe.data.train), _chosen(recipe)).classes
+    classes = _rows(recipe).names
     on_gpu = drawer if chosen.type == "cuda" else None
     stepped, where = _step_rate(recipe, inputs, samples.pictures, len(classes), each, chosen, on_gpu)
     return Rates(
@@ -136,7 +136,7 @@ class _Samples:
 def _first_pictures(recipe: Recipe, inputs: InputPipeline) -> _Samples:
     cv2.setNumThreads(1)
     uri = storage.normalize(recipe.data.train)
-    rows = read_rows(uri, _chosen(recipe))
+    rows = _rows(recipe)
     shard = int(np.flatnonzero(rows.counts)[0])
     check_columns(rows, inputs.columns)
     records = read_pictures(rows, (shard, 0, _PICTURES), inputs.columns)
@@ -182,8 +182,12 @@ def _undone(drawer: BatchDrawer, pictures: Sequence[Pixels], count: int) -> Undo
     return drawer.undone(batch, 0, [str(number) for number in range(count)])
 
 
-def _chosen(recipe: Recipe) -> Sequence[str] | None:
-    return None if recipe.data.classes == "all" else recipe.data.classes
+def _rows(recipe: Recipe) -> Rows:
+    uri, classes = storage.normalize(recipe.data.train), recipe.data.classes
+    chosen = None if classes == "all" else classes
+    if recipe.data.labels is not None:
+        return read_labelled_rows(uri, None, recipe.data.labels, chosen)[0]
+    return read_rows(uri, chosen)
 
 
 def _rate(work: Callable[[int], None], seconds: float) -> float:
@@ -215,7 +219,15 @@ def _step_rate(
     shown = plain if drawer is None else _undone(drawer, pictures, batch_size)
     batch = Batch(shown, random.integers(0, num_classes, batch_size), [""] * batch_size, batch_size)
     counts = {str(number): 1 for number in range(num_classes)}
-    learner = Learner(recipe, model, class_counts=counts, total_steps=10**9, steps_per_epoch=1000, device=chosen)
+    learner = Learner(
+        recipe,
+        model,
+        class_counts=counts,
+        total_steps=10**9,
+        steps_per_epoch=1000,
+        device=chosen,
+        label_sets=None if recipe.data.labels is None else [[]],
+    )
 
     def step(number: int) -> None:
         loss = learner.step(batch, number)

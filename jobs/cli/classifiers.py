@@ -40,6 +40,12 @@ def predict_command(
         typer.Argument(metavar="DATASET DEST | PICTURE...", help="A dataset and a destination; or pictures."),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Number of classes to rank.")] = 5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="For a classifier of several labels: least probability of a predicted one.", show_default="0.5"
+        ),
+    ] = None,
     features: Annotated[
         bool | None,
         typer.Option("--features", help="Also store the input of the last layers.", show_default=False),
@@ -69,7 +75,7 @@ def predict_command(
     With a dataset (a folder with `_manifest.json`, as `striate ingest` writes it) and a destination, every shard is
     written to the destination with the extra columns `predicted`, `score`, `top_classes` and `top_probabilities`. Run
     the same command again to resume a killed job. `striate filter --steps 'score_at_least("cat", 0.9)'` selects by
-    these columns.
+    these columns. A classifier of several labels adds `predicted_labels`.
 
         striate predict out/catsdogs out/raw out/scored
 
@@ -85,6 +91,7 @@ def predict_command(
     from jobs.predict import is_dataset_and_destination, plan_predict, predict_dataset
 
     for_datasets = {
+        "--threshold": threshold,
         "--features": features,
         "--runtime": runtime,
         "--workers": workers,
@@ -109,6 +116,7 @@ def predict_command(
         bundle,
         *paths,
         top_k=top_k,
+        threshold=threshold,
         features=bool(features),
         runtime=runtime,
         gpu=gpu,

@@ -86,6 +86,8 @@ def train_command(
     say(f"{result.out}: {state}, bundle {result.bundle.id[:12]}")
     if "val_top1" in metrics:
         say(f"  top-1 {metrics['val_top1']:.2%}, loss {metrics['val_loss']:.4f} on the validation set")
+    if "val_f1" in metrics:
+        say(f"  F1 {metrics['val_f1']:.2%}, loss {metrics['val_loss']:.4f} on the validation set")
     say(f"  striate evaluate {result.out} DATASET   striate predict {result.out} PICTURE")
 
 

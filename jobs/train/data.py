@@ -172,7 +172,8 @@ def _put_rows(plan: TrainPlan, role: str, rows: Rows, inputs: InputPipeline, ses
     else:
         fitted = role == "val" or plan.recipe.augment is None
         pictures = _decode(rows, inputs, session, fitted=fitted, on_gpus=plan.recipe.input.decode == "cuda")
-    pictures.check_classes(rows.dataset, rows.classes)
+    if rows.label_sets is None:  # a set of labels may be that of a single picture
+        pictures.check_classes(rows.dataset, rows.classes)
     if pictures.rejected:
         total, reasons = pictures.rejected.total(), rejected_text(pictures.rejected)
         stderr.print(f"{rows.dataset}: {total:,} pictures cannot be used: {reasons}", markup=False)

@@ -129,12 +129,13 @@ def _write_bundle(plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutco
     from library.models.build import create
 
     recipe, progress = plan.recipe, best.progress
-    model = create(recipe.model, num_classes=len(plan.train.classes), head=recipe.head)
+    model = create(recipe.model, num_classes=len(plan.train.names), head=recipe.head)
     model.load_state_dict(best.best_model)
     record = BundleRecord(
         model=str(parse_call(recipe.model)),
         head=tuple(recipe.head),
-        classes=plan.train.classes,
+        classes=plan.train.names,
+        multilabel=plan.train.label_sets is not None,
         steps=str(plan.inputs.steps),
         fit=str(plan.inputs.fit),
         input_size=plan.inputs.size,
@@ -147,7 +148,8 @@ def _write_bundle(plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutco
             "datasets": {"train": plan.train.dataset} | ({"val": plan.val.dataset} if plan.val is not None else {}),
             "dataset_digests": plan.datasets,
             "train_pictures": len(plan.train),
-            "class_counts": plan.train.class_counts,
+            # By another name where a picture has several: then they do not say how often a class is the most probable.
+            "class_counts" if plan.train.label_sets is None else "label_counts": plan.train.name_counts,
             "histograms": histograms.of_dataset(plan.train.dataset, plan.datasets["train"]),
             "versions": _versions(),
             "git_commit": _git_commit(),

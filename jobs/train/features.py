@@ -83,7 +83,7 @@ class FeatureWorker:
         torch.manual_seed(self._recipe.seed)  # as in the training loop, so that the model is the same
         model = create(
             self._recipe.model,
-            num_classes=len(rows.classes),
+            num_classes=len(rows.names),
             head=self._recipe.head,
             weights=weights_file(self._recipe.weights),
         )

@@ -149,6 +149,7 @@ class TrainingLoop:
             steps_per_epoch=steps,
             device=self._device,
             world_size=self._world_size,
+            label_sets=task.label_sets,
             distribute=self._distribute,
             agree=lambda worked: not dist_max(float(not worked), self._device),
             report=self._note,
@@ -238,7 +239,8 @@ class TrainingLoop:
         """Scores the best model on the validation pictures of all workers.
 
         Returns:
-            `val_loss`, `val_top1` and `val_top5`; empty without validation pictures.
+            `val_loss`, `val_top1` and `val_top5`, or with several labels `val_loss` and `val_f1`; empty without
+            validation pictures.
 
         Raises:
             StriateError: when no picture of some class could be used in this epoch.
@@ -252,8 +254,10 @@ class TrainingLoop:
         self._check_classes()
         if not total.pictures:
             return {}
-        metrics = total.means("val")
-        self._metrics.validated(metrics["val_top1"])
+        several = self._task.label_sets is not None
+        metrics = total.means("val", several_labels=several)
+        if not several:
+            self._metrics.validated(metrics["val_top1"])
         return metrics
 
     def checkpoint(self, metrics: dict[str, float]) -> None:
@@ -404,6 +408,8 @@ class TrainingLoop:
 
     def _check_classes(self) -> None:
         """Checks that every class has a usable picture, which a stream knows only after an epoch."""
+        if self._task.label_sets is not None:
+            return  # a set of labels may be that of a single picture
         for unusable in self._loader.unusable:
             unusable_counts = dist_sum(unusable.by_class.tolist(), self._device)
             counts = unusable.rows.class_counts.items()

@@ -26,6 +26,7 @@ from library.training.rows import (
     Rows,
     check_columns,
     check_same_classes,
+    read_labelled_rows,
     read_pictures,
     read_rows,
     rejected_text,
@@ -85,7 +86,8 @@ class TrainPlan:
         return {
             "model": self.recipe.model,
             "input": str(self.inputs.whole),
-            "classes": len(self.train.classes),
+            "classes": len(self.train.names),
+            **({} if self.train.label_sets is None else {"labels": self.train.label_sets.column}),
             "train_pictures": len(self.train),
             "val_pictures": len(self.val) if self.val is not None else 0,
             "pictures_in": "memory" if self.in_memory else "a stream from the shards",
@@ -101,7 +103,8 @@ class TrainPlan:
             progress_key=progress_key,
             out=self.out,
             logs=storage.join(self.out, LOGS),
-            class_counts=self.train.class_counts,
+            class_counts=self.train.name_counts,
+            label_sets=None if self.train.label_sets is None else self.train.label_sets.sets,
             steps=str(self.inputs.steps),
             fit=str(self.inputs.fit),
             input_size=self.inputs.size,
@@ -126,22 +129,12 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     out, located = storage.normalize(out), recipe.located()
     train_uri, val_uri = located.data.train, located.data.val
     _check_weights(located.weights)
-    classes = None if recipe.data.classes == "all" else recipe.data.classes
     manifest = load_manifest(train_uri)
     datasets = {"train": manifest.digest}
-    train, val = read_rows(train_uri, classes), None
     if val_uri is not None:
-        val_manifest = load_manifest(val_uri)
-        if classes is None:
-            check_same_classes(train, val_manifest, val_uri)
-        datasets["val"] = val_manifest.digest
-        val = read_rows(val_uri, train.classes)
-    elif recipe.data.val_fraction is not None:
-        train, val = split_rows(train, recipe.data.val_fraction, recipe.seed)
-    empty = [name for name, count in train.class_counts.items() if not count]
-    if empty:
-        raise UsageError(f"{train_uri} has no training pictures of: {', '.join(empty)}")
-    _check_class_weights(recipe, train.classes)
+        datasets["val"] = load_manifest(val_uri).digest
+    train, val = _rows(recipe, train_uri, val_uri)
+    _check_class_weights(recipe, train.names)
     inputs = model_inputs(recipe)
     for rows in (train, val):
         if rows is not None:
@@ -178,6 +171,25 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         overwrite,
     )
     return dataclasses.replace(plan, finished=is_finished(out, plan.record, overwrite=overwrite))
+
+
+def _rows(recipe: Recipe, train_uri: str, val_uri: str | None) -> tuple[Rows, Rows | None]:
+    """Returns the training and validation rows of the recipe."""
+    classes = None if recipe.data.classes == "all" else recipe.data.classes
+    if recipe.data.labels is not None:
+        train, val = read_labelled_rows(train_uri, val_uri, recipe.data.labels, classes)
+    else:
+        train, val = read_rows(train_uri, classes), None
+        if val_uri is not None:
+            if classes is None:
+                check_same_classes(train, load_manifest(val_uri), val_uri)
+            val = read_rows(val_uri, train.classes)
+    if recipe.data.val_fraction is not None:
+        train, val = split_rows(train, recipe.data.val_fraction, recipe.seed)
+    empty = [name for name, count in train.name_counts.items() if not count]
+    if empty:
+        raise UsageError(f"{train_uri} has no training pictures of: {', '.join(empty)}")
+    return train, val
 
 
 def _check_weights(weights: str | None) -> None:

@@ -97,7 +97,10 @@ def step_line(report: StepReport) -> str:
 def epoch_line(report: EpochReport) -> str:
     """Returns `epoch 3: train loss 0.0412, val loss 0.0389, top-1 98.74%, 12,345 pictures/s, data wait 1%, 5 s`."""
     metrics = report.metrics
-    val = f"val loss {metrics['val_loss']:.4f}, top-1 {metrics['val_top1']:.2%}, " if "val_loss" in metrics else ""
+    val = ""
+    if "val_loss" in metrics:
+        score = f"F1 {metrics['val_f1']:.2%}" if "val_f1" in metrics else f"top-1 {metrics['val_top1']:.2%}"
+        val = f"val loss {metrics['val_loss']:.4f}, {score}, "
     return (
         f"epoch {report.epoch}: train loss {metrics['train_loss']:.4f}, {val}"
         f"{metrics['pictures_per_s']:,.0f} pictures/s, data wait {metrics['data_wait']:.0%}, "

@@ -20,6 +20,7 @@ class TrainTask:
         out: URI of the bundle.
         logs: URI of the folder of metrics.jsonl.
         class_counts: training pictures by class, in the order of the model's outputs.
+        label_sets: where a picture may have several classes, their numbers for each set of labels; else None.
         steps: canonical text of the pipeline before augmentation.
         fit: canonical text of the pipeline that resizes a picture to the model's input.
         input_size: height and width of the model's input.
@@ -35,6 +36,7 @@ class TrainTask:
     out: str
     logs: str
     class_counts: dict[str, int]
+    label_sets: list[list[int]] | None
     steps: str
     fit: str
     input_size: tuple[int, int]

@@ -76,6 +76,8 @@ class BundleRecord(pydantic.BaseModel):
         model: the model's call, e.g. `resnet18(in_chans=3)`; empty for an ensemble.
         head: widths of the dense layers before the classifier.
         classes: class names, in the order of the model's outputs.
+        multilabel: whether a picture may have any number of the classes: each has a probability of its own, and those
+            of a picture do not sum to 1.
         steps: filters and selectors that every picture goes through.
         fit: filters that then bring the picture to the model's size.
         input_size: height and width of the model's input in pixels.
@@ -94,6 +96,7 @@ class BundleRecord(pydantic.BaseModel):
     model: str = ""
     head: tuple[_Units, ...] = pydantic.Field(default=(), max_length=16)
     classes: tuple[_Name, ...] = pydantic.Field(min_length=1, max_length=_MAX_CLASSES)
+    multilabel: bool = False
     steps: str = ""
     fit: str = ""
     input_size: tuple[_Side, _Side] = (0, 0)
@@ -213,6 +216,8 @@ def load_members(uri: str, record: BundleRecord, depth: int = 0) -> list[tuple[s
             raise StriateError(f"{folder} is not the bundle that the ensemble was made of")
         if set(part.classes) != set(record.classes):
             raise StriateError(f"{folder} has other classes than its ensemble")
+        if part.multilabel != record.multilabel:
+            raise StriateError(f"{folder} and its ensemble differ in `multilabel`")
         members.append((folder, part))
     return members
 

@@ -19,7 +19,8 @@ def ensemble(bundles: Sequence[Bundle], weights: Sequence[float] | None = None) 
         weights: weight of each in the mean, above 0; None for equal weights.
 
     Raises:
-        UsageError: fewer than two bundles, different classes, or weights that are not one positive number per bundle.
+        UsageError: fewer than two bundles, different classes, one class a picture in some and several in others,
+            or weights that are not one positive number per bundle.
     """
     if len(bundles) < 2:
         raise UsageError("an ensemble takes at least two bundles")
@@ -31,8 +32,11 @@ def ensemble(bundles: Sequence[Bundle], weights: Sequence[float] | None = None) 
         differing = sorted(set(bundle.classes) ^ set(classes))
         if differing:
             raise UsageError(f"an ensemble's bundles must have the same classes; these differ: {', '.join(differing)}")
+    multilabel = bundles[0].record.multilabel
+    if any(bundle.record.multilabel != multilabel for bundle in bundles):
+        raise UsageError("an ensemble's bundles must all give one class to a picture, or all any number of classes")
     members = tuple(Member(id=bundle.id, weight=weight) for bundle, weight in zip(bundles, weights, strict=True))
-    return Bundle.of_members(BundleRecord(classes=classes, members=members), bundles)
+    return Bundle.of_members(BundleRecord(classes=classes, multilabel=multilabel, members=members), bundles)
 
 
 def make_ensemble(uris: Sequence[str], out: str, weights: str | None = None) -> BundleRecord:

@@ -25,7 +25,7 @@ from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.imaging.picture import Pixels
 from library.models.build import SkipInitialisation, create
-from library.models.classifier import autocast, choose_device
+from library.models.classifier import autocast, choose_device, log_probabilities
 from library.models.tracing import Tracer
 from library.pipeline.inputs import InputPipeline, Prepared, stack
 
@@ -51,6 +51,7 @@ class SingleNetwork:
     def __init__(self, record: BundleRecord, weights: bytes, device: str) -> None:
         self._weights = weights
         self.device, self._precision = choose_device(device), record.precision
+        self._multilabel = record.multilabel
         self.inputs = InputPipeline.parse(record.steps, record.fit, record.input_size, record.channels)
         with SkipInitialisation():
             self.model = create(record.model, num_classes=len(record.classes), head=record.head, auxiliary=False)
@@ -92,7 +93,8 @@ class SingleNetwork:
         with torch.inference_mode(), autocast(self.device, self._precision):
             features = self.model.features(batch.permute(0, 3, 1, 2))
             logits = self.model.head_logits(features)
-        return features.float().cpu().numpy(), torch.log_softmax(logits.float(), 1).cpu().numpy()
+        rows = log_probabilities(logits.float(), multilabel=self._multilabel)
+        return features.float().cpu().numpy(), rows.cpu().numpy()
 
     def files(self) -> Mapping[str, bytes]:
         """Returns the content of the weight file by its name in the bundle."""

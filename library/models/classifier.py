@@ -194,3 +194,13 @@ def autocast(device: torch.device, precision: str = "auto") -> contextlib.Abstra
     """bfloat16 autocast if `precision` is `bf16`, or `auto` on CUDA; otherwise a context that does nothing."""
     enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else contextlib.nullcontext()
+
+
+def probabilities(logits: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
+    """Probabilities of the classes (N x classes): of one among all, or with `multilabel` of each by itself."""
+    return torch.sigmoid(logits) if multilabel else torch.softmax(logits, 1)
+
+
+def log_probabilities(logits: torch.Tensor, *, multilabel: bool) -> torch.Tensor:
+    """Natural logarithms of `probabilities`."""
+    return nn.functional.logsigmoid(logits) if multilabel else torch.log_softmax(logits, 1)

@@ -43,6 +43,7 @@ def contradictions(recipe: RecipeFields) -> Iterator[Problem]:
         _optimizer,
         _schedule,
         _classes,
+        _several_labels,
         _batch,
     ):
         yield from rules(recipe)
@@ -196,6 +197,30 @@ def _classes(recipe: RecipeFields) -> Iterator[Problem]:
             yield Problem(field, f"should name every class; missing: {', '.join(missing)}", ("data.classes",))
         if unknown:
             yield Problem(field, f"names classes that are not in data.classes: {', '.join(unknown)}", ("data.classes",))
+
+
+def _several_labels(recipe: RecipeFields) -> Iterator[Problem]:
+    several, field = recipe.data.labels is not None, "data.labels"
+    measured = {"best_metric": recipe.best_metric}
+    if recipe.early_stopping is not None:
+        measured["early_stopping.metric"] = recipe.early_stopping.metric
+    for name, metric in measured.items():
+        if several and metric in ("val_top1", "val_top5"):
+            yield Problem(name, f"needs one class a picture; with {field} use val_f1 or val_loss", (field,))
+        elif not several and metric == "val_f1":
+            yield Problem(name, f"needs {field}; with one class a picture use val_top1", (field,))
+    if not several:
+        return
+    text = f"needs one class a picture, so it cannot be combined with {field}"
+    wrong = {
+        "loss.label_smoothing": recipe.loss.label_smoothing > 0,
+        "loss.class_weights": recipe.loss.class_weights is not None,
+        "sampling": recipe.sampling == "balanced",
+        "mixup": recipe.mixup > 0,
+        "cutmix": recipe.cutmix > 0,
+    }
+    for name in (name for name, is_wrong in wrong.items() if is_wrong):
+        yield Problem(name, text, (field,))
 
 
 def _batch(recipe: RecipeFields) -> Iterator[Problem]:

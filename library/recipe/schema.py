@@ -31,6 +31,13 @@ class Data(_Group):
         Literal["all"] | fields.Classes,
         Field(description="classes to learn; pictures of other classes are left out"),
     ] = "all"
+    labels: Annotated[
+        fields.Text | None,
+        Field(
+            description="column with a list of class names for each picture, where a picture may have any number of "
+            "them: each class is then learned by itself (binary cross-entropy, the mean over the classes)"
+        ),
+    ] = None
     max_resident_mb: Annotated[
         int,
         Field(
@@ -108,7 +115,7 @@ class Schedule(_Group):
 
 
 class Loss(_Group):
-    """The loss: cross-entropy."""
+    """The loss: cross-entropy; with `data.labels` binary cross-entropy, which takes none of these fields."""
 
     label_smoothing: Annotated[
         fields.Share, Field(description="fraction of the target that is spread over all classes")
@@ -122,7 +129,9 @@ class Loss(_Group):
 class EarlyStopping(_Group):
     """Stops the training when validation no longer improves."""
 
-    metric: Annotated[fields.Metric, Field(description="the metric that must improve")] = "val_top1"
+    metric: Annotated[fields.Metric, Field(description="the metric that must improve; val_f1 with data.labels")] = (
+        "val_top1"
+    )
     patience: Annotated[fields.Count, Field(description="epochs without improvement")] = 5
     min_delta: Annotated[fields.AtLeast0, Field(description="least difference that counts as an improvement")] = 0.0
 
@@ -203,7 +212,10 @@ class RecipeFields(_Group):
     early_stopping: EarlyStopping | None = None
     best_metric: Annotated[
         fields.Metric | None,
-        Field(description="metric that chooses the best checkpoint; val_top1 by default with a validation set"),
+        Field(
+            description="metric that chooses the best checkpoint; val_top1 by default with a validation set, or val_f1 "
+            "with data.labels"
+        ),
     ] = None
     checkpoint_minutes: Annotated[
         fields.Above0 | None, Field(description="minutes between checkpoints, besides the one after each epoch")
@@ -213,7 +225,10 @@ class RecipeFields(_Group):
     @pydantic.model_validator(mode="after")
     def _fill_in(self) -> Self:
         if self.best_metric is None and self.has_validation:
-            object.__setattr__(self, "best_metric", "val_top1")
+            object.__setattr__(self, "best_metric", "val_f1" if self.data.labels is not None else "val_top1")
+        stopping = self.early_stopping
+        if stopping is not None and self.data.labels is not None and "metric" not in stopping.model_fields_set:
+            object.__setattr__(self, "early_stopping", stopping.model_copy(update={"metric": "val_f1"}))
         return self
 
     @property

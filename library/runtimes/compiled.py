@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from library.bundle.bundle import Bundle
 from library.errors import StriateError
-from library.models.classifier import autocast
+from library.models.classifier import autocast, probabilities
 from library.pipeline.inputs import Prepared
 from library.runtimes.fixed_batches import FixedBatches
 from library.runtimes.onnx_session import Compute, first_line
@@ -40,7 +40,7 @@ def compiled(bundle: Bundle) -> Compute:
         batch = torch.from_numpy(np.stack(pictures))
         with torch.inference_mode(), autocast(bundle.device, bundle.record.precision):
             logits = network(batch.permute(0, 3, 1, 2))
-        return torch.softmax(logits.float(), 1).numpy()
+        return probabilities(logits.float(), multilabel=bundle.record.multilabel).numpy()
 
     return uint8_only(bundle, compute)
 
@@ -54,7 +54,15 @@ def fixed_batches(bundle: Bundle, network: Any, *, graphs: bool = False) -> Fixe
     """Returns a bundle's network, or what was compiled from it, in fixed batches on the bundle's device."""
     record = bundle.record
     shape = (*record.input_size, record.channels)
-    return FixedBatches(network, shape, len(bundle.classes), bundle.device, record.precision, graphs=graphs)
+    return FixedBatches(
+        network,
+        shape,
+        len(bundle.classes),
+        bundle.device,
+        record.precision,
+        multilabel=record.multilabel,
+        graphs=graphs,
+    )
 
 
 def uint8_only(bundle: Bundle, compute: Compute, name: str = "torch.compile") -> Compute:

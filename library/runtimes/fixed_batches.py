@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from library.models.classifier import autocast
+from library.models.classifier import autocast, probabilities
 from library.pipeline.inputs import Prepared
 
 #: Pictures in the largest batch; larger ones are computed in parts.
@@ -60,6 +60,7 @@ class FixedBatches:
         classes: number of classes.
         device: where `forward` computes.
         precision: of the bundle's record.
+        multilabel: of the bundle's record.
         graphs: record a CUDA graph for each size at its first use: one call of Python then starts all kernels of a
             batch, where every kernel of an eager network is a call that other threads may delay. CUDA only.
     """
@@ -72,10 +73,12 @@ class FixedBatches:
         device: torch.device,
         precision: str,
         *,
+        multilabel: bool = False,
         graphs: bool = False,
     ) -> None:
         self._forward, self._shape, self._classes = forward, shape, classes
         self._device, self._precision, self._graphs = device, precision, graphs
+        self._multilabel = multilabel
         self._slots: dict[int, _Slot] = {}
         self._lock = threading.Lock()
 
@@ -111,7 +114,7 @@ class FixedBatches:
     def _rows(self, batch: torch.Tensor) -> torch.Tensor:
         with autocast(self._device, self._precision):
             logits = self._forward(batch.permute(0, 3, 1, 2))
-        return torch.softmax(logits.float(), 1)
+        return probabilities(logits.float(), multilabel=self._multilabel)
 
     def _record(self, slot: _Slot) -> None:
         # Kernels must be chosen, and memory must be there, before a graph is recorded; not in the default stream.

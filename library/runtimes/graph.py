@@ -16,6 +16,7 @@ from torch import nn
 from library.bundle.bundle import Bundle
 from library.errors import StriateError
 from library.models.call import parse_call
+from library.models.classifier import probabilities
 from library.models.lookup import info
 from library.runtimes.onnx_session import OUTPUT, first_line
 from library.runtimes.parity import expected_facts
@@ -66,6 +67,7 @@ class Graph(nn.Module):
         )
         self.input_of = tuple(distinct.index(fields) for fields in fields_of)
         self._networks = nn.ModuleList([leaf.model for leaf, _ in leaves])
+        self._multilabel = bundle.record.multilabel
         self._shares = tuple(share for _, share in leaves)
         for number, (leaf, _) in enumerate(leaves):
             order = [leaf.classes.index(name) for name in bundle.classes]
@@ -77,7 +79,8 @@ class Graph(nn.Module):
         """Computes probabilities, N x classes, from one uint8 tensor per input, N x height x width x channels."""
         mean: Any = 0.0
         for number, (network, share) in enumerate(zip(self._networks, self._shares, strict=True)):
-            rows = torch.softmax(network(pixels[self.input_of[number]].permute(0, 3, 1, 2)), 1)
+            logits = network(pixels[self.input_of[number]].permute(0, 3, 1, 2))
+            rows = probabilities(logits, multilabel=self._multilabel)
             order: torch.Tensor | None = getattr(self, f"_order_{number}")
             rows = rows if order is None else rows.index_select(1, order)
             mean = rows if len(self._networks) == 1 else mean + rows * share

@@ -160,6 +160,7 @@ def trial(recipe: Recipe, model: Classifier, shape: tuple[int, int, int], device
             recipe.model_copy(update={"accumulate": accumulate}),
             copy.deepcopy(model),
             class_counts=counts,
+            label_sets=None if recipe.data.labels is None else [[]],
             total_steps=2,
             steps_per_epoch=1,
             device=device,

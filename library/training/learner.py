@@ -35,25 +35,38 @@ class Score:
         loss: sum of their cross entropies, in nats.
         top1: pictures whose class ranks first.
         top5: pictures whose class is among the first five.
+        hits: where a picture may have several classes, predictions (probability 0.5 or more) that are right.
+        false_alarms: predictions that are wrong.
+        misses: classes of pictures that are not predicted.
     """
 
     pictures: float = 0.0
     loss: float = 0.0
     top1: float = 0.0
     top5: float = 0.0
+    hits: float = 0.0
+    false_alarms: float = 0.0
+    misses: float = 0.0
 
     def vector(self) -> list[float]:
         """All fields in order, for adding up."""
-        return [self.pictures, self.loss, self.top1, self.top5]
+        return [self.pictures, self.loss, self.top1, self.top5, self.hits, self.false_alarms, self.misses]
 
     @classmethod
     def from_vector(cls, vector: Sequence[float]) -> Score:
         """The inverse of `vector`."""
         return cls(*vector)
 
-    def means(self, prefix: str) -> dict[str, float]:
-        """Mean loss, and the fractions of pictures whose class ranks first or among the first five."""
+    def means(self, prefix: str, *, several_labels: bool = False) -> dict[str, float]:
+        """Mean loss, and the fractions of pictures whose class ranks first or among the first five.
+
+        With several labels a picture, instead of the fractions F1 over all pictures and classes (micro).
+        """
         count = max(self.pictures, 1.0)
+        if several_labels:
+            wrong = self.false_alarms + self.misses
+            f1 = 2 * self.hits / (2 * self.hits + wrong) if self.hits + wrong else 1.0
+            return {f"{prefix}_loss": self.loss / count, f"{prefix}_f1": f1}
         return {f"{prefix}_{name}": getattr(self, name) / count for name in ("loss", "top1", "top5")}
 
 
@@ -68,6 +81,8 @@ class Learner:
         steps_per_epoch: batches of an epoch.
         device: device to train on.
         world_size: number of replicas whose gradients are averaged.
+        label_sets: where a picture may have several classes: their numbers, for each number that stands for a set of
+            labels (`library.training.label_sets`); None where it has one.
         distribute: wraps the module that averages gradients, e.g. in DistributedDataParallel.
         agree: takes whether compiling worked in this worker, and returns whether it worked in all of them.
         report: takes lines for the log.
@@ -86,6 +101,7 @@ class Learner:
         steps_per_epoch: int,
         device: torch.device,
         world_size: int = 1,
+        label_sets: Sequence[Sequence[int]] | None = None,
         distribute: Callable[[nn.Module], nn.Module] = lambda module: module,
         agree: Callable[[bool], bool] = lambda worked: worked,
         report: Callable[[str], None] = lambda line: None,
@@ -101,6 +117,7 @@ class Learner:
         self._ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema is not None else None
         self._class_weights = _class_weights(recipe, class_counts, device)
         self._mixup = _mixup(recipe, len(class_counts))
+        self._targets = None if label_sets is None else _targets(label_sets, len(class_counts), device)
         self._frozen: int | str | None = None
         self._module: nn.Module = model
         self._compiles, self._is_compiled = is_compiled(recipe, device, total_steps), False
@@ -197,7 +214,10 @@ class Learner:
         total = torch.zeros((), device=self.device)
         for logits, share in heads:
             smoothing = 0.0 if self._mixup is not None else self._recipe.loss.label_smoothing
-            losses = functional.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+            if self._targets is not None:
+                losses = _binary_losses(logits.float(), self._targets[target])
+            else:
+                losses = functional.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
             total = total + share * (losses if weights is None else losses * weights).sum()
         return total
 
@@ -227,6 +247,9 @@ class Learner:
         with torch.inference_mode(), autocast(self.device, self._recipe.precision):
             x = self._channels_first(batch.pictures)
             logits = (model.head_logits(x) if x.ndim == 2 else model(x)).float()
+        if self._targets is not None:
+            self.model.train()
+            return _score_of_sets(logits, self._targets[target])
         top = logits.topk(min(5, logits.shape[1]), 1).indices == target[:, None]
         loss = functional.cross_entropy(logits, target, reduction="sum")
         self.model.train()
@@ -261,6 +284,26 @@ class _TrainingForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
         return [(self.model.head_logits(x), 1.0)] if self._on_features else self.model.forward_train(x)
+
+
+def _targets(label_sets: Sequence[Sequence[int]], classes: int, device: torch.device) -> torch.Tensor:
+    """For each set of labels (rows) 1 for its classes, else 0; float32."""
+    targets = torch.zeros((len(label_sets), classes))
+    for row, numbers in enumerate(label_sets):
+        targets[row, list(numbers)] = 1
+    return targets.to(device)
+
+
+def _binary_losses(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of each picture, the mean over the classes, in nats."""
+    return functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+
+
+def _score_of_sets(logits: torch.Tensor, target: torch.Tensor) -> Score:
+    found, wanted = logits >= 0, target > 0
+    sums = [_binary_losses(logits, target), found & wanted, found & ~wanted, ~found & wanted]
+    loss, hits, false_alarms, misses = torch.stack([part.sum().float() for part in sums]).tolist()
+    return Score(len(target), loss, hits=hits, false_alarms=false_alarms, misses=misses)
 
 
 def _class_weights(recipe: Recipe, counts: Mapping[str, int], device: torch.device) -> torch.Tensor | None:

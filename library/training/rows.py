@@ -19,6 +19,7 @@ from library.dataset.manifest import Manifest, load_manifest
 from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError
 from library.randomness import seed_of
+from library.training.label_sets import LabelSets, check_column, count_names
 
 #: An object store answers a request in some 50 ms, and a shard takes several requests.
 _PARALLEL_SHARDS = 16
@@ -35,10 +36,11 @@ class Rows:
         dataset: URI.
         shards: shard names.
         sizes: rows of each shard, selected or not.
-        classes: class names by id.
-        class_counts: selected pictures of each class, in the order of the ids.
+        classes: class names by id; where a picture has several labels, the sets of them (`LabelSets.texts`).
+        class_counts: selected pictures of each of `classes`, in the order of the ids.
         picture_bytes: mean size of a stored picture, in bytes.
         used: one bit for every row of all shards (`numpy.packbits`), set for selected rows; None selects all rows.
+        label_sets: where a picture has several labels; None where it has one.
     """
 
     dataset: str
@@ -48,6 +50,7 @@ class Rows:
     class_counts: dict[str, int]
     picture_bytes: float = 0.0
     used: NDArray[np.uint8] | None = None
+    label_sets: LabelSets | None = None
 
     def __len__(self) -> int:
         return sum(self.class_counts.values())
@@ -63,6 +66,27 @@ class Rows:
     def class_ids(self) -> dict[str, int]:
         """Class ids by name."""
         return {name: number for number, name in enumerate(self.classes)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in the order of the model's outputs."""
+        return self.classes if self.label_sets is None else self.label_sets.names
+
+    @property
+    def name_counts(self) -> dict[str, int]:
+        """Selected pictures of each name."""
+        return self.class_counts if self.label_sets is None else self.label_sets.name_counts(self.class_counts.values())
+
+    @property
+    def label_column(self) -> str:
+        """The column that holds the labels."""
+        return "label" if self.label_sets is None else self.label_sets.column
+
+    def labels_of(self, table: pa.Table) -> list[str | None]:
+        """The labels of a table's rows, as `classes` names them."""
+        values = table[self.label_column].to_pylist()
+        sets = self.label_sets
+        return values if sets is None else [None if value is None else sets.text(value) for value in values]
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -113,9 +137,71 @@ def read_rows(dataset: str, classes: Sequence[str] | None = None) -> Rows:
     return rows.only(labels >= 0, [rows.class_counts[name] for name in names])
 
 
+def read_labelled_rows(
+    train: str, val: str | None, column: str, classes: Sequence[str] | None = None
+) -> tuple[Rows, Rows | None]:
+    """Selects all rows of datasets whose pictures have several labels; reads the labels, and never pictures.
+
+    Args:
+        train: URI of the training set.
+        val: URI of the validation set, or None.
+        column: the column with a list of names for each picture.
+        classes: the classes to learn, with ids in this order; None for all names of the training set, sorted.
+
+    Raises:
+        UsageError: the column does not hold lists of names, a picture has none, or a class has no picture.
+    """
+    both = [_unlabelled_rows(uri, column) for uri in (train, val) if uri is not None]
+    lists = [list(_label_lists(rows, column)) for rows in both]
+    counts = [count_names(rows.dataset, column, values) for rows, values in zip(both, lists, strict=True)]
+    names = tuple(sorted(counts[0]) if classes is None else classes)
+    if len(names) < 2:
+        raise UsageError(f"{train} has {len(names)} class(es) in '{column}'; a classifier needs two or more")
+    for rows, count in zip(both, counts, strict=True):
+        missing = [name for name in names if rows.dataset == both[0].dataset and not count[name]]
+        if missing:
+            raise UsageError(f"{rows.dataset} has no pictures of: {', '.join(missing)}; it has {', '.join(count)}")
+        unknown = sorted(set(count) - set(names)) if classes is None else []
+        if unknown:
+            raise UsageError(
+                f"{rows.dataset} has classes that {train} lacks: {', '.join(unknown)}; choose the classes with "
+                "data.classes"
+            )
+    known = LabelSets(column, names)
+    texts = [Counter(known.text(labels or ()) for labels in values) for values in lists]
+    sets = dataclasses.replace(known, texts=tuple(sorted(set().union(*texts))))
+    found = [
+        dataclasses.replace(
+            rows, classes=sets.texts, class_counts={text: count[text] for text in sets.texts}, label_sets=sets
+        )
+        for rows, count in zip(both, texts, strict=True)
+    ]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _unlabelled_rows(dataset: str, column: str) -> Rows:
+    manifest = load_manifest(dataset)
+    if not manifest.rows:
+        raise UsageError(f"{dataset} has no pictures")
+    check_column(dataset, ShardReader(storage.join(dataset, manifest.shards[0].name)).schema(), column)
+    return Rows(
+        dataset,
+        tuple(entry.name for entry in manifest.shards),
+        np.asarray([entry.rows for entry in manifest.shards], np.int64),
+        (),
+        {},
+        sum(entry.bytes for entry in manifest.shards) / manifest.rows,
+    )
+
+
+def _label_lists(rows: Rows, column: str) -> Iterator[Sequence[Any] | None]:
+    for name in rows.shards:
+        yield from ShardReader(storage.join(rows.dataset, name)).columns([column])[column].to_pylist()
+
+
 def _label_ids(rows: Rows, table: pa.Table) -> NDArray[np.int32]:
     """The class id of each row; -1 for a class that is not selected."""
-    return np.asarray([rows.class_ids.get(name, -1) for name in table["label"].to_pylist()], np.int32)
+    return np.asarray([rows.class_ids.get(name or "", -1) for name in rows.labels_of(table)], np.int32)
 
 
 def _map_shards(rows: Rows, columns: Sequence[str], work: Callable[[pa.Table], NDArray[Any]]) -> Iterator[NDArray[Any]]:
@@ -158,6 +244,8 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     Raises:
         UsageError: when a class has fewer than two pictures.
     """
+    if rows.label_sets is not None:
+        return _split_labelled_rows(rows, fraction, seed)
     for name, count in rows.class_counts.items():
         if count < 2:
             raise UsageError(f"class '{name}' has {count} picture(s); val_fraction needs two or more of each")
@@ -175,6 +263,26 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
         is_val[of_class[np.argsort(hashes[of_class], kind="stable")[: val_counts[-1]]]] = True
     train_counts = [total - count for total, count in zip(rows.class_counts.values(), val_counts, strict=True)]
     return rows.only((labels >= 0) & ~is_val, train_counts), rows.only(is_val, val_counts)
+
+
+def _split_labelled_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Holds out a fraction of all pictures, by a hash of the key: a set of labels may be that of a single picture."""
+
+    def read(table: pa.Table) -> NDArray[np.int64]:
+        hashes = [seed_of("held out", seed, key) >> 65 for key in table["key"].to_pylist()]
+        return np.stack([_label_ids(rows, table).astype(np.int64), np.asarray(hashes, np.int64)])
+
+    labels, hashes = np.concatenate([*_map_shards(rows, ["key", rows.label_column], read)], axis=1)
+    is_val = np.zeros(len(labels), bool)
+    is_val[np.argsort(hashes, kind="stable")[: min(len(labels) - 1, max(1, round(fraction * len(labels))))]] = True
+    parts = [
+        rows.only(chosen, np.bincount(labels[chosen], minlength=len(rows.classes)).tolist())
+        for chosen in (~is_val, is_val)
+    ]
+    missing = [name for name, count in parts[0].name_counts.items() if not count]
+    if missing:
+        raise UsageError(f"val_fraction leaves no training pictures of: {', '.join(missing)}; hold out fewer")
+    return parts[0], parts[1]
 
 
 def check_same_classes(train: Rows, val: Manifest, val_uri: str) -> None:
@@ -247,7 +355,8 @@ def read_part(rows: Rows, part: Part, columns: Sequence[str] = ()) -> pa.Table:
         selected = positions[(positions >= first) & (positions < first + table.num_rows)] - first
         chosen = table if len(selected) == table.num_rows else table.take(pa.array(selected))
         data = chosen["image"].combine_chunks().field("bytes").cast(pa.large_binary())
-        others = {name: chosen[name] for name in ("key", "label", *columns)}
+        others = {name: chosen[name] for name in ("key", *columns)}
+        others["label"] = chosen["label"] if rows.label_sets is None else pa.array(rows.labels_of(chosen), pa.string())
         tables.append(pa.table({"bytes": data, **others}))
         first += table.num_rows
     return pa.concat_tables(tables)

@@ -30,12 +30,15 @@ from library.runtimes.without_torch import GraphClassifier, exported_graph
 from library.steps.selectors import TOP_CLASSES, TOP_PROBABILITIES
 from library.work.classifying import BATCH, Classifier, Prefetcher, drop_reason, prepare_or_reject
 
-_PREDICTED, _SCORE, _FEATURES = "predicted", "score", "features"
+_PREDICTED, _SCORE, _FEATURES, _LABELS = "predicted", "score", "features", "predicted_labels"
+#: The probability from which on a class counts as predicted, where a picture may have any number of classes.
+THRESHOLD = 0.5
 _COLUMNS = (
     pa.field(_PREDICTED, pa.string()),
     pa.field(_SCORE, pa.float32()),
     pa.field(TOP_CLASSES, pa.list_(pa.string())),
     pa.field(TOP_PROBABILITIES, pa.list_(pa.float32())),
+    pa.field(_LABELS, pa.list_(pa.string())),
     pa.field(_FEATURES, pa.list_(pa.float32())),
 )
 #: Key of the schema's metadata: JSON with the id of the bundle whose predictions a shard holds, and their columns.
@@ -63,6 +66,8 @@ class PredictJob:
             takes less time per picture than PyTorch in batches, and eager on a GPU or where features are kept.
         device: cpu or cuda.
         threads: pictures decoded at the same time; on a CPU the runtime uses as many threads.
+        threshold: where a picture may have any number of classes, the probability from which on one is among
+            `predicted_labels`; None for a classifier that gives one class.
         graph: returns the classifier's exported graph, which one process makes for all; None for this process to get it
             itself. Only a single network in ONNX Runtime has one.
     """
@@ -75,6 +80,7 @@ class PredictJob:
     runtime: str | None = None
     device: str = "cpu"
     threads: int = 1
+    threshold: float | None = None
     graph: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -86,6 +92,7 @@ class PredictJob:
         runtime = self.chosen_runtime
         computed_by = [version("torch"), *([version("onnxruntime")] if runtime == "onnx" else [])]
         own = [self.bundle_id, self.top_k, self.features, runtime, self.device, computed_by]
+        own += [] if self.threshold is None else [self.threshold]
         return digest_of(["predict", *own, task.max_rows, VERSIONS])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
@@ -94,7 +101,8 @@ class PredictJob:
         load_s = perf_counter() - start
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
         before = reader.schema()
-        after = predicted_schema(before, self.bundle_id, features=self.features)
+        several = self.threshold is not None
+        after = predicted_schema(before, self.bundle_id, features=self.features, several_labels=several)
         prefetcher, tables = Prefetcher(self.threads), deque[pa.Table]()
 
         def rows() -> Iterator[Sequence[Mapping[str, Any]]]:
@@ -157,7 +165,11 @@ class PredictJob:
         rejects += [(rows[index], NOT_FINITE, NOT_FINITE_WHY) for index in not_finite]
         predicted = table.take(pa.array([rows[index] for index in finite], pa.int64()))
         ranked = [prediction.classes for prediction in model.classifier.ranked(probabilities[finite], self.top_k)]
-        stored = _with_predictions(predicted, ranked, None if features is None else features[finite], schema)
+        labels: list[list[str]] = []
+        if self.threshold is not None:
+            every = model.classifier.ranked(probabilities[finite], len(model.classifier.classes))
+            labels = [[name for name, share in one.classes if share >= self.threshold] for one in every]
+        stored = _with_predictions(predicted, ranked, labels, None if features is None else features[finite], schema)
         tally = Tally(
             rows_in=table.num_rows,
             image_bytes_in=image_bytes(table),
@@ -186,7 +198,7 @@ class _Model:
     probabilities: Callable[[Sequence[Prepared]], NDArray[np.float32]]
 
 
-def predicted_schema(source: pa.Schema, bundle_id: str, *, features: bool) -> pa.Schema:
+def predicted_schema(source: pa.Schema, bundle_id: str, *, features: bool, several_labels: bool = False) -> pa.Schema:
     """Returns the columns of a dataset with predictions: those of its source, without an earlier bundle's predictions.
 
     Raises:
@@ -194,7 +206,8 @@ def predicted_schema(source: pa.Schema, bundle_id: str, *, features: bool) -> pa
     """
     earlier = _prediction_columns(source)
     others = [column for column in source if column.name not in earlier]
-    new = [column for column in _COLUMNS if features or column.name != _FEATURES]
+    is_written = {_FEATURES: features, _LABELS: several_labels}
+    new = [column for column in _COLUMNS if is_written.get(column.name, True)]
     conflicts = {column.name for column in others} & {column.name for column in new}
     if conflicts:
         raise StriateError(
@@ -214,6 +227,7 @@ def _prediction_columns(schema: pa.Schema) -> frozenset[str]:
 def _with_predictions(
     table: pa.Table,
     ranked: Sequence[Sequence[tuple[str, float]]],
+    labels: Sequence[Sequence[str]],
     features: NDArray[np.float32] | None,
     schema: pa.Schema,
 ) -> pa.Table:
@@ -222,6 +236,7 @@ def _with_predictions(
         _SCORE: [classes[0][1] for classes in ranked],
         TOP_CLASSES: [[name for name, _ in classes] for classes in ranked],
         TOP_PROBABILITIES: [[share for _, share in classes] for classes in ranked],
+        _LABELS: labels,
         _FEATURES: [] if features is None else list(features),
     }
     new = _prediction_columns(schema)

@@ -113,7 +113,7 @@ def test_an_absurdly_large_number_of_steps_is_refused() -> None:
         ("mixup=on", 'mixup: "on" should be a number from 0'),
         ("compile=yes", 'compile: "yes" should be auto, or true or false'),
         ("seed=null", "seed: null should be a whole number from 0"),
-        ("best_metric=top1", "should be val_top1, val_top5 or val_loss, or null (did you mean 'val_top1'?)"),
+        ("best_metric=top1", "should be val_top1, val_top5, val_f1 or val_loss, or null (did you mean 'val_top1'?)"),
         ("input.steps=flip", 'input.steps: "flip" has a step of another field: flip is an augmentation, for augment'),
         ("input.fit=min_size(3)", "min_size is a selector, for input.steps or for `striate filter`"),
         ("augment=flip | min_size(3)", "min_size is a selector, for input.steps"),
@@ -178,7 +178,7 @@ def test_an_unknown_field_in_the_file_has_the_same_error() -> None:
 
 def test_the_error_for_a_missing_field_has_an_example() -> None:
     assert problems("{}") == [
-        "data: is missing; it takes a table of train, val, val_fraction, classes, max_resident_mb",
+        "data: is missing; it takes a table of train, val, val_fraction, classes, labels, max_resident_mb",
         "model: is missing; it takes a model's call, e.g. resnet18(in_chans=3), e.g. lenet5",
         "optimizer: is missing; it takes a table of name, lr, weight_decay, momentum, betas, eps",
         "batch_size: is missing; it takes auto, or a whole number from 1 to 1,000,000, e.g. 128",
@@ -270,6 +270,11 @@ def test_errors_for_any_plain_data_are_in_our_own_words(data: object, fields: di
         (["mixup=0.2", "loss.class_weights=balanced"], "mixup: 0.2 cannot be combined with loss.class_weights"),
         (["data.classes=[a, b]", "loss.class_weights={a: 1}"], "should name every class; missing: b"),
         (["data.classes=[a, b]", "loss.class_weights={a: 1, b: 1, c: 1}"], "classes that are not in data.classes: c"),
+        (["data.labels=tags", "mixup=0.2"], "mixup: 0.2 needs one class a picture"),
+        (["data.labels=tags", "sampling=balanced"], "sampling: \"balanced\" needs one class a picture"),
+        (["data.labels=tags", "loss.label_smoothing=0.1"], "loss.label_smoothing: 0.1 needs one class a picture"),
+        (["data.labels=tags", "best_metric=val_top1"], "with data.labels use val_f1 or val_loss"),
+        (["best_metric=val_f1"], 'best_metric: "val_f1" needs data.labels'),
         (["batch_size=4", "accumulate=5"], "accumulate: 5 should not be above batch_size, 4"),
         (["batch_size=1", "cutmix=1"], "cutmix: 1 mixes pictures of one batch"),
     ],
@@ -290,6 +295,7 @@ def test_fields_that_contradict_each_other_are_refused(overrides: list[str], pro
         ["mixup=0.2", "cutmix=1", "loss.label_smoothing=0.1", "sampling=balanced"],
         ["epochs=null", "steps=100", "schedule.warmup_epochs=50"],
         ["data.val=null"],
+        ["data.labels=tags", "early_stopping={}", "ema=0.99", "freeze=all", "cache_features=true"],
         ["schedule={name: constant, warmup_epochs: 1}"],
         ["optimizer={name: momentum, lr: 1, momentum: 0}"],
         ["optimizer={name: muon, lr: 1, momentum: 0.9, betas: [0.9, 0.99]}"],
