@@ -281,3 +281,16 @@ def test_columns_of_other_types_are_named_before_anything_is_written(tmp_path: P
     back = _back(tmp_path / "hub", tmp_path / "back")
     assert back.to_pylist() == rows(source).to_pylist()
     assert back.schema.field("n").type == pa.int16()
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_shard_without_pictures_is_no_obstacle(tmp_path: Path, to: Target) -> None:
+    data = encoded("png")
+    records = [
+        ImageRecord("a", data, "a", "cat", codec.probe(data)),
+        ImageRecord("b", data, "b", None, codec.probe(data)),
+    ]
+    source = _write(tmp_path / "data", records, [], 3)
+    assert [shard.rows for shard in load_manifest(source).shards] == [1, 1, 0]
+    assert convert(source, tmp_path / "out", to).rows == 2
+    assert _content(_back(tmp_path / "out", tmp_path / "back")) == _content(rows(source))
