@@ -48,11 +48,11 @@ def _headline(evaluation: Evaluation) -> Table:
 
 def _leak_effect(effect: LeakEffect) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, part in (("top-1 without leaked pictures", effect.without), ("top-1 of leaked pictures", effect.leaked)):
+    for name, part in (("top-1 without leaks", effect.without), ("top-1 of leaks", effect.leaked)):
         if part is not None:
             low, high = part.intervals["top1"]
             interval = f"95% interval {low:.2%} to {high:.2%}"
-            table.add_row(name, f"{part.top1:.2%}", f"{interval}; {part.pictures:,} pictures")
+            table.add_row(name, f"{part.top1:.2%}", f"{interval}, of {part.pictures:,}")
     if effect.difference is not None and effect.interval is not None:
         low, high = (f"{100 * end:+.2f}" for end in effect.interval)
         table.add_row("effect of leaks", f"{100 * effect.difference:+.2f} points", f"95% interval {low} to {high}")
