@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from cluster.connection.session import connect
 from jobs import output
+from jobs.choosing.selected_training import TrainablePictures
 from jobs.choosing.vectors import Vectors, ensure_side_shards, ensure_vectors, patches_of, plan_embedder
 from jobs.shards.pool_size import pool_for_classifiers, pool_for_shards
 from library import storage
@@ -21,7 +21,6 @@ from library.choosing.labels.ablation import FEWEST_SEEDS, Answer, SetName, answ
 from library.choosing.labels.embedders import Embedder
 from library.choosing.labels.linear_head import LinearHead
 from library.dataset.manifest import Manifest, digest_of, load_manifest, splits_below
-from library.dataset.shards import read_columns
 from library.errors import StriateError, UsageError
 from library.pipeline import Pipeline
 from library.recipe import Recipe
@@ -184,7 +183,7 @@ def plan_ablate(
         raise UsageError(f"{train} and {val} have {len(known)} labelled classes in common; two are needed")
     loaded = None
     if recipe is not None:
-        loaded = Recipe.load(recipe, [f"data.train={train}", f"data.val={val}"])
+        loaded = Recipe.load(recipe, [f"data.train={train}", f"data.val={val}", "data.val_fraction=null"])
     embedder = None if recipe is not None else plan_embedder(bundle, model, train) or patches_of(train)
     where = None if out is None else storage.normalize(out)
     if where is not None:
@@ -315,57 +314,36 @@ class RecipeTrainer:
     """Trains the recipe on selections of its training set, through `striate train`.
 
     Attributes:
-        keys: of the training pictures that the recipe uses.
-        classes: number of classes.
-        positions: of those pictures among all rows of the dataset.
-        labels: of those pictures.
+        pictures: the training pictures that the recipe uses.
+        out: folder of the trainings.
+        gpu: whether to use a GPU; None to use one if there is any.
+        address: address of the Ray cluster.
     """
 
-    keys: Sequence[str]
-    classes: int
-    positions: NDArray[np.int64]
-    labels: Sequence[str]
-    plan: AblatePlan
+    pictures: TrainablePictures
+    out: str
     gpu: bool | None
     address: str | None
 
     @classmethod
     def of(cls, plan: AblatePlan, gpu: bool | None, address: str | None) -> RecipeTrainer:
         assert plan.recipe is not None
-        names = plan.recipe.data.classes
-        chosen = set(plan.manifests[0].tally.classes if names == "all" else names)
-        table = read_columns(plan.train, ["key", "label"], [shard.name for shard in plan.manifests[0].shards])
-        keys, labels = table["key"].to_pylist(), table["label"].to_pylist()
-        rows = [row for row, label in enumerate(labels) if label in chosen]
-        positions = np.array(rows, np.int64)
-        used = [keys[row] for row in rows]
-        return cls(used, len(chosen), positions, [labels[row] for row in rows], plan, gpu, address)
+        assert plan.out is not None
+        return cls(TrainablePictures.of(plan.recipe, plan.manifests[0]), plan.out, gpu, address)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Keys of the pictures."""
+        return self.pictures.keys
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.pictures.classes
 
     def accuracy(self, name: SetName, rows: NDArray[np.int64], seed: int) -> float:
         """Trains on these rows and returns the bundle's top-1 on the validation set; resumes a killed training."""
-        from jobs.train.driver import train  # they import what only trainings need
-        from jobs.train.plan import plan_train
-        from jobs.train.run_folder import is_finished
-
-        recipe, out = self.plan.recipe, self.plan.out
-        assert recipe is not None
-        assert out is not None
-        # The folder of the plan stays empty: the training's own folder belongs to its selection.
-        whole = plan_train(recipe.model_copy(update={"seed": seed}), storage.join(out, "unused"))
-        used = np.zeros(self.plan.manifests[0].rows, np.bool_)
-        used[self.positions[rows]] = True
-        counts = Counter(self.labels[row] for row in rows.tolist())
-        missing = [label for label in whole.train.classes if not counts[label]]
-        if missing:
-            raise StriateError(
-                f"the set {name} has no picture of {', '.join(missing[:5])}, which {out} cannot train on"
-            )
-        selected = dataclasses.replace(
-            whole,
-            out=storage.join(out, f"seed-{seed}-{name}"),
-            train=whole.train.only(used, [counts[label] for label in whole.train.classes]),
-            datasets={**whole.datasets, "selection": digest_of([self.keys[row] for row in rows.tolist()])},
+        result = self.pictures.train(
+            rows, self.out, f"seed-{seed}-{name}", seed=seed, gpu=self.gpu, address=self.address
         )
-        finished = is_finished(selected.out, selected.record, overwrite=False)
-        result = train(dataclasses.replace(selected, finished=finished), gpu=self.gpu, address=self.address)
         return float(result.bundle.metrics["val_top1"])

@@ -19,13 +19,14 @@ from jobs import output
 from jobs.choosing.measure import ensure_measures
 from jobs.choosing.vectors import Vectors, ensure_vectors, plan_embedder, remove_temporary
 from jobs.shards.pool_size import pool_for_classifiers
+from jobs.train.driver import TrainResult
 from library import storage
 from library.choosing.duplicates.fingerprints import Rule, fingerprints
 from library.choosing.duplicates.groups import in_order_of_occurrence
 from library.choosing.labels import findings
 from library.choosing.labels.audit_page import AuditContent, ConfusedLabels, render_audit
 from library.choosing.labels.confident_learning import LabelErrors, find_label_errors
-from library.choosing.labels.embedders import Embedder
+from library.choosing.labels.embedders import Embedder, FoldEmbedder, write_folds
 from library.choosing.labels.findings import EXTREMES, ClassBalance, Member, class_balance
 from library.choosing.labels.linear_head import out_of_fold
 from library.choosing.labels.outliers import neighbour_distances
@@ -38,8 +39,9 @@ from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, find_manifest, load_manifest, splits_below
 from library.dataset.shards import read_columns
 from library.errors import UsageError
+from library.recipe import Recipe
 
-PAGE, FINDINGS, SUMMARY = "index.html", "findings.parquet", "audit.json"
+PAGE, FINDINGS, SUMMARY, TRAININGS = "index.html", "findings.parquet", "audit.json", "folds"
 #: A picture counts as a near duplicate up to this many bits, as in `striate dedup`.
 NEAR_BITS = 4
 FOLDS = 5
@@ -57,6 +59,7 @@ class AuditPlan:
         rule: when two pictures are duplicates.
         folds: number of folds for out-of-fold probabilities.
         report: folder of the page; None for none.
+        recipe: trained without each fold of the training set, instead of a linear head on features; None for none.
     """
 
     datasets: Mapping[str, str]
@@ -65,12 +68,14 @@ class AuditPlan:
     rule: Rule
     folds: int
     report: str | None
+    recipe: Recipe | None = None
 
     def described(self) -> dict[str, Any]:
         """Returns the plan for --dry-run."""
         return {
             "splits": {name: manifest.rows for name, manifest in self.manifests.items()},
             "features": "none" if self.embedder is None else self.embedder.name,
+            **({} if self.recipe is None else {"trains": f"{self.recipe.model}, {self.folds} times"}),
             "near": "off" if self.rule.near is None else f"{self.rule.near} bits",
             "folds": self.folds,
             "report": self.report or "none",
@@ -80,8 +85,12 @@ class AuditPlan:
     def skipped(self) -> list[str]:
         """What is not looked at, each with the reason."""
         lines: list[str] = []
-        if self.embedder is None:
-            lines.append("label errors and outliers: they need features; give --bundle, or --model patches")
+        if self.recipe is not None:
+            names = ", ".join(list(self.datasets)[1:])
+            lines.append("outliers: they need features; --full has only probabilities")
+            lines += [f"label errors of {names}: --full trains on {next(iter(self.datasets))} only"] if names else []
+        elif self.embedder is None:
+            lines.append("label errors and outliers: they need features; give --bundle, --model patches or --full")
         if len(self.datasets) == 1:
             lines.append("leaks: there is one dataset; name a folder with several splits")
         return lines
@@ -155,6 +164,7 @@ def plan_audit(
     near: int | None = NEAR_BITS,
     folds: int = FOLDS,
     report: str | None = None,
+    full: str | None = None,
 ) -> AuditPlan:
     """Checks everything that can be checked before Ray starts; writes nothing.
 
@@ -165,6 +175,7 @@ def plan_audit(
         near: the most bits in which near duplicates differ; None for exact ones only.
         folds: number of folds for out-of-fold probabilities.
         report: folder of the page to write.
+        full: instead of features, a recipe that is trained on the first split without each fold; needs `report`.
 
     Raises:
         UsageError: when the request is not valid.
@@ -184,8 +195,16 @@ def plan_audit(
         if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
             raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
         storage.check_writable(report)
-    embedder = plan_embedder(bundle, model, next(iter(datasets.values())))
-    return AuditPlan(datasets, manifests, embedder, Rule(near), folds, report)
+    first = next(iter(datasets.values()))
+    if full is None:
+        return AuditPlan(datasets, manifests, plan_embedder(bundle, model, first), Rule(near), folds, report)
+    if bundle is not None or model is not None:
+        raise UsageError("--full trains whole networks, so --bundle and --model have no effect; use only one of them")
+    if report is None:
+        raise UsageError("--full needs --report, below which its trainings are kept")
+    # Each training is validated on its own fold; the fraction stands in for it until then.
+    recipe = Recipe.load(full, [f"data.train={first}", "data.val=null", "data.val_fraction=0.5"])
+    return AuditPlan(datasets, manifests, None, Rule(near), folds, report, recipe)
 
 
 def run_audit(plan: AuditPlan, *, workers: str = "auto", gpu: bool | None = None, address: str | None = None) -> Audit:
@@ -209,7 +228,8 @@ def run_audit(plan: AuditPlan, *, workers: str = "auto", gpu: bool | None = None
             pool = pool_for_classifiers(session, workers, gpu, shards)
             for name, uri in plan.datasets.items():
                 vectors[name] = ensure_vectors(uri, plan.manifests[name], plan.embedder, pool)
-    audit = judge(plan, measures, vectors)
+        judged = _train_folds(plan, measures, workers, gpu, address) if plan.recipe is not None else None
+    audit = judge(plan, measures, vectors, judged)
     if plan.report is not None:
         with hold(plan.report, tidy=remove_temporary):
             write_audit(plan.report, audit)
@@ -219,18 +239,71 @@ def run_audit(plan: AuditPlan, *, workers: str = "auto", gpu: bool | None = None
 def _measured(dataset: str, manifest: Manifest, names: Sequence[str], workers: str) -> pa.Table:
     """Returns key, label, reason and measures of every picture, on the connected Ray."""
     table = ensure_measures(dataset, names, manifest=manifest, workers=workers)
-    reasons = pa.concat_tables(side_table.read_columns(side_table.folder_of(dataset), manifest.shards, [REASON]))
+    reasons = pa.concat_tables(side_table.Parts(side_table.folder_of(dataset), manifest.shards).read([REASON]))
     labels = read_columns(dataset, ["label"], [shard.name for shard in manifest.shards])
     return table.append_column(REASON, reasons[REASON]).append_column("label", labels["label"])
 
 
-def judge(plan: AuditPlan, measures: Mapping[str, pa.Table], vectors: Mapping[str, Vectors]) -> Audit:
+@dataclass(frozen=True)
+class _Judged:
+    """Out-of-fold probabilities of labelled pictures.
+
+    Attributes:
+        places: for each picture, the number of its split and its row there.
+        ids: their class ids.
+        probabilities: N x K.
+        classes: class names by id.
+    """
+
+    places: Sequence[tuple[int, int]]
+    ids: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    classes: Sequence[str]
+
+
+def _train_folds(
+    plan: AuditPlan, measures: Mapping[str, pa.Table], workers: str, gpu: bool | None, address: str | None
+) -> _Judged:
+    """Trains the recipe without each fold of the first split, and predicts the fold with it."""
+    from jobs.choosing.selected_training import TrainablePictures  # imports what only trainings need
+
+    assert plan.recipe is not None
+    assert plan.report is not None
+    split, dataset = next(iter(plan.datasets.items()))
+    manifest, folder = plan.manifests[split], storage.join(plan.report, TRAININGS)
+    pictures = TrainablePictures.of(plan.recipe, manifest)
+    groups = fingerprints(measures[split].select(["key", *plan.rule.columns]), plan.rule).groups()[pictures.positions]
+    folds = _folds_of(groups, pictures.keys, pictures.labels, plan.folds)
+    bundles: list[TrainResult] = []
+    for fold in range(plan.folds):
+        output.stderr.print(f"label errors: training without fold {fold + 1} of {plan.folds}", markup=False)
+        chosen, held_out = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        bundles.append(pictures.train(chosen, folder, f"fold-{fold + 1}", held_out=held_out, gpu=gpu, address=address))
+    uri = storage.join(folder, "folds.npz")
+    write_folds(uri, pictures.keys, folds)
+    embedder = FoldEmbedder(tuple(one.out for one in bundles), tuple(one.bundle.id for one in bundles), uri)
+    with connect(address) as session:
+        pool = pool_for_classifiers(session, workers, gpu, len(manifest.shards))
+        vectors = ensure_vectors(dataset, manifest, embedder, pool)
+    row_of = {key: row for row, key in enumerate(measures[split]["key"].to_pylist())}
+    classes = bundles[0].bundle.classes
+    ids = np.array([classes.index(str(label)) for label in vectors.labels], np.int64)
+    return _Judged([(0, row_of[key]) for key in vectors.keys], ids, vectors.values, classes)
+
+
+def judge(
+    plan: AuditPlan,
+    measures: Mapping[str, pa.Table],
+    vectors: Mapping[str, Vectors],
+    judged: _Judged | None = None,
+) -> Audit:
     """Finds what deserves a look, without Ray.
 
     Args:
         plan: from `plan_audit`.
         measures: key, label, reason and measures of each split.
         vectors: of each split; empty where there is no embedder.
+        judged: out-of-fold probabilities that were computed already; None to compute them from `vectors`.
     """
     members = {
         name: Member(name, table["key"].to_pylist(), table["label"].to_pylist()) for name, table in measures.items()
@@ -247,22 +320,31 @@ def judge(plan: AuditPlan, measures: Mapping[str, pa.Table], vectors: Mapping[st
         tables.append(findings.odd_sizes(member, measures[split]))
         tables.append(findings.unreadable(member, measures[split][REASON].to_pylist()))
     balance = class_balance({name: manifest.tally.classes for name, manifest in plan.manifests.items()})
-    if not vectors:
-        return Audit(plan, findings.ranked(tables), balance, skipped=plan.skipped())
-    output.stderr.print("comparing features", markup=False)
-    pooled = _pool(plan, measures, members, vectors)
-    tables += pooled.outliers()
     skipped = plan.skipped()
-    if len(pooled.classes) < 2:
-        skipped.append(f"label errors: the pictures have {len(pooled.classes)} classes, and two are needed")
+    if vectors:
+        output.stderr.print("comparing features", markup=False)
+        pooled = _pool(plan, measures, members, vectors)
+        tables += pooled.outliers()
+        if len(pooled.classes) < 2:
+            skipped.append(f"label errors: the pictures have {len(pooled.classes)} classes, and two are needed")
+        else:
+            judged = pooled.out_of_fold(plan.folds)
+    if judged is None:
         return Audit(plan, findings.ranked(tables), balance, skipped=skipped)
-    probabilities = pooled.out_of_fold(plan.folds)
-    errors = find_label_errors(pooled.ids, probabilities)
-    places = [pooled.places[row] for row in np.flatnonzero(pooled.labelled).tolist()]
-    tables.append(findings.label_errors(list(members.values()), places, errors, pooled.classes))
-    accuracy = float((probabilities.argmax(1) == pooled.ids).mean())
-    confused = _confused(errors, pooled.classes)
+    errors = find_label_errors(judged.ids, judged.probabilities)
+    tables.append(findings.label_errors(list(members.values()), judged.places, errors, judged.classes))
+    accuracy = float((judged.probabilities.argmax(1) == judged.ids).mean())
+    confused = _confused(errors, judged.classes)
     return Audit(plan, findings.ranked(tables), balance, confused, errors.share, accuracy, skipped)
+
+
+def _folds_of(
+    groups: NDArray[np.int64], keys: Sequence[str], labels: Sequence[str | None], folds: int
+) -> NDArray[np.int64]:
+    """Returns the fold of each picture; groups of duplicates are never divided, and every class is, evenly."""
+    numbers = in_order_of_occurrence(groups)
+    fractions = {str(fold): 1 / folds for fold in range(folds)}
+    return assign_groups(name_groups(numbers, keys), labels, fractions)[numbers]
 
 
 @dataclass(frozen=True)
@@ -296,23 +378,19 @@ class _Pooled:
             tables.append(findings.outliers(member, rows, distances[chosen]))
         return tables
 
-    def out_of_fold(self, folds: int) -> NDArray[np.float32]:
+    def out_of_fold(self, folds: int) -> _Judged:
         """Returns probabilities of the labelled pictures; duplicates of a picture never are among its teachers."""
         rows = np.flatnonzero(self.labelled)
-        keys = [
-            f"{self.members[split].split}/{self.members[split].keys[row]}"
-            for split, row in (self.places[place] for place in rows.tolist())
-        ]
-        numbers = in_order_of_occurrence(self.groups[rows])
-        named = name_groups(numbers, keys)
+        places = [self.places[int(row)] for row in rows]
+        keys = [f"{self.members[split].split}/{self.members[split].keys[row]}" for split, row in places]
         labels: list[str | None] = [self.classes[int(number)] for number in self.ids]
-        assigned = assign_groups(named, labels, {str(fold): 1 / folds for fold in range(folds)})[numbers]
+        assigned = _folds_of(self.groups[rows], keys, labels, folds)
         values, result = self.values[rows], np.zeros((len(rows), len(self.classes)), np.float32)
         for fold in range(folds):
             output.stderr.print(f"label errors: fold {fold + 1} of {folds}", markup=False)
             if (assigned == fold).any():
                 result += out_of_fold(values, self.ids, len(self.classes), assigned, only=[fold])
-        return result
+        return _Judged(places, self.ids, result, self.classes)
 
 
 def _pool(
@@ -370,7 +448,13 @@ def write_audit(folder: str, audit: Audit) -> None:
         wrong_share=audit.wrong_share,
         accuracy=audit.accuracy,
         skipped=audit.skipped,
-        features=None if plan.embedder is None else plan.embedder.name,
+        features=(
+            f"none; {plan.recipe.model} trained without each of {plan.folds} folds"
+            if plan.recipe is not None
+            else None
+            if plan.embedder is None
+            else plan.embedder.name
+        ),
         footer=f"made {now} by striate {VERSIONS['striate']}",
     )
     storage.write_bytes(storage.join(folder, PAGE), render_audit(content).encode("utf-8", "replace"))

@@ -30,6 +30,13 @@ def audit_command(
     folder: Annotated[str, typer.Argument(help="Dataset, or folder of splits: a folder or s3://bucket/prefix.")],
     bundle: _FeaturesBundle = None,
     model: _FeaturesModel = None,
+    full: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of features: train this recipe without each fold of the first split, to judge its labels.",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[
         str | None,
         typer.Option(help="Folder or s3:// for a page with pictures and `findings.parquet`.", show_default=False),
@@ -47,19 +54,22 @@ def audit_command(
 ) -> None:
     """Find what is wrong with splits: leaks between them, wrong labels, outliers, extreme scores, odd sizes, imbalance.
 
-    Without --bundle or --model only what needs no classifier is looked at. Labels are judged by classifiers on features
-    that were trained without the picture and its duplicates (confident learning). Measures and features are kept
-    beside each dataset, so a killed or repeated audit computes only what is missing.
+    Without --bundle, --model or --full only what needs no classifier is looked at. Labels are judged by classifiers
+    that were trained without the picture and its duplicates (confident learning). Measures and features are kept beside
+    each dataset, so a killed or repeated audit computes only what is missing.
 
         striate audit out --bundle model --report page
 
         striate audit out/mnist --model patches --report page
+
+        striate audit out/mnist --full jobs/recipes/lenet-mnist.yaml --report page
     """
-    if bundle is not None:
-        check_installed("torch", "striate audit --bundle")
+    if bundle is not None or full is not None:
+        check_installed("torch", "striate audit")
     from jobs.choosing.audit import PAGE, plan_audit, run_audit
 
-    plan = plan_audit(folder, bundle=bundle, model=model, near=None if near < 0 else near, folds=folds, report=report)
+    bits = None if near < 0 else near
+    plan = plan_audit(folder, bundle=bundle, model=model, near=bits, folds=folds, report=report, full=full)
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return
