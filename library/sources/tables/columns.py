@@ -15,6 +15,7 @@ _compute: Any = pyarrow.compute  # its functions are created at import time, whi
 _INTEGER = r"^(-?[1-9]\d{0,17}|0)$"  # not 007: a code with leading zeros is text
 _NUMBER = r"^-?(\d{1,15}\.?|\d{0,15}\.\d+)([eE][-+]?\d{1,3})?$"  # not 20 digits: a double would round them
 _LEADING_ZERO = r"^-?0\d"
+_SIDES = ("x", "y", "w", "h")  # of a box
 _WHOLE = re.compile(r"-?(0|[1-9]\d*)\.0")
 
 
@@ -50,8 +51,19 @@ class Columns:
 
 
 def typed(values: Sequence[Any]) -> pa.Array[Any]:
-    """JSON values as a column of the narrowest type that keeps them; mixed and nested values become JSON text."""
+    """JSON values as a column of the narrowest type that keeps them.
+
+    Lists of texts stay lists, and so do lists of boxes, objects with the numbers x, y, w and h; other nested values and
+    mixed ones become JSON text.
+    """
     types = {type(value) for value in values if value is not None}
+    if types == {list}:
+        items = [item for value in values for item in value or ()]
+        if items and all(isinstance(item, str) for item in items):
+            texts = [None if value is None else [as_text(item) for item in value] for value in values]
+            return pa.array(texts, pa.list_(pa.string()))
+        if items and all(_is_box(item) for item in items):
+            return _boxes(values, items)
     if types == {bool}:
         return pa.array(values, pa.bool_())
     try:
@@ -62,6 +74,27 @@ def typed(values: Sequence[Any]) -> pa.Array[Any]:
     except (OverflowError, pa.ArrowInvalid):
         pass  # too large for 64 bits or a double: kept as text
     return pa.array([as_text(value) for value in values], pa.string())
+
+
+def _is_box(item: Any) -> bool:
+    return isinstance(item, dict) and all(
+        isinstance(item.get(side), int | float) and not isinstance(item.get(side), bool) for side in _SIDES
+    )
+
+
+def _boxes(values: Sequence[Any], items: Sequence[dict[str, Any]]) -> pa.Array[Any]:
+    """Lists of boxes as lists of structs: x, y, w and h as numbers, all other fields as text."""
+    others = [name for name in dict.fromkeys(name for item in items for name in item) if name not in _SIDES]
+    box = pa.struct([*((side, pa.float64()) for side in _SIDES), *((as_text(name), pa.string()) for name in others)])
+
+    def stored(item: dict[str, Any]) -> dict[str | None, Any]:
+        sides: dict[str | None, Any] = {side: float(item[side]) for side in _SIDES}
+        return sides | {as_text(name): as_text(item.get(name)) for name in others}
+
+    return pa.array(
+        [None if value is None else [stored(item) for item in value] for value in values],
+        pa.list_(box),
+    )
 
 
 def as_text(value: Any) -> str | None:

@@ -138,6 +138,19 @@ def test_nested_and_mixed_values_of_json_lines_become_text(folder: Path) -> None
     ]
 
 
+def test_lists_of_names_and_of_boxes_stay_lists(folder: Path) -> None:
+    box = {"x": 1, "y": 2.5, "w": 3, "h": 4, "label": "cat"}
+    lines = [
+        {"path": "img/a.jpg", "tags": ["cat", "dog"], "boxes": [box, {**box, "label": 7}], "empty": []},
+        {"path": "img/b.jpg", "tags": [], "boxes": []},
+    ]
+    listing = list_source(_write(folder, "l.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    assert extras_of(listing.index).to_pylist() == [
+        {"tags": ["cat", "dog"], "boxes": [box, {**box, "label": "7"}], "empty": "[]"},
+        {"tags": [], "boxes": [], "empty": None},
+    ]
+
+
 def test_an_empty_list_is_an_error(folder: Path) -> None:
     with pytest.raises(UsageError, match="holds no pictures"):
         list_source(_write(folder, "l.csv", "path,label\n"))
