@@ -66,7 +66,7 @@ class NotBlurry:
         BadPicture: `not_finite`.
     """
 
-    sharpness: Annotated[float, Field(gt=0, description="minimum variance of the Laplacian at 256 pixels")] = 100.0
+    sharpness: Annotated[float, Field(gt=0, description="minimum variance of the Laplacian at 256 pixels")] = 30.0
 
     def scores(self) -> tuple[str, ...]:
         return ("sharpness",)
