@@ -60,14 +60,14 @@ def test_the_difference_is_that_of_both_accuracies_with_an_interval() -> None:
 
 def test_the_interval_holds_the_true_difference_in_nineteen_of_twenty_sets() -> None:
     covered = 0
-    for seed in range(200):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
         leaked = rng.binomial(1000, 0.2)
         parts = (outcomes(leaked, 0.95, "leaked", seed), outcomes(1000 - leaked, 0.8, "clean", 1000 + seed))
         effect = leak_effect(CLASSES, summed(*parts), summed(parts[0]))
         assert effect.interval is not None
         covered += effect.interval[0] <= 0.2 * (0.95 - 0.8) <= effect.interval[1]
-    assert 180 <= covered <= 199
+    assert 53 <= covered <= 60  # 57 are expected
 
 
 def test_without_leaks_nothing_changes_and_with_only_leaks_nothing_is_left() -> None:
