@@ -231,7 +231,7 @@ def split_command(
         bool,
         typer.Option(
             "--no-stratify",
-            help="The hash of a group's name alone decides: it moves only if its name changes, but sizes are left to chance.",
+            help="The hash of a group's name decides alone: it moves only with its name, but sizes are left to chance.",
         ),
     ] = False,
     like: Annotated[
