@@ -168,7 +168,7 @@ def measure_dataset(
         StriateError: when a shard fails; the shards done by then stay.
     """
     if not plan.todo:
-        _tidy(plan)
+        _remove_outdated(plan)
         return _result(plan, {})
     storage.check_writable(plan.folder)
     with hold(plan.folder, tidy=_remove_temporary), connect(address) as session:
@@ -189,7 +189,8 @@ def measure_shards(plan: MeasurePlan, pool: WorkerPool) -> MeasureResult:
     results = DatasetResults(pool)
     results.resumed[plan.dataset] = len(plan.tasks) - len(plan.todo)
     results.run = run_shards("measure", plan.work, plan.todo, pool, results, done=results.resumed)
-    _tidy(plan)
+    _remove_outdated(plan)
+    _remove_temporary(plan.folder)
     return _result(plan, results.summary(plan.dataset))
 
 
@@ -254,18 +255,18 @@ def _check_report(report: str, dataset: str) -> None:
     storage.check_writable(report)
 
 
-def _tidy(plan: MeasurePlan) -> None:
-    """Removes temporary files of killed workers, and the files of shards that the dataset no longer has."""
+def _remove_outdated(plan: MeasurePlan) -> None:
+    """Removes the files of shards that the dataset no longer has, whose rows DuckDB would read with the others."""
     known = {shard.name for shard in plan.manifest.shards}
     for file in storage.list_files(plan.folder):
         if _is_part(file.path) and file.path not in known:
             storage.remove([file.uri])
-    _remove_temporary(plan.folder)
 
 
 def _remove_temporary(folder: str) -> None:
+    # Not those in the folder of a model, which another command may be writing.
     files = storage.list_files(folder)
-    storage.remove(file.uri for file in files if storage.name_of(file.path).startswith(storage.TEMPORARY_PREFIX))
+    storage.remove(file.uri for file in files if file.path.startswith(storage.TEMPORARY_PREFIX))
 
 
 def _is_part(path: str) -> bool:

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.choosing.measure import measure_dataset, plan_measure
 from library.choosing.measures.hashes import dhash, phash
 from library.choosing.measures.measuring import DEFAULT, MEASURES
 from library.choosing.measures.side_table import read_measures, read_part
@@ -200,3 +201,29 @@ def test_measures_of_an_earlier_shard_are_not_used_by_filter(source: tuple[Path,
         pq.write_table(stale.set_column(0, "key", table["key"]), path)
     reports = filtered(dataset, manifest, tmp_path / "out", STEPS)
     assert sum(report.seconds["decode"] for report in reports) > 0
+
+
+def test_a_finished_table_needs_no_ray_and_loses_files_of_gone_shards(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest)
+    before = contents(dataset / "_measures")
+    (dataset / "_measures" / "part-999999.parquet").write_bytes(b"of a shard that is gone")
+    # What another command is writing at the moment.
+    (dataset / "_measures" / "letters").mkdir()
+    for folder in ("", "letters/"):
+        (dataset / "_measures" / f"{folder}_tmp-0123").write_bytes(b"half a file")
+    plan = plan_measure(str(dataset))
+    assert plan.todo == []
+    result = measure_dataset(plan)
+    assert result.rejected == {"truncated": 1}
+    assert contents(dataset / "_measures") == before
+    assert len(list((dataset / "_measures").rglob("_tmp-0123"))) == 2
+
+
+@pytest.mark.parametrize("folder", ["inside", "_reports"])
+def test_a_folder_inside_the_dataset_is_refused(source: tuple[Path, Manifest], folder: str) -> None:
+    dataset, _ = source
+    with pytest.raises(UsageError, match="lies in the dataset"):
+        plan_measure(str(dataset), folder=str(dataset / folder))
+    with pytest.raises(UsageError, match="is inside the dataset"):
+        plan_measure(str(dataset), report=str(dataset / folder))
