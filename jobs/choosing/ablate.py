@@ -184,6 +184,8 @@ def plan_ablate(
     loaded = None
     if recipe is not None:
         loaded = Recipe.load(recipe, [f"data.train={train}", f"data.val={val}", "data.val_fraction=null"])
+        if loaded.data.labels is not None:
+            raise UsageError(f"{recipe}: data.labels gives several classes, and this needs one a picture")
     embedder = None if recipe is not None else plan_embedder(bundle, model, train) or patches_of(train)
     where = None if out is None else storage.normalize(out)
     if where is not None:

@@ -204,6 +204,8 @@ def plan_audit(
         raise UsageError("--full needs --report, below which its trainings are kept")
     # Each training is validated on its own fold; the fraction stands in for it until then.
     recipe = Recipe.load(full, [f"data.train={first}", "data.val=null", "data.val_fraction=0.5"])
+    if recipe.data.labels is not None:
+        raise UsageError(f"{full}: data.labels gives several classes, and this needs one a picture")
     return AuditPlan(datasets, manifests, None, Rule(near), folds, report, recipe)
 
 
