@@ -60,6 +60,7 @@ def check_columns(schema: pa.Schema, to: Target) -> list[str]:
             or pa.types.is_int64(type_)
             or pa.types.is_float64(type_)
             or pa.types.is_boolean(type_)
+            or (pa.types.is_list(type_) and pa.types.is_string(type_.value_type))
         ):
             notes.append(f"the column '{name}' ({type_}) becomes {_json_type(type_)}; --to huggingface keeps its type")
     return notes
@@ -76,7 +77,9 @@ def _has_bytes(type_: Any) -> bool:
 def _json_type(type_: pa.DataType) -> str:
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         return "a number of 64 bits"
-    return "JSON" if pa.types.is_nested(type_) else "text"
+    if pa.types.is_nested(type_):
+        return "JSON, of which ingest makes lists of boxes (x, y, w, h) again, and text of anything else"
+    return "text"
 
 
 def fields_of(table: pa.Table, schema: pa.Schema) -> Iterator[Fields]:

@@ -180,10 +180,11 @@ def test_sidecars_give_a_picture_its_caption_class_and_fields(tmp_path: Path) ->
     assert rows(listing)["x/a.jpg"]["split"] == "val"
     extras = extras_of(listing.index)
     assert extras.to_pylist()[:2] == [
-        {"id": 7, "score": 1.0, "source_width": 640, "tags": '["x"]', "caption": "a cat"},
+        {"id": 7, "score": 1.0, "source_width": 640, "tags": ["x"], "caption": "a cat"},
         {"id": 8, "score": 0.5, "source_width": None, "tags": None, "caption": None},
     ]
-    assert [str(field.type) for field in extras.schema] == ["int64", "double", "int64", "string", "string"]
+    types = [str(field.type) for field in extras.schema]
+    assert types == ["int64", "double", "int64", "list<item: string>", "string"]
     assert listing.columns.names == extras.column_names
 
 
