@@ -1,0 +1,77 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.choosing.ablate import plan_ablate
+from jobs.choosing.audit import find_splits, plan_audit
+from library.errors import UsageError
+from tests.picture_examples import encoded, ingest, write_files
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judging")
+    for name in ("val", "train"):
+        files = {f"{label}/{name}.png": encoded("png") for label in ("cat", "dog")}
+        ingest(write_files(folder / "source" / name, files), folder / "out" / name)
+    return folder / "out"
+
+
+def test_the_training_set_comes_first_and_a_dataset_is_a_split(splits: Path) -> None:
+    assert list(find_splits(str(splits))) == ["train", "val"]
+    assert list(find_splits(str(splits / "val"))) == ["val"]
+    with pytest.raises(UsageError, match="neither a dataset nor a folder"):
+        find_splits(str(splits.parent))
+
+
+def test_a_plan_says_what_is_not_looked_at(splits: Path) -> None:
+    assert "--bundle" in plan_audit(str(splits)).described()["not_looked_at"][0]
+    alone = plan_audit(str(splits / "train"), model="patches").described()
+    assert alone["features"] == "patches of 32x32 pixels"
+    (line,) = alone["not_looked_at"]
+    assert line.startswith("leaks: there is one dataset")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bundle": "b", "model": "resnet18"}, "use only one"),
+        ({"folds": 1}, "at least 2"),
+        ({"full": "recipe.yaml"}, "--full needs --report"),
+        ({"full": "recipe.yaml", "model": "patches", "report": "page"}, "no effect"),
+    ],
+)
+def test_an_audit_that_contradicts_itself_is_refused(splits: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan_audit(str(splits), **options)
+
+
+def test_a_report_is_not_written_into_a_dataset(splits: Path) -> None:
+    with pytest.raises(UsageError, match="lies in a dataset"):
+        plan_audit(str(splits), report=str(splits / "train" / "page"))
+
+
+@pytest.mark.parametrize(
+    ("drop", "options", "message"),
+    [
+        ("grayscale", {}, "changes pictures"),
+        ("not_blank", {"seeds": 4}, "at least 5"),
+        ("not_blank", {"margin_points": 0}, "more than 0"),
+        ("not_blank", {"recipe": "r.yaml"}, "--recipe needs --out"),
+        ("not_blank", {"recipe": "r.yaml", "model": "patches"}, "use only one"),
+    ],
+)
+def test_an_ablation_that_cannot_be_run_is_refused(
+    splits: Path, drop: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan_ablate(str(splits), drop, **options)
+
+
+def test_an_ablation_needs_training_and_other_pictures(splits: Path) -> None:
+    with pytest.raises(UsageError, match="needs the datasets train"):
+        plan_ablate(str(splits / "train"), "not_blank")
+    plan = plan_ablate(str(splits), "not_blank")
+    assert plan.described()["val"] == str(splits / "val")
+    assert plan.described()["trains"] == "a linear head on patches of 32x32 pixels"

@@ -1,0 +1,98 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from library.bundle.bundle import Bundle
+from library.choosing.labels.embedders import (
+    BundleEmbedder,
+    Embedder,
+    FoldEmbedder,
+    ModelEmbedder,
+    PatchEmbedder,
+    write_folds,
+)
+from library.choosing.labels.patch_features import PatchFilters, patch_inputs
+from library.dataset.manifest import ShardReport
+from library.dataset.task import ShardTask
+from library.errors import UsageError
+from library.imaging import codec
+from library.work.embed_shard import KEY, VECTOR, EmbedJob, SiftJob
+from tests.bundles import PROBABILITY_TOLERANCE, make_bundle
+from tests.picture_examples import ingest, write_files
+
+
+def noise(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (28, 28, 3), np.uint8)
+    return codec.encode(pixels, codec.Encoding("png"))[0]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Six pictures of noise and one that is white."""
+    white = codec.encode(np.full((28, 28, 3), 255, np.uint8), codec.Encoding("png"))[0]
+    files = {f"{'ab'[row % 2]}/{row}.png": noise(row) for row in range(6)} | {"a/white.png": white}
+    ingest(write_files(tmp_path / "source", files), tmp_path / "data")
+    return tmp_path / "data"
+
+
+def run(dataset: Path, job: EmbedJob | SiftJob, folder: Path) -> tuple[dict[str, Any], ShardReport]:
+    task = ShardTask(str(folder), "part-000000", "digest", 7)
+    report = job.run(task, lambda _: None)
+    table = pq.read_table(folder / "part-000000.parquet")
+    values = table[VECTOR].to_pylist() if VECTOR in table.column_names else [None] * table.num_rows
+    return dict(zip(table[KEY].to_pylist(), values, strict=True)), report
+
+
+def test_vectors_are_the_bundles_features_for_every_number_of_threads(dataset: Path, tmp_path: Path) -> None:
+    uri = make_bundle(tmp_path / "bundle")
+    bundle, embedder = Bundle.load(uri, "cpu"), BundleEmbedder.of(uri)
+    vectors, report = run(dataset, EmbedJob(str(dataset), embedder), tmp_path / "one")
+    assert len(vectors) == report.tally.rows_out == report.output.rows == 7
+    expected = bundle.features([bundle.prepare(noise(3))])[0][0]
+    np.testing.assert_allclose(vectors["b/3.png"], expected, atol=PROBABILITY_TOLERANCE)
+    threaded, _ = run(dataset, EmbedJob(str(dataset), embedder, threads=3), tmp_path / "three")
+    assert list(threaded) == list(vectors)
+
+
+def test_pictures_that_the_bundle_drops_are_counted(dataset: Path, tmp_path: Path) -> None:
+    embedder = BundleEmbedder.of(make_bundle(tmp_path / "bundle", steps="not_blank"))
+    vectors, report = run(dataset, EmbedJob(str(dataset), embedder), tmp_path / "out")
+    assert report.tally.dropped == {"blank": 1}
+    assert "a/white.png" not in vectors
+    assert report.tally.balanced
+
+
+def test_each_picture_is_judged_by_the_bundle_of_its_own_fold(dataset: Path, tmp_path: Path) -> None:
+    uris = [make_bundle(tmp_path / f"bundle{seed}", seed) for seed in range(2)]
+    bundles = [Bundle.load(uri, "cpu") for uri in uris]
+    keys = ["a/white.png", *(f"{'ab'[row % 2]}/{row}.png" for row in range(6))]
+    write_folds(str(tmp_path / "folds.npz"), keys, np.array([0, 0, 1, 0, 1, 1, 0]))
+    embedder = FoldEmbedder(tuple(uris), tuple(bundle.id for bundle in bundles), str(tmp_path / "folds.npz"))
+    vectors, _ = run(dataset, EmbedJob(str(dataset), embedder), tmp_path / "out")
+    for row, fold in enumerate([0, 1, 0, 1, 1, 0]):
+        expected = bundles[fold].probabilities([bundles[fold].prepare(noise(row))])[0]
+        np.testing.assert_allclose(vectors[f"{'ab'[row % 2]}/{row}.png"], expected, atol=PROBABILITY_TOLERANCE)
+
+
+def test_patches_need_no_bundle_and_names_say_what_computes(dataset: Path, tmp_path: Path) -> None:
+    filters = PatchFilters.learn([patch_inputs(3).prepare(noise(9))], filters=4)
+    embedder = PatchEmbedder(filters, 3, "source")
+    vectors, _ = run(dataset, EmbedJob(str(dataset), embedder), tmp_path / "out")
+    assert {len(vector) for vector in vectors.values()} == {filters.dimensions}
+    others: list[Embedder] = [embedder, BundleEmbedder("b", "id"), ModelEmbedder.of("resnet18")]
+    assert len({str(list(one.identity)) for one in others}) == len({one.name for one in others}) == 3
+
+
+def test_what_has_no_features_is_refused() -> None:
+    with pytest.raises(UsageError, match="no published weights"):
+        ModelEmbedder.of("lenet5")
+
+
+def test_sifting_keeps_the_keys_of_what_selectors_keep(dataset: Path, tmp_path: Path) -> None:
+    kept, report = run(dataset, SiftJob(str(dataset), "not_blank"), tmp_path / "out")
+    assert set(kept) == {f"{'ab'[row % 2]}/{row}.png" for row in range(6)}
+    assert report.tally.dropped == {"blank": 1}
+    assert report.tally.balanced
