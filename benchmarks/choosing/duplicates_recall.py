@@ -67,7 +67,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             for name, found in json.loads(done.stdout).items():
                 contestants[name] = found if "not_run" in found else _judged_peer(names, found)
-        parameters = {"photos": photos.distinct, "source": photos.source, "files": len(names)}
+        parameters = {"photos": photos.distinct, "source": Path(photos.source).name, "files": len(names)}
         return {"parameters": parameters, "check_bits": CHECK_BITS, "contestants": contestants}
 
 

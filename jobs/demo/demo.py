@@ -30,6 +30,7 @@ from library.errors import StriateError, UsageError
 from library.evaluation.metrics import Evaluation
 from library.evaluation.report.page import template
 from library.imaging import codec
+from library.imaging.contact_sheet import thumbnail
 from library.imaging.picture import Pixels
 
 _TILE_PX, _STEP_PX = 224, 64
@@ -228,8 +229,8 @@ def _command(*words: str) -> None:
 
 
 def demo_pictures() -> Iterator[tuple[str, bytes]]:
-    """Yields real pictures with their paths: tiles of three photos, each photo a class; 1,797 handwritten digits; and
-    three files with typical damage."""
+    """Yields real pictures with their paths: tiles of three photos, each photo a class; three files with typical damage;
+    1,797 handwritten digits; and some of the tiles again, each with a copy or two."""
     jpeg, png = codec.Encoding("jpeg", 92), codec.Encoding("png")
     for label, photo in _photos().items():
         for number, tile in enumerate(_tiles(photo)):
@@ -243,6 +244,26 @@ def demo_pictures() -> Iterator[tuple[str, bytes]]:
     for number, (values, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         pixels = np.rint(values * (255 / 16)).astype(np.uint8)[:, :, None]
         yield f"digits/{digit}/{number:04d}.png", codec.encode(pixels, png)[0]
+    yield from _copies()
+
+
+def _copies() -> Iterator[tuple[str, bytes]]:
+    """Yields 13 tiles and 18 copies of them: half as large, of poor quality, lossless, equal, with another label."""
+    jpeg, poor, png = codec.Encoding("jpeg", 92), codec.Encoding("jpeg", 40), codec.Encoding("png")
+    for label, photo in _photos().items():
+        for number, tile in enumerate(list(_tiles(photo))[::7]):
+            name, data = f"{label}-{7 * number:03d}", codec.encode(tile, jpeg)[0]
+            yield f"copies/{label}/{name}.jpg", data
+            if number % 2 == 0:
+                yield f"copies/{label}/{name}-small.jpg", codec.encode(thumbnail(tile, _TILE_PX // 2), jpeg)[0]
+            if number % 2 == 1:
+                yield f"copies/{label}/{name}-poor.jpg", codec.encode(tile, poor)[0]
+            if number == 2:
+                yield f"copies/{label}/{name}-lossless.png", codec.encode(codec.decode(data), png)[0]
+            if number == 4:
+                yield f"copies/{label}/{name}-again.jpg", data
+            if number == 3 and label == "flower":
+                yield f"copies/china/{name}.jpg", data
 
 
 def _photos() -> dict[str, Pixels]:
