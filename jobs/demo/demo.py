@@ -229,7 +229,7 @@ def _command(*words: str) -> None:
 
 
 def demo_pictures() -> Iterator[tuple[str, bytes]]:
-    """Yields real pictures with their paths: tiles of three photos, each photo a class; three files with typical damage;
+    """Yields real pictures with their paths: tiles of three photos, each a class; three files with typical damage;
     1,797 handwritten digits; and some of the tiles again, each with a copy or two."""
     jpeg, png = codec.Encoding("jpeg", 92), codec.Encoding("png")
     for label, photo in _photos().items():
