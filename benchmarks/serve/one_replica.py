@@ -68,7 +68,9 @@ class StubService:
 
     async def describe(self) -> ModelDescription:
         """Describes the bundle."""
-        return ModelDescription.of_record(self.name, self._bundle.id, self._bundle.record, {}, explain=False)
+        bundle = self._bundle
+        note = bundle.decoder_note
+        return ModelDescription.of_record(self.name, bundle.id, bundle.record, {}, explain=False, decoder=note)
 
     async def drift(self) -> DriftReport | None:
         """Is not measured."""
