@@ -83,10 +83,12 @@ def choose(
     while len(order):
         first = np.append(True, groups[order[1:]] != groups[order[:-1]])
         best = order[first][np.cumsum(first) - 1]
-        reason = np.where(is_reference[order] | first, 0, prints.reason(order, best))
-        dropped = reason > 0
+        reason = prints.reason(order, best)
+        dropped = (reason > 0) & ~is_reference[order] & ~first
         reasons[order[dropped]], partners[order[dropped]] = reason[dropped], best[dropped]
-        order = order[~first & ~dropped]
+        # What is near one of many equal references is near the first of them: one pass is enough for all of these.
+        same = is_reference[order] & (prints.pixels[order] == prints.pixels[best])
+        order = order[~first & ~dropped & ~same]
     distance = np.where(partners >= 0, prints.distance(np.arange(total), np.maximum(partners, 0)), np.uint8(255))
     return Duplicates(groups, sizes, disagree, reasons, partners, distance)
 

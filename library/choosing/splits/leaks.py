@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from library.choosing.duplicates.fingerprints import REASONS, Rule, fingerprints
+from library.choosing.duplicates.fingerprints import EXACT, NEAR, REASONS, SAME_PIXELS, Fingerprints, Rule, fingerprints
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
@@ -52,20 +52,14 @@ def find_leaks(train: pa.Table, test: pa.Table, rule: Rule) -> pa.Table:
     names = list(dict.fromkeys(["key", "label", *rule.columns]))
     train, test = train.select(names).sort_by("key"), test.select(names)
     prints = fingerprints(pa.concat_tables([train, test]), rule)
-    groups = prints.groups()
-    match, kinds = np.full(test.num_rows, -1, np.int64), np.zeros(test.num_rows, np.int64)
-    # Only pictures of one group can be duplicates of each other, so the cost is that of finding the groups.
-    for ours, theirs in _mixed(groups[: train.num_rows], groups[train.num_rows :]):
-        step = max(1, _BLOCK // len(ours))
-        for part in (theirs[start : start + step] for start in range(0, len(theirs), step)):
-            one, other = part[:, None] + train.num_rows, ours[None, :]
-            reasons = prints.reason(one, other).astype(np.int64)
-            ranks = np.where(reasons > 0, reasons * 256 + prints.distance(one, other), _NONE)
-            best = ranks.argmin(1)  # the first of ties has the smallest key
-            rows = np.arange(len(part))
-            found = ranks[rows, best] < _NONE
-            match[part[found]] = ours[best[found]]
-            kinds[part[found]] = reasons[rows[found], best[found]]
+    files = _first_equal(prints.files, train.num_rows)
+    pixels = _first_equal(prints.pixels, train.num_rows)
+    match = np.where(files >= 0, files, pixels)
+    kinds = np.select([files >= 0, pixels >= 0], [EXACT, SAME_PIXELS], 0)
+    if rule.near is not None:
+        rest = np.flatnonzero(match < 0)
+        match[rest] = _nearest(prints, train.num_rows, rest)
+        kinds[rest[match[rest] >= 0]] = NEAR
     leaked = np.flatnonzero(match >= 0)
     held, other_rows = test.take(pa.array(leaked)), match[leaked]
     copied = train.take(pa.array(other_rows))
@@ -79,6 +73,42 @@ def find_leaks(train: pa.Table, test: pa.Table, rule: Rule) -> pa.Table:
         "labels_agree": _compute.equal(held["label"], copied["label"]),
     }
     return pa.table(columns, LEAK_SCHEMA)
+
+
+def _first_equal(numbers: NDArray[np.int64], trained: int) -> NDArray[np.int64]:
+    """Returns for each number after the first `trained` the place of its first equal among these; -1 without one."""
+    values, first = np.unique(numbers[:trained], return_index=True)
+    if not len(values):
+        return np.full(len(numbers), -1)
+    wanted = numbers[trained:]
+    place = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    return np.where(values[place] == wanted, first[place], -1)
+
+
+def _nearest(prints: Fingerprints, trained: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns for pictures of the test set the near training picture of the fewest bits; -1 without one.
+
+    Args:
+        prints: of the training pictures, in order of key, and then of the test pictures.
+        trained: how many training pictures there are.
+        rows: places in the test set.
+    """
+    # Pictures with equal pixels are compared once: a thousand blank ones would otherwise be a million pairs.
+    _, train_rows = np.unique(prints.pixels[:trained], return_index=True)
+    _, first, inverse = np.unique(prints.pixels[trained + rows], return_index=True, return_inverse=True)
+    train_rows, test_rows = np.sort(train_rows), trained + rows[first]
+    match = np.full(len(test_rows), -1, np.int64)
+    groups = prints.groups()
+    # Only pictures of one group can be near each other.
+    for ours, theirs in _mixed(groups[train_rows], groups[test_rows]):
+        step = max(1, _BLOCK // len(ours))
+        for part in (theirs[start : start + step] for start in range(0, len(theirs), step)):
+            one, other = test_rows[part][:, None], train_rows[ours][None, :]
+            ranks = np.where(prints.reason(one, other) > 0, prints.distance(one, other).astype(np.int64), _NONE)
+            best = ranks.argmin(1)  # the first of ties has the smallest key
+            found = ranks[np.arange(len(part)), best] < _NONE
+            match[part[found]] = train_rows[ours[best[found]]]
+    return match[inverse]
 
 
 def _mixed(train: NDArray[np.int64], test: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

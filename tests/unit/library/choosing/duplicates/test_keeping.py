@@ -142,6 +142,24 @@ def test_pictures_of_the_reference_always_stay() -> None:
     assert result.partners[:2].tolist() == [3, 3]
 
 
+def test_a_picture_near_any_picture_of_the_reference_is_dropped() -> None:
+    same = {"pixels_digest": b"r" * 16}
+    table = pictures(near(8), near(0), near(4), near(0) | same, near(0) | same)
+    result = chosen(table, Rule(near=4), reference=3)  # the first is near only the third, which is near the others
+    assert reasons(result) == ["near_duplicate", "near_duplicate", "", "", ""]
+    assert result.partners[0] == 2
+
+
+def test_thousands_of_equal_pictures_of_the_reference_are_one_pass() -> None:
+    number = 20_000
+    columns = pictures({"pixels_digest": b"p" * 16}).to_pydict()
+    table = pa.table({name: values * number for name, values in columns.items()}, pictures({}).schema)
+    table = table.set_column(table.schema.get_field_index("key"), "key", pa.array(map(str, range(number))))
+    result = chosen(table, Rule(near=None), reference=number - 1)
+    assert reasons(result)[0] == "exact_duplicate"
+    assert not result.reasons[1:].any()
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from(DISAGREEING), st.booleans())
 def test_the_order_of_pictures_does_not_change_who_stays(
