@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from library.choosing.measures.measuring import DEFAULT, check_columns
+from library.choosing.measures.picture_models import PictureModel
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Job, Manifest, ShardReport
 from library.dataset.planning import Layout, plan
@@ -29,6 +30,7 @@ from library.imaging.codec import Encoding
 from library.sources import Options, list_source
 from library.work.ingest_shard import IngestJob
 from library.work.measure_shard import MeasureJob
+from library.work.model_shard import ModelJob
 
 ORIENTATION = 0x0112
 
@@ -227,3 +229,11 @@ def measure(dataset: Path, manifest: Manifest, *columns: str, folder: Path | Non
     work = MeasureJob(str(folder or dataset / "_measures"), check_columns(columns or DEFAULT))
     stems = [(shard.name.removesuffix(".parquet"), shard) for shard in manifest.shards]
     return [work.run(ShardTask(str(dataset), stem, shard.digest, shard.rows), lambda _: None) for stem, shard in stems]
+
+
+def measure_with_model(dataset: Path, manifest: Manifest, model: PictureModel) -> None:
+    """Writes the side table of a model, without Ray."""
+    work = ModelJob(str(dataset / "_measures" / model.name), model)
+    for shard in manifest.shards:
+        task = ShardTask(str(dataset), shard.name.removesuffix(".parquet"), shard.digest, shard.rows)
+        assert work.run(task, lambda _: None).tally.balanced

@@ -2,8 +2,10 @@
 
 Each photo is written with six copies: half the size, JPEG of quality 40, a frame of 2.5% cut off at each side (5% of
 width and height), the lower right 5% cut off, brighter by a fifth, mirrored. A pair is right if both pictures are of
-one photo. Striate's rule for several radii stands beside its two hashes alone; with --peer-python also imagededup and
-CleanVision, on the same files in the same run. Seconds are of one process and of what each peer starts by itself.
+one photo. Striate's rule for several radii stands beside its two hashes alone, and beside the cosine of embeddings,
+alone and joined with `--near 4`: of patches (as in `striate audit --model patches`), and of a bundle with --bundle.
+With --peer-python also imagededup and CleanVision, on the same files in the same run. Seconds are of one process and
+of what each peer starts by itself.
 """
 
 from __future__ import annotations
@@ -25,8 +27,12 @@ from numpy.typing import NDArray
 from benchmarks.common.command_line import add_photos, at_least, existing_file, make_parser, run_benchmark, work_folder
 from benchmarks.common.photo_files import make_photos
 from benchmarks.common.report import print_table
+from library.bundle.description import load_record
 from library.choosing.duplicates.fingerprints import CHECK_BITS, Fingerprints, Rule, fingerprints
 from library.choosing.duplicates.neighbours import distances
+from library.choosing.duplicates.similarity import is_similar, unit_vectors
+from library.choosing.labels.embedders import BundleEmbedder, LoadedEmbedder, PatchEmbedder
+from library.choosing.labels.patch_features import SAMPLE_PICTURES, PatchFilters, patch_inputs
 from library.choosing.measures.measuring import measure_rows
 from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.imaging import codec
@@ -34,6 +40,7 @@ from library.imaging.picture import Pixels
 
 _PROGRAM = Path(__file__).parent / "programs" / "peer_duplicates.py"
 _RADII = (0, 2, 4, 6, 8, 10, 12)
+_COSINES = (0.999, 0.99, 0.98, 0.95, 0.9)
 _KINDS = ("half", "quality_40", "frame_cut", "corner_cut", "brighter", "mirrored")
 _MEASURED_AT_ONCE = 64
 
@@ -43,6 +50,7 @@ def main() -> int:
     parser = make_parser(__file__, __doc__, "", "--photos 50 --peer-python out/peers/bin/python --out /tmp/results")
     add_photos(parser, 0.5)
     parser.add_argument("--photos", type=at_least(2), default=500, help="number of photos (500)")
+    parser.add_argument("--bundle", help="bundle whose embeddings are compared, too")
     parser.add_argument("--peer-python", type=existing_file, help="Python with imagededup and cleanvision")
     return run_benchmark(__file__, parser, _measure, _print)
 
@@ -60,14 +68,23 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         measures = _measures(folder, names)
         measured_s = round(time.perf_counter() - start, 2)
         contestants: dict[str, Any] = {}
-        for name, near in _ours(measures):
-            contestants[name] = {"seconds": measured_s, **_judged(names, near)}
+        for name, found in _ours(measures):
+            contestants[name] = {"seconds": measured_s, **_judged(names, found)}
+        near = _all_pairs(fingerprints(measures, Rule(4)))
+        for name, similar, seconds in _by_embeddings(folder, names, options.bundle):
+            contestants[name] = {"seconds": seconds, **_judged(names, similar)}
+            contestants[f"striate_4_{name}"] = {"seconds": measured_s + seconds, **_judged(names, similar | near)}
         if options.peer_python:
             command = [str(options.peer_python), str(_PROGRAM), str(folder)]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             for name, found in json.loads(done.stdout).items():
                 contestants[name] = found if "not_run" in found else _judged_peer(names, found)
-        parameters = {"photos": photos.distinct, "source": Path(photos.source).name, "files": len(names)}
+        parameters = {
+            "photos": photos.distinct,
+            "source": Path(photos.source).name,
+            "files": len(names),
+            "bundle": None if options.bundle is None else load_record(options.bundle).id,
+        }
         return {"parameters": parameters, "check_bits": CHECK_BITS, "contestants": contestants}
 
 
@@ -111,6 +128,29 @@ def _ours(measures: pa.Table) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         for name in ("phash", "dhash"):
             hashes = measures[name].to_numpy()
             yield f"{name}_alone_{radius}", distances(hashes[:, None], hashes[None]) <= radius
+
+
+def _by_embeddings(
+    folder: Path, names: Sequence[str], bundle: str | None
+) -> Iterator[tuple[str, NDArray[np.bool_], float]]:
+    """Yields names, N x N arrays that say which pairs are similar, and the seconds that the embeddings took."""
+    files = [(folder / name).read_bytes() for name in names]
+    originals = [data for name, data in zip(names, files, strict=True) if name.endswith("-original.jpg")]
+    inputs = patch_inputs(3)
+    filters = PatchFilters.learn([inputs.prepare(data) for data in originals[:SAMPLE_PICTURES]])
+    models: dict[str, LoadedEmbedder] = {"patches": PatchEmbedder(filters, 3, "").load("cpu")}
+    if bundle is not None:
+        models["bundle"] = BundleEmbedder.of(bundle).load("cpu")
+    for model, embedder in models.items():
+        start = time.perf_counter()
+        parts = [files[first : first + _MEASURED_AT_ONCE] for first in range(0, len(files), _MEASURED_AT_ONCE)]
+        computed = np.concatenate([embedder.embed([embedder.prepare(data, {}) for data in part]) for part in parts])
+        column = pa.FixedSizeListArray.from_arrays(pa.array(computed.reshape(-1)), computed.shape[1])
+        vectors = unit_vectors([column], len(files))
+        seconds = round(time.perf_counter() - start, 2)
+        product = vectors @ vectors.T
+        for cosine in _COSINES:
+            yield f"cosine_{model}_{cosine}", is_similar(product, cosine), seconds
 
 
 def _all_pairs(prints: Fingerprints) -> NDArray[np.bool_]:

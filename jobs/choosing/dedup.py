@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,13 +13,15 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from cluster.connection.session import connect
-from jobs.choosing.measure import ensure_measures
+from jobs.choosing.measure import ensure_measures, ensure_outputs
 from jobs.choosing.selection import select_dataset
 from library import storage
 from library.choosing.duplicates.fingerprints import CHECK_BITS, MOST_BITS, REASONS, Fingerprints, Rule, fingerprints
 from library.choosing.duplicates.gallery import Summary, render_gallery, summarize
 from library.choosing.duplicates.keeping import DISAGREEING, Disagreeing, Duplicates, choose
+from library.choosing.duplicates.similarity import UnitVectors, check_pictures, unit_vectors
 from library.choosing.measures.hashes import VERSION as HASH_VERSION
+from library.choosing.measures.picture_models import EMBEDDING, PictureModel, check_embeds
 from library.dataset.destination import check_apart, check_claim
 from library.dataset.manifest import DUPLICATES, VERSIONS, Job, Manifest, load_manifest
 from library.dataset.shards import read_columns, read_rows
@@ -44,6 +46,7 @@ class DedupPlan:
         job: what the destination's manifest records.
         rule: when two pictures are duplicates.
         disagreeing: what is done with groups whose labels disagree.
+        model: computes the embeddings that are compared; None where none are.
         against: URI of a dataset whose pictures are dropped from the source; None for none.
         against_manifest: of that dataset.
         report: folder of the page; None for no page.
@@ -58,6 +61,7 @@ class DedupPlan:
     job: Job
     rule: Rule
     disagreeing: Disagreeing
+    model: PictureModel | None = None
     against: str | None = None
     against_manifest: Manifest | None = None
     report: str | None = None
@@ -79,7 +83,8 @@ class DedupPlan:
     def described(self) -> dict[str, Any]:
         """Returns the options, for --dry-run."""
         against = {"against": self.against} if self.against else {}
-        return {"source": self.source, "destination": self.destination, "duplicates": rule_text(self.rule), **against}
+        rule = rule_text(self.rule, self.model)
+        return {"source": self.source, "destination": self.destination, "duplicates": rule, **against}
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ def plan_dedup(
     *,
     near: int | None = 4,
     flips: bool = False,
+    cosine: float | None = None,
+    model: PictureModel | None = None,
     disagreeing: str = "keep",
     against: str | None = None,
     report: str | None = None,
@@ -124,6 +131,8 @@ def plan_dedup(
         destination: URI of the new dataset.
         near: the most bits in which hashes of near duplicates differ; None for exact duplicates only.
         flips: compare with mirrored pictures, too.
+        cosine: the least cosine of the embeddings of duplicates; None for no comparison of embeddings.
+        model: computes the embeddings.
         disagreeing: what is done with groups whose labels disagree: keep, best or drop.
         against: URI of a dataset; pictures that are also there are dropped.
         report: folder for a page with the groups.
@@ -139,6 +148,7 @@ def plan_dedup(
         raise UsageError(f"--near {near}: must be 0 to {MOST_BITS} bits")
     if flips and near is None:
         raise UsageError("--flips has no effect with --no-near: mirrored pictures are compared by their hashes")
+    _check_embeddings(cosine, model)
     choices: dict[str, Disagreeing] = {choice: choice for choice in DISAGREEING}
     if disagreeing not in choices:
         raise UsageError(f"--disagreeing {disagreeing}: choose from {', '.join(DISAGREEING)}")
@@ -149,11 +159,15 @@ def plan_dedup(
         if against == source:
             raise UsageError(f"--against {against} is the source itself; name another dataset")
         other = load_manifest(against)
+    if cosine is not None:
+        check_pictures(manifest.rows + (0 if other is None else other.rows))
     options = {
         "near": near,
         "flips": flips,
         "disagreeing": disagreeing,
         "hashes": None if near is None else HASH_VERSION,
+        "cosine": cosine,
+        "model": None if model is None else model.digest,
         "against": against,
         "against_digest": None if other is None else other.digest,
     }
@@ -168,7 +182,7 @@ def plan_dedup(
     if report is not None:
         report = storage.normalize(report)
         _check_report(report, [source, destination])
-    rule = Rule(near, flips)
+    rule = Rule(near, flips, cosine)
     return DedupPlan(
         source,
         destination,
@@ -176,6 +190,7 @@ def plan_dedup(
         job,
         rule,
         choices[disagreeing],
+        model=model,
         against=against,
         against_manifest=other,
         report=report,
@@ -204,7 +219,10 @@ def find_duplicates(plan: DedupPlan, *, workers: str = "auto", address: str | No
         measured = ensure_measures(dataset, columns, manifest=manifest, folder=folder, workers=workers, address=address)
         tables.append(_with_labels(dataset, manifest, measured))
     pictures = pa.concat_tables(tables)
-    prints = fingerprints(pictures, plan.rule)
+    embeddings = None
+    if plan.model is not None:
+        embeddings = _embeddings(plan, plan.model, pictures["key"], workers, address)
+    prints = fingerprints(pictures, plan.rule, embeddings)
     reference = plan.against_manifest.rows if plan.against_manifest else 0
     duplicates = choose(pictures, prints, plan.disagreeing, reference)
     facts = pictures.select(["key", "label", "format", "width", "height", "num_bytes"])
@@ -269,8 +287,9 @@ def duplicates_table(plan: DedupPlan, found: Found) -> pa.Table:
     """Returns a row for each picture that has a duplicate, group by group, those that stay first.
 
     Columns: `group` (a number), `key`, `label`, `width`, `height`, `num_bytes`, `reason` (why it is dropped; null where
-    it stays), `kept` (key of the picture that stays in its place), `distance` (bits between the two), `labels_disagree`
-    (of the group) and `dataset` (URI of where the picture is).
+    it stays), `kept` (key of the picture that stays in its place), `distance` (bits between the two), `cosine` (of
+    their embeddings; null where they are not compared), `labels_disagree` (of the group) and `dataset` (URI of where
+    the picture is).
     """
     choice = found.duplicates
     rows = np.flatnonzero(choice.sizes > 1)
@@ -285,25 +304,35 @@ def duplicates_table(plan: DedupPlan, found: Found) -> pa.Table:
         "reason": pa.array([REASONS[reason] or None for reason in choice.reasons[rows].tolist()], pa.string()),
         "kept": _compute.if_else(pa.array(partners >= 0), kept, pa.scalar(None, pa.string())),
         "distance": pa.array(distances, mask=(partners < 0) | (distances == 255)),
+        "cosine": pa.array(choice.cosines[rows], mask=np.isnan(choice.cosines[rows])),
         "labels_disagree": pa.array(choice.disagreeing[rows]),
         "dataset": pa.array(datasets, pa.string()),
     }
     return pa.table(columns)
 
 
-def rule_text(rule: Rule) -> str:
-    """Returns one phrase that says which pictures count as duplicates."""
-    exact = "equal files, or equal pixels"
-    if rule.near is None:
-        return exact
-    mirrored = ", also mirrored" if rule.flips else ""
-    return f"{exact}, or pHash within {rule.near} and dHash within {rule.near + CHECK_BITS} of 64 bits{mirrored}"
+def rule_text(rule: Rule, model: PictureModel | None = None) -> str:
+    """Returns one phrase that says which pictures count as duplicates.
+
+    Args:
+        rule: when two pictures are duplicates.
+        model: whose embeddings are compared.
+    """
+    phrases = ["equal files, or equal pixels"]
+    if rule.near is not None:
+        mirrored = ", also mirrored" if rule.flips else ""
+        phrases.append(f"pHash within {rule.near} and dHash within {rule.near + CHECK_BITS} of 64 bits{mirrored}")
+    if rule.cosine is not None and model is not None:
+        phrases.append(f"embeddings of {model.call or model.uri} with a cosine of at least {rule.cosine:g}")
+    return ", or ".join(phrases)
 
 
 def as_json(plan: DedupPlan, found: Found) -> dict[str, Any]:
     """Returns the options and the numbers of a search, for --json."""
     summary = asdict(found.summary)
     summary["by_distance"] = {str(bits): pictures for bits, pictures in found.summary.by_distance.items()}
+    if plan.rule.cosine is None:
+        del summary["by_cosine"]
     return {**plan.described(), **summary}
 
 
@@ -319,6 +348,37 @@ def _with_labels(dataset: str, manifest: Manifest, measures: pa.Table) -> pa.Tab
     for name in names:
         measures = measures.append_column(name, stored[name].cast(pa.string()))
     return measures
+
+
+def _check_embeddings(cosine: float | None, model: PictureModel | None) -> None:
+    if cosine is None and model is not None:
+        raise UsageError("a model has no effect without --cosine, such as --cosine 0.95")
+    if cosine is not None:
+        if not 0 < cosine <= 1:
+            raise UsageError(f"--cosine {cosine:g}: must be above 0 and at most 1")
+        if model is None:
+            raise UsageError("--cosine compares embeddings: name --bundle BUNDLE, or --model with --weights or --card")
+        check_embeds(model)
+
+
+def _embeddings(
+    plan: DedupPlan, model: PictureModel, keys: pa.ChunkedArray, workers: str, address: str | None
+) -> UnitVectors:
+    """Returns the embedding of every picture, computed first where it is missing."""
+
+    def parts() -> Iterator[Any]:
+        first = 0
+        for dataset, _ in plan.datasets:
+            folder = plan.measures if dataset == plan.source else None
+            for part in ensure_outputs(dataset, model, [EMBEDDING], folder=folder, workers=workers, address=address):
+                if not keys.slice(first, part.num_rows).equals(part["key"]):
+                    raise StriateError(
+                        f"the embeddings of {dataset} are not those of its pictures; run the same command again"
+                    )
+                yield part[EMBEDDING]
+                first += part.num_rows
+
+    return unit_vectors(parts(), len(keys))
 
 
 def _check_report(report: str, datasets: Sequence[str]) -> None:
@@ -339,7 +399,7 @@ def _write_page(plan: DedupPlan, report: str, found: Found) -> None:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = render_gallery(
         plan.source,
-        rule_text(plan.rule),
+        rule_text(plan.rule, plan.model),
         found.pictures,
         found.prints,
         found.duplicates,

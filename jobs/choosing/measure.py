@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -221,6 +221,35 @@ def ensure_measures(
     if plan.todo:
         measure_dataset(plan, workers=workers, address=address)
     return read_measures(plan.dataset, manifest or plan.manifest, columns, plan.folder)
+
+
+def ensure_outputs(
+    dataset: str,
+    model: PictureModel,
+    columns: Sequence[str],
+    *,
+    folder: str | None = None,
+    workers: str = "auto",
+    address: str | None = None,
+) -> Iterator[pa.Table]:
+    """Yields what a model says about the pictures of each shard; computes what is missing first, on Ray.
+
+    Args:
+        dataset: URI.
+        model: what computes it.
+        columns: of the model; each table has `key`, too.
+        folder: URI of the side table; None for `_measures/` below the dataset.
+        workers: number of workers; `auto` is one per CPU.
+        address: address of the Ray cluster; not used if nothing is missing.
+
+    Raises:
+        UsageError: another command is measuring the dataset.
+        StriateError: when a shard fails.
+    """
+    plan = plan_measure(dataset, model=model, folder=folder)
+    if plan.todo:
+        measure_dataset(plan, workers=workers, address=address)
+    yield from plan.parts.read(["key", *columns])
 
 
 def _result(plan: MeasurePlan, run: Mapping[str, Any]) -> MeasureResult:

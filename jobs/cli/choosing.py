@@ -22,6 +22,15 @@ from jobs.cli.options import (
 from library import storage
 from library.errors import UsageError
 
+_Card = Annotated[
+    str | None,
+    typer.Option("--card", help="YAML file that says size, mean, std and outputs of an ONNX file.", show_default=False),
+]
+_Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="File with the weights of --model; none are downloaded.", show_default=False),
+]
+
 
 def measure_command(
     dataset: Annotated[str, typer.Argument(help="Dataset to measure: a folder or s3://bucket/prefix.")],
@@ -52,13 +61,8 @@ def measure_command(
             show_default=False,
         ),
     ] = None,
-    card: Annotated[
-        str | None,
-        typer.Option(help="YAML file that says size, mean, std and outputs of an ONNX file.", show_default=False),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="File with the weights of --model; none are downloaded.", show_default=False)
-    ] = None,
+    card: _Card = None,
+    weights: _Weights = None,
     report: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +125,25 @@ def dedup_command(
     ] = None,
     no_near: Annotated[bool, typer.Option("--no-near", help="Drop only equal files and equal pixels.")] = False,
     flips: Annotated[bool, typer.Option("--flips", help="Compare with mirrored pictures, too.")] = False,
+    cosine: Annotated[
+        float | None,
+        typer.Option(
+            help="Pictures whose embeddings have at least this cosine are duplicates, too, e.g. 0.95; needs a model.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="Bundle whose embeddings are compared.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a bundle: an ONNX file with --card, or a call such as timm('resnet18') with --weights.",
+            show_default=False,
+        ),
+    ] = None,
+    card: _Card = None,
+    weights: _Weights = None,
     disagreeing: Annotated[
         str,
         typer.Option(
@@ -154,7 +177,7 @@ def dedup_command(
     address: Address = None,
     json: Json = False,
 ) -> None:
-    """Write a dataset without its duplicates: equal files, equal pixels, and pictures with nearly equal hashes.
+    """Write a dataset without its duplicates: equal files, equal pixels, nearly equal hashes, similar embeddings.
 
     Of each group the picture with the most pixels stays, of those the one with the most bytes. Groups whose labels
     disagree stay whole. Every picture that has a duplicate is listed in `DESTINATION/_duplicates.parquet`. What is not
@@ -163,8 +186,11 @@ def dedup_command(
         striate dedup out/raw out/unique --near 4 --report out/duplicates --dry-run
 
         striate dedup out/train s3://bucket/train --against out/test --disagreeing drop
+
+        striate dedup out/raw out/unique --cosine 0.95 --bundle out/model --report out/duplicates --dry-run
     """
     from jobs.choosing.dedup import PAGE, as_json, dedup_dataset, find_duplicates, plan_dedup
+    from library.choosing.measures.picture_models import picture_model
 
     if no_near and near is not None:
         raise UsageError("--near and --no-near contradict each other; use one of them")
@@ -173,6 +199,8 @@ def dedup_command(
         destination,
         near=None if no_near else 4 if near is None else near,
         flips=flips,
+        cosine=cosine,
+        model=picture_model(bundle, model, card, weights),
         disagreeing=disagreeing,
         against=against,
         report=report,

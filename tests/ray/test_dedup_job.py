@@ -6,8 +6,10 @@ from pathlib import Path
 
 from jobs.choosing.dedup import dedup_dataset, plan_dedup
 from jobs.ingest import ingest, plan_ingest
+from library.choosing.measures.picture_models import picture_model
 from library.imaging import codec
 from library.imaging.contact_sheet import thumbnail
+from tests.bundles import make_bundle
 from tests.datasets import content, rows
 
 
@@ -40,3 +42,9 @@ def test_duplicates_are_dropped_listed_and_the_job_resumes(photo_folder: Path, t
     again, _ = dedup_dataset(plan_dedup(raw, unique, near=2), workers="2")
     assert again.run["shards_resumed"] == len(again.shards) - 1
     assert content(unique) == before
+
+    model = picture_model(make_bundle(tmp_path / "letters"), None, None, None)
+    plan = plan_dedup(raw, str(tmp_path / "similar"), near=None, cosine=0.01, model=model, disagreeing="best")
+    manifest, found = dedup_dataset(plan, workers="2")
+    assert (manifest.tally.rows_out, found.summary.groups) == (1, 1)  # features after a ReLU: none is below 0
+    assert manifest.tally.dropped == {"similar_embedding": plan.manifest.rows - 1}

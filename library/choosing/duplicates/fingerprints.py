@@ -2,7 +2,8 @@
 
 Two pictures are duplicates if their files are equal, if their decoded pixels are equal, or if both of their perceptual
 hashes are near: pHash within a radius, and dHash within that radius and `CHECK_BITS` more. pHash alone finds as much,
-but dHash rejects most pairs that only look alike to pHash (benchmarks/choosing/duplicates_recall.py).
+but dHash rejects most pairs that only look alike to pHash (benchmarks/choosing/duplicates_recall.py). On request,
+pictures whose embeddings have a cosine above a threshold are duplicates, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from library.choosing.duplicates.groups import in_order_of_occurrence, joined_groups, near_groups
 from library.choosing.duplicates.neighbours import Hashes, Indices, distances
+from library.choosing.duplicates.similarity import UnitVectors, cosines, is_similar, similar_groups
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
@@ -29,8 +31,8 @@ FLAT_CONTRAST = 0.01
 MOST_BITS = 12
 
 #: Reasons why a picture is dropped, most certain first; 0 stands for none.
-REASONS = ("", "exact_duplicate", "same_pixels", "near_duplicate", "labels_disagree")
-EXACT, SAME_PIXELS, NEAR, DISAGREE = range(1, 5)
+REASONS = ("", "exact_duplicate", "same_pixels", "near_duplicate", "similar_embedding", "labels_disagree")
+EXACT, SAME_PIXELS, NEAR, SIMILAR, DISAGREE = range(1, 6)
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Rule:
     Attributes:
         near: the most bits in which the pHashes of near duplicates differ; None for exact duplicates only.
         flips: whether a picture is also compared with the mirrored version of others.
+        cosine: the least cosine of the embeddings of duplicates, above 0; None for no comparison of embeddings.
     """
 
     near: int | None
     flips: bool = False
+    cosine: float | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -64,6 +68,7 @@ class Fingerprints:
         hashes: pHash and dHash, 2 x N; empty where only exact duplicates count.
         flipped: those of the mirrored pictures; empty without flips.
         hashed: whether the picture has hashes; a flat or damaged one has none.
+        embeddings: N x D; empty where they are not compared.
     """
 
     rule: Rule
@@ -72,12 +77,15 @@ class Fingerprints:
     hashes: Hashes
     flipped: Hashes
     hashed: NDArray[np.bool_]
+    embeddings: UnitVectors
 
     def groups(self) -> NDArray[np.int64]:
         """Returns the group of each picture: duplicates, duplicates of duplicates and so on are one group."""
         groupings = [self.files, self.pixels]
         if self.rule.near is not None:
             groupings += self._near_groupings(self.rule.near)
+        if self.rule.cosine is not None:
+            groupings.append(similar_groups(self.embeddings, self.rule.cosine))
         return joined_groups(groupings)
 
     def _near_groupings(self, radius: int) -> list[NDArray[np.int64]]:
@@ -107,9 +115,17 @@ class Fingerprints:
                 found = np.where(both, np.minimum(found, mirrored), found)
         return np.where(self.pixels[one] == self.pixels[other], np.uint8(0), found)
 
+    def cosine(self, one: Indices, other: Indices) -> NDArray[np.float32]:
+        """Returns the cosines of the embeddings of pairs; NaN where one has none, or they are not compared."""
+        if self.rule.cosine is None:
+            return np.full(np.broadcast(one, other).shape, np.nan, np.float32)
+        return cosines(self.embeddings, one, other)
+
     def reason(self, one: Indices, other: Indices) -> NDArray[np.int8]:
         """Returns why pairs are duplicates, as an index into `REASONS`; 0 where they are not."""
         reasons = np.zeros(np.broadcast(one, other).shape, np.int8)
+        if self.rule.cosine is not None:
+            reasons[is_similar(self.cosine(one, other), self.rule.cosine)] = SIMILAR
         if self.rule.near is not None:
             reasons[self._near(one, other, self.rule.near)] = NEAR
         reasons[self.pixels[one] == self.pixels[other]] = SAME_PIXELS
@@ -127,13 +143,16 @@ class Fingerprints:
         return found & self.hashed[one] & self.hashed[other]
 
 
-def fingerprints(measures: pa.Table, rule: Rule) -> Fingerprints:
+def fingerprints(measures: pa.Table, rule: Rule, embeddings: UnitVectors | None = None) -> Fingerprints:
     """Takes what is compared from a side table.
 
     Args:
         measures: the columns of `rule.columns`; null where a picture could not be measured.
         rule: when two pictures are duplicates.
+        embeddings: of the same pictures, where the rule compares them.
     """
+    if (rule.cosine is None) != (embeddings is None):
+        raise ValueError("embeddings are needed by a rule with a cosine, and by no other")
     rows = measures.num_rows
     hashes, flipped, hashed = np.zeros((2, 0), np.uint64), np.zeros((2, 0), np.uint64), np.zeros(rows, np.bool_)
     if rule.near is not None:
@@ -142,9 +161,9 @@ def fingerprints(measures: pa.Table, rule: Rule) -> Fingerprints:
         hashes = _stacked(measures, ("phash", "dhash"))
     if rule.flips:
         flipped = _stacked(measures, ("phash_flipped", "dhash_flipped"))
-    return Fingerprints(
-        rule, _numbered(measures["bytes_digest"]), _numbered(measures["pixels_digest"]), hashes, flipped, hashed
-    )
+    vectors = np.zeros((rows, 0), np.float32) if embeddings is None else embeddings
+    files, pixels = _numbered(measures["bytes_digest"]), _numbered(measures["pixels_digest"])
+    return Fingerprints(rule, files, pixels, hashes, flipped, hashed, vectors)
 
 
 def _stacked(measures: pa.Table, names: Sequence[str]) -> Hashes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from library import storage
-from library.choosing.duplicates.fingerprints import NEAR, REASONS, Fingerprints
+from library.choosing.duplicates.fingerprints import NEAR, REASONS, SIMILAR, Fingerprints
 from library.choosing.duplicates.keeping import Duplicates
 from library.choosing.duplicates.neighbours import Indices
 from library.errors import BadPicture
@@ -41,6 +42,7 @@ class ShownPicture:
         fate: `kept`, `kept: labels disagree`, or the reason why it is dropped.
         kept: whether it stays.
         distance: bits to the picture that stays in its place; None where it has none.
+        cosine: of its embedding and that of the picture that stays; None where they are not compared.
         image: a small copy, as bytes and format; None where it could not be decoded.
     """
 
@@ -50,6 +52,7 @@ class ShownPicture:
     fate: str
     kept: bool
     distance: int | None
+    cosine: float | None
     image: tuple[bytes, str] | None
 
 
@@ -83,6 +86,7 @@ class Summary:
         disagreeing: groups whose labels disagree.
         dropped: pictures by reason.
         by_distance: near duplicates that are dropped, by bits to the picture that stays.
+        by_cosine: those that only their embeddings tell, by hundredths of the cosine, rounded down.
     """
 
     pictures: int
@@ -91,6 +95,7 @@ class Summary:
     disagreeing: int
     dropped: Mapping[str, int]
     by_distance: Mapping[int, int]
+    by_cosine: Mapping[str, int]
 
 
 def summarize(duplicates: Duplicates, reference: int = 0) -> Summary:
@@ -103,6 +108,8 @@ def summarize(duplicates: Duplicates, reference: int = 0) -> Summary:
     grouped = duplicates.sizes > 1
     near = duplicates.distances[duplicates.reasons == NEAR]
     bits, numbers = np.unique(near[near != _NO_DISTANCE], return_counts=True)
+    similar = duplicates.cosines[duplicates.reasons == SIMILAR]
+    hundredths, members = np.unique(np.floor(similar * 100 + 0.001).astype(int), return_counts=True)
     return Summary(
         pictures=len(grouped) - reference,
         groups=len(np.unique(duplicates.groups[grouped])),
@@ -110,14 +117,16 @@ def summarize(duplicates: Duplicates, reference: int = 0) -> Summary:
         disagreeing=len(np.unique(duplicates.groups[duplicates.disagreeing])),
         dropped=duplicates.counts(),
         by_distance=dict(zip(bits.tolist(), numbers.tolist(), strict=True)),
+        by_cosine={f"{part / 100:.2f}": number for part, number in zip(hundredths, members.tolist(), strict=True)},
     )
 
 
 def groups_to_show(duplicates: Duplicates) -> list[Indices]:
     """Returns the pictures of the groups that the page shows, bounded in both.
 
-    Groups whose labels disagree come first, the largest of them at the top; then those with the farthest near
-    duplicates, as these are the ones that may be wrong; then the rest, the largest first.
+    Groups whose labels disagree come first, the largest of them at the top; then those that embeddings alone join, the
+    least similar first, and those with the farthest near duplicates, as these may be wrong; then the rest, the largest
+    first.
     """
     order = np.lexsort((duplicates.distances, duplicates.reasons > 0, duplicates.groups))
     order = order[duplicates.sizes[order] > 1]
@@ -125,8 +134,10 @@ def groups_to_show(duplicates: Duplicates) -> list[Indices]:
     starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])) if len(order) else np.empty(0, np.int64)
     if not len(starts):
         return []
-    doubt = np.where(duplicates.reasons[order] == NEAR, duplicates.distances[order], 0)
-    farthest = np.maximum.reduceat(doubt, starts).astype(np.int64)
+    reasons = duplicates.reasons[order]
+    doubt = np.where(reasons == NEAR, duplicates.distances[order], 0.0)
+    doubt = np.where(reasons == SIMILAR, 256 + 100 * (1 - duplicates.cosines[order]), doubt)
+    farthest = np.maximum.reduceat(doubt, starts)
     first = order[starts]
     ranked = np.lexsort((first, -duplicates.sizes[first], -farthest, ~duplicates.disagreeing[first]))
     return [order[starts[group] : starts[group] + duplicates.sizes[first[group]]] for group in ranked[:MOST_GROUPS]]
@@ -166,6 +177,7 @@ def render_gallery(
 
     def picture(row: int) -> ShownPicture:
         reason, distance = int(duplicates.reasons[row]), int(duplicates.distances[row])
+        cosine = float(duplicates.cosines[row])
         return ShownPicture(
             key=by_row[row]["key"],
             label=by_row[row]["label"],
@@ -173,6 +185,7 @@ def render_gallery(
             fate=_fate(reason, bool(is_reference[row]), bool(duplicates.disagreeing[row])),
             kept=reason == 0,
             distance=None if distance == _NO_DISTANCE else distance,
+            cosine=None if math.isnan(cosine) else cosine,
             image=images[row],
         )
 
@@ -191,6 +204,7 @@ def render_gallery(
         dataset=dataset,
         rule=rule,
         summary=summarize(duplicates, reference),
+        with_embeddings=prints.rule.cosine is not None,
         groups=groups,
         reference_name=reference_name,
         number="{:,}".format,

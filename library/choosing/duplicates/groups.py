@@ -103,6 +103,18 @@ def joined_groups(groupings: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return in_order_of_occurrence(groups.numbers)
 
 
+def groups_of_pairs(points: int, pairs: Iterable[tuple[Indices, Indices]]) -> NDArray[np.int64]:
+    """Groups points by union-find over pairs.
+
+    Args:
+        points: their number.
+        pairs: two arrays of indices at a time; pair number i is the i-th of each.
+    """
+    groups = _Groups(points)
+    _join_all(groups, pairs)
+    return in_order_of_occurrence(groups.numbers)
+
+
 def in_order_of_occurrence(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Renumbers groups 0, 1, 2, ... in the order in which they first occur."""
     _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)

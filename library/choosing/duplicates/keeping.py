@@ -40,6 +40,7 @@ class Duplicates:
         reasons: why the picture is dropped, as an index into `REASONS`; 0 for one that stays.
         partners: index of the picture that stays in its place; -1 for one that stays, and where the group is dropped.
         distances: bits between the two, 255 where there is no partner or it has no hash.
+        cosines: of the embeddings of the two, NaN where there is no partner or embeddings are not compared.
     """
 
     groups: NDArray[np.int64]
@@ -48,6 +49,7 @@ class Duplicates:
     reasons: NDArray[np.int8]
     partners: NDArray[np.int64]
     distances: NDArray[np.uint8]
+    cosines: NDArray[np.float32]
 
     def counts(self) -> dict[str, int]:
         """Returns the number of dropped pictures by reason."""
@@ -90,7 +92,10 @@ def choose(
         same = is_reference[order] & (prints.pixels[order] == prints.pixels[best])
         order = order[~first & ~dropped & ~same]
     distance = np.where(partners >= 0, prints.distance(np.arange(total), np.maximum(partners, 0)), np.uint8(255))
-    return Duplicates(groups, sizes, disagree, reasons, partners, distance)
+    cosine = np.full(total, np.nan, np.float32)
+    matched = np.flatnonzero(partners >= 0)
+    cosine[matched] = prints.cosine(matched, partners[matched])
+    return Duplicates(groups, sizes, disagree, reasons, partners, distance, cosine)
 
 
 def _by_rank(

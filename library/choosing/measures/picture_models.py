@@ -214,6 +214,14 @@ def read_card(uri: str) -> Card:
     return card
 
 
+def check_embeds(model: PictureModel) -> None:
+    """Raises UsageError if a model stores no embedding."""
+    if model.kind == "bundle" and load_record(model.uri).members:
+        raise UsageError(f"{model.uri} is an ensemble, which has no embedding; name a member: {model.uri}/members/0")
+    if model.card is not None and model.card.embedding is None:
+        raise UsageError(f"the card of {model.uri} names no embedding; add `embedding: OUTPUT`")
+
+
 def open_model(model: PictureModel, threads: int = 1) -> OpenModel:
     """Loads a model.
 

@@ -11,11 +11,15 @@ import pytest
 from jobs.choosing.dedup import as_json, duplicates_table, find_duplicates, plan_dedup
 from jobs.demo.demo import demo_pictures
 from library.choosing.duplicates.fingerprints import Rule
+from library.choosing.measures.picture_models import picture_model
+from library.choosing.measures.side_table import read_outputs
+from library.dataset.manifest import load_manifest
 from library.errors import UsageError
 from library.imaging import codec
 from library.imaging.contact_sheet import thumbnail
 from library.imaging.picture import Pixels
-from tests.picture_examples import ingest, measure, write_files
+from tests.bundles import make_bundle
+from tests.picture_examples import ingest, measure, measure_with_model, write_files
 
 
 def tiles() -> dict[str, bytes]:
@@ -75,6 +79,32 @@ def test_copies_are_found_with_reason_and_the_key_that_stays(source: str, tmp_pa
     assert dropped(source, tmp_path, disagreeing="drop")["flower"] == ("labels_disagree", None)
 
 
+def test_embeddings_find_what_hashes_are_not_asked_for(source: str, tmp_path: Path) -> None:
+    model = picture_model(make_bundle(tmp_path / "letters"), None, None, None)
+    assert model is not None
+    manifest = load_manifest(source)
+    measure_with_model(Path(source), manifest, model)
+    stored = read_outputs(source, manifest, model.name, ["embedding"]).to_pylist()
+    vectors = {Path(row["key"]).stem: np.array(row["embedding"]) for row in stored}
+    river, small = vectors["river"], vectors["river-small"]
+    cosine = float(river @ small / np.linalg.norm(river) / np.linalg.norm(small))
+
+    destination, report = str(tmp_path / "unique"), str(tmp_path / "page")
+    plan = plan_dedup(
+        source, destination, near=None, cosine=cosine - 1e-4, model=model, disagreeing="best", report=report
+    )
+    rows = duplicates_table(plan, find_duplicates(plan)).to_pylist()
+    by_name = {Path(row["key"]).stem: row for row in rows}
+    assert by_name["river-small"]["reason"] == "similar_embedding"
+    kept = vectors[Path(by_name["river-small"]["kept"]).stem]
+    between = float(kept @ small / np.linalg.norm(kept) / np.linalg.norm(small))
+    assert by_name["river-small"]["cosine"] == pytest.approx(between, abs=1e-5)
+    assert by_name["china"]["reason"] == "exact_duplicate"
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "dropped: similar embedding" in page
+    assert f"cosine {between:.3f}" in page
+
+
 def test_pictures_of_another_dataset_are_dropped_and_it_is_not_changed(source: str, tmp_path: Path) -> None:
     test_set = dataset(tmp_path, {"place/held-out.jpg": jpeg(codec.decode(tiles()["china-020"]), 70)})
     found = dropped(source, tmp_path, against=test_set)
@@ -104,6 +134,8 @@ def test_a_dry_run_counts_and_draws_a_page_and_writes_no_dataset(source: str, tm
     [
         ({"near": 13}, "--near 13: must be 0 to 12 bits"),
         ({"near": None, "flips": True}, "--flips has no effect with --no-near"),
+        ({"cosine": 0.9}, "--cosine compares embeddings: name --bundle BUNDLE, or --model"),
+        ({"cosine": 1.5}, "--cosine 1.5: must be above 0 and at most 1"),
         ({"disagreeing": "first"}, "--disagreeing first: choose from keep, best, drop"),
         ({"against": "{folder}"}, "is not a dataset"),
         ({"report": "{source}/page"}, "is inside the dataset"),

@@ -14,17 +14,15 @@ import yaml
 from onnx import TensorProto, helper
 
 from library.bundle.bundle import Bundle
-from library.choosing.measures.picture_models import PictureModel, open_model, picture_model, read_card
+from library.choosing.measures.picture_models import open_model, picture_model, read_card
 from library.choosing.measures.side_table import read_outputs
 from library.dataset.manifest import Manifest
 from library.dataset.shards import ShardReader
-from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.models.build import create
-from library.work.model_shard import ModelJob
 from tests.bundles import make_bundle
-from tests.picture_examples import encoded, ingest, scene, write_files
+from tests.picture_examples import encoded, ingest, measure_with_model, scene, write_files
 
 CARD = {
     "name": "means",
@@ -66,13 +64,6 @@ def dataset(tmp_path: Path) -> tuple[Path, Manifest]:
     return tmp_path / "raw", ingest(write_files(tmp_path / "files", files), tmp_path / "raw", shard_bytes=2_000)
 
 
-def embed(dataset: Path, manifest: Manifest, model: PictureModel) -> None:
-    work = ModelJob(str(dataset / "_measures" / model.name), model)
-    for shard in manifest.shards:
-        report = work.run(ShardTask(str(dataset), shard.name[:-8], shard.digest, shard.rows), lambda _: None)
-        assert report.tally.balanced
-
-
 def stored(dataset: Path, manifest: Manifest) -> dict[str, bytes]:
     tables = [ShardReader(str(dataset / shard.name)).columns(["key", "image"]) for shard in manifest.shards]
     return {row["key"]: row["image"]["bytes"] for table in tables for row in table.to_pylist()}
@@ -85,7 +76,7 @@ def test_an_onnx_file_fills_the_columns_of_its_card(
     folder, manifest = dataset
     model = picture_model(None, *write_graph(tmp_path / "model", batch), None)
     assert model is not None
-    embed(folder, manifest, model)
+    measure_with_model(folder, manifest, model)
     table = read_outputs(str(folder), manifest, "means", ["embedding", "all_together"])
     pictures = stored(folder, manifest)
     assert table["key"].to_pylist() == list(pictures)
@@ -106,7 +97,7 @@ def test_a_bundle_fills_embedding_and_probabilities(dataset: tuple[Path, Manifes
     uri = make_bundle(tmp_path / "letters")
     model = picture_model(uri, None, None, None)
     assert model is not None
-    embed(folder, manifest, model)
+    measure_with_model(folder, manifest, model)
     table = read_outputs(str(folder), manifest, "letters", ["embedding", "probabilities", "predicted", "score"])
     bundle, pictures = Bundle.load(uri), stored(folder, manifest)
     for row in table.to_pylist():
