@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cluster.connection.session import connect
 from jobs import output
 from jobs.choosing.measure import ensure_measures
+from jobs.choosing.selected_training import TrainablePictures
 from jobs.choosing.vectors import Vectors, ensure_vectors, plan_embedder, remove_temporary
 from jobs.shards.pool_size import pool_for_classifiers
 from jobs.train.driver import TrainResult
@@ -267,8 +268,6 @@ def _train_folds(
     plan: AuditPlan, measures: Mapping[str, pa.Table], workers: str, gpu: bool | None, address: str | None
 ) -> _Judged:
     """Trains the recipe without each fold of the first split, and predicts the fold with it."""
-    from jobs.choosing.selected_training import TrainablePictures  # imports what only trainings need
-
     assert plan.recipe is not None
     assert plan.report is not None
     split, dataset = next(iter(plan.datasets.items()))
@@ -276,6 +275,7 @@ def _train_folds(
     pictures = TrainablePictures.of(plan.recipe, manifest)
     groups = fingerprints(measures[split].select(["key", *plan.rule.columns]), plan.rule).groups()[pictures.positions]
     folds = _folds_of(groups, pictures.keys, pictures.labels, plan.folds)
+    check_folds(pictures, folds, plan.folds)
     bundles: list[TrainResult] = []
     for fold in range(plan.folds):
         output.stderr.print(f"label errors: training without fold {fold + 1} of {plan.folds}", markup=False)
@@ -291,6 +291,19 @@ def _train_folds(
     classes = bundles[0].bundle.classes
     ids = np.array([classes.index(str(label)) for label in vectors.labels], np.int64)
     return _Judged([(0, row_of[key]) for key in vectors.keys], ids, vectors.values, classes)
+
+
+def check_folds(pictures: TrainablePictures, folds: NDArray[np.int64], number: int) -> None:
+    """Refuses folds with which a training would fail, before the first one starts."""
+    for fold in range(number):
+        if not (folds == fold).any():
+            raise UsageError(f"--folds {number}: fold {fold + 1} would be empty; take fewer, at least 2")
+        if absent := pictures.absent_classes(np.flatnonzero(folds != fold)):
+            names = ", ".join(absent[:5])
+            raise UsageError(
+                f"--folds {number}: all pictures of {names} are in fold {fold + 1}, as they are duplicates of one "
+                "another or only one; leave such classes out with data.classes of the recipe"
+            )
 
 
 def judge(

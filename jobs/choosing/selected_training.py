@@ -55,6 +55,10 @@ class TrainablePictures:
         """Number of classes."""
         return len(set(self.labels))
 
+    def absent_classes(self, chosen: NDArray[np.int64]) -> list[str]:
+        """Returns the classes of which no picture is among the chosen ones; such a training is refused."""
+        return sorted(set(self.labels) - {self.labels[number] for number in chosen.tolist()})
+
     def train(
         self,
         chosen: NDArray[np.int64],

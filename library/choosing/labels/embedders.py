@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from library import storage
 from library.bundle.description import BundleRecord, load_record, plugins_of
 from library.choosing.labels.patch_features import PatchFilters, patch_inputs
-from library.errors import UsageError
+from library.errors import BadPicture, UsageError
 from library.models import info, parse_call
 from library.pipeline.inputs import Prepared
 from library.steps.plugins import Plugin, named
 
 Vectors = NDArray[np.float32]
+#: Why a picture has no probabilities: it has no label, or one that the recipe does not learn.
+IN_NO_FOLD = "dropped:in_no_fold"
 
 
 class LoadedEmbedder(Protocol):
@@ -245,7 +247,9 @@ class _LoadedFolds:
         self._bundles, self._folds = bundles, folds
 
     def prepare(self, data: bytes, columns: Mapping[str, Any]) -> Prepared:
-        fold = self._folds[columns["key"]]
+        fold = self._folds.get(columns["key"])
+        if fold is None:
+            raise BadPicture(IN_NO_FOLD, "it has no label, or one that the recipe does not learn")
         return np.asarray([fold]), self._bundles[fold].prepare(data, **columns)
 
     def embed(self, pictures: Sequence[Any]) -> Vectors:

@@ -77,6 +77,18 @@ def test_each_picture_is_judged_by_the_bundle_of_its_own_fold(dataset: Path, tmp
         np.testing.assert_allclose(vectors[f"{'ab'[row % 2]}/{row}.png"], expected, atol=PROBABILITY_TOLERANCE)
 
 
+def test_a_picture_of_no_fold_is_left_out(dataset: Path, tmp_path: Path) -> None:
+    uris = [make_bundle(tmp_path / f"bundle{seed}", seed) for seed in range(2)]
+    keys = [f"{'ab'[row % 2]}/{row}.png" for row in range(4)]
+    write_folds(str(tmp_path / "folds.npz"), keys, np.array([0, 1, 0, 1]))
+    ids = tuple(Bundle.load(uri, "cpu").id for uri in uris)
+    embedder = FoldEmbedder(tuple(uris), ids, str(tmp_path / "folds.npz"))
+    vectors, report = run(dataset, EmbedJob(str(dataset), embedder), tmp_path / "out")
+    assert set(vectors) == set(keys)
+    assert report.tally.dropped == {"in_no_fold": 3}
+    assert report.tally.balanced
+
+
 def test_patches_need_no_bundle_and_names_say_what_computes(dataset: Path, tmp_path: Path) -> None:
     filters = PatchFilters.learn([patch_inputs(3).prepare(noise(9))], filters=4)
     embedder = PatchEmbedder(filters, 3, "source")
