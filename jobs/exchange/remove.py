@@ -105,7 +105,7 @@ def plan_remove(
         if overwrite:
             raise UsageError("--overwrite has no effect without a destination")
         last = found.jobs[-1] if found is not None and found.jobs else None
-        if found is not None and last is not None and last.kind == "remove" and last.options == options:
+        if found is not None and last is not None and _is_removal(last, dataset, options):
             return RemovePlan(dataset, None, found, last, keys, (), (), begun=True)
     else:
         destination = storage.normalize(destination)
@@ -122,6 +122,11 @@ def plan_remove(
     return RemovePlan(dataset, destination, manifest, job, keys, concerned, unknown, overwrite=overwrite)
 
 
+def _is_removal(job: Job, dataset: str, options: Mapping[str, Any]) -> bool:
+    """Whether a job removed these keys from the dataset in place; another may have written it without them."""
+    return job.kind == "remove" and job.source == dataset and job.options == options
+
+
 def remove_pictures(plan: RemovePlan, *, workers: str = "auto", address: str | None = None) -> Manifest:
     """Carries out a plan; called again, it resumes a killed job.
 
@@ -129,7 +134,7 @@ def remove_pictures(plan: RemovePlan, *, workers: str = "auto", address: str | N
         The manifest of the dataset without the pictures.
 
     Raises:
-        UsageError: when another command is writing there.
+        UsageError: when another command is writing there, or has changed the dataset since it was planned.
         StriateError: when a shard fails; the dataset is then as it was.
     """
     if plan.destination is not None:
@@ -147,9 +152,26 @@ def remove_pictures(plan: RemovePlan, *, workers: str = "auto", address: str | N
             overwrite=plan.overwrite,
         )
     with hold(plan.dataset, tidy=lambda _: None):
+        _check_current(plan)
         if not plan.begun:
             _stage(plan, workers, address)
         return finish_removal(plan.dataset)
+
+
+def _check_current(plan: RemovePlan) -> None:
+    """Refuses a plan of which another command has changed the dataset meanwhile; call it while the lease is held."""
+    found = find_manifest(plan.dataset)
+    planned = plan.manifest
+    if found is not None and (found.jobs, found.shards, found.rejects) == (
+        planned.jobs,
+        planned.shards,
+        planned.rejects,
+    ):
+        return
+    raise UsageError(
+        f"{plan.dataset} was changed by another command since this one read it, so nothing was removed; run the same "
+        "command again"
+    )
 
 
 def _stage(plan: RemovePlan, workers: str, address: str | None) -> None:
