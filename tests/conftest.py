@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -25,6 +26,9 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # Ray's token authentication is for clusters; it would write to the user's home.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# On a busy machine an example may take any time, which says nothing about the code.
+hypothesis.settings.register_profile("without_deadline", deadline=None)
+hypothesis.settings.load_profile("without_deadline")
 # There is a test process per core: more threads would only compete.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

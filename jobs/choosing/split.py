@@ -23,7 +23,7 @@ from library.choosing.splits.assignment import ASSIGNMENT_SCHEMA, LEFT_OUT, assi
 from library.choosing.splits.grouping import group_pictures, name_groups, straddling
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold
-from library.dataset.manifest import MANIFEST, Job, Manifest, find_manifest, load_manifest, splits_below
+from library.dataset.manifest import Job, Manifest, datasets_inside, find_manifest, load_manifest, splits_below
 from library.dataset.planning import parse_fractions
 from library.dataset.shards import read_columns
 from library.errors import UsageError
@@ -224,11 +224,11 @@ def _earlier_folders(destination: str, like: str | None, *, overwrite: bool) -> 
 def _check_destination(plan: SplitPlan) -> None:
     if find_manifest(plan.destination) is not None:
         raise UsageError(f"{plan.destination} is a dataset itself and cannot hold splits; choose another folder")
-    ours = {f"{path}/{MANIFEST}" for path in plan.datasets}
-    found = {file.path for file in storage.list_files(plan.destination) if file.path.endswith(f"/{MANIFEST}")}
-    if found - ours:
-        others = ", ".join(sorted(path.removesuffix(f"/{MANIFEST}") for path in found - ours))
-        raise UsageError(f"{plan.destination} has other splits: {others}; remove them, or choose another folder")
+    others = sorted(set(datasets_inside(plan.destination)) - set(plan.datasets))
+    if others:
+        raise UsageError(
+            f"{plan.destination} has other splits: {', '.join(others)}; remove them, or choose another folder"
+        )
     for path in plan.datasets:
         check_claim(storage.join(plan.destination, path), plan.job, overwrite=plan.overwrite)
 

@@ -298,10 +298,19 @@ def load_manifest(dataset: str, *, must_be_complete: bool = True) -> Manifest:
 
 def splits_below(folder: str) -> list[str]:
     """Returns the URIs of the datasets directly below `folder`: train, val and test first."""
-    depth_two = [file.path for file in storage.list_files(folder) if file.path.count("/") == 1]
-    names = [path.split("/")[0] for path in depth_two if path.endswith(f"/{MANIFEST}")]
+    names = [path for path in datasets_inside(folder) if "/" not in path]
     order = {"train": 0, "val": 1, "test": 2}
     return [storage.join(folder, name) for name in sorted(names, key=lambda name: (order.get(name, 3), name))]
+
+
+def datasets_inside(folder: str) -> list[str]:
+    """Returns the paths of the datasets at any depth below `folder`, relative to it.
+
+    Folders whose names begin with `_` belong to a dataset and are left out: `train/_features/...` holds features.
+    """
+    paths = [file.path for file in storage.list_files(folder) if file.path.endswith(f"/{MANIFEST}")]
+    datasets = [path.removesuffix(f"/{MANIFEST}") for path in paths]
+    return sorted(path for path in datasets if not any(part.startswith("_") for part in path.split("/")))
 
 
 def find_manifest(dataset: str) -> Manifest | None:

@@ -201,7 +201,9 @@ def _label_lists(rows: Rows, column: str) -> Iterator[Sequence[Any] | None]:
 
 def _label_ids(rows: Rows, table: pa.Table) -> NDArray[np.int32]:
     """The class id of each row; -1 for a class that is not selected."""
-    return np.asarray([rows.class_ids.get(name or "", -1) for name in rows.labels_of(table)], np.int32)
+    return np.asarray(
+        [-1 if name is None else rows.class_ids.get(name, -1) for name in rows.labels_of(table)], np.int32
+    )
 
 
 def _map_shards(rows: Rows, columns: Sequence[str], work: Callable[[pa.Table], NDArray[Any]]) -> Iterator[NDArray[Any]]:

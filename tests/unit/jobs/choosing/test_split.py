@@ -15,7 +15,7 @@ from jobs.choosing.split import ASSIGNMENT, SplitPlan, assign_pictures, dry_run,
 from library.choosing.duplicates.fingerprints import Rule
 from library.choosing.measures.measuring import MEASURES
 from library.choosing.splits.grouping import straddling
-from library.dataset.manifest import load_manifest
+from library.dataset.manifest import MANIFEST, datasets_inside, load_manifest, splits_below
 from library.dataset.shards import read_columns
 from library.errors import UsageError
 from tests.picture_examples import encoded, ingest, table
@@ -184,3 +184,17 @@ def test_other_splits_at_the_destination_are_named(tmp_path: Path) -> None:
         plan_split(source, str(tmp_path / "b"), folds=3)
     with pytest.raises(UsageError, match="it has no splits; name a folder that `striate split` wrote"):
         plan_split(source, str(tmp_path / "out"), folds=3, like=str(tmp_path / "a" / "data" / "_reports"))
+
+
+def test_features_of_an_audit_are_not_taken_for_other_splits(tmp_path: Path) -> None:
+    source = make_dataset(tmp_path / "a", range(4))
+    out = tmp_path / "out"
+    out.mkdir()
+    Path(make_dataset(tmp_path / "b", range(4))).rename(out / "train")
+    (out / "train" / "_features" / "ab12").mkdir(parents=True)
+    for folder in (out / "train" / "_features" / "ab12", out / "_unfinished"):
+        folder.mkdir(exist_ok=True)
+        (folder / MANIFEST).write_bytes((out / "train" / MANIFEST).read_bytes())
+    plan_split(source, str(out), split="train=0.5,test=0.5", overwrite=True)
+    assert datasets_inside(str(out)) == ["train"]
+    assert splits_below(str(out)) == [str(out / "train")]

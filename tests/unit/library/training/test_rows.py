@@ -19,16 +19,19 @@ HEADER = codec.Header("png", 4, 4, 1)
 
 
 def dataset(folder: Path, shards: list[str]) -> str:
-    """Shards of pictures whose labels are the letters of a text; the key of each is its number."""
+    """Shards of pictures whose labels are the letters of a text ("?" for none, " " for an empty one); keys: numbers."""
     entries: list[FileEntry] = []
     labels = "".join(shards)
+    names: dict[str, str | None] = {"?": None, " ": ""}
     for shard, text in enumerate(shards):
         first = sum(map(len, shards[:shard]))
-        records = [ImageRecord(str(first + row), PNG, None, label, HEADER) for row, label in enumerate(text)]
+        records = [
+            ImageRecord(str(first + row), PNG, None, names.get(label, label), HEADER) for row, label in enumerate(text)
+        ]
         with ShardWriter(str(folder), f"part-{shard:06d}.parquet", dataset_schema()) as writer:
             writer.add(table_of(records, dataset_schema()))
         entries.append(writer.entry)
-    counts = {name: labels.count(name) for name in sorted(set(labels))}
+    counts = {names.get(name, name) or "": labels.count(name) for name in sorted(set(labels) - {"?"})}
     tally = Tally(rows_in=len(labels), rows_out=len(labels), classes=counts)
     job = Job(kind="ingest", source="nowhere")
     save_manifest(str(folder), Manifest(complete=True, jobs=[job], tally=tally, shards=entries))
@@ -55,6 +58,12 @@ def test_chosen_classes_keep_their_order_and_exclude_the_others(tmp_path: Path) 
     assert rows.class_counts == {"c": 6, "a": 3}
     assert (len(rows), rows.counts.tolist()) == (9, [4, 3, 2])
     assert keys(rows) == [0, 2, 3, 5, 6, 7, 8, 10, 11]
+
+
+def test_a_picture_without_a_label_is_not_of_the_class_with_an_empty_name(tmp_path: Path) -> None:
+    rows = read_rows(dataset(tmp_path, ["a ?a", " ?b"]), ["", "a"])
+    assert keys(rows) == [0, 1, 3, 4]
+    assert rows.class_counts == {"": 2, "a": 2}
 
 
 def test_the_split_takes_a_fraction_of_each_class_by_key(tmp_path: Path) -> None:
