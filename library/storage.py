@@ -84,7 +84,14 @@ def uri_id(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Returns the URI of a path below `uri`."""
+    """Returns the URI of a path below `uri`.
+
+    Raises:
+        StriateError: a part begins with `/`, so it would not lie below.
+    """
+    for part in parts:
+        if part.startswith("/"):
+            raise StriateError(f"'{part}' is not a path below {uri}")
     return posixpath.join(uri, *parts)
 
 

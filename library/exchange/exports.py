@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import pydantic
 
 from library import storage
 from library.dataset.lease import LEASES
-from library.dataset.manifest import REPORTS, Job, Report, load_report
+from library.dataset.manifest import Job, Report
 from library.errors import StriateError, UsageError
 
 #: What a dataset can be written as.
@@ -23,10 +24,23 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 
 STATE = ".striate"
 RECORD = "export.json"
+#: Folder of the lists of files of each shard, in the state.
+NAMES = "names"
 
 _MAX_RECORD_BYTES = 64 * 2**20
 _TEMPORARY = re.compile(rf"(.*/)?{storage.TEMPORARY_PREFIX}[0-9a-f]+")
 _BEFORE_CLAIM = re.compile(rf"{LEASES}/.*|{_TEMPORARY.pattern}")
+
+
+def _inside(path: str) -> str:
+    """Returns a path that a record names; refuses one that leads out of the folder, as the folder may be foreign."""
+    if path.startswith("/") or {"", ".", ".."} & set(path.split("/")) or path.split("/")[0] == STATE:
+        raise ValueError(f"'{path}' is not the path of a picture below the folder")
+    return path
+
+
+_Inside = Annotated[str, pydantic.AfterValidator(_inside)]
+_PATHS = pydantic.TypeAdapter(list[_Inside])
 
 
 class ExportReport(Report):
@@ -37,7 +51,7 @@ class ExportReport(Report):
         digest: SHA-256 over the names and the contents of these files.
     """
 
-    files: dict[str, int]
+    files: dict[_Inside, int]
     digest: str
 
     @property
@@ -79,6 +93,11 @@ def json_bytes(value: Any) -> bytes:
 def lines_uri(folder: str, stem: str) -> str:
     """Returns the URI of the JSON lines that describe the pictures of a shard, for the formats that need them."""
     return storage.join(state_folder(folder), "lines", f"{stem}.jsonl")
+
+
+def save_names(folder: str, stem: str, names: Sequence[str]) -> None:
+    """Writes which files a shard gets, before the first of them: a killed writer leaves files that no report names."""
+    storage.write_bytes(storage.join(state_folder(folder), NAMES, f"{stem}.json"), json_bytes(list(names)))
 
 
 def state_folder(folder: str) -> str:
@@ -147,15 +166,28 @@ def claim_export(folder: str, jobs: list[Job], *, overwrite: bool) -> None:
 
 
 def _clear(folder: str) -> None:
-    """Removes the files of an earlier export, as its reports name them; the reports last."""
+    """Removes the files of an earlier export, also of shards that were not finished; the lists of them last."""
+    files = {file.path: file.uri for file in storage.list_files(folder)}  # none behind a link to another folder
     state = storage.list_files(state_folder(folder))
-    reports = [file for file in state if file.path.startswith(f"{REPORTS}/")]
-    for data in storage.read_many([storage.Span(file.uri) for file in reports]):
-        report = load_report(data, ExportReport)
-        if report is not None:
-            storage.remove(storage.join(folder, name) for name in report.files)
-    storage.remove(storage.join(folder, name) for names in FINAL_FILES.values() for name in names)
-    storage.remove(file.uri for file in state if file.path != RECORD)
+    lists = [file for file in state if file.path.startswith(f"{NAMES}/")]
+    names = {name for names in FINAL_FILES.values() for name in names}
+    for data in storage.read_many([storage.Span(file.uri) for file in lists]):
+        names.update(_load_names(data))
+    storage.remove(files[name] for name in sorted(names & files.keys()))
+    for parent in sorted({name.rpartition("/")[0] for name in names} - {""}):
+        storage.remove_empty_folder(storage.join(folder, parent))  # readers take a folder for a class
+    storage.remove(file.uri for file in state if file.path != RECORD and file not in lists)
+    storage.remove(file.uri for file in lists)
+
+
+def _load_names(data: bytes | Exception) -> list[str]:
+    """Returns the paths in a list of a shard's files; none where it is damaged or names files elsewhere."""
+    if isinstance(data, Exception):
+        return []
+    try:
+        return _PATHS.validate_json(data)
+    except pydantic.ValidationError:
+        return []
 
 
 def remove_temporary(folder: str) -> None:

@@ -291,7 +291,8 @@ class _Tree:
                 if root.kind == "source" and child.kind == "dataset" and child.found
                 for picture in child.facts["pictures"]
             }
-            files = {key: storage.join(root.uri, key) for key in sorted(keys)[:_MOST_FILES]}
+            paths = [key for key in sorted(keys) if not key.startswith("/") and ".." not in key.split("/")]
+            files = {key: storage.join(root.uri, key) for key in paths[:_MOST_FILES]}
             held = {key: uri for key, uri in files.items() if storage.exists(uri) and not storage.is_folder(uri)}
             root.facts["files"] = {
                 uri: hashlib.sha256(storage.read_bytes(uri, MAX_BYTES)).hexdigest() for uri in held.values()

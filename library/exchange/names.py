@@ -83,7 +83,7 @@ def sample_key(key: str, format_: str, *, short: bool) -> str:
     """
     if short and suffix_of(key) in _ALIASES.get(format_, (suffix(format_, key),)):
         key = key[: -len(suffix_of(key)) - 1]
-    return "/".join(_safe(part, ".") or "%" for part in key.split("/"))
+    return "/".join(_safe(part, ".") for part in key.split("/"))
 
 
 def are_unique(names: Iterable[str]) -> bool:
@@ -100,6 +100,8 @@ def _safe(name: str, also: str, ending: str = "") -> str:
         also: a further character to escape.
         ending: what is appended afterwards.
     """
+    if not name:
+        return "%"  # no other name is, as `%` itself is escaped
     result = _UNSAFE.sub(_escape, name).replace(also, f"%{ord(also):02X}")
     if not ending and (result[-1:] == "." or result[-1:].isspace()):
         result = result[:-1] + _percent(result[-1])

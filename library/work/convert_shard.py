@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,12 @@ from library import storage
 from library.dataset.manifest import VERSIONS, Tally, digest_of, save_report
 from library.dataset.shards import SUFFIX, ShardReader, ShardWriter, batches
 from library.dataset.task import Progress, ShardTask, image_bytes, row_counts
-from library.exchange.exports import ExportReport, Target, json_bytes, lines_uri, state_folder
+from library.exchange.exports import ExportReport, Target, json_bytes, lines_uri, save_names, state_folder
 from library.exchange.names import file_path, sample_key, suffix
 from library.exchange.tables import fields_of, hub_schema, hub_table
 from library.sources.tables.sidecars import MARK
 
+_HUB = "data"  # folder of the Parquet files
 _BATCH_ROWS = 64
 _PARALLEL_WRITES = 16
 
@@ -72,6 +74,7 @@ class ConvertJob:
         schema = reader.schema()
         tallies: list[Tally] = []
         start = perf_counter()
+        save_names(self.destination, task.stem, self._names(task, reader))
         with _writer(self, task.stem, schema) as output:
             for table in batches(reader, _BATCH_ROWS):
                 output.add(table)
@@ -90,10 +93,32 @@ class ConvertJob:
         save_report(state_folder(self.destination), report)
         return report
 
+    def _names(self, task: ShardTask, reader: ShardReader) -> list[str]:
+        """Returns the paths of the files that the shard gets."""
+        if self.to == "webdataset":
+            return [_tar_path(task.stem)]
+        if self.to == "huggingface":
+            return [_hub_path(task.stem)]
+        rows = reader.columns(["key", "label", "format"]).slice(0, task.max_rows).to_pylist()
+        return [self.path_of(row["key"], row["label"], row["format"]) for row in rows]
+
+    def path_of(self, key: str, label: str | None, format_: str) -> str:
+        """Returns the path of a picture, in the formats that have a file for each."""
+        below = "images/" if self.to == "coco" else ""
+        return below + file_path(key, label, format_, short=self.short_names)
+
     @cached_property
     def numbers(self) -> Mapping[str, int]:
         """The number of each class."""
         return {name: number for number, name in enumerate(self.classes)}
+
+
+def _tar_path(stem: str) -> str:
+    return f"{stem}.tar"
+
+
+def _hub_path(stem: str) -> str:
+    return f"{_HUB}/{stem}{SUFFIX}"
 
 
 def _writer(job: ConvertJob, stem: str, schema: pa.Schema) -> _Writer:
@@ -109,7 +134,7 @@ class _TarWriter:
     """
 
     def __init__(self, job: ConvertJob, stem: str, schema: pa.Schema) -> None:
-        self._name = f"{stem}.tar"
+        self._name = _tar_path(stem)
         self._target = storage.writer(storage.join(job.destination, self._name))
         self._numbers, self._short = job.numbers, job.short_names
         self._schema = schema
@@ -120,8 +145,12 @@ class _TarWriter:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        if raised[0] is None:
-            self._tar.close()
+        try:
+            if raised[0] is None:
+                self._tar.close()
+        except BaseException:  # such as a full disk: what was written is removed
+            self._target.__exit__(*sys.exc_info())
+            raise
         self._target.__exit__(*raised)
 
     def add(self, table: pa.Table) -> None:
@@ -150,7 +179,6 @@ class _FileWriter:
 
     def __init__(self, job: ConvertJob, stem: str, schema: pa.Schema) -> None:
         self._job, self._stem, self._schema = job, stem, schema
-        self._below = "images/" if job.to == "coco" else ""
         self._digests: dict[str, str] = {}
         self._lines: list[bytes] = []
         self.files: dict[str, int] = {}
@@ -169,8 +197,7 @@ class _FileWriter:
     def add(self, table: pa.Table) -> None:
         contents: dict[str, bytes] = {}
         for row, fields in zip(table.to_pylist(), fields_of(table, self._schema), strict=True):
-            path = file_path(row["key"], row["label"], row["format"], short=self._job.short_names)
-            name = self._below + path
+            name = self._job.path_of(row["key"], row["label"], row["format"])
             contents[name] = row["image"]["bytes"]
             known = {"file_name": name, MARK: 1, "key": row["key"], "label": row["label"]}
             if self._job.to == "coco":
@@ -194,9 +221,9 @@ class _HubWriter:
     """One Parquet file with the features of Hugging Face: `image` is an Image and `label` a ClassLabel."""
 
     def __init__(self, job: ConvertJob, stem: str, schema: pa.Schema) -> None:
-        self._job, self._name = job, f"{stem}{SUFFIX}"
+        self._job, self._path = job, _hub_path(stem)
         self._columns = hub_schema(schema, job.classes)
-        self._writer = ShardWriter(storage.join(job.destination, "data"), self._name, self._columns)
+        self._writer = ShardWriter(storage.join(job.destination, _HUB), f"{stem}{SUFFIX}", self._columns)
 
     def __enter__(self) -> _HubWriter:
         self._writer.__enter__()
@@ -210,8 +237,8 @@ class _HubWriter:
 
     @property
     def files(self) -> Mapping[str, int]:
-        return {f"data/{self._name}": self._writer.entry.bytes}
+        return {self._path: self._writer.entry.bytes}
 
     @property
     def digest(self) -> str:
-        return digest_of({f"data/{self._name}": self._writer.entry.digest})
+        return digest_of({self._path: self._writer.entry.digest})

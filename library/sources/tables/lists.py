@@ -160,10 +160,10 @@ def _located(uri: str, paths: list[str | None]) -> dict[str, Any]:
 
 
 def _resolved(base: str, path: str) -> str:
-    if "\\" in path and not os.path.lexists(storage.join(base, path)):
+    if "\\" in path and not os.path.lexists(posixpath.join(base, path)):
         path = path.replace("\\", "/")  # a path from Windows
     try:
-        return storage.normalize(path if "://" in path else storage.join(base, path))
+        return storage.normalize(path if "://" in path else posixpath.join(base, path))
     except UsageError:
         return path
 

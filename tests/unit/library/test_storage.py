@@ -203,3 +203,11 @@ def test_a_folder_contains_itself_and_its_files_even_through_links(tmp_path: Pat
     assert not storage.contains(str(tmp_path / "a"), str(tmp_path / "ab"))
     assert storage.contains("s3://bucket/a", "s3://bucket/a/b")
     assert not storage.contains("s3://bucket/a", "s3://bucket/ab")
+
+
+@pytest.mark.parametrize("part", ["/etc/passwd", "/", "//x"])
+def test_a_joined_path_never_leaves_its_folder_for_the_root(part: str) -> None:
+    for parts in ([part], ["below", part], [part, "x"]):
+        with pytest.raises(StriateError, match="is not a path below /data/out"):
+            storage.join("/data/out", *parts)
+    assert storage.join("/data/out", "a", "b/c") == "/data/out/a/b/c"

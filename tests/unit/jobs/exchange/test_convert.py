@@ -16,6 +16,7 @@ from PIL import Image
 
 from jobs.exchange.convert import ConvertResults, plan_convert
 from jobs.ingest import plan_ingest
+from library import storage
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Job, load_manifest
 from library.dataset.record import ImageRecord, dataset_schema, table_of
@@ -300,3 +301,57 @@ def test_a_shard_without_pictures_is_no_obstacle(tmp_path: Path, to: Target) -> 
     assert [shard.rows for shard in load_manifest(source).shards] == [1, 1, 0]
     assert convert(source, tmp_path / "out", to).rows == 2
     assert _content(_back(tmp_path / "out", tmp_path / "back")) == _content(rows(source))
+
+
+def test_an_empty_label_or_key_stays_below_the_destination(tmp_path: Path) -> None:
+    data = encoded("png")
+    pictures = (("", "cat"), ("a", ""), ("/b", "/"), ("..", ".."))
+    records = [ImageRecord(key, data, "x", label, codec.probe(data)) for key, label in pictures]
+    source = _write(tmp_path / "data", records, [], 1)
+    convert(source, tmp_path / "outer" / "out", "folders")
+    assert {path.name for path in (tmp_path / "outer").iterdir()} == {"out"}
+    assert len(_files(tmp_path / "outer" / "out")) == 5
+    assert _content(_back(tmp_path / "outer" / "out", tmp_path / "back")).keys() == {key for key, _ in pictures}
+
+
+@pytest.mark.parametrize("written", range(1, 6))
+def test_overwriting_a_killed_export_leaves_none_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    out, real = tmp_path / "out", storage.write_bytes
+    plan = plan_convert(_plain(tmp_path / "data"), str(out), "folders")
+    claim_export(plan.destination, list(plan.jobs), overwrite=False)
+    left = [written]
+
+    def write(uri: str, data: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        real(uri, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", write)
+        with pytest.raises(KeyboardInterrupt):
+            _ = [plan.work.run(task, lambda _: None) for task in plan.tasks]
+    data = encoded("png")
+    other = _write(tmp_path / "other", [ImageRecord("owl", data, "owl", "owl", codec.probe(data))], [], 1)
+    convert(other, out, "folders", overwrite=True)
+    convert(other, tmp_path / "fresh", "folders")
+    assert _files(out) == _files(tmp_path / "fresh")
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "fresh").iterdir()}
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_overwriting_a_foreign_export_removes_nothing_elsewhere(tmp_path: Path, absolute: bool) -> None:
+    source, out, mine = _plain(tmp_path / "data"), tmp_path / "out", tmp_path / "mine" / "x.jpg"
+    convert(source, out, "webdataset")
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    (out / "link").symlink_to(mine.parent)
+    names = [str(mine) if absolute else "../mine/x.jpg", "link/x.jpg"]
+    for number, name in enumerate(names):
+        (out / ".striate" / "names" / f"part-00000{number}.json").write_text(json.dumps([name]))
+        report = out / ".striate" / "_reports" / f"part-00000{number}.json"
+        report.write_text(json.dumps(json.loads(report.read_text()) | {"files": {name: 4}}))
+    convert(source, out, "coco", overwrite=True)
+    assert mine.read_bytes() == b"mine"

@@ -8,11 +8,12 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
+from library import storage
 from library.exchange.names import SUFFIXES, are_unique, file_path, sample_key
 from library.sources.archives.tarfiles import member_path
 from library.sources.entries import is_other_name, is_picture_name, why_skipped
 
-_TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("./%_ -" + string.ascii_letters), min_size=1)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("./%_ -" + string.ascii_letters))
 _LABELS = st.none() | _TEXT
 _FORMATS = st.sampled_from(sorted(SUFFIXES))
 
@@ -31,6 +32,7 @@ def test_a_path_is_one_folder_and_one_name_that_ingest_reads(
         assert len(part.encode()) <= 255
     assert not is_other_name(name)
     assert posixpath.normpath(path) == path
+    assert storage.join("/data/out", path) == f"/data/out/{path}"
 
 
 @given(_TEXT, _TEXT, _LABELS, _FORMATS)
