@@ -352,7 +352,7 @@ def _with_labels(dataset: str, manifest: Manifest, measures: pa.Table) -> pa.Tab
 
 def _check_embeddings(cosine: float | None, model: PictureModel | None) -> None:
     if cosine is None and model is not None:
-        raise UsageError("a model has no effect without --cosine, such as --cosine 0.95")
+        raise UsageError("a model has no effect without --cosine, such as --cosine 0.98")
     if cosine is not None:
         if not 0 < cosine <= 1:
             raise UsageError(f"--cosine {cosine:g}: must be above 0 and at most 1")

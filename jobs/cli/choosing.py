@@ -128,7 +128,7 @@ def dedup_command(
     cosine: Annotated[
         float | None,
         typer.Option(
-            help="Pictures whose embeddings have at least this cosine are duplicates, too, e.g. 0.95; needs a model.",
+            help="Pictures whose embeddings have at least this cosine are duplicates, too, e.g. 0.98; needs a model.",
             show_default=False,
         ),
     ] = None,
@@ -187,7 +187,7 @@ def dedup_command(
 
         striate dedup out/train s3://bucket/train --against out/test --disagreeing drop
 
-        striate dedup out/raw out/unique --cosine 0.95 --bundle out/model --report out/duplicates --dry-run
+        striate dedup out/raw out/unique --cosine 0.98 --bundle out/model --report out/duplicates --dry-run
     """
     from jobs.choosing.dedup import PAGE, as_json, dedup_dataset, find_duplicates, plan_dedup
     from library.choosing.measures.picture_models import picture_model
