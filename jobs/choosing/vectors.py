@@ -18,14 +18,12 @@ from library.choosing.labels.embedders import BundleEmbedder, Embedder, ModelEmb
 from library.choosing.labels.patch_features import SAMPLE_PICTURES, PatchFilters, patch_inputs
 from library.dataset.destination import remove_uncommitted
 from library.dataset.lease import hold
-from library.dataset.manifest import Job, Manifest, digest_of, load_manifest
+from library.dataset.manifest import FEATURES, Job, Manifest, digest_of, load_manifest
 from library.dataset.shards import ShardReader, batches
 from library.errors import BadPicture, StriateError, UsageError
 from library.steps.plugins import Plugin
 from library.work.embed_shard import KEY, LABEL, VECTOR, EmbedJob, SiftJob
 
-#: The folder below a dataset; readers of Parquet skip it.
-FOLDER = "_features"
 #: Instead of a model: features that need no trained network.
 PATCHES = "patches"
 _SAMPLE_BATCH = 64
@@ -145,7 +143,7 @@ def ensure_side_shards(
         The table of each shard, and the pictures that are in none by reason.
     """
     digest = digest_of([kind, *identity])
-    folder = storage.join(dataset, FOLDER, digest[:16])
+    folder = storage.join(dataset, FEATURES, digest[:16])
     job = Job(kind=kind, source=dataset, source_digest=manifest.digest, options={"identity": digest})
     tasks = shard_tasks(manifest, folder, None) if manifest.shards else []
     plan = ShardPlan(dataset, folder, (job,), tasks, work, {}, used_plugins=used_plugins)

@@ -174,8 +174,11 @@ def remove_command(
             say(f"bundle {use.bundle_id[:12]} in {use.bundle} was made with them ({use.role}: {use.dataset})")
         for uri, number in affected.datasets.items():
             say(f"{uri} holds {output.counted(number, 'picture')} of them, or made from them")
+        for uri in affected.exports:
+            say(f"{uri} was exported from a dataset that holds some of them")
         for problem in affected.problems:
             say(f"note: {problem}")
+        say("note: reports, bundles, exports and other datasets were not changed; copies of the pictures stay there")
 
 
 def trace_command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,16 @@ from library import storage
 from library.choosing.measures.side_table import FOLDER as MEASURES_FOLDER
 from library.dataset.destination import check_apart, check_claim
 from library.dataset.lease import hold
-from library.dataset.manifest import Job, Manifest, digest_of, find_manifest, load_manifest, save_manifest
+from library.dataset.manifest import (
+    DECISIONS,
+    FEATURES,
+    Job,
+    Manifest,
+    digest_of,
+    find_manifest,
+    load_manifest,
+    save_manifest,
+)
 from library.errors import UsageError
 from library.exchange.provenance import Use, are_related, base_keys, find_below, lineage, places_of
 from library.exchange.removal import (
@@ -26,11 +35,15 @@ from library.exchange.removal import (
     complete,
     find_concerned,
     histograms_after,
+    remove_beside,
     remove_stage,
     swap,
     without,
 )
 from library.work.remove_shard import RemoveJob, removal_task
+
+#: Folders below a dataset with what was computed from each shard's pictures: their keys, measures and embeddings.
+DERIVED = (MEASURES_FOLDER, FEATURES, DECISIONS)
 
 _MOST_NAMED = 5
 
@@ -155,7 +168,7 @@ def remove_pictures(plan: RemovePlan, *, workers: str = "auto", address: str | N
         _check_current(plan)
         if not plan.begun:
             _stage(plan, workers, address)
-        return finish_removal(plan.dataset)
+        return finish_removal(plan.dataset, plan.asked)
 
 
 def _check_current(plan: RemovePlan) -> None:
@@ -200,11 +213,12 @@ def commit_stage(plan: RemovePlan, staged: Manifest) -> None:
     save_manifest(plan.dataset, without(plan.manifest, plan.job, plan.concerned, staged, histograms))
 
 
-def finish_removal(dataset: str) -> Manifest:
+def finish_removal(dataset: str, keys: Collection[str]) -> Manifest:
     """Moves the new versions to their places and completes the manifest; does nothing where that is done.
 
     Args:
         dataset: URI of a dataset whose last job is the removal.
+        keys: that were asked for.
     """
     target = load_manifest(dataset, must_be_complete=False)
     if target.complete:
@@ -212,7 +226,7 @@ def finish_removal(dataset: str) -> Manifest:
         return target
     staged = load_manifest(storage.join(dataset, STAGE))
     swap(dataset, staged)
-    storage.remove(storage.join(dataset, MEASURES_FOLDER, shard.name) for shard in staged.shards)
+    remove_beside(dataset, DERIVED, {shard.name for shard in staged.shards}, keys)
     return complete(dataset, target)
 
 
@@ -223,11 +237,13 @@ class Affected:
     Attributes:
         uses: the bundles that were trained or validated on them.
         datasets: other datasets that hold them, or copies of them, with the number.
+        exports: folders in formats of other tools that were made from a dataset that holds them.
         problems: sentences about what could not be read.
     """
 
     uses: Sequence[Use]
     datasets: Mapping[str, int]
+    exports: Sequence[str]
     problems: Sequence[str]
 
     def described(self) -> dict[str, Any]:
@@ -235,12 +251,13 @@ class Affected:
         return {
             "bundles": [asdict(use) for use in self.uses],
             "datasets": dict(self.datasets),
+            "exports": list(self.exports),
             "problems": list(self.problems),
         }
 
 
 def find_affected(plan: RemovePlan, folders: Sequence[str]) -> Affected:
-    """Finds the bundles trained on the pictures, and other datasets that hold them; call it before the removal.
+    """Finds bundles trained on the pictures, and datasets and exports that hold them; call it before the removal.
 
     Args:
         plan: the plan.
@@ -259,4 +276,5 @@ def find_affected(plan: RemovePlan, folders: Sequence[str]) -> Affected:
             digests.add(manifest.digest)
         else:
             digests.discard(manifest.digest)  # one of the sources, but not of these pictures
-    return Affected(catalogue.uses(digests), holding, catalogue.problems)
+    exports = [uri for uri, record in sorted(catalogue.exports.items()) if record.jobs[-1].source_digest in digests]
+    return Affected(catalogue.uses(digests), holding, exports, catalogue.problems)

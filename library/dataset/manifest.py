@@ -25,6 +25,8 @@ REPORTS = "_reports"
 REJECTS = "_rejects"
 #: Folder of the decisions that a selection was made by: which pictures of each shard are kept, and why not the others.
 DECISIONS = "_decisions"
+#: Folder of feature vectors: a dataset of small tables, shard by shard, for each model.
+FEATURES = "_features"
 #: Table of the pictures that have duplicates, beside the shards that `striate dedup` wrote.
 DUPLICATES = "_duplicates.parquet"
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from library import storage
 from library.dataset.histograms import Histograms
 from library.dataset.manifest import (
+    DUPLICATES,
     REJECTS,
     REPORTS,
     VERSIONS,
@@ -259,6 +260,30 @@ def swap(dataset: str, staged: Manifest) -> None:
         report = _report(stage, entry.name)
         if report is not None:
             save_report(dataset, report)
+
+
+def remove_beside(dataset: str, folders: Collection[str], shards: Collection[str], keys: Collection[str]) -> None:
+    """Removes what other commands computed from the pictures of some shards, and keys in the table of duplicates.
+
+    Args:
+        dataset: URI.
+        folders: below it, each with a file for each shard, or with folders of such files.
+        shards: names of the shards.
+        keys: of the pictures that are removed.
+    """
+    for folder in folders:
+        files = storage.list_files(storage.join(dataset, folder))
+        storage.remove(file.uri for file in files if storage.name_of(file.path) in shards)
+    uri = storage.join(dataset, DUPLICATES)
+    if not storage.exists(uri):
+        return
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    removed = pa.array(sorted(keys), pa.string())
+    named = _compute.or_(_compute.is_in(table["key"], removed), _compute.is_in(table["kept"], removed))
+    if _compute.any(named).as_py():
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.filter(_compute.invert(named)), sink, compression="zstd")
+        storage.write_bytes(uri, sink.getvalue().to_pybytes())
 
 
 def complete(dataset: str, target: Manifest) -> Manifest:

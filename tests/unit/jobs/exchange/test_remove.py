@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.exchange import remove
 from jobs.exchange.merge import plan_merge
 from jobs.exchange.remove import (
     RemovePlan,
@@ -34,6 +33,7 @@ from library.exchange.removal import STAGE, read_keys
 from library.work.remove_shard import RemoveJob, removal_task
 from tests.bundles import make_bundle
 from tests.datasets import carry_out, content, rows
+from tests.exports import convert
 from tests.picture_examples import encoded, ingest, write_files
 
 
@@ -57,7 +57,7 @@ def _remove(dataset: str, keys: list[str]) -> Manifest:
     plan = plan_remove(dataset, keys)
     if not plan.begun:
         commit_stage(plan, _stage(plan))
-    return finish_removal(plan.dataset)
+    return finish_removal(plan.dataset, plan.asked)
 
 
 KEYS = ["cat/1.png", "dog/5.png", "cat/bad0.jpg"]
@@ -164,6 +164,8 @@ def test_bundles_and_datasets_with_the_pictures_are_named(tmp_path: Path) -> Non
         carry_out(plan_filter(dataset, destination, f"keep_labels(['{label}'])"))
     _dataset(tmp_path / "unrelated")
     carry_out(plan_merge([cats, dogs], str(tmp_path / "merged"), on_clash="prefix"))
+    convert(cats, tmp_path / "cats_folders", "folders")
+    convert(dogs, tmp_path / "dogs_folders", "folders")
     bundles: dict[str, str] = {}
     for name, source in (("on_raw", dataset), ("on_cats", cats), ("on_dogs", dogs)):
         bundle = Bundle.load(make_bundle(tmp_path / "made" / name))
@@ -175,6 +177,7 @@ def test_bundles_and_datasets_with_the_pictures_are_named(tmp_path: Path) -> Non
     affected = find_affected(plan_remove(dataset, ["cat/1.png"]), [])
     assert {use.bundle_id for use in affected.uses} == {bundles["on_raw"], bundles["on_cats"]}
     assert affected.datasets == {cats: 1, str(tmp_path / "merged"): 1}
+    assert affected.exports == [str(tmp_path / "cats_folders")]
     assert affected.problems == []
 
 
@@ -191,17 +194,22 @@ def test_keys_come_from_a_text_a_csv_or_a_parquet_column(tmp_path: Path) -> None
         read_keys(str(tmp_path / "keys.txt"), "key")
 
 
-def test_the_side_table_of_changed_shards_is_removed_too(tmp_path: Path) -> None:
+def test_what_was_computed_from_removed_pictures_goes_too(tmp_path: Path) -> None:
     dataset = _dataset(tmp_path)
-    for shard in load_manifest(dataset).shards:
-        write_files(Path(dataset, remove.MEASURES_FOLDER), {shard.name: b"measures"})
     before = {shard.name: shard.digest for shard in load_manifest(dataset).shards}
+    folders = ("_measures", "_measures/model", "_features/0123", "_features/0123/_rejects", "_decisions")
+    for name in before:
+        write_files(Path(dataset), {f"{folder}/{name}": b"cat/1.png" for folder in folders})
+    keys, kept = ["cat/1.png", "cat/2.png", "dog/1.png"], [None, "cat/1.png", None]
+    pq.write_table(pa.table({"key": keys, "kept": pa.array(kept, pa.string())}), Path(dataset, "_duplicates.parquet"))
     manifest = _remove(dataset, KEYS)
     stale = {shard.name for shard in manifest.shards if before[shard.name] != shard.digest}
-    left = {path.name for path in Path(dataset, remove.MEASURES_FOLDER).iterdir()}
     assert stale
-    assert left.isdisjoint(stale)
-    assert len(left) >= len(before) - len(KEYS)
+    for folder in folders:
+        left = {path.name for path in Path(dataset, folder).iterdir() if path.is_file()}
+        assert left.isdisjoint(stale)
+        assert len(left) >= len(before) - len(KEYS)
+    assert pq.read_table(Path(dataset, "_duplicates.parquet"))["key"].to_pylist() == ["dog/1.png"]
     assert removal.REMOVED in manifest.tally.dropped
 
 
