@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from jobs.predict import plan_predict, predict_dataset
 from jobs.train.checkpoint import local_folders
 from tests.bundles import make_bundle
 from tests.commands import write_recipe
-from tests.datasets import content, write_digits, write_photos
+from tests.datasets import content, rows, write_digits, write_photos
 from tests.processes import LOOPBACK, family, listening
 from tests.waiting import until
 
@@ -33,6 +33,16 @@ STEPS = "denoise(strength=0.03, search_size=15) | grayscale"
 KILLS = int(os.environ.get("STRIATE_KILLS", "3"))
 #: Taken before `connect` sets variables in this process: a command must keep its Ray on loopback without them.
 _ENVIRONMENT = dict(os.environ)
+#: Commands that choose or exchange pictures, in a folder with the datasets `raw` and `other`; each is killed when one
+#: more of these files appears.
+CHOICES = {
+    "measure": (("measure", "raw"), "raw/_measures/*.parquet"),
+    "dedup": (("dedup", "raw", "out", "--dropped", "dropped"), "out/_reports/*.json"),
+    "split": (("split", "raw", "out", "--split", "train=0.7,test=0.3"), "out/test/_reports/*.json"),
+    "convert": (("convert", "raw", "out", "--to", "webdataset"), "out/.striate/_reports/*.json"),
+    "merge": (("merge", "raw", "other", "out", "--on-clash", "prefix"), "out/_reports/*.json"),
+    "remove": (("remove", "raw", "--keys", "keys.txt"), "raw/_removing/_reports/*.json"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,7 @@ def calm(raw: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return content(destination)
 
 
-def striate(*arguments: str, address: str | None = None) -> subprocess.Popen[bytes]:
+def striate(*arguments: str, address: str | None = None, cwd: Path | None = None) -> subprocess.Popen[bytes]:
     """Starts the command as a user does, in a new session; without an address it starts and ends its own Ray."""
     return subprocess.Popen(
         [str(Path(sys.executable).parent / "striate"), *arguments],
@@ -68,6 +78,7 @@ def striate(*arguments: str, address: str | None = None) -> subprocess.Popen[byt
         stderr=subprocess.PIPE,
         start_new_session=True,
         env=_ENVIRONMENT | ({} if address is None else {"RAY_ADDRESS": address}),
+        cwd=cwd,
     )
 
 
@@ -105,6 +116,14 @@ def kill_in_work(process: subprocess.Popen[bytes], destination: Path, chance: ra
         process.wait(chance.uniform(0, 0.5))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def kill_when(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    """Kills the command as soon as the condition holds, before its end."""
+    until(lambda: process.poll() is not None or condition(), 240, every_s=0.001)
+    process.kill()
+    _, stderr = process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"the command ended before the kill: {stderr.decode()}"
 
 
 def test_a_filter_job_killed_at_random_moments_leaves_the_same_dataset(
@@ -231,6 +250,45 @@ def test_an_evaluation_killed_at_random_moments_gives_the_same_numbers(raw: str,
     assert expected.pop("throughput")["shards_resumed"] == 0
     assert numbers == expected
     assert unfinished(killed) == []
+
+
+@pytest.fixture(scope="module")
+def copies(address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real photos, a third of them twice, in shards of one picture each."""
+    folder = tmp_path_factory.mktemp("copies")
+    photos = write_photos(folder)
+    shutil.copytree(photos / "china", photos / "china-again")
+    ingest(plan_ingest(str(photos), str(folder / "data"), shard_mb=0.001))
+    return folder / "data"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_killed_in_mid_work_leaves_the_same_bytes(
+    name: str, copies: Path, address: str, tmp_path: Path
+) -> None:
+    command, pattern = CHOICES[name]
+    work = tmp_path / "work"  # the same path for both runs, as histories name it
+
+    def begin() -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        for dataset in ("raw", "other"):
+            shutil.copytree(copies, work / dataset)
+        keys = rows(copies)["key"].to_pylist()
+        (work / "keys.txt").write_text("".join(f"{key}\n" for key in keys[::2]))
+
+    begin()
+    finish(striate(*command, address=address, cwd=work))
+    calm = content(work)
+    begin()
+    kill_when(lambda: list(work.glob(pattern)), striate(*command, address=address, cwd=work))
+    if name == "remove":  # once more, while the new files are moved to their places
+        manifest = work / "raw" / "_manifest.json"
+        moving = b'"complete": false'
+        kill_when(lambda: moving in manifest.read_bytes(), striate(*command, address=address, cwd=work))
+        assert list(work.glob("raw/_removing/*.parquet")), "killed after the last was moved"
+    finish(striate(*command, address=address, cwd=work))
+    assert content(work) == calm
 
 
 @pytest.mark.faults

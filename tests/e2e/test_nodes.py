@@ -10,15 +10,23 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.connection.session import connect
+from jobs.choosing.dedup import dedup_dataset, plan_dedup
+from jobs.choosing.measure import measure_dataset, plan_measure
+from jobs.choosing.split import plan_split, split_dataset
+from jobs.exchange.convert import convert_dataset, plan_convert
+from jobs.ingest import ingest, plan_ingest
+from library.dataset.manifest import load_manifest
 from tests.bundles import make_bundle
 from tests.commands import SLOW, Commands, down, finished, up, write_recipe
 from tests.conftest import S3Server
@@ -38,8 +46,8 @@ _SOON = {"RAY_gcs_rpc_server_reconnect_timeout_s": "30"}
 class Nodes(Commands):
     """The cluster, with the environment in which commands reach it and its storage."""
 
-    def __init__(self, environment: dict[str, str], root: Path) -> None:
-        super().__init__(root, BUCKET)
+    def __init__(self, environment: dict[str, str], root: Path, bucket: str = BUCKET) -> None:
+        super().__init__(root, bucket)
         self.environment, self.nodes = environment, list[dict[str, Any]]()
         self.holder: subprocess.Popen[bytes]
 
@@ -58,6 +66,11 @@ class Nodes(Commands):
             env=self.environment | more,
             cwd=cwd,
         )
+
+    def lose_worker(self) -> None:
+        """Kills a worker of the running job with SIGKILL."""
+        mapping = "ray::MapWorker(Map(striate_"
+        os.kill(next(pid for pid in family(self.holder.pid) if mapping in command(pid)), signal.SIGKILL)
 
     def lose(self, number: int = -1) -> str:
         """Kills a node (the last by default) with SIGKILL and returns its id in Ray."""
@@ -247,6 +260,52 @@ def test_an_elastic_training_that_loses_a_node_continues_on_the_other(
     result = finished(process)
     assert result["workers_by_node"].keys() == {nodes.nodes[0]["node_id"]} != {lost_node}
     nodes.check_resumed("elastic", first, 100)
+
+
+@pytest.fixture
+def pair(nodes: Nodes, s3_server: S3Server) -> Iterator[Nodes]:
+    """Two nodes of one CPU, beside the others."""
+    s3_server.make_bucket("pair")
+    cluster = Nodes(dict(nodes.environment), s3_server.root, "pair")
+    try:
+        cluster.up(2)
+        yield cluster
+        down(cluster.holder)
+    finally:
+        cluster.end()
+
+
+def test_choosing_on_two_nodes_through_kills_gives_the_digests_of_one(pair: Nodes, tmp_path: Path) -> None:
+    photos, calm = write_photos(tmp_path), tmp_path / "calm"
+    shutil.copytree(photos / "china", photos / "china-again")
+
+    def choose(command: str, files: str, lose: Callable[[], object], *arguments: str) -> Any:
+        """Runs the command on the bucket and loses something as soon as it has written four of the files."""
+        uris = [f"s3://pair/{one}" if one in ("raw", "unique", "wds", "splits") else one for one in arguments]
+        process = pair.start(command, *uris, "--json")
+        until(lambda: process.poll() is not None or len(list(pair.folder("").glob(files))) > 3, 240)
+        assert process.poll() is None, "the command ended before anything was killed"
+        lose()
+        return finished(process)
+
+    pair.run("ingest", str(photos), "s3://pair/raw", "--shard-mb", "0.001")
+    choose("measure", "raw/_measures/*.parquet", pair.lose_worker, "raw")
+    choose("dedup", "unique/_reports/*.json", pair.lose_worker, "raw", "unique", "--disagreeing", "best")
+    exported = choose("convert", "wds/*.tar", pair.lose_worker, "unique", "wds", "--to", "webdataset")
+    choose("split", "splits/test/_reports/*.json", pair.lose, "unique", "splits", "--split", "train=0.7,test=0.3")
+
+    raw, unique, wds, splits = (str(calm / name) for name in ("raw", "unique", "wds", "splits"))
+    with connect("local", num_cpus=2):
+        ingest(plan_ingest(str(photos), raw, shard_mb=0.001))
+        measure_dataset(plan_measure(raw))
+        dedup_dataset(plan_dedup(raw, unique, disagreeing="best"))
+        assert exported["digest"] == convert_dataset(plan_convert(unique, wds, "webdataset")).digest
+        split_dataset(plan_split(unique, splits, split="train=0.7,test=0.3"))
+    assert content(pair.folder("raw/_measures")) == content(calm / "raw" / "_measures")
+    for name in ("raw", "unique", "splits/train", "splits/test"):
+        # The digests of whole manifests differ, as histories name the source.
+        one, other = load_manifest(str(pair.folder(name))), load_manifest(str(calm / name))
+        assert (one.tally, one.shards, one.rejects) == (other.tally, other.shards, other.rejects), name
 
 
 def test_a_wrong_token_is_refused(nodes: Nodes, raw: str) -> None:
