@@ -212,7 +212,7 @@ def dedup_command(
     if dry_run:
         found = find_duplicates(plan, workers=workers, address=address)
         facts = {**as_json(plan, found), **({"report": page} if page else {})}
-        if not json:
+        if not json and found.summary.by_distance:
             facts["by_distance"] = {f"{bits} bits:": number for bits, number in found.summary.by_distance.items()}
         output.facts(facts, as_json=json)
         return

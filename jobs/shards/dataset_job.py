@@ -139,7 +139,7 @@ def shard_tasks(manifest: Manifest, destination: str, limit: int | None) -> list
     tasks: list[ShardTask] = []
     left = manifest.rows if limit is None else limit
     for shard in manifest.shards:
-        if left <= 0 and tasks:
+        if limit is not None and left <= 0 and tasks:
             break
         max_rows = left if left < shard.rows else None
         tasks.append(ShardTask(destination, shard_stem(shard.name), shard.digest, shard.rows, max_rows))

@@ -7,11 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from jobs.choosing.measure import plan_measure
 from jobs.choosing.selection import decisions_table
+from jobs.filter import plan_filter
 from library.dataset.manifest import Manifest
 from library.errors import StriateError, UsageError
-from tests.datasets import rows
-from tests.picture_examples import encoded, ingest, write_files
+from tests.datasets import carry_out, rows
+from tests.picture_examples import encoded, ingest, measure, write_files
 
 
 @pytest.fixture
@@ -38,3 +40,16 @@ def test_a_table_needs_one_decision_for_each_picture(tmp_path: Path, source: Man
     table = pa.table({"key": ["a/1.png"], "reason": pa.array([None], pa.string())})
     with pytest.raises(StriateError, match="1 decisions for the 6 pictures"):
         decisions_table(str(tmp_path / "source"), source, table)
+
+
+def test_a_shard_that_a_selection_emptied_is_measured_like_others(tmp_path: Path, source: Manifest) -> None:
+    last = rows(tmp_path / "source" / source.shards[-1].name)["width"].to_pylist()
+    narrow = str(tmp_path / "narrow")
+    # Drops at least the pictures of the last shard.
+    emptied = carry_out(plan_filter(str(tmp_path / "source"), narrow, f"min_size({max(last) + 1})"))
+    assert emptied.shards[-1].rows == 0
+    assert len(plan_measure(narrow).todo) == len(emptied.shards)
+    measure(tmp_path / "narrow", emptied)
+    assert plan_measure(narrow).todo == []
+    again = carry_out(plan_filter(narrow, str(tmp_path / "again"), "min_size(1)"))
+    assert [shard.rows for shard in again.shards] == [shard.rows for shard in emptied.shards]
