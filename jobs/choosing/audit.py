@@ -22,7 +22,7 @@ from jobs.choosing.vectors import Vectors, ensure_vectors, plan_embedder, remove
 from jobs.shards.pool_size import pool_for_classifiers
 from jobs.train.driver import TrainResult
 from library import storage
-from library.choosing.duplicates.fingerprints import Rule, fingerprints
+from library.choosing.duplicates.fingerprints import MOST_BITS, Rule, fingerprints
 from library.choosing.duplicates.groups import in_order_of_occurrence
 from library.choosing.labels import findings
 from library.choosing.labels.audit_page import AuditContent, ConfusedLabels, render_audit
@@ -186,6 +186,8 @@ def plan_audit(
     empty = [uri for name, uri in datasets.items() if not manifests[name].rows]
     if empty:
         raise UsageError(f"{empty[0]} holds no pictures")
+    if near is not None and not 0 <= near <= MOST_BITS:
+        raise UsageError(f"--near {near}: must be 0 to {MOST_BITS} bits")
     if folds < 2:
         raise UsageError(f"--folds {folds}: must be at least 2")
     if report is not None:

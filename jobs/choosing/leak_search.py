@@ -13,7 +13,7 @@ from jobs.choosing.measure import ensure_measures
 from library import storage
 from library.bundle.description import BundleRecord
 from library.choosing.duplicates.fingerprints import MOST_BITS, Rule
-from library.choosing.splits.leaks import find_leaks
+from library.choosing.splits.leaks import find_leaks, surest_leaks
 from library.dataset.manifest import Manifest, load_manifest
 from library.dataset.shards import read_columns
 from library.errors import UsageError
@@ -120,17 +120,16 @@ def search_leaks(
         labels = read_columns(uri, ["label"], [shard.name for shard in its_manifest.shards])
         return measures.append_column("label", labels["label"])
 
-    test, tables, known = measured(dataset, manifest), list[pa.Table](), set[str]()
-    for uri, its_manifest in zip(search.trained_on, search.manifests, strict=True):
-        found = find_leaks(measured(uri, its_manifest), test, search.rule)
-        new = found.filter(pa.array([key not in known for key in found["key"].to_pylist()], pa.bool_()))
-        known.update(new["key"].to_pylist())
-        tables.append(new.append_column("trained_on", pa.array([uri] * new.num_rows, pa.string())))
-    table = pa.concat_tables(tables)
+    test = measured(dataset, manifest)
+    table = surest_leaks(
+        {
+            uri: find_leaks(measured(uri, its_manifest), test, search.rule)
+            for uri, its_manifest in zip(search.trained_on, search.manifests, strict=True)
+        }
+    )
     leaks = Leaks(
         trained_on=search.trained_on,
         near=search.rule.near,
-        flips=search.rule.flips,
         pictures=test.num_rows,
         leaked=table.num_rows,
         kinds=dict(sorted(Counter(table["kind"].to_pylist()).items())),

@@ -8,7 +8,7 @@ import typer
 
 from cluster.console import Json, say
 from jobs import output
-from jobs.cli.options import Address, DryRun, Gpu, Plugins, Workers
+from jobs.cli.options import Address, DryRun, Gpu, Plugins, Workers, near_bits
 from library import storage
 from library.extras import check_installed
 
@@ -42,8 +42,9 @@ def audit_command(
         typer.Option(help="Folder or s3:// for a page with pictures and `findings.parquet`.", show_default=False),
     ] = None,
     near: Annotated[
-        int, typer.Option(min=-1, max=12, help="Most bits in which near duplicates differ; -1 for exact ones only.")
-    ] = 4,
+        int | None, typer.Option(help="The most bits of 64 in which near duplicates differ.", show_default="4")
+    ] = None,
+    no_near: Annotated[bool, typer.Option("--no-near", help="Only equal files and equal pixels leak.")] = False,
     folds: Annotated[int, typer.Option(min=2, help="Folds for the classifiers that judge labels.")] = 5,
     workers: Workers = "auto",
     gpu: Gpu = None,
@@ -68,7 +69,7 @@ def audit_command(
         check_installed("torch", "striate audit")
     from jobs.choosing.audit import PAGE, plan_audit, run_audit
 
-    bits = None if near < 0 else near
+    bits = near_bits(near, no_near=no_near)
     plan = plan_audit(folder, bundle=bundle, model=model, near=bits, folds=folds, report=report, full=full)
     if dry_run:
         output.facts(plan.described(), as_json=json)

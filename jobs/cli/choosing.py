@@ -18,9 +18,9 @@ from jobs.cli.options import (
     Workers,
     WorkersUnlessSize,
     check_size,
+    near_bits,
 )
 from library import storage
-from library.errors import UsageError
 
 _Card = Annotated[
     str | None,
@@ -192,12 +192,10 @@ def dedup_command(
     from jobs.choosing.dedup import PAGE, as_json, dedup_dataset, find_duplicates, plan_dedup
     from library.choosing.measures.picture_models import picture_model
 
-    if no_near and near is not None:
-        raise UsageError("--near and --no-near contradict each other; use one of them")
     plan = plan_dedup(
         source,
         destination,
-        near=None if no_near else 4 if near is None else near,
+        near=near_bits(near, no_near=no_near),
         flips=flips,
         cosine=cosine,
         model=picture_model(bundle, model, card, weights),
@@ -285,8 +283,7 @@ def split_command(
 
         striate split out/unique out/folds --folds 5
     """
-    if no_near and near is not None:
-        raise UsageError("--near and --no-near contradict each other; use one of them")
+    bits = near_bits(near, no_near=no_near)
     from jobs.choosing import split as splitting
 
     plan = splitting.plan_split(
@@ -294,7 +291,7 @@ def split_command(
         out,
         split=split,
         folds=folds,
-        near=None if no_near else 4 if near is None else near,
+        near=bits,
         flips=flips,
         group_by=group_by,
         seed=seed,

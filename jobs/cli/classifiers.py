@@ -19,6 +19,7 @@ from jobs.cli.options import (
     Plugins,
     Size,
     check_size,
+    near_bits,
 )
 from library import storage
 from library.bundle.description import Prediction, decoder_notes, load_record
@@ -161,6 +162,9 @@ def evaluate_command(
         int | None,
         typer.Option(help="The most bits of 64 in which near copies differ, for --without-leaks.", show_default="4"),
     ] = None,
+    no_near: Annotated[
+        bool, typer.Option("--no-near", help="Look for equal files and equal pixels only, for --without-leaks.")
+    ] = False,
     workers: Workers = None,
     gpu: Gpu = None,
     size: Size = None,
@@ -182,8 +186,9 @@ def evaluate_command(
         raise UsageError(f"{len(bundles_and_data)} arguments instead of BUNDLE DATASET or BUNDLE BUNDLE DATASET")
     if robustness_pictures is not None and not robustness:
         raise UsageError("--robustness-pictures has no effect without --robustness")
-    if near is not None and not without_leaks:
-        raise UsageError("--near has no effect without --without-leaks")
+    if (near is not None or no_near) and not without_leaks:
+        raise UsageError(f"{'--no-near' if no_near else '--near'} has no effect without --without-leaks")
+    bits = near_bits(near, no_near=no_near)
     check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu})
     from jobs.cli.evaluation_table import print_evaluation
     from jobs.evaluate import PAGE, ROBUSTNESS_PICTURES, plan_evaluate, run_evaluate
@@ -197,7 +202,7 @@ def evaluate_command(
         report=report,
         robustness_pictures=pictures,
         without_leaks=without_leaks or (),
-        near=4 if near is None else near,
+        near=bits,
     )
     _say_decoders(*bundles)
     content = run_evaluate(plan, workers=workers or "auto", gpu=gpu, size=size, address=address)

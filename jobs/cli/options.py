@@ -9,6 +9,8 @@ import typer
 
 from library.errors import UsageError
 
+_NEAR_BITS = 4
+
 Source = Annotated[str, typer.Argument(help="Dataset to read: a folder or s3://bucket/prefix.")]
 Destination = Annotated[str, typer.Argument(help="Dataset to write: a folder or s3://bucket/prefix.")]
 Bundle = Annotated[str, typer.Argument(help="Bundle: a folder or s3://bucket/prefix.")]
@@ -102,3 +104,14 @@ def check_size(size: str | None, others: Mapping[str, object]) -> None:
     present = [name for name, value in others.items() if value is not None]
     if size is not None and present:
         raise UsageError(f"{present[0]} and --size both describe the workers; use only one of them")
+
+
+def near_bits(near: int | None, *, no_near: bool) -> int | None:
+    """Returns the most bits in which near duplicates differ, 4 by default; None with `--no-near`.
+
+    Raises:
+        UsageError: both options are given.
+    """
+    if no_near and near is not None:
+        raise UsageError("--near and --no-near contradict each other; use one of them")
+    return None if no_near else _NEAR_BITS if near is None else near

@@ -107,6 +107,24 @@ def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
         )
 
 
+def check_source(source: str, job: Job) -> None:
+    """Refuses to finish a dataset whose source was changed while it was written, for example by `striate remove`.
+
+    Args:
+        source: URI of the dataset that was read.
+        job: the job that read it.
+
+    Raises:
+        StriateError: its digest is not the one that the job recorded.
+    """
+    manifest = find_manifest(source)
+    if manifest is None or manifest.digest != job.source_digest:
+        raise StriateError(
+            f"{source} was changed by another command while its pictures were read; run the same command again, which "
+            "writes only the changed shards anew"
+        )
+
+
 def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mapping[str, int] | None = None) -> None:
     """Claims `dataset` for the last of `jobs`; with `overwrite`, empties it first unless the same job has begun it.
 

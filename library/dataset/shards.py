@@ -37,17 +37,19 @@ class ShardReader:
         uri: URI of the shard.
         max_rows: read at most this many rows; None for all.
         first_row: the first row to read; the row groups before it are skipped.
+        rows: rows of the whole shard by its manifest; None if they are not known.
 
     Attributes:
         waited_s: seconds that the caller has waited for reading.
 
     Raises:
-        StriateError: the file is damaged or lacks a core column; raised by the reading methods, names the file.
+        StriateError: the file is damaged, lacks a core column or has other rows; raised by the reading methods, names
+            the file.
     """
 
-    def __init__(self, uri: str, max_rows: int | None = None, first_row: int = 0) -> None:
+    def __init__(self, uri: str, max_rows: int | None = None, first_row: int = 0, *, rows: int | None = None) -> None:
         self.uri = uri
-        self._max_rows, self._first_row = max_rows, first_row
+        self._max_rows, self._first_row, self._rows = max_rows, first_row, rows
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -114,6 +116,12 @@ class ShardReader:
         missing = [name for name in CORE_COLUMNS if name not in names]
         if missing:
             raise StriateError(f"{self.uri} is not a shard of a dataset: it lacks the column '{missing[0]}'")
+        # `striate remove` replaces shards in place, always by ones with fewer rows.
+        if self._rows is not None and parquet.metadata.num_rows != self._rows:
+            raise StriateError(
+                f"{self.uri} holds {parquet.metadata.num_rows:,} pictures and its manifest says {self._rows:,}; it was "
+                "changed meanwhile. Run the same command again"
+            )
         return parquet
 
     def _group(self, parquet: pq.ParquetFile, number: int) -> pa.Table:

@@ -20,7 +20,6 @@ class Leaks:
     Attributes:
         trained_on: URIs of the training sets.
         near: the most bits in which near duplicates differ; None where only equal pictures were looked for.
-        flips: whether mirrored pictures were looked for, too.
         pictures: of the test set, all of them.
         leaked: those of which a training set holds a copy.
         kinds: leaked pictures by kind, the surest that applies: `exact_duplicate`, `same_pixels`, `near_duplicate`.
@@ -29,7 +28,6 @@ class Leaks:
 
     trained_on: Sequence[str]
     near: int | None
-    flips: bool
     pictures: int
     leaked: int
     kinds: Mapping[str, int]

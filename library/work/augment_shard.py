@@ -66,7 +66,7 @@ class AugmentJob:
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         augmenter = Augmenter(Pipeline.parse(self.pipeline), self.seed)
-        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows, rows=task.rows)
         with ShardOutput(task, reader.schema()) as output:
             for table in (group.combine_chunks() for group in reader):
                 copies = _Copies(table, output, progress, self.annotations)

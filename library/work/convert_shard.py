@@ -70,7 +70,7 @@ class ConvertJob:
         return digest_of(["convert", self.to, list(self.classes), self.short_names, task.max_rows, VERSIONS])
 
     def run(self, task: ShardTask, progress: Progress) -> ExportReport:
-        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows, rows=task.rows)
         schema = reader.schema()
         tallies: list[Tally] = []
         start = perf_counter()

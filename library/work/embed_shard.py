@@ -52,7 +52,7 @@ class EmbedJob:
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         reader, prefetcher = (
-            ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows),
+            ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows, rows=task.rows),
             Prefetcher(self.threads),
         )
         start, tallies = perf_counter(), list[Tally]()
@@ -142,7 +142,7 @@ class SiftJob:
         return digest_of(["sift", self.pipeline, self.plugins, task.max_rows, VERSIONS])
 
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
-        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows, rows=task.rows)
         tallies: list[Tally] = []
         start = perf_counter()
         with ShardWriter(task.dataset, task.stem + SUFFIX, _KEYS) as writer:

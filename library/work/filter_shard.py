@@ -63,7 +63,7 @@ class FilterJob:
     def run(self, task: ShardTask, progress: Progress) -> ShardReport:
         steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
         encoding = codec.Encoding.parse(self.encode)
-        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows, rows=task.rows)
         measured, first = self._measured(steps, task), 0
         with ShardOutput(task, reader.schema(), measure=self.measure) as output:
             for table in batches(reader, _BATCH_ROWS):

@@ -57,7 +57,7 @@ class ModelJob:
         metadata = Origin(task.input_digest, task.rows, {"model": self.made_by}).metadata()
         first = [pa.field("key", pa.string()), pa.field(REASON, pa.string())]
         schema = pa.schema([*first, *model.columns], metadata=metadata)
-        reader, tallies = ShardReader(storage.join(task.dataset, name)), list[Tally]()
+        reader, tallies = ShardReader(storage.join(task.dataset, name), rows=task.rows), list[Tally]()
         with ShardWriter(self.folder, name, schema) as writer:
             for rows in batches(reader, _BATCH_ROWS):
                 try:

@@ -99,7 +99,7 @@ class PredictJob:
         start = perf_counter()
         model = self._model
         load_s = perf_counter() - start
-        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows)
+        reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows, rows=task.rows)
         before = reader.schema()
         several = self.threshold is not None
         after = predicted_schema(before, self.bundle_id, features=self.features, several_labels=several)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,30 @@ def find_leaks(train: pa.Table, test: pa.Table, rule: Rule) -> pa.Table:
         "labels_agree": _compute.equal(held["label"], copied["label"]),
     }
     return pa.table(columns, LEAK_SCHEMA)
+
+
+def surest_leaks(leaks: Mapping[str, pa.Table]) -> pa.Table:
+    """Joins the leaks from several training sets: a picture that leaks from more than one has one row.
+
+    Args:
+        leaks: of one test set, as `find_leaks` returns them, by the URI of the training set; at least one.
+
+    Returns:
+        The rows by key, with the column `trained_on`. Of several training sets it is the one whose copy is of the first
+        of `REASONS`, then of the smallest distance, then the first by its URI, so their order changes nothing.
+    """
+    table = pa.concat_tables(
+        [
+            leaks[uri].append_column("trained_on", pa.array([uri] * leaks[uri].num_rows, pa.string()))
+            for uri in sorted(leaks)
+        ]
+    )
+    ranks = pa.array([REASONS.index(kind) for kind in table["kind"].to_pylist()], pa.uint8())
+    order = [("key", "ascending"), ("rank", "ascending"), ("distance", "ascending"), ("row", "ascending")]
+    table = table.append_column("rank", ranks).append_column("row", pa.array(np.arange(table.num_rows))).sort_by(order)
+    keys = table["key"].to_pylist()
+    first = [row == 0 or keys[row - 1] != key for row, key in enumerate(keys)]
+    return table.filter(pa.array(first, pa.bool_())).drop_columns(["rank", "row"])
 
 
 def _first_equal(numbers: NDArray[np.int64], trained: int) -> NDArray[np.int64]:

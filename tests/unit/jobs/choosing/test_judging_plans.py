@@ -38,6 +38,7 @@ def test_a_plan_says_what_is_not_looked_at(splits: Path) -> None:
     [
         ({"bundle": "b", "model": "resnet18"}, "use only one"),
         ({"folds": 1}, "at least 2"),
+        ({"near": 13}, "--near 13: must be 0 to 12 bits"),
         ({"full": "recipe.yaml"}, "--full needs --report"),
         ({"full": "recipe.yaml", "model": "patches", "report": "page"}, "no effect"),
     ],

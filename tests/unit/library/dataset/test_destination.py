@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from library.dataset.destination import check_apart, check_claim, claim, committed, finish
+from library.dataset.destination import check_apart, check_claim, check_source, claim, committed, finish
 from library.dataset.manifest import Job, Manifest, ShardReport, find_manifest, load_manifest, save_manifest
 from library.dataset.shards import SUFFIX
 from library.dataset.task import ShardTask
 from library.dataset.totals import Totals
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from library.work.filter_shard import FilterJob
 from tests.picture_examples import encoded, ingest, write_files
 
@@ -290,3 +290,14 @@ def test_a_manifest_of_another_version_is_not_overwritten_by_mistake(dataset: st
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
     with pytest.raises(Exception, match="was written by another version"):
         check_claim(dataset, job(), overwrite=False)
+
+
+def test_a_source_that_was_changed_while_it_was_read_is_told(source: Manifest, tmp_path: Path) -> None:
+    uri = str(tmp_path / "source")
+    planned = Job(kind="filter", source=uri, source_digest=load_manifest(uri).digest)
+    check_source(uri, planned)
+    manifest = load_manifest(uri)
+    changed = manifest.shards[0].model_copy(update={"digest": "0" * 64})
+    save_manifest(uri, manifest.model_copy(update={"shards": [changed, *manifest.shards[1:]]}))
+    with pytest.raises(StriateError, match=r"source was changed by another command .* run the same command again"):
+        check_source(uri, planned)

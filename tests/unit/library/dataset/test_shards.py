@@ -214,6 +214,15 @@ def test_a_parquet_file_of_another_program_is_not_a_shard(tmp_path: Path) -> Non
         list(ShardReader(str(tmp_path / "part-000000.parquet")))
 
 
+@pytest.mark.parametrize("max_rows", [None, 1])
+def test_a_shard_with_other_rows_than_the_manifest_says_is_refused(tmp_path: Path, max_rows: int | None) -> None:
+    entry = write(tmp_path, [ROWS])
+    uri = str(tmp_path / entry.name)
+    assert next(iter(ShardReader(uri, max_rows, rows=3))).num_rows == (max_rows or 3)
+    with pytest.raises(StriateError, match=r"part-000000.parquet holds 3 pictures and its manifest says 4; it was"):
+        next(iter(ShardReader(uri, max_rows, rows=4)))
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(StriateError, match=r"cannot read .*part-000009.parquet: there is no such file"):
         list(ShardReader(str(tmp_path / "part-000009.parquet")))

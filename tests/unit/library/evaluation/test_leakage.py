@@ -101,7 +101,7 @@ def test_reports_of_shards_add_up_the_leaked_pictures() -> None:
 
 def content(effect: LeakEffect, some: Outcomes) -> Content:
     throughput = Throughput(9.0, 2.0, 0.5, 2, "cpu", 9, 0, {}, ())
-    leaks = Leaks(("/out/<train>",), 4, False, 380, 80, {"exact_duplicate": 30, "near_duplicate": 50}, 7)
+    leaks = Leaks(("/out/<train>",), 4, 380, 80, {"exact_duplicate": 30, "near_duplicate": 50}, 7)
     subject = Subject("/out/lenet", "ab" * 32, Counts(380, 380), evaluate(CLASSES, summed(some)), leak_effect=effect)
     return Content("/out/test", "cd" * 32, [subject], throughput, leaks=leaks)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from library.choosing.duplicates.fingerprints import Rule
-from library.choosing.splits.leaks import LEAK_SCHEMA, find_leaks
+from library.choosing.splits.leaks import LEAK_SCHEMA, find_leaks, surest_leaks
 
 
 def pictures(*rows: tuple[str, str | None, str, str, int | None]) -> pa.Table:
@@ -108,3 +108,17 @@ def test_near_leaks_are_those_of_comparing_every_pair(radius: int) -> None:
     columns = [found[name].to_pylist() for name in ("key", "distance", "train_key")]
     assert list(zip(*columns, strict=True)) == expected
     assert expected or radius == 0
+
+
+def test_of_several_training_sets_the_surest_copy_is_named_in_any_order() -> None:
+    test = pictures(("x", "cat", "A", "a", 0), ("y", "cat", "B", "b", FAR))
+    near = find_leaks(pictures(("n", "dog", "N", "n", 0)), test, Rule(4))
+    same = find_leaks(pictures(("s", "cat", "A", "a", 0), ("t", "cat", "T", "t", FAR)), test, Rule(4))
+    tables = [surest_leaks({"near": near, "same": same}), surest_leaks({"same": same, "near": near})]
+    assert tables[0].equals(tables[1])
+    rows = tables[0].select(["key", "kind", "trained_on", "labels_agree"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("x", "exact_duplicate", "same", True),
+        ("y", "near_duplicate", "same", True),
+    ]
+    assert surest_leaks({"none": near.slice(0, 0)}).num_rows == 0
