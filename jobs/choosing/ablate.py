@@ -17,10 +17,20 @@ from jobs.choosing.selected_training import TrainablePictures
 from jobs.choosing.vectors import Vectors, ensure_side_shards, ensure_vectors, patches_of, plan_embedder
 from jobs.shards.pool_size import pool_for_classifiers, pool_for_shards
 from library import storage
-from library.choosing.labels.ablation import FEWEST_SEEDS, Answer, SetName, answers, sets_of, weights_of
+from library.choosing.labels.ablation import (
+    COVERS,
+    FEWEST_SEEDS,
+    Answer,
+    Seeds,
+    SetName,
+    answers,
+    questions_of,
+    sets_of,
+    weights_of,
+)
 from library.choosing.labels.embedders import Embedder
 from library.choosing.labels.linear_head import LinearHead
-from library.dataset.manifest import Manifest, digest_of, load_manifest, splits_below
+from library.dataset.manifest import VERSIONS, Manifest, digest_of, load_manifest, splits_below
 from library.errors import StriateError, UsageError
 from library.pipeline import Pipeline
 from library.recipe import Recipe
@@ -31,6 +41,7 @@ RESULTS = "ablation.json"
 SEEDS, MARGIN_POINTS = 8, 0.3
 #: A set with fewer pictures of each class than this, on average, is not trained on.
 _FEWEST_EACH = 2
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -78,11 +89,18 @@ class AblatePlan:
         return "" if self.embedder is None else f"a linear head on {self.embedder.name}"
 
     @property
+    def repeats(self) -> Seeds:
+        """What the seeds are: trainings of a recipe, or replicates of a bootstrap for a linear head."""
+        return "replicates" if self.recipe is None else "repetitions"
+
+    @property
     def digest(self) -> str:
         """Identifies what is measured for each seed and set."""
         return digest_of(
             [
                 "ablate",
+                self.repeats,
+                VERSIONS,
                 [manifest.digest for manifest in self.manifests],
                 self.pipeline.digest,
                 plugins.digests(plugins.used_by(self.pipeline.steps)),
@@ -110,10 +128,16 @@ class Ablation:
     answers: Sequence[Answer]
     skipped: Sequence[str]
 
+    @property
+    def covers(self) -> str:
+        """What the intervals cover, in words."""
+        return COVERS[self.plan.repeats]
+
     def summary(self) -> dict[str, Any]:
         """Returns the numbers for --json."""
         return {
             **self.plan.described(),
+            "intervals_cover": self.covers,
             "pictures": dict(self.sizes),
             "accuracy": {name: list(values) for name, values in self.accuracies.items()},
             "answers": [
@@ -233,11 +257,16 @@ def run_ablate(
 
 
 def _measured(plan: AblatePlan, trainer: HeadTrainer | RecipeTrainer, kept: NDArray[np.bool_]) -> Ablation:
-    measured = _Results(plan)
     sizes: dict[SetName, int] = {name: len(rows) for name, rows in sets_of(kept, 0).items()}
-    least = _FEWEST_EACH * trainer.classes
-    skipped = [f"{name}: {sizes[name]:,} pictures are too few" for name in sizes if sizes[name] < least]
-    accuracies: dict[SetName, list[float]] = {name: [] for name in sizes if sizes[name] >= least}
+    skipped = unusable_sets(trainer, kept, plan.seeds)
+    asked = questions_of([name for name in sizes if name not in skipped])
+    lines = [f"{name}: {reason}" for name, reason in skipped.items()]
+    if not asked:
+        raise UsageError(f"--drop '{plan.pipeline}': no sets can be compared; {'; '.join(lines)}")
+    used = {name for pair in asked for name in pair}
+    lines += [f"{name}: nothing to compare it with" for name in sizes if name not in used and name not in skipped]
+    accuracies: dict[SetName, list[float]] = {name: [] for name in sizes if name in used}
+    measured = _Results(plan)
     for seed in range(plan.seeds):
         sets = sets_of(kept, seed)
         for name, values in accuracies.items():
@@ -248,7 +277,23 @@ def _measured(plan: AblatePlan, trainer: HeadTrainer | RecipeTrainer, kept: NDAr
             values.append(known)
         line = ", ".join(f"{name} {values[-1]:.2%}" for name, values in accuracies.items())
         output.stderr.print(f"seed {seed + 1} of {plan.seeds}: {line}", markup=False)
-    return Ablation(plan, sizes, accuracies, answers(accuracies, plan.margin), skipped)
+    return Ablation(plan, sizes, accuracies, answers(accuracies, plan.margin, plan.repeats), lines)
+
+
+def unusable_sets(trainer: HeadTrainer | RecipeTrainer, kept: NDArray[np.bool_], seeds: int) -> dict[SetName, str]:
+    """Returns the sets that cannot be trained on with every seed, each with the reason."""
+    reasons: dict[SetName, str] = {}
+    for seed in range(seeds):
+        for name, rows in sets_of(kept, seed).items():
+            if name in reasons:
+                continue
+            if len(rows) < _FEWEST_EACH * trainer.classes:
+                reasons[name] = f"{len(rows):,} pictures are too few"
+            elif absent := trainer.absent_classes(rows):
+                more = ", ..." if len(absent) > _MOST_NAMED else ""
+                names = ", ".join(absent[:_MOST_NAMED]) + more
+                reasons[name] = f"it has no picture of {names} with seed {seed}, and a recipe needs every class"
+    return reasons
 
 
 class _Results:
@@ -303,12 +348,20 @@ class HeadTrainer:
         (rows, *_), _ = sides
         return cls([train.keys[row] for row in rows], len(names), sides[0][1:], sides[1][1:])
 
+    def absent_classes(self, rows: NDArray[np.int64]) -> Sequence[str]:
+        """Returns no class: a linear head can be fitted without a picture of some."""
+        return ()
+
     def accuracy(self, name: SetName, rows: NDArray[np.int64], seed: int) -> float:
-        """Returns the share of validation pictures that a head fitted on these rows classifies correctly."""
+        """Returns the share of validation pictures that a head fitted on these rows classifies correctly.
+
+        The seed is a replicate of a bootstrap: it weights training and validation pictures, equally in all sets.
+        """
         features, labels = self.train
         weights = weights_of(len(labels), seed)[rows]
         head = LinearHead.fit(features[rows], labels[rows], self.classes, sample_weights=weights)
-        return float((head.probabilities(self.val[0]).argmax(1) == self.val[1]).mean())
+        correct = head.probabilities(self.val[0]).argmax(1) == self.val[1]
+        return float(np.average(correct, weights=weights_of(len(correct), seed, of="val")))
 
 
 @dataclass(frozen=True)
@@ -342,6 +395,10 @@ class RecipeTrainer:
     def classes(self) -> int:
         """Number of classes."""
         return self.pictures.classes
+
+    def absent_classes(self, rows: NDArray[np.int64]) -> Sequence[str]:
+        """Returns the classes that have none of these rows; such a training is refused."""
+        return self.pictures.absent_classes(rows)
 
     def accuracy(self, name: SetName, rows: NDArray[np.int64], seed: int) -> float:
         """Trains on these rows and returns the bundle's top-1 on the validation set; resumes a killed training."""

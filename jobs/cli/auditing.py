@@ -123,9 +123,13 @@ def ablate_command(
     """Measure whether leaving pictures out of the training set helps, with intervals and tests.
 
     Trains on all pictures, on those that selectors keep, on those they drop, and on random sets of both sizes, with the
-    same seeds; accuracy is that on val, or on test without one. Differences are tested by flipping signs, with
-    Holm's correction. "No difference larger than the margin" is an answer, too. Without --recipe a linear head is
-    trained on features: of a bundle, a model, or patches, the default.
+    same seeds; accuracy is that on val, or on test without one. "No difference larger than the margin" is an answer,
+    too.
+
+    By default a linear head is trained on features: of a bundle, a model, or patches, the default. Its seeds are
+    replicates of a bootstrap of training and validation pictures, whose spread is the uncertainty: more seeds do not
+    make the intervals narrower, more pictures do. With --recipe the seeds are repeated trainings on the same pictures,
+    tested by flipping signs; the intervals then cover other seeds only. P-values have Holm's correction.
 
         striate ablate out --drop "not_blurry | min_entropy(3)"
 
@@ -150,5 +154,6 @@ def ablate_command(
         say(f"{name.replace('_', ' '):15} {output.counted(result.sizes[name], 'picture')}, accuracy {mean:.2%}")
     for answer in result.answers:
         say(answer.sentence())
+    say(f"the intervals cover {result.covers}")
     for line in result.skipped:
         say(f"not trained on {line}")

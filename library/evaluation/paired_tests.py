@@ -1,7 +1,10 @@
-"""Paired differences of a few repetitions: sign-flip test, Student's interval, equivalence, Holm's correction.
+"""Paired differences: sign-flip test, Student's interval, intervals of a bootstrap, equivalence, Holm's correction.
 
-Two ways to train are compared on the same seeds, so each seed gives one difference. With so few numbers the test is
-exact, and it says what its smallest possible p-value is: 5 seeds cannot give less than 0.0625.
+Two ways to train are compared on the same seeds, so each seed gives one difference. `compare_pairs` is for repetitions
+that are independent of one another: their mean gets surer with their number. `compare_replicates` is for replicates of
+a bootstrap: the spread of those already is the uncertainty of the mean, which more of them do not make smaller.
+With so few numbers the sign-flip test is exact, and its smallest possible p-value is known: 5 seeds cannot give less
+than 0.0625.
 """
 
 from __future__ import annotations
@@ -28,18 +31,16 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The differences of repetitions, and what they say about their mean.
+    """The differences of repetitions or replicates, and what they say about their mean.
 
     Attributes:
         differences: one for each repetition, in the unit of the measured value.
         mean: of the differences.
-        interval: 95% interval of the mean (Student's t); both ends infinite for a single repetition.
-        p_value: two-sided, of the sign-flip test.
-        smallest_p: the smallest p-value that so many repetitions can give.
+        interval: 95% interval of the mean; both ends infinite for a single repetition.
+        p_value: two-sided; of the sign-flip test for repetitions, of a t-test for replicates.
+        smallest_p: the smallest p-value that so many repetitions can give; 0 for replicates.
         adjusted_p: `p_value` after Holm's correction for the other comparisons made; `p_value` if it is the only one.
         margin: differences up to this size do not matter; None where no margin was given.
-        equivalence_p: of two one-sided t-tests (Schuirmann 1987): the probability of a mean this far inside the margin
-            if the true one was outside. None where no margin was given.
     """
 
     differences: tuple[float, ...]
@@ -49,12 +50,14 @@ class PairedDifference:
     smallest_p: float
     adjusted_p: float
     margin: float | None = None
-    equivalence_p: float | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """What can be said at the 5% level; within the margin even a difference that is no chance is `equivalent`."""
-        if self.equivalence_p is not None and self.equivalence_p < ALPHA:
+        """What can be said at the 5% level.
+
+        `equivalent` if the whole interval lies within the margin, even for a difference that is no chance.
+        """
+        if self.margin is not None and -self.margin < self.interval[0] and self.interval[1] < self.margin:
             return "equivalent"
         if self.adjusted_p < ALPHA:
             return "better" if self.mean > 0 else "worse"
@@ -75,11 +78,7 @@ def compare_pairs(
     Raises:
         ValueError: no repetition, unequal numbers of them, or a margin that is not positive.
     """
-    if len(first) != len(second) or not len(first):
-        raise ValueError(f"{len(first)} and {len(second)} repetitions cannot be paired")
-    if margin is not None and not margin > 0:
-        raise ValueError(f"a margin of {margin} is not positive")
-    values = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    values = _differences(first, second, margin)
     p_value = sign_flip(values, seed=seed)
     return PairedDifference(
         differences=tuple(values.tolist()),
@@ -89,8 +88,47 @@ def compare_pairs(
         smallest_p=smallest_p(len(values)),
         adjusted_p=p_value,
         margin=margin,
-        equivalence_p=None if margin is None else equivalence(values, margin),
     )
+
+
+def compare_replicates(
+    first: Sequence[float], second: Sequence[float], *, margin: float | None = None
+) -> PairedDifference:
+    """Compares two ways to do something that were measured on the same replicates of a bootstrap.
+
+    The replicates spread about the measured difference as that does about the true one. So their standard deviation is
+    the standard error, and only the error of their own mean gets smaller with their number n: the difference is
+    judged by Student's t with the standard error `SD * sqrt(1 + 1/n)`.
+
+    Args:
+        first: the measured value of the first way, one for each replicate.
+        second: of the second way, on the same replicates; the differences are `second - first`.
+        margin: differences up to this size do not matter; None for no test of equivalence.
+
+    Raises:
+        ValueError: no replicate, unequal numbers of them, or a margin that is not positive.
+    """
+    values = _differences(first, second, margin)
+    mean = float(values.mean())
+    error = math.inf if len(values) < 2 else float(values.std(ddof=1)) * math.sqrt(1 + 1 / len(values))
+    p_value = _student_p(mean, error, len(values) - 1)
+    return PairedDifference(
+        differences=tuple(values.tolist()),
+        mean=mean,
+        interval=_student_interval(mean, error, len(values) - 1, 0.95),
+        p_value=p_value,
+        smallest_p=0.0,
+        adjusted_p=p_value,
+        margin=margin,
+    )
+
+
+def _differences(first: Sequence[float], second: Sequence[float], margin: float | None) -> NDArray[np.float64]:
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"{len(first)} and {len(second)} repetitions cannot be paired")
+    if margin is not None and not margin > 0:
+        raise ValueError(f"a margin of {margin} is not positive")
+    return np.asarray(second, np.float64) - np.asarray(first, np.float64)
 
 
 def sign_flip(differences: Sequence[float] | NDArray[np.float64], *, seed: int = 0) -> float:
@@ -128,30 +166,22 @@ def smallest_p(repetitions: int) -> float:
 def mean_interval(differences: Sequence[float] | NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
     """Returns Student's interval of the mean; infinite for a single difference, which says nothing about its spread."""
     values = np.asarray(differences, np.float64)
-    mean = float(values.mean())
-    if len(values) < 2:
+    error = math.inf if len(values) < 2 else float(values.std(ddof=1)) / math.sqrt(len(values))
+    return _student_interval(float(values.mean()), error, len(values) - 1, confidence)
+
+
+def _student_interval(mean: float, error: float, freedom: int, confidence: float) -> tuple[float, float]:
+    if freedom < 1:
         return -math.inf, math.inf
-    quantile = float(cast(Any, stats.t).ppf((1 + confidence) / 2, len(values) - 1))
-    half = quantile * _standard_error(values)
+    half = error * float(cast(Any, stats.t).ppf((1 + confidence) / 2, freedom))
     return mean - half, mean + half
 
 
-def equivalence(differences: Sequence[float] | NDArray[np.float64], margin: float) -> float:
-    """Returns the p-value of two one-sided t-tests (TOST): small if the mean is nearer to zero than `margin`.
-
-    Below 0.05 exactly where the 90% interval of the mean lies within the margin.
-    """
-    values = np.asarray(differences, np.float64)
-    if len(values) < 2:
-        return 1.0
-    distance, error = margin - abs(float(values.mean())), _standard_error(values)
-    if error == 0:
-        return 0.0 if distance > 0 else 1.0
-    return float(cast(Any, stats.t).sf(distance / error, len(values) - 1))
-
-
-def _standard_error(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(len(values))
+def _student_p(mean: float, error: float, freedom: int) -> float:
+    """Returns the two-sided p-value of a mean with this standard error."""
+    if freedom < 1 or not error:
+        return 1.0 if freedom < 1 or not mean else 0.0
+    return 2 * float(cast(Any, stats.t).sf(abs(mean) / error, freedom))
 
 
 def corrected(comparisons: Sequence[PairedDifference]) -> list[PairedDifference]:

@@ -51,8 +51,8 @@ def test_pictures_that_teach_nothing_are_told_from_random_ones(tmp_path: Path, m
     assert result.sizes == {"all": 84, "kept": 60, "random_kept": 60, "dropped": 24, "random_dropped": 24}
     assert {len(values) for values in result.accuracies.values()} == {6}
     by_second = {answer.second: answer.difference for answer in result.answers if answer.first != "all"}
-    assert by_second["dropped"].mean < -0.2
-    assert by_second["dropped"].smallest_p == 1 / 32
+    assert by_second["dropped"].mean < -0.1
+    assert result.summary()["intervals_cover"].startswith("other training and validation pictures")
     json.dumps(result.summary(), allow_nan=False)
 
     # A repeated run measures nothing again; another question does not take these results.

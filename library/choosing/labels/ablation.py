@@ -6,14 +6,14 @@ on random sets of the same sizes, and the dropped pictures are compared with a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from library.evaluation.paired_tests import PairedDifference, compare_pairs, corrected
+from library.evaluation.paired_tests import ALPHA, PairedDifference, compare_pairs, compare_replicates, corrected
 
 #: `random_kept` and `random_dropped` are drawn anew for each seed, as many pictures as are kept or dropped.
 SetName: TypeAlias = Literal["all", "kept", "random_kept", "dropped", "random_dropped"]
@@ -23,6 +23,13 @@ QUESTIONS: Mapping[tuple[SetName, SetName], str] = {
     ("all", "kept"): "leaving them out",
     ("random_kept", "kept"): "leaving out these rather than as many random ones",
     ("random_dropped", "dropped"): "training on them rather than on as many random ones",
+}
+#: What the seeds are: trainings that are independent of one another, or replicates of a bootstrap of one data set.
+Seeds: TypeAlias = Literal["repetitions", "replicates"]
+#: What the intervals cover.
+COVERS: Mapping[Seeds, str] = {
+    "repetitions": "other seeds, with the same training and validation pictures",
+    "replicates": "other training and validation pictures of the same kind; more seeds do not make them narrower",
 }
 #: Fewer seeds say nothing about chance: 5 of one sign have p = 0.0625.
 FEWEST_SEEDS = 5
@@ -46,13 +53,14 @@ def sets_of(kept: NDArray[np.bool_], seed: int) -> Mapping[SetName, NDArray[np.i
     }
 
 
-def weights_of(pictures: int, seed: int) -> NDArray[np.float64]:
+def weights_of(pictures: int, seed: int, *, of: Literal["train", "val"] = "train") -> NDArray[np.float64]:
     """Returns the weights of a Bayesian bootstrap (Rubin 1981), one for each picture, the same in every set of a seed.
 
     A linear head has one solution, so seeds alone would give the same number again and again. Weighted pictures stand
-    for another sample of the same kind, which is what a user's next data will be.
+    for another sample of the same kind, which is what a user's next data will be. Training and validation pictures are
+    weighted independently.
     """
-    return np.random.default_rng([seed, pictures, 1]).standard_exponential(pictures)
+    return np.random.default_rng([seed, pictures, 1 if of == "train" else 2]).standard_exponential(pictures)
 
 
 @dataclass(frozen=True)
@@ -81,24 +89,29 @@ class Answer:
             return f"{text}: no difference larger than {100 * (found.margin or 0):g} points"
         if found.verdict == "undecided":
             short, floor = "", found.smallest_p
-            if floor * len(QUESTIONS) >= 0.05:
+            if floor * len(QUESTIONS) >= ALPHA:
                 short = f"; p of {len(found.differences)} seeds is never below {floor:.3g}, before correction"
             return f"{text}: undecided{short}"
         return f"{text}: {found.verdict}"
 
 
-def answers(accuracies: Mapping[SetName, Sequence[float]], margin: float) -> list[Answer]:
+def answers(accuracies: Mapping[SetName, Sequence[float]], margin: float, seeds: Seeds) -> list[Answer]:
     """Compares the sets that were measured; p-values are corrected for the number of questions (Holm).
 
     Args:
         accuracies: of each set, one for each seed, in the same order of seeds.
         margin: differences up to this fraction do not matter.
+        seeds: what the seeds are; decides what the intervals cover.
     """
-    asked = [pair for pair in QUESTIONS if all(name in accuracies for name in pair)]
-    compared = corrected(
-        [compare_pairs(accuracies[first], accuracies[second], margin=margin) for first, second in asked]
-    )
+    compare = compare_pairs if seeds == "repetitions" else compare_replicates
+    asked = questions_of(accuracies)
+    compared = corrected([compare(accuracies[first], accuracies[second], margin=margin) for first, second in asked])
     return [
         Answer(first, second, QUESTIONS[first, second], difference)
         for (first, second), difference in zip(asked, compared, strict=True)
     ]
+
+
+def questions_of(names: Collection[SetName]) -> list[tuple[SetName, SetName]]:
+    """Returns the pairs of sets that can be compared, where only these sets are trained on."""
+    return [pair for pair in QUESTIONS if all(name in names for name in pair)]

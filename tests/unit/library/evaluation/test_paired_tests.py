@@ -10,8 +10,8 @@ from scipy import stats
 from library.evaluation.paired_tests import (
     MOST_EXACT,
     compare_pairs,
+    compare_replicates,
     corrected,
-    equivalence,
     holm,
     mean_interval,
     sign_flip,
@@ -57,16 +57,34 @@ def test_the_interval_of_the_mean_is_that_of_scipy(differences: list[float]) -> 
     assert mean_interval(differences) == pytest.approx((expected.low, expected.high))
 
 
-@given(st.lists(st.floats(-1, 1), min_size=3, max_size=9).filter(lambda values: np.std(values) > 1e-3))
-def test_equivalence_agrees_with_one_sided_tests_and_interval(differences: list[float]) -> None:
-    p_value = equivalence(differences, 0.5)
-    sides = [
-        cast(Any, stats.ttest_1samp(differences, -0.5, alternative="greater")).pvalue,
-        cast(Any, stats.ttest_1samp(differences, 0.5, alternative="less")).pvalue,
-    ]
-    assert p_value == pytest.approx(max(sides))
-    low, high = mean_interval(differences, 0.9)
-    assert (p_value < 0.05) == (low > -0.5 and high < 0.5)
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=9), st.floats(0.01, 2))
+def test_equivalent_means_that_the_interval_lies_within(differences: list[float], margin: float) -> None:
+    for compare in (compare_pairs, compare_replicates):
+        compared = compare([0.0] * len(differences), differences, margin=margin)
+        low, high = compared.interval
+        assert (compared.verdict == "equivalent") == (low > -margin and high < margin)
+
+
+def test_an_interval_of_replicates_is_where_the_next_one_falls() -> None:
+    """In a bootstrap the truth lies about the result as a further replicate does about the others."""
+    values = np.random.default_rng(3).normal(0.2, 1, (2_000, 9))
+    intervals = [compare_replicates([0.0] * 8, row[:8].tolist()).interval for row in values]
+    inside = [low < last < high for (low, high), last in zip(intervals, values[:, 8], strict=True)]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=12).filter(lambda values: np.std(values) > 1e-3))
+def test_p_of_replicates_agrees_with_their_interval(differences: list[float]) -> None:
+    compared = compare_replicates([0.0] * len(differences), differences)
+    low, high = compared.interval
+    if min(abs(low), abs(high)) > 1e-6:
+        assert (compared.p_value < 0.05) == (low > 0 or high < 0)
+
+
+def test_replicates_that_do_not_differ_say_so() -> None:
+    same, one = compare_replicates([0.9] * 6, [0.9] * 6, margin=0.003), compare_replicates([0.8], [0.9], margin=0.5)
+    assert (same.mean, same.interval, same.p_value, same.verdict) == (0, (0, 0), 1, "equivalent")
+    assert (one.interval, one.p_value, one.verdict) == ((-math.inf, math.inf), 1, "undecided")
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
