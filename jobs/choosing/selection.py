@@ -18,7 +18,7 @@ from library import storage
 from library.dataset.destination import (
     check_apart,
     check_claim,
-    check_source,
+    check_unchanged,
     claim,
     committed,
     finish,
@@ -132,7 +132,8 @@ def select_datasets(
             files = (replace(task, dataset=uri) for task in todo for uri in tasks)
             list(writers.map(lambda task: _write_decisions(task, parts[task.dataset][task.stem]), files))
         results.run = run_shards(command, work, todo, results.pool, results, done=results.resumed)
-        check_source(source, targets[0].job)
+        for target in targets:
+            check_unchanged(target.job)
         return {
             target.dataset: finish(
                 target.dataset,

@@ -12,7 +12,7 @@ from cluster.shared_paths import check_shared
 from jobs.shards.dataset_job import shard_tasks
 from jobs.shards.pool_size import pool_for_shards
 from library import storage
-from library.dataset.destination import check_apart, reports_below
+from library.dataset.destination import check_apart, check_unchanged, reports_below
 from library.dataset.lease import hold
 from library.dataset.manifest import REPORTS, Job, load_manifest
 from library.dataset.shards import ShardReader, read_columns
@@ -169,4 +169,5 @@ def convert_dataset(plan: ConvertPlan, *, workers: str = "auto", address: str | 
         todo = results.resume(plan)
         pool = pool_for_shards(session, workers, None)
         run_shards("convert", work, todo, pool, results, done=Counter({work.source: results.resumed}))
+        check_unchanged(plan.jobs[-1])
         return finish_export(plan.destination, plan.jobs, work.to, work.classes, results.totals)

@@ -6,8 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from cluster.connection.session import connect
 from jobs.choosing.selection import select_dataset
 from jobs.shards.dataset_job import ShardPlan, make_shards
@@ -27,7 +25,7 @@ from library.dataset.manifest import (
     save_manifest,
 )
 from library.errors import UsageError
-from library.exchange.provenance import Use, are_related, base_keys, find_below, lineage, places_of
+from library.exchange.provenance import Use, are_related, around, find_below, first_keys, lineage, places_of
 from library.exchange.removal import (
     REMOVED,
     STAGE,
@@ -261,10 +259,12 @@ def find_affected(plan: RemovePlan, folders: Sequence[str]) -> Affected:
 
     Args:
         plan: the plan.
-        folders: where to look; empty for the folder that holds the dataset.
+        folders: where to look; empty for the folder that holds the dataset, unless that is a whole bucket.
     """
-    catalogue = find_below(folders or [plan.dataset.rpartition("/")[0]])
-    bases = set(base_keys(pa.array(plan.asked, pa.string()), plan.manifest.jobs).to_pylist())
+    catalogue = find_below(folders or [around(plan.dataset)])
+    if not folders and around(plan.dataset) == plan.dataset:
+        catalogue.problems.append(f"only {plan.dataset} was looked at, not all that is beside it; --in names folders")
+    bases = first_keys(plan.asked, plan.manifest.jobs)
     digests = {plan.manifest.digest} | lineage(plan.manifest.jobs)
     holding: dict[str, int] = {}
     for uri, manifest in catalogue.datasets.items():

@@ -10,7 +10,7 @@ from jobs.output import counted, size
 from library import storage
 from library.errors import UsageError
 from library.exchange.lineage_tree import Node, Trace, is_place, trace
-from library.exchange.provenance import find_below
+from library.exchange.provenance import around, find_below
 
 _MOST_PICTURES = 20
 _DIGITS = 12  # of a digest, for people
@@ -31,8 +31,8 @@ def trace_subject(subject: str, folders: Sequence[str]) -> Trace:
     for folder in folders:
         if not storage.exists(storage.normalize(folder)):
             raise UsageError(f"--in {folder}: there is no such folder")
-    around = [uri.rpartition("/")[0] if at_place else "."]
-    catalogue = find_below([*(folders or around), *([uri] if at_place else [])])
+    default = [around(uri) if at_place else "."]
+    catalogue = find_below([*(folders or default), *([uri] if at_place else [])])
     return trace(subject, catalogue)
 
 

@@ -10,7 +10,7 @@ from cluster.shared_paths import check_shared
 from jobs.shards.pool_size import WorkerPool
 from jobs.shards.results import DatasetResults
 from library import storage
-from library.dataset.destination import check_source, claim, committed, finish, shard_stem
+from library.dataset.destination import check_unchanged, claim, committed, finish, shard_stem
 from library.dataset.manifest import Job, Manifest, ShardReport
 from library.dataset.shards import ShardReader
 from library.dataset.task import ShardJob, ShardTask
@@ -80,7 +80,7 @@ def make_shards(
         The manifest of the finished destination.
 
     Raises:
-        StriateError: when a shard fails, or the source was changed meanwhile; finished shards are kept.
+        StriateError: when a shard fails, or a source was changed meanwhile; finished shards are kept.
         UsageError: for a path that not all nodes share.
     """
     check_shared(reads=[plan.source, *reads], writes=[plan.destination])
@@ -88,8 +88,7 @@ def make_shards(
     planned = {"shards_planned": len(plan.tasks), "pictures_planned": pictures}
     claim(plan.destination, plan.jobs, overwrite=plan.overwrite, planned=planned)
     results = run_tasks(command, plan.work, plan.tasks, pool, bundle_id, plan.used_plugins)
-    if not plan.jobs[-1].origins:
-        check_source(plan.source, plan.jobs[-1])
+    check_unchanged(plan.jobs[-1])
     return finish(plan.destination, plan.jobs, results.totals[plan.destination], run=results.summary(plan.destination))
 
 

@@ -107,24 +107,6 @@ def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
         )
 
 
-def check_source(source: str, job: Job) -> None:
-    """Refuses to finish a dataset whose source was changed while it was written, for example by `striate remove`.
-
-    Args:
-        source: URI of the dataset that was read.
-        job: the job that read it.
-
-    Raises:
-        StriateError: its digest is not the one that the job recorded.
-    """
-    manifest = find_manifest(source)
-    if manifest is None or manifest.digest != job.source_digest:
-        raise StriateError(
-            f"{source} was changed by another command while its pictures were read; run the same command again, which "
-            "writes only the changed shards anew"
-        )
-
-
 def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mapping[str, int] | None = None) -> None:
     """Claims `dataset` for the last of `jobs`; with `overwrite`, empties it first unless the same job has begun it.
 
@@ -151,6 +133,24 @@ def claim(dataset: str, jobs: Sequence[Job], *, overwrite: bool, planned: Mappin
         # Reports first: a shard without a report does not count as done, so a kill in between does no harm.
         storage.remove(file.uri for file in files if file.path.startswith(f"{REPORTS}/"))
         storage.remove(file.uri for file in files)
+
+
+def check_unchanged(job: Job) -> None:
+    """Checks that the datasets that a job has read are still those that it was planned for; call it before it finishes.
+
+    Shards may be replaced in place meanwhile (`striate remove`), and then reports name digests that were not read.
+
+    Raises:
+        StriateError: one was changed; names it.
+    """
+    read = [(one.source, one.digest) for one in job.origins] or [(job.source, job.source_digest)]
+    for source, digest in read:
+        manifest = find_manifest(source) if digest is not None else None
+        if digest is not None and (manifest is None or manifest.digest != digest):
+            raise StriateError(
+                f"{source} was changed by another command while its pictures were read; run the same command again, "
+                "which writes only the changed shards anew"
+            )
 
 
 def committed(tasks: Iterable[ShardTask], job: ShardJob[ShardReport]) -> Iterator[tuple[ShardTask, ShardReport]]:

@@ -12,14 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-import pyarrow as pa
-
 from library import storage
 from library.bundle.description import BUNDLE
 from library.dataset.manifest import MANIFEST, Job, Manifest
 from library.dataset.shards import ShardReader
 from library.errors import UsageError
-from library.exchange.provenance import Catalogue, Place, base_keys, lineage, places_of, uses_of
+from library.exchange.provenance import Catalogue, Place, first_keys, lineage, places_of, uses_of
 from library.sources.listing import MAX_BYTES
 
 Kind: TypeAlias = Literal["source", "dataset", "bundle", "export"]
@@ -152,7 +150,7 @@ def _places(key: str, catalogue: Catalogue) -> dict[str, list[Place]]:
     """Finds a key, and the keys that it had before and after, in every dataset."""
     bases = {key}
     for manifest in catalogue.datasets.values():
-        bases |= set(base_keys(pa.array([key], pa.string()), manifest.jobs).to_pylist())
+        bases |= first_keys([key], manifest.jobs)
     found = {uri: places_of(uri, manifest, bases) for uri, manifest in catalogue.datasets.items()}
     return {uri: places for uri, places in found.items() if places}
 

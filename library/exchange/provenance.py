@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +92,8 @@ def find_below(folders: Sequence[str]) -> Catalogue:
     for folder in folders:
         for file in storage.list_files(storage.normalize(folder)):
             parent, _, name = file.uri.rpartition("/")
+            if name == MANIFEST and any(part.startswith("_") for part in file.path.split("/")[:-1]):
+                continue  # of what belongs to a dataset, such as feature vectors
             try:
                 _add(catalogue, parent, name)
             except (StriateError, pydantic.ValidationError) as error:
@@ -100,7 +102,7 @@ def find_below(folders: Sequence[str]) -> Catalogue:
 
 
 def _add(catalogue: Catalogue, parent: str, name: str) -> None:
-    if name == MANIFEST and not storage.name_of(parent).startswith("_"):
+    if name == MANIFEST:
         manifest = find_manifest(parent)
         if manifest is not None and manifest.complete:
             catalogue.datasets[parent] = manifest
@@ -125,30 +127,50 @@ def lineage(jobs: Sequence[Job]) -> set[str]:
     return found
 
 
-def base_keys(keys: pa.Array[Any], jobs: Sequence[Job]) -> pa.Array[Any]:
+def base_keys(keys: pa.Array[Any], jobs: Sequence[Job]) -> list[pa.Array[Any]]:
     """Returns the keys that pictures had before jobs changed them: copies have `#1`, merges may have put a name before.
 
     Args:
         keys: of a dataset.
         jobs: its history.
+
+    Returns:
+        Arrays as long as `keys`: one, or several where a key may come from several datasets of a merge with different
+        histories. Null for a key that is not of that dataset.
     """
+    found = [keys]
     for job in reversed(jobs):
         if job.kind == "augment":
-            keys = _compute.replace_substring_regex(keys, r"#\d+$", "")
+            found = [_compute.replace_substring_regex(one, r"#\d+$", "") for one in found]
         if job.origins:
-            prefixed = job.options.get("on_clash") == "prefix"
-            prefixes = name_prefixes([origin.source for origin in job.origins]) if prefixed else [""] * len(job.origins)
-            result = keys
-            for prefix, origin in zip(prefixes, job.origins, strict=True):
-                own = _compute.starts_with(keys, prefix)
-                stripped = _compute.utf8_slice_codeunits(keys, len(prefix)) if prefix else keys
-                result = (
-                    _compute.if_else(own, base_keys(stripped, origin.jobs), result)
-                    if prefix
-                    else (base_keys(result, origin.jobs))
-                )
-            keys = result
-    return keys
+            found = _distinct(one for keys in found for one in _of_origins(keys, job))
+    return found
+
+
+def _of_origins(keys: pa.Array[Any], job: Job) -> Iterator[pa.Array[Any]]:
+    """Yields the keys that the pictures of a merge may have had first, for each of its datasets."""
+    prefixed = job.options.get("on_clash") == "prefix"
+    prefixes = name_prefixes([origin.source for origin in job.origins]) if prefixed else [""] * len(job.origins)
+    for prefix, origin in zip(prefixes, job.origins, strict=True):
+        own = keys
+        if prefix:
+            stripped = _compute.utf8_slice_codeunits(keys, len(prefix))
+            own = _compute.if_else(_compute.starts_with(keys, prefix), stripped, pa.scalar(None, pa.string()))
+        yield from base_keys(own, origin.jobs)
+
+
+def _distinct(arrays: Iterable[pa.Array[Any]]) -> list[pa.Array[Any]]:
+    distinct: list[pa.Array[Any]] = []
+    for array in arrays:
+        if not any(array.equals(one) for one in distinct):
+            distinct.append(array)
+    return distinct
+
+
+def first_keys(keys: Sequence[str], jobs: Sequence[Job]) -> set[str]:
+    """Returns every key that pictures with these keys may have had first."""
+    found = {key for keys in base_keys(pa.array(keys, pa.string()), jobs) for key in keys.to_pylist()}
+    return {key for key in found if key is not None}
 
 
 @dataclass(frozen=True)
@@ -173,11 +195,18 @@ def places_of(dataset: str, manifest: Manifest, bases: Collection[str]) -> list[
     def search(shard: FileEntry) -> list[Place]:
         column = ShardReader(storage.join(dataset, shard.name)).columns(["key"])["key"].combine_chunks()
         keys = column.cast(pa.string())
-        found = _compute.indices_nonzero(_compute.is_in(base_keys(keys, manifest.jobs), wanted)).to_pylist()
-        return [Place(keys[row].as_py(), shard.name, row) for row in found]
+        bases = base_keys(keys, manifest.jobs)
+        rows = {row for one in bases for row in _compute.indices_nonzero(_compute.is_in(one, wanted)).to_pylist()}
+        return [Place(keys[row].as_py(), shard.name, row) for row in sorted(rows)]
 
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
         return [place for places in pool.map(search, manifest.shards) for place in places]
+
+
+def around(uri: str) -> str:
+    """Returns the folder that holds a dataset or bundle; itself where that is a whole bucket or file system."""
+    parent = uri.rpartition("/")[0]
+    return uri if not parent or parent.endswith("/") or (parent.count("/") == 2 and storage.is_remote(uri)) else parent
 
 
 def are_related(one: Manifest, other: Manifest) -> bool:

@@ -131,6 +131,8 @@ class MergeJob:
                     output.add_seconds({"measure": perf_counter() - start})
                 progress(output.add(kept, kept.slice(0, 0), tally))
             output.add_seconds({"read": reader.waited_s})
+            if done != task.rows:
+                raise StriateError(f"{source.uri} holds {done:,} pictures, but its manifest {task.rows:,}; merge again")
         return output.commit(self.work_digest(task))
 
     def _fitted(self, table: pa.Table, source: SourceShard) -> pa.Table:

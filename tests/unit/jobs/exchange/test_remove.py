@@ -25,7 +25,7 @@ from jobs.shards.dataset_job import ShardPlan
 from library import storage
 from library.bundle.bundle import Bundle
 from library.bundle.description import load_record
-from library.dataset.destination import claim
+from library.dataset.destination import check_unchanged, claim
 from library.dataset.manifest import Manifest, find_manifest, load_manifest
 from library.errors import StriateError, UsageError
 from library.exchange import removal
@@ -240,3 +240,23 @@ def test_a_dataset_written_without_the_keys_was_not_changed_in_place(tmp_path: P
     claim(copy, [*plan.manifest.jobs, plan.job], overwrite=False)
     with pytest.raises(StriateError, match=r"not (complete|finished)"):
         plan_remove(copy, ["cat/1.png"])
+
+
+def test_a_job_that_read_a_dataset_before_a_removal_does_not_finish(tmp_path: Path) -> None:
+    dataset, other = _dataset(tmp_path), _dataset(tmp_path / "other")
+    filtered = plan_filter(dataset, str(tmp_path / "grey"), "grayscale").jobs[-1]
+    merged = plan_merge([other, dataset], str(tmp_path / "all"), on_clash="prefix").jobs[-1]
+    for job in (filtered, merged):
+        check_unchanged(job)
+    _remove(dataset, KEYS)
+    for job in (filtered, merged):
+        with pytest.raises(StriateError, match="raw was changed by another command while its pictures were read"):
+            check_unchanged(job)
+
+
+def test_a_merge_that_plans_other_rows_than_a_shard_holds_fails(tmp_path: Path) -> None:
+    dataset, other = _dataset(tmp_path), _dataset(tmp_path / "other")
+    plan = plan_merge([other, dataset], str(tmp_path / "all"), on_clash="keep-first")
+    _remove(dataset, KEYS)
+    with pytest.raises(StriateError, match="pictures, but its manifest"):
+        carry_out(plan)

@@ -15,10 +15,10 @@ from jobs.filter import plan_filter
 from jobs.predict import plan_predict
 from library.bundle.bundle import Bundle
 from library.bundle.description import load_record
-from library.dataset.manifest import load_manifest
+from library.dataset.manifest import Job, Origin, load_manifest
 from library.errors import UsageError
 from library.exchange.lineage_tree import Node, trace
-from library.exchange.provenance import Catalogue
+from library.exchange.provenance import Catalogue, around, find_below, first_keys
 from tests.bundles import make_bundle
 from tests.datasets import carry_out
 from tests.exports import convert
@@ -128,3 +128,30 @@ def test_what_is_nowhere_is_an_error_that_says_where_it_was_looked_for(lake: Pat
         trace_subject("nothing", [str(lake)])
     with pytest.raises(UsageError, match=r"--in .*: there is no such folder"):
         trace_subject("cat/1.png", [str(lake / "absent")])
+
+
+def test_vectors_beside_a_dataset_are_no_datasets_of_their_own(lake: Path, tmp_path: Path) -> None:
+    ingest(lake / "files", tmp_path / "raw")
+    ingest(lake / "files", tmp_path / "raw" / "_features" / "0123")
+    assert find_below([str(tmp_path)]).datasets.keys() == {str(tmp_path / "raw")}
+
+
+def test_numbers_of_copies_are_cut_only_where_a_picture_may_be_a_copy() -> None:
+    ingested, copied = Job(kind="ingest", source="a"), Job(kind="augment", source="a")
+    origins = [
+        Origin(source="/raw", digest="1", jobs=[ingested]),
+        Origin(source="/copies", digest="2", jobs=[ingested, copied]),
+    ]
+    merge = Job(kind="merge", source="/raw", origins=origins, options={"on_clash": "keep-first"})
+    assert first_keys(["page#3"], [merge]) == {"page#3", "page"}
+    by_prefix = merge.model_copy(update={"options": {"on_clash": "prefix"}})
+    assert first_keys(["raw/page#3"], [by_prefix]) == {"page#3"}
+    assert first_keys(["copies/page#3"], [by_prefix]) == {"page"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder"),
+    [("/a/b/raw", "/a/b"), ("/raw", "/raw"), ("s3://lake/raw", "s3://lake/raw"), ("s3://lake/a/raw", "s3://lake/a")],
+)
+def test_a_whole_bucket_or_disk_is_not_searched(dataset: str, folder: str) -> None:
+    assert around(dataset) == folder

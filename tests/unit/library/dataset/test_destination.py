@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from library.dataset.destination import check_apart, check_claim, check_source, claim, committed, finish
+from library.dataset.destination import check_apart, check_claim, check_unchanged, claim, committed, finish
 from library.dataset.manifest import Job, Manifest, ShardReport, find_manifest, load_manifest, save_manifest
 from library.dataset.shards import SUFFIX
 from library.dataset.task import ShardTask
@@ -295,9 +295,9 @@ def test_a_manifest_of_another_version_is_not_overwritten_by_mistake(dataset: st
 def test_a_source_that_was_changed_while_it_was_read_is_told(source: Manifest, tmp_path: Path) -> None:
     uri = str(tmp_path / "source")
     planned = Job(kind="filter", source=uri, source_digest=load_manifest(uri).digest)
-    check_source(uri, planned)
+    check_unchanged(planned)
     manifest = load_manifest(uri)
     changed = manifest.shards[0].model_copy(update={"digest": "0" * 64})
     save_manifest(uri, manifest.model_copy(update={"shards": [changed, *manifest.shards[1:]]}))
     with pytest.raises(StriateError, match=r"source was changed by another command .* run the same command again"):
-        check_source(uri, planned)
+        check_unchanged(planned)
