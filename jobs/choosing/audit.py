@@ -163,7 +163,7 @@ def plan_audit(
     bundle: str | None = None,
     model: str | None = None,
     near: int | None = NEAR_BITS,
-    folds: int = FOLDS,
+    folds: int | None = None,
     report: str | None = None,
     full: str | None = None,
 ) -> AuditPlan:
@@ -174,7 +174,7 @@ def plan_audit(
         bundle: URI of a bundle whose features are used.
         model: instead, a model's call with pretrained weights, or `patches`.
         near: the most bits in which near duplicates differ; None for exact ones only.
-        folds: number of folds for out-of-fold probabilities.
+        folds: number of folds for out-of-fold probabilities; None for 5.
         report: folder of the page to write.
         full: instead of features, a recipe that is trained on the first split without each fold; needs `report`.
 
@@ -188,6 +188,9 @@ def plan_audit(
         raise UsageError(f"{empty[0]} holds no pictures")
     if near is not None and not 0 <= near <= MOST_BITS:
         raise UsageError(f"--near {near}: must be 0 to {MOST_BITS} bits")
+    if folds is not None and bundle is None and model is None and full is None:
+        raise UsageError(f"--folds {folds} has no effect without --bundle, --model or --full, which judge labels")
+    folds = FOLDS if folds is None else folds
     if folds < 2:
         raise UsageError(f"--folds {folds}: must be at least 2")
     if report is not None:

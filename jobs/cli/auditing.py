@@ -45,7 +45,10 @@ def audit_command(
         int | None, typer.Option(help="The most bits of 64 in which near duplicates differ.", show_default="4")
     ] = None,
     no_near: Annotated[bool, typer.Option("--no-near", help="Only equal files and equal pixels leak.")] = False,
-    folds: Annotated[int, typer.Option(min=2, help="Folds for the classifiers that judge labels.")] = 5,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Folds for the classifiers that judge labels; 5 if not given.", show_default=False),
+    ] = None,
     workers: Workers = "auto",
     gpu: Gpu = None,
     dry_run: DryRun = False,

@@ -37,7 +37,8 @@ def test_a_plan_says_what_is_not_looked_at(splits: Path) -> None:
     ("options", "message"),
     [
         ({"bundle": "b", "model": "resnet18"}, "use only one"),
-        ({"folds": 1}, "at least 2"),
+        ({"folds": 1, "model": "patches"}, "at least 2"),
+        ({"folds": 7}, "no effect without --bundle"),
         ({"near": 13}, "--near 13: must be 0 to 12 bits"),
         ({"full": "recipe.yaml"}, "--full needs --report"),
         ({"full": "recipe.yaml", "model": "patches", "report": "page"}, "no effect"),
