@@ -20,7 +20,7 @@ from library import storage
 from library.choosing.duplicates.fingerprints import MOST_BITS, Rule
 from library.choosing.measures.side_table import read_measures
 from library.choosing.splits.assignment import ASSIGNMENT_SCHEMA, LEFT_OUT, assign_groups
-from library.choosing.splits.grouping import group_pictures, name_groups, straddling
+from library.choosing.splits.grouping import Groups, group_pictures, name_groups, straddling
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold
 from library.dataset.manifest import Job, Manifest, datasets_inside, find_manifest, load_manifest, splits_below
@@ -251,7 +251,7 @@ def assign_pictures(plan: SplitPlan, measures: pa.Table) -> Assignment:
     keys, labels = table["key"].to_pylist(), table["label"].to_pylist()
     values = None if plan.column is None else table[plan.column].to_pylist()
     groups = name_groups(group_pictures(table, plan.rule, plan.column), keys, plan.column or "", values)
-    earlier = _earlier_splits(plan, table["key"])
+    earlier = _earlier_splits(plan, table["key"], groups)
     splits = assign_groups(groups, labels, plan.fractions, seed=plan.seed, stratify=plan.stratify, earlier=earlier)
     of_pictures = splits[groups.of_pictures]
     index = [*plan.fractions, None]
@@ -271,30 +271,59 @@ def assign_pictures(plan: SplitPlan, measures: pa.Table) -> Assignment:
     return Assignment(assigned, cast(Any, table["label"]), int(np.bincount(groups.of_pictures).max()))
 
 
-def _earlier_splits(plan: SplitPlan, keys: pa.ChunkedArray[Any]) -> list[str | None] | None:
-    """Returns the split of each picture in the earlier assignments; None where there are none."""
+def _earlier_splits(plan: SplitPlan, keys: pa.ChunkedArray[Any], groups: Groups) -> list[str | None] | None:
+    """Returns the split of each picture in the earlier assignments; None where there are none.
+
+    A group of new pictures only, whose name is that of a group of pictures that the dataset no longer has, goes where
+    those were.
+    """
     if not plan.earlier:
         return None
-    splits = pa.nulls(len(keys), pa.string())
+    splits, absent = pa.nulls(len(keys), pa.string()), dict[str, set[str]]()
     for folder in plan.earlier:
         known = read_assignment(folder)
         rows = _compute.index_in(keys.combine_chunks(), value_set=known["key"].combine_chunks())
         splits = _compute.coalesce(splits, known["split"].combine_chunks().take(rows))
-    return splits.to_pylist()
+        gone = _absent(known, keys)
+        for group, split in zip(gone["group"].to_pylist(), gone["split"].to_pylist(), strict=True):
+            if group is not None and split in plan.fractions:
+                absent.setdefault(group, set()).add(split)
+    earlier = splits.to_pylist()
+    old = {number for number, split in zip(groups.of_pictures.tolist(), earlier, strict=True) if split is not None}
+    named = [absent.get(name, set[str]()) for name in groups.names]
+    followed = {number: min(its) for number, its in enumerate(named) if len(its) == 1 and number not in old}
+    return [followed.get(number, now) for number, now in zip(groups.of_pictures.tolist(), earlier, strict=True)]
+
+
+def _absent(known: pa.Table, keys: pa.ChunkedArray[Any]) -> pa.Table:
+    """Returns the rows of an earlier assignment whose pictures are not among `keys`."""
+    return known.filter(_compute.invert(_compute.is_in(known["key"], value_set=keys.combine_chunks())))
+
+
+def stored_assignment(plan: SplitPlan, assignment: Assignment) -> pa.Table:
+    """Returns the assignment as it is stored: after the pictures of the dataset those that it had in earlier runs.
+
+    So a picture that is away for one run returns to its split.
+    """
+    if plan.destination not in plan.earlier:
+        return assignment.table
+    return pa.concat_tables([assignment.table, _absent(read_assignment(plan.destination), assignment.table["key"])])
 
 
 def read_assignment(folder: str) -> pa.Table:
-    """Returns `key` and `split` of an earlier split: of its table, or else of the datasets below the folder."""
+    """Returns the columns of `ASSIGNMENT_SCHEMA` of an earlier split: its table, or else the datasets below it."""
     uri = storage.join(folder, ASSIGNMENT)
     if storage.exists(uri):
-        return pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))).read(["key", "split"], use_threads=False)
+        data = pa.BufferReader(storage.read_bytes(uri))
+        return pq.ParquetFile(data).read(ASSIGNMENT_SCHEMA.names, use_threads=False)
     tables: list[pa.Table] = []
     for dataset in splits_below(folder):
         shards = [shard.name for shard in load_manifest(dataset).shards]
         if shards:
             keys = read_columns(dataset, ["key"], shards)
-            name = pa.array([storage.name_of(dataset)] * keys.num_rows, pa.string())
-            tables.append(keys.append_column("split", name))
+            split = pa.array([storage.name_of(dataset)] * keys.num_rows, pa.string())
+            columns = {"key": keys["key"], "group": pa.nulls(keys.num_rows, pa.string()), "split": split}
+            tables.append(pa.table(columns, ASSIGNMENT_SCHEMA))
     return pa.concat_tables(tables)
 
 
@@ -340,7 +369,7 @@ def split_dataset(
         measures = ensure_measures(plan.source, plan.rule.columns, workers=workers, address=address)
         assignment = assign_pictures(plan, measures)
         sink = pa.BufferOutputStream()
-        pq.write_table(assignment.table, sink, compression="zstd")
+        pq.write_table(stored_assignment(plan, assignment), sink, compression="zstd")
         # Before the pictures: what a killed command has assigned stays, whatever is added to the dataset meanwhile.
         storage.write_bytes(storage.join(plan.destination, ASSIGNMENT), sink.getvalue().to_pybytes())
         targets = [

@@ -11,7 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.choosing.split import ASSIGNMENT, SplitPlan, assign_pictures, dry_run, plan_split, read_assignment
+from jobs.choosing.split import (
+    ASSIGNMENT,
+    SplitPlan,
+    assign_pictures,
+    dry_run,
+    plan_split,
+    read_assignment,
+    stored_assignment,
+)
 from library.choosing.duplicates.fingerprints import Rule
 from library.choosing.measures.measuring import MEASURES
 from library.choosing.splits.grouping import straddling
@@ -51,8 +59,8 @@ def splits_of(plan: SplitPlan, copies: Mapping[str, str] = {}) -> dict[str, str 
 
 def keep(plan: SplitPlan, copies: Mapping[str, str] = {}) -> None:
     """Stores the assignment, as the command does."""
-    Path(plan.destination).mkdir(parents=True)
-    assigned = assign_pictures(plan, measures(plan.source, copies)).table
+    Path(plan.destination).mkdir(parents=True, exist_ok=True)
+    assigned = stored_assignment(plan, assign_pictures(plan, measures(plan.source, copies)))
     pq.write_table(assigned, Path(plan.destination) / ASSIGNMENT)
 
 
@@ -198,3 +206,20 @@ def test_features_of_an_audit_are_not_taken_for_other_splits(tmp_path: Path) -> 
     plan_split(source, str(out), split="train=0.5,test=0.5", overwrite=True)
     assert datasets_inside(str(out)) == ["train"]
     assert splits_below(str(out)) == [str(out / "train")]
+
+
+def test_a_picture_that_was_away_returns_to_its_split_and_its_group_follows(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    patient = [f"p{row // 3:02}" for row in range(60)]
+    every = make_dataset(tmp_path / "every", range(60), patient=patient)
+    fewer = make_dataset(tmp_path / "fewer", range(30), patient=patient[:30])
+    first = plan_split(every, out, split=FRACTIONS, group_by="patient")
+    before = splits_of(first)
+    keep(first)
+    keep(plan_split(fewer, out, split=FRACTIONS, group_by="patient", seed=3))
+    assert read_assignment(out).num_rows == 60
+    # Some pictures return, and there are new ones of the patients whose pictures do not.
+    back = make_dataset(tmp_path / "back", [*range(33), *range(63, 90)], patient=patient)
+    after = splits_of(plan_split(back, out, split=FRACTIONS, group_by="patient", seed=7))
+    assert all(after[f"{row:04}"] == before[f"{row:04}"] for row in range(33))
+    assert all(after[f"{row + 30:04}"] == before[f"{row:04}"] for row in range(33, 60))
