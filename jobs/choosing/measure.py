@@ -168,7 +168,9 @@ def measure_dataset(
         StriateError: when a shard fails; the shards done by then stay.
     """
     if not plan.todo:
-        _remove_outdated(plan)
+        if outdated_files(plan):
+            with hold(plan.folder, tidy=lambda _: None):
+                storage.remove(outdated_files(plan))
         return _result(plan, {})
     storage.check_writable(plan.folder)
     with hold(plan.folder, tidy=_remove_temporary), connect(address) as session:
@@ -189,7 +191,7 @@ def measure_shards(plan: MeasurePlan, pool: WorkerPool) -> MeasureResult:
     results = DatasetResults(pool)
     results.resumed[plan.dataset] = len(plan.tasks) - len(plan.todo)
     results.run = run_shards("measure", plan.work, plan.todo, pool, results, done=results.resumed)
-    _remove_outdated(plan)
+    storage.remove(outdated_files(plan))
     _remove_temporary(plan.folder)
     return _result(plan, results.summary(plan.dataset))
 
@@ -284,12 +286,13 @@ def _check_report(report: str, dataset: str) -> None:
     storage.check_writable(report)
 
 
-def _remove_outdated(plan: MeasurePlan) -> None:
-    """Removes the files of shards that the dataset no longer has, whose rows DuckDB would read with the others."""
-    known = {shard.name for shard in plan.manifest.shards}
-    for file in storage.list_files(plan.folder):
-        if _is_part(file.path) and file.path not in known:
-            storage.remove([file.uri])
+def outdated_files(plan: MeasurePlan) -> list[str]:
+    """Returns the files of shards that the dataset no longer has, whose rows DuckDB would read with the others.
+
+    The dataset may have new shards since the plan was made, which another command has measured, so it is read again.
+    """
+    known = {shard.name for manifest in (plan.manifest, load_manifest(plan.dataset)) for shard in manifest.shards}
+    return [file.uri for file in storage.list_files(plan.folder) if _is_part(file.path) and file.path not in known]
 
 
 def _remove_temporary(folder: str) -> None:

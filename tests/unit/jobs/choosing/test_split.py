@@ -208,7 +208,7 @@ def test_features_of_an_audit_are_not_taken_for_other_splits(tmp_path: Path) -> 
     assert splits_below(str(out)) == [str(out / "train")]
 
 
-def test_a_picture_that_was_away_returns_to_its_split_and_its_group_follows(tmp_path: Path) -> None:
+def test_a_picture_that_was_away_returns_and_its_group_follows(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     patient = [f"p{row // 3:02}" for row in range(60)]
     every = make_dataset(tmp_path / "every", range(60), patient=patient)

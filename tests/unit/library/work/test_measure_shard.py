@@ -10,12 +10,12 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.choosing.measure import measure_dataset, plan_measure
+from jobs.choosing.measure import measure_dataset, outdated_files, plan_measure
 from library.choosing.measures.hashes import dhash, phash
 from library.choosing.measures.measuring import DEFAULT, MEASURES
 from library.choosing.measures.side_table import read_measures, read_part
 from library.dataset.destination import claim, remove_uncommitted
-from library.dataset.manifest import Job, Manifest, ShardReport, Tally, load_manifest
+from library.dataset.manifest import Job, Manifest, ShardReport, Tally, load_manifest, save_manifest
 from library.dataset.task import ShardTask
 from library.errors import UsageError
 from library.imaging import codec
@@ -227,3 +227,13 @@ def test_a_folder_inside_the_dataset_is_refused(source: tuple[Path, Manifest], f
         plan_measure(str(dataset), folder=str(dataset / folder))
     with pytest.raises(UsageError, match="is inside the dataset"):
         plan_measure(str(dataset), report=str(dataset / folder))
+
+
+def test_a_plan_that_is_older_than_the_dataset_removes_no_measures(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest)
+    save_manifest(str(dataset), Manifest(complete=True, jobs=manifest.jobs))
+    plan = plan_measure(str(dataset))
+    assert len(outdated_files(plan)) == len(manifest.shards)
+    save_manifest(str(dataset), manifest)
+    assert outdated_files(plan) == []
