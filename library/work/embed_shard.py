@@ -173,12 +173,15 @@ class SiftJob:
 def _commit(
     task: ShardTask, work_digest: str, writer: ShardWriter, tallies: Sequence[Tally], seconds: Mapping[str, float]
 ) -> ShardReport:
+    total = Tally.total(tallies)
+    # There is no file of rejects here, and a manifest that counts some names one.
+    without = dict(sorted((Counter(total.dropped) + Counter(total.rejected)).items()))
     report = ShardReport(
         stem=task.stem,
         input_digest=task.input_digest,
         work_digest=work_digest,
         output=writer.entry,
-        tally=Tally.total(tallies),
+        tally=total.model_copy(update={"dropped": without, "rejected": {}}),
         seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
     )
     save_report(task.dataset, report)

@@ -15,8 +15,10 @@ from library.choosing.labels.embedders import (
     write_folds,
 )
 from library.choosing.labels.patch_features import PatchFilters, patch_inputs
-from library.dataset.manifest import ShardReport
+from library.dataset.destination import claim, finish
+from library.dataset.manifest import Job, ShardReport, load_manifest
 from library.dataset.task import ShardTask
+from library.dataset.totals import Totals
 from library.errors import UsageError
 from library.imaging import codec
 from library.work.embed_shard import KEY, VECTOR, EmbedJob, SiftJob
@@ -63,6 +65,22 @@ def test_pictures_that_the_bundle_drops_are_counted(dataset: Path, tmp_path: Pat
     assert report.tally.dropped == {"blank": 1}
     assert "a/white.png" not in vectors
     assert report.tally.balanced
+
+
+@pytest.mark.parametrize("kind", ["features", "sift"])
+def test_a_picture_that_cannot_be_decoded_leaves_a_manifest_to_resume(kind: Any, tmp_path: Path) -> None:
+    files = {"a/good.png": noise(1), "a/cut.png": noise(2)[:-600]}
+    manifest = ingest(write_files(tmp_path / "source", files), tmp_path / "data")
+    assert manifest.rows == 2, "ingest looks at headers only"
+    source, folder = str(tmp_path / "data"), str(tmp_path / "out")
+    vectors = EmbedJob(source, BundleEmbedder.of(make_bundle(tmp_path / "bundle")))
+    work = vectors if kind == "features" else SiftJob(source, "not_blank")
+    jobs, [shard] = [Job(kind=kind, source=source)], manifest.shards
+    claim(folder, jobs, overwrite=False)
+    report = work.run(ShardTask(folder, "part-000000", shard.digest, shard.rows), lambda _: None)
+    finish(folder, jobs, Totals.of([report]))
+    claim(folder, jobs, overwrite=False)  # as the next run does
+    assert load_manifest(folder).tally.dropped == {"truncated": 1}
 
 
 def test_each_picture_is_judged_by_the_bundle_of_its_own_fold(dataset: Path, tmp_path: Path) -> None:
