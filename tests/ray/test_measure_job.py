@@ -66,7 +66,8 @@ def test_filter_reads_measures_and_a_bundle_writes_its_own_table(dataset: Path, 
     assert [shard.digest for shard in before.shards] == [shard.digest for shard in after.shards]
     assert before.run["seconds"]["decode"] > 0 == after.run["seconds"]["decode"]
     model = picture_model(make_bundle(tmp_path / "letters"), None, None, None)
+    assert model is not None
     measure_dataset(plan_measure(str(dataset), model=model))
-    table = read_outputs(str(dataset), load_manifest(str(dataset)), "letters", ["embedding", "predicted"])
+    table = read_outputs(str(dataset), load_manifest(str(dataset)), model.name, ["embedding", "predicted"])
     assert table.num_rows == 86
     assert pq.read_table(dataset / "_measures" / "part-000000.parquet").column_names[-1] == "brightness_p99"

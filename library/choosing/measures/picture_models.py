@@ -160,7 +160,7 @@ def bundle_model(uri: str) -> PictureModel:
     """Describes a bundle; raises UsageError if it is none."""
     uri = storage.normalize(uri)
     record = load_record(uri)
-    return PictureModel("bundle", _folder_name(storage.name_of(uri)), uri, record.id)
+    return PictureModel("bundle", _folder_name(storage.name_of(uri), record.id), uri, record.id)
 
 
 def timm_model(call: str, weights: str | None) -> PictureModel:
@@ -175,7 +175,7 @@ def timm_model(call: str, weights: str | None) -> PictureModel:
     uri = storage.normalize(weights)
     data = storage.read_bytes(uri, _MAX_WEIGHTS_BYTES)
     digest = digest_of([call, hashlib.sha256(data).hexdigest(), list(facts.input_size)])
-    return PictureModel("timm", _folder_name(call), uri, digest, call=call)
+    return PictureModel("timm", _folder_name(call, digest), uri, digest, call=call)
 
 
 def onnx_model(uri: str, card: str | None) -> PictureModel:
@@ -366,6 +366,6 @@ def _only_uint8(inputs: InputPipeline) -> Callable[..., Pixels]:
     return prepare
 
 
-def _folder_name(text: str) -> str:
-    """Returns a name for a folder: letters, digits and underscores."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:64] or "model"
+def _folder_name(text: str, digest: str) -> str:
+    """Returns a name for a folder: letters, digits, and the beginning of a digest, which tells equal names apart."""
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', text).strip('_')[:48] or 'model'}_{digest[:8]}"

@@ -92,13 +92,19 @@ def test_an_onnx_file_fills_the_columns_of_its_card(
         assert row["all_together"] == pytest.approx(means.mean(), abs=1e-5)
 
 
+def test_two_bundles_of_one_name_have_tables_of_their_own(tmp_path: Path) -> None:
+    uris = [make_bundle(tmp_path / run / "model", seed) for seed, run in enumerate(("first", "second"))]
+    models = [picture_model(uri, None, None, None) for uri in uris]
+    assert len({model.name for model in models if model is not None}) == 2
+
+
 def test_a_bundle_fills_embedding_and_probabilities(dataset: tuple[Path, Manifest], tmp_path: Path) -> None:
     folder, manifest = dataset
     uri = make_bundle(tmp_path / "letters")
     model = picture_model(uri, None, None, None)
     assert model is not None
     measure_with_model(folder, manifest, model)
-    table = read_outputs(str(folder), manifest, "letters", ["embedding", "probabilities", "predicted", "score"])
+    table = read_outputs(str(folder), manifest, model.name, ["embedding", "probabilities", "predicted", "score"])
     bundle, pictures = Bundle.load(uri), stored(folder, manifest)
     for row in table.to_pylist():
         if row["key"] == "cat/damaged.jpg":
