@@ -19,13 +19,13 @@ from library import storage
 from library.bundle.description import BundleRecord, load_record, plugins_of
 from library.dataset.destination import reports_below, shard_stem
 from library.dataset.lease import hold
-from library.dataset.manifest import REPORTS, VERSIONS, Manifest, find_manifest, load_manifest, save_report
+from library.dataset.manifest import REPORTS, VERSIONS, Manifest, load_manifest, save_report
 from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
 from library.evaluation.comparison import compare
 from library.evaluation.leakage import Leaks, leak_effect
 from library.evaluation.metrics import evaluate
-from library.evaluation.report import Content, Counts, Subject, Throughput, account, render, summary
+from library.evaluation.report import PAGE, Content, Counts, Subject, Throughput, account, check_report, render, summary
 from library.evaluation.robustness import measure
 from library.evaluation.sums import EvaluateReport, EvaluateTotals, Sums
 from library.pipeline.inputs import InputPipeline
@@ -34,7 +34,7 @@ from library.storage import FileInfo
 from library.training.progress import read_metrics
 from library.work.evaluate_shard import EvaluateJob
 
-PAGE, SUMMARY = "index.html", "summary.json"
+SUMMARY = "summary.json"
 ROBUSTNESS_PICTURES = 1000
 
 
@@ -111,7 +111,7 @@ def plan_evaluate(
             inputs.check_channels(dataset, manifest.tally.channels)
     if report is not None:
         report = storage.normalize(report)
-        _check_report(report, dataset)
+        check_report(report, [dataset], "striate evaluate")
     curves = tuple(read_metrics(storage.join(uri, "logs")) for uri in uris)
     used_plugins = named({name for uri, record in zip(uris, records, strict=True) for name in plugins_of(uri, record)})
     named_bundles = list(zip(uris, records, strict=True))
@@ -121,16 +121,6 @@ def plan_evaluate(
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12:,} more" if len(names) > 12 else "")
-
-
-def _check_report(report: str, dataset: str) -> None:
-    if storage.contains(dataset, report):
-        raise UsageError(f"--report {report} is inside the dataset; name another folder")
-    if find_manifest(report) is not None:
-        raise UsageError(f"--report {report} is a dataset; name a folder of its own for the report")
-    if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
-        raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
-    storage.check_writable(report)
 
 
 class EvaluateResults:

@@ -40,9 +40,10 @@ from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, find_manifest, load_manifest, splits_below
 from library.dataset.shards import read_columns
 from library.errors import UsageError
+from library.evaluation.report import PAGE, check_report
 from library.recipe import Recipe
 
-PAGE, FINDINGS, SUMMARY, TRAININGS = "index.html", "findings.parquet", "audit.json", "folds"
+FINDINGS, SUMMARY, TRAININGS = "findings.parquet", "audit.json", "folds"
 #: A picture counts as a near duplicate up to this many bits, as in `striate dedup`.
 NEAR_BITS = 4
 FOLDS = 5
@@ -107,7 +108,7 @@ class Audit:
         balance: sizes of the classes.
         confused: pairs of classes whose labels are most often mixed up.
         wrong_share: estimated share of wrong labels; None where labels were not looked at.
-        accuracy: share of labels that the out-of-fold classifiers predict; None likewise.
+        accuracy: share of labels with which classifiers that never saw them agree; None where no labels were judged.
         skipped: what was not looked at, and why.
     """
 
@@ -195,12 +196,7 @@ def plan_audit(
         raise UsageError(f"--folds {folds}: must be at least 2")
     if report is not None:
         report = storage.normalize(report)
-        inside = [uri for uri in datasets.values() if storage.contains(uri, report)]
-        if inside or find_manifest(report) is not None:
-            raise UsageError(f"--report {report} is or lies in a dataset; name a folder of its own")
-        if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
-            raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
-        storage.check_writable(report)
+        check_report(report, [*datasets.values()], "striate audit")
     first = next(iter(datasets.values()))
     if full is None:
         return AuditPlan(datasets, manifests, plan_embedder(bundle, model, first), Rule(near), folds, report)

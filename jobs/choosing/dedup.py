@@ -26,13 +26,13 @@ from library.dataset.destination import check_apart, check_claim
 from library.dataset.manifest import DUPLICATES, VERSIONS, Job, Manifest, load_manifest
 from library.dataset.shards import read_columns, read_rows
 from library.errors import StriateError, UsageError
+from library.evaluation.report import PAGE, check_report
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
 #: In the dataset of `--dropped`: why the others are not there.
 KEPT = "not_a_duplicate"
 #: The page, in the folder of `--report`.
-PAGE = "index.html"
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def plan_dedup(
         check_claim(dropped, _dropped_job(job), overwrite=overwrite)
     if report is not None:
         report = storage.normalize(report)
-        _check_report(report, [source, destination])
+        check_report(report, [source, destination], "striate dedup")
     rule = Rule(near, flips, cosine)
     return DedupPlan(
         source,
@@ -379,20 +379,6 @@ def _embeddings(
                 first += part.num_rows
 
     return unit_vectors(parts(), len(keys))
-
-
-def _check_report(report: str, datasets: Sequence[str]) -> None:
-    for dataset in datasets:
-        if storage.contains(dataset, report):
-            raise UsageError(f"--report {report} is inside the dataset {dataset}; name another folder")
-    page = storage.join(report, PAGE)
-    if storage.exists(page) and _MARK not in storage.read_bytes(page):
-        raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
-    storage.check_writable(report)
-
-
-#: By this a page is known as one of ours, which may be replaced.
-_MARK = b'<meta name="generator" content="striate dedup">'
 
 
 def _write_page(plan: DedupPlan, report: str, found: Found) -> None:

@@ -24,13 +24,14 @@ from library.dataset.lease import hold
 from library.dataset.manifest import Manifest, find_manifest, load_manifest
 from library.dataset.task import ShardTask
 from library.errors import UsageError
+from library.evaluation.report import PAGE, check_report
 from library.work.measure_shard import MeasureJob
 from library.work.model_shard import ModelJob
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
 #: Files of the folder that --report names.
-PAGE, SUMMARY = "index.html", "measures.json"
+SUMMARY = "measures.json"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def plan_measure(
         where = storage.join(where, model.name)
     if report is not None:
         report = storage.normalize(report)
-        _check_report(report, dataset)
+        check_report(report, [dataset], "striate measure")
     tasks = shard_tasks(manifest, dataset, None) if manifest.shards else []
     origins = read_origins(where, manifest.shards)
     work = MeasureJob(where, names) if model is None else ModelJob(where, model)
@@ -274,16 +275,6 @@ def _write_report(plan: MeasurePlan, folder: str, columns: Sequence[str], reject
     numbers = {one.name: asdict(one) for one in found}
     storage.write_bytes(storage.join(folder, SUMMARY), (json.dumps(numbers, ensure_ascii=False) + "\n").encode())
     storage.write_bytes(storage.join(folder, PAGE), page.encode("utf-8", "replace"))
-
-
-def _check_report(report: str, dataset: str) -> None:
-    if storage.contains(dataset, report):
-        raise UsageError(f"--report {report} is inside the dataset; name another folder")
-    if find_manifest(report) is not None:
-        raise UsageError(f"--report {report} is a dataset; name a folder of its own for the report")
-    if storage.exists(storage.join(report, PAGE)) and not storage.exists(storage.join(report, SUMMARY)):
-        raise UsageError(f"--report {report} contains a page ({PAGE}) of something else; name another folder")
-    storage.check_writable(report)
 
 
 def outdated_files(plan: MeasurePlan) -> list[str]:

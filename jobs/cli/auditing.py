@@ -70,7 +70,8 @@ def audit_command(
     """
     if bundle is not None or full is not None:
         check_installed("torch", "striate audit")
-    from jobs.choosing.audit import PAGE, plan_audit, run_audit
+    from jobs.choosing.audit import plan_audit, run_audit
+    from library.evaluation.report import PAGE
 
     bits = near_bits(near, no_near=no_near)
     plan = plan_audit(folder, bundle=bundle, model=model, near=bits, folds=folds, report=report, full=full)

@@ -87,9 +87,10 @@ def measure_command(
         striate measure out/raw --model aesthetics.onnx --card aesthetics.yaml
     """
     check_size(size, {"--workers": workers})
-    from jobs.choosing.measure import PAGE, measure_dataset, plan_measure
+    from jobs.choosing.measure import measure_dataset, plan_measure
     from library.choosing.measures.measuring import MEASURES
     from library.choosing.measures.picture_models import picture_model
+    from library.evaluation.report import PAGE
 
     names = list(MEASURES) if columns == "all" else [name.strip() for name in (columns or "").split(",") if name]
     chosen = picture_model(bundle, model, card, weights)
@@ -189,8 +190,9 @@ def dedup_command(
 
         striate dedup out/raw out/unique --cosine 0.98 --bundle out/model --report out/duplicates --dry-run
     """
-    from jobs.choosing.dedup import PAGE, as_json, dedup_dataset, find_duplicates, plan_dedup
+    from jobs.choosing.dedup import as_json, dedup_dataset, find_duplicates, plan_dedup
     from library.choosing.measures.picture_models import picture_model
+    from library.evaluation.report import PAGE
 
     plan = plan_dedup(
         source,

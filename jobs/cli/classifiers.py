@@ -191,8 +191,8 @@ def evaluate_command(
     bits = near_bits(near, no_near=no_near)
     check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu})
     from jobs.cli.evaluation_table import print_evaluation
-    from jobs.evaluate import PAGE, ROBUSTNESS_PICTURES, plan_evaluate, run_evaluate
-    from library.evaluation.report import summary
+    from jobs.evaluate import ROBUSTNESS_PICTURES, plan_evaluate, run_evaluate
+    from library.evaluation.report import PAGE, summary
 
     pictures = (robustness_pictures or ROBUSTNESS_PICTURES) if robustness else 0
     *bundles, dataset = bundles_and_data

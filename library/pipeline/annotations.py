@@ -37,7 +37,7 @@ class Wanted:
 
     Attributes:
         masks: names of columns of masks; empty for a column `mask`, if there is one; "none" to leave all as they are.
-        boxes: likewise of boxes; empty for a column `boxes`.
+        boxes: the columns of boxes; empty for a column `boxes`.
         min_box_share: see `Annotations`; None for 0.1.
     """
 
@@ -126,7 +126,7 @@ def drawn_annotations(schema: pa.Schema, wanted: Wanted = _BY_NAME) -> Annotatio
 
 
 def check_steps(steps: Sequence[Step], annotations: Annotations) -> None:
-    """Refuses a step of which nobody knows what it does to the places of masks and boxes.
+    """Refuses a step that does not say where it moves pixels, as masks and boxes could not follow it.
 
     Raises:
         UsageError: names the step and what would work.

@@ -141,6 +141,7 @@ class _TarWriter:
 
     def __enter__(self) -> _TarWriter:
         self._file = self._target.__enter__()
+        # Closed in `__exit__`, which the file below it needs to outlive.
         self._tar = tarfile.open(fileobj=self._file, mode="w|", format=tarfile.PAX_FORMAT)  # type: ignore[call-overload]
         return self
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from jobs.choosing.audit import FINDINGS, PAGE, plan_audit, run_audit
+from jobs.choosing.audit import FINDINGS, plan_audit, run_audit
 from library.choosing.labels.findings import FINDING_SCHEMA
 from library.imaging import codec
 from tests.picture_examples import ingest, write_files
@@ -47,7 +47,7 @@ def test_an_audit_finds_planted_leaks_and_wrong_labels(tmp_path: Path) -> None:
     assert {("label_error", "train", f"{key}.png") for key in ("up/wrong0", "across/wrong1")} <= by_kind
     assert sum(audit.counts()["label_error"].values()) <= 4
     assert not audit.skipped
-    text = (page / PAGE).read_text()
+    text = (page / "index.html").read_text()
     assert "labelled up, looks like across" in text
     assert "exact duplicate of up/1.png in train" in text
 

@@ -43,7 +43,7 @@ class AuditContent:
         balance: sizes of the classes.
         confused: pairs of classes whose labels are most often mixed up.
         wrong_share: estimated share of wrong labels; None where labels were not looked at.
-        accuracy: share of labels that the out-of-fold classifiers predict; None likewise.
+        accuracy: share of labels with which classifiers that never saw them agree; None where no labels were judged.
         skipped: what was not looked at, and why.
         features: what computed the features; None for none.
         footer: a line with date and version.

@@ -5,6 +5,18 @@ numbers = summary(content)   # the same numbers, for JSON
 """
 
 from library.evaluation.report.content import Content, Counts, Subject, Throughput, account, leaks_line, speed, summary
-from library.evaluation.report.page import render
+from library.evaluation.report.page import PAGE, check_report, render
 
-__all__ = ["Content", "Counts", "Subject", "Throughput", "account", "leaks_line", "render", "speed", "summary"]
+__all__ = [
+    "PAGE",
+    "Content",
+    "Counts",
+    "Subject",
+    "Throughput",
+    "account",
+    "check_report",
+    "leaks_line",
+    "render",
+    "speed",
+    "summary",
+]

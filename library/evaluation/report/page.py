@@ -12,11 +12,18 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 from markupsafe import Markup
 
 from library import storage
+from library.dataset.manifest import find_manifest
+from library.errors import UsageError
 from library.evaluation.metrics import ClassScore, ConfusedPair, Evaluation, confused_pairs
 from library.evaluation.report.charts import line_chart, reliability_chart
 from library.evaluation.report.content import Content, Subject, account, leaks_line, speed
 from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
 from library.evaluation.sums import TOP_K
+
+#: Name of a page in its folder.
+PAGE = "index.html"
+#: The mark of head.html, which names the command, comes within as many bytes.
+_MARK_WITHIN = 2**14
 
 #: With more classes the matrix would be too large to read, and the most confused pairs are listed instead.
 MOST_IN_MATRIX = 100
@@ -62,6 +69,31 @@ def template(package: str, name: str) -> Template:
         lstrip_blocks=True,
     )
     return environment.get_template(name)
+
+
+def check_report(folder: str, datasets: Sequence[str], command: str) -> None:
+    """Checks that a command may write its page to a folder.
+
+    Args:
+        folder: URI.
+        datasets: URIs of the datasets that the command reads or writes.
+        command: as its pages name it, such as `striate audit`.
+
+    Raises:
+        UsageError: the folder is a dataset or lies in one, holds a page of something else, or cannot be written to.
+    """
+    for dataset in datasets:
+        if storage.contains(dataset, folder):
+            raise UsageError(f"--report {folder} is inside the dataset {dataset}; name another folder")
+    if find_manifest(folder) is not None:
+        raise UsageError(f"--report {folder} is a dataset; name a folder of its own for the report")
+    page = storage.join(folder, PAGE)
+    if storage.exists(page):
+        with storage.open_read(page) as file:
+            start = file.read(_MARK_WITHIN)
+        if f'name="generator" content="{command}"'.encode() not in start:
+            raise UsageError(f"--report {folder} contains a page ({PAGE}) of something else; name another folder")
+    storage.check_writable(folder)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_an_audit_that_contradicts_itself_is_refused(splits: Path, options: dict
 
 
 def test_a_report_is_not_written_into_a_dataset(splits: Path) -> None:
-    with pytest.raises(UsageError, match="lies in a dataset"):
+    with pytest.raises(UsageError, match="is inside the dataset"):
         plan_audit(str(splits), report=str(splits / "train" / "page"))
 
 

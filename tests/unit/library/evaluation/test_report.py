@@ -7,15 +7,27 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 
+from library.errors import UsageError
 from library.evaluation.comparison import Comparison, compare
 from library.evaluation.metrics import Evaluation, evaluate
-from library.evaluation.report import Content, Counts, Subject, Throughput, render, speed, summary
+from library.evaluation.report import (
+    PAGE,
+    Content,
+    Counts,
+    Subject,
+    Throughput,
+    check_report,
+    render,
+    speed,
+    summary,
+)
 from library.evaluation.report.charts import line_chart, reliability_chart
 from library.evaluation.robustness import CORRUPTIONS, Robustness
 from library.evaluation.sums import Example, Outcomes, Pairs, Sums
@@ -284,3 +296,15 @@ def test_charts_use_the_colours_of_the_page_in_light_and_dark() -> None:
     used = set(re.findall(r"var\((--\w+)\)", "".join(charts)))
     assert len(used) >= 4
     assert all(f"{name}:" in page for name in used)
+
+
+def test_a_page_is_replaced_only_by_the_command_that_wrote_it(tmp_path: Path) -> None:
+    page = render(Content(dataset="out/test", dataset_digest="d" * 64, subjects=[], throughput=THROUGHPUT))
+    (tmp_path / PAGE).write_text(page)
+    check_report(str(tmp_path), [], "striate evaluate")
+    for folder, command in ((tmp_path, "striate audit"), (tmp_path / "own", "striate evaluate")):
+        folder.mkdir(exist_ok=True)
+        if folder != tmp_path:
+            (folder / PAGE).write_text("<title>mine</title>")
+        with pytest.raises(UsageError, match="of something else"):
+            check_report(str(folder), [], command)
