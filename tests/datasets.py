@@ -93,7 +93,9 @@ def content(dataset: str | Path) -> dict[str, Any]:
             name = str(path.relative_to(dataset))
             if path.suffix == ".json":
                 document = json.loads(path.read_bytes())
-                files[name] = {key: value for key, value in document.items() if key not in ("run", "seconds")}
+                if isinstance(document, dict):
+                    document = {key: value for key, value in document.items() if key not in ("run", "seconds")}
+                files[name] = document
             else:
                 files[name] = path.read_bytes()
     return files
