@@ -18,7 +18,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from PIL import Image
 
-from jobs.catalogs import ModelFacts, describe_model, describe_step, example_picture
+from jobs.inspection.catalogs import ModelFacts, describe_model, describe_step, example_picture
 from library.models import names
 from library.steps.help import ordered_steps
 

@@ -276,7 +276,7 @@ def info_command(
 
         striate info s3://bucket/edges
     """
-    from jobs.info import datasets_below, print_info
+    from jobs.inspection.info import datasets_below, print_info
     from jobs.train.run_folder import describe_run
 
     training = describe_run(dataset)
@@ -319,7 +319,7 @@ def show_command(
 
     striate show out/raw --out sheet.png --steps "rotate(15) | flip" --augment 8
     """
-    from jobs.show import contact_sheet
+    from jobs.inspection.show import contact_sheet
     from library.pipeline.annotations import Wanted
 
     sheet = contact_sheet(

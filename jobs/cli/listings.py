@@ -17,7 +17,7 @@ from library import storage
 from library.errors import UsageError
 
 if TYPE_CHECKING:  # all steps, and PyTorch, take seconds to import
-    from jobs.catalogs import ModelFacts
+    from jobs.inspection.catalogs import ModelFacts
     from library.models.analysis import Layer
     from library.steps.help import StepHelp
 
@@ -37,7 +37,7 @@ def steps_command(
 
     striate steps "clahe(clip_limit=4)" --out clahe.png
     """
-    from jobs.catalogs import describe_step, example_picture
+    from jobs.inspection.catalogs import describe_step, example_picture
     from library.steps.help import step_table
 
     if step is None:
@@ -80,7 +80,7 @@ def models_command(
 
     if model is not None:
         parse_call(model)  # an unknown name is reported before torch is imported, which takes seconds
-    from jobs.catalogs import describe_model, model_table, parse_size
+    from jobs.inspection.catalogs import describe_model, model_table, parse_size
 
     if model is None:
         if layers or input_size is not None or classes is not None:

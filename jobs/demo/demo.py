@@ -20,10 +20,10 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from cluster.connection.session import connect
 from jobs.filter import filter_dataset, plan_filter
-from jobs.info import datasets_below
 from jobs.ingest import ingest, plan_ingest
+from jobs.inspection.info import datasets_below
+from jobs.inspection.show import contact_sheet
 from jobs.output import balance, reasons, size, stderr
-from jobs.show import contact_sheet
 from library.bundle.description import Prediction
 from library.dataset.manifest import Manifest
 from library.errors import StriateError, UsageError

@@ -96,7 +96,7 @@ def waiting_project(project: Path) -> Path:
     """A copy of this project in which `striate info` waits until it is stopped."""
     for package in ("library", "cluster", "jobs", "serve"):
         shutil.copytree(ROOT / package, project / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with open(project / "jobs/info.py", "a") as code:
+    with open(project / "jobs/inspection/info.py", "a") as code:
         code.write(
             "\n\ndef datasets_below(uri):\n"
             "    import threading\n"

@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from jobs.filter import filter_dataset, plan_filter
-from jobs.info import datasets_below, how_far
+from jobs.inspection.info import datasets_below, how_far
 from jobs.shards.dataset_job import make_shards, run_tasks
 from jobs.shards.pool_size import WorkerPool
 from library.dataset.destination import claim

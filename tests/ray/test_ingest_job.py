@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.info import datasets_below
 from jobs.ingest import check_bad_fraction, ingest, plan_ingest
+from jobs.inspection.info import datasets_below
 from library.dataset.manifest import Manifest, load_manifest, save_manifest
 from library.errors import StriateError, UsageError
 from library.imaging import codec

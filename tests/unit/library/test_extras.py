@@ -94,7 +94,8 @@ def test_the_extra_that_is_advised_brings_the_package() -> None:
 
 
 def test_filtering_imports_no_package_of_an_extra() -> None:
-    modules = "jobs.ingest, jobs.filter, jobs.augment, jobs.show, jobs.info, jobs.shards.runner, jobs.shards.worker"
+    inspection = "jobs.inspection.show, jobs.inspection.info"
+    modules = f"jobs.ingest, jobs.filter, jobs.augment, {inspection}, jobs.shards.runner, jobs.shards.worker"
     shown = _without_extras(f"import {modules}, library.steps\nrun(['--help'])\nrun(['steps'])\n")
     assert "ingest" in shown
     assert "gaussian_blur(" in shown

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from jobs.catalogs import parse_size
 from jobs.cli.app import run
+from jobs.inspection.catalogs import parse_size
 from library.errors import UsageError
 from library.models import names
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from jobs.catalogs import describe_step, example_picture
 from jobs.cli.app import run
+from jobs.inspection.catalogs import describe_step, example_picture
 from library import storage
 from library.errors import GrammarError, UsageError
 from library.imaging import codec

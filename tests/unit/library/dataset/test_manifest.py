@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.info import print_info
+from jobs.inspection.info import print_info
 from jobs.output import balance
 from library.dataset.manifest import (
     FileEntry,

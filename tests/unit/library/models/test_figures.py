@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.catalogs import agrees
+from jobs.inspection.catalogs import agrees
 from library.errors import UsageError
 from library.models import info, names
 from library.models.analysis import Layer, analyse, check_input

@@ -13,7 +13,7 @@ import pytest
 from jobs.augment import plan_augment
 from jobs.cli.app import run
 from jobs.filter import plan_filter
-from jobs.show import contact_sheet
+from jobs.inspection.show import contact_sheet
 from library.errors import BadPicture, GrammarError, StepError, UsageError
 from library.imaging import codec
 from library.pipeline import Pipeline

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.augment import plan_augment
 from jobs.filter import plan_filter
-from jobs.show import contact_sheet
+from jobs.inspection.show import contact_sheet
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Manifest
 from library.dataset.record import IMAGE_TYPE

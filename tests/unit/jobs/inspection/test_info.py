@@ -13,7 +13,7 @@ import pytest
 
 from jobs.cli.app import run
 from jobs.filter import plan_filter
-from jobs.info import datasets_below, how_far
+from jobs.inspection.info import datasets_below, how_far
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import report_uri
 from library.dataset.totals import Totals

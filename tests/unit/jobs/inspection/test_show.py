@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.cli.app import run
-from jobs.show import contact_sheet
+from jobs.inspection.show import contact_sheet
 from library import storage
 from library.errors import StepError, UsageError
 from library.imaging import codec

@@ -1,0 +1,1 @@
+"""The commands info, show, steps and models, which look at datasets, pictures, steps and models."""
