@@ -35,7 +35,14 @@ PER_CHANNEL = (
     'edges(direction="horizontal", operator="scharr", gain=2)',
     'edges(operator="laplacian")',
     "canny(low=0.05, high=0.1)",
+    "gabor(wavelength=4)",
+    "gabor(wavelength=5, angle=90, phase=90, aspect=1)",
+    "erode",
+    'dilate(size=5, shape="disk")',
+    'open(size=3, shape="cross")',
+    "close(size=5)",
     "convolve([[0, 1, 0], [1, 2, 1]], normalize=True)",
+    "convolve([[-1, 0, 1], [-1, 0, 1]], offset=0.5)",
 )
 
 # Channels are processed independently; the size changes.

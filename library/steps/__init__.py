@@ -9,7 +9,7 @@ from library.steps.background import BlurBackground
 from library.steps.base import REGISTRY, register
 from library.steps.colour import Channels, Grayscale, Rgb
 from library.steps.convolution import Convolve
-from library.steps.edges import Canny, Edges
+from library.steps.edges import Canny, Edges, Gabor
 from library.steps.geometry import CenterCrop, Crop, PadSquare, Resize, Rotate90
 from library.steps.judging import (
     BrightnessBetween,
@@ -22,6 +22,7 @@ from library.steps.judging import (
     NotDark,
     SharpAtLeast,
 )
+from library.steps.morphology import Close, Dilate, Erode, Open
 from library.steps.pooling import AvgPool, MaxPool
 from library.steps.selectors import (
     AspectRatioBetween,
@@ -35,8 +36,15 @@ from library.steps.selectors import (
     Sample,
     ScoreAtLeast,
 )
-from library.steps.sharpening import LaplacianSharpen, Sharpen
-from library.steps.smoothing import Bilateral, BoxBlur, Denoise, GaussianBlur, MedianBlur
+from library.steps.smoothing import (
+    Bilateral,
+    BoxBlur,
+    Denoise,
+    GaussianBlur,
+    LaplacianSharpen,
+    MedianBlur,
+    Sharpen,
+)
 from library.steps.tone import Binarize, Clahe, ContrastStretch, Equalize, Gamma, Invert
 
 __all__ = [
@@ -54,6 +62,7 @@ __all__ = [
     "ChannelShift",
     "Channels",
     "Clahe",
+    "Close",
     "ColourfulnessBetween",
     "Contrast",
     "ContrastAtLeast",
@@ -61,11 +70,14 @@ __all__ = [
     "Convolve",
     "Crop",
     "Denoise",
+    "Dilate",
     "DropLabels",
     "Edges",
     "Equalize",
+    "Erode",
     "FileSizeBetween",
     "Flip",
+    "Gabor",
     "Gamma",
     "GaussianBlur",
     "GaussianNoise",
@@ -86,6 +98,7 @@ __all__ = [
     "NotBlurry",
     "NotBright",
     "NotDark",
+    "Open",
     "PadSquare",
     "Randaugment",
     "RandomBlur",

@@ -1,11 +1,14 @@
-"""Filters that find edges in each channel separately; for one edge map of a colour picture, use `grayscale` first."""
+"""Filters that find edges and lines in each channel; for one map of a colour picture, use `grayscale` first."""
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Annotated, Any, Literal, cast
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from library.imaging.picture import Pixels
@@ -28,6 +31,11 @@ _SMOOTHING: dict[str, tuple[float, float, float]] = {
     "prewitt": (1, 1, 1),
     "scharr": (3, 10, 3),
 }
+# Of a Gabor kernel, as in OpenCV.
+_SIGMAS = 3
+_MAX_SIDE_PX = 1001
+# A wave so long that a kernel sees none of it.
+_FLAT_PX = 1e12
 
 
 @register("filter", still=True)
@@ -117,6 +125,82 @@ class Canny:
         if pixels.dtype == np.uint8:
             return edges
         return np.multiply(edges > 0, white(pixels.dtype), dtype=pixels.dtype)
+
+
+@register("filter", still=True)
+class Gabor:
+    """Show lines and edges of one direction and width: the strength of a Gabor filter's answer.
+
+    A wave under a Gaussian (Gabor 1946; Daugman 1985), as simple cells of the visual cortex and the first layers of
+    trained networks. The kernel is that of OpenCV's `getGaborKernel`, which ends at 3 standard deviations, less a
+    multiple of its Gaussian so that the weights sum to 0, divided by the sum of its positive weights: a picture that
+    equals the kernel's signs in black and white gives white. Without `phase` the result is the length of the answers at
+    0 and 90 degrees (the energy of a complex cell), which hardly depends on where exactly a line lies; with it, the
+    absolute value of one answer. The result is multiplied by `gain`; integers are rounded and saturated, float32 is not
+    clipped.
+
+    Raises:
+        BadPicture: `not_finite`.
+    """
+
+    wavelength: Annotated[float, Field(ge=2, le=200, description="pixels from one light line to the next")]
+    angle: Annotated[
+        float, Field(ge=-180, le=180, description="degrees by which the lines are turned; 0 finds vertical ones")
+    ] = 0.0
+    sigma: Annotated[
+        float | None,
+        Field(gt=0, le=200, description="standard deviation of the Gaussian in pixels (default 0.56 wavelengths)"),
+    ] = None
+    aspect: Annotated[
+        float, Field(ge=0.1, le=10, description="width of the Gaussian across the lines over its length along them")
+    ] = 0.5
+    phase: Annotated[
+        float | None,
+        Field(ge=-180, le=180, description="degrees: 0 for light lines, 90 for edges (default: the length of both)"),
+    ] = None
+    gain: Annotated[
+        float, Field(gt=0, le=1000, description="factor of the result; photos need more than 1 to be visible")
+    ] = 3.0
+    border: Annotated[Border, Field(description="what the filter sees outside the picture")] = "reflect_101"
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Gabor:
+        if self.sigma is None:  # an octave of bandwidth, as cells of the cortex have
+            object.__setattr__(self, "sigma", 0.56 * self.wavelength)
+        side = 2 * _SIGMAS * (self.sigma or 0.0) * max(1.0, 1 / self.aspect)
+        if side > _MAX_SIDE_PX:
+            raise ValueError(f"the kernel covers {side:.0f} pixels; the limit is {_MAX_SIDE_PX}")
+        return self
+
+    def kernel(self, phase: float) -> NDArray[np.float64]:
+        """The weights at a phase in degrees; their sum is 0, and that of the positive ones 1."""
+        return _gabor_weights(self.wavelength, self.angle, self.sigma or 0.0, self.aspect, phase)
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        require_finite(pixels)
+        return by_channel_groups(self._strength, pixels)
+
+    def _strength(self, group: Pixels) -> Pixels:
+        answers = [self._answer(group, phase) for phase in ((0.0, 90.0) if self.phase is None else (self.phase,))]
+        strength = _length(*answers) if len(answers) == 2 else np.abs(answers[0])
+        return saturated(strength, group.dtype, self.gain).reshape(group.shape)
+
+    def _answer(self, group: Pixels, phase: float) -> Any:
+        border = BORDER_CODES[self.border]
+        return np.asarray(cv2.filter2D(group, cv2.CV_32F, self.kernel(phase), borderType=border))
+
+
+@lru_cache(maxsize=64)
+def _gabor_weights(wavelength: float, angle: float, sigma: float, aspect: float, phase: float) -> NDArray[np.float64]:
+    def kernel(length_px: float, phase: float) -> NDArray[np.float64]:
+        size, turn = (0, 0), math.radians(angle)  # (0, 0): as large as 3 standard deviations need
+        return np.asarray(cv2.getGaborKernel(size, sigma, turn, length_px, aspect, math.radians(phase), cv2.CV_64F))
+
+    wave, envelope = kernel(wavelength, phase), kernel(_FLAT_PX, 0)
+    weights = wave - envelope * (wave.sum() / envelope.sum())
+    weights /= np.maximum(weights, 0).sum()
+    weights.flags.writeable = False
+    return weights
 
 
 def _length(dx: Any, dy: Any) -> Any:

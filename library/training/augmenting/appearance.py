@@ -14,8 +14,7 @@ from library.steps.augmentations.degradation import GaussianNoise, RandomBlur
 from library.steps.augmentations.photometric import Brightness, ChannelShift, Contrast, Hue, Saturation, require_rgb
 from library.steps.colour import Channels, Grayscale, Rgb
 from library.steps.convolution import Convolve
-from library.steps.sharpening import LaplacianSharpen, Sharpen
-from library.steps.smoothing import BoxBlur, GaussianBlur
+from library.steps.smoothing import BoxBlur, GaussianBlur, LaplacianSharpen, Sharpen
 from library.steps.tone import Binarize, ContrastStretch, Equalize, Gamma, Invert
 from library.training.augmenting.draft import Draft
 from library.training.augmenting.operations import (

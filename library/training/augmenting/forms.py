@@ -31,8 +31,7 @@ from library.steps.base import Step
 from library.steps.colour import Channels, Grayscale, Rgb
 from library.steps.convolution import Convolve
 from library.steps.geometry import CenterCrop, Crop, PadSquare, Resize, Rotate90
-from library.steps.sharpening import LaplacianSharpen, Sharpen
-from library.steps.smoothing import BoxBlur, GaussianBlur
+from library.steps.smoothing import BoxBlur, GaussianBlur, LaplacianSharpen, Sharpen
 from library.steps.tone import Binarize, ContrastStretch, Equalize, Gamma, Invert
 from library.training.augmenting import appearance, placement
 from library.training.augmenting.draft import Draft
@@ -175,6 +174,8 @@ _SEVERAL = Difference(4, 0.1)
 
 
 def _keeps_size(step: Convolve) -> bool:
+    if step.channels is not None or step.offset:
+        return False
     # OpenCV sums larger kernels through a Fourier transform.
     return step.padding == "same" and step.stride == 1 and step.weights.size <= _MAX_WEIGHTS
 

@@ -106,3 +106,63 @@ def test_integers_saturate_and_do_not_wrap(dtype: str) -> None:
     pixels = picture(dtype)
     assert (step("convolve([[9000]])")(pixels)[pixels > 10] == WHITE[dtype]).all()
     assert step("convolve([[-9000]])")(pixels).max() == 0
+
+
+@st.composite
+def deep_convolutions(draw: st.DrawFn) -> Convolve:
+    channels, rows, columns = draw(st.sampled_from([1, 3, 7])), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    weights = np.random.default_rng(draw(st.integers(0, 2**32))).integers(-3, 5, (channels, rows, columns)) / 4
+    padding = draw(st.one_of(st.just("valid"), st.integers(0, 4)))
+    return Convolve(
+        kernel=tuple(tuple(map(tuple, plane)) for plane in weights.tolist()),
+        stride=draw(st.integers(1, 3)),
+        padding=padding,
+        dilation=draw(st.integers(1, 2)),
+        offset=draw(st.sampled_from([0.0, 0.5, -0.25])),
+        border=None if padding in ("valid", 0) else "zeros",
+    )
+
+
+@given(deep_convolutions(), st.sampled_from(DTYPES), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_a_plane_for_each_channel_equals_one_output_of_conv2d(deep: Convolve, dtype: str, seed: int) -> None:
+    assert deep.channels is not None
+    pixels = picture(dtype, deep.channels, 14, 17, seed)
+    planes = torch.from_numpy(np.moveaxis(pixels.astype(np.float64), 2, 0).copy())[None]
+    kernel, bias = torch.tensor(deep.kernel, dtype=torch.float64)[None], deep.offset * WHITE[dtype]
+    padding = deep.padding if isinstance(deep.padding, int) else "valid"
+    expected = torch.nn.functional.conv2d(planes, kernel, torch.tensor([bias]).double(), deep.stride, padding,
+                                          deep.dilation)[0].numpy()  # fmt: skip
+    result = deep(pixels)
+    assert result.shape == (*expected.shape[1:], 1)
+    if dtype == "float32":
+        np.testing.assert_allclose(result[:, :, 0], expected[0], rtol=1e-4, atol=1e-4)
+    else:
+        assert np.abs(result[:, :, 0] - np.clip(expected[0], 0, WHITE[dtype])).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_deep_kernel_is_the_sum_of_its_planes(dtype: str) -> None:
+    pixels = picture(dtype)
+    grey = step("convolve([[[0.25]], [[0.5]], [[0.25]]])")(pixels)
+    expected = pixels.astype(np.float64) @ [0.25, 0.5, 0.25]
+    assert np.abs(grey[:, :, 0] - expected).max() <= (0.5 if dtype != "float32" else 1e-6)
+    normalized = step("convolve([[[1]], [[2]], [[1]]], normalize=True)")(pixels)
+    assert_close(normalized, grey)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_planes_for_other_channels_than_the_pictures_are_refused(channels: int) -> None:
+    with pytest.raises(BadPicture, match=f"wrong_channels: .* 3 channels; the picture has {channels}"):
+        step("convolve([[[1]], [[2]], [[1]]])")(picture(channels=channels))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_offset_keeps_negative_sums_visible(dtype: str) -> None:
+    pixels = picture(dtype, channels=2)
+    difference = step("convolve([[-1, 0, 1]], offset=0.5)")(pixels)
+    mirrored = step("convolve([[1, 0, -1]], offset=0.5)")(pixels)
+    inside = (difference > 0) & (difference < WHITE[dtype])
+    sums = (difference.astype(np.float64) + mirrored)[inside]
+    np.testing.assert_allclose(sums, WHITE[dtype], atol=1 if dtype != "float32" else 1e-5)
+    assert difference.min() < 0.4 * WHITE[dtype] < 0.6 * WHITE[dtype] < difference.max()

@@ -138,6 +138,8 @@ def test_a_symmetric_filter_commutes_with_a_flip(text: str, dtype: str) -> None:
         "median_blur(9)",
         "bilateral",
         "denoise",
+        "open(5)",
+        'close(7, "disk")',
         "sharpen(2)",
         "laplacian_sharpen(3)",
         "avg_pool(3)",
