@@ -6,6 +6,7 @@ On torch's meta device nothing is computed, so even a large network takes only m
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,21 +29,44 @@ class View:
         jump: distance between the receptive fields of neighbouring elements.
         size: size of the map, in elements.
         depth: number of convolutions and dense layers on the longest path from the input.
+        centre: centre of the first element's receptive field; 0 is the middle of the first pixel, and padding makes it
+            less than the field suggests (Araujo, Norris, Sim 2019, https://distill.pub/2019/computing-receptive-fields).
     """
 
     field: Pair
     jump: Pair
     size: tuple[int, int]
     depth: int
+    centre: Pair = (0, 0)
 
-    def through(self, kernel: Pair, stride: Pair, size: tuple[int, int], depth: int = 0) -> View:
-        """The view after a window of `kernel` elements (including dilation) that moves by `stride`."""
+    def through(
+        self, kernel: Pair, stride: Pair, size: tuple[int, int], depth: int = 0, padding: Pair = (0, 0)
+    ) -> View:
+        """The view after a window of `kernel` elements (including dilation) that moves by `stride`.
+
+        `padding` is the number of elements that are added above and to the left of the map.
+        """
         return View(
             (self.field[0] + (kernel[0] - 1) * self.jump[0], self.field[1] + (kernel[1] - 1) * self.jump[1]),
             (self.jump[0] * stride[0], self.jump[1] * stride[1]),
             size,
             self.depth + depth,
+            (
+                self.centre[0] + ((kernel[0] - 1) / 2 - padding[0]) * self.jump[0],
+                self.centre[1] + ((kernel[1] - 1) / 2 - padding[1]) * self.jump[1],
+            ),
         )
+
+    def box(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """The receptive field of one element: top, left, bottom, right in pixels, the last two excluded.
+
+        It reaches outside the picture where the element depends on padding.
+        """
+        top, left = (
+            math.floor(centre + place * jump - (field - 1) / 2 + 0.5)
+            for centre, place, jump, field in zip(self.centre, (row, column), self.jump, self.field, strict=True)
+        )
+        return top, left, top + round(self.field[0]), left + round(self.field[1])
 
     def pooled(self) -> View:
         """The view after the whole map is reduced to one element."""
@@ -104,6 +128,10 @@ class Tracer(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
+    def view_of(self, tensor: torch.Tensor) -> View | None:
+        """The view of a tensor that was computed from the picture while the tracer was active."""
+        return self._views.get(tensor)
+
     def _entering(self, path: str) -> Callable[..., None]:
         def enter(*_: Any) -> None:
             self._path.append(path)
@@ -155,7 +183,7 @@ class Tracer(TorchFunctionMode):
         elif outputs[0].ndim == 4 and name in ("interpolate", "pad"):
             height, width = outputs[0].shape[-2:]
             zoom = (view.size[0] / height, view.size[1] / width) if name == "interpolate" else (1, 1)
-            after = view.through((1, 1), zoom, (height, width))
+            after = view.through((1, 1), zoom, (height, width), padding=_added(name, arguments))
         for output in outputs:
             self._views[output] = after
         if kind:
@@ -187,6 +215,12 @@ class _Arguments:
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
 
 
+def _added(name: str, arguments: _Arguments) -> Pair:
+    """Rows above and columns to the left that `pad` adds to a map."""
+    amounts: Sequence[int] = arguments.get(1, "pad", ()) if name == "pad" else ()
+    return (float(amounts[2]) if len(amounts) > 2 else 0.0, float(amounts[0]) if amounts else 0.0)
+
+
 def _convolved(view: View, arguments: _Arguments, output: torch.Tensor) -> tuple[View, str, int, int]:
     weight: torch.Tensor = arguments.get(1, "weight", None)
     stride, dilation = (_pair(arguments.get(position, name, 1)) for position, name in ((3, "stride"), (5, "dilation")))
@@ -194,7 +228,10 @@ def _convolved(view: View, arguments: _Arguments, output: torch.Tensor) -> tuple
     height, width = (int(side) for side in weight.shape[-2:]) if weight.ndim == 4 else (int(weight.shape[-1]), 1)
     span = (dilation[0] * (height - 1) + 1, dilation[1] * (width - 1) + 1)
     sizes = output.shape[-2:] if weight.ndim == 4 else (output.shape[-1], 1)
-    after = view.through(span, stride, (int(sizes[0]), int(sizes[1])), depth=1)
+    added = arguments.get(4, "padding", 0)
+    if isinstance(added, str):  # `same` adds the odd one below and to the right
+        added = tuple((side - 1) // 2 for side in span) if added == "same" else 0
+    after = view.through(span, stride, (int(sizes[0]), int(sizes[1])), depth=1, padding=_pair(added))
     elements = output.numel()
     name = "conv" if groups == 1 else "depthwise" if weight.shape[1] == 1 else f"conv ({groups} groups)"
     kind = f"{name} {height}x{width}" + _by(stride)
@@ -207,7 +244,8 @@ def _pooled(view: View, arguments: _Arguments, output: torch.Tensor, name: str) 
     argument = arguments.get(2, "stride", None)
     stride = kernel if argument is None or argument == [] else _pair(argument)
     height, width = output.shape[-2:]
-    return view.through(kernel, stride, (height, width)), f"{name} pool {kernel[0]:g}x{kernel[1]:g}{_by(stride)}"
+    after = view.through(kernel, stride, (height, width), padding=_pair(arguments.get(3, "padding", 0)))
+    return after, f"{name} pool {kernel[0]:g}x{kernel[1]:g}{_by(stride)}"
 
 
 def _adapted(view: View, output: torch.Tensor, name: str) -> tuple[View, str]:
@@ -249,11 +287,14 @@ def _pair(value: Any) -> Pair:
 def _widest(views: Sequence[View]) -> View:
     """The view where branches meet: each element depends on all that any branch depends on."""
     largest = max(views, key=lambda view: view.jump)
+    # Squeeze and excitation scales a map by what was pooled over all of it: its elements keep their own places.
+    widest = max(views, key=lambda view: (view.size, view.field))
     return View(
         (max(view.field[0] for view in views), max(view.field[1] for view in views)),
         largest.jump,
         max(view.size for view in views),
         max(view.depth for view in views),
+        widest.centre,
     )
 
 

@@ -20,9 +20,9 @@ from ray import serve
 
 from cluster.ray_internals import keep_replica_on_loopback
 from library.bundle.bundle import Bundle
-from library.bundle.explain import explain as explanation
-from library.bundle.explain import overlay_png
 from library.errors import BadPicture
+from library.evaluation.inside.grad_cam import explain as explanation
+from library.evaluation.inside.grad_cam import overlay_png
 from library.runtimes.runtime import open_runtime
 from library.runtimes.tuning import tune, warm_up
 from library.steps.plugins import Plugin, install, load_installed

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from library.bundle.bundle import Bundle
 from library.bundle.ensemble import ensemble
-from library.bundle.explain import explain
 from library.errors import StriateError
+from library.evaluation.inside.grad_cam import explain
 from library.pipeline.inputs import Prepared
 from library.runtimes import NAMES
 from library.runtimes.parity import BF16_TOLERANCE, check, compare, samples, tolerance

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from library.bundle.bundle import Bundle
-from library.bundle.explain import explain
 from library.errors import BadPicture
+from library.evaluation.inside.grad_cam import explain
 from library.imaging import codec
 from library.runtimes.parity import compare, tolerance
 from library.runtimes.runtime import Runtime, open_runtime

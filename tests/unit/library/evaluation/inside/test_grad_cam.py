@@ -14,8 +14,8 @@ from torch import nn
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.bundle.ensemble import ensemble
-from library.bundle.explain import explain, overlay, overlay_png
 from library.errors import UsageError
+from library.evaluation.inside.grad_cam import explain, overlay, overlay_png
 from library.imaging import codec
 from library.models.build import create
 from library.models.classifier import Classifier

@@ -8,7 +8,6 @@ overlay_png(prepared, explanation.heat)
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +20,7 @@ from torch import nn
 
 from library.bundle.bundle import Bundle
 from library.errors import UsageError
+from library.evaluation.inside.recording import Recorder, Result, as_batch
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from library.imaging.picture import Pixels
@@ -85,7 +85,7 @@ def overlay(prepared: Prepared, heat: NDArray[np.float32]) -> NDArray[np.uint8]:
         prepared = prepared[0]
     factor = max(1, -(-_OVERLAY_PX // min(prepared.shape[:2])))
     picture = np.repeat(np.repeat(visible(prepared), factor, 0), factor, 1).astype(np.float32)
-    large = np.clip(_resized(heat, *picture.shape[:2]), 0, 1)
+    large = np.clip(resized(heat, *picture.shape[:2]), 0, 1)
     colours = cv2.applyColorMap(np.rint(_REDDEST * large).astype(np.uint8), cv2.COLORMAP_TURBO)[:, :, ::-1]
     # Where there is no heat the picture stays as it is.
     opacity = _OPACITY * large[:, :, None]
@@ -105,15 +105,15 @@ def _heat(bundle: Bundle, prepared: Prepared, class_name: str) -> NDArray[np.flo
     height, width = maps[0].shape
     mean = np.zeros((height, width), np.float32)
     for one, weight in zip(maps, weights, strict=True):
-        mean += _resized(one, height, width) * (weight / sum(weights))
+        mean += resized(one, height, width) * (weight / sum(weights))
     return _normalised(mean)
 
 
 def _grad_cam(model: Classifier, pixels: Pixels, target: int) -> NDArray[np.float32]:
-    batch = torch.from_numpy(np.stack([pixels])).to(next(model.parameters()).device).permute(0, 3, 1, 2)
-    with torch.enable_grad(), _Recorder(model) as recorder:
-        logit = model(batch)[0, target]
-        maps = recorder.candidates()
+    found = _Maps()
+    with torch.enable_grad(), Recorder(model, found.add):
+        logit = model(as_batch(model, [pixels]))[0, target]
+        maps = found.candidates()
         # The gradient of a map that does not reach the answer is None.
         gradients: Sequence[torch.Tensor | None] = (
             cast(Any, torch.autograd.grad(logit, maps, allow_unused=True)) if maps else ()
@@ -121,34 +121,28 @@ def _grad_cam(model: Classifier, pixels: Pixels, target: int) -> NDArray[np.floa
     for values, gradient in zip(reversed(maps), reversed(gradients), strict=True):
         if gradient is None:
             continue
-        values, gradient = recorder.as_map(values.detach()), recorder.as_map(gradient)
+        values, gradient = found.as_map(values.detach()), found.as_map(gradient)
         if bool(gradient.any()):
             # Equation 1: a channel's weight is its mean gradient; equation 2: only positive evidence counts.
             cam = torch.relu((gradient.mean((1, 2), keepdim=True) * values).sum(0)).float().cpu().numpy()
             height, width = pixels.shape[:2]
-            return _normalised(_resized(cam, height, width))
+            return _normalised(resized(cam, height, width))
     if maps:  # all gradients are 0: no change of the picture would change the answer
         return np.zeros(pixels.shape[:2], np.float32)
     raise UsageError(f"{model.name} has no map over the picture, which Grad-CAM needs: use a network with convolutions")
 
 
-class _Recorder:
-    """Records the results of a network's modules, in the order in which they run."""
+class _Maps:
+    """The maps of a network that Grad-CAM may use, from all results that have a gradient."""
 
-    def __init__(self, model: Classifier) -> None:
-        self._model, self._handles = model, list[Any]()
+    def __init__(self) -> None:
         self._results: list[tuple[bool, torch.Tensor]] = []
-        self._thread = threading.get_ident()
         self._size = (0, 0)
 
-    def __enter__(self) -> _Recorder:
-        for module in self._model.net.modules():
-            self._handles.append(module.register_forward_hook(self._record))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def add(self, result: Result) -> None:
+        """Keeps what a module returned."""
+        if result.tensor.requires_grad:
+            self._results.append((isinstance(result.module, nn.Conv2d) and result.tensor.ndim == 4, result.tensor))
 
     def candidates(self) -> Sequence[torch.Tensor]:
         """Results from the last convolution with more than one position onwards that have as many positions."""
@@ -174,13 +168,9 @@ class _Recorder:
             return tensor[0]
         return tensor[0, -self._size[0] * self._size[1] :].T.unflatten(1, self._size)
 
-    def _record(self, module: nn.Module, _: Any, result: Any) -> None:
-        # Other threads may call the same network meanwhile.
-        if threading.get_ident() == self._thread and isinstance(result, torch.Tensor) and result.requires_grad:
-            self._results.append((isinstance(module, nn.Conv2d) and result.ndim == 4, result))
 
-
-def _resized(heat: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+def resized(heat: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """A map of another size, by bilinear interpolation."""
     return cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
 
 
