@@ -1,5 +1,5 @@
 """A look inside a classifier: what its stages compute, what its units look for, and which parts of a picture count.
 
-The functions return arrays; `library.evaluation.inside.band_drawing` makes pictures of them. None needs more than PyTorch
-and OpenCV, so that the served page can use them, but `embedding` (scikit-learn) and `inside_page` (the report's page).
+The functions return arrays, and `library.evaluation.inside.band_drawing` draws them. Only `embedding` (scikit-learn) and
+the page need more than PyTorch and OpenCV, so the served page can use the others.
 """
