@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from cluster.connection.session import connect
 from cluster.shared_paths import check_shared
@@ -16,10 +19,11 @@ from jobs.shards.dataset_job import shard_tasks
 from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
 from jobs.shards.results import ShardRun
 from library import storage
-from library.bundle.description import BundleRecord, load_record, plugins_of
+from library.bundle.description import BundleRecord, load_members, load_record, plugins_of
 from library.dataset.destination import reports_below, shard_stem
 from library.dataset.lease import hold
 from library.dataset.manifest import REPORTS, VERSIONS, Manifest, load_manifest, save_report
+from library.dataset.shards import ShardReader
 from library.dataset.task import ShardTask
 from library.errors import StriateError, UsageError
 from library.evaluation.comparison import compare
@@ -27,15 +31,20 @@ from library.evaluation.leakage import Leaks, leak_effect
 from library.evaluation.metrics import evaluate
 from library.evaluation.report import PAGE, Content, Counts, Subject, Throughput, account, check_report, render, summary
 from library.evaluation.robustness import measure
-from library.evaluation.sums import EvaluateReport, EvaluateTotals, Sums
+from library.evaluation.several_labels import evaluate_labels
+from library.evaluation.sums import Counted, EvaluateReport, EvaluateTotals, LabelScores, Sums
 from library.pipeline.inputs import InputPipeline
+from library.recipe.yaml_text import load_yaml
 from library.steps.plugins import Plugin, named
 from library.storage import FileInfo
+from library.training.label_sets import check_column
 from library.training.progress import read_metrics
 from library.work.evaluate_shard import EvaluateJob
 
 SUMMARY = "summary.json"
 ROBUSTNESS_PICTURES = 1000
+#: A classifier of any number of classes predicts those with at least this probability.
+THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class EvaluatePlan:
         robustness_pictures: number of pictures for robustness; 0 to skip it.
         used_plugins: the plugins that the bundles need.
         leak_search: where leaks are looked for; None to look for none.
+        labels: where the only bundle gives a picture any number of classes: the column with their names.
+        threshold: there, the least probability of a predicted class.
     """
 
     bundles: tuple[str, ...]
@@ -62,6 +73,8 @@ class EvaluatePlan:
     robustness_pictures: int
     used_plugins: tuple[Plugin, ...] = ()
     leak_search: LeakSearch | None = None
+    labels: str | None = None
+    threshold: float = 0.5
 
 
 def plan_evaluate(
@@ -72,6 +85,8 @@ def plan_evaluate(
     robustness_pictures: int = 0,
     without_leaks: Sequence[str] = (),
     near: int | None = 4,
+    labels: str | None = None,
+    threshold: float | None = None,
 ) -> EvaluatePlan:
     """Checks everything that can be checked before Ray starts.
 
@@ -82,6 +97,9 @@ def plan_evaluate(
         robustness_pictures: number of pictures for robustness; 0 to skip it.
         without_leaks: URIs of training sets whose pictures are also left out; `auto` for those that the bundles name.
         near: the most bits in which near duplicates of training pictures differ; None for exact duplicates only.
+        labels: for a bundle that gives a picture any number of classes, the column with a list of names for each
+            picture; None for that of its recipe.
+        threshold: for such a bundle, the least probability of a predicted class; None for 0.5.
 
     Raises:
         UsageError: for anything wrong with the request, e.g. no class in common.
@@ -95,13 +113,13 @@ def plan_evaluate(
         raise UsageError(f"{bundles[0]} is given twice; name two bundles to compare them")
     records = tuple(load_record(uri) for uri in uris)
     manifest = load_manifest(dataset)
-    for uri, record in zip(uris, records, strict=True):
-        if record.multilabel:
-            raise UsageError(
-                f"{uri} gives a picture any number of classes, and `striate evaluate` compares one class with the "
-                "label; use the metrics of its training, or `striate predict` and its column `predicted_labels`"
-            )
-        if not set(record.classes) & set(manifest.tally.classes):
+    named_bundles = list(zip(uris, records, strict=True))
+    column = _labels_column(named_bundles, dataset, manifest, labels, threshold)
+    if column is not None and (robustness_pictures or without_leaks):
+        option = "--robustness" if robustness_pictures else "--without-leaks"
+        raise UsageError(f"{option} measures top-1, and {uris[0]} gives a picture any number of classes; leave it out")
+    for uri, record in named_bundles:
+        if column is None and not set(record.classes) & set(manifest.tally.classes):
             raise UsageError(
                 f"no picture of {dataset} has a class that {uri} knows; the dataset has "
                 f"{_few(list(manifest.tally.classes)) or 'no labels'}, the bundle knows {_few(record.classes)}"
@@ -114,9 +132,54 @@ def plan_evaluate(
         check_report(report, [dataset], "striate evaluate")
     curves = tuple(read_metrics(storage.join(uri, "logs")) for uri in uris)
     used_plugins = named({name for uri, record in zip(uris, records, strict=True) for name in plugins_of(uri, record)})
-    named_bundles = list(zip(uris, records, strict=True))
     search = plan_leak_search(without_leaks, named_bundles, dataset, near) if without_leaks else None
-    return EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures, used_plugins, search)
+    plan = EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures, used_plugins, search)
+    return dataclasses.replace(plan, labels=column, threshold=THRESHOLD if threshold is None else threshold)
+
+
+def _labels_column(
+    bundles: Sequence[tuple[str, BundleRecord]],
+    dataset: str,
+    manifest: Manifest,
+    wanted: str | None,
+    threshold: float | None,
+) -> str | None:
+    """Returns the column with the classes of each picture; None where the bundles give a picture one class.
+
+    Raises:
+        UsageError: the options do not suit the bundles, or there is no such column.
+    """
+    several = [uri for uri, record in bundles if record.multilabel]
+    if not several:
+        for option, value in (("--labels", wanted), ("--threshold", threshold)):
+            if value is not None:
+                raise UsageError(f"{option} has no effect: {bundles[0][0]} gives a picture one class; leave it out")
+        return None
+    if len(bundles) > 1:
+        raise UsageError(
+            f"{several[0]} gives a picture any number of classes, so it cannot be compared with another bundle; "
+            "evaluate each by itself"
+        )
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold {threshold:g}: must be a probability between 0 and 1")
+    ((uri, record),) = bundles
+    column = wanted or _trained_column(uri, record)
+    if column is None:
+        raise UsageError(f"{uri} does not say which column holds the names of a picture's classes; add --labels COLUMN")
+    if manifest.shards:
+        schema = ShardReader(storage.join(dataset, manifest.shards[0].name)).schema()
+        check_column(dataset, schema, column, "--labels")
+    return column
+
+
+def _trained_column(uri: str, record: BundleRecord) -> str | None:
+    """Returns the column that a bundle, or the first member of an ensemble, learned from; None if it does not say."""
+    members = load_members(uri, record)
+    recipe = (members[0][1] if members else record).provenance.get("recipe")
+    fields = load_yaml(recipe) if isinstance(recipe, str) else {}
+    data = fields.get("data") if isinstance(fields, Mapping) else None
+    column = data.get("labels") if isinstance(data, Mapping) else None
+    return column if isinstance(column, str) else None
 
 
 def _few(names: Sequence[str]) -> str:
@@ -134,7 +197,7 @@ class EvaluateResults:
     """
 
     def __init__(self, plan: EvaluatePlan) -> None:
-        self.totals = EvaluateTotals(len(plan.bundles))
+        self.totals = EvaluateTotals(len(plan.bundles) if plan.labels is None else 0)
         self.resumed = 0
         self.start_s: float | None = None
         self.robustness_s = 0.0
@@ -234,6 +297,8 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
             device=pool.device,
             threads=pool.cpus,
             leaked=None if found is None else found.keys,
+            labels=plan.labels,
+            threshold=None if plan.labels is None else plan.threshold,
         )
         results = EvaluateResults(plan)
         todo = results.resume(tasks, job)
@@ -255,7 +320,9 @@ def content_of(
     return Content(
         plan.dataset,
         plan.manifest.digest,
-        [_subject(plan, number, sums, leaks and totals.leaked[number]) for number, sums in enumerate(totals.sums)],
+        [_labels_subject(plan, totals.label_scores)]
+        if plan.labels is not None
+        else [_subject(plan, number, sums, leaks and totals.leaked[number]) for number, sums in enumerate(totals.sums)],
         _throughput(plan, pool, results, run),
         None if totals.pairs is None else compare(totals.pairs),
         f"made {now} by striate {VERSIONS['striate']}",
@@ -264,20 +331,11 @@ def content_of(
 
 
 def _subject(plan: EvaluatePlan, number: int, sums: Sums, leaked: Sums | None) -> Subject:
-    uri, record = plan.bundles[number], plan.records[number]
-    by_reason = (dict(sorted(counter.items())) for counter in (sums.dropped, sums.rejected, sums.unknown))
-    counts = Counts(sums.pictures, sums.judged, *by_reason)
-    if not sums.judged:
-        raise StriateError(f"{uri} could not be evaluated on any picture of {plan.dataset}: {account(counts)}")
-    if counts.rows_in != plan.manifest.rows:
-        raise StriateError(
-            f"{plan.dataset} holds {counts.rows_in:,} pictures, its manifest says {plan.manifest.rows:,}; it was "
-            "changed while it was read"
-        )
+    record = plan.records[number]
     return Subject(
-        name=uri,
+        name=plan.bundles[number],
         bundle_id=record.id,
-        counts=counts,
+        counts=_counts(plan, number, sums),
         evaluation=evaluate(record.classes, sums),
         mistakes=sums.mistakes,
         examples={example.key: example for example in sums.examples},
@@ -286,6 +344,41 @@ def _subject(plan: EvaluatePlan, number: int, sums: Sums, leaked: Sums | None) -
         robustness=measure(sums.robust, plan.robustness_pictures),
         leak_effect=None if leaked is None else leak_effect(record.classes, sums, leaked),
     )
+
+
+def _labels_subject(plan: EvaluatePlan, scores: LabelScores) -> Subject:
+    (uri,), (record,), (curves,) = plan.bundles, plan.records, plan.curves
+    counts = _counts(plan, 0, scores)
+    if not any(np.frombuffer(rows.truth, np.uint8).any() for rows in scores.rows):
+        raise StriateError(
+            f"no picture of {plan.dataset} has a class that {uri} knows in its column '{plan.labels}'; the column has "
+            f"{_few(list(scores.unknown)) or 'no names'}, the bundle knows {_few(record.classes)}"
+        )
+    return Subject(
+        name=uri,
+        bundle_id=record.id,
+        counts=counts,
+        evaluation=evaluate_labels(record.classes, scores, plan.threshold),
+        mistakes=scores.mistakes,
+        examples={example.key: example for example in scores.examples},
+        record=record.model_dump(mode="json"),
+        curves=curves,
+    )
+
+
+def _counts(plan: EvaluatePlan, number: int, counted: Counted) -> Counts:
+    by_reason = (dict(sorted(counter.items())) for counter in (counted.dropped, counted.rejected, counted.unknown))
+    counts = Counts(counted.pictures, counted.judged, *by_reason)
+    if not counted.judged:
+        raise StriateError(
+            f"{plan.bundles[number]} could not be evaluated on any picture of {plan.dataset}: {account(counts)}"
+        )
+    if counts.rows_in != plan.manifest.rows:
+        raise StriateError(
+            f"{plan.dataset} holds {counts.rows_in:,} pictures, its manifest says {plan.manifest.rows:,}; it was "
+            "changed while it was read"
+        )
+    return counts
 
 
 def _throughput(plan: EvaluatePlan, pool: WorkerPool, results: EvaluateResults, run: ShardRun) -> Throughput:

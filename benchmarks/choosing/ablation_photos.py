@@ -51,8 +51,8 @@ def main() -> int:
     )
     parser.add_argument("--sharpness", type=float, default=175.0, help="bound of the second question (175)")
     parser.add_argument("--seeds", type=at_least(5), default=5, help="trainings of each set (5)")
-    parser.add_argument("--replicates", type=at_least(5), default=40, help="of the bootstrap of a linear head (40)")
-    parser.add_argument("--epochs", type=at_least(1), default=15, help="of each training (15)")
+    parser.add_argument("--replicates", type=at_least(5), default=20, help="of the bootstrap of a linear head (20)")
+    parser.add_argument("--epochs", type=at_least(1), default=40, help="of each training (40)")
     return run_benchmark(__file__, parser, _measure, _show, machine_facts=lambda _: torch_facts("cpu"))
 
 

@@ -165,6 +165,19 @@ def evaluate_command(
     no_near: Annotated[
         bool, typer.Option("--no-near", help="Look for equal files and equal pixels only, for --without-leaks.")
     ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="For a classifier of several labels: the column with the names of each picture's classes.",
+            show_default="the column that it learned from",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="For a classifier of several labels: least probability of a predicted one.", show_default="0.5"
+        ),
+    ] = None,
     workers: Workers = None,
     gpu: Gpu = None,
     size: Size = None,
@@ -174,13 +187,16 @@ def evaluate_command(
 ) -> None:
     """Measure a classifier on a dataset: accuracy, loss, every class, calibration, with 95% intervals.
 
-    Two bundles are evaluated on the same pictures and compared by McNemar's test.
+    Two bundles are evaluated on the same pictures and compared by McNemar's test. A classifier of several labels
+    gets mean average precision, F1, the share of pictures whose labels are all right, and the same of every class.
 
         striate evaluate out/lenet out/mnist/test --report out/report
 
         striate evaluate out/lenet out/mlp out/mnist/test --robustness
 
         striate evaluate out/lenet out/mnist/test --without-leaks auto
+
+        striate evaluate out/tagger out/photos/test --labels tags --threshold 0.3
     """
     if len(bundles_and_data) not in (2, 3):
         raise UsageError(f"{len(bundles_and_data)} arguments instead of BUNDLE DATASET or BUNDLE BUNDLE DATASET")
@@ -203,6 +219,8 @@ def evaluate_command(
         robustness_pictures=pictures,
         without_leaks=without_leaks or (),
         near=bits,
+        labels=labels,
+        threshold=threshold,
     )
     _say_decoders(*bundles)
     content = run_evaluate(plan, workers=workers or "auto", gpu=gpu, size=size, address=address)

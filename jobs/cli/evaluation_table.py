@@ -11,6 +11,7 @@ from library.evaluation.leakage import LeakEffect
 from library.evaluation.metrics import Evaluation
 from library.evaluation.report import Content, account, leaks_line, speed
 from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
+from library.evaluation.several_labels import LabelsEvaluation
 
 _MOST_CLASSES = 20
 
@@ -24,6 +25,10 @@ def print_evaluation(content: Content) -> None:
     for subject in content.subjects:
         console.print(f"\n[bold]{escape(subject.name)}[/]  bundle {subject.bundle_id[:12]}", soft_wrap=True)
         console.print(account(subject.counts), markup=False, soft_wrap=True)
+        if isinstance(subject.evaluation, LabelsEvaluation):
+            console.print(_label_headline(subject.evaluation))
+            console.print(_label_classes(subject.evaluation))
+            continue
         console.print(_headline(subject.evaluation))
         if subject.leak_effect is not None:
             console.print(_leak_effect(subject.leak_effect))
@@ -43,6 +48,36 @@ def _headline(evaluation: Evaluation) -> Table:
         form = "{:.4f}" if metric == "loss" else "{:.2%}"
         table.add_row(name, form.format(value), f"95% interval {form.format(low)} to {form.format(high)}")
     table.add_row("calibration error", f"{evaluation.calibration.ece:.4f}", "")
+    return table
+
+
+def _label_headline(evaluation: LabelsEvaluation) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, metric in (
+        ("mean average precision", "mean_ap"),
+        (f"F1 at {evaluation.threshold:g}, micro", "f1_micro"),
+        (f"F1 at {evaluation.threshold:g}, macro", "f1_macro"),
+        ("all classes right", "subset_accuracy"),
+        ("loss", "loss"),
+    ):
+        value, (low, high) = getattr(evaluation, metric), evaluation.intervals[metric]
+        form = "{:.4f}" if metric == "loss" else "{:.2%}"
+        table.add_row(name, form.format(value), f"95% interval {form.format(low)} to {form.format(high)}")
+    return table
+
+
+def _label_classes(evaluation: LabelsEvaluation) -> Table:
+    scores, title = list(evaluation.per_class), "classes"
+    if len(scores) > _MOST_CLASSES:
+        scores.sort(key=lambda score: (score.average_precision is None, score.average_precision, score.name))
+        scores, title = scores[:_MOST_CLASSES], f"the {_MOST_CLASSES} classes with the lowest average precision"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("class")
+    for name in ("pictures", "AP", "precision", "recall", "F1"):
+        table.add_column(name, justify="right")
+    for score in scores:
+        shares = (score.average_precision, score.precision, score.recall, score.f1)
+        table.add_row(escape(visible(score.name)), f"{score.support:,}", *map(_share, shares))
     return table
 
 

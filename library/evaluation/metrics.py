@@ -114,8 +114,8 @@ def evaluate(classes: Sequence[str], sums: Sums) -> Evaluation:
         top5=sums.top5 / pictures,
         loss=loss,
         intervals={
-            "top1": _share_interval(sums.top1, pictures),
-            "top5": _share_interval(sums.top5, pictures),
+            "top1": share_interval(sums.top1, pictures),
+            "top5": share_interval(sums.top5, pictures),
             "loss": (max(0.0, low), high),
         },
         per_class=_per_class(classes, confusion),
@@ -124,7 +124,8 @@ def evaluate(classes: Sequence[str], sums: Sums) -> Evaluation:
     )
 
 
-def _share_interval(hits: int, pictures: int) -> tuple[float, float]:
+def share_interval(hits: int, pictures: int) -> tuple[float, float]:
+    """Returns the 95% bootstrap interval of the fraction `hits` / `pictures`, exactly."""
     low, high = stats.binom.ppf(QUANTILES, pictures, hits / pictures) / pictures
     return float(low), float(high)
 

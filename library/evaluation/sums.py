@@ -1,4 +1,4 @@
-"""The sums that an evaluation keeps of labelled pictures, exact in any order, and a few samples.
+"""What an evaluation keeps of labelled pictures: sums that are exact in any order, and a few samples.
 
 All sums are integers: losses and confidences are counted in units of `UNIT`, so each is off by at most 5e-13 and adding
 them loses nothing. The sums of a dataset are therefore the same for any division into shards and any order of shards,
@@ -118,14 +118,52 @@ def _no_bins() -> list[int]:
     return [0] * CALIBRATION_BINS
 
 
-class Sums(_Model):
-    """The outcomes of one classifier on some pictures: each was judged, dropped or rejected.
+class Counted(_Model):
+    """Counts of pictures, each of which was judged, dropped or rejected, and the most confident mistakes.
 
     Attributes:
         judged: number of judged pictures.
         dropped: pictures by reason: dropped by the classifier's own selectors, or because of their label.
         rejected: pictures that cannot be used, by reason.
-        unknown: pictures by label that the classifier does not know; these are dropped.
+        unknown: pictures by label that the classifier does not know; dropped, if it is their only label.
+        mistakes: the `MISTAKES` most confident ones, most confident first; ties by key.
+        examples: small copies of these, where requested.
+    """
+
+    judged: int = 0
+    dropped: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    mistakes: list[Mistake] = []
+    examples: list[Example] = []
+
+    @property
+    def pictures(self) -> int:
+        """Number of all pictures: judged, dropped and rejected."""
+        return self.judged + self.dropped.total() + self.rejected.total()
+
+    def count(self, dropped: Counter[str], rejected: Counter[str], unknown: Counter[str]) -> None:
+        """Adds pictures that were not judged."""
+        self.dropped.update(dropped)
+        self.rejected.update(rejected)
+        self.unknown.update(unknown)
+
+    def _merge_counts(self, other: Counted) -> None:
+        self.judged += other.judged
+        self.count(other.dropped, other.rejected, other.unknown)
+        self._add_mistakes(other.mistakes)
+        keys = {mistake.key for mistake in self.mistakes}
+        self.examples = [example for example in (*self.examples, *other.examples) if example.key in keys]
+
+    def _add_mistakes(self, mistakes: Iterable[Mistake]) -> None:
+        candidates = [*self.mistakes, *mistakes]
+        self.mistakes = heapq.nsmallest(MISTAKES, candidates, key=lambda mistake: (-mistake.confidence, mistake.key))
+
+
+class Sums(Counted):
+    """The outcomes of one classifier that gives each picture one class.
+
+    Attributes:
         top1: judged pictures whose most probable class is the true one.
         top5: judged pictures whose true class is among the `TOP_K` most probable.
         loss: sum of the losses, in `UNIT`.
@@ -134,17 +172,11 @@ class Sums(_Model):
         bin_counts: judged pictures by confidence, in bins of equal width over 0 to 1, open below and closed above.
         bin_correct: those of them that are correct.
         bin_confidence: sum of their confidences, in `UNIT`.
-        mistakes: the `MISTAKES` most confident ones, most confident first; ties by key.
-        examples: small copies of these, where requested.
         robust: for each picture on which robustness is measured (`library.evaluation.robustness`) its rank and the
             outcomes without corruption and under each corruption: 1 for correct, 0 for wrong, - for dropped by the
             classifier's own selectors.
     """
 
-    judged: int = 0
-    dropped: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
     top1: int = 0
     top5: int = 0
     loss: int = 0
@@ -153,14 +185,7 @@ class Sums(_Model):
     bin_counts: list[int] = pydantic.Field(default_factory=_no_bins)
     bin_correct: list[int] = pydantic.Field(default_factory=_no_bins)
     bin_confidence: list[int] = pydantic.Field(default_factory=_no_bins)
-    mistakes: list[Mistake] = []
-    examples: list[Example] = []
     robust: list[tuple[int, str]] = []
-
-    @property
-    def pictures(self) -> int:
-        """Number of all pictures: judged, dropped and rejected."""
-        return self.judged + self.dropped.total() + self.rejected.total()
 
     def add(self, outcomes: Outcomes) -> None:
         """Adds judged pictures."""
@@ -191,24 +216,15 @@ class Sums(_Model):
             for row in np.flatnonzero(~correct).tolist()
         )
 
-    def count(self, dropped: Counter[str], rejected: Counter[str], unknown: Counter[str]) -> None:
-        """Adds pictures that were not judged."""
-        self.dropped.update(dropped)
-        self.rejected.update(rejected)
-        self.unknown.update(unknown)
-
     def merge(self, other: Sums) -> None:
         """Adds the sums of other pictures."""
-        for name in ("judged", "top1", "top5", "loss", "loss_squared"):
+        self._merge_counts(other)
+        for name in ("top1", "top5", "loss", "loss_squared"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("dropped", "rejected", "unknown", "confusion"):
-            getattr(self, name).update(getattr(other, name))
+        self.confusion.update(other.confusion)
         for name in ("bin_counts", "bin_correct", "bin_confidence"):
             setattr(self, name, _added(getattr(self, name), getattr(other, name)))
         self.robust += other.robust
-        self._add_mistakes(other.mistakes)
-        keys = {mistake.key for mistake in self.mistakes}
-        self.examples = [example for example in (*self.examples, *other.examples) if example.key in keys]
 
     def without(self, part: Sums) -> Sums:
         """Returns the sums of the judged pictures that are not in `part`, without their mistakes and examples."""
@@ -218,9 +234,71 @@ class Sums(_Model):
             sums[name] = _added(getattr(self, name), [-count for count in getattr(part, name)])
         return Sums(**sums)
 
-    def _add_mistakes(self, mistakes: Iterable[Mistake]) -> None:
-        candidates = [*self.mistakes, *mistakes]
-        self.mistakes = heapq.nsmallest(MISTAKES, candidates, key=lambda mistake: (-mistake.confidence, mistake.key))
+
+class LabelRows(_Model):
+    """What is kept of N pictures that may have any number of the K classes.
+
+    Attributes:
+        ranks: N numbers, uint64, that depend on the keys alone.
+        truth: N x K bits, packed by `numpy.packbits`: which classes each picture has.
+        probabilities: N x K, float32.
+    """
+
+    ranks: bytes
+    truth: bytes
+    probabilities: bytes
+
+
+class LabelScores(Counted):
+    """The outcomes of a classifier that gives a picture any number of classes.
+
+    Average precision ranks all pictures of a class, so no sum can replace the probabilities: they are all kept, 4 bytes
+    for each picture and class. This is the one result of an evaluation that grows with the number of pictures.
+
+    Attributes:
+        rows: of the judged pictures.
+    """
+
+    rows: list[LabelRows] = []
+
+    def add(
+        self,
+        ranks: NDArray[np.uint64],
+        truth: NDArray[np.bool_],
+        probabilities: NDArray[np.float32],
+        mistakes: Iterable[Mistake],
+    ) -> None:
+        """Adds N judged pictures: a rank for each, N x K classes, N x K probabilities, and those that are wrong."""
+        if len(ranks):
+            self.judged += len(ranks)
+            packed = np.packbits(truth, axis=None).tobytes()
+            self.rows.append(
+                LabelRows(
+                    ranks=ranks.tobytes(), truth=packed, probabilities=np.ascontiguousarray(probabilities).tobytes()
+                )
+            )
+            self._add_mistakes(mistakes)
+
+    def merge(self, other: LabelScores) -> None:
+        """Adds other pictures."""
+        self._merge_counts(other)
+        self.rows += other.rows
+
+    def arrays(self, classes: int) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Returns the classes of the N judged pictures, and their probabilities (both N x `classes`).
+
+        The pictures are in the order of their ranks, so they are the same for any division into shards and any order
+        of shards.
+        """
+        shape = (-1, classes)
+        ranks = np.concatenate([np.frombuffer(one.ranks, np.uint64) for one in self.rows])
+        probabilities = [np.frombuffer(one.probabilities, np.float32).reshape(shape) for one in self.rows]
+        truth = [
+            np.unpackbits(np.frombuffer(one.truth, np.uint8), count=part.size).astype(np.bool_).reshape(shape)
+            for one, part in zip(self.rows, probabilities, strict=True)
+        ]
+        order = np.argsort(ranks, kind="stable")
+        return np.concatenate(truth)[order], np.concatenate(probabilities)[order]
 
 
 class Pairs(_Model):
@@ -257,11 +335,13 @@ class EvaluateReport(Report):
         sums: for each classifier.
         pairs: where there are two classifiers.
         leaked: for each classifier, the pictures that leaked from the training set; empty where that was not asked.
+        label_scores: of the only classifier, where it gives a picture any number of classes; there are no sums then.
     """
 
-    sums: list[Sums]
+    sums: list[Sums] = pydantic.Field(default_factory=list[Sums])
     pairs: Pairs | None = None
     leaked: list[Sums] = pydantic.Field(default_factory=list[Sums])
+    label_scores: LabelScores | None = None
 
 
 class EvaluateTotals:
@@ -271,11 +351,16 @@ class EvaluateTotals:
         sums: for each classifier.
         pairs: where there are two classifiers.
         leaked: for each classifier, of the leaked pictures alone.
+        label_scores: of a classifier that gives a picture any number of classes.
         seconds: time by stage.
+
+    Args:
+        classifiers: how many give a picture one class: 0, 1 or 2.
     """
 
     def __init__(self, classifiers: int) -> None:
         self.sums = [Sums() for _ in range(classifiers)]
+        self.label_scores = LabelScores()
         self.leaked = [Sums() for _ in range(classifiers)]
         self.pairs = Pairs() if classifiers == 2 else None
         self.seconds: Counter[str] = Counter()
@@ -288,6 +373,8 @@ class EvaluateTotals:
             total.merge(part)
         if self.pairs is not None and report.pairs is not None:
             self.pairs.merge(report.pairs)
+        if report.label_scores is not None:
+            self.label_scores.merge(report.label_scores)
         self.seconds.update(report.seconds)  # pyright: ignore[reportArgumentType] -- a Counter sums floats as well
 
 

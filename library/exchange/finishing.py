@@ -97,29 +97,44 @@ def _final(folder: str, to: Target, classes: Sequence[str], totals: ExportTotals
 
 
 def _coco(shards: Iterable[bytes], classes: Sequence[str]) -> Iterator[bytes]:
-    """Yields a COCO document: an image for each picture, and for each with a label an annotation.
+    """Yields a COCO document: an image for each picture, and annotations.
 
-    Format: https://cocodataset.org/#format-data - ids count from 1, in the order of the pictures.
+    Format: https://cocodataset.org/#format-data - ids count from 1, in the order of the pictures. A picture with a list
+    of boxes has an annotation with a `bbox` for each, any other one for its class.
     """
-    numbers = {name: number for number, name in enumerate(classes, 1)}
-    categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    yield (
-        b'{"info":{"description":"written by striate convert"},"categories":' + json_bytes(categories) + b',"images":['
-    )
-    annotations: list[tuple[int, int]] = []
+    yield b'{"info":{"description":"written by striate convert"},"images":['
+    annotations: list[tuple[int, str, Mapping[str, Any]]] = []
     image_id = 0
     for lines in shards:
         for line in lines.splitlines():
             picture: Mapping[str, Any] = json.loads(line)
             image_id += 1
-            if picture["label"] is not None:
-                annotations.append((image_id, numbers[picture["label"]]))
+            annotations += [(image_id, *annotation) for annotation in _annotations(picture)]
             yield (b",\n" if image_id > 1 else b"\n") + json_bytes({"id": image_id, **picture})
+    known = set(classes)
+    names = [*classes, *sorted({name for _, name, _ in annotations if name not in known})]
+    numbers = {name: number for number, name in enumerate(names, 1)}
     yield b'\n],"annotations":['
-    for number, (image, category) in enumerate(annotations, 1):
+    for number, (image, category, box) in enumerate(annotations, 1):
         start = b",\n" if number > 1 else b"\n"
-        yield start + json_bytes({"id": number, "image_id": image, "category_id": category})
-    yield b"\n]}\n"
+        yield start + json_bytes({"id": number, "image_id": image, "category_id": numbers[category], **box})
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    yield b'\n],"categories":' + json_bytes(categories) + b"}\n"
+
+
+def _annotations(picture: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the category and the further fields of each annotation of a picture."""
+    label, boxes = picture["label"], picture.get("boxes")
+    if not (isinstance(boxes, list) and all(isinstance(box, dict) and set("xywh") <= box.keys() for box in boxes)):
+        if label is not None:
+            yield label, {}
+        return
+    for box in boxes:
+        name = box.get("label") or label
+        sides = [box[side] for side in "xywh"]
+        if isinstance(name, str) and None not in sides:
+            crowd = int(str(box.get("iscrowd") or 0) in ("1", "True", "true"))
+            yield name, {"bbox": sides, "area": sides[2] * sides[3], "iscrowd": crowd}
 
 
 def _card(classes: Sequence[str], totals: ExportTotals) -> str:

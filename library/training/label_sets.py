@@ -55,8 +55,8 @@ class LabelSets:
         return dict(zip(self.names, counts, strict=True))
 
 
-def check_column(dataset: str, schema: pa.Schema, column: str) -> None:
-    """Refuses a column that does not hold lists of names.
+def check_column(dataset: str, schema: pa.Schema, column: str, option: str = "data.labels") -> None:
+    """Refuses a column that does not hold lists of names; `option` named it.
 
     Raises:
         UsageError: names the columns that would work.
@@ -66,8 +66,7 @@ def check_column(dataset: str, schema: pa.Schema, column: str) -> None:
     usable = ", ".join(field.name for field in schema if _is_list_of_names(field.type)) or "none of its columns does"
     what = f"holds {schema.field(column).type}" if column in schema.names else "does not exist"
     raise UsageError(
-        f"data.labels: the column '{column}' of {dataset} {what}; it must hold a list of names for each "
-        f"picture ({usable})"
+        f"{option}: the column '{column}' of {dataset} {what}; it must hold a list of names for each picture ({usable})"
     )
 
 

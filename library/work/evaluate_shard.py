@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,9 +27,13 @@ from library.imaging import codec
 from library.imaging.contact_sheet import small_copy
 from library.pipeline.inputs import Prepared
 from library.work.classifying import BATCH, Classifier, Prefetcher, drop_reason, prepare_or_reject
+from library.work.multilabel_shard import NO_LABELS, LabelScorer, LabelShard
+
+if TYPE_CHECKING:
+    from library.bundle.bundle import Bundle
 
 #: Reasons for dropping a picture because of its label.
-NO_LABEL, UNKNOWN_LABEL = "no_label", "unknown_label"
+UNKNOWN_LABEL = "unknown_label"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class EvaluateJob:
         threads: pictures decoded at the same time; on a CPU PyTorch uses as many threads.
         leaked: keys of the pictures that leaked from a training set, which are summed up separately, too; None where
             that is not asked.
+        labels: where the only classifier gives a picture any number of classes: the column with their names.
+        threshold: there, the least probability of a predicted class.
     """
 
     bundles: tuple[str, ...]
@@ -56,11 +62,15 @@ class EvaluateJob:
     device: str = "cpu"
     threads: int = 1
     leaked: frozenset[str] | None = None
+    labels: str | None = None
+    threshold: float | None = None
 
     def work_digest(self, task: ShardTask) -> str:
         own = [self.bundle_ids, self.robust_fraction, self.examples, self.device, version("torch")]
         if self.leaked is not None:
             own.append(self._leaked_digest)
+        if self.labels is not None:
+            own += [self.labels, self.threshold]
         return digest_of(["evaluate", *own, VERSIONS])
 
     @cached_property
@@ -69,31 +79,42 @@ class EvaluateJob:
 
     def run(self, task: ShardTask, progress: Progress) -> EvaluateReport:
         start = perf_counter()
-        scorer = self._scorer
+        scorer = self._label_scorer if self.labels is not None else self._scorer
         load_s = perf_counter() - start
         scores = scorer.score(storage.join(task.dataset, task.stem + SUFFIX), progress)
+        if isinstance(scores, LabelShard):
+            results: dict[str, Any] = {"label_scores": scores.scores}
+        else:
+            results = {"sums": scores.sums, "pairs": scores.pairs, "leaked": scores.leaked}
         return EvaluateReport(
             stem=task.stem,
             input_digest=task.input_digest,
             work_digest=self.work_digest(task),
             tally=scores.tally,
             seconds={stage: round(seconds, 4) for stage, seconds in {"load": load_s, **scores.seconds}.items()},
-            sums=scores.sums,
-            pairs=scores.pairs,
-            leaked=scores.leaked,
+            **results,
         )
 
-    @cached_property
-    def _scorer(self) -> ShardScorer:
+    def _loaded(self) -> list[Bundle]:
         import torch
 
         from library.bundle.bundle import Bundle
 
         torch.set_num_threads(self.threads)
         uris_and_ids = zip(self.bundles, self.bundle_ids, strict=True)
-        bundles = [Bundle.load(uri, self.device, bundle_id) for uri, bundle_id in uris_and_ids]
+        return [Bundle.load(uri, self.device, bundle_id) for uri, bundle_id in uris_and_ids]
+
+    @cached_property
+    def _label_scorer(self) -> LabelScorer:
+        assert self.labels is not None
+        assert self.threshold is not None
+        (bundle,) = self._loaded()
+        return LabelScorer(bundle, self.labels, self.threshold, threads=self.threads, examples=self.examples)
+
+    @cached_property
+    def _scorer(self) -> ShardScorer:
         return ShardScorer(
-            bundles,
+            self._loaded(),
             threads=self.threads,
             robust_fraction=self.robust_fraction,
             examples=self.examples,
@@ -235,7 +256,7 @@ class ShardScorer:
         for row in rows:
             prepared = row.prepared[number]
             if row.label is None:
-                dropped[NO_LABEL] += 1
+                dropped[NO_LABELS] += 1
             elif prepared is None:
                 dropped[UNKNOWN_LABEL] += 1
                 unknown[row.label] += 1

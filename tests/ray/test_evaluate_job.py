@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from jobs.cli.app import run
 from jobs.evaluate import EvaluatePlan, plan_evaluate, run_evaluate
@@ -24,13 +25,16 @@ from library.bundle.bundle import Bundle
 from library.dataset.lease import hold
 from library.dataset.task import Progress, ShardTask
 from library.errors import StriateError, UsageError
+from library.evaluation.metrics import Evaluation
 from library.evaluation.report import Content, summary
 from library.evaluation.robustness import CORRUPTIONS
 from library.evaluation.sums import EvaluateReport
 from library.work.evaluate_shard import EvaluateJob
 from tests.bundles import make_bundle
 from tests.datasets import rows
+from tests.picture_examples import encoded, write_files
 from tests.prometheus import exported_once, total
+from tests.unit.library.bundle.test_multilabel_bundle import make_multilabel
 from tests.waiting import until
 
 Striate = Callable[..., Any]
@@ -92,6 +96,7 @@ def test_every_picture_is_judged_as_the_bundle_itself_predicts_it(
             max(predicted[row["key"]], key=lambda name: predicted[row["key"]][name]) == row["label"] for row in pictures
         ]
         loss = -np.mean([np.log(predicted[row["key"]][row["label"]]) for row in pictures])
+        assert isinstance(subject.evaluation, Evaluation)
         assert subject.evaluation.pictures == 86
         assert subject.evaluation.top1 == np.mean(correct)
         assert subject.evaluation.loss == pytest.approx(loss, rel=1e-5)
@@ -117,8 +122,10 @@ def test_two_bundles_are_compared_and_robustness_has_a_limit_of_pictures(
     compared = content.comparison
     assert compared is not None
     assert compared.both + compared.only_first + compared.only_second + compared.neither == 86
-    a, b = (subject.evaluation.top1 for subject in content.subjects)
-    assert compared.difference == pytest.approx(b - a)
+    first, second = (subject.evaluation for subject in content.subjects)
+    assert isinstance(first, Evaluation)
+    assert isinstance(second, Evaluation)
+    assert compared.difference == pytest.approx(second.top1 - first.top1)
     for subject in content.subjects:
         assert subject.robustness is not None
         assert 5 < subject.robustness.pictures <= 20
@@ -286,3 +293,30 @@ def test_a_damaged_bundle_is_named_instead_of_a_worker_dying_of_it(photos: str, 
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(StriateError, match=r"model\.safetensors is damaged"):
         run_evaluate(plan, workers="1", gpu=False)
+
+
+def test_a_classifier_of_several_labels_gets_its_own_metrics_and_page(striate: Striate, tmp_path: Path) -> None:
+    bundle = make_multilabel(tmp_path / "tagger")
+    tags = {f"{number}.png": [["cat"], ["dog", "cat"], [], ["eel"]][number % 4] for number in range(12)}
+    lines = "\n".join(json.dumps({"file_name": name, "tags": names}) for name, names in tags.items())
+    files = {name: encoded("png", 30 + number, 40) for number, name in enumerate(tags)}
+    source = write_files(tmp_path / "raw", files | {"metadata.jsonl": lines.encode()})
+    ingest(plan_ingest(str(source), str(tmp_path / "data"), shard_mb=0.01), workers="2")
+
+    report = tmp_path / "report"
+    code, out, _ = striate(
+        "evaluate", bundle, tmp_path / "data", "--labels", "tags", "--report", report, "--workers", "2", "--json"
+    )
+    numbers = json.loads(out)
+    assert (code, numbers["counts"]["evaluated"], numbers["multilabel"]) == (0, 12, True)
+    loaded = Bundle.load(bundle, "cpu")
+    probabilities = loaded.probabilities([loaded.prepare(data) for data in files.values()])
+    truth = np.array([[name in names for name in loaded.classes] for names in tags.values()])
+    expected = metrics.average_precision_score(truth, probabilities)
+    assert numbers["mean_ap"] == pytest.approx(expected, abs=1e-6)
+    assert "mean average precision" in (report / "index.html").read_text()
+    assert json.loads((report / "summary.json").read_text())["mean_ap"] == numbers["mean_ap"]
+
+    code, out, _ = striate("evaluate", bundle, tmp_path / "data", "--labels", "tags", "--report", report)
+    assert code == 0
+    assert f"{numbers['mean_ap']:.2%}" in out

@@ -11,6 +11,7 @@ from library.evaluation.comparison import Comparison
 from library.evaluation.leakage import LeakEffect, Leaks
 from library.evaluation.metrics import Evaluation
 from library.evaluation.robustness import CORRUPTIONS, Robustness
+from library.evaluation.several_labels import LabelsEvaluation
 from library.evaluation.sums import Example, Mistake
 
 
@@ -39,7 +40,7 @@ class Subject:
         name: the bundle's URI, as a title.
         bundle_id: content digest, in hex.
         counts: of pictures.
-        evaluation: all metrics.
+        evaluation: all metrics, of a classifier that gives a picture one class, or any number of them.
         mistakes: the most confident ones, most confident first.
         examples: small pictures of them, by key.
         record: the bundle's record: model, pipeline, provenance.
@@ -51,7 +52,7 @@ class Subject:
     name: str
     bundle_id: str
     counts: Counts
-    evaluation: Evaluation
+    evaluation: Evaluation | LabelsEvaluation
     mistakes: Sequence[Mistake] = ()
     examples: Mapping[str, Example] = field(default_factory=dict[str, Example])
     record: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -162,10 +163,16 @@ def speed(throughput: Throughput) -> str:
 
 def _numbers(subject: Subject) -> dict[str, Any]:
     evaluation = subject.evaluation
-    numbers: dict[str, Any] = {
+    head: dict[str, Any] = {
         "bundle": subject.name,
         "bundle_id": subject.bundle_id,
         "counts": dataclasses.asdict(subject.counts),
+    }
+    if isinstance(evaluation, LabelsEvaluation):
+        mistakes = [dataclasses.asdict(mistake) for mistake in subject.mistakes]
+        return {**head, "multilabel": True, **dataclasses.asdict(evaluation), "mistakes": mistakes}
+    numbers = {
+        **head,
         "top1": evaluation.top1,
         "top5": evaluation.top5,
         "loss": evaluation.loss,

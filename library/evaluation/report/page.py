@@ -14,10 +14,11 @@ from markupsafe import Markup
 from library import storage
 from library.dataset.manifest import find_manifest
 from library.errors import UsageError
-from library.evaluation.metrics import ClassScore, ConfusedPair, Evaluation, confused_pairs
+from library.evaluation.metrics import ClassScore, ConfusedPair, confused_pairs
 from library.evaluation.report.charts import line_chart, reliability_chart
 from library.evaluation.report.content import Content, Subject, account, leaks_line, speed
 from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
+from library.evaluation.several_labels import LabelScore, LabelsEvaluation
 from library.evaluation.sums import TOP_K
 
 #: Name of a page in its folder.
@@ -32,6 +33,13 @@ _PAIRS, _PAIRS_ALONE = 10, 60
 _NONE = "\N{EN DASH}"
 _IN_ORDER = 30  # more classes than this are listed from the lowest F1
 _METRICS = (("top-1", "top1"), (f"top-{TOP_K}", "top5"), ("loss", "loss"))
+_LABEL_METRICS = (
+    ("mean average precision", "mean_ap"),
+    ("F1, micro", "f1_micro"),
+    ("F1, macro", "f1_macro"),
+    ("all classes right", "subset_accuracy"),
+    ("loss", "loss"),
+)
 
 
 def render(content: Content) -> str:
@@ -42,6 +50,7 @@ def render(content: Content) -> str:
         content=content,
         views=[_view(subject, number) for number, subject in enumerate(content.subjects)],
         metrics=_METRICS,
+        label_metrics=_LABEL_METRICS,
         top_k=TOP_K,
         strengths=STRENGTHS,
         most_in_matrix=MOST_IN_MATRIX,
@@ -111,10 +120,11 @@ class _View:
     """What the page shows of one classifier beside its metrics.
 
     Attributes:
-        confused: the most confused pairs.
+        labels: whether the classifier gives a picture any number of classes.
+        confused: the most confused pairs; none with `labels`.
         scores: scores of the classes, in the order of the list.
         order: that order, in words.
-        reliability: the reliability chart.
+        reliability: the reliability chart; empty with `labels`.
         bins: the numbers of that chart, a row for each bin.
         curves: training curves.
         corrupted: for each kind of corruption one cell per strength: its description, and top-1.
@@ -122,8 +132,9 @@ class _View:
     """
 
     subject: Subject
+    labels: bool
     confused: Sequence[ConfusedPair]
-    scores: Sequence[ClassScore]
+    scores: Sequence[ClassScore] | Sequence[LabelScore]
     order: str
     reliability: Markup
     bins: list[list[str]]
@@ -134,12 +145,19 @@ class _View:
 
 def _view(subject: Subject, number: int) -> _View:
     evaluation = subject.evaluation
+    curves, origin = _curves(subject.curves, number), _origin(subject)
+    if isinstance(evaluation, LabelsEvaluation):
+        by_name = {score.name: score for score in evaluation.per_class}
+        ranked, order = _listed({name: score.average_precision for name, score in by_name.items()}, "average precision")
+        return _View(subject, True, [], [by_name[name] for name in ranked], order, Markup(), [], curves, {}, origin)
     alone = len(evaluation.classes) > MOST_IN_MATRIX
-    scores, order = _listed(evaluation)
+    of_class = {score.name: score for score in evaluation.per_class}
+    ranked, order = _listed({name: score.f1 for name, score in of_class.items()}, "F1")
     return _View(
         subject=subject,
+        labels=False,
         confused=confused_pairs(evaluation.confusion, evaluation.classes, _PAIRS_ALONE if alone else _PAIRS),
-        scores=scores,
+        scores=[of_class[name] for name in ranked],
         order=order,
         reliability=reliability_chart(evaluation.calibration, salt=str(number)),
         bins=[
@@ -147,22 +165,23 @@ def _view(subject: Subject, number: int) -> _View:
             for one in evaluation.calibration.bins
             if one.count
         ],
-        curves=_curves(subject.curves, number),
+        curves=curves,
         corrupted=_corrupted(subject.robustness) if subject.robustness else {},
-        origin=_origin(subject),
+        origin=origin,
     )
 
 
-def _listed(evaluation: Evaluation) -> tuple[Sequence[ClassScore], str]:
-    if len(evaluation.per_class) <= _IN_ORDER:
-        return evaluation.per_class, "in the order of the classifier's outputs"
-    by_f1 = sorted(evaluation.per_class, key=lambda score: (score.f1 is None, score.f1, score.name))
-    return by_f1, "from the lowest F1"
+def _listed(values: Mapping[str, float | None], what: str) -> tuple[Sequence[str], str]:
+    """Returns the order in which classes are listed, and that order in words; `values` decide it if there are many."""
+    if len(values) <= _IN_ORDER:
+        return list(values), "in the order of the classifier's outputs"
+    return sorted(values, key=lambda name: (values[name] is None, values[name], name)), f"from the lowest {what}"
 
 
 _CURVES: tuple[tuple[str, dict[str, str], Callable[[float], str]], ...] = (
     ("Loss", {"train_loss": "training", "val_loss": "validation"}, "{:.3g}".format),
     ("Top-1", {"train_top1": "training", "val_top1": "validation"}, lambda share: f"{share * 100:.4g}%"),
+    ("F1, micro", {"train_f1": "training", "val_f1": "validation"}, lambda share: f"{share * 100:.4g}%"),
     ("Learning rate", {"lr": "learning rate"}, "{:.3g}".format),
 )
 

@@ -231,6 +231,32 @@ def test_coco_has_an_annotation_for_each_label_and_files_where_it_says(photos: s
         assert picture.size == (image["width"], image["height"])
 
 
+def test_boxes_become_annotations_of_coco_and_come_back(tmp_path: Path) -> None:
+    boxes = [
+        [{"x": 1.0, "y": 2.0, "w": 3.5, "h": 4.0, "label": "wheel"}, {"x": 0.0, "y": 0.0, "w": 9.0, "h": 9.0}],
+        [],
+        None,
+    ]
+    type_ = pa.list_(pa.struct([*((side, pa.float64()) for side in "xywh"), ("label", pa.string())]))
+    records = [
+        ImageRecord(
+            str(number), encoded("png", 20, 30), None, "car", codec.probe(encoded("png", 20, 30)), {"boxes": one}
+        )
+        for number, one in enumerate(boxes)
+    ]
+    source = _write(tmp_path / "data", records, [pa.field("boxes", type_)], shards=1)
+    convert(source, tmp_path / "coco", "coco")
+    document = json.loads((tmp_path / "coco" / "annotations.json").read_bytes())
+    assert document["categories"] == [{"id": 1, "name": "car"}, {"id": 2, "name": "wheel"}]
+    found = [(one["image_id"], one["category_id"], one.get("bbox"), one.get("area")) for one in document["annotations"]]
+    # A box without a name has the class of its picture; a picture whose boxes are not known keeps its class alone.
+    assert found == [(1, 2, [1, 2, 3.5, 4], 14), (1, 1, [0, 0, 9, 9], 81), (3, 1, None, None)]
+    assert [one.get("iscrowd") for one in document["annotations"]] == [0, 0, None]
+    after = _back(tmp_path / "coco", tmp_path / "back")
+    assert _content(after) == _content(rows(source))
+    assert after.schema.field("boxes").type == type_
+
+
 @pytest.mark.parametrize("to", TARGETS)
 def test_a_killed_conversion_resumes_to_the_same_bytes(tmp_path: Path, to: Target) -> None:
     source = _plain(tmp_path / "data")
