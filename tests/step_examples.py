@@ -71,6 +71,7 @@ ACROSS_CHANNELS = (
     "bilateral(sigma_space=1)",
     "denoise(patch_size=3, search_size=5)",
     "blur_background(sigma=3)",
+    "with_channels(invert | equalize)",
 )
 
 FILTERS = PER_CHANNEL + RESIZING + ACROSS_CHANNELS

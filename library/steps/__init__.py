@@ -7,7 +7,7 @@ from library.steps.augmentations.photometric import Brightness, ChannelShift, Co
 from library.steps.augmentations.policies import Randaugment, Sometimes, TrivialAugment
 from library.steps.background import BlurBackground
 from library.steps.base import REGISTRY, register
-from library.steps.colour import Channels, Grayscale, Rgb
+from library.steps.colour import Channels, Grayscale, Rgb, WithChannels
 from library.steps.convolution import Convolve
 from library.steps.edges import Canny, Edges, Gabor
 from library.steps.geometry import CenterCrop, Crop, PadSquare, Resize, Rotate90
@@ -118,6 +118,7 @@ __all__ = [
     "Shift",
     "Sometimes",
     "TrivialAugment",
+    "WithChannels",
     "Zoom",
     "register",
 ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import cv2
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from library.errors import BadPicture
 from library.imaging.picture import Pixels
 from library.steps.arrays import Fraction, saturated, white
-from library.steps.base import register
+from library.steps.base import Filter, Steps, register
 
 
 @register("filter", still=True)
@@ -89,6 +89,38 @@ class Channels:
         for index, band in enumerate(self.bands):
             picked[:, :, index] = pixels[:, :, band]
         return picked
+
+
+def _are_still_filters(value: Any) -> Any:
+    if not isinstance(value, Steps):
+        raise ValueError("should be a filter, or several joined by '|', e.g. edges(direction=\"vertical\")")
+    for step in value.steps:
+        if step.kind != "filter" or step.columns() or not step.still:
+            raise ValueError(f"should be filters that leave everything in its place; '{step.name}' is none")
+    return value
+
+
+@register("filter", still=True)
+class WithChannels:
+    """Add the channels of a filtered copy: `with_channels(edges)` gives a grey picture a second channel of edges.
+
+    The model then sees both, as the feature channels of Dollar et al. 2009 (Integral channel features).
+
+    Raises:
+        BadPicture: what the filters raise.
+    """
+
+    filters: Annotated[
+        Steps,
+        BeforeValidator(_are_still_filters),
+        Field(description="one filter, or several: a | b; none that moves pixels or changes the size"),
+    ]
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        filtered = pixels
+        for step in self.filters.steps:
+            filtered = cast(Filter, step)(filtered)
+        return np.concatenate([pixels, filtered], axis=2)
 
 
 def composited(pixels: Pixels, background: tuple[float, ...]) -> Pixels:

@@ -70,5 +70,6 @@ EXAMPLES = {
     "shift": 'shift(x=0.2, y=0.1, fill="reflect")',
     "sometimes": "sometimes(0.5, gaussian_blur(sigma=3))",
     "trivial_augment": "trivial_augment",
+    "with_channels": "with_channels(edges)",
     "zoom": "zoom(0.3)",
 }

@@ -1,0 +1,84 @@
+"""The candidates of a filter search."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from library.choosing.filter_search.space import IDENTITY, Candidate, Space
+from library.choosing.filter_search.trials import Unit, UnitResult, halves
+from library.errors import UsageError
+from library.pipeline import Pipeline
+
+
+def test_every_single_of_the_default_space_is_a_recipe_that_parses() -> None:
+    singles = Space.default().singles()
+    assert len({one.name for one in singles}) == len({one.digest for one in singles}) == len(singles)
+    for one in singles:
+        Pipeline.parse(one.input_steps("grayscale | resize(32)"), refuse="augmentation")
+        Pipeline.parse(one.augment("flip"), refuse="selector")
+        assert Candidate.from_json(one.to_json()) == one
+
+
+def test_filters_come_before_the_recipes_steps_and_channels_after() -> None:
+    assert Candidate("invert").input_steps("grayscale") == "invert | grayscale"
+    assert Candidate("invert", "channels").input_steps("grayscale") == "grayscale | with_channels(invert)"
+    sometimes = Candidate("invert", "sometimes", 0.25)
+    assert sometimes.input_steps("grayscale") == "grayscale"
+    assert sometimes.augment("flip") == "sometimes(0.25, invert) | flip"
+
+
+def test_the_identity_and_placebos_leave_a_recipe_as_it_is() -> None:
+    placebos = [Candidate(placebo=1), Candidate(placebo=2)]
+    for one in (IDENTITY, *placebos):
+        assert (one.input_steps("grayscale"), one.augment("flip")) == ("grayscale", "flip")
+    assert len({one.seed(7) for one in (IDENTITY, *placebos)}) == 3
+    assert Candidate("invert").seed(7) == IDENTITY.seed(7) == 7
+
+
+def test_pairs_come_in_both_orders_without_two_strengths_of_one_step() -> None:
+    space = Space(("median_blur(size=3)", "median_blur(size=5)", "invert", "equalize"))
+    survivors = [Candidate(text) for text in space.filters] + [Candidate("invert", "channels"), Candidate(placebo=1)]
+    names = {one.name for one in space.compose(survivors, 2)}
+    assert {"invert | equalize", "equalize | invert"} <= names
+    assert len(names) == 10
+    assert not any(name.count("median") > 1 for name in names)
+    assert len(space.compose(survivors, 3)) == 12
+
+
+def test_a_space_is_narrowed_and_widened() -> None:
+    text = "filters: [default, 'invert | median_blur(3)']\nwithout: [denoise, canny]\nplaces: [always]\nplacebos: 1"
+    space = Space.parse(text)
+    assert "invert | median_blur(size=3)" in space.filters
+    assert not any("denoise" in filters or "canny" in filters for filters in space.filters)
+    assert {one.place for one in space.singles()} == {"always"}
+    assert space.singles()[-1].name == "placebo 1"
+
+
+def test_all_mistakes_of_a_space_come_in_one_error() -> None:
+    text = "filters: [medan_blur, not_blank, flip]\nlenght: 2\np: 3\nplaces: [always, nowhere]\nlength: 9\nplacebos: -1"
+    with pytest.raises(UsageError) as raised:
+        Space.parse(text, "space.yaml")
+    message = str(raised.value)
+    assert message.startswith("space.yaml is wrong:")
+    for part in ("did you mean 'median_blur'", "drops pictures", "random", "did you mean 'length'", "p: 3 is not"):
+        assert part in message
+    assert "places: " in message
+    assert "length: 9" in message
+    assert "placebos: -1" in message
+
+
+def test_a_result_is_read_back_as_it_was() -> None:
+    correct = np.random.default_rng(0).random(37) < 0.6
+    result = UnitResult(Unit(Candidate("invert"), 3, "proxy", "abc"), correct, 1.5, 0.25)
+    again = UnitResult.from_json(result.to_json())
+    assert again.unit == result.unit
+    assert np.array_equal(again.correct, correct)
+    assert again.accuracy == correct.mean()
+
+
+def test_a_picture_stays_in_its_half_when_others_are_added() -> None:
+    keys = [f"picture/{number}" for number in range(1000)]
+    screening = halves(keys)
+    assert 0.4 < screening.mean() < 0.6
+    assert np.array_equal(halves(keys[:300]), screening[:300])
