@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,8 +14,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from cluster.connection.session import connect
+from jobs import output
 from jobs.choosing.measure import ensure_measures, ensure_outputs
 from jobs.choosing.selection import select_dataset
+from jobs.progress.display import duration
 from library import storage
 from library.choosing.duplicates.fingerprints import CHECK_BITS, MOST_BITS, REASONS, Fingerprints, Rule, fingerprints
 from library.choosing.duplicates.gallery import Summary, render_gallery, summarize
@@ -32,6 +35,7 @@ _compute: Any = pyarrow.compute  # its functions are created at import, where no
 
 #: In the dataset of `--dropped`: why the others are not there.
 KEPT = "not_a_duplicate"
+_LINE_EVERY_S = 10.0
 #: The page, in the folder of `--report`.
 
 
@@ -224,12 +228,38 @@ def find_duplicates(plan: DedupPlan, *, workers: str = "auto", address: str | No
         embeddings = _embeddings(plan, plan.model, pictures["key"], workers, address)
     prints = fingerprints(pictures, plan.rule, embeddings)
     reference = plan.against_manifest.rows if plan.against_manifest else 0
-    duplicates = choose(pictures, prints, plan.disagreeing, reference)
+    progress = ComparisonLines(pictures.num_rows)
+    duplicates = choose(pictures, prints, plan.disagreeing, reference, progress)
     facts = pictures.select(["key", "label", "format", "width", "height", "num_bytes"])
     found = Found(facts, prints, duplicates, reference)
     if plan.report is not None:
         _write_page(plan, plan.report, found)
     return found
+
+
+class ComparisonLines:
+    """Prints how far the comparison of embeddings is, at most every ten seconds, on stderr.
+
+    Args:
+        pictures: number of pictures, of which every pair is compared.
+    """
+
+    def __init__(self, pictures: int) -> None:
+        self._pairs = pictures * (pictures - 1) // 2
+        self._start = self._printed = time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if now - self._printed >= _LINE_EVERY_S and 0 < share < 1:
+            self._printed = now
+            output.stderr.print(self.line(share, now - self._start), markup=False)
+
+    def line(self, share: float, seconds: float) -> str:
+        """Returns `dedup: 38% of 4,999,950,000 pairs of embeddings compared, 152 million/s, 20 s left`."""
+        rate = share * self._pairs / max(seconds, 1e-6)
+        left = duration((1 - share) * self._pairs / rate)
+        done = f"dedup: {share:.0%} of {self._pairs:,} pairs of embeddings compared"
+        return f"{done}, {rate / 1e6:,.0f} million/s, {left} left"
 
 
 def dedup_dataset(plan: DedupPlan, *, workers: str = "auto", address: str | None = None) -> tuple[Manifest, Found]:

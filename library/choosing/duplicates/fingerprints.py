@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from library.choosing.duplicates.groups import in_order_of_occurrence, joined_groups, near_groups
 from library.choosing.duplicates.neighbours import Hashes, Indices, distances
-from library.choosing.duplicates.similarity import UnitVectors, cosines, is_similar, similar_groups
+from library.choosing.duplicates.similarity import Progress, UnitVectors, cosines, is_similar, similar_groups
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
@@ -79,13 +79,17 @@ class Fingerprints:
     hashed: NDArray[np.bool_]
     embeddings: UnitVectors
 
-    def groups(self) -> NDArray[np.int64]:
-        """Returns the group of each picture: duplicates, duplicates of duplicates and so on are one group."""
+    def groups(self, progress: Progress = lambda share: None) -> NDArray[np.int64]:
+        """Returns the group of each picture: duplicates, duplicates of duplicates and so on are one group.
+
+        Args:
+            progress: of the comparison of embeddings.
+        """
         groupings = [self.files, self.pixels]
         if self.rule.near is not None:
             groupings += self._near_groupings(self.rule.near)
         if self.rule.cosine is not None:
-            groupings.append(similar_groups(self.embeddings, self.rule.cosine))
+            groupings.append(similar_groups(self.embeddings, self.rule.cosine, progress))
         return joined_groups(groupings)
 
     def _near_groupings(self, radius: int) -> list[NDArray[np.int64]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from library.choosing.duplicates.fingerprints import DISAGREE, REASONS, Fingerprints
 from library.choosing.duplicates.neighbours import Indices
+from library.choosing.duplicates.similarity import Progress
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
@@ -58,7 +59,11 @@ class Duplicates:
 
 
 def choose(
-    pictures: pa.Table, prints: Fingerprints, disagreeing: Disagreeing = "keep", reference: int = 0
+    pictures: pa.Table,
+    prints: Fingerprints,
+    disagreeing: Disagreeing = "keep",
+    reference: int = 0,
+    progress: Progress = lambda share: None,
 ) -> Duplicates:
     """Chooses which pictures stay.
 
@@ -67,11 +72,12 @@ def choose(
         prints: of the same pictures.
         disagreeing: what is done with groups whose labels disagree; a picture without a label disagrees with none.
         reference: the last `reference` pictures are of another dataset: they stay, and others are dropped for them.
+        progress: of the comparison of embeddings.
 
     Returns:
         The choice; it does not depend on the order of the pictures.
     """
-    groups = prints.groups()
+    groups = prints.groups(progress)
     sizes = np.bincount(groups, minlength=1)[groups] if len(groups) else groups
     labels = _codes(pictures["label"])
     disagree = _disagreeing(groups, labels)

@@ -3,13 +3,18 @@
 Every pair is compared, block by block, as a product of float32 matrices: no pair is missed, memory stays that of the
 vectors and two blocks, and the time grows with the square of the number of pictures. Hence `MOST_PICTURES`.
 
+Most pairs are ruled out by a few numbers. The vectors are turned so that their first d coordinates hold as much of
+their length as possible (principal directions); what the other coordinates add to a product is at most the product of
+their lengths (Cauchy and Schwarz). So d coordinates and that length bound the cosine from above, and only pairs whose
+bound reaches the threshold are multiplied in full. Where a sample says that this would leave too many, all pairs are.
+
 The last bits of an embedding and of a product depend on the processor and on the libraries that compute them. A pair
 whose cosine is the threshold itself may count as similar on one machine and not on another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,11 +32,21 @@ _compute: Any = pyarrow.compute  # its functions are created at import, where no
 UnitVectors: TypeAlias = NDArray[np.float32]
 
 #: Pictures of which every pair is compared; twice as many take four times as long.
-MOST_PICTURES = 100_000
+MOST_PICTURES = 1_000_000
 #: By how much the rounding of float32 may change the cosine of two equal vectors.
 _ROUNDING = 2e-6
 #: Pictures of a block, and numbers that are gathered at a time.
 _BLOCK, _GATHERED = 2048, 2**22
+#: Numbers of coordinates that may bound the cosine, the vectors from which the best is chosen, and the share of their
+#: pairs that the bound may leave.
+_HEADS, _SAMPLE, _MOST_LEFT = (8, 16, 32, 64, 128), 2048, 1e-3
+#: Fewer vectors are multiplied in full.
+FEW = 4096
+#: The rounding of float32 in a turned vector: of its squared length, and of a bound.
+_LENGTH_ROUNDING, _BOUND_ROUNDING = 4e-6, 1e-5
+
+#: Is called with the share of the pairs that are compared, 0 to 1.
+Progress: TypeAlias = Callable[[float], None]
 
 
 def check_pictures(pictures: int) -> None:
@@ -71,25 +86,70 @@ def unit_vectors(columns: Iterable[Any], pictures: int) -> UnitVectors:
     return vectors
 
 
-def similar_groups(vectors: UnitVectors, threshold: float) -> NDArray[np.int64]:
+def similar_groups(
+    vectors: UnitVectors, threshold: float, progress: Progress = lambda share: None
+) -> NDArray[np.int64]:
     """Groups pictures by union-find over all pairs whose cosine is at least the threshold.
 
     Args:
         vectors: from `unit_vectors`.
         threshold: above 0, at most 1.
+        progress: is called after each block of pictures.
 
     Returns:
         N group numbers in order of first occurrence.
     """
-    return groups_of_pairs(len(vectors), _similar_pairs(vectors, threshold))
+    return groups_of_pairs(len(vectors), _similar_pairs(vectors, threshold, progress))
 
 
-def _similar_pairs(vectors: UnitVectors, threshold: float) -> Iterator[tuple[Indices, Indices]]:
+def _similar_pairs(vectors: UnitVectors, threshold: float, progress: Progress) -> Iterator[tuple[Indices, Indices]]:
+    bounds = bounding(vectors, threshold)
+    compared, least = (vectors, threshold - _ROUNDING) if bounds is None else (bounds, threshold - _BOUND_ROUNDING)
+    total = len(vectors)
+    for start in range(0, total, _BLOCK):
+        block = compared[start : start + _BLOCK]
+        for other in range(start, total, _BLOCK):
+            products = block @ compared[other : other + _BLOCK].T
+            # Rows and columns from one search in a flat array, which is several times as fast as one in two dimensions.
+            first, second = np.divmod(np.flatnonzero((products >= least).reshape(-1)), products.shape[1])
+            first, second = first + start, second + other
+            if bounds is not None:
+                # A picture without an embedding has a cosine of NaN, which reaches no threshold.
+                reached = cosines(vectors, first, second) >= threshold - _ROUNDING
+                first, second = first[reached], second[reached]
+            yield first, second
+        left = (total - min(start + _BLOCK, total)) / total
+        progress(1 - left * left)
+
+
+def bounding(vectors: UnitVectors, threshold: float) -> NDArray[np.float32] | None:
+    """Returns short vectors whose products are never less than the cosines; None where they would rule out too little.
+
+    Each has the first d coordinates of a turned vector and the length of the others.
+    """
+    total, width = vectors.shape
+    if total < FEW:
+        return None
+    sample = vectors[np.random.default_rng(0).choice(total, min(_SAMPLE, total), replace=False)].astype(np.float64)
+    _, directions = np.linalg.eigh(sample.T @ sample)  # orthonormal, those of the least variance first
+    turn = np.ascontiguousarray(directions[:, ::-1].astype(np.float32))
+    for head in (head for head in _HEADS if 2 * head < width):
+        short = _shortened(sample.astype(np.float32), turn[:, :head])
+        left = np.count_nonzero(short @ short.T >= threshold - _BOUND_ROUNDING) - len(short)
+        if left <= _MOST_LEFT * len(short) ** 2:
+            return _shortened(vectors, turn[:, :head])
+    return None
+
+
+def _shortened(vectors: UnitVectors, turn: NDArray[np.float32]) -> NDArray[np.float32]:
+    short = np.empty((len(vectors), turn.shape[1] + 1), np.float32)
     for start in range(0, len(vectors), _BLOCK):
         block = vectors[start : start + _BLOCK]
-        for other in range(start, len(vectors), _BLOCK):
-            first, second = np.nonzero(block @ vectors[other : other + _BLOCK].T >= threshold - _ROUNDING)
-            yield first + start, second + other
+        head = block @ turn
+        others = np.einsum("ij,ij->i", block, block) - np.einsum("ij,ij->i", head, head)
+        short[start : start + _BLOCK, :-1] = head
+        short[start : start + _BLOCK, -1] = np.sqrt(np.maximum(others, 0) + _LENGTH_ROUNDING)
+    return short
 
 
 def cosines(vectors: UnitVectors, one: Indices, other: Indices) -> NDArray[np.float32]:

@@ -66,6 +66,57 @@ def test_groups_join_exactly_the_pairs_that_reach_the_threshold(seed: int, thres
     assert similar_groups(vectors, threshold).tolist() == joined_groups([alike.argmax(1)]).tolist()
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    threshold=st.sampled_from([0.05, 0.5, 0.9, 0.99, 1.0]),
+    head=st.integers(1, 4),
+    decay=st.sampled_from([0.0, 1.0, 3.0]),
+)
+def test_bounds_from_few_coordinates_miss_no_pair(seed: int, threshold: float, head: int, decay: float) -> None:
+    random = np.random.default_rng(seed)
+    # Some directions matter more than others, in a basis that is turned at random; copies, and a missing vector.
+    scales = np.arange(1, 13) ** -decay
+    turn, _ = np.linalg.qr(random.normal(size=(12, 12)))
+    values = (random.normal(size=(40, 12)) * scales) @ turn
+    values = np.concatenate([values, values[:9] + 0.1 * random.normal(size=(9, 12)) * scales.min()])
+    vectors = unit_vectors([column(*values.tolist(), None)], 50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similarity, "_BLOCK", 7)
+        plain = similar_groups(vectors, threshold)
+        for name, value in (("FEW", 1), ("_HEADS", (head,)), ("_MOST_LEFT", 1.0), ("_SAMPLE", 30)):
+            patch.setattr(similarity, name, value)
+        bounds = similarity.bounding(vectors, threshold)
+        assert bounds is not None
+        assert bounds.shape == (50, head + 1)
+        present = vectors.any(1)
+        assert (bounds @ bounds.T >= vectors @ vectors.T - 1e-5)[present][:, present].all()
+        assert similar_groups(vectors, threshold).tolist() == plain.tolist()
+
+
+def test_all_numbers_are_compared_where_a_bound_would_rule_out_too_little() -> None:
+    random = np.random.default_rng(1)
+    for few, width in ((similarity.FEW, 40), (similarity.FEW - 1, 400)):
+        vectors = random.normal(size=(few, width)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        # Without a direction that matters, eight of forty coordinates tell little; and a few vectors are not worth it.
+        assert similarity.bounding(vectors, 0.3) is None
+    low = np.concatenate([random.normal(size=(similarity.FEW, 6)), np.zeros((similarity.FEW, 40))], 1)
+    low = (low / np.linalg.norm(low, axis=1, keepdims=True)).astype(np.float32)
+    short = similarity.bounding(low, 0.99)
+    assert short is not None
+    assert short.shape[1] == 9
+
+
+def test_progress_rises_with_the_pairs_that_are_compared() -> None:
+    vectors, _ = planted(0, 10, 3, 0.1)
+    shares: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similarity, "_BLOCK", 10)
+        similar_groups(vectors, 0.9, shares.append)
+    assert shares == pytest.approx([5 / 9, 8 / 9, 1])
+
+
 def test_equal_vectors_reach_a_cosine_of_one() -> None:
     vector = np.random.default_rng(5).normal(size=700).tolist()
     vectors = unit_vectors([column(vector, vector), column([3.0 * value for value in vector])], 3)
