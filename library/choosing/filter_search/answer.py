@@ -1,0 +1,261 @@
+"""Decides which finalists of a filter search help, with intervals over seeds and pictures, and says so in a sentence.
+
+A finalist and the identity are trained by the real recipe with the same fresh seeds, and judged on the confirmation
+half of the validation pictures, which the race has not seen. Two kinds of chance remain. Other seeds would give other
+networks, and other pictures would be easier or harder. A gain must hold for both:
+
+- the sign-flip test over seeds (Fisher 1935), exact;
+- a t-test whose standard error counts the spread over seeds and over pictures, `SE^2 = SE_seeds^2 + SE_pictures^2`,
+  with the degrees of freedom of Satterthwaite 1946. Both parts hold the spread of their interaction, so that is counted
+  twice and the interval is rather too wide than too narrow (as in Owen 2007, The pigeonhole bootstrap).
+
+The larger p-value counts, corrected for all finalists (Holm 1979), placebos among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from library.choosing.filter_search.space import Candidate
+from library.evaluation.paired_tests import ALPHA, Verdict, holm, sign_flip
+
+#: Fewest paired seeds of a confirmation.
+FEWEST_SEEDS = 8
+#: Differences up to this fraction do not matter, if nothing else is asked for.
+MARGIN = 0.003
+
+Outcome: TypeAlias = Literal["helps", "none", "undecided"]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a candidate adds to the accuracy of the identity.
+
+    Attributes:
+        candidate: the candidate.
+        accuracy: mean over seeds and pictures, 0 to 1.
+        identity: the identity's accuracy on the same seeds and pictures.
+        mean: `accuracy - identity`.
+        by_seed: the difference at each seed.
+        interval: 95% interval of the mean, over seeds and pictures.
+        bound: end of a one-sided interval that holds for all finalists together: the gain is below it.
+        p_value: the larger of the two tests; two-sided.
+        adjusted_p: corrected for all finalists.
+        margin: differences up to this fraction do not matter.
+        filter_ms: mean time of the filters for one picture, in milliseconds on one core.
+    """
+
+    candidate: Candidate
+    accuracy: float
+    identity: float
+    mean: float
+    by_seed: tuple[float, ...]
+    interval: tuple[float, float]
+    bound: float
+    p_value: float
+    adjusted_p: float
+    margin: float
+    filter_ms: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """`equivalent` if the whole interval is within the margin; `better` or `worse` at the 5% level."""
+        if -self.margin < self.interval[0] and self.interval[1] < self.margin:
+            return "equivalent"
+        if self.adjusted_p < ALPHA:
+            return "better" if self.mean > 0 else "worse"
+        return "undecided"
+
+    @property
+    def text(self) -> str:
+        """The gain in percentage points, its interval and p-value."""
+        low, high = self.interval
+        return (
+            f"{100 * self.mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, corrected p {_p(self.adjusted_p)})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the gain as plain data; all shares as fractions."""
+        return {
+            "candidate": self.candidate.to_json(),
+            "accuracy": self.accuracy,
+            "identity": self.identity,
+            "gain": self.mean,
+            "by_seed": list(self.by_seed),
+            "interval": list(self.interval),
+            "bound": self.bound,
+            "p_value": self.p_value,
+            "adjusted_p": self.adjusted_p,
+            "verdict": self.verdict,
+            "margin": self.margin,
+            "filter_ms": self.filter_ms,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Gain:
+        """Reads what `to_json` returned."""
+        low, high = document["interval"]
+        return cls(
+            Candidate.from_json(document["candidate"]),
+            document["accuracy"],
+            document["identity"],
+            document["gain"],
+            tuple(document["by_seed"]),
+            (low, high),
+            *(document[name] for name in ("bound", "p_value", "adjusted_p", "margin", "filter_ms")),
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found.
+
+    Attributes:
+        outcome: whether a filter helps, none does, or the numbers cannot tell.
+        sentence: the outcome with its numbers, for people.
+        winner: the candidate that helps most, its cost counted; None where none helps.
+        gains: of all finalists, the best first.
+    """
+
+    outcome: Outcome
+    sentence: str
+    winner: Candidate | None
+    gains: tuple[Gain, ...]
+
+    @property
+    def placebo_won(self) -> bool:
+        """Whether a placebo came out as helping, which can only be chance."""
+        return any(gain.candidate.placebo is not None and gain.verdict == "better" for gain in self.gains)
+
+
+def gain_of(
+    candidate: Candidate,
+    correct: NDArray[np.bool_],
+    identity: NDArray[np.bool_],
+    *,
+    filter_ms: float = 0.0,
+    margin: float = MARGIN,
+    comparisons: int = 1,
+) -> Gain:
+    """Compares a candidate with the identity; `adjusted_p` is not yet corrected.
+
+    Args:
+        candidate: the candidate.
+        correct: seeds x pictures, which pictures it got right.
+        identity: the same of the identity, with the same seeds and pictures.
+        filter_ms: time of its filters.
+        margin: differences up to this fraction do not matter.
+        comparisons: number of finalists, for `bound`.
+
+    Raises:
+        ValueError: fewer than two seeds or pictures, or different shapes.
+    """
+    if correct.shape != identity.shape or correct.ndim != 2 or min(correct.shape) < 2:
+        raise ValueError(f"{correct.shape} and {identity.shape} are not the same seeds x pictures, two of each or more")
+    differences = correct.astype(np.float64) - identity
+    by_seed, by_picture = differences.mean(1), differences.mean(0)
+    mean = float(differences.mean())
+    error, freedom = _error(by_seed, by_picture)
+    quantile = cast(Any, stats.t)
+    if error:
+        half = error * float(quantile.ppf(0.975, freedom))
+        bound = mean + error * float(quantile.ppf(1 - ALPHA / comparisons, freedom))
+        p_value = max(sign_flip(by_seed), 2 * float(quantile.sf(abs(mean) / error, freedom)))
+    else:
+        half, bound, p_value = 0.0, mean, sign_flip(by_seed)
+    return Gain(
+        candidate=candidate,
+        accuracy=float(correct.mean()),
+        identity=float(identity.mean()),
+        mean=mean,
+        by_seed=tuple(by_seed.tolist()),
+        interval=(mean - half, mean + half),
+        bound=bound,
+        p_value=p_value,
+        adjusted_p=p_value,
+        margin=margin,
+        filter_ms=filter_ms,
+    )
+
+
+def _error(by_seed: NDArray[np.float64], by_picture: NDArray[np.float64]) -> tuple[float, float]:
+    """Returns the standard error of the mean over both, and its degrees of freedom."""
+    parts = [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in (by_seed, by_picture)]
+    total = sum(part for part, _ in parts)
+    # Differences that are all equal have no spread but rounding errors.
+    if total < 1e-24:
+        return 0.0, 1.0
+    return math.sqrt(total), total**2 / sum(part**2 / freedom for part, freedom in parts)
+
+
+def judge(
+    identity: NDArray[np.bool_],
+    finalists: Mapping[Candidate, NDArray[np.bool_]],
+    *,
+    filter_ms: Mapping[Candidate, float] | None = None,
+    margin: float = MARGIN,
+    cost_weight: float = 0.0,
+) -> Answer:
+    """Judges all finalists together.
+
+    Args:
+        identity: seeds x pictures, which pictures the identity got right.
+        finalists: the same for each finalist.
+        filter_ms: time of each finalist's filters for a picture, in milliseconds.
+        margin: differences up to this fraction do not matter.
+        cost_weight: percentage points of accuracy that a millisecond a picture is worth. It decides which of several
+            filters that help is the winner, and a filter whose gain is less than its cost does not win.
+    """
+    times = filter_ms or {}
+    gains = [
+        gain_of(
+            one,
+            correct,
+            identity,
+            filter_ms=times.get(one, 0.0),
+            margin=margin,
+            comparisons=sum(each.placebo is None for each in finalists),
+        )
+        for one, correct in finalists.items()
+    ]
+    adjusted = holm([gain.p_value for gain in gains])
+    gains = [replace(gain, adjusted_p=p_value) for gain, p_value in zip(gains, adjusted, strict=True)]
+    ordered = tuple(sorted(gains, key=lambda gain: -gain.mean))
+
+    def worth(gain: Gain) -> float:
+        return gain.mean - cost_weight / 100 * gain.filter_ms
+
+    real = [gain for gain in ordered if gain.candidate.placebo is None]
+    helping = [gain for gain in real if gain.verdict == "better"]
+    winners = sorted((gain for gain in helping if worth(gain) > 0), key=lambda gain: -worth(gain))
+    if winners:
+        best = winners[0]
+        others = f"; {len(helping) - 1} more finalists help" if len(helping) > 1 else ""
+        return Answer("helps", f"{best.candidate.name} helps: {best.text}{others}", best.candidate, ordered)
+    if helping:
+        best = max(helping, key=worth)
+        cost = f"a picture costs {best.filter_ms:.2g} ms more, which --cost-weight counts as more than the gain"
+        return Answer("none", f"{best.candidate.name} gains {best.text}, but {cost}", None, ordered)
+    most = max((gain.bound for gain in real), default=0.0)
+    if all(gain.verdict in ("equivalent", "worse") for gain in real):
+        return Answer("none", f"no filter helps: at most {_points(most)}", None, ordered)
+    open_ones = [gain for gain in real if gain.verdict == "undecided"]
+    best = max(open_ones, key=lambda gain: gain.mean)
+    sentence = f"undecided: no filter certainly helps; the best finalist, {best.candidate.name}, gains {best.text}"
+    return Answer("undecided", f"{sentence}. None gains more than {_points(most)}", None, ordered)
+
+
+def _points(fraction: float) -> str:
+    # Rounded up: the bound must hold.
+    return f"{math.ceil(max(0.0, fraction) * 1000 - 1e-9) / 10:.1f} points"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "below 0.001"

@@ -1,0 +1,116 @@
+"""The decision of a filter search, on simulated trainings with chance of seeds and of pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from library.choosing.filter_search.answer import Gain, gain_of, judge
+from library.choosing.filter_search.space import Candidate
+
+FILTERS = [Candidate(text) for text in ("invert", "equalize", "median_blur(size=3)", "edges", "sharpen")]
+PLACEBO = Candidate(placebo=1)
+
+
+def trainings(
+    rng: np.random.Generator, gain: float, seeds: int = 8, pictures: int = 400
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The identity and a candidate: a picture's difficulty is shared, each seed shifts all pictures of a training.
+
+    Args:
+        rng: of all draws.
+        gain: of the candidate.
+        seeds: repetitions.
+        pictures: judged.
+    """
+    difficulty = rng.uniform(0.6, 1.0, pictures)
+    both = [
+        rng.random((seeds, pictures)) < difficulty + shift + 0.02 * rng.standard_normal((seeds, 1))
+        for shift in (0.0, gain)
+    ]
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize("each", [0.0, 0.1])
+def test_no_effect_is_rarely_claimed(each: float) -> None:
+    rng = np.random.default_rng(1)
+    claims = 0
+    for _ in range(200):
+        finalists: dict[Candidate, NDArray[np.bool_]] = {}
+        difficulty = rng.uniform(0.6, 1.0, 400)
+        identity = rng.random((8, 400)) < difficulty + 0.02 * rng.standard_normal((8, 1))
+        for one in (*FILTERS, PLACEBO):
+            effect = each * rng.standard_normal(400)
+            finalists[one] = rng.random((8, 400)) < difficulty + effect + 0.02 * rng.standard_normal((8, 1))
+        claims += judge(identity, finalists).outcome == "helps"
+    # At most 5% in the long run; 5% of 200 and three standard deviations.
+    assert claims <= 19
+
+
+def test_a_real_gain_is_found_with_an_interval_that_holds_it() -> None:
+    rng = np.random.default_rng(2)
+    found, held = 0, 0
+    for _ in range(30):
+        identity, better = trainings(rng, gain=-0.1)
+        answer = judge(better, {FILTERS[0]: identity, PLACEBO: better})
+        found += answer.winner == FILTERS[0]
+        low, high = answer.gains[0].interval
+        held += low < 0.1 < high
+    assert found == 30
+    assert held >= 24
+
+
+def test_a_gain_on_a_few_pictures_only_is_not_a_gain() -> None:
+    """Ten seeds agree that one picture of forty is better; other pictures need not be."""
+    identity = np.ones((10, 40), np.bool_)
+    identity[:, 0] = False
+    answer = judge(identity, {FILTERS[0]: np.ones((10, 40), np.bool_)})
+    assert answer.outcome == "undecided"
+    assert answer.gains[0].p_value > 0.05
+
+
+def test_equal_results_are_no_help_at_all() -> None:
+    same = np.random.default_rng(3).random((8, 500)) < 0.9
+    answer = judge(same, {FILTERS[0]: same, PLACEBO: same})
+    assert answer.outcome == "none"
+    assert answer.sentence == "no filter helps: at most 0.0 points"
+
+
+def test_the_bound_of_no_help_is_rounded_up() -> None:
+    rng = np.random.default_rng(4)
+    identity = rng.random((20, 20_000)) < 0.99
+    answer = judge(identity, {FILTERS[0]: rng.random((20, 20_000)) < 0.99}, margin=0.005)
+    assert answer.outcome == "none"
+    points = float(answer.sentence.split()[-2])
+    assert points >= 100 * max(gain.bound for gain in answer.gains)
+
+
+def test_a_cost_can_outweigh_a_gain_and_chooses_among_winners() -> None:
+    rng = np.random.default_rng(5)
+    best, worse = trainings(rng, gain=-0.2)
+    nearly = best.copy()
+    nearly[:, :8] = False
+    times = {FILTERS[0]: 50.0, FILTERS[1]: 0.1}
+    finalists = {FILTERS[0]: best, FILTERS[1]: nearly}
+    assert judge(worse, finalists, filter_ms=times).winner == FILTERS[0]
+    assert judge(worse, finalists, filter_ms=times, cost_weight=0.1).winner == FILTERS[1]
+    dear = judge(worse, {FILTERS[0]: best}, filter_ms=times, cost_weight=1)
+    assert dear.winner is None
+    assert "--cost-weight" in dear.sentence
+
+
+def test_a_placebo_that_wins_is_reported_and_never_the_winner() -> None:
+    rng = np.random.default_rng(6)
+    best, worse = trainings(rng, gain=-0.2)
+    answer = judge(worse, {PLACEBO: best, FILTERS[0]: worse})
+    assert answer.placebo_won
+    assert answer.winner is None
+
+
+def test_a_gain_is_read_back_as_it_was() -> None:
+    best, worse = trainings(np.random.default_rng(7), gain=-0.2)
+    gain = gain_of(FILTERS[0], best, worse, filter_ms=0.5)
+    assert Gain.from_json(gain.to_json()) == gain
+    with pytest.raises(ValueError, match="not the same seeds"):
+        gain_of(FILTERS[0], best[:4], worse)
