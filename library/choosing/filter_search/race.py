@@ -1,8 +1,8 @@
 """The race of a filter search: cheap trainings in rounds of seeds, after each of which candidates are dropped.
 
 Racing is Maron and Moore 1994 (Hoeffding races) and Birattari et al. 2002 (F-race): what is clearly not the best gets
-no more trainings. After two seeds a candidate's own spread is nearly unknown, so it is moderated by the median spread of
-all candidates (Smyth 2004, Linear models and empirical Bayes methods: a t-test with the prior's degrees of freedom
+no more trainings. After two seeds a candidate's own spread is nearly unknown, so it is moderated by the median spread
+of all candidates (Smyth 2004, Linear models and empirical Bayes methods: a t-test with the prior's degrees of freedom
 added). The error rate is shared among all rounds and candidates (Bonferroni). As trainings cost time, each round also
 keeps at most so many candidates, the best by their mean (successive halving: Jamieson and Talwalkar 2016).
 

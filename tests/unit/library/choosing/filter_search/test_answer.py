@@ -57,7 +57,7 @@ def test_a_real_gain_is_found_with_an_interval_that_holds_it() -> None:
         found += answer.winner == FILTERS[0]
         low, high = answer.gains[0].interval
         held += low < 0.1 < high
-    assert found == 30
+    assert found >= 27
     assert held >= 24
 
 
