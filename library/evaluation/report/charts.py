@@ -154,6 +154,76 @@ def histogram_chart(
     return _svg(draw, f"pictures by {x_title}: {sum(counts):,} from {show(edges[0])} to {show(edges[-1])}", salt)
 
 
+def interval_chart(
+    rows: Sequence[tuple[str, float, tuple[float, float]]], *, margin: float, x_title: str, salt: str = ""
+) -> Markup:
+    """Draws values with their intervals, one under the other, with a band of differences that do not matter.
+
+    Args:
+        rows: name, value and interval of each; the first is on top.
+        margin: half the width of the band around zero.
+        x_title: under the axis.
+        salt: makes the ids of the charts of one page differ.
+
+    Returns:
+        An `<svg>` element; empty without rows.
+    """
+    if not rows:
+        return Markup()
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.02, _BOTTOM, 0.95, _TOP - _BOTTOM), frame_on=False)
+        axes.axvspan(-margin, margin, color=_RULE, lw=0)
+        axes.axvline(0, color=_QUIET, lw=1)
+        for place, (name, value, (low, high)) in enumerate(rows):
+            axes.plot([low, high], [-place, -place], color=_FIRST, lw=2)
+            axes.plot(value, -place, "o", color=_FIRST, ms=6, mew=0)
+            axes.text(0, -place + 0.22, shortened(name), transform=axes.get_yaxis_transform(), va="bottom")
+        axes.set_ylim(-len(rows) + 0.4, 0.8)
+        axes.set_yticks([])
+        axes.set_xlabel(x_title)
+
+    label = ", ".join(f"{name} {value:+.2f} ({low:+.2f} to {high:+.2f})" for name, value, (low, high) in rows)
+    return _svg(draw, f"{x_title}: {label}", salt)
+
+
+def cost_chart(points: Sequence[tuple[str, float, float]], *, x_title: str, y_title: str, salt: str = "") -> Markup:
+    """Draws named points, for example gain against cost.
+
+    Args:
+        points: name, x and y of each.
+        x_title: under the axis.
+        y_title: for the label that screen readers read.
+        salt: makes the ids of the charts of one page differ.
+
+    Returns:
+        An `<svg>` element; empty without points.
+    """
+    if not points:
+        return Markup()
+
+    def draw(figure: Figure) -> None:
+        axes = _axes(figure, _BOTTOM, _TOP)
+        axes.axhline(0, color=_QUIET, lw=1)
+        most = max(x for _, x, _ in points) or 1.0
+        for name, x, y in points:
+            axes.plot(x, y, "o", color=_FIRST, ms=7, mew=0, clip_on=False)
+            left = x < 0.55 * most
+            shift = 0.02 * most if left else -0.02 * most
+            axes.text(x + shift, y, shortened(name), ha="left" if left else "right", va="bottom")
+        axes.set_xlim(0, most * 1.02)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.set_xlabel(x_title)
+
+    label = ", ".join(f"{name} {x:.3g}, {y:+.2f}" for name, x, y in points)
+    return _svg(draw, f"{y_title} by {x_title}: {label}", salt)
+
+
+def shortened(name: str, most: int = 44) -> str:
+    """Returns a name that fits beside a point, cut where it is too long."""
+    return name if len(name) <= most else name[: most - 3] + "..."
+
+
 def _axes(figure: Figure, bottom: float, top: float) -> Axes:
     axes = figure.add_axes((_LEFT, bottom, _RIGHT - _LEFT, top - bottom), frame_on=False)
     axes.grid(axis="y", clip_on=False)

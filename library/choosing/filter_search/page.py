@@ -1,0 +1,159 @@
+"""The page of `striate search`: the answer, the finalists with their intervals, and every candidate that was tried."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from library.choosing.filter_search.answer import Answer, Gain
+from library.choosing.filter_search.race import Standing
+from library.choosing.filter_search.space import IDENTITY, Candidate
+from library.evaluation.report.charts import cost_chart, interval_chart, shortened
+from library.evaluation.report.page import base64_text, template
+from library.imaging import codec
+from library.imaging.contact_sheet import Tile, draw_sheet
+from library.imaging.picture import Pixels
+from library.pipeline import Pipeline
+
+COMMAND = "striate search"
+#: Pictures in the sheet of what filters do, and pixels of each.
+SHOWN_PICTURES, _TILE_PX = 6, 140
+_ANSWER_INCHES, _ANSWER_DPI, _ANSWER_COLUMNS = (8.0, 3.6), 110, 92
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What a search found, and how.
+
+    Attributes:
+        answer: the decision.
+        standings: of every candidate in the race.
+        test: the winner on the test pictures; None without a winner or without a test split.
+        robustness: accuracy (0 to 1) under each corruption by the name of the identity or a finalist; may be empty.
+        facts: what was searched on what, as names and texts: datasets, pictures, recipe, seeds, machine, versions.
+        trainings: number of trainings behind the report.
+        seconds: of computing, all workers together.
+        unfinished: why the search ended before its end, as a sentence; None where it is complete.
+    """
+
+    answer: Answer
+    standings: Sequence[Standing]
+    test: Gain | None
+    robustness: Mapping[str, Mapping[str, float]]
+    facts: Mapping[str, str]
+    trainings: int
+    seconds: float
+    unfinished: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as plain data, for answer.json."""
+        return {
+            "outcome": self.answer.outcome,
+            "sentence": self.answer.sentence,
+            "winner": self.answer.winner and self.answer.winner.to_json(),
+            "placebo_won": self.answer.placebo_won,
+            "finalists": [gain.to_json() for gain in self.answer.gains],
+            "test": self.test and self.test.to_json(),
+            "robustness": {name: dict(accuracies) for name, accuracies in self.robustness.items()},
+            "candidates": [standing.to_json() for standing in self.standings],
+            "facts": dict(self.facts),
+            "trainings": self.trainings,
+            "seconds": round(self.seconds, 1),
+            "unfinished": self.unfinished,
+        }
+
+
+def render_search(report: SearchReport, sheet: bytes | None = None) -> str:
+    """Returns the page as one HTML document without scripts.
+
+    Args:
+        report: what was found.
+        sheet: PNG of `draw_filtered`; None for none.
+    """
+    gains = report.answer.gains
+    best = [IDENTITY.name, *(gain.candidate.name for gain in gains)]
+    return template("library.choosing.filter_search", "search.html").render(
+        title="Which filter helps?",
+        report=report,
+        answer=report.answer,
+        gains=gains,
+        standings=report.standings,
+        corruptions=sorted({name for accuracies in report.robustness.values() for name in accuracies}),
+        robust=[(name, report.robustness[name]) for name in best if name in report.robustness],
+        interval_chart=interval_chart(
+            [(gain.candidate.name, 100 * gain.mean, _points(gain.interval)) for gain in gains],
+            margin=100 * gains[0].margin if gains else 0.0,
+            x_title="gain in percentage points",
+        ),
+        cost_chart=cost_chart(
+            [(gain.candidate.name, gain.filter_ms, 100 * gain.mean) for gain in gains],
+            x_title="milliseconds a picture",
+            y_title="gain in percentage points",
+        ),
+        sheet=sheet,
+        base64=base64_text,
+        points=lambda value: f"{100 * value:+.2f}",
+        percent="{:.2%}".format,
+        p_value=lambda value: "below 0.001" if value < 0.001 else f"{value:.3f}",
+        finite=math.isfinite,
+    )
+
+
+def _points(interval: tuple[float, float]) -> tuple[float, float]:
+    return 100 * interval[0], 100 * interval[1]
+
+
+def draw_filtered(pictures: Sequence[Pixels], candidates: Sequence[Candidate]) -> bytes:
+    """Draws what filters do to pictures, as PNG: a column a picture, a row a candidate, the unchanged pictures first.
+
+    Args:
+        pictures: height x width x channels each; the first six are drawn.
+        candidates: placebos and repeated filters are left out.
+    """
+    shown = list(pictures[:SHOWN_PICTURES])
+    rows = [[Tile(pixels, "as it is" if number == 0 else "") for number, pixels in enumerate(shown)]]
+    for filters in dict.fromkeys(one.filters for one in candidates if one.filters):
+        pipeline = Pipeline.parse(filters)
+        rows.append(
+            [Tile(pipeline.apply(pixels), filters if number == 0 else "") for number, pixels in enumerate(shown)]
+        )
+    return codec.encode(draw_sheet(rows, tile_px=_TILE_PX), codec.Encoding("png"))[0]
+
+
+def draw_answer(report: SearchReport) -> bytes:
+    """Draws the answer as a PNG of its own: the sentence, and the finalists' gains with their intervals."""
+    gains = list(reversed(report.answer.gains))
+    with style.context("default"):
+        figure = Figure(_ANSWER_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        margin = 100 * gains[0].margin if gains else 0.0
+        axes.axvspan(-margin, margin, color="#dfe3ea", lw=0)
+        axes.axvline(0, color="#5b6576", lw=1)
+        for place, gain in enumerate(gains):
+            colour = _colour(gain)
+            low, high = _points(gain.interval)
+            axes.plot([low, high], [place, place], color=colour, lw=2)
+            axes.plot(100 * gain.mean, place, "o", color=colour, ms=7)
+        axes.set_yticks(range(len(gains)), [shortened(gain.candidate.name) for gain in gains])
+        axes.set_ylim(-0.7, len(gains) - 0.3)
+        axes.set_xlabel("gain over no filter in points, with 95% interval (grey: differences that do not matter)")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        sentence = "\n".join(textwrap.wrap(report.answer.sentence, _ANSWER_COLUMNS))
+        figure.suptitle(sentence, fontsize=12, fontweight="bold", ha="left", x=0.02)
+        written = io.BytesIO()
+        figure.savefig(written, format="png", dpi=_ANSWER_DPI, metadata={"Software": None})
+    return written.getvalue()
+
+
+def _colour(gain: Gain) -> str:
+    if gain.candidate.placebo is not None:
+        return "#98a3b5"
+    return {"better": "#12805c", "worse": "#c2570c"}.get(gain.verdict, "#2463d6")
