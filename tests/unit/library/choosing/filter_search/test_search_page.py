@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from library.choosing.filter_search.answer import gain_of, judge
-from library.choosing.filter_search.page import SearchReport, draw_answer, draw_filtered, render_search
 from library.choosing.filter_search.race import Race
+from library.choosing.filter_search.search_page import SearchReport, draw_answer, draw_filtered, render_search
 from library.choosing.filter_search.space import Candidate
 from library.imaging import codec
 
