@@ -20,7 +20,7 @@ from library.imaging.codec import Header
 from library.imaging.contact_sheet import Tile, draw_sheet
 from library.imaging.picture import Picture, Pixels
 from library.models import ModelCall, info, names, parse_call
-from library.models.catalog import TIMM
+from library.models.catalog import TIMM, Accuracy
 from library.models.parameters import parameters_of
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
@@ -87,6 +87,7 @@ class ModelFacts:
         stages: names, from the input on.
         auxiliary_heads: weight of the loss of each head that exists in training only.
         choices: parameters of the call.
+        accuracy: of the pre-trained weights on ImageNet, as published; None if unknown.
         per_layer: the figures of each layer; None unless asked for.
         receptive_field: height and width, in pixels, of the largest one; None without `per_layer`.
     """
@@ -116,13 +117,14 @@ class ModelFacts:
     stages: Sequence[str]
     auxiliary_heads: Mapping[str, float]
     choices: Sequence[Choice]
+    accuracy: Accuracy | None = None
     per_layer: Sequence[Layer] | None = None
     receptive_field: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON; what is unknown or was not asked for is left out."""
         values = dataclasses.asdict(self)
-        for name in ("per_layer", "receptive_field"):
+        for name in ("accuracy", "per_layer", "receptive_field"):
             if values[name] is None:
                 del values[name]
         if self.call.startswith(f"{TIMM}("):
@@ -251,6 +253,7 @@ def describe_model(
         stages=analysis.stages,
         auxiliary_heads=dict(facts.auxiliary),
         choices=_choices(call),
+        accuracy=facts.accuracy,
         per_layer=analysis.layers if layers else None,
         receptive_field=_largest_field(analysis.layers) if layers else None,
     )

@@ -26,6 +26,25 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """Accuracy of pre-trained weights as others published it: one crop of ImageNet's 50,000 validation pictures.
+
+    Attributes:
+        top1: percent.
+        top5: percent.
+        size: height and width of the crops in pixels, which may be larger than the model's own input.
+        source: URL.
+        trained: year in which the weights were trained, where that is later than the model by years; else None.
+    """
+
+    top1: float
+    top5: float
+    size: int
+    source: str
+    trained: int | None = None
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """Facts about a model that are known before it is built.
 
@@ -48,6 +67,7 @@ class ModelInfo:
         note: differences between the code and the paper.
         stages: name of each stage and a regular expression for its parameters, from the input on.
         auxiliary: names of the heads that exist in training only, with the weight of their loss.
+        accuracy: of the pre-trained weights; None where there are none.
     """
 
     name: str
@@ -68,6 +88,7 @@ class ModelInfo:
     note: str = ""
     stages: tuple[tuple[str, str], ...] = ()
     auxiliary: Mapping[str, float] = field(default_factory=dict[str, float])
+    accuracy: Accuracy | None = None
 
 
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -86,12 +107,20 @@ _INCEPTION4_PAPER: dict[str, Any] = {
     "paper": "https://arxiv.org/abs/1602.07261",
 }
 
+_TORCHVISION_RESULTS = "https://docs.pytorch.org/vision/stable/models.html"
+_TIMM_RESULTS = (
+    "https://github.com/huggingface/pytorch-image-models/blob/0173a139a2c66db3a41ebfe1d8ac4fb02483642e/"
+    "results/results-imagenet.csv"
+)
+#: The recipes a1 and a1h of "ResNet strikes back" (https://arxiv.org/abs/2110.00476).
+_STRIKES_BACK = 2021
+
 
 def _hub(name: str) -> dict[str, Any]:
     return {"source": "timm", "library_name": name, "weights_source": f"https://huggingface.co/timm/{name}"}
 
 
-def _vgg(layers: int, parameters: str, ends: tuple[int, ...]) -> ModelInfo:
+def _vgg(layers: int, parameters: str, ends: tuple[int, ...], accuracy: tuple[float, float]) -> ModelInfo:
     """A VGG; `ends` are the indices in `features` of the last convolution of each block."""
     stages: list[tuple[str, str]] = []
     first = 0
@@ -110,10 +139,11 @@ def _vgg(layers: int, parameters: str, ends: tuple[int, ...]) -> ModelInfo:
         paper="https://arxiv.org/abs/1409.1556",
         published=Published(parameters=Decimal(parameters), layers=Decimal(layers)),
         stages=(*stages, ("dense", r"pre_logits\.")),
+        accuracy=Accuracy(*accuracy, 224, _TIMM_RESULTS),
     )
 
 
-def _resnet(layers: int, tag: str, multiply_adds: str) -> ModelInfo:
+def _resnet(layers: int, tag: str, multiply_adds: str, accuracy: tuple[float, float]) -> ModelInfo:
     return ModelInfo(
         f"resnet{layers}",
         **_hub(f"resnet{layers}.{tag}"),
@@ -130,6 +160,7 @@ def _resnet(layers: int, tag: str, multiply_adds: str) -> ModelInfo:
         if layers < 50
         else "a block that halves the picture does so in its 3x3 convolution, not in the first 1x1",
         stages=(("stem", "conv1|bn1"), *((f"layer{n}", rf"layer{n}\.") for n in range(1, 5))),
+        accuracy=Accuracy(*accuracy, 288, _TIMM_RESULTS, _STRIKES_BACK),
     )
 
 
@@ -172,9 +203,10 @@ _MODELS = (
             ("conv3-5", r"features\."),
             ("dense", r"classifier\."),
         ),
+        accuracy=Accuracy(56.522, 79.066, 224, _TORCHVISION_RESULTS),
     ),
-    _vgg(16, "138E6", (2, 7, 14, 21, 28)),
-    _vgg(19, "144E6", (2, 7, 16, 25, 34)),
+    _vgg(16, "138E6", (2, 7, 14, 21, 28), (71.592, 90.384)),
+    _vgg(19, "144E6", (2, 7, 16, 25, 34), (72.378, 90.874)),
     ModelInfo(
         "googlenet",
         "torchvision",
@@ -196,6 +228,7 @@ _MODELS = (
             ("inception5", "inception5"),
         ),
         auxiliary={"aux1": 0.3, "aux2": 0.3},
+        accuracy=Accuracy(69.778, 89.53, 224, _TORCHVISION_RESULTS),
     ),
     ModelInfo(
         "inception_v3",
@@ -211,12 +244,13 @@ _MODELS = (
         note="the later network of Google's code, with a 1x1 convolution in the stem and blocks of another order",
         stages=(("stem", "Conv2d"), ("mixed5", "Mixed_5"), ("mixed6", "Mixed_6"), ("mixed7", "Mixed_7")),
         auxiliary={"AuxLogits": 0.4},
+        accuracy=Accuracy(77.434, 93.474, 299, _TIMM_RESULTS),
     ),
-    _resnet(18, "a1_in1k", "1.8E9"),
-    _resnet(34, "a1_in1k", "3.6E9"),
-    _resnet(50, "a1_in1k", "3.8E9"),
-    _resnet(101, "a1h_in1k", "7.6E9"),
-    _resnet(152, "a1h_in1k", "11.3E9"),
+    _resnet(18, "a1_in1k", "1.8E9", (73.158, 91.026)),
+    _resnet(34, "a1_in1k", "3.6E9", (77.918, 93.766)),
+    _resnet(50, "a1_in1k", "3.8E9", (81.214, 95.102)),
+    _resnet(101, "a1h_in1k", "7.6E9", (82.778, 96.31)),
+    _resnet(152, "a1h_in1k", "11.3E9", (83.45, 96.538)),
     ModelInfo(
         "xception",
         "timm",
@@ -238,6 +272,7 @@ _MODELS = (
             ("middle", r"block([4-9]|10|11)\."),
             ("exit", r"block12\.|(conv|bn)[34]"),
         ),
+        accuracy=Accuracy(79.04, 94.382, 299, _TIMM_RESULTS),
     ),
     ModelInfo(
         "inception_v4",
@@ -252,6 +287,7 @@ _MODELS = (
             ("inception_b", r"features\.1[0-7]\."),
             ("inception_c", r"features\.(1[89]|2[01])\."),
         ),
+        accuracy=Accuracy(80.156, 94.968, 299, _TIMM_RESULTS),
     ),
     ModelInfo(
         "inception_resnet_v2",
@@ -267,6 +303,7 @@ _MODELS = (
             ("inception_b", r"mixed_6a|repeat_1\."),
             ("inception_c", r"mixed_7a|repeat_2\.|block8|conv2d_7b"),
         ),
+        accuracy=Accuracy(80.462, 95.308, 299, _TIMM_RESULTS),
     ),
     ModelInfo(
         "resnet9",

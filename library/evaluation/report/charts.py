@@ -230,11 +230,13 @@ def _axes(figure: Figure, bottom: float, top: float) -> Axes:
     return axes
 
 
-def _svg(draw: Callable[[Figure], None], label: str, salt: str) -> Markup:
+def _svg(
+    draw: Callable[[Figure], None], label: str, salt: str, size_px: tuple[int, int] = (_WIDTH_PX, _HEIGHT_PX)
+) -> Markup:
     """Returns a drawing as an SVG element; the same numbers give the same bytes, whatever the user's matplotlibrc."""
     written = io.StringIO()
     with style.context(["default", {**_STYLE, "svg.hashsalt": f"{salt} {label}"}]):
-        figure = Figure((_WIDTH_PX / _PX_PER_INCH, _HEIGHT_PX / _PX_PER_INCH))
+        figure = Figure((size_px[0] / _PX_PER_INCH, size_px[1] / _PX_PER_INCH))
         figure.patch.set_visible(False)
         draw(figure)
         figure.savefig(written, format="svg", metadata={"Date": None})
