@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.console import Json, Terminal
+from cluster.console import Json, Terminal, say
 from jobs import output
 from jobs.cli.options import Plugins
 from library import storage
@@ -18,6 +19,7 @@ from library.errors import UsageError
 
 if TYPE_CHECKING:  # all steps, and PyTorch, take seconds to import
     from jobs.inspection.catalogs import ModelFacts
+    from jobs.inspection.side_by_side import Measuring
     from library.models.analysis import Layer
     from library.steps.help import StepHelp
 
@@ -64,20 +66,55 @@ def models_command(
         typer.Option("--input", help="Height x width of the input in pixels.", show_default="the model's own"),
     ] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.", show_default="as published")] = None,
+    plot: Annotated[
+        bool,
+        typer.Option("--plot", help="Draw all models side by side: accuracy, size, cost, years. A page and PNG files."),
+    ] = False,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for the page of --plot.", show_default="models in the current folder")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --plot: measure how many pictures a second this machine answers.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="With --measure: pictures of a batch.", show_default="8")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With --measure: auto, cpu, cuda or cuda:1.", show_default="auto")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, max=600, help="With --measure: seconds for each model, after a first batch.", show_default="3"
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List all models; or describe one model, its layers, receptive fields and cost.
+    """List all models; or describe one model, its layers, receptive fields and cost; or draw all side by side.
 
-    All figures are computed from the model. One multiply-add counts as two FLOPs; many papers count it as one.
+    All figures are computed from the model, but accuracy, which is as others published it. One multiply-add counts as
+    two FLOPs; many papers count it as one.
 
         striate models
 
         striate models vgg16 --layers --input 200x200
 
         striate models 'timm("convnext_tiny")'
+
+        striate models --plot --measure --out out/models
     """
     from library.models import parse_call
 
+    given = {"--out": out, "--measure": measure or None, "--batch-size": batch_size, "--device": device,
+             "--seconds": seconds}  # fmt: skip
+    measuring_only = {"--batch-size": batch_size, "--device": device, "--seconds": seconds}
+    _refuse({} if plot else given, "--plot", "striate models --plot --measure")
+    _refuse({} if measure else measuring_only, "--measure", "striate models --plot --measure --seconds 5")
+    if plot:
+        if model is not None or layers or input_size is not None or classes is not None:
+            raise UsageError("--plot draws all models as published: leave out MODEL, --layers, --input and --classes")
+        _plot_models(out or "models", _measuring(batch_size, device, seconds) if measure else None, json=json)
+        return
     if model is not None:
         parse_call(model)  # an unknown name is reported before torch is imported, which takes seconds
     from jobs.inspection.catalogs import describe_model, model_table, parse_size
@@ -91,6 +128,39 @@ def models_command(
     size = None if input_size is None else parse_size(input_size)
     described = describe_model(model, size=size, classes=classes, layers=layers)
     output.emit_json(described.to_dict()) if json else _print_model(described)
+
+
+def _refuse(given: Mapping[str, object], beside: str, example: str) -> None:
+    """Refuses options that have no effect.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise UsageError(f"{' and '.join(names)} {'goes' if len(names) == 1 else 'go'} with {beside}: {example}")
+
+
+def _measuring(batch_size: int | None, device: str | None, seconds: float | None) -> Measuring:
+    from jobs.inspection.side_by_side import Measuring
+    from library.models.throughput import chosen_device
+
+    return Measuring(batch_size or 8, chosen_device(device or "auto"), 3.0 if seconds is None else seconds)
+
+
+def _plot_models(out: str, measuring: Measuring | None, *, json: bool) -> None:
+    from jobs.inspection.side_by_side import check_folder, compare_models, write_page
+
+    folder = check_folder(out)
+    compared = compare_models(measuring, lambda line: say(line, file=sys.stderr, flush=True))
+    written = write_page(compared, folder)
+    if json:
+        output.emit_json({**compared.to_dict(), "written": written})
+        return
+    if measuring is not None:
+        say(f"measured on {compared.machine}")
+    for uri in written:
+        say(f"wrote {uri}")
 
 
 def _print_steps(steps: Sequence[Mapping[str, str]]) -> None:
@@ -178,6 +248,7 @@ def _print_model(model: ModelFacts) -> None:
         "layers": _beside(model, "layers"),
         "parameters": _beside(model, "parameters") + f" with {model.num_classes:,} classes",
         "GFLOPs": _gflops(model) + f" for one picture of {size} (one multiply-add is two FLOPs)",
+        "accuracy": _accuracy(model),
         "pixels": f"mean {_numbers(model.mean)}, std {_numbers(model.std)}, for 0 to 1; "
         f"{model.interpolation} resizing, the middle {model.crop_fraction:.0%}",
         "stages": ", ".join(model.stages) + "  (freeze: N freezes the first N)",
@@ -196,6 +267,17 @@ def _print_model(model: ModelFacts) -> None:
     if model.per_layer is not None:
         console.print()
         _print_layers(console, model.per_layer, model.parameters)
+
+
+def _accuracy(model: ModelFacts) -> str:
+    one = model.accuracy
+    if one is None:
+        return ""
+    trained = f", trained in {one.trained}" if one.trained else ""
+    return (
+        f"{one.top1:.1f}% top-1, {one.top5:.1f}% top-5 of the weights on ImageNet at {one.size} px{trained}, as "
+        f"published: {one.source}"
+    )
 
 
 def _print_layers(console: Terminal, layers: Sequence[Layer], parameters: int) -> None:

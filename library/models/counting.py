@@ -7,6 +7,7 @@ counts.with_norms      # 107: everything that holds weights, as Keras's table co
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class LayerCounts:
     megabytes: float
 
 
+@functools.cache
 def count_layers(name: str) -> LayerCounts:
     """Counts the layers of a model of the catalogue; computes nothing but shapes.
 

@@ -21,24 +21,24 @@ _STEPS = [1, 2, 2.5, 5, 10]  # of ticks
 _MARKED = 40  # a line with at most this many points marks each of them
 
 #: The colours of a chart, and the variables of style.css that replace them on the page.
-_FIRST, _SECOND, _THIRD, _QUIET, _RULE = "#2463d6", "#c2570c", "#12805c", "#5b6576", "#dfe3ea"
-_VARIABLES = {_FIRST: "--first", _SECOND: "--second", _THIRD: "--third", _QUIET: "--quiet", _RULE: "--rule"}
+FIRST, SECOND, THIRD, QUIET, RULE = "#2463d6", "#c2570c", "#12805c", "#5b6576", "#dfe3ea"
+_VARIABLES = {FIRST: "--first", SECOND: "--second", THIRD: "--third", QUIET: "--quiet", RULE: "--rule"}
 
 _STYLE = {
     "font.size": 11,
     "font.family": "DejaVu Sans",  # comes with matplotlib; style.css replaces it with the page's own
     "svg.fonttype": "none",  # text stays text
-    "text.color": _QUIET,
-    "axes.labelcolor": _QUIET,
-    "xtick.labelcolor": _QUIET,
-    "ytick.labelcolor": _QUIET,
+    "text.color": QUIET,
+    "axes.labelcolor": QUIET,
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
     "xtick.labelsize": 11,
     "ytick.labelsize": 11,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "ytick.major.pad": 6,
     "axes.axisbelow": True,
-    "grid.color": _RULE,
+    "grid.color": RULE,
 }
 #: Parts of matplotlib's SVG that would affect, or repeat ids of, the rest of the page.
 _FILE_ONLY = re.compile(r'<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', re.DOTALL)
@@ -71,7 +71,7 @@ def line_chart(
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, _BOTTOM, _TOP)
-        for points, colour in zip(series.values(), (_FIRST, _SECOND, _THIRD), strict=False):
+        for points, colour in zip(series.values(), (FIRST, SECOND, THIRD), strict=False):
             values = [y if math.isfinite(y) else math.nan for _, y in points]
             marker = "o" if len(points) <= _MARKED else ""
             axes.plot([x for x, _ in points], values, color=colour, lw=2, marker=marker, ms=6, mew=0, clip_on=False)
@@ -84,7 +84,7 @@ def line_chart(
         axes.set_xlabel(x_title)
 
     ends = ", ".join(f"{name} ends at {show(points[-1][1])}" for name, points in finite.items() if points)
-    return _svg(draw, f"{y_title} by {x_title}: {ends}", salt)
+    return svg(draw, f"{y_title} by {x_title}: {ends}", salt)
 
 
 def reliability_chart(calibration: Calibration, *, salt: str = "") -> Markup:
@@ -102,18 +102,18 @@ def reliability_chart(calibration: Calibration, *, salt: str = "") -> Markup:
                 continue
             centre, width = (one.low + one.high) / 2, (one.high - one.low) * 0.92
             low, high = sorted((one.accuracy, one.confidence))
-            gap = _SECOND if one.confidence > one.accuracy else _THIRD
-            shares.bar(centre, low, width, color=_FIRST, alpha=0.75, clip_on=False)
+            gap = SECOND if one.confidence > one.accuracy else THIRD
+            shares.bar(centre, low, width, color=FIRST, alpha=0.75, clip_on=False)
             shares.bar(centre, high - low, width, bottom=low, color=gap, alpha=0.7, clip_on=False)
-            counts.bar(centre, one.count, width, color=_QUIET, alpha=0.6, clip_on=False)
-        shares.plot([0, 1], [0, 1], color=_QUIET, lw=1, ls="--", clip_on=False)
+            counts.bar(centre, one.count, width, color=QUIET, alpha=0.6, clip_on=False)
+        shares.plot([0, 1], [0, 1], color=QUIET, lw=1, ls="--", clip_on=False)
         shares.set(xlim=(0, 1), ylim=(0, 1), xticks=[])
         shares.set_yticks(quarters, percents)
         counts.set(xlim=(0, 1), yticks=[], xlabel="confidence")
         counts.set_xticks(quarters, percents)
         counts.text(-0.015, 0.5, "pictures", transform=counts.transAxes, ha="right", va="center")
 
-    return _svg(draw, f"accuracy by confidence; expected calibration error {calibration.ece:.3f}", salt)
+    return svg(draw, f"accuracy by confidence; expected calibration error {calibration.ece:.3f}", salt)
 
 
 def histogram_chart(
@@ -138,7 +138,7 @@ def histogram_chart(
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, _BOTTOM, _TOP)
-        axes.stairs(counts, edges, fill=True, color=_FIRST, alpha=0.75)
+        axes.stairs(counts, edges, fill=True, color=FIRST, alpha=0.75)
         axes.set_xscale("log" if log else "linear")
         axes.minorticks_off()
         low, high = edges[0], edges[-1]
@@ -151,7 +151,7 @@ def histogram_chart(
         axes.set_ylim(0, ticks[-1])
         axes.set_xlabel(x_title)
 
-    return _svg(draw, f"pictures by {x_title}: {sum(counts):,} from {show(edges[0])} to {show(edges[-1])}", salt)
+    return svg(draw, f"pictures by {x_title}: {sum(counts):,} from {show(edges[0])} to {show(edges[-1])}", salt)
 
 
 def interval_chart(
@@ -230,10 +230,17 @@ def _axes(figure: Figure, bottom: float, top: float) -> Axes:
     return axes
 
 
-def _svg(
+def svg(
     draw: Callable[[Figure], None], label: str, salt: str, size_px: tuple[int, int] = (_WIDTH_PX, _HEIGHT_PX)
 ) -> Markup:
-    """Returns a drawing as an SVG element; the same numbers give the same bytes, whatever the user's matplotlibrc."""
+    """Returns a drawing as an SVG element; the same numbers give the same bytes, whatever the user's matplotlibrc.
+
+    Args:
+        draw: draws on an empty figure.
+        label: what screen readers read.
+        salt: makes the ids of the charts of one page differ.
+        size_px: width and height.
+    """
     written = io.StringIO()
     with style.context(["default", {**_STYLE, "svg.hashsalt": f"{salt} {label}"}]):
         figure = Figure((size_px[0] / _PX_PER_INCH, size_px[1] / _PX_PER_INCH))
@@ -244,3 +251,13 @@ def _svg(
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     return Markup('<svg role="img" aria-label="{}"').format(label) + Markup(svg)
+
+
+def png(draw: Callable[[Figure], None], size_px: tuple[int, int]) -> bytes:
+    """Returns the same drawing as a PNG file on white, with two pixels for each of `size_px`."""
+    written = io.BytesIO()
+    with style.context(["default", _STYLE]):
+        figure = Figure((size_px[0] / _PX_PER_INCH, size_px[1] / _PX_PER_INCH), dpi=2 * _PX_PER_INCH)
+        draw(figure)
+        figure.savefig(written, format="png", metadata={"Software": None})
+    return written.getvalue()

@@ -67,6 +67,10 @@ def test_one_model_as_json_has_its_layers(capsys: pytest.CaptureFixture[str]) ->
         (["vgg16", "--input", "10"], "vgg16 cannot take pictures of 10x10"),
         (["vgg16", "--input", "ten"], "--input ten: write height x width in pixels"),
         (["timm('vgg61')"], "timm has no model 'vgg61'"),
+        (["vgg16", "--plot"], "--plot draws all models as published"),
+        (["--out", "page"], "--out goes with --plot"),
+        (["--plot", "--batch-size", "4", "--seconds", "1"], "--batch-size and --seconds go with --measure"),
+        (["--plot", "--measure", "--device", "tpu"], "--device tpu: use auto, cpu, cuda or cuda:1"),
     ],
 )
 def test_misuse_exits_with_2_and_says_what_would_work(
