@@ -173,18 +173,18 @@ def interval_chart(
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0.02, _BOTTOM, 0.95, _TOP - _BOTTOM), frame_on=False)
-        axes.axvspan(-margin, margin, color=_RULE, lw=0)
-        axes.axvline(0, color=_QUIET, lw=1)
+        axes.axvspan(-margin, margin, color=RULE, lw=0)
+        axes.axvline(0, color=QUIET, lw=1)
         for place, (name, value, (low, high)) in enumerate(rows):
-            axes.plot([low, high], [-place, -place], color=_FIRST, lw=2)
-            axes.plot(value, -place, "o", color=_FIRST, ms=6, mew=0)
+            axes.plot([low, high], [-place, -place], color=FIRST, lw=2)
+            axes.plot(value, -place, "o", color=FIRST, ms=6, mew=0)
             axes.text(0, -place + 0.22, shortened(name), transform=axes.get_yaxis_transform(), va="bottom")
         axes.set_ylim(-len(rows) + 0.4, 0.8)
         axes.set_yticks([])
         axes.set_xlabel(x_title)
 
     label = ", ".join(f"{name} {value:+.2f} ({low:+.2f} to {high:+.2f})" for name, value, (low, high) in rows)
-    return _svg(draw, f"{x_title}: {label}", salt)
+    return svg(draw, f"{x_title}: {label}", salt)
 
 
 def cost_chart(points: Sequence[tuple[str, float, float]], *, x_title: str, y_title: str, salt: str = "") -> Markup:
@@ -204,10 +204,10 @@ def cost_chart(points: Sequence[tuple[str, float, float]], *, x_title: str, y_ti
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, _BOTTOM, _TOP)
-        axes.axhline(0, color=_QUIET, lw=1)
+        axes.axhline(0, color=QUIET, lw=1)
         most = max(x for _, x, _ in points) or 1.0
         for name, x, y in points:
-            axes.plot(x, y, "o", color=_FIRST, ms=7, mew=0, clip_on=False)
+            axes.plot(x, y, "o", color=FIRST, ms=7, mew=0, clip_on=False)
             left = x < 0.55 * most
             shift = 0.02 * most if left else -0.02 * most
             axes.text(x + shift, y, shortened(name), ha="left" if left else "right", va="bottom")
@@ -216,7 +216,7 @@ def cost_chart(points: Sequence[tuple[str, float, float]], *, x_title: str, y_ti
         axes.set_xlabel(x_title)
 
     label = ", ".join(f"{name} {x:.3g}, {y:+.2f}" for name, x, y in points)
-    return _svg(draw, f"{y_title} by {x_title}: {label}", salt)
+    return svg(draw, f"{y_title} by {x_title}: {label}", salt)
 
 
 def shortened(name: str, most: int = 44) -> str:
