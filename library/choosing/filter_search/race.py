@@ -45,6 +45,8 @@ class Round:
 
 #: Two seeds for all; then more for fewer.
 ROUNDS = (Round(2, 24), Round(4, 12), Round(8, 5))
+#: The most candidates that are confirmed, without the placebo: each costs trainings, and raises what the others need.
+FINALISTS = 3
 
 
 @dataclass(frozen=True)
