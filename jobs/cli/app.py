@@ -16,7 +16,7 @@ from cluster.connection.session import own_process
 from cluster.console import encode_anything, say
 from cluster.submit.client import is_job
 from jobs import output
-from jobs.cli import auditing, choosing, classifiers, datasets, exchange, listings, training
+from jobs.cli import auditing, choosing, classifiers, datasets, exchange, listings, looking, training
 from library.errors import StriateError
 from library.extras import missing_package
 
@@ -145,6 +145,7 @@ for _name, _function in {
     "predict": classifiers.predict_command,
     "evaluate": classifiers.evaluate_command,
     "export": classifiers.export_command,
+    "inspect": looking.inspect_command,
     "demo": datasets.demo_command,
 }.items():
     app.command(_name)(_function)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from library.evaluation.inside.grad_cam import Explanation, overlay, resized
+from library.evaluation.inside.mix_ups import MixUp
 from library.evaluation.inside.occlusion import Occlusion, first_of
 from library.evaluation.inside.recording import StageMaps
-from library.evaluation.inside.units import FirstKernels, field_of, most_active
+from library.evaluation.inside.units import FirstKernels, UnitPatches, field_of, most_active
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from library.imaging.picture import Pixels
@@ -265,3 +266,38 @@ def boxed(pixels: Pixels, box: tuple[int, int, int, int]) -> Image8:
     thickness = max(2, min(picture.shape[:2]) // 80)
     cv2.rectangle(drawn, (left, top), (max(left, right - 1), max(top, bottom - 1)), _FRAME, thickness)
     return drawn
+
+
+def draw_patches(units: Sequence[UnitPatches], *, tile_px: int = 84) -> Image8:
+    """Draws for each unit the patches that excite it most, with its value under each."""
+    most = max(len(unit.patches) for unit in units)
+    bands = [
+        Band(
+            f"{unit.stage}, unit {unit.unit}",
+            [Tile(patch.pixels, f"{patch.value:.3g}") for patch in unit.patches],
+        )
+        for unit in units
+    ]
+    return draw_bands(bands, tile_px=tile_px, across=most)
+
+
+def draw_mix_ups(pairs: Sequence[MixUp], pictures: Sequence[Pixels], *, tile_px: int = 96) -> Image8:
+    """Draws for each confused pair the pictures that show it most.
+
+    Args:
+        pairs: from `mix_ups`, at least one.
+        pictures: the pictures that their numbers stand for.
+        tile_px: side of a picture in pixels.
+    """
+    bands = [
+        Band(
+            f"{pair.label} taken for {pair.predicted}: {pair.errors:,} of {pair.pictures:,}",
+            [
+                Tile(pictures[number], f"{share:.1%}")
+                for number, share in zip(pair.examples, pair.probabilities, strict=True)
+            ],
+            f"probability of {pair.predicted}: {pair.mean_probability:.1%} on average; each picture has its own",
+        )
+        for pair in pairs
+    ]
+    return draw_bands(bands, tile_px=tile_px, across=max(len(pair.examples) for pair in pairs))

@@ -1,7 +1,8 @@
-"""The kernels of a network's first layer, and where its units look: receptive fields on the picture."""
+"""What units look for: kernels of the first layer, receptive fields on the picture, the patches that excite most."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from library.evaluation.inside.recording import StageMaps
+from library.evaluation.inside.recording import StageMaps, activations, feature_maps
+from library.imaging.picture import Pixels
 from library.models.classifier import Classifier
 
 #: Top, left, bottom and right in pixels, the last two excluded.
 Box = tuple[int, int, int, int]
+
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,87 @@ def most_active(maps: StageMaps) -> tuple[int, int, int]:
     distance = np.abs(values - values.mean((1, 2), keepdims=True)) if maps.is_map else values
     channel, row, column = np.unravel_index(int(distance.argmax()), values.shape)
     return int(channel), int(row), int(column)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What a unit saw when it answered most in one picture.
+
+    Attributes:
+        picture: number of the picture.
+        value: of the unit there.
+        box: its receptive field; it reaches outside where the unit depends on padding.
+        pixels: the part of the picture inside the box, height x width x channels.
+    """
+
+    picture: int
+    value: float
+    box: Box
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class UnitPatches:
+    """The patches that excite one unit of a stage most, greatest value first, at most one from each picture."""
+
+    stage: str
+    unit: int
+    patches: tuple[Patch, ...]
+
+
+def exciting_patches(
+    model: Classifier,
+    pictures: Sequence[Pixels],
+    *,
+    units: int = 4,
+    count: int = 9,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[UnitPatches, ...]:
+    """Finds the patches of pictures that excite units of each stage most (Zeiler and Fergus 2014, figure 2).
+
+    The units are those whose greatest answers stand out most from their usual ones: the distance of the mean of the
+    `count` greatest from the mean, in standard deviations over the pictures.
+
+    Args:
+        model: a network in evaluation mode.
+        pictures: at least one, of one size and dtype, as the network takes them.
+        units: units for each stage.
+        count: patches for each unit.
+        progress: is called with the number of pictures that are done, and of all.
+    """
+    stages = feature_maps(model, pictures[0])
+    peaks: list[list[NDArray[np.float32]]] = [[] for _ in stages]
+    places: list[list[NDArray[np.int64]]] = [[] for _ in stages]
+    for first in range(0, len(pictures), _BATCH):
+        batch = pictures[first : first + _BATCH]
+        for number, values in enumerate(activations(model, batch, stages)):
+            flat = values.reshape(*values.shape[:2], -1)
+            peaks[number].append(flat.max(2))
+            places[number].append(flat.argmax(2))
+        if progress is not None:
+            progress(first + len(batch), len(pictures))
+    found: list[UnitPatches] = []
+    for stage, peak, place in zip(stages, peaks, places, strict=True):
+        greatest, at = np.concatenate(peak), np.concatenate(place)
+        for unit in _standing_out(greatest, units, count):
+            order = np.argsort(-greatest[:, unit], kind="stable")[:count]
+            patches = [_patch(stage, pictures[n], int(n), greatest[n, unit], at[n, unit]) for n in order]
+            found.append(UnitPatches(stage.stage, unit, tuple(patches)))
+    return tuple(found)
+
+
+def _standing_out(peaks: NDArray[np.float32], units: int, count: int) -> list[int]:
+    """The units (columns) whose greatest peaks are furthest above their mean; units that never differ come last."""
+    top = np.sort(peaks, 0)[-count:].mean(0)
+    deviation = peaks.std(0)
+    score = np.where(deviation > 0, (top - peaks.mean(0)) / np.where(deviation > 0, deviation, 1), -1)
+    return [int(unit) for unit in np.argsort(-score, kind="stable")[:units]]
+
+
+def _patch(stage: StageMaps, pixels: Pixels, picture: int, value: np.float32, place: np.int64) -> Patch:
+    height, width = pixels.shape[:2]
+    row, column = divmod(int(place), stage.values.shape[2])
+    box = field_of(stage, row, column, (height, width))
+    top, left, bottom, right = box
+    part = pixels[max(0, top) : max(1, bottom), max(0, left) : max(1, right)]
+    return Patch(picture, float(value), box, part if part.size else pixels[-1:, -1:])

@@ -80,28 +80,29 @@ def template(package: str, name: str) -> Template:
     return environment.get_template(name)
 
 
-def check_report(folder: str, datasets: Sequence[str], command: str) -> None:
+def check_report(folder: str, datasets: Sequence[str], command: str, option: str = "--report") -> None:
     """Checks that a command may write its page to a folder.
 
     Args:
         folder: URI.
         datasets: URIs of the datasets that the command reads or writes.
         command: as its pages name it, such as `striate audit`.
+        option: its option that names the folder.
 
     Raises:
         UsageError: the folder is a dataset or lies in one, holds a page of something else, or cannot be written to.
     """
     for dataset in datasets:
         if storage.contains(dataset, folder):
-            raise UsageError(f"--report {folder} is inside the dataset {dataset}; name another folder")
+            raise UsageError(f"{option} {folder} is inside the dataset {dataset}; name another folder")
     if find_manifest(folder) is not None:
-        raise UsageError(f"--report {folder} is a dataset; name a folder of its own for the report")
+        raise UsageError(f"{option} {folder} is a dataset; name a folder of its own for the report")
     page = storage.join(folder, PAGE)
     if storage.exists(page):
         with storage.open_read(page) as file:
             start = file.read(_MARK_WITHIN)
         if f'name="generator" content="{command}"'.encode() not in start:
-            raise UsageError(f"--report {folder} contains a page ({PAGE}) of something else; name another folder")
+            raise UsageError(f"{option} {folder} contains a page ({PAGE}) of something else; name another folder")
     storage.check_writable(folder)
 
 
