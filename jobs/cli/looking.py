@@ -107,7 +107,8 @@ class _Steps:
     def __init__(self) -> None:
         self._console = Terminal(stderr=True)
         self._status = self._console.status("loading the network") if self._console.is_terminal else None
-        self._part, self._start, self._said = "", time.monotonic(), time.monotonic()
+        self._part, self._first = "", 0
+        self._start = self._said = time.monotonic()
 
     def __enter__(self) -> _Steps:
         if self._status is not None:
@@ -121,10 +122,10 @@ class _Steps:
     def __call__(self, part: str, done: int, of: int) -> None:
         now = time.monotonic()
         if part != self._part:
-            self._part, self._start = part, now
+            self._part, self._start, self._first = part, now, done
         seconds = max(now - self._start, 1e-6)
-        rate = done / seconds
-        left = f", {rate:,.0f}/s, {duration((of - done) / rate)} left" if done else ""
+        rate = (done - self._first) / seconds
+        left = f", {rate:,.0f}/s, {duration((of - done) / rate)} left" if rate else ""
         text = f"inspect: {part}, {done:,}/{of:,}{left}"
         if self._status is not None:
             self._status.update(visible(text))

@@ -22,6 +22,8 @@ _BATCH = 32
 #: UMAP's own number of neighbours; with fewer pictures it has nothing to say.
 _NEIGHBOURS = 15
 _MARGIN_PX, _LEGEND_PX, _TEXT_PX = 24, 190, 13
+#: How far a thumbnail may be moved, in its own sides.
+_MOVES = 2
 _PAPER, _INK, _MUTED = (255, 255, 255), (27, 34, 48), (91, 101, 118)
 #: Colours of the classes, Paul Tol's bright and muted schemes, which colour-blind readers tell apart.
 _COLOURS = (
@@ -65,12 +67,13 @@ def features_of(bundle: Bundle, pictures: Sequence[Prepared]) -> NDArray[np.floa
 def pca(features: NDArray[np.float32]) -> Embedding:
     """The two directions in which features (N x F, N at least 2) vary most, with signs that do not depend on chance."""
     width = min(2, *features.shape)
+    if not features.var(0).any():
+        return Embedding("PCA", np.zeros((len(features), 2), np.float32), 0.0)
     model: Any = PCA(width, svd_solver="full").fit(features)
     signs = np.sign(model.components_[np.arange(width), np.abs(model.components_).argmax(1)])
     points = np.zeros((len(features), 2), np.float32)
     points[:, :width] = model.transform(features) * signs
-    explained = float(np.nan_to_num(model.explained_variance_ratio_).sum())
-    return Embedding("PCA", points, explained)
+    return Embedding("PCA", points, float(model.explained_variance_ratio_.sum()))
 
 
 def has_umap() -> bool:
@@ -102,7 +105,7 @@ def draw_embedding(
     size: tuple[int, int] = (760, 980),
     thumbnail_px: int = 34,
 ) -> NDArray[np.uint8]:
-    """Draws each picture at its place, framed in the colour of its class; where they would overlap, as a dot.
+    """Draws a dot for each picture, and thumbnails framed in the colour of their class at or beside their dots.
 
     Args:
         embedding: places of N pictures.
@@ -120,22 +123,36 @@ def draw_embedding(
     inner = np.array([width - _LEGEND_PX - 2 * _MARGIN_PX - thumbnail_px, height - 2 * _MARGIN_PX - thumbnail_px])
     places = (embedding.points - low) / span * inner + _MARGIN_PX + thumbnail_px / 2
     places[:, 1] = height - places[:, 1]
-    taken = np.zeros((0, 2))
-    framed: list[int] = []
-    for number, place in enumerate(places):
-        if not len(taken) or (np.abs(taken - place).max(1) >= thumbnail_px + 3).all():
-            taken = np.vstack([taken, place])
-            framed.append(number)
+    framed = _apart(places, thumbnail_px + 3, np.array([width - _LEGEND_PX, height]))
     for number, (x, y) in enumerate(places.tolist()):
         draw.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), colours.get(labels[number], _OTHERS))
-    for number in framed:
+    for number, centre in framed.items():
         image = Image.fromarray(thumbnail(pictures[number], thumbnail_px - 4))
-        left, top = (round(float(edge)) for edge in places[number] - np.array([image.width, image.height]) / 2)
+        left, top = (round(float(edge)) for edge in centre - np.array([image.width, image.height]) / 2)
         frame = (left - 2, top - 2, left + image.width + 1, top + image.height + 1)
         draw.rectangle(frame, colours.get(labels[number], _OTHERS))
         sheet.paste(image, (left, top))
     _legend(draw, embedding, labels, colours, width - _LEGEND_PX)
     return np.asarray(sheet)
+
+
+def _apart(places: NDArray[Any], step_px: int, limits: NDArray[Any]) -> dict[int, NDArray[Any]]:
+    """Where thumbnails are drawn, by the number of their picture, so that none overlaps another.
+
+    One that would is moved by up to a few of its sides, or left out where there is no room.
+    """
+    near = np.array([(y, x) for y in range(-_MOVES, _MOVES + 1) for x in range(-_MOVES, _MOVES + 1)]) * step_px
+    near = near[np.argsort((near**2).sum(1), kind="stable")]
+    taken, framed = np.zeros((0, 2)), dict[int, NDArray[Any]]()
+    for number, place in enumerate(places):
+        free = place + near
+        inside = ((free >= step_px / 2) & (free <= limits - step_px / 2)).all(1)
+        overlaps = (np.abs(free[:, None] - taken[None]).max(2) < step_px).any(1) if len(taken) else ~inside
+        usable = np.flatnonzero(inside & ~overlaps)
+        if len(usable):
+            framed[number] = free[usable[0]]
+            taken = np.vstack([taken, framed[number]])
+    return framed
 
 
 def _colours(labels: Sequence[str | None]) -> dict[str | None, tuple[int, int, int]]:

@@ -1,0 +1,97 @@
+"""Deletion and insertion tell a map that is right from one that is wrong, and from chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from library.bundle.bundle import Bundle
+from library.bundle.description import BundleRecord
+from library.bundle.ensemble import ensemble
+from library.errors import UsageError
+from library.evaluation.inside.trust import Trust, deletion_insertion, draw_trust
+from library.models.build import create
+
+_SIDE = 8
+
+
+def linear_bundle(weights: NDArray[np.float32]) -> Bundle:
+    """The logit of `a` is the sum of the normalised pixels times these weights; that of `b` is 0."""
+    call = f"mlp(hidden=[1], size={_SIDE})"
+    network = create(call, num_classes=2)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        dense: Any = network.net.hidden[0]
+        last: Any = network.head[-1]
+        dense.weight[0] = torch.from_numpy(weights.ravel())
+        last.weight[0, 0] = 1
+    record = BundleRecord(model=call, classes=("a", "b"), input_size=(_SIDE, _SIDE), channels=1)
+    return Bundle.of_model(record, network, device="cpu")
+
+
+def weights_and_picture() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A few pixels speak for the class, all of them as bright."""
+    weights = np.zeros((_SIDE, _SIDE), np.float32)
+    weights[1:3, 1:4] = [[0.6, 0.5, 0.4], [0.3, 0.2, 0.1]]
+    return weights, np.full((_SIDE, _SIDE, 1), 255, np.uint8)
+
+
+def test_curves_are_the_sums_of_the_pixels_that_are_left() -> None:
+    weights, pixels = weights_and_picture()
+    bundle = linear_bundle(weights)
+    trust = deletion_insertion(bundle, pixels, {"map": weights}, "a", steps=64)["map"]
+    mean, std = float(bundle.model.mean), float(bundle.model.std)
+    # Mean pixels are stored as whole numbers, so what is hidden is almost 0 after normalisation.
+    hidden, shown = (round(255 * mean) / 255 - mean) / std, (1 - mean) / std
+    order = np.sort(weights, axis=None)[::-1]
+    sums = [order[:count].sum() * hidden + order[count:].sum() * shown for count in range(65)]
+    logits = np.maximum(sums, 0)  # its hidden unit has a ReLU
+    assert trust.deletion == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-5)
+    assert trust.areas["deletion"] == pytest.approx(np.trapezoid(trust.deletion, dx=1 / 64), abs=1e-6)
+
+
+def test_the_right_order_beats_chance_and_the_wrong_one_does_not() -> None:
+    weights, _ = weights_and_picture()
+    pixels = np.zeros((_SIDE, _SIDE, 1), np.uint8)
+    pixels[1:3, 1:4] = 255  # so that the blurred picture has less evidence
+    trusts = deletion_insertion(linear_bundle(weights), pixels, {"right": weights, "wrong": -weights}, "a")
+    right, wrong = trusts["right"], trusts["wrong"]
+    assert right.areas["deletion"] < right.areas["random_deletion"] < wrong.areas["deletion"]
+    assert right.areas["insertion"] > right.areas["random_insertion"] > wrong.areas["insertion"]
+    assert right.verdict.startswith("better than chance in both ways")
+    assert wrong.verdict.startswith("no better than chance")
+    for curves in (right, wrong):
+        assert curves.deletion[0] == pytest.approx(curves.insertion[-1], abs=1e-6)
+        assert (len(curves.shares), curves.shares[0], curves.shares[-1]) == (21, 0, 1)
+    assert draw_trust(trusts).shape == (340, 940, 3)
+
+
+def test_a_map_that_helps_one_way_only_is_to_be_read_with_care() -> None:
+    shares = np.array([0, 1], np.float32)
+    low, high = np.zeros(2, np.float32), np.ones(2, np.float32)
+    assert "in hiding its hottest pixels only" in Trust("a", shares, low, low, high, high).verdict
+    assert "in showing its hottest pixels only" in Trust("a", shares, high, high, low, low).verdict
+
+
+def test_an_ensemble_of_equal_members_has_the_curves_of_one() -> None:
+    weights, pixels = weights_and_picture()
+    one = linear_bundle(weights)
+    both = ensemble([one, linear_bundle(weights)], [1, 1])
+    alone = deletion_insertion(one, pixels, {"map": weights}, "a")["map"]
+    together = deletion_insertion(both, (pixels, pixels), {"map": weights}, "a")["map"]
+    assert together.deletion == pytest.approx(alone.deletion, abs=1e-5)
+    assert together.random_insertion == pytest.approx(alone.random_insertion, abs=1e-5)
+
+
+def test_progress_reaches_its_end_and_an_unknown_class_is_an_error() -> None:
+    weights, pixels = weights_and_picture()
+    calls: list[tuple[int, int]] = []
+    deletion_insertion(linear_bundle(weights), pixels, {"map": weights}, progress=lambda *counts: calls.append(counts))
+    assert calls[-1][0] == calls[-1][1] == 2 * 4 * 21
+    with pytest.raises(UsageError, match="has no class 'c'"):
+        deletion_insertion(linear_bundle(weights), pixels, {"map": weights}, "c")
