@@ -19,7 +19,7 @@ from jobs.shards.dataset_job import shard_tasks
 from jobs.shards.pool_size import WorkerPool, pool_for_classifiers
 from jobs.shards.results import ShardRun
 from library import storage
-from library.bundle.description import BundleRecord, load_members, load_record, plugins_of
+from library.bundle.description import BundleRecord, load_record, plugins_of
 from library.dataset.destination import reports_below, shard_stem
 from library.dataset.lease import hold
 from library.dataset.manifest import REPORTS, VERSIONS, Manifest, load_manifest, save_report
@@ -34,10 +34,9 @@ from library.evaluation.robustness import measure
 from library.evaluation.several_labels import evaluate_labels
 from library.evaluation.sums import Counted, EvaluateReport, EvaluateTotals, LabelScores, Sums
 from library.pipeline.inputs import InputPipeline
-from library.recipe.yaml_text import load_yaml
 from library.steps.plugins import Plugin, named
 from library.storage import FileInfo
-from library.training.label_sets import check_column
+from library.training.label_sets import check_column, trained_column
 from library.training.progress import read_metrics
 from library.work.evaluate_shard import EvaluateJob
 
@@ -163,23 +162,13 @@ def _labels_column(
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold {threshold:g}: must be a probability between 0 and 1")
     ((uri, record),) = bundles
-    column = wanted or _trained_column(uri, record)
+    column = wanted or trained_column(uri, record)
     if column is None:
         raise UsageError(f"{uri} does not say which column holds the names of a picture's classes; add --labels COLUMN")
     if manifest.shards:
         schema = ShardReader(storage.join(dataset, manifest.shards[0].name)).schema()
         check_column(dataset, schema, column, "--labels")
     return column
-
-
-def _trained_column(uri: str, record: BundleRecord) -> str | None:
-    """Returns the column that a bundle, or the first member of an ensemble, learned from; None if it does not say."""
-    members = load_members(uri, record)
-    recipe = (members[0][1] if members else record).provenance.get("recipe")
-    fields = load_yaml(recipe) if isinstance(recipe, str) else {}
-    data = fields.get("data") if isinstance(fields, Mapping) else None
-    column = data.get("labels") if isinstance(data, Mapping) else None
-    return column if isinstance(column, str) else None
 
 
 def _few(names: Sequence[str]) -> str:

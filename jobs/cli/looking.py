@@ -41,7 +41,10 @@ def inspect_command(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Column of --data with a list of classes, for a classifier of several labels."),
+        typer.Option(
+            help="For a classifier of several labels: the column with the names of each picture's classes.",
+            show_default="the column that it learned from",
+        ),
     ] = None,
     class_name: Annotated[
         str | None,

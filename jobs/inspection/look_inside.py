@@ -34,6 +34,7 @@ from library.evaluation.report.page import PAGE, check_report
 from library.imaging import codec
 from library.imaging.picture import Pixels
 from library.pipeline.inputs import InputPipeline, Prepared
+from library.training.label_sets import check_column, trained_column
 
 COMMAND = "striate inspect"
 #: Pictures of a dataset that are looked at.
@@ -58,7 +59,7 @@ class InspectPlan:
         dataset: URI; None without one.
         manifest: that of the dataset.
         limit: the most pictures of the dataset that are looked at.
-        labels: column with lists of class names, for a bundle of several labels; None for the column `label`.
+        labels: column with lists of class names, for a bundle of several labels; None without one.
         out: URI of the folder that is written.
         class_name: the class whose evidence is drawn; None for the most probable of each picture.
     """
@@ -103,7 +104,9 @@ def plan_inspect(
     if limit is not None and limit < 2:
         raise UsageError(f"--limit {limit}: must be at least 2")
     dataset = None if dataset is None else storage.normalize(dataset)
-    manifest = None if dataset is None else _checked(dataset, record, labels)
+    manifest = None if dataset is None else _checked(dataset, record)
+    if dataset is not None and manifest is not None:
+        labels = _labels_column(dataset, manifest.shards[0].name, uri, record, labels)
     out = storage.normalize(out)
     if storage.contains(uri, out):
         raise UsageError(f"--out {out} is the bundle or inside it; name another folder")
@@ -113,7 +116,7 @@ def plan_inspect(
     )
 
 
-def _checked(dataset: str, record: BundleRecord, labels: str | None) -> Manifest:
+def _checked(dataset: str, record: BundleRecord) -> Manifest:
     """The manifest of a dataset that a bundle can look at."""
     manifest = load_manifest(dataset)
     if manifest.tally.rows_out < 2:
@@ -121,15 +124,20 @@ def _checked(dataset: str, record: BundleRecord, labels: str | None) -> Manifest
     if not record.members:
         inputs = InputPipeline.parse(record.steps, record.fit, record.input_size, record.channels)
         inputs.check_channels(dataset, manifest.tally.channels)
-    if labels is not None:
-        if not record.multilabel:
-            raise UsageError(
-                "--labels has no effect: the bundle gives each picture one class, which is the column `label`"
-            )
-        names = ShardReader(storage.join(dataset, manifest.shards[0].name)).schema().names
-        if labels not in names:
-            raise UsageError(f"--labels {labels}: {dataset} has no such column; it has {', '.join(names)}")
     return manifest
+
+
+def _labels_column(dataset: str, shard: str, uri: str, record: BundleRecord, wanted: str | None) -> str | None:
+    """The column with the classes of each picture; None where the bundle gives it one, which is in `label`."""
+    if not record.multilabel:
+        if wanted is not None:
+            raise UsageError(f"--labels has no effect: {uri} gives a picture one class; leave it out")
+        return None
+    column = wanted or trained_column(uri, record)
+    if column is None:
+        raise UsageError(f"{uri} does not say which column holds the names of a picture's classes; add --labels COLUMN")
+    check_column(dataset, ShardReader(storage.join(dataset, shard)).schema(), column, "--labels")
+    return column
 
 
 @dataclass

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import pyarrow as pa
 
+from library.bundle.description import BundleRecord, load_members
 from library.errors import UsageError
+from library.recipe.yaml_text import load_yaml
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,16 @@ def _is_list_of_names(dtype: pa.DataType) -> bool:
         return False
     value = cast(Any, dtype).value_type
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_integer(value)
+
+
+def trained_column(uri: str, record: BundleRecord) -> str | None:
+    """Returns the column that a bundle, or the first member of an ensemble, learned from; None if it does not say."""
+    members = load_members(uri, record)
+    recipe = (members[0][1] if members else record).provenance.get("recipe")
+    fields = load_yaml(recipe) if isinstance(recipe, str) else {}
+    data = fields.get("data") if isinstance(fields, Mapping) else None
+    column = data.get("labels") if isinstance(data, Mapping) else None
+    return column if isinstance(column, str) else None
 
 
 def count_names(dataset: str, column: str, lists: Iterable[Sequence[Any] | None]) -> Counter[str]:
