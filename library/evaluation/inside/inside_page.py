@@ -9,8 +9,8 @@ from library.evaluation.report.page import base64_text, template
 
 #: What the page and the guide say about each part, in the order of the page.
 READING: Mapping[str, str] = {
-    "kernels": "What the first layer looks for in pixels. Trained kernels show edges, bars and colours; hardly trained ones "
-    "are noise.",
+    "kernels": "What the first layer looks for in pixels. Trained kernels show edges, bars and colours; hardly trained "
+    "ones are noise.",
     "heat": "Which parts of the picture count. Grad-CAM follows the gradient of the class back to the last maps; "
     "occlusion hides one part after another and asks the classifier again, which costs more and assumes nothing.",
     "trust": "Whether the maps above deserve belief: the probability while the hottest pixels are hidden (it should "
