@@ -16,7 +16,7 @@ from library.models.call import ModelCall, parse_call
 from library.models.catalog import TIMM, ModelInfo
 from library.models.classifier import Classifier
 from library.models.lookup import info
-from library.models.small_networks import LeNet5, Mlp, ResNet9
+from library.models.small_networks import FilterNet, LeNet5, Mlp, ResNet9
 from library.models.stages import stages_of
 from library.models.weights import Origin, check_offered, load_weights
 
@@ -150,6 +150,8 @@ def _own_network(name: str, parameters: dict[str, Any], num_classes: int) -> _Ne
         return _Network(LeNet5(num_classes, **parameters), "classifier", ("c1",))
     if name == "mlp":
         return _Network(Mlp(num_classes, **parameters), "classifier", ())
+    if name == "filter_net":
+        return _Network(FilterNet(num_classes, **parameters), "classifier", ("kernels",))
     return _Network(ResNet9(num_classes, **parameters), "classifier", ("prep.0",))
 
 

@@ -319,6 +319,16 @@ _MODELS = (
         note="a quarter of Page's width, for CPUs; resnet9(width=64) is his network, with 6,573,120 parameters",
         stages=(("prep", "prep"), ("layer1", "layer1"), ("layer2", "layer2"), ("layer3", "layer3")),
     ),
+    ModelInfo(
+        "filter_net",
+        "ours",
+        (3, 32, 32),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        num_classes=10,
+        note="not published: the network of `striate learn-filter`, whose first layer is looked at",
+        stages=(("kernels", r"gates\.|kernels|norm"), ("layers", "layers")),
+    ),
 )
 
 #: Every model of the catalogue by name, oldest first.

@@ -59,6 +59,17 @@ class ResNet9Parameters:
 
 
 @_parameters
+class FilterNetParameters:
+    """Parameters of `filter_net`."""
+
+    count: Annotated[int, Field(ge=1, le=256, description="kernels of the first layer")] = 8
+    # Not `size`, which is the side of the picture in every other call.
+    kernel_size: Annotated[Literal[3, 5, 7, 9, 11], Field(description="side of a kernel in pixels")] = 5
+    gates: Annotated[bool, Field(description="learn a weight for each of a list of filters before the kernels")] = False
+    in_chans: Channels = 3
+
+
+@_parameters
 class NetworkParameters:
     """Parameters of every network of the catalogue that is not listed in this file."""
 
@@ -109,6 +120,7 @@ _PARAMETERS: Mapping[str, Callable[..., Any]] = {
     "lenet5": LeNet5Parameters,
     "mlp": MlpParameters,
     "resnet9": ResNet9Parameters,
+    "filter_net": FilterNetParameters,
     "alexnet": DenseNetworkParameters,
     "vgg16": DenseNetworkParameters,
     "vgg19": DenseNetworkParameters,

@@ -1,4 +1,4 @@
-"""The networks that are written out here: LeNet-5, the multi-layer perceptron of its paper, and ResNet-9."""
+"""The networks that are written out here: LeNet-5, the perceptron of its paper, ResNet-9, and one to look into."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from library.models.filter_gates import FilterGates
 
 
 class LeNet5(nn.Module):
@@ -84,6 +86,45 @@ class ResNet9(nn.Module):
         """Computes logits, N x num_classes, from normalised pixels, N x in_chans x height x width."""
         x = self.layer3(self.layer2(self.layer1(self.prep(x))))
         return self.classifier(self.pool(x).flatten(1) * 0.125)
+
+
+class FilterNet(nn.Module):
+    """A small network whose first layer is meant to be looked at: `count` kernels, then two convolutions.
+
+    The first layer sees both signs of what each kernel finds (concatenated ReLU, https://arxiv.org/abs/1603.05201), so
+    that it learns no kernel twice with opposite signs. Pictures of any size from 8x8 work.
+
+    Args:
+        num_classes: number of outputs.
+        count: number of kernels.
+        kernel_size: side of a kernel in pixels.
+        gates: whether `FilterGates` come before the kernels.
+        in_chans: channels of the input.
+    """
+
+    #: Mean and deviation by which pixels in 0..1 are normalised: the same for all channels, so that a kernel's weights
+    #: mean the same for pixels as for what the network sees.
+    MEAN, STD = 0.5, 0.25
+
+    def __init__(self, num_classes: int, *, count: int, kernel_size: int, gates: bool, in_chans: int) -> None:
+        super().__init__()
+        self.gates = FilterGates() if gates else None
+        self.kernels = nn.Conv2d(
+            in_chans, count, kernel_size, padding=kernel_size // 2, padding_mode="reflect", bias=False
+        )
+        self.norm = nn.BatchNorm2d(count)
+        self.pool = nn.MaxPool2d(2)
+        self.layers = nn.Sequential(_convolution(2 * count, 32, halve=True), _convolution(32, 64))
+        self.last = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(64, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Computes logits, N x num_classes, from normalised pixels, N x in_chans x height x width."""
+        if self.gates is not None:
+            x = (self.gates(x * self.STD + self.MEAN) - self.MEAN) / self.STD
+        found = self.norm(self.kernels(x))
+        both = torch.cat([torch.relu(found), torch.relu(-found)], 1)
+        return self.classifier(self.last(self.layers(self.pool(both))).flatten(1))
 
 
 class _Residual(nn.Module):

@@ -1,0 +1,1 @@
+"""Learned kernels: beside the textbook's, on a page, and as filters."""
