@@ -1,9 +1,9 @@
 """The kernels of the textbook, and which of them a learned kernel resembles most. Imports no torch.
 
 A learned kernel has a plane of weights for each channel. It is compared with a reference (one plane) in every colour at
-once: the cosine is that with the reference times the best weights of the channels, which are the kernel's projections on
-it. Its sign does not count, because a network's later layers may reverse it. A reference may also lie up to
-`(size - 3) // 2` pixels beside the middle.
+once: the cosine is that with the reference times the best weights of the channels, which are the kernel's projections
+on it. Its sign does not count, because later layers may reverse it. A reference may also lie up to `(size - 3) // 2`
+pixels beside the middle.
 """
 
 from __future__ import annotations
@@ -132,9 +132,7 @@ def nearest(kernels: NDArray[np.floating]) -> list[Match]:
         shift = int(shifts[best][0]), int(shifts[best][1])
         cosine = float(similar[best] / length) if length else 0.0
         channels = tuple(float(value) for value in colours)
-        matches.append(
-            Match(reference.name, reference.family, cosine, shift, channels, colour, is_colour, drawn)
-        )
+        matches.append(Match(reference.name, reference.family, cosine, shift, channels, colour, is_colour, drawn))
     return matches
 
 

@@ -1,0 +1,1 @@
+"""The search for filters that help: `striate search`."""
