@@ -143,13 +143,14 @@ class Gabor:
         BadPicture: `not_finite`.
     """
 
-    wavelength: Annotated[float, Field(ge=2, le=200, description="pixels from one light line to the next")]
+    # At 2 pixels every weight of the odd kernel would be 0.
+    wavelength: Annotated[float, Field(ge=2.5, le=200, description="pixels from one light line to the next")]
     angle: Annotated[
         float, Field(ge=-180, le=180, description="degrees by which the lines are turned; 0 finds vertical ones")
     ] = 0.0
     sigma: Annotated[
         float | None,
-        Field(gt=0, le=200, description="standard deviation of the Gaussian in pixels (default 0.56 wavelengths)"),
+        Field(ge=0.5, le=200, description="standard deviation of the Gaussian in pixels (default 0.56 wavelengths)"),
     ] = None
     aspect: Annotated[
         float, Field(ge=0.1, le=10, description="width of the Gaussian across the lines over its length along them")

@@ -99,7 +99,7 @@ def references(size: int) -> tuple[Reference, ...]:
         _reference("laplacian 8", "spot", _widened(eight, size)),
     ]
     for angle, part, phase in itertools.product(_ANGLES, _WAVELENGTHS, (0, 90)):
-        wavelength = max(2.0, part * size)
+        wavelength = max(2.5, part * size)
         whole = Gabor(wavelength=wavelength, angle=angle, sigma=wavelength * 0.4, aspect=0.7).kernel(phase)
         name = f"gabor {angle:g} degrees, {wavelength:.2g} px, phase {phase}"
         found.append(_reference(name, "edge" if phase else "line", _cut(whole, size)))

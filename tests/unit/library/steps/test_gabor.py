@@ -26,7 +26,7 @@ gabors = st.builds(
     Gabor,
     wavelength=st.floats(2.5, 12),
     angle=st.floats(-180, 180),
-    sigma=st.floats(1, 6),
+    sigma=st.floats(0.5, 6),
     aspect=st.floats(0.3, 2),
 )
 
