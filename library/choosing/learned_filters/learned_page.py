@@ -19,8 +19,9 @@ from library.pipeline import Pipeline
 
 COMMAND = "striate learn-filter"
 #: Side of a drawn kernel, and of a picture on the page.
-_KERNEL_PX, _PICTURE_PX = 110, 96
+_KERNEL_PX, _PICTURE_PX = 130, 96
 _IN_A_ROW = 8
+_FRAME = 170
 #: Gabor kernels that are drawn among the references: every angle at one wavelength and one phase.
 _DRAWN_GABOR = "phase 90"
 
@@ -112,14 +113,16 @@ def draw_kernels(learned: LearnedFilters) -> NDArray[np.uint8]:
     rows: list[list[Tile]] = []
     for start in range(0, len(learned.kernels), _IN_A_ROW):
         part = list(enumerate(learned.kernels[start : start + _IN_A_ROW], start=start + 1))
-        rows.append([Tile(draw_kernel(one.weights), f"learned {number}") for number, one in part])
+        rows.append([Tile(_framed(draw_kernel(one.weights)), f"learned {number}") for number, one in part])
         rows.append(
             [
-                Tile(draw_kernel(one.match.weights), f"{one.match.cosine:.2f} {_short(one.match.reference)}")
+                Tile(_framed(draw_kernel(one.match.weights)), f"{one.match.cosine:.2f} {_short(one.match.reference)}")
                 for _, one in part
             ]
         )
-    drawn = [Tile(draw_kernel(one.weights[None]), _short(one.name)) for one in drawn_references(_side(learned))]
+    drawn = [
+        Tile(_framed(draw_kernel(one.weights[None])), _short(one.name)) for one in drawn_references(_side(learned))
+    ]
     rows += [drawn[start : start + _IN_A_ROW] for start in range(0, len(drawn), _IN_A_ROW)]
     return draw_sheet(rows, tile_px=_KERNEL_PX)
 
@@ -178,6 +181,19 @@ def _png(pixels: NDArray[np.uint8]) -> str:
 
 def _short(name: str) -> str:
     """A reference's name that fits under its picture."""
-    return name.replace(" degrees", "\N{DEGREE SIGN}").replace(", phase 0", " line").replace(", phase 90", "").replace(
-        "sigma", "\N{GREEK SMALL LETTER SIGMA}"
-    )  # fmt: skip
+    for long, short in (
+        (" degrees", "\N{DEGREE SIGN}"),
+        (", phase 0", " line"),
+        (", phase 90", ""),
+        (",", ""),
+        ("sigma ", ""),
+    ):
+        name = name.replace(long, short)
+    return name.replace(" px", "px") if name.startswith("gabor") else name
+
+
+def _framed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture in a thin frame, without which white parts would end in white paper."""
+    framed = pixels.copy()
+    framed[[0, -1]] = framed[:, [0, -1]] = _FRAME
+    return framed
