@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.common.command_line import at_least, make_parser, run_benchmark, say, work_folder
 from benchmarks.common.report import print_table, spread
@@ -72,7 +73,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             )
             say(f"seed {seed}: { ({name: value for name, value in runs[-1].items() if name != 'kernels'}) }")
             if seed == 0 and options.picture is not None:
-                options.picture.write_bytes((out / PICTURE).read_bytes())
+                Image.open(out / PICTURE).save(options.picture, optimize=True)
     bound = chance(3, options.size)
     untrained = [_described(_untrained(options, seed), bound) for seed in range(options.seeds)]
     return {

@@ -59,11 +59,13 @@ class LearnedFilters:
         """Returns the kernels that are more similar to their reference than random ones."""
         return [kernel for kernel in self.kernels if kernel.match.cosine > self.chance]
 
-    def count(self, *, colour: bool) -> int:
-        """Returns how many kernels answer to colours; or without `colour` how many above chance to grey edges."""
-        if colour:
-            return sum(kernel.match.is_colour for kernel in self.kernels)
-        return sum(one.match.family == "edge" and not one.match.is_colour for one in self.above_chance())
+    def edge_detectors(self) -> int:
+        """Returns how many kernels resemble an edge kernel, in grey or in colours, more than random ones do."""
+        return sum(kernel.match.family == "edge" for kernel in self.above_chance())
+
+    def colour_detectors(self) -> int:
+        """Returns how many kernels answer to colours and resemble a reference more than random ones do."""
+        return sum(kernel.match.is_colour for kernel in self.above_chance())
 
     def summary(self) -> dict[str, Any]:
         """Returns all numbers as plain data for JSON."""
@@ -83,8 +85,8 @@ class LearnedFilters:
             ],
             "chance_cosine": round(self.chance, 4),
             "above_chance": len(self.above_chance()),
-            "edge_detectors": self.count(colour=False),
-            "colour_detectors": self.count(colour=True),
+            "edge_detectors": self.edge_detectors(),
+            "colour_detectors": self.colour_detectors(),
             "picture_px": self.side_px,
             "metrics": dict(self.metrics),
             **(
@@ -161,8 +163,6 @@ def render_learned(learned: LearnedFilters, pictures: Sequence[Pixels]) -> str:
         originals=[_png(_shown(picture)) for picture in pictures],
         references=[(one.name, _png(draw_kernel(one.weights[None]))) for one in drawn_references(_side(learned))],
         gates=sorted(learned.gates.items(), key=lambda item: -item[1]),
-        edges=learned.count(colour=False),
-        colours=learned.count(colour=True),
         percent="{:.1%}".format,
     )
 
