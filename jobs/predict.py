@@ -7,6 +7,7 @@ PyTorch is imported.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,10 +44,11 @@ def is_dataset_and_destination(bundle: str, paths: Sequence[str]) -> bool:
         return False
     if len(paths) == 2 and datasets[0] == paths[0] and not _holds_pictures(paths[1]):
         return True
+    typed, dataset = shlex.quote(bundle), shlex.quote(datasets[0])
     raise UsageError(
         f"{datasets[0]} is a dataset and needs exactly one more path, the dataset to write:\n"
-        f"  striate predict {bundle} {datasets[0]} DEST    (DEST: a new folder) predicts every picture of it\n"
-        f"  striate predict {bundle} PICTURE...    (files and folders of pictures) prints their classes"
+        f"  striate predict {typed} {dataset} DEST    (DEST: a new folder) predicts every picture of it\n"
+        f"  striate predict {typed} PICTURE...    (files and folders of pictures) prints their classes"
     )
 
 

@@ -92,7 +92,8 @@ def audit_command(
         say(f"about {audit.wrong_share:.1%} of the labels are wrong; the classifiers agree with {audit.accuracy:.1%}")
     balance = audit.balance
     if balance.ratio is not None:
-        say(f"the largest class has {balance.ratio:.3g} times as many pictures as the smallest")
+        unequal = f"the largest class has {balance.ratio:.3g} times as many pictures as the smallest"
+        say("all classes have equally many pictures" if balance.ratio == 1 else unequal)
     for split, names in balance.absent.items():
         if names:
             say(f"{split} has no picture of: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")

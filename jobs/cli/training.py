@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Annotated
 
@@ -88,7 +89,8 @@ def train_command(
         say(f"  top-1 {metrics['val_top1']:.2%}, loss {metrics['val_loss']:.4f} on the validation set")
     if "val_f1" in metrics:
         say(f"  F1 {metrics['val_f1']:.2%}, loss {metrics['val_loss']:.4f} on the validation set")
-    say(f"  striate evaluate {result.out} DATASET   striate predict {result.out} PICTURE")
+    bundle = shlex.quote(result.out)
+    say(f"  striate evaluate {bundle} DATASET   striate predict {bundle} PICTURE")
 
 
 def ensemble_command(

@@ -12,7 +12,7 @@ from jobs.shards.pool_size import pool_for_shards
 from library import storage
 from library.dataset.destination import check_apart, check_claim, remove_uncommitted
 from library.dataset.lease import hold
-from library.dataset.manifest import Job, Manifest, Origin, digest_of, load_manifest
+from library.dataset.manifest import Job, Manifest, Origin, digest_of, find_manifest, load_manifest
 from library.dataset.shards import ShardReader, shard_name
 from library.dataset.task import ShardTask
 from library.errors import UsageError
@@ -43,6 +43,12 @@ def plan_merge(
         raise UsageError(f"{repeated} is given twice; name each dataset once")
     for source in sources:
         check_apart(source, destination)
+    present = None if overwrite else find_manifest(destination)
+    if present is not None and present.job.kind != "merge":
+        raise UsageError(
+            f"the last argument is the dataset to write, and {destination} is one already, by {present.job.kind}; "
+            "to join it with the others, add the path of a new dataset"
+        )
     parts = [Part(source, load_manifest(source)) for source in sources]
     if on_clash == "prefix":
         parts = with_prefixes(parts)

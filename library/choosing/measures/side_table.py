@@ -9,6 +9,7 @@ that reads or writes the dataset.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ def read_measures(dataset: str, manifest: Manifest, columns: Sequence[str], fold
         missing = len(parts) - len(tables)
         raise UsageError(
             f"{dataset} has no measures of {', '.join(columns)}, or they are of earlier pictures, for {missing:,} of "
-            f"{len(parts):,} shards; run `striate measure {dataset} --columns {','.join(columns)}`"
+            f"{len(parts):,} shards; run `striate measure {shlex.quote(dataset)} --columns {','.join(columns)}`"
         )
     if not tables:
         return pa.schema([("key", pa.string()), *((name, MEASURES[name].type) for name in columns)]).empty_table()

@@ -130,3 +130,10 @@ def test_a_shard_that_was_changed_behind_the_manifest_is_refused(two: tuple[str,
 def test_too_few_or_repeated_datasets_are_refused(two: tuple[str, str], tmp_path: Path, count: int) -> None:
     with pytest.raises(UsageError, match="only one dataset" if count == 1 else "given twice"):
         plan_merge([two[0]] * count, str(tmp_path / "out"))
+
+
+def test_a_last_argument_that_is_a_dataset_of_its_own_is_not_written_to(two: tuple[str, str], tmp_path: Path) -> None:
+    third = _dataset(tmp_path / "three", {"cat/9.png": encoded("png", 20, 30)})
+    with pytest.raises(UsageError, match=r"the last argument is the dataset to write, and .*three/data is one already"):
+        plan_merge([*two], third, on_clash="keep-first")
+    assert plan_merge([*two], third, on_clash="keep-first", overwrite=True).destination == third
