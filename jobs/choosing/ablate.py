@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from library.choosing.labels.ablation import (
 )
 from library.choosing.labels.embedders import Embedder
 from library.choosing.labels.linear_head import LinearHead
+from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, digest_of, load_manifest, splits_below
 from library.errors import StriateError, UsageError
 from library.pipeline import Pipeline
@@ -231,7 +233,7 @@ def run_ablate(
         address: address of the Ray cluster.
 
     Raises:
-        UsageError: the selectors keep or drop everything.
+        UsageError: the selectors keep or drop everything, or another command is writing to `out`.
         StriateError: when a shard or a training fails.
     """
     train_manifest, val_manifest = plan.manifests
@@ -253,7 +255,8 @@ def run_ablate(
         if is_kept.all() or not is_kept.any():
             what = "keep every picture" if is_kept.all() else "keep no picture"
             raise UsageError(f"--drop '{plan.pipeline}': these selectors {what} of {plan.train}; nothing to compare")
-        return _measured(plan, trainer, is_kept)
+        with nullcontext() if plan.out is None else hold(plan.out, tidy=lambda _: None):
+            return _measured(plan, trainer, is_kept)
 
 
 def _measured(plan: AblatePlan, trainer: HeadTrainer | RecipeTrainer, kept: NDArray[np.bool_]) -> Ablation:

@@ -36,6 +36,8 @@ ASSIGNMENT = "_assignment.parquet"
 JOINS_SPLITS = "joins_splits"
 
 _MOST_FOLDS = 100
+#: A split's share of the pictures may differ this much from its fraction without a word.
+_NOTED = 0.01
 _NO_REASON = pa.scalar(None, pa.string())
 
 
@@ -97,6 +99,20 @@ class Assignment:
     table: pa.Table
     labels: pa.ChunkedArray[Any]
     largest_group: int
+
+    def missed(self, fractions: Mapping[str, float]) -> list[str]:
+        """Returns a sentence for each split whose share of the pictures is more than a point from its fraction.
+
+        Whole groups and small classes cannot be divided as finely as a fraction asks.
+        """
+        splits = [split for split in self.table["split"].to_pylist() if split is not None]
+        total = sum(fractions.values())
+        lines: list[str] = []
+        for name, fraction in fractions.items():
+            share, wanted = splits.count(name) / max(1, len(splits)), fraction / total
+            if abs(share - wanted) > _NOTED:
+                lines.append(f"{name} has {share:.1%} of the pictures instead of {wanted:.1%}")
+        return lines
 
     def described(self) -> dict[str, Any]:
         """Returns the counts of pictures, groups and classes."""

@@ -66,6 +66,11 @@ def plan_embedder(bundle: str | None, model: str | None, dataset: str) -> Embedd
     return patches_of(dataset) if model == PATCHES else ModelEmbedder.of(model)
 
 
+def uses_no_network(bundle: str | None, recipe: str | None, model: str | None) -> bool:
+    """Returns whether vectors, if any, are patches, so that neither a GPU nor a bundle's plugins have an effect."""
+    return bundle is None and recipe is None and model in (None, PATCHES)
+
+
 def patches_of(dataset: str) -> PatchEmbedder:
     """Learns patches from the first pictures of a dataset.
 

@@ -10,6 +10,7 @@ from cluster.console import Json, say
 from jobs import output
 from jobs.cli.options import Address, DryRun, Gpu, Plugins, Workers, near_bits
 from library import storage
+from library.errors import UsageError
 from library.extras import check_installed
 
 _FeaturesBundle = Annotated[
@@ -71,9 +72,11 @@ def audit_command(
     if bundle is not None or full is not None:
         check_installed("torch", "striate audit")
     from jobs.choosing.audit import plan_audit, run_audit
+    from jobs.choosing.vectors import uses_no_network
     from library.evaluation.report import PAGE
 
     bits = near_bits(near, no_near=no_near)
+    _check_networks(uses_no_network(bundle, full, model), gpu, plugin, "give --bundle, --model or --full")
     plan = plan_audit(folder, bundle=bundle, model=model, near=bits, folds=folds, report=report, full=full)
     if dry_run:
         output.facts(plan.described(), as_json=json)
@@ -143,7 +146,9 @@ def ablate_command(
     if recipe is not None or bundle is not None:
         check_installed("torch", "striate ablate")
     from jobs.choosing.ablate import plan_ablate, run_ablate
+    from jobs.choosing.vectors import uses_no_network
 
+    _check_networks(uses_no_network(bundle, recipe, model), gpu, [], "give --bundle, --model or --recipe")
     plan = plan_ablate(
         folder, drop, bundle=bundle, model=model, recipe=recipe, seeds=seeds, margin_points=margin, out=out
     )
@@ -162,3 +167,14 @@ def ablate_command(
     say(f"the intervals cover {result.covers}")
     for line in result.skipped:
         say(f"not trained on {line}")
+
+
+def _check_networks(none_used: bool, gpu: bool | None, plugin: list[str] | None, advice: str) -> None:
+    """Refuses options that are for networks where none is used.
+
+    Raises:
+        UsageError: such an option is given.
+    """
+    for given, name in ((gpu is not None, "--gpu/--no-gpu"), (bool(plugin), "--plugin")):
+        if none_used and given:
+            raise UsageError(f"{name} is for networks, and none is used here; {advice}, or leave it out")

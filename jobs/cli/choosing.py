@@ -21,6 +21,7 @@ from jobs.cli.options import (
     near_bits,
 )
 from library import storage
+from library.errors import UsageError
 
 _Card = Annotated[
     str | None,
@@ -93,6 +94,8 @@ def measure_command(
     from library.evaluation.report import PAGE
 
     names = list(MEASURES) if columns == "all" else [name.strip() for name in (columns or "").split(",") if name]
+    if columns is not None and not names:
+        raise UsageError(f"--columns names none; the measures are {', '.join(MEASURES)}, or `all`")
     chosen = picture_model(bundle, model, card, weights)
     plan = plan_measure(dataset, names, model=chosen, folder=out, report=report)
     if dry_run:
@@ -313,3 +316,5 @@ def split_command(
     left_out = f"; {described['left_out']:,} left out, as they join several splits" if described["left_out"] else ""
     pictures, groups = (output.counted(described[name], name.removesuffix("s")) for name in ("pictures", "groups"))
     say(f"{pictures} in {groups}, at most {described['largest_group']:,} in one{left_out}")
+    for line in assignment.missed(plan.fractions):
+        say(f"{line}: groups and classes stay whole")

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.choosing import ablate
 from jobs.choosing.ablate import RESULTS, RecipeTrainer, plan_ablate, run_ablate
+from library.dataset.lease import hold
 from library.errors import UsageError
 from library.imaging import codec
 from tests.picture_examples import ingest, write_files
@@ -62,6 +63,8 @@ def test_pictures_that_teach_nothing_are_told_from_random_ones(tmp_path: Path, m
     other = plan_ablate(str(out), "not_blank(min_std=0.02)", seeds=6, out=str(tmp_path / "ablation"))
     with pytest.raises(UsageError, match="another ablation"):
         run_ablate(other, workers="1")
+    with hold(plan.out or "", tidy=lambda _: None), pytest.raises(UsageError, match="is being written"):
+        run_ablate(plan, workers="1")
     with pytest.raises(UsageError, match="keep every picture"):
         run_ablate(plan_ablate(str(out), "min_size(2)"), workers="1")
 

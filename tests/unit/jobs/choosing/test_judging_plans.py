@@ -5,6 +5,7 @@ import pytest
 
 from jobs.choosing.ablate import plan_ablate
 from jobs.choosing.audit import find_splits, plan_audit
+from jobs.cli.app import run
 from library.errors import UsageError
 from tests.picture_examples import encoded, ingest, write_files
 
@@ -77,3 +78,19 @@ def test_an_ablation_needs_training_and_other_pictures(splits: Path) -> None:
     plan = plan_ablate(str(splits), "not_blank")
     assert plan.described()["val"] == str(splits / "val")
     assert plan.described()["trains"] == "a linear head on patches of 32x32 pixels"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["audit", "{}", "--gpu"], "--gpu/--no-gpu is for networks"),
+        (["audit", "{}", "--model", "patches", "--no-gpu"], "--gpu/--no-gpu is for networks"),
+        (["ablate", "{}", "--drop", "not_blank", "--gpu"], "--gpu/--no-gpu is for networks"),
+        (["measure", "{}/train", "--columns", ""], "--columns names none"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    splits: Path, command: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([argument.format(splits) for argument in command]) == 2
+    assert message in capsys.readouterr().err

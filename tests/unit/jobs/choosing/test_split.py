@@ -151,6 +151,16 @@ def test_the_splits_of_an_ingest_can_be_kept(tmp_path: Path) -> None:
     assert Counter(after.values()) == {"train": 60, "test": 20}
 
 
+def test_a_group_too_large_for_the_fractions_is_named(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "raw", range(20), patient=["one"] * 12 + [str(number) for number in range(8)])
+    plan = plan_split(dataset, str(tmp_path / "out"), split="train=0.5,test=0.5", group_by="patient", near=None)
+    lines = assign_pictures(plan, measures(dataset)).missed(plan.fractions)
+    assert lines == [
+        "train has 60.0% of the pictures instead of 50.0%",
+        "test has 40.0% of the pictures instead of 50.0%",
+    ]
+
+
 def test_a_dry_run_needs_the_measures(tmp_path: Path) -> None:
     source = make_dataset(tmp_path / "a", range(10))
     with pytest.raises(UsageError, match=r"run `striate measure .*phash"):
