@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cluster.machine import memory_bytes
 from jobs.shards.dataset_job import ShardPlan, make_shards, shard_tasks
 from jobs.shards.pool_size import WorkerPool
 from library import storage
@@ -26,6 +27,8 @@ from library.work.embed_shard import KEY, LABEL, VECTOR, EmbedJob, SiftJob
 
 #: Instead of a model: features that need no trained network.
 PATCHES = "patches"
+#: The vectors are in memory so many times: as read, joined, and as a classifier's own.
+_COPIES = 3
 _SAMPLE_BATCH = 64
 
 
@@ -155,7 +158,32 @@ def ensure_side_shards(
     with hold(folder, tidy=remove_uncommitted):
         tally = make_shards(kind, plan, pool).tally
     unused = {**tally.dropped, **tally.rejected}
-    return [_read(storage.join(folder, f"{task.stem}.parquet")) for task in tasks], unused
+    tables: list[pa.Table] = []
+    for task in tasks:
+        tables.append(_read(storage.join(folder, f"{task.stem}.parquet")))
+        check_memory(dataset, tables, manifest.rows, memory_bytes())
+    return tables, unused
+
+
+def check_memory(dataset: str, tables: Sequence[pa.Table], pictures: int, memory: int) -> None:
+    """Refuses a dataset whose vectors do not fit into memory, as soon as the first ones are read.
+
+    Args:
+        dataset: URI, for the message.
+        tables: those that are read.
+        pictures: of the whole dataset.
+        memory: of this machine, in bytes.
+
+    Raises:
+        StriateError: names the memory that is needed; the vectors that were computed stay beside the dataset.
+    """
+    rows = sum(table.num_rows for table in tables)
+    needed = _COPIES * pictures * sum(table.nbytes for table in tables) / max(1, rows)
+    if needed > memory:
+        raise StriateError(
+            f"the vectors of the {pictures:,} pictures of {dataset} need about {needed / 1e9:.1f} GB, and this machine "
+            f"has {memory / 1e9:.1f} GB; run the command on a part: striate filter {dataset} PART --steps 'sample(0.1)'"
+        )
 
 
 def remove_temporary(folder: str) -> None:

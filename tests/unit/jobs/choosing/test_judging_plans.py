@@ -1,12 +1,14 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from jobs.choosing.ablate import plan_ablate
 from jobs.choosing.audit import find_splits, plan_audit
+from jobs.choosing.vectors import check_memory
 from jobs.cli.app import run
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from tests.picture_examples import encoded, ingest, write_files
 
 
@@ -94,3 +96,12 @@ def test_options_without_effect_are_refused(
 ) -> None:
     assert run([argument.format(splits) for argument in command]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_vectors_that_do_not_fit_into_memory_are_refused_early() -> None:
+    one_shard = pa.table({"vector": pa.array([[0.0] * 512] * 100, pa.list_(pa.float32(), 512))})
+    check_memory("raw", [one_shard], 10_000, 2**30)
+    with pytest.raises(
+        StriateError, match=r"1,000,000 pictures of raw need about 6\.\d GB, and this machine has 1\.1 GB"
+    ):
+        check_memory("raw", [one_shard], 1_000_000, 2**30)
