@@ -21,7 +21,7 @@ from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from serve.gateway.routes import gateway_app
 from serve.http.model_routes import model_app
-from serve.http.schemas import DriftReport, ModelDescription, Timing
+from serve.http.schemas import DriftReport, InsidePart, ModelDescription, Timing
 from serve.http.service import Answer, Answers
 from serve.replica.drift import LiveDrift
 from serve.settings import ServeSettings
@@ -73,6 +73,9 @@ class LocalModel:
 
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         return await asyncio.to_thread(self._predict, pictures, top_k, False)
+
+    async def inside(self, data: bytes, part: InsidePart, class_name: str | None) -> bytes:
+        return await self.view(data)
 
     async def view(self, data: bytes) -> bytes:
         prepared: Any = await asyncio.to_thread(self.bundle.prepare, data, self.settings.limits)

@@ -24,7 +24,7 @@ from serve.endpoint import answers, local_proxy
 from serve.gateway.routes import gateway_app
 from serve.http.logs import write_logs
 from serve.http.request_metrics import BackgroundCalls, CountRequests, RequestMetrics
-from serve.http.schemas import DriftReport, ModelDescription
+from serve.http.schemas import DriftReport, InsidePart, ModelDescription
 from serve.http.service import MODEL_DEPLOYMENT, Answers, Busy, ModelService
 from serve.settings import ServeSettings
 
@@ -86,6 +86,10 @@ class RemoteModel:
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         """Classifies decoded pictures."""
         return await self._ask("predict_pixels", pictures, top_k=top_k)
+
+    async def inside(self, data: bytes, part: InsidePart, class_name: str | None) -> bytes:
+        """Draws, as PNG, what happens inside the model for a picture."""
+        return await self._ask("inside", data, part, class_name)
 
     async def view(self, data: bytes) -> bytes:
         """Returns, as PNG, what the model sees of a picture."""

@@ -18,7 +18,14 @@ from serve.http.dispatch import await_answer
 from serve.http.middleware import ResponseMiddleware, allow_origins
 from serve.http.openapi import MODELS, PNG, describe_api, make_app, pictures_body, problems
 from serve.http.problem_details import Problem, handle_problems, problem_of
-from serve.http.schemas import ClassProbability, DriftReport, ModelDescription, PicturePrediction, PredictAnswer
+from serve.http.schemas import (
+    ClassProbability,
+    DriftReport,
+    InsidePart,
+    ModelDescription,
+    PicturePrediction,
+    PredictAnswer,
+)
 from serve.http.service import Answer, Answers, ModelService
 from serve.http.uploads import JsonPictures, Upload, read_picture, read_pictures
 from serve.settings import ServeSettings
@@ -105,9 +112,8 @@ def add_model_routes(
         each has its classes or its own error.
         """
         service = service_of(request)
-        if explain and not (await service.describe()).explain:
-            how = "Leave explain out, or use a model whose `explain` is true in GET /models."
-            raise Problem(422, "no_explanation", f"'{service.name}' has no explanations", how)
+        if explain:
+            await _check_explained(service, "Leave explain out, or use")
         uploads = await read_pictures(request, settings)
         call = service.predict([upload.data for upload in uploads], top_k=top_k, explain=explain)
         return _predictions(service.name, uploads, await await_answer(request, settings, call))
@@ -126,6 +132,42 @@ def add_model_routes(
         upload = await read_picture(request, settings)
         return Response(await await_answer(request, settings, service.view(upload.data)), media_type="image/png")
 
+    @app.post(
+        f"{prefix}/inside",
+        tags=[MODELS],
+        summary="Look inside the model",
+        responses=PNG | problems(*unknown, *_BODY, *_BUSY),
+        response_class=Response,
+        openapi_extra=named | pictures_body(several=False),
+    )
+    async def inside(
+        request: Request,
+        part: Annotated[
+            InsidePart,
+            Query(
+                description="`maps`: feature maps stage by stage; `kernels`: the first layer's; `grad_cam`; "
+                "`occlusion`: the probability while parts are hidden; `fields`: what one unit of each stage sees"
+            ),
+        ],
+        class_name: Annotated[
+            str | None,
+            Query(alias="class", max_length=1024, description="for `grad_cam` and `occlusion`; else the most probable"),
+        ] = None,
+    ) -> Response:
+        """Returns a drawing as PNG; for an ensemble of each member.
+
+        A replica draws one at a time, and refuses others with 503 meanwhile. Occlusion costs as much as classifying
+        about fifty pictures, which wait among those of other requests; everything else as much as a few.
+        """
+        service = service_of(request)
+        await _check_explained(service, "Use")
+        if class_name is not None and part not in ("grad_cam", "occlusion"):
+            how = "Leave it out, or ask for part=grad_cam or part=occlusion."
+            raise Problem(422, "parameter", f"class has no effect on part={part}", how)
+        upload = await read_picture(request, settings)
+        drawing = await await_answer(request, settings, service.inside(upload.data, part, class_name))
+        return Response(drawing, media_type="image/png")
+
     @app.get(
         f"{prefix}/drift",
         tags=[MODELS],
@@ -138,6 +180,12 @@ def add_model_routes(
         if report is None:
             raise Problem(404, "drift_off", "Drift is not measured.", "Start the server with --drift.")
         return report
+
+
+async def _check_explained(service: ModelService, what_works: str) -> None:
+    if not (await service.describe()).explain:
+        how = f"{what_works} a model whose `explain` is true in GET /models."
+        raise Problem(422, "no_explanation", f"'{service.name}' has no explanations", how)
 
 
 def _predictions(name: str, uploads: Sequence[Upload], answers: Answers) -> PredictAnswer:

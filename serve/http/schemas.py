@@ -16,6 +16,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+#: What can be shown of the inside of a model for a picture.
+InsidePart = Literal["maps", "kernels", "grad_cam", "occlusion", "fields"]
+
+
 class ProblemBody(BaseModel):
     """An error, after RFC 9457."""
 
@@ -91,7 +95,7 @@ class ModelDescription(Strict):
     metrics: dict[str, Any]
     provenance: dict[str, Any]
     runtime: Annotated[dict[str, Any], Field(description="the runtime: name, device, batch size, threads")]
-    explain: Annotated[bool, Field(description="whether `explain=true` is supported")]
+    explain: Annotated[bool, Field(description="whether `explain=true` and `inside` are supported")]
     ready: bool = True
     state: str = "RUNNING"
 

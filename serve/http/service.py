@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from library.errors import BadPicture, StriateError
-from serve.http.schemas import DriftReport, ModelDescription, Timing
+from serve.http.schemas import DriftReport, InsidePart, ModelDescription, Timing
 
 #: Name of the Serve deployment in every model's application; the gateway recognizes models by it.
 MODEL_DEPLOYMENT = "Model"
@@ -112,6 +112,22 @@ class ModelService(Protocol):
 
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         """Classifies decoded pictures (height x width x channels, uint8), as `predict` does."""
+        ...
+
+    async def inside(self, data: bytes, part: InsidePart, class_name: str | None) -> bytes:
+        """Draws, as PNG, what happens inside the model for a picture; only where `describe().explain` is true.
+
+        Args:
+            data: the encoded picture.
+            part: what to draw.
+            class_name: the class that `grad_cam` and `occlusion` explain; None for the most probable.
+
+        Raises:
+            BadPicture: the picture cannot be used.
+            UsageError: the model has no such class, or nothing of that kind inside.
+            Busy: another look inside this replica is in progress.
+            TimedOut: it takes longer than the settings' `timeout_s`.
+        """
         ...
 
     async def view(self, data: bytes) -> bytes:

@@ -169,6 +169,23 @@ class Engine:
         self._put(work, self._calls)
         return await work.future
 
+    async def classified(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
+        """Returns the probabilities of prepared pictures, N x classes, which wait among those of other requests.
+
+        Raises:
+            BadPicture: the model's answer for one of them is not finite.
+        """
+        loop = asyncio.get_running_loop()
+        works = [_Work(loop.create_future(), prepared=picture) for picture in pictures]
+        for work in works:
+            self._put(work, self._waiting)
+        rows: list[NDArray[np.float32]] = []
+        for outcome in await asyncio.gather(*(work.future for work in works)):
+            if isinstance(outcome, BadPicture):
+                raise outcome
+            rows.append(outcome.probabilities)
+        return np.stack(rows)
+
     async def prepared(self, data: bytes) -> Prepared:
         """Returns the model's input for a picture; raises BadPicture, and TimedOut as `result` does."""
         work = _Work(asyncio.get_running_loop().create_future(), to_classify=False)

@@ -29,11 +29,12 @@ from library.steps.plugins import Plugin, install, load_installed
 from serve.http.logs import write_logs
 from serve.http.model_routes import model_app
 from serve.http.request_metrics import BackgroundCalls, CountRequests, ServeMetrics
-from serve.http.schemas import DriftReport, ModelDescription, Timing
+from serve.http.schemas import DriftReport, InsidePart, ModelDescription, Timing
 from serve.http.service import MODEL_DEPLOYMENT, Answer, Answers
 from serve.processes import yield_to_others
 from serve.replica.drift import LiveDrift
 from serve.replica.engine import Engine, Result
+from serve.replica.insides import Insides
 from serve.settings import ServeSettings
 
 _log = logging.getLogger("striate.serve")
@@ -90,6 +91,7 @@ class ModelReplica:
             batch_wait_s=self._batch_wait_ms / 1000,
             on_batch=self._on_batch,
         )
+        self._insides = Insides(self._bundle, self._engine, self._settings.timeout_s)
         # Everything loaded so far stays; otherwise the garbage collector would scan all of PyTorch while requests wait.
         gc.collect()
         gc.freeze()
@@ -135,6 +137,10 @@ class ModelReplica:
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         """Classifies decoded pictures."""
         return await self._answers(pictures, top_k)
+
+    async def inside(self, data: bytes, part: InsidePart, class_name: str | None) -> bytes:
+        """Draws, as PNG, what happens inside the model for a picture."""
+        return await self._insides.draw(data, part, class_name)
 
     async def view(self, data: bytes) -> bytes:
         """Returns, as PNG, what the model sees of a picture."""

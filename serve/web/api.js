@@ -60,6 +60,13 @@ export const modelView = async (model, file, signal) =>
     await patiently(() => request(`models/${encodeURIComponent(model)}/view`, { ...post(file), signal }), signal)
   ).blob();
 
+/** A drawing of what happens inside a model, as a PNG; `className` "" is the most probable class. */
+export const lookInside = async (model, file, part, className, signal) => {
+  const query = `part=${part}${className ? `&class=${encodeURIComponent(className)}` : ""}`;
+  const path = `models/${encodeURIComponent(model)}/inside?${query}`;
+  return (await patiently(() => request(path, { ...post(file), signal }), signal)).blob();
+};
+
 /** A picture after steps, as a PNG. */
 export const preview = async (steps, file, signal) =>
   (

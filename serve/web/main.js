@@ -3,6 +3,7 @@
 import { NoKey, Offline, Refusal, listModels } from "./api.js";
 import { Asking } from "./asking.js";
 import { byId, counted, el, percent, say } from "./dom.js";
+import { InsidePanel } from "./inside.js";
 import { askForKeys } from "./key.js";
 import { origin } from "./origin.js";
 import { Picture, PictureList, fileFacts, takePictures } from "./pictures.js";
@@ -12,7 +13,9 @@ import { StepsBox } from "./steps.js";
 const TOP = [3, 5, 10, 25];
 const STARTING_MS = 3000;
 
-const state = { models: [], pictures: [], selected: null };
+const TABS = ["answer", "inside"];
+
+const state = { models: [], pictures: [], selected: null, tab: "answer" };
 let panels = [];
 // The number of classes last chosen, kept when a model with fewer classes is selected in between; Infinity: all.
 let wantedTop = 5;
@@ -99,6 +102,7 @@ function makePanels() {
     picture === null
       ? []
       : chosen().map((one, number) => {
+          if (state.tab === "inside") return new InsidePanel(picture, one, number, { lost: () => asking.lost() });
           const again = () => asking.again(picture, one.name);
           return new Panel(picture, one, number, { again, busyUntil: () => asking.busyUntil(one.name) });
         });
@@ -118,7 +122,7 @@ function drawPanels() {
     .filter(Boolean)
     .join(", ");
   const agree = agreement(entries);
-  byId("agree").hidden = agree === "";
+  byId("agree").hidden = agree === "" || state.tab === "inside";
   byId("agree").textContent = agree;
 }
 
@@ -229,11 +233,31 @@ function notLoaded(error) {
   } else throw error;
 }
 
+function showTab(tab) {
+  state.tab = tab;
+  for (const name of TABS) {
+    const button = byId(`tab-${name}`);
+    button.setAttribute("aria-selected", String(name === tab));
+    button.tabIndex = name === tab ? 0 : -1;
+  }
+  byId("panels").setAttribute("aria-labelledby", `tab-${tab}`);
+  makePanels();
+}
+
 function choiceChanged() {
   drawChoice();
   select(state.selected);
 }
 
+for (const name of TABS) {
+  byId(`tab-${name}`).addEventListener("click", () => showTab(name));
+  byId(`tab-${name}`).addEventListener("keydown", (event) => {
+    if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    const other = TABS[(TABS.indexOf(name) + 1) % TABS.length];
+    showTab(other);
+    byId(`tab-${other}`).focus();
+  });
+}
 first.addEventListener("change", () => {
   if (second.value === first.value) second.value = "";
   choiceChanged();

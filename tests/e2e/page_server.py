@@ -17,9 +17,10 @@ from library.errors import BadPicture
 from library.imaging import codec
 from library.models.build import create
 from library.pipeline.inputs import Prepared
-from serve.http.schemas import DriftReport, ModelDescription, Timing
+from serve.http.schemas import DriftReport, InsidePart, ModelDescription, Timing
 from serve.http.service import Answer, Answers, Busy
 from serve.replica.engine import Engine, Result
+from serve.replica.insides import Insides
 from serve.settings import ServeSettings
 from tests.serving import apps
 from tests.waiting import until
@@ -63,6 +64,7 @@ class EngineModel:
         #: Number of pictures that the model has started on.
         self.begun = 0
         self.engine = Engine(bundle, self._classify, settings.limits, threads=1, capacity=capacity, batch_size=8)
+        self._insides = Insides(bundle, self.engine, settings.timeout_s)
 
     def _classify(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
         self.begun += len(pictures)
@@ -100,6 +102,9 @@ class EngineModel:
 
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         raise NotImplementedError
+
+    async def inside(self, data: bytes, part: InsidePart, class_name: str | None) -> bytes:
+        return await self._insides.draw(data, part, class_name)
 
     async def view(self, data: bytes) -> bytes:
         return await self.engine.view(data)

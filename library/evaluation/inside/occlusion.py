@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from library.bundle.bundle import Bundle
 from library.errors import UsageError
 from library.imaging.picture import Pixels
 from library.pipeline.inputs import Prepared
+
+#: Probabilities, N x classes, of prepared pictures.
+Classify: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
 
 _BATCH = 32
 _WINDOWS = 7
@@ -51,6 +55,7 @@ def occlusion(
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    classify: Classify | None = None,
 ) -> Occlusion:
     """Measures how much the probability of a class drops while a window of the mean colour hides a part.
 
@@ -64,11 +69,13 @@ def occlusion(
         window: height and width in pixels of the first network's input; None for two sevenths of its sides.
         stride: in pixels; None for half a window.
         progress: is called with the number of windows that are done, and of all.
+        classify: returns probabilities, N x classes, of at most 32 pictures; None for the bundle itself.
 
     Raises:
         UsageError: the bundle does not have this class, or the window or stride is not at least 1.
     """
-    target, class_name, probability = class_of(bundle, prepared, class_name)
+    classify = classify or bundle.probabilities
+    target, class_name, probability = class_of(bundle, prepared, class_name, classify)
     height, width = first_of(prepared).shape[:2]
     window = window or (max(1, round(2 * height / _WINDOWS)), max(1, round(2 * width / _WINDOWS)))
     stride = stride or (max(1, window[0] // 2), max(1, window[1] // 2))
@@ -84,7 +91,7 @@ def occlusion(
     done = 0
     for batch in _batches(boxes):
         hidden = [_hide(prepared, fill, box, (height, width)) for box in batch]
-        for box, row in zip(batch, bundle.probabilities(hidden), strict=True):
+        for box, row in zip(batch, classify(hidden), strict=True):
             place = (slice(box[0], box[2]), slice(box[1], box[3]))
             total[place] += probability - float(row[target])
             count[place] += 1
@@ -94,7 +101,9 @@ def occlusion(
     return Occlusion(class_name, probability, (total / np.maximum(count, 1)).astype(np.float32), window, stride)
 
 
-def class_of(bundle: Bundle, prepared: Prepared, class_name: str | None) -> tuple[int, str, float]:
+def class_of(
+    bundle: Bundle, prepared: Prepared, class_name: str | None, classify: Classify | None = None
+) -> tuple[int, str, float]:
     """The number, name and probability of a class for a picture; of the most probable one if no name is given.
 
     Raises:
@@ -102,7 +111,7 @@ def class_of(bundle: Bundle, prepared: Prepared, class_name: str | None) -> tupl
     """
     if class_name is not None and class_name not in bundle.classes:
         raise UsageError(f"the bundle has no class '{class_name}'; it has {', '.join(bundle.classes)}")
-    row = bundle.probabilities([prepared])[0]
+    row = (classify or bundle.probabilities)([prepared])[0]
     number = int(row.argmax()) if class_name is None else bundle.classes.index(class_name)
     return number, bundle.classes[number], float(row[number])
 
