@@ -208,6 +208,27 @@ def test_grad_cam_covers_the_picture_and_can_be_switched(open_page: Any) -> None
     assert not page.is_visible(".heat")
 
 
+def test_the_inside_of_the_models_is_drawn_part_by_part(open_page: Any) -> None:
+    page = open_page()
+    page.select_option("#first", "photos")
+    choose(page, CHINA)
+    bars(page, "photos")
+    page.focus("#tab-answer")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-inside"
+    holds(page, "[...document.querySelectorAll('.sheet img')].filter((image) => image.naturalWidth > 100).length === 5")
+    assert page.locator(".inside .state.failed").count() == 0
+    assert page.locator(".bars").count() == 0
+    before = page.get_attribute("[data-part=occlusion] img", "src")
+    page.select_option(".inside select", "hopper")
+    holds(page, f"document.querySelector('[data-part=occlusion] img')?.src !== {before!r} && "
+          "document.querySelectorAll('.sheet img').length === 5")  # fmt: skip
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert no_sideways_scroll(page)
+    page.click("#tab-answer")
+    bars(page, "photos")
+
+
 def test_the_page_shows_the_models_input_and_provenance(open_page: Any, models: dict[str, EngineModel]) -> None:
     page = open_page()
     page.select_option("#first", "grey")

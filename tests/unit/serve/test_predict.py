@@ -128,6 +128,16 @@ def test_an_explanation_is_refused_for_a_model_that_has_none(server: Server) -> 
     problem(post(server, "/models/grey/predict?explain=true", content=JPEG), 422, "no_explanation")
 
 
+def test_a_look_inside_is_a_png_or_says_what_would_work(server: Server) -> None:
+    answer = post(server, "/models/colour/inside?part=maps", content=JPEG)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    problem(post(server, "/models/grey/inside?part=maps", content=JPEG), 422, "no_explanation")
+    problem(post(server, "/models/colour/inside?part=maps&class=a", content=JPEG), 422, "parameter")
+    for query in ("", "?part=heart", "?part=maps&part=fields"):
+        assert post(server, f"/models/colour/inside{query}", content=JPEG).status_code == 422
+    problem(post(server, "/models/colour/inside?part=fields", content=b"hello"), 400, "not_an_image")
+
+
 @pytest.mark.parametrize(
     ("query", "part"),
     [

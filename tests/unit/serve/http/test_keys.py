@@ -128,7 +128,13 @@ def test_liveness_the_page_and_the_docs_need_no_key(models: dict[str, LocalModel
 
 
 def test_posting_needs_a_key_before_anything_is_read_or_said(models: dict[str, LocalModel]) -> None:
-    for path in ("/models/grey/predict", "/models/grey/view", "/preview?steps=nonsense", "/v2/models/x/infer"):
+    for path in (
+        "/models/grey/predict",
+        "/models/grey/view",
+        "/models/grey/inside?part=maps",
+        "/preview?steps=nonsense",
+        "/v2/models/x/infer",
+    ):
         body = problem(get(models, ServeSettings(keys=LINES), path, method="POST"), 401, "key")
         assert "error" in body or not path.startswith("/v2")
 
