@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -53,7 +53,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 
 @contextmanager
-def insides(bundle: Bundle) -> Iterator[tuple[Insides, Engine, Watched]]:
+def insides(bundle: Bundle) -> Generator[tuple[Insides, Engine, Watched]]:
     watched = Watched(bundle)
     engine = Engine(bundle, watched, LIMITS, threads=2, capacity=10, batch_size=4)
     try:
