@@ -16,7 +16,18 @@ from cluster.connection.session import own_process
 from cluster.console import encode_anything, say
 from cluster.submit.client import is_job
 from jobs import output
-from jobs.cli import auditing, choosing, classifiers, datasets, exchange, learned, listings, looking, training
+from jobs.cli import (
+    auditing,
+    choosing,
+    classifiers,
+    datasets,
+    exchange,
+    learned,
+    listings,
+    looking,
+    searching,
+    training,
+)
 from library.errors import StriateError
 from library.extras import missing_package
 
@@ -137,6 +148,7 @@ for _name, _function in {
     "split": choosing.split_command,
     "audit": auditing.audit_command,
     "ablate": auditing.ablate_command,
+    "search": searching.search_command,
     "learn-filter": learned.learn_filter_command,
     "steps": listings.steps_command,
     "models": listings.models_command,

@@ -171,7 +171,7 @@ def _put_rows(plan: TrainPlan, role: str, rows: Rows, inputs: InputPipeline, ses
         pictures = _features(plan, role, rows, inputs, session)
     else:
         fitted = role == "val" or plan.recipe.augment is None
-        pictures = _decode(rows, inputs, session, fitted=fitted, on_gpus=plan.recipe.input.decode == "cuda")
+        pictures = decode_all(rows, inputs, session, fitted=fitted, on_gpus=plan.recipe.input.decode == "cuda")
     if rows.label_sets is None:  # a set of labels may be that of a single picture
         pictures.check_classes(rows.dataset, rows.classes)
     if pictures.rejected:
@@ -205,8 +205,19 @@ def _read_table(rows: Rows, part: Part, columns: Sequence[str]) -> tuple[pa.Tabl
     return table, table.num_rows
 
 
-def _decode(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool, on_gpus: bool) -> PackedPictures:
-    """Decodes all rows: a few of them in the driver, the rest on Ray; all on Ray where that takes GPUs."""
+def decode_all(rows: Rows, inputs: InputPipeline, session: Session, *, fitted: bool, on_gpus: bool) -> PackedPictures:
+    """Decodes all rows: a few of them in the driver, the rest on Ray; all on Ray where that takes GPUs.
+
+    Args:
+        rows: the dataset's rows.
+        inputs: the input pipeline.
+        session: the connection to Ray.
+        fitted: whether pictures are resized to the model's input.
+        on_gpus: whether each actor takes a GPU.
+
+    Raises:
+        StriateError: no picture can be used.
+    """
     workers = session.gpus if on_gpus else max(1, session.cpus)
     parts = small_parts(rows, workers)
     done: list[PackedPictures] = []

@@ -1,0 +1,171 @@
+"""Ray Tune places the units of a search on the cluster, and repeats what a lost worker did not finish.
+
+Which units are wanted is decided elsewhere (`jobs.search.script`); what is computed is a file for each unit. So a
+killed search resumes from its files, and Tune's own state is thrown away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.connection.session import Session
+from jobs.search.rounds import Block, Rounds
+from library.errors import StriateError
+
+# Read by Tune when it is imported or when a run begins. Files of results for each trial would only cost time.
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Its own handler would end the process at Ctrl-C as if the search had succeeded.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+_MAX_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where units run.
+
+    Attributes:
+        workers: most trials at the same time.
+        gpu: whether each takes a GPU.
+    """
+
+    workers: int
+    gpu: bool
+
+    @classmethod
+    def choose(cls, session: Session, workers: str, gpu: bool | None) -> Placing:
+        """Reads `--workers` and `--gpu`: one worker for each GPU, else one for each CPU."""
+        on_gpu = session.gpus > 0 if gpu is None else gpu
+        most = session.gpus if on_gpu and workers == "auto" else session.workers(workers)
+        return cls(max(1, most), on_gpu)
+
+
+def run_rounds(
+    rounds: Rounds, compute: Callable[[], Callable[[Sequence[str]], None]], placing: Placing, tick: Callable[[], None]
+) -> None:
+    """Runs rounds of units until there are no more.
+
+    Args:
+        rounds: says what to compute next, and is told what is done.
+        compute: makes what computes units, once in each worker; it takes their texts and writes their files.
+        placing: where.
+        tick: called often, to show progress.
+
+    Raises:
+        StriateError: when a unit failed again and again.
+    """
+    if rounds.is_finished:  # everything was computed before
+        return
+    for name, value in (_ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(2 * placing.workers)}).items():
+        os.environ.setdefault(name, value)
+    from ray import tune
+
+    searcher = _searcher(rounds, tick)
+    for name in ("ray.tune", "ray.air", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    resources: dict[str, float] = {"cpu": 1, **({"gpu": 1} if placing.gpu else {})}
+    with tempfile.TemporaryDirectory(prefix="striate-search-") as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trainable(), compute=compute), resources),
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        )
+        tuner.fit()
+    if searcher.error is not None:
+        raise searcher.error
+    if not rounds.is_finished:
+        raise StriateError("the search ended before its last round; run the same command again to resume")
+
+
+def _trainable() -> type[Any]:
+    """Returns the class of a trial; made here, as Tune takes half a second to import."""
+    from ray import tune
+
+    class UnitTrial(tune.Trainable):
+        """Computes a block of units. An actor goes from one trial to the next and keeps its pictures and imports."""
+
+        def setup(self, config: dict[str, Any], **parameters: Any) -> None:
+            self._config, self._compute = config, parameters["compute"]()
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self._config = new_config
+            return True
+
+        def step(self) -> dict[str, Any]:
+            error = ""
+            try:
+                self._compute(self._config["units"])
+            except StriateError as failed:  # it would fail again
+                error = str(failed)
+            return {"done": True, "error": error}
+
+        # Tune pauses a trial by saving it when its actor goes on to the next one.
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            return {}
+
+        def load_checkpoint(self, checkpoint: Mapping[str, Any] | None) -> None:
+            """The files of units are the state."""
+
+    return UnitTrial
+
+
+def _searcher(rounds: Rounds, tick: Callable[[], None]) -> Any:
+    from ray.tune.search import Searcher
+
+    class RoundSearcher(Searcher):
+        """Hands out the blocks of the current round; None makes Tune wait, as the next round depends on this one."""
+
+        def __init__(self) -> None:
+            super().__init__(metric="error", mode="min")
+            self._given: dict[str, Block] = {}
+            self.error: StriateError | None = None
+
+        def __reduce__(self) -> tuple[type[object], tuple[()]]:
+            # Tune stores its searcher for a resume of its own, which is not used.
+            return object, ()
+
+        def suggest(self, trial_id: str) -> Any:
+            tick()
+            if self.error is None:
+                block = rounds.take()
+                if block is not None:
+                    self._given[trial_id] = block
+                    return {"units": list(block.units)}
+            if self._given:
+                return None
+            return Searcher.FINISHED if self.error is not None or rounds.is_finished else None
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            block = self._given.pop(trial_id)
+            text = (result or {}).get("error", "")
+            if text:
+                self.error = StriateError(text)
+            elif error:
+                self.error = StriateError(
+                    f"a worker ended {_MAX_FAILURES + 1} times while it computed {block.name}; its log is in Ray's "
+                    "folder"
+                )
+            else:
+                rounds.done(block)
+            tick()
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: a search resumes from the files of its units."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing, as `save`."""
+
+    return RoundSearcher()

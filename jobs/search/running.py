@@ -1,0 +1,226 @@
+"""Runs a planned search: decodes the pictures, runs the rounds on Ray Tune, and writes answer, page and recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.connection.session import connect
+from jobs import output
+from jobs.progress.display import duration
+from jobs.search.placing import Placing, run_rounds
+from jobs.search.preparing import FilterFailed
+from jobs.search.rounds import Rounds, stopwatch
+from jobs.search.script import Findings, search
+from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, raw_inputs
+from jobs.search.unit_worker import (
+    MODELS,
+    ComputerFactory,
+    FileStore,
+    UnitTask,
+    first_confirmation_seed,
+    with_candidate,
+)
+from library import storage
+from library.choosing.filter_search.answer import Answer
+from library.choosing.filter_search.search_page import (
+    SHOWN_PICTURES,
+    SearchReport,
+    draw_answer,
+    draw_filtered,
+    render_search,
+)
+from library.choosing.filter_search.space import IDENTITY
+from library.choosing.filter_search.trials import Unit, halves
+from library.dataset.lease import hold
+from library.dataset.manifest import VERSIONS
+from library.errors import UsageError
+from library.evaluation.report import PAGE
+from library.randomness import seeds_of
+from library.training.in_memory import PackedPictures
+
+PICTURE = "answer.png"
+#: Pictures of cheap trainings, and of their screening; with many classes some of each.
+PROXY_PICTURES, _PER_CLASS = 2_000, 20
+#: Where features of a large backbone are computed for each candidate.
+_FEATURE_PICTURES = 600
+_LINE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search that has ended.
+
+    Attributes:
+        report: what it found.
+        out: URI of its folder.
+        computed: units that this run has computed; the others had files.
+        seconds: of this run.
+    """
+
+    report: SearchReport
+    out: str
+    computed: int
+    seconds: float
+
+
+def run_search(
+    plan: SearchPlan, *, workers: str = "auto", gpu: bool | None = None, address: str | None = None
+) -> SearchResult:
+    """Runs a search; what an earlier or killed run has computed in the same folder is not repeated.
+
+    Args:
+        plan: from `plan_search`.
+        workers: trials at the same time; `auto` is one per CPU, or per GPU.
+        gpu: whether each trial uses a GPU; None to use them if there are any.
+        address: address of the Ray cluster.
+
+    Raises:
+        UsageError: another search is writing to the folder, or too few pictures can be used.
+        StriateError: the recipe cannot be trained, or workers are lost again and again.
+    """
+    elapsed = stopwatch()
+    with hold(plan.out, tidy=lambda out: None), connect(address) as session:
+        record = {"context": plan.context, **plan.described()}
+        storage.write_bytes(storage.join(plan.out, RECORD), (json.dumps(record, indent=1) + "\n").encode())
+        import ray
+
+        from jobs.train.data import decode_all
+
+        rows = [each for each in (plan.train, plan.val, plan.test) if each is not None]
+        pictures = [decode_all(each, raw_inputs(), session, fitted=False, on_gpus=False) for each in rows]
+        pictures[0].check_classes(plan.train.dataset, plan.train.classes)
+        placing = Placing.choose(session, workers, gpu)
+        task = _task(plan, pictures, placing, session.cpus)
+        factory = ComputerFactory(task, tuple(ray.put(packed) for packed in pictures))
+        found = Findings()
+        settings = plan.settings(placing.workers, first_confirmation_seed(plan.recipe))
+        rounds = Rounds(search(settings, elapsed, found), FileStore(plan.out), placing.workers, elapsed)
+        run_rounds(rounds, factory, placing, _Progress(plan, rounds, found, elapsed))
+        report = _report(plan, rounds, found, pictures[0], task)
+        _write(plan, report, pictures[0])
+    # The weights were kept for the test, which has been.
+    storage.remove(file.uri for file in storage.list_files(storage.join(plan.out, MODELS)))
+    return SearchResult(report, plan.out, rounds.computed, elapsed())
+
+
+def _task(plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cpus: int) -> UnitTask:
+    """Chooses the pictures of cheap trainings and divides the validation pictures, by their keys alone."""
+    train, val = pictures[0], pictures[1]
+    screening = halves([str(key) for key in val.keys])
+    if screening.all() or not screening.any():
+        raise UsageError(f"{plan.val.dataset} has too few pictures for screening and confirmation")
+    on_features = plan.recipe.freeze == "all" and plan.recipe.weights is not None
+    most = max(_FEATURE_PICTURES if on_features else PROXY_PICTURES, _PER_CLASS * len(plan.train.classes))
+    return UnitTask(
+        recipe=plan.recipe.located().model_dump_json(),
+        classes=plan.train.classes,
+        out=plan.out,
+        context=plan.context,
+        proxy_train=_chosen(train, np.arange(len(train)), most),
+        screening=_chosen(val, np.flatnonzero(screening), most),
+        confirmation=np.flatnonzero(~screening),
+        threads=max(1, cpus // placing.workers) if placing.gpu else 1,
+        gpu=placing.gpu,
+        used_plugins=plan.used_plugins,
+    )
+
+
+def _chosen(pictures: PackedPictures, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Returns at most so many of the rows, in the order of a hash of their keys."""
+    draws = seeds_of(0, 0, [f"search/{pictures.keys[row]}" for row in rows.tolist()])
+    order = sorted(range(len(rows)), key=lambda number: draws[number])
+    return rows[np.sort(np.array(order[:most], np.int64))]
+
+
+class _Progress:
+    """Prints what is tested, how many candidates are left, the best so far and the time left: a line every 10 s."""
+
+    def __init__(self, plan: SearchPlan, rounds: Rounds, found: Findings, elapsed: Callable[[], float]) -> None:
+        self._plan, self._rounds, self._found, self._elapsed = plan, rounds, found, elapsed
+        self._title, self._printed_s = "", -_LINE_EVERY_S
+
+    def __call__(self) -> None:
+        current, now = self._rounds.current, self._elapsed()
+        if current is None or (current.title == self._title and now - self._printed_s < _LINE_EVERY_S):
+            return
+        self._title, self._printed_s = current.title, now
+        testing = ", ".join(self._rounds.at_work[:2])
+        parts = [
+            f"search: {current.title}",
+            f"{self._rounds.waiting:,} trainings left",
+            *([f"testing {testing}"] if testing else []),
+            *([f"best so far {self._found.best}"] if self._found.best else []),
+            f"{duration(max(0.0, self._plan.budget_s - now))} of the budget left",
+        ]
+        output.stderr.print("; ".join(parts), markup=False, soft_wrap=True)
+
+
+def _report(plan: SearchPlan, rounds: Rounds, found: Findings, train: PackedPictures, task: UnitTask) -> SearchReport:
+    answer = found.answer
+    if answer is None:
+        best = f"; best so far in the race: {found.best}" if found.best else ""
+        answer = Answer("undecided", f"unfinished: no finalist has been confirmed{best}", None, ())
+    seed = first_confirmation_seed(plan.recipe)
+    store = FileStore(plan.out)
+    robustness = {
+        one.name: dict(store.robustness(Unit(one, seed, "recipe", plan.context)))
+        for one in (IDENTITY, *found.finalists)
+    }
+    facts = {
+        "train": f"{plan.train.dataset}, {len(train):,} pictures",
+        "val": f"{plan.val.dataset}, {len(task.screening):,} pictures screen and {len(task.confirmation):,} confirm",
+        **({} if plan.test is None else {"test": f"{plan.test.dataset}, {len(plan.test):,} pictures"}),
+        "recipe": f"{plan.recipe_name}: {plan.recipe.model}",
+        "cheap trainings": _proxy_text(plan, task),
+        "paired seeds": f"{found.confirmed_seeds}",
+        "margin": f"{100 * plan.margin:g} points",
+        "cost weight": f"{plan.cost_weight:g} points for a millisecond a picture",
+        "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()),
+    }
+    return SearchReport(
+        answer,
+        [*found.singles, *found.sequences],
+        found.test,
+        {name: accuracies for name, accuracies in robustness.items() if accuracies},
+        facts,
+        rounds.trainings,
+        rounds.seconds,
+        "; ".join(found.unfinished) or None,
+    )
+
+
+def _proxy_text(plan: SearchPlan, task: UnitTask) -> str:
+    on_features = plan.recipe.freeze == "all" and plan.recipe.weights is not None
+    what = f"a linear head on features of {plan.recipe.model}" if on_features else "a small network"
+    return f"{what}, {len(task.proxy_train):,} pictures"
+
+
+def _write(plan: SearchPlan, report: SearchReport, train: PackedPictures) -> None:
+    """Writes the recipe, the picture, the page and the answer; the answer last, as its presence is the end."""
+    winner = report.answer.winner or IDENTITY
+    recipe = with_candidate(plan.recipe, winner, train[0], plan.recipe.seed)
+    what = report.answer.sentence if report.answer.winner else f"The recipe as it was. {report.answer.sentence}"
+    lines = [
+        "# Written by `striate search`.",
+        *(f"# {line}" for line in what.splitlines()),
+        "#",
+        f"#   striate train {storage.join(plan.out, RECIPE)} --out MODEL",
+        recipe.dump(),
+    ]
+    storage.write_bytes(storage.join(plan.out, RECIPE), "\n".join(lines).encode())
+    documents: dict[str, Any] = {PICTURE: draw_answer(report)} if report.answer.gains else {}
+    shown = [train[number] for number in range(min(SHOWN_PICTURES, len(train)))]
+    try:
+        sheet = draw_filtered(shown, [gain.candidate for gain in report.answer.gains])
+    except FilterFailed:
+        sheet = None
+    documents[PAGE] = render_search(report, sheet).encode()
+    documents[ANSWER] = (json.dumps(report.to_json(), indent=1) + "\n").encode()
+    for name, data in documents.items():
+        storage.write_bytes(storage.join(plan.out, name), data)

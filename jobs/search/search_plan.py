@@ -1,0 +1,322 @@
+"""The plan of a filter search: what is searched on which pictures, checked before Ray is started. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jobs.search.script import Settings
+from jobs.train.plan import model_inputs
+from library import storage
+from library.choosing.filter_search.answer import FEWEST_SEEDS, MARGIN, SEEDS
+from library.choosing.filter_search.race import FINALISTS
+from library.choosing.filter_search.space import MOST_CANDIDATES, Place, Space
+from library.dataset.manifest import VERSIONS, Manifest, digest_of, load_manifest
+from library.dataset.shards import read_columns
+from library.errors import UsageError
+from library.pipeline import Pipeline
+from library.pipeline.inputs import InputPipeline
+from library.recipe import Recipe
+from library.steps import REGISTRY, plugins
+from library.steps.base import Step
+from library.training.in_memory import decode_rows
+from library.training.rows import Rows, check_same_classes, read_rows
+
+RECORD, ANSWER, RECIPE = "search.json", "answer.json", "recipe.yaml"
+#: Raised when what units compute changes, so that files of older ones are not taken for theirs.
+_VERSION = 1
+_PROBED = 32
+#: Pictures up to this side get the small default recipe.
+_SMALL_PX = 40
+_LEAST_BUDGET_S = 5.0
+_BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What is searched; from `plan_search`.
+
+    Attributes:
+        recipe: the finalists' recipe, without any candidate.
+        recipe_name: where it comes from, for people.
+        space: the candidates.
+        train: training rows.
+        val: validation rows; half of them screen, the other half confirms.
+        test: test rows; None for no test.
+        datasets: digests of the datasets, by role.
+        budget_s: seconds for everything.
+        seeds: paired seeds of the confirmation.
+        margin: differences up to this fraction do not matter.
+        cost_weight: percentage points of accuracy that a millisecond a picture is worth.
+        out: URI of the folder.
+        used_plugins: plugins of the candidates and the recipe.
+    """
+
+    recipe: Recipe
+    recipe_name: str
+    space: Space
+    train: Rows
+    val: Rows
+    test: Rows | None
+    datasets: dict[str, str]
+    budget_s: float
+    seeds: int
+    margin: float
+    cost_weight: float
+    out: str
+    used_plugins: tuple[plugins.Plugin, ...]
+
+    @property
+    def context(self) -> str:
+        """Digest of all that the result of a unit depends on, but its candidate, seed and stage."""
+        recipe = self.recipe.located().digest
+        return digest_of(["search", _VERSION, VERSIONS, self.datasets, recipe, plugins.digests(self.used_plugins)])
+
+    def settings(self, workers: int, first_seed: int) -> Settings:
+        """Returns what the stages decide by."""
+        return Settings(
+            self.space,
+            self.context,
+            self.budget_s,
+            self.seeds,
+            first_seed,
+            self.margin,
+            self.cost_weight,
+            workers,
+            self.test is not None,
+        )
+
+    def described(self) -> dict[str, Any]:
+        """Returns the plan for --dry-run and the first lines of a run."""
+        singles = self.space.singles()
+        return {
+            "train": f"{self.train.dataset}, {len(self.train):,} pictures of {len(self.train.classes)} classes",
+            "val": f"{self.val.dataset}, {len(self.val):,} pictures",
+            "test": "none" if self.test is None else f"{self.test.dataset}, {len(self.test):,} pictures",
+            "recipe": f"{self.recipe_name}: {self.recipe.model}",
+            "filters": len(self.space.filters),
+            "places": list(self.space.places),
+            "candidates": len(singles),
+            "placebos": self.space.placebos,
+            "longest_sequence": self.space.length,
+            "finalists": f"at most {FINALISTS}, and a placebo",
+            "seeds": self.seeds,
+            "budget_s": self.budget_s,
+            "margin_points": round(100 * self.margin, 6),
+            "cost_weight": self.cost_weight,
+            "out": self.out,
+        }
+
+
+def plan_search(
+    train: str,
+    val: str,
+    *,
+    out: str,
+    test: str | None = None,
+    budget: str = "30m",
+    space: str | None = None,
+    recipe: str | None = None,
+    cost_weight: float = 0.0,
+    seeds: int = SEEDS,
+    margin_points: float = 100 * MARGIN,
+) -> SearchPlan:
+    """Checks everything that can be checked before Ray starts; writes nothing.
+
+    Args:
+        train: URI of the training set.
+        val: URI of the validation set.
+        out: URI of the folder of results; a killed search resumes from it.
+        test: URI of a test set that is looked at once, at the end.
+        budget: time for everything, such as 30m, 90s or 1h30m.
+        space: URI of a YAML file that narrows or widens what is searched.
+        recipe: URI of the recipe that finalists are confirmed on; its datasets are replaced by these. None for a small
+            one by the pictures' size.
+        cost_weight: percentage points of accuracy that a millisecond a picture is worth.
+        seeds: paired seeds of the confirmation, at least 8.
+        margin_points: differences up to this many percentage points do not matter.
+
+    Raises:
+        UsageError: when the request is not valid.
+    """
+    budget_s = seconds_of(budget)
+    if seeds < FEWEST_SEEDS:
+        raise UsageError(f"--seeds {seeds}: at least {FEWEST_SEEDS}; with fewer, no difference can be certain")
+    if not (margin_points > 0 and math.isfinite(margin_points)):
+        raise UsageError(f"--margin {margin_points:g}: must be more than 0 percentage points")
+    if not (cost_weight >= 0 and math.isfinite(cost_weight)):
+        raise UsageError(f"--cost-weight {cost_weight:g}: must be 0 or more percentage points a millisecond")
+    uris = {"train": storage.normalize(train), "val": storage.normalize(val)}
+    if test is not None:
+        uris["test"] = storage.normalize(test)
+    if len(set(uris.values())) < len(uris):
+        raise UsageError(f"{' and '.join(uris)} must be different datasets; see `striate split`")
+    manifests = {role: load_manifest(uri) for role, uri in uris.items()}
+    train_rows = read_rows(uris["train"], None)
+    loaded = _recipe(recipe, uris, train_rows, manifests["train"])
+    if loaded.data.classes != "all":
+        train_rows = read_rows(uris["train"], loaded.data.classes)
+    others: dict[str, Rows] = {}
+    for role in ("val", "test"):
+        if role in uris:
+            if loaded.data.classes == "all":
+                check_same_classes(train_rows, manifests[role], uris[role])
+            others[role] = read_rows(uris[role], train_rows.classes)
+            if len(others[role]) < 2:
+                raise UsageError(f"{uris[role]} has too few pictures")
+    chosen = _space(space, loaded)
+    steps = (*model_inputs(loaded).steps.steps, *_steps_of(loaded.augment), *_candidate_steps(chosen))
+    _check_memory(train_rows, loaded)
+    where = storage.normalize(out)
+    _check_out(where, list(uris.values()))
+    return SearchPlan(
+        loaded,
+        recipe or "default",
+        chosen,
+        train_rows,
+        others["val"],
+        others.get("test"),
+        {role: manifest.digest for role, manifest in manifests.items()},
+        budget_s,
+        seeds,
+        margin_points / 100,
+        cost_weight,
+        where,
+        plugins.used_by(steps),
+    )
+
+
+def seconds_of(budget: str) -> float:
+    """Returns the seconds of a text such as `30m`, `90s` or `1h30m`.
+
+    Raises:
+        UsageError: it is not such a text, or under five seconds.
+    """
+    match = _BUDGET.fullmatch(budget.strip())
+    parts = match.groups() if match else ()
+    if not any(parts):
+        raise UsageError(f"--budget '{budget}': write hours, minutes or seconds, such as 30m, 90s or 1h30m")
+    seconds = sum(float(part) * size for part, size in zip(parts, (3600, 60, 1), strict=True) if part)
+    if seconds < _LEAST_BUDGET_S:
+        raise UsageError(f"--budget {budget}: at least {_LEAST_BUDGET_S:.0f} seconds")
+    return seconds
+
+
+def default_recipe(train: str, val: str, pictures: int, side: int, channels: int) -> Recipe:
+    """Returns the recipe of a search without `--recipe`: LeNet-5 for small pictures, else a narrow ResNet-9.
+
+    Args:
+        train: URI of the training set.
+        val: URI of the validation set.
+        pictures: of the training set; fewer ones are seen more often.
+        side: median of the longer sides, in pixels.
+        channels: 1 or 3.
+    """
+    lines = [f"data: {{train: '{train}', val: '{val}'}}"]
+    if side <= _SMALL_PX:
+        # As in lenet-mnist.yaml, without its augmentation.
+        epochs = min(max(round(40_000 / pictures), 3), 30)
+        lines += [f"model: lenet5(in_chans={channels})", "batch_size: 64"]
+        lines += ["optimizer: {name: adamw, lr: 3e-3, weight_decay: 0.01}"]
+    else:
+        epochs = min(max(round(8_000 / pictures), 5), 20)
+        lines += [f"model: resnet9(width=16, in_chans={channels})", "batch_size: 32", "augment: flip"]
+        lines += ["optimizer: {name: sgd, lr: 0.05, momentum: 0.9, weight_decay: 5e-4}"]
+        lines += [f"input: {{size: 64, steps: {'grayscale' if channels == 1 else 'rgb'}}}"]
+    lines += [f"epochs: {epochs}", "schedule: {name: cosine, warmup_epochs: 1}"]
+    return Recipe.parse("\n".join(lines), where="the default recipe")
+
+
+def _recipe(uri: str | None, uris: dict[str, str], rows: Rows, manifest: Manifest) -> Recipe:
+    if uri is None:
+        sides = read_columns(uris["train"], ["width", "height"], [rows.shards[0]])
+        longest = np.maximum(sides["width"].to_numpy(), sides["height"].to_numpy())
+        channels = 1 if set(manifest.tally.channels) == {"1"} else 3
+        return default_recipe(uris["train"], uris["val"], len(rows), int(np.median(longest)), channels)
+    overrides = [f"data.train={uris['train']}", f"data.val={uris['val']}", "data.val_fraction=null"]
+    recipe = Recipe.load(uri, overrides)
+    if recipe.data.labels is not None:
+        raise UsageError(f"{uri}: data.labels gives several classes, and a search needs one a picture")
+    inputs = model_inputs(recipe)
+    for step in inputs.steps.steps:
+        if step.kind == "selector":
+            raise UsageError(f"{uri}: input.steps drops pictures ({step}); apply it first, with `striate filter`")
+    if inputs.columns:
+        raise UsageError(f"{uri}: input.steps needs the column '{inputs.columns[0]}', which a search does not read")
+    if recipe.cache_features and recipe.augment is None and recipe.copies is not None:
+        raise UsageError(f"{uri}: copies has no effect without augment")
+    return recipe
+
+
+def _space(uri: str | None, recipe: Recipe) -> Space:
+    if uri is None:
+        added = [name for name in REGISTRY if _is_plugin(name)]
+        space = Space.default(added)
+    else:
+        where = storage.normalize(uri)
+        if not storage.exists(where):
+            raise UsageError(f"{where} does not exist; name a YAML file, see docs/filter-search.md")
+        space = Space.parse(storage.read_bytes(where, 2**20).decode(errors="replace"), where)
+    if recipe.cache_features and "sometimes" in space.places and recipe.augment is None:
+        # The recipe caches features once, so nothing can be drawn anew in each epoch.
+        places: tuple[Place, ...] = tuple(place for place in space.places if place != "sometimes")
+        if not places:
+            raise UsageError("the recipe caches features, so filters cannot be put at `sometimes`")
+        space = Space(space.filters, places, space.p, space.length, space.placebos)
+    if len(space.singles()) > MOST_CANDIDATES:
+        raise UsageError(f"{len(space.singles()):,} candidates; at most {MOST_CANDIDATES:,}")
+    return space
+
+
+def _is_plugin(name: str) -> bool:
+    """Whether a step is a filter of a plugin that can be made without parameters."""
+    if REGISTRY[name].kind != "filter":
+        return False
+    try:
+        step = Pipeline.parse(name).steps[0]
+    except Exception:  # it needs parameters, so the space has to name it
+        return False
+    return bool(plugins.used_by([step])) and not step.columns()
+
+
+def _steps_of(text: str | None) -> Sequence[Step]:
+    return Pipeline.parse(text).steps if text else ()
+
+
+def _candidate_steps(space: Space) -> list[Step]:
+    return [step for text in space.filters for step in Pipeline.parse(text).steps]
+
+
+def raw_inputs() -> InputPipeline:
+    """Returns the input pipeline that only decodes: filters of candidates come first, and see the stored pixels."""
+    return InputPipeline(Pipeline(), Pipeline(), (0, 0), 0)
+
+
+def _check_memory(rows: Rows, recipe: Recipe) -> None:
+    """Refuses pictures that do not fit into memory when decoded, from the size of the first ones."""
+    shard = int(np.flatnonzero(rows.counts)[0])
+    decoded = decode_rows(rows, (shard, 0, min(int(rows.counts[shard]), _PROBED)), raw_inputs(), fitted=False)
+    if not len(decoded):
+        raise UsageError(f"none of the first {_PROBED} pictures of {rows.dataset} can be decoded")
+    needed = decoded.flat.nbytes / len(decoded) * len(rows) / 2**20
+    if needed > recipe.data.max_resident_mb:
+        raise UsageError(
+            f"the decoded pictures of {rows.dataset} take {needed:,.0f} MiB, more than data.max_resident_mb "
+            f"({recipe.data.max_resident_mb:,}) of the recipe: search on a part of them (`striate filter ... --steps "
+            "'sample(0.1)'`), make them smaller, or raise the limit"
+        )
+
+
+def _check_out(out: str, datasets: Sequence[str]) -> None:
+    for dataset in datasets:
+        if storage.contains(dataset, out) or storage.contains(out, dataset):
+            raise UsageError(f"--out {out} and the dataset {dataset} contain one another; choose another folder")
+    files = [file.path for file in storage.list_files(out)]
+    if files and RECORD not in files:
+        raise UsageError(f"{out} contains other files ({files[0]}); choose another folder")
+    storage.check_writable(out)

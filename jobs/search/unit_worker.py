@@ -1,0 +1,376 @@
+"""Computes the units of a search in a worker: a cheap training, a training of the recipe, or its test."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.search.preparing import FilterFailed, Preparer
+from jobs.train.plan import model_inputs
+from library import storage
+from library.choosing.filter_search.space import Candidate
+from library.choosing.filter_search.trials import Unit, UnitResult
+from library.dataset.manifest import digest_of
+from library.errors import StriateError
+from library.models import parse_call
+from library.models.call import ModelCall
+from library.pipeline import Pipeline
+from library.pipeline.augmentation import Augmenter
+from library.pipeline.inputs import InputPipeline
+from library.recipe import Recipe
+from library.steps.plugins import Plugin, install
+from library.training.in_memory import PackedPictures
+
+UNITS, MODELS = "units", "models"
+#: Weights up to this size are kept until the test, which otherwise trains again.
+_MOST_WEIGHTS_BYTES = 64 * 2**20
+#: Pictures on which robustness is measured.
+ROBUST_PICTURES = 200
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """What all units of a search have in common; plain data.
+
+    Attributes:
+        recipe: as JSON, with absolute paths.
+        classes: class names in the order of the outputs.
+        out: URI of the search's folder.
+        context: of its units.
+        proxy_train: numbers of the training pictures of cheap trainings.
+        screening: numbers of the validation pictures that they are judged on.
+        confirmation: numbers of the validation pictures that trainings of the recipe are judged on.
+        threads: of torch in each worker.
+        gpu: whether a worker has a GPU.
+        used_plugins: plugins of the candidates and the recipe.
+    """
+
+    recipe: str
+    classes: tuple[str, ...]
+    out: str
+    context: str
+    proxy_train: NDArray[np.int64]
+    screening: NDArray[np.int64]
+    confirmation: NDArray[np.int64]
+    threads: int
+    gpu: bool
+    used_plugins: tuple[Plugin, ...]
+
+
+@dataclass(frozen=True)
+class FileStore:
+    """The files of units below a search's folder.
+
+    Attributes:
+        out: URI of the folder.
+    """
+
+    out: str
+
+    def uri(self, unit: Unit) -> str:
+        """URI of a unit's file."""
+        return storage.join(self.out, UNITS, unit.file_name)
+
+    def read(self, unit: Unit) -> UnitResult | None:
+        """Returns the result of a unit; None if it has no file, or one that cannot be read."""
+        if not storage.exists(self.uri(unit)):
+            return None
+        try:
+            return UnitResult.from_json(json.loads(storage.read_bytes(self.uri(unit))))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, result: UnitResult) -> None:
+        """Writes a unit's file."""
+        storage.write_bytes(self.uri(result.unit), (json.dumps(result.to_json()) + "\n").encode())
+
+    def robustness_uri(self, unit: Unit) -> str:
+        """URI of the file with a unit's accuracy under corruptions."""
+        return storage.join(self.out, UNITS, f"robust-{unit.file_name}")
+
+    def robustness(self, unit: Unit) -> Mapping[str, float]:
+        """Returns accuracy by corruption, `clean` among them; empty where it was not measured."""
+        uri = self.robustness_uri(unit)
+        return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+
+    def weights_uri(self, unit: Unit) -> str:
+        """URI of the weights of a training of the recipe; they are those of its test, too."""
+        name = digest_of([unit.candidate.to_json(), unit.seed, unit.context])[:32]
+        return storage.join(self.out, MODELS, f"{name}.safetensors")
+
+
+def with_candidate(recipe: Recipe, candidate: Candidate, sample: NDArray[Any], seed: int) -> Recipe:
+    """Returns a recipe with the candidate's filters, the channels that they give, and the seed of this training.
+
+    Args:
+        recipe: without the candidate.
+        candidate: where its filters are put.
+        sample: a decoded picture, from which the number of channels is found.
+        seed: of the pair; a placebo trains with another one.
+
+    Raises:
+        FilterFailed: the filters cannot take the picture.
+    """
+    inputs = model_inputs(recipe)
+    steps = candidate.input_steps(str(inputs.steps) if inputs.steps.steps else "")
+    updated: dict[str, Any] = {"seed": candidate.seed(seed)}
+    if candidate.place == "sometimes":
+        updated["augment"] = candidate.augment(recipe.augment or "")
+    if candidate.filters and candidate.place != "sometimes":
+        updated["input"] = recipe.input.model_copy(update={"steps": steps})
+        try:
+            channels = Pipeline.parse(steps).apply(sample).shape[2]
+        except Exception as error:
+            raise FilterFailed(f"{candidate.name}: {type(error).__name__}: {error}") from error
+        if channels != inputs.channels:
+            call = parse_call(recipe.model)
+            updated["model"] = str(ModelCall(call.name, {**call.parameters, "in_chans": channels}))
+    return Recipe.parse(recipe.model_copy(update=updated).dump())
+
+
+class UnitComputer:
+    """Computes units and writes their files; keeps decoded and prepared pictures from one to the next.
+
+    Args:
+        task: what they have in common.
+        train: decoded training pictures, as stored.
+        val: decoded validation pictures.
+        test: decoded test pictures; None where there are none.
+    """
+
+    def __init__(
+        self, task: UnitTask, train: PackedPictures, val: PackedPictures, test: PackedPictures | None = None
+    ) -> None:
+        import cv2
+        import torch
+
+        # Here, so that the first unit is not measured with the seconds that these imports take.
+        for module in ("proxy", "recipe_trial"):
+            importlib.import_module(f"jobs.search.{module}")
+
+        install(task.used_plugins)
+        cv2.setNumThreads(1)
+        torch.set_num_threads(task.threads)
+        self._task, self._recipe = task, Recipe.model_validate_json(task.recipe)
+        self._store = FileStore(task.out)
+        self._sample = train[0]
+        self._train, self._val = Preparer(train), Preparer(val)
+        self._test, self._test_pictures = None if test is None else Preparer(test), test
+        self._labels = train.labels
+        self._val_pictures = val
+        self._all_train = np.arange(len(train))
+        self._latest: dict[str, tuple[str, Any]] = {}
+        self._device = torch.device("cuda" if task.gpu else "cpu")
+
+    def __call__(self, units: Sequence[str]) -> None:
+        """Computes units, given as JSON; those with a file are left out."""
+        for text in units:
+            unit = Unit.from_json(json.loads(text))
+            if self._store.read(unit) is None:
+                self._store.write(self.compute(unit))
+
+    def compute(self, unit: Unit) -> UnitResult:
+        """Trains and judges. A candidate that cannot be trained gives a result with the reason."""
+        start = time.perf_counter()
+        try:
+            recipe = with_candidate(self._recipe, unit.candidate, self._sample, unit.seed)
+            inputs = model_inputs(recipe)
+            filters = Pipeline.parse(unit.candidate.filters) if unit.candidate.filters else Pipeline()
+            milliseconds = self._train.milliseconds(filters, self._task.proxy_train)
+            if unit.candidate.place == "sometimes":
+                milliseconds = 0.0  # in use nothing is filtered
+            start = time.perf_counter()
+            if unit.stage == "proxy":
+                correct = self._proxy(unit, recipe, inputs)
+            elif unit.stage == "recipe":
+                correct = self._trained(unit, recipe, inputs)
+            else:
+                correct = self._tested(unit, recipe, inputs)
+        except StriateError as error:
+            return UnitResult(unit, np.zeros(0, np.bool_), time.perf_counter() - start, 0.0, str(error))
+        return UnitResult(unit, correct, time.perf_counter() - start, round(milliseconds, 4))
+
+    def _proxy(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> NDArray[np.bool_]:
+        from jobs.search import proxy
+
+        seed = unit.candidate.seed(unit.seed)
+        if recipe.freeze == "all" and recipe.weights is not None:
+            return self._on_features(unit.candidate, recipe, inputs, seed)
+        side = proxy.proxy_side(inputs.size)
+        if (side, side) != inputs.size:
+            resize = Pipeline.parse(f'resize([{side}, {side}], mode="exact")')
+            inputs = InputPipeline(inputs.steps, resize, (side, side), inputs.channels)
+        train, val = self._proxy_pictures(unit.candidate, inputs)
+        return proxy.train_small_cnn(train, val, len(self._task.classes), seed)
+
+    def _proxy_pictures(self, candidate: Candidate, inputs: InputPipeline) -> tuple[Any, PackedPictures]:
+        """The pictures of a cheap training; those of the last candidate are kept for its other seeds."""
+        from jobs.search import proxy
+
+        known = self._latest.get("proxy")
+        if known is not None and known[0] == candidate.name:
+            return known[1]
+        rows, val_rows = self._task.proxy_train, self._task.screening
+        train: Any = self._train.pack(inputs, rows)
+        if candidate.place == "sometimes" and candidate.p is not None:
+            filters = Pipeline.parse(candidate.filters).steps
+            filtered = InputPipeline(
+                Pipeline((*inputs.steps.steps, *filters)), inputs.fit, inputs.size, inputs.channels
+            )
+            train = proxy.Mixture(train, self._train.pack(filtered, rows), candidate.p)
+        pictures = train, self._val.pack(inputs, val_rows)
+        self._latest["proxy"] = candidate.name, pictures
+        return pictures
+
+    def _on_features(self, candidate: Candidate, recipe: Recipe, inputs: InputPipeline, seed: int) -> NDArray[np.bool_]:
+        from jobs.search import proxy
+
+        known = self._latest.get("features")
+        if known is None or known[0] != candidate.name:
+            train, val = self._proxy_pictures(candidate, inputs)
+            backbone = self._backbone(recipe)
+            plain = train.plain if isinstance(train, proxy.Mixture) else train
+            features = proxy.features_of(backbone, plain, self._device)
+            other = proxy.features_of(backbone, train.filtered, self._device) if plain is not train else None
+            known = candidate.name, (features, other, plain.labels, val, proxy.features_of(backbone, val, self._device))
+            self._latest["features"] = known
+        features, other, labels, val, val_features = known[1]
+        if other is not None:
+            drawn = np.random.default_rng(seed).random(len(features)) < (candidate.p or 0)
+            features = np.where(drawn[:, None], other, features)
+        return proxy.train_head(features, labels, val, val_features, seed)
+
+    def _backbone(self, recipe: Recipe) -> Any:
+        import torch
+
+        from library.bundle.description import weights_file
+        from library.models.build import create
+
+        torch.manual_seed(self._recipe.seed)
+        return create(recipe.model, num_classes=len(self._task.classes), weights=weights_file(recipe.weights))
+
+    def _trained(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> NDArray[np.bool_]:
+        from safetensors.torch import save
+
+        from jobs.search.recipe_trial import correct_of
+
+        model = self._trained_model(unit.candidate, recipe, inputs)
+        correct = correct_of(model, self._confirmation(unit.candidate, inputs), self._device, recipe.precision)
+        data = save({name: value.contiguous().cpu() for name, value in model.state_dict().items()})
+        if len(data) <= _MOST_WEIGHTS_BYTES:
+            storage.write_bytes(self._store.weights_uri(unit), data)
+        if unit.seed == first_confirmation_seed(self._recipe):
+            self._measure_robustness(unit, model, inputs, recipe.precision)
+        return correct
+
+    def _trained_model(self, candidate: Candidate, recipe: Recipe, inputs: InputPipeline) -> Any:
+        from jobs.search.recipe_trial import Setting, train_here
+
+        augments = recipe.augment is not None
+        known = self._latest.get("recipe")
+        if known is None or known[0] != candidate.name:
+            train = self._train.pack(inputs, self._all_train, fitted=not augments)
+            known = candidate.name, (train, self._val.pack(inputs, self._task.screening))
+            self._latest["recipe"] = known
+        train, val = known[1]
+        counts = np.bincount(train.labels, minlength=len(self._task.classes)).tolist()
+        setting = Setting(recipe, inputs, dict(zip(self._task.classes, counts, strict=True)), self._device)
+        if recipe.cache_features:
+            train, val = self._cached(recipe, inputs, train, val)
+        return train_here(setting, train, val)
+
+    def _cached(
+        self, recipe: Recipe, inputs: InputPipeline, train: PackedPictures, val: PackedPictures
+    ) -> tuple[PackedPictures, PackedPictures]:
+        """Features in place of pictures, in as many augmented passes as the recipe caches."""
+        from jobs.search import proxy
+
+        backbone = self._backbone(recipe)
+        augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if recipe.augment else None
+        passes: list[PackedPictures] = []
+        for copy in range(recipe.copies or 1 if augmenter else 1):
+            pictures = train
+            if augmenter is not None:
+                pixels = [
+                    inputs.fitted(augmenter.apply(train[row], copy, str(train.keys[row]))) for row in range(len(train))
+                ]
+                pictures = PackedPictures.pack(pixels, train.labels.tolist(), train.keys.tolist(), train.rejected)
+            passes.append(_of_features(proxy.features_of(backbone, pictures, self._device), pictures))
+        return PackedPictures.concatenate(passes), _of_features(proxy.features_of(backbone, val, self._device), val)
+
+    def _confirmation(self, candidate: Candidate, inputs: InputPipeline) -> PackedPictures:
+        known = self._latest.get("confirmation")
+        if known is None or known[0] != candidate.name:
+            known = candidate.name, self._val.pack(inputs, self._task.confirmation)
+            self._latest["confirmation"] = known
+        return known[1]
+
+    def _tested(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> NDArray[np.bool_]:
+        from safetensors.torch import load
+
+        from jobs.search.recipe_trial import correct_of
+        from library.models.build import create
+
+        assert self._test is not None
+        assert self._test_pictures is not None
+        uri = self._store.weights_uri(unit)
+        if storage.exists(uri):
+            model = create(recipe.model, num_classes=len(self._task.classes), head=recipe.head)
+            model.load_state_dict(load(storage.read_bytes(uri)))
+        else:
+            model = self._trained_model(unit.candidate, recipe, inputs)
+        pictures = self._test.pack(inputs, np.arange(len(self._test_pictures)))
+        return correct_of(model, pictures, self._device, recipe.precision)
+
+    def _measure_robustness(self, unit: Unit, model: Any, inputs: InputPipeline, precision: str) -> None:
+        """Writes accuracy on corrupted pictures of the confirmation half; the corruption comes before the filters."""
+        from jobs.search.recipe_trial import correct_of
+        from library.evaluation.robustness import CORRUPTIONS
+
+        rows = self._task.confirmation[:ROBUST_PICTURES]
+        data = self._val_pictures
+        keys, labels = [str(data.keys[row]) for row in rows.tolist()], data.labels[rows].tolist()
+        clean = [data[row] for row in rows.tolist()]
+        accuracies: dict[str, float] = {}
+        corrupted = {f"{each.name} {each.strength}": each for each in CORRUPTIONS}
+        for name, corruption in {"clean": None, **corrupted}.items():
+            pictures = clean if corruption is None else [corruption(p, k) for p, k in zip(clean, keys, strict=True)]
+            packed = PackedPictures.pack(pictures, labels, keys, data.rejected.copy())
+            prepared = Preparer(packed, most_bytes=0).pack(inputs, np.arange(len(rows)))
+            accuracies[name] = float(correct_of(model, prepared, self._device, precision).mean())
+        storage.write_bytes(self._store.robustness_uri(unit), json.dumps(accuracies).encode())
+
+
+def first_confirmation_seed(recipe: Recipe) -> int:
+    """The first seed of trainings of the recipe: none of the race's, which count from 0."""
+    return recipe.seed + 1000
+
+
+def _of_features(features: NDArray[np.float32], like: PackedPictures) -> PackedPictures:
+    return PackedPictures.pack(list(features), like.labels.tolist(), like.keys.tolist(), like.rejected.copy())
+
+
+@dataclass(frozen=True)
+class ComputerFactory:
+    """Makes a `UnitComputer` in a worker, from pictures in Ray's object store.
+
+    Attributes:
+        task: of the computer.
+        pictures: references to training, validation and test pictures.
+    """
+
+    task: UnitTask
+    pictures: tuple[Any, ...]
+
+    def __call__(self) -> UnitComputer:
+        """Fetches the pictures; arrays of one machine's workers share their memory."""
+        import ray
+
+        return UnitComputer(self.task, *ray.get(list(self.pictures)))

@@ -1,0 +1,150 @@
+"""A search as a script of rounds: its answer, its budget, and that it resumes; units are computed here by a formula."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from jobs.search.rounds import Rounds
+from jobs.search.script import Findings, Settings, affordable_finalists, search
+from library.choosing.filter_search.race import FINALISTS
+from library.choosing.filter_search.space import Candidate, Space
+from library.choosing.filter_search.trials import Unit, UnitResult
+from library.errors import StriateError
+from library.randomness import generator
+
+PICTURES = 800
+SPACE = Space(("median_blur(size=3)", "invert", "sharpen(amount=0.5)", "equalize"), length=3, placebos=2)
+
+
+@dataclass
+class Files:
+    """The files of units, with a clock that a training advances."""
+
+    results: dict[Unit, UnitResult] = field(default_factory=dict[Unit, UnitResult])
+    now: float = 0.0
+
+    def read(self, unit: Unit) -> UnitResult | None:
+        return self.results.get(unit)
+
+
+def train(unit: Unit, gain: float, seconds: float = 1.0) -> UnitResult:
+    """Pictures that are easy or hard for all; `median_blur` makes some of the hard ones right."""
+    seed = unit.candidate.seed(unit.seed)
+    ease = generator("pictures", unit.stage).random(PICTURES) + generator("training", seed).normal(0, 0.05, PICTURES)
+    helps = gain if "median_blur" in unit.candidate.filters else 0.0
+    harms = 0.1 if "invert" in unit.candidate.filters else 0.0
+    own = generator("candidate", unit.candidate.name, seed).normal(0, 0.01, PICTURES)
+    return UnitResult(unit, ease + own + helps - harms > 0.3, seconds, 0.1)
+
+
+def run(settings: Settings, files: Files, gain: float, most: int | None = None) -> tuple[Findings, Rounds]:
+    """Computes units until the search ends, or as many as `most`, as if it were killed then."""
+    found = Findings()
+    rounds = Rounds(search(settings, lambda: files.now, found), files, settings.workers, lambda: files.now)
+    while (block := rounds.take()) is not None:
+        for text in block.units:
+            unit = Unit.from_json(json.loads(text))
+            result = train(unit, gain)
+            files.results[unit] = result
+            files.now += result.seconds / settings.workers
+        rounds.done(block)
+        if most is not None and len(files.results) >= most:
+            break
+    return found, rounds
+
+
+def settings(budget_s: float = 1e6) -> Settings:
+    return Settings(SPACE, "context", budget_s, has_test=True)
+
+
+def test_a_filter_that_helps_is_found_alone_or_in_a_sequence() -> None:
+    found, rounds = run(settings(), Files(), 0.1)
+    assert found.answer is not None
+    assert found.answer.winner is not None
+    assert "median_blur" in found.answer.winner.filters
+    assert found.unfinished == []
+    assert found.test is not None
+    assert found.test.interval[0] > 0
+    assert {len(each.candidate.steps) for each in found.sequences} >= {2}
+    assert rounds.is_finished
+
+
+def test_where_no_filter_helps_none_wins_and_one_is_still_confirmed() -> None:
+    found, _ = run(settings(), Files(), 0.0)
+    assert found.answer is not None
+    assert found.answer.winner is None
+    assert any(gain.candidate.placebo is None for gain in found.answer.gains)
+    assert any(gain.candidate.placebo is not None for gain in found.answer.gains)
+
+
+def test_the_confirmation_has_seeds_that_no_race_has_seen() -> None:
+    files = Files()
+    run(settings(), files, 0.1)
+    seeds = {
+        stage: {unit.seed for unit in files.results if unit.stage == stage} for stage in ("proxy", "recipe", "test")
+    }
+    assert len(seeds["recipe"]) == 10
+    assert seeds["recipe"] == seeds["test"]
+    assert not seeds["recipe"] & seeds["proxy"]
+
+
+@pytest.mark.parametrize("killed_after", [1, 7, 60, 120])
+def test_a_killed_search_comes_to_the_same_answer_and_repeats_nothing(killed_after: int) -> None:
+    whole, files = run(settings(), Files(), 0.1)[0], Files()
+    run(settings(), files, 0.1, most=killed_after)
+    before = set(files.results)
+    again, rounds = run(settings(), files, 0.1)
+    assert again.answer == whole.answer
+    assert again.test == whole.test
+    assert rounds.computed == len(files.results) - len(before)
+
+
+@pytest.mark.parametrize("budget_s", [20.0, 60.0, 90.0])
+def test_a_budget_that_is_too_small_is_kept_and_what_is_left_out_said(budget_s: float) -> None:
+    files = Files()
+    found, _ = run(settings(budget_s), files, 0.1)
+    trainings = sum(unit.stage != "test" for unit in files.results)
+    assert trainings <= budget_s + 4  # a second each; a block of four may be begun before the first times are known
+    assert found.unfinished
+
+
+def test_the_budget_reserves_time_for_the_confirmation() -> None:
+    assert affordable_finalists(settings(10_000), 1.0) == FINALISTS
+    assert affordable_finalists(settings(100), 10.0) == 1
+    counts = [affordable_finalists(settings(budget), 1.0) for budget in (50, 70, 90, 110, 130)]
+    assert counts == sorted(counts)
+    files = Files()
+    found, _ = run(settings(150.0), files, 0.1)
+    assert found.confirmed_seeds == 10
+
+
+def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason() -> None:
+    files, found = Files(), Findings()
+    rounds = Rounds(search(settings(), lambda: 0.0, found), files, 1, lambda: 0.0)
+    while (block := rounds.take()) is not None:
+        for text in block.units:
+            unit = Unit.from_json(json.loads(text))
+            result = train(unit, 0.1)
+            if unit.candidate.filters.startswith("equalize"):
+                result = replace(result, correct=np.zeros(0, np.bool_), failure="equalize: only 8 bits")
+            files.results[unit] = result
+        rounds.done(block)
+    dropped = {each.candidate: each.dropped for each in found.singles}
+    assert dropped[Candidate("equalize")] == "equalize: only 8 bits"
+    assert found.answer is not None
+    assert found.answer.winner is not None
+
+
+def test_a_recipe_that_cannot_be_trained_ends_the_search() -> None:
+    files, found = Files(), Findings()
+    rounds = Rounds(search(settings(), lambda: 0.0, found), files, 1, lambda: 0.0)
+    block = rounds.take()
+    assert block is not None
+    (unit,) = (Unit.from_json(json.loads(text)) for text in block.units)
+    files.results[unit] = UnitResult(unit, np.zeros(0, np.bool_), 1.0, 0.0, "the loss is nan")
+    with pytest.raises(StriateError, match="identity cannot be trained: the loss is nan"):
+        rounds.done(block)

@@ -1,0 +1,133 @@
+"""Units of a search: the same numbers each time, filters where a candidate puts them, and beginnings computed once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.search.preparing import FilterFailed, Preparer
+from jobs.search.unit_worker import FileStore, UnitComputer, UnitTask, first_confirmation_seed, with_candidate
+from jobs.train.plan import model_inputs
+from library.choosing.filter_search.space import IDENTITY, Candidate
+from library.choosing.filter_search.trials import Unit
+from library.pipeline import Pipeline
+from library.pipeline.inputs import InputPipeline
+from library.recipe import Recipe
+from library.training.in_memory import PackedPictures
+
+RECIPE = """
+data: {train: train, val: val}
+model: lenet5
+optimizer: {name: adamw, lr: 0.003}
+batch_size: 16
+epochs: 2
+"""
+MEDIAN = "median_blur(size=3)"
+
+
+def halves(count: int, seed: int) -> PackedPictures:
+    """Noise with a bright half: the left one or the right one."""
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 160, (count, 28, 28, 1), np.uint8)
+    labels = (np.arange(count) % 2).tolist()
+    for picture, label in zip(pictures, labels, strict=True):
+        picture[:, 14 * label : 14 * label + 14] += 90
+    return PackedPictures.pack(list(pictures), labels, [f"{seed}/{row}" for row in range(count)], Counter())
+
+
+def computer(out: Path, recipe: str = RECIPE, *, test: bool = False) -> UnitComputer:
+    train, val = halves(80, 1), halves(60, 2)
+    text = Recipe.parse(recipe).model_dump_json()
+    even, odd = np.arange(0, 60, 2), np.arange(1, 60, 2)
+    # Both halves of the validation pictures have both classes.
+    screening, confirmation = np.sort(np.r_[even[:15], odd[:15]]), np.sort(np.r_[even[15:], odd[15:]])
+    task = UnitTask(text, ("left", "right"), str(out), "c", np.arange(60), screening, confirmation, 1, False, ())
+    return UnitComputer(task, train, val, halves(20, 3) if test else None)
+
+
+def unit(candidate: Candidate, stage: str, seed: int = 0) -> Unit:
+    return Unit(candidate, seed, stage, "c")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        IDENTITY,
+        Candidate(MEDIAN),
+        Candidate(MEDIAN, "sometimes", 0.5),
+        Candidate(MEDIAN, "channels"),
+        Candidate(placebo=1),
+    ],
+    ids=lambda candidate: candidate.name,
+)
+def test_a_cheap_training_is_repeatable_and_learns(candidate: Candidate, tmp_path: Path) -> None:
+    first = computer(tmp_path).compute(unit(candidate, "proxy"))
+    assert first.failure is None
+    assert first.accuracy > 0.8
+    again = computer(tmp_path)
+    again.compute(unit(Candidate("invert"), "proxy"))  # what a worker has computed before does not matter
+    assert np.array_equal(again.compute(unit(candidate, "proxy")).correct, first.correct)
+
+
+def test_a_recipe_is_trained_and_its_weights_serve_the_test(tmp_path: Path) -> None:
+    seed = first_confirmation_seed(Recipe.parse(RECIPE))
+    worker, store = computer(tmp_path, test=True), FileStore(str(tmp_path))
+    trained = worker.compute(unit(Candidate(MEDIAN), "recipe", seed))
+    assert (trained.failure, trained.correct.shape) == (None, (30,))
+    assert trained.accuracy > 0.8
+    assert store.robustness(trained.unit).keys() >= {"clean", "noise 1", "contrast 3"}
+    assert Path(store.weights_uri(trained.unit)).exists()
+    tested = worker.compute(unit(Candidate(MEDIAN), "test", seed))
+    assert (tested.failure, tested.correct.shape) == (None, (20,))
+    Path(store.weights_uri(trained.unit)).unlink()
+    again = worker.compute(unit(Candidate(MEDIAN), "test", seed))
+    assert again.correct.mean() == pytest.approx(tested.correct.mean(), abs=0.05)
+
+
+def test_a_filter_that_cannot_take_the_pictures_fails_with_its_reason(tmp_path: Path) -> None:
+    result = computer(tmp_path).compute(unit(Candidate("channels([0, 1, 2])"), "proxy"))
+    assert result.failure is not None
+    assert "channels" in result.failure
+    assert not len(result.correct)
+
+
+def test_the_recipe_of_a_candidate_has_its_filters_channels_and_seed() -> None:
+    recipe, picture = Recipe.parse(RECIPE), np.zeros((28, 28, 1), np.uint8)
+    always = with_candidate(recipe, Candidate(MEDIAN), picture, 7)
+    assert (always.input.steps, always.seed, always.model) == (
+        "median_blur(size=3) | grayscale(background=1.0)",
+        7,
+        "lenet5",
+    )
+    channels = with_candidate(recipe, Candidate(MEDIAN, "channels"), picture, 7)
+    assert model_inputs(channels).channels == 2
+    assert channels.model == "lenet5(in_chans=2)"
+    sometimes = with_candidate(recipe, Candidate(MEDIAN, "sometimes", 0.5), picture, 7)
+    assert (sometimes.input.steps, sometimes.augment) == (None, "sometimes(p=0.5, steps=median_blur(size=3))")
+    assert with_candidate(recipe, IDENTITY, picture, 0) == recipe
+    assert with_candidate(recipe, Candidate(placebo=1), picture, 7).seed != 7
+
+
+def test_a_common_beginning_is_computed_once_and_nothing_is_changed() -> None:
+    pictures, rows = halves(6, 1), np.arange(6)
+    preparer = Preparer(pictures)
+
+    def packed(steps: str) -> PackedPictures:
+        return preparer.pack(InputPipeline(Pipeline.parse(steps), Pipeline(), (28, 28), 1), rows)
+
+    before = pictures.flat.copy()
+    first = packed(f"{MEDIAN} | invert")
+    assert preparer.computed == 2
+    packed(f"{MEDIAN} | equalize")
+    assert preparer.computed == 3
+    direct = Pipeline.parse(f"{MEDIAN} | invert").apply(pictures[2])
+    assert np.array_equal(first[2], direct)
+    assert np.array_equal(pictures.flat, before)
+    forgetful = Preparer(pictures, most_bytes=0)
+    inputs = InputPipeline(Pipeline.parse(f"{MEDIAN} | invert"), Pipeline(), (28, 28), 1)
+    assert np.array_equal(forgetful.pack(inputs, rows).flat, first.flat)
+    with pytest.raises(FilterFailed, match="channels"):
+        packed("channels([2])")
