@@ -24,7 +24,7 @@ from library.dataset.shards import ShardReader
 from library.errors import BadPicture, StriateError, UsageError
 from library.evaluation.inside import band_drawing as drawing
 from library.evaluation.inside.grad_cam import Explanation, explain
-from library.evaluation.inside.inside_page import Chapter, Figure, Section, render_inside
+from library.evaluation.inside.inside_page import Chapter, Figure, Section, Table, render_inside
 from library.evaluation.inside.mix_ups import MixUp, mix_ups
 from library.evaluation.inside.occlusion import first_of, occlusion
 from library.evaluation.inside.recording import Part, StageMaps, blank, feature_maps, networks
@@ -41,6 +41,7 @@ COMMAND = "striate inspect"
 LIMIT = 400
 #: Pictures of the dataset with a chapter of their own where the command names none.
 _EXAMPLES = 3
+_STAGE_HEADINGS = ("stage", "result", "one element sees")
 _BATCH = 32
 _TOP = 3
 
@@ -221,7 +222,7 @@ class _Look:
 
     def network(self) -> Chapter:
         """The chapter about the network itself: its stages, and the kernels of its first layer."""
-        facts, figures = list[tuple[str, str]](), list[Figure]()
+        tables, figures = list[Table](), list[Figure]()
         note = ""
         for number, part in enumerate(self._parts(blank(self._bundle)), start=1):
             stages = feature_maps(part.model, part.pixels)
@@ -234,12 +235,15 @@ class _Look:
                     "stages": [_stage_numbers(stage) for stage in stages],
                 }
             )
-            facts.append((part.title, "; ".join(_stage_words(stage) for stage in stages)))
+            size = (part.pixels.shape[0], part.pixels.shape[1])
+            caption = f"{part.title}: {size[0]} x {size[1]} pixels of {part.pixels.shape[2]} channels"
+            tables.append(Table(caption, _STAGE_HEADINGS, [_stage_row(stage, size) for stage in stages]))
             if kernels is None:
                 note = f"{part.title} begins with neither a convolution nor a dense layer of pixels."
             else:
                 figures.append(self._figure("kernels", number, drawing.draw_kernels(kernels), part.title))
-        return Chapter("network", "The network", facts, [Section("kernels", "First kernels", figures, note)])
+        sections = [Section("stages", "Stages", (), tables=tables), Section("kernels", "First kernels", figures, note)]
+        return Chapter("network", "The network", (), sections)
 
     def sample(self) -> Sample:
         """Reads pictures at equal distances over the whole dataset."""
@@ -445,12 +449,16 @@ def _of_different_classes(sample: Sample) -> list[int]:
     return list(first.values())[:_EXAMPLES]
 
 
-def _stage_words(stage: StageMaps) -> str:
+def _stage_row(stage: StageMaps, size: tuple[int, int]) -> tuple[str, str, str]:
     channels, height, width = stage.values.shape
     if not stage.is_map:
-        return f"{stage.stage}: {channels:,} numbers"
-    size = "all" if stage.view is None else f"{round(stage.view.field[0])} x {round(stage.view.field[1])} px"
-    return f"{stage.stage}: {channels:,} maps of {height} x {width}, each element sees {size}"
+        return stage.stage, f"{channels:,} numbers", "the whole picture"
+    result = f"{channels:,} maps of {height} x {width}"
+    if stage.view is None:
+        return stage.stage, result, "the whole picture"
+    sees = round(stage.view.field[0]), round(stage.view.field[1])
+    more = ", more than the picture" if sees[0] > size[0] and sees[1] > size[1] else ""
+    return stage.stage, result, f"{sees[0]} x {sees[1]} pixels{more}"
 
 
 def _stage_numbers(stage: StageMaps) -> dict[str, Any]:

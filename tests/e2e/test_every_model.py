@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
+from library.evaluation.inside.grad_cam import explain
+from library.evaluation.inside.occlusion import occlusion
+from library.evaluation.inside.trust import deletion_insertion
 from library.models import info, names
 from library.models.build import create
 
@@ -67,6 +70,13 @@ def test_a_step_lowers_the_loss_and_a_bundle_predicts_the_same(name: str, folder
     batch = np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
     np.testing.assert_allclose(again.log_probabilities(batch), bundle.log_probabilities(batch), rtol=1e-4, atol=1e-4)
     assert again.id == bundle.id
+    # Its inside can be seen, too. An mlp has no maps over the picture.
+    hidden = occlusion(again, batch[0], "b", window=(side, side))
+    assert hidden.drop.shape == (side, side)
+    if name != "mlp":
+        trust = deletion_insertion(again, batch[0], {"map": explain(again, batch[0], "b").heat}, "b", steps=1)["map"]
+        assert trust.deletion[0] == pytest.approx(hidden.probability, abs=1e-4)
+        assert trust.deletion[1] == pytest.approx(hidden.probability - float(hidden.drop[0, 0]), abs=1e-4)
     with torch.inference_mode():
         expected = torch.log_softmax(model.eval()(pictures.contiguous(memory_format=torch.channels_last)), 1)
     np.testing.assert_allclose(again.log_probabilities(batch), expected.numpy(), rtol=1e-4, atol=1e-4)

@@ -9,6 +9,8 @@ from library.evaluation.report.page import base64_text, template
 
 #: What the page and the guide say about each part, in the order of the page.
 READING: Mapping[str, str] = {
+    "stages": "What each stage hands to the next, and the part of the picture that one element of it depends on, with "
+    "the padding outside. Stages are what `freeze` in a recipe counts.",
     "kernels": "What the first layer looks for in pixels. Trained kernels show edges, bars and colours; hardly trained "
     "ones are noise.",
     "heat": "Which parts of the picture count. Grad-CAM follows the gradient of the class back to the last maps; "
@@ -46,6 +48,15 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of text under headings."""
+
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page.
 
@@ -54,12 +65,14 @@ class Section:
         title: its heading.
         figures: its drawings; empty where `note` says why there are none.
         note: a sentence on the result.
+        tables: above the drawings.
     """
 
     part: str
     title: str
     figures: Sequence[Figure]
     note: str = ""
+    tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)

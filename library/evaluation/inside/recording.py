@@ -26,6 +26,8 @@ from library.pipeline.inputs import Prepared
 
 #: The most tokens of a transformer that are not patches: class, distillation and register tokens.
 _MOST_EXTRA_TOKENS = 16
+#: After these a token depends on the whole picture, and no longer on its own patch alone.
+_MIXES = ("attention", "product", "dense")
 _CHANGES_NOTHING = (nn.Identity, nn.Dropout)
 
 
@@ -159,8 +161,9 @@ def feature_maps(model: Classifier, pixels: Pixels) -> tuple[StageMaps, ...]:
         if values.shape[2:].numel() == 1 and stage in found and found[stage].is_map:
             return  # the pooling after the last stage; its maps say more
         view = tracer.view_of(result.tensor)
-        if view is not None and view.size != values.shape[2:]:
-            view = None  # tokens, of which each depends on the whole picture
+        if view is not None and view.size != values.shape[2:]:  # tokens
+            mixed = any(operation.kind in _MIXES for operation in tracer.operations)
+            view = None if mixed or stages.patches is None else tracer.view_of(stages.patches)
         found[stage] = StageMaps(stage, result.path, result.call, _copied(values[0]), view)
 
     with torch.inference_mode(), Recorder(model, keep), tracer:
@@ -206,7 +209,11 @@ def _copied(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 class _Stages:
-    """Which stage runs, from the modules that have run so far; and tensors as maps."""
+    """Which stage runs, from the modules that have run so far; and tensors as maps.
+
+    Attributes:
+        patches: the last result of a convolution: the patches of a transformer before they become tokens.
+    """
 
     def __init__(self, model: Classifier) -> None:
         names = model.stage_names[:-1]
@@ -219,6 +226,7 @@ class _Stages:
         self._channels_last = getattr(model.net, "output_fmt", None) == "NHWC"
         self._current: str | None = None
         self._grid = (0, 0)
+        self.patches: torch.Tensor | None = None
 
     def after(self, module: nn.Module) -> str | None:
         """The stage that runs when a module has run; None before the first."""
@@ -235,7 +243,7 @@ class _Stages:
             if self._channels_last and tensor.shape[1] == tensor.shape[2] != tensor.shape[3]:
                 return tensor.permute(0, 3, 1, 2)
             if isinstance(result.module, nn.Conv2d):
-                self._grid = (int(tensor.shape[2]), int(tensor.shape[3]))
+                self._grid, self.patches = (int(tensor.shape[2]), int(tensor.shape[3])), tensor
             return tensor
         if tensor.ndim == 3:
             count = self._grid[0] * self._grid[1]

@@ -100,7 +100,12 @@ def test_a_transformers_tokens_become_the_grid_of_its_patches() -> None:
     with torch.inference_mode():
         tokens = model.net.patch_embed(model._normalised(as_batch(model, [pixels])))[0].numpy()
     np.testing.assert_allclose(stages[0].values, tokens.T.reshape(192, 4, 4), atol=1e-5)
-    assert field_of(stages[-1], 1, 2, (64, 64)) == (16, 32, 32, 48)
+    # A patch sees itself; after attention each token depends on all.
+    assert stages[0].view is not None
+    assert stages[0].view.field == (16, 16)
+    assert stages[-1].view is None
+    for stage in stages:
+        assert field_of(stage, 1, 2, (64, 64)) == (16, 32, 32, 48)
 
 
 @pytest.mark.parametrize(("call", "side"), [("lenet5", 28), ("resnet18", 64), ("googlenet", 96), ("xception", 96)])
