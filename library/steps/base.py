@@ -26,6 +26,7 @@ import numpy as np
 import pydantic
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from library.errors import BadPicture
 from library.grammar import format_call
 from library.imaging.picture import Picture, Pixels
 from library.steps.moves import Move, Moves, moved, size_of
@@ -147,6 +148,23 @@ def traced(step: Step, pixels: Pixels, rng: np.random.Generator | None = None, *
 def says_where(step: Step) -> bool:
     """Whether a filter or an augmentation says what it does to places in the picture."""
     return step.still or hasattr(step, "move") or hasattr(step, "traced")
+
+
+def leaves_in_place(step: Step) -> bool:
+    """Whether a step with these parameters leaves everything in the picture where it is, and keeps its size.
+
+    A `still` step does; another may, such as a convolution that keeps the size.
+    """
+    if step.still or not hasattr(step, "move") or step.kind != "filter":
+        return step.still
+    for size in ((97, 61), (33, 58)):  # two shapes, so that neither a resize nor a crop happens to keep both
+        try:
+            move = cast(Moving, step).move(*size)
+        except BadPicture:
+            return False
+        if move is not None and (move.size != size or move.matrix != ((1, 0, 0), (0, 1, 0))):
+            return False
+    return True
 
 
 def with_nested(steps: Iterable[Step]) -> Iterator[Step]:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from library.errors import BadPicture
 from library.imaging.picture import Pixels
 from library.steps.arrays import Fraction, saturated, white
-from library.steps.base import Filter, Steps, register
+from library.steps.base import Filter, Steps, leaves_in_place, register
 
 
 @register("filter", still=True)
@@ -95,7 +95,7 @@ def _are_still_filters(value: Any) -> Any:
     if not isinstance(value, Steps):
         raise ValueError("should be a filter, or several joined by '|', e.g. edges(direction=\"vertical\")")
     for step in value.steps:
-        if step.kind != "filter" or step.columns() or not step.still:
+        if step.kind != "filter" or step.columns() or not leaves_in_place(step):
             raise ValueError(f"should be filters that leave everything in its place; '{step.name}' is none")
     return value
 

@@ -195,7 +195,8 @@ class Gabor:
 def _gabor_weights(wavelength: float, angle: float, sigma: float, aspect: float, phase: float) -> NDArray[np.float64]:
     def kernel(length_px: float, phase: float) -> NDArray[np.float64]:
         size, turn = (0, 0), math.radians(angle)  # (0, 0): as large as 3 standard deviations need
-        return np.asarray(cv2.getGaborKernel(size, sigma, turn, length_px, aspect, math.radians(phase), cv2.CV_64F))
+        weights = cv2.getGaborKernel(size, sigma, turn, length_px, aspect, math.radians(phase), cv2.CV_64F)
+        return np.asarray(weights, np.float64)
 
     wave, envelope = kernel(wavelength, phase), kernel(_FLAT_PX, 0)
     weights = wave - envelope * (wave.sum() / envelope.sum())

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from library.errors import BadPicture
+from library.steps.base import leaves_in_place
 from tests.step_examples import DTYPES, WHITE, assert_close, flat, frozen, picture, step
 
 
@@ -72,3 +73,32 @@ def test_channels_picks_repeats_and_reorders(dtype: str) -> None:
 def test_channels_refuses_a_picture_without_the_band() -> None:
     with pytest.raises(BadPicture, match="wrong_channels: band 3 does not exist; the picture has 3 channels"):
         step("channels([0, 3])")(picture(channels=3))
+
+
+@pytest.mark.parametrize(
+    ("text", "in_place"),
+    [
+        ("invert", True),
+        ("convolve([[1, 2], [3, 4]])", True),
+        ("convolve([[[1]], [[2]], [[3]]], offset=0.5)", True),
+        ("convolve([[1, 0, 1]], padding=1)", False),
+        ("convolve([[1, 0, 1]], stride=2)", False),
+        ('convolve([[1, 0, 1]], padding="valid")', False),
+        ("resize(58)", False),
+        ("center_crop(33)", False),
+        ("crop(top=0, left=0, height=97, width=61)", False),
+        ("rotate90(turns=2)", False),
+        ("pad_square", False),
+        ("flip", False),
+    ],
+)
+def test_a_step_leaves_everything_in_place_by_its_parameters(text: str, in_place: bool) -> None:
+    assert leaves_in_place(step(text)) == in_place
+
+
+def test_a_kernels_answer_can_be_an_added_channel() -> None:
+    pixels = picture()
+    text = "convolve([[[0.2]], [[0.5]], [[0.3]]])"
+    result = step(f"with_channels({text})")(pixels)
+    assert result.shape == (*pixels.shape[:2], 4)
+    np.testing.assert_array_equal(result[:, :, 3:], step(text)(pixels))
