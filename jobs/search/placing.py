@@ -22,6 +22,8 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Without this Tune prints a table of its settings on stdout.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Its own handler would end the process at Ctrl-C as if the search had succeeded.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
