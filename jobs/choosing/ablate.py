@@ -252,14 +252,25 @@ def run_ablate(
         else:
             trainer = RecipeTrainer.of(plan, gpu, address)
         is_kept = np.array([key in kept for key in trainer.keys], np.bool_)
-        if is_kept.all() or not is_kept.any():
-            what = "keep every picture" if is_kept.all() else "keep no picture"
-            raise UsageError(f"--drop '{plan.pipeline}': these selectors {what} of {plan.train}; nothing to compare")
         with nullcontext() if plan.out is None else hold(plan.out, tidy=lambda _: None):
-            return _measured(plan, trainer, is_kept)
+            return measured(plan, trainer, is_kept)
 
 
-def _measured(plan: AblatePlan, trainer: HeadTrainer | RecipeTrainer, kept: NDArray[np.bool_]) -> Ablation:
+def measured(plan: AblatePlan, trainer: HeadTrainer | RecipeTrainer, kept: NDArray[np.bool_]) -> Ablation:
+    """Trains on every set with every seed, as `run_ablate`, where it is known which pictures are kept.
+
+    Args:
+        plan: from `plan_ablate`.
+        trainer: trains on sets of its pictures.
+        kept: for each of these, whether the selectors keep it.
+
+    Raises:
+        UsageError: the selectors keep or drop everything, or `out` holds another ablation.
+        StriateError: a training fails.
+    """
+    if kept.all() or not kept.any():
+        what = "keep every picture" if kept.all() else "keep no picture"
+        raise UsageError(f"--drop '{plan.pipeline}': these selectors {what} of {plan.train}; nothing to compare")
     sizes: dict[SetName, int] = {name: len(rows) for name, rows in sets_of(kept, 0).items()}
     skipped = unusable_sets(trainer, kept, plan.seeds)
     asked = questions_of([name for name in sizes if name not in skipped])

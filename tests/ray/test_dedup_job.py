@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.choosing.dedup import dedup_dataset, plan_dedup
-from jobs.ingest import ingest, plan_ingest
 from library.choosing.measures.picture_models import picture_model
 from library.imaging import codec
 from library.imaging.contact_sheet import thumbnail
 from tests.bundles import make_bundle
 from tests.datasets import content, rows
+from tests.picture_examples import ingest
 
 
 def test_duplicates_are_dropped_listed_and_the_job_resumes(photo_folder: Path, tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_duplicates_are_dropped_listed_and_the_job_resumes(photo_folder: Path, t
             small = thumbnail(codec.decode(path.read_bytes()), 112)
             target.with_stem(f"{path.stem}-small").write_bytes(codec.encode(small, codec.Encoding("jpeg", 90))[0])
     raw = str(tmp_path / "raw")
-    ingest(plan_ingest(str(tmp_path / "files"), raw, shard_mb=0.1))
+    ingest(tmp_path / "files", tmp_path / "raw", shard_bytes=100_000)
 
     unique, dropped, page = (str(tmp_path / name) for name in ("unique", "dropped", "page"))
     plan = plan_dedup(raw, unique, near=2, report=page, dropped=dropped)

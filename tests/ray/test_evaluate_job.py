@@ -33,6 +33,7 @@ from library.work.evaluate_shard import EvaluateJob
 from tests.bundles import make_bundle
 from tests.datasets import rows
 from tests.picture_examples import encoded, write_files
+from tests.picture_examples import ingest as ingest_alone
 from tests.prometheus import exported_once, total
 from tests.unit.library.bundle.test_multilabel_bundle import make_multilabel
 from tests.waiting import until
@@ -301,7 +302,7 @@ def test_a_classifier_of_several_labels_gets_its_own_metrics_and_page(striate: S
     lines = "\n".join(json.dumps({"file_name": name, "tags": names}) for name, names in tags.items())
     files = {name: encoded("png", 30 + number, 40) for number, name in enumerate(tags)}
     source = write_files(tmp_path / "raw", files | {"metadata.jsonl": lines.encode()})
-    ingest(plan_ingest(str(source), str(tmp_path / "data"), shard_mb=0.01), workers="2")
+    ingest_alone(source, tmp_path / "data", shard_bytes=5000)
 
     report = tmp_path / "report"
     code, out, _ = striate(

@@ -17,6 +17,7 @@ from library import storage
 from library.dataset.manifest import load_manifest
 from library.dataset.shards import ShardReader
 from tests.datasets import content, rows
+from tests.picture_examples import ingest as ingest_alone
 from tests.picture_examples import write_files
 
 
@@ -46,7 +47,7 @@ def test_merging_with_the_source_undoes_dedup(photo_folder: Path, tmp_path: Path
     for path in photo_folder.glob("china/*"):
         write_files(tmp_path / "files", {f"{name}-{path.name}": path.read_bytes() for name in ("one", "two")})
     raw, unique, restored = (str(tmp_path / name) for name in ("raw", "unique", "restored"))
-    whole = ingest(plan_ingest(str(tmp_path / "files"), raw), workers="1")[raw]
+    whole = ingest_alone(tmp_path / "files", tmp_path / "raw")
     kept, _ = dedup_dataset(plan_dedup(raw, unique), workers="1")
     assert kept.rows <= whole.rows // 2
     manifest = merge_datasets(plan_merge([unique, raw], restored, on_clash="keep-first"), workers="1")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from jobs.cli.app import run
-from jobs.ingest import ingest, plan_ingest
 from library.dataset.manifest import load_manifest
 from library.imaging import codec
 from tests.bundles import make_bundle
 from tests.datasets import content, rows
+from tests.picture_examples import ingest
 
 
 def test_splits_hold_whole_groups_and_stay_when_data_is_added(
@@ -27,7 +27,7 @@ def test_splits_hold_whole_groups_and_stay_when_data_is_added(
             target = raw / path.parent.name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    ingest(plan_ingest(str(raw), str(small), shard_mb=0.5))
+    ingest(raw, small, shard_bytes=2**19)
     arguments = ["--split", "train=0.6,test=0.4", "--json"]
     assert run(["split", str(small), str(out), *arguments]) == 0
     first = json.loads(capsys.readouterr().out)
@@ -39,7 +39,7 @@ def test_splits_hold_whole_groups_and_stay_when_data_is_added(
         path.with_stem(f"copy of {path.stem}").write_bytes(
             codec.encode(codec.decode(path.read_bytes()), codec.Encoding("jpeg", 70))[0]
         )
-    ingest(plan_ingest(str(raw), str(large), shard_mb=0.5))
+    ingest(raw, large, shard_bytes=2**19)
     assert run(["split", str(large), str(tmp_path / "new"), *arguments, "--like", str(out), "--workers", "1"]) == 0
     found = duckdb.connect().execute(f"select key, split from '{tmp_path}/new/_assignment.parquet'").fetchall()
     split_of = dict(found)
@@ -68,7 +68,7 @@ def test_evaluate_tells_accuracy_with_and_without_leaks(
     for number in range(8):
         noise = np.random.default_rng(number).integers(0, 255, (40, 40, 3), np.uint8)
         (raw / "china" / f"noise {number}.png").write_bytes(codec.encode(noise, codec.Encoding("png"))[0])
-    ingest(plan_ingest(str(raw), str(tmp_path / "test")))
+    ingest(raw, tmp_path / "test")
     bundle, report, train = make_bundle(tmp_path / "bundle"), tmp_path / "report", tmp_path / "train"
     shutil.copytree(photos, train)  # measures are written beside it
     arguments = ["evaluate", bundle, str(tmp_path / "test"), "--no-gpu", "--json", "--report", str(report)]

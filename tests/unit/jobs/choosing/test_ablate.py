@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from jobs.choosing.ablate import HeadTrainer, RecipeTrainer, unusable_sets
+from jobs.choosing.ablate import HeadTrainer, RecipeTrainer, measured, plan_ablate, unusable_sets
 from jobs.choosing.selected_training import TrainablePictures
 from library.choosing.labels.ablation import SetName, answers, sets_of
+from library.errors import UsageError
 from library.recipe import Recipe
+from tests.picture_examples import encoded, ingest, write_files
 
 PICTURES, FEATURES, CLASSES = 100, 4, 2
 
@@ -75,3 +79,31 @@ def test_a_random_set_lacking_a_class_with_one_seed_is_skipped() -> None:
     assert "no picture of owl" in skipped["random_kept"]
     assert "no picture of owl" in skipped["random_dropped"]
     assert "all" not in skipped
+
+
+def test_results_are_kept_for_the_same_question_only(tmp_path: Path) -> None:
+    pictures = {f"{label}/{n}.png": encoded("png", 20 + n, 30) for label in ("cat", "dog") for n in range(2)}
+    source = write_files(tmp_path / "source", pictures)
+    for split in ("train", "val"):
+        ingest(source, tmp_path / "out" / split)
+    folder, out = str(tmp_path / "out"), str(tmp_path / "ablation")
+    head, kept = trainer(3, misleading=30), np.arange(PICTURES) >= 30
+    plan = plan_ablate(folder, "not_blank", seeds=5, out=out)
+    first = measured(plan, head, kept)
+    assert first.sizes == {"all": 100, "kept": 70, "random_kept": 70, "dropped": 30, "random_dropped": 30}
+    # Another trainer would have other accuracies: they come from the file, and more seeds only add to them.
+    again = measured(plan_ablate(folder, "not_blank", seeds=6, out=out), trainer(4, misleading=0), kept)
+    for name, values in first.accuracies.items():
+        assert list(again.accuracies[name][:5]) == list(values)
+    with pytest.raises(UsageError, match="another ablation"):
+        measured(plan_ablate(folder, "not_blank(min_std=0.02)", seeds=5, out=out), head, kept)
+
+
+@pytest.mark.parametrize("what", ["every", "no"])
+def test_selectors_that_keep_all_or_none_leave_nothing_to_compare(tmp_path: Path, what: str) -> None:
+    source = write_files(tmp_path / "source", {f"{label}/1.png": encoded("png", 20, 30) for label in ("cat", "dog")})
+    for split in ("train", "test"):
+        ingest(source, tmp_path / "out" / split)
+    plan = plan_ablate(str(tmp_path / "out"), "min_size(2)")
+    with pytest.raises(UsageError, match=rf"these selectors keep {what} picture of .*; nothing to compare"):
+        measured(plan, trainer(5, misleading=0), np.full(PICTURES, what == "every"))
