@@ -46,13 +46,20 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     with work_folder(options.work) as work:
         photos = make_photos(options.tar, work / "photos", options.photos)
         data = [path.read_bytes() for path in photos.paths]
-    # Equal sizes of all components; a picture with a turned orientation has the same hashes either way.
-    data = [one for one in data if one.startswith(b"\xff\xd8") and simplejpeg.decode_jpeg_header(one)[2] != "CMYK"]
+    data = [one for one in data if _is_plain(one)]
     sets = {"photos": data, "12 megapixels": [_enlarged(one) for one in data[: options.large]]}
     return {
         "parameters": {"photos": dict(photos.facts), "large": options.large, "rounds": options.rounds},
         "sets": {name: _compared(some, options.rounds) for name, some in sets.items()},
     }
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether it is a JPEG of grey or RGB pixels that lie as they are stored: no orientation turns them."""
+    if not data.startswith(b"\xff\xd8") or simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK"):
+        return False
+    colours = "GRAY" if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else "RGB"
+    return np.array_equal(codec.decode(data), simplejpeg.decode_jpeg(data, colours))
 
 
 def _enlarged(data: bytes) -> bytes:
