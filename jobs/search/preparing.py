@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from library.errors import BadPicture, StriateError
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
-from library.pipeline.inputs import InputPipeline
+from library.pipeline.inputs import InputPipeline, scaled
 from library.steps.base import Filter
 from library.training.in_memory import PackedPictures
 
@@ -59,6 +59,8 @@ class Preparer:
                 pixels = [inputs.fitted(picture) for picture in pixels]
             except BadPicture as bad:
                 raise FilterFailed(f"{inputs.whole}: {bad.detail}") from bad
+        if len({picture.dtype for picture in pixels}) > 1:
+            pixels = [scaled(picture) for picture in pixels]
         data = self._pictures
         return PackedPictures.pack(pixels, data.labels[rows].tolist(), data.keys[rows].tolist(), data.rejected.copy())
 

@@ -18,7 +18,7 @@ from library import storage
 from library.choosing.filter_search.space import Candidate
 from library.choosing.filter_search.trials import Unit, UnitResult
 from library.dataset.manifest import digest_of
-from library.errors import StriateError
+from library.errors import StriateError, UsageError
 from library.models import parse_call
 from library.models.call import ModelCall
 from library.pipeline import Pipeline
@@ -132,7 +132,10 @@ def with_candidate(recipe: Recipe, candidate: Candidate, sample: NDArray[Any], s
         if channels != inputs.channels:
             call = parse_call(recipe.model)
             updated["model"] = str(ModelCall(call.name, {**call.parameters, "in_chans": channels}))
-    return Recipe.parse(recipe.model_copy(update=updated).dump())
+    try:
+        return Recipe.parse(recipe.model_copy(update=updated).dump())
+    except UsageError as error:
+        raise FilterFailed(f"{candidate.name}: {error}") from error
 
 
 class UnitComputer:
@@ -193,7 +196,7 @@ class UnitComputer:
                 correct = self._trained(unit, recipe, inputs)
             else:
                 correct = self._tested(unit, recipe, inputs)
-        except StriateError as error:
+        except FilterFailed as error:  # anything else, such as a store that fails, is not the candidate's fault
             return UnitResult(unit, np.zeros(0, np.bool_), time.perf_counter() - start, 0.0, str(error))
         return UnitResult(unit, correct, time.perf_counter() - start, round(milliseconds, 4))
 
@@ -284,7 +287,10 @@ class UnitComputer:
         setting = Setting(recipe, inputs, dict(zip(self._task.classes, counts, strict=True)), self._device)
         if recipe.cache_features:
             train, val = self._cached(recipe, inputs, train, val)
-        return train_here(setting, train, val)
+        try:
+            return train_here(setting, train, val)
+        except StriateError as error:
+            raise FilterFailed(f"{candidate.name}: {error}") from error
 
     def _cached(
         self, recipe: Recipe, inputs: InputPipeline, train: PackedPictures, val: PackedPictures
