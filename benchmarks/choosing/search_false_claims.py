@@ -57,7 +57,7 @@ def main() -> int:
     )
     parser.add_argument("--pictures", type=at_least(100), default=600, help="pictures of train and of val (600)")
     parser.add_argument("--epochs", type=at_least(1), default=6, help="of the recipe (6)")
-    parser.add_argument("--budget", default="4m", help="of each search, which should be more than it needs (4m)")
+    parser.add_argument("--budget", default="6m", help="of each search, which should be more than it needs (6m)")
     parser.add_argument("--workers", default="auto", help="trainings at the same time (auto)")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "out" / "search-claims", help="folder that is kept")
     return run_benchmark(__file__, parser, _measure, _show)

@@ -24,7 +24,7 @@ from tests.picture_examples import ingest, write_files
 
 SPACE = """
 filters: ["median_blur(size=3)", invert]
-places: [always, sometimes]
+places: [always]
 placebos: 1
 """
 RECIPE_TEXT = """
