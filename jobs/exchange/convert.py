@@ -98,7 +98,13 @@ def plan_convert(
     shards = [shard.name for shard in manifest.shards]
     notes = check_columns(ShardReader(storage.join(source, shards[0])).schema(), to)
     classes = tuple(sorted(manifest.tally.classes))
-    short = to != "huggingface" and _short_names_differ(source, shards, to)
+    short = to != "huggingface" and _names_differ(source, shards, to, short=True)
+    if to in ("folders", "coco") and not short and not _names_differ(source, shards, to, short=False):
+        notes = [
+            *notes,
+            "some file names differ only in capital letters or in how accents are encoded: copied to a disk "
+            "that ignores this, as those of Windows and macOS do, they would replace each other",
+        ]
     return ConvertPlan(
         destination,
         (*manifest.jobs, job),
@@ -109,12 +115,12 @@ def plan_convert(
     )
 
 
-def _short_names_differ(source: str, shards: Sequence[str], to: Target) -> bool:
+def _names_differ(source: str, shards: Sequence[str], to: Target, *, short: bool) -> bool:
     columns = (read_columns(source, ["key", "label", "format"], shards)[name] for name in ("key", "label", "format"))
     rows = zip(*(column.to_pylist() for column in columns), strict=True)
     if to == "webdataset":
-        return are_unique(sample_key(key, format_, short=True) for key, _, format_ in rows)
-    return are_unique(file_path(key, label, format_, short=True) for key, label, format_ in rows)
+        return are_unique(sample_key(key, format_, short=short) for key, _, format_ in rows)
+    return are_unique(file_path(key, label, format_, short=short) for key, label, format_ in rows)
 
 
 class ConvertResults:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from unicodedata import normalize
 
 import numpy as np
 
@@ -87,8 +88,8 @@ def sample_key(key: str, format_: str, *, short: bool) -> str:
 
 
 def are_unique(names: Iterable[str]) -> bool:
-    """Whether all names differ, also on a disk that does not tell capital letters apart."""
-    hashes = np.fromiter((hash64(name.casefold()) for name in names), np.uint64)
+    """Whether all names differ, also on a disk that ignores capital letters or the Unicode form of accents."""
+    hashes = np.fromiter((hash64(normalize("NFC", name).casefold()) for name in names), np.uint64)
     return len(np.unique(hashes)) == len(hashes)
 
 

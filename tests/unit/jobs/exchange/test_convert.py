@@ -381,3 +381,11 @@ def test_overwriting_a_foreign_export_removes_nothing_elsewhere(tmp_path: Path, 
         report.write_text(json.dumps(json.loads(report.read_text()) | {"files": {name: 4}}))
     convert(source, out, "coco", overwrite=True)
     assert mine.read_bytes() == b"mine"
+
+
+def test_file_names_that_some_disks_take_for_one_are_noted(tmp_path: Path) -> None:
+    files = write_files(tmp_path / "raw", {f"cat/{name}.png": encoded("png") for name in ("a", "A", "b")})
+    ingest(files, tmp_path / "data")
+    plan = plan_convert(str(tmp_path / "data"), str(tmp_path / "out"), "folders")
+    assert "capital letters" in plan.notes[-1]
+    assert plan_convert(str(tmp_path / "data"), str(tmp_path / "wds"), "webdataset").notes == []

@@ -59,3 +59,4 @@ def test_ordinary_keys_are_names_that_people_recognize() -> None:
 def test_names_that_differ_only_in_case_do_not_count_as_different() -> None:
     assert are_unique(["a", "b"])
     assert not are_unique(["a", "A"])
+    assert not are_unique(["caf\u00e9", "cafe\u0301"])
