@@ -33,6 +33,11 @@ from library.exchange.names import are_unique, file_path, sample_key
 from library.exchange.tables import check_columns
 from library.work.convert_shard import ConvertJob
 
+_ALIKE = (
+    "some file names differ only in capital letters or in how accents are encoded: copied to a disk that ignores this, "
+    "as those of Windows and macOS do, they would replace each other"
+)
+
 
 @dataclass(frozen=True)
 class ConvertPlan:
@@ -100,11 +105,7 @@ def plan_convert(
     classes = tuple(sorted(manifest.tally.classes))
     short = to != "huggingface" and _names_differ(source, shards, to, short=True)
     if to in ("folders", "coco") and not short and not _names_differ(source, shards, to, short=False):
-        notes = [
-            *notes,
-            "some file names differ only in capital letters or in how accents are encoded: copied to a disk "
-            "that ignores this, as those of Windows and macOS do, they would replace each other",
-        ]
+        notes = [*notes, _ALIKE]
     return ConvertPlan(
         destination,
         (*manifest.jobs, job),

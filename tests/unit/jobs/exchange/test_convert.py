@@ -28,7 +28,7 @@ from library.imaging import codec
 from library.sources import Options
 from tests.datasets import rows
 from tests.exports import convert
-from tests.picture_examples import encoded, kinds
+from tests.picture_examples import encoded, ingest, kinds, write_files
 
 KEYS = (
     *("cat/1.jpg", "cat/1", "1.jpg", "a.b.c.png", "dir.with.dots/x", "train/cat/7", "test/cat/8"),
