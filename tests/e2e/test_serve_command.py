@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -31,6 +31,7 @@ from library.imaging import codec
 from library.runtimes.runtime import open_runtime
 from library.steps import plugins
 from serve.http.keys import new_key
+from serve.http.schemas import InsidePart
 from tests.bundles import CLASSES, PROBABILITY_TOLERANCE, make_bundle, make_pixel_bundle, near, pixels_of
 from tests.conftest import free_port
 from tests.datasets import write_cats_and_dogs
@@ -255,6 +256,16 @@ def test_the_explanation_of_the_best_class_is_a_picture(served: Served, photos: 
     answer = httpx.post(f"{served.url}/models/one/predict?explain=true", content=photos[0]).json()
     heat = codec.decode(base64.b64decode(answer["predictions"][0]["explanation"]))
     assert heat.shape[2] == 3
+
+
+@pytest.mark.parametrize("name", ["one", "%6Fne"])  # to the model itself, and through the gateway
+def test_every_part_of_the_inside_of_a_model_is_drawn(served: Served, photos: list[bytes], name: str) -> None:
+    for part in get_args(InsidePart):
+        answer = httpx.post(f"{served.url}/models/{name}/inside?part={part}", content=photos[0], timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert codec.decode(answer.content).std() > 5
+    refused = httpx.post(f"{served.url}/models/{name}/inside?part=occlusion&class=none", content=photos[0])
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:striate:usage")
 
 
 def test_the_gateway_lists_the_served_models(served: Served) -> None:

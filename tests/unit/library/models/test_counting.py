@@ -10,6 +10,7 @@ import torchvision
 from library.errors import UsageError
 from library.models.catalog import CATALOG, Accuracy
 from library.models.counting import COURSE_LAYERS, KERAS_DEPTHS, count_layers
+from tests import ROOT
 
 
 @pytest.mark.parametrize("name", KERAS_DEPTHS)
@@ -49,6 +50,11 @@ def test_accuracy_of_torchvisions_weights_is_what_torchvision_says(name: str) ->
     tolerance = 0 if accuracy.source.startswith("https://docs.pytorch.org/") else 0.2
     assert accuracy.top1 == pytest.approx(published["acc@1"], abs=tolerance)
     assert accuracy.top5 == pytest.approx(published["acc@5"], abs=tolerance)
+
+
+def test_the_guide_gives_torchvisions_figure_for_its_first_weights_of_resnet50() -> None:
+    published = torchvision.models.get_model_weights("resnet50")["IMAGENET1K_V1"].meta["_metrics"]["ImageNet-1K"]
+    assert f"reach {published['acc@1']:.1f}%" in (ROOT / "docs/networks.md").read_text("utf-8")
 
 
 def test_weights_have_a_published_accuracy_with_a_source_and_no_other_has() -> None:
