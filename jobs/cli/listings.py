@@ -205,7 +205,7 @@ def _print_table(table: Sequence[ModelFacts]) -> None:
     rows = [
         (
             model.name,
-            str(model.year),
+            str(model.year or ""),
             _beside(model, "layers"),
             _beside(model, "parameters"),
             _gflops(model),

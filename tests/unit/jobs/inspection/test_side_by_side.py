@@ -12,6 +12,7 @@ from jobs.inspection.side_by_side import (
     compare_models,
     course_markdown,
     course_table,
+    keras_table,
     write_page,
 )
 from library.errors import UsageError
@@ -21,6 +22,8 @@ from tests import ROOT
 
 def test_the_tables_of_layers_in_the_guide_are_those_that_are_computed() -> None:
     assert course_markdown() in (ROOT / "docs/networks.md").read_text("utf-8")
+    for name, depth, counts in keras_table():
+        assert counts.with_norms == depth, name
 
 
 def test_the_course_is_compared_where_it_is_known_and_not_excused() -> None:
@@ -32,7 +35,7 @@ def test_the_course_is_compared_where_it_is_known_and_not_excused() -> None:
 
 
 def test_the_page_shows_sources_and_what_has_no_published_accuracy(tmp_path: Path) -> None:
-    compared = compare_models(None, print, ("lenet5", "alexnet", "resnet18"))
+    compared = compare_models(None, print, ("filter_net", "lenet5", "alexnet", "resnet18"))
     written = write_page(compared, check_folder(str(tmp_path / "out")))
     assert [Path(uri).name for uri in written] == [
         "index.html",
@@ -41,7 +44,8 @@ def test_the_page_shows_sources_and_what_has_no_published_accuracy(tmp_path: Pat
         "time_line.png",
     ]
     page = (tmp_path / "out/index.html").read_text("utf-8")
-    assert "so not in this chart: lenet5." in page
+    assert "so not in this chart: filter_net, lenet5." in page
+    assert "None" not in page
     assert "results-imagenet.csv" in page
     assert page.count("trained 2021") == 1
     assert "pictures/s" not in page

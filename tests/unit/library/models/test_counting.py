@@ -9,13 +9,8 @@ import torchvision
 
 from library.errors import UsageError
 from library.models.catalog import CATALOG, Accuracy
-from library.models.counting import COURSE_LAYERS, KERAS_DEPTHS, count_layers
+from library.models.counting import COURSE_LAYERS, count_layers
 from tests import ROOT
-
-
-@pytest.mark.parametrize("name", KERAS_DEPTHS)
-def test_keras_counts_all_layers_with_weights_and_ours_have_as_many(name: str) -> None:
-    assert count_layers(name).with_norms == KERAS_DEPTHS[name]
 
 
 @pytest.mark.parametrize("name", COURSE_LAYERS)
