@@ -47,7 +47,7 @@ def test_accuracy_of_torchvisions_weights_is_what_torchvision_says(name: str) ->
     assert accuracy.top5 == pytest.approx(published["acc@5"], abs=tolerance)
 
 
-def test_the_guide_gives_torchvisions_figure_for_its_first_weights_of_resnet50() -> None:
+def test_the_guide_gives_torchvisions_figure_for_its_first_resnet50() -> None:
     published = torchvision.models.get_model_weights("resnet50")["IMAGENET1K_V1"].meta["_metrics"]["ImageNet-1K"]
     assert f"reach {published['acc@1']:.1f}%" in (ROOT / "docs/networks.md").read_text("utf-8")
 
