@@ -19,8 +19,8 @@ from library.choosing.filter_search.space import IDENTITY, Candidate, Space
 from library.choosing.filter_search.trials import Stage, Unit, UnitResult
 from library.errors import StriateError
 
-#: Shares of the budget: what the confirmation may reserve, what the races get even if it needs more, and what is kept
-#: back for the test and the page, at least so many seconds of it.
+#: Shares of the budget: what the confirmation may reserve, what the races get of the rest even if it needs more, and
+#: what is kept back for the test and the page, at least so many seconds of it.
 _MOST_RESERVED, _LEAST_FOR_RACES, _KEPT_BACK, _KEPT_BACK_S = 0.6, 0.3, 0.04, 8.0
 #: Measured trainings vary; the confirmation is expected to take this much longer.
 _CAUTION = 1.2
@@ -132,7 +132,8 @@ def search(settings: Settings, elapsed: Callable[[], float], found: Findings) ->
     found.recipe_s = _checked(results[first]).seconds
     most = affordable_finalists(settings, found.recipe_s)
     end = settings.budget_s - min(max(_KEPT_BACK * settings.budget_s, _KEPT_BACK_S), settings.budget_s / 2)
-    races_end = max(end - reserved_s(settings, found.recipe_s, most), _LEAST_FOR_RACES * end)
+    now = elapsed()
+    races_end = max(end - reserved_s(settings, found.recipe_s, most), now + _LEAST_FOR_RACES * (end - now))
     if most < FINALISTS:
         found.unfinished.append(
             f"a training of the recipe takes {found.recipe_s:.0f} s, so the budget allows {most} "
