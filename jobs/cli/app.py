@@ -160,6 +160,7 @@ for _name, _function in {
     "export": classifiers.export_command,
     "inspect": looking.inspect_command,
     "demo": datasets.demo_command,
+    "tour": datasets.tour_command,
 }.items():
     app.command(_name)(_function)
 for _point in sorted(entry_points(group="striate.commands"), key=lambda point: point.name):

@@ -1,4 +1,4 @@
-"""Commands on datasets: ingest, filter, augment, info, show, and the demo that runs them all."""
+"""Commands on datasets: ingest, filter, augment, info, show; the demo that runs them all, and the tour."""
 
 from __future__ import annotations
 
@@ -355,6 +355,34 @@ def demo_command(
     from jobs.demo.demo import run_demo
 
     result = run_demo(folder)
+    if json:
+        output.emit_json(asdict(result))
+    else:
+        say(f"open {result.page} in a browser")
+
+
+def tour_command(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the pages, and for the pictures and networks on them.")
+    ] = Path("out/tour"),
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Make this chapter only; may be given several times.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a book of web pages on pictures, filters and networks; everything in it is computed on the spot.
+
+    It needs no network. A tour that was killed resumes with the first chapter that is not finished. Chapters: pixels,
+    dense, cortex, filters, sandbox, layers, digits, augmentation, family, transfer, serving.
+
+    striate tour --out out/tour
+    striate tour --out out/tour --only sandbox --only digits
+    """
+    for package in ("torch", "sklearn", "fastapi"):
+        check_installed(package, "striate tour", "train,serve")
+    from jobs.tour.book import run_tour
+
+    result = run_tour(out, only or ())
     if json:
         output.emit_json(asdict(result))
     else:

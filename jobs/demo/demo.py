@@ -116,7 +116,7 @@ def run_demo(folder: Path) -> DemoResult:
             sheet.write_bytes(contact_sheet(str(source), steps, count=9).png)
             pipelines.append(_Filtered(f"{name}: {steps}", text, manifest, sheet.name))
         classifier = _classifier(folder)
-    answer = _served(folder / "lenet", folder / "pictures" / "digits" / "3" / "0003.png")
+    answer = served(folder / "lenet", folder / "pictures" / "digits" / "3" / "0003.png")
     datasets = {
         uri: manifest for name in ("photos", "digits") for uri, manifest in datasets_below(str(data / name)).items()
     }
@@ -189,7 +189,7 @@ def _classifier(folder: Path) -> _Classifier:
     )
 
 
-def _served(bundle: Path, picture: Path) -> dict[str, Any]:
+def served(bundle: Path, picture: Path) -> dict[str, Any]:
     """Serves the classifier as a user does, sends it one picture, stops it, and returns the answer."""
     _command("serve", str(bundle), "--port", "0")
     serve = [
@@ -232,13 +232,13 @@ def demo_pictures() -> Iterator[tuple[str, bytes]]:
     """Yields real pictures with their paths: tiles of three photos, each a class; three files with typical damage;
     1,797 handwritten digits; and some of the tiles again, each with a copy or two."""
     jpeg, png = codec.Encoding("jpeg", 92), codec.Encoding("png")
-    for label, photo in _photos().items():
+    for label, photo in demo_photos().items():
         for number, tile in enumerate(_tiles(photo)):
             yield f"photos/{label}/{label}-{number:03d}.jpg", codec.encode(tile, jpeg)[0]
-    whole, _ = codec.encode(next(_tiles(_photos()["china"])), jpeg)
+    whole, _ = codec.encode(next(_tiles(demo_photos()["china"])), jpeg)
     yield "photos/china/damaged-cut-off.jpg", whole[: len(whole) // 2]
     yield "photos/flower/damaged-text.jpg", b"<html>404 Not Found</html>\n"
-    drawing, _ = codec.encode(next(_tiles(_photos()["flower"])), png)
+    drawing, _ = codec.encode(next(_tiles(demo_photos()["flower"])), png)
     yield "photos/flower/damaged-bit.png", drawing[:5000] + bytes([drawing[5000] ^ 4]) + drawing[5001:]
     digits: Any = load_digits()
     for number, (values, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
@@ -250,7 +250,7 @@ def demo_pictures() -> Iterator[tuple[str, bytes]]:
 def _copies() -> Iterator[tuple[str, bytes]]:
     """Yields 13 tiles and 18 copies of them: half as large, of poor quality, lossless, equal, with another label."""
     jpeg, poor, png = codec.Encoding("jpeg", 92), codec.Encoding("jpeg", 40), codec.Encoding("png")
-    for label, photo in _photos().items():
+    for label, photo in demo_photos().items():
         for number, tile in enumerate(list(_tiles(photo))[::7]):
             name, data = f"{label}-{7 * number:03d}", codec.encode(tile, jpeg)[0]
             yield f"copies/{label}/{name}.jpg", data
@@ -266,7 +266,8 @@ def _copies() -> Iterator[tuple[str, bytes]]:
                 yield f"copies/china/{name}.jpg", data
 
 
-def _photos() -> dict[str, Pixels]:
+def demo_photos() -> dict[str, Pixels]:
+    """Returns the three photos, height x width x 3, uint8, by the name of their class."""
     china, flower = (np.asarray(image) for image in load_sample_images().images)
     portrait = files("matplotlib").joinpath("mpl-data/sample_data/grace_hopper.jpg").read_bytes()
     return {"china": china, "flower": flower, "hopper": codec.decode(portrait)}

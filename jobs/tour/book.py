@@ -1,0 +1,241 @@
+"""`striate tour`: the chapters of the book, what makes each of them, and its pages.
+
+result = run_tour(Path("out/tour"))               # every chapter, or those that a killed tour had still to make
+result = run_tour(Path("out/tour"), ["sandbox"])  # one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from cluster.connection.session import connect
+from jobs.output import stderr
+from jobs.tour import basics, practice, trained
+from jobs.tour.exhibits import Shown
+from jobs.tour.workshop import Workshop
+from library import storage
+from library.dataset.manifest import VERSIONS
+from library.errors import UsageError
+from library.evaluation.report.page import PAGE, check_report, template
+from library.grammar import nearest
+
+_COMMAND = "striate tour"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One chapter of the book.
+
+    Attributes:
+        name: as `--only` takes it; names its template, `pages/NAME.html`.
+        title: on its page.
+        summary: a sentence on the first page.
+        make: makes its pictures and numbers.
+        needs_ray: whether it runs jobs, so that Ray is started.
+    """
+
+    name: str
+    title: str
+    summary: str
+    make: Callable[[Workshop], Shown]
+    needs_ray: bool = False
+
+
+#: In the order of the book.
+CHAPTERS = (
+    Chapter("pixels", "Pixels are numbers", "What a picture is to a computer: one bit, grey, colour, many bands.",
+            basics.pixels),
+    Chapter("dense", "Why fully connected layers do not scale", "A weight for every pair of pixels is too many: "
+            "the numbers for a small picture, a 4K frame and a phone's photo.", basics.dense),
+    Chapter("cortex", "An idea from the visual cortex", "Cells that answer to lines of one direction, and filters "
+            "that do the same.", basics.cortex),
+    Chapter("filters", "Filters and kernels", "The numbers of one patch worked out by hand, then ten kernels on a "
+            "photo.", basics.filters),
+    Chapter("sandbox", "Stride, padding, pooling", "How large the result is, and a sandbox for your own picture and "
+            "kernel.", basics.sandbox),
+    Chapter("layers", "The layers of a network", "One digit on its way through LeNet-5, stage by stage.",
+            trained.layers, needs_ray=True),
+    Chapter("digits", "Dense layers against convolutions", "Two networks on the same handwritten digits, three times "
+            "each.", trained.digits, needs_ray=True),
+    Chapter("augmentation", "More pictures from few", "Rotate, shift, shear, zoom, flip: what they look like, what "
+            "they gain, and when they hurt.", trained.augmentation, needs_ray=True),
+    Chapter("family", "The family of networks", "From LeNet-5 to today: layers, weights and work, computed from the "
+            "networks themselves.", practice.family),
+    Chapter("transfer", "Transfer learning", "Explore a trained network, use it, train it further; measured on digits "
+            "that it has never seen.", trained.transfer, needs_ray=True),
+    Chapter("serving", "Serving", "A trained network answers over HTTP: a real request and its answer.",
+            practice.serving, needs_ray=True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TourResult:
+    """The pages of a tour.
+
+    Attributes:
+        page: path of the first page.
+        chapters: by name, in the order of the book: path of its page, commands, numbers, and seconds that it took.
+        resumed: names of the chapters that an earlier run had made.
+    """
+
+    page: str
+    chapters: dict[str, dict[str, Any]]
+    resumed: list[str]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A finished chapter, as `chapters/NAME.json` holds it.
+
+    Attributes:
+        digest: of everything that the chapter is made from.
+        body: HTML.
+        commands: that give what it shows.
+        numbers: that it states.
+        seconds: that it took.
+    """
+
+    digest: str
+    body: str
+    commands: list[str]
+    numbers: dict[str, Any]
+    seconds: float
+
+
+def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
+    """Makes the chapters that are not finished, and writes the pages of all that are.
+
+    Args:
+        folder: gets `index.html`, a page a chapter, and what they are made from.
+        only: names of the chapters to make; empty for all.
+
+    Raises:
+        UsageError: a chapter does not exist, or the folder holds something else.
+    """
+    unknown = [name for name in only if name not in {chapter.name for chapter in CHAPTERS}]
+    if unknown:
+        names = [chapter.name for chapter in CHAPTERS]
+        raise UsageError(
+            f"--only {unknown[0]}: there is no such chapter{nearest(unknown[0], names)}; they are {', '.join(names)}"
+        )
+    uri = storage.normalize(str(folder))
+    if storage.is_remote(uri):
+        raise UsageError(f"--out {folder}: the tour is written to a folder on this machine")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "chapters").is_dir():
+        raise UsageError(f"--out {folder} contains other files; name an empty folder")
+    check_report(uri, [], _COMMAND)
+    made = {chapter.name: found for chapter in CHAPTERS if (found := _finished(folder, chapter)) is not None}
+    wanted = [chapter for chapter in CHAPTERS if not only or chapter.name in only]
+    resumed = [chapter.name for chapter in wanted if chapter.name in made]
+    missing = [chapter for chapter in wanted if chapter.name not in made]
+    started, spent = time.monotonic(), 0.0
+    with ExitStack() as stack:
+        if any(chapter.needs_ray for chapter in missing):
+            stack.enter_context(connect())
+        for number, chapter in enumerate(missing, 1):
+            left = f", about {spent / (number - 1) * (len(missing) - number + 1):.0f} s left" if number > 1 else ""
+            stderr.print(f"chapter {number} of {len(missing)}: {chapter.title}{left}", markup=False)
+            made[chapter.name] = _make(folder, chapter)
+            _write_pages(folder, made)
+            spent = time.monotonic() - started
+    _write_pages(folder, made)
+    return TourResult(
+        page=str(folder / PAGE),
+        chapters={
+            chapter.name: {
+                "page": str(folder / _file(chapter)),
+                "commands": made[chapter.name].commands,
+                "numbers": made[chapter.name].numbers,
+                "seconds": round(made[chapter.name].seconds, 1),
+            }
+            for chapter in wanted
+        },
+        resumed=resumed,
+    )
+
+
+def _make(folder: Path, chapter: Chapter) -> _Made:
+    started = time.monotonic()
+    workshop = Workshop(folder, chapter.name)
+    shown = chapter.make(workshop)
+    body = template("jobs.tour", f"pages/{chapter.name}.html").render(**shown.values)
+    made = _Made(_digest(chapter), body, workshop.commands, dict(shown.numbers), time.monotonic() - started)
+    # Written last: its presence says that the chapter is complete.
+    storage.write_bytes(
+        storage.normalize(str(_record(folder, chapter))), json.dumps(asdict(made), ensure_ascii=False).encode()
+    )
+    return made
+
+
+def _record(folder: Path, chapter: Chapter) -> Path:
+    return folder / "chapters" / f"{chapter.name}.json"
+
+
+def _finished(folder: Path, chapter: Chapter) -> _Made | None:
+    """Reads a chapter that an earlier run completed; None if there is none, or this version would write another."""
+    record = _record(folder, chapter)
+    if not record.exists():
+        return None
+    made = _Made(**json.loads(record.read_text("utf-8")))
+    return made if made.digest == _digest(chapter) else None
+
+
+def _digest(chapter: Chapter) -> str:
+    """Identifies what a chapter is made from: its code, its text, and the versions of the packages."""
+    parts: list[str | bytes] = [json.dumps(VERSIONS, sort_keys=True)]
+    parts += [inspect.getsource(module) for module in (basics, practice, trained)]
+    pages = files("jobs.tour").joinpath("pages")
+    parts += [pages.joinpath(name).read_bytes() for name in (f"{chapter.name}.html", "parts.html", "sandbox.js")]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+def _file(chapter: Chapter) -> str:
+    number = next(number for number, one in enumerate(CHAPTERS, 1) if one.name == chapter.name)
+    return f"{number:02d}-{chapter.name}.html"
+
+
+def _write_pages(folder: Path, made: Mapping[str, _Made]) -> None:
+    """Writes the page of each finished chapter, and the first page that lists them."""
+    shown = [chapter for chapter in CHAPTERS if chapter.name in made]
+    frame = template("jobs.tour", "pages/frame.html")
+    ways = [(chapter, _file(chapter)) for chapter in shown]
+    for place, chapter in enumerate(shown):
+        one = made[chapter.name]
+        html = frame.render(
+            title=chapter.title,
+            number=CHAPTERS.index(chapter) + 1,
+            body=Markup(one.body),  # its template has escaped the values
+            commands=one.commands,
+            before=ways[place - 1] if place else None,
+            after=ways[place + 1] if place + 1 < len(ways) else None,
+            seconds=one.seconds,
+            version=VERSIONS["striate"],
+        )
+        _write(folder / _file(chapter), html)
+    index = template("jobs.tour", "pages/contents.html").render(
+        title="The tour",
+        chapters=[(chapter, _file(chapter), CHAPTERS.index(chapter) + 1) for chapter in shown],
+        absent=[chapter for chapter in CHAPTERS if chapter.name not in made],
+        seconds=sum(one.seconds for one in made.values()),
+        version=VERSIONS["striate"],
+        folder=str(folder),
+    )
+    _write(folder / PAGE, index)
+
+
+def _write(path: Path, html: str) -> None:
+    storage.write_bytes(storage.normalize(str(path)), html.encode())

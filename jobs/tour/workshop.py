@@ -1,0 +1,184 @@
+"""What the chapters of the tour share: pictures, datasets and trained networks in one folder, each made once.
+
+workshop = Workshop(Path("out/tour"), chapter="digits")
+lenet = workshop.train("lenet", [], train_on=..., test_on=...)   # or returns what an earlier chapter trained
+lenet.accuracy, lenet.curve, lenet.bundle
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from sklearn.datasets import load_digits
+
+from jobs.demo.demo import demo_photos, demo_pictures
+from jobs.filter import filter_dataset, plan_filter
+from jobs.ingest import ingest, plan_ingest
+from jobs.output import stderr
+from jobs.train.driver import train
+from jobs.train.plan import plan_train
+from library.imaging import codec
+from library.imaging.contact_sheet import visible
+from library.imaging.picture import Pixels
+from library.pipeline import Pipeline
+from library.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that a chapter trained.
+
+    Attributes:
+        bundle: its folder.
+        curve: for each epoch: number, training loss, validation loss, validation top-1 (0..1).
+        pictures: number of training pictures.
+        tested: number of validation pictures.
+    """
+
+    bundle: Path
+    curve: tuple[tuple[int, float, float, float], ...]
+    pictures: int
+    tested: int
+
+    @property
+    def accuracy(self) -> float:
+        """Validation top-1 after the last epoch, 0..1: no epoch was chosen by it."""
+        return self.curve[-1][3]
+
+
+@dataclass
+class Workshop:
+    """The folder of a tour, as one chapter uses it.
+
+    Attributes:
+        folder: of the tour.
+        chapter: name of the chapter; its pictures and commands are its own.
+        commands: command lines that give what the chapter shows, in order, as a reader can type them.
+    """
+
+    folder: Path
+    chapter: str
+    commands: list[str] = field(default_factory=list[str])
+
+    def command(self, *words: str) -> None:
+        """Notes a command line for the page, and says it on stderr."""
+        line = " ".join(["striate", *words])
+        if line not in self.commands:
+            self.commands.append(line)
+            stderr.print(line, markup=False, soft_wrap=True)
+
+    def picture(self, name: str, pixels: Pixels) -> str:
+        """Writes a picture as PNG, and returns its path relative to the pages."""
+        return self.png(name, codec.encode(visible(pixels), codec.Encoding("png"))[0])
+
+    def png(self, name: str, data: bytes) -> str:
+        """Writes an encoded PNG, and returns its path relative to the pages."""
+        target = self.folder / "pictures" / f"{self.chapter}-{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        return target.relative_to(self.folder).as_posix()
+
+    def raw_digits(self) -> Path:
+        """The folder of the 1,797 handwritten digits as PNG files, 8 x 8 pixels, one folder a class."""
+        folder = self.folder / "raw" / "digits"
+        complete = self.folder / "raw" / "digits.complete"
+        if not complete.exists():
+            for path, content in demo_pictures():
+                if path.startswith("digits/"):
+                    target = self.folder / "raw" / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
+            complete.touch()
+        return folder
+
+    def raw_photos(self) -> Path:
+        """The folder of the whole photos, one folder a class."""
+        folder = self.folder / "raw" / "photos"
+        for label, pixels in demo_photos().items():
+            target = folder / label / f"{label}.png"
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(codec.encode(pixels, codec.Encoding("png"))[0])
+        return folder
+
+    def digits(self) -> Path:
+        """The dataset of the digits with the splits `train` and `test`, 4 to 1."""
+        source, dataset = self.raw_digits(), self.folder / "data" / "digits"
+        self.command("ingest", f"{source} {dataset} --split train=0.8,test=0.2")
+        ingest(plan_ingest(str(source), str(dataset), split="train=0.8,test=0.2"))
+        return dataset
+
+    def photos(self, *, ingested: bool = False) -> Path:
+        """The path of the dataset of the whole photos; only with `ingested` is it made here, which needs Ray."""
+        source, dataset = self.raw_photos(), self.folder / "data" / "photos"
+        self.command("ingest", f"{source} {dataset}")
+        if ingested:
+            ingest(plan_ingest(str(source), str(dataset)))
+        return dataset
+
+    def filtered(self, name: str, source: Path, steps: str) -> Path:
+        """A dataset that steps make of another one."""
+        dataset = self.folder / "data" / name
+        self.command("filter", f"{source} {dataset} --steps {shlex.quote(steps)}")
+        filter_dataset(plan_filter(str(source), str(dataset), steps))
+        return dataset
+
+    def train(self, name: str, settings: Sequence[str], *, train_on: Path, test_on: Path, seed: int = 0) -> Trained:
+        """Trains a network, or returns one that was trained before in this folder.
+
+        Args:
+            name: of the training; its recipe is `recipes/NAME.yaml`, its bundle `networks/NAME-SEED`.
+            settings: what differs from `RECIPE`, as `field=value`.
+            train_on: the training set.
+            test_on: the validation set.
+            seed: of weights, order and augmentation.
+        """
+        recipe = self.folder / "recipes" / f"{name}.yaml"
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        overrides = [f"data.train={train_on}", f"data.val={test_on}", *settings]
+        with_settings = Recipe.load(_base(), overrides)
+        fields = with_settings.model_dump(mode="json", exclude_unset=True)
+        recipe.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+        bundle = self.folder / "networks" / f"{name}-{seed}"
+        self.command("train", f"{recipe} --set seed={seed} --out {bundle}")
+        plan = plan_train(Recipe.load(str(recipe), [f"seed={seed}"]), str(bundle))
+        train(plan)
+        lines = (bundle / "logs" / "metrics.jsonl").read_text("utf-8").splitlines()
+        epochs = [json.loads(line) for line in lines]
+        curve = {
+            int(one["epoch"]): (int(one["epoch"]), one["train_loss"], one["val_loss"], one["val_top1"])
+            for one in epochs
+        }
+        tested = 0 if plan.val is None else len(plan.val)
+        return Trained(bundle, tuple(curve[epoch] for epoch in sorted(curve)), len(plan.train), tested)
+
+
+@cache
+def photo(name: str) -> Pixels:
+    """One of the photos that come with the packages: `china`, `flower` or `hopper`."""
+    return demo_photos()[name]
+
+
+def digit(number: int) -> Pixels:
+    """The first handwritten digit of a class, 8 x 8 x 1, uint8."""
+    digits: Any = load_digits()
+    first = digits.images[list(digits.target).index(number)]
+    return np.rint(first * (255 / 16)).astype(np.uint8)[:, :, None]
+
+
+def filtered_pixels(steps: str, pixels: Pixels) -> Pixels:
+    """What steps make of pixels."""
+    return Pipeline.parse(steps).apply(pixels)
+
+
+def _base() -> str:
+    return str(files("jobs.tour").joinpath("pages/recipe.yaml"))
