@@ -6,22 +6,21 @@ import json
 
 from jobs.demo.demo import served
 from jobs.inspection.catalogs import ModelFacts, model_table
+from jobs.inspection.side_by_side import FAMILIES, compare_models, draw_charts
 from jobs.tour.exhibits import Shown, enlarged, short_count
 from jobs.tour.workshop import Workshop
-from library.evaluation.report.charts import line_chart
 from library.imaging import codec
 
 
 def family(workshop: Workshop) -> Shown:
     """Every model of the catalogue, with figures that are computed from the network itself."""
     workshop.command("models")
+    workshop.command("models", f"--plot --out {workshop.folder / 'models'}")
     workshop.command("models", "resnet50 --layers")
     table = model_table()
     dated = [model for model in table if model.year is not None]
-    deepest: dict[int, int] = {}
-    for model in sorted(dated, key=lambda one: one.year or 0):
-        year = model.year or 0
-        deepest[year] = max(deepest.get(year, 0), model.layers)
+    compared = compare_models(None, lambda line: None)
+    charts = draw_charts(compared)
     widest = max(table, key=lambda one: one.parameters)
     busiest = max(table, key=lambda one: one.multiply_adds)
     return Shown(
@@ -37,13 +36,9 @@ def family(workshop: Workshop) -> Shown:
             "busiest": busiest,
             "busiest_count": short_count(busiest.multiply_adds),
             "first": dated[0],
-            "chart": line_chart(
-                {"layers": [(float(year), float(layers)) for year, layers in deepest.items()]},
-                x_title="year",
-                y_title="layers of the deepest network of the table",
-                show=lambda value: f"{value:,.0f}",
-                salt="family",
-            ),
+            "families": list(FAMILIES),
+            "accuracy": charts["accuracy_by_multiply_adds"].markup,
+            "time_line": charts["time_line"].markup,
         },
         {"models": {model.name: [model.layers, model.parameters, model.multiply_adds] for model in table}},
     )

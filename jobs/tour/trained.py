@@ -196,11 +196,11 @@ def _chart(trained: Mapping[str, Trained], part: int, salt: str = "accuracy") ->
 
 def augmentation(workshop: Workshop) -> Shown:
     """Contact sheets of each augmentation, and what augmentation gains where pictures are few."""
-    photos = workshop.photos(ingested=True)
+    photos = workshop.filtered("squares", workshop.photos(ingested=True), "center_crop(420) | resize(280)")
     lab: list[tuple[str, str, str, str]] = []
     for name, text, imitates in _LAB:
-        drawn = contact_sheet(str(photos), text, augment=5, count=1, label="flower", tile_px=150, seed=0)
-        workshop.command("show", f"{photos} --label flower --count 1 --augment 5 --steps '{text}' --out sheet.png")
+        drawn = contact_sheet(str(photos), text, augment=5, count=1, label="china", tile_px=150, seed=0)
+        workshop.command("show", f"{photos} --label china --count 1 --augment 5 --steps '{text}' --out sheet.png")
         lab.append((name, text, imitates, workshop.png(name, drawn.png)))
     data = workshop.digits()
     few = workshop.filtered("few", data / "train", f"sample({_FEW})")
