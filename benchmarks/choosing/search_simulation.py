@@ -4,7 +4,8 @@ Trainings are simulated by an item response model (Rasch 1960): the log-odds of 
 picture, plus the effect of a candidate, which differs from picture to picture, plus that of a training on all
 pictures. The race and the decision are those of `striate search`: the race on some pictures, the decision on others,
 with other seeds. With gain 0 all candidates do nothing on average; with another gain one candidate, drawn at random,
-has it. Real searches: search_false_claims.py.
+has it. A bound is broken where a finalist's true gain is above what the answer says it is at most. Real searches:
+search_false_claims.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -49,7 +51,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     for gain in options.gains:
         one = partial(_search, gain / 100, options.pictures)
         with ProcessPoolExecutor(options.cores) as pool:
-            outcomes = Counter(pool.map(one, range(options.searches), chunksize=5))
+            outcomes = Counter(chain(*pool.map(one, range(options.searches), chunksize=5)))
         rows.append({"gain_points": gain, **{name: _share(outcomes[name], options.searches) for name in _OUTCOMES}})
         say(f"gain {gain}: {dict(outcomes)}")
     settings = {"ease": _EASE, "ease_spread": _EASE_SPREAD, "training": _TRAINING, "effect": _EFFECT}
@@ -62,7 +64,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 #: `right`: the helpful candidate wins. `wrong`: another one wins. `placebo`: a placebo comes out as helping.
-_OUTCOMES = ("right", "wrong", "placebo", "none", "undecided")
+#: `bound broken` comes with any of them.
+_OUTCOMES = ("right", "wrong", "placebo", "none", "undecided", "bound broken")
 
 
 def _share(count: int, searches: int) -> dict[str, float]:
@@ -70,8 +73,8 @@ def _share(count: int, searches: int) -> dict[str, float]:
     return {"share": count / searches, "low": round(float(interval.low), 4), "high": round(float(interval.high), 4)}
 
 
-def _search(gain: float, pictures: int, number: int) -> str:
-    """Returns the outcome of one simulated search."""
+def _search(gain: float, pictures: int, number: int) -> list[str]:
+    """Returns the outcome of one simulated search, and whether its bound was broken."""
     rng = np.random.default_rng([number, round(gain * 1e6)])
     singles = Space.default().singles()
     helpful = singles[int(rng.integers(len(singles) - 3))] if gain else None
@@ -100,11 +103,15 @@ def _search(gain: float, pictures: int, number: int) -> str:
         trainings(np.zeros(pictures), confirmation, SEEDS),
         {one: trainings(effect(one), confirmation, SEEDS) for one in finalists},
     )
+    real = [each for each in answer.gains if each.candidate.placebo is None]
+    bound = max((each.bound for each in real), default=0.0)
+    broken = any(bound < (gain if each.candidate == helpful else 0.0) for each in real)
+    outcome: str = answer.outcome
     if answer.placebo_won:
-        return "placebo"
-    if answer.outcome == "helps":
-        return "right" if answer.winner == helpful else "wrong"
-    return answer.outcome
+        outcome = "placebo"
+    elif outcome == "helps":
+        outcome = "right" if answer.winner == helpful else "wrong"
+    return [outcome, *(["bound broken"] if broken else [])]
 
 
 @cache

@@ -7,9 +7,12 @@ networks, and other pictures would be easier or harder. A gain must hold for bot
 - the sign-flip test over seeds (Fisher 1935), exact;
 - a t-test whose standard error counts the spread over seeds and over pictures, which are crossed: the variance of the
   mean is that of the means of seeds, plus that of the means of pictures, less that of their interaction, which is in
-  both (Cornfield and Tukey 1956); never less than either. Degrees of freedom as by Satterthwaite 1946.
+  both (Cornfield and Tukey 1956); never less than either. Degrees of freedom as by Satterthwaite 1946;
+- what n pictures may not have shown: a kind of picture whose share is q is absent from all of them with the probability
+  (1 - q)^n (the rule of three: Hanley and Lippman-Hand 1983). So no interval is narrower than this allows, even where
+  all trainings agree on all pictures, and a gain worth fewer than four pictures is never certain.
 
-The larger p-value counts, corrected for all finalists (Holm 1979), placebos among them.
+The largest p-value counts, corrected for all finalists (Holm 1979), placebos among them.
 """
 
 from __future__ import annotations
@@ -47,8 +50,8 @@ class Gain:
         mean: `accuracy - identity`.
         by_seed: the difference at each seed.
         interval: 95% interval of the mean, over seeds and pictures.
-        bound: end of a one-sided interval that holds for all finalists together: the gain is below it.
-        p_value: the larger of the two tests; two-sided.
+        bound: upper end of the 95% intervals that hold for all finalists together (Bonferroni).
+        p_value: the largest of the three; two-sided.
         adjusted_p: corrected for all finalists.
         margin: differences up to this fraction do not matter.
         filter_ms: mean time of the filters for one picture, in milliseconds on one core.
@@ -166,12 +169,15 @@ def gain_of(
     mean = float(differences.mean())
     error, freedom = _error(differences)
     quantile = cast(Any, stats.t)
+    pictures = differences.shape[1]
+
+    def half_width(tail: float) -> float:
+        return max(error * float(quantile.ppf(1 - tail, freedom)), _unseen(tail, pictures))
+
+    half, bound = half_width(ALPHA / 2), mean + half_width(ALPHA / 2 / comparisons)
+    p_value = max(sign_flip(by_seed), min(1.0, 2 * (1 - abs(mean)) ** pictures))
     if error:
-        half = error * float(quantile.ppf(0.975, freedom))
-        bound = mean + error * float(quantile.ppf(1 - ALPHA / comparisons, freedom))
-        p_value = max(sign_flip(by_seed), 2 * float(quantile.sf(abs(mean) / error, freedom)))
-    else:
-        half, bound, p_value = 0.0, mean, sign_flip(by_seed)
+        p_value = max(p_value, 2 * float(quantile.sf(abs(mean) / error, freedom)))
     return Gain(
         candidate=candidate,
         accuracy=float(correct.mean()),
@@ -185,6 +191,11 @@ def gain_of(
         margin=margin,
         filter_ms=filter_ms,
     )
+
+
+def _unseen(probability: float, pictures: int) -> float:
+    """Returns the share of a kind of picture that is absent from so many pictures with this probability."""
+    return 1 - probability ** (1 / pictures)
 
 
 def _error(differences: NDArray[np.float64]) -> tuple[float, float]:
@@ -226,7 +237,7 @@ def judge(
             identity,
             filter_ms=times.get(one, 0.0),
             margin=margin,
-            comparisons=sum(each.placebo is None for each in finalists),
+            comparisons=max(1, sum(each.placebo is None for each in finalists)),
         )
         for one, correct in finalists.items()
     ]
@@ -238,6 +249,8 @@ def judge(
         return gain.mean - cost_weight / 100 * gain.filter_ms
 
     real = [gain for gain in ordered if gain.candidate.placebo is None]
+    if not real:
+        return Answer("undecided", "undecided: no filter could be confirmed", None, ordered)
     helping = [gain for gain in real if gain.verdict == "better"]
     winners = sorted((gain for gain in helping if worth(gain) > 0), key=lambda gain: -worth(gain))
     if winners:
@@ -248,7 +261,7 @@ def judge(
         best = max(helping, key=worth)
         cost = f"a picture costs {best.filter_ms:.2g} ms more, which --cost-weight counts as more than the gain"
         return Answer("none", f"{best.candidate.name} gains {best.text}, but {cost}", None, ordered)
-    most = max((gain.bound for gain in real), default=0.0)
+    most = max(gain.bound for gain in real)
     if all(gain.verdict in ("equivalent", "worse") for gain in real):
         return Answer("none", f"no filter helps: at most {_points(most)}", None, ordered)
     open_ones = [gain for gain in real if gain.verdict == "undecided"]

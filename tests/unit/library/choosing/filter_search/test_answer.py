@@ -70,11 +70,46 @@ def test_a_gain_on_a_few_pictures_only_is_not_a_gain() -> None:
     assert answer.gains[0].p_value > 0.05
 
 
-def test_equal_results_are_no_help_at_all() -> None:
-    same = np.random.default_rng(3).random((8, 500)) < 0.9
+@pytest.mark.parametrize(
+    ("pictures", "sentence"), [(2000, "no filter helps: at most 0.2 points"), (200, "gains more than 1.9 points")]
+)
+def test_equal_results_say_no_more_than_so_many_pictures_can(pictures: int, sentence: str) -> None:
+    same = np.random.default_rng(3).random((8, pictures)) < 0.9
     answer = judge(same, {FILTERS[0]: same, PLACEBO: same})
-    assert answer.outcome == "none"
-    assert answer.sentence == "no filter helps: at most 0.0 points"
+    assert sentence in answer.sentence
+    assert all(gain.p_value == 1 for gain in answer.gains)
+
+
+@pytest.mark.parametrize(("pictures", "share"), [(100, 0.01), (300, 0.01), (1000, 0.005), (3000, 0.001)])
+def test_a_gain_on_rare_pictures_is_within_interval_and_bound(pictures: int, share: float) -> None:
+    """The filter helps rare pictures for certain, and the confirmation half may hold few of them, or none."""
+    rng = np.random.default_rng(pictures)
+    outside, above = 0, 0
+    better = np.ones((10, pictures), np.bool_)
+    for _ in range(200):
+        identity = np.broadcast_to(rng.random(pictures) >= share, better.shape)
+        gain = gain_of(FILTERS[0], better, identity)
+        outside += not gain.interval[0] <= share <= gain.interval[1]
+        above += gain.bound < share
+    # 5% in the long run; 5% of 200 and three standard deviations.
+    assert outside <= 19
+    assert above <= 19
+
+
+def test_a_p_value_below_5_percent_has_an_interval_without_zero() -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(300):
+        seeds, pictures = int(rng.integers(8, 12)), int(rng.integers(20, 600))
+        chance, gain = 10 ** rng.uniform(-3, -0.5, 2)
+        identity = rng.random((seeds, pictures)) >= chance
+        one = gain_of(FILTERS[0], identity | (rng.random(pictures) < gain), identity)
+        assert one.p_value >= 0.05 or one.interval[0] > 0
+
+
+def test_without_a_confirmed_filter_nothing_is_said_about_filters() -> None:
+    same = np.random.default_rng(9).random((8, 500)) < 0.9
+    answer = judge(same, {PLACEBO: same})
+    assert (answer.outcome, answer.sentence) == ("undecided", "undecided: no filter could be confirmed")
 
 
 def test_the_bound_of_no_help_is_rounded_up() -> None:
