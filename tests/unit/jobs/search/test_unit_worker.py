@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jobs.search.preparing import FilterFailed, Preparer
 from jobs.search.unit_worker import FileStore, UnitComputer, UnitTask, first_confirmation_seed, with_candidate
 from jobs.train.plan import model_inputs
 from library.choosing.filter_search.space import IDENTITY, Candidate
 from library.choosing.filter_search.trials import Unit
+from library.models.build import create
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
@@ -131,3 +133,20 @@ def test_a_common_beginning_is_computed_once_and_nothing_is_changed() -> None:
     assert np.array_equal(forgetful.pack(inputs, rows).flat, first.flat)
     with pytest.raises(FilterFailed, match="channels"):
         packed("channels([2])")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_frozen_backbone_is_compared_by_a_head_on_its_features(cached: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(create("lenet5", num_classes=2).net.state_dict(), tmp_path / "backbone.pth")
+    recipe = f"{RECIPE}weights: {tmp_path}/backbone.pth\nfreeze: all\ncache_features: {str(cached).lower()}\n"
+    worker = computer(tmp_path, recipe)
+    # Features that are cached once cannot be drawn anew in each epoch.
+    sometimes = () if cached else (Candidate(MEDIAN, "sometimes", 0.5),)
+    for candidate in (IDENTITY, Candidate(MEDIAN, "channels"), *sometimes):
+        first = worker.compute(unit(candidate, "proxy", 1))
+        assert (first.failure, len(first.correct)) == (None, 30)
+        assert first.accuracy > 0.8
+        assert np.array_equal(computer(tmp_path, recipe).compute(unit(candidate, "proxy", 1)).correct, first.correct)
+    trained = worker.compute(unit(IDENTITY, "recipe", 1000))
+    assert (trained.failure, len(trained.correct)) == (None, 30)
