@@ -247,6 +247,10 @@ def augmentation(workshop: Workshop) -> Shown:
     )
 
 
+def _mean(trained: Sequence[Trained]) -> float:
+    return sum(one.accuracy for one in trained) / len(trained)
+
+
 def _gain(base: Sequence[Trained], other: Sequence[Trained]) -> str:
     gains = [100 * (one.accuracy - first.accuracy) for first, one in zip(base, other, strict=True)]
     if not any(gains):
@@ -275,14 +279,20 @@ def transfer(workshop: Workshop) -> Shown:
     ]
     weights = f"weights={base.bundle}"
     arms = (
-        ("scratch", "from the beginning, random weights", ()),
-        ("random", "random weights frozen, new head trained", ("freeze=all",)),
-        ("use", "lab 2, use: pre-trained weights frozen, new head trained", (weights, "freeze=all")),
-        ("retrain", "lab 3, re-train: pre-trained weights, everything trained", (weights, "layer_decay=0.7")),
+        ("scratch", "from the beginning: random weights", ()),
+        ("use", "lab 2, use: all weights frozen, a new last layer", (weights, "freeze=all", "optimizer.lr=0.03")),
+        ("first", "lab 2, use the first two layers: they are frozen, the others learn", (weights, "freeze=2")),
+        ("retrain", "lab 3, re-train: every weight may change", (weights,)),
     )
     results = {
         name: [
-            workshop.train(f"last-five-{name}", (new, "epochs=30", *settings), train_on=few, test_on=test_on, seed=seed)
+            workshop.train(
+                f"last-five-{name}",
+                (new, "epochs=40", "batch_size=8", *settings),
+                train_on=few,
+                test_on=test_on,
+                seed=seed,
+            )
             for seed in _SEEDS
         ]
         for name, _, settings in arms
@@ -305,6 +315,8 @@ def transfer(workshop: Workshop) -> Shown:
                 )
                 for name, text, _ in arms
             ],
+            "helps": any(_mean(results[name]) > _mean(scratch) for name in ("use", "first", "retrain")),
+            "first_layers_transfer": _mean(results["first"]) > _mean(results["use"]),
             "few": scratch[0].pictures,
             "tested": scratch[0].tested,
             "chart": _chart(
