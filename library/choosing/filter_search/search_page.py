@@ -143,7 +143,7 @@ def draw_answer(report: SearchReport) -> bytes:
             axes.plot(100 * gain.mean, place, "o", color=colour, ms=7)
         axes.set_yticks(range(len(gains)), [shortened(gain.candidate.name) for gain in gains])
         axes.set_ylim(-0.7, len(gains) - 0.3)
-        axes.set_xlabel("gain over no filter in points, with 95% interval (grey: differences that do not matter)")
+        axes.set_xlabel("gain in points, with 95% interval\n(grey band: differences that do not matter)")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         sentence = "\n".join(textwrap.wrap(report.answer.sentence, _ANSWER_COLUMNS))
