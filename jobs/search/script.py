@@ -74,6 +74,7 @@ class Findings:
         confirmed_seeds: paired seeds that all finalists have.
         unfinished: what there was no time for; empty where nothing was left out.
         recipe_s: seconds of one training of the recipe.
+        whole_race: whether there was time for every race.
     """
 
     singles: list[Standing] = field(default_factory=list[Standing])
@@ -88,6 +89,7 @@ class Findings:
     confirmed_seeds: int = 0
     unfinished: list[str] = field(default_factory=list[str])
     recipe_s: float = 0.0
+    whole_race: bool = False
 
 
 _Results = Mapping[Unit, UnitResult]
@@ -157,6 +159,7 @@ def search(settings: Settings, elapsed: Callable[[], float], found: Findings) ->
         # Where the time was not enough, a sequence with fewer seeds must not replace what has run all of them.
         survivors = race.survivors if whole else survivors
 
+    found.whole_race = whole
     found.finalists = _finalists(survivors, found, settings.space, most)
     yield from _confirm(settings, unit, end, found)
 
@@ -229,6 +232,7 @@ def _confirm(
         filter_ms=found.filter_ms,
         margin=settings.margin,
         cost_weight=settings.cost_weight,
+        whole_race=found.whole_race,
     )
     found.best = answer.sentence
     best = answer.winner or next((gain.candidate for gain in answer.gains if gain.candidate.placebo is None), None)

@@ -218,6 +218,7 @@ def judge(
     filter_ms: Mapping[Candidate, float] | None = None,
     margin: float = MARGIN,
     cost_weight: float = 0.0,
+    whole_race: bool = True,
 ) -> Answer:
     """Judges all finalists together.
 
@@ -228,6 +229,9 @@ def judge(
         margin: differences up to this fraction do not matter.
         cost_weight: percentage points of accuracy that a millisecond a picture is worth. It decides which of several
             filters that help is the winner, and a filter whose gain is less than its cost does not win.
+        whole_race: whether all candidates were tried. If not, a filter may help all the same, but not "no filter".
+
+    With fewer than eight seeds the outcome is always undecided.
     """
     times = filter_ms or {}
     gains = [
@@ -251,6 +255,9 @@ def judge(
     real = [gain for gain in ordered if gain.candidate.placebo is None]
     if not real:
         return Answer("undecided", "undecided: no filter could be confirmed", None, ordered)
+    if len(identity) < FEWEST_SEEDS:
+        few = f"undecided: {len(identity)} paired seeds instead of at least {FEWEST_SEEDS}"
+        return Answer("undecided", f"{few}; so far {real[0].candidate.name} gains {real[0].text}", None, ordered)
     helping = [gain for gain in real if gain.verdict == "better"]
     winners = sorted((gain for gain in helping if worth(gain) > 0), key=lambda gain: -worth(gain))
     if winners:
@@ -263,6 +270,11 @@ def judge(
         return Answer("none", f"{best.candidate.name} gains {best.text}, but {cost}", None, ordered)
     most = max(gain.bound for gain in real)
     if all(gain.verdict in ("equivalent", "worse") for gain in real):
+        if not whole_race:
+            sentence = (
+                f"undecided: no finalist helps, at most {_points(most)}, but there was no time to try all candidates"
+            )
+            return Answer("undecided", sentence, None, ordered)
         return Answer("none", f"no filter helps: at most {_points(most)}", None, ordered)
     open_ones = [gain for gain in real if gain.verdict == "undecided"]
     best = max(open_ones, key=lambda gain: gain.mean)

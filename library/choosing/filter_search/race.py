@@ -222,14 +222,13 @@ def moderated_intervals(
 
 
 def finalists_of(survivors: Sequence[Candidate], placebos: Iterable[Candidate], most: int) -> list[Candidate]:
-    """Returns who is confirmed: the best survivors, and always one placebo, so that the noise is seen.
+    """Returns who is confirmed: the best filters that survived, and one placebo, so that the noise is seen.
 
     Args:
         survivors: of the race, the best first.
-        placebos: all placebos of the space.
-        most: most candidates, without the added placebo.
+        placebos: all placebos of the space, used where none survived.
+        most: most filters.
     """
-    chosen = list(survivors[:most])
-    if not any(one.placebo is not None for one in chosen):
-        chosen += list(placebos)[:1]
-    return chosen
+    filters = [one for one in survivors if one.placebo is None][:most]
+    surviving = [one for one in survivors if one.placebo is not None]
+    return filters + [*surviving, *placebos][:1]

@@ -149,3 +149,16 @@ def test_a_gain_is_read_back_as_it_was() -> None:
     assert Gain.from_json(gain.to_json()) == gain
     with pytest.raises(ValueError, match="not the same seeds"):
         gain_of(FILTERS[0], best[:4], worse)
+
+
+def test_nothing_is_decided_by_seven_seeds_or_by_half_a_race() -> None:
+    best, worse = trainings(np.random.default_rng(8), gain=-0.2)
+    few = judge(worse[:7], {FILTERS[0]: best[:7]})
+    assert (few.outcome, few.winner) == ("undecided", None)
+    assert "7 paired seeds instead of at least 8" in few.sentence
+    same = np.random.default_rng(9).random((8, 5000)) < 0.9
+    assert judge(same, {FILTERS[0]: same}).outcome == "none"
+    half = judge(same, {FILTERS[0]: same}, whole_race=False)
+    assert half.outcome == "undecided"
+    assert "no time to try all candidates" in half.sentence
+    assert judge(worse, {FILTERS[0]: best}, whole_race=False).outcome == "helps"

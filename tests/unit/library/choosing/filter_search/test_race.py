@@ -80,7 +80,8 @@ def test_a_round_with_missing_trainings_cannot_end() -> None:
         Race(CANDIDATES[:4]).advance()
 
 
-def test_a_placebo_is_always_a_finalist() -> None:
+def test_a_placebo_is_always_a_finalist_and_takes_no_filters_place() -> None:
     placebos = [Candidate(placebo=1), Candidate(placebo=2)]
     assert finalists_of(CANDIDATES[:7], placebos, 5) == [*CANDIDATES[:5], placebos[0]]
-    assert finalists_of([placebos[1], CANDIDATES[0]], placebos, 5) == [placebos[1], CANDIDATES[0]]
+    assert finalists_of([placebos[1], CANDIDATES[0]], placebos, 1) == [CANDIDATES[0], placebos[1]]
+    assert finalists_of(CANDIDATES[:2], [], 1) == [CANDIDATES[0]]
