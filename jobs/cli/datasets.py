@@ -373,7 +373,7 @@ def tour_command(
     """Make a book of web pages on pictures, filters and networks; everything in it is computed on the spot.
 
     It needs no network. A tour that was killed resumes with the first chapter that is not finished. Chapters: pixels,
-    dense, cortex, filters, sandbox, layers, digits, augmentation, family, transfer, serving.
+    dense, cortex, filters, sandbox, layers, digits, augmentation, family, transfer, serving, search.
 
     striate tour --out out/tour
     striate tour --out out/tour --only sandbox --only digits

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from cluster.connection.session import connect
 from jobs.output import stderr
-from jobs.tour import basics, practice, trained
+from jobs.tour import basics, exhibits, practice, trained
 from jobs.tour.exhibits import Shown
 from jobs.tour.workshop import Workshop
 from library import storage
@@ -43,6 +43,7 @@ class Chapter:
         summary: a sentence on the first page.
         make: makes its pictures and numbers.
         needs_ray: whether it runs jobs, so that Ray is started.
+        weight: its share of the time, for the estimate of what is left.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Chapter:
     summary: str
     make: Callable[[Workshop], Shown]
     needs_ray: bool = False
+    weight: int = 1
 
 
 #: In the order of the book.
@@ -65,17 +67,19 @@ CHAPTERS = (
     Chapter("sandbox", "Stride, padding, pooling", "How large the result is, and a sandbox for your own picture and "
             "kernel.", basics.sandbox),
     Chapter("layers", "The layers of a network", "One digit on its way through LeNet-5, stage by stage.",
-            trained.layers, needs_ray=True),
+            trained.layers, needs_ray=True, weight=12),
     Chapter("digits", "Dense layers against convolutions", "Two networks on the same handwritten digits, three times "
-            "each.", trained.digits, needs_ray=True),
+            "each.", trained.digits, needs_ray=True, weight=50),
     Chapter("augmentation", "More pictures from few", "Rotate, shift, shear, zoom, flip: what they look like, what "
-            "they gain, and when they hurt.", trained.augmentation, needs_ray=True),
+            "they gain, and when they hurt.", trained.augmentation, needs_ray=True, weight=90),
     Chapter("family", "The family of networks", "From LeNet-5 to today: layers, weights and work, computed from the "
-            "networks themselves.", practice.family),
+            "networks themselves.", practice.family, weight=8),
     Chapter("transfer", "Transfer learning", "Explore a trained network, use it, train it further; measured on digits "
-            "that it has never seen.", trained.transfer, needs_ray=True),
+            "that it has never seen.", trained.transfer, needs_ray=True, weight=120),
     Chapter("serving", "Serving", "A trained network answers over HTTP: a real request and its answer.",
-            practice.serving, needs_ray=True),
+            practice.serving, needs_ray=True, weight=20),
+    Chapter("search", "Which filter helps?", "A search that measures it, with intervals and a placebo, on digits with "
+            "noise.", practice.search, needs_ray=True, weight=110),
 )  # fmt: skip
 
 
@@ -139,16 +143,17 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
     wanted = [chapter for chapter in CHAPTERS if not only or chapter.name in only]
     resumed = [chapter.name for chapter in wanted if chapter.name in made]
     missing = [chapter for chapter in wanted if chapter.name not in made]
-    started, spent = time.monotonic(), 0.0
+    started, done = time.monotonic(), 0
     with ExitStack() as stack:
         if any(chapter.needs_ray for chapter in missing):
             stack.enter_context(connect())
         for number, chapter in enumerate(missing, 1):
-            left = f", about {spent / (number - 1) * (len(missing) - number + 1):.0f} s left" if number > 1 else ""
+            whole, spent = sum(one.weight for one in missing), time.monotonic() - started
+            left = f", about {spent / done * (whole - done):,.0f} s left" if done else ""
             stderr.print(f"chapter {number} of {len(missing)}: {chapter.title}{left}", markup=False)
             made[chapter.name] = _make(folder, chapter)
             _write_pages(folder, made)
-            spent = time.monotonic() - started
+            done += chapter.weight
     _write_pages(folder, made)
     return TourResult(
         page=str(folder / PAGE),
@@ -194,7 +199,7 @@ def _finished(folder: Path, chapter: Chapter) -> _Made | None:
 def _digest(chapter: Chapter) -> str:
     """Identifies what a chapter is made from: its code, its text, and the versions of the packages."""
     parts: list[str | bytes] = [json.dumps(VERSIONS, sort_keys=True)]
-    parts += [inspect.getsource(module) for module in (basics, practice, trained)]
+    parts += [inspect.getsource(module) for module in (inspect.getmodule(chapter.make), exhibits) if module is not None]
     pages = files("jobs.tour").joinpath("pages")
     parts += [pages.joinpath(name).read_bytes() for name in (f"{chapter.name}.html", "parts.html", "sandbox.js")]
     digest = hashlib.sha256()

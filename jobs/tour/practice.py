@@ -1,15 +1,38 @@
-"""The chapters on networks in practice: the family of networks with its figures, and a served network that answers."""
+"""The chapters on networks in practice: their family with its figures, a served one that answers, the filter search."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
+import yaml
+
 from jobs.demo.demo import served
+from jobs.ingest import ingest, plan_ingest
 from jobs.inspection.catalogs import ModelFacts, model_table
 from jobs.inspection.side_by_side import FAMILIES, compare_models, draw_charts
+from jobs.search.running import run_search
+from jobs.search.search_plan import plan_search
 from jobs.tour.exhibits import Shown, enlarged, short_count
-from jobs.tour.workshop import Workshop
+from jobs.tour.workshop import Workshop, filtered_pixels
 from library.imaging import codec
+
+#: Share of pixels that are black or white in the digits of the search.
+_NOISE = 0.3
+#: Of the search; the space is narrow so that it is decided in this time.
+_BUDGET = "100s"
+_SPACE = {
+    "filters": [
+        "median_blur(size=3)",
+        "gaussian_blur(sigma=1.0)",
+        "sharpen(amount=1.0)",
+        "equalize",
+        'edges(direction="all")',
+    ],
+    "places": ["always"],
+    "length": 1,
+    "placebos": 1,
+}
 
 
 def family(workshop: Workshop) -> Shown:
@@ -66,4 +89,52 @@ def serving(workshop: Workshop) -> Shown:
             "ranked": ranked,
         },
         {"answer": answer},
+    )
+
+
+def search(workshop: Workshop) -> Shown:
+    """Digits with salt and pepper, and what the filter search says about them."""
+    source, dataset = workshop.folder / "raw" / "noisy", workshop.folder / "data" / "noisy"
+    complete = workshop.folder / "raw" / "noisy.complete"
+    drawn = np.random.default_rng(0)
+    examples: list[tuple[str, str]] = []
+    for file in sorted(workshop.raw_digits().glob("*/*.png")):
+        pixels = filtered_pixels('resize([28, 28], mode="exact")', codec.decode(file.read_bytes()))
+        noise = drawn.random(pixels.shape[:2])
+        pixels = pixels.copy()
+        pixels[noise < _NOISE / 2], pixels[noise > 1 - _NOISE / 2] = 0, 255
+        target = source / file.relative_to(workshop.raw_digits())
+        if not complete.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(codec.encode(pixels, codec.Encoding("png"))[0])
+        if file.name in ("0003.png", "0007.png"):
+            examples.append((workshop.picture(file.stem, enlarged(pixels, 5)), "with noise"))
+            median = filtered_pixels("median_blur(size=3)", pixels)
+            examples.append((workshop.picture(f"{file.stem}-median", enlarged(median, 5)), "after median_blur(size=3)"))
+    complete.touch()
+    workshop.command("ingest", f"{source} {dataset} --split train=0.6,val=0.4")
+    ingest(plan_ingest(str(source), str(dataset), split="train=0.6,val=0.4"))
+    space, out = workshop.folder / "recipes" / "space.yaml", workshop.folder / "search"
+    space.parent.mkdir(parents=True, exist_ok=True)
+    space.write_text(yaml.safe_dump(_SPACE, sort_keys=False), encoding="utf-8")
+    train, val = dataset / "train", dataset / "val"
+    workshop.command("search", f"{train} --val {val} --space {space} --seeds 8 --budget {_BUDGET} --out {out}")
+    plan = plan_search(str(train), str(val), out=str(out), budget=_BUDGET, space=str(space), seeds=8)
+    report = run_search(plan).report
+    gains = report.answer.gains
+    return Shown(
+        {
+            "examples": examples,
+            "noise": _NOISE,
+            "filters": _SPACE["filters"],
+            "sentence": report.answer.sentence,
+            "rows": [(gain.candidate.name, gain.accuracy, gain.text, gain.verdict) for gain in gains],
+            "identity": gains[0].identity if gains else None,
+            "picture": workshop.png("answer", (out / "answer.png").read_bytes()) if gains else None,
+            "page": "search/index.html",
+            "trainings": report.trainings,
+            "budget": _BUDGET,
+            "unfinished": report.unfinished,
+        },
+        {"sentence": report.answer.sentence, "outcome": report.answer.outcome, "trainings": report.trainings},
     )

@@ -124,6 +124,8 @@ def digits(workshop: Workshop) -> Shown:
             "differences": differences,
             "always": min(differences) > 0,
             "moved": moved,
+            "ahead": sum(lenet > mlp for _, mlp, lenet in moved[1:]),
+            "most_ahead": max(0.0, *(100 * (lenet - mlp) for _, mlp, lenet in moved[1:])),
             "moved_chart": line_chart(
                 {name: [(float(row[0]), row[part]) for row in moved] for part, name in ((1, "MLP"), (2, "LeNet-5"))},
                 x_title="pixels to the right",
