@@ -25,18 +25,14 @@ from library.exchange.exports import (
     Target,
     check_export,
     claim_export,
+    find_record,
     remove_temporary,
     state_folder,
 )
 from library.exchange.finishing import ExportTotals, finish_export
-from library.exchange.names import are_unique, file_path, sample_key
+from library.exchange.names import NAMINGS, Naming, are_unique, file_path, sample_key
 from library.exchange.tables import check_columns
 from library.work.convert_shard import ConvertJob
-
-_ALIKE = (
-    "some file names differ only in capital letters or in how accents are encoded: copied to a disk that ignores this, "
-    "as those of Windows and macOS do, they would replace each other"
-)
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class ConvertPlan:
         tasks: every shard.
         work: what is done to each.
         notes: sentences about columns that come back in another type.
-        overwrite: replace what another conversion wrote.
+        overwrite: replace what another conversion wrote, or write a finished one again.
     """
 
     destination: str
@@ -61,7 +57,9 @@ class ConvertPlan:
 
     def described(self) -> dict[str, Any]:
         """Returns the plan for --dry-run."""
-        todo = ConvertResults().resume(self)
+        record = find_record(self.destination)
+        afresh = self.overwrite and record is not None and record.complete
+        todo = self.tasks if afresh else ConvertResults().resume(self)
         return {
             "source": self.work.source,
             "destination": self.destination,
@@ -84,7 +82,7 @@ def plan_convert(
         destination: URI of the folder that is written.
         to: the format.
         limit: how many pictures to take, from the first on; None for all.
-        overwrite: replace what another conversion wrote at the destination.
+        overwrite: replace what another conversion wrote at the destination, or write a finished one again.
 
     Raises:
         UsageError: when the request is not valid, or a column cannot be written in this format.
@@ -103,25 +101,32 @@ def plan_convert(
     shards = [shard.name for shard in manifest.shards]
     notes = check_columns(ShardReader(storage.join(source, shards[0])).schema(), to)
     classes = tuple(sorted(manifest.tally.classes))
-    short = to != "huggingface" and _names_differ(source, shards, to, short=True)
-    if to in ("folders", "coco") and not short and not _names_differ(source, shards, to, short=False):
-        notes = [*notes, _ALIKE]
+    naming = "long" if to == "huggingface" else _first_unique_naming(source, shards, to)
     return ConvertPlan(
         destination,
         (*manifest.jobs, job),
         shard_tasks(manifest, source, limit),
-        ConvertJob(source, destination, to, classes, short),
+        ConvertJob(source, destination, to, classes, naming),
         notes,
         overwrite,
     )
 
 
-def _names_differ(source: str, shards: Sequence[str], to: Target, *, short: bool) -> bool:
-    columns = (read_columns(source, ["key", "label", "format"], shards)[name] for name in ("key", "label", "format"))
-    rows = zip(*(column.to_pylist() for column in columns), strict=True)
-    if to == "webdataset":
-        return are_unique(sample_key(key, format_, short=short) for key, _, format_ in rows)
-    return are_unique(file_path(key, label, format_, short=short) for key, label, format_ in rows)
+def _first_unique_naming(source: str, shards: Sequence[str], to: Target) -> Naming:
+    """Returns the shortest naming with which no two pictures, and no two classes, share a name on any disk."""
+    table = read_columns(source, ["key", "label", "format"], shards)
+    keys, labels, formats = (table[name].to_pylist() for name in ("key", "label", "format"))
+    *some, last = NAMINGS
+    for naming in some:
+        if to == "webdataset":
+            names = [sample_key(key, format_, naming) for key, format_ in zip(keys, formats, strict=True)]
+        else:
+            rows = zip(keys, labels, formats, strict=True)
+            names = [file_path(key, label, format_, naming) for key, label, format_ in rows]
+        folders = set() if to == "webdataset" else {name.partition("/")[0] for name in names}
+        if are_unique(names) and are_unique(folders):
+            return naming
+    return last
 
 
 class ConvertResults:

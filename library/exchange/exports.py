@@ -148,7 +148,7 @@ def check_export(folder: str, job: Job, *, overwrite: bool) -> None:
 
 
 def claim_export(folder: str, jobs: list[Job], *, overwrite: bool) -> None:
-    """Claims a folder for an export; with `overwrite`, first removes what another conversion wrote there.
+    """Claims a folder for an export; with `overwrite`, first removes what a finished or another conversion wrote there.
 
     Raises:
         UsageError: as `check_export`.
@@ -156,7 +156,7 @@ def claim_export(folder: str, jobs: list[Job], *, overwrite: bool) -> None:
     check_export(folder, jobs[-1], overwrite=overwrite)
     storage.check_writable(folder)
     record = find_record(folder)
-    if record is not None and record.jobs == jobs:
+    if record is not None and record.jobs == jobs and not (overwrite and record.complete):
         return
     if record is not None:
         # Before anything is removed: a kill in between must not leave a record that calls the rest complete.

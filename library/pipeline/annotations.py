@@ -112,7 +112,23 @@ def find_annotations(schema: pa.Schema, steps: Sequence[Step], wanted: Wanted = 
         raise UsageError("--min-box-share has no effect: the dataset has no column of boxes that is moved")
     if found:
         check_steps(steps, found)
+    _check_reads(schema, steps, found)
     return found
+
+
+def _check_reads(schema: pa.Schema, steps: Sequence[Step], found: Annotations) -> None:
+    """Refuses a step that reads a column of masks or boxes after the picture, but not the column, was moved."""
+    moved = False
+    for step in steps:
+        for name in step.columns() if moved else ():
+            type_ = None if name in found.names or name not in schema.names else schema.field(name).type
+            if type_ is not None and (_is_mask(type_) or _is_boxes(type_)):
+                option = "--masks" if _is_mask(type_) else "--boxes"
+                raise UsageError(
+                    f"'{step}' reads the column '{name}' after steps that move pixels, and the column stays as it was: "
+                    f"move it too with {option} {name}, or put '{step.name}' before those steps"
+                )
+        moved = moved or not all(each.still for each in with_nested([step]))
 
 
 def drawn_annotations(schema: pa.Schema, wanted: Wanted = _BY_NAME) -> Annotations:

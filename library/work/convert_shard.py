@@ -21,7 +21,7 @@ from library.dataset.manifest import VERSIONS, Tally, digest_of, save_report
 from library.dataset.shards import SUFFIX, ShardReader, ShardWriter, batches
 from library.dataset.task import Progress, ShardTask, image_bytes, row_counts
 from library.exchange.exports import ExportReport, Target, json_bytes, lines_uri, save_names, state_folder
-from library.exchange.names import file_path, sample_key, suffix
+from library.exchange.names import Naming, file_path, sample_key, suffix
 from library.exchange.tables import fields_of, hub_schema, hub_table
 from library.sources.tables.sidecars import MARK
 
@@ -57,17 +57,17 @@ class ConvertJob:
         destination: URI of the folder that is written.
         to: the format.
         classes: the names of the classes, in the order of their numbers.
-        short_names: names without what the path says already, as they are unique in this dataset.
+        naming: how pictures are named, so that names are unique in this dataset.
     """
 
     source: str
     destination: str
     to: Target
     classes: Sequence[str] = field(default_factory=tuple[str, ...])
-    short_names: bool = False
+    naming: Naming = "long"
 
     def work_digest(self, task: ShardTask) -> str:
-        return digest_of(["convert", self.to, list(self.classes), self.short_names, task.max_rows, VERSIONS])
+        return digest_of(["convert", self.to, list(self.classes), self.naming, task.max_rows, VERSIONS])
 
     def run(self, task: ShardTask, progress: Progress) -> ExportReport:
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows, rows=task.rows)
@@ -105,7 +105,7 @@ class ConvertJob:
     def path_of(self, key: str, label: str | None, format_: str) -> str:
         """Returns the path of a picture, in the formats that have a file for each."""
         below = "images/" if self.to == "coco" else ""
-        return below + file_path(key, label, format_, short=self.short_names)
+        return below + file_path(key, label, format_, self.naming)
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
@@ -136,7 +136,8 @@ class _TarWriter:
     def __init__(self, job: ConvertJob, stem: str, schema: pa.Schema) -> None:
         self._name = _tar_path(stem)
         self._target = storage.writer(storage.join(job.destination, self._name))
-        self._numbers, self._short = job.numbers, job.short_names
+        self._numbers = job.numbers
+        self._naming: Naming = job.naming
         self._schema = schema
 
     def __enter__(self) -> _TarWriter:
@@ -156,7 +157,7 @@ class _TarWriter:
 
     def add(self, table: pa.Table) -> None:
         for row, fields in zip(table.to_pylist(), fields_of(table, self._schema), strict=True):
-            name = sample_key(row["key"], row["format"], short=self._short)
+            name = sample_key(row["key"], row["format"], self._naming)
             members = {suffix(row["format"], row["key"]): row["image"]["bytes"]}
             if row["label"] is not None:
                 members["cls"] = str(self._numbers[row["label"]]).encode()

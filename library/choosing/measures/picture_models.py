@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -80,7 +81,7 @@ class Card(pydantic.BaseModel):
             raise ValueError("name an output: `embedding: OUTPUT`, or `scores: {OUTPUT: [column, ...]}`")
         columns = [column for names in self.scores.values() for column in names]
         reserved = {"key", "reason", EMBEDDING}
-        repeated = [column for column in columns if columns.count(column) > 1 or column in reserved]
+        repeated = [column for column, times in Counter(columns).items() if times > 1 or column in reserved]
         if repeated:
             raise ValueError(f"the column '{repeated[0]}' is named twice or reserved")
         return self
@@ -209,8 +210,6 @@ def read_card(uri: str) -> Card:
         raise UsageError(f"{uri}: {problems}") from None
     except StriateError as error:
         raise UsageError(f"{uri}: {error}") from None
-    except Exception as error:  # YAML's errors
-        raise UsageError(f"{uri} is not YAML: {first_line(error)}") from None
     return card
 
 

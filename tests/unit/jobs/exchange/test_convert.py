@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from library.dataset.task import ShardOutput, ShardTask, Tally
 from library.dataset.totals import Totals
 from library.errors import UsageError
 from library.exchange.exports import TARGETS, Target, claim_export, find_record
+from library.exchange.names import are_unique
 from library.imaging import codec
 from library.sources import Options
 from tests.datasets import rows
 from tests.exports import convert
-from tests.picture_examples import encoded, ingest, kinds, write_files
+from tests.picture_examples import encoded, kinds
 
 KEYS = (
     *("cat/1.jpg", "cat/1", "1.jpg", "a.b.c.png", "dir.with.dots/x", "train/cat/7", "test/cat/8"),
@@ -292,6 +294,36 @@ def test_another_export_is_replaced_only_with_overwrite_and_wholly(tmp_path: Pat
     assert set(_files(tmp_path / "data")) > {"part-000000.parquet"}, "the dataset is untouched"
 
 
+def test_a_finished_export_is_written_again_with_overwrite(tmp_path: Path) -> None:
+    source, out = _plain(tmp_path / "data"), tmp_path / "out"
+    convert(source, out, "folders")
+    whole = _files(out)
+    (out / "cat" / "0.jpg").write_bytes(whole["cat/0.jpg"][::-1])  # as long as before, so no report tells
+    assert plan_convert(source, str(out), "folders").described()["shards_to_do"] == 0
+    plan = plan_convert(source, str(out), "folders", overwrite=True)
+    assert plan.described()["shards_to_do"] == 2
+    claim_export(plan.destination, list(plan.jobs), overwrite=True)
+    plan.work.run(plan.tasks[0], lambda _: None)
+    assert len(ConvertResults().resume(plan)) == plan.described()["shards_to_do"] == 1, "a killed one resumes"
+    convert(source, out, "folders", overwrite=True)
+    assert _files(out) == whole
+
+
+@pytest.mark.parametrize("to", ["folders", "coco", "webdataset"])
+def test_names_that_some_disks_do_not_tell_apart_are_made_different(tmp_path: Path, to: Target) -> None:
+    data = encoded("png")
+    pictures = (("cat/a", "cat"), ("cat/A", "cat"), ("Cat/b", "Cat"), ("caf\u00e9", None), ("cafe\u0301", None))
+    records = [ImageRecord(key, data, "x", label, codec.probe(data)) for key, label in pictures]
+    source = _write(tmp_path / "data", records, [], 1)
+    convert(source, tmp_path / "out", to)
+    members = [name for name, _ in _members(tmp_path / "out") if name.endswith(".png")]
+    names = members or [name for name in _files(tmp_path / "out") if name.endswith(".png")]
+    assert len(names) == 5
+    assert are_unique(names)
+    assert members or len({unicodedata.normalize("NFC", name.lower()).rpartition("/")[0] for name in names}) == 3
+    assert _content(_back(tmp_path / "out", tmp_path / "back")) == _content(rows(source))
+
+
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     source = _plain(tmp_path / "data")
     (tmp_path / "out").mkdir()
@@ -381,11 +413,3 @@ def test_overwriting_a_foreign_export_removes_nothing_elsewhere(tmp_path: Path, 
         report.write_text(json.dumps(json.loads(report.read_text()) | {"files": {name: 4}}))
     convert(source, out, "coco", overwrite=True)
     assert mine.read_bytes() == b"mine"
-
-
-def test_file_names_that_some_disks_take_for_one_are_noted(tmp_path: Path) -> None:
-    files = write_files(tmp_path / "raw", {f"cat/{name}.png": encoded("png") for name in ("a", "A", "b")})
-    ingest(files, tmp_path / "data")
-    plan = plan_convert(str(tmp_path / "data"), str(tmp_path / "out"), "folders")
-    assert "capital letters" in plan.notes[-1]
-    assert plan_convert(str(tmp_path / "data"), str(tmp_path / "wds"), "webdataset").notes == []

@@ -291,6 +291,19 @@ def test_a_step_that_reads_a_mask_gets_it_as_it_was_moved() -> None:
     assert dict(result.rejected) == {}
 
 
+@pytest.mark.parametrize("wanted", [Wanted(("none",)), Wanted(("other",))])
+def test_a_step_that_reads_a_mask_that_stayed_behind_is_refused(wanted: Wanted) -> None:
+    schema = pa.schema({"mask": pa.binary(), "other": pa.binary()})
+    late, early = (
+        Pipeline.parse(text).steps
+        for text in ('rotate90 | blur_background(mask_column="mask")', 'blur_background(mask_column="mask") | rotate90')
+    )
+    with pytest.raises(UsageError, match="move it too with --masks mask, or put 'blur_background' before"):
+        find_annotations(schema, late, wanted)
+    assert "mask" not in find_annotations(schema, early, wanted).masks
+    assert find_annotations(schema, late).masks == ("mask",)
+
+
 def test_every_step_says_what_it_does_to_places() -> None:
     silent = [name for name, each in REGISTRY.items() if each.__module__.startswith("library.") and not _says(each)]
     assert silent == []

@@ -141,6 +141,7 @@ def test_a_model_by_its_call_needs_a_file_of_weights(tmp_path: Path) -> None:
         ({"mean": [1.0, 2.0]}, "mean needs 1 or 3 numbers"),
         ({"embedding": None, "scores": {}}, "name an output"),
         ({"scores": {"mean": ["key"]}}, "named twice or reserved"),
+        ({"scores": {"mean": ["red"], "sum": ["red"]}}, "'red' is named twice or reserved"),
         ({"scores": {"mean": ["a b"]}}, "scores"),
         ({"colour": "red"}, "colour"),
         ({"fit": "resise(3)"}, "unknown step 'resise'"),
@@ -156,7 +157,7 @@ def test_a_wrong_card_is_refused_by_the_name_of_the_field(
 
 
 def test_a_card_that_is_not_yaml_or_no_mapping_is_refused(tmp_path: Path) -> None:
-    for text in ("name: [", "!!python/object/apply:os.system ['true']", "3"):
+    for text in ("name: [", "!!python/object/apply:os.system ['true']", "3", "[" * 5000, "a: 2026-02-30"):
         (tmp_path / "card.yaml").write_text(text)
         with pytest.raises(UsageError, match=r"card\.yaml"):
             read_card(str(tmp_path / "card.yaml"))
