@@ -19,7 +19,7 @@ from library.choosing.labels.embedders import BundleEmbedder, Embedder, ModelEmb
 from library.choosing.labels.patch_features import SAMPLE_PICTURES, PatchFilters, patch_inputs
 from library.dataset.destination import remove_uncommitted
 from library.dataset.lease import hold
-from library.dataset.manifest import FEATURES, Job, Manifest, digest_of, load_manifest
+from library.dataset.manifest import FEATURES, Job, Manifest, digest_of, find_manifest, load_manifest
 from library.dataset.shards import ShardReader, batches
 from library.errors import BadPicture, StriateError, UsageError
 from library.steps.plugins import Plugin
@@ -157,6 +157,7 @@ def ensure_side_shards(
     plan = ShardPlan(dataset, folder, (job,), tasks, work, {}, used_plugins=used_plugins)
     with hold(folder, tidy=remove_uncommitted):
         tally = make_shards(kind, plan, pool).tally
+    remove_outdated(dataset, manifest)
     unused = {**tally.dropped, **tally.rejected}
     tables: list[pa.Table] = []
     for task in tasks:
@@ -184,6 +185,22 @@ def check_memory(dataset: str, tables: Sequence[pa.Table], pictures: int, memory
             f"the vectors of the {pictures:,} pictures of {dataset} need about {needed / 1e9:.1f} GB, and this machine "
             f"has {memory / 1e9:.1f} GB; run the command on a part: striate filter {dataset} PART --steps 'sample(0.1)'"
         )
+
+
+def remove_outdated(dataset: str, manifest: Manifest) -> None:
+    """Removes finished results in `_features/` that were made from earlier pictures of the dataset.
+
+    Those of patches, which are learned from the pictures, could never be used again.
+    """
+    features = storage.join(dataset, FEATURES)
+    files = storage.list_files(features)
+    for name in sorted({file.path.partition("/")[0] for file in files}):
+        made = find_manifest(storage.join(features, name))
+        if made is not None and made.complete and made.job.source_digest != manifest.digest:
+            old = [file for file in files if file.path.startswith(f"{name}/")]
+            storage.remove(file.uri for file in old)
+            for folder in sorted({file.path.rpartition("/")[0] for file in old} | {name}, reverse=True):
+                storage.remove_empty_folder(storage.join(features, folder))
 
 
 def remove_temporary(folder: str) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from jobs.choosing.audit import FINDINGS, plan_audit, run_audit
+from jobs.choosing.audit import FINDINGS, TRAININGS, plan_audit, run_audit
+from library.choosing.labels.embedders import read_folds
 from library.choosing.labels.findings import FINDING_SCHEMA
 from library.imaging import codec
 from tests.picture_examples import ingest, write_files
+
+RECIPE = """
+model: lenet5
+data: {train: x}
+epochs: 1
+batch_size: 16
+optimizer: {name: adam, lr: 0.003}
+"""
 
 
 def bars(upright: bool, seed: int) -> bytes:
@@ -57,3 +67,18 @@ def test_an_audit_finds_planted_leaks_and_wrong_labels(tmp_path: Path) -> None:
     without = run_audit(plan_audit(str(out), near=None), workers="1")
     assert without.counts()["leak"] == audit.counts()["leak"]
     assert "--bundle" in without.skipped[0]
+
+
+def test_a_full_audit_judges_every_label_by_networks_that_never_saw_it(tmp_path: Path) -> None:
+    out, page = splits(tmp_path), tmp_path / "page"
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    plan = plan_audit(str(out), full=str(tmp_path / "recipe.yaml"), folds=2, near=None, report=str(page))
+    audit = run_audit(plan, workers="1", gpu=False)
+    fold_of = read_folds(str(page / TRAININGS / "folds.npz"))
+    assert len(fold_of) == 82
+    for fold in range(2):
+        record = json.loads((page / TRAININGS / f"fold-{fold + 1}" / "bundle.json").read_text())
+        assert record["provenance"]["train_pictures"] == sum(other != fold for other in fold_of.values())
+    assert audit.accuracy is not None
+    assert audit.counts()["leak"] == {"train": 0, "test": 1}
+    assert [line.partition(":")[0] for line in audit.skipped] == ["outliers", "label errors of test"]

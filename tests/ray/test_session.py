@@ -56,7 +56,8 @@ class Reported(io.TextIOWrapper):
     def write(self, text):
         if "starting it again" in text:
             os.environ["RAY_gcs_server_port_wait_time_s"] = "60"
-            print("left after a failed start:", *map(command, family(os.getpid())[1:]), flush=True)
+            until(lambda: not any(map(command, family(os.getpid())[1:])))  # those that were killed may take a moment
+            print("nothing is left of a failed start", flush=True)
         return super().write(text)
 
 sys.stderr = Reported(sys.stderr.buffer, write_through=True)
@@ -83,7 +84,9 @@ def test_a_failed_start_of_ray_is_repeated_and_leaves_no_process() -> None:
     assert done.returncode == 0, done.stderr
     assert "cannot start Ray on this machine: Timed out" in done.stderr
     assert "starting it again (2 of 3)" in done.stderr
-    assert done.stdout.splitlines() == ["left after a failed start:", "computed 42", "all ended"]
+    *failed, computed, ended = done.stdout.splitlines()
+    assert (computed, ended) == ("computed 42", "all ended")
+    assert set(failed) == {"nothing is left of a failed start"}  # a busy machine may miss the second start, too
 
 
 def connected_port() -> str:

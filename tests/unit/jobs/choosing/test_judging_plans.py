@@ -6,8 +6,11 @@ import pytest
 
 from jobs.choosing.ablate import plan_ablate
 from jobs.choosing.audit import find_splits, plan_audit
-from jobs.choosing.vectors import check_memory
+from jobs.choosing.vectors import check_memory, remove_outdated
 from jobs.cli.app import run
+from library.dataset.destination import claim, finish
+from library.dataset.manifest import FEATURES, Job, load_manifest
+from library.dataset.totals import Totals
 from library.errors import StriateError, UsageError
 from tests.picture_examples import encoded, ingest, write_files
 
@@ -105,3 +108,16 @@ def test_vectors_that_do_not_fit_into_memory_are_refused_early() -> None:
         StriateError, match=r"1,000,000 pictures of raw need about 6\.\d GB, and this machine has 1\.1 GB"
     ):
         check_memory("raw", [one_shard], 1_000_000, 2**30)
+
+
+def test_features_of_earlier_pictures_are_removed(splits: Path) -> None:
+    train = splits / "train"
+    manifest = load_manifest(str(train))
+    for name, digest in (("earlier", "0" * 64), ("current", manifest.digest), ("unfinished", "0" * 64)):
+        folder, job = str(train / FEATURES / name), Job(kind="features", source=str(train), source_digest=digest)
+        claim(folder, [job], overwrite=False)
+        if name != "unfinished":
+            finish(folder, [job], Totals())
+    remove_outdated(str(train), manifest)
+    assert {path.name for path in (train / FEATURES).iterdir()} == {"current", "unfinished"}
+    assert load_manifest(str(train)) == manifest
