@@ -318,7 +318,7 @@ def transfer(workshop: Workshop) -> Shown:
                 for name, text, _ in arms
             ],
             "helps": any(_mean(results[name]) > _mean(scratch) for name in ("use", "first", "retrain")),
-            "first_layers_transfer": _mean(results["first"]) > _mean(results["use"]),
+            "last_layers_hurt": _mean(results["first"]) > _mean(results["use"]),
             "few": scratch[0].pictures,
             "tested": scratch[0].tested,
             "chart": _chart(

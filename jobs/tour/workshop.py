@@ -132,22 +132,26 @@ class Workshop:
         filter_dataset(plan_filter(str(source), str(dataset), steps))
         return dataset
 
+    def recipe(self, name: str, settings: Sequence[str], *, train_on: Path, test_on: Path) -> Path:
+        """Writes `recipes/NAME.yaml`: what all trainings of the tour share, with these settings (`field=value`)."""
+        recipe = self.folder / "recipes" / f"{name}.yaml"
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        overrides = [f"data.train={train_on}", f"data.val={test_on}", *settings]
+        fields = Recipe.load(_base(), overrides).model_dump(mode="json", exclude_unset=True)
+        recipe.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+        return recipe
+
     def train(self, name: str, settings: Sequence[str], *, train_on: Path, test_on: Path, seed: int = 0) -> Trained:
         """Trains a network, or returns one that was trained before in this folder.
 
         Args:
             name: of the training; its recipe is `recipes/NAME.yaml`, its bundle `networks/NAME-SEED`.
-            settings: what differs from `RECIPE`, as `field=value`.
+            settings: what differs from `pages/recipe.yaml`, as `field=value`.
             train_on: the training set.
             test_on: the validation set.
             seed: of weights, order and augmentation.
         """
-        recipe = self.folder / "recipes" / f"{name}.yaml"
-        recipe.parent.mkdir(parents=True, exist_ok=True)
-        overrides = [f"data.train={train_on}", f"data.val={test_on}", *settings]
-        with_settings = Recipe.load(_base(), overrides)
-        fields = with_settings.model_dump(mode="json", exclude_unset=True)
-        recipe.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+        recipe = self.recipe(name, settings, train_on=train_on, test_on=test_on)
         bundle = self.folder / "networks" / f"{name}-{seed}"
         self.command("train", f"{recipe} --set seed={seed} --out {bundle}")
         plan = plan_train(Recipe.load(str(recipe), [f"seed={seed}"]), str(bundle))
