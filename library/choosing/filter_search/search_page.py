@@ -25,7 +25,7 @@ from library.pipeline import Pipeline
 COMMAND = "striate search"
 #: Pictures in the sheet of what filters do, and pixels of each.
 SHOWN_PICTURES, _TILE_PX = 6, 140
-_ANSWER_INCHES, _ANSWER_DPI, _ANSWER_COLUMNS = (8.0, 3.6), 110, 92
+_ANSWER_INCHES, _ANSWER_DPI, _ANSWER_COLUMNS = (8.0, 3.6), 110, 76
 
 
 @dataclass(frozen=True)
