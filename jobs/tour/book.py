@@ -62,7 +62,7 @@ CHAPTERS = (
             "the numbers for a small picture, a 4K frame and a phone's photo.", basics.dense),
     Chapter("cortex", "An idea from the visual cortex", "Cells that answer to lines of one direction, and filters "
             "that do the same.", basics.cortex),
-    Chapter("filters", "Filters and kernels", "The numbers of one patch worked out by hand, then ten kernels on a "
+    Chapter("filters", "Filters and kernels", "The numbers of one patch worked out by hand, then nine kernels on a "
             "photo.", basics.filters),
     Chapter("sandbox", "Stride, padding, pooling", "How large the result is, and a sandbox for your own picture and "
             "kernel.", basics.sandbox),
@@ -144,6 +144,8 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
     resumed = [chapter.name for chapter in wanted if chapter.name in made]
     missing = [chapter for chapter in wanted if chapter.name not in made]
     started, done = time.monotonic(), 0
+    # Marks the folder as a tour's before anything else is in it, so that a killed tour can resume.
+    (folder / "chapters").mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if any(chapter.needs_ray for chapter in missing):
             stack.enter_context(connect())
@@ -235,7 +237,6 @@ def _write_pages(folder: Path, made: Mapping[str, _Made]) -> None:
         title="The tour",
         chapters=[(chapter, _file(chapter), CHAPTERS.index(chapter) + 1) for chapter in shown],
         absent=[chapter for chapter in CHAPTERS if chapter.name not in made],
-        seconds=sum(one.seconds for one in made.values()),
         version=VERSIONS["striate"],
         folder=str(folder),
     )
