@@ -472,7 +472,8 @@ def _stage_numbers(stage: StageMaps) -> dict[str, Any]:
 
 
 def _trust_numbers(trust: Trust) -> dict[str, Any]:
-    return {**{name: round(area, 4) for name, area in trust.areas.items()}, "verdict": trust.verdict}
+    areas = {name: round(area, 4) for name, area in trust.areas.items()}
+    return {**areas, "beaten": trust.beaten, "copies": len(trust.shifted_deletion), "verdict": trust.verdict}
 
 
 def _pair_numbers(pair: MixUp) -> dict[str, Any]:

@@ -16,7 +16,8 @@ READING: Mapping[str, str] = {
     "heat": "Which parts of the picture count. Grad-CAM follows the gradient of the class back to the last maps; "
     "occlusion hides one part after another and asks the classifier again, which costs more and assumes nothing.",
     "trust": "Whether the maps above deserve belief: the probability while the hottest pixels are hidden (it should "
-    "fall sooner than in random order) or shown on a blurred picture (it should rise sooner).",
+    "fall soon) or shown on a blurred picture (it should rise soon). The measure is the same map at 24 other places of "
+    "the picture (dashed: the mean; shaded: the range); better than chance is only what beats all of them.",
     "maps": "What each stage makes of the picture, from the input on: first lines and colours at their places, then "
     "parts, at last coarse maps of whole objects. Each map is drawn from its least (dark) to its greatest value.",
     "fields": "Which pixels one unit of each stage can see at all. Deep units see more than the picture; the part of a "

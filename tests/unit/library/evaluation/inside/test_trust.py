@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,8 @@ _SIDE = 8
 
 def linear_bundle(weights: NDArray[np.float32]) -> Bundle:
     """The logit of `a` is the sum of the normalised pixels times these weights; that of `b` is 0."""
-    call = f"mlp(hidden=[1], size={_SIDE})"
+    side = len(weights)
+    call = f"mlp(hidden=[1], size={side})"
     network = create(call, num_classes=2)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -30,7 +32,7 @@ def linear_bundle(weights: NDArray[np.float32]) -> Bundle:
         last: Any = network.head[-1]
         dense.weight[0] = torch.from_numpy(weights.ravel())
         last.weight[0, 0] = 1
-    record = BundleRecord(model=call, classes=("a", "b"), input_size=(_SIDE, _SIDE), channels=1)
+    record = BundleRecord(model=call, classes=("a", "b"), input_size=(side, side), channels=1)
     return Bundle.of_model(record, network, device="cpu")
 
 
@@ -61,21 +63,67 @@ def test_the_right_order_beats_chance_and_the_wrong_one_does_not() -> None:
     pixels[1:3, 1:4] = 255  # so that the blurred picture has less evidence
     trusts = deletion_insertion(linear_bundle(weights), pixels, {"right": weights, "wrong": -weights}, "a")
     right, wrong = trusts["right"], trusts["wrong"]
-    assert right.areas["deletion"] < right.areas["random_deletion"] < wrong.areas["deletion"]
-    assert right.areas["insertion"] > right.areas["random_insertion"] > wrong.areas["insertion"]
+    assert right.areas["deletion"] < right.areas["shifted_deletion"]
+    assert right.areas["insertion"] > right.areas["shifted_insertion"]
+    assert right.beaten == {"deletion": 24, "insertion": 24}
     assert right.verdict.startswith("better than chance in both ways")
-    assert wrong.verdict.startswith("no better than chance")
+    assert wrong.beaten == {"deletion": 0, "insertion": 0}
+    assert wrong.verdict.startswith("no better than chance: it beats 0 of the same map at 24 other places")
     for curves in (right, wrong):
         assert curves.deletion[0] == pytest.approx(curves.insertion[-1], abs=1e-6)
-        assert (len(curves.shares), curves.shares[0], curves.shares[-1]) == (21, 0, 1)
+        assert (len(curves.shares), curves.shares[0], curves.shares[-1]) == (11, 0, 1)
+        assert curves.shifted_insertion.shape == (24, 11)
     assert draw_trust(trusts).shape == (340, 940, 3)
+
+
+def blobs(side: int, seed: int) -> NDArray[np.float32]:
+    """Blurred noise that is as smooth everywhere, over the edges too."""
+    noise = np.random.default_rng(seed).normal(size=(side, side)).astype(np.float32)
+    smooth = cv2.GaussianBlur(np.tile(noise, (3, 3)), (0, 0), side / 10)
+    return np.asarray(smooth[side : 2 * side, side : 2 * side], np.float32)
+
+
+def test_a_map_beats_its_copies_at_one_place_of_25_at_the_most() -> None:
+    """So a map that lies anywhere by chance is called better in a way in at most 1 case of 25."""
+    side = 10
+    bundle = linear_bundle(np.abs(blobs(side, 0)))
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 1), np.uint8)
+    heat = blobs(side, 1)
+    places = {f"{row},{column}": np.roll(heat, (row, column), (0, 1)) for row in range(0, side, 2)
+              for column in range(0, side, 2)}  # fmt: skip
+    trusts = deletion_insertion(bundle, pixels, places, "a", steps=3).values()
+    for way in ("deletion", "insertion"):
+        assert sum(trust.beaten[way] == 24 for trust in trusts) <= 1
+    assert any("no better than chance" in trust.verdict for trust in trusts)
+
+
+def test_random_smooth_maps_are_better_than_chance_at_the_stated_rate() -> None:
+    bundle = linear_bundle(np.abs(blobs(_SIDE, 0)))
+    pixels = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 1), np.uint8)
+    heats = {str(seed): blobs(_SIDE, seed) for seed in range(1, 61)}
+    trusts = deletion_insertion(bundle, pixels, heats, "a", steps=3)
+    both = sum(trust.verdict.startswith("better than chance in both ways") for trust in trusts.values())
+    any_way = sum(trust.verdict.startswith("better than chance") for trust in trusts.values())
+    assert both <= 3
+    assert any_way <= 6
+
+
+def test_a_map_without_any_order_is_no_better_than_chance() -> None:
+    weights, pixels = weights_and_picture()
+    flat = np.zeros((_SIDE, _SIDE), np.float32)
+    trust = deletion_insertion(linear_bundle(weights), pixels, {"flat": flat}, "a")["flat"]
+    assert trust.beaten == {"deletion": 0, "insertion": 0}
 
 
 def test_a_map_that_helps_one_way_only_is_to_be_read_with_care() -> None:
     shares = np.array([0, 1], np.float32)
     low, high = np.zeros(2, np.float32), np.ones(2, np.float32)
-    assert "in hiding its hottest pixels only" in Trust("a", shares, low, low, high, high).verdict
-    assert "in showing its hottest pixels only" in Trust("a", shares, high, high, low, low).verdict
+    lows, highs = np.zeros((24, 2), np.float32), np.ones((24, 2), np.float32)
+    assert "in hiding its hottest pixels only" in Trust("a", shares, low, low, highs, highs).verdict
+    assert "in showing its hottest pixels only" in Trust("a", shares, high, high, lows, lows).verdict
+    # One copy that is as good is enough.
+    mixed = np.concatenate([highs[1:], lows[:1]])
+    assert "no better than chance: it beats 23 of" in Trust("a", shares, low, low, mixed, highs).verdict
 
 
 def test_an_ensemble_of_equal_members_has_the_curves_of_one() -> None:
@@ -85,13 +133,13 @@ def test_an_ensemble_of_equal_members_has_the_curves_of_one() -> None:
     alone = deletion_insertion(one, pixels, {"map": weights}, "a")["map"]
     together = deletion_insertion(both, (pixels, pixels), {"map": weights}, "a")["map"]
     assert together.deletion == pytest.approx(alone.deletion, abs=1e-5)
-    assert together.random_insertion == pytest.approx(alone.random_insertion, abs=1e-5)
+    assert together.shifted_insertion == pytest.approx(alone.shifted_insertion, abs=1e-5)
 
 
 def test_progress_reaches_its_end_and_an_unknown_class_is_an_error() -> None:
     weights, pixels = weights_and_picture()
     calls: list[tuple[int, int]] = []
     deletion_insertion(linear_bundle(weights), pixels, {"map": weights}, progress=lambda *counts: calls.append(counts))
-    assert calls[-1][0] == calls[-1][1] == 2 * 4 * 21
+    assert calls[-1][0] == calls[-1][1] == 25 * 2 * 9
     with pytest.raises(UsageError, match="has no class 'c'"):
         deletion_insertion(linear_bundle(weights), pixels, {"map": weights}, "c")
