@@ -45,7 +45,7 @@ def learn_filter_command(
     Gaussian), with the cosine, and pictures filtered by it. `filters.txt` holds a filter a line for `striate filter`;
     `space.yaml` is a space for a filter search. A killed training resumes when the same command is run again.
 
-        striate learn-filter out/cifar10/train --val out/cifar10/test --out out/learned
+        striate learn-filter out/cifar10/train --out out/learned
 
         striate learn-filter out/mnist/train --size 7 --count 6 --gates --out out/learned-digits
 
@@ -82,7 +82,7 @@ def learn_filter_command(
         match = kernel.match
         note = "" if match.cosine > learned.chance else ", no more than chance"
         say(f"{number:3}  {match.cosine:.2f}  {match.reference}; {match.colour}{note}")
-    say(f"95% of random kernels stay below a cosine of {learned.chance:.2f}")
+    say(f"95% of random kernels as smooth and as coloured stay below a cosine of {learned.chance:.2f}")
     if learned.pipeline is not None:
         text = learned.pipeline or "the unchanged picture"
         say(f"the heaviest gate, {learned.gates[learned.pipeline]:.1%}: {text}")

@@ -197,7 +197,7 @@ def learned_from(plan: LearnPlan, result: TrainResult, sample: PackedPictures) -
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return LearnedFilters(
         kernels=learned,
-        chance=chance(kernels.shape[1], kernels.shape[2]),
+        chance=chance(kernels),
         side_px=plan.side_px,
         channels=kernels.shape[1],
         metrics=metrics,

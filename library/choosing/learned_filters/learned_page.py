@@ -32,7 +32,7 @@ class LearnedFilters:
 
     Attributes:
         kernels: of the first layer.
-        chance: the cosine that 95% of random kernels stay below.
+        chance: the cosine that 95% of random kernels as smooth and as coloured stay below.
         side_px: side of the pictures that the network saw.
         channels: channels of the pictures that the kernels saw.
         metrics: of the best epoch.

@@ -136,13 +136,47 @@ def nearest(kernels: NDArray[np.floating]) -> list[Match]:
     return matches
 
 
-def chance(channels: int, size: int, *, kernels: int = 500, share: float = 0.95) -> float:
-    """Returns the cosine that this share of random kernels stays below: those of normally distributed weights."""
-    noise = np.random.default_rng(0).normal(size=(kernels, channels, size, size))
-    _, _, planes = _moved_references(size)
+def chance(kernels: NDArray[np.floating], *, draws: int = 500, share: float = 0.95) -> float:
+    """Returns the cosine that this share of random kernels as smooth and as coloured as some kernels stays below.
+
+    They are normal noise whose values are correlated over distances and channels as those of the kernels are in the
+    mean; each kernel counts as much, with its mirror images and turned by right angles. White noise would be no
+    measure: a blurred one resembles edges and blurs more than that.
+
+    Args:
+        kernels: count x channels x size x size.
+        draws: number of random kernels.
+        share: from 0 to 1.
+    """
+    kernels = np.asarray(kernels, np.float64)
+    lengths = np.linalg.norm(kernels.reshape(len(kernels), -1), axis=1)
+    alike = kernels[lengths > 0] / lengths[lengths > 0, None, None, None]
+    if not len(alike):
+        return 0.0
+    images = [np.rot90(one, turns, (2, 3)) for one in (alike, alike[:, :, :, ::-1]) for turns in range(4)]
+    values, vectors = np.linalg.eigh(_stationary_covariance(np.concatenate(images)))
+    roots = vectors * np.sqrt(np.clip(values, 0, None))
+    white = np.random.default_rng(0).normal(size=(draws, len(values)))
+    noise = (white @ roots.T).reshape(draws, *kernels.shape[1:])
+    _, _, planes = _moved_references(kernels.shape[-1])
     projections = np.tensordot(noise, planes, axes=([2, 3], [1, 2]))  # kernels x channels x candidates
-    similar = np.linalg.norm(projections, axis=1).max(1) / np.linalg.norm(noise.reshape(kernels, -1), axis=1)
+    similar = np.linalg.norm(projections, axis=1).max(1) / np.linalg.norm(noise.reshape(draws, -1), axis=1)
     return float(np.quantile(similar, share))
+
+
+def _stationary_covariance(kernels: Weights) -> Weights:
+    """Covariance of all weights of a kernel, each pair of channels by the mean over all places at the same distance."""
+    count, channels, size, _ = kernels.shape
+    flat = kernels.reshape(count, channels, size * size)
+    rows, columns = np.divmod(np.arange(size * size), size)
+    down, right = rows - rows[:, None] + size - 1, columns - columns[:, None] + size - 1
+    distance = down * (2 * size - 1) + right
+    pairs = np.bincount(distance.ravel())
+    covariance = np.empty((channels, size * size, channels, size * size))
+    for one, other in itertools.product(range(channels), repeat=2):
+        products = flat[:, one].T @ flat[:, other] / count
+        covariance[one, :, other] = (np.bincount(distance.ravel(), products.ravel()) / pairs)[distance]
+    return covariance.reshape(2 * (channels * size * size,))
 
 
 def describe_colour(channels: Sequence[float] | Weights) -> tuple[str, bool]:

@@ -33,7 +33,7 @@ def learned(
     made = [
         LearnedKernel(w, match, *kernel_filters(w, first)) for w, match in zip(scaled, nearest(scaled), strict=True)
     ]
-    return LearnedFilters(made, chance(channels, 5), 26, channels, {"val_top1": 0.5}, gates or {}, {"seed": "<0>"})
+    return LearnedFilters(made, chance(scaled), 26, channels, {"val_top1": 0.5}, gates or {}, {"seed": "<0>"})
 
 
 @pytest.mark.parametrize(("channels", "first"), [(1, ""), (1, "grayscale"), (3, ""), (3, "rgb")])

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from library.choosing.learned_filters.references import chance, describe_colour, nearest, references
 
@@ -66,12 +68,32 @@ def test_a_kernel_of_zeros_matches_nothing() -> None:
     assert nearest(np.zeros((1, 1, 5, 5)))[0].cosine == 0
 
 
-def test_few_random_kernels_exceed_the_cosine_of_chance() -> None:
-    bound = chance(3, 5)
-    noise = np.random.default_rng(1).normal(size=(300, 3, 5, 5))
-    above = sum(match.cosine > bound for match in nearest(noise))
-    assert 1 <= above <= 40  # 15 are expected
-    assert chance(1, 3) > chance(1, 5) > chance(3, 5)
+@pytest.mark.parametrize("sigma_px", [0, 0.8, 1.5])
+def test_few_random_kernels_of_any_smoothness_exceed_chance(sigma_px: float) -> None:
+    bound = chance(noise(200, 3, sigma_px, seed=0))
+    above = sum(match.cosine > bound for match in nearest(noise(200, 3, sigma_px, seed=1)))
+    assert 1 <= above <= 24  # 10 are expected
+
+
+def noise(count: int, channels: int, sigma_px: float, *, seed: int) -> NDArray[np.float64]:
+    """Random kernels of 5x5, blurred."""
+    white = np.random.default_rng(seed).normal(size=(count, channels, 17, 17))
+    blurred = gaussian_filter(white, (0, 0, sigma_px, sigma_px)) if sigma_px else white
+    return blurred[:, :, 6:11, 6:11]
+
+
+def test_chance_is_higher_for_smoother_and_for_fewer_numbers() -> None:
+    white, smooth = noise(50, 3, 0, seed=0), noise(50, 3, 1, seed=0)
+    assert chance(smooth) > chance(white) + 0.1
+    assert chance(white[:, :1, 1:4, 1:4]) > chance(white[:, :1]) > chance(white)
+
+
+def test_chance_depends_neither_on_size_nor_on_turning_of_kernels() -> None:
+    kernels = noise(8, 3, 0.8, seed=2)
+    scales = np.linspace(0.01, 100, 8)[:, None, None, None]
+    assert chance(kernels * scales) == pytest.approx(chance(kernels), abs=0.01)
+    assert chance(np.rot90(kernels, 1, (2, 3))) == pytest.approx(chance(kernels), abs=0.01)
+    assert chance(np.zeros((2, 3, 5, 5))) == 0
 
 
 @pytest.mark.parametrize(
