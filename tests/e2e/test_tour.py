@@ -210,11 +210,12 @@ def test_wrong_chapters_and_folders_of_others_are_refused(folder: Path, tmp_path
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1800)  # minutes on a quiet machine
 def test_the_whole_tour_is_a_book_of_every_chapter(open_page: Any, folder: Path) -> None:
     result = run_tour(folder)
     assert list(result.chapters) == [chapter.name for chapter in CHAPTERS]
-    for file in sorted(folder.glob("*.html")):
-        looks_whole(open_page(file))
+    for file, width in itertools.product(sorted(folder.glob("*.html")), (1100, 390)):
+        looks_whole(open_page(file, width))
     numbers = result.chapters["digits"]["numbers"]
     assert min(numbers["lenet5"] + numbers["mlp"]) > 0.9
     assert "Not made yet" not in (folder / "index.html").read_text("utf-8")
