@@ -89,19 +89,16 @@ class Trust:
         """
         copies, beaten = len(self.shifted_deletion), self.beaten
         ways = [way for way, count in beaten.items() if count == copies]
+        counts = f"of its {copies} copies at other places it beats {beaten['deletion']} in hiding its hottest pixels "
+        counts += f"and {beaten['insertion']} in showing them"
         if len(ways) == 2:
-            return (
-                f"better than chance in both ways: the answer needs its hottest pixels more than those of the same map "
-                f"at {copies} other places, which a map by chance achieves in at most 1 case of 20"
-            )
-        counts = f"it beats {beaten['deletion']} of the same map at {copies} other places in hiding its hottest "
-        counts += f"pixels and {beaten['insertion']} in showing them"
+            return f"better than chance in both ways: {counts}, as a map by chance does in at most 1 case of 20"
         if not ways:
             return f"no better than chance: {counts}; do not read it as a reason for the answer"
         way = "hiding" if ways == ["deletion"] else "showing"
         return (
-            f"better than chance in {way} its hottest pixels only: {counts}; "
-            "read it with care, as a map by chance achieves this in up to 1 case of 10"
+            f"better than chance in {way} its hottest pixels only: {counts}, as up to 1 map of 10 by chance; "
+            "read it with care"
         )
 
 

@@ -68,7 +68,7 @@ def test_the_right_order_beats_chance_and_the_wrong_one_does_not() -> None:
     assert right.beaten == {"deletion": 24, "insertion": 24}
     assert right.verdict.startswith("better than chance in both ways")
     assert wrong.beaten == {"deletion": 0, "insertion": 0}
-    assert wrong.verdict.startswith("no better than chance: it beats 0 of the same map at 24 other places")
+    assert wrong.verdict.startswith("no better than chance: of its 24 copies at other places it beats 0")
     for curves in (right, wrong):
         assert curves.deletion[0] == pytest.approx(curves.insertion[-1], abs=1e-6)
         assert (len(curves.shares), curves.shares[0], curves.shares[-1]) == (11, 0, 1)
@@ -123,7 +123,10 @@ def test_a_map_that_helps_one_way_only_is_to_be_read_with_care() -> None:
     assert "in showing its hottest pixels only" in Trust("a", shares, high, high, lows, lows).verdict
     # One copy that is as good is enough.
     mixed = np.concatenate([highs[1:], lows[:1]])
-    assert "no better than chance: it beats 23 of" in Trust("a", shares, low, low, mixed, highs).verdict
+    assert (
+        "no better than chance: of its 24 copies at other places it beats 23"
+        in Trust("a", shares, low, low, mixed, highs).verdict
+    )
 
 
 def test_an_ensemble_of_equal_members_has_the_curves_of_one() -> None:
