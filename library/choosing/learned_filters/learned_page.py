@@ -56,7 +56,7 @@ class LearnedFilters:
         return max(self.gates, key=lambda text: self.gates[text]) if self.gates else None
 
     def above_chance(self) -> list[LearnedKernel]:
-        """Returns the kernels that are more similar to their reference than random ones."""
+        """Returns the kernels that are more similar to their reference than random ones as smooth and as coloured."""
         return [kernel for kernel in self.kernels if kernel.match.cosine > self.chance]
 
     def edge_detectors(self) -> int:

@@ -217,7 +217,7 @@ def draw_trust(trusts: Mapping[str, Trust]) -> NDArray[np.uint8]:
     from matplotlib.figure import Figure
 
     with style.context(["default", {"font.size": 9, "font.family": "DejaVu Sans"}]):
-        figure = Figure((9.4, 3.4), dpi=100, layout="constrained")
+        figure = Figure((9.4, 4.4), dpi=100, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         for axes, name, title in zip(
             figure.subplots(1, 2, sharey=True),
@@ -238,6 +238,6 @@ def draw_trust(trusts: Mapping[str, Trust]) -> NDArray[np.uint8]:
             axes.grid(color="#dfe3ea")
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=8.5)
+            axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0, -0.17))
         canvas.draw()
         return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[:, :, :3])

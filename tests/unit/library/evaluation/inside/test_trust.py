@@ -73,7 +73,7 @@ def test_the_right_order_beats_chance_and_the_wrong_one_does_not() -> None:
         assert curves.deletion[0] == pytest.approx(curves.insertion[-1], abs=1e-6)
         assert (len(curves.shares), curves.shares[0], curves.shares[-1]) == (11, 0, 1)
         assert curves.shifted_insertion.shape == (24, 11)
-    assert draw_trust(trusts).shape == (340, 940, 3)
+    assert draw_trust(trusts).shape == (440, 940, 3)
 
 
 def blobs(side: int, seed: int) -> NDArray[np.float32]:
