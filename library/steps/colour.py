@@ -108,6 +108,7 @@ class WithChannels:
 
     Raises:
         BadPicture: what the filters raise.
+        ValueError: a filter of a plugin changes the dtype or the size.
     """
 
     filters: Annotated[
@@ -120,6 +121,12 @@ class WithChannels:
         filtered = pixels
         for step in self.filters.steps:
             filtered = cast(Filter, step)(filtered)
+        # Joined to others, uint8 would become float32 silently, with the wrong white.
+        if filtered.dtype != pixels.dtype or filtered.shape[:2] != pixels.shape[:2]:
+            raise ValueError(
+                f"with_channels({self.filters}) makes {filtered.dtype} {filtered.shape[1]} x {filtered.shape[0]} of "
+                f"{pixels.dtype} {pixels.shape[1]} x {pixels.shape[0]}; its filters must keep the dtype and the size"
+            )
         return np.concatenate([pixels, filtered], axis=2)
 
 

@@ -83,7 +83,8 @@ class Gain:
         """The gain in percentage points, its interval and p-value."""
         low, high = self.interval
         return (
-            f"{100 * self.mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, corrected p {_p(self.adjusted_p)})"
+            f"{format_points(self.mean)} points ({format_points(low)} to {format_points(high)}, "
+            f"corrected p {format_p(self.adjusted_p)})"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -102,20 +103,6 @@ class Gain:
             "margin": self.margin,
             "filter_ms": self.filter_ms,
         }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Gain:
-        """Reads what `to_json` returned."""
-        low, high = document["interval"]
-        return cls(
-            Candidate.from_json(document["candidate"]),
-            document["accuracy"],
-            document["identity"],
-            document["gain"],
-            tuple(document["by_seed"]),
-            (low, high),
-            *(document[name] for name in ("bound", "p_value", "adjusted_p", "margin", "filter_ms")),
-        )
 
 
 @dataclass(frozen=True)
@@ -262,30 +249,39 @@ def judge(
     winners = sorted((gain for gain in helping if worth(gain) > 0), key=lambda gain: -worth(gain))
     if winners:
         best = winners[0]
-        others = f"; {len(helping) - 1} more finalists help" if len(helping) > 1 else ""
+        more = len(winners) - 1
+        others = f"; {more} more finalist{'s help' if more > 1 else ' helps'}" if more else ""
         return Answer("helps", f"{best.candidate.name} helps: {best.text}{others}", best.candidate, ordered)
     if helping:
         best = max(helping, key=worth)
-        cost = f"a picture costs {best.filter_ms:.2g} ms more, which --cost-weight counts as more than the gain"
+        points = f"{cost_weight * best.filter_ms:.3g} points"
+        counted = f"--cost-weight {cost_weight:g} counts as {points}"
+        cost = f"its filters take {best.filter_ms:.3g} ms a picture, which {counted}"
         return Answer("none", f"{best.candidate.name} gains {best.text}, but {cost}", None, ordered)
     most = max(gain.bound for gain in real)
     if all(gain.verdict in ("equivalent", "worse") for gain in real):
         if not whole_race:
             sentence = (
-                f"undecided: no finalist helps, at most {_points(most)}, but there was no time to try all candidates"
+                f"undecided: no finalist helps, at most {_at_most(most)}, but there was no time to try all candidates"
             )
             return Answer("undecided", sentence, None, ordered)
-        return Answer("none", f"no filter helps: at most {_points(most)}", None, ordered)
+        return Answer("none", f"no filter helps: at most {_at_most(most)}", None, ordered)
     open_ones = [gain for gain in real if gain.verdict == "undecided"]
     best = max(open_ones, key=lambda gain: gain.mean)
     sentence = f"undecided: no filter certainly helps; the best finalist, {best.candidate.name}, gains {best.text}"
-    return Answer("undecided", f"{sentence}. None gains more than {_points(most)}", None, ordered)
+    return Answer("undecided", f"{sentence}. None gains more than {_at_most(most)}", None, ordered)
 
 
-def _points(fraction: float) -> str:
+def _at_most(fraction: float) -> str:
     # Rounded up: the bound must hold.
     return f"{math.ceil(max(0.0, fraction) * 1000 - 1e-9) / 10:.1f} points"
 
 
-def _p(value: float) -> str:
+def format_points(fraction: float) -> str:
+    """Returns a difference of accuracies in percentage points, without the unit."""
+    return f"{100 * fraction:+.1f}"
+
+
+def format_p(value: float) -> str:
+    """Returns a p-value as text, in the sentence and on the page."""
     return f"{value:.3f}" if value >= 0.001 else "below 0.001"

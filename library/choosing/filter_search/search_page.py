@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from library.choosing.filter_search.answer import Answer, Gain
+from library.choosing.filter_search.answer import Answer, Gain, format_p, format_points
 from library.choosing.filter_search.race import Standing
 from library.choosing.filter_search.space import IDENTITY, Candidate
 from library.evaluation.report.charts import cost_chart, interval_chart, shortened
@@ -88,7 +88,7 @@ def render_search(report: SearchReport, sheet: bytes | None = None) -> str:
         corruptions=sorted({name for accuracies in report.robustness.values() for name in accuracies}),
         robust=[(name, report.robustness[name]) for name in best if name in report.robustness],
         interval_chart=interval_chart(
-            [(gain.candidate.name, 100 * gain.mean, _points(gain.interval)) for gain in gains],
+            [(gain.candidate.name, 100 * gain.mean, _in_points(gain.interval)) for gain in gains],
             margin=100 * gains[0].margin if gains else 0.0,
             x_title="gain in percentage points",
         ),
@@ -99,14 +99,20 @@ def render_search(report: SearchReport, sheet: bytes | None = None) -> str:
         ),
         sheet=sheet,
         base64=base64_text,
-        points=lambda value: f"{100 * value:+.2f}",
+        points=format_points,
         percent="{:.2%}".format,
-        p_value=lambda value: "below 0.001" if value < 0.001 else f"{value:.3f}",
+        p_value=format_p,
+        finalists={gain.candidate for gain in gains},
+        computing=_duration(report.seconds),
         finite=math.isfinite,
     )
 
 
-def _points(interval: tuple[float, float]) -> tuple[float, float]:
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def _in_points(interval: tuple[float, float]) -> tuple[float, float]:
     return 100 * interval[0], 100 * interval[1]
 
 
@@ -138,7 +144,7 @@ def draw_answer(report: SearchReport) -> bytes:
         axes.axvline(0, color="#5b6576", lw=1)
         for place, gain in enumerate(gains):
             colour = _colour(gain)
-            low, high = _points(gain.interval)
+            low, high = _in_points(gain.interval)
             axes.plot([low, high], [place, place], color=colour, lw=2)
             axes.plot(100 * gain.mean, place, "o", color=colour, ms=7)
         axes.set_yticks(range(len(gains)), [shortened(gain.candidate.name) for gain in gains])

@@ -12,18 +12,16 @@ how much trainings differ by chance.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-import yaml
-
 from library.errors import GrammarError, UsageError
 from library.grammar import nearest
 from library.pipeline import Pipeline
 from library.randomness import seed_of
+from library.recipe.yaml_text import load_yaml
 from library.steps import REGISTRY
 
 Place: TypeAlias = Literal["always", "sometimes", "channels"]
@@ -112,11 +110,6 @@ class Candidate:
             "sometimes": f"sometimes({self.p!r}, {self.filters})",
             "channels": f"with_channels({self.filters})",
         }[self.place]
-
-    @property
-    def digest(self) -> str:
-        """The first 16 hex digits of the SHA-256 of the name."""
-        return hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -209,8 +202,8 @@ class Space:
         if len(text) > _MOST_BYTES:
             raise UsageError(f"{where} is larger than {_MOST_BYTES:,} bytes")
         try:
-            document = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            document = load_yaml(text)
+        except UsageError as error:
             raise UsageError(f"{where} is not valid YAML: {error}") from None
         document = {} if document is None else document
         if not isinstance(document, dict):
@@ -221,18 +214,20 @@ class Space:
             if name not in _FIELDS
         ]
         default = cls.default()
-        filters = _filters(document.get("filters", ["default"]), default, problems)
-        filters = _without(filters, document.get("without", []), problems)
-        places = document.get("places", list(PLACES))
-        if not isinstance(places, list) or not places or any(place not in PLACES for place in places):
-            problems.append(f"places: {places!r} is not a list of some of {', '.join(PLACES)}")
+        filters = _filters(document.get("filters", ("default",)), default, problems)
+        filters = _without(filters, document.get("without", ()), problems)
+        places = document.get("places", PLACES)
+        if not isinstance(places, tuple) or not places or any(place not in PLACES for place in places):
+            problems.append(f"places: {_shown(places)} is not a list of some of {', '.join(PLACES)}")
         p = document.get("p", SOMETIMES)
         if isinstance(p, bool) or not isinstance(p, int | float) or not 0 < p < 1:
             problems.append(f"p: {p!r} is not a probability between 0 and 1")
+        elif "p" in document and isinstance(places, tuple) and "sometimes" not in places:
+            problems.append("p: has no effect without the place `sometimes`")
         length, placebos = document.get("length", 2), document.get("placebos", PLACEBOS)
-        if isinstance(length, bool) or length not in range(1, MOST_FILTERS + 1):
+        if type(length) is not int or length not in range(1, MOST_FILTERS + 1):
             problems.append(f"length: {length!r} is not 1, 2 or 3")
-        if isinstance(placebos, bool) or placebos not in range(101):
+        if type(placebos) is not int or placebos not in range(101):
             problems.append(f"placebos: {placebos!r} is not a number from 0 to 100")
         if not problems and not filters:
             problems.append("filters: none is left to search")
@@ -265,16 +260,6 @@ class Space:
     def _at(self, filters: str, place: Place) -> Candidate:
         return Candidate(filters, place, self.p if place == "sometimes" else None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the space as plain data."""
-        return {
-            "filters": list(self.filters),
-            "places": list(self.places),
-            "p": self.p,
-            "length": self.length,
-            "placebos": self.placebos,
-        }
-
 
 _FIELDS = ("filters", "without", "places", "p", "length", "placebos")
 
@@ -291,8 +276,13 @@ def _canonical(text: str) -> str:
     return str(pipeline)
 
 
+def _shown(value: Any) -> str:
+    """Returns a value as it may stand in YAML; lists have been read as tuples."""
+    return f"[{', '.join(map(_shown, value))}]" if isinstance(value, tuple) else repr(value)
+
+
 def _filters(listed: Any, default: Space, problems: list[str]) -> tuple[str, ...]:
-    if not isinstance(listed, list):
+    if not isinstance(listed, tuple):
         problems.append(f"filters: {listed!r} is not a list of pipelines, or of `default`")
         return ()
     texts: list[str] = []
@@ -300,16 +290,19 @@ def _filters(listed: Any, default: Space, problems: list[str]) -> tuple[str, ...
         if item == "default":
             texts += default.filters
             continue
+        if not isinstance(item, str):
+            problems.append(f"filters: {_shown(item)} is not the text of a pipeline; are quotes missing?")
+            continue
         try:
-            texts.append(_canonical(str(item)))
+            texts.append(_canonical(item))
         except (GrammarError, UsageError) as error:
             problems.append(f"filters: {error}")
     return tuple(dict.fromkeys(texts))
 
 
 def _without(filters: tuple[str, ...], listed: Any, problems: list[str]) -> tuple[str, ...]:
-    if not isinstance(listed, list) or any(not isinstance(name, str) for name in listed):
-        problems.append(f"without: {listed!r} is not a list of names of steps")
+    if not isinstance(listed, tuple) or any(not isinstance(name, str) for name in listed):
+        problems.append(f"without: {_shown(listed)} is not a list of names of steps")
         return filters
     problems += [f"without: unknown step '{name}'{nearest(name, REGISTRY)}" for name in listed if name not in REGISTRY]
     removed = set(listed)

@@ -57,6 +57,23 @@ def test_an_installed_package_offers_steps_by_an_entry_point(tmp_path: Path, mon
     assert "halve" in REGISTRY
 
 
+@pytest.mark.parametrize("result", ["pixels.astype(np.float32) / 255", "pixels[1:]"])
+def test_an_added_channel_has_the_dtype_and_the_size_of_the_others(tmp_path: Path, result: str) -> None:
+    path = tmp_path / "strange.py"
+    path.write_text(
+        "import numpy as np\n"
+        "from library.steps.base import register\n\n\n"
+        '@register("filter", still=True)\n'
+        "class Strange:\n"
+        '    """Return something else."""\n\n'
+        "    def __call__(self, pixels):\n"
+        f"        return {result}\n"
+    )
+    plugins.load([str(path)])
+    with pytest.raises(ValueError, match=r"with_channels\(strange\) makes .* must keep the dtype and the size"):
+        Pipeline.parse("with_channels(strange)").steps[0](np.full((4, 4, 1), 9, np.uint8))
+
+
 def _offer(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     point = importlib.metadata.EntryPoint("mine", module, plugins.ENTRY_POINTS)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.ENTRY_POINTS else [])

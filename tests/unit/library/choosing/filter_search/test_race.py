@@ -9,6 +9,7 @@ import pytest
 
 from library.choosing.filter_search.race import ROUNDS, Race, finalists_of
 from library.choosing.filter_search.space import Candidate, Space
+from library.randomness import seed_of
 
 CANDIDATES = tuple(Space.default().singles())
 
@@ -22,7 +23,7 @@ def run(race: Race, difference: Callable[[Candidate, int], float]) -> Race:
 
 
 def noise(candidate: Candidate, seed: int, size: float = 0.01) -> float:
-    return size * np.random.default_rng([int(candidate.digest, 16), seed]).standard_normal()
+    return size * np.random.default_rng([seed_of(candidate.name), seed]).standard_normal()
 
 
 def test_the_best_candidate_wins_and_gets_few_rivals() -> None:

@@ -39,8 +39,13 @@ def test_the_page_begins_with_the_answer_and_shows_every_candidate(report: Searc
     page = render_search(report)
     assert report.answer.outcome == "helps"
     assert report.answer.sentence in page
-    for text in (MEDIAN.name, "with_channels(invert)", "placebo 1", "80.00%", "out/train"):
+    for text in (MEDIAN.name, "with_channels(invert)", "placebo 1", "80.00%", "out/train", "2 minutes of computing"):
         assert text in page
+    assert page.count("<td>finalist</td>") == 3
+    assert "the race may have dropped a filter" in page
+    low, high = report.answer.gains[0].interval
+    assert f"{100 * low:+.1f} to {100 * high:+.1f}" in page
+    assert f"{100 * low:+.1f} to {100 * high:+.1f}" in report.answer.sentence
     assert "&lt;b&gt;cannot&lt;/b&gt; be trained" in page
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
@@ -49,6 +54,8 @@ def test_the_page_begins_with_the_answer_and_shows_every_candidate(report: Searc
 def test_an_unfinished_search_says_so_first(report: SearchReport) -> None:
     page = render_search(SearchReport(report.answer, [], None, {}, {}, 1, 1.0, "the budget of 1 minute was used up"))
     assert page.index("the budget of 1 minute was used up") < page.index("<main>")
+    assert "1 seconds of computing" not in page
+    assert "1 s of computing" in page
 
 
 def test_the_answer_is_a_picture_and_plain_data(report: SearchReport) -> None:
