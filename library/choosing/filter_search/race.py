@@ -3,11 +3,13 @@
 Racing is Maron and Moore 1994 (Hoeffding races) and Birattari et al. 2002 (F-race): what is clearly not the best gets
 no more trainings. After two seeds a candidate's own spread is nearly unknown, so it is moderated by the median spread
 of all candidates (Smyth 2004, Linear models and empirical Bayes methods: a t-test with the prior's degrees of freedom
-added). The error rate is shared among all rounds and candidates (Bonferroni). As trainings cost time, each round also
-keeps at most so many candidates, the best by their mean (successive halving: Jamieson and Talwalkar 2016).
+added). The error rate is shared among all rounds and candidates (Bonferroni). It holds for independent seeds, and not
+for replicates of a bootstrap, which a recipe with a frozen backbone has instead (docs/decisions/0015). As trainings
+cost time, each round also keeps at most so many candidates, the best by their mean (successive halving: Jamieson and
+Talwalkar 2016).
 
-The race only chooses who is tested. What helps is decided by `library.choosing.filter_search.answer`, on other seeds
-and other pictures.
+The race only chooses what is confirmed. What helps is decided by `library.choosing.filter_search.answer`, on other
+seeds and other pictures.
 """
 
 from __future__ import annotations
