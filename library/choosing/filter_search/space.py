@@ -260,6 +260,16 @@ class Space:
     def _at(self, filters: str, place: Place) -> Candidate:
         return Candidate(filters, place, self.p if place == "sometimes" else None)
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the space as plain data."""
+        return {
+            "filters": list(self.filters),
+            "places": list(self.places),
+            "p": self.p,
+            "length": self.length,
+            "placebos": self.placebos,
+        }
+
 
 _FIELDS = ("filters", "without", "places", "p", "length", "placebos")
 
