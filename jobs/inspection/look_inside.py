@@ -241,7 +241,7 @@ class _Look:
             if kernels is None:
                 note = f"{part.title} begins with neither a convolution nor a dense layer of pixels."
             else:
-                figures.append(self._figure("kernels", number, drawing.draw_kernels(kernels), part.title))
+                figures.append(self._figure("kernels", drawing.draw_kernels(kernels), part.title, number))
         sections = [Section("stages", "Stages", (), tables=tables), Section("kernels", "First kernels", figures, note)]
         return Chapter("network", "The network", (), sections)
 
@@ -281,12 +281,12 @@ class _Look:
             embeddings += [found for found in [umap(features)] if found is not None]
         labels = [names[0] if names else None for names in sample.labels]
         maps = [
-            self._figure(f"embedding-{one.method.lower()}", 1, draw_embedding(one, pictures, labels), one.method)
+            self._figure(f"embedding-{one.method.lower()}", draw_embedding(one, pictures, labels), one.method)
             for one in embeddings
         ]
         umap_note = "" if has_umap() else "UMAP is drawn too where the package umap-learn is installed."
         confused = (
-            [self._figure("confused", 1, drawing.draw_mix_ups(pairs, pictures), "confused classes")] if pairs else []
+            [self._figure("confused", drawing.draw_mix_ups(pairs, pictures), "confused classes")] if pairs else []
         )
         patches = self._patches(sample)
         looked = f"{len(pictures):,} of {plan.manifest.tally.rows_out:,} pictures"
@@ -348,11 +348,11 @@ class _Look:
         seen, fields = list[Figure](), list[Figure]()
         for number, part in enumerate(self._parts(prepared), start=1):
             stages = feature_maps(part.model, part.pixels)
-            seen.append(self._figure(f"{slug}-maps", number, drawing.draw_maps(stages), part.title))
-            fields.append(self._figure(f"{slug}-fields", number, drawing.draw_fields(part.pixels, stages), part.title))
+            seen.append(self._figure(f"{slug}-maps", drawing.draw_maps(stages), part.title, number))
+            fields.append(self._figure(f"{slug}-fields", drawing.draw_fields(part.pixels, stages), part.title, number))
         heat_note = "" if explanation is not None else "This network has no maps over the picture, so no Grad-CAM."
-        heat = self._figure(f"{slug}-heat", 1, drawing.draw_heat(prepared, explanation, hidden), f"evidence in {name}")
-        curves = self._figure(f"{slug}-trust", 1, draw_trust(trusts), f"deletion and insertion for {name}")
+        heat = self._figure(f"{slug}-heat", drawing.draw_heat(prepared, explanation, hidden), f"evidence in {name}")
+        curves = self._figure(f"{slug}-trust", draw_trust(trusts), f"deletion and insertion for {name}")
         words = "; ".join(f"{which} is {trust.verdict}" for which, trust in trusts.items()) + "."
         self.numbers["pictures"].append(
             {
@@ -395,7 +395,7 @@ class _Look:
                 [one for one in pictures if str(one.dtype) == kinds],
                 progress=lambda done, of, title=part.title: self._report(f"patches of {title}", done, of),
             )
-            figures.append(self._figure("patches", number, drawing.draw_patches(units), part.title))
+            figures.append(self._figure("patches", drawing.draw_patches(units), part.title, number))
         return figures
 
     def _probabilities(self, pictures: Sequence[Prepared]) -> NDArray[np.float32]:
@@ -408,12 +408,11 @@ class _Look:
     def _parts(self, prepared: Prepared) -> list[Part]:
         return list(networks(self._bundle, prepared))
 
-    def _figure(self, name: str, number: int, image: NDArray[np.uint8], alt: str) -> Figure:
-        """A drawing; those of further members of an ensemble have their number in the file's name."""
-        several = bool(self._bundle.members) and name.partition("-")[0] not in ("embedding", "confused")
-        caption = alt if several and ("member" in alt) else ""
-        file = f"{name}-{number}.png" if caption else f"{name}.png"
-        return Figure(file, drawing.png(image), f"{name.replace('-', ' ')}: {alt}", caption)
+    def _figure(self, name: str, image: NDArray[np.uint8], alt: str, member: int | None = None) -> Figure:
+        """A drawing; of an ensemble's member, whose number is in the file's name and whose title is the caption."""
+        one_of_several = member is not None and bool(self._bundle.members)
+        file = f"{name}-{member}.png" if one_of_several else f"{name}.png"
+        return Figure(file, drawing.png(image), f"{name.replace('-', ' ')}: {alt}", alt if one_of_several else "")
 
     def _slug(self, name: str) -> str:
         """A name for the files of a picture, which no other picture has."""

@@ -105,6 +105,10 @@ def test_an_ensembles_members_are_drawn_one_by_one(
     assert len([name for name in files if name.endswith("maps-2.png")]) == 3
     assert len(files) == len(set(files))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*files, "index.html"}
+    # A drawing of the whole ensemble has no number, whatever its picture is called.
+    named = picture(tmp_path / "member.png")
+    files = inspect(capsys, str(tmp_path / "both"), named, "--out", str(tmp_path / "named"))["files"]
+    assert {"member-heat.png", "member-trust.png", "member-maps-1.png", "member-fields-2.png"} <= set(files)
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint16), (5, np.uint8), (5, np.uint16)])
