@@ -88,9 +88,8 @@ def umap(features: NDArray[np.float32], seed: int = 0) -> Embedding | None:
     """
     if len(features) <= _NEIGHBOURS:
         return None
-    from umap import UMAP  # compiles itself, which takes seconds
-
-    model: Any = UMAP(n_neighbors=_NEIGHBOURS, random_state=seed, n_jobs=1)
+    umap: Any = importlib.import_module("umap")  # optional; compiles itself, which takes seconds
+    model = umap.UMAP(n_neighbors=_NEIGHBOURS, random_state=seed, n_jobs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the spectral start of small sets
         points = model.fit_transform(features)
