@@ -106,4 +106,6 @@ def search_command(
         )
     if report.unfinished is not None:
         say(f"unfinished: {report.unfinished}")
+    if report.looked is not None:
+        say(f"note: {report.looked}")
     say(f"{report.trainings:,} trainings; open {page} in a browser; striate train {winner} --out MODEL")

@@ -103,8 +103,8 @@ class Rounds:
 
     @property
     def trainings(self) -> int:
-        """Units with a result so far."""
-        return len(self._seconds)
+        """Units with a result so far; tests are of networks that were counted before."""
+        return sum(unit.stage != "test" for unit in self._seconds)
 
     @property
     def seconds(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from cluster.connection.session import connect
 from jobs import output
 from jobs.progress.display import duration
+from jobs.search.earlier_looks import EarlierLooks, described_in, write_record
 from jobs.search.placing import Placing, run_rounds
 from jobs.search.preparing import FilterFailed
 from jobs.search.rounds import Rounds, stopwatch
 from jobs.search.script import Findings, search
-from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, raw_inputs
+from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, raw_inputs, versions
 from jobs.search.unit_worker import (
-    MODELS,
     ComputerFactory,
     FileStore,
     UnitTask,
@@ -38,7 +38,6 @@ from library.choosing.filter_search.search_page import (
 from library.choosing.filter_search.space import IDENTITY
 from library.choosing.filter_search.trials import Unit, halves
 from library.dataset.lease import hold
-from library.dataset.manifest import VERSIONS
 from library.errors import UsageError
 from library.evaluation.report import PAGE
 from library.randomness import seeds_of
@@ -86,8 +85,9 @@ def run_search(
     """
     elapsed = stopwatch()
     with hold(plan.out, tidy=lambda out: None), connect(address) as session:
-        record = {"context": plan.context, **plan.described()}
-        storage.write_bytes(storage.join(plan.out, RECORD), (json.dumps(record, indent=1) + "\n").encode())
+        placing = Placing.choose(session, workers, gpu)
+        plan = replace(plan, device="cuda" if placing.gpu else "cpu")
+        looks = begin(plan)
         import ray
 
         from jobs.train.data import decode_all
@@ -95,18 +95,36 @@ def run_search(
         rows = [each for each in (plan.train, plan.val, plan.test) if each is not None]
         pictures = [decode_all(each, raw_inputs(), session, fitted=False, on_gpus=False) for each in rows]
         pictures[0].check_classes(plan.train.dataset, plan.train.classes)
-        placing = Placing.choose(session, workers, gpu)
         task = _task(plan, pictures, placing, session.cpus)
         factory = ComputerFactory(task, tuple(ray.put(packed) for packed in pictures))
         found = Findings()
         settings = plan.settings(placing.workers, first_confirmation_seed(plan.recipe))
-        rounds = Rounds(search(settings, elapsed, found), FileStore(plan.out), placing.workers, elapsed)
+        rounds = Rounds(search(settings, elapsed, found, looks), FileStore(plan.out), placing.workers, elapsed)
         run_rounds(rounds, factory, placing, _Progress(plan, rounds, found, elapsed))
-        report = _report(plan, rounds, found, pictures[0], task)
+        report = _report(plan, rounds, found, looks, pictures[0], task)
         _write(plan, report, pictures[0])
-    # The weights were kept for the test, which has been.
-    storage.remove(file.uri for file in storage.list_files(storage.join(plan.out, MODELS)))
     return SearchResult(report, plan.out, rounds.computed, elapsed())
+
+
+def begin(plan: SearchPlan) -> EarlierLooks:
+    """Writes what is searched, and removes the answer of another search in the folder; returns its looks at pictures.
+
+    Args:
+        plan: of this search.
+
+    Raises:
+        UsageError: its test pictures have answered another search.
+    """
+    looks, record = plan.looks(), storage.join(plan.out, RECORD)
+    if plan.test is not None:
+        looks.check_test(plan.test.dataset, plan.out)
+    described = {"context": plan.context, "question": plan.question, **plan.described()}
+    # Compared as they are written, where a tuple is a list.
+    if described_in(record) != json.loads(json.dumps(described)):
+        storage.remove(storage.join(plan.out, name) for name in (ANSWER, PAGE, PICTURE, RECIPE))
+    looks.save = lambda: write_record(record, described, looks.looks)
+    looks.save()
+    return looks
 
 
 def _task(plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cpus: int) -> UnitTask:
@@ -128,6 +146,7 @@ def _task(plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cp
         threads=max(1, cpus // placing.workers) if placing.gpu else 1,
         gpu=placing.gpu,
         used_plugins=plan.used_plugins,
+        test_context=plan.test_context,
     )
 
 
@@ -161,7 +180,9 @@ class _Progress:
         output.stderr.print("; ".join(parts), markup=False, soft_wrap=True)
 
 
-def _report(plan: SearchPlan, rounds: Rounds, found: Findings, train: PackedPictures, task: UnitTask) -> SearchReport:
+def _report(
+    plan: SearchPlan, rounds: Rounds, found: Findings, looks: EarlierLooks, train: PackedPictures, task: UnitTask
+) -> SearchReport:
     answer = found.answer
     if answer is None:
         best = f"; best so far in the race: {found.best}" if found.best else ""
@@ -181,7 +202,8 @@ def _report(plan: SearchPlan, rounds: Rounds, found: Findings, train: PackedPict
         "paired seeds": f"{found.confirmed_seeds}",
         "margin": f"{100 * plan.margin:g} points",
         "cost weight": f"{plan.cost_weight:g} points for a millisecond a picture",
-        "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "device": plan.device,
     }
     return SearchReport(
         answer,
@@ -192,6 +214,7 @@ def _report(plan: SearchPlan, rounds: Rounds, found: Findings, train: PackedPict
         rounds.trainings,
         rounds.seconds,
         "; ".join(found.unfinished) or None,
+        {"confirmation": looks.count("confirmation"), "test": looks.count("test")},
     )
 
 
@@ -215,6 +238,8 @@ def _write(plan: SearchPlan, report: SearchReport, train: PackedPictures) -> Non
     ]
     storage.write_bytes(storage.join(plan.out, RECIPE), "\n".join(lines).encode())
     documents: dict[str, Any] = {PICTURE: draw_answer(report)} if report.answer.gains else {}
+    if not documents:  # of an earlier run
+        storage.remove([storage.join(plan.out, PICTURE)])
     shown = [train[number] for number in range(min(SHOWN_PICTURES, len(train)))]
     try:
         sheet = draw_filtered(shown, [gain.candidate for gain in report.answer.gains])

@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from jobs.search.earlier_looks import EarlierLooks
 from jobs.search.rounds import Round, Script
 from library.choosing.filter_search.answer import MARGIN, SEEDS, Answer, Gain, gain_of, judge
 from library.choosing.filter_search.race import FINALISTS, Race, Standing, finalists_of
@@ -43,7 +43,7 @@ class Settings:
         margin: differences up to this fraction do not matter.
         cost_weight: percentage points that a millisecond a picture is worth.
         workers: trials at the same time.
-        has_test: whether there is a test split.
+        test_context: of units that are judged on the test pictures; None without a test split.
     """
 
     space: Space
@@ -54,7 +54,7 @@ class Settings:
     margin: float = MARGIN
     cost_weight: float = 0.0
     workers: int = 1
-    has_test: bool = False
+    test_context: str | None = None
 
 
 @dataclass
@@ -93,6 +93,7 @@ class Findings:
 
 
 _Results = Mapping[Unit, UnitResult]
+_MakeUnit = Callable[[Candidate, int, Stage], Unit]
 
 
 def affordable_finalists(settings: Settings, recipe_s: float) -> int:
@@ -114,20 +115,24 @@ def reserved_s(settings: Settings, recipe_s: float, finalists: int) -> float:
     return _CAUTION * recipe_s * -(-trainings // settings.workers)
 
 
-def search(settings: Settings, elapsed: Callable[[], float], found: Findings) -> Script:
+def search(
+    settings: Settings, elapsed: Callable[[], float], found: Findings, looks: EarlierLooks | None = None
+) -> Script:
     """Yields the rounds of a search, and writes into `found` what their results say.
 
     Args:
         settings: what it decides by.
         elapsed: returns the seconds since the start.
         found: is filled.
+        looks: at the same pictures, by earlier searches; gets those of this one.
 
     Raises:
         StriateError: the recipe cannot be trained without any filter.
     """
 
     def unit(candidate: Candidate, seed: int, stage: Stage) -> Unit:
-        return Unit(candidate, seed, stage, settings.context)
+        context = settings.test_context if stage == "test" else settings.context
+        return Unit(candidate, seed, stage, context or "")
 
     first = unit(IDENTITY, settings.first_seed, "recipe")
     results = yield Round("1 of 4: one training of the recipe, to know how long it takes", [first])
@@ -161,12 +166,10 @@ def search(settings: Settings, elapsed: Callable[[], float], found: Findings) ->
 
     found.whole_race = whole
     found.finalists = _finalists(survivors, found, settings.space, most)
-    yield from _confirm(settings, unit, end, found)
+    yield from _confirm(settings, unit, end, found, EarlierLooks() if looks is None else looks)
 
 
-def _race(
-    title: str, race: Race, unit: Callable[[Candidate, int, Stage], Unit], until_s: float, found: Findings
-) -> Generator[Round, _Results, bool]:
+def _race(title: str, race: Race, unit: _MakeUnit, until_s: float, found: Findings) -> Generator[Round, _Results, bool]:
     """Runs a race; returns whether there was time for all of it."""
     while not race.finished:
         missing = race.missing()
@@ -196,7 +199,7 @@ def _race(
 
 
 def _confirm(
-    settings: Settings, unit: Callable[[Candidate, int, Stage], Unit], end: float, found: Findings
+    settings: Settings, unit: _MakeUnit, end: float, found: Findings, looks: EarlierLooks
 ) -> Generator[Round, _Results, None]:
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     everyone = [IDENTITY, *found.finalists]
@@ -235,16 +238,44 @@ def _confirm(
         whole_race=found.whole_race,
     )
     found.best = answer.sentence
+    looks.record("confirmation", [one.name for one in confirmed], complete, answer.outcome)
     best = answer.winner or next((gain.candidate for gain in answer.gains if gain.candidate.placebo is None), None)
-    if not settings.has_test or best is None:
+    if settings.test_context is None or best is None:
         return
-    tested = [unit(one, seed, "test") for seed in complete for one in (IDENTITY, best)]
-    results = yield Round("the test split, once", tested, per_block=len(complete))
+    if answer.winner is None and not (found.whole_race and len(complete) == settings.seeds):
+        found.unfinished.append("the test pictures are kept until the search has its time")
+        return
+    yield from _test(settings, unit, best, complete, found, looks)
 
-    def of(candidate: Candidate) -> NDArray[np.bool_]:
-        return np.stack([_checked(results[unit(candidate, seed, "test")]).correct for seed in complete])
 
-    found.test = gain_of(best, of(best), of(IDENTITY), filter_ms=found.filter_ms.get(best, 0.0), margin=settings.margin)
+def _test(
+    settings: Settings, unit: _MakeUnit, best: Candidate, seeds: Sequence[int], found: Findings, looks: EarlierLooks
+) -> Generator[Round, _Results, None]:
+    """Judges one candidate on the test pictures, unless these have been seen; trains only where no file is left."""
+    assert found.answer is not None
+    other = looks.other("test", [best.name], seeds)
+    if other is not None:
+        found.unfinished.append(
+            f"the test pictures were not looked at again for {best.name}: an earlier run in this folder has seen them, "
+            f"for {', '.join(other.candidates)} with {len(other.seeds)} seeds; use other test pictures"
+        )
+        return
+    looks.record("test", [best.name], seeds, found.answer.outcome)
+    units = [unit(one, seed, "test") for seed in seeds for one in (IDENTITY, best)]
+    results = yield Round("the test pictures, once", units, settings.budget_s, 1, found.recipe_s)
+    complete = [seed for seed in seeds if all(unit(one, seed, "test") in results for one in (IDENTITY, best))]
+    judged = {one: [results[unit(one, seed, "test")] for seed in complete] for one in (IDENTITY, best)}
+    failure = next((result.failure for each in judged.values() for result in each if result.failure is not None), None)
+    if failure is not None:
+        found.unfinished.append(f"the test pictures cannot be judged: {failure}")
+        return
+    if len(complete) < len(seeds):
+        found.unfinished.append(f"test: no time for more than {len(complete)} of {len(seeds)} paired seeds")
+    if len(complete) < 2:
+        return
+    correct = {one: np.stack([result.correct for result in each]) for one, each in judged.items()}
+    milliseconds = found.filter_ms.get(best, 0.0)
+    found.test = gain_of(best, correct[best], correct[IDENTITY], filter_ms=milliseconds, margin=settings.margin)
 
 
 def _finalists(survivors: Sequence[Candidate], found: Findings, space: Space, most: int) -> list[Candidate]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from jobs.search.earlier_looks import EarlierLooks, read_looks
 from jobs.search.script import Settings
 from jobs.train.plan import model_inputs
 from library import storage
+from library.bundle.description import weights_digest
 from library.choosing.filter_search.answer import FEWEST_SEEDS, MARGIN, SEEDS
 from library.choosing.filter_search.race import FINALISTS
 from library.choosing.filter_search.space import MOST_CANDIDATES, Place, Space
@@ -29,7 +32,8 @@ from library.training.rows import Rows, check_same_classes, read_rows
 
 RECORD, ANSWER, RECIPE = "search.json", "answer.json", "recipe.yaml"
 #: Raised when what units compute changes, so that files of older ones are not taken for theirs.
-_VERSION = 1
+_VERSION = 2
+_TRAINING_PACKAGES = ("torch", "timm", "scikit-learn", "scipy")
 _PROBED = 32
 #: Pictures up to this side get the small default recipe.
 _SMALL_PX = 40
@@ -55,6 +59,7 @@ class SearchPlan:
         cost_weight: percentage points of accuracy that a millisecond a picture is worth.
         out: URI of the folder.
         used_plugins: plugins of the candidates and the recipe.
+        device: that trainings run on, `cpu` or `cuda`; known when the search runs.
     """
 
     recipe: Recipe
@@ -70,12 +75,34 @@ class SearchPlan:
     cost_weight: float
     out: str
     used_plugins: tuple[plugins.Plugin, ...]
+    device: str = "cpu"
 
     @property
     def context(self) -> str:
         """Digest of all that the result of a unit depends on, but its candidate, seed and stage."""
-        recipe = self.recipe.located().digest
-        return digest_of(["search", _VERSION, VERSIONS, self.datasets, recipe, plugins.digests(self.used_plugins)])
+        compared = {role: digest for role, digest in self.datasets.items() if role != "test"}
+        recipe = self.recipe.located()
+        parts = [compared, recipe.digest, weights_digest(recipe.weights), plugins.digests(self.used_plugins)]
+        return digest_of(["search", _VERSION, versions(), self.device, *parts])
+
+    @property
+    def test_context(self) -> str | None:
+        """The same for units that are judged on the test pictures; None without a test."""
+        return None if self.test is None else digest_of([self.context, self.datasets["test"]])
+
+    @property
+    def question(self) -> str:
+        """Digest of what the search asks of its pictures: what it trains and compares, and how it decides."""
+        space = [list(self.space.filters), list(self.space.places), self.space.p, self.space.length]
+        context = replace(self, device="cpu").context
+        return digest_of([context, space, self.space.placebos, self.seeds, self.margin, self.cost_weight])
+
+    def looks(self) -> EarlierLooks:
+        """Returns what earlier searches in the folder have judged on which pictures."""
+        datasets = {"confirmation": self.datasets["val"]}
+        if self.test is not None:
+            datasets["test"] = self.datasets["test"]
+        return EarlierLooks(self.question, datasets, read_looks(storage.join(self.out, RECORD)))
 
     def settings(self, workers: int, first_seed: int) -> Settings:
         """Returns what the stages decide by."""
@@ -88,7 +115,7 @@ class SearchPlan:
             self.margin,
             self.cost_weight,
             workers,
-            self.test is not None,
+            self.test_context,
         )
 
     def described(self) -> dict[str, Any]:
@@ -174,7 +201,7 @@ def plan_search(
     _check_memory(train_rows, loaded)
     where = storage.normalize(out)
     _check_out(where, list(uris.values()))
-    return SearchPlan(
+    plan = SearchPlan(
         loaded,
         recipe or "default",
         chosen,
@@ -189,6 +216,14 @@ def plan_search(
         where,
         plugins.used_by(steps),
     )
+    if test is not None:
+        plan.looks().check_test(uris["test"], where)
+    return plan
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of all packages that decide what a training gets right."""
+    return {**VERSIONS, **{name: version(name) for name in _TRAINING_PACKAGES}}
 
 
 def seconds_of(budget: str) -> float:

@@ -17,7 +17,6 @@ from jobs.train.plan import model_inputs
 from library import storage
 from library.choosing.filter_search.space import Candidate
 from library.choosing.filter_search.trials import Unit, UnitResult
-from library.dataset.manifest import digest_of
 from library.errors import StriateError, UsageError
 from library.models import parse_call
 from library.models.call import ModelCall
@@ -28,9 +27,7 @@ from library.recipe import Recipe
 from library.steps.plugins import Plugin, install
 from library.training.in_memory import PackedPictures
 
-UNITS, MODELS = "units", "models"
-#: Weights up to this size are kept until the test, which otherwise trains again.
-_MOST_WEIGHTS_BYTES = 64 * 2**20
+UNITS = "units"
 #: Pictures on which robustness is measured.
 ROBUST_PICTURES = 200
 
@@ -50,6 +47,7 @@ class UnitTask:
         threads: of torch in each worker.
         gpu: whether a worker has a GPU.
         used_plugins: plugins of the candidates and the recipe.
+        test_context: of units that are judged on the test pictures; None where there are none.
     """
 
     recipe: str
@@ -62,6 +60,7 @@ class UnitTask:
     threads: int
     gpu: bool
     used_plugins: tuple[Plugin, ...]
+    test_context: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,6 @@ class FileStore:
         """Returns accuracy by corruption, `clean` among them; empty where it was not measured."""
         uri = self.robustness_uri(unit)
         return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
-
-    def weights_uri(self, unit: Unit) -> str:
-        """URI of the weights of a training of the recipe; they are those of its test, too."""
-        name = digest_of([unit.candidate.to_json(), unit.seed, unit.context])[:32]
-        return storage.join(self.out, MODELS, f"{name}.safetensors")
 
 
 def with_candidate(recipe: Recipe, candidate: Candidate, sample: NDArray[Any], seed: int) -> Recipe:
@@ -170,6 +164,7 @@ class UnitComputer:
         self._val_pictures = val
         self._all_train = np.arange(len(train))
         self._latest: dict[str, tuple[str, Any]] = {}
+        self._measured_ms: dict[str, float] = {}
         self._device = torch.device("cuda" if task.gpu else "cpu")
 
     def __call__(self, units: Sequence[str]) -> None:
@@ -178,6 +173,7 @@ class UnitComputer:
             unit = Unit.from_json(json.loads(text))
             if self._store.read(unit) is None:
                 self._store.write(self.compute(unit))
+                self._measure_robustness(unit)
 
     def compute(self, unit: Unit) -> UnitResult:
         """Trains and judges. A candidate that cannot be trained gives a result with the reason."""
@@ -186,10 +182,7 @@ class UnitComputer:
             recipe = with_candidate(self._recipe, unit.candidate, self._sample, unit.seed)
             inputs = model_inputs(recipe)
             filters = Pipeline.parse(unit.candidate.filters) if unit.candidate.filters else Pipeline()
-            milliseconds = self._train.milliseconds(filters, self._task.proxy_train)
-            if unit.candidate.place == "sometimes":
-                milliseconds = 0.0  # in use nothing is filtered
-            start = time.perf_counter()
+            milliseconds = self._milliseconds(unit.candidate, filters)
             if unit.stage == "proxy":
                 correct = self._proxy(unit, recipe, inputs)
             elif unit.stage == "recipe":
@@ -199,6 +192,14 @@ class UnitComputer:
         except FilterFailed as error:  # anything else, such as a store that fails, is not the candidate's fault
             return UnitResult(unit, np.zeros(0, np.bool_), time.perf_counter() - start, 0.0, str(error))
         return UnitResult(unit, correct, time.perf_counter() - start, round(milliseconds, 4))
+
+    def _milliseconds(self, candidate: Candidate, filters: Pipeline) -> float:
+        """Time of a candidate's filters for a picture, measured once; 0 where nothing is filtered in use."""
+        if candidate.place == "sometimes":
+            return 0.0
+        if candidate.filters not in self._measured_ms:
+            self._measured_ms[candidate.filters] = self._train.milliseconds(filters, self._task.proxy_train)
+        return self._measured_ms[candidate.filters]
 
     def _proxy(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> NDArray[np.bool_]:
         from jobs.search import proxy
@@ -260,17 +261,16 @@ class UnitComputer:
         return create(recipe.model, num_classes=len(self._task.classes), weights=weights_file(recipe.weights))
 
     def _trained(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> NDArray[np.bool_]:
-        from safetensors.torch import save
-
         from jobs.search.recipe_trial import correct_of
 
         model = self._trained_model(unit.candidate, recipe, inputs)
         correct = correct_of(model, self._confirmation(unit.candidate, inputs), self._device, recipe.precision)
-        data = save({name: value.contiguous().cpu() for name, value in model.state_dict().items()})
-        if len(data) <= _MOST_WEIGHTS_BYTES:
-            storage.write_bytes(self._store.weights_uri(unit), data)
+        if self._task.test_context is not None and unit.candidate.placebo is None:
+            # Now, as the network is not kept. Nothing reads this file before the answer is known.
+            tested = Unit(unit.candidate, unit.seed, "test", self._task.test_context)
+            self._store.write(self._test_result(tested, model, recipe, inputs))
         if unit.seed == first_confirmation_seed(self._recipe):
-            self._measure_robustness(unit, model, inputs, recipe.precision)
+            self._latest["robustness"] = unit.digest, (model, inputs, recipe.precision)
         return correct
 
     def _trained_model(self, candidate: Candidate, recipe: Recipe, inputs: InputPipeline) -> Any:
@@ -319,27 +319,39 @@ class UnitComputer:
         return known[1]
 
     def _tested(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> NDArray[np.bool_]:
-        from safetensors.torch import load
+        """Trains again, where the training was before there was a test."""
+        result = self._test_result(unit, self._trained_model(unit.candidate, recipe, inputs), recipe, inputs)
+        if result.failure is not None:
+            raise FilterFailed(result.failure)
+        return result.correct
 
+    def _test_result(self, unit: Unit, model: Any, recipe: Recipe, inputs: InputPipeline) -> UnitResult:
+        """Judges a network on the test pictures; its seconds are counted with the training."""
         from jobs.search.recipe_trial import correct_of
-        from library.models.build import create
 
         assert self._test is not None
         assert self._test_pictures is not None
-        uri = self._store.weights_uri(unit)
-        if storage.exists(uri):
-            model = create(recipe.model, num_classes=len(self._task.classes), head=recipe.head)
-            model.load_state_dict(load(storage.read_bytes(uri)))
-        else:
-            model = self._trained_model(unit.candidate, recipe, inputs)
-        pictures = self._test.pack(inputs, np.arange(len(self._test_pictures)))
-        return correct_of(model, pictures, self._device, recipe.precision)
+        try:
+            known = self._latest.get("test")
+            if known is None or known[0] != unit.candidate.name:
+                pictures = self._test.pack(inputs, np.arange(len(self._test_pictures)))
+                known = self._latest["test"] = unit.candidate.name, pictures
+        except FilterFailed as error:
+            return UnitResult(unit, np.zeros(0, np.bool_), 0.0, 0.0, str(error))
+        return UnitResult(unit, correct_of(model, known[1], self._device, recipe.precision), 0.0, 0.0)
 
-    def _measure_robustness(self, unit: Unit, model: Any, inputs: InputPipeline, precision: str) -> None:
-        """Writes accuracy on corrupted pictures of the confirmation half; the corruption comes before the filters."""
+    def _measure_robustness(self, unit: Unit) -> None:
+        """Writes accuracy on corrupted pictures of the confirmation half; the corruption comes before the filters.
+
+        Only for the first seed of the confirmation, after its result: this is no part of the training.
+        """
         from jobs.search.recipe_trial import correct_of
         from library.evaluation.robustness import CORRUPTIONS
 
+        trained, kept = self._latest.pop("robustness", ("", None))
+        if trained != unit.digest:
+            return
+        model, inputs, precision = kept
         rows = self._task.confirmation[:ROBUST_PICTURES]
         data = self._val_pictures
         keys, labels = [str(data.keys[row]) for row in rows.tolist()], data.labels[rows].tolist()
@@ -349,7 +361,10 @@ class UnitComputer:
         for name, corruption in {"clean": None, **corrupted}.items():
             pictures = clean if corruption is None else [corruption(p, k) for p, k in zip(clean, keys, strict=True)]
             packed = PackedPictures.pack(pictures, labels, keys, data.rejected.copy())
-            prepared = Preparer(packed, most_bytes=0).pack(inputs, np.arange(len(rows)))
+            try:
+                prepared = Preparer(packed, most_bytes=0).pack(inputs, np.arange(len(rows)))
+            except FilterFailed:  # an empty cell of the table
+                continue
             accuracies[name] = float(correct_of(model, prepared, self._device, precision).mean())
         storage.write_bytes(self._store.robustness_uri(unit), json.dumps(accuracies).encode())
 

@@ -6,7 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib import style
@@ -41,6 +41,8 @@ class SearchReport:
         trainings: number of trainings behind the report.
         seconds: of computing, all workers together.
         unfinished: why the search ended before its end, as a sentence; None where it is complete.
+        looks: how often searches in the folder have judged on the `confirmation` and the `test` pictures, this one
+            counted; empty where it is not known.
     """
 
     answer: Answer
@@ -51,6 +53,18 @@ class SearchReport:
     trainings: int
     seconds: float
     unfinished: str | None = None
+    looks: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def looked(self) -> str | None:
+        """Says that the confirmation pictures have been asked before; None where this was the first time."""
+        times = self.looks.get("confirmation", 0)
+        if times < 2:
+            return None
+        return (
+            f"the confirmation pictures have been looked at {times} times in this folder, with other settings or more "
+            "time; p-values and intervals count one look, so confirm a surprising gain on new pictures"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain data, for answer.json."""
@@ -67,6 +81,7 @@ class SearchReport:
             "trainings": self.trainings,
             "seconds": round(self.seconds, 1),
             "unfinished": self.unfinished,
+            "looks": dict(self.looks),
         }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from jobs.search.earlier_looks import EarlierLooks
 from jobs.search.rounds import Rounds
 from jobs.search.script import Findings, Settings, affordable_finalists, search
 from library.choosing.filter_search.race import FINALISTS
@@ -41,10 +42,15 @@ def train(unit: Unit, gain: float, seconds: float = 1.0) -> UnitResult:
     return UnitResult(unit, ease + own + helps - harms > 0.3, seconds, 0.1)
 
 
-def run(settings: Settings, files: Files, gain: float, most: int | None = None) -> tuple[Findings, Rounds]:
+def run(
+    settings: Settings, files: Files, gain: float, most: int | None = None, looks: EarlierLooks | None = None
+) -> tuple[Findings, Rounds]:
     """Computes units until the search ends, or as many as `most`, as if it were killed then."""
     found = Findings()
-    rounds = Rounds(search(settings, lambda: files.now, found), files, settings.workers, lambda: files.now)
+    start = files.now
+    rounds = Rounds(
+        search(settings, lambda: files.now - start, found, looks), files, settings.workers, lambda: files.now - start
+    )
     while (block := rounds.take()) is not None:
         for text in block.units:
             unit = Unit.from_json(json.loads(text))
@@ -58,7 +64,7 @@ def run(settings: Settings, files: Files, gain: float, most: int | None = None) 
 
 
 def settings(budget_s: float = 1e6) -> Settings:
-    return Settings(SPACE, "context", budget_s, has_test=True)
+    return Settings(SPACE, "context", budget_s, test_context="test")
 
 
 def test_a_filter_that_helps_is_found_alone_or_in_a_sequence() -> None:
@@ -107,8 +113,8 @@ def test_a_killed_search_comes_to_the_same_answer_and_repeats_nothing(killed_aft
 def test_a_budget_that_is_too_small_is_kept_and_what_is_left_out_said(budget_s: float) -> None:
     files = Files()
     found, _ = run(settings(budget_s), files, 0.1)
-    trainings = sum(unit.stage != "test" for unit in files.results)
-    assert trainings <= budget_s + 4  # a second each; a block of four may be begun before the first times are known
+    # A second each; a block of four may be begun before the first times are known.
+    assert len(files.results) <= budget_s + 4
     assert found.unfinished
 
 
@@ -148,3 +154,38 @@ def test_a_recipe_that_cannot_be_trained_ends_the_search() -> None:
     files.results[unit] = UnitResult(unit, np.zeros(0, np.bool_), 1.0, 0.0, "the loss is nan")
     with pytest.raises(StriateError, match="identity cannot be trained: the loss is nan"):
         rounds.done(block)
+
+
+def test_the_test_pictures_are_seen_by_one_candidate_only() -> None:
+    looks = EarlierLooks("first", {"confirmation": "val", "test": "test pictures"})
+    files = Files()
+    first, _ = run(settings(), files, 0.1, looks=looks)
+    assert first.test is not None
+    assert [look.pictures for look in looks.looks] == ["confirmation", "test"]
+    again, _ = run(settings(), files, 0.1, looks=looks)
+    assert again.test == first.test  # the same look, from the same files
+    assert len(looks.looks) == 2
+    more, _ = run(replace(settings(), seeds=12), files, 0.1, looks=looks)
+    assert more.answer is not None
+    assert more.test is None
+    assert "not looked at again" in more.unfinished[-1]
+    assert (looks.count("confirmation"), looks.count("test")) == (2, 1)
+
+
+def test_an_answer_that_is_not_final_leaves_the_test_pictures_unseen() -> None:
+    looks = EarlierLooks("question", {"confirmation": "val", "test": "test pictures"})
+    found, _ = run(settings(60.0), Files(), 0.0, looks=looks)
+    assert found.unfinished
+    assert found.test is None
+    assert looks.count("test") == 0
+
+
+def test_a_test_without_time_is_left_out_and_listed() -> None:
+    files = Files()
+    run(settings(), files, 0.1)
+    for unit in [unit for unit in files.results if unit.stage == "test"]:
+        del files.results[unit]
+    found, _ = run(settings(9.0), files, 0.1)
+    assert found.answer is not None
+    assert sum(unit.stage == "test" for unit in files.results) <= 9
+    assert any(text.startswith("test: no time") for text in found.unfinished)

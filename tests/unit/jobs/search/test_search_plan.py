@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from jobs.search.search_plan import default_recipe, plan_search, seconds_of
+from jobs.search.running import begin
+from jobs.search.search_plan import default_recipe, plan_search, seconds_of, versions
 from jobs.train.plan import model_inputs
 from library.errors import UsageError
 from library.imaging import codec
@@ -25,7 +28,7 @@ epochs: 1
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
-    for number, name in enumerate(("train", "val", "other")):
+    for number, name in enumerate(("train", "val", "same", "other")):
         classes = ("a", "b") if name != "other" else ("a", "c")
         rng = np.random.default_rng(number)
         files = {
@@ -91,3 +94,50 @@ def test_wrong_requests_are_refused_before_ray_starts(splits: Path, tmp_path: Pa
     (tmp_path / "recipe.yaml").write_text(f"{RECIPE}input: {{steps: not_blurry | grayscale}}\n")
     with pytest.raises(UsageError, match="drops pictures"):
         plan_search(train, val, out=out, recipe=str(tmp_path / "recipe.yaml"))
+
+
+def test_a_context_has_all_that_trainings_depend_on_but_no_test(splits: Path, tmp_path: Path) -> None:
+    train, val, out = str(splits / "train"), str(splits / "val"), str(tmp_path / "out")
+    assert {"torch", "timm", "scikit-learn", "numpy", "striate"} <= versions().keys()
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
+    (tmp_path / "recipe.yaml").write_text(f"{RECIPE}weights: {tmp_path}/weights.pt\n")
+    plan = plan_search(train, val, out=out, recipe=str(tmp_path / "recipe.yaml"))
+    assert replace(plan, device="cuda").context != plan.context
+    assert replace(plan, device="cuda").question == plan.question
+    assert replace(plan, seeds=12).context == plan.context
+    assert replace(plan, seeds=12).question != plan.question
+    assert replace(plan, budget_s=9.0).question == plan.question
+    assert plan.test_context is None
+    tested = plan_search(train, val, out=out, test=str(splits / "same"), recipe=str(tmp_path / "recipe.yaml"))
+    assert tested.context == plan.context
+    assert tested.test_context not in (None, plan.context)
+    before = plan.context
+    torch.save({"a": torch.ones(1)}, tmp_path / "weights.pt")
+    assert plan.context != before
+
+
+def test_another_search_on_the_same_test_pictures_is_refused(splits: Path, tmp_path: Path) -> None:
+    train, val, test, out = (str(splits / name) for name in ("train", "val", "same", "out"))
+    plan = plan_search(train, val, test=test, out=out)
+    looks = begin(plan)
+    looks.record("test", ["median_blur"], range(10), "helps")
+    again = plan_search(train, val, test=test, out=out, budget="2h")
+    assert again.looks().count("test") == 1
+    with pytest.raises(UsageError, match="for median_blur; use other test pictures"):
+        plan_search(train, val, test=test, out=out, seeds=12)
+    plan_search(train, val, out=out, seeds=12)
+    with pytest.raises(UsageError, match="for median_blur"):
+        begin(replace(plan, seeds=12))
+
+
+def test_a_new_search_removes_the_old_answer_and_the_same_one_keeps_it(splits: Path, tmp_path: Path) -> None:
+    plan = plan_search(str(splits / "train"), str(splits / "val"), out=str(tmp_path / "out"))
+    begin(plan).record("confirmation", ["invert"], range(10), "none")
+    names = ("answer.json", "index.html", "answer.png", "recipe.yaml")
+    for name in names:
+        (tmp_path / "out" / name).write_text("old")
+    begin(plan)
+    assert all((tmp_path / "out" / name).exists() for name in names)
+    looks = begin(replace(plan, space=replace(plan.space, placebos=1)))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["search.json"]
+    assert looks.count("confirmation") == 1

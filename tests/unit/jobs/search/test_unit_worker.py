@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from jobs.search.preparing import FilterFailed, Preparer
 from jobs.search.unit_worker import FileStore, UnitComputer, UnitTask, first_confirmation_seed, with_candidate
 from jobs.train.plan import model_inputs
-from library.choosing.filter_search.space import IDENTITY, Candidate
+from library.choosing.filter_search.space import IDENTITY, Candidate, Place
 from library.choosing.filter_search.trials import Unit
 from library.models.build import create
 from library.pipeline import Pipeline
@@ -47,6 +49,7 @@ def computer(out: Path, recipe: str = RECIPE, *, test: bool = False) -> UnitComp
     # Both halves of the validation pictures have both classes.
     screening, confirmation = np.sort(np.r_[even[:15], odd[:15]]), np.sort(np.r_[even[15:], odd[15:]])
     task = UnitTask(text, ("left", "right"), str(out), "c", np.arange(60), screening, confirmation, 1, False, ())
+    task = replace(task, test_context="t" if test else None)
     return UnitComputer(task, train, val, halves(20, 3) if test else None)
 
 
@@ -74,26 +77,42 @@ def test_a_cheap_training_is_repeatable_and_learns(candidate: Candidate, tmp_pat
     assert np.array_equal(again.compute(unit(candidate, "proxy")).correct, first.correct)
 
 
-def test_a_recipe_is_trained_and_its_weights_serve_the_test(tmp_path: Path) -> None:
+def test_a_recipe_is_trained_and_judged_on_all_its_pictures(tmp_path: Path) -> None:
     seed = first_confirmation_seed(Recipe.parse(RECIPE))
     worker, store = computer(tmp_path, test=True), FileStore(str(tmp_path))
-    trained = worker.compute(unit(Candidate(MEDIAN), "recipe", seed))
+    training = unit(Candidate(MEDIAN), "recipe", seed)
+    worker([json.dumps(training.to_json())])
+    trained = store.read(training)
+    assert trained is not None
     assert (trained.failure, trained.correct.shape) == (None, (30,))
     assert trained.accuracy > 0.8
-    assert store.robustness(trained.unit).keys() >= {"clean", "noise 1", "contrast 3"}
-    assert Path(store.weights_uri(trained.unit)).exists()
-    tested = worker.compute(unit(Candidate(MEDIAN), "test", seed))
+    assert store.robustness(training).keys() >= {"clean", "noise 1", "contrast 3"}
+    testing = Unit(Candidate(MEDIAN), seed, "test", "t")
+    tested = store.read(testing)
+    assert tested is not None
     assert (tested.failure, tested.correct.shape) == (None, (20,))
-    Path(store.weights_uri(trained.unit)).unlink()
-    again = worker.compute(unit(Candidate(MEDIAN), "test", seed))
+    # Where the training was before there was a test, it is repeated.
+    again = worker.compute(testing)
     assert again.correct.mean() == pytest.approx(tested.correct.mean(), abs=0.05)
 
 
-def test_a_filter_that_cannot_take_the_pictures_fails_with_its_reason(tmp_path: Path) -> None:
-    result = computer(tmp_path).compute(unit(Candidate("channels([0, 1, 2])"), "proxy"))
-    assert result.failure is not None
-    assert "channels" in result.failure
-    assert not len(result.correct)
+@pytest.mark.parametrize("place", ["always", "sometimes", "channels"])
+def test_a_filter_that_cannot_take_a_picture_fails_with_its_reason(place: Place, tmp_path: Path) -> None:
+    candidate = Candidate("channels([0, 1, 2])", place, 0.5 if place == "sometimes" else None)
+    worker = computer(tmp_path)
+    # A training rejects pictures that its augmentation cannot take, so the race has to find this out.
+    for stage in ("proxy",) if place == "sometimes" else ("proxy", "recipe"):
+        result = worker.compute(unit(candidate, stage))
+        assert result.failure is not None
+        assert "channels" in result.failure
+        assert not len(result.correct)
+
+
+def test_a_filter_that_cannot_take_the_second_picture_fails_too() -> None:
+    pictures = [np.zeros((8, 8, channels), np.uint8) for channels in (3, 1)]
+    preparer = Preparer(PackedPictures.pack(pictures, [0, 1], ["a", "b"], Counter()))
+    with pytest.raises(FilterFailed, match="channels"):
+        preparer.milliseconds(Pipeline.parse("channels([2])"), np.arange(2))
 
 
 def test_the_recipe_of_a_candidate_has_its_filters_channels_and_seed() -> None:

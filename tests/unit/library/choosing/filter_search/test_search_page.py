@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,15 @@ def test_an_unfinished_search_says_so_first(report: SearchReport) -> None:
     assert page.index("the budget of 1 minute was used up") < page.index("<main>")
     assert "1 seconds of computing" not in page
     assert "1 s of computing" in page
+
+
+def test_a_repeated_look_at_the_confirmation_pictures_is_on_the_page(report: SearchReport) -> None:
+    once = replace(report, looks={"confirmation": 1, "test": 1})
+    assert once.looked is None
+    twice = replace(report, looks={"confirmation": 2, "test": 1})
+    assert "looked at 2 times" in render_search(twice)
+    assert "looked at 2 times" not in render_search(once)
+    assert twice.to_json()["looks"] == {"confirmation": 2, "test": 1}
 
 
 def test_the_answer_is_a_picture_and_plain_data(report: SearchReport) -> None:
