@@ -23,7 +23,7 @@ def search_command(
         typer.Option(help="Dataset that is looked at once, at the end.", show_default=False),
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="Time for everything, e.g. 90s, 30m or 1h30m. What has no time is said.")
+        str, typer.Option(help="Time for everything, e.g. 90s, 30m or 1h30m. What it leaves out is listed.")
     ] = "30m",
     space: Annotated[
         str | None,
@@ -100,12 +100,15 @@ def search_command(
     for gain in report.answer.gains:
         say(f"  {gain.candidate.name:40} {gain.text}, {gain.filter_ms:.3g} ms a picture: {gain.verdict}")
     if report.test is not None:
+        low, high = (100 * value for value in report.test.interval)
         say(
-            f"on the test split: {report.test.candidate.name} {report.test.accuracy:.2%}, no filter "
-            f"{report.test.identity:.2%}"
+            f"on the test pictures: {report.test.candidate.name} {report.test.accuracy:.2%}, no filter "
+            f"{report.test.identity:.2%}: {100 * report.test.mean:+.1f} points ({low:+.1f} to {high:+.1f})"
         )
     if report.unfinished is not None:
         say(f"unfinished: {report.unfinished}")
     if report.looked is not None:
         say(f"note: {report.looked}")
+    if report.answer.winner is None:
+        say(f"{winner} is the recipe as it was")
     say(f"{report.trainings:,} trainings; open {page} in a browser; striate train {winner} --out MODEL")

@@ -61,7 +61,7 @@ class EarlierLooks:
     """
 
     question: str = ""
-    datasets: Mapping[str, str] = field(default_factory=dict[str, str])
+    datasets: Mapping[str, str] = field(default_factory=lambda: {"confirmation": "", "test": ""})
     looks: list[Look] = field(default_factory=list[Look])
     save: Callable[[], None] = lambda: None
 
@@ -85,7 +85,7 @@ class EarlierLooks:
         """Refuses a search that would ask its test pictures another question than an earlier one.
 
         Args:
-            test: URI of the test set, for the error.
+            test: URI of the test set, for the error; without one there is nothing to refuse.
             out: URI of the folder, for the error.
 
         Raises:
@@ -101,7 +101,7 @@ class EarlierLooks:
 
     def _at(self, pictures: Pictures) -> list[Look]:
         dataset = self.datasets.get(pictures)
-        return [each for each in self.looks if each.pictures == pictures and each.dataset == (dataset or "")]
+        return [each for each in self.looks if each.pictures == pictures and each.dataset == dataset]
 
     def _look(self, pictures: Pictures, candidates: Sequence[str], seeds: Sequence[int], outcome: str) -> Look:
         dataset = self.datasets.get(pictures, "")

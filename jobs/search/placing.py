@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.connection.session import Session
 from jobs.search.rounds import Block, Rounds
-from library.errors import StriateError
+from library.errors import StriateError, UsageError
 
 # Read by Tune when it is imported or when a run begins. Files of results for each trial would only cost time.
 _ENVIRONMENT = {
@@ -44,8 +44,18 @@ class Placing:
 
     @classmethod
     def choose(cls, session: Session, workers: str, gpu: bool | None) -> Placing:
-        """Reads `--workers` and `--gpu`: one worker for each GPU, else one for each CPU."""
+        """Reads `--workers` and `--gpu`: one worker for each GPU, else one for each CPU.
+
+        Raises:
+            UsageError: Ray has fewer GPUs than workers, or too few CPUs, and cannot grow.
+        """
         on_gpu = session.gpus > 0 if gpu is None else gpu
+        least = 1 if workers == "auto" else session.workers(workers)
+        if on_gpu and least > session.gpus and not session.may_grow:
+            raise UsageError(
+                f"--workers {workers}: Ray has {session.gpus} GPUs, and each worker takes one; use at most that many, "
+                "or --no-gpu"
+            )
         most = session.gpus if on_gpu and workers == "auto" else session.workers(workers)
         return cls(max(1, most), on_gpu)
 
@@ -124,6 +134,28 @@ def _trainable() -> type[Any]:
     return UnitTrial
 
 
+def _take(rounds: Rounds) -> tuple[Block | None, StriateError | None]:
+    """Returns the next block, or why there cannot be one: an error in Tune's calls would be lost in its log."""
+    try:
+        return rounds.take(), None
+    except StriateError as error:
+        return None, error
+
+
+def _end(rounds: Rounds, block: Block, text: str, lost: bool) -> StriateError | None:
+    """Gives the rounds what became of a block: an error with its text, a worker that was lost too often, or files."""
+    try:
+        if text:
+            return StriateError(text)
+        if lost:
+            rounds.give_up(block, f"a worker ended {_MAX_FAILURES + 1} times; its log is in Ray's folder")
+        else:
+            rounds.done(block)
+    except StriateError as error:
+        return error
+    return None
+
+
 def _searcher(rounds: Rounds, tick: Callable[[], None]) -> Any:
     from ray.tune.search import Searcher
 
@@ -141,11 +173,12 @@ def _searcher(rounds: Rounds, tick: Callable[[], None]) -> Any:
 
         def suggest(self, trial_id: str) -> Any:
             tick()
+            block = None
             if self.error is None:
-                block = rounds.take()
-                if block is not None:
-                    self._given[trial_id] = block
-                    return {"units": list(block.units)}
+                block, self.error = _take(rounds)
+            if block is not None:
+                self._given[trial_id] = block
+                return {"units": list(block.units)}
             if self._given:
                 return None
             return Searcher.FINISHED if self.error is not None or rounds.is_finished else None
@@ -153,15 +186,7 @@ def _searcher(rounds: Rounds, tick: Callable[[], None]) -> Any:
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             block = self._given.pop(trial_id)
             text = (result or {}).get("error", "")
-            if text:
-                self.error = StriateError(text)
-            elif error:
-                self.error = StriateError(
-                    f"a worker ended {_MAX_FAILURES + 1} times while it computed {block.name}; its log is in Ray's "
-                    "folder"
-                )
-            else:
-                rounds.done(block)
+            self.error = _end(rounds, block, text, error) or self.error
             tick()
 
         def save(self, checkpoint_path: str) -> None:

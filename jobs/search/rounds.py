@@ -13,7 +13,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+import numpy as np
+
+from library.choosing.filter_search.space import IDENTITY
 from library.choosing.filter_search.trials import Unit, UnitResult
+from library.errors import StriateError
 
 #: What a search yields and gets.
 Script: TypeAlias = Generator["Round", Mapping[Unit, UnitResult], None]
@@ -78,7 +82,6 @@ class Rounds:
     Attributes:
         current: the round that is computed; None after the last one.
         computed: units that were computed by this run.
-        cut_short: titles of rounds for which there was not enough time.
     """
 
     script: Script
@@ -87,13 +90,13 @@ class Rounds:
     elapsed: Callable[[], float] = field(default_factory=lambda: stopwatch())
     current: Round | None = None
     computed: int = 0
-    cut_short: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         self._results: dict[Unit, UnitResult] = {}
         self._seconds: dict[Unit, float] = {}
         self._queue: deque[tuple[Block, tuple[Unit, ...]]] = deque()
         self._at_work: dict[Block, tuple[Unit, ...]] = {}
+        self._missed: set[Unit] = set()
         self._advance(first=True)
 
     @property
@@ -129,7 +132,6 @@ class Rounds:
                 _, units = self._queue[0]
                 expected = len(units) * self._mean_seconds()
                 if self.elapsed() + expected > until:
-                    self.cut_short.append(self.current.title)
                     self._queue.clear()
             if self._queue:
                 block, units = self._queue.popleft()
@@ -141,13 +143,45 @@ class Rounds:
         return None
 
     def done(self, block: Block) -> None:
-        """Takes the results of a block from its files."""
+        """Takes the results of a block from its files; a unit without one is computed once more.
+
+        Raises:
+            StriateError: a unit has no file the second time either; names it.
+        """
+        missing: list[Unit] = []
         for unit in self._at_work.pop(block):
             result = self.store.read(unit)
-            if result is not None:
-                self._results[unit] = result
-                self._seconds[unit] = result.seconds
-                self.computed += 1
+            if result is None:
+                missing.append(unit)
+                continue
+            self._results[unit] = result
+            self._seconds[unit] = result.seconds
+            self.computed += 1
+        again = [unit for unit in missing if unit in self._missed]
+        if again:
+            raise StriateError(f"the result of {again[0].candidate.name} was written twice and cannot be read")
+        self._missed.update(missing)
+        self._queue.extendleft(_blocks(missing, 1, self.workers))
+        self._next()
+
+    def give_up(self, block: Block, reason: str) -> None:
+        """Takes a candidate out whose training ends its worker each time. Writes no file: a resumed search tries again.
+
+        Args:
+            block: what was computed.
+            reason: as a sentence.
+
+        Raises:
+            StriateError: it is the identity, without which nothing can be compared.
+        """
+        for unit in self._at_work.pop(block):
+            result = self.store.read(unit)
+            if result is None and unit.candidate == IDENTITY:
+                raise StriateError(f"the recipe without a filter cannot be trained: {reason}")
+            self._results[unit] = result or UnitResult(unit, np.zeros(0, np.bool_), 0.0, 0.0, reason)
+        self._next()
+
+    def _next(self) -> None:
         if not self._queue and not self._at_work:
             self._advance()
 

@@ -15,7 +15,6 @@ from jobs import output
 from jobs.progress.display import duration
 from jobs.search.earlier_looks import EarlierLooks, described_in, write_record
 from jobs.search.placing import Placing, run_rounds
-from jobs.search.preparing import FilterFailed
 from jobs.search.rounds import Rounds, stopwatch
 from jobs.search.script import Findings, search
 from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, raw_inputs, versions
@@ -116,8 +115,7 @@ def begin(plan: SearchPlan) -> EarlierLooks:
         UsageError: its test pictures have answered another search.
     """
     looks, record = plan.looks(), storage.join(plan.out, RECORD)
-    if plan.test is not None:
-        looks.check_test(plan.test.dataset, plan.out)
+    looks.check_test("" if plan.test is None else plan.test.dataset, plan.out)
     described = {"context": plan.context, "question": plan.question, **plan.described()}
     # Compared as they are written, where a tuple is a list.
     if described_in(record) != json.loads(json.dumps(described)):
@@ -139,7 +137,6 @@ def _task(plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cp
         recipe=plan.recipe.located().model_dump_json(),
         classes=plan.train.classes,
         out=plan.out,
-        context=plan.context,
         proxy_train=_chosen(train, np.arange(len(train)), most),
         screening=_chosen(val, np.flatnonzero(screening), most),
         confirmation=np.flatnonzero(~screening),
@@ -241,10 +238,7 @@ def _write(plan: SearchPlan, report: SearchReport, train: PackedPictures) -> Non
     if not documents:  # of an earlier run
         storage.remove([storage.join(plan.out, PICTURE)])
     shown = [train[number] for number in range(min(SHOWN_PICTURES, len(train)))]
-    try:
-        sheet = draw_filtered(shown, [gain.candidate for gain in report.answer.gains])
-    except FilterFailed:
-        sheet = None
+    sheet = draw_filtered(shown, [gain.candidate for gain in report.answer.gains])
     documents[PAGE] = render_search(report, sheet).encode()
     documents[ANSWER] = (json.dumps(report.to_json(), indent=1) + "\n").encode()
     for name, data in documents.items():

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +16,7 @@ from jobs.search.earlier_looks import EarlierLooks, read_looks
 from jobs.search.script import Settings
 from jobs.train.plan import model_inputs
 from library import storage
-from library.bundle.description import weights_digest
+from library.bundle.description import weights_digest, weights_file
 from library.choosing.filter_search.answer import FEWEST_SEEDS, MARGIN, SEEDS
 from library.choosing.filter_search.race import FINALISTS
 from library.choosing.filter_search.space import MOST_CANDIDATES, Place, Space
@@ -25,6 +26,7 @@ from library.errors import UsageError
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
+from library.recipe.yaml_text import dump_yaml
 from library.steps import REGISTRY, plugins
 from library.steps.base import Step
 from library.training.in_memory import decode_rows
@@ -77,7 +79,7 @@ class SearchPlan:
     used_plugins: tuple[plugins.Plugin, ...]
     device: str = "cpu"
 
-    @property
+    @cached_property
     def context(self) -> str:
         """Digest of all that the result of a unit depends on, but its candidate, seed and stage."""
         compared = {role: digest for role, digest in self.datasets.items() if role != "test"}
@@ -93,9 +95,8 @@ class SearchPlan:
     @property
     def question(self) -> str:
         """Digest of what the search asks of its pictures: what it trains and compares, and how it decides."""
-        space = [list(self.space.filters), list(self.space.places), self.space.p, self.space.length]
         context = replace(self, device="cpu").context
-        return digest_of([context, space, self.space.placebos, self.seeds, self.margin, self.cost_weight])
+        return digest_of([context, self.space.to_json(), self.seeds, self.margin, self.cost_weight])
 
     def looks(self) -> EarlierLooks:
         """Returns what earlier searches in the folder have judged on which pictures."""
@@ -198,7 +199,8 @@ def plan_search(
                 raise UsageError(f"{uris[role]} has too few pictures")
     chosen = _space(space, loaded)
     steps = (*model_inputs(loaded).steps.steps, *_steps_of(loaded.augment), *_candidate_steps(chosen))
-    _check_memory(train_rows, loaded)
+    _check_inputs(loaded, {uris[role]: manifest for role, manifest in manifests.items()})
+    _check_memory([train_rows, *others.values()], loaded)
     where = storage.normalize(out)
     _check_out(where, list(uris.values()))
     plan = SearchPlan(
@@ -216,8 +218,7 @@ def plan_search(
         where,
         plugins.used_by(steps),
     )
-    if test is not None:
-        plan.looks().check_test(uris["test"], where)
+    plan.looks().check_test(uris.get("test", ""), where)
     return plan
 
 
@@ -250,9 +251,9 @@ def default_recipe(train: str, val: str, pictures: int, side: int, channels: int
         val: URI of the validation set.
         pictures: of the training set; fewer ones are seen more often.
         side: median of the longer sides, in pixels.
-        channels: 1 or 3.
+        channels: of the pictures.
     """
-    lines = [f"data: {{train: '{train}', val: '{val}'}}"]
+    lines = [dump_yaml({"data": {"train": train, "val": val}})]
     if side <= _SMALL_PX:
         # As in lenet-mnist.yaml, without its augmentation.
         epochs = min(max(round(40_000 / pictures), 3), 30)
@@ -262,7 +263,8 @@ def default_recipe(train: str, val: str, pictures: int, side: int, channels: int
         epochs = min(max(round(8_000 / pictures), 5), 20)
         lines += [f"model: resnet9(width=16, in_chans={channels})", "batch_size: 32", "augment: flip"]
         lines += ["optimizer: {name: sgd, lr: 0.05, momentum: 0.9, weight_decay: 5e-4}"]
-        lines += [f"input: {{size: 64, steps: {'grayscale' if channels == 1 else 'rgb'}}}"]
+        steps = {1: "grayscale", 3: "rgb"}.get(channels)
+        lines += [f"input: {{size: 64, steps: {steps}}}" if steps else "input: {size: 64}"]
     lines += [f"epochs: {epochs}", "schedule: {name: cosine, warmup_epochs: 1}"]
     return Recipe.parse("\n".join(lines), where="the default recipe")
 
@@ -271,7 +273,8 @@ def _recipe(uri: str | None, uris: dict[str, str], rows: Rows, manifest: Manifes
     if uri is None:
         sides = read_columns(uris["train"], ["width", "height"], [rows.shards[0]])
         longest = np.maximum(sides["width"].to_numpy(), sides["height"].to_numpy())
-        channels = 1 if set(manifest.tally.channels) == {"1"} else 3
+        stored = [int(kind) for kind, count in manifest.tally.channels.items() if count]
+        channels = stored[0] if len(stored) == 1 else 3
         return default_recipe(uris["train"], uris["val"], len(rows), int(np.median(longest)), channels)
     overrides = [f"data.train={uris['train']}", f"data.val={uris['val']}", "data.val_fraction=null"]
     recipe = Recipe.load(uri, overrides)
@@ -299,9 +302,12 @@ def _space(uri: str | None, recipe: Recipe) -> Space:
         space = Space.parse(storage.read_bytes(where, 2**20).decode(errors="replace"), where)
     if recipe.cache_features and "sometimes" in space.places and recipe.augment is None:
         # The recipe caches features once, so nothing can be drawn anew in each epoch.
+        if uri is not None:
+            raise UsageError(
+                f"{uri}: places: the recipe caches features without augment, so filters cannot be put at `sometimes`; "
+                "write `places: [always, channels]`"
+            )
         places: tuple[Place, ...] = tuple(place for place in space.places if place != "sometimes")
-        if not places:
-            raise UsageError("the recipe caches features, so filters cannot be put at `sometimes`")
         space = Space(space.filters, places, space.p, space.length, space.placebos)
     if len(space.singles()) > MOST_CANDIDATES:
         raise UsageError(f"{len(space.singles()):,} candidates; at most {MOST_CANDIDATES:,}")
@@ -332,19 +338,30 @@ def raw_inputs() -> InputPipeline:
     return InputPipeline(Pipeline(), Pipeline(), (0, 0), 0)
 
 
-def _check_memory(rows: Rows, recipe: Recipe) -> None:
-    """Refuses pictures that do not fit into memory when decoded, from the size of the first ones."""
+def _check_inputs(recipe: Recipe, manifests: dict[str, Manifest]) -> None:
+    """Refuses weights that are none, and datasets of pictures that the recipe's model cannot take."""
+    weights_file(recipe.located().weights)
+    for dataset, manifest in manifests.items():
+        model_inputs(recipe).check_channels(dataset, manifest.tally.channels)
+
+
+def _check_memory(splits: Sequence[Rows], recipe: Recipe) -> None:
+    """Refuses pictures that do not fit into memory when decoded, from the size of the first ones of each split."""
+    needed = sum(map(_decoded_mb, splits))
+    if needed > recipe.data.max_resident_mb:
+        raise UsageError(
+            f"the decoded pictures of {', '.join(rows.dataset for rows in splits)} take {needed:,.0f} MiB, more than "
+            f"data.max_resident_mb ({recipe.data.max_resident_mb:,}) of the recipe: search on a part of them (`striate "
+            "filter ... --steps 'sample(0.1)'`), make them smaller, or raise the limit"
+        )
+
+
+def _decoded_mb(rows: Rows) -> float:
     shard = int(np.flatnonzero(rows.counts)[0])
     decoded = decode_rows(rows, (shard, 0, min(int(rows.counts[shard]), _PROBED)), raw_inputs(), fitted=False)
     if not len(decoded):
         raise UsageError(f"none of the first {_PROBED} pictures of {rows.dataset} can be decoded")
-    needed = decoded.flat.nbytes / len(decoded) * len(rows) / 2**20
-    if needed > recipe.data.max_resident_mb:
-        raise UsageError(
-            f"the decoded pictures of {rows.dataset} take {needed:,.0f} MiB, more than data.max_resident_mb "
-            f"({recipe.data.max_resident_mb:,}) of the recipe: search on a part of them (`striate filter ... --steps "
-            "'sample(0.1)'`), make them smaller, or raise the limit"
-        )
+    return decoded.flat.nbytes / len(decoded) * len(rows) / 2**20
 
 
 def _check_out(out: str, datasets: Sequence[str]) -> None:

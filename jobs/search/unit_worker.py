@@ -28,6 +28,8 @@ from library.steps.plugins import Plugin, install
 from library.training.in_memory import PackedPictures
 
 UNITS = "units"
+#: Of filtered validation and test pictures that a worker keeps, each; training pictures are used more often.
+_CACHED_BYTES = 64 * 2**20
 #: Pictures on which robustness is measured.
 ROBUST_PICTURES = 200
 
@@ -40,7 +42,6 @@ class UnitTask:
         recipe: as JSON, with absolute paths.
         classes: class names in the order of the outputs.
         out: URI of the search's folder.
-        context: of its units.
         proxy_train: numbers of the training pictures of cheap trainings.
         screening: numbers of the validation pictures that they are judged on.
         confirmation: numbers of the validation pictures that trainings of the recipe are judged on.
@@ -53,7 +54,6 @@ class UnitTask:
     recipe: str
     classes: tuple[str, ...]
     out: str
-    context: str
     proxy_train: NDArray[np.int64]
     screening: NDArray[np.int64]
     confirmation: NDArray[np.int64]
@@ -158,8 +158,8 @@ class UnitComputer:
         self._task, self._recipe = task, Recipe.model_validate_json(task.recipe)
         self._store = FileStore(task.out)
         self._sample = train[0]
-        self._train, self._val = Preparer(train), Preparer(val)
-        self._test, self._test_pictures = None if test is None else Preparer(test), test
+        self._train, self._val = Preparer(train), Preparer(val, _CACHED_BYTES)
+        self._test, self._test_pictures = None if test is None else Preparer(test, _CACHED_BYTES), test
         self._labels = train.labels
         self._val_pictures = val
         self._all_train = np.arange(len(train))

@@ -136,15 +136,18 @@ def draw_filtered(pictures: Sequence[Pixels], candidates: Sequence[Candidate]) -
 
     Args:
         pictures: height x width x channels each; the first six are drawn.
-        candidates: placebos and repeated filters are left out.
+        candidates: placebos and repeated filters are left out, and filters that cannot take one of these pictures, as
+            the recipe may prepare them first.
     """
     shown = list(pictures[:SHOWN_PICTURES])
     rows = [[Tile(pixels, "as it is" if number == 0 else "") for number, pixels in enumerate(shown)]]
     for filters in dict.fromkeys(one.filters for one in candidates if one.filters):
         pipeline = Pipeline.parse(filters)
-        rows.append(
-            [Tile(pipeline.apply(pixels), filters if number == 0 else "") for number, pixels in enumerate(shown)]
-        )
+        try:
+            row = [Tile(pipeline.apply(pixels), filters if number == 0 else "") for number, pixels in enumerate(shown)]
+        except Exception:  # a step of a plugin may raise anything, and the answer must not be lost for a picture
+            continue
+        rows.append(row)
     return codec.encode(draw_sheet(rows, tile_px=_TILE_PX), codec.Encoding("png"))[0]
 
 

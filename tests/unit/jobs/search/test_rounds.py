@@ -189,3 +189,36 @@ def test_a_test_without_time_is_left_out_and_listed() -> None:
     assert found.answer is not None
     assert sum(unit.stage == "test" for unit in files.results) <= 9
     assert any(text.startswith("test: no time") for text in found.unfinished)
+
+
+def test_a_result_that_cannot_be_read_is_computed_once_more_then_an_error() -> None:
+    files = Files()
+    rounds = Rounds(search(settings(), lambda: 0.0, Findings()), files, 1, lambda: 0.0)
+    block = rounds.take()
+    assert block is not None
+    rounds.done(block)  # no file
+    again = rounds.take()
+    assert again is not None
+    assert again == block
+    with pytest.raises(StriateError, match="identity was written twice and cannot be read"):
+        rounds.done(again)
+
+
+def test_a_candidate_that_ends_its_worker_is_out_but_never_the_identity() -> None:
+    files, found = Files(), Findings()
+    rounds = Rounds(search(settings(), lambda: 0.0, found), files, 1, lambda: 0.0)
+    while (block := rounds.take()) is not None:
+        units = [Unit.from_json(json.loads(text)) for text in block.units]
+        if "sharpen" in block.name:
+            rounds.give_up(block, "a worker ended 4 times")
+            continue
+        files.results |= {unit: train(unit, 0.1) for unit in units}
+        rounds.done(block)
+    assert found.failures[Candidate("sharpen(amount=0.5)")] == "a worker ended 4 times"
+    assert found.answer is not None
+    assert found.answer.winner is not None
+    rounds = Rounds(search(settings(), lambda: 0.0, Findings()), Files(), 1, lambda: 0.0)
+    block = rounds.take()
+    assert block is not None
+    with pytest.raises(StriateError, match="without a filter cannot be trained"):
+        rounds.give_up(block, "a worker ended 4 times")

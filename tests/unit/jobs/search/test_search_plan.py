@@ -113,7 +113,7 @@ def test_a_context_has_all_that_trainings_depend_on_but_no_test(splits: Path, tm
     assert tested.test_context not in (None, plan.context)
     before = plan.context
     torch.save({"a": torch.ones(1)}, tmp_path / "weights.pt")
-    assert plan.context != before
+    assert replace(plan).context != before
 
 
 def test_another_search_on_the_same_test_pictures_is_refused(splits: Path, tmp_path: Path) -> None:
@@ -141,3 +141,27 @@ def test_a_new_search_removes_the_old_answer_and_the_same_one_keeps_it(splits: P
     looks = begin(replace(plan, space=replace(plan.space, placebos=1)))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["search.json"]
     assert looks.count("confirmation") == 1
+
+
+def test_pictures_that_the_model_cannot_take_are_refused(splits: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("lenet5", "lenet5(in_chans=4)") + "input: {steps: rgb}\n")
+    with pytest.raises(UsageError, match="no picture that the model can take"):
+        plan_search(str(splits / "train"), str(splits / "val"), out=str(tmp_path), recipe=str(tmp_path / "recipe.yaml"))
+
+
+def test_the_default_recipe_takes_any_path_and_any_number_of_bands() -> None:
+    recipe = default_recipe("/data/bob's: {train}", "/data/#val", 100, 28, 5)
+    assert recipe.data.train == "/data/bob's: {train}"
+    assert recipe.data.val == "/data/#val"
+    assert model_inputs(recipe).channels == model_inputs(default_recipe("a", "b", 100, 90, 5)).channels == 5
+
+
+def test_a_named_place_that_the_recipe_cannot_have_is_an_error(splits: Path, tmp_path: Path) -> None:
+    train, val, recipe = str(splits / "train"), str(splits / "val"), tmp_path / "recipe.yaml"
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
+    recipe.write_text(f"{RECIPE}weights: {tmp_path}/weights.pt\nfreeze: all\ncache_features: true\n")
+    default = plan_search(train, val, out=str(tmp_path / "out"), recipe=str(recipe))
+    assert default.described()["places"] == ["always", "channels"]
+    (tmp_path / "space.yaml").write_text("places: [always, sometimes]\n")
+    with pytest.raises(UsageError, match="caches features"):
+        plan_search(train, val, out=str(tmp_path / "out"), recipe=str(recipe), space=str(tmp_path / "space.yaml"))

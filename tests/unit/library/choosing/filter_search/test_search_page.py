@@ -85,3 +85,9 @@ def test_the_sheet_has_a_row_for_each_filter_once() -> None:
         for candidates in ([], [INVERT], [INVERT, MEDIAN, Candidate("invert"), PLACEBO])
     ]
     assert heights[2] - heights[1] == heights[1] - heights[0] > 0
+
+
+def test_a_filter_that_cannot_take_a_picture_has_no_row() -> None:
+    pictures = list(np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8))
+    without = draw_filtered(pictures, [INVERT])
+    assert draw_filtered(pictures, [INVERT, Candidate("channels([0, 1, 2])")]) == without

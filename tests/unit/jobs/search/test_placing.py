@@ -1,0 +1,39 @@
+"""Where the trainings of a search run."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.connection.session import Session
+from jobs.search.placing import Placing
+from library.errors import UsageError
+
+
+def test_each_worker_has_a_gpu_or_a_cpu() -> None:
+    session = Session(None, cpus=8, nodes=1, gpus=2)
+    assert Placing.choose(session, "auto", None) == Placing(2, gpu=True)
+    assert Placing.choose(session, "1", None) == Placing(1, gpu=True)
+    assert Placing.choose(session, "auto", False) == Placing(8, gpu=False)
+    assert Placing.choose(Session(None, cpus=8, nodes=1), "3", None) == Placing(3, gpu=False)
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(0, "auto"), (0, "1"), (2, "3")])
+def test_gpus_that_ray_does_not_have_are_an_error_and_no_wait(gpus: int, workers: str) -> None:
+    with pytest.raises(UsageError, match=f"Ray has {gpus} GPUs"):
+        Placing.choose(Session(None, cpus=8, nodes=1, gpus=gpus), workers, True)
+
+
+def test_a_cluster_may_get_gpus_later() -> None:
+    assert Placing.choose(Session("head:6379", cpus=8, nodes=1), "2", True) == Placing(2, gpu=True)
+    assert Placing.choose(Session("head:6379", cpus=8, nodes=1), "auto", True) == Placing(1, gpu=True)
+
+
+def test_without_gpus_a_machine_has_as_many_workers_as_cpus() -> None:
+    with pytest.raises(UsageError, match="Ray has 2 CPUs"):
+        Placing.choose(Session(None, cpus=2, nodes=1), "3", False)
+
+
+def test_a_number_of_workers_is_a_number() -> None:
+    for text in ("0", "many", "-1"):
+        with pytest.raises(UsageError, match="write a number from 1, or auto"):
+            Placing.choose(Session(None, cpus=8, nodes=1), text, False)
