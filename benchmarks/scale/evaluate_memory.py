@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from library.dataset.manifest import FileEntry, Job, Manifest, Tally
 from library.dataset.shards import SUFFIX, shard_name
 from library.dataset.task import ShardTask
 from library.errors import StriateError
+from library.evaluation.metrics import Evaluation
 from library.evaluation.sums import EvaluateReport, Example, Outcomes, Pairs, Sums
 from library.imaging import codec
 from library.work.classifying import BATCH
@@ -113,7 +114,7 @@ def _drive(pictures: int, classes: int, classifiers: int, skill: float, folder: 
         "driver_before_mb": before,
         "add_s": round(add_s, 1),
         "page_s": round(time.perf_counter() - start - add_s, 1),
-        "top1": content.subjects[0].evaluation.top1,
+        "top1": cast(Evaluation, content.subjects[0].evaluation).top1,
         "confused_pairs": len(results.totals.sums[0].confusion),
         "shards": len(tasks),
         "reports_mb": round(sum(report_sizes) / 1e6, 1),

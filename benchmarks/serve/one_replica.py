@@ -28,7 +28,7 @@ from library.bundle.bundle import Bundle
 from library.errors import BadPicture, StriateError
 from library.pipeline.inputs import Prepared
 from serve.http.model_routes import model_app
-from serve.http.schemas import DriftReport, ModelDescription, Timing
+from serve.http.schemas import DriftReport, InsidePart, ModelDescription, Timing
 from serve.http.service import Answer, Answers
 from serve.replica.engine import Engine
 from serve.settings import ServeSettings
@@ -95,6 +95,10 @@ class StubService:
             (ranked,) = self._bundle.ranked(result.probabilities[None], top_k)
             answers.append(Answer(ranked.classes, result.width, result.height, result.probabilities))
         return Answers(answers, Timing(total_ms=1000 * (time.perf_counter() - began)), self._bundle.id)
+
+    async def inside(self, data: bytes, part: InsidePart, class_name: str | None) -> bytes:
+        """Is not measured."""
+        raise StriateError("this benchmark posts pictures to be classified")
 
     async def predict_pixels(self, pictures: Sequence[NDArray[np.uint8]], *, top_k: int) -> Answers:
         """Is not measured."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
@@ -171,9 +171,8 @@ def _classifier(folder: Path) -> _Classifier:
     _command("train", recipe, *(f"--set {override}" for override in overrides), f"--out {out}")
     train(plan_train(Recipe.load(recipe, overrides), str(out)))
     _command("evaluate", str(out), str(digits / "test"), f"--report {report}")
-    evaluation = (
-        run_evaluate(plan_evaluate([str(out)], str(digits / "test"), report=str(report))).subjects[0].evaluation
-    )
+    subject = run_evaluate(plan_evaluate([str(out)], str(digits / "test"), report=str(report))).subjects[0]
+    evaluation = cast(Evaluation, subject.evaluation)  # each digit has one label
     written = sorted((folder / "pictures" / "digits").glob("*/*.png"))
     chosen = written[:: max(1, len(written) // _CLASSIFIED)][:_CLASSIFIED]
     _command("predict", str(out), *(str(path) for path in chosen[:2]), "...")
