@@ -52,31 +52,47 @@ class Insides:
         bundle: the model.
         engine: the replica's.
         timeout_s: longest time of one batch of an occlusion in seconds; its request may end it sooner.
+
+    Attributes:
+        is_drawing: whether work is in progress, also for a request that has ended.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, timeout_s: float) -> None:
         self._bundle, self._engine, self._timeout_s = bundle, engine, timeout_s
-        self._is_drawing = False
+        self.is_drawing = False
 
     async def draw(self, data: bytes, part: InsidePart, class_name: str | None) -> bytes:
         """Returns a drawing as PNG, as `serve.http.service.ModelService.inside` describes.
 
-        Cancelling ends the work for it with the next batch.
+        Cancelling ends an occlusion with the next batch. Other work cannot be interrupted; no other drawing begins
+        before it has ended.
         """
         if class_name is not None and class_name not in self._bundle.classes:
             raise UsageError(f"the model has no class '{class_name[:80]}'{nearest(class_name, self._bundle.classes)}")
-        if self._is_drawing:
+        if self.is_drawing:
             raise Busy("this replica already draws a look inside for another request")
         self._engine.admit(1)
-        self._is_drawing = True
+        self.is_drawing, given_up = True, threading.Event()
+        work = asyncio.ensure_future(self._drawn(data, part, class_name, given_up))
+        work.add_done_callback(self._ended)
         try:
-            prepared = await self._engine.prepared(data)
-            return await asyncio.to_thread(png, await self._drawing(prepared, part, class_name))
+            return await asyncio.shield(work)
         finally:
-            self._is_drawing = False
-            self._engine.release(1)
+            given_up.set()
 
-    async def _drawing(self, prepared: Prepared, part: InsidePart, class_name: str | None) -> Drawing:
+    def _ended(self, work: asyncio.Future[bytes]) -> None:
+        self.is_drawing = False
+        self._engine.release(1)
+        if not work.cancelled():
+            work.exception()  # nobody else may ask for it, and asyncio would print it
+
+    async def _drawn(self, data: bytes, part: InsidePart, class_name: str | None, given_up: threading.Event) -> bytes:
+        prepared = await self._engine.prepared(data)
+        return await asyncio.to_thread(png, await self._drawing(prepared, part, class_name, given_up))
+
+    async def _drawing(
+        self, prepared: Prepared, part: InsidePart, class_name: str | None, given_up: threading.Event
+    ) -> Drawing:
         compute = self._engine.compute
         match part:
             case "kernels":
@@ -84,7 +100,7 @@ class Insides:
             case "grad_cam":
                 return await compute(lambda: self._grad_cam(prepared, class_name))
             case "occlusion":
-                hidden = await self._occlusion(prepared, class_name)
+                hidden = await self._occlusion(prepared, class_name, given_up)
                 return await asyncio.to_thread(draw_heat, prepared, None, hidden, tile_px=_TILE_PX)
             case "maps":
                 stages = await compute(lambda: self._stages(prepared))
@@ -122,22 +138,20 @@ class Insides:
         note = "red parts speak for the class most; where there is no colour, there is no evidence"
         return draw_bands([Band(explanation.class_name, tiles, note)], tile_px=_TILE_PX)
 
-    async def _occlusion(self, prepared: Prepared, class_name: str | None) -> Occlusion:
-        loop, given_up = asyncio.get_running_loop(), threading.Event()
+    async def _occlusion(self, prepared: Prepared, class_name: str | None, given_up: threading.Event) -> Occlusion:
+        loop = asyncio.get_running_loop()
 
         def classify(pictures: Sequence[Prepared]) -> NDArray[np.float32]:
             if given_up.is_set():
-                raise TimedOut("nobody waits for this occlusion any more")
+                raise TimedOut("the request for this occlusion has ended")
             rows = asyncio.run_coroutine_threadsafe(self._engine.classified(pictures), loop)
             try:
                 return rows.result(self._timeout_s)
             except TimeoutError:
+                rows.cancel()
                 raise TimedOut(f"a part of the occlusion took more than {self._timeout_s:g} s") from None
 
-        try:
-            return await asyncio.to_thread(occlusion, self._bundle, prepared, class_name, classify=classify)
-        finally:
-            given_up.set()
+        return await asyncio.to_thread(occlusion, self._bundle, prepared, class_name, classify=classify)
 
 
 def _stacked(drawings: Sequence[Drawing]) -> Drawing:

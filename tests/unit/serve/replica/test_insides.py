@@ -121,9 +121,14 @@ def test_another_look_inside_is_refused_while_one_is_drawn(bundles: dict[str, Bu
                 await looking.draw(PICTURE, "maps", None)
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
+            with pytest.raises(Busy, match="already draws"):
+                await looking.draw(PICTURE, "maps", None)  # its client has left, but its work has not ended
             watched.open.set()
-            await looking.draw(PICTURE, "maps", None)  # the room is free again
-            engine.admit(10)
+            async with asyncio.timeout(30):
+                while looking.is_drawing:
+                    await asyncio.sleep(0)
+            await looking.draw(PICTURE, "maps", None)
+            engine.admit(10)  # the room is free again
 
         asyncio.run(two())
 
