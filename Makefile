@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo   set up, run the main job on real pictures, write pictures and a page to $(OUT)"
 	@echo "make test   set up, run the tests (thirteen minutes on two cores)"
-	@echo "make test-faults   set up, run the tests of whole jobs under kills and storage errors, and the parity tests with other kernels"
+	@echo "make test-faults   set up, run the long tests (kills, storage errors, a whole search, audit and tour), and the parity tests with other kernels"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make test-gpu      set up, run the tests of what can only fail on a GPU (skipped where there is none)"
 	@echo "make check  set up, run linters, the type checker and the import contracts"
@@ -48,7 +48,7 @@ PARITY := tests/ray/test_parity.py tests/unit/library/bundle/test_bundle.py test
 SERVED_PARITY := $(addprefix tests/e2e/test_serve_command.py::test_,models_answer_as_their_bundles_do \
   over_http_the_network_sees_the_bundles_own_pixels tritons_client_gets_the_bundles_own_pixels_and_answers)
 
-# Whole jobs whose workers, drivers and storage fail repeatedly; takes some minutes.
+# Whole jobs whose workers, drivers and storage fail repeatedly, and others that take minutes.
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests/ray tests/e2e
 	# Simulates other processors: PyTorch's kernels for an old one, and for one without AVX-512. ONNX Runtime has no such

@@ -157,6 +157,7 @@ def test_the_second_of_two_equal_commands_is_refused(
     assert content(tmp_path / "both") == calm
 
 
+@pytest.mark.faults
 def test_a_stopped_job_reports_it_once_and_leaves_no_unfinished_shards(
     raw: str, calm: dict[str, Any], address: str, tmp_path: Path
 ) -> None:

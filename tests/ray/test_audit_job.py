@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from jobs.choosing.audit import FINDINGS, TRAININGS, plan_audit, run_audit
 from library.choosing.labels.embedders import read_folds
@@ -69,6 +70,7 @@ def test_an_audit_finds_planted_leaks_and_wrong_labels(tmp_path: Path) -> None:
     assert "--bundle" in without.skipped[0]
 
 
+@pytest.mark.faults
 def test_a_full_audit_judges_every_label_by_networks_that_never_saw_it(tmp_path: Path) -> None:
     out, page = splits(tmp_path), tmp_path / "page"
     (tmp_path / "recipe.yaml").write_text(RECIPE)
