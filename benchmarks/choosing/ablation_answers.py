@@ -2,7 +2,7 @@
 
 Four questions. 1,000 photos of cats and dogs with the bounds of the documents (these photos are good, so almost none is
 dropped); the same with a bound that drops the least sharp tenth; the same with planted defects, a fifth of the training
-photos blurred until the selectors drop it; and digits of MNIST with a fifth blurred likewise. A linear head on patches
+photos blurred until the selectors drop it; and digits of MNIST, a fifth of them blurred. A linear head on patches
 answers the first three for other photos of the same kind. LeNet-5 answers the last one, trained anew for every seed.
 """
 

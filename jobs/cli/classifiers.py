@@ -15,6 +15,7 @@ from jobs.cli.options import (
     Address,
     Bundle,
     Gpu,
+    LabelsColumn,
     Limit,
     Plugins,
     Size,
@@ -165,13 +166,7 @@ def evaluate_command(
     no_near: Annotated[
         bool, typer.Option("--no-near", help="Look for equal files and equal pixels only, for --without-leaks.")
     ] = False,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="For a classifier of several labels: the column with the names of each picture's classes.",
-            show_default="the column that it learned from",
-        ),
-    ] = None,
+    labels: LabelsColumn = None,
     threshold: Annotated[
         float | None,
         typer.Option(

@@ -10,7 +10,7 @@ import typer
 
 from cluster.console import Json, Terminal, say, visible
 from jobs import output
-from jobs.cli.options import Bundle, Plugins
+from jobs.cli.options import Bundle, LabelsColumn, Plugins
 from jobs.progress.display import duration
 from library.extras import check_installed
 
@@ -39,13 +39,7 @@ def inspect_command(
         int | None,
         typer.Option(help="The most pictures of --data, at equal distances over all of it.", show_default="400"),
     ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="For a classifier of several labels: the column with the names of each picture's classes.",
-            show_default="the column that it learned from",
-        ),
-    ] = None,
+    labels: LabelsColumn = None,
     class_name: Annotated[
         str | None,
         typer.Option("--class", help="Class whose evidence is drawn.", show_default="the most probable"),

@@ -26,6 +26,13 @@ WorkersUnlessSize = Annotated[
         "--workers", help="Number of shards processed at the same time, or auto (one per CPU).", show_default="auto"
     ),
 ]
+LabelsColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="For a classifier of several labels: the column with the names of each picture's classes.",
+        show_default="the column that it learned from",
+    ),
+]
 Gpu = Annotated[
     bool | None,
     typer.Option("--gpu/--no-gpu", help="Whether each worker uses a GPU.", show_default="if there is a GPU"),

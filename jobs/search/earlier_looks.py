@@ -115,7 +115,7 @@ def read_looks(record: str) -> list[Look]:
         record: URI of its search.json, which may be missing.
 
     Raises:
-        StriateError: the file is damaged, so that nobody knows what was looked at.
+        StriateError: the file is damaged, so earlier looks cannot be counted.
     """
     return [] if (document := _document(record)) is None else _looks(document, record)
 

@@ -66,7 +66,7 @@ def run_rounds(
     """Runs rounds of units until there are no more.
 
     Args:
-        rounds: says what to compute next, and is told what is done.
+        rounds: gives the next units, and gets their results.
         compute: makes what computes units, once in each worker; it takes their texts and writes their files.
         placing: where.
         tick: called often, to show progress.

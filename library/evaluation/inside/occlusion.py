@@ -37,7 +37,7 @@ class Occlusion:
             probability is while the pixel is hidden, as the mean of all windows that hide it; below 0 where hiding it
             raises the probability.
         window: height and width of the window in pixels.
-        stride: its steps, likewise.
+        stride: rows and columns between windows in pixels.
     """
 
     class_name: str

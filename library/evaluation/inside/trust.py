@@ -47,8 +47,8 @@ class Trust:
         shares: of the pixels that are hidden or shown, rising from 0 to 1.
         deletion: probability with that share hidden, hottest first.
         insertion: probability with that share shown on a blurred picture, hottest first.
-        shifted_deletion: copies x shares: the same in the order of the map shifted to other places.
-        shifted_insertion: likewise.
+        shifted_deletion: copies x shares: deletion in the orders of the map shifted to other places.
+        shifted_insertion: copies x shares: insertion in these orders.
     """
 
     class_name: str
@@ -144,7 +144,7 @@ def deletion_insertion(
     at_ends = probabilities([prepared, flat, blurred])
 
     def curves(orders: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Of deletion and insertion, 2 x orders x shares."""
+        """Returns the curves of deletion and insertion, 2 x orders x shares."""
         nonlocal done
         result, parts = np.empty((len(orders), 2, len(shares)), np.float32), list[NDArray[np.float32]]()
         result[:, :, 0], result[:, :, -1] = at_ends[[0, 2]], at_ends[[1, 0]]

@@ -68,7 +68,7 @@ def field_of(maps: StageMaps, row: int, column: int, size: tuple[int, int]) -> B
     Args:
         maps: the stage of the unit.
         row: its place in the map, from 0.
-        column: likewise.
+        column: of the unit in the map, from 0.
         size: height and width of the picture in pixels.
     """
     height, width = maps.values.shape[1:]

@@ -53,9 +53,9 @@ class BubbleAxes:
         x_title: under the axis.
         y_title: beside it.
         x_ticks: places with their text; the axis ends a little beyond the first and the last.
-        y_ticks: likewise.
+        y_ticks: the same of the vertical axis.
         x_log: whether the axis is logarithmic.
-        y_log: likewise.
+        y_log: whether the vertical axis is logarithmic.
     """
 
     x_title: str
