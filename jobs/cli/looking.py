@@ -37,7 +37,9 @@ def inspect_command(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="The most pictures of --data, at equal distances over all of it.", show_default="400"),
+        typer.Option(
+            help="The most pictures of --data, at equal distances over all of it; at most 2,000.", show_default="400"
+        ),
     ] = None,
     labels: LabelsColumn = None,
     class_name: Annotated[

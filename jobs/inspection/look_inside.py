@@ -24,7 +24,7 @@ from library.dataset.shards import ShardReader
 from library.errors import BadPicture, StriateError, UsageError
 from library.evaluation.inside import band_drawing as drawing
 from library.evaluation.inside.grad_cam import Explanation, explain
-from library.evaluation.inside.inside_page import Chapter, Figure, Section, Table, render_inside
+from library.evaluation.inside.inside_page import Chapter, Figure, Section, Table, files_of, render_inside
 from library.evaluation.inside.mix_ups import MixUp, mix_ups
 from library.evaluation.inside.occlusion import first_of, occlusion
 from library.evaluation.inside.recording import Part, StageMaps, blank, feature_maps, networks
@@ -39,6 +39,8 @@ from library.training.label_sets import check_column, trained_column
 COMMAND = "striate inspect"
 #: Pictures of a dataset that are looked at.
 LIMIT = 400
+#: The most that can be asked for: the prepared pictures stay in memory, for each network of an ensemble.
+MOST = 2_000
 #: Pictures of the dataset with a chapter of their own where the command names none.
 _EXAMPLES = 3
 _STAGE_HEADINGS = ("stage", "result", "one element sees")
@@ -102,8 +104,8 @@ def plan_inspect(
     for number, picture in enumerate(pictures):
         if picture in pictures[:number]:
             raise UsageError(f"{picture} is given twice")
-    if limit is not None and limit < 2:
-        raise UsageError(f"--limit {limit}: must be at least 2")
+    if limit is not None and not 2 <= limit <= MOST:
+        raise UsageError(f"--limit {limit}: must be from 2 to {MOST:,}; the pictures stay in memory")
     dataset = None if dataset is None else storage.normalize(dataset)
     manifest = None if dataset is None else _checked(dataset, record)
     if dataset is not None and manifest is not None:
@@ -188,9 +190,11 @@ def run_inspect(plan: InspectPlan, *, device: str = "auto", report: Report | Non
         for section in chapter.sections:
             for figure in section.figures:
                 storage.write_bytes(storage.join(plan.out, figure.file), figure.data)
-    where = storage.join(plan.out, PAGE)
-    storage.write_bytes(where, page.encode())
     files = [figure.file for chapter in chapters for section in chapter.sections for figure in section.figures]
+    where = storage.join(plan.out, PAGE)
+    old = files_of(storage.read_bytes(where).decode("utf-8", "replace")) if storage.exists(where) else []
+    storage.remove(storage.join(plan.out, name) for name in old if name not in files)
+    storage.write_bytes(where, page.encode())
     return {**look.numbers, "page": where, "files": files}
 
 

@@ -7,7 +7,6 @@ result = run_tour(Path("out/tour"), ["sandbox"])  # one
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,9 @@ from markupsafe import Markup
 
 from cluster.connection.session import connect
 from jobs.output import stderr
-from jobs.tour import basics, exhibits, practice, trained
-from jobs.tour.exhibits import Shown
-from jobs.tour.workshop import Workshop
+from jobs.tour import pixel_chapters, training_chapters, usage_chapters
+from jobs.tour.chapter_parts import Shown
+from jobs.tour.tour_folder import Workshop, made_by
 from library import storage
 from library.dataset.manifest import VERSIONS
 from library.errors import UsageError
@@ -57,29 +56,29 @@ class Chapter:
 #: In the order of the book.
 CHAPTERS = (
     Chapter("pixels", "Pixels are numbers", "What a picture is to a computer: one bit, grey, colour, many bands.",
-            basics.pixels),
+            pixel_chapters.pixels),
     Chapter("dense", "Why fully connected layers do not scale", "A weight for every pair of pixels is too many: "
-            "the numbers for a small picture, a 4K frame and a phone's photo.", basics.dense),
+            "the numbers for a small picture, a 4K frame and a phone's photo.", pixel_chapters.dense),
     Chapter("cortex", "An idea from the visual cortex", "Cells that answer to lines of one direction, and filters "
-            "that do the same.", basics.cortex),
+            "that do the same.", pixel_chapters.cortex),
     Chapter("filters", "Filters and kernels", "The numbers of one patch worked out by hand, then nine kernels on a "
-            "photo.", basics.filters),
+            "photo.", pixel_chapters.filters),
     Chapter("sandbox", "Stride, padding, pooling", "How large the result is, and a sandbox for your own picture and "
-            "kernel.", basics.sandbox),
+            "kernel.", pixel_chapters.sandbox),
     Chapter("layers", "The layers of a network", "One digit on its way through LeNet-5, stage by stage.",
-            trained.layers, needs_ray=True, weight=12),
+            training_chapters.layers, needs_ray=True, weight=12),
     Chapter("digits", "Dense layers against convolutions", "Two networks on the same handwritten digits, three times "
-            "each.", trained.digits, needs_ray=True, weight=50),
+            "each.", training_chapters.digits, needs_ray=True, weight=50),
     Chapter("augmentation", "More pictures from few", "Rotate, shift, shear, zoom, flip: what they look like, what "
-            "they gain, and when they hurt.", trained.augmentation, needs_ray=True, weight=90),
+            "they gain, and when they hurt.", training_chapters.augmentation, needs_ray=True, weight=90),
     Chapter("family", "The family of networks", "From LeNet-5 to today: layers, weights and work, computed from the "
-            "networks themselves.", practice.family, weight=8),
+            "networks themselves.", usage_chapters.family, weight=8),
     Chapter("transfer", "Transfer learning", "Explore a trained network, use it, train it further; measured on digits "
-            "that it has never seen.", trained.transfer, needs_ray=True, weight=120),
+            "that it has never seen.", training_chapters.transfer, needs_ray=True, weight=120),
     Chapter("serving", "Serving", "A trained network answers over HTTP: a real request and its answer.",
-            practice.serving, needs_ray=True, weight=20),
+            usage_chapters.serving, needs_ray=True, weight=20),
     Chapter("search", "Which filter helps?", "A search that measures it, with intervals and a placebo, on digits with "
-            "noise.", practice.search, needs_ray=True, weight=110),
+            "noise.", usage_chapters.search, needs_ray=True, weight=110),
 )  # fmt: skip
 
 
@@ -125,7 +124,7 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
         only: names of the chapters to make; empty for all.
 
     Raises:
-        UsageError: a chapter does not exist, or the folder holds something else.
+        UsageError: a chapter does not exist, the folder holds something else, or a file is in its place.
     """
     unknown = [name for name in only if name not in {chapter.name for chapter in CHAPTERS}]
     if unknown:
@@ -136,6 +135,8 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
     uri = storage.normalize(str(folder))
     if storage.is_remote(uri):
         raise UsageError(f"--out {folder}: the tour is written to a folder on this machine")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not (folder / "chapters").is_dir():
         raise UsageError(f"--out {folder} contains other files; name an empty folder")
     check_report(uri, [], _COMMAND)
@@ -191,22 +192,22 @@ def _record(folder: Path, chapter: Chapter) -> Path:
 
 def _finished(folder: Path, chapter: Chapter) -> _Made | None:
     """Reads a chapter that an earlier run completed; None if there is none, or this version would write another."""
-    record = _record(folder, chapter)
-    if not record.exists():
+    try:
+        made = _Made(**json.loads(_record(folder, chapter).read_text("utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # absent, or damaged: it is made again
         return None
-    made = _Made(**json.loads(record.read_text("utf-8")))
     return made if made.digest == _digest(chapter) else None
 
 
 def _digest(chapter: Chapter) -> str:
-    """Identifies what a chapter is made from: its code, its text, and the versions of the packages."""
-    parts: list[str | bytes] = [json.dumps(VERSIONS, sort_keys=True)]
-    parts += [inspect.getsource(module) for module in (inspect.getmodule(chapter.make), exhibits) if module is not None]
-    pages = files("jobs.tour").joinpath("pages")
-    parts += [pages.joinpath(name).read_bytes() for name in (f"{chapter.name}.html", "parts.html", "sandbox.js")]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part)
+    """Identifies what a chapter is made from: the tour's code and recipe, its text, and the versions of packages."""
+    tour = files("jobs.tour")
+    pages = tour.joinpath("pages")
+    sources = sorted((one for one in tour.iterdir() if one.name.endswith(".py")), key=lambda one: one.name)
+    texts = [pages.joinpath(name) for name in (f"{chapter.name}.html", "parts.html", "recipe.yaml", "sandbox.js")]
+    digest = hashlib.sha256(json.dumps(VERSIONS | made_by(), sort_keys=True).encode())
+    for part in (*sources, *texts):
+        digest.update(part.read_bytes())
     return digest.hexdigest()
 
 

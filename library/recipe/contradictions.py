@@ -73,7 +73,10 @@ def _validation(recipe: RecipeFields) -> Iterator[Problem]:
             text = f"has no effect: training ends after {recipe.epochs:g} epochs anyway"
             yield Problem("early_stopping.patience", text, ("epochs", "early_stopping"))
     for field, metric in measured:
-        if not recipe.has_validation:
+        if metric == "train_loss":
+            if not recipe.has_validation:
+                yield Problem(field, "has no effect without validation, where the training loss chooses; leave it out")
+        elif not recipe.has_validation:
             yield Problem(field, "needs data.val or data.val_fraction", ("data.val", "data.val_fraction"))
         elif metric == "val_top5" and data.classes != "all" and len(data.classes) <= 5:
             text = f"is always 1 with {len(data.classes)} classes; use val_top1 or val_loss"

@@ -171,6 +171,7 @@ Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Between: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63), Words("a whole number from 0")]
 Metric: TypeAlias = Literal["val_top1", "val_top5", "val_f1", "val_loss"]
+BestMetric: TypeAlias = Literal["val_top1", "val_top5", "val_f1", "val_loss", "train_loss"]
 
 
 def accepted(field: FieldInfo) -> str:

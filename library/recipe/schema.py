@@ -211,10 +211,10 @@ class RecipeFields(_Group):
     channels_last: Annotated[Literal["auto"] | bool, Field(description="memory format; auto: on CUDA")] = "auto"
     early_stopping: EarlyStopping | None = None
     best_metric: Annotated[
-        fields.Metric | None,
+        fields.BestMetric | None,
         Field(
             description="metric that chooses the best checkpoint; val_top1 by default with a validation set, or val_f1 "
-            "with data.labels"
+            "with data.labels; train_loss where the validation set must not choose, because it is the test set"
         ),
     ] = None
     checkpoint_minutes: Annotated[

@@ -154,7 +154,7 @@ def add_model_routes(
             Query(alias="class", max_length=1024, description="for `grad_cam` and `occlusion`; else the most probable"),
         ] = None,
     ) -> Response:
-        """Returns a drawing as PNG; maps, kernels and fields of an ensemble for each member, one below the other.
+        """Returns a drawing as PNG; maps, kernels and fields of an ensemble for each of its first eight members.
 
         A replica draws one at a time, and refuses others with 503 meanwhile. Occlusion costs as much as classifying
         about fifty pictures, which wait among those of other requests; everything else as much as a few.

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,15 +105,15 @@ class Insides:
                 return await asyncio.to_thread(draw_heat, prepared, None, hidden, tile_px=_TILE_PX)
             case "maps":
                 stages = await compute(lambda: self._stages(prepared))
-                return await asyncio.to_thread(_stacked, [draw_maps(named) for _, named in stages])
+                return await asyncio.to_thread(self._stacked, [draw_maps(named) for _, named in stages])
             case "fields":
                 stages = await compute(lambda: self._stages(prepared))
-                return await asyncio.to_thread(_stacked, [draw_fields(pixels, named) for pixels, named in stages])
+                return await asyncio.to_thread(self._stacked, [draw_fields(pixels, named) for pixels, named in stages])
 
     def _stages(self, prepared: Prepared) -> list[tuple[NDArray[np.generic], Sequence[StageMaps]]]:
         """The input of each network, and its stages, which an ensemble's members mark with their name."""
         found: list[tuple[NDArray[np.generic], Sequence[StageMaps]]] = []
-        for one in list(networks(self._bundle, prepared))[:_MOST_NETWORKS]:
+        for one in islice(networks(self._bundle, prepared), _MOST_NETWORKS):
             stages = feature_maps(one.model, one.pixels)
             if self._bundle.members:
                 stages = [dataclasses.replace(stage, stage=f"{one.title}, {stage.stage}") for stage in stages]
@@ -121,13 +122,13 @@ class Insides:
 
     def _kernels(self, prepared: Prepared) -> Drawing:
         drawings: list[Drawing] = []
-        for one in list(networks(self._bundle, prepared))[:_MOST_NETWORKS]:
+        for one in islice(networks(self._bundle, prepared), _MOST_NETWORKS):
             kernels = first_kernels(one.model, one.pixels.shape[:2])
             if kernels is not None:
                 drawings.append(draw_kernels(kernels))
         if not drawings:
             raise UsageError("the first layer of this model is neither a convolution nor dense, so it has no kernels")
-        return _stacked(drawings)
+        return self._stacked(drawings)
 
     def _grad_cam(self, prepared: Prepared, class_name: str | None) -> Drawing:
         explanation = explain(self._bundle, prepared, class_name)
@@ -153,9 +154,17 @@ class Insides:
 
         return await asyncio.to_thread(occlusion, self._bundle, prepared, class_name, classify=classify)
 
+    def _stacked(self, drawings: Sequence[Drawing]) -> Drawing:
+        """Drawings of the networks below each other, on white, and a line on the members that are not drawn."""
+        more = _networks(self._bundle) - _MOST_NETWORKS
+        if more > 0:
+            text = f"and {more} more {'member' if more == 1 else 'members'}, not drawn"
+            drawings = [*drawings, draw_bands([Band(text, ())])]
+        width = max(drawing.shape[1] for drawing in drawings)
+        rows = [np.pad(one, ((0, 0), (0, width - one.shape[1]), (0, 0)), constant_values=255) for one in drawings]
+        return np.concatenate(rows)
 
-def _stacked(drawings: Sequence[Drawing]) -> Drawing:
-    """Drawings below each other, on white."""
-    width = max(drawing.shape[1] for drawing in drawings)
-    rows = [np.pad(one, ((0, 0), (0, width - one.shape[1]), (0, 0)), constant_values=255) for one in drawings]
-    return np.concatenate(rows)
+
+def _networks(bundle: Bundle) -> int:
+    """The number of networks of a bundle, with those of ensembles in it."""
+    return sum(map(_networks, bundle.members)) or 1

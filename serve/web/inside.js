@@ -12,6 +12,8 @@ const PARTS = [
   ["kernels", "Kernels of the first layer", "What the first layer looks for. Trained kernels show edges and colours; untrained ones are noise."],
 ];
 const OF_A_CLASS = ["grad_cam", "occlusion"];
+const NO_KEY = "The server requires a key.";
+const NO_ANSWER = "The server does not answer.";
 
 /** The inside of one model for one picture. A replica draws one thing at a time, so they are fetched in turn. */
 export class InsidePanel {
@@ -21,6 +23,8 @@ export class InsidePanel {
   #choice;
   #fetching = new AbortController();
   #urls = new Map();
+  /** Parts that the server refused with 422: this model has none of that kind, whatever the class. */
+  #impossible = new Set();
   #lost;
 
   /**
@@ -75,10 +79,15 @@ export class InsidePanel {
     this.#fetching.abort();
     this.#fetching = new AbortController();
     const { signal } = this.#fetching;
-    // Parts that an earlier, ended call did not reach.
-    const missing = PARTS.map(([part]) => part).filter((part) => parts.includes(part) || !this.#urls.has(part));
-    for (const part of missing) this.#state(part, el("p", { class: "quiet" }, "Waiting for its turn"));
+    // With the parts that an earlier, ended call did not reach.
+    const missing = PARTS.map(([part]) => part).filter(
+      (part) => !this.#impossible.has(part) && (parts.includes(part) || !this.#urls.has(part)),
+    );
     for (const part of missing) {
+      this.#forget(part);
+      this.#state(part, el("p", { class: "quiet" }, "Waiting for its turn"));
+    }
+    for (const [number, part] of missing.entries()) {
       const { title } = this.#sections.get(part);
       this.#state(part, el("p", { class: "quiet working" }, "Drawing"));
       try {
@@ -88,14 +97,23 @@ export class InsidePanel {
         if (signal.aborted || error.name === "AbortError") return;
         if (error instanceof Offline) this.#lost();
         this.#failed(part, error);
-        if (error instanceof NoKey || error instanceof Offline) return;
+        if (error instanceof NoKey || error instanceof Offline) {
+          const reason = `Not drawn. ${error instanceof NoKey ? NO_KEY : NO_ANSWER}`;
+          for (const other of missing.slice(number + 1)) this.#state(other, el("p", { class: "quiet" }, reason));
+          return;
+        }
       }
     }
-    say(`${this.#model.name}: everything inside is drawn`);
+    const failed = PARTS.length - this.#urls.size;
+    say(`${this.#model.name}: ${failed ? `${this.#urls.size} of ${PARTS.length} parts are` : "everything inside is"} drawn`);
+  }
+
+  #forget(part) {
+    URL.revokeObjectURL(this.#urls.get(part));
+    this.#urls.delete(part);
   }
 
   #show(part, title, png) {
-    if (this.#urls.has(part)) URL.revokeObjectURL(this.#urls.get(part));
     const url = URL.createObjectURL(png);
     this.#urls.set(part, url);
     const image = el("img", { src: url, alt: `${title} of ${this.#model.name} for ${this.#picture.name}` });
@@ -106,10 +124,15 @@ export class InsidePanel {
   #failed(part, error) {
     const again = el("button", { type: "button", class: "plain", onclick: () => this.#fetch([part]) }, "Try again");
     let lines = [el("p", {}, String(error.message || error))];
-    if (error instanceof NoKey) lines = [el("p", {}, "The server requires a key.")];
-    else if (error instanceof Offline) lines = [el("p", {}, "The server does not answer.")];
+    if (error instanceof NoKey) lines = [el("p", {}, NO_KEY)];
+    else if (error instanceof Offline) lines = [el("p", {}, NO_ANSWER)];
     else if (error.problem) lines = problemLines(error.problem);
-    this.#state(part, el("div", { class: "state failed" }, ...lines, again));
+    if (error.status === 422) {
+      this.#impossible.add(part);
+      this.#state(part, el("div", { class: "state failed" }, ...lines));
+    } else {
+      this.#state(part, el("div", { class: "state failed" }, ...lines, again));
+    }
   }
 
   #state(part, ...children) {

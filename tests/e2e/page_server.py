@@ -36,10 +36,12 @@ PROVENANCE = {
 }
 
 
-def make_bundle(classes: Sequence[str], steps: str, channels: int = 3, size: int = 28) -> Bundle:
-    """An untrained LeNet as a bundle."""
+def make_bundle(
+    classes: Sequence[str], steps: str, channels: int = 3, size: int = 28, model: str | None = None
+) -> Bundle:
+    """An untrained network as a bundle: LeNet-5, or another one."""
     torch.manual_seed(len(classes))
-    model = f"lenet5(in_chans={channels})"
+    model = model or f"lenet5(in_chans={channels})"
     record = BundleRecord(
         model=model,
         classes=tuple(classes),

@@ -229,6 +229,44 @@ def test_the_inside_of_the_models_is_drawn_part_by_part(open_page: Any) -> None:
     bars(page, "photos")
 
 
+def test_a_part_that_a_model_lacks_is_asked_for_once(open_page: Any) -> None:
+    settings = ServeSettings()
+    flat = make_bundle(("ant", "bee"), "rgb", model="mlp(hidden=[8], in_chans=3)")
+    model = EngineModel("flat", flat, settings)
+    with PageServer({"flat": model}, settings) as alone:
+        page = open_page(alone.url)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        choose(page, CHINA)
+        page.click("#tab-inside")
+        holds(page, "document.querySelectorAll('.sheet img').length === 4")
+        page.wait_for_selector("[data-part=grad_cam] .state.failed")
+        assert page.locator("[data-part=grad_cam] button").count() == 0
+        assert sum("part=grad_cam" in url for url in asked) == 1
+        before = page.get_attribute("[data-part=occlusion] img", "src")
+        page.select_option(".inside select", "bee")
+        holds(page, f"(document.querySelector('[data-part=occlusion] img')?.src ?? {before!r}) !== {before!r}")
+        assert sum("part=grad_cam" in url for url in asked) == 1
+    model.engine.close()
+
+
+def test_no_part_waits_for_a_lost_server_for_ever(open_page: Any, models: dict[str, EngineModel]) -> None:
+    with PageServer(models, ServeSettings()) as restarted:
+        page = open_page(restarted.url)
+        page.select_option("#first", "photos")
+        choose(page, CHINA)
+        page.click("#tab-inside")
+        holds(page, "document.querySelectorAll('.sheet img').length === 5")
+        restarted.stop()
+        page.select_option(".inside select", "hopper")
+        page.wait_for_selector("[data-part=grad_cam] .state.failed")
+        assert "Not drawn" in page.inner_text("[data-part=occlusion] .drawing")
+        assert "Waiting for its turn" not in page.inner_text(".inside")
+        restarted.start()
+        page.click("[data-part=grad_cam] button")
+        holds(page, "document.querySelectorAll('.sheet img').length === 5")
+
+
 def test_the_page_shows_the_models_input_and_provenance(open_page: Any, models: dict[str, EngineModel]) -> None:
     page = open_page()
     page.select_option("#first", "grey")

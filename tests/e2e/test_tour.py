@@ -195,9 +195,19 @@ def test_own_pictures_and_settings_give_the_pipeline_they_show(sandbox: Any) -> 
 def test_a_second_tour_makes_only_what_is_missing(folder: Path) -> None:
     first = (folder / "01-pixels.html").read_bytes()
     (folder / "chapters" / "dense.json").unlink()
+    (folder / "chapters" / "cortex.json").write_text('{"digest": "half a rec')
+    (folder / "chapters" / "filters.json").write_text('["another", "format"]')
     result = run_tour(folder, QUICK)
-    assert result.resumed == [name for name in QUICK if name != "dense"]
+    assert result.resumed == ["pixels", "sandbox"]
     assert (folder / "01-pixels.html").read_bytes() == first
+
+
+def test_another_version_of_pytorch_makes_a_chapter_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_tour(folder, ["dense"]).resumed == ["dense"]
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.tour.book.made_by", lambda: {"torch": "0.1"})
+        assert run_tour(folder, ["dense"]).resumed == []
+    assert run_tour(folder, ["dense"]).resumed == []
 
 
 def test_wrong_chapters_and_folders_of_others_are_refused(folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -207,6 +217,8 @@ def test_wrong_chapters_and_folders_of_others_are_refused(folder: Path, tmp_path
     assert run(["tour", "--out", str(tmp_path), "--json"]) == 2
     assert "contains other files" in json.loads(capsys.readouterr().out)["error"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis.txt"]
+    assert run(["tour", "--out", str(tmp_path / "thesis.txt"), "--json"]) == 2
+    assert "is a file" in json.loads(capsys.readouterr().out)["error"]
 
 
 @pytest.mark.faults
@@ -218,4 +230,7 @@ def test_the_whole_tour_is_a_book_of_every_chapter(open_page: Any, folder: Path)
         looks_whole(open_page(file, width))
     numbers = result.chapters["digits"]["numbers"]
     assert min(numbers["lenet5"] + numbers["mlp"]) > 0.9
+    # The networks whose accuracies are listed are those that read the moved digits: nothing is moved by 0 pixels.
+    for kind, place in (("mlp", 1), ("lenet5", 2)):
+        assert numbers["moved"][0][place] == pytest.approx(sum(numbers[kind]) / 3, abs=0.01)
     assert "Not made yet" not in (folder / "index.html").read_text("utf-8")

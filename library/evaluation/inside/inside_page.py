@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,6 +85,15 @@ class Chapter:
     title: str
     facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
+
+
+#: As inside.html names the PNG of a drawing; names that lead out of the folder do not match.
+_FILE = re.compile(r'<span class="key">([A-Za-z0-9_-]+\.png)</span>')
+
+
+def files_of(page: str) -> list[str]:
+    """The names of the PNG files that a page of `render_inside` has beside it."""
+    return _FILE.findall(page)
 
 
 def render_inside(title: str, facts: Sequence[tuple[str, str]], chapters: Sequence[Chapter], footer: str) -> str:

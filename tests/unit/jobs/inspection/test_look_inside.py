@@ -74,8 +74,10 @@ def test_a_page_and_its_files_show_every_part(capsys: pytest.CaptureFixture[str]
     assert numbers["data"]["pictures"] == 12
     assert [stage["stage"] for stage in numbers["networks"][0]["stages"]] == ["c1", "c3", "c5", "f6"]
     assert {pair["label"] for pair in numbers["data"]["confused"]} <= {"china", "flower"}
-    # Run again, it replaces its own page.
+    # Run again, it replaces its own page and files, and leaves others alone.
+    (out / "photo.png").write_bytes(b"mine")
     inspect(capsys, bundle, "--out", str(out))
+    assert {path.name for path in out.iterdir()} == {"index.html", "kernels.png", "photo.png"}
 
 
 def test_without_pictures_some_of_the_dataset_are_explained(
@@ -173,7 +175,8 @@ def test_an_unusable_picture_is_reported_and_the_others_are_explained(
         (["--labels", "tags"], "--labels has no effect without --data"),
         (["--class", "china"], "--class has no effect without a picture or --data"),
         (["DATA", "--labels", "tags"], "gives a picture one class; leave it out"),
-        (["DATA", "--limit", "1"], "must be at least 2"),
+        (["DATA", "--limit", "1"], "--limit 1: must be from 2 to 2,000"),
+        (["DATA", "--limit", "2001"], "--limit 2001: must be from 2 to 2,000"),
         (["DATA", "--class", "cow"], "has no such class; it has china, flower, hopper"),
         (["a.png", "a.png"], "a.png is given twice"),
     ],

@@ -113,7 +113,10 @@ def test_an_absurdly_large_number_of_steps_is_refused() -> None:
         ("mixup=on", 'mixup: "on" should be a number from 0'),
         ("compile=yes", 'compile: "yes" should be auto, or true or false'),
         ("seed=null", "seed: null should be a whole number from 0"),
-        ("best_metric=top1", "should be val_top1, val_top5, val_f1 or val_loss, or null (did you mean 'val_top1'?)"),
+        (
+            "best_metric=top1",
+            "should be val_top1, val_top5, val_f1, val_loss or train_loss, or null (did you mean 'val_top1'?)",
+        ),
         ("input.steps=flip", 'input.steps: "flip" has a step of another field: flip is an augmentation, for augment'),
         ("input.fit=min_size(3)", "min_size is a selector, for input.steps or for `striate filter`"),
         ("augment=flip | min_size(3)", "min_size is a selector, for input.steps"),
@@ -231,6 +234,7 @@ def test_errors_for_any_plain_data_are_in_our_own_words(data: object, fields: di
         (["data.val_fraction=0.1"], "data.val_fraction: 0.1 cannot be combined with data.val"),
         (["data.val=out/train"], 'data.val: "out/train" is the training set'),
         (["data.val=", "best_metric=val_loss"], 'best_metric: "val_loss" needs data.val or data.val_fraction'),
+        (["data.val=", "best_metric=train_loss"], 'best_metric: "train_loss" has no effect without validation'),
         (["data.val=", "early_stopping={metric: val_top1}"], 'early_stopping.metric: "val_top1" needs data.val'),
         (["early_stopping={patience: 10}"], "early_stopping.patience: 10 has no effect: training ends after 10 epochs"),
         (["data.classes=[a, b]", "best_metric=val_top5"], 'best_metric: "val_top5" is always 1 with 2 classes'),
@@ -300,6 +304,7 @@ def test_fields_that_contradict_each_other_are_refused(overrides: list[str], pro
         ["optimizer={name: momentum, lr: 1, momentum: 0}"],
         ["optimizer={name: muon, lr: 1, momentum: 0.9, betas: [0.9, 0.99]}"],
         ["early_stopping={}", "best_metric=val_loss"],
+        ["best_metric=train_loss"],
     ],
 )
 def test_fields_that_go_together_are_accepted(overrides: list[str]) -> None:

@@ -85,6 +85,16 @@ def test_an_ensemble_is_drawn_member_below_member(bundles: dict[str, Bundle], pa
     assert heights[0] + heights[1] == heights[2]
 
 
+def test_members_after_the_eighth_are_counted_in_the_drawing(bundles: dict[str, Bundle]) -> None:
+    lenet, heights = bundles["lenet"], list[int]()
+    for members in ([lenet] * 7, [lenet] * 8, [lenet] * 9, [ensemble([lenet] * 4), *[lenet] * 8]):
+        with insides(ensemble(members)) as (looking, _, _):
+            heights.append(run(looking.draw(PICTURE, "kernels", None)).shape[0])
+    band = heights[1] - heights[0]
+    assert 0 < heights[2] - heights[1] < band  # a line of text, not a ninth drawing
+    assert heights[3] == heights[2]
+
+
 def test_a_named_class_is_explained_in_place_of_the_best(bundles: dict[str, Bundle]) -> None:
     bundle = bundles["lenet"]
     with insides(bundle) as (looking, _, _):

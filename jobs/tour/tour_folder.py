@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.output import stderr
 from jobs.train.driver import train
-from jobs.train.plan import plan_train
+from jobs.train.plan import TrainPlan, plan_train
+from jobs.train.run_folder import read_record
+from library.bundle.description import load_record
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from library.imaging.picture import Pixels
@@ -40,19 +43,17 @@ class Trained:
     Attributes:
         bundle: its folder.
         curve: for each epoch: number, training loss, validation loss, validation top-1 (0..1).
+        accuracy: validation top-1 of the bundle, 0..1; its epoch is the one with the least training loss, so that the
+            validation pictures, which are the test pictures of the tour, did not choose it.
         pictures: number of training pictures.
         tested: number of validation pictures.
     """
 
     bundle: Path
     curve: tuple[tuple[int, float, float, float], ...]
+    accuracy: float
     pictures: int
     tested: int
-
-    @property
-    def accuracy(self) -> float:
-        """Validation top-1 after the last epoch, 0..1: no epoch was chosen by it."""
-        return self.curve[-1][3]
 
 
 @dataclass
@@ -144,6 +145,8 @@ class Workshop:
     def train(self, name: str, settings: Sequence[str], *, train_on: Path, test_on: Path, seed: int = 0) -> Trained:
         """Trains a network, or returns one that was trained before in this folder.
 
+        One of another recipe, other data, or another version of Striate or PyTorch is replaced.
+
         Args:
             name: of the training; its recipe is `recipes/NAME.yaml`, its bundle `networks/NAME-SEED`.
             settings: what differs from `pages/recipe.yaml`, as `field=value`.
@@ -154,8 +157,8 @@ class Workshop:
         recipe = self.recipe(name, settings, train_on=train_on, test_on=test_on)
         bundle = self.folder / "networks" / f"{name}-{seed}"
         self.command("train", f"{recipe} --set seed={seed} --out {bundle}")
-        plan = plan_train(Recipe.load(str(recipe), [f"seed={seed}"]), str(bundle))
-        train(plan)
+        plan = plan_network(Recipe.load(str(recipe), [f"seed={seed}"]), str(bundle))
+        record = train(plan).bundle
         lines = (bundle / "logs" / "metrics.jsonl").read_text("utf-8").splitlines()
         epochs = [json.loads(line) for line in lines]
         curve = {
@@ -163,7 +166,25 @@ class Workshop:
             for one in epochs
         }
         tested = 0 if plan.val is None else len(plan.val)
-        return Trained(bundle, tuple(curve[epoch] for epoch in sorted(curve)), len(plan.train), tested)
+        curves = tuple(curve[epoch] for epoch in sorted(curve))
+        return Trained(bundle, curves, record.metrics["val_top1"], len(plan.train), tested)
+
+
+def made_by() -> dict[str, str]:
+    """The versions of Striate and PyTorch, which decide what a training gives."""
+    return {name: version(name) for name in ("striate", "torch")}
+
+
+def plan_network(recipe: Recipe, out: str) -> TrainPlan:
+    """Plans a training that resumes or returns its own folder, and replaces another training there."""
+    replacing = plan_train(recipe, out, overwrite=True)
+    owner = read_record(replacing.out)
+    if owner is None or not owner.is_same(replacing.record):
+        return replacing
+    plan = plan_train(recipe, out)
+    if plan.finished and not made_by().items() <= load_record(plan.out).provenance.get("versions", {}).items():
+        return replacing
+    return plan
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.inspection.catalogs import describe_model
-from jobs.tour.exhibits import (
+from jobs.tour.chapter_parts import (
     Shown,
     cells,
     enlarged,
@@ -21,7 +21,7 @@ from jobs.tour.exhibits import (
     signed,
     weights,
 )
-from jobs.tour.workshop import Workshop, digit, filtered_pixels, photo
+from jobs.tour.tour_folder import Workshop, digit, filtered_pixels, photo
 from library.evaluation.report.charts import line_chart
 from library.evaluation.report.page import base64_text
 from library.imaging import codec

@@ -13,8 +13,8 @@ from jobs.inspection.catalogs import ModelFacts, model_table
 from jobs.inspection.side_by_side import FAMILIES, compare_models, draw_charts
 from jobs.search.running import run_search
 from jobs.search.search_plan import plan_search
-from jobs.tour.exhibits import Shown, enlarged, short_count
-from jobs.tour.workshop import Workshop, filtered_pixels
+from jobs.tour.chapter_parts import Shown, enlarged, short_count
+from jobs.tour.tour_folder import Workshop, filtered_pixels
 from library.evaluation.report.charts import interval_chart
 from library.imaging import codec
 
