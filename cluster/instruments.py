@@ -53,7 +53,7 @@ class Counter:
 
 
 class Gauge:
-    """A value that goes up and down, and ends with this object.
+    """A value that goes up and down, until `end` or as long as this object is kept.
 
     Ray exports only values set since its last export, and drops a gauge that was not set for two exports. So the values
     are recorded again every second.
@@ -85,6 +85,14 @@ class Gauge:
         self._values[frozenset(labels.items())] = value
         self._recorder.record(value, labels)
 
+    def end(self) -> None:
+        """Stops the export.
+
+        A gauge that does not end but is still referenced, as by the traceback of an error, would go on to replace the
+        values of a later gauge with the same name and labels.
+        """
+        _repeater.remove(self)
+
     def repeat(self) -> None:
         """Records the values again."""
         for labels, value in self._read():
@@ -109,6 +117,10 @@ class _Repeater:
                 self._thread = threading.Thread(target=self._run, name="gauges", daemon=True)
                 self._thread.start()
 
+    def remove(self, gauge: Gauge) -> None:
+        with self._lock:
+            self._gauges.discard(gauge)
+
     def _run(self) -> None:
         while True:
             time.sleep(_REPEAT_S)  # Ray has no call that says when it exports
@@ -122,7 +134,7 @@ class _Repeater:
             try:
                 gauge.repeat()
             except Exception:  # raised by its `read`; the other gauges stay
-                self._gauges.discard(gauge)
+                self.remove(gauge)
                 _log.exception("a gauge cannot be read and is no longer exported")
 
 

@@ -60,11 +60,10 @@ class WorkerMetrics:
 
 
 class JobMetrics:
-    """The progress of a shard job, exported by its driver for as long as it runs."""
+    """The progress of a shard job, exported by its driver until `end`."""
 
     def __init__(self, command: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
         fixed = {"command": command}
-        # A gauge ends with its object.
         self._planned = instruments.Gauge("striate_shards_planned", "shards of the job", _JOB_LABELS, fixed)
         self._done = instruments.Gauge("striate_shards_done", "shards that are committed", _JOB_LABELS, fixed)
         self._counts = Counter(done)
@@ -76,6 +75,11 @@ class JobMetrics:
         """Counts one more committed shard of a dataset."""
         self._counts[dataset] += 1
         self._done.set(self._counts[dataset], _dataset(dataset))
+
+    def end(self) -> None:
+        """Stops the export; a later job in this process may have the same labels."""
+        self._planned.end()
+        self._done.end()
 
 
 class TrainMetrics:

@@ -86,6 +86,7 @@ def run_shards(
             "shards are kept, and the same command resumes"
         ) from error
     finally:
+        engine.metrics.end()
         with contextlib.suppress(RayError, RuntimeError):  # the head may be lost
             status.clear(engine.name)
     return engine.run
@@ -143,7 +144,7 @@ class _Engine:
         self._bundle_id, self._used_plugins = bundle_id, used_plugins
         self._command, self._job, self._tasks, self._pool, self._results = command, job, tasks, pool, results
         planned = Counter(task.dataset for task in tasks) + Counter(done)
-        self._metrics = JobMetrics(command, planned, done)
+        self.metrics = JobMetrics(command, planned, done)
         self._finished = Count()
         self._changed_at = time.monotonic()
         self._last: Count | None = None
@@ -201,7 +202,7 @@ class _Engine:
         run.peak_rss = max(run.peak_rss, result.rss)
         run.nodes[task.dataset, result.node] += 1
         self._finished = Count.total([self._finished, count_of(report.tally, shards=1)])
-        self._metrics.one_more(task.dataset)
+        self.metrics.one_more(task.dataset)
 
     def look(self) -> Count:
         """Returns the work done so far. If no worker has started, prints once what the job waits for."""

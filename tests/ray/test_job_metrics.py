@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.instruments import Gauge
 from jobs.filter import filter_dataset, plan_filter
 from jobs.ingest import ingest, plan_ingest
 from jobs.progress.job_metrics import TrainMetrics
 from library import storage
 from library.dataset.manifest import Manifest
 from tests.prometheus import LISTED, SUFFIX, Exported, exported_once, labels_by_metric, total
+from tests.waiting import until
 
 _RUN = "s3://models/tested"
 
@@ -45,17 +47,11 @@ class _Job:
 
 
 def _measured(command: str, dataset: str, manifest: Manifest) -> _Job:
-    rows = manifest.tally.rows_in
-    return _Job(
-        manifest,
-        exported_once(
-            {"command": command, "dataset_id": storage.uri_id(dataset)},
-            lambda samples: (
-                total(samples, "ray_striate_pictures_in_total") >= rows
-                and total(samples, "ray_striate_shards_done") >= len(manifest.shards)
-            ),
-        ),
-    )
+    labels = {"command": command, "dataset_id": storage.uri_id(dataset)}
+    # The gauges of a job that has ended are exported for some seconds only; counters stay.
+    gauges = exported_once(labels, lambda now: total(now, "ray_striate_shards_done") >= len(manifest.shards))
+    counters = exported_once(labels, lambda now: total(now, "ray_striate_pictures_in_total") >= manifest.tally.rows_in)
+    return _Job(manifest, {**gauges, **counters})
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +106,21 @@ def test_the_time_of_workers_is_exported_by_stage_with_all_steps_as_one(filtered
     assert stages == {"read", "decode", "steps", "encode", "write"}
     stage_seconds = sum(seconds for stage, seconds in filtered.manifest.run["seconds"].items() if stage != "waiting")
     assert filtered.total("ray_striate_stage_seconds_total") == pytest.approx(stage_seconds, abs=0.01)
+
+
+def test_a_gauge_that_has_ended_replaces_no_values_of_a_later_one() -> None:
+    reads: list[str] = []
+
+    def gauge(name: str) -> Gauge:
+        return Gauge("striate_tested_end", "a test", (), read=lambda: reads.append(name) or [({}, 1.0)])
+
+    ended, later = gauge("ended"), gauge("later")
+    until(lambda: {"ended", "later"} <= set(reads))
+    ended.end()
+    reads.clear()
+    until(lambda: reads.count("later") >= 2)
+    later.end()
+    assert reads.count("ended") <= 1, "only by a repeat that had begun before its end"
 
 
 def test_training_is_counted_by_worker_and_shared_values_only_once(trained: Exported) -> None:
