@@ -37,10 +37,12 @@ class Placing:
     Attributes:
         workers: most trials at the same time.
         gpu: whether each takes a GPU.
+        per_machine: most trials at the same time on one machine.
     """
 
     workers: int
     gpu: bool
+    per_machine: int
 
     @classmethod
     def choose(cls, session: Session, workers: str, gpu: bool | None) -> Placing:
@@ -57,7 +59,8 @@ class Placing:
                 "or --no-gpu"
             )
         most = session.gpus if on_gpu and workers == "auto" else session.workers(workers)
-        return cls(max(1, most), on_gpu)
+        # Each takes a CPU, also those with a GPU.
+        return cls(max(1, most), on_gpu, max(1, min(most, int(max(session.node_cpus, default=session.cpus)))))
 
 
 def run_rounds(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.search.prefix_files import PrefixFiles
 from library.errors import BadPicture, StriateError
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
@@ -25,20 +27,31 @@ class FilterFailed(StriateError):
     """A filter cannot take these pictures, so that its candidate is out; says which filter, and why."""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What the beginning of a pipeline gave, and the seconds to compute it from what has a file."""
+
+    pixels: list[Pixels]
+    seconds: float
+
+
 class Preparer:
     """Computes the inputs of one pipeline after another.
 
     What the beginning of a pipeline returned is kept for others that begin alike, up to a limit; the pictures that were
-    used longest ago are dropped first.
+    used longest ago are dropped first. What took long is also written to a file, which others read.
 
     Args:
         pictures: decoded pictures, as stored.
-        most_bytes: limit of what is kept.
+        most_bytes: limit of what is kept in memory.
+        files: of beginnings, shared with other workers; None for none.
     """
 
-    def __init__(self, pictures: PackedPictures, most_bytes: int = 512 * 2**20) -> None:
-        self._pictures, self._most_bytes = pictures, most_bytes
-        self._kept: OrderedDict[tuple[bytes, str], list[Pixels]] = OrderedDict()
+    def __init__(
+        self, pictures: PackedPictures, most_bytes: int = 512 * 2**20, files: PrefixFiles | None = None
+    ) -> None:
+        self._pictures, self._most_bytes, self._files = pictures, most_bytes, files
+        self._kept: OrderedDict[tuple[bytes, str], _Kept] = OrderedDict()
         self._bytes = 0
         self.computed = 0  #: filters that were computed, each for a whole set of pictures
 
@@ -84,31 +97,52 @@ class Preparer:
 
     def _filtered(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> list[Pixels]:
         which = rows.tobytes()
-        steps = pipeline.steps
-        known, pixels = 0, None
-        for length in range(len(steps), 0, -1):
-            key = which, str(Pipeline(tuple(steps[:length])))
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                known, pixels = length, self._kept[key]
-                break
-        if pixels is None:
-            pixels = [self._pictures[row] for row in rows.tolist()]
-        for length in range(known + 1, len(steps) + 1):
-            pixels = _apply(cast(Filter, steps[length - 1]), pixels)
+        beginnings = [str(Pipeline(tuple(pipeline.steps[: length + 1]))) for length in range(len(pipeline.steps))]
+        known, start = self._longest_known(which, rows, beginnings)
+        if start is None:
+            start = _Kept([self._pictures[row] for row in rows.tolist()], 0.0)
+        pixels, seconds = start.pixels, start.seconds
+        for step, beginning in zip(pipeline.steps[known:], beginnings[known:], strict=True):
+            begun = time.perf_counter()
+            pixels = _apply(cast(Filter, step), pixels)
+            seconds += time.perf_counter() - begun
             self.computed += 1
-            self._keep((which, str(Pipeline(tuple(steps[:length])))), pixels)
+            if self._files is not None and self._files.is_worth_a_file(seconds, _size(pixels)):
+                self._files.write(self._files.name(rows, beginning), pixels)
+                seconds = 0.0
+            self._keep((which, beginning), _Kept(pixels, seconds))
         return pixels
 
-    def _keep(self, key: tuple[bytes, str], pixels: list[Pixels]) -> None:
-        size = _size(pixels)
+    def _longest_known(
+        self, which: bytes, rows: NDArray[np.int64], beginnings: Sequence[str]
+    ) -> tuple[int, _Kept | None]:
+        """Returns the length of the longest beginning that is in memory or in a file, and what it gave."""
+        written = None
+        for length in range(len(beginnings), 0, -1):
+            key = which, beginnings[length - 1]
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return length, self._kept[key]
+            if self._files is None:
+                continue
+            # Listed once, not asked for each beginning: in a store each question takes as long as a cheap filter.
+            written = self._files.names() if written is None else written
+            name = self._files.name(rows, beginnings[length - 1])
+            pixels = self._files.read(name, len(rows)) if name in written else None
+            if pixels is not None:
+                self._keep(key, _Kept(pixels, 0.0))
+                return length, _Kept(pixels, 0.0)
+        return 0, None
+
+    def _keep(self, key: tuple[bytes, str], kept: _Kept) -> None:
+        size = _size(kept.pixels)
         if size > self._most_bytes:
             return
-        self._kept[key] = pixels
+        self._kept[key] = kept
         self._bytes += size
         while self._bytes > self._most_bytes:
             _, oldest = self._kept.popitem(last=False)
-            self._bytes -= _size(oldest)
+            self._bytes -= _size(oldest.pixels)
 
 
 def _size(pixels: Sequence[Pixels]) -> int:

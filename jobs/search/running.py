@@ -15,6 +15,7 @@ from jobs import output
 from jobs.progress.display import duration
 from jobs.search.earlier_looks import EarlierLooks, described_in, write_record
 from jobs.search.placing import Placing, run_rounds
+from jobs.search.prefix_files import remove_prefixes
 from jobs.search.rounds import Rounds, stopwatch
 from jobs.search.script import Findings, search
 from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, raw_inputs, versions
@@ -48,6 +49,8 @@ PROXY_PICTURES, _PER_CLASS = 2_000, 20
 #: Where features of a large backbone are computed for each candidate.
 _FEATURE_PICTURES = 600
 _LINE_EVERY_S = 10.0
+#: Of filtered pictures that all workers of a machine keep in memory together, and that one worker does at most.
+_MACHINE_CACHE_BYTES, _WORKER_CACHE_BYTES = 2 * 2**30, 640 * 2**20
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def run_search(
         run_rounds(rounds, factory, placing, _Progress(plan, rounds, found, elapsed))
         report = _report(plan, rounds, found, looks, pictures[0], task)
         _write(plan, report, pictures[0])
+        remove_prefixes(plan.out)
     return SearchResult(report, plan.out, rounds.computed, elapsed())
 
 
@@ -143,6 +147,8 @@ def _task(plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cp
         threads=max(1, cpus // placing.workers) if placing.gpu else 1,
         gpu=placing.gpu,
         used_plugins=plan.used_plugins,
+        context=plan.context,
+        cache_bytes=min(_WORKER_CACHE_BYTES, _MACHINE_CACHE_BYTES // placing.per_machine),
         test_context=plan.test_context,
     )
 

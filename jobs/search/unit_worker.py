@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.search.prefix_files import PREFIXES, PrefixFiles
 from jobs.search.preparing import FilterFailed, Preparer
 from jobs.train.plan import model_inputs
 from library import storage
@@ -28,8 +29,8 @@ from library.steps.plugins import Plugin, install
 from library.training.in_memory import PackedPictures
 
 UNITS = "units"
-#: Of filtered validation and test pictures that a worker keeps, each; training pictures are used more often.
-_CACHED_BYTES = 64 * 2**20
+#: Shares of a worker's memory for filtered pictures; training pictures are used more often.
+_TRAIN_SHARE, _JUDGED_SHARE = 0.8, 0.1
 #: Pictures on which robustness is measured.
 ROBUST_PICTURES = 200
 
@@ -48,6 +49,8 @@ class UnitTask:
         threads: of torch in each worker.
         gpu: whether a worker has a GPU.
         used_plugins: plugins of the candidates and the recipe.
+        context: digest of all that units depend on but candidate, seed and stage.
+        cache_bytes: of filtered pictures that a worker keeps.
         test_context: of units that are judged on the test pictures; None where there are none.
     """
 
@@ -60,6 +63,8 @@ class UnitTask:
     threads: int
     gpu: bool
     used_plugins: tuple[Plugin, ...]
+    context: str
+    cache_bytes: int
     test_context: str | None = None
 
 
@@ -158,8 +163,11 @@ class UnitComputer:
         self._task, self._recipe = task, Recipe.model_validate_json(task.recipe)
         self._store = FileStore(task.out)
         self._sample = train[0]
-        self._train, self._val = Preparer(train), Preparer(val, _CACHED_BYTES)
-        self._test, self._test_pictures = None if test is None else Preparer(test, _CACHED_BYTES), test
+        self._train = self._preparer(train, "train", task.context, _TRAIN_SHARE)
+        self._val = self._preparer(val, "val", task.context, _JUDGED_SHARE)
+        self._test, self._test_pictures = None, test
+        if test is not None and task.test_context is not None:
+            self._test = self._preparer(test, "test", task.test_context, _JUDGED_SHARE)
         self._labels = train.labels
         self._val_pictures = val
         self._all_train = np.arange(len(train))
@@ -174,6 +182,10 @@ class UnitComputer:
             if self._store.read(unit) is None:
                 self._store.write(self.compute(unit))
                 self._measure_robustness(unit)
+
+    def _preparer(self, pictures: PackedPictures, role: str, context: str, share: float) -> Preparer:
+        files = PrefixFiles(storage.join(self._task.out, PREFIXES), context, role)
+        return Preparer(pictures, int(share * self._task.cache_bytes), files)
 
     def compute(self, unit: Unit) -> UnitResult:
         """Trains and judges. A candidate that cannot be trained gives a result with the reason."""

@@ -48,7 +48,7 @@ def computer(out: Path, recipe: str = RECIPE, *, test: bool = False) -> UnitComp
     even, odd = np.arange(0, 60, 2), np.arange(1, 60, 2)
     # Both halves of the validation pictures have both classes.
     screening, confirmation = np.sort(np.r_[even[:15], odd[:15]]), np.sort(np.r_[even[15:], odd[15:]])
-    task = UnitTask(text, ("left", "right"), str(out), np.arange(60), screening, confirmation, 1, False, ())
+    task = UnitTask(text, ("left", "right"), str(out), np.arange(60), screening, confirmation, 1, False, (), "c", 2**24)
     task = replace(task, test_context="t" if test else None)
     return UnitComputer(task, train, val, halves(20, 3) if test else None)
 
