@@ -18,7 +18,7 @@ from jobs.search.placing import Placing, run_rounds
 from jobs.search.prefix_files import remove_prefixes
 from jobs.search.rounds import Rounds, stopwatch
 from jobs.search.script import Findings, search
-from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, raw_inputs, versions
+from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, compares_heads, raw_inputs, versions
 from jobs.search.unit_worker import (
     ComputerFactory,
     FileStore,
@@ -135,8 +135,9 @@ def _task(plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cp
     screening = halves([str(key) for key in val.keys])
     if screening.all() or not screening.any():
         raise UsageError(f"{plan.val.dataset} has too few pictures for screening and confirmation")
-    on_features = plan.recipe.freeze == "all" and plan.recipe.weights is not None
-    most = max(_FEATURE_PICTURES if on_features else PROXY_PICTURES, _PER_CLASS * len(plan.train.classes))
+    most = max(
+        _FEATURE_PICTURES if compares_heads(plan.recipe) else PROXY_PICTURES, _PER_CLASS * len(plan.train.classes)
+    )
     return UnitTask(
         recipe=plan.recipe.located().model_dump_json(),
         classes=plan.train.classes,
@@ -222,8 +223,7 @@ def _report(
 
 
 def _proxy_text(plan: SearchPlan, task: UnitTask) -> str:
-    on_features = plan.recipe.freeze == "all" and plan.recipe.weights is not None
-    what = f"a linear head on features of {plan.recipe.model}" if on_features else "a small network"
+    what = f"a linear head on features of {plan.recipe.model}" if compares_heads(plan.recipe) else "a small network"
     return f"{what}, {len(task.proxy_train):,} pictures"
 
 

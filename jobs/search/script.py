@@ -44,6 +44,7 @@ class Settings:
         cost_weight: percentage points that a millisecond a picture is worth.
         workers: trials at the same time.
         test_context: of units that are judged on the test pictures; None without a test split.
+        replicates: whether the seeds of cheap trainings are replicates of a bootstrap, as in `Race`.
     """
 
     space: Space
@@ -55,6 +56,7 @@ class Settings:
     cost_weight: float = 0.0
     workers: int = 1
     test_context: str | None = None
+    replicates: bool = False
 
 
 @dataclass
@@ -147,7 +149,7 @@ def search(
             f"finalist{'s' * (most > 1)} instead of {FINALISTS}"
         )
 
-    race = Race(tuple(settings.space.singles()))
+    race = Race(tuple(settings.space.singles()), replicates=settings.replicates)
     whole = yield from _race("2 of 4: single filters", race, unit, races_end, found)
     found.singles = race.standings()
     survivors, parts = race.survivors, _parts(race, found)
@@ -157,7 +159,7 @@ def search(
         composed = settings.space.compose(parts[: _FOR_PAIRS if length == 2 else _FOR_TRIPLES], length)
         if not composed:
             continue
-        race = Race((*survivors, *composed))
+        race = Race((*survivors, *composed), replicates=settings.replicates)
         title = f"3 of 4: {'pairs' if length == 2 else 'triples'} of filters"
         whole = yield from _race(title, race, unit, races_end, found)
         found.sequences = _joined(found.sequences, race.standings())

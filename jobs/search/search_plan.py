@@ -117,6 +117,7 @@ class SearchPlan:
             self.cost_weight,
             workers,
             self.test_context,
+            compares_heads(self.recipe),
         )
 
     def described(self) -> dict[str, Any]:
@@ -220,6 +221,14 @@ def plan_search(
     )
     plan.looks().check_test(uris.get("test", ""), where)
     return plan
+
+
+def compares_heads(recipe: Recipe) -> bool:
+    """Whether a cheap training fits a linear head on features of the recipe's frozen backbone.
+
+    Its seeds are then replicates of a bootstrap. Any other recipe has a small network that is trained from scratch.
+    """
+    return recipe.freeze == "all" and recipe.weights is not None
 
 
 def versions() -> dict[str, str]:

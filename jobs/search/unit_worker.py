@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.search.prefix_files import PREFIXES, PrefixFiles
 from jobs.search.preparing import FilterFailed, Preparer
+from jobs.search.search_plan import compares_heads
 from jobs.train.plan import model_inputs
 from library import storage
 from library.choosing.filter_search.space import Candidate
@@ -217,7 +218,7 @@ class UnitComputer:
         from jobs.search import proxy
 
         seed = unit.candidate.seed(unit.seed)
-        if recipe.freeze == "all" and recipe.weights is not None:
+        if compares_heads(recipe):
             return self._on_features(unit.candidate, recipe, inputs, seed)
         side = proxy.proxy_side(inputs.size)
         if (side, side) != inputs.size:

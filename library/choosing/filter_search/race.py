@@ -3,10 +3,9 @@
 Racing is Maron and Moore 1994 (Hoeffding races) and Birattari et al. 2002 (F-race): what is clearly not the best gets
 no more trainings. After two seeds a candidate's own spread is nearly unknown, so it is moderated by the median spread
 of all candidates (Smyth 2004, Linear models and empirical Bayes methods: a t-test with the prior's degrees of freedom
-added). The error rate is shared among all rounds and candidates (Bonferroni). It holds for independent seeds, and not
-for replicates of a bootstrap, which a recipe with a frozen backbone has instead (docs/decisions/0015). As trainings
-cost time, each round also keeps at most so many candidates, the best by their mean (successive halving: Jamieson and
-Talwalkar 2016).
+added). The error rate is shared among all rounds and candidates (Bonferroni). Seeds are independent trainings, or
+replicates of a bootstrap (`Race.replicates`), which do not make a mean surer. As trainings cost time, each round also
+keeps at most so many candidates, the best by their mean (successive halving: Jamieson and Talwalkar 2016).
 
 The race only chooses what is confirmed. What helps is decided by `library.choosing.filter_search.answer`, on other
 seeds and other pictures.
@@ -92,12 +91,15 @@ class Race:
         rounds: first to last.
         alpha: probability that the best candidate is dropped by a bound in any round.
         first_seed: seeds are counted from it.
+        replicates: whether a seed is a replicate of a bootstrap, as where a recipe freezes its backbone, and not an
+            independent training.
     """
 
     candidates: tuple[Candidate, ...]
     rounds: tuple[Round, ...] = ROUNDS
     alpha: float = ALPHA
     first_seed: int = 0
+    replicates: bool = False
     _round: int = 0
     _differences: dict[Candidate, dict[int, float]] = field(default_factory=dict[Candidate, dict[int, float]])
     _dropped: dict[Candidate, str] = field(default_factory=dict[Candidate, str])
@@ -196,17 +198,21 @@ class Race:
 
     def _intervals(self, differences: Mapping[Candidate, NDArray[np.float64]]) -> dict[Candidate, tuple[float, float]]:
         tests = 2 * len(self.rounds) * max(1, len(self.candidates))
-        return moderated_intervals(differences, 1 - self.alpha / tests)
+        return moderated_intervals(differences, 1 - self.alpha / tests, replicates=self.replicates)
 
 
 def moderated_intervals(
-    differences: Mapping[Candidate, NDArray[np.float64]], confidence: float
+    differences: Mapping[Candidate, NDArray[np.float64]], confidence: float, *, replicates: bool = False
 ) -> dict[Candidate, tuple[float, float]]:
-    """Returns intervals of the means, each with its own spread moderated by the median spread of all.
+    """Returns intervals of the true differences, each with its own spread moderated by the median spread of all.
+
+    The standard error is `SD / sqrt(n)` for n independent seeds. It is `SD * sqrt(1 + 1/n)` for n replicates of a
+    bootstrap, whose spread already is the uncertainty (`library.evaluation.paired_tests.compare_replicates`).
 
     Args:
         differences: at least one for each candidate.
         confidence: of each interval, two-sided.
+        replicates: whether the differences are of replicates of a bootstrap.
     """
     spreads = [float(values.var(ddof=1)) for values in differences.values() if len(values) > 1]
     prior = float(np.median(spreads)) if spreads else math.nan
@@ -218,7 +224,7 @@ def moderated_intervals(
             continue
         spread = (_PRIOR_FREEDOM * prior + (own * float(values.var(ddof=1)) if own else 0.0)) / (_PRIOR_FREEDOM + own)
         quantile = float(cast(Any, stats.t).ppf((1 + confidence) / 2, _PRIOR_FREEDOM + own))
-        half = quantile * math.sqrt(spread / len(values))
+        half = quantile * math.sqrt(spread * (1 / len(values) + replicates))
         intervals[one] = (float(values.mean()) - half, float(values.mean()) + half)
     return intervals
 

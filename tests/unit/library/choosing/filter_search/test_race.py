@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from library.choosing.filter_search.race import ROUNDS, Race, finalists_of
+from library.choosing.filter_search.race import ROUNDS, Race, finalists_of, moderated_intervals
 from library.choosing.filter_search.space import Candidate, Space
 from library.randomness import seed_of
 
@@ -41,6 +41,30 @@ def test_the_best_is_rarely_dropped_by_a_bound() -> None:
         reason = next(each.dropped for each in race.standings() if each.candidate == best)
         dropped += reason is not None and "not among" not in reason
     assert dropped <= 2
+
+
+@pytest.mark.parametrize("replicates", [True, False])
+def test_bounds_for_replicates_keep_the_best_where_seeds_bounds_drop_it(replicates: bool) -> None:
+    """Replicates spread about a measured difference that is itself off by as much: their mean does not come closer."""
+    spread, dropped, searches = 0.01, 0, 30
+    rng = np.random.default_rng(5)
+    for _ in range(searches):
+        candidates = CANDIDATES[:20]
+        measured = {one: rng.normal(0, spread) for one in candidates}  # the truth is 0 for all
+        race = Race(candidates, replicates=replicates)
+        run(race, lambda one, _, measured=measured: measured[one] + rng.normal(0, spread))
+        # Any of them is the best one, so each that a bound drops is an error.
+        dropped += any("not among" not in each.dropped for each in race.standings() if each.dropped is not None)
+    assert dropped <= 4 if replicates else dropped > 10
+
+
+def test_an_interval_of_replicates_never_gets_narrower_than_their_spread() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 400)
+    seeds, replicates = (
+        moderated_intervals({CANDIDATES[0]: values}, 0.95, replicates=each)[CANDIDATES[0]] for each in (False, True)
+    )
+    assert seeds[1] - seeds[0] == pytest.approx(2 * 1.97 / 20, rel=0.1)
+    assert replicates[1] - replicates[0] == pytest.approx(2 * 1.97, rel=0.1)
 
 
 def test_what_harms_is_dropped_in_the_first_round() -> None:
