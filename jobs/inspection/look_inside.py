@@ -65,6 +65,7 @@ class InspectPlan:
         labels: column with lists of class names, for a bundle of several labels; None without one.
         out: URI of the folder that is written.
         class_name: the class whose evidence is drawn; None for the most probable of each picture.
+        road: whether the measure of trust fills in hidden pixels from their neighbours.
     """
 
     bundle: str
@@ -76,6 +77,7 @@ class InspectPlan:
     labels: str | None
     out: str
     class_name: str | None
+    road: bool
 
 
 def plan_inspect(
@@ -87,6 +89,7 @@ def plan_inspect(
     limit: int | None = None,
     labels: str | None = None,
     class_name: str | None = None,
+    road: bool = False,
 ) -> InspectPlan:
     """Checks everything that can be checked before the network is loaded.
 
@@ -97,8 +100,9 @@ def plan_inspect(
     record = load_record(uri)
     if dataset is None and (limit is not None or labels is not None):
         raise UsageError(f"{'--limit' if limit is not None else '--labels'} has no effect without --data")
-    if class_name is not None and dataset is None and not pictures:
-        raise UsageError("--class has no effect without a picture or --data")
+    for name, given in (("--class", class_name is not None), ("--road", road)):
+        if given and dataset is None and not pictures:
+            raise UsageError(f"{name} has no effect without a picture or --data")
     if class_name is not None and class_name not in record.classes:
         raise UsageError(f"--class {class_name}: the bundle has no such class; it has {', '.join(record.classes[:20])}")
     for number, picture in enumerate(pictures):
@@ -114,9 +118,8 @@ def plan_inspect(
     if storage.contains(uri, out):
         raise UsageError(f"--out {out} is the bundle or inside it; name another folder")
     check_report(out, [] if dataset is None else [dataset], COMMAND, "--out")
-    return InspectPlan(
-        uri, record, tuple(pictures), dataset, manifest, LIMIT if limit is None else limit, labels, out, class_name
-    )
+    limit = LIMIT if limit is None else limit
+    return InspectPlan(uri, record, tuple(pictures), dataset, manifest, limit, labels, out, class_name, road)
 
 
 def _checked(dataset: str, record: BundleRecord) -> Manifest:
@@ -347,7 +350,12 @@ class _Look:
         if explanation is not None:
             heats = {"Grad-CAM": explanation.heat, **heats}
         trusts = deletion_insertion(
-            self._bundle, prepared, heats, wanted, progress=lambda done, of: self._report(f"{name}: trust", done, of)
+            self._bundle,
+            prepared,
+            heats,
+            wanted,
+            road=self._plan.road,
+            progress=lambda done, of: self._report(f"{name}: trust", done, of),
         )
         seen, fields = list[Figure](), list[Figure]()
         for number, part in enumerate(self._parts(prepared), start=1):
@@ -358,12 +366,14 @@ class _Look:
         heat = self._figure(f"{slug}-heat", drawing.draw_heat(prepared, explanation, hidden), f"evidence in {name}")
         curves = self._figure(f"{slug}-trust", draw_trust(trusts), f"deletion and insertion for {name}")
         words = "; ".join(f"{which} is {trust.verdict}" for which, trust in trusts.items()) + "."
+        words += " Pixels that are hidden or not yet shown are filled in from their neighbours." * self._plan.road
         self.numbers["pictures"].append(
             {
                 "file": name,
                 "classes": [{"class": label, "probability": share} for label, share in answer.classes],
                 "explained": hidden.class_name,
                 "occlusion": {"window": list(hidden.window), "largest_drop": float(hidden.drop.max())},
+                "hidden_by": "neighbours" if self._plan.road else "mean colour",
                 "trust": {which: _trust_numbers(trust) for which, trust in trusts.items()},
             }
         )

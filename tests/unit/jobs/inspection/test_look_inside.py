@@ -84,13 +84,15 @@ def test_without_pictures_some_of_the_dataset_are_explained(
     capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", model="mlp(hidden=[8], in_chans=3)")
-    options = ("--data", data, "--out", str(tmp_path / "out"), "--class", "hopper", "--limit", "9")
+    options = ("--data", data, "--out", str(tmp_path / "out"), "--class", "hopper", "--limit", "9", "--road")
     numbers = inspect(capsys, bundle, *options)
     assert numbers["data"]["pictures"] == 9
     assert len(numbers["pictures"]) == 3
     for one in numbers["pictures"]:
         assert one["explained"] == "hopper"
         assert set(one["trust"]) == {"occlusion"}  # an mlp has no maps
+        assert one["hidden_by"] == "neighbours"
+    assert (tmp_path / "out" / "index.html").read_text().count("filled in from their neighbours") == 3
 
 
 def test_an_ensembles_members_are_drawn_one_by_one(
@@ -173,6 +175,7 @@ def test_an_unusable_picture_is_reported_and_the_others_are_explained(
     [
         (["--limit", "5"], "--limit has no effect without --data"),
         (["--labels", "tags"], "--labels has no effect without --data"),
+        (["--road"], "--road has no effect without a picture or --data"),
         (["--class", "china"], "--class has no effect without a picture or --data"),
         (["DATA", "--labels", "tags"], "gives a picture one class; leave it out"),
         (["DATA", "--limit", "1"], "--limit 1: must be from 2 to 2,000"),

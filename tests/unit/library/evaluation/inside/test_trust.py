@@ -139,6 +139,34 @@ def test_an_ensemble_of_equal_members_has_the_curves_of_one() -> None:
     assert together.shifted_insertion == pytest.approx(alone.shifted_insertion, abs=1e-5)
 
 
+def test_with_road_the_right_order_beats_chance_too() -> None:
+    weights, _ = weights_and_picture()
+    pixels = np.zeros((_SIDE, _SIDE, 1), np.uint8)
+    pixels[1:3, 1:4] = 255
+    maps = {"right": weights, "wrong": -weights}
+    trusts = deletion_insertion(linear_bundle(weights), pixels, maps, "a", road=True)
+    right, wrong = trusts["right"], trusts["wrong"]
+    assert right.beaten["deletion"] == 24
+    assert right.areas["deletion"] < right.areas["shifted_deletion"] < wrong.areas["deletion"]
+    assert right.areas["insertion"] > wrong.areas["insertion"]
+    for trust in (right, wrong):  # all begin and end with the same pictures
+        assert trust.deletion[0] == pytest.approx(trust.insertion[-1], abs=1e-6)
+        assert trust.deletion[-1] == pytest.approx(trust.insertion[0], abs=1e-6)
+
+
+def test_with_road_what_the_neighbours_show_is_not_hidden() -> None:
+    """A picture of one colour stays as it is, whatever is removed, so no map of it can be right."""
+    weights, pixels = weights_and_picture()
+    one = linear_bundle(weights)
+    both = ensemble([one, linear_bundle(weights)], [1, 1])
+    alone = deletion_insertion(one, pixels, {"map": weights}, "a", road=True)["map"]
+    assert alone.deletion[:-1] == pytest.approx(alone.deletion[0], abs=0.01)
+    assert alone.insertion[1:] == pytest.approx(alone.deletion[0], abs=0.01)
+    together = deletion_insertion(both, (pixels, pixels), {"map": weights}, "a", road=True)["map"]
+    assert together.deletion == pytest.approx(alone.deletion, abs=1e-5)
+    assert together.shifted_insertion == pytest.approx(alone.shifted_insertion, abs=1e-5)
+
+
 def test_progress_reaches_its_end_and_an_unknown_class_is_an_error() -> None:
     weights, pixels = weights_and_picture()
     calls: list[tuple[int, int]] = []
