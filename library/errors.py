@@ -13,6 +13,10 @@ class UsageError(StriateError):
     exit_code = 2
 
 
+class StorageError(StriateError):
+    """A file or store failed for a reason that may pass, as a server that restarts; not a missing file or a refusal."""
+
+
 class GrammarError(UsageError):
     """A mistake in a pipeline's text; the message shows its place with a caret.
 

@@ -9,22 +9,29 @@ import contextlib
 import hashlib
 import os
 import posixpath
+import time
 import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from library import stores
-from library.errors import StriateError, UsageError
+from library.errors import StorageError, StriateError, UsageError
 
 _BLOCK_BYTES = 16 * 2**20  # part size of an upload; limits the memory of a write
 _CONCURRENT_READS = 32
+#: Before a call is tried again. The clients of stores repeat a request for some seconds themselves; what fails longer
+#: is a server or a network file system that restarts, which takes about a minute.
+WAITS_S = (10.0, 60.0)
 TEMPORARY_PREFIX = "_tmp-"  # readers of Parquet skip names that begin with "_"
+
+
+_ResultT = TypeVar("_ResultT")
 
 
 @dataclass(frozen=True)
@@ -349,6 +356,24 @@ def remove_empty_folder(uri: str) -> None:
             os.rmdir(uri)
 
 
+def patiently(call: Callable[[], _ResultT], sleep: Callable[[float], None] = time.sleep) -> _ResultT:
+    """Calls a function, and again after each of `WAITS_S` while it raises StorageError; returns what it returns.
+
+    Args:
+        call: what can be called again.
+        sleep: waits for so many seconds.
+
+    Raises:
+        StorageError: the last call has failed too.
+    """
+    for wait_s in WAITS_S:
+        try:
+            return call()
+        except StorageError:
+            sleep(wait_s)
+    return call()
+
+
 def check_writable(folder: str) -> None:
     """Raises an error with the reason if files cannot be written below `folder`."""
     probe = join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
@@ -369,7 +394,10 @@ def _opened(uri: str, *, writing: bool = False) -> tuple[fsspec.AbstractFileSyst
 
 @contextlib.contextmanager
 def _as_striate_error(uri: str, action: str) -> Generator[None]:
-    """Turns a file system's exceptions into StriateError, with what failed, where, and what would work."""
+    """Turns a file system's exceptions into StriateError, with what failed, where, and what would work.
+
+    StorageError where it may pass.
+    """
     store = stores.store_of(uri)
     try:
         yield
@@ -378,7 +406,13 @@ def _as_striate_error(uri: str, action: str) -> Generator[None]:
     except Exception as error:
         if not (isinstance(error, OSError) if store is None else store.is_failure(error)):
             raise
-        raise StriateError(f"cannot {action} {uri}: {_reason(error, store, action)}") from error
+        kind = StorageError if _may_pass(error, store) else StriateError
+        raise kind(f"cannot {action} {uri}: {_reason(error, store, action)}") from error
+
+
+def _may_pass(error: Exception, store: stores.Store | None) -> bool:
+    is_missing = isinstance(error, FileNotFoundError) or "specified bucket" in str(error).lower()
+    return not is_missing and not (isinstance(error, PermissionError) if store is None else store.is_refusal(error))
 
 
 def _reason(error: Exception, store: stores.Store | None, action: str) -> str:

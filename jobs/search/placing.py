@@ -123,7 +123,7 @@ def _trainable() -> type[Any]:
             error = ""
             try:
                 self._compute(self._config["units"])
-            except StriateError as failed:  # it would fail again
+            except StriateError as failed:  # it would fail again; a store that fails was waited for
                 error = str(failed)
             return {"done": True, "error": error}
 

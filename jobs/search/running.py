@@ -124,7 +124,7 @@ def begin(plan: SearchPlan) -> EarlierLooks:
     # Compared as they are written, where a tuple is a list.
     if described_in(record) != json.loads(json.dumps(described)):
         storage.remove(storage.join(plan.out, name) for name in (ANSWER, PAGE, PICTURE, RECIPE))
-    looks.save = lambda: write_record(record, described, looks.looks)
+    looks.save = lambda: storage.patiently(lambda: write_record(record, described, looks.looks))
     looks.save()
     return looks
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from jobs.train.plan import model_inputs
 from library import storage
 from library.choosing.filter_search.space import Candidate
 from library.choosing.filter_search.trials import Unit, UnitResult
-from library.errors import StriateError, UsageError
+from library.errors import StorageError, StriateError, UsageError
 from library.models import parse_call
 from library.models.call import ModelCall
 from library.pipeline import Pipeline
@@ -71,13 +72,15 @@ class UnitTask:
 
 @dataclass(frozen=True)
 class FileStore:
-    """The files of units below a search's folder.
+    """The files of units below a search's folder. A store that fails for a while is waited for.
 
     Attributes:
         out: URI of the folder.
+        sleep: waits for so many seconds.
     """
 
     out: str
+    sleep: Callable[[float], None] = time.sleep
 
     def uri(self, unit: Unit) -> str:
         """URI of a unit's file."""
@@ -85,25 +88,34 @@ class FileStore:
 
     def read(self, unit: Unit) -> UnitResult | None:
         """Returns the result of a unit; None if it has no file, or one that cannot be read."""
-        if not storage.exists(self.uri(unit)):
-            return None
+        data = self._read(self.uri(unit))
         try:
-            return UnitResult.from_json(json.loads(storage.read_bytes(self.uri(unit))))
+            return None if data is None else UnitResult.from_json(json.loads(data))
         except (ValueError, KeyError, TypeError):
             return None
 
     def write(self, result: UnitResult) -> None:
         """Writes a unit's file."""
-        storage.write_bytes(self.uri(result.unit), (json.dumps(result.to_json()) + "\n").encode())
-
-    def robustness_uri(self, unit: Unit) -> str:
-        """URI of the file with a unit's accuracy under corruptions."""
-        return storage.join(self.out, UNITS, f"robust-{unit.file_name}")
+        self._write(self.uri(result.unit), result.to_json())
 
     def robustness(self, unit: Unit) -> Mapping[str, float]:
         """Returns accuracy by corruption, `clean` among them; empty where it was not measured."""
-        uri = self.robustness_uri(unit)
-        return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+        data = self._read(self._robustness_uri(unit))
+        return {} if data is None else json.loads(data)
+
+    def write_robustness(self, unit: Unit, accuracies: Mapping[str, float]) -> None:
+        """Writes the file that `robustness` reads."""
+        self._write(self._robustness_uri(unit), accuracies)
+
+    def _robustness_uri(self, unit: Unit) -> str:
+        return storage.join(self.out, UNITS, f"robust-{unit.file_name}")
+
+    def _read(self, uri: str) -> bytes | None:
+        return storage.patiently(lambda: storage.read_bytes(uri) if storage.exists(uri) else None, self.sleep)
+
+    def _write(self, uri: str, document: Mapping[str, Any]) -> None:
+        data = (json.dumps(document) + "\n").encode()
+        storage.patiently(lambda: storage.write_bytes(uri, data), self.sleep)
 
 
 def with_candidate(recipe: Recipe, candidate: Candidate, sample: NDArray[Any], seed: int) -> Recipe:
@@ -146,10 +158,16 @@ class UnitComputer:
         train: decoded training pictures, as stored.
         val: decoded validation pictures.
         test: decoded test pictures; None where there are none.
+        sleep: waits for so many seconds, for a store that fails for a while.
     """
 
     def __init__(
-        self, task: UnitTask, train: PackedPictures, val: PackedPictures, test: PackedPictures | None = None
+        self,
+        task: UnitTask,
+        train: PackedPictures,
+        val: PackedPictures,
+        test: PackedPictures | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         import cv2
         import torch
@@ -162,7 +180,7 @@ class UnitComputer:
         cv2.setNumThreads(1)
         torch.set_num_threads(task.threads)
         self._task, self._recipe = task, Recipe.model_validate_json(task.recipe)
-        self._store = FileStore(task.out)
+        self._store, self._sleep = FileStore(task.out, sleep), sleep
         self._sample = train[0]
         self._train = self._preparer(train, "train", task.context, _TRAIN_SHARE)
         self._val = self._preparer(val, "val", task.context, _JUDGED_SHARE)
@@ -181,7 +199,12 @@ class UnitComputer:
         for text in units:
             unit = Unit.from_json(json.loads(text))
             if self._store.read(unit) is None:
-                self._store.write(self.compute(unit))
+                # Reads the recipe's weights.
+                result = storage.patiently(functools.partial(self.compute, unit), self._sleep)
+                of, tested = self._latest.pop("tested", ("", None))
+                if of == unit.digest:
+                    self._store.write(tested)
+                self._store.write(result)
                 self._measure_robustness(unit)
 
     def _preparer(self, pictures: PackedPictures, role: str, context: str, share: float) -> Preparer:
@@ -279,9 +302,9 @@ class UnitComputer:
         model = self._trained_model(unit.candidate, recipe, inputs)
         correct = correct_of(model, self._confirmation(unit.candidate, inputs), self._device, recipe.precision)
         if self._task.test_context is not None and unit.candidate.placebo is None:
-            # Now, as the network is not kept. Nothing reads this file before the answer is known.
+            # Now, as the network is not kept. Nothing reads its file before the answer is known.
             tested = Unit(unit.candidate, unit.seed, "test", self._task.test_context)
-            self._store.write(self._test_result(tested, model, recipe, inputs))
+            self._latest["tested"] = unit.digest, self._test_result(tested, model, recipe, inputs)
         if unit.seed == first_confirmation_seed(self._recipe):
             self._latest["robustness"] = unit.digest, (model, inputs, recipe.precision)
         return correct
@@ -302,6 +325,8 @@ class UnitComputer:
             train, val = self._cached(recipe, inputs, train, val)
         try:
             return train_here(setting, train, val)
+        except StorageError:
+            raise
         except StriateError as error:
             raise FilterFailed(f"{candidate.name}: {error}") from error
 
@@ -379,7 +404,7 @@ class UnitComputer:
             except FilterFailed:  # an empty cell of the table
                 continue
             accuracies[name] = float(correct_of(model, prepared, self._device, precision).mean())
-        storage.write_bytes(self._store.robustness_uri(unit), json.dumps(accuracies).encode())
+        self._store.write_robustness(unit, accuracies)
 
 
 def first_confirmation_seed(recipe: Recipe) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from library import storage, stores
-from library.errors import StriateError, UsageError
+from library.errors import StorageError, StriateError, UsageError
 from library.storage import Span
 
 _EMULATORS = {"az": "AZURE_STORAGE_CONNECTION_STRING", "gs": "STORAGE_EMULATOR_HOST"}
@@ -111,6 +111,28 @@ def test_a_missing_file_is_named(folder: str) -> None:
 def test_a_bucket_that_does_not_exist_is_named(bucket: str) -> None:
     with pytest.raises(StriateError, match=r"cannot write s3://no-such-bucket-here/x.*no such bucket"):
         storage.write_bytes("s3://no-such-bucket-here/x", b"data")
+
+
+def test_what_may_pass_is_tried_again_and_what_cannot_is_not(tmp_path: Path) -> None:
+    file, waits = tmp_path / "file", list[float]()
+    file.symlink_to(file)  # reading fails, though it is there
+
+    def repaired(seconds: float) -> None:
+        waits.append(seconds)
+        file.unlink()
+        file.write_bytes(b"data")
+
+    assert storage.patiently(lambda: storage.read_bytes(str(file)), repaired) == b"data"
+    assert waits == [storage.WAITS_S[0]]
+    with pytest.raises(StriateError, match="no such file") as raised:
+        storage.patiently(lambda: storage.read_bytes(str(tmp_path / "gone")), waits.append)
+    assert not isinstance(raised.value, StorageError)
+    assert len(waits) == 1
+    file.unlink()
+    file.symlink_to(file)
+    with pytest.raises(StorageError, match="cannot read"):
+        storage.patiently(lambda: storage.read_bytes(str(file)), waits.append)
+    assert waits == [storage.WAITS_S[0], *storage.WAITS_S]
 
 
 def test_the_writing_codes_own_error_is_not_reported_as_the_stores(folder: str) -> None:

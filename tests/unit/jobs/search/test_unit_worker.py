@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import pytest
 import torch
 
 from jobs.search.preparing import FilterFailed, Preparer
-from jobs.search.unit_worker import FileStore, UnitComputer, UnitTask, first_confirmation_seed, with_candidate
+from jobs.search.unit_worker import UNITS, FileStore, UnitComputer, UnitTask, first_confirmation_seed, with_candidate
 from jobs.train.plan import model_inputs
+from library import storage
 from library.choosing.filter_search.space import IDENTITY, Candidate, Place
 from library.choosing.filter_search.trials import Unit
+from library.errors import StorageError
 from library.models.build import create
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
@@ -42,7 +46,9 @@ def halves(count: int, seed: int) -> PackedPictures:
     return PackedPictures.pack(list(pictures), labels, [f"{seed}/{row}" for row in range(count)], Counter())
 
 
-def computer(out: Path, recipe: str = RECIPE, *, test: bool = False) -> UnitComputer:
+def computer(
+    out: Path, recipe: str = RECIPE, *, test: bool = False, sleep: Callable[[float], None] = time.sleep
+) -> UnitComputer:
     train, val = halves(80, 1), halves(60, 2)
     text = Recipe.parse(recipe).model_dump_json()
     even, odd = np.arange(0, 60, 2), np.arange(1, 60, 2)
@@ -50,7 +56,7 @@ def computer(out: Path, recipe: str = RECIPE, *, test: bool = False) -> UnitComp
     screening, confirmation = np.sort(np.r_[even[:15], odd[:15]]), np.sort(np.r_[even[15:], odd[15:]])
     task = UnitTask(text, ("left", "right"), str(out), np.arange(60), screening, confirmation, 1, False, (), "c", 2**24)
     task = replace(task, test_context="t" if test else None)
-    return UnitComputer(task, train, val, halves(20, 3) if test else None)
+    return UnitComputer(task, train, val, halves(20, 3) if test else None, sleep)
 
 
 def unit(candidate: Candidate, stage: str, seed: int = 0) -> Unit:
@@ -169,3 +175,30 @@ def test_a_frozen_backbone_is_compared_by_a_head_on_its_features(cached: bool, t
         assert np.array_equal(computer(tmp_path, recipe).compute(unit(candidate, "proxy", 1)).correct, first.correct)
     trained = worker.compute(unit(IDENTITY, "recipe", 1000))
     assert (trained.failure, len(trained.correct)) == (None, 30)
+
+
+def test_a_store_that_fails_for_a_while_is_waited_for_with_the_result(tmp_path: Path) -> None:
+    folder, waits, training = tmp_path / UNITS, list[float](), unit(Candidate(placebo=1), "proxy")
+    folder.symlink_to(folder)  # as a network file system that is being mounted again
+
+    def mounted(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            folder.unlink()
+
+    computer(tmp_path, sleep=mounted)([json.dumps(training.to_json())])
+    assert waits == list(storage.WAITS_S)
+    result = FileStore(str(tmp_path)).read(training)
+    assert result is not None
+    assert result.failure is None
+
+
+def test_weights_that_cannot_be_read_now_do_not_count_against_a_filter(tmp_path: Path) -> None:
+    weights, waits = tmp_path / "weights.pth", list[float]()
+    weights.symlink_to(weights)
+    worker = computer(tmp_path, f"{RECIPE}weights: {weights}\n", sleep=waits.append)
+    training = unit(Candidate(MEDIAN), "recipe", 1000)
+    with pytest.raises(StorageError, match="cannot read"):
+        worker([json.dumps(training.to_json())])
+    assert waits == list(storage.WAITS_S)
+    assert FileStore(str(tmp_path)).read(training) is None
