@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +45,9 @@ class Setting:
         class_counts: training pictures by class, in the order of the outputs.
         device: to train on.
         threads: that augment.
+        watch: called after each step but the first, which prepares much: with the seconds since the first one, and the
+            share of the training that they were for. Where early stopping may end it at any time, that share is 1. An
+            error that it raises ends the training. None for no call.
     """
 
     recipe: Recipe
@@ -50,6 +55,7 @@ class Setting:
     class_counts: dict[str, int]
     device: torch.device
     threads: int = 1
+    watch: Callable[[float, float], None] | None = None
 
 
 def train_here(setting: Setting, train: PackedPictures, val: PackedPictures) -> Classifier:
@@ -61,7 +67,7 @@ def train_here(setting: Setting, train: PackedPictures, val: PackedPictures) -> 
         val: pictures in the model's size, on which the best epoch is chosen and early stopping looks.
 
     Raises:
-        StriateError: the loss is not finite.
+        StriateError: the loss is not finite, or the setting's `watch` has raised it.
     """
     recipe, device = setting.recipe, setting.device
     torch.manual_seed(recipe.seed)
@@ -97,12 +103,12 @@ def train_here(setting: Setting, train: PackedPictures, val: PackedPictures) -> 
         steps_per_epoch=steps,
         device=device,
     )
-    return _run(recipe, learner, loader, total, device)
+    return _run(setting, learner, loader, total)
 
 
-def _run(recipe: Recipe, learner: Learner, loader: MemoryLoader, total: int, device: torch.device) -> Classifier:
-    feed, progress = DeviceFeed(device), TrainingProgress()
-    best, best_score = None, -math.inf
+def _run(setting: Setting, learner: Learner, loader: MemoryLoader, total: int) -> Classifier:
+    recipe, feed, progress = setting.recipe, DeviceFeed(setting.device), TrainingProgress()
+    best, best_score, begun = None, -math.inf, math.inf
     loader.start(0, 0, total)
     while progress.step < total and not progress.should_stop(recipe.early_stopping):
         learner.start_epoch(progress.epoch)
@@ -111,6 +117,11 @@ def _run(recipe: Recipe, learner: Learner, loader: MemoryLoader, total: int, dev
             losses.append(learner.step(batch, progress.step))
             progress.step += 1
             progress.step_in_epoch += 1
+            if progress.step == 1:
+                begun = time.perf_counter()
+            elif setting.watch is not None:
+                done = (progress.step - 1) / total if recipe.early_stopping is None else 1.0
+                setting.watch(time.perf_counter() - begun, done)
             if progress.step_in_epoch == loader.steps_per_epoch or progress.step == total:
                 break
         progress.losses = float(torch.stack(losses).double().sum())

@@ -17,7 +17,7 @@ from jobs.search.earlier_looks import EarlierLooks, described_in, write_record
 from jobs.search.placing import Placing, run_rounds
 from jobs.search.prefix_files import remove_prefixes
 from jobs.search.rounds import Rounds, stopwatch
-from jobs.search.script import Findings, search
+from jobs.search.script import Findings, RecipeLimit, search
 from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, compares_heads, raw_inputs, versions
 from jobs.search.unit_worker import (
     ComputerFactory,
@@ -83,7 +83,7 @@ def run_search(
 
     Raises:
         UsageError: another search is writing to the folder, or too few pictures can be used.
-        StriateError: the recipe cannot be trained, or workers are lost again and again.
+        StriateError: the recipe cannot be trained, or not within the budget, or workers are lost again and again.
     """
     elapsed = stopwatch()
     with hold(plan.out, tidy=lambda out: None), connect(address) as session:
@@ -97,10 +97,10 @@ def run_search(
         rows = [each for each in (plan.train, plan.val, plan.test) if each is not None]
         pictures = [decode_all(each, raw_inputs(), session, fitted=False, on_gpus=False) for each in rows]
         pictures[0].check_classes(plan.train.dataset, plan.train.classes)
-        task = _task(plan, pictures, placing, session.cpus)
+        settings = plan.settings(placing.workers, first_confirmation_seed(plan.recipe))
+        task = _task(plan, pictures, placing, session.cpus, RecipeLimit.of(settings))
         factory = ComputerFactory(task, tuple(ray.put(packed) for packed in pictures))
         found = Findings()
-        settings = plan.settings(placing.workers, first_confirmation_seed(plan.recipe))
         rounds = Rounds(search(settings, elapsed, found, looks), FileStore(plan.out), placing.workers, elapsed)
         run_rounds(rounds, factory, placing, _Progress(plan, rounds, found, elapsed))
         report = _report(plan, rounds, found, looks, pictures[0], task)
@@ -129,7 +129,9 @@ def begin(plan: SearchPlan) -> EarlierLooks:
     return looks
 
 
-def _task(plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cpus: int) -> UnitTask:
+def _task(
+    plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cpus: int, limit: RecipeLimit
+) -> UnitTask:
     """Chooses the pictures of cheap trainings and divides the validation pictures, by their keys alone."""
     train, val = pictures[0], pictures[1]
     screening = halves([str(key) for key in val.keys])
@@ -150,6 +152,7 @@ def _task(plan: SearchPlan, pictures: list[PackedPictures], placing: Placing, cp
         used_plugins=plan.used_plugins,
         context=plan.context,
         cache_bytes=min(_WORKER_CACHE_BYTES, _MACHINE_CACHE_BYTES // placing.per_machine),
+        limit=limit,
         test_context=plan.test_context,
     )
 

@@ -6,11 +6,13 @@ time was enough, a search that was killed and resumed comes to the same answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from jobs.progress.display import duration
 from jobs.search.earlier_looks import EarlierLooks
 from jobs.search.rounds import Round, Script
 from library.choosing.filter_search.answer import MARGIN, SEEDS, Answer, Gain, gain_of, judge
@@ -24,6 +26,8 @@ from library.errors import StriateError
 _MOST_RESERVED, _LEAST_FOR_RACES, _KEPT_BACK, _KEPT_BACK_S = 0.6, 0.3, 0.04, 8.0
 #: Measured trainings vary; the confirmation is expected to take this much longer.
 _CAUTION = 1.2
+#: Share of the longest time that is accepted for the first training, after which its whole time is estimated.
+_SURE_AFTER = 0.1
 #: A worker computes units of one candidate for about so long before the time is looked at again.
 _BLOCK_S = 12.0
 #: Filters of which pairs and triples are made: six have 30 orders of two, four have 24 of three.
@@ -94,6 +98,51 @@ class Findings:
     whole_race: bool = False
 
 
+class RecipeTooLong(StriateError):
+    """A training of the recipe takes too much of the budget."""
+
+
+@dataclass(frozen=True)
+class RecipeLimit:
+    """Ends the first training of a recipe as soon as it is known that no other one could follow within the budget.
+
+    Attributes:
+        budget_s: seconds for everything.
+        trainings: that the confirmation of one filter needs.
+        least_budget: budget that this needs, as a multiple of the time of one training.
+    """
+
+    budget_s: float
+    trainings: int
+    least_budget: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> RecipeLimit:
+        """Returns the limit for a search."""
+        return cls(settings.budget_s, _trainings(settings, 1), reserved_s(settings, 1.0, 1) / _MOST_RESERVED)
+
+    def check(self, seconds: float, done: float) -> None:
+        """Checks a training that runs; not in its first seconds, from which nothing can be expected.
+
+        Args:
+            seconds: that it has taken.
+            done: share of it that they were for, 0 to 1.
+
+        Raises:
+            RecipeTooLong: it will take more than half of the budget; says which budget would do.
+        """
+        limit = self.budget_s / 2
+        if seconds < _SURE_AFTER * limit or seconds <= limit * done:
+            return
+        expected = seconds / max(done, 1e-9)
+        hours, minutes = divmod(math.ceil(expected * self.least_budget / 60), 60)
+        raise RecipeTooLong(
+            f"one training of the recipe {'takes about' if done < 1 else 'has taken'} {duration(expected)}, and the "
+            f"confirmation of one filter needs {self.trainings} of them: give --budget at least {hours}h{minutes}m, or "
+            "a recipe with fewer epochs, smaller pictures or a smaller model"
+        )
+
+
 _Results = Mapping[Unit, UnitResult]
 _MakeUnit = Callable[[Candidate, int, Stage], Unit]
 
@@ -113,8 +162,11 @@ def affordable_finalists(settings: Settings, recipe_s: float) -> int:
 
 def reserved_s(settings: Settings, recipe_s: float, finalists: int) -> float:
     """Returns the expected seconds of the confirmation: finalists, a placebo and the identity, all seeds."""
-    trainings = (finalists + 2) * settings.seeds
-    return _CAUTION * recipe_s * -(-trainings // settings.workers)
+    return _CAUTION * recipe_s * -(-_trainings(settings, finalists) // settings.workers)
+
+
+def _trainings(settings: Settings, finalists: int) -> int:
+    return (finalists + 2) * settings.seeds
 
 
 def search(

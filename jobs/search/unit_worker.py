@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from jobs.search.prefix_files import PREFIXES, PrefixFiles
 from jobs.search.preparing import FilterFailed, Preparer
+from jobs.search.script import RecipeLimit, RecipeTooLong
 from jobs.search.search_plan import compares_heads
 from jobs.train.plan import model_inputs
 from library import storage
-from library.choosing.filter_search.space import Candidate
+from library.choosing.filter_search.space import IDENTITY, Candidate
 from library.choosing.filter_search.trials import Unit, UnitResult
 from library.errors import StorageError, StriateError, UsageError
 from library.models import parse_call
@@ -53,6 +54,7 @@ class UnitTask:
         used_plugins: plugins of the candidates and the recipe.
         context: digest of all that units depend on but candidate, seed and stage.
         cache_bytes: of filtered pictures that a worker keeps.
+        limit: for the first training of the recipe.
         test_context: of units that are judged on the test pictures; None where there are none.
     """
 
@@ -67,6 +69,7 @@ class UnitTask:
     used_plugins: tuple[Plugin, ...]
     context: str
     cache_bytes: int
+    limit: RecipeLimit
     test_context: str | None = None
 
 
@@ -320,12 +323,15 @@ class UnitComputer:
             self._latest["recipe"] = known
         train, val = known[1]
         counts = np.bincount(train.labels, minlength=len(self._task.classes)).tolist()
-        setting = Setting(recipe, inputs, dict(zip(self._task.classes, counts, strict=True)), self._device)
+        classes = dict(zip(self._task.classes, counts, strict=True))
+        is_first = candidate == IDENTITY and recipe.seed == first_confirmation_seed(self._recipe)
+        watch = self._task.limit.check if is_first else None
+        setting = Setting(recipe, inputs, classes, self._device, watch=watch)
         if recipe.cache_features:
             train, val = self._cached(recipe, inputs, train, val)
         try:
             return train_here(setting, train, val)
-        except StorageError:
+        except (StorageError, RecipeTooLong):  # not the candidate's fault
             raise
         except StriateError as error:
             raise FilterFailed(f"{candidate.name}: {error}") from error

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.search.earlier_looks import EarlierLooks
 from jobs.search.rounds import Rounds
-from jobs.search.script import Findings, Settings, affordable_finalists, search
+from jobs.search.script import Findings, RecipeLimit, RecipeTooLong, Settings, affordable_finalists, reserved_s, search
 from library.choosing.filter_search.race import FINALISTS
 from library.choosing.filter_search.space import Candidate, Space
 from library.choosing.filter_search.trials import Unit, UnitResult
@@ -126,6 +126,23 @@ def test_the_budget_reserves_time_for_the_confirmation() -> None:
     files = Files()
     found, _ = run(settings(150.0), files, 0.1)
     assert found.confirmed_seeds == 10
+
+
+def test_the_first_training_ends_where_no_other_could_follow_it() -> None:
+    limit = RecipeLimit.of(settings(600.0))
+    limit.check(20.0, 1e-3)  # too soon to say
+    limit.check(100.0, 0.34)
+    limit.check(300.0, 1.0)
+    for seconds, done in ((100.0, 0.3), (301.0, 1.0)):
+        with pytest.raises(RecipeTooLong, match="needs 30 of them"):
+            limit.check(seconds, done)
+    with pytest.raises(RecipeTooLong, match=r"takes about 1 h 00 min, .*at least 60h0m, or"):
+        limit.check(36.0, 0.01)
+    # With the budget that it names there is time for a filter.
+    assert affordable_finalists(settings(3600 * 60), 3600.0) >= 1
+    assert reserved_s(settings(3600 * 60), 3600.0, 1) <= 0.6 * 3600 * 60
+    with pytest.raises(RecipeTooLong, match="has taken 6 min 40 s"):
+        limit.check(400.0, 1.0)  # early stopping may end it at any time
 
 
 def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason() -> None:

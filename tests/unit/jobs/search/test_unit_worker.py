@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from jobs.search.preparing import FilterFailed, Preparer
+from jobs.search.script import RecipeLimit, RecipeTooLong
 from jobs.search.unit_worker import UNITS, FileStore, UnitComputer, UnitTask, first_confirmation_seed, with_candidate
 from jobs.train.plan import model_inputs
 from library import storage
@@ -47,14 +48,32 @@ def halves(count: int, seed: int) -> PackedPictures:
 
 
 def computer(
-    out: Path, recipe: str = RECIPE, *, test: bool = False, sleep: Callable[[float], None] = time.sleep
+    out: Path,
+    recipe: str = RECIPE,
+    *,
+    test: bool = False,
+    budget_s: float = 1e6,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> UnitComputer:
     train, val = halves(80, 1), halves(60, 2)
     text = Recipe.parse(recipe).model_dump_json()
     even, odd = np.arange(0, 60, 2), np.arange(1, 60, 2)
     # Both halves of the validation pictures have both classes.
     screening, confirmation = np.sort(np.r_[even[:15], odd[:15]]), np.sort(np.r_[even[15:], odd[15:]])
-    task = UnitTask(text, ("left", "right"), str(out), np.arange(60), screening, confirmation, 1, False, (), "c", 2**24)
+    task = UnitTask(
+        text,
+        ("left", "right"),
+        str(out),
+        np.arange(60),
+        screening,
+        confirmation,
+        1,
+        False,
+        (),
+        "c",
+        2**24,
+        RecipeLimit(budget_s, 30, 50.0),
+    )
     task = replace(task, test_context="t" if test else None)
     return UnitComputer(task, train, val, halves(20, 3) if test else None, sleep)
 
@@ -175,6 +194,15 @@ def test_a_frozen_backbone_is_compared_by_a_head_on_its_features(cached: bool, t
         assert np.array_equal(computer(tmp_path, recipe).compute(unit(candidate, "proxy", 1)).correct, first.correct)
     trained = worker.compute(unit(IDENTITY, "recipe", 1000))
     assert (trained.failure, len(trained.correct)) == (None, 30)
+
+
+def test_a_recipe_beyond_the_budget_ends_in_its_first_training(tmp_path: Path) -> None:
+    seed = first_confirmation_seed(Recipe.parse(RECIPE))
+    worker = computer(tmp_path, budget_s=1e-4)
+    with pytest.raises(RecipeTooLong, match="needs 30 of them: give --budget at least 0h1m"):
+        worker([json.dumps(unit(IDENTITY, "recipe", seed).to_json())])
+    # The others are begun only where there is time for them.
+    assert worker.compute(unit(IDENTITY, "recipe", seed + 1)).failure is None
 
 
 def test_a_store_that_fails_for_a_while_is_waited_for_with_the_result(tmp_path: Path) -> None:
