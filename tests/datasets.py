@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,6 +20,20 @@ from library.dataset.manifest import Manifest
 from library.dataset.totals import Totals
 from library.imaging import codec
 from tests.conftest import SHARED_DATA
+from tests.picture_examples import ingest, write_files
+
+_SPACE = """
+filters: [median_blur(size=3)]
+places: [{places}]
+placebos: 1
+"""
+_SEARCHED_RECIPE = """
+data: {train: replaced by the search}
+model: lenet5
+optimizer: {name: adamw, lr: 0.005}
+batch_size: 16
+epochs: 5
+"""
 
 
 def carry_out(plan: ShardPlan[Any]) -> Manifest:
@@ -77,6 +93,32 @@ def write_digits(folder: Path, count: int = 400) -> Path:
             target.write_bytes(data)
             written += 1
     return folder / "digits"
+
+
+def bar(kind: int, seed: int) -> bytes:
+    """PNG of a bright bar, upright or lying, below salt-and-pepper noise on 70% of its pixels."""
+    rng = np.random.default_rng(seed)
+    pixels, place = np.full((28, 28, 1), 28, np.uint8), int(rng.integers(2, 20))
+    across = np.s_[:, place : place + 6]
+    pixels[across if kind else across[::-1]] = 228
+    noise = rng.random(pixels.shape)
+    pixels[noise < 0.35], pixels[noise > 0.65] = 0, 255
+    return codec.encode(pixels, codec.Encoding("png"))[0]
+
+
+def write_search(folder: Path, places: str = "always", pictures: int = 160) -> Sequence[str]:
+    """Writes datasets of noisy bars, on which a median filter helps by more than 10 points, with a space and a recipe.
+
+    Returns:
+        The arguments of `striate search` for them, without `--test` (there is `folder`/test) and `--out`.
+    """
+    for number, name in enumerate(("train", "val", "test")):
+        files = {f"{row % 2}/{row}.png": bar(row % 2, 10_000 * number + row) for row in range(pictures)}
+        ingest(write_files(folder / "source" / name, files), folder / name)
+    (folder / "space.yaml").write_text(_SPACE.format(places=places))
+    (folder / "recipe.yaml").write_text(_SEARCHED_RECIPE)
+    data, rules = (folder / "train", "--val", folder / "val"), ("--space", folder / "space.yaml")
+    return [str(each) for each in (*data, *rules, "--recipe", folder / "recipe.yaml", "--budget", "1h", "--no-gpu")]
 
 
 def rows(dataset: str | Path) -> pa.Table:

@@ -94,6 +94,7 @@ def search_command(
     report, answer, page, winner = result.report, *(storage.join(result.out, name) for name in (ANSWER, PAGE, RECIPE))
     if json:
         run = {"computed": result.computed, "run_seconds": round(result.seconds, 1)}
+        run |= {"trainings_by_node": dict(result.by_node)}
         output.emit_json(report.to_json() | run | {"report": page, "answer": answer, "recipe": winner})
         return
     say(report.answer.sentence)
@@ -106,7 +107,7 @@ def search_command(
             f"{report.test.identity:.2%}: {100 * report.test.mean:+.1f} points ({low:+.1f} to {high:+.1f})"
         )
     if report.unfinished is not None:
-        say(f"unfinished: {report.unfinished}")
+        say(f"unfinished: {report.unfinished}. The same command resumes, with its budget again")
     if report.looked is not None:
         say(f"note: {report.looked}")
     if report.answer.winner is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ class Placing:
 
 def run_rounds(
     rounds: Rounds, compute: Callable[[], Callable[[Sequence[str]], None]], placing: Placing, tick: Callable[[], None]
-) -> None:
+) -> dict[str, int]:
     """Runs rounds of units until there are no more.
 
     Args:
@@ -74,11 +75,14 @@ def run_rounds(
         placing: where.
         tick: called often, to show progress.
 
+    Returns:
+        How many units were computed on each node, by Ray's id of it.
+
     Raises:
         StriateError: when a unit failed again and again.
     """
     if rounds.is_finished:  # everything was computed before
-        return
+        return {}
     for name, value in (_ENVIRONMENT | {"TUNE_MAX_PENDING_TRIALS_PG": str(2 * placing.workers)}).items():
         os.environ.setdefault(name, value)
     from ray import tune
@@ -103,10 +107,12 @@ def run_rounds(
         raise searcher.error
     if not rounds.is_finished:
         raise StriateError("the search ended before its last round; run the same command again to resume")
+    return dict(sorted(searcher.by_node.items()))
 
 
 def _trainable() -> type[Any]:
     """Returns the class of a trial; made here, as Tune takes half a second to import."""
+    import ray
     from ray import tune
 
     class UnitTrial(tune.Trainable):
@@ -125,7 +131,7 @@ def _trainable() -> type[Any]:
                 self._compute(self._config["units"])
             except StriateError as failed:  # it would fail again; a store that fails was waited for
                 error = str(failed)
-            return {"done": True, "error": error}
+            return {"done": True, "error": error, "node": ray.get_runtime_context().get_node_id()}
 
         # Tune pauses a trial by saving it when its actor goes on to the next one.
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -169,6 +175,7 @@ def _searcher(rounds: Rounds, tick: Callable[[], None]) -> Any:
             super().__init__(metric="error", mode="min")
             self._given: dict[str, Block] = {}
             self.error: StriateError | None = None
+            self.by_node = Counter[str]()
 
         def __reduce__(self) -> tuple[type[object], tuple[()]]:
             # Tune stores its searcher for a resume of its own, which is not used.
@@ -188,6 +195,8 @@ def _searcher(rounds: Rounds, tick: Callable[[], None]) -> Any:
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             block = self._given.pop(trial_id)
+            if result and "node" in result:
+                self.by_node[result["node"]] += len(block.units)
             text = (result or {}).get("error", "")
             self.error = _end(rounds, block, text, error) or self.error
             tick()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,12 +62,14 @@ class SearchResult:
         out: URI of its folder.
         computed: units that this run has computed; the others had files.
         seconds: of this run.
+        by_node: units that each node has computed in this run, by Ray's id of it.
     """
 
     report: SearchReport
     out: str
     computed: int
     seconds: float
+    by_node: Mapping[str, int]
 
 
 def run_search(
@@ -102,11 +104,14 @@ def run_search(
         factory = ComputerFactory(task, tuple(ray.put(packed) for packed in pictures))
         found = Findings()
         rounds = Rounds(search(settings, elapsed, found, looks), FileStore(plan.out), placing.workers, elapsed)
-        run_rounds(rounds, factory, placing, _Progress(plan, rounds, found, elapsed))
+        by_node = run_rounds(rounds, factory, placing, _Progress(plan, rounds, found, elapsed))
         report = _report(plan, rounds, found, looks, pictures[0], task)
-        _write(plan, report, pictures[0])
+        if len(by_node) > 1:
+            named = ", ".join(f"{units:,} on {node[:8]}" for node, units in by_node.items())
+            report = replace(report, facts={**report.facts, "trainings by node": named})
+        write_answer(plan, report, pictures[0])
         remove_prefixes(plan.out)
-    return SearchResult(report, plan.out, rounds.computed, elapsed())
+    return SearchResult(report, plan.out, rounds.computed, elapsed(), by_node)
 
 
 def begin(plan: SearchPlan) -> EarlierLooks:
@@ -179,7 +184,7 @@ class _Progress:
         testing = ", ".join(self._rounds.at_work[:2])
         parts = [
             f"search: {current.title}",
-            f"{self._rounds.waiting:,} trainings left",
+            f"{self._rounds.waiting:,} training{'s' * (self._rounds.waiting != 1)} left",
             *([f"testing {testing}"] if testing else []),
             *([f"best so far {self._found.best}"] if self._found.best else []),
             f"{duration(max(0.0, self._plan.budget_s - now))} of the budget left",
@@ -230,7 +235,7 @@ def _proxy_text(plan: SearchPlan, task: UnitTask) -> str:
     return f"{what}, {len(task.proxy_train):,} pictures"
 
 
-def _write(plan: SearchPlan, report: SearchReport, train: PackedPictures) -> None:
+def write_answer(plan: SearchPlan, report: SearchReport, train: PackedPictures) -> None:
     """Writes the recipe, the picture, the page and the answer; the answer last, as its presence is the end."""
     winner = report.answer.winner or IDENTITY
     recipe = with_candidate(plan.recipe, winner, train[0], plan.recipe.seed)
@@ -247,7 +252,8 @@ def _write(plan: SearchPlan, report: SearchReport, train: PackedPictures) -> Non
     if not documents:  # of an earlier run
         storage.remove([storage.join(plan.out, PICTURE)])
     shown = [train[number] for number in range(min(SHOWN_PICTURES, len(train)))]
-    sheet = draw_filtered(shown, [gain.candidate for gain in report.answer.gains])
+    finalists = [gain.candidate for gain in report.answer.gains]
+    sheet = draw_filtered(shown, finalists) if any(one.filters for one in finalists) else None
     documents[PAGE] = render_search(report, sheet).encode()
     documents[ANSWER] = (json.dumps(report.to_json(), indent=1) + "\n").encode()
     for name, data in documents.items():

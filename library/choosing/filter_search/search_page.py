@@ -100,7 +100,12 @@ def render_search(report: SearchReport, sheet: bytes | None = None) -> str:
         answer=report.answer,
         gains=gains,
         standings=report.standings,
-        corruptions=sorted({name for accuracies in report.robustness.values() for name in accuracies}),
+        tried=sum(standing.seeds > 0 or standing.dropped is not None for standing in report.standings),
+        # `clean` first, then by name and strength.
+        corruptions=sorted(
+            {name for accuracies in report.robustness.values() for name in accuracies},
+            key=lambda name: (name != "clean", name),
+        ),
         robust=[(name, report.robustness[name]) for name in best if name in report.robustness],
         interval_chart=interval_chart(
             [(gain.candidate.name, 100 * gain.mean, _in_points(gain.interval)) for gain in gains],

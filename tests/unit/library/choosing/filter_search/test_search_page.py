@@ -15,6 +15,7 @@ from library.choosing.filter_search.space import Candidate
 from library.imaging import codec
 
 MEDIAN, INVERT, PLACEBO = Candidate("median_blur(size=3)"), Candidate("invert", "channels"), Candidate(placebo=1)
+LATE = Candidate("equalize")
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +26,16 @@ def report() -> SearchReport:
     results = {MEDIAN: 0.93, INVERT: 0.83, PLACEBO: 0.83}
     correct = {one: rng.random((8, 300)) < share + 0.1 * (easy - 0.5) for one, share in results.items()}
     identity = rng.random((8, 300)) < 0.83 + 0.1 * (easy - 0.5)
-    race = Race((MEDIAN, INVERT, PLACEBO, Candidate("edges")))
+    race = Race((MEDIAN, INVERT, PLACEBO, Candidate("edges"), LATE))
     race.fail(Candidate("edges"), "<b>cannot</b> be trained")
     for candidate, seed in race.missing():
+        if candidate == LATE:
+            continue
         race.record(candidate, seed, results[candidate] - 0.83 + 0.01 * rng.standard_normal())
     times = {MEDIAN: 0.4, INVERT: 0.05}
     answer = judge(identity, correct, filter_ms=times)
     test = gain_of(MEDIAN, correct[MEDIAN], identity)
-    robustness = {"identity": {"noise 3": 0.4}, MEDIAN.name: {"noise 3": 0.8, "blur 1": 0.9}}
+    robustness = {"identity": {"noise 3": 0.4}, MEDIAN.name: {"noise 3": 0.8, "blur 1": 0.9, "clean": 0.93}}
     return SearchReport(answer, race.standings(), test, robustness, {"training set": "out/train"}, 58, 120.0)
 
 
@@ -43,6 +46,10 @@ def test_the_page_begins_with_the_answer_and_shows_every_candidate(report: Searc
     for text in (MEDIAN.name, "with_channels(invert)", "placebo 1", "80.00%", "out/train", "2 minutes of computing"):
         assert text in page
     assert page.count("<td>finalist</td>") == 3
+    assert page.count("no time to try it") == 1
+    assert "4 of them tried" in page
+    columns = [page.index(f">{name}</th>") for name in ("clean", "blur 1", "noise 3")]
+    assert columns == sorted(columns)
     assert "the race may have dropped a filter" in page
     low, high = report.answer.gains[0].interval
     assert f"{100 * low:+.1f} to {100 * high:+.1f}" in page
@@ -75,7 +82,7 @@ def test_the_answer_is_a_picture_and_plain_data(report: SearchReport) -> None:
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert document["winner"]["filters"] == MEDIAN.filters
     assert document["finalists"][0]["candidate"]["name"] == MEDIAN.name
-    assert len(document["candidates"]) == 4
+    assert len(document["candidates"]) == 5
 
 
 def test_the_sheet_has_a_row_for_each_filter_once() -> None:
