@@ -51,7 +51,8 @@ def draw_sheet(
         Height x width x 3, uint8.
     """
     columns = max(map(len, rows))
-    font, small = ImageFont.load_default(_TEXT_PX), ImageFont.load_default(_TEXT_PX - 2)
+    # Other small sizes of this font have hardly any space between words.
+    font, small = ImageFont.load_default(_TEXT_PX), ImageFont.load_default(_TEXT_PX - 1)
     step_y = tile_px + _TEXT_PX + 8 + _GAP_PX
     top = _GAP_PX + (_TEXT_PX + 10 if headings else 0)
     sheet = Image.new("RGB", (_GAP_PX + columns * (tile_px + _GAP_PX), top + len(rows) * step_y), _PAPER)

@@ -69,7 +69,8 @@ def draw_bands(bands: Sequence[Band], *, tile_px: int = 104, across: int = 10) -
     Returns:
         Height x width x 3.
     """
-    font, small = ImageFont.load_default(_TEXT_PX + 1), ImageFont.load_default(_TEXT_PX - 2)
+    # Other small sizes of this font have hardly any space between words.
+    font, small = ImageFont.load_default(_TEXT_PX), ImageFont.load_default(_TEXT_PX - 1)
     columns = min(across, max(len(band.tiles) for band in bands))
     text_px = max(int(font.getlength(band.heading)) for band in bands)
     text_px = max(text_px, *(int(small.getlength(band.note)) for band in bands))
