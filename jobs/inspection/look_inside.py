@@ -366,7 +366,6 @@ class _Look:
         heat = self._figure(f"{slug}-heat", drawing.draw_heat(prepared, explanation, hidden), f"evidence in {name}")
         curves = self._figure(f"{slug}-trust", draw_trust(trusts), f"deletion and insertion for {name}")
         words = "; ".join(f"{which} is {trust.verdict}" for which, trust in trusts.items()) + "."
-        words += " Pixels that are hidden or not yet shown are filled in from their neighbours." * self._plan.road
         self.numbers["pictures"].append(
             {
                 "file": name,
@@ -386,7 +385,9 @@ class _Look:
             facts,
             [
                 Section("heat", f"Evidence for {hidden.class_name}", [heat], heat_note),
-                Section("trust", "Trust in the maps", [curves], words[0].upper() + words[1:]),
+                Section(
+                    "road" if self._plan.road else "trust", "Trust in the maps", [curves], words[0].upper() + words[1:]
+                ),
                 Section("maps", "Feature maps", seen),
                 Section("fields", "Receptive fields", fields),
             ],

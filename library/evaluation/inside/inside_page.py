@@ -8,17 +8,23 @@ from dataclasses import dataclass
 
 from library.evaluation.report.page import base64_text, template
 
+_MEASURE = (
+    "The measure is the same map at 24 other places of the picture (dashed: the mean; shaded: the range); better than "
+    "chance is only what beats all of them."
+)
 #: What the page and the guide say about each part, in the order of the page.
 READING: Mapping[str, str] = {
     "stages": "What each stage hands to the next, and the part of the picture that one element of it depends on, with "
-    "the padding outside. Stages are what `freeze` in a recipe counts.",
+    "the padding outside. Stages are what a recipe counts in its field freeze.",
     "kernels": "What the first layer looks for in pixels. Trained kernels show edges, bars and colours; hardly trained "
     "ones are noise.",
     "heat": "Which parts of the picture count. Grad-CAM follows the gradient of the class back to the last maps; "
     "occlusion hides one part after another and asks the classifier again, which costs more and assumes nothing.",
     "trust": "Whether the maps above deserve belief: the probability while the hottest pixels are hidden (it should "
-    "fall soon) or shown on a blurred picture (it should rise soon). The measure is the same map at 24 other places of "
-    "the picture (dashed: the mean; shaded: the range); better than chance is only what beats all of them.",
+    f"fall soon) or shown on a blurred picture (it should rise soon). {_MEASURE}",
+    "road": "Whether the maps above deserve belief: the probability while the hottest pixels are taken away (it should "
+    "fall soon) or are the only ones left (it should rise soon); those that are missing are filled in from their "
+    f"neighbours. {_MEASURE}",
     "maps": "What each stage makes of the picture, from the input on: first lines and colours at their places, then "
     "parts, at last coarse maps of whole objects. Each map is drawn from its least (dark) to its greatest value.",
     "fields": "Which pixels one unit of each stage can see at all. Deep units see more than the picture; the part of a "

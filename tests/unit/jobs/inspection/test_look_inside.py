@@ -92,7 +92,7 @@ def test_without_pictures_some_of_the_dataset_are_explained(
         assert one["explained"] == "hopper"
         assert set(one["trust"]) == {"occlusion"}  # an mlp has no maps
         assert one["hidden_by"] == "neighbours"
-    assert (tmp_path / "out" / "index.html").read_text().count("filled in from their neighbours") == 3
+    assert (tmp_path / "out" / "index.html").read_text().count("are filled in from their neighbours") == 3
 
 
 def test_an_ensembles_members_are_drawn_one_by_one(
