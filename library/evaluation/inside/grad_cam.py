@@ -129,7 +129,9 @@ def _grad_cam(model: Classifier, pixels: Pixels, target: int) -> NDArray[np.floa
             return _normalised(resized(cam, height, width))
     if maps:  # all gradients are 0: no change of the picture would change the answer
         return np.zeros(pixels.shape[:2], np.float32)
-    raise UsageError(f"{model.name} has no map over the picture, which Grad-CAM needs: use a network with convolutions")
+    raise UsageError(
+        f"the network {model.name} has no map over the picture, which Grad-CAM needs: use a network with convolutions"
+    )
 
 
 class _Maps:
