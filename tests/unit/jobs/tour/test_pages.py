@@ -1,0 +1,56 @@
+"""What a chapter claims about several runs depends on every one of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from library.evaluation.report.page import template
+
+RUNS = 3
+
+
+def transfer_page(first_ahead: int, ahead: dict[str, int], behind: dict[str, int]) -> str:
+    return " ".join(
+        template("jobs.tour", "pages/transfer.html")
+        .render(
+            base=SimpleNamespace(pictures=700, accuracy=0.99),
+            examples=[],
+            known="01234",
+            confusion=[],
+            strange=100,
+            sure=0.8,
+            rows=[],
+            runs=RUNS,
+            first_ahead=first_ahead,
+            ahead=ahead,
+            behind=behind,
+            few=57,
+            tested=180,
+            chart="",
+        )
+        .split()
+    )
+
+
+@pytest.mark.parametrize("first_ahead", range(RUNS + 1))
+def test_which_layers_transfer_is_said_only_where_all_runs_agree(first_ahead: int) -> None:
+    page = transfer_page(first_ahead, {"re-train": 1}, {"re-train": 2})
+    assert ("It is the <b>last layers</b> that do not transfer" in page) == (first_ahead == RUNS)
+    assert (f"in {first_ahead} of {RUNS} runs, so these runs do not decide" in page) == (first_ahead < RUNS)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind", "words"),
+    [
+        (3, 0, "<b>re-train</b> is ahead each time."),
+        (0, 3, "<b>re-train</b> is behind each time."),
+        (2, 1, "<b>re-train</b> is ahead in 2 of 3, so undecided."),
+        (0, 2, "<b>re-train</b> is ahead in 0 of 3, so undecided."),
+    ],
+)
+def test_a_way_is_ahead_or_behind_only_where_all_runs_agree(ahead: int, behind: int, words: str) -> None:
+    page = transfer_page(3, {"re-train": ahead}, {"re-train": behind})
+    assert f"{words} Three runs" in page
+    assert ("nothing beats the start from random numbers" in page) == (behind == RUNS)
