@@ -15,7 +15,7 @@ def transfer_page(first_ahead: int, ahead: dict[str, int], behind: dict[str, int
     return " ".join(
         template("jobs.tour", "pages/transfer.html")
         .render(
-            base=SimpleNamespace(pictures=700, accuracy=0.99),
+            base=SimpleNamespace(pictures=700, accuracy=0.99, tested=180),
             examples=[],
             known="01234",
             confusion=[],
