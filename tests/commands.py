@@ -16,6 +16,7 @@ from tests.waiting import until
 
 #: Steps slow enough for a node to be lost while they run.
 SLOW = "denoise(strength=0.03, search_size=21) | grayscale"
+_OF_THE_ANSWER = ("outcome", "sentence", "winner", "finalists", "candidates", "robustness", "trainings", "unfinished")
 _RECIPE = """
 data: {{train: "{data}", val_fraction: 0.2}}
 input: {{steps: 'grayscale | resize([28, 28], mode="exact")'}}
@@ -103,6 +104,14 @@ def finished(process: subprocess.Popen[bytes]) -> Any:
     out, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors.decode()
     return json.loads(out)
+
+
+def check_same_answer(search: Any, other: Any) -> None:
+    """Fails unless two documents of `striate search --json` say the same, but for times and where it was computed."""
+    one, two = ({name: search[name] for name in _OF_THE_ANSWER} for search in (search, other))
+    for gain in (*one["finalists"], *two["finalists"]):
+        gain.pop("filter_ms")
+    assert one == two
 
 
 def up(process: subprocess.Popen[bytes]) -> Any:

@@ -28,11 +28,11 @@ places: [{places}]
 placebos: 1
 """
 _SEARCHED_RECIPE = """
-data: {train: replaced by the search}
+data: {{train: replaced by the search}}
 model: lenet5
-optimizer: {name: adamw, lr: 0.005}
+optimizer: {{name: adamw, lr: 0.005}}
 batch_size: 16
-epochs: 5
+epochs: {epochs}
 """
 
 
@@ -106,7 +106,7 @@ def bar(kind: int, seed: int) -> bytes:
     return codec.encode(pixels, codec.Encoding("png"))[0]
 
 
-def write_search(folder: Path, places: str = "always", pictures: int = 160) -> Sequence[str]:
+def write_search(folder: Path, places: str = "always", pictures: int = 160, epochs: int = 5) -> Sequence[str]:
     """Writes datasets of noisy bars, on which a median filter helps by more than 10 points, with a space and a recipe.
 
     Returns:
@@ -116,7 +116,7 @@ def write_search(folder: Path, places: str = "always", pictures: int = 160) -> S
         files = {f"{row % 2}/{row}.png": bar(row % 2, 10_000 * number + row) for row in range(pictures)}
         ingest(write_files(folder / "source" / name, files), folder / name)
     (folder / "space.yaml").write_text(_SPACE.format(places=places))
-    (folder / "recipe.yaml").write_text(_SEARCHED_RECIPE)
+    (folder / "recipe.yaml").write_text(_SEARCHED_RECIPE.format(epochs=epochs))
     data, rules = (folder / "train", "--val", folder / "val"), ("--space", folder / "space.yaml")
     return [str(each) for each in (*data, *rules, "--recipe", folder / "recipe.yaml", "--budget", "1h", "--no-gpu")]
 

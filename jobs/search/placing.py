@@ -39,11 +39,13 @@ class Placing:
         workers: most trials at the same time.
         gpu: whether each takes a GPU.
         per_machine: most trials at the same time on one machine.
+        grows: whether nodes that are added later take part.
     """
 
     workers: int
     gpu: bool
     per_machine: int
+    grows: bool = False
 
     @classmethod
     def choose(cls, session: Session, workers: str, gpu: bool | None) -> Placing:
@@ -61,7 +63,17 @@ class Placing:
             )
         most = session.gpus if on_gpu and workers == "auto" else session.workers(workers)
         # Each takes a CPU, also those with a GPU.
-        return cls(max(1, most), on_gpu, max(1, min(most, int(max(session.node_cpus, default=session.cpus)))))
+        per_machine = max(1, min(most, int(max(session.node_cpus, default=session.cpus))))
+        return cls(max(1, most), on_gpu, per_machine, session.may_grow and workers == "auto")
+
+    def most_now(self) -> int:
+        """Returns the most trials that are handed out now; Ray must be connected if the cluster grows."""
+        if not self.grows:
+            return self.workers
+        import ray
+
+        # One waits: that asks an autoscaler for a node.
+        return max(self.workers, int(ray.cluster_resources().get("GPU" if self.gpu else "CPU", 0))) + 1
 
 
 def run_rounds(
@@ -87,14 +99,14 @@ def run_rounds(
         os.environ.setdefault(name, value)
     from ray import tune
 
-    searcher = _searcher(rounds, tick)
+    searcher = _searcher(rounds, tick, placing.most_now)
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     resources: dict[str, float] = {"cpu": 1, **({"gpu": 1} if placing.gpu else {})}
     with tempfile.TemporaryDirectory(prefix="striate-search-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trainable(), compute=compute), resources),
-            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(search_alg=searcher, scheduler=_scheduler(), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
@@ -119,7 +131,7 @@ def _trainable() -> type[Any]:
         """Computes a block of units. An actor goes from one trial to the next and keeps its pictures and imports."""
 
         def setup(self, config: dict[str, Any], **parameters: Any) -> None:
-            self._config, self._compute = config, parameters["compute"]()
+            self._config, self._make, self._compute = config, parameters["compute"], None
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self._config = new_config
@@ -128,6 +140,8 @@ def _trainable() -> type[Any]:
         def step(self) -> dict[str, Any]:
             error = ""
             try:
+                # Not in `setup`: until that has ended Tune may give the block to another actor, and end this one.
+                self._compute = self._compute or self._make()
                 self._compute(self._config["units"])
             except StriateError as failed:  # it would fail again; a store that fails was waited for
                 error = str(failed)
@@ -165,7 +179,21 @@ def _end(rounds: Rounds, block: Block, text: str, lost: bool) -> StriateError | 
     return None
 
 
-def _searcher(rounds: Rounds, tick: Callable[[], None]) -> Any:
+def _scheduler() -> Any:
+    from ray.tune.schedulers import FIFOScheduler
+
+    class NewTrialsFirst(FIFOScheduler):
+        """Lets an actor that is free take a new trial. Tune's own choice is the first trial that does not run yet, so
+        the actor that is being started for that trial would be ended: where blocks take less time than an actor's
+        start, one actor would do all the work."""
+
+        def choose_trial_to_run(self, tune_controller: Any) -> None:
+            """Chooses none: Tune then starts all trials in their order, each in a free actor or in a new one."""
+
+    return NewTrialsFirst()
+
+
+def _searcher(rounds: Rounds, tick: Callable[[], None], most_now: Callable[[], int]) -> Any:
     from ray.tune.search import Searcher
 
     class RoundSearcher(Searcher):
@@ -184,7 +212,7 @@ def _searcher(rounds: Rounds, tick: Callable[[], None]) -> Any:
         def suggest(self, trial_id: str) -> Any:
             tick()
             block = None
-            if self.error is None:
+            if self.error is None and len(self._given) < most_now():
                 block, self.error = _take(rounds)
             if block is not None:
                 self._given[trial_id] = block

@@ -24,7 +24,7 @@ from jobs.predict import plan_predict, predict_dataset
 from jobs.train.checkpoint import local_folders
 from tests.bundles import make_bundle
 from tests.commands import write_recipe
-from tests.datasets import content, rows, write_digits, write_photos
+from tests.datasets import content, rows, write_digits, write_photos, write_search
 from tests.processes import LOOPBACK, family, listening
 from tests.waiting import until
 
@@ -102,14 +102,16 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, stderr.decode()
 
 
-def committed(dataset: Path) -> int:
-    return len(list(dataset.glob("_reports/*.json")))
+def committed(destination: Path, files: str = "_reports/*.json") -> int:
+    return len(list(destination.glob(files)))
 
 
-def kill_in_work(process: subprocess.Popen[bytes], destination: Path, chance: random.Random) -> None:
-    """Kills the command at a random moment after the next shard is committed."""
-    before = committed(destination)
-    while process.poll() is None and committed(destination) == before:
+def kill_in_work(
+    process: subprocess.Popen[bytes], destination: Path, chance: random.Random, files: str = "_reports/*.json"
+) -> None:
+    """Kills the command at a random moment after the next shard is committed, or after another of such files."""
+    before = committed(destination, files)
+    while process.poll() is None and committed(destination, files) == before:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.02)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -251,6 +253,38 @@ def test_an_evaluation_killed_at_random_moments_gives_the_same_numbers(raw: str,
     assert expected.pop("throughput")["shards_resumed"] == 0
     assert numbers == expected
     assert unfinished(killed) == []
+
+
+@pytest.mark.faults
+def test_a_search_killed_at_random_moments_gives_the_same_answer(address: str, tmp_path: Path) -> None:
+    calm, killed, units = tmp_path / "calm", tmp_path / "killed", "units/*.json"
+    search = ("search", *write_search(tmp_path), "--test", str(tmp_path / "test"), "--workers", "2", "--out")
+    finish(striate(*search, str(calm), address=address))
+    again = (*search, str(killed))
+    chance = random.Random(14)
+    for number in range(max(1, KILLS - 1)):
+        # The first command runs on its own Ray, which is killed with it.
+        kill_in_work(striate(*again, address=address if number else None), killed, chance, units)
+    kept = content(killed / "units")
+    assert 0 < len(kept) < committed(calm, units), "killed after the end"
+    # Between the look at the test pictures and the answer.
+    record = killed / "search.json"
+    kill_when(lambda: '"pictures": "test"' in record.read_text(), striate(*again, address=address))
+    assert not (killed / "answer.json").exists()
+    finish(striate(*again, address=address))
+    assert kept.items() <= content(killed / "units").items(), "something was computed twice"
+    assert answer_of(killed) == answer_of(calm)
+    assert answer_of(calm)["looks"] == {"confirmation": 1, "test": 1}
+    assert unfinished(killed) == []
+
+
+def answer_of(search: Path) -> dict[str, Any]:
+    """The answer of a search without what a clock measures."""
+    answer = json.loads((search / "answer.json").read_bytes())
+    for gain in (*answer["finalists"], answer["test"]):
+        del gain["filter_ms"]
+    del answer["seconds"]
+    return answer
 
 
 @pytest.fixture(scope="module")

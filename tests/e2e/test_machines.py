@@ -22,9 +22,9 @@ import pytest
 
 from library.bundle.bundle import Bundle
 from tests.bundles import make_bundle
-from tests.commands import SLOW, Commands, finished, write_recipe
+from tests.commands import SLOW, Commands, check_same_answer, finished, write_recipe
 from tests.conftest import S3Server, serve_s3
-from tests.datasets import content, write_digits, write_photos
+from tests.datasets import content, write_digits, write_photos, write_search
 from tests.machines import Machine, Machines, machines, why_not
 from tests.waiting import until
 
@@ -167,6 +167,18 @@ def test_a_training_spreads_over_machines_and_learns_what_one_learns(
     assert sorted(two["workers_by_node"].values()) == [1, 1]
     assert list(one["workers_by_node"].values()) == [1]
     cluster.check_weights("two", "one")
+
+
+def test_a_search_spreads_over_machines_and_answers_as_on_one(cluster: Cluster, tmp_path: Path) -> None:
+    search = ("search", *write_search(tmp_path, epochs=20), "--out")
+    three = cluster.run(*search, f"s3://{BUCKET}/search-three")
+    one = cluster.run(*search, f"s3://{BUCKET}/search-one", "--workers", "1")
+    assert len(one["trainings_by_node"]) == 1
+    assert len(three["trainings_by_node"]) == 3
+    assert sum(three["trainings_by_node"].values()) == three["trainings"] == one["trainings"]
+    assert three["facts"].pop("trainings by node")
+    assert three["outcome"] == "helps"
+    check_same_answer(three, one)
 
 
 def test_a_command_is_submitted_from_outside(cluster: Cluster, raw: str, alone: dict[str, Any], tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ from jobs.exchange.convert import convert_dataset, plan_convert
 from jobs.ingest import ingest, plan_ingest
 from library.dataset.manifest import load_manifest
 from tests.bundles import make_bundle
-from tests.commands import SLOW, Commands, down, finished, up, write_recipe
+from tests.commands import SLOW, Commands, check_same_answer, down, finished, up, write_recipe
 from tests.conftest import S3Server
-from tests.datasets import content, write_digits, write_photos
+from tests.datasets import content, write_digits, write_photos, write_search
 from tests.plugins import HALVE, write_plugin
 from tests.processes import LOOPBACK, command, family, listening
 from tests.waiting import until
@@ -306,6 +306,27 @@ def test_choosing_on_two_nodes_through_kills_gives_the_digests_of_one(pair: Node
         # The digests of whole manifests differ, as histories name the source.
         one, other = load_manifest(str(pair.folder(name))), load_manifest(str(calm / name))
         assert (one.tally, one.shards, one.rejects) == (other.tally, other.shards, other.rejects), name
+
+
+def test_a_search_on_two_nodes_answers_the_same_when_one_is_lost(pair: Nodes, tmp_path: Path) -> None:
+    search = ("search", *write_search(tmp_path, epochs=20), "--out")
+    calm = pair.run(*search, "s3://pair/calm")
+    assert calm["trainings_by_node"].keys() == {node["node_id"] for node in pair.nodes}
+    assert sum(calm["trainings_by_node"].values()) == calm["trainings"]
+    process, units = pair.start(*search, "s3://pair/lossy", "--json"), pair.folder("lossy/units")
+    lost = pair.nodes[-1]
+    until(
+        lambda: (
+            process.poll() is not None
+            or (len(list(units.glob("*.json"))) > 7 and runs(lost, "ray::ResourceTrainable.train"))
+        ),
+        240,
+    )
+    assert process.poll() is None, "the command ended before anything was killed"
+    pair.lose()
+    lossy = finished(process)
+    assert lossy["trainings_by_node"][pair.nodes[0]["node_id"]] > calm["trainings"] / 2
+    check_same_answer(lossy, calm)
 
 
 def test_a_wrong_token_is_refused(nodes: Nodes, raw: str) -> None:

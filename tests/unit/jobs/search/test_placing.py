@@ -19,7 +19,7 @@ def test_each_worker_has_a_gpu_or_a_cpu() -> None:
 
 def test_workers_are_counted_by_machine_as_they_share_its_memory() -> None:
     session = Session("head:6379", cpus=20, nodes=3, node_cpus=(4, 8, 8))
-    assert Placing.choose(session, "auto", False) == Placing(20, gpu=False, per_machine=8)
+    assert Placing.choose(session, "auto", False) == Placing(20, gpu=False, per_machine=8, grows=True)
     assert Placing.choose(session, "5", False) == Placing(5, gpu=False, per_machine=5)
 
 
@@ -31,7 +31,9 @@ def test_gpus_that_ray_does_not_have_are_an_error_and_no_wait(gpus: int, workers
 
 def test_a_cluster_may_get_gpus_later() -> None:
     assert Placing.choose(Session("head:6379", cpus=8, nodes=1), "2", True) == Placing(2, gpu=True, per_machine=2)
-    assert Placing.choose(Session("head:6379", cpus=8, nodes=1), "auto", True) == Placing(1, gpu=True, per_machine=1)
+    assert Placing.choose(Session("head:6379", cpus=8, nodes=1), "auto", True) == Placing(
+        1, gpu=True, per_machine=1, grows=True
+    )
 
 
 def test_without_gpus_a_machine_has_as_many_workers_as_cpus() -> None:
