@@ -1,7 +1,7 @@
 """Remembers what has been judged on which pictures: an answer is sure only where its pictures were not asked before.
 
 search.json of a search's folder lists every look at the confirmation pictures and at the test pictures. Another look at
-confirmation pictures is counted and said; another look at test pictures is refused.
+confirmation pictures is counted and shown on the page; another look at test pictures is refused.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Round:
     """Units that may be computed in any order, the first ones first.
 
     Attributes:
-        title: for people: the stage, and what is compared.
+        title: for the progress line: the stage, and what is compared.
         units: of this round.
         until_s: no unit is begun that would end later than so many seconds after the start; None for no limit.
         per_block: units of one candidate that a worker computes in a row, as they share their pictures.
@@ -47,7 +47,7 @@ class Block:
     """Units that one worker computes in a row.
 
     Attributes:
-        name: what is tested, for people.
+        name: what is tested, for the progress line.
         units: their texts.
     """
 
@@ -116,7 +116,7 @@ class Rounds:
 
     @property
     def at_work(self) -> Sequence[str]:
-        """What is computed at this moment, for people."""
+        """Names of what is computed at this moment, for the progress line."""
         return list(dict.fromkeys(block.name for block in self._at_work))
 
     @property

@@ -70,7 +70,7 @@ class Findings:
     Attributes:
         singles: standings of the race of single filters; empty before its first round.
         sequences: standings of the races of pairs and triples, each with the singles that they are made of.
-        finalists: who is confirmed.
+        finalists: the candidates that are confirmed.
         best: the best so far, in words.
         candidates_left: that are in the race or confirmed.
         answer: None before the confirmation.

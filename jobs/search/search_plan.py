@@ -49,7 +49,7 @@ class SearchPlan:
 
     Attributes:
         recipe: the finalists' recipe, without any candidate.
-        recipe_name: where it comes from, for people.
+        recipe_name: its URI, or `default`.
         space: the candidates.
         train: training rows.
         val: validation rows; half of them screen, the other half confirms.

@@ -111,7 +111,7 @@ class Answer:
 
     Attributes:
         outcome: whether a filter helps, none does, or the numbers cannot tell.
-        sentence: the outcome with its numbers, for people.
+        sentence: the outcome with its numbers.
         winner: the candidate that helps most, its cost counted; None where none helps.
         gains: of all finalists, the best first.
     """

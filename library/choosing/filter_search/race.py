@@ -230,7 +230,7 @@ def moderated_intervals(
 
 
 def finalists_of(survivors: Sequence[Candidate], placebos: Iterable[Candidate], most: int) -> list[Candidate]:
-    """Returns who is confirmed: the best filters that survived, and one placebo, so that the noise is seen.
+    """Returns the candidates to confirm: the best filters that survived, and one placebo, which shows the noise.
 
     Args:
         survivors: of the race, the best first.
