@@ -99,11 +99,11 @@ def search_command(
         return
     say(report.answer.sentence)
     for gain in report.answer.gains:
-        say(f"  {gain.candidate.name:40} {gain.text}, {gain.filter_ms:.3g} ms a picture: {gain.verdict}")
+        say(f"  {gain.candidate.label:40} {gain.text}, {gain.filter_ms:.3g} ms a picture: {gain.verdict}")
     if report.test is not None:
         low, high = (100 * value for value in report.test.interval)
         say(
-            f"on the test pictures: {report.test.candidate.name} {report.test.accuracy:.2%}, no filter "
+            f"on the test pictures: {report.test.candidate.label} {report.test.accuracy:.2%}, no filter "
             f"{report.test.identity:.2%}: {100 * report.test.mean:+.1f} points ({low:+.1f} to {high:+.1f})"
         )
     if report.unfinished is not None:

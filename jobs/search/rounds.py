@@ -226,5 +226,5 @@ def _blocks(units: Sequence[Unit], most: int, workers: int) -> list[tuple[Block,
     for numbers in parts:
         part = tuple(units[number] for number in numbers)
         texts = tuple(json.dumps(unit.to_json()) for unit in part)
-        blocks.append((Block(part[0].candidate.name, texts), part))
+        blocks.append((Block(part[0].candidate.label, texts), part))
     return blocks

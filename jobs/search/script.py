@@ -370,4 +370,4 @@ def _best_text(standings: Sequence[Standing]) -> str:
         return "nothing yet"
     best = max(known, key=lambda each: each.mean)
     low, high = best.interval
-    return f"{best.candidate.name} {100 * best.mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{best.candidate.label} {100 * best.mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"

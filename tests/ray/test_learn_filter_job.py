@@ -80,4 +80,4 @@ def test_a_search_compares_learned_kernels_and_names_them(tmp_path: Path, capsys
     names = [each["candidate"]["name"] for each in answer["candidates"]]
     for name in itertools.chain(kernels, (f"with_channels({kernel})" for kernel in kernels)):
         assert name in names
-        assert f"<code>{name}</code>" in page
+        assert f'<code title="{name}">' in page

@@ -244,20 +244,20 @@ def judge(
         return Answer("undecided", "undecided: no filter could be confirmed", None, ordered)
     if len(identity) < FEWEST_SEEDS:
         few = f"undecided: {len(identity)} paired seeds instead of at least {FEWEST_SEEDS}"
-        return Answer("undecided", f"{few}; so far {real[0].candidate.name} gains {real[0].text}", None, ordered)
+        return Answer("undecided", f"{few}; so far {real[0].candidate.label} gains {real[0].text}", None, ordered)
     helping = [gain for gain in real if gain.verdict == "better"]
     winners = sorted((gain for gain in helping if worth(gain) > 0), key=lambda gain: -worth(gain))
     if winners:
         best = winners[0]
         more = len(winners) - 1
         others = f"; {more} more finalist{'s help' if more > 1 else ' helps'}" if more else ""
-        return Answer("helps", f"{best.candidate.name} helps: {best.text}{others}", best.candidate, ordered)
+        return Answer("helps", f"{best.candidate.label} helps: {best.text}{others}", best.candidate, ordered)
     if helping:
         best = max(helping, key=worth)
         points = f"{cost_weight * best.filter_ms:.3g} points"
         counted = f"--cost-weight {cost_weight:g} counts as {points}"
         cost = f"its filters take {best.filter_ms:.3g} ms a picture, which {counted}"
-        return Answer("none", f"{best.candidate.name} gains {best.text}, but {cost}", None, ordered)
+        return Answer("none", f"{best.candidate.label} gains {best.text}, but {cost}", None, ordered)
     most = max(gain.bound for gain in real)
     if all(gain.verdict in ("equivalent", "worse") for gain in real):
         if not whole_race:
@@ -268,7 +268,7 @@ def judge(
         return Answer("none", f"no filter helps: at most {_at_most(most)}", None, ordered)
     open_ones = [gain for gain in real if gain.verdict == "undecided"]
     best = max(open_ones, key=lambda gain: gain.mean)
-    sentence = f"undecided: no filter certainly helps; the best finalist, {best.candidate.name}, gains {best.text}"
+    sentence = f"undecided: no filter certainly helps; the best finalist, {best.candidate.label}, gains {best.text}"
     return Answer("undecided", f"{sentence}. None gains more than {_at_most(most)}", None, ordered)
 
 

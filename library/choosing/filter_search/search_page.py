@@ -93,7 +93,7 @@ def render_search(report: SearchReport, sheet: bytes | None = None) -> str:
         sheet: PNG of `draw_filtered`; None for none.
     """
     gains = report.answer.gains
-    best = [IDENTITY.name, *(gain.candidate.name for gain in gains)]
+    best = [IDENTITY, *(gain.candidate for gain in gains)]
     return template("library.choosing.filter_search", "search.html").render(
         title="Which filter helps?",
         report=report,
@@ -106,14 +106,14 @@ def render_search(report: SearchReport, sheet: bytes | None = None) -> str:
             {name for accuracies in report.robustness.values() for name in accuracies},
             key=lambda name: (name != "clean", name),
         ),
-        robust=[(name, report.robustness[name]) for name in best if name in report.robustness],
+        robust=[(one, report.robustness[one.name]) for one in best if one.name in report.robustness],
         interval_chart=interval_chart(
-            [(gain.candidate.name, 100 * gain.mean, _in_points(gain.interval)) for gain in gains],
+            [(gain.candidate.label, 100 * gain.mean, _in_points(gain.interval)) for gain in gains],
             margin=100 * gains[0].margin if gains else 0.0,
             x_title="gain in percentage points",
         ),
         cost_chart=cost_chart(
-            [(gain.candidate.name, gain.filter_ms, 100 * gain.mean) for gain in gains],
+            [(gain.candidate.label, gain.filter_ms, 100 * gain.mean) for gain in gains],
             x_title="milliseconds a picture",
             y_title="gain in percentage points",
         ),
@@ -147,9 +147,9 @@ def draw_filtered(pictures: Sequence[Pixels], candidates: Sequence[Candidate]) -
     shown = list(pictures[:SHOWN_PICTURES])
     rows = [[Tile(pixels, "as it is" if number == 0 else "") for number, pixels in enumerate(shown)]]
     for filters in dict.fromkeys(one.filters for one in candidates if one.filters):
-        pipeline = Pipeline.parse(filters)
+        pipeline, label = Pipeline.parse(filters), Candidate(filters).label
         try:
-            row = [Tile(pipeline.apply(pixels), filters if number == 0 else "") for number, pixels in enumerate(shown)]
+            row = [Tile(pipeline.apply(pixels), label if number == 0 else "") for number, pixels in enumerate(shown)]
         except Exception:  # a step of a plugin may raise anything, and the answer must not be lost for a picture
             continue
         rows.append(row)
@@ -170,7 +170,7 @@ def draw_answer(report: SearchReport) -> bytes:
             low, high = _in_points(gain.interval)
             axes.plot([low, high], [place, place], color=colour, lw=2)
             axes.plot(100 * gain.mean, place, "o", color=colour, ms=7)
-        axes.set_yticks(range(len(gains)), [shortened(gain.candidate.name) for gain in gains])
+        axes.set_yticks(range(len(gains)), [shortened(gain.candidate.label) for gain in gains])
         axes.set_ylim(-0.7, len(gains) - 0.3)
         axes.set_xlabel("gain in points, with 95% interval\n(grey band: differences that do not matter)")
         axes.spines[["top", "right", "left"]].set_visible(False)

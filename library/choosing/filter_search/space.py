@@ -12,17 +12,19 @@ how much trainings differ by chance.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from library.errors import GrammarError, UsageError
-from library.grammar import nearest
+from library.grammar import format_value, nearest
 from library.pipeline import Pipeline
 from library.randomness import seed_of
 from library.recipe.yaml_text import load_yaml
 from library.steps import REGISTRY
+from library.steps.base import Step, parameters
 
 Place: TypeAlias = Literal["always", "sometimes", "channels"]
 
@@ -33,6 +35,8 @@ MOST_CANDIDATES = 2_000
 PLACEBOS = 3
 SOMETIMES = 0.5
 _MOST_BYTES = 2**20
+#: Characters of a list that a candidate's label shows whole.
+_LONGEST_LIST = 60
 
 #: Filters by default, each with two or three strengths. Steps that change the size, the channels or the format are no
 #: answer to "which filter helps", and are left to the recipe: resize, crop, grayscale, pools.
@@ -101,14 +105,25 @@ class Candidate:
     @property
     def name(self) -> str:
         """A readable name that no other candidate has."""
+        return self._named(self.filters)
+
+    @property
+    def label(self) -> str:
+        """The name for people: of a kernel only its first number, and no word or switch that has its default.
+
+        Two candidates may have the same label.
+        """
+        return self._named(" | ".join(map(_brief, Pipeline.parse(self.filters).steps)) if self.filters else "")
+
+    def _named(self, filters: str) -> str:
         if self.placebo is not None:
             return f"placebo {self.placebo}"
-        if not self.filters:
+        if not filters:
             return "identity"
         return {
-            "always": self.filters,
-            "sometimes": f"sometimes({self.p!r}, {self.filters})",
-            "channels": f"with_channels({self.filters})",
+            "always": filters,
+            "sometimes": f"sometimes({self.p!r}, {filters})",
+            "channels": f"with_channels({filters})",
         }[self.place]
 
     @property
@@ -284,6 +299,25 @@ def _canonical(text: str) -> str:
     if not 1 <= len(pipeline.steps) <= MOST_FILTERS:
         raise UsageError(f"a sequence has 1 to {MOST_FILTERS} filters")
     return str(pipeline)
+
+
+def _brief(step: Step) -> str:
+    defaults = {field.name: field.default for field in dataclasses.fields(step)}
+    shown = [
+        f"{name}={_beginning(value)}"
+        for name, value in parameters(step).items()
+        if not (isinstance(value, str | bool) and value == defaults[name])
+    ]
+    return f"{step.name}({', '.join(shown)})" if shown else step.name
+
+
+def _beginning(value: object) -> str:
+    """Returns the text of a parameter, of a long list only its first item."""
+    text = format_value(value)
+    if len(text) <= _LONGEST_LIST or not isinstance(value, tuple | list):
+        return text
+    depth = len(text) - len(text.lstrip("["))
+    return f"{text.partition(',')[0]}, ...{']' * depth}"
 
 
 def _shown(value: Any) -> str:

@@ -103,3 +103,27 @@ def test_a_picture_stays_in_its_half_when_others_are_added() -> None:
     screening = halves(keys)
     assert 0.4 < screening.mean() < 0.6
     assert np.array_equal(halves(keys[:300]), screening[:300])
+
+
+@pytest.mark.parametrize(
+    ("candidate", "label"),
+    [
+        (IDENTITY, "identity"),
+        (Candidate(placebo=2), "placebo 2"),
+        (Candidate("median_blur(size=3)", "sometimes", 0.5), "sometimes(0.5, median_blur(size=3))"),
+        (Candidate('gaussian_blur(sigma=0.7, border="reflect_101")'), "gaussian_blur(sigma=0.7)"),
+        (Candidate('gaussian_blur(sigma=0.7, border="zeros")'), 'gaussian_blur(sigma=0.7, border="zeros")'),
+        (Candidate("equalize | invert", "channels"), "with_channels(equalize | invert)"),
+    ],
+)
+def test_a_label_leaves_out_words_that_have_their_default(candidate: Candidate, label: str) -> None:
+    assert candidate.label == label
+
+
+def test_a_label_of_a_kernel_has_its_first_number() -> None:
+    short = Candidate(str(Pipeline.parse("convolve(kernel=[[0, 1, 0], [1, -4, 1], [0, 1, 0]])")))
+    assert "kernel=[[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]" in short.label
+    planes = [[[0.015625 * (row - column) for column in range(5)] for row in range(5)] for _ in range(3)]
+    long = Candidate(str(Pipeline.parse(f"convolve(kernel={planes})")))
+    assert "kernel=[[[0.0, ...]]]" in long.label
+    assert len(long.label) < 90
