@@ -45,7 +45,7 @@ def test_the_page_begins_with_the_answer_and_shows_every_candidate(report: Searc
     assert report.answer.sentence in page
     for text in (MEDIAN.name, "with_channels(invert)", "placebo 1", "80.00%", "out/train", "2 minutes of computing"):
         assert text in page
-    assert page.count("<td>finalist</td>") == 3
+    assert page.count('<td class="result">finalist</td>') == 3
     assert page.count("no time to try it") == 1
     assert "4 of them tried" in page
     columns = [page.index(f">{name}</th>") for name in ("clean", "blur 1", "noise 3")]
