@@ -99,7 +99,7 @@ def run_rounds(
         os.environ.setdefault(name, value)
     from ray import tune
 
-    searcher = _searcher(rounds, tick, placing.most_now)
+    searcher = round_searcher(rounds, tick, placing.most_now)
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     resources: dict[str, float] = {"cpu": 1, **({"gpu": 1} if placing.gpu else {})}
@@ -193,7 +193,14 @@ def _scheduler() -> Any:
     return NewTrialsFirst()
 
 
-def _searcher(rounds: Rounds, tick: Callable[[], None], most_now: Callable[[], int]) -> Any:
+def round_searcher(rounds: Rounds, tick: Callable[[], None], most_now: Callable[[], int]) -> Any:
+    """Returns what Tune asks for trials.
+
+    Args:
+        rounds: gives the blocks, and gets their results.
+        tick: called often, to show progress.
+        most_now: returns the most blocks that are handed out at this moment.
+    """
     from ray.tune.search import Searcher
 
     class RoundSearcher(Searcher):

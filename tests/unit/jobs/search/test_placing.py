@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+import numpy as np
 import pytest
 
 from cluster.connection.session import Session
-from jobs.search.placing import Placing
+from jobs.search.placing import Placing, round_searcher
+from jobs.search.rounds import Round, Rounds, Script
+from library.choosing.filter_search.space import Candidate
+from library.choosing.filter_search.trials import Unit, UnitResult
 from library.errors import UsageError
 
 
@@ -45,3 +51,40 @@ def test_a_number_of_workers_is_a_number() -> None:
     for text in ("0", "many", "-1"):
         with pytest.raises(UsageError, match="write a number from 1, or auto"):
             Placing.choose(Session(None, cpus=8, nodes=1), text, False)
+
+
+@dataclass
+class Ready:
+    """Files of units that have all been computed once the search asks for the second time."""
+
+    asked: set[Unit] = field(default_factory=set[Unit])
+
+    def read(self, unit: Unit) -> UnitResult | None:
+        if unit in self.asked:
+            return UnitResult(unit, np.ones(2, np.bool_), 0.1, 0.0)
+        self.asked.add(unit)
+        return None
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_more_blocks_are_handed_out_than_workers(workers: int) -> None:
+    units = [Unit(Candidate("invert"), seed, "proxy", "") for seed in range(7)]
+
+    def script() -> Script:
+        yield Round("all", units, per_block=1)
+
+    placing = Placing(workers, gpu=False, per_machine=workers)
+    rounds = Rounds(script(), Ready(), workers)
+    searcher = round_searcher(rounds, lambda: None, placing.most_now)
+    given: list[str] = []
+    for number in range(len(units)):
+        if number >= workers:
+            assert searcher.suggest("one more") is None
+            searcher.on_trial_complete(given.pop(0), {"node": f"n{number % 2}", "error": ""})
+        assert len(searcher.suggest(str(number))["units"]) == 1
+        given.append(str(number))
+    for name in given:
+        searcher.on_trial_complete(name, {"node": "n1", "error": ""})
+    assert rounds.is_finished
+    assert sum(searcher.by_node.values()) == len(units)
+    assert searcher.suggest("after the end") == searcher.FINISHED
