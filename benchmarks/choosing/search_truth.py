@@ -56,6 +56,8 @@ def main() -> int:
     parser.add_argument("--pictures", type=at_least(100), default=3_000, help="pictures of train, val and test (3,000)")
     parser.add_argument("--budget", default="10m", help="of each search (10m)")
     parser.add_argument("--photos-budget", help="of the search on photos (as --budget)")
+    parser.add_argument("--margin", default="0.3", help="percentage points that do not matter (0.3)")
+    parser.add_argument("--draw", type=at_least(0), default=0, help="number of the random draw of digits (0)")
     parser.add_argument("--space", help="YAML of a smaller space (every filter)")
     parser.add_argument("--workers", default="auto", help="trainings at the same time (auto)")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "out" / "search-truth", help="folder that is kept")
@@ -72,7 +74,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         answer = _searched(data, options, budget)
         cases[name] = _judged(name, answer)
         say(f"{name}: {answer['sentence']}")
-    parameters = {name: getattr(options, name) for name in ("pictures", "budget", "photos_budget", "photo_px", "space")}
+    fields = ("pictures", "budget", "photos_budget", "photo_px", "margin", "draw", "space")
+    parameters = {name: getattr(options, name) for name in fields}
     return {"parameters": parameters, "cases": cases}
 
 
@@ -80,7 +83,7 @@ def folder_of(name: str, options: argparse.Namespace, budget: str) -> Path:
     """Returns the folder of a search, named by all that it depends on but for the machine and its packages."""
     space = Path(options.space).read_text() if options.space else None
     size = options.photo_px if name == "photos" else options.pictures
-    digest = digest_of([code_digest(), name, size, budget, space, options.workers])
+    digest = digest_of([code_digest(), name, size, budget, options.margin, options.draw, space, options.workers])
     return options.work / f"{name}-{digest[:16]}"
 
 
@@ -102,7 +105,7 @@ def _write_dataset(name: str, folder: Path, options: argparse.Namespace) -> None
             "contrast": lambda pictures: search_data.low_contrast(pictures, rng),
             "clean": lambda pictures: pictures,
         }
-        search_data.write_splits(folder, search_data.digits(options.mnist, sizes, 0), changes[name])
+        search_data.write_splits(folder, search_data.digits(options.mnist, sizes, options.draw), changes[name])
 
 
 def _searched(data: Path, options: argparse.Namespace, budget: str) -> dict[str, Any]:
@@ -112,7 +115,8 @@ def _searched(data: Path, options: argparse.Namespace, budget: str) -> dict[str,
         return json.loads(result.read_text())
     command = [sys.executable, "-m", "jobs.cli.app", "search", str(data / "train"), "--val", str(data / "val")]
     command += ["--test", str(data / "test"), "--budget", budget, "--out", str(data / "search"), "--json"]
-    command += ["--workers", options.workers, *(["--space", options.space] if options.space else [])]
+    command += ["--margin", options.margin, "--workers", options.workers]
+    command += ["--space", options.space] if options.space else []
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     before = json.loads(seconds.read_text()) if seconds.exists() else []
     start = time.perf_counter()
