@@ -24,7 +24,7 @@ _TIMED_PICTURES, _TIMINGS = 24, 3
 
 
 class FilterFailed(StriateError):
-    """A filter cannot take these pictures, so that its candidate is out; says which filter, and why."""
+    """A filter cannot take these pictures, so that its candidate is out; names the filter and the reason."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def train_here(setting: Setting, train: PackedPictures, val: PackedPictures) -> 
     Args:
         setting: recipe, inputs and device.
         train: training pictures; in the model's size where the recipe augments nothing.
-        val: pictures in the model's size, on which the best epoch is chosen and early stopping looks.
+        val: pictures in the model's size, which decide the best epoch and early stopping.
 
     Raises:
         StriateError: the loss is not finite, or the setting's `watch` has raised it.

@@ -172,7 +172,7 @@ def _trainings(settings: Settings, finalists: int) -> int:
 def search(
     settings: Settings, elapsed: Callable[[], float], found: Findings, looks: EarlierLooks | None = None
 ) -> Script:
-    """Yields the rounds of a search, and writes into `found` what their results say.
+    """Yields the rounds of a search, and writes into `found` what their results show.
 
     Args:
         settings: what it decides by.

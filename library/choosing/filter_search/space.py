@@ -109,7 +109,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """The name for people: of a kernel only its first number, and no word or switch that has its default.
+        """The name as it is shown: of a kernel only its first number, and no word or switch that has its default.
 
         Two candidates may have the same label.
         """
