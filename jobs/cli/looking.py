@@ -50,8 +50,8 @@ def inspect_command(
         bool,
         typer.Option(
             "--road",
-            help="Fill in hidden pixels from their neighbours (ROAD) for the measure of trust; a minute for each "
-            "picture of 224 pixels.",
+            help="Fill in hidden pixels from their neighbours (ROAD) for the measure of trust; half a minute for "
+            "each map of a picture of 224 pixels.",
         ),
     ] = False,
     gpu: Annotated[

@@ -196,7 +196,9 @@ def run_inspect(plan: InspectPlan, *, device: str = "auto", report: Report | Non
     files = [figure.file for chapter in chapters for section in chapter.sections for figure in section.figures]
     where = storage.join(plan.out, PAGE)
     old = files_of(storage.read_bytes(where).decode("utf-8", "replace")) if storage.exists(where) else []
-    storage.remove(storage.join(plan.out, name) for name in old if name not in files)
+    # On a disk that ignores case, an old name in other letters is the drawing that has just been written.
+    kept = {file.lower() for file in files}
+    storage.remove(storage.join(plan.out, name) for name in old if name.lower() not in kept)
     storage.write_bytes(where, page.encode())
     return {**look.numbers, "page": where, "files": files}
 

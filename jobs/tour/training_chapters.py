@@ -324,6 +324,7 @@ def transfer(workshop: Workshop) -> Shown:
             "ahead": {short: _runs_ahead(results[name], scratch) for name, short, *_ in arms[1:]},
             "behind": {short: _runs_ahead(scratch, results[name]) for name, short, *_ in arms[1:]},
             "first_ahead": _runs_ahead(results["first"], results["use"]),
+            "first_behind": _runs_ahead(results["use"], results["first"]),
             "few": scratch[0].pictures,
             "tested": scratch[0].tested,
             "chart": _chart(

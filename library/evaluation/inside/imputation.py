@@ -1,4 +1,4 @@
-"""Removes pixels by filling in what their neighbours foretell, so that the shape of what is gone cannot be seen.
+"""Removes pixels by filling in what their neighbours predict, so that the shape of what is gone cannot be seen.
 
 Noisy linear imputation of Rong, Leemann, Borisov, Kasneci and Kasneci 2022 (ROAD, https://arxiv.org/abs/2202.00449):
 each removed pixel is the weighted mean of its eight neighbours, which may be removed too, so all of them together are
@@ -43,6 +43,8 @@ def imputed(pixels: Pixels, removed: NDArray[np.bool_], noise: float = NOISE) ->
     """
     if removed.all():
         raise ValueError("at least one pixel must stay")
+    if not removed.any():  # an empty system has no solution
+        return pixels.copy()
     count = int(removed.sum())
     rows, columns = np.nonzero(removed)
     numbers = np.full(removed.shape, -1)

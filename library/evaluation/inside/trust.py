@@ -30,15 +30,18 @@ from library.pipeline.inputs import Prepared
 
 _STEPS = 10
 #: Places of a map along each side: its own, and shifted by fifths of the side. A map that lies anywhere by chance is
-#: the best of its 25 copies in at most 1 case of 25. Where fifths are rounded it is 1 of 20 (from 32 pixels on; in
-#: smaller pictures up to 1 of 16).
+#: the best of its 25 copies in 1 case of 25; `_odds` says what rounded fifths make of that.
 _PLACES = 5
 _BATCH = 32
 #: Deviation of the blur that insertion starts from, as a fraction of the shorter side. The paper's is 5 of 224 pixels,
 #: which leaves small pictures (digits) as readable as they were.
 _BLUR = 1 / 8
 _COLOURS = ("#2463d6", "#c2570c", "#12805c")
-_DONE = {"deletion": "hidden", "insertion": "shown"}
+#: Title and axis of each drawing; true for pictures with hidden and blurred parts and for those of `road`.
+_AXES = {
+    "deletion": ("Deletion: without the hottest pixels", "share of the pixels that are missing"),
+    "insertion": ("Insertion: with only the hottest pixels", "share of the pixels that are there"),
+}
 #: Areas closer than this are the same: batches of other sizes differ in the last bits.
 _SAME = 1e-6
 
@@ -47,13 +50,17 @@ _SAME = 1e-6
 class Trust:
     """Curves of the probability of a class while pixels are hidden or shown in the order of a map.
 
+    Pixels that are hidden have the mean colour, and those that are not yet shown are blurred; with `road` both are
+    filled in from their neighbours.
+
     Attributes:
         class_name: the class.
         shares: of the pixels that are hidden or shown, rising from 0 to 1.
         deletion: probability with that share hidden, hottest first.
-        insertion: probability with that share shown on a blurred picture, hottest first.
+        insertion: probability with only that share shown, hottest first.
         shifted_deletion: copies x shares: deletion in the orders of the map shifted to other places.
         shifted_insertion: copies x shares: insertion in these orders.
+        odds: a map that lies anywhere by chance beats all its copies in one way in at most 1 case of so many.
     """
 
     class_name: str
@@ -62,6 +69,7 @@ class Trust:
     insertion: NDArray[np.float32]
     shifted_deletion: NDArray[np.float32]
     shifted_insertion: NDArray[np.float32]
+    odds: int
 
     @property
     def areas(self) -> dict[str, float]:
@@ -90,20 +98,21 @@ class Trust:
         """What the areas say, as a sentence.
 
         A map is better than chance in a way if it beats all its shifted copies. A map that lies anywhere by chance
-        does so both ways in at most 1 case of 20, and in one way or the other in at most 1 of 10.
+        does so both ways in at most 1 case of `odds`, and in one way or the other in at most 2.
         """
         copies, beaten = len(self.shifted_deletion), self.beaten
         ways = [way for way, count in beaten.items() if count == copies]
         counts = f"of its {copies} copies at other places it beats {beaten['deletion']} in hiding its hottest pixels "
         counts += f"and {beaten['insertion']} in showing them"
         if len(ways) == 2:
-            return f"better than chance in both ways: {counts}, as a map by chance does in at most 1 case of 20"
+            chance = f"as a map by chance does in at most 1 case of {self.odds}"
+            return f"better than chance in both ways: {counts}, {chance}"
         if not ways:
             return f"no better than chance: {counts}; do not read it as a reason for the answer"
         way = "hiding" if ways == ["deletion"] else "showing"
         return (
-            f"better than chance in {way} its hottest pixels only: {counts}, as up to 1 map of 10 by chance; "
-            "read it with care"
+            f"better than chance in {way} its hottest pixels only: {counts}, as up to 1 map of {self.odds // 2} by "
+            "chance; read it with care"
         )
 
 
@@ -119,10 +128,10 @@ def deletion_insertion(
 ) -> dict[str, Trust]:
     """Measures how well maps rank the pixels of a picture by what they add to an answer.
 
-    Hidden pixels get the mean colour of the training pixels, and those that are shown come to a blurred picture; with
-    `road` both are filled in from their neighbours. For an ensemble a map is resized to each member's input. Each map
-    takes 50 x (`steps` - 1) predictions, and with `road` as many sparse systems (a tenth of a second each for 224
-    pixels).
+    Deletion gives pixels the mean colour of the training pixels. Insertion starts from a blurred picture and makes
+    pixels sharp. With `road` what is missing is filled in from its neighbours in both. For an ensemble a map is resized
+    to each member's input. Each map takes 50 x (`steps` - 1) predictions, and with `road` as many sparse systems (half
+    a minute in all for 224 pixels and ten steps).
 
     Args:
         bundle: a single network or an ensemble.
@@ -179,13 +188,30 @@ def deletion_insertion(
     trusts: dict[str, Trust] = {}
     for name, heat in heats.items():
         deletion, insertion = curves([heat, *_shifted(heat)])
-        trusts[name] = Trust(class_name, shares, deletion[0], insertion[0], deletion[1:], insertion[1:])
+        odds = _odds(*heat.shape)
+        trusts[name] = Trust(class_name, shares, deletion[0], insertion[0], deletion[1:], insertion[1:], odds)
     return trusts
+
+
+def _offsets(side: int) -> list[int]:
+    """By how many pixels a map is shifted along a side."""
+    return [round(number * side / _PLACES) for number in range(_PLACES)]
+
+
+def _odds(height: int, width: int) -> int:
+    """In at most 1 of how many places of a picture a smooth map is better than its shifted copies.
+
+    Shifted by a fifth of a side, a map and its copies change places, so one of the five along a side is the best: 1 of
+    25 in all. Where fifths are rounded, it can be the best in a part of the side as wide as the largest distance of two
+    neighbouring copies.
+    """
+    gaps = [max(np.diff([*_offsets(side), side])) for side in (height, width)]
+    return int(height * width // (gaps[0] * gaps[1]))
 
 
 def _shifted(heat: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """The map moved to all other places of a 5 x 5 grid; what leaves the picture comes in on the other side."""
-    rows, columns = ([round(number * side / _PLACES) for number in range(_PLACES)] for side in heat.shape)
+    rows, columns = (_offsets(side) for side in heat.shape)
     return [np.roll(heat, (row, column), (0, 1)) for row in rows for column in columns][1:]
 
 
@@ -251,12 +277,7 @@ def draw_trust(trusts: Mapping[str, Trust]) -> NDArray[np.uint8]:
     with style.context(["default", {"font.size": 9, "font.family": "DejaVu Sans"}]):
         figure = Figure((9.4, 4.4), dpi=100, layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        for axes, name, title in zip(
-            figure.subplots(1, 2, sharey=True),
-            ("deletion", "insertion"),
-            ("Deletion: hottest pixels hidden first", "Insertion: hottest pixels shown first"),
-            strict=True,
-        ):
+        for axes, (name, (title, share)) in zip(figure.subplots(1, 2, sharey=True), _AXES.items(), strict=True):
             for (words, trust), colour in zip(trusts.items(), _COLOURS, strict=False):
                 label = f"{words}: area {trust.areas[name]:.2f}"
                 axes.plot(trust.shares, getattr(trust, name), color=colour, lw=2, label=label)
@@ -265,7 +286,7 @@ def draw_trust(trusts: Mapping[str, Trust]) -> NDArray[np.uint8]:
                 axes.plot(trust.shares, copies.mean(0), color=colour, lw=1.3, ls="--", label=label)
                 axes.fill_between(trust.shares, copies.min(0), copies.max(0), color=colour, alpha=0.08, lw=0)
             axes.set_title(title, fontsize=10, loc="left")
-            axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel=f"share of the pixels {_DONE[name]}")
+            axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel=share)
             axes.set_ylabel("probability" if name == "deletion" else "")
             axes.grid(color="#dfe3ea")
             axes.set_axisbelow(True)

@@ -78,6 +78,12 @@ def test_a_page_and_its_files_show_every_part(capsys: pytest.CaptureFixture[str]
     (out / "photo.png").write_bytes(b"mine")
     inspect(capsys, bundle, "--out", str(out))
     assert {path.name for path in out.iterdir()} == {"index.html", "kernels.png", "photo.png"}
+    # An old name in other letters is the new drawing where a disk ignores case.
+    page = (out / "index.html").read_text()
+    (out / "index.html").write_text(page.replace(">kernels.png<", ">Kernels.png<"))
+    (out / "Kernels.png").write_bytes(b"old")
+    inspect(capsys, bundle, "--out", str(out))
+    assert {path.name for path in out.iterdir()} >= {"index.html", "kernels.png", "Kernels.png"}
 
 
 def test_without_pictures_some_of_the_dataset_are_explained(

@@ -11,7 +11,7 @@ from library.evaluation.report.page import template
 RUNS = 3
 
 
-def transfer_page(first_ahead: int, ahead: dict[str, int], behind: dict[str, int]) -> str:
+def transfer_page(first_ahead: int, first_behind: int, ahead: dict[str, int], behind: dict[str, int]) -> str:
     return " ".join(
         template("jobs.tour", "pages/transfer.html")
         .render(
@@ -24,6 +24,7 @@ def transfer_page(first_ahead: int, ahead: dict[str, int], behind: dict[str, int
             rows=[],
             runs=RUNS,
             first_ahead=first_ahead,
+            first_behind=first_behind,
             ahead=ahead,
             behind=behind,
             few=57,
@@ -34,11 +35,16 @@ def transfer_page(first_ahead: int, ahead: dict[str, int], behind: dict[str, int
     )
 
 
-@pytest.mark.parametrize("first_ahead", range(RUNS + 1))
-def test_which_layers_transfer_is_said_only_where_all_runs_agree(first_ahead: int) -> None:
-    page = transfer_page(first_ahead, {"re-train": 1}, {"re-train": 2})
-    assert ("It is the <b>last layers</b> that do not transfer" in page) == (first_ahead == RUNS)
-    assert (f"in {first_ahead} of {RUNS} runs, so these runs do not decide" in page) == (first_ahead < RUNS)
+@pytest.mark.parametrize(
+    ("first_ahead", "first_behind"),
+    [(ahead, behind) for ahead in range(RUNS + 1) for behind in range(RUNS + 1 - ahead)],
+)
+def test_which_layers_transfer_is_said_only_where_all_runs_agree(first_ahead: int, first_behind: int) -> None:
+    page = transfer_page(first_ahead, first_behind, {"re-train": 1}, {"re-train": 2})
+    decided = first_ahead == RUNS, first_behind == RUNS
+    assert ("In these runs it is the <b>last layers</b> that do not transfer" in page) == decided[0]
+    assert ("In these runs the <b>last layers</b> transfer too" in page) == decided[1]
+    assert (f"in {first_ahead} of {RUNS} runs, so these runs do not decide" in page) == (not any(decided))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,6 @@ def test_which_layers_transfer_is_said_only_where_all_runs_agree(first_ahead: in
     ],
 )
 def test_a_way_is_ahead_or_behind_only_where_all_runs_agree(ahead: int, behind: int, words: str) -> None:
-    page = transfer_page(3, {"re-train": ahead}, {"re-train": behind})
-    assert f"{words} Three runs" in page
+    page = transfer_page(3, 0, {"re-train": ahead}, {"re-train": behind})
+    assert f"{words} 3 runs are few: of two equal ways, one is ahead in all 3 in 1 of 4 cases." in page
     assert ("nothing beats the start from random numbers" in page) == (behind == RUNS)

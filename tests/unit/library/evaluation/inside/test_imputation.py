@@ -1,4 +1,4 @@
-"""Pixels that are removed get what their neighbours foretell."""
+"""Pixels that are removed get what their neighbours predict."""
 
 from __future__ import annotations
 
@@ -63,6 +63,13 @@ def test_the_noise_has_its_size_and_is_the_same_each_time() -> None:
     np.testing.assert_array_equal(result, imputed(pixels, removed))
     fewer = removed & removal(0.5, 1, 60, 60)
     np.testing.assert_allclose(imputed(pixels, fewer)[fewer], result[fewer], atol=1e-9)
+
+
+def test_a_picture_of_which_nothing_is_removed_stays_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 2), np.uint8)
+    result = imputed(pixels, np.zeros((3, 3), bool))
+    np.testing.assert_array_equal(result, pixels)
+    assert not np.shares_memory(result, pixels)
 
 
 def test_a_picture_of_which_nothing_stays_is_an_error() -> None:

@@ -108,6 +108,26 @@ def test_random_smooth_maps_are_better_than_chance_at_the_stated_rate() -> None:
     assert any_way <= 6
 
 
+@pytest.mark.parametrize("sides", [(5, 5), (8, 8), (9, 12), (13, 13), (28, 28), (30, 31)])
+def test_the_verdict_states_the_odds_of_the_pictures_sides(sides: tuple[int, int]) -> None:
+    """A map of one spot beats its copies where the spot is nearer to the best place than they are."""
+    heat = np.zeros(sides, np.float32)
+    bundle = linear_bundle(np.zeros((8, 8), np.float32))
+    odds = deletion_insertion(bundle, np.zeros((8, 8, 1), np.uint8), {"map": heat}, "a", steps=1)["map"].odds
+    near = sum(np.minimum(np.arange(side), side - np.arange(side))[index] ** 2.0
+               for side, index in zip(sides, np.ogrid[: sides[0], : sides[1]], strict=True))  # fmt: skip
+    offsets = [[round(fifth * side / 5) for fifth in range(5)] for side in sides]
+    copies = [np.roll(near, (-row, -column), (0, 1)) for row in offsets[0] for column in offsets[1]][1:]
+    best = np.all([near < copy for copy in copies], axis=0).mean()
+    assert best <= 1 / odds
+    assert 1 / odds <= {5: 1 / 25, 8: 1 / 16, 9: 1 / 18, 13: 1 / 18, 28: 1 / 21, 30: 1 / 22}[sides[0]]
+    low, high = np.zeros(2, np.float32), np.ones(2, np.float32)
+    lows, highs = np.zeros((24, 2), np.float32), np.ones((24, 2), np.float32)
+    shares = np.array([0, 1], np.float32)
+    assert f"in at most 1 case of {odds}" in Trust("a", shares, low, high, highs, lows, odds).verdict
+    assert f"up to 1 map of {odds // 2} by chance" in Trust("a", shares, low, low, highs, highs, odds).verdict
+
+
 def test_a_map_without_any_order_is_no_better_than_chance() -> None:
     weights, pixels = weights_and_picture()
     flat = np.zeros((_SIDE, _SIDE), np.float32)
@@ -119,13 +139,13 @@ def test_a_map_that_helps_one_way_only_is_to_be_read_with_care() -> None:
     shares = np.array([0, 1], np.float32)
     low, high = np.zeros(2, np.float32), np.ones(2, np.float32)
     lows, highs = np.zeros((24, 2), np.float32), np.ones((24, 2), np.float32)
-    assert "in hiding its hottest pixels only" in Trust("a", shares, low, low, highs, highs).verdict
-    assert "in showing its hottest pixels only" in Trust("a", shares, high, high, lows, lows).verdict
+    assert "in hiding its hottest pixels only" in Trust("a", shares, low, low, highs, highs, 25).verdict
+    assert "in showing its hottest pixels only" in Trust("a", shares, high, high, lows, lows, 25).verdict
     # One copy that is as good is enough.
     mixed = np.concatenate([highs[1:], lows[:1]])
     assert (
         "no better than chance: of its 24 copies at other places it beats 23"
-        in Trust("a", shares, low, low, mixed, highs).verdict
+        in Trust("a", shares, low, low, mixed, highs, 25).verdict
     )
 
 
