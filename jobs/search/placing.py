@@ -6,9 +6,12 @@ killed search resumes from its files, and Tune's own state is thrown away.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +32,8 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 _MAX_FAILURES = 3
+#: A trial that has waited so long for its actor gets any that is free: other jobs may hold the rest of the cluster.
+_ACTOR_STARTS_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,12 @@ def run_rounds(
     with tempfile.TemporaryDirectory(prefix="striate-search-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trainable(), compute=compute), resources),
-            tune_config=tune.TuneConfig(search_alg=searcher, scheduler=_scheduler(), num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=trial_scheduler(searcher.is_too_late),
+                num_samples=-1,
+                reuse_actors=True,
+            ),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=folder,
@@ -128,7 +138,7 @@ def _trainable() -> type[Any]:
     from ray import tune
 
     class UnitTrial(tune.Trainable):
-        """Computes a block of units. An actor goes from one trial to the next and keeps its pictures and imports."""
+        """Computes a block of units. An actor runs one trial after the other and keeps its pictures and imports."""
 
         def setup(self, config: dict[str, Any], **parameters: Any) -> None:
             self._config, self._make, self._compute = config, parameters["compute"], None
@@ -147,7 +157,7 @@ def _trainable() -> type[Any]:
                 error = str(failed)
             return {"done": True, "error": error, "node": ray.get_runtime_context().get_node_id()}
 
-        # Tune pauses a trial by saving it when its actor goes on to the next one.
+        # Tune pauses a trial by saving it when its actor takes the next one.
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
             return {}
 
@@ -165,12 +175,17 @@ def _take(rounds: Rounds) -> tuple[Block | None, StriateError | None]:
         return None, error
 
 
-def _end(rounds: Rounds, block: Block, text: str, lost: bool) -> StriateError | None:
-    """Gives the rounds what became of a block: an error with its text, a worker that was lost too often, or files."""
+def _end(rounds: Rounds, block: Block, result: Mapping[str, Any] | None, lost: bool) -> StriateError | None:
+    """Gives the rounds what became of a block.
+
+    It has an error's text, its worker was lost too often, it was stopped before it began, or it has written files.
+    """
     try:
-        if text:
-            return StriateError(text)
-        if lost:
+        if result and result.get("error"):
+            return StriateError(result["error"])
+        if result is None and not lost:
+            rounds.withdraw(block)
+        elif lost:
             rounds.give_up(block, f"a worker ended {_MAX_FAILURES + 1} times; its log is in Ray's folder")
         else:
             rounds.done(block)
@@ -179,16 +194,45 @@ def _end(rounds: Rounds, block: Block, text: str, lost: bool) -> StriateError | 
     return None
 
 
-def _scheduler() -> Any:
+def trial_scheduler(is_too_late: Callable[[str], bool], clock: Callable[[], float] = time.monotonic) -> Any:
+    """Returns what chooses the trial that runs next.
+
+    Args:
+        is_too_late: whether the trial with this id must not begin any more.
+        clock: returns seconds.
+    """
     from ray.tune.schedulers import FIFOScheduler
 
     class NewTrialsFirst(FIFOScheduler):
         """Lets an actor that is free take a new trial. Tune's own choice is the first trial that does not run yet, so
         the actor that is being started for that trial would be ended: where blocks take less time than an actor's
-        start, one actor would do all the work."""
+        start, one actor would do all the work. A trial whose actor does not start gets a free one after a while."""
 
-        def choose_trial_to_run(self, tune_controller: Any) -> None:
-            """Chooses none: Tune then starts all trials in their order, each in a free actor or in a new one."""
+        def __init__(self) -> None:
+            super().__init__()
+            self._waiting_since: dict[str, float] = {}
+
+        def __reduce__(self) -> tuple[type[object], tuple[()]]:
+            # Tune stores its scheduler for a resume of its own, which is not used.
+            return object, ()
+
+        def choose_trial_to_run(self, tune_controller: Any) -> Any:
+            """Stops trials that are too late, and chooses the one that has waited longest, if that is too long; else
+            none: Tune then starts all trials in their order, each in a free actor or in a new one."""
+            now, waiting = clock(), list[Any]()
+            for trial in tune_controller.get_trials():
+                if trial.status == trial.PENDING and is_too_late(trial.trial_id):
+                    # Tune prints a line about it on stdout, where --json writes.
+                    with contextlib.redirect_stdout(io.StringIO()):
+                        tune_controller.stop_trial(trial)
+                elif trial.status == trial.PENDING:
+                    waiting.append(trial)
+            since = self._waiting_since
+            self._waiting_since = {trial.trial_id: since.get(trial.trial_id, now) for trial in waiting}
+            oldest = min(waiting, key=lambda trial: self._waiting_since[trial.trial_id], default=None)
+            if oldest is None or now - self._waiting_since[oldest.trial_id] < _ACTOR_STARTS_S:
+                return None
+            return oldest
 
     return NewTrialsFirst()
 
@@ -232,9 +276,12 @@ def round_searcher(rounds: Rounds, tick: Callable[[], None], most_now: Callable[
             block = self._given.pop(trial_id)
             if result and "node" in result:
                 self.by_node[result["node"]] += len(block.units)
-            text = (result or {}).get("error", "")
-            self.error = _end(rounds, block, text, error) or self.error
+            self.error = _end(rounds, block, result, error) or self.error
             tick()
+
+        def is_too_late(self, trial_id: str) -> bool:
+            """Whether a trial that has not begun would end after the time of its round."""
+            return trial_id in self._given and rounds.is_too_late(self._given[trial_id])
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: a search resumes from the files of its units."""

@@ -127,12 +127,8 @@ class Rounds:
     def take(self) -> Block | None:
         """Returns the next block; None while others are at work on the round's last ones, and after the end."""
         while self.current is not None:
-            until = self.current.until_s
-            if self._queue and until is not None:
-                _, units = self._queue[0]
-                expected = len(units) * self._mean_seconds()
-                if self.elapsed() + expected > until:
-                    self._queue.clear()
+            if self._queue and self._ends_too_late(self._queue[0][1]):
+                self._queue.clear()
             if self._queue:
                 block, units = self._queue.popleft()
                 self._at_work[block] = units
@@ -141,6 +137,15 @@ class Rounds:
                 return None
             self._advance()
         return None
+
+    def is_too_late(self, block: Block) -> bool:
+        """Whether a block that was handed out would end after the round's time if it were begun now."""
+        return self._ends_too_late(self._at_work[block])
+
+    def withdraw(self, block: Block) -> None:
+        """Leaves out a block that was handed out and never begun."""
+        del self._at_work[block]
+        self._next()
 
     def done(self, block: Block) -> None:
         """Takes the results of a block from its files; a unit without one is computed once more.
@@ -184,6 +189,10 @@ class Rounds:
     def _next(self) -> None:
         if not self._queue and not self._at_work:
             self._advance()
+
+    def _ends_too_late(self, units: Sequence[Unit]) -> bool:
+        until = None if self.current is None else self.current.until_s
+        return until is not None and self.elapsed() + len(units) * self._mean_seconds() > until
 
     def _mean_seconds(self) -> float:
         """Mean seconds of this round's units that are done; as expected while there are none."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.connection.session import Session
-from jobs.search.placing import Placing, round_searcher
+from jobs.search.placing import Placing, round_searcher, trial_scheduler
 from jobs.search.rounds import Round, Rounds, Script
 from library.choosing.filter_search.space import Candidate
 from library.choosing.filter_search.trials import Unit, UnitResult
@@ -88,3 +88,73 @@ def test_no_more_blocks_are_handed_out_than_workers(workers: int) -> None:
     assert rounds.is_finished
     assert sum(searcher.by_node.values()) == len(units)
     assert searcher.suggest("after the end") == searcher.FINISHED
+
+
+@dataclass(eq=False)
+class WaitingTrial:
+    """A trial of Tune, as its scheduler sees it."""
+
+    trial_id: str
+    status: str = "PENDING"
+    PENDING = "PENDING"
+
+
+@dataclass
+class Controller:
+    """Trials, and those that the scheduler has stopped."""
+
+    trials: list[WaitingTrial]
+    stopped: list[str] = field(default_factory=list[str])
+
+    def get_trials(self) -> list[WaitingTrial]:
+        return self.trials
+
+    def stop_trial(self, trial: WaitingTrial) -> None:
+        trial.status = "TERMINATED"
+        self.stopped.append(trial.trial_id)
+
+
+def test_a_free_actor_takes_a_new_trial_unless_one_has_waited_long() -> None:
+    now = [0.0]
+    first, second = WaitingTrial("first"), WaitingTrial("second")
+    controller, scheduler = Controller([first]), trial_scheduler(lambda _: False, lambda: now[0])
+    assert scheduler.choose_trial_to_run(controller) is None
+    now[0] = 20.0
+    controller.trials.append(second)
+    assert scheduler.choose_trial_to_run(controller) is None
+    now[0] = 35.0
+    assert scheduler.choose_trial_to_run(controller) is first
+    first.status = "RUNNING"
+    assert scheduler.choose_trial_to_run(controller) is None
+    now[0] = 60.0
+    assert scheduler.choose_trial_to_run(controller) is second
+    # One that has lost its worker begins to wait anew.
+    first.status, second.status = "PENDING", "RUNNING"
+    assert scheduler.choose_trial_to_run(controller) is None
+
+
+def test_a_block_that_waits_beyond_the_time_of_its_round_is_left_out() -> None:
+    units = [Unit(Candidate("invert"), seed, "proxy", "") for seed in range(4)]
+    now, results = [0.0], [0]
+
+    def script() -> Script:
+        results[0] = len((yield Round("all", units, until_s=10.0, per_block=1, expected_s=1.0)))
+
+    rounds = Rounds(script(), Ready(), 3, lambda: now[0])
+    searcher = round_searcher(rounds, lambda: None, lambda: 3)
+    trials = [WaitingTrial(name) for name in ("begun", "waiting", "waiting too")]
+    for trial in trials:
+        assert searcher.suggest(trial.trial_id) is not None
+    trials[0].status = "RUNNING"
+    controller, scheduler = Controller(trials), trial_scheduler(searcher.is_too_late, lambda: now[0])
+    scheduler.choose_trial_to_run(controller)
+    assert controller.stopped == []
+    now[0] = 10.0
+    scheduler.choose_trial_to_run(controller)
+    assert controller.stopped == ["waiting", "waiting too"]
+    for name in controller.stopped:
+        searcher.on_trial_complete(name)
+    searcher.on_trial_complete("begun", {"node": "n1", "error": ""})
+    assert searcher.suggest("no more") == searcher.FINISHED
+    assert rounds.is_finished
+    assert (results, rounds.computed, searcher.error) == ([1], 1, None)
