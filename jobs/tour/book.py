@@ -21,8 +21,9 @@ from markupsafe import Markup
 from cluster.connection.session import connect
 from jobs.output import stderr
 from jobs.tour import pixel_chapters, training_chapters, usage_chapters
-from jobs.tour.chapter_parts import Shown
-from jobs.tour.tour_folder import Workshop, made_by
+from jobs.tour.chapter_parts import ChapterContent
+from jobs.tour.tour_folder import TourFolder
+from jobs.train.run_folder import training_versions
 from library import storage
 from library.dataset.manifest import VERSIONS
 from library.errors import UsageError
@@ -48,7 +49,7 @@ class Chapter:
     name: str
     title: str
     summary: str
-    make: Callable[[Workshop], Shown]
+    make: Callable[[TourFolder], ChapterContent]
     needs_ray: bool = False
     weight: int = 1
 
@@ -175,10 +176,10 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
 
 def _make(folder: Path, chapter: Chapter) -> _Made:
     started = time.monotonic()
-    workshop = Workshop(folder, chapter.name)
-    shown = chapter.make(workshop)
-    body = template("jobs.tour", f"pages/{chapter.name}.html").render(**shown.values)
-    made = _Made(_digest(chapter), body, workshop.commands, dict(shown.numbers), time.monotonic() - started)
+    tour = TourFolder(folder, chapter.name)
+    content = chapter.make(tour)
+    body = template("jobs.tour", f"pages/{chapter.name}.html").render(**content.values)
+    made = _Made(_digest(chapter), body, tour.commands, dict(content.numbers), time.monotonic() - started)
     # Written last: its presence says that the chapter is complete.
     storage.write_bytes(
         storage.normalize(str(_record(folder, chapter))), json.dumps(asdict(made), ensure_ascii=False).encode()
@@ -205,7 +206,7 @@ def _digest(chapter: Chapter) -> str:
     pages = tour.joinpath("pages")
     sources = sorted((one for one in tour.iterdir() if one.name.endswith(".py")), key=lambda one: one.name)
     texts = [pages.joinpath(name) for name in (f"{chapter.name}.html", "parts.html", "recipe.yaml", "sandbox.js")]
-    digest = hashlib.sha256(json.dumps(VERSIONS | made_by(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(VERSIONS | training_versions(), sort_keys=True).encode())
     for part in (*sources, *texts):
         digest.update(part.read_bytes())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from library.imaging.picture import Pixels
 
 
 @dataclass(frozen=True)
-class Shown:
+class ChapterContent:
     """The content of a chapter.
 
     Attributes:

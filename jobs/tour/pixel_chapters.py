@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from jobs.inspection.catalogs import describe_model
 from jobs.tour.chapter_parts import (
-    Shown,
+    ChapterContent,
     cells,
     enlarged,
     sheet,
@@ -21,7 +21,7 @@ from jobs.tour.chapter_parts import (
     signed,
     weights,
 )
-from jobs.tour.tour_folder import Workshop, digit, filtered_pixels, photo
+from jobs.tour.tour_folder import TourFolder, digit, filtered_pixels, photo
 from library.evaluation.report.charts import line_chart
 from library.evaluation.report.page import base64_text
 from library.imaging import codec
@@ -45,13 +45,13 @@ _KERNELS = (
 )
 
 
-def pixels(workshop: Workshop) -> Shown:
+def pixels(tour: TourFolder) -> ChapterContent:
     """One bit, grey, colour and many bands, with the numbers of real patches."""
     flower = np.ascontiguousarray(photo("flower")[30:350, 120:540])
     height, width = flower.shape[:2]
     steps = ('grayscale | binarize(method="otsu")', "grayscale", "rgb", "rgb | with_channels(gaussian_blur(sigma=4))")
-    source = workshop.raw_photos() / "flower" / "flower.png"
-    workshop.command("show", f"{workshop.photos()} --label flower --steps '{steps[0]}' --out sheet.png")
+    source = tour.raw_photos() / "flower" / "flower.png"
+    tour.command("show", f"{tour.photos()} --label flower --steps '{steps[0]}' --out sheet.png")
     made = [filtered_pixels(text, flower) for text in steps]
     kinds = [
         ("1 bit", steps[0], width * height / 8, "black or white; a fax, a stamp, a mask"),
@@ -65,7 +65,7 @@ def pixels(workshop: Workshop) -> Shown:
         ),
     ]
     shown = [
-        (name, text, note, workshop.picture(f"kind-{number}", result), result.shape, short_bytes(size))
+        (name, text, note, tour.picture(f"kind-{number}", result), result.shape, short_bytes(size))
         for number, ((name, text, size, note), result) in enumerate(zip(kinds, made, strict=True))
     ]
     three = digit(3)
@@ -73,14 +73,14 @@ def pixels(workshop: Workshop) -> Shown:
     patch = flower[top : top + 6, left : left + 6]
     marked = flower.copy()
     cv2.rectangle(marked, (left - 9, top - 9), (left + 14, top + 14), (255, 255, 255), 2)
-    bands = [workshop.picture(f"band-{number}", made[3][:, :, number : number + 1]) for number in range(6)]
-    return Shown(
+    bands = [tour.picture(f"band-{number}", made[3][:, :, number : number + 1]) for number in range(6)]
+    return ChapterContent(
         {
             "kinds": shown,
-            "digit": workshop.picture("digit", enlarged(three, 24)),
+            "digit": tour.picture("digit", enlarged(three, 24)),
             "digit_cells": cells(three[:, :, 0]),
-            "photo": workshop.picture("photo", marked),
-            "patch": workshop.picture("patch", enlarged(patch, 24)),
+            "photo": tour.picture("photo", marked),
+            "patch": tour.picture("patch", enlarged(patch, 24)),
             "planes": list(zip(("red", "green", "blue"), [cells(patch[:, :, band]) for band in range(3)], strict=True)),
             "bands": bands,
             "source": str(source),
@@ -100,7 +100,7 @@ class _Size:
     memory: str
 
 
-def dense(workshop: Workshop) -> Shown:
+def dense(tour: TourFolder) -> ChapterContent:
     """The weights of a dense layer with as many units as inputs, for pictures of several sizes."""
     sizes = (
         ("a digit of MNIST", 28, 28, 1),
@@ -124,8 +124,8 @@ def dense(workshop: Workshop) -> Shown:
             )
         )
     call = "mlp(hidden=[40000], size=200)"
-    workshop.command("models", f"'{call}' --layers")
-    workshop.command("models", "lenet5 --layers")
+    tour.command("models", f"'{call}' --layers")
+    tour.command("models", "lenet5 --layers")
     facts, lenet = describe_model(call, layers=True), describe_model("lenet5", layers=True)
     convolution = next(layer for layer in lenet.per_layer or () if layer.dense_weights)
     gray = filtered_pixels("grayscale", photo("china")[:200, 200:400])
@@ -133,8 +133,8 @@ def dense(workshop: Workshop) -> Shown:
     edge = Convolve(kernel=_SOBEL_X, offset=0.5)
     first, second = edge(gray), edge(moved)
     same = bool(np.array_equal(first[:, 1:-22], second[:, 21:-2]))
-    workshop.command("steps", "'convolve([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])'")
-    return Shown(
+    tour.command("steps", "'convolve([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])'")
+    return ChapterContent(
         {
             "rows": rows,
             "small": facts,
@@ -144,7 +144,7 @@ def dense(workshop: Workshop) -> Shown:
             "convolution": convolution,
             "dense_weights": short_count(convolution.dense_weights or 0),
             "same": same,
-            "shift_sheet": workshop.png(
+            "shift_sheet": tour.png(
                 "shift",
                 sheet(
                     [
@@ -159,14 +159,14 @@ def dense(workshop: Workshop) -> Shown:
     )
 
 
-def cortex(workshop: Workshop) -> Shown:
+def cortex(tour: TourFolder) -> ChapterContent:
     """Oriented filters on a photo, and their answers to bars of every direction."""
     gray = filtered_pixels("grayscale", photo("china"))
     angles = (0, 45, 90, 135)
     named = [f"gabor(wavelength=8, angle={angle if angle <= 90 else angle - 180}, phase=0, gain=8)" for angle in angles]
-    dataset = workshop.photos()
+    dataset = tour.photos()
     for text in (named[0], named[2]):
-        workshop.command("show", f"{dataset} --label china --steps 'grayscale | {text}' --out sheet.png")
+        tour.command("show", f"{dataset} --label china --steps 'grayscale | {text}' --out sheet.png")
     answers = [
         (filtered_pixels(text, gray), f"lines at {angle} degrees") for text, angle in zip(named, angles, strict=True)
     ]
@@ -178,9 +178,7 @@ def cortex(workshop: Workshop) -> Shown:
         (filtered_pixels(f'edges(direction="{direction}")', gray), f"{direction} edges")
         for direction in ("vertical", "horizontal")
     ]
-    workshop.command(
-        "show", f"{dataset} --label china --steps 'grayscale | edges(direction=\"vertical\")' --out sheet.png"
-    )
+    tour.command("show", f"{dataset} --label china --steps 'grayscale | edges(direction=\"vertical\")' --out sheet.png")
     cell = Gabor(wavelength=12, angle=0, phase=0, gain=1)
     turns = list(range(-90, 91, 10))
     strength = [float(cell(_bar(turn))[40:56, 40:56].astype(np.float64).max()) for turn in turns]
@@ -193,13 +191,13 @@ def cortex(workshop: Workshop) -> Shown:
         salt="cortex",
     )
     bars = [(_bar(turn), f"{turn} degrees: {strength[turns.index(turn)]:.0f}") for turn in (-60, -30, 0, 30, 60, 90)]
-    return Shown(
+    return ChapterContent(
         {
-            "photo": workshop.picture("photo", gray),
-            "kernels": workshop.png("kernels", sheet([kernels], tile_px=180)),
-            "answers": [(workshop.picture(f"answer-{n}", result), text) for n, (result, text) in enumerate(answers)],
-            "edges": [(workshop.picture(f"edges-{n}", result), text) for n, (result, text) in enumerate(edges)],
-            "bars": workshop.png("bars", sheet([bars], tile_px=120)),
+            "photo": tour.picture("photo", gray),
+            "kernels": tour.png("kernels", sheet([kernels], tile_px=180)),
+            "answers": [(tour.picture(f"answer-{n}", result), text) for n, (result, text) in enumerate(answers)],
+            "edges": [(tour.picture(f"edges-{n}", result), text) for n, (result, text) in enumerate(edges)],
+            "bars": tour.png("bars", sheet([bars], tile_px=120)),
             "chart": chart,
             "best": best,
             "weakest": min(strength),
@@ -222,7 +220,7 @@ def _bar(turn: float, side: int = 96) -> Pixels:
     return np.rint(255 * np.clip(3.5 - across, 0, 1)).astype(np.uint8)[:, :, None]
 
 
-def filters(workshop: Workshop) -> Shown:
+def filters(tour: TourFolder) -> ChapterContent:
     """One window worked out by hand; then kernels on a photo, and a filter that no kernel can be."""
     gray = filtered_pixels("grayscale", photo("china"))
     # A place where the sum is neither 0 nor cut off: the one of which it is closest to 200.
@@ -236,24 +234,24 @@ def filters(workshop: Workshop) -> Shown:
     shifted = int(Convolve(kernel=_SOBEL_X, offset=0.5)(gray)[row, column, 0])
     patch = gray[row - 3 : row + 4, column - 3 : column + 4]
     gallery = []
-    dataset = workshop.photos()
+    dataset = tour.photos()
     part = np.ascontiguousarray(gray[60:260, 220:480])
     for number, (name, kernel, around_grey, effect) in enumerate(_KERNELS):
         step = Convolve(kernel=kernel, normalize=name in ("mean", "Gaussian"), offset=0.5 if around_grey else 0.0)
         if name in ("Sobel, x", "sharpen"):
             text = f"convolve({json.dumps(kernel)}{', offset=0.5' if around_grey else ''})".replace(".0", "")
-            workshop.command("show", f"{dataset} --label china --steps 'grayscale | {text}' --out sheet.png")
-        gallery.append((name, effect, weights(kernel), workshop.picture(f"kernel-{number}", step(part)), str(step)))
+            tour.command("show", f"{dataset} --label china --steps 'grayscale | {text}' --out sheet.png")
+        gallery.append((name, effect, weights(kernel), tour.picture(f"kernel-{number}", step(part)), str(step)))
     noisy = part.copy()
     generator = np.random.default_rng(0)
     drawn = generator.random(part.shape[:2])
     noisy[drawn < 0.05], noisy[drawn > 0.95] = 0, 255
     cleaned = {text: filtered_pixels(text, noisy) for text in ("box_blur(size=3)", "median_blur(size=3)")}
     errors = {text: float(np.abs(result.astype(float) - part).mean()) for text, result in cleaned.items()}
-    workshop.command("show", f"{dataset} --steps 'median_blur(size=3)' --out sheet.png")
-    workshop.command("steps", "convolve")
+    tour.command("show", f"{dataset} --steps 'median_blur(size=3)' --out sheet.png")
+    tour.command("steps", "convolve")
     noise_error = float(np.abs(noisy.astype(float) - part).mean())
-    return Shown(
+    return ChapterContent(
         {
             "window": cells(window),
             "kernel": weights(_SOBEL_X),
@@ -263,11 +261,11 @@ def filters(workshop: Workshop) -> Shown:
             "shifted": shifted,
             "row": row,
             "column": column,
-            "patch": workshop.picture("patch", enlarged(patch, 32)),
+            "patch": tour.picture("patch", enlarged(patch, 32)),
             "gallery": gallery,
             "noise": [
-                (workshop.picture("noise", noisy), "10% of the pixels are black or white"),
-                *((workshop.picture(text.partition("_")[0], result), text) for text, result in cleaned.items()),
+                (tour.picture("noise", noisy), "10% of the pixels are black or white"),
+                *((tour.picture(text.partition("_")[0], result), text) for text, result in cleaned.items()),
             ],
             "noise_error": noise_error,
             "errors": errors,
@@ -276,10 +274,10 @@ def filters(workshop: Workshop) -> Shown:
     )
 
 
-def sandbox(workshop: Workshop) -> Shown:
+def sandbox(tour: TourFolder) -> ChapterContent:
     """Sizes and strides, pooling, and the sandbox's script with its first picture."""
     gray = filtered_pixels("grayscale", photo("flower")[30:350, 120:540])
-    dataset = workshop.photos()
+    dataset = tour.photos()
     strides = [
         (Convolve(kernel=_KERNELS[2][1], normalize=True, stride=stride)(gray), f"stride {stride}")
         for stride in (1, 2, 4, 8)
@@ -289,8 +287,8 @@ def sandbox(workshop: Workshop) -> Shown:
     pooled = [(pixels, f"{text}: {pixels.shape[1]} x {pixels.shape[0]}") for pixels, text in pooled]
     borders = [(_framed(gray, border), border) for border in ("zeros", "replicate", "reflect", "reflect_101")]
     example = "convolve([[1, 2, 1], [2, 4, 2], [1, 2, 1]], normalize=True, stride=2, padding=1)"
-    workshop.command("show", f"{dataset} --label flower --steps 'grayscale | {example}' --out sheet.png")
-    workshop.command("show", f"{dataset} --label flower --steps 'grayscale | max_pool(size=8)' --out sheet.png")
+    tour.command("show", f"{dataset} --label flower --steps 'grayscale | {example}' --out sheet.png")
+    tour.command("show", f"{dataset} --label flower --steps 'grayscale | max_pool(size=8)' --out sheet.png")
     first = np.ascontiguousarray(thumbnail(photo("flower")[30:350, 120:540], 240))
     sizes = [
         (7, 3, 0, 1, _size(7, 3, 0, 1)),
@@ -304,14 +302,14 @@ def sandbox(workshop: Workshop) -> Shown:
         step = Convolve(kernel=((1.0,) * kernel,) * kernel, normalize=True, padding=padding, stride=stride)
         result = step(np.resize(small, (side, side, 1)))
         assert result.shape[:2] == (size, size), "the formula is the step's own"
-    return Shown(
+    return ChapterContent(
         {
-            "strides": [(workshop.picture(f"stride-{n}", result), text) for n, (result, text) in enumerate(strides)],
+            "strides": [(tour.picture(f"stride-{n}", result), text) for n, (result, text) in enumerate(strides)],
             "pooled": [
-                (workshop.picture(f"pooled-{n}", result), text)
+                (tour.picture(f"pooled-{n}", result), text)
                 for n, (result, text) in enumerate([(gray, f"before: {gray.shape[1]} x {gray.shape[0]}"), *pooled])
             ],
-            "borders": workshop.png("borders", sheet([borders], tile_px=200)),
+            "borders": tour.png("borders", sheet([borders], tile_px=200)),
             "sizes": sizes,
             "picture": base64_text(codec.encode(first, codec.Encoding("png"))[0]),
             "script": Markup(files("jobs.tour").joinpath("pages/sandbox.js").read_text("utf-8")),

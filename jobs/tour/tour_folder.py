@@ -1,7 +1,7 @@
 """What the chapters of the tour share: pictures, datasets and trained networks in one folder, each made once.
 
-workshop = Workshop(Path("out/tour"), chapter="digits")
-lenet = workshop.train("lenet", [], train_on=..., test_on=...)   # or returns what an earlier chapter trained
+tour = TourFolder(Path("out/tour"), chapter="digits")
+lenet = tour.train("lenet", [], train_on=..., test_on=...)   # or returns what an earlier chapter trained
 lenet.accuracy, lenet.curve, lenet.bundle
 """
 
@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from jobs.ingest import ingest, plan_ingest
 from jobs.output import stderr
 from jobs.train.driver import train
 from jobs.train.plan import TrainPlan, plan_train
-from jobs.train.run_folder import read_record
+from jobs.train.run_folder import read_record, training_versions
 from library.bundle.description import load_record
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
@@ -57,7 +56,7 @@ class Trained:
 
 
 @dataclass
-class Workshop:
+class TourFolder:
     """The folder of a tour, as one chapter uses it.
 
     Attributes:
@@ -170,20 +169,20 @@ class Workshop:
         return Trained(bundle, curves, record.metrics["val_top1"], len(plan.train), tested)
 
 
-def made_by() -> dict[str, str]:
-    """The versions of Striate and PyTorch, which decide what a training gives."""
-    return {name: version(name) for name in ("striate", "torch")}
-
-
 def plan_network(recipe: Recipe, out: str) -> TrainPlan:
-    """Plans a training that resumes or returns its own folder, and replaces another training there."""
+    """Plans a training that resumes or returns its own folder, and replaces another training there.
+
+    One that another version of Striate or PyTorch began or finished is another training.
+    """
     replacing = plan_train(recipe, out, overwrite=True)
-    owner = read_record(replacing.out)
-    if owner is None or not owner.is_same(replacing.record):
+    owner, wanted = read_record(replacing.out), replacing.record
+    if owner is None or not owner.is_same(wanted) or owner.versions != wanted.versions:
         return replacing
     plan = plan_train(recipe, out)
-    if plan.finished and not made_by().items() <= load_record(plan.out).provenance.get("versions", {}).items():
-        return replacing
+    if plan.finished:
+        versions = load_record(plan.out).provenance.get("versions", {})
+        if not training_versions().items() <= versions.items():
+            return replacing
     return plan
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from jobs.inspection.catalogs import describe_model
 from jobs.inspection.show import contact_sheet
-from jobs.tour.chapter_parts import Shown, enlarged, mean_text, sheet, signed, stretched
-from jobs.tour.tour_folder import Trained, Workshop, digit
+from jobs.tour.chapter_parts import ChapterContent, enlarged, mean_text, sheet, signed, stretched
+from jobs.tour.tour_folder import TourFolder, Trained, digit
 from library import storage
 from library.dataset.manifest import load_manifest
 from library.dataset.shards import ShardReader
@@ -41,17 +41,17 @@ _FEW = 0.07
 _MOST_MOVED = 5
 
 
-def layers(workshop: Workshop) -> Shown:
+def layers(tour: TourFolder) -> ChapterContent:
     """A digit on its way through the trained LeNet-5."""
     from library.bundle.bundle import Bundle
     from library.evaluation.inside.recording import feature_maps
 
-    lenet = _lenet(workshop, 0)
+    lenet = _lenet(tour, 0)
     bundle = Bundle.load(str(lenet.bundle))
-    workshop.command("models", "lenet5 --layers")
+    tour.command("models", "lenet5 --layers")
     facts = describe_model("lenet5", layers=True)
-    file = workshop.raw_digits() / "3" / "0003.png"
-    workshop.command("predict", f"{lenet.bundle} {file}")
+    file = tour.raw_digits() / "3" / "0003.png"
+    tour.command("predict", f"{lenet.bundle} {file}")
     data = file.read_bytes()
     prediction = bundle.predict(data)
     prepared = bundle.prepare(data)
@@ -62,15 +62,15 @@ def layers(workshop: Workshop) -> Shown:
         count, height, width = values.shape
         drawn = _maps_sheet(values) if maps.is_map else _units_sheet(values.reshape(-1))
         size = f"{count} maps of {width} x {height}" if maps.is_map else f"{count} numbers"
-        stages.append((maps.stage, size, workshop.png(f"stage-{number}", drawn)))
+        stages.append((maps.stage, size, tour.png(f"stage-{number}", drawn)))
     first = next(module for name, module in bundle.model.net.named_modules() if name == "c1")
     kernels = np.asarray(first.weight.detach().numpy()[:, 0], np.float64)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    return Shown(
+    return ChapterContent(
         {
-            "input": workshop.picture("input", enlarged(prepared, 8)),
-            "original": workshop.picture("original", enlarged(digit(3), 28)),
+            "input": tour.picture("input", enlarged(prepared, 8)),
+            "original": tour.picture("original", enlarged(digit(3), 28)),
             "stages": stages,
-            "kernels": workshop.png(
+            "kernels": tour.png(
                 "kernels",
                 sheet(
                     [[(enlarged(signed(kernel), 20), f"kernel {n}") for n, kernel in enumerate(kernels, 1)]],
@@ -97,25 +97,25 @@ def _units_sheet(values: NDArray[np.float32]) -> bytes:
     return codec.encode(np.repeat(enlarged(np.repeat(strip, 5, 0), 7), 3, 2), codec.Encoding("png"))[0]
 
 
-def _lenet(workshop: Workshop, seed: int) -> Trained:
-    data = workshop.digits()
-    return workshop.train("lenet", (), train_on=data / "train", test_on=data / "test", seed=seed)
+def _lenet(tour: TourFolder, seed: int) -> Trained:
+    data = tour.digits()
+    return tour.train("lenet", (), train_on=data / "train", test_on=data / "test", seed=seed)
 
 
-def digits(workshop: Workshop) -> Shown:
+def digits(tour: TourFolder) -> ChapterContent:
     """The perceptron beside LeNet-5 on the same pictures, with three seeds each."""
-    data = workshop.digits()
+    data = tour.digits()
     train_on, test_on = data / "train", data / "test"
-    mlps = [workshop.train("mlp", (f"model={_MLP}",), train_on=train_on, test_on=test_on, seed=seed) for seed in _SEEDS]
-    lenets = [_lenet(workshop, seed) for seed in _SEEDS]
-    workshop.command("evaluate", f"{lenets[0].bundle} {mlps[0].bundle} {test_on} --report {workshop.folder / 'report'}")
+    mlps = [tour.train("mlp", (f"model={_MLP}",), train_on=train_on, test_on=test_on, seed=seed) for seed in _SEEDS]
+    lenets = [_lenet(tour, seed) for seed in _SEEDS]
+    tour.command("evaluate", f"{lenets[0].bundle} {mlps[0].bundle} {test_on} --report {tour.folder / 'report'}")
     rows = [
         (name, describe_model(call).parameters, _per_seed(trained), mean_text([one.accuracy for one in trained]))
         for name, call, trained in (("MLP, 784-300-100-10", _MLP, mlps), ("LeNet-5", "lenet5", lenets))
     ]
     moved = _when_moved(mlps, lenets, test_on)
     differences = [100 * (lenet.accuracy - mlp.accuracy) for mlp, lenet in zip(mlps, lenets, strict=True)]
-    return Shown(
+    return ChapterContent(
         {
             "rows": rows,
             "train": lenets[0].pictures,
@@ -196,22 +196,22 @@ def _chart(trained: Mapping[str, Trained], part: int, salt: str = "accuracy") ->
     )
 
 
-def augmentation(workshop: Workshop) -> Shown:
+def augmentation(tour: TourFolder) -> ChapterContent:
     """Contact sheets of each augmentation, and what augmentation gains where pictures are few."""
-    photos = workshop.filtered("squares", workshop.photos(ingested=True), "center_crop(420) | resize(280)")
+    photos = tour.filtered("squares", tour.photos(ingested=True), "center_crop(420) | resize(280)")
     lab: list[tuple[str, str, str, str]] = []
     for name, text, imitates in _LAB:
         drawn = contact_sheet(str(photos), text, augment=5, count=1, label="china", tile_px=150, seed=0)
-        workshop.command("show", f"{photos} --label china --count 1 --augment 5 --steps '{text}' --out sheet.png")
-        lab.append((name, text, imitates, workshop.png(name, drawn.png)))
-    data = workshop.digits()
-    few = workshop.filtered("few", data / "train", f"sample({_FEW})")
+        tour.command("show", f"{photos} --label china --count 1 --augment 5 --steps '{text}' --out sheet.png")
+        lab.append((name, text, imitates, tour.png(name, drawn.png)))
+    data = tour.digits()
+    few = tour.filtered("few", data / "train", f"sample({_FEW})")
     arms = (("none", "no augmentation", ""), ("gentle", _GENTLE, _GENTLE), ("flipped", _FLIPPED, _FLIPPED))
     results: dict[str, list[Trained]] = {}
     for name, _, text in arms:
         settings = ["epochs=40", *((f"augment={json.dumps(text)}",) if text else ())]
         results[name] = [
-            workshop.train(f"few-{name}", settings, train_on=few, test_on=data / "test", seed=seed) for seed in _SEEDS
+            tour.train(f"few-{name}", settings, train_on=few, test_on=data / "test", seed=seed) for seed in _SEEDS
         ]
     base = results["none"]
     rows = [
@@ -226,12 +226,12 @@ def augmentation(workshop: Workshop) -> Shown:
     sheets = [
         (
             text,
-            workshop.png(f"digits-{name}", contact_sheet(str(few), text, augment=6, count=2, tile_px=96, seed=0).png),
+            tour.png(f"digits-{name}", contact_sheet(str(few), text, augment=6, count=2, tile_px=96, seed=0).png),
         )
         for name, _, text in arms
         if text
     ]
-    return Shown(
+    return ChapterContent(
         {
             "lab": lab,
             "rows": rows,
@@ -261,23 +261,23 @@ def _gain(base: Sequence[Trained], other: Sequence[Trained]) -> str:
     return f"{sum(gains) / len(gains):+.1f} points ({min(gains):+.1f} to {max(gains):+.1f})"
 
 
-def transfer(workshop: Workshop) -> Shown:
+def transfer(tour: TourFolder) -> ChapterContent:
     """A network that has learned five digits, explored, used and re-trained on the five others."""
     from library.bundle.bundle import Bundle
 
-    data = workshop.digits()
+    data = tour.digits()
     train_on, test_on = data / "train", data / "test"
     known, new = (f"data.classes={json.dumps(list(names))}" for names in (_PRETRAIN_CLASSES, _NEW_CLASSES))
-    base = workshop.train("first-five", (known, f"augment={_GENTLE}"), train_on=train_on, test_on=test_on)
-    few = workshop.filtered("few", train_on, f"sample({_FEW})")
-    strange = _test_files(workshop)
+    base = tour.train("first-five", (known, f"augment={_GENTLE}"), train_on=train_on, test_on=test_on)
+    few = tour.filtered("few", train_on, f"sample({_FEW})")
+    strange = _test_files(tour)
     bundle = Bundle.load(str(base.bundle))
-    workshop.command("predict", f"{base.bundle} {' '.join(str(file) for _, file in strange[:3])}")
+    tour.command("predict", f"{base.bundle} {' '.join(str(file) for _, file in strange[:3])}")
     answers = [(label, file, bundle.predict(file.read_bytes())) for label, file in strange]
     confusion = _confusion([(label, answer.best) for label, _, answer in answers])
     sure = [answer.classes[0][1] for _, _, answer in answers]
     examples = [
-        (workshop.picture(f"strange-{label}", enlarged(codec.decode(file.read_bytes()), 12)), label, answer.classes[:2])
+        (tour.picture(f"strange-{label}", enlarged(codec.decode(file.read_bytes()), 12)), label, answer.classes[:2])
         for label, file, answer in (next(one for one in answers if one[0] == label) for label in _NEW_CLASSES)
     ]
     weights = f"weights={base.bundle}"
@@ -291,7 +291,7 @@ def transfer(workshop: Workshop) -> Shown:
     )  # fmt: skip
     results = {
         name: [
-            workshop.train(
+            tour.train(
                 f"last-five-{name}",
                 (new, "epochs=40", "batch_size=8", *settings),
                 train_on=few,
@@ -303,7 +303,7 @@ def transfer(workshop: Workshop) -> Shown:
         for name, _, _, settings in arms
     }
     scratch = results["scratch"]
-    return Shown(
+    return ChapterContent(
         {
             "base": base,
             "examples": examples,
@@ -343,9 +343,9 @@ def transfer(workshop: Workshop) -> Shown:
     )
 
 
-def _test_files(workshop: Workshop) -> list[tuple[str, Path]]:
+def _test_files(tour: TourFolder) -> list[tuple[str, Path]]:
     """Digits that the first network has no class for, twenty of each class, with their labels."""
-    root = workshop.raw_digits()
+    root = tour.raw_digits()
     return [(label, file) for label in _NEW_CLASSES for file in sorted((root / label).glob("*.png"))[:20]]
 
 

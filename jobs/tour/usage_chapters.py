@@ -13,8 +13,8 @@ from jobs.inspection.catalogs import ModelFacts, model_table
 from jobs.inspection.side_by_side import FAMILIES, compare_models, draw_charts
 from jobs.search.running import run_search
 from jobs.search.search_plan import plan_search
-from jobs.tour.chapter_parts import Shown, enlarged, short_count
-from jobs.tour.tour_folder import Workshop, filtered_pixels
+from jobs.tour.chapter_parts import ChapterContent, enlarged, short_count
+from jobs.tour.tour_folder import TourFolder, filtered_pixels
 from library.evaluation.report.charts import interval_chart
 from library.imaging import codec
 
@@ -36,18 +36,18 @@ _SPACE = {
 }
 
 
-def family(workshop: Workshop) -> Shown:
+def family(tour: TourFolder) -> ChapterContent:
     """Every model of the catalogue, with figures that are computed from the network itself."""
-    workshop.command("models")
-    workshop.command("models", f"--plot --out {workshop.folder / 'models'}")
-    workshop.command("models", "resnet50 --layers")
+    tour.command("models")
+    tour.command("models", f"--plot --out {tour.folder / 'models'}")
+    tour.command("models", "resnet50 --layers")
     table = model_table()
     dated = [model for model in table if model.year is not None]
     compared = compare_models(None, lambda line: None)
     charts = draw_charts(compared)
     widest = max(table, key=lambda one: one.parameters)
     busiest = max(table, key=lambda one: one.multiply_adds)
-    return Shown(
+    return ChapterContent(
         {
             "rows": [
                 (model, _size(model), short_count(model.parameters), short_count(model.multiply_adds))
@@ -73,17 +73,17 @@ def _size(model: ModelFacts) -> str:
     return f"{width} x {height} x {channels}"
 
 
-def serving(workshop: Workshop) -> Shown:
+def serving(tour: TourFolder) -> ChapterContent:
     """Serves LeNet-5 on this machine, sends it a picture, and shows the request and the answer."""
-    data = workshop.digits()
-    lenet = workshop.train("lenet", (), train_on=data / "train", test_on=data / "test")
-    picture = workshop.raw_digits() / "7" / "0007.png"
-    workshop.command("serve", f"{lenet.bundle}")
+    data = tour.digits()
+    lenet = tour.train("lenet", (), train_on=data / "train", test_on=data / "test")
+    picture = tour.raw_digits() / "7" / "0007.png"
+    tour.command("serve", f"{lenet.bundle}")
     answer = served(lenet.bundle, picture)
     ranked = [(one["class"], one["probability"]) for one in answer["predictions"][0]["classes"]]
-    return Shown(
+    return ChapterContent(
         {
-            "picture": workshop.picture("asked", enlarged(codec.decode(picture.read_bytes()), 16)),
+            "picture": tour.picture("asked", enlarged(codec.decode(picture.read_bytes()), 16)),
             "file": str(picture),
             "model": lenet.bundle.name,
             "answer": json.dumps(answer, indent=2),
@@ -93,40 +93,40 @@ def serving(workshop: Workshop) -> Shown:
     )
 
 
-def search(workshop: Workshop) -> Shown:
+def search(tour: TourFolder) -> ChapterContent:
     """Digits with salt and pepper, and what the filter search says about them."""
-    source, dataset = workshop.folder / "raw" / "noisy", workshop.folder / "data" / "noisy"
-    complete = workshop.folder / "raw" / "noisy.complete"
+    source, dataset = tour.folder / "raw" / "noisy", tour.folder / "data" / "noisy"
+    complete = tour.folder / "raw" / "noisy.complete"
     drawn = np.random.default_rng(0)
     examples: list[tuple[str, str]] = []
-    for file in sorted(workshop.raw_digits().glob("*/*.png")):
+    for file in sorted(tour.raw_digits().glob("*/*.png")):
         pixels = filtered_pixels('resize([28, 28], mode="exact")', codec.decode(file.read_bytes()))
         noise = drawn.random(pixels.shape[:2])
         pixels = pixels.copy()
         pixels[noise < _NOISE / 2], pixels[noise > 1 - _NOISE / 2] = 0, 255
-        target = source / file.relative_to(workshop.raw_digits())
+        target = source / file.relative_to(tour.raw_digits())
         if not complete.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(codec.encode(pixels, codec.Encoding("png"))[0])
         if file.name in ("0003.png", "0007.png"):
-            examples.append((workshop.picture(file.stem, enlarged(pixels, 5)), "with noise"))
+            examples.append((tour.picture(file.stem, enlarged(pixels, 5)), "with noise"))
             median = filtered_pixels("median_blur(size=3)", pixels)
-            examples.append((workshop.picture(f"{file.stem}-median", enlarged(median, 5)), "after median_blur(size=3)"))
+            examples.append((tour.picture(f"{file.stem}-median", enlarged(median, 5)), "after median_blur(size=3)"))
     complete.touch()
-    workshop.command("ingest", f"{source} {dataset} --split train=0.6,val=0.4")
+    tour.command("ingest", f"{source} {dataset} --split train=0.6,val=0.4")
     ingest(plan_ingest(str(source), str(dataset), split="train=0.6,val=0.4"))
-    space, out = workshop.folder / "recipes" / "space.yaml", workshop.folder / "search"
+    space, out = tour.folder / "recipes" / "space.yaml", tour.folder / "search"
     space.parent.mkdir(parents=True, exist_ok=True)
     space.write_text(yaml.safe_dump(_SPACE, sort_keys=False), encoding="utf-8")
     train, val = dataset / "train", dataset / "val"
     # Few passes, so that eight paired trainings of each finalist fit into the budget.
-    recipe = str(workshop.recipe("search", ("epochs=4",), train_on=train, test_on=val))
+    recipe = str(tour.recipe("search", ("epochs=4",), train_on=train, test_on=val))
     options = f"--recipe {recipe} --space {space} --seeds 8 --budget {_BUDGET} --out {out}"
-    workshop.command("search", f"{train} --val {val} {options}")
+    tour.command("search", f"{train} --val {val} {options}")
     plan = plan_search(str(train), str(val), out=str(out), budget=_BUDGET, space=str(space), recipe=recipe, seeds=8)
     report = run_search(plan).report
     gains = report.answer.gains
-    return Shown(
+    return ChapterContent(
         {
             "examples": examples,
             "noise": _NOISE,

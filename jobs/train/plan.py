@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs.train.run_folder import LOGS, RunRecord, is_finished
+from jobs.train.run_folder import LOGS, RunRecord, is_finished, training_versions
 from jobs.train.scaling import Scaling
 from jobs.train.worker_task import TrainTask
 from library import storage
@@ -68,7 +68,8 @@ class TrainPlan:
     @property
     def record(self) -> RunRecord:
         """The record that identifies this training in its folder."""
-        return RunRecord(self.recipe.digest, self.datasets, self.recipe.dump(), plugins.digests(self.used_plugins))
+        digests = plugins.digests(self.used_plugins)
+        return RunRecord(self.recipe.digest, self.datasets, self.recipe.dump(), digests, training_versions())
 
     @property
     def used_plugins(self) -> tuple[plugins.Plugin, ...]:

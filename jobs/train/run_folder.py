@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from jobs.progress.display import duration
@@ -35,12 +36,14 @@ class RunRecord:
         datasets: digests of the datasets, by role (`train`, `val`).
         recipe_text: the recipe as YAML.
         plugins: digests of the plugins that its pipelines use, by name.
+        versions: of Striate and PyTorch where it began. Another version may resume it, so they are not compared.
     """
 
     recipe: str
     datasets: Mapping[str, str]
     recipe_text: str = ""
     plugins: Mapping[str, str] = field(default_factory=dict[str, str])
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def is_same(self, other: RunRecord) -> bool:
         """Whether both are the same training."""
@@ -52,8 +55,14 @@ class RunRecord:
             "recipe": self.recipe,
             "datasets": dict(self.datasets),
             "recipe_text": self.recipe_text,
+            "versions": dict(self.versions),
             **recorded(self.plugins),
         }
+
+
+def training_versions() -> dict[str, str]:
+    """The versions of Striate and PyTorch, which decide what a training gives."""
+    return {name: version(name) for name in ("striate", "torch")}
 
 
 def is_finished(out: str, record: RunRecord, *, overwrite: bool) -> bool:
@@ -76,11 +85,16 @@ def is_finished(out: str, record: RunRecord, *, overwrite: bool) -> bool:
 
 
 def claim(out: str, record: RunRecord, *, overwrite: bool) -> None:
-    """Makes `out` the folder of this training; an unfinished run of the same training stays and is resumed."""
+    """Makes `out` the folder of this training; an unfinished run of the same training stays and is resumed.
+
+    With `overwrite` that holds only for a run that the same versions began.
+    """
     remove_temporaries(out)
     owner = read_record(out)
-    if owner is not None and owner.is_same(record) and not (overwrite and _has_bundle(out)):
-        return
+    if owner is not None and owner.is_same(record):
+        replaced = overwrite and (_has_bundle(out) or owner.versions != record.versions)
+        if not replaced:
+            return
     # The record is written last: if a kill comes before that, the same command with --overwrite removes files again.
     storage.remove(file.uri for file in storage.list_files(out) if file.path.startswith(_WRITTEN))
     storage.write_bytes(storage.join(out, _RECORD), (json.dumps(record.to_dict(), indent=1) + "\n").encode())
@@ -106,8 +120,8 @@ def read_record(out: str) -> RunRecord | None:
         values = json.loads(storage.read_bytes(path))
     except ValueError as error:
         raise StriateError(f"{path} is damaged: {error}; remove it, or choose another folder") from None
-    text, plugins = values.get("recipe_text", ""), values.get(RECORDED, {})
-    return RunRecord(values.get("recipe"), values.get("datasets"), text, plugins)
+    text, plugins, versions = values.get("recipe_text", ""), values.get(RECORDED, {}), values.get("versions", {})
+    return RunRecord(values.get("recipe"), values.get("datasets"), text, plugins, versions)
 
 
 def describe_run(out: str) -> dict[str, Any] | None:

@@ -205,7 +205,7 @@ def test_a_second_tour_makes_only_what_is_missing(folder: Path) -> None:
 def test_another_version_of_pytorch_makes_a_chapter_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_tour(folder, ["dense"]).resumed == ["dense"]
     with monkeypatch.context() as patched:
-        patched.setattr("jobs.tour.book.made_by", lambda: {"torch": "0.1"})
+        patched.setattr("jobs.tour.book.training_versions", lambda: {"torch": "0.1"})
         assert run_tour(folder, ["dense"]).resumed == []
     assert run_tour(folder, ["dense"]).resumed == []
 

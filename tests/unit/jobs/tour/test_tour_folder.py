@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.tour.tour_folder import Workshop, made_by, plan_network
-from jobs.train.run_folder import claim
+from jobs.tour.tour_folder import TourFolder, plan_network
+from jobs.train.run_folder import claim, training_versions
 from library.bundle.description import load_record
 from library.recipe import Recipe
 from tests.bundles import make_bundle
@@ -21,8 +22,8 @@ def recipe(tmp_path: Path) -> Recipe:
     for split in ("train", "test"):
         ingest(write_files(tmp_path / "raw", {f"{split}/{name}": data for name, data in files.items()}) / split,
                tmp_path / split)  # fmt: skip
-    workshop = Workshop(tmp_path / "tour", "digits")
-    return Recipe.load(str(workshop.recipe("lenet", (), train_on=tmp_path / "train", test_on=tmp_path / "test")))
+    tour = TourFolder(tmp_path / "tour", "digits")
+    return Recipe.load(str(tour.recipe("lenet", (), train_on=tmp_path / "train", test_on=tmp_path / "test")))
 
 
 def trained(recipe: Recipe, out: Path, torch: str | None = None) -> None:
@@ -33,7 +34,7 @@ def trained(recipe: Recipe, out: Path, torch: str | None = None) -> None:
     for file in (out / "made").iterdir():
         file.rename(out / file.name)
     (out / "made").rmdir()
-    versions = made_by() | ({} if torch is None else {"torch": torch})
+    versions = training_versions() | ({} if torch is None else {"torch": torch})
     record = out / "bundle.json"
     content = json.loads(record.read_text("utf-8"))
     content["provenance"]["versions"] = versions
@@ -60,3 +61,20 @@ def test_a_network_of_another_pytorch_is_replaced(recipe: Recipe, tmp_path: Path
     trained(recipe, tmp_path / "net", torch="1.0")
     plan = plan_network(recipe, str(tmp_path / "net"))
     assert (plan.finished, plan.overwrite) == (False, True)
+
+
+@pytest.mark.parametrize("torch", [None, "1.0"])
+def test_an_unfinished_network_is_resumed_only_by_what_began_it(
+    recipe: Recipe, tmp_path: Path, torch: str | None
+) -> None:
+    out, checkpoint = str(tmp_path / "net"), tmp_path / "net" / "checkpoints" / "weights"
+    began = plan_network(recipe, out)
+    versions = training_versions() | ({} if torch is None else {"torch": torch})
+    claim(began.out, replace(began.record, versions=versions), overwrite=True)
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    for _ in range(2):  # killed once more
+        plan = plan_network(recipe, out)
+        assert not plan.finished
+        claim(plan.out, plan.record, overwrite=plan.overwrite)
+        assert checkpoint.exists() == (torch is None)
