@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
+from jobs.tour.book import CHAPTERS
 from library.evaluation.report.page import template
+from tests import ROOT
 
 RUNS = 3
 
@@ -60,3 +63,8 @@ def test_a_way_is_ahead_or_behind_only_where_all_runs_agree(ahead: int, behind: 
     page = transfer_page(3, 0, {"re-train": ahead}, {"re-train": behind})
     assert f"{words} 3 runs are few: of two equal ways, one is ahead in all 3 in 1 of 4 cases." in page
     assert ("nothing beats the start from random numbers" in page) == (behind == RUNS)
+
+
+def test_the_guide_lists_the_chapters_of_the_book() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / "docs/tour.md").read_text("utf-8"), re.M)
+    assert rows == [(chapter.name, chapter.title) for chapter in CHAPTERS]
