@@ -26,8 +26,9 @@ from jobs.ingest import ingest, plan_ingest
 from jobs.output import stderr
 from jobs.train.driver import train
 from jobs.train.plan import TrainPlan, plan_train
-from jobs.train.run_folder import read_record, training_versions
+from jobs.train.run_folder import read_record, remove_temporaries, remove_training, training_versions
 from library.bundle.description import load_record
+from library.dataset.lease import hold
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from library.imaging.picture import Pixels
@@ -172,18 +173,20 @@ class TourFolder:
 def plan_network(recipe: Recipe, out: str) -> TrainPlan:
     """Plans a training that resumes or returns its own folder, and replaces another training there.
 
-    One that another version of Striate or PyTorch began or finished is another training.
+    One that another version of Striate or PyTorch finished, or left unfinished, is another training.
     """
     replacing = plan_train(recipe, out, overwrite=True)
-    owner, wanted = read_record(replacing.out), replacing.record
-    if owner is None or not owner.is_same(wanted) or owner.versions != wanted.versions:
+    owner = read_record(replacing.out)
+    if owner is None or not owner.is_same(replacing.record):
         return replacing
     plan = plan_train(recipe, out)
-    if plan.finished:
-        versions = load_record(plan.out).provenance.get("versions", {})
-        if not training_versions().items() <= versions.items():
-            return replacing
-    return plan
+    versions = load_record(plan.out).provenance.get("versions", {}) if plan.finished else owner.versions
+    if training_versions().items() <= versions.items():
+        return plan
+    if not plan.finished:  # a training that overwrites resumes it too
+        with hold(plan.out, tidy=remove_temporaries):
+            remove_training(plan.out)
+    return replacing
 
 
 @cache

@@ -85,19 +85,20 @@ def is_finished(out: str, record: RunRecord, *, overwrite: bool) -> bool:
 
 
 def claim(out: str, record: RunRecord, *, overwrite: bool) -> None:
-    """Makes `out` the folder of this training; an unfinished run of the same training stays and is resumed.
-
-    With `overwrite` that holds only for a run that the same versions began.
-    """
+    """Makes `out` the folder of this training; an unfinished run of the same training stays and is resumed."""
     remove_temporaries(out)
     owner = read_record(out)
-    if owner is not None and owner.is_same(record):
-        replaced = overwrite and (_has_bundle(out) or owner.versions != record.versions)
-        if not replaced:
-            return
-    # The record is written last: if a kill comes before that, the same command with --overwrite removes files again.
-    storage.remove(file.uri for file in storage.list_files(out) if file.path.startswith(_WRITTEN))
+    if owner is not None and owner.is_same(record) and not (overwrite and _has_bundle(out)):
+        return
+    remove_training(out)
     storage.write_bytes(storage.join(out, _RECORD), (json.dumps(record.to_dict(), indent=1) + "\n").encode())
+
+
+def remove_training(out: str) -> None:
+    """Removes all that a training has written below `out`, and nothing else."""
+    files = [file for file in storage.list_files(out) if file.path.startswith(_WRITTEN)]
+    # The record last: without it, files that a kill leaves here would look like those of something else.
+    storage.remove(file.uri for file in sorted(files, key=lambda file: file.path == _RECORD))
 
 
 def remove_temporaries(out: str) -> None:
