@@ -88,7 +88,7 @@ class Gauge:
     def end(self) -> None:
         """Stops the export.
 
-        A gauge that does not end but is still referenced, as by the traceback of an error, would go on to replace the
+        A gauge that does not end but is still referenced, as by the traceback of an error, would later replace the
         values of a later gauge with the same name and labels.
         """
         _repeater.remove(self)

@@ -291,7 +291,7 @@ def whole_start() -> Generator[None]:
     ray_node.start_head_processes = start_noted
     try:
         yield
-    except Exception:  # whatever Ray raises, nothing that it started may stay; the error goes on to the caller
+    except Exception:  # whatever Ray raises, nothing that it started may stay; the caller gets the error
         for node in nodes:
             _end(node)
         raise

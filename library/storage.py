@@ -6,6 +6,7 @@ Each store (`library/stores.py`) is accessed through its fsspec package. A writt
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import posixpath
@@ -28,6 +29,9 @@ _CONCURRENT_READS = 32
 #: Before a call is tried again. The clients of stores repeat a request for some seconds themselves; what fails longer
 #: is a server or a network file system that restarts, which takes about a minute.
 WAITS_S = (10.0, 60.0)
+#: Errors of a local file system that do not pass by themselves.
+_LASTING = (PermissionError, IsADirectoryError, NotADirectoryError)
+_LASTING_NUMBERS = frozenset({errno.ENAMETOOLONG, errno.EROFS})
 TEMPORARY_PREFIX = "_tmp-"  # readers of Parquet skip names that begin with "_"
 
 
@@ -411,8 +415,15 @@ def _as_striate_error(uri: str, action: str) -> Generator[None]:
 
 
 def _may_pass(error: Exception, store: stores.Store | None) -> bool:
-    is_missing = isinstance(error, FileNotFoundError) or "specified bucket" in str(error).lower()
-    return not is_missing and not (isinstance(error, PermissionError) if store is None else store.is_refusal(error))
+    if isinstance(error, FileNotFoundError) or _lacks_bucket(error):
+        return False
+    if store is not None:
+        return not store.is_refusal(error)
+    return not isinstance(error, _LASTING) and getattr(error, "errno", None) not in _LASTING_NUMBERS
+
+
+def _lacks_bucket(error: Exception) -> bool:
+    return "specified bucket" in str(error).lower()
 
 
 def _reason(error: Exception, store: stores.Store | None, action: str) -> str:
@@ -421,7 +432,7 @@ def _reason(error: Exception, store: stores.Store | None, action: str) -> str:
     if store is None:
         refused = isinstance(error, PermissionError)
         return "there is no such file or folder" if missing else f"permission denied ({text})" if refused else text
-    if "specified bucket" in text.lower() or (missing and action == "write"):
+    if _lacks_bucket(error) or (missing and action == "write"):
         return f"there is no such {store.container}"
     if missing:
         return "there is no such file or folder" + ("" if store.writable else f"; {store.credentials}")

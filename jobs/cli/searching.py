@@ -107,7 +107,8 @@ def search_command(
             f"{report.test.identity:.2%}: {100 * report.test.mean:+.1f} points ({low:+.1f} to {high:+.1f})"
         )
     if report.unfinished is not None:
-        say(f"unfinished: {report.unfinished}. The same command resumes, with its budget again")
+        resume = "The same command resumes, with its budget again" if report.resumes else ""
+        say(f"unfinished: {report.unfinished}. {resume}".rstrip(". "))
     if report.looked is not None:
         say(f"note: {report.looked}")
     if report.answer.winner is None:

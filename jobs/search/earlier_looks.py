@@ -27,7 +27,7 @@ class Look:
         pictures: which ones.
         dataset: their digest; pictures that are copied elsewhere stay the same.
         question: digest of what was asked: data, recipe, space, seeds, margin and cost weight.
-        candidates: names of the candidates that were judged, without the identity.
+        candidates: the judged candidates' names, without the identity.
         seeds: of the paired trainings.
         outcome: of the answer; two looks that differ in nothing else are the same.
     """

@@ -1,4 +1,4 @@
-"""Files with what costly beginnings of pipelines gave, so that other workers and a resumed search do not repeat them.
+"""Files of what slow beginnings of pipelines returned, so that other workers and a resumed search do not repeat them.
 
 They only save time: one that is missing, cut off or does not fit is computed again. No torch.
 """
@@ -80,11 +80,13 @@ class PrefixFiles:
 
     def write(self, name: str, pixels: Sequence[Pixels]) -> None:
         """Writes a file, whole or not at all; not where it, or all files together, would be too large."""
-        data = save({str(number): np.ascontiguousarray(picture) for number, picture in enumerate(pixels)})
-        # The results of trainings are needed, and say what is wrong with the folder; this file only saves time.
-        with contextlib.suppress(StriateError):
+        size = sum(picture.nbytes for picture in pixels)
+        # The results of trainings are needed, and say what is wrong with the folder; this file only saves time. Pixels
+        # of a type that safetensors does not have get none.
+        with contextlib.suppress(StriateError, SafetensorError, ValueError, KeyError, TypeError):
             stored = sum(file.size for file in storage.list_files(self.folder))
-            if len(data) <= MOST_BYTES and stored + len(data) <= _MOST_FOLDER_BYTES:
+            if size <= MOST_BYTES and stored + size <= _MOST_FOLDER_BYTES:
+                data = save({str(number): np.ascontiguousarray(picture) for number, picture in enumerate(pixels)})
                 storage.write_bytes(storage.join(self.folder, name), data)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.search.prefix_files import PrefixFiles
-from library.errors import BadPicture, StriateError
+from library.errors import BadPicture, StorageError, StriateError
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline, scaled
@@ -154,6 +154,8 @@ def _apply(step: Filter, pixels: Sequence[Pixels]) -> list[Pixels]:
         return [step(picture) for picture in pixels]
     except BadPicture as bad:
         raise FilterFailed(f"{step}: {bad.detail}") from bad
+    except (MemoryError, StorageError):  # of this moment: a resumed search tries again
+        raise
     except Exception as error:
         # A user's own step, or one that these pictures do not suit: it is out of the race, with the reason.
         raise FilterFailed(f"{step}: {type(error).__name__}: {error}") from error

@@ -143,8 +143,8 @@ class Rounds:
         return self._ends_too_late(self._at_work[block])
 
     def withdraw(self, block: Block) -> None:
-        """Leaves out a block that was handed out and never begun."""
-        del self._at_work[block]
+        """Leaves out a block that waits for a worker; what one that was lost has computed of it counts."""
+        self._read(block)
         self._next()
 
     def done(self, block: Block) -> None:
@@ -153,18 +153,10 @@ class Rounds:
         Raises:
             StriateError: a unit has no file the second time either; names it.
         """
-        missing: list[Unit] = []
-        for unit in self._at_work.pop(block):
-            result = self.store.read(unit)
-            if result is None:
-                missing.append(unit)
-                continue
-            self._results[unit] = result
-            self._seconds[unit] = result.seconds
-            self.computed += 1
+        missing = self._read(block)
         again = [unit for unit in missing if unit in self._missed]
         if again:
-            raise StriateError(f"the result of {again[0].candidate.name} was written twice and cannot be read")
+            raise StriateError(f"the result of {again[0].candidate.label} was written twice and cannot be read")
         self._missed.update(missing)
         self._queue.extendleft(_blocks(missing, 1, self.workers))
         self._next()
@@ -185,6 +177,19 @@ class Rounds:
                 raise StriateError(f"the recipe without a filter cannot be trained: {reason}")
             self._results[unit] = result or UnitResult(unit, np.zeros(0, np.bool_), 0.0, 0.0, reason)
         self._next()
+
+    def _read(self, block: Block) -> list[Unit]:
+        """Takes the results of a block, which is no longer at work; returns its units without a file."""
+        missing: list[Unit] = []
+        for unit in self._at_work.pop(block):
+            result = self.store.read(unit)
+            if result is None:
+                missing.append(unit)
+                continue
+            self._results[unit] = result
+            self._seconds[unit] = result.seconds
+            self.computed += 1
+        return missing
 
     def _next(self) -> None:
         if not self._queue and not self._at_work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from library.choosing.filter_search.search_page import (
 from library.choosing.filter_search.space import IDENTITY
 from library.choosing.filter_search.trials import Unit, halves
 from library.dataset.lease import hold
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from library.evaluation.report import PAGE
 from library.randomness import seeds_of
 from library.training.in_memory import PackedPictures
@@ -108,9 +109,11 @@ def run_search(
         report = _report(plan, rounds, found, looks, pictures[0], task)
         if len(by_node) > 1:
             named = ", ".join(f"{units:,} on {node[:8]}" for node, units in by_node.items())
-            report = replace(report, facts={**report.facts, "trainings by node": named})
+            report = replace(report, facts={**report.facts, "trainings by node, this run": named})
         write_answer(plan, report, pictures[0])
-        remove_prefixes(plan.out)
+        if not report.resumes:
+            with contextlib.suppress(StriateError):  # they only save time, and the answer is written
+                remove_prefixes(plan.out)
     return SearchResult(report, plan.out, rounds.computed, elapsed(), by_node)
 
 
@@ -227,6 +230,7 @@ def _report(
         rounds.seconds,
         "; ".join(found.unfinished) or None,
         {"confirmation": looks.count("confirmation"), "test": looks.count("test")},
+        found.resumes,
     )
 
 

@@ -78,7 +78,8 @@ class Findings:
         filter_ms: milliseconds of each candidate's filters for a picture.
         failures: why a candidate could not be trained.
         confirmed_seeds: paired seeds that all finalists have.
-        unfinished: what there was no time for; empty where nothing was left out.
+        unfinished: what there was no time for, and what was left out for another reason; empty where nothing was.
+        resumes: whether trainings were left out for lack of time, which another run computes.
         recipe_s: seconds of one training of the recipe.
         whole_race: whether there was time for every race.
     """
@@ -94,6 +95,7 @@ class Findings:
     failures: dict[Candidate, str] = field(default_factory=dict[Candidate, str])
     confirmed_seeds: int = 0
     unfinished: list[str] = field(default_factory=list[str])
+    resumes: bool = False
     recipe_s: float = 0.0
     whole_race: bool = False
 
@@ -121,20 +123,20 @@ class RecipeLimit:
         """Returns the limit for a search."""
         return cls(settings.budget_s, _trainings(settings, 1), reserved_s(settings, 1.0, 1) / _MOST_RESERVED)
 
-    def check(self, seconds: float, done: float) -> None:
+    def check(self, seconds: float, done: float, before_s: float = 0.0) -> None:
         """Checks a training that runs; not in its first seconds, from which nothing can be expected.
 
         Args:
             seconds: that it has taken.
             done: share of it that they were for, 0 to 1.
+            before_s: seconds that it took before them.
 
         Raises:
             RecipeTooLong: it will take more than half of the budget; says which budget would do.
         """
-        limit = self.budget_s / 2
-        if seconds < _SURE_AFTER * limit or seconds <= limit * done:
+        limit, expected = self.budget_s / 2, before_s + seconds / max(done, 1e-9)
+        if before_s + seconds < _SURE_AFTER * limit or expected <= limit:
             return
-        expected = seconds / max(done, 1e-9)
         hours, minutes = divmod(math.ceil(expected * self.least_budget / 60), 60)
         raise RecipeTooLong(
             f"one training of the recipe {'takes about' if done < 1 else 'has taken'} {duration(expected)}, and the "
@@ -246,6 +248,7 @@ def _race(title: str, race: Race, unit: _MakeUnit, until_s: float, found: Findin
         found.best = _best_text(race.standings())
         left = len(race.missing())
         if left:
+            found.resumes = True
             found.unfinished.append(f"{title}, {rounds}: no time for {left:,} cheap trainings")
             return False
         race.advance()
@@ -256,11 +259,11 @@ def _confirm(
     settings: Settings, unit: _MakeUnit, end: float, found: Findings, looks: EarlierLooks
 ) -> Generator[Round, _Results, None]:
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    everyone = [IDENTITY, *found.finalists]
+    compared = [IDENTITY, *found.finalists]
     found.candidates_left = len(found.finalists)
     in_a_row = max(1, min(4, int(_BLOCK_S / max(found.recipe_s, 1e-3))))
     title = f"4 of 4: {len(found.finalists)} finalists on the recipe, {settings.seeds} seeds each"
-    units = [unit(candidate, seed, "recipe") for seed in seeds for candidate in everyone]
+    units = [unit(candidate, seed, "recipe") for seed in seeds for candidate in compared]
     results = yield Round(title, units, end, in_a_row, found.recipe_s)
     for candidate in found.finalists:
         for seed in seeds:
@@ -270,10 +273,11 @@ def _confirm(
             elif result is not None:
                 found.filter_ms[candidate] = result.filter_ms
     confirmed = [candidate for candidate in found.finalists if candidate not in found.failures]
-    everyone = [IDENTITY, *confirmed]
-    complete = [seed for seed in seeds if all(unit(one, seed, "recipe") in results for one in everyone)]
+    compared = [IDENTITY, *confirmed]
+    complete = [seed for seed in seeds if all(unit(one, seed, "recipe") in results for one in compared)]
     found.confirmed_seeds = len(complete)
     if len(complete) < settings.seeds:
+        found.resumes = True
         found.unfinished.append(
             f"confirmation: no time for more than {len(complete)} of {settings.seeds} paired seeds of each finalist; a "
             f"training takes {found.recipe_s:.1f} s"
@@ -281,7 +285,7 @@ def _confirm(
     if len(complete) < 2 or not confirmed:
         return
     correct = {
-        one: np.stack([_checked(results[unit(one, seed, "recipe")]).correct for seed in complete]) for one in everyone
+        one: np.stack([_checked(results[unit(one, seed, "recipe")]).correct for seed in complete]) for one in compared
     }
     found.answer = answer = judge(
         correct[IDENTITY],
@@ -309,9 +313,10 @@ def _test(
     assert found.answer is not None
     other = looks.other("test", [best.name], seeds)
     if other is not None:
+        seen = f"it with {len(other.seeds)} seeds" if best.name in other.candidates else "another finalist"
         found.unfinished.append(
-            f"the test pictures were not looked at again for {best.name}: an earlier run in this folder has seen them, "
-            f"for {', '.join(other.candidates)} with {len(other.seeds)} seeds; use other test pictures"
+            f"the test pictures were not looked at again for {best.label}: an earlier run in this folder has seen "
+            f"them, for {seen}; use other test pictures"
         )
         return
     looks.record("test", [best.name], seeds, found.answer.outcome)
@@ -324,6 +329,7 @@ def _test(
         found.unfinished.append(f"the test pictures cannot be judged: {failure}")
         return
     if len(complete) < len(seeds):
+        found.resumes = True
         found.unfinished.append(f"test: no time for more than {len(complete)} of {len(seeds)} paired seeds")
     if len(complete) < 2:
         return
@@ -355,7 +361,7 @@ def _parts(race: Race, found: Findings) -> list[Candidate]:
 
 def _checked(result: UnitResult) -> UnitResult:
     if result.failure is not None:
-        raise StriateError(f"{result.unit.candidate.name} cannot be trained: {result.failure}")
+        raise StriateError(f"{result.unit.candidate.label} cannot be trained: {result.failure}")
     return result
 
 

@@ -142,15 +142,17 @@ def with_candidate(recipe: Recipe, candidate: Candidate, sample: NDArray[Any], s
         updated["input"] = recipe.input.model_copy(update={"steps": steps})
         try:
             channels = Pipeline.parse(steps).apply(sample).shape[2]
+        except (MemoryError, StorageError):  # not the candidate's fault
+            raise
         except Exception as error:
-            raise FilterFailed(f"{candidate.name}: {type(error).__name__}: {error}") from error
+            raise FilterFailed(f"{candidate.label}: {type(error).__name__}: {error}") from error
         if channels != inputs.channels:
             call = parse_call(recipe.model)
             updated["model"] = str(ModelCall(call.name, {**call.parameters, "in_chans": channels}))
     try:
         return Recipe.parse(recipe.model_copy(update=updated).dump())
     except UsageError as error:
-        raise FilterFailed(f"{candidate.name}: {error}") from error
+        raise FilterFailed(f"{candidate.label}: {error}") from error
 
 
 class UnitComputer:
@@ -260,6 +262,7 @@ class UnitComputer:
         known = self._latest.get("proxy")
         if known is not None and known[0] == candidate.name:
             return known[1]
+        self._latest.clear()  # also the pictures of the recipe's trainings
         rows, val_rows = self._task.proxy_train, self._task.screening
         train: Any = self._train.pack(inputs, rows)
         if candidate.place == "sometimes" and candidate.p is not None:
@@ -302,7 +305,7 @@ class UnitComputer:
     def _trained(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> NDArray[np.bool_]:
         from jobs.search.recipe_trial import correct_of
 
-        model = self._trained_model(unit.candidate, recipe, inputs)
+        model = self._trained_model(unit, recipe, inputs)
         correct = correct_of(model, self._confirmation(unit.candidate, inputs), self._device, recipe.precision)
         if self._task.test_context is not None and unit.candidate.placebo is None:
             # Now, as the network is not kept. Nothing reads its file before the answer is known.
@@ -312,40 +315,51 @@ class UnitComputer:
             self._latest["robustness"] = unit.digest, (model, inputs, recipe.precision)
         return correct
 
-    def _trained_model(self, candidate: Candidate, recipe: Recipe, inputs: InputPipeline) -> Any:
+    def _trained_model(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> Any:
         from jobs.search.recipe_trial import Setting, train_here
 
-        augments = recipe.augment is not None
+        candidate, augments = unit.candidate, recipe.augment is not None
         known = self._latest.get("recipe")
         if known is None or known[0] != candidate.name:
+            self._latest.clear()  # first, as these are all training pictures
             train = self._train.pack(inputs, self._all_train, fitted=not augments)
             known = candidate.name, (train, self._val.pack(inputs, self._task.screening))
             self._latest["recipe"] = known
         train, val = known[1]
         counts = np.bincount(train.labels, minlength=len(self._task.classes)).tolist()
         classes = dict(zip(self._task.classes, counts, strict=True))
-        is_first = candidate == IDENTITY and recipe.seed == first_confirmation_seed(self._recipe)
+        first_seed = first_confirmation_seed(self._recipe)
+        is_first = unit.stage == "recipe" and candidate == IDENTITY and recipe.seed == first_seed
         watch = self._task.limit.check if is_first else None
-        setting = Setting(recipe, inputs, classes, self._device, watch=watch)
         if recipe.cache_features:
-            train, val = self._cached(recipe, inputs, train, val)
+            begun = time.perf_counter()
+            train, val = self._cached(recipe, inputs, train, val, watch)
+            if watch is not None:
+                watch = functools.partial(watch, before_s=time.perf_counter() - begun)
+        setting = Setting(recipe, inputs, classes, self._device, watch=watch)
         try:
             return train_here(setting, train, val)
         except (StorageError, RecipeTooLong):  # not the candidate's fault
             raise
         except StriateError as error:
-            raise FilterFailed(f"{candidate.name}: {error}") from error
+            raise FilterFailed(f"{candidate.label}: {error}") from error
 
     def _cached(
-        self, recipe: Recipe, inputs: InputPipeline, train: PackedPictures, val: PackedPictures
+        self,
+        recipe: Recipe,
+        inputs: InputPipeline,
+        train: PackedPictures,
+        val: PackedPictures,
+        watch: Callable[[float, float], None] | None,
     ) -> tuple[PackedPictures, PackedPictures]:
-        """Features in place of pictures, in as many augmented passes as the recipe caches."""
+        """Features in place of pictures, in as many augmented passes as the recipe caches; each pass is watched."""
         from jobs.search import proxy
 
         backbone = self._backbone(recipe)
         augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if recipe.augment else None
-        passes: list[PackedPictures] = []
-        for copy in range(recipe.copies or 1 if augmenter else 1):
+        passes, begun = list[PackedPictures](), time.perf_counter()
+        copies = recipe.copies or 1 if augmenter else 1
+        for copy in range(copies):
             pictures = train
             if augmenter is not None:
                 pixels = [
@@ -353,6 +367,8 @@ class UnitComputer:
                 ]
                 pictures = PackedPictures.pack(pixels, train.labels.tolist(), train.keys.tolist(), train.rejected)
             passes.append(_of_features(proxy.features_of(backbone, pictures, self._device), pictures))
+            if watch is not None:
+                watch(time.perf_counter() - begun, (copy + 1) / copies)
         return PackedPictures.concatenate(passes), _of_features(proxy.features_of(backbone, val, self._device), val)
 
     def _confirmation(self, candidate: Candidate, inputs: InputPipeline) -> PackedPictures:
@@ -364,7 +380,7 @@ class UnitComputer:
 
     def _tested(self, unit: Unit, recipe: Recipe, inputs: InputPipeline) -> NDArray[np.bool_]:
         """Trains again, where the training was before there was a test."""
-        result = self._test_result(unit, self._trained_model(unit.candidate, recipe, inputs), recipe, inputs)
+        result = self._test_result(unit, self._trained_model(unit, recipe, inputs), recipe, inputs)
         if result.failure is not None:
             raise FilterFailed(result.failure)
         return result.correct

@@ -54,7 +54,7 @@ class Gain:
         p_value: the largest of the three; two-sided.
         adjusted_p: corrected for all finalists.
         margin: differences up to this fraction do not matter.
-        filter_ms: mean time of the filters for one picture, in milliseconds on one core.
+        filter_ms: time of the filters for one picture, in milliseconds on one core, as in `UnitResult`.
     """
 
     candidate: Candidate
@@ -257,7 +257,13 @@ def judge(
         points = f"{cost_weight * best.filter_ms:.3g} points"
         counted = f"--cost-weight {cost_weight:g} counts as {points}"
         cost = f"its filters take {best.filter_ms:.3g} ms a picture, which {counted}"
-        return Answer("none", f"{best.candidate.label} gains {best.text}, but {cost}", None, ordered)
+        sentence = f"{best.candidate.label} gains {best.text}, but {cost}"
+        if not whole_race:
+            sentence = f"undecided: {sentence}; there was no time to try all candidates"
+            return Answer("undecided", sentence, None, ordered)
+        if any(gain.verdict == "undecided" for gain in real):
+            return Answer("undecided", f"undecided: {sentence}; other finalists may help", None, ordered)
+        return Answer("none", sentence, None, ordered)
     most = max(gain.bound for gain in real)
     if all(gain.verdict in ("equivalent", "worse") for gain in real):
         if not whole_race:

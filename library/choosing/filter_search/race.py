@@ -37,7 +37,7 @@ class Round:
 
     Attributes:
         seeds: how many each candidate has at its end, counted from the first round.
-        keep: the most candidates that go on.
+        keep: the most candidates that stay in the race.
     """
 
     seeds: int
@@ -157,7 +157,7 @@ class Race:
         """Returns all candidates: those in the race first, then by their mean."""
         bounds = self._intervals({one: self._values(one) for one in self.candidates if self._differences.get(one)})
         unknown = (-math.inf, math.inf)
-        everyone = [
+        standings = [
             Standing(
                 one,
                 len(self._differences.get(one, {})),
@@ -167,7 +167,7 @@ class Race:
             )
             for one in self.candidates
         ]
-        return sorted(everyone, key=lambda each: (each.dropped is not None, -each.mean if each.seeds else math.inf))
+        return sorted(standings, key=lambda each: (each.dropped is not None, -each.mean if each.seeds else math.inf))
 
     def _seeds(self) -> range:
         return range(self.first_seed, self.first_seed + self.rounds[self._round].seeds)
@@ -193,7 +193,7 @@ class Race:
         behind = {one: self._values(one) - self._values(leader) for one in left[1:]}
         for one, (_, high) in self._intervals(behind).items():
             if high < -_TINY:
-                text = f"at least {-100 * high:.1f} points behind {leader.name}"
+                text = f"at least {-100 * high:.1f} points behind {leader.label}"
                 self._dropped[one] = f"not the best after {self.rounds[self._round].seeds} seeds: {text}"
 
     def _intervals(self, differences: Mapping[Candidate, NDArray[np.float64]]) -> dict[Candidate, tuple[float, float]]:

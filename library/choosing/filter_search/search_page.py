@@ -43,6 +43,7 @@ class SearchReport:
         unfinished: why the search ended before its end, as a sentence; None where it is complete.
         looks: how often searches in the folder have judged on the `confirmation` and the `test` pictures, this one
             counted; empty where it is not known.
+        resumes: whether trainings were left out for lack of time, which the same command would compute.
     """
 
     answer: Answer
@@ -54,6 +55,7 @@ class SearchReport:
     seconds: float
     unfinished: str | None = None
     looks: Mapping[str, int] = field(default_factory=dict[str, int])
+    resumes: bool = False
 
     @property
     def looked(self) -> str | None:

@@ -68,7 +68,8 @@ class UnitResult:
         unit: what was trained.
         correct: one for each judged picture, always in the same order; bool.
         seconds: of the training and the judging.
-        filter_ms: mean time of the candidate's filters for one picture, in milliseconds on one core.
+        filter_ms: time of the candidate's filters, in milliseconds a picture on one core: the shortest of a few
+            measurements, and 0 where nothing is filtered in use.
         failure: why the candidate cannot be trained, as a sentence; None where it was. `correct` is then empty.
     """
 

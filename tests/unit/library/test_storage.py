@@ -128,6 +128,13 @@ def test_what_may_pass_is_tried_again_and_what_cannot_is_not(tmp_path: Path) -> 
         storage.patiently(lambda: storage.read_bytes(str(tmp_path / "gone")), waits.append)
     assert not isinstance(raised.value, StorageError)
     assert len(waits) == 1
+    with pytest.raises(StriateError) as raised:
+        storage.patiently(lambda: storage.read_bytes(str(tmp_path)), waits.append)
+    with pytest.raises(StriateError, match="name too long") as too_long:
+        storage.patiently(lambda: storage.write_bytes(str(tmp_path / ("x" * 300)), b""), waits.append)
+    assert not isinstance(raised.value, StorageError)
+    assert not isinstance(too_long.value, StorageError)
+    assert len(waits) == 1
     file.unlink()
     file.symlink_to(file)
     with pytest.raises(StorageError, match="cannot read"):

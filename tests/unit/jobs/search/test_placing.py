@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,12 +56,13 @@ def test_a_number_of_workers_is_a_number() -> None:
 
 @dataclass
 class Ready:
-    """Files of units that have all been computed once the search asks for the second time."""
+    """Files of units that have been computed once the search asks for the second time, but for those left out."""
 
+    left_out: Sequence[Unit] = ()
     asked: set[Unit] = field(default_factory=set[Unit])
 
     def read(self, unit: Unit) -> UnitResult | None:
-        if unit in self.asked:
+        if unit in self.asked and unit not in self.left_out:
             return UnitResult(unit, np.ones(2, np.bool_), 0.1, 0.0)
         self.asked.add(unit)
         return None
@@ -140,9 +142,10 @@ def test_a_block_that_waits_beyond_the_time_of_its_round_is_left_out() -> None:
     def script() -> Script:
         results[0] = len((yield Round("all", units, until_s=10.0, per_block=1, expected_s=1.0)))
 
-    rounds = Rounds(script(), Ready(), 3, lambda: now[0])
+    # The third had been begun by a worker that was lost.
+    rounds = Rounds(script(), Ready(units[1:2]), 3, lambda: now[0])
     searcher = round_searcher(rounds, lambda: None, lambda: 3)
-    trials = [WaitingTrial(name) for name in ("begun", "waiting", "waiting too")]
+    trials = [WaitingTrial(name) for name in ("begun", "waiting", "again")]
     for trial in trials:
         assert searcher.suggest(trial.trial_id) is not None
     trials[0].status = "RUNNING"
@@ -151,10 +154,10 @@ def test_a_block_that_waits_beyond_the_time_of_its_round_is_left_out() -> None:
     assert controller.stopped == []
     now[0] = 10.0
     scheduler.choose_trial_to_run(controller)
-    assert controller.stopped == ["waiting", "waiting too"]
+    assert controller.stopped == ["waiting", "again"]
     for name in controller.stopped:
         searcher.on_trial_complete(name)
     searcher.on_trial_complete("begun", {"node": "n1", "error": ""})
     assert searcher.suggest("no more") == searcher.FINISHED
     assert rounds.is_finished
-    assert (results, rounds.computed, searcher.error) == ([1], 1, None)
+    assert (results, rounds.computed, searcher.error) == ([2], 2, None)

@@ -127,6 +127,12 @@ def test_a_folder_that_takes_no_files_costs_only_time(tmp_path: Path) -> None:
     assert same(computed(data, "invert", files(tmp_path))[1], computed(data, "invert", None)[1])
 
 
+def test_pixels_of_a_type_that_files_do_not_have_are_left_out(tmp_path: Path) -> None:
+    strange: Any = [np.array([[[{}]]], object)]
+    files(tmp_path).write("one.safetensors", strange)
+    assert not (tmp_path / PREFIXES).exists()
+
+
 def test_the_end_of_a_search_removes_its_files_only(tmp_path: Path) -> None:
     (tmp_path / "answer.json").write_text("{}")
     computed(pictures(), "invert", files(tmp_path))

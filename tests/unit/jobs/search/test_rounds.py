@@ -72,7 +72,7 @@ def test_a_filter_that_helps_is_found_alone_or_in_a_sequence() -> None:
     assert found.answer is not None
     assert found.answer.winner is not None
     assert "median_blur" in found.answer.winner.filters
-    assert found.unfinished == []
+    assert (found.unfinished, found.resumes) == ([], False)
     assert found.test is not None
     assert found.test.interval[0] > 0
     assert {len(each.candidate.steps) for each in found.sequences} >= {2}
@@ -116,6 +116,7 @@ def test_a_budget_that_is_too_small_is_kept_and_what_is_left_out_said(budget_s: 
     # A second each; a block of four may be begun before the first times are known.
     assert len(files.results) <= budget_s + 4
     assert found.unfinished
+    assert found.resumes
 
 
 def test_the_budget_reserves_time_for_the_confirmation() -> None:
@@ -143,6 +144,10 @@ def test_the_first_training_ends_where_no_other_could_follow_it() -> None:
     assert reserved_s(settings(3600 * 60), 3600.0, 1) <= 0.6 * 3600 * 60
     with pytest.raises(RecipeTooLong, match="has taken 6 min 40 s"):
         limit.check(400.0, 1.0)  # early stopping may end it at any time
+    # Features that were cached first are not in proportion to the steps.
+    limit.check(2.0, 0.1, before_s=250.0)
+    with pytest.raises(RecipeTooLong, match="takes about 5 min 20 s"):
+        limit.check(7.0, 0.1, before_s=250.0)
 
 
 def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason() -> None:
@@ -186,6 +191,8 @@ def test_the_test_pictures_are_seen_by_one_candidate_only() -> None:
     assert more.answer is not None
     assert more.test is None
     assert "not looked at again" in more.unfinished[-1]
+    assert "for it with 10 seeds" in more.unfinished[-1]
+    assert not more.resumes
     assert (looks.count("confirmation"), looks.count("test")) == (2, 1)
 
 

@@ -134,6 +134,15 @@ def test_a_cost_can_outweigh_a_gain_and_chooses_among_winners() -> None:
     dear = judge(worse, {FILTERS[0]: best}, filter_ms=times, cost_weight=1)
     assert dear.winner is None
     assert "--cost-weight" in dear.sentence
+    assert dear.outcome == "none"
+    # "None" holds only where all candidates were tried, and no other one may help.
+    cut = judge(worse, {FILTERS[0]: best}, filter_ms=times, cost_weight=1, whole_race=False)
+    assert cut.outcome == "undecided"
+    unclear = worse.copy()
+    unclear[: len(unclear) // 2] = best[: len(unclear) // 2]
+    assert gain_of(FILTERS[1], unclear, worse).verdict == "undecided"
+    both = judge(worse, {FILTERS[0]: best, FILTERS[1]: unclear}, filter_ms=times, cost_weight=1)
+    assert (both.outcome, both.winner) == ("undecided", None)
 
 
 def test_a_placebo_that_wins_is_reported_and_never_the_winner() -> None:
