@@ -157,7 +157,7 @@ class TourFolder:
         recipe = self.recipe(name, settings, train_on=train_on, test_on=test_on)
         bundle = self.folder / "networks" / f"{name}-{seed}"
         self.command("train", f"{recipe} --set seed={seed} --out {bundle}")
-        plan = plan_network(Recipe.load(str(recipe), [f"seed={seed}"]), str(bundle))
+        plan = prepare_network(Recipe.load(str(recipe), [f"seed={seed}"]), str(bundle))
         record = train(plan).bundle
         lines = (bundle / "logs" / "metrics.jsonl").read_text("utf-8").splitlines()
         epochs = [json.loads(line) for line in lines]
@@ -170,10 +170,11 @@ class TourFolder:
         return Trained(bundle, curves, record.metrics["val_top1"], len(plan.train), tested)
 
 
-def plan_network(recipe: Recipe, out: str) -> TrainPlan:
-    """Plans a training that resumes or returns its own folder, and replaces another training there.
+def prepare_network(recipe: Recipe, out: str) -> TrainPlan:
+    """Prepares a folder for a training, and returns the plan: it resumes or returns its own, and replaces another one.
 
-    One that another version of Striate or PyTorch finished, or left unfinished, is another training.
+    One that another version of Striate or PyTorch finished, or left unfinished, is another one. What that left
+    unfinished is removed here.
     """
     replacing = plan_train(recipe, out, overwrite=True)
     owner = read_record(replacing.out)

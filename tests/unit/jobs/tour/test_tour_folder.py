@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tour.tour_folder import TourFolder, plan_network
+from jobs.tour.tour_folder import TourFolder, prepare_network
 from jobs.train.run_folder import claim, training_versions
 from library.bundle.description import load_record
 from library.recipe import Recipe
@@ -28,7 +28,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 def trained(recipe: Recipe, out: Path, torch: str | None = None) -> None:
     """Puts a bundle there as that of a finished training, by this version of PyTorch or another one."""
-    plan = plan_network(recipe, str(out))
+    plan = prepare_network(recipe, str(out))
     claim(plan.out, plan.record, overwrite=True)
     make_bundle(out / "made")
     for file in (out / "made").iterdir():
@@ -48,18 +48,18 @@ def test_the_test_pictures_choose_no_epoch(recipe: Recipe) -> None:
 
 def test_a_finished_network_is_kept(recipe: Recipe, tmp_path: Path) -> None:
     trained(recipe, tmp_path / "net")
-    assert plan_network(recipe, str(tmp_path / "net")).finished
+    assert prepare_network(recipe, str(tmp_path / "net")).finished
 
 
 def test_a_network_of_another_recipe_is_replaced(recipe: Recipe, tmp_path: Path) -> None:
     trained(recipe, tmp_path / "net")
-    plan = plan_network(recipe.model_copy(update={"epochs": 3}), str(tmp_path / "net"))
+    plan = prepare_network(recipe.model_copy(update={"epochs": 3}), str(tmp_path / "net"))
     assert (plan.finished, plan.overwrite) == (False, True)
 
 
 def test_a_network_of_another_pytorch_is_replaced(recipe: Recipe, tmp_path: Path) -> None:
     trained(recipe, tmp_path / "net", torch="1.0")
-    plan = plan_network(recipe, str(tmp_path / "net"))
+    plan = prepare_network(recipe, str(tmp_path / "net"))
     assert (plan.finished, plan.overwrite) == (False, True)
 
 
@@ -68,13 +68,13 @@ def test_an_unfinished_network_is_resumed_only_by_what_began_it(
     recipe: Recipe, tmp_path: Path, torch: str | None
 ) -> None:
     out, checkpoint = str(tmp_path / "net"), tmp_path / "net" / "checkpoints" / "weights"
-    began = plan_network(recipe, out)
+    began = prepare_network(recipe, out)
     versions = training_versions() | ({} if torch is None else {"torch": torch})
     claim(began.out, replace(began.record, versions=versions), overwrite=True)
     checkpoint.parent.mkdir()
     checkpoint.touch()
     for _ in range(2):  # killed once more
-        plan = plan_network(recipe, out)
+        plan = prepare_network(recipe, out)
         assert not plan.finished
         claim(plan.out, plan.record, overwrite=plan.overwrite)
         assert checkpoint.exists() == (torch is None)
