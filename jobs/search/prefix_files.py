@@ -21,8 +21,10 @@ from library.errors import StriateError
 from library.imaging.picture import Pixels
 
 PREFIXES = "prefixes"
-#: Of a file. Larger sets are computed again by each worker that needs them.
+#: Of a file's pixels. Larger sets are computed again by each worker that needs them.
 MOST_BYTES = 512 * 2**20
+#: Of a file's names and shapes of pictures, at most.
+_HEADER_BYTES = 16 * 2**20
 #: Of all files of a search.
 _MOST_FOLDER_BYTES = 4 * 2**30
 #: On two cores of an AMD EPYC 287 MiB of 2,000 pictures took 2.8 s to encode and write to a disk, and 0.6 s to read and
@@ -68,7 +70,7 @@ class PrefixFiles:
     def read(self, name: str, count: int) -> list[Pixels] | None:
         """Returns the pictures of a file; None if it cannot be read or does not have so many."""
         try:
-            stored = load(storage.read_bytes(storage.join(self.folder, name), MOST_BYTES))
+            stored = load(storage.read_bytes(storage.join(self.folder, name), MOST_BYTES + _HEADER_BYTES))
             pixels = [stored[str(number)] for number in range(count)]
         except (StriateError, SafetensorError, ValueError, KeyError, TypeError):
             return None

@@ -121,11 +121,11 @@ def kill_in_work(
 
 
 def kill_when(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    """Kills the command as soon as the condition holds, before its end."""
+    """Kills the command as soon as the condition holds, unless it has ended."""
     until(lambda: process.poll() is not None or condition(), 240, every_s=0.001)
     process.kill()
     _, stderr = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"the command ended before the kill: {stderr.decode()}"
+    assert process.returncode in (0, -signal.SIGKILL), stderr.decode()
 
 
 def test_a_filter_job_killed_at_random_moments_leaves_the_same_dataset(
@@ -267,9 +267,15 @@ def test_a_search_killed_at_random_moments_gives_the_same_answer(address: str, t
         kill_in_work(striate(*again, address=address if number else None), killed, chance, units)
     kept = content(killed / "units")
     assert 0 < len(kept) < committed(calm, units), "killed after the end"
-    # Between the look at the test pictures and the answer.
-    record = killed / "search.json"
-    kill_when(lambda: '"pictures": "test"' in record.read_text(), striate(*again, address=address))
+    # Between the look at the test pictures and the answer; where the command was faster, once more.
+    record, before = killed / "search.json", shutil.copytree(killed, tmp_path / "before")
+    for _ in range(5):
+        kill_when(lambda: '"pictures": "test"' in record.read_text(), striate(*again, address=address))
+        if not (killed / "answer.json").exists():
+            break
+        shutil.rmtree(killed)
+        shutil.copytree(before, killed)
+    assert '"pictures": "test"' in record.read_text()
     assert not (killed / "answer.json").exists()
     finish(striate(*again, address=address))
     assert kept.items() <= content(killed / "units").items(), "something was computed twice"

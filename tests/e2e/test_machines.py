@@ -170,13 +170,14 @@ def test_a_training_spreads_over_machines_and_learns_what_one_learns(
 
 
 def test_a_search_spreads_over_machines_and_answers_as_on_one(cluster: Cluster, tmp_path: Path) -> None:
-    search = ("search", *write_search(tmp_path, epochs=20), "--out")
+    # So many that some are left to begin once the slowest machine has started its worker.
+    search = ("search", *write_search(tmp_path, epochs=20), "--seeds", "16", "--out")
     three = cluster.run(*search, f"s3://{BUCKET}/search-three")
     one = cluster.run(*search, f"s3://{BUCKET}/search-one", "--workers", "1")
     assert len(one["trainings_by_node"]) == 1
     assert len(three["trainings_by_node"]) == 3
     assert sum(three["trainings_by_node"].values()) == three["trainings"] == one["trainings"]
-    assert three["facts"].pop("trainings by node")
+    assert three["facts"].pop("trainings by node, this run")
     assert three["outcome"] == "helps"
     check_same_answer(three, one)
 

@@ -187,13 +187,25 @@ def test_the_test_pictures_are_seen_by_one_candidate_only() -> None:
     again, _ = run(settings(), files, 0.1, looks=looks)
     assert again.test == first.test  # the same look, from the same files
     assert len(looks.looks) == 2
+    # A run with time for more seeds repeats the look of the one that had fewer.
     more, _ = run(replace(settings(), seeds=12), files, 0.1, looks=looks)
     assert more.answer is not None
-    assert more.test is None
-    assert "not looked at again" in more.unfinished[-1]
-    assert "for it with 10 seeds" in more.unfinished[-1]
-    assert not more.resumes
+    assert len(more.answer.gains[0].by_seed) == 12
+    assert more.test == first.test
     assert (looks.count("confirmation"), looks.count("test")) == (2, 1)
+
+
+@pytest.mark.parametrize(("seen", "text"), [("sharpen(amount=0.5)", "for another finalist"), ("", "it with 12 seeds")])
+def test_test_pictures_that_were_seen_for_something_else_are_not_shown(seen: str, text: str) -> None:
+    files = Files()
+    whole, _ = run(settings(), files, 0.1)
+    assert whole.test is not None
+    looks = EarlierLooks("first", {"confirmation": "val", "test": "test pictures"})
+    looks.record("test", [seen or whole.test.candidate.name], range(1000, 1012), "helps")
+    found, _ = run(settings(), files, 0.1, looks=looks)
+    assert found.test is None
+    assert text in found.unfinished[-1]
+    assert not found.resumes
 
 
 def test_an_answer_that_is_not_final_leaves_the_test_pictures_unseen() -> None:
