@@ -56,8 +56,8 @@ def main() -> int:
     parser.add_argument("--pictures", type=at_least(100), default=3_000, help="pictures of train, val and test (3,000)")
     parser.add_argument("--budget", default="10m", help="of each search (10m)")
     parser.add_argument("--photos-budget", help="of the search on photos (as --budget)")
-    parser.add_argument("--margin", default="0.3", help="percentage points that do not matter (0.3)")
-    parser.add_argument("--draw", type=at_least(0), default=0, help="number of the random draw of digits (0)")
+    parser.add_argument("--margin", type=float, default=0.3, help="percentage points that do not matter (0.3)")
+    parser.add_argument("--draw", type=at_least(0), default=0, help="number of the random draw, but for photos (0)")
     parser.add_argument("--space", help="YAML of a smaller space (every filter)")
     parser.add_argument("--workers", default="auto", help="trainings at the same time (auto)")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "out" / "search-truth", help="folder that is kept")
@@ -90,7 +90,7 @@ def folder_of(name: str, options: argparse.Namespace, budget: str) -> Path:
 def _write_dataset(name: str, folder: Path, options: argparse.Namespace) -> None:
     if (folder / "test" / "_manifest.json").exists():
         return
-    rng = np.random.default_rng(sorted(EXPECTED).index(name))
+    rng = np.random.default_rng([options.draw, sorted(EXPECTED).index(name)])
     sizes: dict[str, int] = dict.fromkeys(search_data.SPLITS, options.pictures)
     if name == "photos":
         for split, (encoded, labels) in search_data.photos(options.photos, options.photo_px, 0).items():
@@ -115,7 +115,7 @@ def _searched(data: Path, options: argparse.Namespace, budget: str) -> dict[str,
         return json.loads(result.read_text())
     command = [sys.executable, "-m", "jobs.cli.app", "search", str(data / "train"), "--val", str(data / "val")]
     command += ["--test", str(data / "test"), "--budget", budget, "--out", str(data / "search"), "--json"]
-    command += ["--margin", options.margin, "--workers", options.workers]
+    command += ["--margin", f"{options.margin:g}", "--workers", options.workers]
     command += ["--space", options.space] if options.space else []
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     before = json.loads(seconds.read_text()) if seconds.exists() else []

@@ -45,7 +45,7 @@ def test_a_kept_search_is_of_the_same_code_and_settings(
 ) -> None:
     for name, text in (("one.yaml", "placebos: 1"), ("two.yaml", "placebos: 2")):
         (tmp_path / name).write_text(text)
-    settings: dict[str, Any] = {"pictures": 600, "photo_px": 64, "margin": "0.3", "draw": 0, "workers": "2"}
+    settings: dict[str, Any] = {"pictures": 600, "photo_px": 64, "margin": 0.3, "draw": 0, "workers": "2"}
     settings["space"] = str(tmp_path / "one.yaml")
     budget = "5m"
 
@@ -60,7 +60,7 @@ def test_a_kept_search_is_of_the_same_code_and_settings(
     elif field == "budget":
         budget = "6m"
     else:
-        others = {"pictures": 700, "margin": "0.5", "draw": 1, "workers": "3", "space": str(tmp_path / "two.yaml")}
+        others = {"pictures": 700, "margin": 0.5, "draw": 1, "workers": "3", "space": str(tmp_path / "two.yaml")}
         settings[field] = others[field]
     assert folder() != before
 
