@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 
 from jobs.cli.app import run
-from jobs.search import running
+from jobs.search import placing, running
+from jobs.search.placing import Placing, run_rounds
+from jobs.search.rounds import Round, Rounds, Script
 from jobs.search.running import PICTURE, run_search
 from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, plan_search
-from jobs.search.unit_worker import UNITS, ComputerFactory
+from jobs.search.unit_worker import UNITS, ComputerFactory, FileStore
 from library import storage
 from library.bundle.bundle import Bundle
+from library.choosing.filter_search.space import Candidate
+from library.choosing.filter_search.trials import Unit, UnitResult
 from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.recipe import Recipe
@@ -120,6 +124,44 @@ def test_a_search_in_a_bucket_answers_and_computes_nothing_twice(
     again = run_search(planned(bucket, out), workers="1", gpu=False)
     assert (again.computed, again.by_node) == (0, {})
     assert again.report.to_json() == whole.report.to_json()
+
+
+@dataclass(frozen=True)
+class RecordingFactory:
+    """A worker that writes a result for each unit, and the order in which units come."""
+
+    out: str
+
+    def __call__(self) -> Any:
+        def compute(units: Sequence[str]) -> None:
+            for text in units:
+                unit = Unit.from_json(json.loads(text))
+                with (Path(self.out) / "order").open("a") as file:
+                    file.write(f"{unit.seed}\n")
+                FileStore(self.out).write(UnitResult(unit, np.ones(2, np.bool_), 1.0, 0.0))
+
+        return compute
+
+
+@pytest.mark.faults
+def test_where_other_jobs_hold_the_cluster_no_training_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.util import placement_group, remove_placement_group
+
+    def script() -> Script:
+        yield Round("all", [Unit(Candidate("invert"), seed, "proxy", "") for seed in range(12)], per_block=1)
+
+    monkeypatch.setattr(placing, "_ACTOR_STARTS_S", 0.0)
+    held = placement_group([{"CPU": 1}])  # of two
+    assert held.wait(60)
+    rounds = Rounds(script(), FileStore(str(tmp_path)), 3)
+    by_node = run_rounds(rounds, RecordingFactory(str(tmp_path)), Placing(3, gpu=False, per_machine=3), lambda: None)
+    remove_placement_group(held)
+    assert sum(by_node.values()) == 12
+    order = [int(line) for line in (tmp_path / "order").read_text().split()]
+    # Three wait at a time, so each is begun before the third one after it.
+    assert [place - seed for place, seed in enumerate(order) if place - seed > 2] == []
 
 
 @pytest.mark.faults
