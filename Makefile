@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo   set up, run the main job on real pictures, write pictures and a page to $(OUT)"
-	@echo "make test   set up, run the tests (thirteen minutes on two cores)"
+	@echo "make test   set up, run the tests (twelve minutes on two cores)"
 	@echo "make test-faults   set up, run the long tests (kills, storage errors, a whole search, audit and tour), and the parity tests with other kernels"
 	@echo "make test-cluster  set up, run the tests of several nodes and of submitted jobs"
 	@echo "make test-gpu      set up, run the tests of what can only fail on a GPU (skipped where there is none)"
