@@ -376,6 +376,7 @@ def tour_command(
     dense, cortex, filters, sandbox, layers, digits, augmentation, family, transfer, serving, search.
 
     striate tour --out out/tour
+
     striate tour --out out/tour --only sandbox --only digits
     """
     for package in ("torch", "sklearn", "fastapi"):

@@ -224,8 +224,9 @@ def _print_table(table: Sequence[ModelFacts]) -> None:
     for model, row in zip(table, rows, strict=True):
         console.print(f"[bold]{escape(row[0])}[/]{escape(line(row)[len(row[0]) :])}", soft_wrap=True)
         weights = f"{model.source} {model.library_name}" if model.weights_source else "no weights"
-        where = f"[link={model.paper}]{escape(_short(model.paper))}[/link]"
-        console.print(f"  [dim]{escape(_short_authors(model.authors))}; {where}; {escape(weights)}[/]", soft_wrap=True)
+        where = f"[link={model.paper}]{escape(_short(model.paper))}[/link]" if model.paper else "no paper"
+        authors = _short_authors(model.authors) if model.authors else "ours"
+        console.print(f"  [dim]{escape(authors)}; {where}; {escape(weights)}[/]", soft_wrap=True)
     console.print()
     console.print(
         "layers: convolutions and dense layers on the longest path. In brackets: the paper's own figure, where it "

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from library import storage
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord, load_record
-from library.dataset.manifest import VERSIONS, Manifest, load_manifest
+from library.dataset.manifest import VERSIONS, Manifest, find_manifest, load_manifest
 from library.dataset.shards import ShardReader
 from library.errors import BadPicture, StriateError, UsageError
 from library.evaluation.inside import band_drawing as drawing
@@ -108,6 +108,8 @@ def plan_inspect(
     for number, picture in enumerate(pictures):
         if picture in pictures[:number]:
             raise UsageError(f"{picture} is given twice")
+        if find_manifest(storage.normalize(picture)) is not None:
+            raise UsageError(f"{picture} is a dataset, not a picture; name it with --data")
     if limit is not None and not 2 <= limit <= MOST:
         raise UsageError(f"--limit {limit}: must be from 2 to {MOST:,}; the pictures stay in memory")
     dataset = None if dataset is None else storage.normalize(dataset)
@@ -245,7 +247,7 @@ class _Look:
                 }
             )
             size = (part.pixels.shape[0], part.pixels.shape[1])
-            caption = f"{part.title}: {size[0]} x {size[1]} pixels of {part.pixels.shape[2]} channels"
+            caption = f"{part.title}: {size[0]} x {size[1]} pixels of {_channels(part.pixels)}"
             tables.append(Table(caption, _STAGE_HEADINGS, [_stage_row(stage, size) for stage in stages]))
             if kernels is None:
                 note = f"{part.title} begins with neither a convolution nor a dense layer of pixels."
@@ -475,6 +477,11 @@ def _stage_row(stage: StageMaps, size: tuple[int, int]) -> tuple[str, str, str]:
     sees = round(stage.view.field[0]), round(stage.view.field[1])
     more = ", more than the picture" if sees[0] > size[0] and sees[1] > size[1] else ""
     return stage.stage, result, f"{sees[0]} x {sees[1]} pixels{more}"
+
+
+def _channels(pixels: Pixels) -> str:
+    channels = pixels.shape[2]
+    return f"{channels} channel{'s' * (channels > 1)}"
 
 
 def _stage_numbers(stage: StageMaps) -> dict[str, Any]:

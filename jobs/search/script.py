@@ -138,10 +138,11 @@ class RecipeLimit:
         if before_s + seconds < _SURE_AFTER * limit or expected <= limit:
             return
         hours, minutes = divmod(math.ceil(expected * self.least_budget / 60), 60)
+        budget = f"{hours}h{minutes}m" if hours else f"{minutes}m"
         raise RecipeTooLong(
             f"one training of the recipe {'takes about' if done < 1 else 'has taken'} {duration(expected)}, and the "
-            f"confirmation of one filter needs {self.trainings} of them: give --budget at least {hours}h{minutes}m, or "
-            "a recipe with fewer epochs, smaller pictures or a smaller model"
+            f"confirmation of one filter needs {self.trainings} of them: give --budget at least {budget}, or a "
+            "recipe with fewer epochs, smaller pictures or a smaller model"
         )
 
 
@@ -200,7 +201,7 @@ def search(
     if most < FINALISTS:
         found.unfinished.append(
             f"a training of the recipe takes {found.recipe_s:.0f} s, so the budget allows {most} "
-            f"finalist{'s' * (most > 1)} instead of {FINALISTS}"
+            f"filter{'s' * (most > 1)} among the finalists instead of {FINALISTS}"
         )
 
     race = Race(tuple(settings.space.singles()), replicates=settings.replicates)

@@ -15,7 +15,7 @@ _MEASURE = (
 #: What the page and the guide say about each part, in the order of the page.
 READING: Mapping[str, str] = {
     "stages": "What each stage hands to the next, and the part of the picture that one element of it depends on, with "
-    "the padding outside. Stages are what a recipe counts in its field freeze.",
+    "the padding outside. These are the stages that freeze counts in a recipe.",
     "kernels": "What the first layer looks for in pixels. Trained kernels show edges, bars and colours; hardly trained "
     "ones are noise.",
     "heat": "Which parts of the picture count. Grad-CAM follows the gradient of the class back to the last maps; "

@@ -188,13 +188,15 @@ def test_an_unusable_picture_is_reported_and_the_others_are_explained(
         (["DATA", "--limit", "2001"], "--limit 2001: must be from 2 to 2,000"),
         (["DATA", "--class", "cow"], "has no such class; it has china, flower, hopper"),
         (["a.png", "a.png"], "a.png is given twice"),
+        (["DATA AS A PICTURE"], "is a dataset, not a picture; name it with --data"),
     ],
 )
 def test_wrong_requests_are_refused_before_anything_is_computed(
     capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path, options: list[str], message: str
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    given = [part for one in options for part in (("--data", data) if one == "DATA" else (one,))]
+    named = {"DATA": ("--data", data), "DATA AS A PICTURE": (data,)}
+    given = [part for one in options for part in named.get(one, (one,))]
     out = tmp_path / "out"
     assert message in inspect(capsys, bundle, *given, "--out", str(out), code=2)["error"]
     assert not out.exists()
