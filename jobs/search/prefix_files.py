@@ -68,7 +68,7 @@ class PrefixFiles:
         return f"{digest_of([self.context, self.role, which, steps])[:32]}.safetensors"
 
     def read(self, name: str, count: int) -> list[Pixels] | None:
-        """Returns the pictures of a file; None if it cannot be read or does not have so many."""
+        """Returns the pictures of a file; None if it cannot be read or does not hold `count` pictures."""
         try:
             stored = load(storage.read_bytes(storage.join(self.folder, name), MOST_BYTES + _HEADER_BYTES))
             pixels = [stored[str(number)] for number in range(count)]

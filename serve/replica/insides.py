@@ -85,7 +85,7 @@ class Insides:
         self.is_drawing = False
         self._engine.release(1)
         if not work.cancelled():
-            work.exception()  # nobody else may ask for it, and asyncio would print it
+            work.exception()  # asyncio prints an error that nothing has read, as after a timeout
 
     async def _drawn(self, data: bytes, part: InsidePart, class_name: str | None, given_up: threading.Event) -> bytes:
         prepared = await self._engine.prepared(data)

@@ -60,7 +60,7 @@ class Trust:
         insertion: probability with only that share shown, hottest first.
         shifted_deletion: copies x shares: deletion in the orders of the map shifted to other places.
         shifted_insertion: copies x shares: insertion in these orders.
-        odds: a map that lies anywhere by chance beats all its copies in one way in at most 1 case of so many.
+        odds: N, where a map at a random place beats all its copies in one way in at most 1 of N cases.
     """
 
     class_name: str
