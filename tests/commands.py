@@ -36,7 +36,7 @@ class Commands(ABC):
     """
 
     def __init__(self, root: Path, bucket: str) -> None:
-        self._folder = root / bucket
+        self.bucket, self._folder = bucket, root / bucket
         self._started: list[subprocess.Popen[bytes]] = []
 
     @abstractmethod

@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--margin", type=float, default=0.3, help="percentage points that do not matter (0.3)")
     parser.add_argument("--draw", type=at_least(0), default=0, help="number of the random draw, but for photos (0)")
     parser.add_argument("--space", help="YAML of a smaller space (every filter)")
+    parser.add_argument("--recipe", help="of the finalists, instead of the default of the search")
     parser.add_argument("--workers", default="auto", help="trainings at the same time (auto)")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "out" / "search-truth", help="folder that is kept")
     return run_benchmark(__file__, parser, _measure, _show)
@@ -74,16 +75,16 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         answer = _searched(data, options, budget)
         cases[name] = _judged(name, answer)
         say(f"{name}: {answer['sentence']}")
-    fields = ("pictures", "budget", "photos_budget", "photo_px", "margin", "draw", "space")
+    fields = ("pictures", "budget", "photos_budget", "photo_px", "margin", "draw", "space", "recipe")
     parameters = {name: getattr(options, name) for name in fields}
     return {"parameters": parameters, "cases": cases}
 
 
 def folder_of(name: str, options: argparse.Namespace, budget: str) -> Path:
     """Returns the folder of a search, named by all that it depends on but for the machine and its packages."""
-    space = Path(options.space).read_text() if options.space else None
+    texts = [Path(each).read_text() if each else None for each in (options.space, options.recipe)]
     size = options.photo_px if name == "photos" else options.pictures
-    digest = digest_of([code_digest(), name, size, budget, options.margin, options.draw, space, options.workers])
+    digest = digest_of([code_digest(), name, size, budget, options.margin, options.draw, options.workers, *texts])
     return options.work / f"{name}-{digest[:16]}"
 
 
@@ -117,6 +118,7 @@ def _searched(data: Path, options: argparse.Namespace, budget: str) -> dict[str,
     command += ["--test", str(data / "test"), "--budget", budget, "--out", str(data / "search"), "--json"]
     command += ["--margin", f"{options.margin:g}", "--workers", options.workers]
     command += ["--space", options.space] if options.space else []
+    command += ["--recipe", options.recipe] if options.recipe else []
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     before = json.loads(seconds.read_text()) if seconds.exists() else []
     start = time.perf_counter()

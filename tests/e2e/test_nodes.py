@@ -263,10 +263,11 @@ def test_an_elastic_training_that_loses_a_node_continues_on_the_other(
 
 
 @pytest.fixture
-def pair(nodes: Nodes, s3_server: S3Server) -> Iterator[Nodes]:
-    """Two nodes of one CPU, beside the others."""
-    s3_server.make_bucket("pair")
-    cluster = Nodes(dict(nodes.environment), s3_server.root, "pair")
+def pair(nodes: Nodes, s3_server: S3Server, tmp_path: Path) -> Iterator[Nodes]:
+    """Two nodes of one CPU, beside the others, with a bucket of this test's own."""
+    bucket = tmp_path.name.replace("_", "-")
+    s3_server.make_bucket(bucket)
+    cluster = Nodes(dict(nodes.environment), s3_server.root, bucket)
     try:
         cluster.up(2)
         yield cluster
@@ -281,14 +282,14 @@ def test_choosing_on_two_nodes_through_kills_gives_the_digests_of_one(pair: Node
 
     def choose(command: str, files: str, lose: Callable[[], object], *arguments: str) -> Any:
         """Runs the command on the bucket and loses something as soon as it has written four of the files."""
-        uris = [f"s3://pair/{one}" if one in ("raw", "unique", "wds", "splits") else one for one in arguments]
+        uris = [f"s3://{pair.bucket}/{one}" if one in ("raw", "unique", "wds", "splits") else one for one in arguments]
         process = pair.start(command, *uris, "--json")
         until(lambda: process.poll() is not None or len(list(pair.folder("").glob(files))) > 3, 240)
         assert process.poll() is None, "the command ended before anything was killed"
         lose()
         return finished(process)
 
-    pair.run("ingest", str(photos), "s3://pair/raw", "--shard-mb", "0.001")
+    pair.run("ingest", str(photos), f"s3://{pair.bucket}/raw", "--shard-mb", "0.001")
     choose("measure", "raw/_measures/*.parquet", pair.lose_worker, "raw")
     choose("dedup", "unique/_reports/*.json", pair.lose_worker, "raw", "unique", "--disagreeing", "best")
     exported = choose("convert", "wds/*.tar", pair.lose_worker, "unique", "wds", "--to", "webdataset")
@@ -311,10 +312,10 @@ def test_choosing_on_two_nodes_through_kills_gives_the_digests_of_one(pair: Node
 def test_a_search_on_two_nodes_answers_the_same_when_one_is_lost(pair: Nodes, tmp_path: Path) -> None:
     # So many that some are left to begin once the slowest node has started its worker.
     search = ("search", *write_search(tmp_path, epochs=20), "--seeds", "16", "--out")
-    calm = pair.run(*search, "s3://pair/calm")
+    calm = pair.run(*search, f"s3://{pair.bucket}/calm")
     assert calm["trainings_by_node"].keys() == {node["node_id"] for node in pair.nodes}
     assert sum(calm["trainings_by_node"].values()) == calm["trainings"]
-    process, units = pair.start(*search, "s3://pair/lossy", "--json"), pair.folder("lossy/units")
+    process, units = pair.start(*search, f"s3://{pair.bucket}/lossy", "--json"), pair.folder("lossy/units")
     lost = pair.nodes[-1]
     until(
         lambda: (

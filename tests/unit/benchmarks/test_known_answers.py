@@ -39,14 +39,14 @@ def test_only_the_known_answer_is_as_expected(case: str, outcome: str, filters: 
     assert as_expected(expected, outcome, canonical) == right
 
 
-@pytest.mark.parametrize("field", ["pictures", "budget", "margin", "draw", "workers", "space", "code"])
+@pytest.mark.parametrize("field", ["pictures", "budget", "margin", "draw", "workers", "space", "recipe", "code"])
 def test_a_kept_search_is_of_the_same_code_and_settings(
     field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in (("one.yaml", "placebos: 1"), ("two.yaml", "placebos: 2")):
         (tmp_path / name).write_text(text)
     settings: dict[str, Any] = {"pictures": 600, "photo_px": 64, "margin": 0.3, "draw": 0, "workers": "2"}
-    settings["space"] = str(tmp_path / "one.yaml")
+    settings |= {"space": str(tmp_path / "one.yaml"), "recipe": None}
     budget = "5m"
 
     def folder() -> Path:
@@ -60,7 +60,8 @@ def test_a_kept_search_is_of_the_same_code_and_settings(
     elif field == "budget":
         budget = "6m"
     else:
-        others = {"pictures": 700, "margin": 0.5, "draw": 1, "workers": "3", "space": str(tmp_path / "two.yaml")}
+        others = {"pictures": 700, "margin": 0.5, "draw": 1, "workers": "3"}
+        others |= {"space": str(tmp_path / "two.yaml"), "recipe": str(tmp_path / "one.yaml")}
         settings[field] = others[field]
     assert folder() != before
 
