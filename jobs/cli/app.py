@@ -121,9 +121,15 @@ def run(arguments: list[str]) -> int:
 
 def misuse(error: Any) -> str:
     """Returns the message for a wrong option or a missing argument, with the usage of its command."""
-    context = getattr(error, "ctx", None)
-    usage = f"\n{context.get_usage()}\nsee `{context.command_path} --help`" if context else ""
-    return f"{error.format_message()}{usage}"
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if context is None:
+        return message
+    # `--only one two` gives one value and an argument too many.
+    repeatable = [each for each in context.command.params if getattr(each, "multiple", False)]
+    given = [each.opts[0] for each in repeatable if context.params.get(each.name)]
+    if given and "unexpected extra argument" in message:
+        message += f"\n{' and '.join(given)}: give the option again for each value"
+    return f"{message}\n{context.get_usage()}\nsee `{context.command_path} --help`"
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

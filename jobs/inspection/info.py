@@ -24,6 +24,8 @@ from library.dataset.manifest import (
     no_dataset,
     splits_below,
 )
+from library.errors import UsageError
+from library.evaluation.report.page import PAGE
 from library.storage import Span
 
 # The speed is that of the last minutes: a job may have been stopped for days before it was resumed.
@@ -44,6 +46,9 @@ def datasets_below(folder: str) -> dict[str, Manifest]:
         return {folder: _so_far(folder, manifest)}
     splits = splits_below(folder)
     if not splits:
+        page = storage.join(folder, PAGE)
+        if storage.exists(page):
+            raise UsageError(f"{folder} is not a dataset; it holds a page: open {page} in a browser")
         raise no_dataset(folder)
     return {uri: _so_far(uri, manifest) for uri in splits if (manifest := find_manifest(uri)) is not None}
 

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from cluster.connection.session import connect
 from jobs.output import stderr
+from jobs.progress.display import duration
 from jobs.tour import pixel_chapters, training_chapters, usage_chapters
 from jobs.tour.chapter_parts import ChapterContent
 from jobs.tour.tour_folder import TourFolder
@@ -31,6 +32,8 @@ from library.evaluation.report.page import PAGE, check_report, template
 from library.grammar import nearest
 
 _COMMAND = "striate tour"
+#: Until chapters of this weight are finished, the weights count more than the time that the chapters have taken.
+_TRUSTED_WEIGHT = 40
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Chapter:
         summary: a sentence on the first page.
         make: makes its pictures and numbers.
         needs_ray: whether it runs jobs, so that Ray is started.
-        weight: its share of the time, for the estimate of what is left.
+        weight: about how many seconds it takes on two cores, for the estimate of what is left.
     """
 
     name: str
@@ -152,9 +155,9 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
         if any(chapter.needs_ray for chapter in missing):
             stack.enter_context(connect())
         for number, chapter in enumerate(missing, 1):
-            whole, spent = sum(one.weight for one in missing), time.monotonic() - started
-            left = f", about {spent / done * (whole - done):,.0f} s left" if done else ""
-            stderr.print(f"chapter {number} of {len(missing)}: {chapter.title}{left}", markup=False)
+            left = _left(time.monotonic() - started, done, sum(one.weight for one in missing))
+            line = f"chapter {number} of {len(missing)}: {chapter.title}, about {duration(left)} left"
+            stderr.print(line, markup=False)
             made[chapter.name] = _make(folder, chapter)
             _write_pages(folder, made)
             done += chapter.weight
@@ -172,6 +175,17 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
         },
         resumed=resumed,
     )
+
+
+def _left(spent_s: float, done: int, whole: int) -> float:
+    """Returns about how many seconds are left; the first chapters are too short to say how fast this machine is.
+
+    Args:
+        spent_s: on the chapters that are finished.
+        done: their weights together.
+        whole: those of all chapters.
+    """
+    return (spent_s + _TRUSTED_WEIGHT) / (done + _TRUSTED_WEIGHT) * (whole - done)
 
 
 def _make(folder: Path, chapter: Chapter) -> _Made:

@@ -122,6 +122,8 @@ def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: P
         (["filter", "RAW"], "Missing argument 'destination'"),
         (["filter", "RAW", "OUT", "--stepz", "invert"], "No such option: --stepz"),
         (["info", "OUT"], "create a dataset with `striate ingest`"),
+        (["tour", "--out", "OUT", "--only", "pixels", "dense"], "--only: give the option again for each value"),
+        (["info", "PAGE"], "it holds a page: open "),
         (["show", "RAW", "--out", "OUT.png", "--label", "zebra"], "no picture with the label 'zebra'"),
         (["steps", "clahee"], "did you mean 'clahe'"),
         (["steps", "--out", "x.png"], "--out goes with one step"),
@@ -135,8 +137,11 @@ def test_misuse_ends_with_exit_code_2_and_says_what_would_work(
     striate: Run, photos: str, photo_folder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "PAGE").mkdir()
+    (tmp_path / "PAGE" / "index.html").touch()
     paths = {
         "RAW": photos,
+        "PAGE": str(tmp_path / "PAGE"),
         "OUT": str(tmp_path / "out"),
         "PICTURES": str(photo_folder),
         "EMPTY": str(tmp_path / "EMPTY"),
