@@ -61,6 +61,8 @@ def test_an_audit_finds_planted_leaks_and_wrong_labels(tmp_path: Path) -> None:
     text = (page / "index.html").read_text()
     assert "labelled up, looks like across" in text
     assert "exact duplicate of up/1.png in train" in text
+    assert 'alt="up/copy.png"' in text
+    assert 'alt="its copy"' in text
 
     # What was computed beside the datasets is used again; without features the rest is looked at all the same.
     again = run_audit(plan_audit(str(out), model="patches", near=None), workers="1")

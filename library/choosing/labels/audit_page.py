@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -64,13 +65,21 @@ class AuditContent:
 
 @dataclass(frozen=True)
 class ShownFinding:
-    """A finding with a small copy of its picture, as bytes and format; None where it could not be decoded."""
+    """A finding with small pictures, as bytes and format; None for one that cannot be decoded.
+
+    Attributes:
+        key: of the picture.
+        split: that holds it.
+        label: of the picture.
+        detail: what is the matter with it.
+        images: the picture, and beside it the one in another split of which it is a copy, if it is.
+    """
 
     key: str
     split: str
     label: str | None
     detail: str
-    image: tuple[bytes, str] | None
+    images: Sequence[tuple[bytes, str] | None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,8 @@ def _shown(content: AuditContent) -> list[ShownKind]:
     firsts = {kind: found[:MOST_PICTURES] for kind, found in by_kind.items() if found}
     wanted: dict[str, set[str]] = {}
     for row in (row for found in firsts.values() for row in found):
-        wanted.setdefault(row["split"], set()).add(row["key"])
+        for split, key in _pictures(row):
+            wanted.setdefault(split, set()).add(key)
     images = {split: _images(content, split, keys) for split, keys in wanted.items()}
     return [
         ShownKind(
@@ -121,13 +131,23 @@ def _shown(content: AuditContent) -> list[ShownKind]:
             len(by_kind[kind]),
             [
                 ShownFinding(
-                    row["key"], row["split"], row["label"], row["detail"], images[row["split"]].get(row["key"])
+                    row["key"],
+                    row["split"],
+                    row["label"],
+                    row["detail"],
+                    [images[split].get(key) for split, key in _pictures(row)],
                 )
                 for row in found
             ],
         )
         for kind, found in firsts.items()
     ]
+
+
+def _pictures(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns split and key of each picture that a finding shows."""
+    shown = [(row["split"], row["key"])]
+    return shown if row["copy_key"] is None else [*shown, (row["copy_split"], row["copy_key"])]
 
 
 def _images(content: AuditContent, split: str, keys: set[str]) -> dict[str, tuple[bytes, str]]:

@@ -13,7 +13,7 @@ from library.choosing.labels.confident_learning import LabelErrors
 from library.choosing.labels.outliers import far_out
 
 #: A picture that deserves a look. `score` ranks the findings of one kind, the most suspicious highest; scores of
-#: different kinds are not comparable. A picture may have several findings.
+#: different kinds are not comparable. A picture may have several findings. A leak names its copy in the earlier split.
 FINDING_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -22,6 +22,8 @@ FINDING_SCHEMA = pa.schema(
         pa.field("score", pa.float64()),
         pa.field("detail", pa.string()),
         pa.field("label", pa.string()),
+        pa.field("copy_split", pa.string()),
+        pa.field("copy_key", pa.string()),
     ]
 )
 
@@ -69,6 +71,8 @@ def findings_of(
             "score": np.asarray(scores, np.float64),
             "detail": list(details),
             "label": [member.labels[row] for row in rows],
+            "copy_split": [None] * len(rows),
+            "copy_key": [None] * len(rows),
         },
         FINDING_SCHEMA,
     )
@@ -92,6 +96,8 @@ def leaks(split: str, other: str, found: pa.Table) -> pa.Table:
             "score": 1 - np.minimum(distances, 65) / 65,
             "detail": details,
             "label": found["label"],
+            "copy_split": [other] * found.num_rows,
+            "copy_key": found["train_key"],
         },
         FINDING_SCHEMA,
     )

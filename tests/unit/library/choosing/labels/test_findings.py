@@ -73,6 +73,7 @@ def test_leaks_rank_the_same_file_before_near_ones() -> None:
     found = ranked([leaks("test", "train", table)]).to_pylist()
     assert [row["key"] for row in found] == ["b", "a"]
     assert found[0]["detail"] == "exact duplicate of y in train, which is labelled dog"
+    assert (found[0]["copy_split"], found[0]["copy_key"]) == ("train", "y")
 
 
 def test_findings_are_ranked_by_kind_and_then_by_score() -> None:
