@@ -25,7 +25,16 @@ from library.dataset.manifest import (
     save_manifest,
 )
 from library.errors import UsageError
-from library.exchange.provenance import Use, are_related, around, find_below, first_keys, lineage, places_of
+from library.exchange.provenance import (
+    Use,
+    are_related,
+    around,
+    earlier_digests,
+    find_below,
+    first_keys,
+    lineage,
+    places_of,
+)
 from library.exchange.removal import (
     REMOVED,
     STAGE,
@@ -273,7 +282,7 @@ def find_affected(plan: RemovePlan, folders: Sequence[str]) -> Affected:
         places = places_of(uri, manifest, bases)
         if places:
             holding[uri] = len(places)
-            digests.add(manifest.digest)
+            digests |= earlier_digests(manifest)
         else:
             digests.discard(manifest.digest)  # one of the sources, but not of these pictures
     exports = [uri for uri, record in sorted(catalogue.exports.items()) if record.jobs[-1].source_digest in digests]

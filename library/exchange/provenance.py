@@ -127,6 +127,15 @@ def lineage(jobs: Sequence[Job]) -> set[str]:
     return found
 
 
+def earlier_digests(manifest: Manifest) -> set[str]:
+    """Returns the digests of everything that a dataset has been since its ingest or last merge, itself included.
+
+    Each of these held all pictures of the dataset: jobs other than a merge only change pictures or leave some out.
+    Among them is what the dataset was before pictures were removed from it in place.
+    """
+    return {manifest.digest} | {job.source_digest for job in manifest.jobs if job.source_digest is not None}
+
+
 def base_keys(keys: pa.Array[Any], jobs: Sequence[Job]) -> list[pa.Array[Any]]:
     """Returns the keys that pictures had before jobs changed them: copies have `#1`, merges may have put a name before.
 

@@ -157,6 +157,15 @@ def test_after_a_kill_at_any_write_the_same_command_completes(
             break
 
 
+def _bundle_on(dataset: str, folder: Path) -> str:
+    """Writes a bundle that was trained on a dataset as it is now; returns its id."""
+    bundle = Bundle.load(make_bundle(folder.parent / "made" / folder.name))
+    provenance = {"datasets": {"train": dataset}, "dataset_digests": {"train": load_manifest(dataset).digest}}
+    record = bundle.record.model_copy(update={"provenance": provenance})
+    Bundle.of_model(record, bundle.model, "cpu").save(str(folder))
+    return load_record(str(folder)).id
+
+
 def test_bundles_and_datasets_with_the_pictures_are_named(tmp_path: Path) -> None:
     dataset = _dataset(tmp_path)
     cats, dogs = str(tmp_path / "cats"), str(tmp_path / "dogs")
@@ -168,17 +177,26 @@ def test_bundles_and_datasets_with_the_pictures_are_named(tmp_path: Path) -> Non
     convert(dogs, tmp_path / "dogs_folders", "folders")
     bundles: dict[str, str] = {}
     for name, source in (("on_raw", dataset), ("on_cats", cats), ("on_dogs", dogs)):
-        bundle = Bundle.load(make_bundle(tmp_path / "made" / name))
-        digest = load_manifest(source).digest
-        provenance = {"datasets": {"train": source}, "dataset_digests": {"train": digest}}
-        record = bundle.record.model_copy(update={"provenance": provenance})
-        Bundle.of_model(record, bundle.model, "cpu").save(str(tmp_path / name))
-        bundles[name] = load_record(str(tmp_path / name)).id
+        bundles[name] = _bundle_on(source, tmp_path / name)
     affected = find_affected(plan_remove(dataset, ["cat/1.png"]), [])
     assert {use.bundle_id for use in affected.uses} == {bundles["on_raw"], bundles["on_cats"]}
     assert affected.datasets == {cats: 1, str(tmp_path / "merged"): 1}
     assert affected.exports == [str(tmp_path / "cats_folders")]
     assert affected.problems == []
+
+
+def test_what_was_made_before_an_earlier_removal_is_named_too(tmp_path: Path) -> None:
+    dataset, good, dogs = _dataset(tmp_path), str(tmp_path / "good"), str(tmp_path / "dogs")
+    carry_out(plan_filter(dataset, good, "min_size(20)"))
+    carry_out(plan_filter(dataset, dogs, "keep_labels(['dog'])"))
+    bundle = _bundle_on(good, tmp_path / "on_good")
+    _bundle_on(dogs, tmp_path / "on_dogs")
+    convert(good, tmp_path / "good_folders", "folders")
+    _remove(good, ["cat/1.png"])
+    _remove(dogs, ["dog/1.png"])
+    affected = find_affected(plan_remove(dataset, ["cat/2.png"]), [])
+    assert [use.bundle_id for use in affected.uses] == [bundle]
+    assert affected.exports == [str(tmp_path / "good_folders")]
 
 
 def test_keys_come_from_a_text_a_csv_or_a_parquet_column(tmp_path: Path) -> None:
