@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cluster.connection.session import connect
 from jobs import output
-from jobs.choosing.measure import ensure_measures, ensure_outputs
+from jobs.choosing.measure import MEASURES_OPTION, ensure_measures, ensure_outputs
 from jobs.choosing.selection import select_dataset
 from jobs.progress.display import duration
 from library import storage
@@ -25,6 +25,7 @@ from library.choosing.duplicates.keeping import DISAGREEING, Disagreeing, Duplic
 from library.choosing.duplicates.similarity import UnitVectors, check_pictures, unit_vectors
 from library.choosing.measures.hashes import VERSION as HASH_VERSION
 from library.choosing.measures.picture_models import EMBEDDING, PictureModel, check_embeds
+from library.choosing.measures.side_table import check_folder
 from library.dataset.destination import check_apart, check_claim
 from library.dataset.manifest import DUPLICATES, VERSIONS, Job, Manifest, load_manifest
 from library.dataset.shards import read_columns, read_rows
@@ -183,6 +184,11 @@ def plan_dedup(
         check_apart(source, dropped)
         check_apart(destination, dropped)
         check_claim(dropped, _dropped_job(job), overwrite=overwrite)
+    if measures is not None:
+        measures = storage.normalize(measures)
+        check_folder(measures, source, manifest.shards, MEASURES_OPTION)
+        if model is not None:
+            check_folder(measures, source, manifest.shards, MEASURES_OPTION, model.name)
     if report is not None:
         report = storage.normalize(report)
         check_report(report, [source, destination], "striate dedup")

@@ -19,9 +19,10 @@ from jobs.shards.results import DatasetResults
 from library import storage
 from library.choosing.measures.measuring import DEFAULT, REASON, check_columns
 from library.choosing.measures.picture_models import PictureModel
-from library.choosing.measures.side_table import Origin, Parts, folder_of, read_measures, read_origins
+from library.choosing.measures.side_table import Origin, Parts, check_folder, folder_of, read_measures, read_origins
 from library.dataset.lease import hold
-from library.dataset.manifest import Manifest, find_manifest, load_manifest
+from library.dataset.manifest import Manifest, load_manifest
+from library.dataset.shards import SUFFIX
 from library.dataset.task import ShardTask
 from library.errors import UsageError
 from library.evaluation.report import PAGE, check_report
@@ -32,6 +33,8 @@ _compute: Any = pyarrow.compute  # its functions are created at import, where no
 
 #: Files of the folder that --report names.
 SUMMARY = "measures.json"
+#: Gives the folder of the side table where another command measures first.
+MEASURES_OPTION = "--measures"
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def plan_measure(
     model: PictureModel | None = None,
     folder: str | None = None,
     report: str | None = None,
+    option: str = "--out",
 ) -> MeasurePlan:
     """Checks everything that can be checked before Ray starts; writes nothing.
 
@@ -112,6 +116,7 @@ def plan_measure(
         model: computes its own columns in place of measures, in a folder of its name below the side table.
         folder: URI of the side table; None for `_measures/` below the dataset.
         report: URI of a folder for the page; None for no page.
+        option: gives `folder`, for messages.
 
     Raises:
         UsageError: when the request is not valid.
@@ -123,19 +128,19 @@ def plan_measure(
     manifest = load_manifest(dataset)
     where = folder_of(dataset) if folder is None else storage.normalize(folder)
     if folder is not None:
-        _check_folder(where, dataset)
+        check_folder(where, dataset, manifest.shards, option, None if model is None else model.name)
     if model is not None:
         where = storage.join(where, model.name)
     if report is not None:
         report = storage.normalize(report)
         check_report(report, [dataset], "striate measure")
     tasks = shard_tasks(manifest, dataset, None) if manifest.shards else []
-    origins = read_origins(where, manifest.shards)
+    origins = read_origins(where)
     work = MeasureJob(where, names) if model is None else ModelJob(where, model)
     todo = [
         task
-        for task, origin in zip(tasks, origins, strict=True)
-        if origin is None or not _is_current(work, task, origin)
+        for task in tasks
+        if (origin := origins.get(task.stem + SUFFIX)) is None or not _is_current(work, task, origin)
     ]
     return MeasurePlan(dataset, manifest, where, tasks, todo, work, report)
 
@@ -144,13 +149,6 @@ def _is_current(work: MeasureJob | ModelJob, task: ShardTask, origin: Origin) ->
     if isinstance(work, ModelJob):
         return origin == Origin(task.input_digest, task.rows, {"model": work.made_by})
     return set(work.columns) <= origin.current(task.input_digest, task.rows)
-
-
-def _check_folder(folder: str, dataset: str) -> None:
-    if storage.contains(dataset, folder) and folder != folder_of(dataset):
-        raise UsageError(f"--out {folder} lies in the dataset; choose a folder outside it, or leave out --out")
-    if find_manifest(folder) is not None:
-        raise UsageError(f"--out {folder} is a dataset; choose a folder of its own for the measures")
 
 
 def measure_dataset(
@@ -220,7 +218,7 @@ def ensure_measures(
         UsageError: for a wrong request; for a dataset that cannot be written to, unless `folder` is given.
         StriateError: when a shard fails, or the dataset was changed meanwhile.
     """
-    plan = plan_measure(dataset, columns, folder=folder)
+    plan = plan_measure(dataset, columns, folder=folder, option=MEASURES_OPTION)
     if plan.todo:
         measure_dataset(plan, workers=workers, address=address)
     return read_measures(plan.dataset, manifest or plan.manifest, columns, plan.folder)
@@ -249,7 +247,7 @@ def ensure_outputs(
         UsageError: another command is measuring the dataset.
         StriateError: when a shard fails.
     """
-    plan = plan_measure(dataset, model=model, folder=folder)
+    plan = plan_measure(dataset, model=model, folder=folder, option=MEASURES_OPTION)
     if plan.todo:
         measure_dataset(plan, workers=workers, address=address)
     yield from plan.parts.read(["key", *columns])
@@ -283,14 +281,11 @@ def outdated_files(plan: MeasurePlan) -> list[str]:
     The dataset may have new shards since the plan was made, which another command has measured, so it is read again.
     """
     known = {shard.name for manifest in (plan.manifest, load_manifest(plan.dataset)) for shard in manifest.shards}
-    return [file.uri for file in storage.list_files(plan.folder) if _is_part(file.path) and file.path not in known]
+    others = read_origins(plan.folder, leave_out=known)
+    return [storage.join(plan.folder, name) for name, origin in others.items() if origin is not None]
 
 
 def _remove_temporary(folder: str) -> None:
     # Not those in the folder of a model, which another command may be writing.
     files = storage.list_files(folder)
     storage.remove(file.uri for file in files if file.path.startswith(storage.TEMPORARY_PREFIX))
-
-
-def _is_part(path: str) -> bool:
-    return path.startswith("part-") and path.endswith(".parquet")

@@ -47,7 +47,9 @@ class MeasureJob:
         have = () if earlier is None else tuple(column for column in earlier.column_names if column in MEASURES)
         names = tuple(column for column in MEASURES if column in self.columns or column in have)
         todo = tuple(column for column in names if column not in have)
-        origin = Origin(task.input_digest, task.rows, {column: MEASURES[column].made_by for column in names})
+        origin = Origin(
+            task.input_digest, task.rows, {column: MEASURES[column].made_by for column in names}, task.dataset
+        )
         schema = schema_of(names, origin)
         reader = ShardReader(storage.join(task.dataset, name), rows=task.rows)
         tallies: list[Tally] = []

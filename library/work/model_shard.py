@@ -54,7 +54,7 @@ class ModelJob:
         model = self._open
         seconds = Counter[str](load=perf_counter() - start)  # pyright: ignore[reportArgumentType] -- sums floats as well
         name = task.stem + SUFFIX
-        metadata = Origin(task.input_digest, task.rows, {"model": self.made_by}).metadata()
+        metadata = Origin(task.input_digest, task.rows, {"model": self.made_by}, task.dataset).metadata()
         first = [pa.field("key", pa.string()), pa.field(REASON, pa.string())]
         schema = pa.schema([*first, *model.columns], metadata=metadata)
         reader, tallies = ShardReader(storage.join(task.dataset, name), rows=task.rows), list[Tally]()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from library import storage
 from library.choosing.measures.measuring import MEASURES, REASON, check_columns
-from library.dataset.manifest import FileEntry, Manifest
+from library.dataset.manifest import FileEntry, Manifest, find_manifest
+from library.dataset.shards import SUFFIX
 from library.errors import StriateError, UsageError
 
 #: The folder below a dataset.
@@ -38,11 +39,13 @@ class Origin:
         digest: SHA-256 of the shard.
         rows: of the shard that were measured.
         made_by: what made each column, by the column's name.
+        dataset: URI of the dataset when it was measured; it may lie elsewhere since, so it does not count for equality.
     """
 
     digest: str
     rows: int
     made_by: Mapping[str, str] = field(default_factory=dict[str, str])
+    dataset: str = field(default="", compare=False)
 
     def current(self, digest: str, rows: int) -> frozenset[str]:
         """Returns the columns that are up to date for a shard of that digest and number of rows."""
@@ -53,7 +56,7 @@ class Origin:
 
     def metadata(self) -> dict[bytes, bytes]:
         """Returns it as metadata of a Parquet schema."""
-        facts = {"shard": self.digest, "rows": self.rows, "columns": dict(self.made_by)}
+        facts = {"shard": self.digest, "rows": self.rows, "columns": dict(self.made_by), "dataset": self.dataset}
         return {_METADATA: json.dumps(facts, sort_keys=True).encode()}
 
     @classmethod
@@ -61,7 +64,7 @@ class Origin:
         """Reads the metadata of a file; None where it was not written by `striate measure`."""
         try:
             facts = json.loads((schema.metadata or {})[_METADATA])
-            return cls(facts["shard"], facts["rows"], dict(facts["columns"]))
+            return cls(facts["shard"], facts["rows"], dict(facts["columns"]), facts["dataset"])
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -89,11 +92,47 @@ def read_origin(folder: str, name: str) -> Origin | None:
         return None
 
 
-def read_origins(folder: str, shards: Iterable[FileEntry]) -> list[Origin | None]:
-    """Reads what the file of each shard was made from."""
-    present = {file.path for file in storage.list_files(folder)}
+def read_origins(folder: str, leave_out: Collection[str] = ()) -> dict[str, Origin | None]:
+    """Reads what each file of a side table was made from.
+
+    Args:
+        folder: URI; files in folders below it do not count.
+        leave_out: names of files that are not read.
+
+    Returns:
+        By the file's name; None for a file that `striate measure` did not write, or that is damaged.
+    """
+    parts = [file.path for file in storage.list_files(folder) if _is_part(file.path) and file.path not in leave_out]
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        return list(pool.map(lambda shard: read_origin(folder, shard.name) if shard.name in present else None, shards))
+        return dict(zip(parts, pool.map(lambda name: read_origin(folder, name), parts), strict=True))
+
+
+def check_folder(folder: str, dataset: str, shards: Sequence[FileEntry], option: str, model: str | None = None) -> None:
+    """Refuses a folder with files of shards that are not measures of a dataset, as they would be replaced or removed.
+
+    Args:
+        folder: URI that an option gives for the side table.
+        dataset: URI.
+        shards: of the dataset.
+        option: for the message, such as `--out`.
+        model: name of the folder below it, for what a model says about the pictures.
+
+    Raises:
+        UsageError: says which file is of something else.
+    """
+    if storage.contains(dataset, folder) and folder != folder_of(dataset):
+        raise UsageError(f"{option} {folder} lies in the dataset; choose a folder outside it, or leave out {option}")
+    if find_manifest(folder) is not None:
+        raise UsageError(f"{option} {folder} is a dataset; choose a folder of its own for the measures")
+    where, known = folder if model is None else storage.join(folder, model), {shard.digest for shard in shards}
+    for name, origin in read_origins(where).items():
+        if origin is None:
+            raise UsageError(f"{option} {where} contains {name}, which holds no measures; choose another folder")
+        if origin.dataset != dataset and origin.digest not in known:
+            raise UsageError(
+                f"{option} {where} contains {name} with measures of {origin.dataset}, which would be replaced; choose "
+                "another folder, or remove those measures"
+            )
 
 
 def read_part(folder: str, name: str, digest: str, rows: int, columns: Sequence[str]) -> pa.Table | None:
@@ -180,7 +219,9 @@ def read_outputs(dataset: str, manifest: Manifest, model: str, columns: Sequence
         UsageError: the model has not measured the dataset as it is now, or has no such column.
     """
     folder = storage.join(folder_of(dataset), model)
-    for shard, origin in zip(manifest.shards, read_origins(folder, manifest.shards), strict=True):
+    origins = read_origins(folder)
+    for shard in manifest.shards:
+        origin = origins.get(shard.name)
         if origin is None or (origin.digest, origin.rows) != (shard.digest, shard.rows):
             raise UsageError(
                 f"{dataset} has no outputs of the model {model}, or they are of earlier pictures; run `striate measure "
@@ -219,3 +260,7 @@ class Parts:
             except _DAMAGE as error:
                 hint = "remove it, and run `striate measure` again"
                 raise StriateError(f"{uri} cannot be read: {error}; {hint}") from error
+
+
+def _is_part(path: str) -> bool:
+    return path.startswith("part-") and path.endswith(SUFFIX)

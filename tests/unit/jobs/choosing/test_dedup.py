@@ -138,6 +138,8 @@ def test_a_dry_run_counts_and_draws_a_page_and_writes_no_dataset(source: str, tm
         ({"cosine": 1.5}, "--cosine 1.5: must be above 0 and at most 1"),
         ({"disagreeing": "first"}, "--disagreeing first: choose from keep, best, drop"),
         ({"against": "{folder}"}, "is not a dataset"),
+        ({"measures": "{source}/table"}, "--measures .* lies in the dataset"),
+        ({"measures": "{folder}/spark"}, "--measures .* contains part-00000-5e2f.snappy.parquet, which holds no"),
         ({"report": "{source}/page"}, "is inside the dataset"),
         ({"report": "{folder}"}, "contains a page .* of something else"),
     ],
@@ -146,6 +148,8 @@ def test_a_request_that_cannot_work_is_refused(
     source: str, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     (tmp_path / "index.html").write_text("mine")
+    (tmp_path / "spark").mkdir()
+    (tmp_path / "spark" / "part-00000-5e2f.snappy.parquet").write_bytes(b"mine")
     filled = {
         name: value.format(source=source, folder=tmp_path) if isinstance(value, str) else value
         for name, value in options.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -207,7 +208,7 @@ def test_a_finished_table_needs_no_ray_and_loses_files_of_gone_shards(source: tu
     dataset, manifest = source
     measure(dataset, manifest)
     before = contents(dataset / "_measures")
-    (dataset / "_measures" / "part-999999.parquet").write_bytes(b"of a shard that is gone")
+    shutil.copy(dataset / "_measures" / manifest.shards[0].name, dataset / "_measures" / "part-999999.parquet")
     # What another command is writing at the moment.
     (dataset / "_measures" / "letters").mkdir()
     for folder in ("", "letters/"):
@@ -218,6 +219,36 @@ def test_a_finished_table_needs_no_ray_and_loses_files_of_gone_shards(source: tu
     assert result.rejected == {"truncated": 1}
     assert contents(dataset / "_measures") == before
     assert len(list((dataset / "_measures").rglob("_tmp-0123"))) == 2
+
+
+def test_files_that_are_not_measures_are_never_removed(source: tuple[Path, Manifest], tmp_path: Path) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest, folder=tmp_path / "table")
+    foreign = tmp_path / "table" / "part-00000-5e2f.snappy.parquet"
+    pq.write_table(pq.read_table(dataset / manifest.shards[0].name), foreign)
+    with pytest.raises(UsageError, match=r"--out .* contains part-00000-5e2f.snappy.parquet, which holds no measures"):
+        plan_measure(str(dataset), folder=str(tmp_path / "table"))
+    measure(dataset, manifest)
+    own = Path(shutil.copy(foreign, dataset / "_measures"))
+    measure_dataset(plan_measure(str(dataset)))
+    assert own.exists()
+
+
+def test_measures_of_another_dataset_are_not_replaced(source: tuple[Path, Manifest], tmp_path: Path) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest, folder=tmp_path / "table")
+    other = tmp_path / "other"
+    ingest(write_files(tmp_path / "one", {"cat/other.jpg": GOOD}), other)
+    with pytest.raises(
+        UsageError, match=r"contains part-000000.parquet with measures of .*raw, which would be replaced"
+    ):
+        plan_measure(str(other), folder=str(tmp_path / "table"))
+    # The same dataset, elsewhere, or after all its pictures have changed.
+    moved = Path(shutil.copytree(dataset, tmp_path / "moved"))
+    assert plan_measure(str(moved), folder=str(tmp_path / "table")).todo == []
+    shutil.rmtree(dataset)
+    shutil.copytree(other, dataset)
+    assert len(plan_measure(str(dataset), folder=str(tmp_path / "table")).todo) == 1
 
 
 @pytest.mark.parametrize("folder", ["inside", "_reports"])
