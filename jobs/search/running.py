@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.connection.session import connect
+from cluster.shared_paths import check_shared
 from jobs import output
 from jobs.progress.display import duration
 from jobs.search.earlier_looks import EarlierLooks, described_in, write_record
@@ -85,12 +86,14 @@ def run_search(
         address: address of the Ray cluster.
 
     Raises:
-        UsageError: another search is writing to the folder, or too few pictures can be used.
+        UsageError: another search is writing to the folder, too few pictures can be used, or nodes of the cluster do
+            not see the same files at a local path.
         StriateError: the recipe cannot be trained, or not within the budget, or workers are lost again and again.
     """
     elapsed = stopwatch()
     with hold(plan.out, tidy=lambda out: None), connect(address) as session:
         placing = Placing.choose(session, workers, gpu)
+        check_shared(reads=_paths_read_by_workers(plan), writes=[plan.out])
         plan = replace(plan, device="cuda" if placing.gpu else "cpu")
         looks = begin(plan)
         import ray
@@ -115,6 +118,12 @@ def run_search(
             with contextlib.suppress(StriateError):  # they only save time, and the answer is written
                 remove_prefixes(plan.out)
     return SearchResult(report, plan.out, rounds.computed, elapsed(), by_node)
+
+
+def _paths_read_by_workers(plan: SearchPlan) -> list[str]:
+    weights = plan.recipe.located().weights
+    weights_paths = [] if weights is None or weights == "pretrained" else [weights]
+    return [*(rows.dataset for rows in (plan.train, plan.val, plan.test) if rows is not None), *weights_paths]
 
 
 def begin(plan: SearchPlan) -> EarlierLooks:

@@ -20,6 +20,7 @@ from library.bundle.description import weights_digest, weights_file
 from library.choosing.filter_search.answer import FEWEST_SEEDS, MARGIN, SEEDS
 from library.choosing.filter_search.race import FINALISTS
 from library.choosing.filter_search.space import MOST_CANDIDATES, Place, Space
+from library.dataset.lease import LEASES
 from library.dataset.manifest import VERSIONS, Manifest, digest_of, load_manifest
 from library.dataset.shards import read_columns
 from library.errors import UsageError
@@ -378,6 +379,12 @@ def _check_out(out: str, datasets: Sequence[str]) -> None:
         if storage.contains(dataset, out) or storage.contains(out, dataset):
             raise UsageError(f"--out {out} and the dataset {dataset} contain one another; choose another folder")
     files = [file.path for file in storage.list_files(out)]
-    if files and RECORD not in files:
-        raise UsageError(f"{out} contains other files ({files[0]}); choose another folder")
+    # A search that was killed before it wrote its record, or runs there now, has left these; `hold` tells which.
+    others = [path for path in files if not (path.startswith(f"{LEASES}/") or _is_temporary(path))]
+    if others and RECORD not in files:
+        raise UsageError(f"{out} contains other files ({others[0]}); choose another folder")
     storage.check_writable(out)
+
+
+def _is_temporary(path: str) -> bool:
+    return storage.name_of(path).startswith(storage.TEMPORARY_PREFIX)

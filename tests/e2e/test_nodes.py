@@ -164,6 +164,10 @@ def test_a_path_that_differs_between_nodes_is_refused(nodes: Nodes, raw: str, tm
     assert "does not see the same files there" in result["error"]
     assert "s3://" in result["error"]
     assert not list(tmp_path.iterdir()), "something was left behind"
+    search = ("search", *write_search(tmp_path / "data"), "--out", "/proc/self/cwd/out", "--json")
+    out, _ = nodes.start(*search, cwd=tmp_path).communicate(timeout=240)
+    assert json.loads(out)["exit_code"] == 2
+    assert "/proc/self/cwd/out is a path of this machine" in json.loads(out)["error"]
 
 
 def test_a_prediction_spreads_over_the_nodes(nodes: Nodes, raw: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from jobs.search.running import begin
 from jobs.search.search_plan import default_recipe, plan_search, seconds_of, versions
 from jobs.train.plan import model_inputs
+from library import storage
 from library.errors import UsageError
 from library.imaging import codec
 from tests.picture_examples import ingest, write_files
@@ -141,6 +142,15 @@ def test_a_new_search_removes_the_old_answer_and_the_same_one_keeps_it(splits: P
     looks = begin(replace(plan, space=replace(plan.space, placebos=1)))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["search.json"]
     assert looks.count("confirmation") == 1
+
+
+def test_a_search_that_was_killed_before_its_record_resumes(splits: Path, tmp_path: Path) -> None:
+    train, val, out = str(splits / "train"), str(splits / "val"), tmp_path / "out"
+    write_files(out, {"_leases/0123.json": b"{}", f"{storage.TEMPORARY_PREFIX}0123": b""})
+    plan_search(train, val, out=str(out))
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"contains other files \(mine.txt\)"):
+        plan_search(train, val, out=str(out))
 
 
 def test_pictures_that_the_model_cannot_take_are_refused(splits: Path, tmp_path: Path) -> None:
