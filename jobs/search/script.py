@@ -69,7 +69,7 @@ class Findings:
 
     Attributes:
         singles: standings of the race of single filters; empty before its first round.
-        sequences: standings of the races of pairs and triples, each with the singles that they are made of.
+        sequences: standings of the pairs and triples that the search has made of them.
         finalists: the candidates that are confirmed.
         best: the best so far, in words.
         candidates_left: that are in the race or confirmed.
@@ -204,7 +204,8 @@ def search(
             f"filter{'s' * (most > 1)} among the finalists instead of {FINALISTS}"
         )
 
-    race = Race(tuple(settings.space.singles()), replicates=settings.replicates)
+    singles = tuple(settings.space.singles())
+    race = Race(singles, replicates=settings.replicates)
     whole = yield from _race("2 of 4: single filters", race, unit, races_end, found)
     found.singles = race.standings()
     survivors, parts = race.survivors, _parts(race, found)
@@ -212,12 +213,14 @@ def search(
         if not whole:
             break
         composed = settings.space.compose(parts[: _FOR_PAIRS if length == 2 else _FOR_TRIPLES], length)
+        # The space may list a sequence as a filter: it has raced already.
+        composed = [one for one in composed if one not in singles]
         if not composed:
             continue
         race = Race((*survivors, *composed), replicates=settings.replicates)
         title = f"3 of 4: {'pairs' if length == 2 else 'triples'} of filters"
         whole = yield from _race(title, race, unit, races_end, found)
-        found.sequences = _joined(found.sequences, race.standings())
+        found.sequences = _joined(found.sequences, [each for each in race.standings() if each.candidate not in singles])
         # Where the time was not enough, a sequence with fewer seeds must not replace what has run all of them.
         survivors = race.survivors if whole else survivors
 
@@ -369,7 +372,7 @@ def _checked(result: UnitResult) -> UnitResult:
 
 
 def _joined(before: Sequence[Standing], after: Sequence[Standing]) -> list[Standing]:
-    latest = {each.candidate: each for each in (*before, *after) if len(each.candidate.steps) > 1}
+    latest = {each.candidate: each for each in (*before, *after)}
     return sorted(latest.values(), key=lambda each: (each.dropped is not None, -each.mean if each.seeds else 0.0))
 
 

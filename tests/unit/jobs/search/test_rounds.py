@@ -87,6 +87,15 @@ def test_where_no_filter_helps_none_wins_and_one_is_still_confirmed() -> None:
     assert any(gain.candidate.placebo is not None for gain in found.answer.gains)
 
 
+def test_a_sequence_that_the_space_lists_races_once() -> None:
+    space = Space(("median_blur(size=3)", "equalize", "median_blur(size=3) | equalize"), ("always",), placebos=1)
+    found, _ = run(replace(settings(), space=space), Files(), 0.0)
+    listed = [each.candidate for each in (*found.singles, *found.sequences)]
+    assert Candidate("equalize | median_blur(size=3)") in listed
+    assert len(set(listed)) == len(listed)
+    assert len(set(found.finalists)) == len(found.finalists) > 2
+
+
 def test_the_confirmation_has_seeds_that_no_race_has_seen() -> None:
     files = Files()
     run(settings(), files, 0.1)
