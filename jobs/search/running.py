@@ -20,7 +20,16 @@ from jobs.search.placing import Placing, run_rounds
 from jobs.search.prefix_files import remove_prefixes
 from jobs.search.rounds import Rounds, stopwatch
 from jobs.search.script import Findings, RecipeLimit, search
-from jobs.search.search_plan import ANSWER, RECIPE, RECORD, SearchPlan, compares_heads, raw_inputs, versions
+from jobs.search.search_plan import (
+    ANSWER,
+    FEWEST_IN_HALF,
+    RECIPE,
+    RECORD,
+    SearchPlan,
+    compares_heads,
+    raw_inputs,
+    versions,
+)
 from jobs.search.unit_worker import (
     ComputerFactory,
     FileStore,
@@ -151,9 +160,7 @@ def _task(
 ) -> UnitTask:
     """Chooses the pictures of cheap trainings and divides the validation pictures, by their keys alone."""
     train, val = pictures[0], pictures[1]
-    screening = halves([str(key) for key in val.keys])
-    if screening.all() or not screening.any():
-        raise UsageError(f"{plan.val.dataset} has too few pictures for screening and confirmation")
+    screening = screening_half(plan.val.dataset, val)
     most = max(
         _FEATURE_PICTURES if compares_heads(plan.recipe) else PROXY_PICTURES, _PER_CLASS * len(plan.train.classes)
     )
@@ -172,6 +179,26 @@ def _task(
         limit=limit,
         test_context=plan.test_context,
     )
+
+
+def screening_half(dataset: str, val: PackedPictures) -> NDArray[np.bool_]:
+    """Returns which validation pictures choose the finalists; the others confirm them.
+
+    Args:
+        dataset: URI of the validation set, for the error.
+        val: its pictures.
+
+    Raises:
+        UsageError: one half is too small to compare anything on.
+    """
+    screening = halves([str(key) for key in val.keys])
+    choosing, confirming = int(screening.sum()), int((~screening).sum())
+    if min(choosing, confirming) < FEWEST_IN_HALF:
+        raise UsageError(
+            f"{dataset} has too few pictures that can be used: by their keys {choosing} would choose the finalists and "
+            f"{confirming} confirm them, and each half needs at least {FEWEST_IN_HALF}; add pictures"
+        )
+    return screening
 
 
 def _chosen(pictures: PackedPictures, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:

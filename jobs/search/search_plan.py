@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs import output
 from jobs.search.earlier_looks import EarlierLooks, read_looks
 from jobs.search.script import Settings
 from jobs.train.plan import model_inputs
@@ -41,6 +42,8 @@ _PROBED = 32
 #: Pictures up to this side get the small default recipe.
 _SMALL_PX = 40
 _LEAST_BUDGET_S = 5.0
+#: Fewest pictures that a gain and its interval can be computed of.
+FEWEST_IN_HALF = 2
 _BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
@@ -197,8 +200,10 @@ def plan_search(
             if loaded.data.classes == "all":
                 check_same_classes(train_rows, manifests[role], uris[role])
             others[role] = read_rows(uris[role], train_rows.classes)
-            if len(others[role]) < 2:
-                raise UsageError(f"{uris[role]} has too few pictures")
+            fewest = 2 * FEWEST_IN_HALF if role == "val" else FEWEST_IN_HALF
+            if len(others[role]) < fewest:
+                had = output.counted(len(others[role]), "picture")
+                raise UsageError(f"{uris[role]} has {had}; a search needs at least {fewest} for --{role}")
     chosen = _space(space, loaded)
     steps = (*model_inputs(loaded).steps.steps, *_steps_of(loaded.augment), *_candidate_steps(chosen))
     _check_inputs(loaded, {uris[role]: manifest for role, manifest in manifests.items()})

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jobs.search.running import PICTURE, write_answer
+from jobs.search.running import PICTURE, screening_half, write_answer
 from jobs.search.search_plan import ANSWER, RECIPE, SearchPlan, plan_search
 from jobs.train.plan import model_inputs, plan_train
 from library.choosing.filter_search.answer import Answer, judge
 from library.choosing.filter_search.race import Race
 from library.choosing.filter_search.search_page import SearchReport
 from library.choosing.filter_search.space import Candidate, Place
+from library.errors import UsageError
 from library.evaluation.report import PAGE
 from library.imaging import codec
 from library.pipeline import Pipeline
@@ -114,3 +115,14 @@ def test_the_page_and_the_answer_say_the_same(searched: Path, tmp_path: Path) ->
     assert answer["sentence"] == report.answer.sentence
     assert report.answer.sentence in (tmp_path / PAGE).read_text()
     assert codec.decode((tmp_path / PICTURE).read_bytes()).size
+
+
+def test_two_pictures_choose_and_two_confirm_or_the_search_is_refused() -> None:
+    def validation(keys: str) -> PackedPictures:
+        return PackedPictures.pack([np.zeros((8, 8, 1), np.uint8)] * len(keys), [0] * len(keys), list(keys), Counter())
+
+    screens = dict(zip("abcdefghijkl", screening_half("val", validation("abcdefghijkl")), strict=True))
+    choosing, confirming = ("".join(key for key in screens if screens[key] == kind) for kind in (True, False))
+    assert screening_half("val", validation(choosing[:2] + confirming[:2])).sum() == 2
+    with pytest.raises(UsageError, match="3 would choose the finalists and 1 confirm them"):
+        screening_half("val", validation(choosing[:3] + confirming[:1]))

@@ -29,14 +29,14 @@ epochs: 1
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
-    for number, name in enumerate(("train", "val", "same", "other")):
+    for number, name in enumerate(("train", "val", "same", "other", "few")):
         classes = ("a", "b") if name != "other" else ("a", "c")
         rng = np.random.default_rng(number)
         files = {
             f"{classes[row % 2]}/{row}.png": codec.encode(
                 rng.integers(0, 256, (28, 28, 1), np.uint8), codec.Encoding("png")
             )[0]
-            for row in range(12)
+            for row in range(12 if name != "few" else 3)
         }
         ingest(write_files(folder / "source" / name, files), folder / name)
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -90,8 +90,10 @@ def test_wrong_requests_are_refused_before_ray_starts(splits: Path, tmp_path: Pa
         plan_search(train, val, out=out, cost_weight=-1)
     with pytest.raises(UsageError, match="does not exist"):
         plan_search(train, val, out=out, space=str(tmp_path / "none.yaml"))
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="train and val have different classes"):
         plan_search(train, str(splits / "other"), out=out)
+    with pytest.raises(UsageError, match="has 3 pictures; a search needs at least 4 for --val"):
+        plan_search(train, str(splits / "few"), out=out)
     (tmp_path / "recipe.yaml").write_text(f"{RECIPE}input: {{steps: not_blurry | grayscale}}\n")
     with pytest.raises(UsageError, match="drops pictures"):
         plan_search(train, val, out=out, recipe=str(tmp_path / "recipe.yaml"))
