@@ -348,6 +348,12 @@ def _without(filters: tuple[str, ...], listed: Any, problems: list[str]) -> tupl
     if not isinstance(listed, tuple) or any(not isinstance(name, str) for name in listed):
         problems.append(f"without: {_shown(listed)} is not a list of names of steps")
         return filters
-    problems += [f"without: unknown step '{name}'{nearest(name, REGISTRY)}" for name in listed if name not in REGISTRY]
-    removed = set(listed)
-    return tuple(text for text in filters if not removed & {step.name for step in Pipeline.parse(text).steps})
+    names = {text: {step.name for step in Pipeline.parse(text).steps} for text in filters}
+    used, removed = set[str]().union(*names.values()), set(listed)
+    all_known = not any(problem.startswith("filters:") for problem in problems)
+    for name in dict.fromkeys(listed):
+        if name not in REGISTRY:
+            problems.append(f"without: unknown step '{name}'{nearest(name, REGISTRY)}")
+        elif all_known and name not in used:
+            problems.append(f"without: '{name}' has no effect, as it is in none of the filters")
+    return tuple(text for text in filters if not removed & names[text])

@@ -80,6 +80,7 @@ def test_all_mistakes_of_a_space_come_in_one_error() -> None:
         ("filters: [3]", "filters: 3 is not the text of a pipeline"),
         ("filters: [[invert]]", "filters: ['invert'] is not the text of a pipeline"),
         ("filters: [invert]\nfilters: [equalize]", "line 2, column 1: 'filters' is given twice"),
+        ("without: [canny, resize]", "without: 'resize' has no effect, as it is in none of the filters"),
         ("without: &a [canny]\nfilters: *a", "an alias (*) is not allowed"),
     ],
 )
