@@ -51,7 +51,7 @@ def pixels(tour: TourFolder) -> ChapterContent:
     height, width = flower.shape[:2]
     steps = ('grayscale | binarize(method="otsu")', "grayscale", "rgb", "rgb | with_channels(gaussian_blur(sigma=4))")
     source = tour.raw_photos() / "flower" / "flower.png"
-    tour.command("show", f"{tour.photos()} --label flower --steps '{steps[0]}' --out sheet.png")
+    _show(tour, steps[0], "flower")
     made = [filtered_pixels(text, flower) for text in steps]
     kinds = [
         ("1 bit", steps[0], width * height / 8, "black or white; a fax, a stamp, a mask"),
@@ -89,6 +89,12 @@ def pixels(tour: TourFolder) -> ChapterContent:
     )
 
 
+def _show(tour: TourFolder, steps: str, label: str | None = None) -> None:
+    """Notes the command that draws what steps make of the photos, or of that of a class."""
+    chosen = () if label is None else ("--label", label)
+    tour.command("show", tour.photos(), *chosen, "--steps", steps, "--out", "sheet.png")
+
+
 @dataclass(frozen=True)
 class _Size:
     """A picture, and the weights of a dense layer that gives as many numbers as it takes."""
@@ -124,8 +130,8 @@ def dense(tour: TourFolder) -> ChapterContent:
             )
         )
     call = "mlp(hidden=[40000], size=200)"
-    tour.command("models", f"'{call}' --layers")
-    tour.command("models", "lenet5 --layers")
+    tour.command("models", call, "--layers")
+    tour.command("models", "lenet5", "--layers")
     facts, lenet = describe_model(call, layers=True), describe_model("lenet5", layers=True)
     convolution = next(layer for layer in lenet.per_layer or () if layer.dense_weights)
     gray = filtered_pixels("grayscale", photo("china")[:200, 200:400])
@@ -133,7 +139,7 @@ def dense(tour: TourFolder) -> ChapterContent:
     edge = Convolve(kernel=_SOBEL_X, offset=0.5)
     first, second = edge(gray), edge(moved)
     same = bool(np.array_equal(first[:, 1:-22], second[:, 21:-2]))
-    tour.command("steps", "'convolve([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])'")
+    tour.command("steps", "convolve([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])")
     return ChapterContent(
         {
             "rows": rows,
@@ -164,9 +170,8 @@ def cortex(tour: TourFolder) -> ChapterContent:
     gray = filtered_pixels("grayscale", photo("china"))
     angles = (0, 45, 90, 135)
     named = [f"gabor(wavelength=8, angle={angle if angle <= 90 else angle - 180}, phase=0, gain=8)" for angle in angles]
-    dataset = tour.photos()
     for text in (named[0], named[2]):
-        tour.command("show", f"{dataset} --label china --steps 'grayscale | {text}' --out sheet.png")
+        _show(tour, f"grayscale | {text}", "china")
     answers = [
         (filtered_pixels(text, gray), f"lines at {angle} degrees") for text, angle in zip(named, angles, strict=True)
     ]
@@ -178,7 +183,7 @@ def cortex(tour: TourFolder) -> ChapterContent:
         (filtered_pixels(f'edges(direction="{direction}")', gray), f"{direction} edges")
         for direction in ("vertical", "horizontal")
     ]
-    tour.command("show", f"{dataset} --label china --steps 'grayscale | edges(direction=\"vertical\")' --out sheet.png")
+    _show(tour, 'grayscale | edges(direction="vertical")', "china")
     cell = Gabor(wavelength=12, angle=0, phase=0, gain=1)
     turns = list(range(-90, 91, 10))
     strength = [float(cell(_bar(turn))[40:56, 40:56].astype(np.float64).max()) for turn in turns]
@@ -234,13 +239,12 @@ def filters(tour: TourFolder) -> ChapterContent:
     shifted = int(Convolve(kernel=_SOBEL_X, offset=0.5)(gray)[row, column, 0])
     patch = gray[row - 3 : row + 4, column - 3 : column + 4]
     gallery = []
-    dataset = tour.photos()
     part = np.ascontiguousarray(gray[60:260, 220:480])
     for number, (name, kernel, around_grey, effect) in enumerate(_KERNELS):
         step = Convolve(kernel=kernel, normalize=name in ("mean", "Gaussian"), offset=0.5 if around_grey else 0.0)
         if name in ("Sobel, x", "sharpen"):
             text = f"convolve({json.dumps(kernel)}{', offset=0.5' if around_grey else ''})".replace(".0", "")
-            tour.command("show", f"{dataset} --label china --steps 'grayscale | {text}' --out sheet.png")
+            _show(tour, f"grayscale | {text}", "china")
         gallery.append((name, effect, weights(kernel), tour.picture(f"kernel-{number}", step(part)), str(step)))
     noisy = part.copy()
     generator = np.random.default_rng(0)
@@ -248,7 +252,7 @@ def filters(tour: TourFolder) -> ChapterContent:
     noisy[drawn < 0.05], noisy[drawn > 0.95] = 0, 255
     cleaned = {text: filtered_pixels(text, noisy) for text in ("box_blur(size=3)", "median_blur(size=3)")}
     errors = {text: float(np.abs(result.astype(float) - part).mean()) for text, result in cleaned.items()}
-    tour.command("show", f"{dataset} --steps 'median_blur(size=3)' --out sheet.png")
+    _show(tour, "median_blur(size=3)")
     tour.command("steps", "convolve")
     noise_error = float(np.abs(noisy.astype(float) - part).mean())
     return ChapterContent(
@@ -277,7 +281,6 @@ def filters(tour: TourFolder) -> ChapterContent:
 def sandbox(tour: TourFolder) -> ChapterContent:
     """Sizes and strides, pooling, and the sandbox's script with its first picture."""
     gray = filtered_pixels("grayscale", photo("flower")[30:350, 120:540])
-    dataset = tour.photos()
     strides = [
         (Convolve(kernel=_KERNELS[2][1], normalize=True, stride=stride)(gray), f"stride {stride}")
         for stride in (1, 2, 4, 8)
@@ -287,8 +290,8 @@ def sandbox(tour: TourFolder) -> ChapterContent:
     pooled = [(pixels, f"{text}: {pixels.shape[1]} x {pixels.shape[0]}") for pixels, text in pooled]
     borders = [(_framed(gray, border), border) for border in ("zeros", "replicate", "reflect", "reflect_101")]
     example = "convolve([[1, 2, 1], [2, 4, 2], [1, 2, 1]], normalize=True, stride=2, padding=1)"
-    tour.command("show", f"{dataset} --label flower --steps 'grayscale | {example}' --out sheet.png")
-    tour.command("show", f"{dataset} --label flower --steps 'grayscale | max_pool(size=8)' --out sheet.png")
+    _show(tour, f"grayscale | {example}", "flower")
+    _show(tour, "grayscale | max_pool(size=8)", "flower")
     first = np.ascontiguousarray(thumbnail(photo("flower")[30:350, 120:540], 240))
     sizes = [
         (7, 3, 0, 1, _size(7, 3, 0, 1)),

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -27,13 +27,17 @@ from jobs.output import stderr
 from jobs.train.driver import train
 from jobs.train.plan import TrainPlan, plan_train
 from jobs.train.run_folder import read_record, remove_temporaries, remove_training, training_versions
+from library import storage
 from library.bundle.description import load_record
 from library.dataset.lease import hold
+from library.errors import UsageError
 from library.imaging import codec
 from library.imaging.contact_sheet import visible
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.recipe import Recipe
+
+_PlanT = TypeVar("_PlanT")
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,9 @@ class TourFolder:
     chapter: str
     commands: list[str] = field(default_factory=list[str])
 
-    def command(self, *words: str) -> None:
-        """Notes a command line for the page, and says it on stderr."""
-        line = " ".join(["striate", *words])
+    def command(self, *words: str | Path) -> None:
+        """Notes a command line for the page, quoted where a shell needs it, and says it on stderr."""
+        line = shlex.join(["striate", *map(str, words)])
         if line not in self.commands:
             self.commands.append(line)
             stderr.print(line, markup=False, soft_wrap=True)
@@ -107,30 +111,38 @@ class TourFolder:
         for label, pixels in demo_photos().items():
             target = folder / label / f"{label}.png"
             if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(codec.encode(pixels, codec.Encoding("png"))[0])
+                # Whole or not at all: a file that a kill cut short would be kept, as it exists.
+                storage.write_bytes(str(target), codec.encode(pixels, codec.Encoding("png"))[0])
         return folder
 
     def digits(self) -> Path:
         """The dataset of the digits with the splits `train` and `test`, 4 to 1."""
         source, dataset = self.raw_digits(), self.folder / "data" / "digits"
-        self.command("ingest", f"{source} {dataset} --split train=0.8,test=0.2")
-        ingest(plan_ingest(str(source), str(dataset), split="train=0.8,test=0.2"))
+        self.ingest(source, dataset, split="train=0.8,test=0.2")
         return dataset
 
     def photos(self, *, ingested: bool = False) -> Path:
         """The path of the dataset of the whole photos; only with `ingested` is it made here, which needs Ray."""
         source, dataset = self.raw_photos(), self.folder / "data" / "photos"
-        self.command("ingest", f"{source} {dataset}")
         if ingested:
-            ingest(plan_ingest(str(source), str(dataset)))
+            self.ingest(source, dataset)
+        else:
+            self.command("ingest", source, dataset)
         return dataset
+
+    def ingest(self, source: Path, dataset: Path, *, split: str | None = None) -> None:
+        """Makes a dataset of a folder of pictures; with fractions (`train=0.8,test=0.2`) one for each split."""
+        options = () if split is None else ("--split", split)
+        self.command("ingest", source, dataset, *options)
+        paths = str(source), str(dataset)
+        ingest(prepare_dataset(lambda anew: plan_ingest(*paths, split=split or "found", overwrite=anew)))
 
     def filtered(self, name: str, source: Path, steps: str) -> Path:
         """A dataset that steps make of another one."""
         dataset = self.folder / "data" / name
-        self.command("filter", f"{source} {dataset} --steps {shlex.quote(steps)}")
-        filter_dataset(plan_filter(str(source), str(dataset), steps))
+        self.command("filter", source, dataset, "--steps", steps)
+        paths = str(source), str(dataset)
+        filter_dataset(prepare_dataset(lambda anew: plan_filter(*paths, steps, overwrite=anew)))
         return dataset
 
     def recipe(self, name: str, settings: Sequence[str], *, train_on: Path, test_on: Path) -> Path:
@@ -156,7 +168,7 @@ class TourFolder:
         """
         recipe = self.recipe(name, settings, train_on=train_on, test_on=test_on)
         bundle = self.folder / "networks" / f"{name}-{seed}"
-        self.command("train", f"{recipe} --set seed={seed} --out {bundle}")
+        self.command("train", recipe, "--set", f"seed={seed}", "--out", bundle)
         plan = prepare_network(Recipe.load(str(recipe), [f"seed={seed}"]), str(bundle))
         record = train(plan).bundle
         lines = (bundle / "logs" / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -168,6 +180,21 @@ class TourFolder:
         tested = 0 if plan.val is None else len(plan.val)
         curves = tuple(curve[epoch] for epoch in sorted(curve))
         return Trained(bundle, curves, record.metrics["val_top1"], len(plan.train), tested)
+
+
+def prepare_dataset(plan: Callable[[bool], _PlanT]) -> _PlanT:
+    """Returns the plan of a dataset: it resumes or keeps its own, and replaces one that another tour has made there.
+
+    Args:
+        plan: plans it; takes whether the output of another job is replaced.
+
+    Raises:
+        UsageError: there is something else in its place.
+    """
+    try:
+        return plan(False)
+    except UsageError:
+        return plan(True)  # fails in the same way where replacing does not help
 
 
 def prepare_network(recipe: Recipe, out: str) -> TrainPlan:

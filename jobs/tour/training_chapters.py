@@ -48,10 +48,10 @@ def layers(tour: TourFolder) -> ChapterContent:
 
     lenet = _lenet(tour, 0)
     bundle = Bundle.load(str(lenet.bundle))
-    tour.command("models", "lenet5 --layers")
+    tour.command("models", "lenet5", "--layers")
     facts = describe_model("lenet5", layers=True)
     file = tour.raw_digits() / "3" / "0003.png"
-    tour.command("predict", f"{lenet.bundle} {file}")
+    tour.command("predict", lenet.bundle, file)
     data = file.read_bytes()
     prediction = bundle.predict(data)
     prepared = bundle.prepare(data)
@@ -108,7 +108,7 @@ def digits(tour: TourFolder) -> ChapterContent:
     train_on, test_on = data / "train", data / "test"
     mlps = [tour.train("mlp", (f"model={_MLP}",), train_on=train_on, test_on=test_on, seed=seed) for seed in _SEEDS]
     lenets = [_lenet(tour, seed) for seed in _SEEDS]
-    tour.command("evaluate", f"{lenets[0].bundle} {mlps[0].bundle} {test_on} --report {tour.folder / 'report'}")
+    tour.command("evaluate", lenets[0].bundle, mlps[0].bundle, test_on, "--report", tour.folder / "report")
     rows = [
         (name, describe_model(call).parameters, _per_seed(trained), mean_text([one.accuracy for one in trained]))
         for name, call, trained in (("MLP, 784-300-100-10", _MLP, mlps), ("LeNet-5", "lenet5", lenets))
@@ -202,7 +202,8 @@ def augmentation(tour: TourFolder) -> ChapterContent:
     lab: list[tuple[str, str, str, str]] = []
     for name, text, imitates in _LAB:
         drawn = contact_sheet(str(photos), text, augment=5, count=1, label="china", tile_px=150, seed=0)
-        tour.command("show", f"{photos} --label china --count 1 --augment 5 --steps '{text}' --out sheet.png")
+        options = ("--label", "china", "--count", "1", "--augment", "5", "--steps", text, "--out", "sheet.png")
+        tour.command("show", photos, *options)
         lab.append((name, text, imitates, tour.png(name, drawn.png)))
     data = tour.digits()
     few = tour.filtered("few", data / "train", f"sample({_FEW})")
@@ -272,7 +273,7 @@ def transfer(tour: TourFolder) -> ChapterContent:
     few = tour.filtered("few", train_on, f"sample({_FEW})")
     strange = _test_files(tour)
     bundle = Bundle.load(str(base.bundle))
-    tour.command("predict", f"{base.bundle} {' '.join(str(file) for _, file in strange[:3])}")
+    tour.command("predict", base.bundle, *(file for _, file in strange[:3]))
     answers = [(label, file, bundle.predict(file.read_bytes())) for label, file in strange]
     confusion = _confusion([(label, answer.best) for label, _, answer in answers])
     sure = [answer.classes[0][1] for _, _, answer in answers]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import yaml
 
 from jobs.demo.demo import served
-from jobs.ingest import ingest, plan_ingest
 from jobs.inspection.catalogs import ModelFacts, model_table
 from jobs.inspection.side_by_side import FAMILIES, compare_models, draw_charts
 from jobs.search.running import run_search
@@ -39,8 +39,8 @@ _SPACE = {
 def family(tour: TourFolder) -> ChapterContent:
     """Every model of the catalogue, with figures that are computed from the network itself."""
     tour.command("models")
-    tour.command("models", f"--plot --out {tour.folder / 'models'}")
-    tour.command("models", "resnet50 --layers")
+    tour.command("models", "--plot", "--out", tour.folder / "models")
+    tour.command("models", "resnet50", "--layers")
     table = model_table()
     dated = [model for model in table if model.year is not None]
     compared = compare_models(None, lambda line: None)
@@ -78,13 +78,13 @@ def serving(tour: TourFolder) -> ChapterContent:
     data = tour.digits()
     lenet = tour.train("lenet", (), train_on=data / "train", test_on=data / "test")
     picture = tour.raw_digits() / "7" / "0007.png"
-    tour.command("serve", f"{lenet.bundle}")
+    tour.command("serve", lenet.bundle)
     answer = served(lenet.bundle, picture)
     ranked = [(one["class"], one["probability"]) for one in answer["predictions"][0]["classes"]]
     return ChapterContent(
         {
             "picture": tour.picture("asked", enlarged(codec.decode(picture.read_bytes()), 16)),
-            "file": str(picture),
+            "file": shlex.quote(f"@{picture}"),
             "model": lenet.bundle.name,
             "answer": json.dumps(answer, indent=2),
             "ranked": ranked,
@@ -96,7 +96,11 @@ def serving(tour: TourFolder) -> ChapterContent:
 def search(tour: TourFolder) -> ChapterContent:
     """Digits with salt and pepper, and what the filter search says about them."""
     source, dataset = tour.folder / "raw" / "noisy", tour.folder / "data" / "noisy"
-    complete = tour.folder / "raw" / "noisy.complete"
+    # Says how they were made, as another tour may have made others here.
+    complete, made = tour.folder / "raw" / "noisy.complete", f"{_NOISE:g} of the pixels of 28 x 28"
+    is_complete = complete.exists() and complete.read_text("utf-8") == made
+    if not is_complete:
+        complete.unlink(missing_ok=True)
     drawn = np.random.default_rng(0)
     examples: list[tuple[str, str]] = []
     for file in sorted(tour.raw_digits().glob("*/*.png")):
@@ -105,24 +109,23 @@ def search(tour: TourFolder) -> ChapterContent:
         pixels = pixels.copy()
         pixels[noise < _NOISE / 2], pixels[noise > 1 - _NOISE / 2] = 0, 255
         target = source / file.relative_to(tour.raw_digits())
-        if not complete.exists():
+        if not is_complete:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(codec.encode(pixels, codec.Encoding("png"))[0])
         if file.name in ("0003.png", "0007.png"):
             examples.append((tour.picture(file.stem, enlarged(pixels, 5)), "with noise"))
             median = filtered_pixels("median_blur(size=3)", pixels)
             examples.append((tour.picture(f"{file.stem}-median", enlarged(median, 5)), "after median_blur(size=3)"))
-    complete.touch()
-    tour.command("ingest", f"{source} {dataset} --split train=0.6,val=0.4")
-    ingest(plan_ingest(str(source), str(dataset), split="train=0.6,val=0.4"))
+    complete.write_text(made, encoding="utf-8")
+    tour.ingest(source, dataset, split="train=0.6,val=0.4")
     space, out = tour.folder / "recipes" / "space.yaml", tour.folder / "search"
     space.parent.mkdir(parents=True, exist_ok=True)
     space.write_text(yaml.safe_dump(_SPACE, sort_keys=False), encoding="utf-8")
     train, val = dataset / "train", dataset / "val"
     # Few passes, so that eight paired trainings of each finalist fit into the budget.
     recipe = str(tour.recipe("search", ("epochs=4",), train_on=train, test_on=val))
-    options = f"--recipe {recipe} --space {space} --seeds 8 --budget {_BUDGET} --out {out}"
-    tour.command("search", f"{train} --val {val} {options}")
+    options = ("--recipe", recipe, "--space", space, "--seeds", "8", "--budget", _BUDGET, "--out", out)
+    tour.command("search", train, "--val", val, *options)
     plan = plan_search(str(train), str(val), out=str(out), budget=_BUDGET, space=str(space), recipe=recipe, seeds=8)
     report = run_search(plan).report
     gains = report.answer.gains

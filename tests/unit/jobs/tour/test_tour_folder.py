@@ -1,16 +1,23 @@
-"""The networks of a tour are planned anew where the one in the folder is not what this version would train."""
+"""Datasets and networks of a tour are made anew where those in the folder are not what this version would make."""
 
 from __future__ import annotations
 
 import json
+import resource
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.tour.tour_folder import TourFolder, prepare_network
+from jobs.filter import plan_filter
+from jobs.ingest import plan_ingest
+from jobs.tour.tour_folder import TourFolder, photo, prepare_dataset, prepare_network
 from jobs.train.run_folder import claim, training_versions
 from library.bundle.description import load_record
+from library.dataset.destination import claim as claim_dataset
+from library.errors import StriateError, UsageError
+from library.imaging import codec
 from library.recipe import Recipe
 from tests.bundles import make_bundle
 from tests.picture_examples import encoded, ingest, write_files
@@ -78,3 +85,53 @@ def test_an_unfinished_network_is_resumed_only_by_what_began_it(
         assert not plan.finished
         claim(plan.out, plan.record, overwrite=plan.overwrite)
         assert checkpoint.exists() == (torch is None)
+
+
+def test_a_dataset_of_another_tour_is_replaced_and_its_own_resumed(recipe: Recipe, tmp_path: Path) -> None:
+    source, dataset = str(tmp_path / "train"), str(tmp_path / "few")
+    first = prepare_dataset(lambda anew: plan_filter(source, dataset, "sample(0.5)", overwrite=anew))
+    assert not first.overwrite
+    claim_dataset(dataset, first.jobs, overwrite=False)
+    for steps, overwrite in (("sample(0.5)", False), ("sample(0.25)", True)):
+        plan = prepare_dataset(lambda anew, steps=steps: plan_filter(source, dataset, steps, overwrite=anew))
+        assert plan.overwrite == overwrite
+
+
+def test_splits_of_other_sizes_are_replaced_and_files_of_others_are_not(recipe: Recipe, tmp_path: Path) -> None:
+    source, dataset = str(tmp_path / "raw" / "train"), tmp_path / "digits"
+
+    def planned(split: str) -> bool:
+        plan = prepare_dataset(lambda anew: plan_ingest(source, str(dataset), split=split, overwrite=anew))
+        for name in plan.datasets:
+            claim_dataset(name, [plan.job], overwrite=plan.overwrite)
+        return plan.overwrite
+
+    assert [planned(split) for split in ("train=0.8,test=0.2", "train=0.8,test=0.2", "train=0.5,test=0.5")] == [
+        False,
+        False,
+        True,
+    ]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        prepare_dataset(lambda anew: plan_ingest(source, str(tmp_path / "thesis"), split="none", overwrite=anew))
+
+
+def test_a_photo_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    tour, limits = TourFolder(tmp_path / "tour", "pixels"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # ends the writing within the first photo
+    try:
+        with pytest.raises((StriateError, OSError)):
+            tour.raw_photos()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.rglob("*.png"))
+    for file in tour.raw_photos().rglob("*.png"):
+        assert (codec.decode(file.read_bytes()) == photo(file.stem)).all()
+
+
+def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    tour = TourFolder(tmp_path / "Ann's $HOME & tour", "pixels")
+    tour.command("show", tour.folder / "data", "--steps", 'grayscale | edges(direction="vertical")')
+    words = ["striate", "show", str(tour.folder / "data"), "--steps", 'grayscale | edges(direction="vertical")']
+    assert shlex.split(tour.commands[0]) == words
