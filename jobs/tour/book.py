@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -254,7 +255,7 @@ def _write_pages(folder: Path, made: Mapping[str, _Made]) -> None:
         chapters=[(chapter, _file(chapter), CHAPTERS.index(chapter) + 1) for chapter in shown],
         absent=[chapter for chapter in CHAPTERS if chapter.name not in made],
         version=VERSIONS["striate"],
-        folder=str(folder),
+        folder=shlex.quote(str(folder)),
     )
     _write(folder / PAGE, index)
 

@@ -122,7 +122,6 @@ def digits(tour: TourFolder) -> ChapterContent:
             "test": lenets[0].tested,
             "one": 100 / lenets[0].tested,
             "differences": differences,
-            "always": min(differences) > 0,
             "moved": moved,
             "ahead": sum(lenet > mlp for _, mlp, lenet in moved[1:]),
             "most_ahead": max(0.0, *(100 * (lenet - mlp) for _, mlp, lenet in moved[1:])),

@@ -65,6 +65,23 @@ def test_a_way_is_ahead_or_behind_only_where_all_runs_agree(ahead: int, behind: 
     assert ("nothing beats the start from random numbers" in page) == (behind == RUNS)
 
 
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        ([0.3, 0.6, 1.1], "ahead each time"),
+        ([-0.3, -0.6, -1.1], "behind each time"),
+        ([0.3, -0.6, 1.1], "neither ahead nor behind each time"),
+        ([-0.3, 0.0, -1.1], "neither ahead nor behind each time"),
+    ],
+)
+def test_lenet_is_ahead_or_behind_only_where_all_runs_agree(differences: list[float], words: str) -> None:
+    values = {"rows": [], "train": 1437, "test": 360, "one": 0.28, "moved": [], "ahead": 0, "most_ahead": 0.0}
+    charts = dict.fromkeys(("moved_chart", "accuracy_chart", "loss_chart"), "")
+    digits = template("jobs.tour", "pages/digits.html")
+    page = digits.render(**values, **charts, differences=differences, epochs=8, seeds=RUNS)
+    assert re.findall(r"It was ([\w ]+ each time)", page) == [words]
+
+
 def test_the_guide_lists_the_chapters_of_the_book() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / "docs/tour.md").read_text("utf-8"), re.M)
     assert rows == [(chapter.name, chapter.title) for chapter in CHAPTERS]
