@@ -103,6 +103,9 @@ def convert_command(
         f"{plan.destination}: {output.counted(record.rows, 'picture')} as {to} in "
         f"{output.counted(record.files, 'file')}, {output.size(record.bytes)}"
     )
+    if record.boxes_left_out:
+        left_out = f"{record.boxes_left_out:,}"
+        say(f"boxes without numbers, or without a name while the picture has no label, left out: {left_out}")
 
 
 Folders = Annotated[

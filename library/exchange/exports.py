@@ -70,6 +70,7 @@ class ExportRecord(pydantic.BaseModel):
         rows: pictures.
         files: number of files.
         bytes: of all files.
+        boxes_left_out: of COCO, boxes without numbers, or without a name on a picture without a label.
         digest: over the digests of all shards.
     """
 
@@ -82,6 +83,7 @@ class ExportRecord(pydantic.BaseModel):
     rows: int = 0
     files: int = 0
     bytes: int = 0
+    boxes_left_out: int = 0
     digest: str = ""
 
 

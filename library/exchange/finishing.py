@@ -18,6 +18,7 @@ from library.exchange.exports import (
     remove_temporary,
     save_record,
 )
+from library.sources.tables.coco import LABELS
 
 _WRITE_BYTES = 2**22
 
@@ -48,6 +49,7 @@ def finish_export(
         rows=totals.tally.rows_out,
         files=totals.files + len(sizes),
         bytes=totals.bytes + sum(sizes.values()),
+        boxes_left_out=totals.boxes_left_out,
         digest=digest_of([totals.digests[stem] for stem in sorted(totals.digests)] + [file.digest]),
     )
     save_record(folder, record)
@@ -61,11 +63,12 @@ class ExportTotals:
         digests: of each shard, by its stem.
         files: number of files.
         bytes: of all files.
+        boxes_left_out: boxes that the format cannot hold; counted while the final file is written.
     """
 
     def __init__(self) -> None:
         self.digests: dict[str, str] = {}
-        self.files = self.bytes = 0
+        self.files = self.bytes = self.boxes_left_out = 0
         self._tallies: list[Tally] = []
 
     def add(self, report: ExportReport) -> None:
@@ -91,16 +94,17 @@ def _final(folder: str, to: Target, classes: Sequence[str], totals: ExportTotals
     elif to == "folders":
         yield from lines
     elif to == "coco":
-        yield from _coco(lines, classes)
+        yield from _coco(lines, classes, totals)
     else:
         yield _card(classes, totals).encode()
 
 
-def _coco(shards: Iterable[bytes], classes: Sequence[str]) -> Iterator[bytes]:
-    """Yields a COCO document: an image for each picture, and annotations.
+def _coco(shards: Iterable[bytes], classes: Sequence[str], totals: ExportTotals) -> Iterator[bytes]:
+    """Yields a COCO document: an image for each picture, and annotations; counts the boxes that it cannot hold.
 
-    Format: https://cocodataset.org/#format-data - ids count from 1, in the order of the pictures. A picture with a list
-    of boxes has an annotation with a `bbox` for each, any other one for its class.
+    Format: https://cocodataset.org/#format-data - ids count from 1, in the order of the pictures. A picture has an
+    annotation with a `bbox` for each of its boxes, and one without for each of its classes that no box has: its label
+    and the names in the column `labels`.
     """
     yield b'{"info":{"description":"written by striate convert"},"images":['
     annotations: list[tuple[int, str, Mapping[str, Any]]] = []
@@ -109,7 +113,11 @@ def _coco(shards: Iterable[bytes], classes: Sequence[str]) -> Iterator[bytes]:
         for line in lines.splitlines():
             picture: Mapping[str, Any] = json.loads(line)
             image_id += 1
-            annotations += [(image_id, *annotation) for annotation in _annotations(picture)]
+            boxes = _boxes(picture)
+            boxed = [(name, box) for name, box in boxes if name is not None]
+            totals.boxes_left_out += len(boxes) - len(boxed)
+            names = _names(picture) - {name for name, _ in boxed}
+            annotations += [(image_id, name, box) for name, box in (*boxed, *((name, {}) for name in sorted(names)))]
             yield (b",\n" if image_id > 1 else b"\n") + json_bytes({"id": image_id, **picture})
     known = set(classes)
     names = [*classes, *sorted({name for _, name, _ in annotations if name not in known})]
@@ -122,19 +130,31 @@ def _coco(shards: Iterable[bytes], classes: Sequence[str]) -> Iterator[bytes]:
     yield b'\n],"categories":' + json_bytes(categories) + b"}\n"
 
 
-def _annotations(picture: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields the category and the further fields of each annotation of a picture."""
-    label, boxes = picture["label"], picture.get("boxes")
+def _names(picture: Mapping[str, Any]) -> set[str]:
+    """Returns the classes of a picture: its label, and the names in the column `labels` where that holds a list."""
+    listed = picture.get(LABELS)
+    names = {picture["label"], *(listed if isinstance(listed, list) else ())}
+    return {name for name in names if isinstance(name, str)}
+
+
+def _boxes(picture: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
+    """Returns the category and the further fields of the annotation of each box; None where a box cannot have one.
+
+    A box without a name has the label of its picture.
+    """
+    boxes = picture.get("boxes")
     if not (isinstance(boxes, list) and all(isinstance(box, dict) and set("xywh") <= box.keys() for box in boxes)):
-        if label is not None:
-            yield label, {}
-        return
+        return []
+    found: list[tuple[str | None, Mapping[str, Any]]] = []
     for box in boxes:
-        name = box.get("label") or label
+        name = box.get("label") or picture["label"]
         sides = [box[side] for side in "xywh"]
         if isinstance(name, str) and None not in sides:
             crowd = int(str(box.get("iscrowd") or 0) in ("1", "True", "true"))
-            yield name, {"bbox": sides, "area": sides[2] * sides[3], "iscrowd": crowd}
+            found.append((name, {"bbox": sides, "area": sides[2] * sides[3], "iscrowd": crowd}))
+        else:
+            found.append((None, {}))
+    return found
 
 
 def _card(classes: Sequence[str], totals: ExportTotals) -> str:

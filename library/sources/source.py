@@ -96,6 +96,8 @@ def _unused_labels(listing: Listing, options: Options) -> Iterator[str]:
         if _LABEL_LIKE.fullmatch(name) and not pa.types.is_binary(column.type):
             renamed = f" and is kept as '{column.name}'" if column.name != name else ""
             reason = "a class is text or a whole number" if pa.types.is_nested(column.type) else ""
+            if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
+                reason = f"`labels: {column.name}` in a recipe's data learns several classes a picture"
             yield (
                 f"the column '{name}' ({column.type}) has the name of a label but is not used as one{renamed}; "
                 f"{reason or f'--label-column {name} uses it'}"

@@ -1,7 +1,8 @@
 """Reads COCO's JSON: images, annotations and categories, as classes and boxes of the pictures beside it.
 
 Format: https://cocodataset.org/#format-data - an annotation gives an image a category, and in detection a box. An image
-whose annotations have several categories has no class. Boxes become the column `boxes` of docs/annotations.md:
+whose annotations have several categories has no class; where there is one, the column `labels` lists the categories of
+every image. Boxes become the column `boxes` of docs/annotations.md:
 `x`, `y`, `w` and `h` in pixels, cut off at the borders of the image, and the category's name as `label`.
 """
 
@@ -20,7 +21,8 @@ from library.sources.tables.sidecars import MARK
 #: Fields of an image that say nothing about its content, or that are computed from its bytes.
 _TECHNICAL = ("id", "width", "height", "license", "coco_url", "flickr_url", "date_captured")
 
-
+#: Column of all classes of a picture, where any picture has several.
+LABELS = "labels"
 _BOXES = "boxes"
 
 
@@ -87,7 +89,9 @@ def read_coco(path: str, data: bytes, paths: Collection[str]) -> CocoTable | Non
     columns["label"] = [labels[0] if len(labels) == 1 else None for labels in of_each]
     notes: list[str] = []
     if several := sum(len(labels) > 1 for labels in of_each):
-        notes.append(f"pictures of {path} with several categories, which get no class: {several:,}")
+        listed = "" if LABELS in fields else f" but a list in the column '{LABELS}'"
+        notes.append(f"pictures of {path} with several categories, which get no class{listed}: {several:,}")
+        columns.setdefault(LABELS, of_each)
     if boxes:
         columns[_BOXES] = clipped
         total = sum(len(boxes.get(image["id"], ())) for image in images)

@@ -24,13 +24,13 @@ from library.dataset.record import ImageRecord, dataset_schema, table_of
 from library.dataset.task import ShardOutput, ShardTask, Tally
 from library.dataset.totals import Totals
 from library.errors import UsageError
-from library.exchange.exports import TARGETS, Target, claim_export, find_record
+from library.exchange.exports import TARGETS, Target, claim_export, find_record, json_bytes
 from library.exchange.names import are_unique
 from library.imaging import codec
 from library.sources import Options
 from tests.datasets import rows
 from tests.exports import convert
-from tests.picture_examples import encoded, kinds
+from tests.picture_examples import encoded, kinds, write_files
 
 KEYS = (
     *("cat/1.jpg", "cat/1", "1.jpg", "a.b.c.png", "dir.with.dots/x", "train/cat/7", "test/cat/8"),
@@ -238,25 +238,52 @@ def test_boxes_become_annotations_of_coco_and_come_back(tmp_path: Path) -> None:
         [{"x": 1.0, "y": 2.0, "w": 3.5, "h": 4.0, "label": "wheel"}, {"x": 0.0, "y": 0.0, "w": 9.0, "h": 9.0}],
         [],
         None,
+        [{"x": 1.0, "y": 1.0, "w": 2.0, "h": 2.0, "label": "wheel"}],
+        [{"x": 1.0, "y": 1.0, "w": 2.0, "h": 2.0}],
     ]
     type_ = pa.list_(pa.struct([*((side, pa.float64()) for side in "xywh"), ("label", pa.string())]))
+    data = encoded("png", 20, 30)
     records = [
-        ImageRecord(
-            str(number), encoded("png", 20, 30), None, "car", codec.probe(encoded("png", 20, 30)), {"boxes": one}
-        )
+        ImageRecord(str(number), data, None, None if number == 4 else "car", codec.probe(data), {"boxes": one})
         for number, one in enumerate(boxes)
     ]
     source = _write(tmp_path / "data", records, [pa.field("boxes", type_)], shards=1)
-    convert(source, tmp_path / "coco", "coco")
+    record = convert(source, tmp_path / "coco", "coco")
+    assert record.boxes_left_out == 1, "it has no name, and its picture no label"
     document = json.loads((tmp_path / "coco" / "annotations.json").read_bytes())
     assert document["categories"] == [{"id": 1, "name": "car"}, {"id": 2, "name": "wheel"}]
     found = [(one["image_id"], one["category_id"], one.get("bbox"), one.get("area")) for one in document["annotations"]]
-    # A box without a name has the class of its picture; a picture whose boxes are not known keeps its class alone.
-    assert found == [(1, 2, [1, 2, 3.5, 4], 14), (1, 1, [0, 0, 9, 9], 81), (3, 1, None, None)]
-    assert [one.get("iscrowd") for one in document["annotations"]] == [0, 0, None]
+    # A box without a name has the class of its picture; a class that no box has gets an annotation of its own.
+    assert found == [
+        *((1, 2, [1, 2, 3.5, 4], 14), (1, 1, [0, 0, 9, 9], 81)),
+        *((2, 1, None, None), (3, 1, None, None), (4, 2, [1, 1, 2, 2], 4), (4, 1, None, None)),
+    ]
+    assert [one.get("iscrowd") for one in document["annotations"]] == [0, 0, None, None, 0, None]
     after = _back(tmp_path / "coco", tmp_path / "back")
     assert _content(after) == _content(rows(source))
     assert after.schema.field("boxes").type == type_
+
+
+def test_several_labels_pass_through_coco_to_another_tool_and_back(tmp_path: Path) -> None:
+    data = encoded("png")
+    lists = [["cat", "dog"], ["dog"], [], None, ["owl", "cat"]]
+    records = [
+        ImageRecord(f"{number}.png", data, None, "cat" if number == 4 else None, codec.probe(data), {"labels": names})
+        for number, names in enumerate(lists)
+    ]
+    source = _write(tmp_path / "data", records, [pa.field("labels", pa.list_(pa.string()))], 1)
+    convert(source, tmp_path / "coco", "coco")
+    assert _content(_back(tmp_path / "coco", tmp_path / "back")) == _content(rows(source))
+    document = json.loads((tmp_path / "coco" / "annotations.json").read_bytes())
+    # As another tool writes it: one folder, and no fields of its own.
+    names = {image["id"]: image["key"] for image in document["images"]}
+    document["images"] = [{"id": number, "file_name": name} for number, name in names.items()]
+    write_files(tmp_path / "other", {**dict.fromkeys(names.values(), data), "annotations.json": json_bytes(document)})
+    after = {row["key"]: row for row in _back(tmp_path / "other", tmp_path / "again").to_pylist()}
+    assert [after[f"{number}.png"]["labels"] for number in range(5)] == [
+        *(["cat", "dog"], ["dog"], [], [], ["cat", "owl"])
+    ]
+    assert [after[f"{number}.png"]["label"] for number in range(5)] == [None, "dog", None, None, None]
 
 
 @pytest.mark.parametrize("to", TARGETS)

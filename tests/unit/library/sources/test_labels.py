@@ -148,16 +148,24 @@ def test_classes_that_look_alike_stay_apart_and_are_noted(tmp_path: Path) -> Non
 def test_an_unused_column_with_the_name_of_a_label_is_noted(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a.jpg": picture(1), "l.csv": "path,Species,age\na.jpg,cat,3\n"})
     write_tree(tmp_path, {"l.jsonl": '{"path": "a.jpg", "class_id": 3, "label": "cat"}\n'})
-    table = {"image": [picture(1)], "label": pa.array([["cat"]]), "fine_label": [3], "classroom": ["x"]}
+    table = {
+        "image": [picture(1)],
+        "label": pa.array([["cat"]]),
+        "fine_label": [3],
+        "class_ids": pa.array([[3]]),
+        "classroom": ["x"],
+    }
     pq.write_table(pa.table(table), tmp_path / "l.parquet")
     notes = {name: list_source(str(tmp_path / name)).notes for name in ("l.csv", "l.jsonl", "l.parquet")}
     message = "has the name of a label but is not used as one"
     assert notes["l.csv"] == (f"the column 'Species' (string) {message}; --label-column Species uses it",)
     assert notes["l.jsonl"] == (f"the column 'class_id' (int64) {message}; --label-column class_id uses it",)
-    first, second = notes["l.parquet"]
+    first, second, third = notes["l.parquet"]
     assert first.startswith("the column 'label' (list<")
-    assert first.endswith(f"{message} and is kept as 'source_label'; a class is text or a whole number")
+    several = "`labels: source_label` in a recipe's data learns several classes a picture"
+    assert first.endswith(f"{message} and is kept as 'source_label'; {several}")
     assert second == f"the column 'fine_label' (int64) {message}; --label-column fine_label uses it"
+    assert third.endswith(f"{message}; a class is text or a whole number")
     assert list_source(str(tmp_path / "l.csv"), Options(label_column="Species")).notes == ()
 
 

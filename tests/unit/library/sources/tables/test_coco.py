@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from library.errors import StriateError
@@ -29,13 +30,23 @@ def _document(pairs: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def test_the_only_category_of_a_picture_is_its_class(tmp_path: Path) -> None:
+def test_one_category_is_a_class_and_several_are_a_list(tmp_path: Path) -> None:
     listing = _list(tmp_path, _document([(0, 7), (0, 7), (1, 9), (2, 7), (2, 9)]))
     labels = dict(zip(listing.index["key"].to_pylist(), listing.index["label"].to_pylist(), strict=True))
     assert labels == {"val2017/0.jpg": "cat", "val2017/1.jpg": "dog", "val2017/2.jpg": None, "val2017/3.jpg": None}
-    note = "pictures of annotations/instances_val2017.json with several categories, which get no class: 1"
-    assert note in listing.notes
-    assert listing.columns.names == ["camera"]
+    of_every = dict(zip(listing.index["key"].to_pylist(), listing.index["extra.labels"].to_pylist(), strict=True))
+    assert [of_every[f"val2017/{n}.jpg"] for n in range(4)] == [["cat"], ["dog"], ["cat", "dog"], []]
+    several = "pictures of annotations/instances_val2017.json with several categories, which get no class"
+    assert f"{several} but a list in the column 'labels': 1" in listing.notes
+    assert listing.columns.names == ["camera", "labels"]
+    assert listing.columns.field("labels").type == pa.list_(pa.string())
+    document = _document([(0, 7), (1, 9)])
+    assert _list(tmp_path / "single", document).columns.names == ["camera"]
+    document["annotations"][1] |= {"image_id": 0}
+    document["images"] = [{**image, "labels": "their own"} for image in document["images"]]
+    listing = _list(tmp_path / "taken", document)
+    assert f"{several}: 1" in listing.notes
+    assert set(listing.index["extra.labels"].to_pylist()) == {"their own"}
 
 
 def test_json_of_other_kinds_is_not_used(tmp_path: Path) -> None:
