@@ -18,8 +18,9 @@ from library import storage
 from library.bundle.description import BundleRecord, load_record, plugins_of
 from library.choosing.labels.patch_features import PatchFilters, patch_inputs
 from library.errors import BadPicture, UsageError
+from library.imaging.picture import Pixels
 from library.models import info, parse_call
-from library.pipeline.inputs import Prepared
+from library.pipeline.inputs import Prepared, scaled
 from library.steps.plugins import Plugin, named
 
 Vectors = NDArray[np.float32]
@@ -206,7 +207,11 @@ class _LoadedPatches:
         return self._inputs.prepare(data, **columns)
 
     def embed(self, pictures: Sequence[Prepared]) -> Vectors:
-        return np.stack([self._filters.encode(np.asarray(picture)) for picture in pictures])
+        return np.stack([self._filters.encode(_up_to_255(np.asarray(picture))) for picture in pictures])
+
+
+def _up_to_255(picture: Pixels) -> Pixels:
+    return picture if picture.dtype == np.uint8 else scaled(picture) * 255
 
 
 @dataclass(frozen=True)

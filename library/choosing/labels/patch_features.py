@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from library.imaging.picture import Pixels
 from library.pipeline.inputs import InputPipeline
 
 #: Side of the pictures that are encoded, and of a patch, in pixels.
@@ -67,8 +68,15 @@ class PatchFilters:
         """Length of a feature vector: two signs in four quarters for each filter."""
         return 8 * self.filters.shape[1]
 
-    def encode(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the features of a picture of 32 x 32 x channels, `dimensions` values from 0."""
+    def encode(self, picture: Pixels) -> NDArray[np.float32]:
+        """Returns the features of a picture.
+
+        Args:
+            picture: 32 x 32 x channels, from 0 to 255 whatever its dtype, as the filters are made for this scale.
+
+        Returns:
+            `dimensions` values from 0.
+        """
         across = SIDE_PX - PATCH_PX + 1
         codes = (_normalised(_patches(picture).astype(np.float32)) - self.mean) @ self.filters
         codes = codes.reshape(across, across, -1)
@@ -82,7 +90,7 @@ def _halves(half: int) -> tuple[slice, slice]:
     return slice(0, half), slice(half, None)
 
 
-def _patches(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _patches(picture: Pixels) -> Pixels:
     """Returns every patch of a picture as a row."""
     windows = np.lib.stride_tricks.sliding_window_view(picture, (PATCH_PX, PATCH_PX), (0, 1))
     return windows.reshape(windows.shape[0] * windows.shape[1], -1)

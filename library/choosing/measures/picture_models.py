@@ -24,7 +24,7 @@ from library.dataset.manifest import digest_of
 from library.errors import StriateError, UsageError
 from library.imaging.picture import Pixels
 from library.models import info
-from library.pipeline.inputs import InputPipeline, Prepared
+from library.pipeline.inputs import InputPipeline, Prepared, stack
 from library.recipe.yaml_text import load_yaml
 from library.runtimes.onnx_session import first_line, session_options
 
@@ -37,6 +37,7 @@ EMBEDDING, PROBABILITIES, PREDICTED, SCORE = "embedding", "probabilities", "pred
 
 Kind = Literal["bundle", "timm", "onnx"]
 _Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+_Side = Annotated[int, pydantic.Field(ge=1, le=4096)]
 #: Numbers by column: N values, or N x width for a vector.
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -60,7 +61,7 @@ class Card(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     name: _Name
-    size: Annotated[int, pydantic.Field(ge=1, le=4096)] | tuple[int, int]
+    size: _Side | tuple[_Side, _Side]
     channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -276,7 +277,7 @@ def _open_timm(model: PictureModel, threads: int) -> OpenModel:
     inputs = InputPipeline.parse("rgb" if channels == 3 else "grayscale", fit, (height, width), channels)
 
     def compute(pictures: Sequence[Prepared]) -> Outputs:
-        batch = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2)
+        batch = torch.from_numpy(stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2)
         with torch.inference_mode():
             return {EMBEDDING: network.features(batch).float().numpy()}
 

@@ -116,6 +116,21 @@ def test_patches_need_no_bundle_and_names_say_what_computes(dataset: Path, tmp_p
     assert len({str(list(one.identity)) for one in others}) == len({one.name for one in others}) == 3
 
 
+def test_a_picture_has_the_same_patches_with_8_bits_16_bits_or_floats() -> None:
+    pixels = codec.decode(noise(1))
+    loaded = PatchEmbedder(PatchFilters.learn([patch_inputs(3).prepare(noise(9))], filters=4), 3, "source").load("cpu")
+    kinds = {
+        "png": [pixels, pixels.astype(np.uint16) * 257],
+        "npy": [pixels.astype(np.float32) / 255, np.full_like(pixels, np.nan, np.float32)],
+    }
+    files = [codec.encode(one, codec.Encoding(kind))[0] for kind, both in kinds.items() for one in both]
+    first, *others, not_finite = loaded.embed([loaded.prepare(file, {"key": "a"}) for file in files])
+    for vector in others:
+        # Resized values are rounded to whole numbers where they have 8 bits.
+        np.testing.assert_allclose(vector, first, atol=0.05)
+    assert np.isnan(not_finite).all()  # so that it is rejected
+
+
 def test_what_has_no_features_is_refused() -> None:
     with pytest.raises(UsageError, match="no published weights"):
         ModelEmbedder.of("lenet5")

@@ -14,13 +14,14 @@ import yaml
 from onnx import TensorProto, helper
 
 from library.bundle.bundle import Bundle
-from library.choosing.measures.picture_models import open_model, picture_model, read_card
+from library.choosing.measures.picture_models import OpenModel, open_model, picture_model, read_card
 from library.choosing.measures.side_table import read_outputs
 from library.dataset.manifest import Manifest
 from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError
 from library.imaging import codec
 from library.models.build import create
+from library.models.classifier import Classifier
 from tests.bundles import make_bundle
 from tests.picture_examples import encoded, ingest, measure_with_model, scene, write_files
 
@@ -117,15 +118,19 @@ def test_a_bundle_fills_embedding_and_probabilities(dataset: tuple[Path, Manifes
         assert row["predicted"] in bundle.classes
 
 
+def open_by_call(folder: Path) -> tuple[OpenModel, Classifier]:
+    torch.manual_seed(0)
+    network = create("lenet5(in_chans=3)", num_classes=10).eval()
+    safetensors.torch.save_file(network.state_dict(), folder / "weights.safetensors")
+    model = picture_model(None, "lenet5(in_chans=3)", None, str(folder / "weights.safetensors"))
+    assert model is not None
+    return open_model(model), network
+
+
 def test_a_model_by_its_call_needs_a_file_of_weights(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs --weights FILE"):
         picture_model(None, "lenet5(in_chans=3)", None, None)
-    torch.manual_seed(0)
-    network = create("lenet5(in_chans=3)", num_classes=10).eval()
-    safetensors.torch.save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    model = picture_model(None, "lenet5(in_chans=3)", None, str(tmp_path / "weights.safetensors"))
-    assert model is not None
-    opened = open_model(model)
+    opened, network = open_by_call(tmp_path)
     pixels = np.asarray(opened.prepare(codec.encode(scene(40, 40), codec.Encoding("png"))[0]))
     features = opened.compute([pixels])["embedding"]
     with torch.inference_mode():
@@ -133,10 +138,21 @@ def test_a_model_by_its_call_needs_a_file_of_weights(tmp_path: Path) -> None:
     assert features[0] == pytest.approx(expected[0].numpy(), abs=1e-5)
 
 
+def test_the_embedding_does_not_depend_on_the_other_pictures_of_a_batch(tmp_path: Path) -> None:
+    opened, _ = open_by_call(tmp_path)
+    kinds = {"8 bits": scene(40, 40), "16 bits": scene(40, 40).astype(np.uint16) * 257}
+    pictures = [opened.prepare(codec.encode(pixels, codec.Encoding("png"))[0]) for pixels in kinds.values()]
+    assert [np.asarray(picture).dtype for picture in pictures] == [np.uint8, np.uint16]
+    together = opened.compute(pictures)["embedding"]
+    for row, picture in enumerate(pictures):
+        assert together[row] == pytest.approx(opened.compute([picture])["embedding"][0], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"size": 0}, "size"),
+        ({"size": [224, 5000]}, "less than or equal to 4096"),
         ({"std": [0.0]}, "std must be above 0"),
         ({"mean": [1.0, 2.0]}, "mean needs 1 or 3 numbers"),
         ({"embedding": None, "scores": {}}, "name an output"),
