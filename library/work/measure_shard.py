@@ -86,8 +86,13 @@ def _joined(measured: pa.Table, kept: pa.Table | None, schema: pa.Schema) -> pa.
     """Returns new columns beside those that the file had already."""
     if kept is None:
         return pa.Table.from_arrays([measured[name] for name in schema.names], schema=schema)
-    # A column that needs no pixels gives no reason.
-    columns = {REASON: _compute.coalesce(measured[REASON], kept[REASON])}
+    # A column that needs no pixels gives no reason, and an earlier reason holds only if it left a kept column empty: a
+    # codec that was updated since may decode the picture.
+    reason = measured[REASON]
+    for name in set(kept.column_names) & set(MEASURES):
+        if MEASURES[name].needs != "header":
+            reason = _compute.if_else(_compute.is_null(kept[name]), _compute.coalesce(reason, kept[REASON]), reason)
+    columns = {REASON: reason}
     arrays = [
         columns.get(name, measured[name] if name in measured.column_names else kept[name]) for name in schema.names
     ]

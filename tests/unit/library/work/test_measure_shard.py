@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -124,6 +125,32 @@ def test_measures_of_other_pictures_or_versions_count_as_missing(
     part = read_part(folder, shard.name, shard.digest, shard.rows, ["phash", "num_bytes"])
     assert part is not None
     assert part.column_names == ["key", "reason", "num_bytes"]
+
+
+def test_a_picture_that_a_newer_codec_decodes_loses_its_reason(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest, "bytes_digest", "brightness")
+    before = contents(dataset / "_measures")
+    # What an older codec has left, which could decode no picture of the first shard.
+    path = dataset / "_measures" / manifest.shards[0].name
+    table = pq.read_table(path)
+    facts = json.loads((table.schema.metadata or {})[b"striate.measures"])
+    facts["columns"]["brightness"] = "an older version"
+    for name, value in (("reason", "truncated"), ("brightness", None)):
+        values = pa.array([value] * table.num_rows, table.schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, values)
+    pq.write_table(table.replace_schema_metadata({b"striate.measures": json.dumps(facts).encode()}), path)
+    measure(dataset, manifest, "brightness")
+    assert contents(dataset / "_measures") == before
+
+
+def test_a_reason_stays_with_the_column_that_it_left_empty(source: tuple[Path, Manifest]) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest, "brightness")
+    measure(dataset, manifest, "num_bytes")
+    tables = [pq.read_table(path) for path in (dataset / "_measures").glob("part-*.parquet")]
+    reasons = [reason for table in tables for reason in table["reason"].to_pylist()]
+    assert [reason for reason in reasons if reason is not None] == ["truncated"]
 
 
 def test_a_damaged_file_counts_as_missing_and_is_written_again(source: tuple[Path, Manifest]) -> None:
