@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -277,6 +277,12 @@ def _confirm(
             elif result is not None:
                 found.filter_ms[candidate] = result.filter_ms
     confirmed = [candidate for candidate in found.finalists if candidate not in found.failures]
+    for candidate in found.finalists:
+        if candidate in found.failures:
+            reason = _reason(candidate, found.failures[candidate])
+            found.unfinished.append(f"{candidate.label} cannot be trained by the recipe and was left out: {reason}")
+    found.singles = [_with_failure(each, found) for each in found.singles]
+    found.sequences = [_with_failure(each, found) for each in found.sequences]
     compared = [IDENTITY, *confirmed]
     complete = [seed for seed in seeds if all(unit(one, seed, "recipe") in results for one in compared)]
     found.confirmed_seeds = len(complete)
@@ -366,9 +372,22 @@ def _parts(race: Race, found: Findings) -> list[Candidate]:
 
 
 def _checked(result: UnitResult) -> UnitResult:
+    """Returns the result of a training of the identity, or of one that has not failed."""
     if result.failure is not None:
-        raise StriateError(f"{result.unit.candidate.label} cannot be trained: {result.failure}")
+        reason = _reason(result.unit.candidate, result.failure)
+        raise StriateError(f"the recipe without a filter cannot be trained: {reason}")
     return result
+
+
+def _reason(candidate: Candidate, failure: str) -> str:
+    """Returns why a candidate failed, without its label, which some reasons begin with."""
+    return failure.removeprefix(f"{candidate.label}: ")
+
+
+def _with_failure(standing: Standing, found: Findings) -> Standing:
+    """Returns the standing, dropped if the candidate failed after its race."""
+    failure = found.failures.get(standing.candidate)
+    return standing if failure is None or standing.dropped is not None else replace(standing, dropped=failure)
 
 
 def _joined(before: Sequence[Standing], after: Sequence[Standing]) -> list[Standing]:

@@ -31,6 +31,7 @@ from library.recipe import Recipe
 from library.recipe.yaml_text import dump_yaml
 from library.steps import REGISTRY, plugins
 from library.steps.base import Step
+from library.training.augmenting.forms import steps_without_form
 from library.training.in_memory import decode_rows
 from library.training.rows import Rows, check_same_classes, read_rows
 
@@ -315,18 +316,28 @@ def _space(uri: str | None, recipe: Recipe) -> Space:
         if not storage.exists(where):
             raise UsageError(f"{where} does not exist; name a YAML file, see docs/filter-search.md")
         space = Space.parse(storage.read_bytes(where, 2**20).decode(errors="replace"), where)
-    if recipe.cache_features and "sometimes" in space.places and recipe.augment is None:
-        # The recipe caches features once, so nothing can be drawn anew in each epoch.
-        if uri is not None:
-            raise UsageError(
-                f"{uri}: places: the recipe caches features without augment, so filters cannot be put at `sometimes`; "
-                "write `places: [always, channels]`"
-            )
+    reason = _never_sometimes(recipe, space) if "sometimes" in space.places else None
+    if reason is not None:
         places: tuple[Place, ...] = tuple(place for place in space.places if place != "sometimes")
-        space = Space(space.filters, places, space.p, space.length, space.placebos)
+        if uri is not None:
+            others = f"write `places: [{', '.join(places)}]`" if places else "name other places"
+            raise UsageError(f"{uri}: places: {reason}, so filters cannot be put at `sometimes`; {others}")
+        space = replace(space, places=places)
     if len(space.singles()) > MOST_CANDIDATES:
         raise UsageError(f"{len(space.singles()):,} candidates; at most {MOST_CANDIDATES:,}")
     return space
+
+
+def _never_sometimes(recipe: Recipe, space: Space) -> str | None:
+    """Returns why filters cannot be an augmentation of this recipe; None if they can."""
+    if recipe.cache_features and recipe.augment is None:  # once, so nothing can be drawn anew in each epoch
+        return "the recipe caches features without augment"
+    if recipe.augment_on != "device":
+        return None
+    missing = dict.fromkeys(step.name for step in steps_without_form(_candidate_steps(space)))
+    if not missing:
+        return None
+    return f"the recipe has `augment_on: device`, and these have no batched form: {', '.join(missing)}"
 
 
 def _is_plugin(name: str) -> bool:

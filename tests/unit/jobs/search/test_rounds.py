@@ -159,21 +159,42 @@ def test_the_first_training_ends_where_no_other_could_follow_it() -> None:
         limit.check(7.0, 0.1, before_s=250.0)
 
 
-def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason() -> None:
+def run_with_failures(stage: str, filters: str) -> Findings:
+    """A search in which candidates whose filters begin so cannot be trained at a stage."""
     files, found = Files(), Findings()
     rounds = Rounds(search(settings(), lambda: 0.0, found), files, 1, lambda: 0.0)
     while (block := rounds.take()) is not None:
         for text in block.units:
             unit = Unit.from_json(json.loads(text))
             result = train(unit, 0.1)
-            if unit.candidate.filters.startswith("equalize"):
-                result = replace(result, correct=np.zeros(0, np.bool_), failure="equalize: only 8 bits")
+            if unit.stage == stage and unit.candidate.filters.startswith(filters) and unit.candidate.filters:
+                failure = f"{unit.candidate.label}: only 8 bits"
+                result = replace(result, correct=np.zeros(0, np.bool_), failure=failure)
             files.results[unit] = result
         rounds.done(block)
+    return found
+
+
+def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason() -> None:
+    found = run_with_failures("proxy", "equalize")
     dropped = {each.candidate: each.dropped for each in found.singles}
     assert dropped[Candidate("equalize")] == "equalize: only 8 bits"
     assert found.answer is not None
     assert found.answer.winner is not None
+    assert found.unfinished == []
+
+
+def test_finalists_that_only_the_recipe_cannot_train_are_named_with_the_reason() -> None:
+    found = run_with_failures("recipe", "")
+    failed = [one for one in found.finalists if one.filters]
+    assert failed
+    standings = {each.candidate: each.dropped for each in (*found.singles, *found.sequences)}
+    for one in failed:
+        assert standings[one] == f"{one.label}: only 8 bits"
+        assert f"{one.label} cannot be trained by the recipe and was left out: only 8 bits" in found.unfinished
+    assert found.answer is not None
+    assert found.answer.sentence == "undecided: no filter could be confirmed"
+    assert not found.resumes
 
 
 def test_a_recipe_that_cannot_be_trained_ends_the_search() -> None:
@@ -182,8 +203,8 @@ def test_a_recipe_that_cannot_be_trained_ends_the_search() -> None:
     block = rounds.take()
     assert block is not None
     (unit,) = (Unit.from_json(json.loads(text)) for text in block.units)
-    files.results[unit] = UnitResult(unit, np.zeros(0, np.bool_), 1.0, 0.0, "the loss is nan")
-    with pytest.raises(StriateError, match="identity cannot be trained: the loss is nan"):
+    files.results[unit] = UnitResult(unit, np.zeros(0, np.bool_), 1.0, 0.0, "identity: the loss is nan")
+    with pytest.raises(StriateError, match=r"^the recipe without a filter cannot be trained: the loss is nan"):
         rounds.done(block)
 
 

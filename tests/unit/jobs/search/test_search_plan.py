@@ -177,3 +177,21 @@ def test_a_named_place_that_the_recipe_cannot_have_is_an_error(splits: Path, tmp
     (tmp_path / "space.yaml").write_text("places: [always, sometimes]\n")
     with pytest.raises(UsageError, match="caches features"):
         plan_search(train, val, out=str(tmp_path / "out"), recipe=str(recipe), space=str(tmp_path / "space.yaml"))
+
+
+def test_a_filter_without_batched_form_is_no_augmentation_on_the_device(splits: Path, tmp_path: Path) -> None:
+    recipe, space = tmp_path / "recipe.yaml", tmp_path / "space.yaml"
+    recipe.write_text(f"{RECIPE}augment: flip\naugment_on: device\n")
+
+    def planned(space: Path | None) -> list[str]:
+        train, val, uri = str(splits / "train"), str(splits / "val"), None if space is None else str(space)
+        return plan_search(train, val, out=str(tmp_path / "out"), recipe=str(recipe), space=uri).described()["places"]
+
+    assert planned(None) == ["always", "channels"]
+    space.write_text("filters: [invert, gamma(0.6)]\n")
+    assert planned(space) == ["always", "sometimes", "channels"]
+    space.write_text("filters: [invert, median_blur(3), canny]\n")
+    with pytest.raises(
+        UsageError, match=r"no batched form: median_blur, canny, .*write `places: \[always, channels\]`"
+    ):
+        planned(space)
