@@ -184,7 +184,7 @@ def test_a_candidate_that_cannot_be_trained_is_left_out_with_its_reason() -> Non
     assert found.unfinished == []
 
 
-def test_finalists_that_only_the_recipe_cannot_train_are_named_with_the_reason() -> None:
+def test_finalists_that_the_recipe_cannot_train_are_named_with_a_reason() -> None:
     found = run_with_failures("recipe", "")
     failed = [one for one in found.finalists if one.filters]
     assert failed
