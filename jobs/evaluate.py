@@ -29,7 +29,9 @@ from library.errors import StriateError, UsageError
 from library.evaluation.comparison import compare
 from library.evaluation.leakage import Leaks, leak_effect
 from library.evaluation.metrics import evaluate
-from library.evaluation.report import PAGE, Content, Counts, Subject, Throughput, account, check_report, render, summary
+from library.evaluation.report.content import Content, Counts, Subject, Throughput, account, summary
+from library.evaluation.report.page import render
+from library.evaluation.report.templates import PAGE, check_report
 from library.evaluation.robustness import measure
 from library.evaluation.several_labels import evaluate_labels
 from library.evaluation.sums import Counted, EvaluateReport, EvaluateTotals, LabelScores, Sums

@@ -13,7 +13,7 @@ from library.errors import UsageError
 #: The extra by the import name of each package. Both extras bring PyTorch, timm and ONNX; the advice names `train`.
 EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "timm", "safetensors"), "train"),
-    **dict.fromkeys(("sklearn", "matplotlib", "jinja2", "tensorboard", "tensorboardX"), "train"),
+    **dict.fromkeys(("sklearn", "matplotlib", "tensorboard", "tensorboardX"), "train"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "train"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "anyio", "multipart", "fastapi_offline"), "serve"),
 }

@@ -40,7 +40,7 @@ from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, find_manifest, load_manifest, splits_below
 from library.dataset.shards import read_columns
 from library.errors import UsageError
-from library.evaluation.report import PAGE, check_report
+from library.evaluation.report.templates import PAGE, check_report
 from library.recipe import Recipe
 
 FINDINGS, SUMMARY, TRAININGS = "findings.parquet", "audit.json", "folds"

@@ -30,7 +30,7 @@ from library.dataset.destination import check_apart, check_claim
 from library.dataset.manifest import DUPLICATES, VERSIONS, Job, Manifest, load_manifest
 from library.dataset.shards import read_columns, read_rows
 from library.errors import StriateError, UsageError
-from library.evaluation.report import PAGE, check_report
+from library.evaluation.report.templates import PAGE, check_report
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 

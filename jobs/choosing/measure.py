@@ -25,7 +25,8 @@ from library.dataset.manifest import Manifest, load_manifest
 from library.dataset.shards import SUFFIX
 from library.dataset.task import ShardTask
 from library.errors import UsageError
-from library.evaluation.report import PAGE, check_report
+from library.evaluation.report.templates import PAGE, check_report
+from library.extras import check_installed
 from library.work.measure_shard import MeasureJob
 from library.work.model_shard import ModelJob
 
@@ -132,6 +133,7 @@ def plan_measure(
     if model is not None:
         where = storage.join(where, model.name)
     if report is not None:
+        check_installed("matplotlib", "striate measure --report")  # draws the histograms
         report = storage.normalize(report)
         check_report(report, [dataset], "striate measure")
     tasks = shard_tasks(manifest, dataset, None) if manifest.shards else []

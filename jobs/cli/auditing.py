@@ -73,7 +73,7 @@ def audit_command(
         check_installed("torch", "striate audit")
     from jobs.choosing.audit import plan_audit, run_audit
     from jobs.choosing.vectors import uses_no_network
-    from library.evaluation.report import PAGE
+    from library.evaluation.report.templates import PAGE
 
     bits = near_bits(near, no_near=no_near)
     _check_networks(uses_no_network(bundle, full, model), gpu, plugin, "give --bundle, --model or --full")

@@ -91,7 +91,7 @@ def measure_command(
     from jobs.choosing.measure import measure_dataset, plan_measure
     from library.choosing.measures.measuring import MEASURES
     from library.choosing.measures.picture_models import picture_model
-    from library.evaluation.report import PAGE
+    from library.evaluation.report.templates import PAGE
 
     names = list(MEASURES) if columns == "all" else [name.strip() for name in (columns or "").split(",") if name]
     if columns is not None and not names:
@@ -195,7 +195,7 @@ def dedup_command(
     """
     from jobs.choosing.dedup import as_json, dedup_dataset, find_duplicates, plan_dedup
     from library.choosing.measures.picture_models import picture_model
-    from library.evaluation.report import PAGE
+    from library.evaluation.report.templates import PAGE
 
     plan = plan_dedup(
         source,

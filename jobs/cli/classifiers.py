@@ -203,7 +203,8 @@ def evaluate_command(
     check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu})
     from jobs.cli.evaluation_table import print_evaluation
     from jobs.evaluate import ROBUSTNESS_PICTURES, plan_evaluate, run_evaluate
-    from library.evaluation.report import PAGE, summary
+    from library.evaluation.report.content import summary
+    from library.evaluation.report.templates import PAGE
 
     pictures = (robustness_pictures or ROBUSTNESS_PICTURES) if robustness else 0
     *bundles, dataset = bundles_and_data

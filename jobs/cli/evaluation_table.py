@@ -9,7 +9,7 @@ from cluster.console import Terminal, say, visible
 from library.evaluation.comparison import Comparison
 from library.evaluation.leakage import LeakEffect
 from library.evaluation.metrics import Evaluation
-from library.evaluation.report import Content, account, leaks_line, speed
+from library.evaluation.report.content import Content, account, leaks_line, speed
 from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
 from library.evaluation.several_labels import LabelsEvaluation
 

@@ -53,7 +53,7 @@ def learn_filter_command(
     """
     check_installed("torch", "striate learn-filter")
     from jobs.search.learning import FILTERS, plan_learn, run_learn
-    from library.evaluation.report import PAGE
+    from library.evaluation.report.templates import PAGE
 
     plan = plan_learn(
         train,

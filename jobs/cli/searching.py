@@ -88,7 +88,7 @@ def search_command(
         output.facts(plan.described(), as_json=json)
         return
     from jobs.search.running import run_search
-    from library.evaluation.report import PAGE
+    from library.evaluation.report.templates import PAGE
 
     result = run_search(plan, workers=workers, gpu=gpu, address=address)
     report, answer, page, winner = result.report, *(storage.join(result.out, name) for name in (ANSWER, PAGE, RECIPE))

@@ -28,7 +28,7 @@ from library.bundle.description import Prediction
 from library.dataset.manifest import Manifest
 from library.errors import StriateError, UsageError
 from library.evaluation.metrics import Evaluation
-from library.evaluation.report.page import template
+from library.evaluation.report.templates import template
 from library.imaging import codec
 from library.imaging.contact_sheet import thumbnail
 from library.imaging.picture import Pixels

@@ -25,7 +25,7 @@ from library.dataset.manifest import (
     splits_below,
 )
 from library.errors import UsageError
-from library.evaluation.report.page import PAGE
+from library.evaluation.report.templates import PAGE
 from library.storage import Span
 
 # The speed is that of the last minutes: a job may have been stopped for days before it was resumed.

@@ -30,7 +30,7 @@ from library.evaluation.inside.occlusion import first_of, occlusion
 from library.evaluation.inside.recording import Part, StageMaps, blank, feature_maps, networks
 from library.evaluation.inside.trust import Trust, deletion_insertion, draw_trust
 from library.evaluation.inside.units import exciting_patches, first_kernels
-from library.evaluation.report.page import PAGE, check_report
+from library.evaluation.report.templates import PAGE, check_report
 from library.imaging import codec
 from library.imaging.picture import Pixels
 from library.pipeline.inputs import InputPipeline, Prepared

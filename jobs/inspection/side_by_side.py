@@ -14,7 +14,7 @@ from typing import Any
 
 from library import storage
 from library.evaluation.report.bubbles import Bubble, BubbleAxes, BubbleChart, bubble_chart
-from library.evaluation.report.page import PAGE, check_report, template
+from library.evaluation.report.templates import PAGE, check_report, template
 from library.models import names
 from library.models.analysis import analyse
 from library.models.catalog import CATALOG, ModelInfo

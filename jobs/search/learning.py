@@ -27,7 +27,7 @@ from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, load_manifest
 from library.dataset.shards import read_columns
 from library.errors import UsageError
-from library.evaluation.report import PAGE, check_report
+from library.evaluation.report.templates import PAGE, check_report
 from library.imaging import codec
 from library.recipe import Recipe
 from library.recipe.yaml_text import dump_yaml

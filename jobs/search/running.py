@@ -50,7 +50,7 @@ from library.choosing.filter_search.space import IDENTITY
 from library.choosing.filter_search.trials import Unit, halves
 from library.dataset.lease import hold
 from library.errors import StriateError, UsageError
-from library.evaluation.report import PAGE
+from library.evaluation.report.templates import PAGE
 from library.randomness import seeds_of
 from library.training.in_memory import PackedPictures
 

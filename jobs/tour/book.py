@@ -29,7 +29,7 @@ from jobs.train.run_folder import training_versions
 from library import storage
 from library.dataset.manifest import VERSIONS
 from library.errors import UsageError
-from library.evaluation.report.page import PAGE, check_report, template
+from library.evaluation.report.templates import PAGE, check_report, template
 from library.grammar import nearest
 
 _COMMAND = "striate tour"

@@ -23,7 +23,7 @@ from jobs.tour.chapter_parts import (
 )
 from jobs.tour.tour_folder import TourFolder, digit, filtered_pixels, photo
 from library.evaluation.report.charts import line_chart
-from library.evaluation.report.page import base64_text
+from library.evaluation.report.templates import base64_text
 from library.imaging import codec
 from library.imaging.contact_sheet import thumbnail
 from library.imaging.picture import Pixels

@@ -26,7 +26,7 @@ from library.dataset.lease import hold
 from library.dataset.task import Progress, ShardTask
 from library.errors import StriateError, UsageError
 from library.evaluation.metrics import Evaluation
-from library.evaluation.report import Content, summary
+from library.evaluation.report.content import Content, summary
 from library.evaluation.robustness import CORRUPTIONS
 from library.evaluation.sums import EvaluateReport
 from library.work.evaluate_shard import EvaluateJob

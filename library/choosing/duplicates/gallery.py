@@ -16,7 +16,7 @@ from library.choosing.duplicates.fingerprints import NEAR, REASONS, SIMILAR, Fin
 from library.choosing.duplicates.keeping import Duplicates
 from library.choosing.duplicates.neighbours import Indices
 from library.errors import BadPicture
-from library.evaluation.report.page import base64_text, template
+from library.evaluation.report.templates import base64_text, template
 from library.imaging import codec
 from library.imaging.contact_sheet import small_copy
 

@@ -16,7 +16,7 @@ from library.choosing.filter_search.answer import Answer, Gain, format_p, format
 from library.choosing.filter_search.race import Standing
 from library.choosing.filter_search.space import IDENTITY, Candidate
 from library.evaluation.report.charts import cost_chart, interval_chart, shortened
-from library.evaluation.report.page import base64_text, template
+from library.evaluation.report.templates import base64_text, template
 from library.imaging import codec
 from library.imaging.contact_sheet import Tile, draw_sheet
 from library.imaging.picture import Pixels

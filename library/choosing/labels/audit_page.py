@@ -13,7 +13,7 @@ from library.choosing.labels.findings import KINDS, ClassBalance
 from library.dataset.manifest import Manifest
 from library.dataset.shards import read_columns, read_rows
 from library.errors import BadPicture
-from library.evaluation.report.page import base64_text, template
+from library.evaluation.report.templates import base64_text, template
 from library.imaging import codec
 from library.imaging.contact_sheet import small_copy
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from library.choosing.learned_filters.kernel_filters import LearnedKernel
 from library.choosing.learned_filters.references import Reference, references
-from library.evaluation.report.page import base64_text, template
+from library.evaluation.report.templates import base64_text, template
 from library.imaging import codec
 from library.imaging.contact_sheet import Tile, draw_sheet, thumbnail, visible
 from library.imaging.picture import Pixels

@@ -17,7 +17,7 @@ from library.choosing.measures.side_table import Parts
 from library.dataset.manifest import VERSIONS, FileEntry, Manifest
 from library.errors import BadPicture, StriateError
 from library.evaluation.report.charts import histogram_chart
-from library.evaluation.report.page import base64_text, template
+from library.evaluation.report.templates import base64_text, template
 from library.imaging import codec
 from library.imaging.contact_sheet import small_copy
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from library.evaluation.report.page import base64_text, template
+from library.evaluation.report.templates import base64_text, template
 
 _MEASURE = (
     "The measure is the same map at 24 other places of the picture (dashed: the mean; shaded: the range); better than "

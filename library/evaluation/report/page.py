@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from library import storage
-from library.dataset.manifest import find_manifest
-from library.errors import UsageError
 from library.evaluation.metrics import ClassScore, ConfusedPair, confused_pairs
 from library.evaluation.report.charts import line_chart, reliability_chart
 from library.evaluation.report.content import Content, Subject, account, leaks_line, speed
+from library.evaluation.report.templates import base64_text, template
 from library.evaluation.robustness import CORRUPTIONS, STRENGTHS, Robustness
 from library.evaluation.several_labels import LabelScore, LabelsEvaluation
 from library.evaluation.sums import TOP_K
-
-#: Name of a page in its folder.
-PAGE = "index.html"
-#: The mark of head.html, which names the command, comes within as many bytes.
-_MARK_WITHIN = 2**14
 
 #: With more classes the matrix would be too large to read, and the most confused pairs are listed instead.
 MOST_IN_MATRIX = 100
@@ -63,47 +55,6 @@ def render(content: Content) -> str:
         interval=_interval,
         base64=base64_text,
     )
-
-
-def template(package: str, name: str) -> Template:
-    """Loads a Jinja2 template from the folder of a package; it escapes every value.
-
-    A template of any package may include this report's `style.css`.
-    """
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader("library.evaluation.report", "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)
-
-
-def check_report(folder: str, datasets: Sequence[str], command: str, option: str = "--report") -> None:
-    """Checks that a command may write its page to a folder.
-
-    Args:
-        folder: URI.
-        datasets: URIs of the datasets that the command reads or writes.
-        command: as its pages name it, such as `striate audit`.
-        option: its option that names the folder.
-
-    Raises:
-        UsageError: the folder is a dataset or lies in one, holds a page of something else, or cannot be written to.
-    """
-    for dataset in datasets:
-        if storage.contains(dataset, folder):
-            raise UsageError(f"{option} {folder} is inside the dataset {dataset}; name another folder")
-    if find_manifest(folder) is not None:
-        raise UsageError(f"{option} {folder} is a dataset; name a folder of its own for the report")
-    page = storage.join(folder, PAGE)
-    if storage.exists(page):
-        with storage.open_read(page) as file:
-            start = file.read(_MARK_WITHIN)
-        if f'name="generator" content="{command}"'.encode() not in start:
-            raise UsageError(f"{option} {folder} contains a page ({PAGE}) of something else; name another folder")
-    storage.check_writable(folder)
 
 
 @dataclass(frozen=True)
@@ -248,8 +199,3 @@ def _score(value: float, metric: str) -> str:
 def _interval(interval: tuple[float, float], metric: str) -> str:
     scale, digits = (1, 4) if metric == "loss" else (100, 2)
     return " to ".join(f"{end * scale:.{digits}f}" for end in interval)
-
-
-def base64_text(data: bytes) -> str:
-    """Returns bytes as they stand in a `data:` URI of a page."""
-    return base64.b64encode(data).decode()

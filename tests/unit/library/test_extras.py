@@ -16,6 +16,8 @@ import pytest
 from library.extras import EXTRAS, check_installed
 from tests import ROOT
 from tests.bundles import make_bundle
+from tests.datasets import bar
+from tests.picture_examples import ingest, measure, write_files
 
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -99,6 +101,26 @@ def test_filtering_imports_no_package_of_an_extra() -> None:
     shown = _without_extras(f"import {modules}, library.steps\nrun(['--help'])\nrun(['steps'])\n")
     assert "ingest" in shown
     assert "gaussian_blur(" in shown
+
+
+def test_choosing_imports_no_package_of_an_extra(tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    pictures = {f"{kind}/{seed}.png": bar(kind, seed) for kind in range(2) for seed in range(2)}
+    measure(dataset, ingest(write_files(tmp_path / "pictures", pictures), dataset))
+    shown = _without_extras(f"""
+import jobs.choosing.ablate, jobs.choosing.dedup, library.work.measure_shard, library.work.select_shard
+import jobs.exchange.convert, jobs.exchange.merge, jobs.exchange.remove, jobs.exchange.trace
+from library.evaluation.report.templates import template
+for folder, page in (("duplicates", "gallery.html"), ("labels", "audit.html"), ("measures", "measures.html")):
+    print(template("library.choosing." + folder, page).name)
+for command in ("measure {dataset} --dry-run", "split {dataset} {tmp_path}/parts --folds 2 --dry-run",
+                "audit {dataset} --model patches --report {tmp_path}/audit --dry-run"):
+    print(said(command))
+print(said("measure {dataset} --report {tmp_path}/page"))
+""")
+    assert {"gallery.html", "audit.html", "measures.html"} <= {*shown.split()}
+    assert shown.count("[0, '']") == 3, shown
+    assert "`striate measure --report` needs the package matplotlib: pip install 'striate[train]'" in shown
 
 
 def test_the_command_line_starts_without_slow_imports() -> None:

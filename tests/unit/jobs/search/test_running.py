@@ -19,7 +19,7 @@ from library.choosing.filter_search.race import Race
 from library.choosing.filter_search.search_page import SearchReport
 from library.choosing.filter_search.space import Candidate, Place
 from library.errors import UsageError
-from library.evaluation.report import PAGE
+from library.evaluation.report.templates import PAGE
 from library.imaging import codec
 from library.pipeline import Pipeline
 from library.recipe import Recipe

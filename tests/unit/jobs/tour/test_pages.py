@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.tour.book import CHAPTERS
-from library.evaluation.report.page import template
+from library.evaluation.report.templates import template
 from tests import ROOT
 
 RUNS = 3

@@ -10,7 +10,8 @@ import pytest
 from library.dataset.manifest import Tally
 from library.evaluation.leakage import LeakEffect, Leaks, leak_effect
 from library.evaluation.metrics import evaluate
-from library.evaluation.report import Content, Counts, Subject, Throughput, render, summary
+from library.evaluation.report.content import Content, Counts, Subject, Throughput, summary
+from library.evaluation.report.page import render
 from library.evaluation.sums import EvaluateReport, EvaluateTotals, Outcomes, Sums
 
 CLASSES = ("a", "b", "c")

@@ -17,18 +17,10 @@ import pytest
 from library.errors import UsageError
 from library.evaluation.comparison import Comparison, compare
 from library.evaluation.metrics import Evaluation, evaluate
-from library.evaluation.report import (
-    PAGE,
-    Content,
-    Counts,
-    Subject,
-    Throughput,
-    check_report,
-    render,
-    speed,
-    summary,
-)
 from library.evaluation.report.charts import line_chart, reliability_chart
+from library.evaluation.report.content import Content, Counts, Subject, Throughput, speed, summary
+from library.evaluation.report.page import render
+from library.evaluation.report.templates import PAGE, check_report
 from library.evaluation.robustness import CORRUPTIONS, Robustness
 from library.evaluation.sums import Example, Outcomes, Pairs, Sums
 from library.imaging import codec

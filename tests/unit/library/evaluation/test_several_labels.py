@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from library.evaluation.report import Content, Counts, Subject, Throughput, render, summary
+from library.evaluation.report.content import Content, Counts, Subject, Throughput, summary
+from library.evaluation.report.page import render
 from library.evaluation.robustness import order_of
 from library.evaluation.several_labels import LabelsEvaluation, evaluate_labels, label_mistakes
 from library.evaluation.sums import LabelScores
