@@ -33,7 +33,6 @@ from library.exchange.provenance import (
     find_below,
     first_keys,
     lineage,
-    places_of,
 )
 from library.exchange.removal import (
     REMOVED,
@@ -279,7 +278,7 @@ def find_affected(plan: RemovePlan, folders: Sequence[str]) -> Affected:
     for uri, manifest in catalogue.datasets.items():
         if uri in (plan.dataset, plan.destination) or not are_related(plan.manifest, manifest):
             continue
-        places = places_of(uri, manifest, bases)
+        places = catalogue.places(uri, bases)
         if places:
             holding[uri] = len(places)
             digests |= earlier_digests(manifest)

@@ -16,8 +16,8 @@ from library import storage
 from library.bundle.description import BUNDLE
 from library.dataset.manifest import MANIFEST, Job, Manifest
 from library.dataset.shards import ShardReader
-from library.errors import UsageError
-from library.exchange.provenance import Catalogue, Place, first_keys, lineage, places_of, uses_of
+from library.errors import StriateError, UsageError
+from library.exchange.provenance import Catalogue, Place, first_keys, lineage, uses_of
 from library.sources.listing import MAX_BYTES
 
 Kind: TypeAlias = Literal["source", "dataset", "bundle", "export"]
@@ -151,7 +151,7 @@ def _places(key: str, catalogue: Catalogue) -> dict[str, list[Place]]:
     bases = {key}
     for manifest in catalogue.datasets.values():
         bases |= first_keys([key], manifest.jobs)
-    found = {uri: places_of(uri, manifest, bases) for uri, manifest in catalogue.datasets.items()}
+    found = {uri: catalogue.places(uri, bases) for uri in catalogue.datasets}
     return {uri: places for uri, places in found.items() if places}
 
 
@@ -290,11 +290,14 @@ class _Tree:
                 for picture in child.facts["pictures"]
             }
             paths = [key for key in sorted(keys) if not key.startswith("/") and ".." not in key.split("/")]
-            files = {key: storage.join(root.uri, key) for key in paths[:_MOST_FILES]}
-            held = {key: uri for key, uri in files.items() if storage.exists(uri) and not storage.is_folder(uri)}
-            root.facts["files"] = {
-                uri: hashlib.sha256(storage.read_bytes(uri, MAX_BYTES)).hexdigest() for uri in held.values()
-            }
+            digests = root.facts["files"] = dict[str, str]()
+            try:
+                for uri in (storage.join(root.uri, path) for path in paths[:_MOST_FILES]):
+                    if storage.exists(uri) and not storage.is_folder(uri):
+                        digests[uri] = hashlib.sha256(storage.read_bytes(uri, MAX_BYTES)).hexdigest()
+            except StriateError as error:  # a store that cannot be reached: the tree is whole without it
+                reason = str(error).splitlines()[0]
+                self._catalogue.problems.append(f"the files in {root.uri} were not all looked at: {reason}")
 
     def mark(self, uri: str) -> None:
         """Marks the subject of the trace."""

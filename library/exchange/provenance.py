@@ -66,6 +66,14 @@ class Catalogue:
         found = [use for uri, record in self.bundles.items() for use in uses_of(uri, record) if use.digest in digests]
         return sorted(found, key=lambda use: (use.bundle, use.role))
 
+    def places(self, dataset: str, bases: Collection[str]) -> list[Place]:
+        """Finds pictures as `places_of` does; none, and a problem, where the dataset cannot be read."""
+        try:
+            return places_of(dataset, self.datasets[dataset], bases)
+        except StriateError as error:
+            self.problems.append(f"{dataset} cannot be read, so it was not looked at: {str(error).splitlines()[0]}")
+            return []
+
 
 def uses_of(uri: str, record: BundleRecord) -> Iterator[Use]:
     """Yields the datasets that a bundle records; a member of an ensemble counts as the ensemble.

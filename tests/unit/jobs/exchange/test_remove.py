@@ -199,6 +199,17 @@ def test_what_was_made_before_an_earlier_removal_is_named_too(tmp_path: Path) ->
     assert affected.exports == [str(tmp_path / "good_folders")]
 
 
+def test_a_dataset_that_cannot_be_read_does_not_stop_a_removal(tmp_path: Path) -> None:
+    dataset, damaged, small = _dataset(tmp_path), tmp_path / "damaged", str(tmp_path / "small")
+    carry_out(plan_filter(dataset, str(damaged), "min_size(20)"))
+    carry_out(plan_filter(dataset, small, "min_size(20)"))
+    (damaged / load_manifest(str(damaged)).shards[0].name).write_bytes(b"no longer Parquet")
+    affected = find_affected(plan_remove(dataset, ["cat/1.png"]), [])
+    assert affected.datasets == {small: 1}
+    [problem] = affected.problems
+    assert problem.startswith(f"{damaged} cannot be read, so it was not looked at: ")
+
+
 def test_keys_come_from_a_text_a_csv_or_a_parquet_column(tmp_path: Path) -> None:
     (tmp_path / "keys.txt").write_text("a b\r\nc,d\n\na b\n", "utf-8")
     (tmp_path / "keys.csv").write_text('name,key\n1,"a ""b"\n2,c\n', "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from library.dataset.manifest import Job, Origin, load_manifest
 from library.errors import UsageError
 from library.exchange.lineage_tree import Node, trace
 from library.exchange.provenance import Catalogue, around, find_below, first_keys
+from library.sources.listing import MAX_BYTES
 from tests.bundles import make_bundle
 from tests.datasets import carry_out
 from tests.exports import convert
@@ -73,6 +75,16 @@ def test_a_key_leads_to_its_source_and_all_that_holds_it(lake: Path, capsys: pyt
     file = f"file {lake}/files/cat/1.png, sha256 {digest[:12]}"
     assert printed.startswith(f"source {lake}/files\n│    {file}\n└─ dataset {lake}/raw  by ingest\n")
     assert f"sha256 {digest[:12]}" in printed
+
+
+def test_a_source_that_cannot_be_read_is_a_note_below_the_tree(tmp_path: Path) -> None:
+    ingest(write_files(tmp_path / "files", FILES), tmp_path / "raw")
+    os.truncate(tmp_path / "files" / "cat" / "1.png", MAX_BYTES + 1)
+    result = trace_subject("cat/1.png", [str(tmp_path)])
+    assert [Path(node.uri).name for node in _nodes(result.roots)] == ["files", "raw"]
+    assert result.roots[0].facts["files"] == {}
+    [problem] = result.problems
+    assert problem.startswith(f"the files in {tmp_path}/files were not all looked at: ")
 
 
 def test_a_dataset_read_from_an_export_leads_back_through_it(lake: Path, tmp_path: Path) -> None:
