@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from jobs.choosing.vectors import remove_temporary
 from library import storage
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord, load_record
+from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, find_manifest, load_manifest
 from library.dataset.shards import ShardReader
 from library.errors import BadPicture, StriateError, UsageError
@@ -174,7 +176,9 @@ def run_inspect(plan: InspectPlan, *, device: str = "auto", report: Report | Non
         report: is called as the work proceeds.
 
     Raises:
-        StriateError: the bundle or the dataset is damaged, or no picture of the dataset can be used.
+        UsageError: another command is writing to the folder.
+        StriateError: the bundle or the dataset is damaged, a step's own code fails, or no picture of the dataset can
+            be used.
     """
     bundle = Bundle.load(plan.bundle, device, plan.record.id)
     look = _Look(plan, bundle, report or (lambda *_: None))
@@ -191,18 +195,23 @@ def run_inspect(plan: InspectPlan, *, device: str = "auto", report: Report | Non
         chapters,
         f"made {made} by striate {VERSIONS['striate']}",
     )
-    for chapter in chapters:
-        for section in chapter.sections:
-            for figure in section.figures:
-                storage.write_bytes(storage.join(plan.out, figure.file), figure.data)
-    files = [figure.file for chapter in chapters for section in chapter.sections for figure in section.figures]
-    where = storage.join(plan.out, PAGE)
+    figures = [figure for chapter in chapters for section in chapter.sections for figure in section.figures]
+    with hold(plan.out, tidy=remove_temporary):
+        where = _write(plan.out, figures, page)
+    return {**look.numbers, "page": where, "files": [figure.file for figure in figures]}
+
+
+def _write(out: str, figures: Sequence[Figure], page: str) -> str:
+    """Writes the drawings and at last the page, removes those that only an earlier page had; returns the page's URI."""
+    for figure in figures:
+        storage.write_bytes(storage.join(out, figure.file), figure.data)
+    where = storage.join(out, PAGE)
     old = files_of(storage.read_bytes(where).decode("utf-8", "replace")) if storage.exists(where) else []
     # On a disk that ignores case, an old name in other letters is the drawing that has just been written.
-    kept = {file.lower() for file in files}
-    storage.remove(storage.join(plan.out, name) for name in old if name.lower() not in kept)
+    kept = {figure.file.lower() for figure in figures}
+    storage.remove(storage.join(out, name) for name in old if name.lower() not in kept)
     storage.write_bytes(where, page.encode())
-    return {**look.numbers, "page": where, "files": files}
+    return where
 
 
 class _Look:
@@ -234,7 +243,7 @@ class _Look:
     def network(self) -> Chapter:
         """The chapter about the network itself: its stages, and the kernels of its first layer."""
         tables, figures = list[Table](), list[Figure]()
-        note = ""
+        notes: list[str] = []
         for number, part in enumerate(self._parts(blank(self._bundle)), start=1):
             stages = feature_maps(part.model, part.pixels)
             kernels = first_kernels(part.model, (part.pixels.shape[0], part.pixels.shape[1]))
@@ -250,11 +259,11 @@ class _Look:
             caption = f"{part.title}: {size[0]} x {size[1]} pixels of {_channels(part.pixels)}"
             tables.append(Table(caption, _STAGE_HEADINGS, [_stage_row(stage, size) for stage in stages]))
             if kernels is None:
-                note = f"{part.title} begins with neither a convolution nor a dense layer of pixels."
+                notes.append(f"{part.title} begins with neither a convolution nor a dense layer of pixels.")
             else:
                 figures.append(self._figure("kernels", drawing.draw_kernels(kernels), part.title, number))
-        sections = [Section("stages", "Stages", (), tables=tables), Section("kernels", "First kernels", figures, note)]
-        return Chapter("network", "The network", (), sections)
+        kernels_section = Section("kernels", "First kernels", figures, " ".join(notes))
+        return Chapter("network", "The network", (), [Section("stages", "Stages", (), tables=tables), kernels_section])
 
     def sample(self) -> Sample:
         """Reads pictures at equal distances over the whole dataset."""
@@ -327,12 +336,14 @@ class _Look:
         chapters: list[Chapter] = []
         for file in self._plan.pictures:
             try:
-                uri = storage.normalize(file)
-                data = storage.read_bytes(uri, max_bytes=codec.DEFAULT_LIMITS.max_bytes)
+                data = storage.read_bytes(storage.normalize(file), max_bytes=codec.DEFAULT_LIMITS.max_bytes)
+            except StriateError as error:
+                self.numbers["failed"].append({"file": file, "reason": "cannot_read", "detail": str(error)})
+                continue
+            try:
                 prepared = self._bundle.prepare(data)
-            except (StriateError, BadPicture) as error:
-                reason = error.reason if isinstance(error, BadPicture) else "cannot_read"
-                self.numbers["failed"].append({"file": file, "reason": reason, "detail": str(error)})
+            except BadPicture as bad:
+                self.numbers["failed"].append({"file": file, "reason": bad.reason, "detail": str(bad)})
                 continue
             chapters.append(self._picture(file, prepared))
         if not self._plan.pictures and sample is not None:

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from jobs.choosing.vectors import remove_temporary
 from library import storage
+from library.dataset.lease import hold
 from library.evaluation.report.bubbles import Bubble, BubbleAxes, BubbleChart, bubble_chart
 from library.evaluation.report.templates import PAGE, check_report, template
 from library.models import names
@@ -159,14 +161,19 @@ def write_page(compared: SideBySide, folder: str) -> list[str]:
     Args:
         compared: from `compare_models`.
         folder: from `check_folder`.
+
+    Raises:
+        UsageError: another command is writing to the folder.
     """
     charts = draw_charts(compared)
+    content = render_page(compared, charts).encode()
     written: list[str] = []
-    for name, chart in charts.items():
-        written.append(storage.join(folder, f"{name}.png"))
-        storage.write_bytes(written[-1], chart.png)
-    page = storage.join(folder, PAGE)
-    storage.write_bytes(page, render_page(compared, charts).encode())
+    with hold(folder, tidy=remove_temporary):
+        for name, chart in charts.items():
+            written.append(storage.join(folder, f"{name}.png"))
+            storage.write_bytes(written[-1], chart.png)
+        page = storage.join(folder, PAGE)
+        storage.write_bytes(page, content)
     return [page, *written]
 
 

@@ -18,6 +18,7 @@ from jobs.cli.app import run
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord
 from library.bundle.ensemble import ensemble
+from library.dataset.lease import hold
 from library.imaging import codec
 from library.models.build import create
 from tests.bundles import make_bundle
@@ -174,6 +175,19 @@ def test_an_unusable_picture_is_reported_and_the_others_are_explained(
     numbers = inspect(capsys, bundle, str(bad), gone, good, "--out", str(tmp_path / "out"), code=1)
     assert [one["file"] for one in numbers["pictures"]] == [good]
     assert {one["file"]: one["reason"] for one in numbers["failed"]} == {str(bad): "not_an_image", gone: "cannot_read"}
+
+
+def test_a_step_that_fails_is_no_fault_of_the_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", steps='blur_background(mask_column="mask")')
+    answer = inspect(capsys, bundle, picture(tmp_path / "p.png"), "--out", str(tmp_path / "out"), code=1)
+    assert "has no column 'mask'" in answer["error"]
+
+
+def test_a_folder_that_another_command_writes_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bundle, out = make_bundle(tmp_path / "bundle"), tmp_path / "out"
+    with hold(str(out), tidy=print):
+        assert "is being written by process" in inspect(capsys, bundle, "--out", str(out), code=2)["error"]
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from jobs.inspection.side_by_side import (
     keras_table,
     write_page,
 )
+from library.dataset.lease import hold
 from library.errors import UsageError
 from library.imaging import codec
 from tests import ROOT
@@ -74,3 +75,10 @@ def test_a_page_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<html>mine</html>")
     with pytest.raises(UsageError, match="something else"):
         check_folder(str(tmp_path))
+
+
+def test_a_folder_that_another_command_writes_is_left_alone(tmp_path: Path) -> None:
+    compared = compare_models(None, print, ("alexnet", "resnet18"))
+    with hold(str(tmp_path), tidy=print), pytest.raises(UsageError, match="is being written by process"):
+        write_page(compared, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
