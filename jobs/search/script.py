@@ -82,6 +82,7 @@ class Findings:
         resumes: whether trainings were left out for lack of time, which another run computes.
         recipe_s: seconds of one training of the recipe.
         whole_race: whether there was time for every race.
+        all_finalists: whether the budget allowed to confirm as many finalists as without a limit.
     """
 
     singles: list[Standing] = field(default_factory=list[Standing])
@@ -98,6 +99,7 @@ class Findings:
     resumes: bool = False
     recipe_s: float = 0.0
     whole_race: bool = False
+    all_finalists: bool = False
 
 
 class RecipeTooLong(StriateError):
@@ -226,6 +228,7 @@ def search(
 
     found.whole_race = whole
     found.finalists = _finalists(survivors, found, settings.space, most)
+    found.all_finalists = found.finalists == _finalists(survivors, found, settings.space, FINALISTS)
     yield from _confirm(settings, unit, end, found, EarlierLooks() if looks is None else looks)
 
 
@@ -303,12 +306,15 @@ def _confirm(
         filter_ms=found.filter_ms,
         margin=settings.margin,
         cost_weight=settings.cost_weight,
-        whole_race=found.whole_race,
+        all_tried=found.whole_race and found.all_finalists,
     )
     found.best = answer.sentence
     looks.record("confirmation", [one.name for one in confirmed], complete, answer.outcome)
     best = answer.winner or next((gain.candidate for gain in answer.gains if gain.candidate.placebo is None), None)
     if settings.test_context is None or best is None:
+        return
+    if answer.winner is None and not found.all_finalists:
+        found.unfinished.append("the test pictures are kept for a run with a larger --budget")
         return
     if answer.winner is None and not (found.whole_race and len(complete) == settings.seeds):
         found.unfinished.append("the test pictures are kept until the search has its time")

@@ -205,7 +205,7 @@ def judge(
     filter_ms: Mapping[Candidate, float] | None = None,
     margin: float = MARGIN,
     cost_weight: float = 0.0,
-    whole_race: bool = True,
+    all_tried: bool = True,
 ) -> Answer:
     """Judges all finalists together.
 
@@ -216,7 +216,8 @@ def judge(
         margin: differences up to this fraction do not matter.
         cost_weight: percentage points of accuracy that a millisecond a picture is worth. It decides which of several
             filters that help is the winner, and a filter whose gain is less than its cost does not win.
-        whole_race: whether all candidates were tried. If not, a filter may help all the same, but not "no filter".
+        all_tried: whether there was time to race all candidates and to confirm all finalists. If not, the outcome may
+            be that a filter helps, but not that none does.
 
     With fewer than eight seeds the outcome is always undecided.
     """
@@ -258,17 +259,17 @@ def judge(
         counted = f"--cost-weight {cost_weight:g} counts as {points}"
         cost = f"its filters take {best.filter_ms:.3g} ms a picture, which {counted}"
         sentence = f"{best.candidate.label} gains {best.text}, but {cost}"
-        if not whole_race:
-            sentence = f"undecided: {sentence}; there was no time to try all candidates"
+        if not all_tried:
+            sentence = f"undecided: {sentence}; there was no time for all candidates"
             return Answer("undecided", sentence, None, ordered)
         if any(gain.verdict == "undecided" for gain in real):
             return Answer("undecided", f"undecided: {sentence}; other finalists may help", None, ordered)
         return Answer("none", sentence, None, ordered)
     most = max(gain.bound for gain in real)
     if all(gain.verdict in ("equivalent", "worse") for gain in real):
-        if not whole_race:
+        if not all_tried:
             sentence = (
-                f"undecided: no finalist helps, at most {_at_most(most)}, but there was no time to try all candidates"
+                f"undecided: no finalist helps, at most {_at_most(most)}, but there was no time for all candidates"
             )
             return Answer("undecided", sentence, None, ordered)
         return Answer("none", f"no filter helps: at most {_at_most(most)}", None, ordered)

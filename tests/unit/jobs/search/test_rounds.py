@@ -43,7 +43,12 @@ def train(unit: Unit, gain: float, seconds: float = 1.0) -> UnitResult:
 
 
 def run(
-    settings: Settings, files: Files, gain: float, most: int | None = None, looks: EarlierLooks | None = None
+    settings: Settings,
+    files: Files,
+    gain: float,
+    most: int | None = None,
+    looks: EarlierLooks | None = None,
+    proxy_s: float = 1.0,
 ) -> tuple[Findings, Rounds]:
     """Computes units until the search ends, or as many as `most`, as if it were killed then."""
     found = Findings()
@@ -54,7 +59,7 @@ def run(
     while (block := rounds.take()) is not None:
         for text in block.units:
             unit = Unit.from_json(json.loads(text))
-            result = train(unit, gain)
+            result = train(unit, gain, proxy_s if unit.stage == "proxy" else 1.0)
             files.results[unit] = result
             files.now += result.seconds / settings.workers
         rounds.done(block)
@@ -244,6 +249,23 @@ def test_an_answer_that_is_not_final_leaves_the_test_pictures_unseen() -> None:
     assert found.unfinished
     assert found.test is None
     assert looks.count("test") == 0
+
+
+def test_a_budget_for_fewer_finalists_leaves_the_test_pictures_unseen() -> None:
+    looks = EarlierLooks("question", {"confirmation": "val", "test": "test pictures"})
+    space = Space(("median_blur(size=3)", "sharpen(amount=0.5)", "equalize"), ("always",), length=1, placebos=1)
+    few = replace(settings(90.0), space=space, margin=0.05)
+    found, _ = run(few, Files(), 0.0, looks=looks, proxy_s=0.1)
+    assert (found.whole_race, found.confirmed_seeds, found.all_finalists) == (True, 10, False)
+    assert found.answer is not None
+    assert found.answer.sentence.startswith("undecided: no finalist helps")
+    assert (found.test, looks.count("test")) == (None, 0)
+    assert found.unfinished[-1] == "the test pictures are kept for a run with a larger --budget"
+    assert not found.resumes  # the same command would not confirm more
+    whole, _ = run(replace(few, budget_s=1e6), Files(), 0.0, looks=looks)
+    assert whole.answer is not None
+    assert whole.answer.outcome == "none"
+    assert whole.test is not None
 
 
 def test_a_test_without_time_is_left_out_and_listed() -> None:

@@ -136,7 +136,7 @@ def test_a_cost_can_outweigh_a_gain_and_chooses_among_winners() -> None:
     assert "--cost-weight" in dear.sentence
     assert dear.outcome == "none"
     # "None" holds only where all candidates were tried, and no other one may help.
-    cut = judge(worse, {FILTERS[0]: best}, filter_ms=times, cost_weight=1, whole_race=False)
+    cut = judge(worse, {FILTERS[0]: best}, filter_ms=times, cost_weight=1, all_tried=False)
     assert cut.outcome == "undecided"
     unclear = worse.copy()
     unclear[: len(unclear) // 2] = best[: len(unclear) // 2]
@@ -182,7 +182,7 @@ def test_nothing_is_decided_by_seven_seeds_or_by_half_a_race() -> None:
     assert "7 paired seeds instead of at least 8" in few.sentence
     same = np.random.default_rng(9).random((8, 5000)) < 0.9
     assert judge(same, {FILTERS[0]: same}).outcome == "none"
-    half = judge(same, {FILTERS[0]: same}, whole_race=False)
+    half = judge(same, {FILTERS[0]: same}, all_tried=False)
     assert half.outcome == "undecided"
-    assert "no time to try all candidates" in half.sentence
-    assert judge(worse, {FILTERS[0]: best}, whole_race=False).outcome == "helps"
+    assert "no time for all candidates" in half.sentence
+    assert judge(worse, {FILTERS[0]: best}, all_tried=False).outcome == "helps"
