@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
@@ -138,10 +139,11 @@ def make_loader(
     if size < world_size:
         raise StriateError(f"a batch of {size} pictures is too small for {world_size} workers; use fewer workers")
     chosen = choose_place(recipe, inputs, device, in_memory=isinstance(train, PackedPictures))
+    if chosen is not None:
+        dtype = train.flat.dtype if isinstance(train, PackedPictures) else np.dtype(task.decoded_dtype)
+        chosen = chosen.for_samples(dtype)
     if isinstance(train, PackedPictures):
         assert not isinstance(val, Rows)
-        if chosen is not None:
-            chosen = chosen.for_samples(train.flat.dtype)
         return MemoryLoader(
             train,
             val,
@@ -159,7 +161,8 @@ def make_loader(
     assert not isinstance(val, PackedPictures)
     share = WorkerShare(train, size, rank, world_size)
     val_tables = () if data.val is None else data.val.tables
-    source = StreamSource(share, val, inputs, augmenter, recipe.seed, data.train.tables, val_tables, chosen)
+    tables = data.train.tables, val_tables
+    source = StreamSource(share, val, inputs, augmenter, recipe.seed, *tables, chosen, task.decoded_bytes)
     return StreamLoader(source, decoders=task.decoders, decoder_cpus=task.decoder_cpus)
 
 

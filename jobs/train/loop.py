@@ -95,6 +95,8 @@ class _Step:
     learning_rate: float
     keys: Sequence[str]
     pictures: int
+    rejected: int
+    on_cpu: int
 
 
 @dataclass
@@ -184,7 +186,7 @@ class TrainingLoop:
         seconds = time.monotonic() - self._started
         times = replace(self._times, trained=time.time())
         place = self._loader.augmentation
-        augmentation = None if place is None else str(place)
+        augmentation = None if place is None else place.after(progress.pictures, progress.on_cpu)
         return TrainOutcome(progress, seconds, self._learner.compile_seconds, times, nodes, augmentation, divergence)
 
     def epoch(self) -> None:
@@ -208,14 +210,14 @@ class TrainingLoop:
                     self.checkpoint({"score": -math.inf, **progress.metrics})
             if is_last:
                 break
-        seconds, steps = time.monotonic() - start, progress.step_in_epoch
+        seconds, steps, rejected = time.monotonic() - start, progress.step_in_epoch, progress.rejected
         progress.metrics = {
             "train_loss": progress.end_epoch(self._loader.steps_per_epoch),
             "pictures_per_s": pictures / seconds,
             "seconds": seconds,
             "data_wait": waited / seconds,
             "lr": self._learner.learning_rate,
-            "rejected": float(sum(self._loader.rejected.values())),
+            "rejected": float(self._loader.left_out + rejected),
             "steps": float(steps),
         }
         progress.metrics |= self.validate()
@@ -229,7 +231,8 @@ class TrainingLoop:
         progress = self._progress
         with memory_errors_explained(self._recipe, progress.batch_size, self._device):
             loss = self._learner.step(batch, progress.step)
-        self._window.steps.append(_Step(progress.step, loss, self._learner.learning_rate, batch.keys, batch.size))
+        counts = batch.size, batch.rejected, batch.on_cpu
+        self._window.steps.append(_Step(progress.step, loss, self._learner.learning_rate, batch.keys, *counts))
         if self._times.first_step is None:
             self._times = replace(self._times, first_step=time.time())
         progress.step += 1
@@ -330,11 +333,23 @@ class TrainingLoop:
         progress.losses += loss * len(window.steps)
         seconds = time.monotonic() - window.start
         pictures = sum(step.pictures for step in window.steps)
+        self._count(window, pictures)
         rate = self._learner.learning_rate
         self._metrics.window(pictures, seconds, window.waited, epoch=progress.epoch + 1, loss=loss, learning_rate=rate)
         self._report_steps(loss, pictures / seconds, window.waited / seconds)
         self._window = _Window()
         return window.waited
+
+    def _count(self, window: _Window, pictures: int) -> None:
+        """Adds the pictures of a window to the progress, those that were not used as planned over all workers."""
+        progress = self._progress
+        sums = [float(sum(step.rejected for step in window.steps)), float(sum(step.on_cpu for step in window.steps))]
+        rejected, on_cpu = map(int, dist_sum(sums, self._device))
+        if on_cpu and not progress.on_cpu:
+            self._note("batches with pictures of other than 8 bits are augmented on the CPU")
+        progress.pictures += pictures
+        progress.rejected += rejected
+        progress.on_cpu += on_cpu
 
     def _mean_loss(self, window: _Window, *, before_checkpoint: bool) -> float:
         """Returns the mean loss of a window over all workers.

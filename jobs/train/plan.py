@@ -50,6 +50,8 @@ class TrainPlan:
         inputs: the model's input pipeline.
         datasets: digests of the datasets, by role (`train`, `val`).
         in_memory: whether the decoded pictures fit into memory, or features are cached; else pictures are streamed.
+        decoded_bytes: mean size of a decoded training picture, as the first ones have it.
+        decoded_dtype: type of its samples.
         overwrite: whether files of another training in `out` are replaced.
         finished: whether this training has finished before.
     """
@@ -62,6 +64,8 @@ class TrainPlan:
     inputs: InputPipeline
     datasets: dict[str, str]
     in_memory: bool
+    decoded_bytes: float
+    decoded_dtype: str
     overwrite: bool = False
     finished: bool = False
 
@@ -92,7 +96,7 @@ class TrainPlan:
             "train_pictures": len(self.train),
             "val_pictures": len(self.val) if self.val is not None else 0,
             "pictures_in": "memory" if self.in_memory else "a stream from the shards",
-            **describe_places(self.recipe, self.inputs, in_memory=self.in_memory),
+            **describe_places(self.recipe, self.inputs, in_memory=self.in_memory, dtype=self.decoded_dtype),
             "out": self.out,
         }
 
@@ -110,6 +114,8 @@ class TrainPlan:
             fit=str(self.inputs.fit),
             input_size=self.inputs.size,
             channels=self.inputs.channels,
+            decoded_bytes=self.decoded_bytes,
+            decoded_dtype=self.decoded_dtype,
             threads=scaling.threads,
             decoders=scaling.decoders,
             decoder_cpus=scaling.decoder_cpus,
@@ -141,12 +147,13 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         if rows is not None:
             check_columns(rows, inputs.columns)
             inputs.check_channels(rows.dataset, load_manifest(rows.dataset).tally.channels)
-    describe_places(recipe, inputs, in_memory=True)  # refuses a step that cannot run where the recipe says
     if inputs.size != info(recipe.model).input_size[1:]:
         from library.models.analysis import check_input  # imports torch, which takes seconds and is seldom needed
 
         check_input(recipe.model, inputs.size)
-    in_memory = _decoded_bytes(train, inputs, recipe) <= recipe.data.max_resident_mb * 2**20
+    decoded_bytes, decoded_dtype = _decoded(train, inputs, recipe)
+    describe_places(recipe, inputs, in_memory=True, dtype=decoded_dtype)  # refuses what cannot be where the recipe says
+    in_memory = decoded_bytes * len(train) <= recipe.data.max_resident_mb * 2**20
     if not in_memory and not recipe.cache_features and recipe.sampling == "balanced":
         raise UsageError(
             "sampling: balanced needs the pictures in memory; raise data.max_resident_mb, or use loss.class_weights"
@@ -169,6 +176,8 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
         inputs,
         datasets,
         in_memory or recipe.cache_features,
+        decoded_bytes,
+        decoded_dtype,
         overwrite,
     )
     return dataclasses.replace(plan, finished=is_finished(out, plan.record, overwrite=overwrite))
@@ -240,8 +249,8 @@ def model_inputs(recipe: Recipe) -> InputPipeline:
     )
 
 
-def _decoded_bytes(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
-    """Returns the size of all decoded pictures in bytes, estimated from the first few."""
+def _decoded(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> tuple[float, str]:
+    """Returns the mean size of a decoded picture in bytes and the type of its samples, of the first few."""
     shard = int(np.flatnonzero(rows.counts)[0])
     probed = min(int(rows.counts[shard]), _PROBED_ROWS)
     decoded = decode_rows(rows, (shard, 0, probed), inputs, fitted=recipe.augment is None)
@@ -252,4 +261,4 @@ def _decoded_bytes(rows: Rows, inputs: InputPipeline, recipe: Recipe) -> float:
         except BadPicture as bad:
             reasons = f"{rejected_text(decoded.rejected)}; the first one: {bad.detail}"
             raise UsageError(f"none of the first {probed} pictures of {rows.dataset} can be used: {reasons}") from None
-    return decoded.flat.nbytes / len(decoded) * len(rows)
+    return decoded.flat.nbytes / len(decoded), str(decoded.flat.dtype)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,9 @@ from library.training.stream_decoding import (
 
 # The size of a chunk, encoded or decoded: some tenths of a second of work, as Ray Data needs milliseconds for a task.
 _CHUNK_BYTES = 16 * 2**20
+# The same of pictures that the device augments, which are not in the model's size yet. A fifth below `MAX_CHUNK_BYTES`,
+# so that few chunks are divided, although their pictures differ in size.
+_UNDONE_CHUNK_BYTES = 40 * 2**20
 _CHUNK_ROWS = 512
 _MIN_CHUNK_ROWS = 32
 # Decoded chunks that may wait, for each decoder, and the minimum in all.
@@ -107,6 +110,7 @@ class StreamSource:
         train_tables: each training shard's rows in Ray's object store; empty if shards are read.
         val_tables: the same for validation.
         augmentation: where training pictures are augmented; if on the device, decoders leave them as they are.
+        decoded_bytes: mean size of a training picture before it is augmented.
     """
 
     share: WorkerShare
@@ -117,6 +121,7 @@ class StreamSource:
     train_tables: Sequence[ObjectRef[pa.Table] | None] = ()
     val_tables: Sequence[ObjectRef[pa.Table] | None] = ()
     augmentation: AugmentPlace | None = None
+    decoded_bytes: float = 0.0
 
     def groups(self, stage: Stage) -> list[Group]:
         """Returns the row groups that are read in a stage."""
@@ -135,7 +140,10 @@ class StreamSource:
         """Rows of a chunk: an even part of this worker's batch, or a few small batches."""
         local = self.share.local
         largest = max(float(np.prod(self.inputs.size)) * self.inputs.channels, self.share.rows.picture_bytes)
-        most = max(1, min(_CHUNK_ROWS, int(_CHUNK_BYTES / largest)))
+        most = min(_CHUNK_ROWS, int(_CHUNK_BYTES / largest))
+        if self.drawer is not None:
+            most = min(most, int(_UNDONE_CHUNK_BYTES / max(self.decoded_bytes, 1.0)))
+        most = max(1, most)
         if local > most:
             return -(-local // -(-local // most))
         return local * max(1, min(_MIN_CHUNK_ROWS, most) // local)
@@ -155,7 +163,7 @@ class StreamLoader:
         self._stages: Iterator[Stage] = iter(())
         self._chunks: Iterator[DecodedChunk] = iter(())
         self.steps_per_epoch = source.share.steps
-        self.rejected: Counter[str] = Counter()
+        self.left_out = 0
         self.augmentation = source.augmentation
         self.unusable = tuple(UnusablePictures(rows) for rows in (source.share.rows, source.val) if rows is not None)
 
@@ -175,7 +183,6 @@ class StreamLoader:
         finish = functools.partial(_finish, drawer, epoch)
         for part in rebatch(self._chunks, share.rows, share.local, total, finish):
             unusable.add(part.replaced, part.rejected)
-            self.rejected.update(reason for reason in part.rejected if reason)
             yield part.to_batch(share.batch_size, drawer, epoch)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
@@ -212,7 +219,8 @@ def _stream(
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block is a row, and a row is a chunk
     context.execution_options.preserve_order = True
-    ahead = max(_MIN_AHEAD_BYTES, decoders * _CHUNKS_AHEAD * _CHUNK_BYTES)
+    chunk_bytes = _CHUNK_BYTES if source.drawer is None else _UNDONE_CHUNK_BYTES
+    ahead = max(_MIN_AHEAD_BYTES, decoders * _CHUNKS_AHEAD * chunk_bytes)
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # A small dataset has fewer reading tasks than there are decoders; their chunks suffice.
@@ -229,7 +237,7 @@ def _stream(
         )
         decoded = chunks.map_batches(
             _Decoder,
-            fn_constructor_args=(source.share.rows.classes, source.inputs, source.augmenter, source.drawer),
+            fn_constructor_args=(source.share.rows.classes, source.inputs, source.augmenter, source.augmentation),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=decoder_cpus,
@@ -284,31 +292,39 @@ def _slice_table(tables: Sequence[ObjectRef[pa.Table] | None], part: Part) -> pa
 
 
 class _Decoder:
-    """An actor of Ray Data that decodes one packed chunk."""
+    """An actor of Ray Data that decodes one packed chunk, and yields it in as many as its size asks for."""
 
     def __init__(
         self,
         classes: Sequence[str],
         inputs: InputPipeline,
         augmenter: Augmenter | None,
-        drawer: BatchDrawer | None,
+        place: AugmentPlace | None,
     ) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-        self._train = ChunkDecoder(classes, inputs, augmenter, drawer)
+        self._turn = threading.Lock()  # two calls run at once, of which one decodes while the other one is stored
+        self._train = ChunkDecoder(classes, inputs, augmenter, place)
         self._val = ChunkDecoder(classes, inputs, None)
 
-    def __call__(self, row: pa.Table) -> pa.Table:
+    def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
         if _ERROR in row.column_names:
-            return row
+            yield row
+            return
         names = [name for name in row.column_names if name not in _STAGE]
         records = pa.table({name: row[name].chunk(0).values for name in names}).to_pylist()
         decoder = self._train if row["training"][0].as_py() else self._val
+        chunks = map(_pack, decoder.decode(records, row["epoch"][0].as_py()))
         try:
-            return _pack(decoder.decode(records, row["epoch"][0].as_py()))
+            while True:
+                with self._turn:
+                    packed = next(chunks, None)
+                if packed is None:
+                    return
+                yield packed
         except StriateError as error:  # a step's own code
-            return _error_row(error)
+            yield _error_row(error)
 
 
 def _error_row(error: StriateError) -> pa.Table:

@@ -25,6 +25,8 @@ class TrainTask:
         fit: canonical text of the pipeline that resizes a picture to the model's input.
         input_size: height and width of the model's input.
         channels: channels of the model's input.
+        decoded_bytes: mean size of a training picture before augmentation, as the first ones have it.
+        decoded_dtype: type of its samples.
         threads: threads of torch in each worker, and threads that augment pictures in memory.
         decoders: number of actors that decode a stream for each worker.
         decoder_cpus: logical CPUs of each of these actors.
@@ -41,6 +43,8 @@ class TrainTask:
     fit: str
     input_size: tuple[int, int]
     channels: int
+    decoded_bytes: float
+    decoded_dtype: str
     threads: int
     decoders: int
     decoder_cpus: float

@@ -39,12 +39,16 @@ class Batch:
         labels: n class ids.
         keys: keys of the pictures.
         size: pictures of the whole batch, over all workers.
+        rejected: how many of the n replace pictures that could not be used.
+        on_cpu: how many of the n were augmented on the CPU, although the device augments others.
     """
 
     pictures: NDArray[Any] | torch.Tensor | UndonePictures
     labels: NDArray[np.int64]
     keys: Sequence[str]
     size: int
+    rejected: int = 0
+    on_cpu: int = 0
 
 
 class UnusablePictures:
@@ -87,14 +91,14 @@ class BatchLoader(Protocol):
 
     Attributes:
         steps_per_epoch: batches of an epoch.
-        rejected: training pictures that could not be used, by reason.
+        left_out: training pictures that could not be decoded before the training; 0 for a stream, which decodes later.
         unusable: pictures that could not be used in the current epoch, one entry for each dataset; empty if the
             loader has decoded everything before it starts.
         augmentation: where training pictures are augmented; None where they are not.
     """
 
     steps_per_epoch: int
-    rejected: Counter[str]
+    left_out: int
     augmentation: AugmentPlace | None
 
     @property

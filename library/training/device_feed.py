@@ -31,12 +31,16 @@ class DeviceBatch:
         labels: n class ids, int64.
         keys: keys of the pictures.
         size: pictures of the whole batch, over all workers.
+        rejected: as in `Batch`.
+        on_cpu: as in `Batch`.
     """
 
     pictures: torch.Tensor
     labels: torch.Tensor
     keys: Sequence[str]
     size: int
+    rejected: int = 0
+    on_cpu: int = 0
 
     def part(self, rows: slice) -> DeviceBatch:
         """Some rows, as a batch of the same `size`."""
@@ -50,7 +54,7 @@ def moved(batch: Batch, device: torch.device) -> DeviceBatch:
     """
     pictures, labels = batch.pictures, _copied(batch.labels, device)
     pictures = augmented_tensor(pictures, device) if isinstance(pictures, UndonePictures) else _copied(pictures, device)
-    return DeviceBatch(pictures, labels, batch.keys, batch.size)
+    return DeviceBatch(pictures, labels, batch.keys, batch.size, batch.rejected, batch.on_cpu)
 
 
 class DeviceFeed:

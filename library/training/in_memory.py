@@ -182,11 +182,11 @@ class MemoryLoader:
         self._batch_size, self._seed, self._balanced = min(batch_size, len(train)), seed, balanced
         self._rank, self._world_size = rank, world_size
         self._pool = ThreadPoolExecutor(threads)
-        self._augmented_batches: deque[Future[tuple[Batch, Counter[str]]]] = deque()
+        self._augmented_batches: deque[Future[Batch]] = deque()
         self._steps: Iterator[tuple[int, NDArray[np.int64]]] = iter(())
         self._steps_left_in_epoch = 0
         self.steps_per_epoch = steps_per_epoch(len(train), self._batch_size)
-        self.rejected = Counter(train.rejected)
+        self.left_out = train.rejected.total()
 
     def start(self, epoch: int, first_step: int, steps: int) -> None:
         """Starts at step `first_step` of `epoch` (both from 0), for `steps` steps in all."""
@@ -215,11 +215,9 @@ class MemoryLoader:
                 self._augmented_batches.append(self._pool.submit(prepare, rows, epoch))
             if not self._augmented_batches:
                 return
-            batch, rejected = self._augmented_batches.popleft().result()
-            self.rejected += rejected
-            yield batch
+            yield self._augmented_batches.popleft().result()
 
-    def _augment(self, rows: NDArray[np.int64], epoch: int) -> tuple[Batch, Counter[str]]:
+    def _augment(self, rows: NDArray[np.int64], epoch: int) -> Batch:
         """Augments the pictures of one batch, and counts those that augmentation or the model rejects.
 
         A rejected picture is replaced by another one of the batch, so that each worker's part keeps its size.
@@ -240,9 +238,9 @@ class MemoryLoader:
                 detail = bad.detail
         places = _with_replacements(len(pictures), len(rows), rejected, detail)
         pictures = [pictures[place] for place in places]
-        return self._batch(stack(pictures), np.asarray(used, np.int64)[places]), rejected
+        return self._batch(stack(pictures), np.asarray(used, np.int64)[places], rejected.total())
 
-    def _draw(self, rows: NDArray[np.int64], epoch: int) -> tuple[Batch, Counter[str]]:
+    def _draw(self, rows: NDArray[np.int64], epoch: int) -> Batch:
         """Like `_augment`, but leaves it to the device to change any pixel."""
         assert self._drawer is not None
         train, rejected = self._train, Counter[str]()
@@ -255,10 +253,12 @@ class MemoryLoader:
             drawn = self._drawer.draw(train.shapes[rows], epoch, train.keys[rows].tolist())
         shapes = train.shapes[rows].astype(np.int64)
         pictures = RaggedPictures(self._flat, train.starts[rows], shapes, shapes)
-        return self._batch(UndonePictures(pictures, drawn), rows), rejected
+        return self._batch(UndonePictures(pictures, drawn), rows, rejected.total())
 
-    def _batch(self, pictures: NDArray[Any] | torch.Tensor | UndonePictures, rows: NDArray[np.int64]) -> Batch:
-        return Batch(pictures, self._train.labels[rows], self._train.keys[rows].tolist(), self._batch_size)
+    def _batch(
+        self, pictures: NDArray[Any] | torch.Tensor | UndonePictures, rows: NDArray[np.int64], rejected: int = 0
+    ) -> Batch:
+        return Batch(pictures, self._train.labels[rows], self._train.keys[rows].tolist(), self._batch_size, rejected)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """Yields this worker's part of the validation pictures; together the workers see each picture once."""

@@ -30,6 +30,9 @@ class TrainingProgress:
         step: completed steps in all.
         batch_size: pictures of a batch over all workers; 0 until it is chosen.
         losses: sum of the losses of the current epoch's steps.
+        rejected: pictures of the current epoch that could not be used, over all workers.
+        pictures: pictures learned from in all.
+        on_cpu: of these, pictures that were augmented on the CPU, although the device augments others.
         stopping_best: best value so far of the metric of early stopping; larger is better.
         stale_epochs: epochs since that best value.
         metrics: metrics of the last epoch.
@@ -40,6 +43,9 @@ class TrainingProgress:
     step: int = 0
     batch_size: int = 0
     losses: float = 0.0
+    rejected: int = 0
+    pictures: int = 0
+    on_cpu: int = 0
     stopping_best: float = -math.inf
     stale_epochs: int = 0
     metrics: dict[str, float] = field(default_factory=dict[str, float])
@@ -48,7 +54,7 @@ class TrainingProgress:
         """Returns the epoch's mean loss; advances to the next epoch unless the last step ended this one early."""
         mean = self.losses / max(self.step_in_epoch, 1)
         if self.step_in_epoch == steps_per_epoch:
-            self.epoch, self.step_in_epoch, self.losses = self.epoch + 1, 0, 0.0
+            self.epoch, self.step_in_epoch, self.losses, self.rejected = self.epoch + 1, 0, 0.0, 0
         return mean
 
     def update_stopping(self, rule: EarlyStopping | None, metrics: Mapping[str, float]) -> None:
@@ -100,8 +106,9 @@ class EpochReport:
     Attributes:
         epoch: epochs completed.
         step: steps completed in all.
-        metrics: `train_loss`, `pictures_per_s`, `seconds`, `data_wait` (fraction), `lr`, `rejected` (pictures) and
-            `steps` (of this epoch); with validation pictures also `val_loss`, `val_top1` and `val_top5` (fractions).
+        metrics: `train_loss`, `pictures_per_s`, `seconds`, `data_wait` (fraction), `lr`, `rejected` (pictures of this
+            epoch that could not be used) and `steps` (of this epoch); with validation pictures also `val_loss`,
+            `val_top1` and `val_top5` (fractions).
     """
 
     epoch: int

@@ -12,19 +12,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from library.errors import BadPicture, StriateError
+from library.errors import BadPicture, StriateError, UsageError
 from library.imaging.picture import Pixels
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline, scaled, stack
 from library.randomness import generator
+from library.training.augmenting.choice import AugmentPlace, batch_drawer
 from library.training.augmenting.drawing import BatchDrawer
 from library.training.augmenting.operations import RaggedPictures
 from library.training.batches import USED, Batch
 from library.training.rows import Part, Rows, rejected_text
 from library.training.sampling import GROUP_SHARDS, Group, Window, window_rows
 
-# A chunk whose decoded pictures are larger than this, in bytes, is augmented where it is decoded.
-_UNDONE_BYTES = 48 * 2**20
+#: The most bytes of decoded pictures, before they are cut, in one chunk; a single larger picture is a chunk of its own.
+MAX_CHUNK_BYTES = 48 * 2**20
 
 
 class WindowReader:
@@ -99,11 +100,11 @@ class DecodedChunk:
 
     def to_batch(self, size: int, drawer: BatchDrawer | None = None, epoch: int = 0) -> Batch:
         """This worker's part of a batch of `size` pictures; `drawer` draws for those that have yet to be augmented."""
-        pictures = self.pictures
+        pictures, rejected = self.pictures, sum(map(bool, self.rejected))
         if isinstance(pictures, RaggedPictures):
             assert drawer is not None
-            return Batch(drawer.undone(pictures, epoch, self.keys), self.labels, self.keys, size)
-        return Batch(pictures, self.labels, self.keys, size)
+            return Batch(drawer.undone(pictures, epoch, self.keys), self.labels, self.keys, size, rejected)
+        return Batch(pictures, self.labels, self.keys, size, rejected, 0 if drawer is None else len(self))
 
     def without_stand_ins(self) -> Batch:
         """A batch of the usable pictures only."""
@@ -153,7 +154,8 @@ class ChunkDecoder:
         classes: class names by id.
         inputs: the model's input pipeline.
         augmenter: None for no augmentation.
-        drawer: leaves augmentation to the device where a chunk allows it; None for `augmenter`.
+        place: where pictures are augmented; what the device augments is only decoded here. None is the CPU.
+        max_bytes: the most bytes of decoded pictures in one chunk.
     """
 
     def __init__(
@@ -161,29 +163,64 @@ class ChunkDecoder:
         classes: Sequence[str],
         inputs: InputPipeline,
         augmenter: Augmenter | None,
-        drawer: BatchDrawer | None = None,
+        place: AugmentPlace | None = None,
+        *,
+        max_bytes: int = MAX_CHUNK_BYTES,
     ) -> None:
-        self._inputs, self._augmenter, self._drawer = inputs, augmenter, drawer
+        self._inputs, self._augmenter, self._place, self._max_bytes = inputs, augmenter, place, max_bytes
+        self._drawer = batch_drawer(augmenter, inputs, place)
         self._ids = {name: number for number, name in enumerate(classes)}
 
-    def decode(self, records: Sequence[Mapping[str, Any]], epoch: int) -> DecodedChunk:
-        """Decodes as many pictures as there are records.
+    def decode(self, records: Sequence[Mapping[str, Any]], epoch: int) -> Iterator[DecodedChunk]:
+        """Yields as many pictures as there are records, in one chunk, or in several where `max_bytes` asks for that.
 
         A copy of the picture before it, or else after it, stands in for a picture that cannot be used.
 
         Args:
             records: `bytes`, `key`, `label` and the columns that steps need.
             epoch: from 0.
+
+        Raises:
+            StriateError: for `augment_on: device` with a picture of other than 8 bits.
         """
-        rejected = [""] * len(records)
         opened: dict[int, Pixels] = {}
+        rejected: list[str] = []
+        first = held = 0
         for number, record in enumerate(records):
-            others = {name: value for name, value in record.items() if name != "bytes"}
             try:
-                pixels = self._inputs.before_fit(record["bytes"], **others)
-                opened[number] = pixels if self._drawer is not None else self._done(pixels, record["key"], epoch)
+                pixels = self._opened(record, epoch)
             except BadPicture as bad:
-                rejected[number] = bad.reason
+                rejected.append(bad.reason)
+                continue
+            if opened and held + pixels.nbytes > self._max_bytes:
+                chunk = self._chunk(records[first:number], opened, rejected, epoch)
+                opened, rejected, first, held = {}, [], number, 0
+                yield chunk
+                del chunk
+            opened[len(rejected)] = pixels
+            rejected.append("")
+            held += pixels.nbytes
+        chunk = self._chunk(records[first:], opened, rejected, epoch)
+        opened.clear()  # it may hold more than is used of the pictures
+        yield chunk
+
+    def _opened(self, record: Mapping[str, Any], epoch: int) -> Pixels:
+        """A decoded picture, which has been augmented unless the device does that."""
+        others = {name: value for name, value in record.items() if name != "bytes"}
+        pixels = self._inputs.before_fit(record["bytes"], **others)
+        if self._drawer is None:
+            return self._done(pixels, record["key"], epoch)
+        assert self._place is not None
+        try:
+            self._place.for_samples(pixels.dtype)
+        except UsageError as error:
+            raise StriateError(f"picture '{record['key']}': {error}") from None
+        return pixels
+
+    def _chunk(
+        self, records: Sequence[Mapping[str, Any]], opened: dict[int, Pixels], rejected: list[str], epoch: int
+    ) -> DecodedChunk:
+        """A chunk of opened pictures, by their records; `rejected` has why a record has none, or is empty."""
         pictures = self._finished(opened, records, rejected, epoch)
         reasons = zip(records, rejected, strict=True)
         replaced = np.asarray([self._ids[record["label"]] if reason else USED for record, reason in reasons], np.int64)
@@ -210,8 +247,7 @@ class ChunkDecoder:
         if self._drawer is None:
             return stack(list(opened.values()))
         keys = [records[number]["key"] for number in opened]
-        sizes = sum(pixels.nbytes for pixels in opened.values())
-        if sizes <= _UNDONE_BYTES and all(pixels.dtype == np.uint8 for pixels in opened.values()):
+        if all(pixels.dtype == np.uint8 for pixels in opened.values()):
             shapes = np.asarray([pixels.shape for pixels in opened.values()], np.int64)
             drawn = self._drawer.draw(shapes, epoch, keys)
             numbers = list(opened)

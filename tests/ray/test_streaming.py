@@ -25,6 +25,7 @@ from library.training.augmenting.execution import augmented_arrays
 from library.training.augmenting.operations import UndonePictures
 from library.training.rows import Rows, read_part
 from library.training.sampling import WorkerShare
+from library.training.stream_decoding import MAX_CHUNK_BYTES
 from tests.plugins import unloaded_afterwards, write_plugin
 
 SIDE, PICTURES, BATCH = 8, 240, 16
@@ -169,6 +170,17 @@ def test_a_chunk_is_an_even_part_of_a_batch_or_a_few_batches(
     rows = Rows("nowhere", ("part-000000.parquet",), np.asarray([1000]), ("a", "b"), counts, picture_bytes)
     inputs = InputPipeline(Pipeline(), Pipeline(), (224, 224), 3)
     assert StreamSource(WorkerShare(rows, batch_size, 0, 1), None, inputs, None, 0).chunk_rows == chunk_rows
+
+
+@pytest.mark.parametrize(("decoded_bytes", "chunk_rows"), [(1e4, 86), (610e3, 64), (36e6, 1), (1e9, 1)])
+def test_a_chunk_that_the_device_augments_fits_as_decoded(decoded_bytes: float, chunk_rows: int) -> None:
+    rows = Rows("nowhere", ("part-000000.parquet",), np.asarray([1000]), ("a", "b"), {"a": 500, "b": 500}, 1e5)
+    inputs = InputPipeline.parse("", 'resize([224, 224], mode="exact")', (224, 224), 3)
+    augmenter = Augmenter(Pipeline.parse("flip"), 3)
+    source = StreamSource(WorkerShare(rows, 256, 0, 1), None, inputs, augmenter, 0)
+    source = replace(source, augmentation=AugmentPlace("device", "for the test"), decoded_bytes=decoded_bytes)
+    assert source.chunk_rows == chunk_rows
+    assert chunk_rows * decoded_bytes < MAX_CHUNK_BYTES or chunk_rows == 1
 
 
 def test_the_remaining_stages_are_known_at_the_start() -> None:

@@ -32,6 +32,7 @@ from library.bundle.description import Prediction, weights_file
 from library.errors import BadPicture, StriateError, UsageError
 from library.models.build import create
 from library.recipe import Recipe
+from library.training.in_memory import decode_rows
 from library.training.progress import read_metrics
 from tests.bundles import near
 from tests.conftest import S3Server
@@ -163,8 +164,9 @@ def test_two_workers_stream_a_bucket_larger_than_memory_into_a_bucket(
     digits: Path, in_bucket: str, bucket: str
 ) -> None:
     data = {"train": in_bucket, "val": None, "val_fraction": 0.2, "max_resident_mb": 0}
+    steps = {"steps": RECIPE["input"]["steps"] + " | sample(0.5)"}
     # A batch of 33 leaves one worker more than the other.
-    streamed = recipe(digits, data=data, epochs=2, batch_size=33, augment="rotate(5)", augment_on="device")
+    streamed = recipe(digits, data=data, epochs=2, batch_size=33, augment="rotate(5)", augment_on="device", input=steps)
     out = f"{bucket}/lenet"
     plan = plan_train(streamed, out)
     assert not plan.in_memory
@@ -173,6 +175,11 @@ def test_two_workers_stream_a_bucket_larger_than_memory_into_a_bucket(
     assert result.bundle.provenance["augmented_on"] == "device (as augment_on: device says)"
     first, second = read_metrics(f"{out}/logs")
     assert (first["epoch"], second["epoch"]) == (1, 2)
+    parts = [(shard, 0, count) for shard, count in enumerate(plan.train.counts.tolist())]
+    unusable = sum(decode_rows(plan.train, part, plan.inputs, fitted=False).rejected.total() for part in parts)
+    not_taken = len(plan.train) % 33
+    for line in (first, second):  # of this epoch only, over both workers
+        assert unusable - not_taken <= line["rejected"] <= unusable
     assert second["train_loss"] < first["train_loss"]
     assert train(plan_train(streamed, out)).resumed
 

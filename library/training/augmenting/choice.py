@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from library.errors import StriateError, UsageError
+from library.errors import UsageError
 from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
@@ -44,14 +44,20 @@ class AugmentPlace:
         """The place for pictures of a dtype: batches are augmented in 8 bits only.
 
         Raises:
-            StriateError: for `augment_on: device` with other samples.
+            UsageError: for `augment_on: device` with other samples.
         """
         if self.on == "cpu" or dtype == np.uint8:
             return self
         reason = f"pictures of {dtype} have no batched form"
         if self.reason == _AS_TOLD["device"]:
-            raise StriateError(f"augment_on: device cannot be used: {reason}; set augment_on: auto")
+            raise UsageError(f"augment_on: device cannot be used: {reason}; set augment_on: auto")
         return AugmentPlace("cpu", reason)
+
+    def after(self, pictures: int, on_cpu: int) -> str:
+        """The text at the end of a training that has learned from `pictures`, `on_cpu` of them augmented on the CPU."""
+        if not on_cpu:
+            return str(self)
+        return f"{self}, but {on_cpu:,} of {pictures:,} pictures on the cpu (their batches have other than 8 bits)"
 
 
 def training_augmenter(recipe: Recipe) -> Augmenter | None:
@@ -96,12 +102,21 @@ def choose_place(recipe: Recipe, inputs: InputPipeline, device: DeviceType, *, i
     return AugmentPlace("cpu", "without a GPU, only small pictures whose pixels are moved are faster in batches")
 
 
-def describe_places(recipe: Recipe, inputs: InputPipeline, *, in_memory: bool) -> Mapping[str, str]:
-    """Where a training augments, as a fact for people: `augment_on`; with and without a GPU where that differs."""
+def describe_places(
+    recipe: Recipe, inputs: InputPipeline, *, in_memory: bool, dtype: str = "uint8"
+) -> Mapping[str, str]:
+    """Where a training augments pictures of a dtype, for people: `augment_on`; with and without a GPU if that differs.
+
+    Raises:
+        UsageError: for `augment_on: device` where that is impossible.
+    """
     gpu, cpu = (choose_place(recipe, inputs, device, in_memory=in_memory) for device in ("cuda", "cpu"))
     if gpu is None or cpu is None:
         return {}
-    return {"augment_on": str(cpu) if gpu.on == cpu.on else f"{gpu.on} with a GPU, else {cpu}"}
+    gpu, cpu = (place.for_samples(np.dtype(dtype)) for place in (gpu, cpu))
+    if gpu.on == "cpu":
+        return {"augment_on": str(gpu)}  # its reason holds without a GPU too
+    return {"augment_on": str(cpu) if cpu.on == "device" else f"device with a GPU, else {cpu}"}
 
 
 def batch_drawer(augmenter: Augmenter | None, inputs: InputPipeline, place: AugmentPlace | None) -> BatchDrawer | None:

@@ -66,3 +66,16 @@ def test_a_training_says_where_it_augments_before_it_starts(dataset: Path, tmp_p
     assert str(plan.described()["augment_on"]).startswith("device with a GPU, else cpu (without a GPU")
     with pytest.raises(UsageError, match="augment_on: device cannot be used: 'jpeg_quality' has no batched form"):
         plan_train(recipe(dataset, "jpeg_quality", "device"), str(tmp_path / "bundle"))
+
+
+def test_a_training_on_16_bits_says_so_before_it_starts(tmp_path: Path) -> None:
+    pictures = {
+        f"{name}/{number}.png": codec.encode(np.full((32, 32, 3), 999 * number, np.uint16), _PNG)[0]
+        for number in range(4)
+        for name in ("cat", "dog")
+    }
+    ingest(write_files(tmp_path / "pictures", pictures), tmp_path / "data")
+    plan = plan_train(recipe(tmp_path / "data", "flip"), str(tmp_path / "bundle"))
+    assert plan.described()["augment_on"] == "cpu (pictures of uint16 have no batched form)"
+    with pytest.raises(UsageError, match="augment_on: device cannot be used: pictures of uint16 have no batched form"):
+        plan_train(recipe(tmp_path / "data", "flip", "device"), str(tmp_path / "bundle"))

@@ -21,6 +21,16 @@ def test_the_mean_loss_of_an_epoch_survives_an_interruption() -> None:
     assert (again.epoch, again.step_in_epoch, again.losses) == (1, 0, 0.0)
 
 
+def test_rejected_pictures_are_those_of_the_current_epoch() -> None:
+    progress = TrainingProgress(rejected=2, on_cpu=8, pictures=24, step_in_epoch=3)
+    again = TrainingProgress(**asdict(progress))
+    again.rejected += 1
+    again.step_in_epoch += 1
+    assert again.rejected == 3
+    again.end_epoch(4)
+    assert (again.rejected, again.on_cpu, again.pictures) == (0, 8, 24)
+
+
 def test_the_last_step_may_end_an_epoch_early() -> None:
     progress = TrainingProgress(losses=3.0, step_in_epoch=2)
     assert progress.end_epoch(4) == pytest.approx(1.5)

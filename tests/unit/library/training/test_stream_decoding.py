@@ -62,7 +62,8 @@ def keys(rows: Rows, window: Window) -> list[int]:
 
 def decoded(rows: Rows, steps: str = "grayscale") -> DecodedChunk:
     records = read_pictures(rows, (0, 0, len(rows)), inputs(steps).columns)
-    return ChunkDecoder(rows.classes, inputs(steps), None).decode(records, 0)
+    (chunk,) = ChunkDecoder(rows.classes, inputs(steps), None).decode(records, 0)
+    return chunk
 
 
 def test_rows_in_the_middle_of_a_shard_are_read_without_the_rest(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_neighbour_stands_in_for_a_chunk_of_damaged_pictures(tmp_path: Path) -
     rows = dataset(tmp_path, pictures, "abababab")
     records = read_pictures(rows, (0, 0, 8))
     decoder = ChunkDecoder(rows.classes, inputs(), None)
-    parts = [decoder.decode(records[first : first + 2], 0) for first in range(0, 8, 2)]
+    parts = [chunk for first in range(0, 8, 2) for chunk in decoder.decode(records[first : first + 2], 0)]
     batches = list(rebatch(iter(parts), rows, 4, 8))
     assert [batch.pictures[:, 0, 0, 0].tolist() for batch in batches] == [[3, 3, 3, 3], [4, 4, 4, 4]]
     assert [batch.replaced.tolist() for batch in batches] == [[0, 1, 0, -1], [-1, 1, 0, 1]]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from library.errors import StriateError, UsageError
+from library.errors import UsageError
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.training.augmenting.choice import DeviceType, choose_place, describe_places
+from library.training.augmenting.choice import AugmentPlace, DeviceType, choose_place, describe_places
 
 
 def recipe(**fields: Any) -> Recipe:
@@ -69,5 +69,16 @@ def test_pictures_of_16_bits_are_augmented_one_by_one() -> None:
     assert told is not None
     assert str(auto.for_samples(np.dtype(np.uint16))) == "cpu (pictures of uint16 have no batched form)"
     assert auto.for_samples(np.dtype(np.uint8)) == auto
-    with pytest.raises(StriateError, match="augment_on: device cannot be used: pictures of uint16"):
+    with pytest.raises(UsageError, match="augment_on: device cannot be used: pictures of uint16"):
         told.for_samples(np.dtype(np.uint16))
+    facts = describe_places(recipe(augment="flip"), inputs(32), in_memory=False, dtype="uint16")
+    assert facts == {"augment_on": "cpu (pictures of uint16 have no batched form)"}
+
+
+def test_a_training_says_how_many_pictures_were_augmented_elsewhere() -> None:
+    place = AugmentPlace("device", "all steps have a batched form")
+    assert place.after(4000, 0) == "device (all steps have a batched form)"
+    assert place.after(4000, 1200) == (
+        "device (all steps have a batched form), but 1,200 of 4,000 pictures on the cpu (their batches have other than "
+        "8 bits)"
+    )

@@ -20,15 +20,15 @@ from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.training.augmenting.choice import AugmentPlace
+from library.training.augmenting.choice import AugmentPlace, choose_place
 from library.training.augmenting.drawing import BatchDrawer
 from library.training.augmenting.execution import augmented_arrays
-from library.training.augmenting.operations import UndonePictures
+from library.training.augmenting.operations import RaggedPictures, UndonePictures
 from library.training.batches import Batch
 from library.training.in_memory import MemoryLoader, PackedPictures
 from library.training.learner import Learner
 from library.training.rows import Rows
-from library.training.stream_decoding import ChunkDecoder, DecodedChunk, rebatch
+from library.training.stream_decoding import MAX_CHUNK_BYTES, ChunkDecoder, DecodedChunk, rebatch
 
 SIDE, BATCH = 12, 8
 INPUTS = InputPipeline.parse("", f'resize([{SIDE}, {SIDE}], mode="exact")', (SIDE, SIDE), 3)
@@ -80,6 +80,7 @@ def loader(
 def assert_equal_batches(first: Batch, second: Batch) -> None:
     assert list(first.keys) == list(second.keys)
     assert first.labels.tolist() == second.labels.tolist()
+    assert first.rejected == second.rejected
     assert np.abs(done(first).astype(int) - done(second)).max() <= 4
 
 
@@ -95,12 +96,13 @@ def test_pictures_in_memory_become_the_same_batches(text: str, ragged: bool) -> 
     alone, together = (loader(text, place, ragged=ragged) for place in (None, DEVICE))
     for each in (alone, together):
         each.start(0, 0, 7)
+    rejected = 0
     for _ in range(2):
         for first, second in zip(alone.training(), together.training(), strict=True):
             assert isinstance(second.pictures, UndonePictures)
             assert_equal_batches(first, second)
-    assert alone.rejected == together.rejected
-    assert bool(together.rejected) == (text == AUGMENTATIONS[-1])
+            rejected += second.rejected
+    assert bool(rejected) == (text == AUGMENTATIONS[-1])
 
 
 @pytest.mark.parametrize("text", AUGMENTATIONS[:-1])
@@ -140,9 +142,12 @@ def records(*, damaged: tuple[int, ...] = (), deep: tuple[int, ...] = ()) -> lis
     return [{"bytes": each, "key": f"{n}", "label": "ab"[n % 2]} for n, each in enumerate(data)]
 
 
-def chunks(text: str, place: BatchDrawer | None, shown: list[dict[str, Any]]) -> list[DecodedChunk]:
-    decoder = ChunkDecoder(("a", "b"), INPUTS, Augmenter(Pipeline.parse(text), 5), place)
-    return [decoder.decode(shown[first : first + 6], 2) for first in range(0, len(shown), 6)]
+def chunks(
+    text: str, place: AugmentPlace | None, shown: list[dict[str, Any]], max_bytes: int = MAX_CHUNK_BYTES
+) -> list[DecodedChunk]:
+    augmenter = Augmenter(Pipeline.parse(text), 5)
+    decoder = ChunkDecoder(("a", "b"), INPUTS, augmenter, place, max_bytes=max_bytes)
+    return [chunk for first in range(0, len(shown), 6) for chunk in decoder.decode(shown[first : first + 6], 2)]
 
 
 def batches(text: str, decoded: list[DecodedChunk]) -> list[Batch]:
@@ -156,7 +161,7 @@ def batches(text: str, decoded: list[DecodedChunk]) -> list[Batch]:
 @pytest.mark.parametrize("text", AUGMENTATIONS)
 def test_a_stream_becomes_the_same_batches(text: str) -> None:
     shown = records(damaged=(0, 7, 12, 13, 14, 15, 16, 17))
-    alone, together = chunks(text, None, shown), chunks(text, drawer(text), shown)
+    alone, together = chunks(text, None, shown), chunks(text, DEVICE, shown)
     for first, second in zip(alone, together, strict=True):
         assert list(first.rejected) == list(second.rejected)
         assert first.replaced.tolist() == second.replaced.tolist()
@@ -165,11 +170,31 @@ def test_a_stream_becomes_the_same_batches(text: str) -> None:
         assert_equal_batches(first, second)
 
 
+@pytest.mark.parametrize("text", AUGMENTATIONS[:2])
+def test_a_chunk_that_is_too_large_is_divided_and_still_left_to_the_device(text: str) -> None:
+    shown, most = records(damaged=(0, 7, 12, 13, 14, 15, 16, 17)), 3 * 20 * 20 * 3
+    alone, together = chunks(text, None, shown), chunks(text, DEVICE, shown, most)
+    assert len(together) > len(alone)
+    for chunk in together:
+        assert isinstance(chunk.pictures, RaggedPictures) or not len(chunk.labels)
+        whole = {key: np.prod(shape) for key, shape in zip(chunk.keys, whole_shapes(chunk), strict=True)}
+        assert sum(whole.values()) <= most or len(whole) == 1
+    for first, second in itertools.zip_longest(batches(text, alone), batches(text, together)):
+        assert isinstance(second.pictures, UndonePictures)
+        assert second.on_cpu == 0
+        assert_equal_batches(first, second)
+
+
+def whole_shapes(chunk: DecodedChunk) -> list[list[int]]:
+    return chunk.pictures.whole.tolist() if isinstance(chunk.pictures, RaggedPictures) else []
+
+
 def test_a_chunk_with_other_samples_is_augmented_where_it_is_decoded() -> None:
     text = "flip | random_crop(12)"
     shown = records(deep=(9,))
-    alone, together = batches(text, chunks(text, None, shown)), batches(text, chunks(text, drawer(text), shown))
+    alone, together = batches(text, chunks(text, None, shown)), batches(text, chunks(text, DEVICE, shown))
     assert [isinstance(batch.pictures, UndonePictures) for batch in together] == [False, False, True]
+    assert [batch.on_cpu for batch in together] == [8, 8, 0]
     for first, second in zip(alone, together, strict=True):
         if done(first).dtype == np.uint8:
             assert_equal_batches(first, second)
@@ -177,26 +202,36 @@ def test_a_chunk_with_other_samples_is_augmented_where_it_is_decoded() -> None:
             np.testing.assert_allclose(done(first), done(second), atol=1 / 255)
 
 
-def test_a_step_learns_from_what_the_device_has_augmented(tmp_path: Path) -> None:
+def test_the_device_refuses_other_samples_if_the_recipe_asks_for_it() -> None:
+    asked = choose_place(parsed(Path("data"), augment_on="device"), INPUTS, "cuda", in_memory=False)
+    assert asked is not None
+    with pytest.raises(StriateError, match="picture '9': augment_on: device cannot be used: pictures of uint16 have"):
+        chunks(AUGMENTATIONS[0], asked, records(deep=(9,)))
+
+
+def parsed(dataset: Path, **fields: Any) -> Recipe:
     recipe = {
-        "data": {"train": str(tmp_path)},
+        "data": {"train": str(dataset)},
         "input": {"size": SIDE},
         "augment": AUGMENTATIONS[0],
         "model": "resnet9(in_chans=3)",
         "optimizer": {"name": "sgd", "lr": 0.1},
         "batch_size": BATCH,
         "epochs": 1,
-        "accumulate": 2,
     }
+    return Recipe.parse(yaml.safe_dump({**recipe, **fields}))
+
+
+def test_a_step_learns_from_what_the_device_has_augmented(tmp_path: Path) -> None:
     losses: list[float] = []
     for place in (None, DEVICE):
         torch.manual_seed(0)
         started = loader(AUGMENTATIONS[0], place)
         started.start(0, 0, 5)
-        parsed = Recipe.parse(yaml.safe_dump(recipe))
+        recipe = parsed(tmp_path, accumulate=2)
         model = create("resnet9(in_chans=3)", num_classes=2)
         counts = {"a": 20, "b": 20}
         cpu = torch.device("cpu")
-        learner = Learner(parsed, model, class_counts=counts, total_steps=5, steps_per_epoch=5, device=cpu)
+        learner = Learner(recipe, model, class_counts=counts, total_steps=5, steps_per_epoch=5, device=cpu)
         losses.append(sum(float(learner.step(batch, step)) for step, batch in enumerate(started.training())))
     assert losses[0] == losses[1]
