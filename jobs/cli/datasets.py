@@ -370,7 +370,7 @@ def tour_command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a book of web pages on pictures, filters and networks; everything in it is computed on the spot.
+    """Make a book of web pages on pictures, filters and networks; its pictures and measurements are made on the spot.
 
     It needs no network. A tour that was killed resumes with the first chapter that is not finished. Chapters: pixels,
     dense, cortex, filters, sandbox, layers, digits, augmentation, family, transfer, serving, search.
