@@ -379,10 +379,20 @@ def patiently(call: Callable[[], _ResultT], sleep: Callable[[float], None] = tim
 
 
 def check_writable(folder: str) -> None:
-    """Raises an error with the reason if files cannot be written below `folder`."""
+    """Raises an error with the reason if files cannot be written below `folder`; leaves no file and no new folder."""
+    missing: list[str] = []
+    if not is_remote(folder):
+        path = os.path.abspath(folder)
+        while not os.path.exists(path) and path != os.path.dirname(path):
+            missing.append(path)
+            path = os.path.dirname(path)
     probe = join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    write_bytes(probe, b"striate")
-    remove([probe])
+    try:
+        write_bytes(probe, b"striate")
+        remove([probe])
+    finally:
+        for path in missing:
+            remove_empty_folder(path)
 
 
 def _opened(uri: str, *, writing: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:

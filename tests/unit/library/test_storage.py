@@ -113,6 +113,21 @@ def test_a_bucket_that_does_not_exist_is_named(bucket: str) -> None:
         storage.write_bytes("s3://no-such-bucket-here/x", b"data")
 
 
+def test_a_check_for_writing_leaves_nothing_behind(folder: str, tmp_path: Path) -> None:
+    storage.check_writable(f"{folder}/deep/report")
+    assert not storage.exists(folder)
+    assert storage.list_files(folder) == []
+    storage.write_bytes(f"{folder}/deep/kept", b"x")
+    storage.check_writable(f"{folder}/deep/report")
+    assert [file.path for file in storage.list_files(folder)] == ["deep/kept"]
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(StriateError):
+        storage.check_writable(str(tmp_path / "file" / "report"))
+    (tmp_path / "empty").mkdir()
+    storage.check_writable(str(tmp_path / "empty"))
+    assert (tmp_path / "empty").is_dir(), "it was there before"
+
+
 def test_what_may_pass_is_tried_again_and_what_cannot_is_not(tmp_path: Path) -> None:
     file, waits = tmp_path / "file", list[float]()
     file.symlink_to(file)  # reading fails, though it is there
