@@ -89,6 +89,12 @@ assert Pipeline.parse("darken(by=4)").apply(np.full((2, 2, 3), 255, np.uint8)).m
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
 
 
+def test_the_page_on_plugins_names_every_command_that_takes_them() -> None:
+    (listed,) = re.findall(r"^(`[^.]*?) take `--plugin`", (ROOT / "docs/plugins.md").read_text("utf-8"), re.M | re.S)
+    taking = [name for name, command in COMMANDS.items() if any("--plugin" in option.opts for option in command.params)]
+    assert sorted(re.findall(r"`([a-z-]+)`", listed)) == sorted(taking)
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 8_000
 
