@@ -95,6 +95,12 @@ def test_the_page_on_plugins_names_every_command_that_takes_them() -> None:
     assert sorted(re.findall(r"`([a-z-]+)`", listed)) == sorted(taking)
 
 
+def test_the_page_on_performance_names_what_make_bench_runs() -> None:
+    (listed,) = re.findall(r"`make bench` runs ([^;]*);", (ROOT / "docs/performance.md").read_text("utf-8"))
+    run = re.findall(r"\$\(BIN\)/python benchmarks/\w+/(\w+)\.py", (ROOT / "Makefile").read_text("utf-8"))
+    assert re.findall(r"`(\w+)`", listed) == run
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 8_000
 
