@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -82,12 +82,6 @@ def _distinct(first: Hashes, second: Hashes) -> tuple[Indices, Indices]:
     inverse = np.empty(len(order), np.int64)
     inverse[order] = np.cumsum(new) - 1
     return order[new], inverse
-
-
-def equal_groups(values: ArrayLike) -> NDArray[np.int64]:
-    """Groups equal values; NumPy must be able to sort them. Returns group numbers in order of first occurrence."""
-    _, inverse = np.unique(np.asarray(values), return_inverse=True)
-    return in_order_of_occurrence(inverse)
 
 
 def joined_groups(groupings: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

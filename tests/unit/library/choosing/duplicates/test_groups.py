@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
 from library.choosing.duplicates import groups
-from library.choosing.duplicates.groups import equal_groups, in_order_of_occurrence, joined_groups, near_groups
+from library.choosing.duplicates.groups import in_order_of_occurrence, joined_groups, near_groups
 from library.choosing.duplicates.neighbours import Hashes
 
 
@@ -87,7 +87,6 @@ def test_a_radius_that_is_no_number_of_bits_is_refused() -> None:
 
 
 def test_joined_groupings_unite_what_either_unites() -> None:
-    names = equal_groups(["a", "b", "a", "c", "d"])
-    sizes = equal_groups([1, 2, 3, 2, 5])
+    names, sizes = np.array([0, 1, 0, 2, 3]), np.array([0, 1, 2, 1, 3])
     assert joined_groups([names, sizes]).tolist() == [0, 1, 0, 1, 2]
     assert joined_groups([names]).tolist() == names.tolist()
