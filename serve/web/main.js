@@ -1,12 +1,12 @@
 // The page: holds the selection and draws it.
 
 import { NoKey, Offline, Refusal, listModels } from "./api.js";
-import { Asking } from "./asking.js";
 import { byId, counted, el, percent, say } from "./dom.js";
 import { InsidePanel } from "./inside.js";
 import { askForKeys } from "./key.js";
 import { origin } from "./origin.js";
 import { Picture, PictureList, fileFacts, takePictures } from "./pictures.js";
+import { RequestQueue } from "./request_queue.js";
 import { Panel, agreement } from "./results.js";
 import { StepsBox } from "./steps.js";
 
@@ -26,7 +26,7 @@ const second = byId("second");
 const top = byId("top");
 const explain = byId("explain");
 
-const asking = new Asking(
+const requests = new RequestQueue(
   (picture, model) => {
     if (!state.pictures.includes(picture)) return;
     list.update(picture, picture === state.selected, entriesOf(picture));
@@ -42,13 +42,13 @@ const asking = new Asking(
     }
   },
 );
-const steps = new StepsBox(() => asking.lost());
+const steps = new StepsBox(() => requests.lost());
 const list = new PictureList({ choose: select, remove, clear: () => state.pictures.slice().forEach(remove) });
 
 const model = (name) => state.models.find((one) => one.name === name);
 const chosen = () => [first.value, second.value].map(model).filter(Boolean);
 const topK = () => Number(top.value);
-const entriesOf = (picture) => chosen().map(({ name }) => ({ model: name, entry: asking.entry(picture, name) }));
+const entriesOf = (picture) => chosen().map(({ name }) => ({ model: name, entry: requests.entry(picture, name) }));
 
 function add(files) {
   const added = files.map((file) => new Picture(file));
@@ -61,7 +61,7 @@ function add(files) {
 function remove(picture) {
   const at = state.pictures.indexOf(picture);
   state.pictures.splice(at, 1);
-  asking.forget(picture);
+  requests.forget(picture);
   picture.close();
   const next = state.pictures[Math.min(at, state.pictures.length - 1)] ?? null;
   select(state.selected === picture ? next : state.selected);
@@ -83,7 +83,7 @@ function select(picture) {
 function ask() {
   const order =
     state.selected === null ? [] : [state.selected, ...state.pictures.filter((one) => one !== state.selected)];
-  asking.want(
+  requests.want(
     order.flatMap((picture) =>
       chosen().map(({ name, explain: can }) => ({
         picture,
@@ -102,9 +102,9 @@ function makePanels() {
     picture === null
       ? []
       : chosen().map((one, number) => {
-          if (state.tab === "inside") return new InsidePanel(picture, one, number, { lost: () => asking.lost() });
-          const again = () => asking.again(picture, one.name);
-          return new Panel(picture, one, number, { again, busyUntil: () => asking.busyUntil(one.name) });
+          if (state.tab === "inside") return new InsidePanel(picture, one, number, { lost: () => requests.lost() });
+          const again = () => requests.again(picture, one.name);
+          return new Panel(picture, one, number, { again, busyUntil: () => requests.busyUntil(one.name) });
         });
   byId("panels").replaceChildren(...panels.map((panel) => panel.element));
   byId("panels").classList.toggle("two", panels.length > 1);
@@ -127,7 +127,7 @@ function drawPanels() {
 }
 
 function announce(picture, name) {
-  const entry = asking.entry(picture, name);
+  const entry = requests.entry(picture, name);
   if (entry.state === "done") {
     const best = entry.answer.classes[0];
     say(`${picture.name}, ${name}: ${best.class}, ${percent(best.probability)}`);
@@ -217,7 +217,7 @@ async function load() {
   if (all.length === 0) drawServer("waiting", "this server has no models");
   else if (ready < all.length) drawServer("waiting", `${ready} of ${counted(all.length, "model")} ready`);
   else drawServer("ready", `${counted(ready, "model")} ready`);
-  asking.unlock();
+  requests.unlock();
   if (JSON.stringify(known) === JSON.stringify(state.models)) return;
   state.models = known;
   drawModels();
@@ -225,7 +225,7 @@ async function load() {
 }
 
 function notLoaded(error) {
-  if (error instanceof Offline) asking.lost();
+  if (error instanceof Offline) requests.lost();
   else if (error instanceof NoKey) drawServer("waiting", "needs a key");
   else if (error instanceof Refusal) {
     drawServer("waiting", error.busy ? "starting" : error.message);
@@ -280,7 +280,7 @@ byId("settings").addEventListener("submit", (event) => event.preventDefault());
 
 takePictures(add);
 askForKeys(() => {
-  asking.unlock();
+  requests.unlock();
   start();
   steps.again();
 });

@@ -17,7 +17,7 @@ const PING_MS = 2000;
  */
 
 /** Sends the wanted requests, most important first; waits while a model is busy or the server does not answer. */
-export class Asking {
+export class RequestQueue {
   #entries = new Map();
   #wanted = [];
   #running = 0;
