@@ -141,18 +141,13 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
     if val_uri is not None:
         datasets["val"] = load_manifest(val_uri).digest
     train, val = _rows(recipe, train_uri, val_uri)
-    _check_class_weights(recipe, train.names)
     inputs = model_inputs(recipe)
     for rows in (train, val):
         if rows is not None:
             check_columns(rows, inputs.columns)
             inputs.check_channels(rows.dataset, load_manifest(rows.dataset).tally.channels)
-    if inputs.size != info(recipe.model).input_size[1:]:
-        from library.models.analysis import check_input  # imports torch, which takes seconds and is seldom needed
-
-        check_input(recipe.model, inputs.size)
     decoded_bytes, decoded_dtype = _decoded(train, inputs, recipe)
-    describe_places(recipe, inputs, in_memory=True, dtype=decoded_dtype)  # refuses what cannot be where the recipe says
+    check_trainable(recipe, inputs, train.names, len(train), decoded_dtype)
     in_memory = decoded_bytes * len(train) <= recipe.data.max_resident_mb * 2**20
     if not in_memory and not recipe.cache_features and recipe.sampling == "balanced":
         raise UsageError(
@@ -163,7 +158,6 @@ def plan_train(recipe: Recipe, out: str, *, overwrite: bool = False) -> TrainPla
             "input.decode: cuda needs the pictures in memory, because workers without a GPU decode a stream; raise "
             "data.max_resident_mb, or set input.decode: cpu"
         )
-    check_batch_parts(recipe, len(train), 1)
     for rows in (train, val):
         if rows is not None and (storage.contains(out, rows.dataset) or storage.contains(rows.dataset, out)):
             raise UsageError(f"--out {out} and the dataset {rows.dataset} contain one another; choose another folder")
@@ -205,6 +199,31 @@ def _rows(recipe: Recipe, train_uri: str, val_uri: str | None) -> tuple[Rows, Ro
 def _check_weights(weights: str | None) -> None:
     if weights not in (None, "pretrained") and not (storage.exists(weights) or storage.is_folder(weights)):
         raise UsageError(f"weights: there is nothing at {weights}; relative paths start from the current folder")
+
+
+def check_trainable(
+    recipe: Recipe, inputs: InputPipeline, classes: Sequence[str], pictures: int, dtype: str = "uint8"
+) -> None:
+    """Checks that one worker can train the recipe's network; reads no pictures.
+
+    Args:
+        recipe: the recipe.
+        inputs: the model's input pipeline.
+        classes: names of the classes.
+        pictures: number of training pictures.
+        dtype: of their samples.
+
+    Raises:
+        UsageError: the network cannot take inputs of this size, a batch is too small for its batch norms, a class that
+            has a weight does not exist, or pictures cannot be augmented where `augment_on` says.
+    """
+    _check_class_weights(recipe, classes)
+    describe_places(recipe, inputs, in_memory=True, dtype=dtype)  # refuses what cannot be
+    if inputs.size != info(recipe.model).input_size[1:]:
+        from library.models.analysis import check_input  # imports torch, which takes seconds and is seldom needed
+
+        check_input(recipe.model, inputs.size)
+    check_batch_parts(recipe, pictures, 1)
 
 
 def check_batch_parts(recipe: Recipe, pictures: int, workers: int) -> None:
