@@ -132,6 +132,30 @@ def run_rounds(
     return dict(sorted(searcher.by_node.items()))
 
 
+def attempt(compute: Callable[[Sequence[str]], None], units: Sequence[str]) -> dict[str, str]:
+    """Computes a block, and returns what is wrong where that fails and would fail in another worker as well.
+
+    Args:
+        compute: writes the files of units.
+        units: their texts, all of one candidate.
+
+    Returns:
+        `error` ends the search, and `failure` takes the candidate out; empty where all is well.
+
+    Raises:
+        MemoryError, OSError: Tune tries again, as another moment may be better.
+    """
+    try:
+        compute(units)
+    except StriateError as failed:  # a store that fails was waited for
+        return {"error": str(failed), "failure": ""}
+    except (MemoryError, OSError):
+        raise
+    except Exception as failed:  # of the network, the recipe or a step
+        return {"error": "", "failure": f"{type(failed).__name__}: {failed}"}
+    return {"error": "", "failure": ""}
+
+
 def _trainable() -> type[Any]:
     """Returns the class of a trial; made here, as Tune takes half a second to import."""
     import ray
@@ -148,14 +172,10 @@ def _trainable() -> type[Any]:
             return True
 
         def step(self) -> dict[str, Any]:
-            error = ""
-            try:
-                # Not in `setup`: until that has ended Tune may give the block to another actor, and end this one.
-                self._compute = self._compute or self._make()
-                self._compute(self._config["units"])
-            except StriateError as failed:  # it would fail again; a store that fails was waited for
-                error = str(failed)
-            return {"done": True, "error": error, "node": ray.get_runtime_context().get_node_id()}
+            # Not in `setup`: until that has ended Tune may give the block to another actor, and end this one.
+            self._compute = self._compute or self._make()
+            result = attempt(self._compute, self._config["units"])
+            return {"done": True, **result, "node": ray.get_runtime_context().get_node_id()}
 
         # Tune pauses a trial by saving it when its actor takes the next one.
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -178,12 +198,15 @@ def _take(rounds: Rounds) -> tuple[Block | None, StriateError | None]:
 def _end(rounds: Rounds, block: Block, result: Mapping[str, Any] | None, lost: bool) -> StriateError | None:
     """Gives the rounds what became of a block.
 
-    It has an error's text, its worker was lost too often, it was stopped before it began, or it has written files.
+    It has an error's text, its candidate failed, its worker was lost too often, it was stopped before it began, or it
+    has written files.
     """
     try:
         if result and result.get("error"):
             return StriateError(result["error"])
-        if result is None and not lost:
+        if result and result.get("failure"):
+            rounds.give_up(block, result["failure"])
+        elif result is None and not lost:
             rounds.withdraw(block)
         elif lost:
             rounds.give_up(block, f"a worker ended {_MAX_FAILURES + 1} times; its log is in Ray's folder")
@@ -274,7 +297,7 @@ def round_searcher(rounds: Rounds, tick: Callable[[], None], most_now: Callable[
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             block = self._given.pop(trial_id)
-            if result and "node" in result:
+            if result and "node" in result and not result.get("failure"):
                 self.by_node[result["node"]] += len(block.units)
             self.error = _end(rounds, block, result, error) or self.error
             tick()

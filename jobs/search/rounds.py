@@ -162,7 +162,8 @@ class Rounds:
         self._next()
 
     def give_up(self, block: Block, reason: str) -> None:
-        """Takes a candidate out whose training ends its worker each time. Writes no file: a resumed search tries again.
+        """Takes a candidate out whose training fails or ends its worker each time. Writes no file, so a resumed search
+        tries again.
 
         Args:
             block: what was computed.

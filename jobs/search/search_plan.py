@@ -15,7 +15,7 @@ import numpy as np
 from jobs import output
 from jobs.search.earlier_looks import EarlierLooks, read_looks
 from jobs.search.script import Settings
-from jobs.train.plan import model_inputs
+from jobs.train.plan import check_trainable, model_inputs
 from library import storage
 from library.bundle.description import weights_digest, weights_file
 from library.choosing.filter_search.answer import FEWEST_SEEDS, MARGIN, SEEDS
@@ -208,6 +208,7 @@ def plan_search(
     chosen = _space(space, loaded)
     steps = (*model_inputs(loaded).steps.steps, *_steps_of(loaded.augment), *_candidate_steps(chosen))
     _check_inputs(loaded, {uris[role]: manifest for role, manifest in manifests.items()})
+    check_trainable(loaded, model_inputs(loaded), train_rows.classes, len(train_rows))
     _check_memory([train_rows, *others.values()], loaded)
     where = storage.normalize(out)
     _check_out(where, list(uris.values()))

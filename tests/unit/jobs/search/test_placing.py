@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from cluster.connection.session import Session
-from jobs.search.placing import Placing, round_searcher, trial_scheduler
+from jobs.search.placing import Placing, attempt, round_searcher, trial_scheduler
 from jobs.search.rounds import Round, Rounds, Script
-from library.choosing.filter_search.space import Candidate
+from library.choosing.filter_search.space import IDENTITY, Candidate
 from library.choosing.filter_search.trials import Unit, UnitResult
-from library.errors import UsageError
+from library.errors import StorageError, UsageError
 
 
 def test_each_worker_has_a_gpu_or_a_cpu() -> None:
@@ -161,3 +161,40 @@ def test_a_block_that_waits_beyond_the_time_of_its_round_is_left_out() -> None:
     assert searcher.suggest("no more") == searcher.FINISHED
     assert rounds.is_finished
     assert (results, rounds.computed, searcher.error) == ([2], 2, None)
+
+
+def raised(error: Exception | None) -> Mapping[str, str]:
+    """What a worker returns of a block whose training raises this error."""
+
+    def compute(units: Sequence[str]) -> None:
+        if error is not None:
+            raise error
+
+    return attempt(compute, ["unit"])
+
+
+def test_an_error_of_the_network_is_told_and_one_of_the_moment_is_tried_again() -> None:
+    assert raised(None) == {"error": "", "failure": ""}
+    assert raised(StorageError("the store is gone")) == {"error": "the store is gone", "failure": ""}
+    assert raised(RuntimeError("kernel size")) == {"error": "", "failure": "RuntimeError: kernel size"}
+    with pytest.raises(MemoryError):
+        raised(MemoryError())
+
+
+def test_a_failure_takes_out_a_candidate_and_ends_a_search_without_filters() -> None:
+    units = [Unit(candidate, 0, "proxy", "") for candidate in (Candidate("invert"), IDENTITY)]
+    results: list[UnitResult] = []
+
+    def script() -> Script:
+        results.extend((yield Round("all", units, per_block=1)).values())
+
+    rounds = Rounds(script(), Ready(units), 2)
+    searcher = round_searcher(rounds, lambda: None, lambda: 2)
+    assert searcher.suggest("invert")
+    assert searcher.suggest("identity")
+    searcher.on_trial_complete("invert", {"node": "n1", **raised(RuntimeError("kernel size"))})
+    assert searcher.error is None
+    searcher.on_trial_complete("identity", {"node": "n1", **raised(RuntimeError("kernel size"))})
+    assert str(searcher.error) == "the recipe without a filter cannot be trained: RuntimeError: kernel size"
+    assert searcher.suggest("no more") == searcher.FINISHED
+    assert dict(searcher.by_node) == {}

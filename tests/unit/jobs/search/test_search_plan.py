@@ -161,6 +161,22 @@ def test_pictures_that_the_model_cannot_take_are_refused(splits: Path, tmp_path:
         plan_search(str(splits / "train"), str(splits / "val"), out=str(tmp_path), recipe=str(tmp_path / "recipe.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ("model: lenet5\ninput: {size: 8}\nbatch_size: 8", "8x8"),
+        ("model: resnet9\ninput: {steps: rgb}\nbatch_size: 1", "batch norm"),
+        ("model: lenet5\nloss: {class_weights: {z: 2}}\nbatch_size: 8", "there is no class 'z'"),
+        ("model: lenet5\naugment: sometimes(0.5, canny)\naugment_on: device\nbatch_size: 8", "no batched form"),
+    ],
+)
+def test_what_a_training_would_refuse_is_refused_here(lines: str, text: str, splits: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"data: {{train: x}}\noptimizer: {{name: adamw, lr: 0.003}}\nepochs: 1\n{lines}\n")
+    with pytest.raises(UsageError, match=text):
+        plan_search(str(splits / "train"), str(splits / "val"), out=str(tmp_path / "out"), recipe=str(recipe))
+
+
 def test_the_default_recipe_takes_any_path_and_any_number_of_bands() -> None:
     recipe = default_recipe("/data/bob's: {train}", "/data/#val", 100, 28, 5)
     assert recipe.data.train == "/data/bob's: {train}"
