@@ -173,7 +173,7 @@ def raised(error: Exception | None) -> Mapping[str, str]:
     return attempt(compute, ["unit"])
 
 
-def test_an_error_of_the_network_is_told_and_one_of_the_moment_is_tried_again() -> None:
+def test_an_error_of_the_network_is_told_and_one_of_the_moment_repeated() -> None:
     assert raised(None) == {"error": "", "failure": ""}
     assert raised(StorageError("the store is gone")) == {"error": "the store is gone", "failure": ""}
     assert raised(RuntimeError("kernel size")) == {"error": "", "failure": "RuntimeError: kernel size"}
