@@ -50,7 +50,7 @@ SERVED_PARITY := $(addprefix tests/e2e/test_serve_command.py::test_,models_answe
 
 # Whole jobs whose workers, drivers and storage fail repeatedly, and others that take minutes.
 test-faults: setup
-	$(BIN)/python -m pytest -m faults tests/ray tests/e2e
+	$(BIN)/python -m pytest -m faults tests/ray tests/e2e tests/unit/library/evaluation/inside tests/unit/jobs/inspection
 	# Simulates other processors: PyTorch's kernels for an old one, and for one without AVX-512. ONNX Runtime has no such
 	# setting, and torch.compile's cache does not distinguish them.
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -k "not onnx and not compile" $(PARITY) $(SERVED_PARITY)

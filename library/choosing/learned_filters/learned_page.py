@@ -122,22 +122,22 @@ def draw_kernels(learned: LearnedFilters) -> NDArray[np.uint8]:
                 for _, one in part
             ]
         )
-    drawn = [
-        Tile(_framed(draw_kernel(one.weights[None])), _short(one.name)) for one in drawn_references(_side(learned))
-    ]
+    drawn = [Tile(_framed(draw_kernel(one.weights[None])), _short(one.name)) for one in drawn_references(learned)]
     rows += [drawn[start : start + _IN_A_ROW] for start in range(0, len(drawn), _IN_A_ROW)]
     return draw_sheet(rows, tile_px=_KERNEL_PX)
 
 
-def drawn_references(size: int) -> list[Reference]:
-    """Returns references of every kind, Gabor kernels at every angle of the middle wavelength."""
-    known = references(size)
+def drawn_references(learned: LearnedFilters) -> list[Reference]:
+    """Returns references of every kind: Gabor kernels at every angle of the middle wavelength, and the nearest ones."""
+    known = references(_side(learned))
     gabors = [one for one in known if one.name.startswith("gabor") and one.name.endswith(_DRAWN_GABOR)]
     wavelengths = list(dict.fromkeys(one.name.split(", ")[1] for one in gabors))
     middle = wavelengths[len(wavelengths) // 2]
     lines = [one for one in known if one.family == "line" and one.name.startswith(("gabor 0 ", "gabor 90 "))]
-    drawn = [one for one in gabors if middle in one.name] + [one for one in lines if middle in one.name]
-    return [one for one in known if not one.name.startswith("gabor")] + drawn
+    usual = [one for one in gabors if middle in one.name] + [one for one in lines if middle in one.name]
+    matched = {kernel.match.reference for kernel in learned.kernels} - {one.name for one in usual}
+    nearest = [one for one in known if one.name.startswith("gabor") and one.name in matched]
+    return [one for one in known if not one.name.startswith("gabor")] + usual + nearest
 
 
 def render_learned(learned: LearnedFilters, pictures: Sequence[Pixels]) -> str:
@@ -161,7 +161,7 @@ def render_learned(learned: LearnedFilters, pictures: Sequence[Pixels]) -> str:
             for kernel, pipeline in zip(learned.kernels, whole, strict=True)
         ],
         originals=[_png(_shown(picture)) for picture in pictures],
-        references=[(one.name, _png(draw_kernel(one.weights[None]))) for one in drawn_references(_side(learned))],
+        references=[(one.name, _png(draw_kernel(one.weights[None]))) for one in drawn_references(learned)],
         gates=sorted(learned.gates.items(), key=lambda item: -item[1]),
         percent="{:.1%}".format,
     )

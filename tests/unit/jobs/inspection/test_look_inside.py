@@ -26,9 +26,10 @@ from tests.picture_examples import encoded, ingest, write_files
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """UMAP compiles itself for half a minute; a machine without it is the usual one."""
-    monkeypatch.setattr("library.evaluation.inside.embedding.has_umap", lambda: False)
+    if request.node.get_closest_marker("faults") is None:
+        monkeypatch.setattr("library.evaluation.inside.embedding.has_umap", lambda: False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -85,6 +86,18 @@ def test_a_page_and_its_files_show_every_part(capsys: pytest.CaptureFixture[str]
     (out / "Kernels.png").write_bytes(b"old")
     inspect(capsys, bundle, "--out", str(out))
     assert {path.name for path in out.iterdir()} >= {"index.html", "kernels.png", "Kernels.png"}
+
+
+@pytest.mark.faults
+def test_umap_is_drawn_where_it_is_installed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = {f"{label}/{n}.png": encoded("png", 30 + n, 40) for label in ("china", "flower") for n in range(10)}
+    ingest(write_files(tmp_path / "raw", files), tmp_path / "data")
+    numbers = inspect(
+        capsys, make_bundle(tmp_path / "bundle"), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")
+    )
+    assert [one["method"] for one in numbers["data"]["embeddings"]] == ["PCA", "UMAP"]
+    assert codec.decode((tmp_path / "out" / "embedding-umap.png").read_bytes()).std() > 1
+    assert "umap-learn" not in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_without_pictures_some_of_the_dataset_are_explained(

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from library.choosing.learned_filters.learned_page import (
     drawn_references,
     render_learned,
 )
-from library.choosing.learned_filters.references import chance, nearest
+from library.choosing.learned_filters.references import chance, nearest, references
 from library.pipeline import Pipeline
 from tests.step_examples import picture
 
@@ -82,13 +83,25 @@ def test_zero_is_grey_and_the_sign_is_light_or_dark() -> None:
 
 
 def test_the_picture_has_every_kernel_above_its_nearest_reference() -> None:
-    sheet = draw_kernels(learned(9))
+    content = learned(9)
+    sheet = draw_kernels(content)
     assert sheet.dtype == np.uint8
-    names = [one.name for one in drawn_references(5)]
+    names = [one.name for one in drawn_references(content)]
     for name in ("sobel x", "sobel y", "prewitt x", "laplacian 4", "laplacian 8"):
         assert name in names
     assert sum(name.startswith("gabor") for name in names) >= 8
     assert sum(name.startswith("gaussian") for name in names) == 3
+
+
+def test_every_reference_is_drawn_once_that_a_kernel_resembles_most() -> None:
+    content = learned(1)
+    known = references(5)
+    for reference in known:
+        (match,) = nearest(reference.weights[None, None])
+        kernels = [replace(content.kernels[0], match=match)] * 2
+        names = [one.name for one in drawn_references(replace(content, kernels=kernels))]
+        assert match.reference in names
+        assert len(names) == len(set(names)) < len(known)
 
 
 def test_the_page_needs_nothing_from_outside_and_escapes_values() -> None:
@@ -99,7 +112,7 @@ def test_the_page_needs_nothing_from_outside_and_escapes_values() -> None:
     assert "&lt;0&gt;" in page
     for text in ("median_blur(size=3)", "75.0%", "50.0%", content.kernels[0].match.reference, "sobel x"):
         assert text in page
-    assert page.count("data:image/png") == 2 + 3 * 4 + len(drawn_references(5))
+    assert page.count("data:image/png") == 2 + 3 * 4 + len(drawn_references(content))
 
 
 def test_the_heaviest_gate_is_the_pipeline() -> None:
