@@ -113,4 +113,5 @@ def search_command(
         say(f"note: {report.looked}")
     if report.answer.winner is None:
         say(f"{winner} is the recipe as it was")
-    say(f"{report.trainings:,} trainings; open {page} in a browser; striate train {winner} --out MODEL")
+    say(f"{report.trainings:,} trainings; open {page} in a browser")
+    say(f"striate train {winner} --out MODEL")
