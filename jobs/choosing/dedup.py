@@ -235,7 +235,7 @@ def find_duplicates(plan: DedupPlan, *, workers: str = "auto", address: str | No
     prints = fingerprints(pictures, plan.rule, embeddings)
     reference = plan.against_manifest.rows if plan.against_manifest else 0
     progress = ComparisonLines(pictures.num_rows)
-    duplicates = choose(pictures, prints, plan.disagreeing, reference, progress)
+    duplicates = choose(pictures, prints, plan.disagreeing, reference, progress, DecisionLines())
     facts = pictures.select(["key", "label", "format", "width", "height", "num_bytes"])
     found = Found(facts, prints, duplicates, reference)
     if plan.report is not None:
@@ -266,6 +266,28 @@ class ComparisonLines:
         left = duration((1 - share) * self._pairs / rate)
         done = f"dedup: {share:.0%} of {self._pairs:,} pairs of embeddings compared"
         return f"{done}, {rate / 1e6:,.0f} million/s, {left} left"
+
+
+class DecisionLines:
+    """Prints how far the choice in groups of many pictures is, at most every ten seconds, on stderr."""
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._printed = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = self._printed = now
+        elif now - self._printed >= _LINE_EVERY_S and done < total:
+            self._printed = now
+            output.stderr.print(self.line(done, total, now - self._start), markup=False)
+
+    def line(self, done: int, total: int, seconds: float) -> str:
+        """Returns `dedup: 12,000 of 60,000 pictures of large groups decided, 1,200/s, 40 s left`."""
+        rate = done / max(seconds, 1e-6)
+        left = duration((total - done) / max(rate, 1e-6))
+        return f"dedup: {done:,} of {total:,} pictures of large groups decided, {rate:,.0f}/s, {left} left"
 
 
 def dedup_dataset(plan: DedupPlan, *, workers: str = "auto", address: str | None = None) -> tuple[Manifest, Found]:

@@ -8,8 +8,10 @@ a chain of which the ends do not look alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,14 @@ _compute: Any = pyarrow.compute  # its functions are created at import, where no
 #: What is done with a group whose labels disagree: keep all of it, keep the best as elsewhere, drop all of it.
 Disagreeing = Literal["keep", "best", "drop"]
 DISAGREEING: tuple[Disagreeing, ...] = ("keep", "best", "drop")
+
+#: Is called with how many pictures of large groups are decided, and how many there are.
+Decided: TypeAlias = Callable[[int, int], None]
+
+#: Groups of which more pictures stay than this are decided block by block.
+_PASSES = 32
+#: Pictures of a block, and of the others that are compared with it at a time.
+_BLOCK, _OTHERS = 512, 2**13
 
 #: Formats from the one to keep first.
 _FORMATS = ("npy", "tiff", "png", "webp", "jpeg")
@@ -64,6 +74,7 @@ def choose(
     disagreeing: Disagreeing = "keep",
     reference: int = 0,
     progress: Progress = lambda share: None,
+    decided: Decided = lambda done, total: None,
 ) -> Duplicates:
     """Chooses which pictures stay.
 
@@ -73,6 +84,7 @@ def choose(
         disagreeing: what is done with groups whose labels disagree; a picture without a label disagrees with none.
         reference: the last `reference` pictures are of another dataset: they stay, and others are dropped for them.
         progress: of the comparison of embeddings.
+        decided: of the choice in groups of which many pictures stay.
 
     Returns:
         The choice; it does not depend on the order of the pictures.
@@ -88,7 +100,10 @@ def choose(
         reasons[disagree & ~is_reference] = DISAGREE
     concerned = (sizes > 1) if disagreeing == "best" else (sizes > 1) & ~disagree
     order = _by_rank(pictures, groups, labels, is_reference, np.flatnonzero(concerned))
-    while len(order):
+    # One pass decides about the duplicates of the best picture of every group.
+    for _ in range(_PASSES):
+        if not len(order):
+            break
         first = np.append(True, groups[order[1:]] != groups[order[:-1]])
         best = order[first][np.cumsum(first) - 1]
         reason = prints.reason(order, best)
@@ -97,11 +112,58 @@ def choose(
         # What is near one of many equal references is near the first of them: one pass is enough for all of these.
         same = is_reference[order] & (prints.pixels[order] == prints.pixels[best])
         order = order[~first & ~dropped & ~same]
+    total_left = left = len(order)
+    starts = np.flatnonzero(np.append(True, groups[order[1:]] != groups[order[:-1]])) if left else order
+    for ranked in np.split(order, starts[1:]):
+        for undecided in _decide_group(prints, ranked, is_reference, reasons, partners):
+            decided(total_left - left + len(ranked) - undecided, total_left)
+        left -= len(ranked)
     distance = np.where(partners >= 0, prints.distance(np.arange(total), np.maximum(partners, 0)), np.uint8(255))
     cosine = np.full(total, np.nan, np.float32)
     matched = np.flatnonzero(partners >= 0)
     cosine[matched] = prints.cosine(matched, partners[matched])
     return Duplicates(groups, sizes, disagree, reasons, partners, distance, cosine)
+
+
+def _decide_group(
+    prints: Fingerprints,
+    ranked: Indices,
+    is_reference: NDArray[np.bool_],
+    reasons: NDArray[np.int8],
+    partners: NDArray[np.int64],
+) -> Iterator[int]:
+    """Chooses in one group as the passes do, many pictures at a time; yields how many are not yet decided.
+
+    Args:
+        prints: of all pictures.
+        ranked: the pictures of the group, the best first.
+        is_reference: of every picture.
+        reasons: of every picture; is written to.
+        partners: of every picture; is written to.
+    """
+    references = np.flatnonzero(is_reference[ranked])
+    equal = np.ones(len(references), np.bool_)  # to one before it, near which the same pictures are
+    equal[np.unique(prints.pixels[ranked[references]], return_index=True)[1]] = False
+    rest = np.delete(ranked, references[equal])
+    while len(rest):
+        block, rest = rest[:_BLOCK], rest[_BLOCK:]
+        first, second, reason = prints.pairs(block, block)
+        bounds = np.searchsorted(first, np.arange(len(block) + 1))
+        for place, (start, end) in enumerate(pairwise(bounds.tolist())):
+            if not reasons[block[place]]:
+                near = block[second[start:end]]
+                lost = (second[start:end] > place) & (reasons[near] == 0) & ~is_reference[near]
+                reasons[near[lost]], partners[near[lost]] = reason[start:end][lost], block[place]
+        best = block[reasons[block] == 0]
+        for start in range(0, len(rest), _OTHERS):
+            part = rest[start : start + _OTHERS]
+            first, second, reason = prints.pairs(best, part)
+            near, at = np.unique(second, return_index=True)  # where it occurs first: with the best of its duplicates
+            lost = ~is_reference[part[near]]
+            near, at = part[near[lost]], at[lost]
+            reasons[near], partners[near] = reason[at], best[first[at]]
+        rest = rest[reasons[rest] == 0]
+        yield len(rest)
 
 
 def _by_rank(

@@ -165,6 +165,14 @@ def cosines(vectors: UnitVectors, one: Indices, other: Indices) -> NDArray[np.fl
     return result.reshape(pair[0].shape)
 
 
+def may_be_similar(vectors: UnitVectors, one: Indices, other: Indices, threshold: float) -> NDArray[np.bool_]:
+    """Returns for every pair of N and M pictures, N x M, whether its cosine may reach the threshold; misses none.
+
+    One product of matrices is far faster than the cosines of pairs, but it is rounded in another way.
+    """
+    return vectors[one] @ vectors[other].T >= threshold - 4 * _ROUNDING
+
+
 def is_similar(cosine: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
     """Returns which cosines reach the threshold: also every one that `similar_groups` counted, summed differently."""
     return cosine >= threshold - 2 * _ROUNDING

@@ -183,6 +183,50 @@ def test_the_order_of_pictures_does_not_change_who_stays(
     assert not one.reasons[one.partners[dropped]].any()
 
 
+@pytest.mark.parametrize(("near", "cosine", "reference"), [(3, None, 0), (None, 0.94, 0), (3, 0.94, 400)])
+def test_in_a_long_chain_the_same_stay_as_one_by_one(near: int | None, cosine: float | None, reference: int) -> None:
+    number, rng = 1400, np.random.default_rng(7)
+    flips = np.array([[1 << int(bit) for bit in rng.choice(64, 2, replace=False)] for _ in range(number)], np.uint64)
+    vectors = np.zeros((number, 32), np.float32)
+    vectors[0, 0] = 1
+    for row in range(1, number):
+        walked = vectors[row - 1] + 0.05 * rng.normal(size=32)
+        vectors[row] = walked / np.linalg.norm(walked)
+    digests = pa.array([row.to_bytes(16) for row in range(number)])
+    every = np.arange(number)
+    columns: dict[str, Any] = {
+        "key": [f"{row:05d}" for row in every],
+        "label": ["cat"] * number,
+        "format": ["png"] * number,
+        "width": rng.permutation(number) + 1,
+        "height": [1] * number,
+        "num_bytes": [9] * number,
+        "bytes_digest": digests,
+        "pixels_digest": digests.take(pa.array(np.minimum(every, number - 1 - reference // 2))),
+        "contrast": [0.2] * number,
+        "phash": np.bitwise_xor.accumulate(np.bitwise_or.reduce(flips, 1)),
+        "dhash": np.zeros(number, np.uint64),
+    }
+    table = pa.table(columns)
+    rule = Rule(near, cosine=cosine)
+    prints = fingerprints(table, rule, None if cosine is None else vectors)
+    steps: list[tuple[int, int]] = []
+    result = choose(table, prints, reference=reference, decided=lambda *step: steps.append(step))
+    rank = np.lexsort((-columns["width"], every < number - reference))
+    reasons, partners = np.zeros(number, np.int8), np.full(number, -1)
+    for place, picture in enumerate(rank):
+        later = rank[place + 1 :][reasons[rank[place + 1 :]] == 0]
+        later = later[later < number - reference]
+        if not reasons[picture]:
+            found = prints.reason(np.full(len(later), picture), later)
+            reasons[later[found > 0]], partners[later[found > 0]] = found[found > 0], picture
+    assert np.count_nonzero(reasons == 0) > 512, "more than one block"
+    assert np.array_equal(result.reasons, reasons)
+    assert np.array_equal(result.partners, partners)
+    assert steps[-1][0] == steps[-1][1]
+    assert steps == sorted(steps)
+
+
 def test_nothing_is_chosen_from_no_pictures() -> None:
     table = pictures({}).slice(0, 0)
     assert chosen(table, Rule(near=4)).counts() == {}
