@@ -145,16 +145,16 @@ def _boxes(picture: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, An
     boxes = picture.get("boxes")
     if not (isinstance(boxes, list) and all(isinstance(box, dict) and set("xywh") <= box.keys() for box in boxes)):
         return []
-    found: list[tuple[str | None, Mapping[str, Any]]] = []
+    fields_of_boxes: list[tuple[str | None, Mapping[str, Any]]] = []
     for box in boxes:
         name = box.get("label") or picture["label"]
         sides = [box[side] for side in "xywh"]
         if isinstance(name, str) and None not in sides:
             crowd = int(str(box.get("iscrowd") or 0) in ("1", "True", "true"))
-            found.append((name, {"bbox": sides, "area": sides[2] * sides[3], "iscrowd": crowd}))
+            fields_of_boxes.append((name, {"bbox": sides, "area": sides[2] * sides[3], "iscrowd": crowd}))
         else:
-            found.append((None, {}))
-    return found
+            fields_of_boxes.append((None, {}))
+    return fields_of_boxes
 
 
 def _card(classes: Sequence[str], totals: ExportTotals) -> str:

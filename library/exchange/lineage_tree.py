@@ -95,7 +95,9 @@ def trace(subject: str, catalogue: Catalogue) -> Trace:
     """
     uri = storage.normalize(subject)
     by_id = [
-        found for found, record in catalogue.bundles.items() if _ID.fullmatch(subject) and record.id.startswith(subject)
+        bundle
+        for bundle, record in catalogue.bundles.items()
+        if _ID.fullmatch(subject) and record.id.startswith(subject)
     ]
     if uri in catalogue.bundles or by_id:
         return _trace_bundles(subject, [uri] if uri in catalogue.bundles else by_id, catalogue)
@@ -119,12 +121,12 @@ def _trace_dataset(subject: str, uri: str, catalogue: Catalogue) -> Trace:
     tree = _Tree(catalogue)
     manifest = catalogue.datasets[uri]
     tree.add_dataset(uri, manifest)
-    made = {uri}
+    datasets = {uri}
     for other, its_manifest in catalogue.datasets.items():
         if manifest.digest in lineage(its_manifest.jobs):
             tree.add_dataset(other, its_manifest)
-            made.add(other)
-    tree.add_made_from(made)
+            datasets.add(other)
+    tree.add_made_from(datasets)
     tree.mark(uri)
     return Trace(subject, "dataset", tree.roots, catalogue.problems)
 
@@ -151,8 +153,8 @@ def _places(key: str, catalogue: Catalogue) -> dict[str, list[Place]]:
     bases = {key}
     for manifest in catalogue.datasets.values():
         bases |= first_keys([key], manifest.jobs)
-    found = {uri: catalogue.places(uri, bases) for uri in catalogue.datasets}
-    return {uri: places for uri, places in found.items() if places}
+    places_by_dataset = {uri: catalogue.places(uri, bases) for uri in catalogue.datasets}
+    return {uri: places for uri, places in places_by_dataset.items() if places}
 
 
 class _Tree:
@@ -182,7 +184,7 @@ class _Tree:
             return known
         node = Node("dataset", uri, facts={"made_by": _made_by(manifest.jobs[-1]), "digest": manifest.digest})
         used = str(manifest.jobs[-1].options.get("bundle_id", ""))
-        bundle = next((found for found, record in self._catalogue.bundles.items() if record.id == used), None)
+        bundle = next((one for one, record in self._catalogue.bundles.items() if record.id == used), None)
         if bundle is not None:
             node.facts["bundle"] = bundle
         self._nodes["dataset", uri] = node
@@ -215,9 +217,9 @@ class _Tree:
         return self._origin(job.source_digest, job.source, jobs[:-1])
 
     def _origin(self, digest: str, source: str, jobs: Sequence[Job]) -> Node:
-        found = self._by_digest.get(digest)
-        if found is not None:
-            return self.add_dataset(found, self._catalogue.datasets[found])
+        known_uri = self._by_digest.get(digest)
+        if known_uri is not None:
+            return self.add_dataset(known_uri, self._catalogue.datasets[known_uri])
         key = ("dataset", digest)
         if key not in self._nodes:
             facts = {"made_by": _made_by(jobs[-1]) if jobs else "", "digest": digest}
@@ -271,8 +273,8 @@ class _Tree:
         placed = set[tuple[int, str]]()
         for other, its_record in members.items():
             for use in uses_of(other, its_record):
-                found = self._by_digest.get(use.digest)
-                parent = self._nodes.get(("dataset", found or use.digest))
+                dataset = self._by_digest.get(use.digest)
+                parent = self._nodes.get(("dataset", dataset or use.digest))
                 if parent is None or (id(parent), use.role) in placed:
                     continue
                 placed.add((id(parent), use.role))
@@ -317,15 +319,15 @@ def _made_by(job: Job) -> str:
 
 def _pictures(dataset: str, places: Sequence[Place]) -> list[dict[str, Any]]:
     """Returns what a dataset says about pictures, and the SHA-256 of their bytes."""
-    found: list[dict[str, Any]] = []
+    pictures: list[dict[str, Any]] = []
     for place in places:
         [table] = list(ShardReader(storage.join(dataset, place.shard), 1, place.row))
         [row] = table.to_pylist()
         data = row["image"]["bytes"] or b""
         facts = {"key": place.key, "label": row["label"], "shard": place.shard, "row": place.row}
         facts |= {"path": row["image"]["path"], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        found.append(facts | {name: row[name] for name in ("predicted",) if name in row})
-    return found
+        pictures.append(facts | {name: row[name] for name in ("predicted",) if name in row})
+    return pictures
 
 
 def is_place(uri: str) -> bool:

@@ -63,8 +63,10 @@ class Catalogue:
 
     def uses(self, digests: Collection[str]) -> list[Use]:
         """Returns the bundles that were trained or validated on datasets with these digests, by URI."""
-        found = [use for uri, record in self.bundles.items() for use in uses_of(uri, record) if use.digest in digests]
-        return sorted(found, key=lambda use: (use.bundle, use.role))
+        matching = [
+            use for uri, record in self.bundles.items() for use in uses_of(uri, record) if use.digest in digests
+        ]
+        return sorted(matching, key=lambda use: (use.bundle, use.role))
 
     def places(self, dataset: str, bases: Collection[str]) -> list[Place]:
         """Finds pictures as `places_of` does; none, and a problem, where the dataset cannot be read."""
@@ -128,11 +130,11 @@ def _add(catalogue: Catalogue, parent: str, name: str) -> None:
 
 def lineage(jobs: Sequence[Job]) -> set[str]:
     """Returns the digests of everything that a dataset was made from: sources of each job, and of merges."""
-    found = {job.source_digest for job in jobs if job.source_digest is not None}
+    digests = {job.source_digest for job in jobs if job.source_digest is not None}
     for job in jobs:
         for origin in job.origins:
-            found |= {origin.digest} | lineage(origin.jobs)
-    return found
+            digests |= {origin.digest} | lineage(origin.jobs)
+    return digests
 
 
 def earlier_digests(manifest: Manifest) -> set[str]:
@@ -155,13 +157,13 @@ def base_keys(keys: pa.Array[Any], jobs: Sequence[Job]) -> list[pa.Array[Any]]:
         Arrays as long as `keys`: one, or several where a key may come from several datasets of a merge with different
         histories. Null for a key that is not of that dataset.
     """
-    found = [keys]
+    possible = [keys]
     for job in reversed(jobs):
         if job.kind == "augment":
-            found = [_compute.replace_substring_regex(one, r"#\d+$", "") for one in found]
+            possible = [_compute.replace_substring_regex(one, r"#\d+$", "") for one in possible]
         if job.origins:
-            found = _distinct(one for keys in found for one in _of_origins(keys, job))
-    return found
+            possible = _distinct(one for keys in possible for one in _of_origins(keys, job))
+    return possible
 
 
 def _of_origins(keys: pa.Array[Any], job: Job) -> Iterator[pa.Array[Any]]:
@@ -186,8 +188,8 @@ def _distinct(arrays: Iterable[pa.Array[Any]]) -> list[pa.Array[Any]]:
 
 def first_keys(keys: Sequence[str], jobs: Sequence[Job]) -> set[str]:
     """Returns every key that pictures with these keys may have had first."""
-    found = {key for keys in base_keys(pa.array(keys, pa.string()), jobs) for key in keys.to_pylist()}
-    return {key for key in found if key is not None}
+    first = {key for keys in base_keys(pa.array(keys, pa.string()), jobs) for key in keys.to_pylist()}
+    return {key for key in first if key is not None}
 
 
 @dataclass(frozen=True)

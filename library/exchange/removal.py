@@ -125,12 +125,12 @@ def find_concerned(dataset: str, manifest: Manifest, keys: Collection[str]) -> t
 
     def search(shard: FileEntry) -> Concerned:
         beside = rejects.get(shard.name)
-        found = _rows(storage.join(dataset, shard.name), _COUNTED, wanted)
+        rows = _rows(storage.join(dataset, shard.name), _COUNTED, wanted)
         rejected = None if beside is None else _rows(storage.join(dataset, beside.name), ("key", "reason"), wanted)
-        pictures = found["key"].to_pylist()
+        pictures = rows["key"].to_pylist()
         held = pictures + ([] if rejected is None else rejected["key"].to_pylist())
         reasons = Counter([] if rejected is None else rejected["reason"].to_pylist())
-        return Concerned(shard, beside, sorted(set(held)), pictures, _tally(found), reasons)
+        return Concerned(shard, beside, sorted(set(held)), pictures, _tally(rows), reasons)
 
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
         concerned = [one for one in pool.map(search, manifest.shards) if one.keys]
