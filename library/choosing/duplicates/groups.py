@@ -62,10 +62,10 @@ def near_groups(
     first, second = first[chosen], second[chosen]
 
     def near(one: Indices, other: Indices) -> NDArray[np.bool_]:
-        found = distances(first[one], first[other]) <= radius
+        is_near = distances(first[one], first[other]) <= radius
         if second_hashes is not None:
-            found &= distances(second[one], second[other]) <= second_radius
-        return found
+            is_near &= distances(second[one], second[other]) <= second_radius
+        return is_near
 
     groups = _Groups(len(first))
     if len(first) > 1 and (radius or second_hashes is not None):

@@ -95,9 +95,9 @@ def pairs_in_buckets(
         apart = nearest
         while len(places) and (farthest is None or apart <= farthest):
             first, second = order[places], order[places + apart]
-            found = near(first, second)
-            if found.any():
-                yield first[found], second[found]
+            is_near = near(first, second)
+            if is_near.any():
+                yield first[is_near], second[is_near]
             apart += 1
             places = places[ends[places] > places + apart]
 

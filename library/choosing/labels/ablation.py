@@ -81,18 +81,18 @@ class Answer:
 
     def sentence(self) -> str:
         """Returns the answer in words, in percentage points."""
-        found = self.difference
-        low, high = (100 * end for end in found.interval)
-        text = f"{self.question}: {100 * found.mean:+.2f} points (95% interval {low:+.2f} to {high:+.2f}), "
-        text += f"p = {found.adjusted_p:.3g}"
-        if found.verdict == "equivalent":
-            return f"{text}: no difference larger than {100 * (found.margin or 0):g} points"
-        if found.verdict == "undecided":
-            short, floor = "", found.smallest_p
+        difference = self.difference
+        low, high = (100 * end for end in difference.interval)
+        text = f"{self.question}: {100 * difference.mean:+.2f} points (95% interval {low:+.2f} to {high:+.2f}), "
+        text += f"p = {difference.adjusted_p:.3g}"
+        if difference.verdict == "equivalent":
+            return f"{text}: no difference larger than {100 * (difference.margin or 0):g} points"
+        if difference.verdict == "undecided":
+            short, floor = "", difference.smallest_p
             if floor * len(QUESTIONS) >= ALPHA:
-                short = f"; p of {len(found.differences)} seeds is never below {floor:.3g}, before correction"
+                short = f"; p of {len(difference.differences)} seeds is never below {floor:.3g}, before correction"
             return f"{text}: undecided{short}"
-        return f"{text}: {found.verdict}"
+        return f"{text}: {difference.verdict}"
 
 
 def answers(accuracies: Mapping[SetName, Sequence[float]], margin: float, seeds: Seeds) -> list[Answer]:

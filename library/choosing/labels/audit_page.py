@@ -116,11 +116,11 @@ def render_audit(content: AuditContent) -> str:
 
 
 def _shown(content: AuditContent) -> list[ShownKind]:
-    rows = content.findings.to_pylist()
-    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
-    firsts = {kind: found[:MOST_PICTURES] for kind, found in by_kind.items() if found}
+    findings = content.findings.to_pylist()
+    by_kind = {kind: [row for row in findings if row["kind"] == kind] for kind in KINDS}
+    firsts = {kind: rows[:MOST_PICTURES] for kind, rows in by_kind.items() if rows}
     wanted: dict[str, set[str]] = {}
-    for row in (row for found in firsts.values() for row in found):
+    for row in (row for rows in firsts.values() for row in rows):
         for split, key in _pictures(row):
             wanted.setdefault(split, set()).add(key)
     images = {split: _images(content, split, keys) for split, keys in wanted.items()}
@@ -137,10 +137,10 @@ def _shown(content: AuditContent) -> list[ShownKind]:
                     row["detail"],
                     [images[split].get(key) for split, key in _pictures(row)],
                 )
-                for row in found
+                for row in rows
             ],
         )
-        for kind, found in firsts.items()
+        for kind, rows in firsts.items()
     ]
 
 

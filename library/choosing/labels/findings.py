@@ -78,26 +78,26 @@ def findings_of(
     )
 
 
-def leaks(split: str, other: str, found: pa.Table) -> pa.Table:
+def leaks(split: str, other: str, copies: pa.Table) -> pa.Table:
     """Returns findings from what `find_leaks` has found: pictures of `split` of which `other` holds a copy."""
     details = [
         f"{row['kind'].replace('_', ' ')} of {row['train_key']} in {other}"
         + ("" if row["labels_agree"] is not False else f", which is labelled {row['train_label']}")
-        for row in found.to_pylist()
+        for row in copies.to_pylist()
     ]
     # A copy of the same file ranks before one that is only near, even where all bits of their hashes are equal.
-    near = np.array([kind == "near_duplicate" for kind in found["kind"].to_pylist()], np.float64)
-    distances = near + found["distance"].to_numpy().astype(np.float64)
+    near = np.array([kind == "near_duplicate" for kind in copies["kind"].to_pylist()], np.float64)
+    distances = near + copies["distance"].to_numpy().astype(np.float64)
     return pa.table(
         {
-            "key": found["key"],
-            "split": [split] * found.num_rows,
-            "kind": ["leak"] * found.num_rows,
+            "key": copies["key"],
+            "split": [split] * copies.num_rows,
+            "kind": ["leak"] * copies.num_rows,
             "score": 1 - np.minimum(distances, 65) / 65,
             "detail": details,
-            "label": found["label"],
-            "copy_split": [other] * found.num_rows,
-            "copy_key": found["train_key"],
+            "label": copies["label"],
+            "copy_split": [other] * copies.num_rows,
+            "copy_key": copies["train_key"],
         },
         FINDING_SCHEMA,
     )
@@ -119,8 +119,8 @@ def label_errors(
         rows: list[int] = []
         scores: list[float] = []
         details: list[str] = []
-        found = zip(errors.rows.tolist(), errors.suggested.tolist(), errors.quality.tolist(), strict=True)
-        for row, suggested, quality in found:
+        suspects = zip(errors.rows.tolist(), errors.suggested.tolist(), errors.quality.tolist(), strict=True)
+        for row, suggested, quality in suspects:
             if places[row][0] == number:
                 rows.append(places[row][1])
                 scores.append(1 - quality)

@@ -78,9 +78,9 @@ class Match:
 def references(size: int) -> tuple[Reference, ...]:
     """Returns Sobel, Prewitt, Laplacian, Gabor and Gaussian kernels of a side in pixels, odd and at least 3."""
     smooth, ramp = np.array([1.0, 2.0, 1.0]), np.array([-1.0, 0.0, 1.0])
-    found: list[Reference] = []
+    kernels: list[Reference] = []
     for name, across in (("sobel", smooth), ("prewitt", np.ones(3))):
-        found += [
+        kernels += [
             _reference(f"{name} x", "edge", _widened(np.outer(across, ramp), size)),
             _reference(f"{name} y", "edge", _widened(np.outer(ramp, across), size)),
         ]
@@ -88,13 +88,13 @@ def references(size: int) -> tuple[Reference, ...]:
         slope, wide = (np.asarray(part, np.float64).ravel() for part in cv2.getDerivKernels(1, 0, 5))
         steps = np.arange(-2.0, 3.0)
         for name, row, column in (("sobel", slope, wide), ("prewitt", steps, np.ones(5))):
-            found += [
+            kernels += [
                 _reference(f"{name} 5x5 x", "edge", _widened(np.outer(column, row), size)),
                 _reference(f"{name} 5x5 y", "edge", _widened(np.outer(row, column), size)),
             ]
     four = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], np.float64)
     eight = np.array([[-1, -1, -1], [-1, 8, -1], [-1, -1, -1]], np.float64)
-    found += [
+    kernels += [
         _reference("laplacian 4", "spot", _widened(four, size)),
         _reference("laplacian 8", "spot", _widened(eight, size)),
     ]
@@ -102,11 +102,11 @@ def references(size: int) -> tuple[Reference, ...]:
         wavelength = max(2.5, part * size)
         whole = Gabor(wavelength=wavelength, angle=angle, sigma=wavelength * 0.4, aspect=0.7).kernel(phase)
         name = f"gabor {angle:g} degrees, {wavelength:.2g} px, phase {phase}"
-        found.append(_reference(name, "edge" if phase else "line", _cut(whole, size)))
+        kernels.append(_reference(name, "edge" if phase else "line", _cut(whole, size)))
     for part in _SIGMAS:
         bell = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * (part * size) ** 2))
-        found.append(_reference(f"gaussian, sigma {part * size:.2g} px", "blur", np.outer(bell, bell)))
-    return tuple(found)
+        kernels.append(_reference(f"gaussian, sigma {part * size:.2g} px", "blur", np.outer(bell, bell)))
+    return tuple(kernels)
 
 
 def nearest(kernels: NDArray[np.floating]) -> list[Match]:

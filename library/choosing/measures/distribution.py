@@ -79,27 +79,27 @@ def distributions(
         names: of numeric measures.
         ends: pictures to keep at each end.
     """
-    found = {name: Distribution(name) for name in names}
+    by_name = {name: Distribution(name) for name in names}
     for number, table in enumerate(parts()):
-        for name, one in found.items():
+        for name, one in by_name.items():
             _extend(one, number, table["key"], _values(table, name), ends)
-    found = {name: one for name, one in found.items() if one.measured}
-    fine = {name: np.zeros(BINS * _FINE, np.int64) for name in found}
-    edges = {name: _edges(one) for name, one in found.items()}
+    by_name = {name: one for name, one in by_name.items() if one.measured}
+    fine = {name: np.zeros(BINS * _FINE, np.int64) for name in by_name}
+    edges = {name: _edges(one) for name, one in by_name.items()}
     for table in parts():
         for name, counts in fine.items():
             values = _values(table, name)
             values = values[np.isfinite(values)]
             places = np.searchsorted(edges[name], values, side="right") - 1
             counts += np.bincount(np.clip(places, 0, len(counts) - 1), minlength=len(counts))
-    for name, one in found.items():
+    for name, one in by_name.items():
         one.edges = edges[name][::_FINE].tolist()
         one.counts = fine[name].reshape(BINS, _FINE).sum(axis=1).tolist()
         reached = np.cumsum(fine[name])
         for share in _QUANTILES:
             place = int(np.searchsorted(reached, share * one.measured))
             one.quantiles[share] = float(min(max(edges[name][place + (share >= 0.5)], one.low), one.high))
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _values(table: pa.Table, name: str) -> NDArray[np.float64]:
@@ -139,10 +139,10 @@ def _edges(one: Distribution) -> NDArray[np.float64]:
     return np.geomspace(low, high, number) if one.log else np.linspace(low, high, number)
 
 
-def by_shard(found: Iterable[Distribution]) -> Mapping[int, list[int]]:
+def by_shard(measured: Iterable[Distribution]) -> Mapping[int, list[int]]:
     """Returns the rows of all pictures at an end, by the number of their shard, each once and in order."""
     rows: dict[int, set[int]] = {}
-    for one in found:
+    for one in measured:
         for end in (*one.lowest, *one.highest):
             rows.setdefault(end.shard, set()).add(end.row)
     return {shard: sorted(rows[shard]) for shard in sorted(rows)}

@@ -234,8 +234,8 @@ class _Batch:
         bits: list[int | None] = [None] * self._rows.num_rows
         if self._hashed:
             compute = hashes.phash_bits if kind == "phash" else hashes.dhash_bits
-            found = compute(np.stack(self._cells[kind]), flipped=bool(flipped))
-            for number, value in zip(self._hashed, found.tolist(), strict=True):
+            computed = compute(np.stack(self._cells[kind]), flipped=bool(flipped))
+            for number, value in zip(self._hashed, computed.tolist(), strict=True):
                 bits[number] = value
         return bits
 

@@ -327,8 +327,8 @@ class _Graph:
             raise StriateError(f"{uri} cannot be opened by ONNX Runtime: {first_line(error)}") from None
         given, known = session.get_inputs(), [one.name for one in session.get_outputs()]
         if len(given) != 1 or given[0].type not in ("tensor(float)", "tensor(uint8)"):
-            found = ", ".join(f"{one.name} of {one.type}" for one in given)
-            raise StriateError(f"{uri} must have one input of float32 or uint8; it has {found}")
+            inputs = ", ".join(f"{one.name} of {one.type}" for one in given)
+            raise StriateError(f"{uri} must have one input of float32 or uint8; it has {inputs}")
         self._names = [name for name in (card.embedding, *card.scores) if name is not None]
         for name in self._names:
             if name not in known:

@@ -56,7 +56,7 @@ def distributions_of(parts: Parts, names: Sequence[str]) -> list[Distribution]:
 
 
 def measures_page(
-    dataset: str, manifest: Manifest, table: str, found: Sequence[Distribution], rejected: Mapping[str, int]
+    dataset: str, manifest: Manifest, table: str, measured: Sequence[Distribution], rejected: Mapping[str, int]
 ) -> str:
     """Returns the page of a dataset's side table as one HTML document.
 
@@ -64,7 +64,7 @@ def measures_page(
         dataset: its URI.
         manifest: its manifest.
         table: URI of the side table.
-        found: from `distributions_of`.
+        measured: from `distributions_of`.
         rejected: pictures that could not be measured, by reason.
 
     Raises:
@@ -75,8 +75,8 @@ def measures_page(
         rows=manifest.rows,
         rejected=dict(rejected),
         table=table,
-        views=[_view(one) for one in found],
-        images=_images(dataset, manifest.shards, found),
+        views=[_view(one) for one in measured],
+        images=_images(dataset, manifest.shards, measured),
         number="{:,}".format,
         base64=base64_text,
         footer=f"{dataset}, {manifest.digest[:12]}; striate {VERSIONS['striate']}",
@@ -97,11 +97,11 @@ def _view(one: Distribution) -> _View:
 
 
 def _images(
-    dataset: str, shards: Sequence[FileEntry], found: Sequence[Distribution]
+    dataset: str, shards: Sequence[FileEntry], measured: Sequence[Distribution]
 ) -> dict[tuple[int, int], tuple[bytes, str] | None]:
     """Returns small copies by shard and row; None for a picture that cannot be decoded."""
     images: dict[tuple[int, int], tuple[bytes, str] | None] = {}
-    for shard, rows in by_shard(found).items():
+    for shard, rows in by_shard(measured).items():
         for row, data in zip(rows, _read_rows(storage.join(dataset, shards[shard].name), rows), strict=True):
             try:
                 images[shard, row] = small_copy(codec.decode(data), _TILE_PX)
@@ -112,7 +112,7 @@ def _images(
 
 def _read_rows(uri: str, rows: Sequence[int]) -> list[bytes]:
     """Returns the encoded pictures of a few rows; reads only the row groups that hold them."""
-    wanted, found, first = set(rows), dict[int, bytes](), 0
+    wanted, pictures, first = set(rows), dict[int, bytes](), 0
     try:
         with storage.open_read(uri) as file:
             parquet = pq.ParquetFile(file, pre_buffer=False)
@@ -121,8 +121,8 @@ def _read_rows(uri: str, rows: Sequence[int]) -> list[bytes]:
                 inside = sorted(row for row in wanted if first <= row < first + number)
                 if inside:
                     image = parquet.read_row_group(group, ["image"], use_threads=False)["image"]
-                    found |= {row: image[row - first].as_py()["bytes"] or b"" for row in inside}
+                    pictures |= {row: image[row - first].as_py()["bytes"] or b"" for row in inside}
                 first += number
     except (pa.ArrowException, OSError) as error:
         raise StriateError(f"{uri} cannot be read: {error}") from error
-    return [found[row] for row in rows]
+    return [pictures[row] for row in rows]

@@ -130,8 +130,8 @@ def _nearest(prints: Fingerprints, trained: int, rows: NDArray[np.int64]) -> NDA
             one, other = test_rows[part][:, None], train_rows[ours][None, :]
             ranks = np.where(prints.reason(one, other) > 0, prints.distance(one, other).astype(np.int64), _NONE)
             best = ranks.argmin(1)  # the first of ties has the smallest key
-            found = ranks[np.arange(len(part)), best] < _NONE
-            match[part[found]] = train_rows[ours[best[found]]]
+            has_copy = ranks[np.arange(len(part)), best] < _NONE
+            match[part[has_copy]] = train_rows[ours[best[has_copy]]]
     return match[inverse]
 
 
