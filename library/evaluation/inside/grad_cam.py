@@ -110,10 +110,10 @@ def _heat(bundle: Bundle, prepared: Prepared, class_name: str) -> NDArray[np.flo
 
 
 def _grad_cam(model: Classifier, pixels: Pixels, target: int) -> NDArray[np.float32]:
-    found = _Maps()
-    with torch.enable_grad(), Recorder(model, found.add):
+    recorded = _Maps()
+    with torch.enable_grad(), Recorder(model, recorded.add):
         logit = model(as_batch(model, [pixels]))[0, target]
-        maps = found.candidates()
+        maps = recorded.candidates()
         # The gradient of a map that does not reach the answer is None.
         gradients: Sequence[torch.Tensor | None] = (
             cast(Any, torch.autograd.grad(logit, maps, allow_unused=True)) if maps else ()
@@ -121,7 +121,7 @@ def _grad_cam(model: Classifier, pixels: Pixels, target: int) -> NDArray[np.floa
     for values, gradient in zip(reversed(maps), reversed(gradients), strict=True):
         if gradient is None:
             continue
-        values, gradient = found.as_map(values.detach()), found.as_map(gradient)
+        values, gradient = recorded.as_map(values.detach()), recorded.as_map(gradient)
         if bool(gradient.any()):
             # Equation 1: a channel's weight is its mean gradient; equation 2: only positive evidence counts.
             cam = torch.relu((gradient.mean((1, 2), keepdim=True) * values).sum(0)).float().cpu().numpy()

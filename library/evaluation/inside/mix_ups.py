@@ -70,11 +70,11 @@ def mix_ups(
     mean = of.T @ wrong / np.maximum(pictures, 1)
     pairs = [(int(a), int(b)) for a, b in np.argwhere((mean > 0) & (pictures > 0))]
     pairs.sort(key=lambda pair: (-errors[pair], -mean[pair], pair))
-    found: list[MixUp] = []
+    confused: list[MixUp] = []
     for a, b in pairs[:count]:
         rows = np.flatnonzero(truth[:, a] & ~truth[:, b])
         rows = rows[np.argsort(-probabilities[rows, b], kind="stable")][:examples]
         shares = tuple(float(share) for share in probabilities[rows, b])
         amounts = int(pictures[a, b]), int(errors[a, b]), float(mean[a, b])
-        found.append(MixUp(classes[a], classes[b], *amounts, tuple(map(int, rows)), shares))
-    return tuple(found)
+        confused.append(MixUp(classes[a], classes[b], *amounts, tuple(map(int, rows)), shares))
+    return tuple(confused)

@@ -151,24 +151,24 @@ def feature_maps(model: Classifier, pixels: Pixels) -> tuple[StageMaps, ...]:
     picture = as_batch(model, [pixels])
     tracer = Tracer(picture)
     stages = _Stages(model)
-    found: dict[str, StageMaps] = {}
+    maps_by_stage: dict[str, StageMaps] = {}
 
     def keep(result: Result) -> None:
         stage = stages.after(result.module)
         values = stages.as_maps(result)
         if stage is None or values is None or not result.path or isinstance(result.module, _CHANGES_NOTHING):
             return
-        if values.shape[2:].numel() == 1 and stage in found and found[stage].is_map:
+        if values.shape[2:].numel() == 1 and stage in maps_by_stage and maps_by_stage[stage].is_map:
             return  # the pooling after the last stage; its maps say more
         view = tracer.view_of(result.tensor)
         if view is not None and view.size != values.shape[2:]:  # tokens
             mixed = any(operation.kind in _MIXES for operation in tracer.operations)
             view = None if mixed or stages.patches is None else tracer.view_of(stages.patches)
-        found[stage] = StageMaps(stage, result.path, result.call, _copied(values[0]), view)
+        maps_by_stage[stage] = StageMaps(stage, result.path, result.call, _copied(values[0]), view)
 
     with torch.inference_mode(), Recorder(model, keep), tracer:
         model.features(picture)
-    return tuple(found.values())
+    return tuple(maps_by_stage.values())
 
 
 def activations(
@@ -184,17 +184,17 @@ def activations(
     Returns:
         For each stage N x channels x height x width, float32.
     """
-    reader, found = _Stages(model), dict[tuple[str, int], NDArray[np.float32]]()
+    reader, values_by_call = _Stages(model), dict[tuple[str, int], NDArray[np.float32]]()
     wanted = {(stage.module, stage.call) for stage in stages}
 
     def keep(result: Result) -> None:
         values = reader.as_maps(result)
         if (result.path, result.call) in wanted and values is not None:
-            found[result.path, result.call] = _copied(values)
+            values_by_call[result.path, result.call] = _copied(values)
 
     with torch.inference_mode(), Recorder(model, keep):
         model.features(as_batch(model, pictures))
-    return [found[stage.module, stage.call] for stage in stages]
+    return [values_by_call[stage.module, stage.call] for stage in stages]
 
 
 def as_batch(model: Classifier, pictures: Sequence[Pixels]) -> torch.Tensor:

@@ -149,14 +149,14 @@ def exciting_patches(
             places[number].append(flat.argmax(2))
         if progress is not None:
             progress(first + len(batch), len(pictures))
-    found: list[UnitPatches] = []
+    patches_of_units: list[UnitPatches] = []
     for stage, peak, place in zip(stages, peaks, places, strict=True):
         greatest, at = np.concatenate(peak), np.concatenate(place)
         for unit in _standing_out(greatest, units, count):
             order = np.argsort(-greatest[:, unit], kind="stable")[:count]
             patches = [_patch(stage, pictures[n], int(n), greatest[n, unit], at[n, unit]) for n in order]
-            found.append(UnitPatches(stage.stage, unit, tuple(patches)))
-    return tuple(found)
+            patches_of_units.append(UnitPatches(stage.stage, unit, tuple(patches)))
+    return tuple(patches_of_units)
 
 
 def _standing_out(peaks: NDArray[np.float32], units: int, count: int) -> list[int]:
