@@ -122,8 +122,8 @@ class FilterNet(nn.Module):
         """Computes logits, N x num_classes, from normalised pixels, N x in_chans x height x width."""
         if self.gates is not None:
             x = (self.gates(x * self.STD + self.MEAN) - self.MEAN) / self.STD
-        found = self.norm(self.kernels(x))
-        both = torch.cat([torch.relu(found), torch.relu(-found)], 1)
+        responses = self.norm(self.kernels(x))
+        both = torch.cat([torch.relu(responses), torch.relu(-responses)], 1)
         return self.classifier(self.last(self.layers(self.pool(both))).flatten(1))
 
 

@@ -100,8 +100,8 @@ def device_name(device: str) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
     facts = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", facts.read_text("utf-8"), re.MULTILINE) if facts.exists() else None
-    name = found[1] if found else platform.processor() or platform.machine()
+    line = re.search(r"^model name\s*:\s*(.+)$", facts.read_text("utf-8"), re.MULTILINE) if facts.exists() else None
+    name = line[1] if line else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
 
 
