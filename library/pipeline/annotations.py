@@ -97,7 +97,7 @@ def find_annotations(schema: pa.Schema, steps: Sequence[Step], wanted: Wanted = 
             raise UsageError(f"{option} has no effect, because no step of '{text}' moves pixels; leave it out")
         return Annotations()
     share = wanted.min_box_share
-    found = Annotations(
+    annotations = Annotations(
         tuple(
             _columns(
                 schema, "--masks", wanted.masks, "mask", _is_mask, "encoded masks: bytes, or a struct with `bytes`"
@@ -106,22 +106,22 @@ def find_annotations(schema: pa.Schema, steps: Sequence[Step], wanted: Wanted = 
         tuple(_columns(schema, "--boxes", wanted.boxes, "boxes", _is_boxes, _BOXES)),
         _DEFAULT_SHARE if share is None else share,
     )
-    if not 0 <= found.min_box_share <= 1:
-        raise UsageError(f"--min-box-share {found.min_box_share:g}: must be a share of a box's area, from 0 to 1")
-    if share is not None and not found.boxes:
+    if not 0 <= annotations.min_box_share <= 1:
+        raise UsageError(f"--min-box-share {annotations.min_box_share:g}: must be a share of a box's area, from 0 to 1")
+    if share is not None and not annotations.boxes:
         raise UsageError("--min-box-share has no effect: the dataset has no column of boxes that is moved")
-    if found:
-        check_steps(steps, found)
-    _check_reads(schema, steps, found)
-    return found
+    if annotations:
+        check_steps(steps, annotations)
+    _check_reads(schema, steps, annotations)
+    return annotations
 
 
-def _check_reads(schema: pa.Schema, steps: Sequence[Step], found: Annotations) -> None:
+def _check_reads(schema: pa.Schema, steps: Sequence[Step], moving: Annotations) -> None:
     """Refuses a step that reads a column of masks or boxes after the picture, but not the column, was moved."""
     moved = False
     for step in steps:
         for name in step.columns() if moved else ():
-            type_ = None if name in found.names or name not in schema.names else schema.field(name).type
+            type_ = None if name in moving.names or name not in schema.names else schema.field(name).type
             if type_ is not None and (_is_mask(type_) or _is_boxes(type_)):
                 option = "--masks" if _is_mask(type_) else "--boxes"
                 raise UsageError(
