@@ -112,13 +112,13 @@ class Insides:
 
     def _stages(self, prepared: Prepared) -> list[tuple[NDArray[np.generic], Sequence[StageMaps]]]:
         """The input of each network, and its stages, which an ensemble's members mark with their name."""
-        found: list[tuple[NDArray[np.generic], Sequence[StageMaps]]] = []
+        inputs_and_stages: list[tuple[NDArray[np.generic], Sequence[StageMaps]]] = []
         for one in islice(networks(self._bundle, prepared), _MOST_NETWORKS):
             stages = feature_maps(one.model, one.pixels)
             if self._bundle.members:
                 stages = [dataclasses.replace(stage, stage=f"{one.title}, {stage.stage}") for stage in stages]
-            found.append((one.pixels, stages))
-        return found
+            inputs_and_stages.append((one.pixels, stages))
+        return inputs_and_stages
 
     def _kernels(self, prepared: Prepared) -> Drawing:
         drawings: list[Drawing] = []
