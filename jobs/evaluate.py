@@ -274,12 +274,12 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
         check_shared(reads=[*plan.bundles, plan.dataset])
         from jobs.shards.runner import run_shards
 
-        found = None
+        leaks = None
         if plan.leak_search is not None:
             number = workers if size is None else "auto"
-            found = search_leaks(plan.leak_search, plan.dataset, plan.manifest, workers=number, address=address)
+            leaks = search_leaks(plan.leak_search, plan.dataset, plan.manifest, workers=number, address=address)
             if plan.report is not None:
-                found.save(plan.report)
+                leaks.save(plan.report)
         job = EvaluateJob(
             bundles=plan.bundles,
             bundle_ids=tuple(record.id for record in plan.records),
@@ -287,7 +287,7 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
             examples=plan.report is not None,
             device=pool.device,
             threads=pool.cpus,
-            leaked=None if found is None else found.keys,
+            leaked=None if leaks is None else leaks.keys,
             labels=plan.labels,
             threshold=None if plan.labels is None else plan.threshold,
         )
@@ -295,7 +295,7 @@ def _evaluate(plan: EvaluatePlan, workers: str, gpu: bool | None, size: str | No
         todo = results.resume(tasks, job)
         done = {plan.dataset: results.resumed}
         run = run_shards("evaluate", job, todo, pool, results, done=done, used_plugins=plan.used_plugins)
-    return content_of(plan, pool, results, run, None if found is None else found.leaks)
+    return content_of(plan, pool, results, run, None if leaks is None else leaks.leaks)
 
 
 def content_of(

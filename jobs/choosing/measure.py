@@ -270,9 +270,9 @@ def _result(plan: MeasurePlan, run: Mapping[str, Any]) -> MeasureResult:
 def _write_report(plan: MeasurePlan, folder: str, columns: Sequence[str], rejected: Mapping[str, int]) -> None:
     from library.choosing.measures.score_page import distributions_of, measures_page  # imports matplotlib
 
-    found = distributions_of(plan.parts, columns)
-    page = measures_page(plan.dataset, plan.manifest, plan.folder, found, rejected)
-    numbers = {one.name: asdict(one) for one in found}
+    measured = distributions_of(plan.parts, columns)
+    page = measures_page(plan.dataset, plan.manifest, plan.folder, measured, rejected)
+    numbers = {one.name: asdict(one) for one in measured}
     storage.write_bytes(storage.join(folder, SUMMARY), (json.dumps(numbers, ensure_ascii=False) + "\n").encode())
     storage.write_bytes(storage.join(folder, PAGE), page.encode("utf-8", "replace"))
 

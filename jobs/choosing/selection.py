@@ -73,10 +73,10 @@ def select_dataset(
         StriateError: when a shard fails; finished shards are kept.
     """
     target = Target(destination, decisions, job)
-    made = select_datasets(
+    manifests = select_datasets(
         command, source, manifest, [target], workers=workers, size=size, address=address, overwrite=overwrite
     )
-    return made[destination]
+    return manifests[destination]
 
 
 @dataclass(frozen=True)

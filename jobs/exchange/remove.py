@@ -118,14 +118,14 @@ def plan_remove(
         UsageError: when the request is not valid, or keys are unknown.
     """
     dataset = storage.normalize(dataset)
-    found = find_manifest(dataset)
+    current = find_manifest(dataset)
     options = {"keys": len(keys), "keys_digest": digest_of(sorted(keys))}
     if destination is None:
         if overwrite:
             raise UsageError("--overwrite has no effect without a destination")
-        last = found.jobs[-1] if found is not None and found.jobs else None
-        if found is not None and last is not None and _is_removal(last, dataset, options):
-            return RemovePlan(dataset, None, found, last, keys, (), (), begun=True)
+        last = current.jobs[-1] if current is not None and current.jobs else None
+        if current is not None and last is not None and _is_removal(last, dataset, options):
+            return RemovePlan(dataset, None, current, last, keys, (), (), begun=True)
     else:
         destination = storage.normalize(destination)
         check_apart(dataset, destination)
@@ -179,9 +179,9 @@ def remove_pictures(plan: RemovePlan, *, workers: str = "auto", address: str | N
 
 def _check_current(plan: RemovePlan) -> None:
     """Refuses a plan of which another command has changed the dataset meanwhile; call it while the lease is held."""
-    found = find_manifest(plan.dataset)
+    current = find_manifest(plan.dataset)
     planned = plan.manifest
-    if found is not None and (found.jobs, found.shards, found.rejects) == (
+    if current is not None and (current.jobs, current.shards, current.rejects) == (
         planned.jobs,
         planned.shards,
         planned.rejects,

@@ -188,12 +188,12 @@ def run_inspect(plan: InspectPlan, *, device: str = "auto", report: Report | Non
         sample = look.sample()
         chapters.append(look.dataset(sample))
     chapters += look.pictures(sample)
-    made = time.strftime("%Y-%m-%d %H:%M")
+    written = time.strftime("%Y-%m-%d %H:%M")
     page = render_inside(
         f"Inside {storage.name_of(plan.bundle)}",
         look.facts(),
         chapters,
-        f"made {made} by striate {VERSIONS['striate']}",
+        f"made {written} by striate {VERSIONS['striate']}",
     )
     figures = [figure for chapter in chapters for section in chapter.sections for figure in section.figures]
     with hold(plan.out, tidy=remove_temporary):

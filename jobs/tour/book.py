@@ -145,10 +145,10 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
     if folder.exists() and any(folder.iterdir()) and not (folder / "chapters").is_dir():
         raise UsageError(f"--out {folder} contains other files; name an empty folder")
     check_report(uri, [], _COMMAND)
-    made = {chapter.name: found for chapter in CHAPTERS if (found := _finished(folder, chapter)) is not None}
+    finished = {chapter.name: found for chapter in CHAPTERS if (found := _finished(folder, chapter)) is not None}
     wanted = [chapter for chapter in CHAPTERS if not only or chapter.name in only]
-    resumed = [chapter.name for chapter in wanted if chapter.name in made]
-    missing = [chapter for chapter in wanted if chapter.name not in made]
+    resumed = [chapter.name for chapter in wanted if chapter.name in finished]
+    missing = [chapter for chapter in wanted if chapter.name not in finished]
     started, done = time.monotonic(), 0
     # Marks the folder as a tour's before anything else is in it, so that a killed tour can resume.
     (folder / "chapters").mkdir(parents=True, exist_ok=True)
@@ -159,18 +159,18 @@ def run_tour(folder: Path, only: Sequence[str] = ()) -> TourResult:
             left = _left(time.monotonic() - started, done, sum(one.weight for one in missing))
             line = f"chapter {number} of {len(missing)}: {chapter.title}, about {duration(left)} left"
             stderr.print(line, markup=False)
-            made[chapter.name] = _make(folder, chapter)
-            _write_pages(folder, made)
+            finished[chapter.name] = _make(folder, chapter)
+            _write_pages(folder, finished)
             done += chapter.weight
-    _write_pages(folder, made)
+    _write_pages(folder, finished)
     return TourResult(
         page=str(folder / PAGE),
         chapters={
             chapter.name: {
                 "page": str(folder / _file(chapter)),
-                "commands": made[chapter.name].commands,
-                "numbers": made[chapter.name].numbers,
-                "seconds": round(made[chapter.name].seconds, 1),
+                "commands": finished[chapter.name].commands,
+                "numbers": finished[chapter.name].numbers,
+                "seconds": round(finished[chapter.name].seconds, 1),
             }
             for chapter in wanted
         },
@@ -194,12 +194,12 @@ def _make(folder: Path, chapter: Chapter) -> _Made:
     tour = TourFolder(folder, chapter.name)
     content = chapter.make(tour)
     body = template("jobs.tour", f"pages/{chapter.name}.html").render(**content.values)
-    made = _Made(_digest(chapter), body, tour.commands, dict(content.numbers), time.monotonic() - started)
+    result = _Made(_digest(chapter), body, tour.commands, dict(content.numbers), time.monotonic() - started)
     # Written last: its presence says that the chapter is complete.
     storage.write_bytes(
-        storage.normalize(str(_record(folder, chapter))), json.dumps(asdict(made), ensure_ascii=False).encode()
+        storage.normalize(str(_record(folder, chapter))), json.dumps(asdict(result), ensure_ascii=False).encode()
     )
-    return made
+    return result
 
 
 def _record(folder: Path, chapter: Chapter) -> Path:
@@ -209,10 +209,10 @@ def _record(folder: Path, chapter: Chapter) -> Path:
 def _finished(folder: Path, chapter: Chapter) -> _Made | None:
     """Reads a chapter that an earlier run completed; None if there is none, or this version would write another."""
     try:
-        made = _Made(**json.loads(_record(folder, chapter).read_text("utf-8")))
+        record = _Made(**json.loads(_record(folder, chapter).read_text("utf-8")))
     except (FileNotFoundError, ValueError, TypeError):  # absent, or damaged: it is made again
         return None
-    return made if made.digest == _digest(chapter) else None
+    return record if record.digest == _digest(chapter) else None
 
 
 def _digest(chapter: Chapter) -> str:
@@ -232,13 +232,13 @@ def _file(chapter: Chapter) -> str:
     return f"{number:02d}-{chapter.name}.html"
 
 
-def _write_pages(folder: Path, made: Mapping[str, _Made]) -> None:
+def _write_pages(folder: Path, finished: Mapping[str, _Made]) -> None:
     """Writes the page of each finished chapter, and the first page that lists them."""
-    shown = [chapter for chapter in CHAPTERS if chapter.name in made]
+    shown = [chapter for chapter in CHAPTERS if chapter.name in finished]
     frame = template("jobs.tour", "pages/frame.html")
     ways = [(chapter, _file(chapter)) for chapter in shown]
     for place, chapter in enumerate(shown):
-        one = made[chapter.name]
+        one = finished[chapter.name]
         html = frame.render(
             title=chapter.title,
             number=CHAPTERS.index(chapter) + 1,
@@ -253,7 +253,7 @@ def _write_pages(folder: Path, made: Mapping[str, _Made]) -> None:
     index = template("jobs.tour", "pages/contents.html").render(
         title="The tour",
         chapters=[(chapter, _file(chapter), CHAPTERS.index(chapter) + 1) for chapter in shown],
-        absent=[chapter for chapter in CHAPTERS if chapter.name not in made],
+        absent=[chapter for chapter in CHAPTERS if chapter.name not in finished],
         version=VERSIONS["striate"],
         folder=shlex.quote(str(folder)),
     )

@@ -52,28 +52,28 @@ def pixels(tour: TourFolder) -> ChapterContent:
     steps = ('grayscale | binarize(method="otsu")', "grayscale", "rgb", "rgb | with_channels(gaussian_blur(sigma=4))")
     source = tour.raw_photos() / "flower" / "flower.png"
     _show(tour, steps[0], "flower")
-    made = [filtered_pixels(text, flower) for text in steps]
+    results = [filtered_pixels(text, flower) for text in steps]
     kinds = [
         ("1 bit", steps[0], width * height / 8, "black or white; a fax, a stamp, a mask"),
         ("grey", steps[1], width * height, "256 levels; an X-ray, a scan"),
         ("colour", steps[2], width * height * 3, "red, green and blue, 256 levels each"),
         (
-            f"{made[3].shape[2]} bands",
+            f"{results[3].shape[2]} bands",
             steps[3],
-            made[3].nbytes,
+            results[3].nbytes,
             "satellites measure light that we do not see; here: the three colours and a blurred copy of each",
         ),
     ]
     shown = [
         (name, text, note, tour.picture(f"kind-{number}", result), result.shape, short_bytes(size))
-        for number, ((name, text, size, note), result) in enumerate(zip(kinds, made, strict=True))
+        for number, ((name, text, size, note), result) in enumerate(zip(kinds, results, strict=True))
     ]
     three = digit(3)
     top, left = 150, 150
     patch = flower[top : top + 6, left : left + 6]
     marked = flower.copy()
     cv2.rectangle(marked, (left - 9, top - 9), (left + 14, top + 14), (255, 255, 255), 2)
-    bands = [tour.picture(f"band-{number}", made[3][:, :, number : number + 1]) for number in range(6)]
+    bands = [tour.picture(f"band-{number}", results[3][:, :, number : number + 1]) for number in range(6)]
     return ChapterContent(
         {
             "kinds": shown,

@@ -97,8 +97,8 @@ def search(tour: TourFolder) -> ChapterContent:
     """Digits with salt and pepper, and what the filter search says about them."""
     source, dataset = tour.folder / "raw" / "noisy", tour.folder / "data" / "noisy"
     # Says how they were made, as another tour may have made others here.
-    complete, made = tour.folder / "raw" / "noisy.complete", f"{_NOISE:g} of the pixels of 28 x 28"
-    is_complete = complete.exists() and complete.read_text("utf-8") == made
+    complete, description = tour.folder / "raw" / "noisy.complete", f"{_NOISE:g} of the pixels of 28 x 28"
+    is_complete = complete.exists() and complete.read_text("utf-8") == description
     if not is_complete:
         complete.unlink(missing_ok=True)
     drawn = np.random.default_rng(0)
@@ -116,7 +116,7 @@ def search(tour: TourFolder) -> ChapterContent:
             examples.append((tour.picture(file.stem, enlarged(pixels, 5)), "with noise"))
             median = filtered_pixels("median_blur(size=3)", pixels)
             examples.append((tour.picture(f"{file.stem}-median", enlarged(median, 5)), "after median_blur(size=3)"))
-    complete.write_text(made, encoding="utf-8")
+    complete.write_text(description, encoding="utf-8")
     tour.ingest(source, dataset, split="train=0.6,val=0.4")
     space, out = tour.folder / "recipes" / "space.yaml", tour.folder / "search"
     space.parent.mkdir(parents=True, exist_ok=True)
