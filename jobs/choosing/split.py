@@ -361,9 +361,9 @@ def _check_groups(plan: SplitPlan, table: pa.Table, earlier: Sequence[str | None
         first = next(iter(apart))
         members = [row for row, number in zip(old, numbers.tolist(), strict=True) if number == first]
         each = {earlier[row]: table["key"][row].as_py() for row in members}
-        told = " and ".join(f"'{key}' in {split}" for split, key in each.items())
+        places = " and ".join(f"'{key}' in {split}" for split, key in each.items())
         raise UsageError(
-            f"{len(apart):,} groups are in several splits of {plan.earlier[-1]} already: {told} belong together by "
+            f"{len(apart):,} groups are in several splits of {plan.earlier[-1]} already: {places} belong together by "
             "--near and --group-by as given now. Divide anew: without --like, and with --overwrite for the same "
             "destination"
         )

@@ -1,4 +1,4 @@
-"""The batch size that fits into a GPU's memory, found by running out of it, and told with what would work."""
+"""The batch size that fits into a GPU's memory, found by running out of it, and reported with what would work."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ def test_parts_of_a_batch_let_more_pictures_fit(model: Any, shape: Shape, device
     assert np.isfinite(learn(parts, model, shape, device, four))
 
 
-def test_a_batch_that_does_not_fit_is_told_with_two_ways_out(model: Any, shape: Shape, device: torch.device) -> None:
+def test_a_batch_that_does_not_fit_is_reported_with_two_ways_out(
+    model: Any, shape: Shape, device: torch.device
+) -> None:
     chosen = recipe(batch_size=1024)
     fits = trial(chosen, model, shape, device)
     with pytest.raises(StriateError, match="batch_size 1024 does not fit into the memory of cuda") as raised:

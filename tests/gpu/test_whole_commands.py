@@ -96,14 +96,14 @@ def test_the_batch_size_is_found_in_the_workers_own_process(device: torch.device
     assert (tmp_path / "bundle" / "bundle.json").exists()
 
 
-def test_a_batch_larger_than_the_memory_is_told_by_the_command(
+def test_a_batch_larger_than_the_memory_is_reported_by_the_command(
     cuda: torch.device, digits: Path, tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {"model": "resnet50", "input": {}, "augment": None, "precision": "fp32", "ema": None}
     recipe = write_recipe(tmp_path, digits, **fields, batch_size=16_384, epochs=1)
-    told = striate("train", recipe, "--out", str(tmp_path / "bundle"), "--gpu", expected=1)
-    assert "batch_size 16384 does not fit into the memory of cuda" in told
-    assert "set accumulate: " in told
+    message = striate("train", recipe, "--out", str(tmp_path / "bundle"), "--gpu", expected=1)
+    assert "batch_size 16384 does not fit into the memory of cuda" in message
+    assert "set accumulate: " in message
 
 
 def test_predictions_and_scores_on_a_gpu_are_the_cpus(
