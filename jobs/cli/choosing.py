@@ -58,7 +58,8 @@ def measure_command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="ONNX file with --card, or a call such as timm('resnet18') with --weights, whose outputs are stored.",
+            help="ONNX file with --card, whose outputs are stored; or a call such as timm('resnet18') with --weights, "
+            "whose embeddings are stored: class scores need a bundle or a card.",
             show_default=False,
         ),
     ] = None,

@@ -4,8 +4,8 @@ The bits are dealt into b blocks. Two hashes that differ in at most r bits are e
 each of the C(b, r) choices of b - r blocks is a table: hashes sorted by those blocks, and only equal ones are compared
 (Manku, Jain and Das Sarma, "Detecting near-duplicates for web crawling", WWW 2007). More blocks make longer keys, thus
 fewer comparisons, but more tables. How many are best follows from the number of hashes and from how often a sample of
-them collides; so the cost stays far from the square of their number, also where many bits are nearly constant, as they
-are in drawings.
+them collides; so the cost stays far from the square of their number. Bits that are nearly constant, as in drawings,
+are spread over the blocks.
 """
 
 from __future__ import annotations
