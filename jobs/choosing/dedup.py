@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
 from cluster.connection.session import connect
 from jobs import output
@@ -28,7 +27,7 @@ from library.choosing.measures.picture_models import EMBEDDING, PictureModel, ch
 from library.choosing.measures.side_table import check_folder
 from library.dataset.destination import check_apart, check_claim
 from library.dataset.manifest import DUPLICATES, VERSIONS, Job, Manifest, load_manifest
-from library.dataset.shards import read_columns, read_rows
+from library.dataset.shards import read_columns, read_rows, write_table
 from library.errors import StriateError, UsageError
 from library.evaluation.report.templates import PAGE, check_report
 
@@ -330,9 +329,7 @@ def dedup_dataset(plan: DedupPlan, *, workers: str = "auto", address: str | None
         if plan.dropped is not None:
             others = [None if reason else KEPT for reason in reasons]
             select(plan.dropped, _dropped_job(plan.job), others)
-    sink = pa.BufferOutputStream()
-    pq.write_table(duplicates_table(plan, found), sink, compression="zstd")
-    storage.write_bytes(plan.table, sink.getvalue().to_pybytes())
+    write_table(plan.table, duplicates_table(plan, found))
     return manifest, found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.choosing.measure import ensure_measures
 from library import storage
@@ -15,7 +14,7 @@ from library.bundle.description import BundleRecord
 from library.choosing.duplicates.fingerprints import MOST_BITS, Rule
 from library.choosing.splits.leaks import find_leaks, surest_leaks
 from library.dataset.manifest import Manifest, load_manifest
-from library.dataset.shards import read_columns
+from library.dataset.shards import read_columns, write_table
 from library.errors import UsageError
 from library.evaluation.leakage import Leaks
 
@@ -59,9 +58,7 @@ class LeaksFound:
 
     def save(self, folder: str) -> None:
         """Writes the table to a folder."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(self.table, sink, compression="zstd")
-        storage.write_bytes(storage.join(folder, TABLE), sink.getvalue().to_pybytes())
+        write_table(storage.join(folder, TABLE), self.table)
 
 
 def plan_leak_search(

@@ -25,7 +25,7 @@ from library.dataset.destination import check_apart, check_claim, remove_uncommi
 from library.dataset.lease import hold
 from library.dataset.manifest import Job, Manifest, datasets_inside, find_manifest, load_manifest, splits_below
 from library.dataset.planning import parse_fractions
-from library.dataset.shards import read_columns
+from library.dataset.shards import read_columns, write_table
 from library.errors import UsageError
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
@@ -384,10 +384,8 @@ def split_dataset(
     with hold(plan.destination, tidy=remove_uncommitted), connect(address):
         measures = ensure_measures(plan.source, plan.rule.columns, workers=workers, address=address)
         assignment = assign_pictures(plan, measures)
-        sink = pa.BufferOutputStream()
-        pq.write_table(stored_assignment(plan, assignment), sink, compression="zstd")
         # Before the pictures: what a killed command has assigned stays, whatever is added to the dataset meanwhile.
-        storage.write_bytes(storage.join(plan.destination, ASSIGNMENT), sink.getvalue().to_pybytes())
+        write_table(storage.join(plan.destination, ASSIGNMENT), stored_assignment(plan, assignment))
         targets = [
             Target(storage.join(plan.destination, path), _decisions(assignment.table, names, path), plan.job)
             for path, names in plan.datasets.items()

@@ -30,6 +30,13 @@ _PARALLEL_SHARDS = 16
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
+def write_table(uri: str, table: pa.Table) -> None:
+    """Writes a small table as Parquet, compressed with Zstandard; it appears whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
 class ShardReader:
     """Iterates over the row groups of one shard as tables; reads the next one while the caller uses the current one.
 

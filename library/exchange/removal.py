@@ -37,7 +37,7 @@ from library.dataset.manifest import (
     save_manifest,
     save_report,
 )
-from library.dataset.shards import SUFFIX, ShardReader
+from library.dataset.shards import SUFFIX, ShardReader, write_table
 from library.errors import StriateError, UsageError
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
@@ -281,9 +281,7 @@ def remove_beside(dataset: str, folders: Collection[str], shards: Collection[str
     removed = pa.array(sorted(keys), pa.string())
     named = _compute.or_(_compute.is_in(table["key"], removed), _compute.is_in(table["kept"], removed))
     if _compute.any(named).as_py():
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.filter(_compute.invert(named)), sink, compression="zstd")
-        storage.write_bytes(uri, sink.getvalue().to_pybytes())
+        write_table(uri, table.filter(_compute.invert(named)))
 
 
 def complete(dataset: str, target: Manifest) -> Manifest:

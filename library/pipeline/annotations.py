@@ -98,11 +98,7 @@ def find_annotations(schema: pa.Schema, steps: Sequence[Step], wanted: Wanted = 
         return Annotations()
     share = wanted.min_box_share
     annotations = Annotations(
-        tuple(
-            _columns(
-                schema, "--masks", wanted.masks, "mask", _is_mask, "encoded masks: bytes, or a struct with `bytes`"
-            )
-        ),
+        tuple(_columns(schema, "--masks", wanted.masks, "mask", _is_mask, _MASKS)),
         tuple(_columns(schema, "--boxes", wanted.boxes, "boxes", _is_boxes, _BOXES)),
         _DEFAULT_SHARE if share is None else share,
     )
