@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,18 +82,27 @@ def test_one_value_and_no_value_at_all() -> None:
 
 
 def test_a_million_rows_are_read_shard_by_shard() -> None:
-    """Aggregated without holding more than one shard: each table is made when it is asked for."""
+    """Each table is made when it is asked for, and only the one before it may still be held then."""
+    made: list[weakref.ref[Any]] = []
+    held: list[int] = []
 
     def parts() -> Iterable[pa.Table]:
         for shard in range(20):
             rng = np.random.default_rng(shard)
             keys = pa.array(np.arange(50_000) + shard * 50_000).cast(pa.string())
-            yield pa.table({"key": keys, "sharpness": pa.array(rng.lognormal(5, 1, 50_000).astype(np.float32))})
+            values = rng.lognormal(5, 1, 50_000).astype(np.float32)
+            held.append(sum(one() is not None for one in made))
+            made.append(weakref.ref(values))
+            table = pa.table({"key": keys, "sharpness": pa.array(values)})  # holds the array, does not copy it
+            del values
+            yield table
+            del table
 
     (one,) = distributions(parts, ["sharpness"])
     assert one.measured == sum(one.counts) == 1_000_000
     assert one.quantiles[0.5] == pytest.approx(np.exp(5), rel=0.02)
     assert len(by_shard([one])) <= 2 * ENDS
+    assert (len(held), max(held)) == (40, 1)
 
 
 def test_the_page_shows_scores_and_pictures_and_escapes_keys(tmp_path: Path) -> None:
