@@ -67,7 +67,8 @@ def _title(node: Node) -> str:
     mark = "  <- this" if node.facts.get("subject") else ""
     if node.kind == "bundle":
         role = f", {node.facts['role']}" if "role" in node.facts else ""
-        return f"bundle {visible(node.uri)} ({node.facts['bundle_id'][:_DIGITS]}{role}){mark}"
+        missing = "" if node.found else "  (not found; it was here)"
+        return f"bundle {visible(node.uri)} ({node.facts['bundle_id'][:_DIGITS]}{role}){missing}{mark}"
     made_by = f"  by {visible(node.facts['made_by'])}" if node.facts.get("made_by") else ""
     missing = "" if node.found else "  (not found; it was here)"
     return f"{node.kind} {visible(node.uri)}{missing}{made_by}{mark}"

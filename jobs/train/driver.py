@@ -22,7 +22,7 @@ from jobs.train.run_folder import CHECKPOINTS, claim, is_finished, remove_tempor
 from jobs.train.scaling import Scaling
 from jobs.train.worker_task import TrainOutcome, TrainTimes
 from library import storage
-from library.bundle.description import WEIGHTS, BundleRecord, TrainedDecoder, load_record
+from library.bundle.description import WEIGHTS, BundleRecord, TrainedDecoder, load_record, weights_bundle
 from library.dataset import histograms
 from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS
@@ -102,10 +102,11 @@ def train(
             check_decoder(plan, session)
             check_shared(reads=_paths_read_by_workers(plan), writes=[plan.out])
             claim(plan.out, plan.record, overwrite=plan.overwrite)
+            base = weights_bundle(plan.located.weights)
             data = put_data(plan, session)
             put = time.time()
             best, outcome = fit(plan, data, scaling, uuid.uuid4().hex, storage.join(plan.out, CHECKPOINTS))
-            record = _write_bundle(plan, best, outcome)
+            record = _write_bundle(plan, best, outcome, base)
     return TrainResult(
         record,
         plan.out,
@@ -123,7 +124,9 @@ def _paths_read_by_workers(plan: TrainPlan) -> list[str]:
     return [*(rows.dataset for rows in (plan.train, plan.val) if rows is not None), *weights_paths]
 
 
-def _write_bundle(plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutcome) -> BundleRecord:
+def _write_bundle(
+    plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutcome, base: tuple[str, str] | None
+) -> BundleRecord:
     # They import torch, which Ray's start does not wait for.
     from library.bundle.bundle import Bundle
     from library.models.build import create
@@ -147,6 +150,7 @@ def _write_bundle(plan: TrainPlan, best: TrainingCheckpoint, outcome: TrainOutco
             "recipe_digest": recipe.digest,
             "datasets": {"train": plan.train.dataset} | ({"val": plan.val.dataset} if plan.val is not None else {}),
             "dataset_digests": plan.datasets,
+            **({} if base is None else {"weights": {"bundle": base[0], "bundle_id": base[1]}}),
             "train_pictures": len(plan.train),
             # By another name where a picture has several: then they do not say how often a class is the most probable.
             "class_counts" if plan.train.label_sets is None else "label_counts": plan.train.name_counts,

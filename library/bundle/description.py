@@ -311,6 +311,20 @@ def weights_file(weights: str | None) -> str | None:
     return storage.join(uri, WEIGHTS)
 
 
+def weights_bundle(weights: str | None) -> tuple[str, str] | None:
+    """Returns URI and id of the bundle of which a recipe takes the weights; None where they come from elsewhere.
+
+    Args:
+        weights: as `weights_file`; also a bundle's `model.safetensors`.
+    """
+    if weights is None or weights == "pretrained":
+        return None
+    uri = storage.normalize(weights)
+    if storage.name_of(uri) == WEIGHTS:
+        uri = uri.rpartition("/")[0]
+    return (uri, load_record(uri).id) if storage.exists(storage.join(uri, BUNDLE)) else None
+
+
 def weights_digest(weights: str | None) -> str:
     """SHA-256, in hex, of the file or bundle record that `weights` names; changes when another is put in its place.
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from library import storage
-from library.bundle.description import BUNDLE
+from library.bundle.description import BUNDLE, BundleRecord
 from library.dataset.manifest import MANIFEST, Job, Manifest
 from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError
-from library.exchange.provenance import Catalogue, Place, first_keys, lineage, uses_of
+from library.exchange.provenance import Catalogue, Place, base_of, first_keys, lineage, uses_of
 from library.sources.listing import MAX_BYTES
 
 Kind: TypeAlias = Literal["source", "dataset", "bundle", "export"]
@@ -135,11 +135,9 @@ def _trace_bundles(subject: str, uris: Sequence[str], catalogue: Catalogue) -> T
     tree = _Tree(catalogue)
     ids = {catalogue.bundles[uri].id for uri in uris}
     for uri in uris:
-        for member, record in catalogue.bundles.items():
-            if member == uri or member.startswith(f"{uri}/"):
-                for use in uses_of(member, record):
-                    tree.add_digest(use.digest, use.dataset)
-        tree.add_bundle(uri)
+        tree.add_with_sources(uri)
+    for use in catalogue.fine_tuned(ids):
+        tree.add_bundle(use.bundle)
     for dataset, manifest in catalogue.datasets.items():
         if any(job.options.get("bundle_id") in ids for job in manifest.jobs):
             tree.add_dataset(dataset, manifest)
@@ -169,6 +167,8 @@ class _Tree:
         self.roots: list[Node] = []
         self._catalogue, self._places = catalogue, places
         self._nodes: dict[tuple[str, str], Node] = {}
+        self._bundles: dict[str, list[Node]] = {}  # by their ids, and those of their members
+        self._added, self._followed = set[str](), set[str]()  # URIs of bundles
         # Also by the digests that datasets had before pictures were removed from them in place.
         self._by_digest = {
             job.source_digest or "": uri
@@ -256,20 +256,45 @@ class _Tree:
     def add_made_from(self, datasets: Collection[str]) -> None:
         """Adds the bundles and exports that were made from some datasets."""
         digests = {digest for digest, uri in self._by_digest.items() if uri in datasets}
-        for use in self._catalogue.uses(digests):
-            self.add_bundle(use.bundle)
+        for bundle in dict.fromkeys(use.bundle for use in self._catalogue.uses(digests)):
+            self.add_bundle(bundle)
         for uri, record in sorted(self._catalogue.exports.items()):
             if self._by_digest.get(record.jobs[-1].source_digest or "") in datasets:
                 self._export(uri)
 
+    def add_with_sources(self, uri: str) -> None:
+        """Adds a bundle, the datasets that it was trained on, and the bundle that gave its weights with its own."""
+        if uri in self._followed:
+            return
+        self._followed.add(uri)
+        for member, record in self._members(uri).items():
+            for use in uses_of(member, record):
+                self.add_digest(use.digest, use.dataset)
+            base = base_of(member, record)
+            if base is None or base.digest in self._bundles:
+                continue
+            found = next((one for one, other in self._catalogue.bundles.items() if other.id == base.digest), None)
+            if found is not None:
+                self.add_with_sources(found)
+            else:
+                node = Node("bundle", base.dataset, found=False, facts={"bundle_id": base.digest})
+                self._bundles[base.digest] = [node]
+                self.roots.append(node)
+        self.add_bundle(uri)
+
+    def _members(self, uri: str) -> dict[str, BundleRecord]:
+        """Returns the record of a bundle, and of its members if it is an ensemble, by URI."""
+        bundles = self._catalogue.bundles.items()
+        return {other: record for other, record in bundles if other == uri or other.startswith(f"{uri}/")}
+
     def add_bundle(self, uri: str) -> None:
-        """Adds a bundle below each dataset that it was trained or validated on."""
+        """Adds a bundle below each dataset that it was trained or validated on, and below the one with its weights."""
         record = self._catalogue.bundles[uri]
-        members = {
-            other: its_record
-            for other, its_record in self._catalogue.bundles.items()
-            if other == uri or other.startswith(f"{uri}/")
-        }
+        members = self._members(uri)
+        if uri in self._added:
+            return
+        self._added.add(uri)
+        nodes: list[Node] = []
         placed = set[tuple[int, str]]()
         for other, its_record in members.items():
             for use in uses_of(other, its_record):
@@ -278,9 +303,19 @@ class _Tree:
                 if parent is None or (id(parent), use.role) in placed:
                     continue
                 placed.add((id(parent), use.role))
-                parent.children.append(Node("bundle", uri, facts={"bundle_id": record.id, "role": use.role}))
+                nodes.append(Node("bundle", uri, facts={"bundle_id": record.id, "role": use.role}))
+                parent.children.append(nodes[-1])
+            base = base_of(other, its_record)
+            for parent in self._bundles.get(base.digest, ()) if base is not None else ():
+                if (id(parent), base.role) not in placed:
+                    placed.add((id(parent), base.role))
+                    nodes.append(Node("bundle", uri, facts={"bundle_id": record.id, "role": base.role}))
+                    parent.children.append(nodes[-1])
         if not placed:
-            self.roots.append(Node("bundle", uri, facts={"bundle_id": record.id}))
+            nodes.append(Node("bundle", uri, facts={"bundle_id": record.id}))
+            self.roots.append(nodes[-1])
+        for member in members.values():
+            self._bundles.setdefault(member.id, []).extend(nodes)
 
     def add_files(self) -> None:
         """Adds to each source that is a folder the files of the traced pictures, with the SHA-256 of their bytes."""

@@ -28,14 +28,14 @@ _PARALLEL_READS = 8
 
 @dataclass(frozen=True)
 class Use:
-    """A bundle that was trained or validated on a dataset.
+    """A bundle that was trained or validated on a dataset, or began with the weights of such a bundle.
 
     Attributes:
         bundle: URI of the bundle.
         bundle_id: its id; of an ensemble's member where that was trained on it.
-        role: train or val.
-        dataset: URI that the dataset had then.
-        digest: digest that it had then.
+        role: train or val; or weights.
+        dataset: URI that the dataset had then; for weights, that the bundle had which gave them.
+        digest: digest that the dataset had then; for weights, the id of that bundle.
     """
 
     bundle: str
@@ -62,11 +62,24 @@ class Catalogue:
     problems: list[str] = field(default_factory=list[str])
 
     def uses(self, digests: Collection[str]) -> list[Use]:
-        """Returns the bundles that were trained or validated on datasets with these digests, by URI."""
-        matching = [
-            use for uri, record in self.bundles.items() for use in uses_of(uri, record) if use.digest in digests
-        ]
-        return sorted(matching, key=lambda use: (use.bundle, use.role))
+        """Returns the bundles that were trained or validated on datasets with these digests, by URI.
+
+        After them come the bundles that began with the weights of one of these, and so on.
+        """
+        trained = [use for uri, record in self.bundles.items() for use in uses_of(uri, record) if use.digest in digests]
+        return [*sorted(trained, key=_place), *self.fine_tuned({use.bundle_id for use in trained})]
+
+    def fine_tuned(self, ids: Collection[str]) -> list[Use]:
+        """Returns the bundles that began with the weights of bundles with these ids, then those of these, and so on."""
+        tuned: list[Use] = []
+        known, last = set(ids), set(ids)
+        while last:
+            bases = ((record, base_of(uri, record)) for uri, record in self.bundles.items())
+            uses = [base for record, base in bases if base and base.digest in last and record.id not in known]
+            last = {use.bundle_id for use in uses}
+            known |= last
+            tuned += sorted(uses, key=_place)
+        return tuned
 
     def places(self, dataset: str, bases: Collection[str]) -> list[Place]:
         """Finds pictures as `places_of` does; none, and a problem, where the dataset cannot be read."""
@@ -87,9 +100,31 @@ def uses_of(uri: str, record: BundleRecord) -> Iterator[Use]:
     datasets, digests = record.provenance.get("datasets"), record.provenance.get("dataset_digests")
     if isinstance(datasets, Mapping) and isinstance(digests, Mapping):
         for role, digest in digests.items():
-            while _MEMBER.search(uri):
-                uri = _MEMBER.sub("", uri)
-            yield Use(uri, record.id, str(role), str(datasets.get(role, "")), str(digest))
+            yield Use(_ensemble(uri), record.id, str(role), str(datasets.get(role, "")), str(digest))
+
+
+def base_of(uri: str, record: BundleRecord) -> Use | None:
+    """Returns the bundle of whose weights a bundle's training began; None where they came from elsewhere.
+
+    Args:
+        uri: of the bundle.
+        record: its record.
+    """
+    weights = record.provenance.get("weights")
+    if not isinstance(weights, Mapping):
+        return None
+    return Use(_ensemble(uri), record.id, "weights", str(weights.get("bundle", "")), str(weights.get("bundle_id", "")))
+
+
+def _ensemble(uri: str) -> str:
+    """Returns the URI of the ensemble of which a bundle is a member; of any other bundle its own."""
+    while _MEMBER.search(uri):
+        uri = _MEMBER.sub("", uri)
+    return uri
+
+
+def _place(use: Use) -> tuple[str, str]:
+    return use.bundle, use.role
 
 
 def find_below(folders: Sequence[str]) -> Catalogue:

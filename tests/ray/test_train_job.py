@@ -28,7 +28,7 @@ from jobs.train.plan import plan_train
 from jobs.train.run_folder import claim
 from library import storage
 from library.bundle.bundle import Bundle
-from library.bundle.description import Prediction, weights_file
+from library.bundle.description import Prediction, load_record, weights_file
 from library.errors import BadPicture, StriateError, UsageError
 from library.models.build import create
 from library.recipe import Recipe
@@ -214,7 +214,9 @@ def test_cached_features_are_those_of_the_frozen_backbone(
     monkeypatch.chdir(trained.parent)
     transfer = recipe(digits, weights=trained.name, freeze="all", cache_features=True, epochs=2)
     train(plan_train(transfer, str(out)))
-    assert Recipe.parse(Bundle.load(str(out)).record.provenance["recipe"]) == transfer
+    provenance = Bundle.load(str(out)).record.provenance
+    assert Recipe.parse(provenance["recipe"]) == transfer
+    assert provenance["weights"] == {"bundle": str(trained), "bundle_id": load_record(str(trained)).id}
     (cached,) = (out / "features").glob("train-*.npz")
     pictures = {row["key"]: row["image"]["bytes"] for row in rows(digits / "train").to_pylist()}
     bundle = Bundle.load(str(trained), device="cpu")

@@ -157,10 +157,13 @@ def test_after_a_kill_at_any_write_the_same_command_completes(
             break
 
 
-def _bundle_on(dataset: str, folder: Path) -> str:
-    """Writes a bundle that was trained on a dataset as it is now; returns its id."""
+def _bundle_on(dataset: str, folder: Path, base: tuple[str, str] | None = None) -> str:
+    """Writes a bundle that was trained on a dataset as it is now, perhaps from a bundle's weights; returns its id."""
     bundle = Bundle.load(make_bundle(folder.parent / "made" / folder.name))
-    provenance = {"datasets": {"train": dataset}, "dataset_digests": {"train": load_manifest(dataset).digest}}
+    digest = load_manifest(dataset).digest
+    provenance: dict[str, Any] = {"datasets": {"train": dataset}, "dataset_digests": {"train": digest}}
+    if base is not None:
+        provenance["weights"] = {"bundle": base[0], "bundle_id": base[1]}
     record = bundle.record.model_copy(update={"provenance": provenance})
     Bundle.of_model(record, bundle.model, "cpu").save(str(folder))
     return load_record(str(folder)).id
@@ -183,6 +186,18 @@ def test_bundles_and_datasets_with_the_pictures_are_named(tmp_path: Path) -> Non
     assert affected.datasets == {cats: 1, str(tmp_path / "merged"): 1}
     assert affected.exports == [str(tmp_path / "cats_folders")]
     assert affected.problems == []
+
+
+def test_bundles_that_began_with_a_concerned_ones_weights_are_named(tmp_path: Path) -> None:
+    dataset, other = _dataset(tmp_path), _dataset(tmp_path / "other")
+    ids = [_bundle_on(dataset, tmp_path / "z_first")]
+    for number, base in enumerate(("z_first", "tuned0")):
+        ids.append(_bundle_on(other, tmp_path / f"tuned{number}", (str(tmp_path / base), ids[-1])))
+    _bundle_on(other, tmp_path / "unrelated")
+    uses = find_affected(plan_remove(dataset, ["cat/1.png"]), []).uses
+    assert [use.bundle_id for use in uses] == ids
+    assert [use.role for use in uses] == ["train", "weights", "weights"]
+    assert [use.dataset for use in uses] == [dataset, str(tmp_path / "z_first"), str(tmp_path / "tuned0")]
 
 
 def test_what_was_made_before_an_earlier_removal_is_named_too(tmp_path: Path) -> None:

@@ -110,6 +110,27 @@ def test_a_bundle_leads_to_the_sources_of_its_datasets(lake: Path) -> None:
         assert [node.facts.get("subject") for node in _nodes(result.roots)][-1]
 
 
+def test_a_bundle_stands_below_the_one_that_gave_its_weights(lake: Path, tmp_path: Path) -> None:
+    first = load_record(str(lake / "model"))
+    ingest(write_files(tmp_path / "own", {"ox/7.png": FILES["cat/0.png"]}), tmp_path / "mine")
+    made = Bundle.load(str(lake / "model"))
+    provenance = {
+        "datasets": {"train": str(tmp_path / "mine")},
+        "dataset_digests": {"train": load_manifest(str(tmp_path / "mine")).digest},
+        "weights": {"bundle": "/old/model", "bundle_id": first.id},
+    }
+    tuned = str(tmp_path / "tuned")
+    Bundle.of_model(made.record.model_copy(update={"provenance": provenance}), made.model, "cpu").save(tuned)
+    folders = [str(lake), str(tmp_path)]
+    for subject in ("cat/1.png", str(lake / "model"), tuned):
+        nodes = [*_nodes(trace_subject(subject, folders).roots)]
+        [model] = [node for node in nodes if node.uri == str(lake / "model")]
+        assert [(node.uri, node.facts["role"]) for node in model.children] == [(tuned, "weights")], subject
+    assert {Path(node.uri).name for node in nodes} == {"files", "raw", "grey", "model", "tuned", "own", "mine"}
+    roots = trace_subject(tuned, [str(tmp_path)]).roots
+    assert [(node.uri, node.found) for node in roots if node.kind == "bundle"] == [("/old/model", False)]
+
+
 def test_predictions_lead_to_their_bundle_and_their_pictures(lake: Path, tmp_path: Path) -> None:
     predictions, bundle = str(tmp_path / "predictions"), str(lake / "model")
     carry_out(plan_predict(bundle, str(lake / "raw"), predictions))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from library.bundle.bundle import Bundle
-from library.bundle.description import BundleRecord, Prediction, load_record, ranked
+from library.bundle.description import BundleRecord, Prediction, load_record, ranked, weights_bundle
 from library.bundle.ensemble import ensemble, make_ensemble
 from library.dataset.lease import hold
 from library.errors import BadPicture, StriateError, UsageError
@@ -84,6 +84,16 @@ def test_our_own_networks_predict_without_timm_and_torch_dynamo(tmp_path: Path) 
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_weights_are_those_of_a_bundle_by_its_folder_or_its_file(tmp_path: Path) -> None:
+    folder = str(tmp_path / "bundle")
+    make_lenet(0).save(folder)
+    identity = load_record(folder).id
+    assert weights_bundle(folder) == weights_bundle(f"{folder}/model.safetensors") == (folder, identity)
+    (tmp_path / "model.safetensors").write_bytes(b"of another program")
+    assert weights_bundle(str(tmp_path / "model.safetensors")) is None
+    assert weights_bundle("pretrained") is weights_bundle(None) is None
 
 
 def test_the_id_depends_on_the_weights_and_on_the_record() -> None:
