@@ -1,7 +1,8 @@
-"""Merge, convert and remove on a real local Ray, on disk and in S3."""
+"""Merge, convert, remove and trace on a real local Ray, on disk and in S3."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jobs.choosing.dedup import dedup_dataset, plan_dedup
 from jobs.exchange.convert import convert_dataset, plan_convert
 from jobs.exchange.merge import merge_datasets, plan_merge
 from jobs.exchange.remove import find_affected, plan_remove, remove_pictures
+from jobs.exchange.trace import trace_subject
 from jobs.ingest import ingest, plan_ingest
 from library import storage
 from library.dataset.manifest import load_manifest
@@ -38,6 +40,15 @@ def test_pictures_go_to_webdataset_in_s3_and_come_back_to_be_merged(photos: str,
     assert convert_dataset(plan_convert(photos, wds, "webdataset")) == record, "nothing is done again"
     ingest(plan_ingest(wds, back), workers="2")
     assert _content(_table(back)) == _content(rows(photos))
+    row = rows(photos).to_pylist()[0]
+    chain = trace_subject(row["key"], [wds, back]).roots
+    while chain[-1].children:
+        chain = [*chain, *chain[-1].children]
+    assert [(node.kind, node.uri, node.found) for node in chain[1:]] == [
+        *(("dataset", photos, False), ("export", wds, True), ("dataset", back, True))
+    ]
+    [picture] = chain[-1].facts["pictures"]
+    assert picture["sha256"] == hashlib.sha256(row["image"]["bytes"]).hexdigest()
     manifest = merge_datasets(plan_merge([photos, back], merged, on_clash="keep-first"), workers="2")
     assert manifest.tally.dropped == {"key_clash": load_manifest(photos).rows}
     assert rows(merged).equals(rows(photos))
