@@ -306,7 +306,9 @@ class _Tree:
                 nodes.append(Node("bundle", uri, facts={"bundle_id": record.id, "role": use.role}))
                 parent.children.append(nodes[-1])
             base = base_of(other, its_record)
-            for parent in self._bundles.get(base.digest, ()) if base is not None else ():
+            if base is None:
+                continue
+            for parent in self._bundles.get(base.digest, ()):
                 if (id(parent), base.role) not in placed:
                     placed.add((id(parent), base.role))
                     nodes.append(Node("bundle", uri, facts={"bundle_id": record.id, "role": base.role}))
