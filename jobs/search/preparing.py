@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.search.prefix_files import PrefixFiles
 from library.errors import BadPicture, StorageError, StriateError
+from library.imaging import codec
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline, scaled
@@ -25,6 +26,51 @@ _TIMED_PICTURES, _TIMINGS = 24, 3
 
 class FilterFailed(StriateError):
     """A filter cannot take these pictures, so that its candidate is out; names the filter and the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredInputs(InputPipeline):
+    """Returns pictures as they are stored, since filters come first, but rejects what the recipe itself cannot take.
+
+    Attributes:
+        inputs: of the recipe's model. What they take depends on shape, dtype and whether all values are finite, so only
+            one picture of each kind is tried.
+    """
+
+    inputs: InputPipeline
+    _refused: dict[tuple[tuple[int, ...], str, bool], BadPicture | None] = field(
+        default_factory=dict[tuple[tuple[int, ...], str, bool], BadPicture | None], compare=False, repr=False
+    )
+
+    @classmethod
+    def of(cls, inputs: InputPipeline, *, augmented: bool) -> StoredInputs:
+        """Returns the inputs for pictures of one role.
+
+        Args:
+            inputs: of the recipe's model.
+            augmented: whether the recipe augments the pictures before it fits them, which may give them a size.
+        """
+        fit = Pipeline.parse(f'resize([{inputs.size[0]}, {inputs.size[1]}], mode="exact")') if augmented else inputs.fit
+        return cls(Pipeline(), Pipeline(), (0, 0), 0, inputs=replace(inputs, fit=fit))
+
+    def before_fit(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Pixels:
+        """Returns the stored pixels; raises BadPicture where they cannot be decoded, or the recipe cannot take them."""
+        pixels = super().before_fit(data, limits, **columns)
+        is_finite = pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all())
+        kind = pixels.shape, pixels.dtype.name, is_finite
+        if kind not in self._refused:
+            self._refused[kind] = self._refusal(pixels)
+        bad = self._refused[kind]
+        if bad is not None:
+            raise BadPicture(bad.reason, bad.detail)
+        return pixels
+
+    def _refusal(self, pixels: Pixels) -> BadPicture | None:
+        try:
+            self.inputs.prepare_pixels(pixels)
+        except BadPicture as bad:
+            return bad
+        return None
 
 
 @dataclass(frozen=True)

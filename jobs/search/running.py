@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from jobs.progress.display import duration
 from jobs.search.earlier_looks import EarlierLooks, described_in, write_record
 from jobs.search.placing import Placing, run_rounds
 from jobs.search.prefix_files import remove_prefixes
+from jobs.search.preparing import StoredInputs
 from jobs.search.rounds import Rounds, stopwatch
 from jobs.search.script import Findings, RecipeLimit, search
 from jobs.search.search_plan import (
@@ -27,7 +28,6 @@ from jobs.search.search_plan import (
     RECORD,
     SearchPlan,
     compares_heads,
-    raw_inputs,
     versions,
 )
 from jobs.search.unit_worker import (
@@ -37,6 +37,7 @@ from jobs.search.unit_worker import (
     first_confirmation_seed,
     with_candidate,
 )
+from jobs.train.plan import model_inputs
 from library import storage
 from library.choosing.filter_search.answer import Answer
 from library.choosing.filter_search.search_page import (
@@ -53,6 +54,7 @@ from library.errors import StriateError, UsageError
 from library.evaluation.report.templates import PAGE
 from library.randomness import seeds_of
 from library.training.in_memory import PackedPictures
+from library.training.rows import rejected_text
 
 PICTURE = "answer.png"
 #: Pictures of cheap trainings, and of their screening; with many classes some of each.
@@ -109,8 +111,16 @@ def run_search(
 
         from jobs.train.data import decode_all
 
-        rows = [each for each in (plan.train, plan.val, plan.test) if each is not None]
-        pictures = [decode_all(each, raw_inputs(), session, fitted=False, on_gpus=False) for each in rows]
+        rows = {"train": plan.train, "val": plan.val, **({} if plan.test is None else {"test": plan.test})}
+        pictures: list[PackedPictures] = []
+        for role, each in rows.items():
+            inputs = StoredInputs.of(
+                model_inputs(plan.recipe), augmented=role == "train" and plan.recipe.augment is not None
+            )
+            pictures.append(decode_all(each, inputs, session, fitted=False, on_gpus=False))
+            if rejected := pictures[-1].rejected:
+                total, reasons = output.counted(rejected.total(), "picture"), rejected_text(rejected)
+                output.stderr.print(f"{each.dataset}: {total} cannot be used: {reasons}", markup=False)
         pictures[0].check_classes(plan.train.dataset, plan.train.classes)
         settings = plan.settings(placing.workers, first_confirmation_seed(plan.recipe))
         task = _task(plan, pictures, placing, session.cpus, RecipeLimit.of(settings))
@@ -118,7 +128,7 @@ def run_search(
         found = Findings()
         rounds = Rounds(search(settings, elapsed, found, looks), FileStore(plan.out), placing.workers, elapsed)
         by_node = run_rounds(rounds, factory, placing, _Progress(plan, rounds, found, elapsed))
-        report = _report(plan, rounds, found, looks, pictures[0], task)
+        report = _report(plan, rounds, found, looks, pictures, task)
         if len(by_node) > 1:
             named = ", ".join(f"{units:,} on {node[:8]}" for node, units in by_node.items())
             report = replace(report, facts={**report.facts, "trainings by node, this run": named})
@@ -232,7 +242,12 @@ class _Progress:
 
 
 def _report(
-    plan: SearchPlan, rounds: Rounds, found: Findings, looks: EarlierLooks, train: PackedPictures, task: UnitTask
+    plan: SearchPlan,
+    rounds: Rounds,
+    found: Findings,
+    looks: EarlierLooks,
+    pictures: list[PackedPictures],
+    task: UnitTask,
 ) -> SearchReport:
     answer = found.answer
     if answer is None:
@@ -245,9 +260,10 @@ def _report(
         for one in (IDENTITY, *found.finalists)
     }
     facts = {
-        "train": f"{plan.train.dataset}, {len(train):,} pictures",
+        "train": f"{plan.train.dataset}, {len(pictures[0]):,} pictures",
         "val": f"{plan.val.dataset}, {len(task.screening):,} pictures screen and {len(task.confirmation):,} confirm",
-        **({} if plan.test is None else {"test": f"{plan.test.dataset}, {len(plan.test):,} pictures"}),
+        **({} if plan.test is None else {"test": f"{plan.test.dataset}, {len(pictures[2]):,} pictures"}),
+        **left_out(pictures),
         "recipe": f"{plan.recipe_name}: {plan.recipe.model}",
         "cheap trainings": _proxy_text(plan, task),
         "paired seeds": f"{found.confirmed_seeds}",
@@ -268,6 +284,19 @@ def _report(
         {"confirmation": looks.count("confirmation"), "test": looks.count("test")},
         found.resumes,
     )
+
+
+def left_out(pictures: Sequence[PackedPictures]) -> Mapping[str, str]:
+    """Returns a fact about the pictures that cannot be used, by role and reason; empty where all can.
+
+    Args:
+        pictures: of the training, the validation and, where there is one, the test set.
+    """
+    roles = zip(("train", "val", "test"), pictures, strict=False)
+    texts = [
+        f"{each.rejected.total():,} of {role} ({rejected_text(each.rejected)})" for role, each in roles if each.rejected
+    ]
+    return {"cannot be used": "; ".join(texts)} if texts else {}
 
 
 def _proxy_text(plan: SearchPlan, task: UnitTask) -> str:

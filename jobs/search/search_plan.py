@@ -360,8 +360,8 @@ def _candidate_steps(space: Space) -> list[Step]:
     return [step for text in space.filters for step in Pipeline.parse(text).steps]
 
 
-def raw_inputs() -> InputPipeline:
-    """Returns the input pipeline that only decodes: filters of candidates come first, and see the stored pixels."""
+def _raw_inputs() -> InputPipeline:
+    """Returns the input pipeline that only decodes."""
     return InputPipeline(Pipeline(), Pipeline(), (0, 0), 0)
 
 
@@ -385,7 +385,7 @@ def _check_memory(splits: Sequence[Rows], recipe: Recipe) -> None:
 
 def _decoded_mb(rows: Rows) -> float:
     shard = int(np.flatnonzero(rows.counts)[0])
-    decoded = decode_rows(rows, (shard, 0, min(int(rows.counts[shard]), _PROBED)), raw_inputs(), fitted=False)
+    decoded = decode_rows(rows, (shard, 0, min(int(rows.counts[shard]), _PROBED)), _raw_inputs(), fitted=False)
     if not len(decoded):
         raise UsageError(f"none of the first {_PROBED} pictures of {rows.dataset} can be decoded")
     return decoded.flat.nbytes / len(decoded) * len(rows) / 2**20

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.search.preparing import FilterFailed, Preparer
+from jobs.search.preparing import FilterFailed, Preparer, StoredInputs
 from jobs.search.script import RecipeLimit, RecipeTooLong
 from jobs.search.unit_worker import UNITS, FileStore, UnitComputer, UnitTask, first_confirmation_seed, with_candidate
 from jobs.train.plan import model_inputs
 from library import storage
 from library.choosing.filter_search.space import IDENTITY, Candidate, Place
 from library.choosing.filter_search.trials import Unit
-from library.errors import StorageError
+from library.errors import BadPicture, StorageError
+from library.imaging import codec
 from library.models.build import create
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline
@@ -141,6 +142,30 @@ def test_a_filter_that_cannot_take_the_second_picture_fails_too() -> None:
     preparer = Preparer(PackedPictures.pack(pictures, [0, 1], ["a", "b"], Counter()))
     with pytest.raises(FilterFailed, match="channels"):
         preparer.milliseconds(Pipeline.parse("channels([2])"), np.arange(2))
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_pictures_that_the_recipe_cannot_take_are_left_out(augmented: bool) -> None:
+    recipe = InputPipeline.parse("channels([0, 1, 2])", "center_crop([8, 8])", (8, 8), 3)
+    stored = StoredInputs.of(recipe, augmented=augmented)
+
+    def taken(shape: tuple[int, ...], dtype: type = np.uint8) -> str:
+        pixels = np.ones(shape, dtype)
+        try:
+            returned = stored.before_fit(codec.encode(pixels, codec.Encoding("npy"))[0])
+        except BadPicture as bad:
+            return bad.reason
+        assert np.array_equal(returned, pixels)
+        return ""
+
+    assert [taken((9, 9, 4)), taken((9, 9, 1)), taken((9, 9, 1)), taken((9, 9, 3))] == [
+        "",
+        "wrong_channels",
+        "wrong_channels",
+        "",
+    ]
+    # Augmentation may give a picture its size.
+    assert taken((5, 9, 3)) == ("" if augmented else "too_small")
 
 
 def test_the_recipe_of_a_candidate_has_its_filters_channels_and_seed() -> None:
