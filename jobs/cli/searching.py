@@ -114,4 +114,4 @@ def search_command(
     if report.answer.winner is None:
         say(f"{winner} is the recipe as it was")
     say(f"{report.trainings:,} trainings; open {page} in a browser")
-    say(f"striate train {winner} --out MODEL")
+    say(result.train_command)

@@ -62,6 +62,8 @@ class Placing:
         on_gpu = session.gpus > 0 if gpu is None else gpu
         least = 1 if workers == "auto" else session.workers(workers)
         if on_gpu and least > session.gpus and not session.may_grow:
+            if not session.gpus:
+                raise UsageError("--gpu: Ray has no GPU; use --no-gpu, or a cluster with GPUs (--address)")
             raise UsageError(
                 f"--workers {workers}: Ray has {session.gpus} GPUs, and each worker takes one; use at most that many, "
                 "or --no-gpu"

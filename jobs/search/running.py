@@ -52,7 +52,10 @@ from library.choosing.filter_search.trials import Unit, halves
 from library.dataset.lease import hold
 from library.errors import StriateError, UsageError
 from library.evaluation.report.templates import PAGE
+from library.pipeline import Pipeline
 from library.randomness import seeds_of
+from library.recipe import Recipe
+from library.steps import plugins
 from library.training.in_memory import PackedPictures
 from library.training.rows import rejected_text
 
@@ -76,6 +79,7 @@ class SearchResult:
         computed: units that this run has computed; the others had files.
         seconds: of this run.
         by_node: units that each node has computed in this run, by Ray's id of it.
+        train_command: trains the answer's recipe, for a person to complete.
     """
 
     report: SearchReport
@@ -83,6 +87,7 @@ class SearchResult:
     computed: int
     seconds: float
     by_node: Mapping[str, int]
+    train_command: str
 
 
 def run_search(
@@ -132,11 +137,11 @@ def run_search(
         if len(by_node) > 1:
             named = ", ".join(f"{units:,} on {node[:8]}" for node, units in by_node.items())
             report = replace(report, facts={**report.facts, "trainings by node, this run": named})
-        write_answer(plan, report, pictures[0])
+        command = write_answer(plan, report, pictures[0])
         if not report.resumes:
             with contextlib.suppress(StriateError):  # they only save time, and the answer is written
                 remove_prefixes(plan.out)
-    return SearchResult(report, plan.out, rounds.computed, elapsed(), by_node)
+    return SearchResult(report, plan.out, rounds.computed, elapsed(), by_node, command)
 
 
 def _paths_read_by_workers(plan: SearchPlan) -> list[str]:
@@ -304,16 +309,21 @@ def _proxy_text(plan: SearchPlan, task: UnitTask) -> str:
     return f"{what}, {len(task.proxy_train):,} pictures"
 
 
-def write_answer(plan: SearchPlan, report: SearchReport, train: PackedPictures) -> None:
-    """Writes the recipe, the picture, the page and the answer; the answer last, as its presence is the end."""
+def write_answer(plan: SearchPlan, report: SearchReport, train: PackedPictures) -> str:
+    """Writes the recipe, the picture, the page and the answer; the answer last, as its presence is the end.
+
+    Returns:
+        The command that trains the recipe.
+    """
     winner = report.answer.winner or IDENTITY
     recipe = with_candidate(plan.recipe, winner, train[0], plan.recipe.seed)
+    command = _train_command(storage.join(plan.out, RECIPE), recipe)
     what = report.answer.sentence if report.answer.winner else f"The recipe as it was. {report.answer.sentence}"
     lines = [
         "# Written by `striate search`.",
         *(f"# {line}" for line in what.splitlines()),
         "#",
-        f"#   striate train {storage.join(plan.out, RECIPE)} --out MODEL",
+        f"#   {command}",
         recipe.dump(),
     ]
     storage.write_bytes(storage.join(plan.out, RECIPE), "\n".join(lines).encode())
@@ -327,3 +337,12 @@ def write_answer(plan: SearchPlan, report: SearchReport, train: PackedPictures) 
     documents[ANSWER] = (json.dumps(report.to_json(), indent=1) + "\n").encode()
     for name, data in documents.items():
         storage.write_bytes(storage.join(plan.out, name), data)
+    return command
+
+
+def _train_command(uri: str, recipe: Recipe) -> str:
+    """Returns `striate train` for a recipe with the plugins of its steps; of a file only the name is known."""
+    augment = Pipeline.parse(recipe.augment).steps if recipe.augment else ()
+    used = plugins.used_by((*model_inputs(recipe).steps.steps, *augment))
+    options = [f"--plugin {each.name if each.module == each.name else f'{each.name}.py'}" for each in used]
+    return " ".join([f"striate train {uri} --out MODEL", *options])

@@ -303,8 +303,6 @@ def _recipe(uri: str | None, uris: dict[str, str], rows: Rows, manifest: Manifes
             raise UsageError(f"{uri}: input.steps drops pictures ({step}); apply it first, with `striate filter`")
     if inputs.columns:
         raise UsageError(f"{uri}: input.steps needs the column '{inputs.columns[0]}', which a search does not read")
-    if recipe.cache_features and recipe.augment is None and recipe.copies is not None:
-        raise UsageError(f"{uri}: copies has no effect without augment")
     return recipe
 
 

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,14 @@ from library.steps.plugins import Plugin, install
 from library.training.in_memory import PackedPictures
 
 UNITS = "units"
+KindT = TypeVar("KindT")
 #: Shares of a worker's memory for filtered pictures; training pictures are used more often.
 _TRAIN_SHARE, _JUDGED_SHARE = 0.8, 0.1
 #: Pictures on which robustness is measured.
 ROBUST_PICTURES = 200
+#: What it may take, as it is in no estimate: a share of its training, of which there are eight or more, or of the
+#: budget, of which more is kept back.
+_ROBUST_TRAINING_SHARE, _ROBUST_BUDGET_SHARE = 0.5, 0.005
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ class UnitComputer:
                 if of == unit.digest:
                     self._store.write(tested)
                 self._store.write(result)
-                self._measure_robustness(unit)
+                self._measure_robustness(result)
 
     def _preparer(self, pictures: PackedPictures, role: str, context: str, share: float) -> Preparer:
         files = PrefixFiles(storage.join(self._task.out, PREFIXES), context, role)
@@ -400,33 +404,66 @@ class UnitComputer:
             return UnitResult(unit, np.zeros(0, np.bool_), 0.0, 0.0, str(error))
         return UnitResult(unit, correct_of(model, known[1], self._device, recipe.precision), 0.0, 0.0)
 
-    def _measure_robustness(self, unit: Unit) -> None:
+    def _measure_robustness(self, result: UnitResult) -> None:
         """Writes accuracy on corrupted pictures of the confirmation half; the corruption comes before the filters.
 
         Only for the first seed of the confirmation, after its result: this is no part of the training.
         """
         from jobs.search.recipe_trial import correct_of
-        from library.evaluation.robustness import CORRUPTIONS
+        from library.evaluation.robustness import CORRUPTIONS, Corruption
 
         trained, kept = self._latest.pop("robustness", ("", None))
-        if trained != unit.digest:
+        if trained != result.unit.digest:
             return
         model, inputs, precision = kept
         rows = self._task.confirmation[:ROBUST_PICTURES]
         data = self._val_pictures
         keys, labels = [str(data.keys[row]) for row in rows.tolist()], data.labels[rows].tolist()
         clean = [data[row] for row in rows.tolist()]
-        accuracies: dict[str, float] = {}
-        corrupted = {f"{each.name} {each.strength}": each for each in CORRUPTIONS}
-        for name, corruption in {"clean": None, **corrupted}.items():
+
+        def accuracy(corruption: Corruption | None) -> float | None:
             pictures = clean if corruption is None else [corruption(p, k) for p, k in zip(clean, keys, strict=True)]
             packed = PackedPictures.pack(pictures, labels, keys, data.rejected.copy())
             try:
                 prepared = Preparer(packed, most_bytes=0).pack(inputs, np.arange(len(rows)))
-            except FilterFailed:  # an empty cell of the table
-                continue
-            accuracies[name] = float(correct_of(model, prepared, self._device, precision).mean())
-        self._store.write_robustness(unit, accuracies)
+            except FilterFailed:
+                return None
+            return float(correct_of(model, prepared, self._device, precision).mean())
+
+        limit_s = max(_ROBUST_TRAINING_SHARE * result.seconds, _ROBUST_BUDGET_SHARE * self._task.limit.budget_s)
+        corrupted = {f"{each.name} {each.strength}": each for each in CORRUPTIONS}
+        expected_s = result.filter_ms / 1000 * len(rows)
+        accuracies = measured_in_time({"clean": None, **corrupted}, accuracy, limit_s, expected_s)
+        self._store.write_robustness(result.unit, accuracies)
+
+
+def measured_in_time(
+    kinds: Mapping[str, KindT],
+    measure: Callable[[KindT], float | None],
+    limit_s: float,
+    expected_s: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Measures kinds of pictures, in order, as long as there is time; those without a number are left out.
+
+    Args:
+        kinds: by name.
+        measure: returns the number of a kind; None where there is none.
+        limit_s: no kind is begun that would end later.
+        expected_s: seconds of the first kind; the others are expected to take as long as the longest before them.
+        clock: returns seconds.
+    """
+    numbers: dict[str, float] = {}
+    start = clock()
+    for name, kind in kinds.items():
+        begun = clock()
+        if begun - start + expected_s > limit_s:
+            break
+        number = measure(kind)
+        if number is not None:
+            numbers[name] = number
+        expected_s = max(expected_s, clock() - begun)
+    return numbers
 
 
 def first_confirmation_seed(recipe: Recipe) -> int:

@@ -4,7 +4,7 @@ A finalist and the identity are trained by the real recipe with the same fresh s
 half of the validation pictures, which the race has not seen. Two kinds of chance remain. Other seeds would give other
 networks, and other pictures would be easier or harder. A gain must hold for both:
 
-- the sign-flip test over seeds (Fisher 1935), exact;
+- the sign-flip test over seeds (Fisher 1935), exact up to 16 seeds, else with 99,999 random flips;
 - a t-test whose standard error counts the spread over seeds and over pictures, which are crossed: the variance of the
   mean is that of the means of seeds, plus that of the means of pictures, less that of their interaction, which is in
   both (Cornfield and Tukey 1956); never less than either. Degrees of freedom as by Satterthwaite 1946;

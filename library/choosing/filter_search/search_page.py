@@ -108,7 +108,7 @@ def render_search(report: SearchReport, sheet: bytes | None = None) -> str:
             {name for accuracies in report.robustness.values() for name in accuracies},
             key=lambda name: (name != "clean", name),
         ),
-        robust=[(one, report.robustness[one.name]) for one in best if one.name in report.robustness],
+        robust=[(one, report.robustness.get(one.name, {})) for one in best] if report.robustness else [],
         interval_chart=interval_chart(
             [(gain.candidate.label, 100 * gain.mean, _in_points(gain.interval)) for gain in gains],
             margin=100 * gains[0].margin if gains else 0.0,

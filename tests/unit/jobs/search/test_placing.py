@@ -32,7 +32,7 @@ def test_workers_are_counted_by_machine_as_they_share_its_memory() -> None:
 
 @pytest.mark.parametrize(("gpus", "workers"), [(0, "auto"), (0, "1"), (2, "3")])
 def test_gpus_that_ray_does_not_have_are_an_error_and_no_wait(gpus: int, workers: str) -> None:
-    with pytest.raises(UsageError, match=f"Ray has {gpus} GPUs"):
+    with pytest.raises(UsageError, match=f"Ray has {gpus} GPUs" if gpus else "Ray has no GPU; use --no-gpu"):
         Placing.choose(Session(None, cpus=8, nodes=1, gpus=gpus), workers, True)
 
 

@@ -23,8 +23,10 @@ from library.evaluation.report.templates import PAGE
 from library.imaging import codec
 from library.pipeline import Pipeline
 from library.recipe import Recipe
+from library.steps.plugins import load
 from library.training.in_memory import PackedPictures
 from tests.datasets import bar, write_search
+from tests.plugins import unloaded_afterwards, write_plugin
 
 MEDIAN = "median_blur(size=3)"
 
@@ -87,6 +89,16 @@ def test_the_recipe_of_a_winner_has_its_filters_and_can_be_trained(
     text = Path(uri).read_text()
     assert f"# {report.answer.sentence}" in text
     assert f"striate train {uri} --out MODEL" in text
+
+
+def test_the_recipe_of_a_plugins_filter_names_the_plugin(searched: Path, tmp_path: Path) -> None:
+    plan = planned(searched, tmp_path / "out")
+    with unloaded_afterwards():
+        plugin = write_plugin(tmp_path)
+        load([plugin])
+        command = write_answer(plan, report_of(Candidate("halve(by=2)"), 0.8), pictures())
+    assert command.endswith(f"--out MODEL --plugin {Path(plugin).name}")
+    assert f"#   {command}\n" in (tmp_path / "out" / RECIPE).read_text()
 
 
 def test_without_a_winner_the_recipe_is_as_it_was(searched: Path, tmp_path: Path) -> None:

@@ -16,7 +16,15 @@ import torch
 
 from jobs.search.preparing import FilterFailed, Preparer, StoredInputs
 from jobs.search.script import RecipeLimit, RecipeTooLong
-from jobs.search.unit_worker import UNITS, FileStore, UnitComputer, UnitTask, first_confirmation_seed, with_candidate
+from jobs.search.unit_worker import (
+    UNITS,
+    FileStore,
+    UnitComputer,
+    UnitTask,
+    first_confirmation_seed,
+    measured_in_time,
+    with_candidate,
+)
 from jobs.train.plan import model_inputs
 from library import storage
 from library.choosing.filter_search.space import IDENTITY, Candidate, Place
@@ -283,3 +291,20 @@ def test_weights_that_cannot_be_read_now_do_not_count_against_a_filter(tmp_path:
         worker([json.dumps(training.to_json())])
     assert waits == list(storage.WAITS_S)
     assert FileStore(str(tmp_path)).read(training) is None
+
+
+def test_robustness_takes_no_more_than_its_time() -> None:
+    now = [0.0]
+
+    def measure(seconds: float) -> float | None:
+        now[0] += seconds
+        return None if seconds == 3 else seconds
+
+    def names(limit_s: float, expected_s: float = 0.0) -> str:
+        kinds = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 2.0}
+        return "".join(measured_in_time(kinds, measure, limit_s, expected_s, lambda: now[0]))
+
+    assert names(9.0) == "acd"  # 1 + 3 + 2, and at most 3 more
+    assert names(8.0) == "ac"
+    assert names(9.0, expected_s=4.0) == "ac"
+    assert names(9.0, expected_s=10.0) == ""
