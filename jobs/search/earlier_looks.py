@@ -7,6 +7,7 @@ confirmation pictures is counted and shown on the page; another look at test pic
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias, cast
@@ -17,6 +18,8 @@ from library.errors import StriateError, UsageError
 Pictures: TypeAlias = Literal["confirmation", "test"]
 _LOOKS = "looks"
 _MOST_BYTES = 16 * 2**20
+#: Of a candidate's name in an error; a kernel has many.
+_MOST_CHARACTERS = 120
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,10 @@ class EarlierLooks:
         """
         other = next((each for each in self._at("test") if each.question != self.question), None)
         if other is not None:
+            seen_for = textwrap.shorten(other.candidates[0], _MOST_CHARACTERS, placeholder=" ...")
             raise UsageError(
                 f"--test {test}: an earlier search in {out} with other settings has looked at these pictures, for "
-                f"{other.candidates[0]}; use other test pictures, leave --test out, or repeat the settings of that "
+                f"{seen_for}; use other test pictures, leave --test out, or repeat the settings of that "
                 "search (another --out would only forget that the pictures were seen)"
             )
 

@@ -1,7 +1,8 @@
-"""Model inputs of many pipelines from pictures that are decoded once; a common beginning is computed once. No torch."""
+"""Model inputs of many pipelines from pictures that are decoded once; a common prefix is computed once. No torch."""
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,16 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.search.prefix_files import PrefixFiles
+from library.choosing.filter_search.space import Candidate
 from library.errors import BadPicture, StorageError, StriateError
 from library.imaging import codec
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline, scaled
-from library.steps.base import Filter
+from library.steps.base import Filter, Step
 from library.training.in_memory import PackedPictures
 
 #: Pictures on which the time of a pipeline is measured, and how often.
 _TIMED_PICTURES, _TIMINGS = 24, 3
+#: Of a step's text in an error.
+_MOST_CHARACTERS = 120
 
 
 class FilterFailed(StriateError):
@@ -75,7 +79,7 @@ class StoredInputs(InputPipeline):
 
 @dataclass(frozen=True)
 class _Kept:
-    """What the beginning of a pipeline gave, and the seconds to compute it from what has a file."""
+    """What the prefix of a pipeline gave, and the seconds to compute it from what has a file."""
 
     pixels: list[Pixels]
     seconds: float
@@ -84,13 +88,13 @@ class _Kept:
 class Preparer:
     """Computes the inputs of one pipeline after another.
 
-    What the beginning of a pipeline returned is kept for others that begin alike, up to a limit; the pictures that were
+    What the prefix of a pipeline returned is kept for others that begin alike, up to a limit; the pictures that were
     used longest ago are dropped first. What took long is also written to a file, which others read.
 
     Args:
         pictures: decoded pictures, as stored.
         most_bytes: limit of what is kept in memory.
-        files: of beginnings, shared with other workers; None for none.
+        files: of prefixes, shared with other workers; None for none.
     """
 
     def __init__(
@@ -117,7 +121,7 @@ class Preparer:
             try:
                 pixels = [inputs.fitted(picture) for picture in pixels]
             except BadPicture as bad:
-                raise FilterFailed(f"{inputs.whole}: {bad.detail}") from bad
+                raise FilterFailed(f"{_short(inputs.whole)}: {bad.detail}") from bad
         if len({picture.dtype for picture in pixels}) > 1:
             pixels = [scaled(picture) for picture in pixels]
         data = self._pictures
@@ -143,37 +147,37 @@ class Preparer:
 
     def _filtered(self, pipeline: Pipeline, rows: NDArray[np.int64]) -> list[Pixels]:
         which = rows.tobytes()
-        beginnings = [str(Pipeline(tuple(pipeline.steps[: length + 1]))) for length in range(len(pipeline.steps))]
-        known, start = self._longest_known(which, rows, beginnings)
+        prefixes = [str(Pipeline(tuple(pipeline.steps[: length + 1]))) for length in range(len(pipeline.steps))]
+        known, start = self._longest_known(which, rows, prefixes)
         if start is None:
             start = _Kept([self._pictures[row] for row in rows.tolist()], 0.0)
         pixels, seconds = start.pixels, start.seconds
-        for step, beginning in zip(pipeline.steps[known:], beginnings[known:], strict=True):
+        for step, prefix in zip(pipeline.steps[known:], prefixes[known:], strict=True):
             begun = time.perf_counter()
             pixels = _apply(cast(Filter, step), pixels)
             seconds += time.perf_counter() - begun
             self.computed += 1
             if self._files is not None and self._files.is_worth_a_file(seconds, _size(pixels)):
-                self._files.write(self._files.name(rows, beginning), pixels)
+                self._files.write(self._files.name(rows, prefix), pixels)
                 seconds = 0.0
-            self._keep((which, beginning), _Kept(pixels, seconds))
+            self._keep((which, prefix), _Kept(pixels, seconds))
         return pixels
 
     def _longest_known(
-        self, which: bytes, rows: NDArray[np.int64], beginnings: Sequence[str]
+        self, which: bytes, rows: NDArray[np.int64], prefixes: Sequence[str]
     ) -> tuple[int, _Kept | None]:
-        """Returns the length of the longest beginning that is in memory or in a file, and what it gave."""
+        """Returns the length of the longest prefix that is in memory or in a file, and what it gave."""
         written = None
-        for length in range(len(beginnings), 0, -1):
-            key = which, beginnings[length - 1]
+        for length in range(len(prefixes), 0, -1):
+            key = which, prefixes[length - 1]
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return length, self._kept[key]
             if self._files is None:
                 continue
-            # Listed once, not asked for each beginning: in a store each question takes as long as a cheap filter.
+            # Listed once, not asked for each prefix: in a store each question takes as long as a cheap filter.
             written = self._files.names() if written is None else written
-            name = self._files.name(rows, beginnings[length - 1])
+            name = self._files.name(rows, prefixes[length - 1])
             pixels = self._files.read(name, len(rows)) if name in written else None
             if pixels is not None:
                 self._keep(key, _Kept(pixels, 0.0))
@@ -199,9 +203,14 @@ def _apply(step: Filter, pixels: Sequence[Pixels]) -> list[Pixels]:
     try:
         return [step(picture) for picture in pixels]
     except BadPicture as bad:
-        raise FilterFailed(f"{step}: {bad.detail}") from bad
+        raise FilterFailed(f"{_short(step)}: {bad.detail}") from bad
     except (MemoryError, StorageError):  # of this moment: a resumed search tries again
         raise
     except Exception as error:
         # A user's own step, or one that these pictures do not suit: it is out of the race, with the reason.
-        raise FilterFailed(f"{step}: {type(error).__name__}: {error}") from error
+        raise FilterFailed(f"{_short(step)}: {type(error).__name__}: {error}") from error
+
+
+def _short(steps: Pipeline | Step) -> str:
+    """Returns the text of steps for an error: of a kernel only its first number."""
+    return textwrap.shorten(Candidate(str(steps)).label, _MOST_CHARACTERS, placeholder=" ...")

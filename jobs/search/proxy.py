@@ -5,6 +5,7 @@ A stand-in trains in about a second on one core. It ranks candidates; whether on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,8 +109,20 @@ def train_small_cnn(train: PackedPictures | Mixture, val: PackedPictures, classe
         return (network(_tensor(val)).argmax(1).numpy() == val.labels).astype(np.bool_)
 
 
-def features_of(model: Classifier, pictures: PackedPictures, device: torch.device) -> NDArray[np.float32]:
-    """Returns the features of a frozen backbone, N x D."""
+def features_of(
+    model: Classifier,
+    pictures: PackedPictures,
+    device: torch.device,
+    watch: Callable[[float], None] = lambda share: None,
+) -> NDArray[np.float32]:
+    """Returns the features of a frozen backbone, N x D.
+
+    Args:
+        model: the backbone with its head.
+        pictures: in the model's size.
+        device: to compute on.
+        watch: called after each batch with the share of the pictures that are done; an error that it raises ends this.
+    """
     uniform = pictures.uniform
     assert uniform is not None
     model = model.to(device).eval()
@@ -118,6 +131,7 @@ def features_of(model: Classifier, pictures: PackedPictures, device: torch.devic
         for first in range(0, len(uniform), _FEATURES_BATCH):
             x = torch.from_numpy(np.ascontiguousarray(uniform[first : first + _FEATURES_BATCH]))
             parts.append(model.features(x.to(device).permute(0, 3, 1, 2)).float().cpu().numpy())
+            watch(min(1.0, (first + _FEATURES_BATCH) / len(uniform)))
     return np.concatenate(parts)
 
 

@@ -334,10 +334,11 @@ class UnitComputer:
         classes = dict(zip(self._task.classes, counts, strict=True))
         first_seed = first_confirmation_seed(self._recipe)
         is_first = unit.stage == "recipe" and candidate == IDENTITY and recipe.seed == first_seed
-        watch = self._task.limit.check if is_first else None
+        limit = self._task.limit if is_first else None
+        watch = None if limit is None else limit.check
         if recipe.cache_features:
             begun = time.perf_counter()
-            train, val = self._cached(recipe, inputs, train, val, watch)
+            train, val = self._cached(recipe, inputs, train, val, limit)
             if watch is not None:
                 watch = functools.partial(watch, before_s=time.perf_counter() - begun)
         setting = Setting(recipe, inputs, classes, self._device, watch=watch)
@@ -354,9 +355,9 @@ class UnitComputer:
         inputs: InputPipeline,
         train: PackedPictures,
         val: PackedPictures,
-        watch: Callable[[float, float], None] | None,
+        limit: RecipeLimit | None,
     ) -> tuple[PackedPictures, PackedPictures]:
-        """Features in place of pictures, in as many augmented passes as the recipe caches; each pass is watched."""
+        """Features in place of pictures, in as many augmented passes as the recipe caches, within the limit."""
         from jobs.search import proxy
 
         backbone = self._backbone(recipe)
@@ -370,9 +371,15 @@ class UnitComputer:
                     inputs.fitted(augmenter.apply(train[row], copy, str(train.keys[row]))) for row in range(len(train))
                 ]
                 pictures = PackedPictures.pack(pixels, train.labels.tolist(), train.keys.tolist(), train.rejected)
-            passes.append(_of_features(proxy.features_of(backbone, pictures, self._device), pictures))
-            if watch is not None:
-                watch(time.perf_counter() - begun, (copy + 1) / copies)
+            pass_begun = time.perf_counter()
+
+            def watch(share: float, pass_begun: float = pass_begun) -> None:
+                if limit is not None:  # what comes after this pass is not counted
+                    limit.check(time.perf_counter() - pass_begun, share, before_s=pass_begun - begun)
+
+            passes.append(_of_features(proxy.features_of(backbone, pictures, self._device, watch), pictures))
+            if limit is not None:
+                limit.check(time.perf_counter() - begun, (copy + 1) / copies)
         return PackedPictures.concatenate(passes), _of_features(proxy.features_of(backbone, val, self._device), val)
 
     def _confirmation(self, candidate: Candidate, inputs: InputPipeline) -> PackedPictures:
