@@ -5,6 +5,8 @@ A stand-in trains in about a second on one core. It ranks candidates; whether on
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -113,7 +115,7 @@ def features_of(
     model: Classifier,
     pictures: PackedPictures,
     device: torch.device,
-    watch: Callable[[float], None] = lambda share: None,
+    watch: Callable[[float, float], None] | None = None,
 ) -> NDArray[np.float32]:
     """Returns the features of a frozen backbone, N x D.
 
@@ -121,17 +123,22 @@ def features_of(
         model: the backbone with its head.
         pictures: in the model's size.
         device: to compute on.
-        watch: called after each batch with the share of the pictures that are done; an error that it raises ends this.
+        watch: called after each batch but the first, which prepares much: with the seconds since the first one, and the
+            share of the other batches that is done. An error that it raises ends this. None for no call.
     """
     uniform = pictures.uniform
     assert uniform is not None
     model = model.to(device).eval()
     parts: list[NDArray[np.float32]] = []
+    starts, begun = range(0, len(uniform), _FEATURES_BATCH), math.inf
     with torch.inference_mode():
-        for first in range(0, len(uniform), _FEATURES_BATCH):
+        for first in starts:
             x = torch.from_numpy(np.ascontiguousarray(uniform[first : first + _FEATURES_BATCH]))
             parts.append(model.features(x.to(device).permute(0, 3, 1, 2)).float().cpu().numpy())
-            watch(min(1.0, (first + _FEATURES_BATCH) / len(uniform)))
+            if first == 0:
+                begun = time.perf_counter()
+            elif watch is not None:
+                watch(time.perf_counter() - begun, (len(parts) - 1) / (len(starts) - 1))
     return np.concatenate(parts)
 
 

@@ -371,12 +371,9 @@ class UnitComputer:
                     inputs.fitted(augmenter.apply(train[row], copy, str(train.keys[row]))) for row in range(len(train))
                 ]
                 pictures = PackedPictures.pack(pixels, train.labels.tolist(), train.keys.tolist(), train.rejected)
-            pass_begun = time.perf_counter()
-
-            def watch(share: float, pass_begun: float = pass_begun) -> None:
-                if limit is not None:  # what comes after this pass is not counted
-                    limit.check(time.perf_counter() - pass_begun, share, before_s=pass_begun - begun)
-
+            # Within a pass, what comes after it is not counted.
+            before_s = time.perf_counter() - begun
+            watch = None if limit is None else functools.partial(limit.check, before_s=before_s)
             passes.append(_of_features(proxy.features_of(backbone, pictures, self._device, watch), pictures))
             if limit is not None:
                 limit.check(time.perf_counter() - begun, (copy + 1) / copies)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from jobs.search.preparing import FilterFailed, Preparer, StoredInputs
+from jobs.search.proxy import features_of
 from jobs.search.script import RecipeLimit, RecipeTooLong
 from jobs.search.unit_worker import (
     UNITS,
@@ -241,6 +242,19 @@ def test_a_recipe_beyond_the_budget_ends_in_its_first_training(tmp_path: Path) -
     assert worker.compute(unit(IDENTITY, "recipe", seed + 1)).failure is None
     tested = computer(tmp_path, test=True, budget_s=1e-4).compute(Unit(IDENTITY, seed, "test", "t"))
     assert (tested.failure, len(tested.correct)) == (None, 20)
+
+
+def test_features_beyond_the_budget_end_within_their_pass(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(create("lenet5", num_classes=2).net.state_dict(), tmp_path / "backbone.pth")
+    recipe = f"{RECIPE}weights: {tmp_path}/backbone.pth\nfreeze: all\ncache_features: true\n"
+    worker = computer(tmp_path, recipe, budget_s=1e-9)
+    with pytest.raises(RecipeTooLong, match="needs 30 of them"):
+        worker.compute(unit(IDENTITY, "recipe", first_confirmation_seed(Recipe.parse(recipe))))
+    shares: list[float] = []
+    pictures = PackedPictures.pack([np.zeros((28, 28, 1), np.uint8)] * 200, [0] * 200, ["a"] * 200, Counter())
+    features_of(create("lenet5", num_classes=2), pictures, torch.device("cpu"), lambda _, share: shares.append(share))
+    assert shares == [pytest.approx(third / 3) for third in (1, 2, 3)]
 
 
 def test_a_worker_keeps_the_training_pictures_of_one_candidate_and_stage(tmp_path: Path) -> None:
