@@ -38,8 +38,9 @@ _MOST_BYTES = 2**20
 #: Characters of a list that a candidate's label shows whole.
 _LONGEST_LIST = 60
 
-#: Filters by default, each with two or three strengths. Steps that change the size, the channels or the format are no
-#: answer to "which filter helps", and are left to the recipe: resize, crop, grayscale, pools.
+#: Filters by default, each with two strengths or several directions; equalize, invert and binarize have none. Steps
+#: that change the size, the channels or the format are no answer to "which filter helps", and are left to the recipe:
+#: resize, crop, grayscale, pools.
 STRENGTHS: Mapping[str, tuple[str, ...]] = {
     "smoothing": (
         "median_blur(size=3)",
@@ -47,6 +48,7 @@ STRENGTHS: Mapping[str, tuple[str, ...]] = {
         "gaussian_blur(sigma=0.7)",
         "gaussian_blur(sigma=1.5)",
         "box_blur(size=3)",
+        "box_blur(size=5)",
         "bilateral(sigma_space=2.0, sigma_color=0.1)",
         "bilateral(sigma_space=3.0, sigma_color=0.3)",
         "denoise(strength=0.04)",
@@ -71,15 +73,20 @@ STRENGTHS: Mapping[str, tuple[str, ...]] = {
     "shape": (
         'binarize(method="otsu")',
         "erode(size=3)",
+        "erode(size=5)",
         "dilate(size=3)",
+        "dilate(size=5)",
         "open(size=3)",
+        "open(size=5)",
         "close(size=3)",
+        "close(size=5)",
     ),
     "edges": (
         "edges",
         'edges(direction="vertical")',
         'edges(direction="horizontal")',
         "canny(low=0.1, high=0.2)",
+        "canny(low=0.2, high=0.4)",
         "gabor(wavelength=4, angle=0)",
         "gabor(wavelength=4, angle=90)",
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,12 @@ def test_every_single_of_the_default_space_is_a_recipe_that_parses() -> None:
         Pipeline.parse(one.input_steps("grayscale | resize(32)"), refuse="augmentation")
         Pipeline.parse(one.augment("flip"), refuse="selector")
         assert Candidate.from_json(one.to_json()) == one
+
+
+def test_each_filter_of_the_default_space_has_two_strengths_if_it_has_any() -> None:
+    strengths = Counter(Pipeline.parse(text).steps[0].name for text in Space.default().filters)
+    assert {name for name, count in strengths.items() if count == 1} == {"equalize", "invert", "binarize"}
+    assert len(Space.default().singles()) == 117, "docs/filter-search.md names the number"
 
 
 def test_filters_come_before_the_recipes_steps_and_channels_after() -> None:
