@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from cluster.connection.session import Session
 from jobs.train.decoder import apply_to_part, map_parts
 from library import storage
 from library.bundle.description import weights_file
+from library.errors import BadPicture, StriateError
+from library.imaging.picture import Pixels
 from library.models.build import create
 from library.models.classifier import autocast, choose_device
 from library.pipeline import Pipeline
@@ -23,7 +25,7 @@ from library.pipeline.inputs import InputPipeline, stack
 from library.recipe import Recipe
 from library.steps.plugins import Plugin, install
 from library.training.in_memory import PackedPictures, decode_rows
-from library.training.rows import Part, Rows
+from library.training.rows import Part, Rows, rejected_text
 from library.training.sampling import small_parts
 
 _BATCH = 64
@@ -49,6 +51,9 @@ def cached_features(
         session: the connection to Ray.
         used_plugins: the plugins that the recipe uses.
         copies: number of augmented passes; None for one pass without augmentation.
+
+    Raises:
+        StriateError: no picture can be used.
     """
     if storage.exists(uri):
         return _read(uri)
@@ -59,6 +64,8 @@ def cached_features(
     threads = max(1, session.cpus // max(1, len(session.node_cpus)) // workers)
     arguments = (rows, inputs, recipe.model_dump_json(), copies, threads, used_plugins)
     data = PackedPictures.concatenate(map_parts(FeatureWorker, arguments, parts, workers, num_gpus=1 if gpus else 0))
+    if not len(data):
+        raise StriateError(f"no picture of {rows.dataset} can be used: {rejected_text(data.rejected)}")
     _write(uri, data)
     return data
 
@@ -98,27 +105,35 @@ class FeatureWorker:
         augmenter = Augmenter(Pipeline.parse(recipe.augment), recipe.seed) if self._copies and recipe.augment else None
         data = decode_rows(self._rows, part, self._inputs, fitted=augmenter is None)
         all_features: list[NDArray[Any]] = []
-        labels: list[int] = []
-        keys: list[str] = []
+        rows: list[int] = []
+        rejected = Counter(data.rejected)
         for copy in range(self._copies or 1):
-            for features in self._batches(data, augmenter, copy):
-                all_features += list(features)
-            labels += data.labels.tolist()
-            keys += data.keys.tolist()
-        return PackedPictures.pack(all_features, labels, keys, data.rejected)
+            for first in range(0, len(data), _BATCH):
+                pictures = self._pictures(data, range(first, min(first + _BATCH, len(data))), augmenter, copy, rejected)
+                if pictures:
+                    all_features += list(self._of_batch(list(pictures.values())))
+                    rows += pictures
+        return PackedPictures.pack(all_features, data.labels[rows].tolist(), data.keys[rows].tolist(), rejected)
 
-    def _batches(self, data: PackedPictures, augmenter: Augmenter | None, copy: int) -> Iterator[NDArray[np.float32]]:
-        for first in range(0, len(data), _BATCH):
-            rows = range(first, min(first + _BATCH, len(data)))
-            pictures = [
-                data[row]
-                if augmenter is None
-                else self._inputs.fitted(augmenter.apply(data[row], copy, str(data.keys[row])))
-                for row in rows
-            ]
-            x = torch.from_numpy(stack(pictures)).to(self._device).permute(0, 3, 1, 2)
-            with torch.inference_mode(), autocast(self._device, self._recipe.precision):
-                yield self._model.features(x).float().cpu().numpy()
+    def _pictures(
+        self, data: PackedPictures, rows: range, augmenter: Augmenter | None, copy: int, rejected: Counter[str]
+    ) -> dict[int, Pixels]:
+        """The pictures of some rows in the model's size, without those that augmentation rejects, which it counts."""
+        pictures: dict[int, Pixels] = {}
+        for row in rows:
+            pixels: Pixels = data[row]
+            try:
+                if augmenter is not None:
+                    pixels = self._inputs.fitted(augmenter.apply(pixels, copy, str(data.keys[row])))
+                pictures[row] = pixels
+            except BadPicture as bad:
+                rejected[bad.reason] += 1
+        return pictures
+
+    def _of_batch(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:
+        x = torch.from_numpy(stack(pictures)).to(self._device).permute(0, 3, 1, 2)
+        with torch.inference_mode(), autocast(self._device, self._recipe.precision):
+            return self._model.features(x).float().cpu().numpy()
 
 
 def _write(uri: str, data: PackedPictures) -> None:
