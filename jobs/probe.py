@@ -22,7 +22,7 @@ from library.pipeline import Pipeline
 from library.pipeline.augmentation import Augmenter
 from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
-from library.training.augmenting.choice import batch_drawer, choose_place, training_augmenter
+from library.training.augmenting.choice import AugmentPlace, batch_drawer, choose_place, training_augmenter
 from library.training.augmenting.drawing import BatchDrawer
 from library.training.augmenting.execution import augmented_arrays
 from library.training.augmenting.operations import RaggedPictures, UndonePictures
@@ -36,27 +36,39 @@ _BATCH = 128
 
 
 @dataclass(frozen=True)
+class FeedRates:
+    """How pictures are augmented, and what that takes.
+
+    Attributes:
+        augment_on: where they are augmented, and why there; empty where they are not.
+        augment_pictures_per_s: pictures that one CPU augments per second, with resizing to the model's input.
+        only_drawn: whether a GPU augments, so that the CPU of that rate only draws the parameters.
+        cpus_per_device: CPUs that keep one device busy.
+    """
+
+    augment_on: str
+    augment_pictures_per_s: float
+    only_drawn: bool
+    cpus_per_device: float
+
+
+@dataclass(frozen=True)
 class Rates:
     """The rates of a recipe's stages.
 
     Attributes:
         device: the device that was measured.
         decode_pictures_per_s: pictures that one CPU decodes per second, with the input pipeline.
-        augment_on: where pictures in memory are augmented, and why there; empty where they are not.
-        augment_pictures_per_s: pictures that one CPU augments per second, with resizing to the model's input; or, where
-            a GPU does that, pictures for which one CPU draws the parameters.
         step_pictures_per_s: pictures that one device learns from per second; where a GPU augments, with that.
-        cpus_per_device: CPUs that keep one device busy with pictures streamed from shards.
-        cpus_per_device_resident: CPUs that keep one device busy with decoded pictures in memory.
+        streamed: of pictures that are streamed from shards.
+        resident: of decoded pictures that are held in memory.
     """
 
     device: str
     decode_pictures_per_s: float
-    augment_on: str
-    augment_pictures_per_s: float
     step_pictures_per_s: float
-    cpus_per_device: float
-    cpus_per_device_resident: float
+    streamed: FeedRates
+    resident: FeedRates
 
 
 def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> Rates:
@@ -64,36 +76,53 @@ def probe(recipe: Recipe, *, seconds: float = 30.0, device: str = "auto") -> Rat
 
     Args:
         recipe: its data, input pipeline, augmentation, model and batch size are used.
-        seconds: duration of the measurement, a third for each stage.
+        seconds: duration of the measurement, divided among the stages.
         device: device of the model: auto, cpu or cuda.
 
     Raises:
         UsageError: when none of the pictures can be used.
     """
-    each, inputs = seconds / 3, model_inputs(recipe)
-    chosen = choose_device(device)
+    inputs, chosen = model_inputs(recipe), choose_device(device)
     samples = _first_pictures(recipe, inputs)
-    place = choose_place(recipe, inputs, "cuda" if chosen.type == "cuda" else "cpu", in_memory=True)
-    if place is not None:
-        place = place.for_samples(np.result_type(*{pixels.dtype for pixels in samples.pictures}))
-    drawer = batch_drawer(training_augmenter(recipe), inputs, place)
+    on_gpu = chosen.type == "cuda"
+    streamed, resident = (_place(recipe, samples, on_gpu=on_gpu, in_memory=in_memory) for in_memory in (False, True))
+    drawers = [batch_drawer(training_augmenter(recipe), inputs, place) for place in (streamed, resident)]
+    differ = (drawers[0] is None) != (drawers[1] is None)
+    each = seconds / (4 if differ else 3)
     decoded = _rate(samples.decode, each)
-    if drawer is None:
-        augmented = _rate(lambda number: samples.augment(number, _augmenter(recipe)), each)
-    else:
-        augmented = _batch_rate(drawer, samples.pictures, each, executed=chosen.type == "cpu")
+    rates = [_augment_rate(recipe, samples, drawer, each, on_gpu=on_gpu) for drawer in drawers[: 1 + differ]]
     classes = _rows(recipe).names
-    on_gpu = drawer if chosen.type == "cuda" else None
-    stepped, where = _step_rate(recipe, inputs, samples.pictures, len(classes), each, chosen, on_gpu)
+    drawer = drawers[1] if on_gpu else None
+    stepped, where = _step_rate(recipe, inputs, samples.pictures, len(classes), each, chosen, drawer)
+
+    def feed(place: AugmentPlace | None, augmented: float, cpus: float) -> FeedRates:
+        only_drawn = on_gpu and place is not None and place.on == "device"
+        return FeedRates("" if place is None else str(place), round(augmented, 1), only_drawn, round(cpus, 2))
+
     return Rates(
         device=where,
         decode_pictures_per_s=round(decoded, 1),
-        augment_on="" if place is None else str(place),
-        augment_pictures_per_s=round(augmented, 1),
         step_pictures_per_s=round(stepped, 1),
-        cpus_per_device=round(stepped * (1 / decoded + 1 / augmented), 2),
-        cpus_per_device_resident=round(stepped / augmented, 2) if recipe.augment else 0.0,
+        streamed=feed(streamed, rates[0], stepped * (1 / decoded + 1 / rates[0])),
+        resident=feed(resident, rates[-1], stepped / rates[-1] if recipe.augment else 0.0),
     )
+
+
+def _place(recipe: Recipe, samples: _Samples, *, on_gpu: bool, in_memory: bool) -> AugmentPlace | None:
+    place = choose_place(recipe, samples.inputs, "cuda" if on_gpu else "cpu", in_memory=in_memory)
+    if place is None:
+        return None
+    return place.for_samples(np.result_type(*{pixels.dtype for pixels in samples.pictures}))
+
+
+def _augment_rate(
+    recipe: Recipe, samples: _Samples, drawer: BatchDrawer | None, seconds: float, *, on_gpu: bool
+) -> float:
+    """Returns pictures per second that one CPU augments, or draws for a GPU."""
+    if drawer is not None:
+        return _batch_rate(drawer, samples.pictures, seconds, executed=not on_gpu)
+    augmenter = _augmenter(recipe)
+    return _rate(lambda number: samples.augment(number, augmenter), seconds)
 
 
 def cpu_rates(recipe: Recipe, seconds: float) -> tuple[float, float]:

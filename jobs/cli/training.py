@@ -129,18 +129,27 @@ def plan_command(
 ) -> None:
     """Measure how fast this machine decodes, augments and trains, and how many CPUs keep one training device busy.
 
+    It also says where pictures are augmented and why there, for example which step has no form for whole batches.
+
     striate plan jobs/recipes/cifar10-fast.yaml --set data.train=out/cifar10/train
     """
     from jobs.probe import probe
     from library.recipe import Recipe
 
-    rates = probe(Recipe.load(recipe, overrides=set_ or ()), seconds=seconds, device=device)
+    loaded = Recipe.load(recipe, overrides=set_ or ())
+    rates = probe(loaded, seconds=seconds, device=device)
     if json:
         output.emit_json(asdict(rates))
         return
     say(f"decode    {rates.decode_pictures_per_s:>12,.0f} pictures/s on one CPU, with the input pipeline")
-    say(f"augment   {rates.augment_pictures_per_s:>12,.0f} pictures/s on one CPU, with resizing for the model")
     say(f"train     {rates.step_pictures_per_s:>12,.0f} pictures/s on {rates.device}")
-    say("CPUs that keep this device busy:")
-    say(f"  {rates.cpus_per_device:.2f} if pictures are streamed from shards")
-    say(f"  {rates.cpus_per_device_resident:.2f} if decoded pictures are held in memory")
+    feeds = (("pictures streamed from shards", rates.streamed), ("decoded pictures in memory", rates.resident))
+    for name, feed in feeds:
+        say(f"{name}:")
+        if feed.augment_on:
+            say(f"  augmented on {feed.augment_on}")
+        if feed is rates.streamed or loaded.augment is not None:  # else resized once, before the first epoch
+            work = "which draws the parameters for the GPU" if feed.only_drawn else "with resizing for the model"
+            stage = "resize" if loaded.augment is None else "augment"
+            say(f"  {stage:7} {feed.augment_pictures_per_s:>12,.0f} pictures/s on one CPU, {work}")
+        say(f"  {feed.cpus_per_device:.2f} CPUs keep this device busy")

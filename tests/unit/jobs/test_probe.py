@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from jobs.cli.app import run
 from jobs.probe import probe
 from jobs.train.plan import plan_train
 from library.errors import UsageError
@@ -46,19 +48,44 @@ def recipe(dataset: Path, augment: str | None, augment_on: str = "auto") -> Reci
     return Recipe.parse(yaml.safe_dump({name: value for name, value in fields.items() if value is not None}))
 
 
+STREAMED = "cpu (without a GPU, streamed pictures are augmented where they are decoded)"
+
+
 @pytest.mark.parametrize(
-    ("augment", "on"),
+    ("augment", "streamed", "resident"),
     [
-        ("random_crop(32, padding=4) | flip", "device (whole batches are faster up to 48 px"),
-        ("flip | jpeg_quality", "cpu ('jpeg_quality' has no batched form)"),
-        (None, ""),
+        ("random_crop(32, padding=4) | flip", STREAMED, "device (whole batches are faster up to 48 px"),
+        ("flip | jpeg_quality", *2 * ["cpu ('jpeg_quality' has no batched form)"]),
+        (None, "", ""),
     ],
 )
-def test_a_plan_says_where_pictures_are_augmented(dataset: Path, augment: str | None, on: str) -> None:
-    rates = probe(recipe(dataset, augment), seconds=0.3, device="cpu")
-    assert rates.augment_on.startswith(on)
-    assert bool(rates.augment_on) == bool(on)
-    assert min(rates.decode_pictures_per_s, rates.augment_pictures_per_s, rates.step_pictures_per_s) > 0
+def test_a_plan_says_where_pictures_are_augmented(
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    augment: str | None,
+    streamed: str,
+    resident: str,
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe(dataset, augment).dump())
+    assert run(["plan", str(tmp_path / "recipe.yaml"), "--seconds", "0.3", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    first, second = text.split("pictures streamed from shards:")[1].split("decoded pictures in memory:")
+    for text, on in ((first, streamed), (second, resident)):
+        assert ("augmented on" in text) == bool(on)
+        assert f"augmented on {on}" in text or not on
+        assert re.search(r"\d CPUs keep this device busy", text)
+    assert ("resize" in first) == (augment is None)
+    assert ("pictures/s" in first, "pictures/s" in second) == (True, augment is not None)
+
+
+def test_streamed_pictures_are_measured_one_by_one_without_a_gpu(dataset: Path) -> None:
+    rates = probe(recipe(dataset, "random_crop(32, padding=4) | flip"), seconds=0.4, device="cpu")
+    assert rates.streamed.augment_pictures_per_s != rates.resident.augment_pictures_per_s
+    assert not rates.streamed.only_drawn
+    assert min(rates.decode_pictures_per_s, rates.resident.augment_pictures_per_s, rates.step_pictures_per_s) > 0
+    both = probe(recipe(dataset, "flip | jpeg_quality"), seconds=0.3, device="cpu")
+    assert both.streamed.augment_pictures_per_s == both.resident.augment_pictures_per_s > 0
 
 
 def test_a_training_says_where_it_augments_before_it_starts(dataset: Path, tmp_path: Path) -> None:
