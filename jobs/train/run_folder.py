@@ -119,6 +119,8 @@ def read_record(out: str) -> RunRecord | None:
         return None
     try:
         values = json.loads(storage.read_bytes(path))
+        if not isinstance(values, dict):
+            raise ValueError("it is not an object")
     except ValueError as error:
         raise StriateError(f"{path} is damaged: {error}; remove it, or choose another folder") from None
     text, plugins, versions = values.get("recipe_text", ""), values.get(RECORDED, {}), values.get("versions", {})

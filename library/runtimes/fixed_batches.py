@@ -17,19 +17,13 @@ from numpy.typing import NDArray
 
 from library.models.classifier import autocast, probabilities
 from library.pipeline.inputs import Prepared
+from library.runtimes.onnx_session import LARGEST, padded_size
 
-#: Pictures in the largest batch; larger ones are computed in parts.
-LARGEST = 64
 #: Runs before a CUDA graph is recorded: cuDNN chooses its kernels in the first.
 _RUNS_BEFORE = 3
 
 #: Computes logits (N x classes) of a batch (uint8, N x channels x height x width).
 Forward: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-
-
-def padded_size(pictures: int) -> int:
-    """Size of the batch in which a number of pictures, 1 to `LARGEST`, is computed: the next power of two."""
-    return 1 << (pictures - 1).bit_length()
 
 
 @dataclass

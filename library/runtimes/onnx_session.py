@@ -23,8 +23,8 @@ Compute: TypeAlias = Callable[[Sequence[Prepared]], NDArray[np.float32]]
 OUTPUT = "probabilities"
 #: ONNX Runtime's providers for a GPU, the fastest first.
 _GPU_PROVIDERS = ("Tensorrt", "CUDA")
-#: Pictures in the largest batch on a GPU.
-_LARGEST = 64
+#: Pictures in the largest batch of a fixed size; larger ones are computed in parts.
+LARGEST = 64
 #: A picture that takes less time than this is computed in the calling thread: waking another costs more.
 _SMALL_S = 0.002
 #: One picture per thread is chosen even if it takes up to this much longer: on a busy machine no thread then waits for
@@ -47,6 +47,11 @@ class OpenGraph:
     lanes: int
     facts: Mapping[str, str]
     provider: str = "CPU"
+
+
+def padded_size(pictures: int) -> int:
+    """Size of the batch in which a number of pictures, 1 to `LARGEST`, is computed: the next power of two."""
+    return 1 << (pictures - 1).bit_length()
 
 
 def open_graph(graph: bytes, classes: int, others: Compute, threads: int, tried: Sequence[Prepared] = ()) -> OpenGraph:
@@ -159,16 +164,16 @@ class _Session:
 
 
 class _Padded:
-    """Fills batches up to the next power of two, and computes larger ones than `_LARGEST` in parts."""
+    """Fills batches up to `padded_size`, and computes larger ones than `LARGEST` in parts."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run
 
     def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         parts: list[NDArray[np.float32]] = []
-        for first in range(0, len(batch), _LARGEST):
-            part = batch[first : first + _LARGEST]
-            filling = (1 << (len(part) - 1).bit_length()) - len(part)
+        for first in range(0, len(batch), LARGEST):
+            part = batch[first : first + LARGEST]
+            filling = padded_size(len(part)) - len(part)
             filled = np.concatenate([part, np.zeros((filling, *part.shape[1:]), np.uint8)]) if filling else part
             parts.append(self._run(filled)[: len(part)])
         return np.concatenate(parts)

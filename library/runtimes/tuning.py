@@ -12,6 +12,7 @@ import torch
 
 from library.bundle.bundle import Bundle
 from library.pipeline.inputs import Prepared
+from library.runtimes.onnx_session import LARGEST, padded_size
 from library.runtimes.parity import noise
 from library.runtimes.runtime import Runtime
 
@@ -89,8 +90,8 @@ def warm_up(runtime: Runtime, bundle: Bundle, batch_size: int) -> None:
         bundle: decides the size of the pictures.
         batch_size: most pictures in a batch.
     """
-    smaller = [1 << power for power in range((batch_size - 1).bit_length())] if runtime.device != "cpu" else []
-    for size in (*smaller, batch_size):
+    smaller = range(1, min(batch_size, LARGEST + 1)) if runtime.device != "cpu" else ()
+    for size in sorted({*map(padded_size, smaller), batch_size}):
         runtime.probabilities([noise(bundle, number) for number in range(size)])
 
 

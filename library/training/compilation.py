@@ -12,6 +12,7 @@ from torch import nn
 from library.errors import StriateError
 from library.recipe import Recipe
 from library.recipe.schema import COMPILED_STEPS
+from library.runtimes.onnx_session import first_line
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,6 @@ def compiled(
     except (torch.OutOfMemoryError, StriateError):
         raise
     except Exception as raised:  # Dynamo and Inductor raise errors of any type; the eager step raises others again
-        from library.runtimes.graph import first_line
-
         error = first_line(raised)
         if not may_fail:
             raise StriateError(

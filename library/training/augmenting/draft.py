@@ -74,5 +74,5 @@ class Draft:
             yield (height, width, channels), rows[numbers.reshape(-1) == number]
 
     def drawn(self) -> Drawn:
-        """The operations, without pictures that were rejected later."""
+        """What was drawn. The operations still hold pictures that were rejected later; draw again without these."""
         return Drawn(tuple(self._operations), self.shapes, self._rejected)

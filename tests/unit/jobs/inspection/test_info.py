@@ -119,6 +119,15 @@ def test_a_training_is_shown_without_the_plugin_of_its_steps(
     assert "0 of 20" in output.out if code == 0 else "its recipe has neither epochs nor steps" in output.err
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", '"a text"', "3", "null", "{"])
+def test_a_damaged_record_of_a_training_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "train.json").write_text(text)
+    assert run(["info", str(tmp_path)]) == 1
+    assert "train.json is damaged: " in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_training_is_described_by_its_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = {"data": {"train": "/data"}, "model": "lenet5", "optimizer": {"name": "sgd", "lr": 0.1}}
     recipe = Recipe.parse(json.dumps({**fields, "batch_size": 32, "epochs": 20}))

@@ -13,9 +13,8 @@ from library.bundle.bundle import Bundle
 from library.errors import StriateError
 from library.runtimes import onnx_session
 from library.runtimes.compiled import fixed_batches, in_fixed_batches
-from library.runtimes.fixed_batches import LARGEST, padded_size
 from library.runtimes.graph import onnx_graph
-from library.runtimes.onnx_session import open_on_gpu
+from library.runtimes.onnx_session import LARGEST, open_on_gpu, padded_size
 from library.runtimes.parity import TOLERANCE, check, samples
 from tests.bundles import PROBABILITY_TOLERANCE, make_bundle
 
@@ -90,7 +89,7 @@ def test_onnx_runtimes_padded_batches_give_the_same_rows(
 ) -> None:
     # The CPU's own provider stands in for a GPU's: the padding is the same.
     monkeypatch.setattr(onnx_session, "_GPU_PROVIDERS", ("CPU",))
-    monkeypatch.setattr(onnx_session, "_LARGEST", 8)
+    monkeypatch.setattr(onnx_session, "LARGEST", 8)
     session: Any = onnx_session._Session  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(onnx_session, "_Session", lambda graph, threads, _: session(graph, threads))
     opened = open_on_gpu(onnx_graph(bundle), 3, bundle.probabilities, 0)
