@@ -45,7 +45,7 @@ class ProcessEndedError(StriateError):
         super().__init__(f"the worker process ended with exit status {status}")
 
 
-class WorkerPool:
+class ProcessPool:
     """A few worker processes, each started when there is work for it; for use from one event loop.
 
     Args:

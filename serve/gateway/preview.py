@@ -20,7 +20,7 @@ from library.randomness import generator
 from library.steps import plugins
 from library.steps.base import Step, augmented
 from serve.http.service import Busy, TimedOut
-from serve.processes import AnswerFrame, ProcessEndedError, WorkerPool, answer_frames
+from serve.processes import AnswerFrame, ProcessEndedError, ProcessPool, answer_frames
 from serve.settings import ServeSettings
 
 _MAX_WAITING = 16
@@ -33,7 +33,7 @@ class Previewer:
     def __init__(self, settings: ServeSettings) -> None:
         self._max_pixels = settings.max_pixels
         self._seconds = min(settings.timeout_s, _MAX_SECONDS)
-        self._worker = WorkerPool(__name__, 1, [asdict(plugin) for plugin in plugins.loaded()])
+        self._worker = ProcessPool(__name__, 1, [asdict(plugin) for plugin in plugins.loaded()])
         self._waiting = 0
 
     async def show(self, data: bytes, steps: str) -> bytes:

@@ -31,7 +31,7 @@ from library.imaging.contact_sheet import visible
 from library.pipeline.inputs import Prepared
 from library.steps import plugins
 from serve.http.service import Busy, TimedOut
-from serve.processes import ProcessEndedError, WorkerPool
+from serve.processes import ProcessEndedError, ProcessPool
 from serve.replica.prepare_worker import unpacked
 
 _T = TypeVar("_T")
@@ -117,7 +117,7 @@ class Engine:
         self._capacity, self._batch_size, self._batch_wait_s = capacity, batch_size, batch_wait_s
         self._on_batch = on_batch
         self._preparing = ThreadPoolExecutor(max(2, threads), "prepare")
-        self._workers = WorkerPool(
+        self._workers = ProcessPool(
             "serve.replica.prepare_worker",
             max(2, threads),
             {"inputs": _input_pipelines(bundle), "plugins": [asdict(plugin) for plugin in plugins.loaded()]},

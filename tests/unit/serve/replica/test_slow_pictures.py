@@ -21,7 +21,7 @@ from serve.gateway.preview import Previewer
 from serve.http.model_routes import model_app
 from serve.http.schemas import Timing
 from serve.http.service import Answer, TimedOut
-from serve.processes import ProcessEndedError, WorkerPool
+from serve.processes import ProcessEndedError, ProcessPool
 from serve.replica.engine import Engine
 from serve.settings import ServeSettings
 from tests.bundles import make_bundle
@@ -188,7 +188,7 @@ def test_a_process_that_dies_is_reported_and_the_next_call_gets_another() -> Non
     setup = {"inputs": {"steps": "", "fit": "", "size": [24, 32], "channels": 3}, "plugins": []}
 
     async def play() -> None:
-        pool = WorkerPool("serve.replica.prepare_worker", 1, setup)
+        pool = ProcessPool("serve.replica.prepare_worker", 1, setup)
         with pytest.raises(ProcessEndedError) as raised:
             await pool.ask({"shape": [1, 1, 1]}, b"not so many bytes", seconds=30)
         assert (raised.value.in_time, raised.value.status) == (True, 1)
@@ -204,7 +204,7 @@ def test_a_process_ended_after_its_answer_harms_no_later_picture() -> None:
     header = {"steps": "grayscale", "max_pixels": 10**6}
 
     async def ask() -> None:
-        pool = WorkerPool("serve.gateway.preview", 1, [])
+        pool = ProcessPool("serve.gateway.preview", 1, [])
         call = asyncio.ensure_future(pool.ask(header, SMALL, seconds=60))
         await asyncio.sleep(0)
         # The only thread runs this after it has read the answer, before the event loop gets the answer.
