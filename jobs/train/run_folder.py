@@ -124,7 +124,7 @@ def read_record(out: str) -> RunRecord | None:
     except ValueError as error:
         raise StriateError(f"{path} is damaged: {error}; remove it, or choose another folder") from None
     text, plugins, versions = values.get("recipe_text", ""), values.get(RECORDED, {}), values.get("versions", {})
-    return RunRecord(values.get("recipe"), values.get("datasets"), text, plugins, versions)
+    return RunRecord(values.get("recipe", ""), values.get("datasets", {}), text, plugins, versions)
 
 
 def describe_run(out: str) -> dict[str, Any] | None:
