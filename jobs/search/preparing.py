@@ -19,7 +19,7 @@ from library.imaging import codec
 from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline, scaled
-from library.steps.base import Filter, Step
+from library.steps.base import Filter
 from library.training.in_memory import PackedPictures
 
 #: Pictures on which the time of a pipeline is measured, and how often.
@@ -211,6 +211,6 @@ def _apply(step: Filter, pixels: Sequence[Pixels]) -> list[Pixels]:
         raise FilterFailed(f"{_short(step)}: {type(error).__name__}: {error}") from error
 
 
-def _short(steps: Pipeline | Step) -> str:
+def _short(steps: Pipeline | Filter) -> str:
     """Returns the text of steps for an error: of a kernel only its first number."""
     return textwrap.shorten(Candidate(str(steps)).label, _MOST_CHARACTERS, placeholder=" ...")
