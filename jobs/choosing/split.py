@@ -26,7 +26,7 @@ from library.dataset.lease import hold
 from library.dataset.manifest import Job, Manifest, datasets_inside, find_manifest, load_manifest, splits_below
 from library.dataset.planning import parse_fractions
 from library.dataset.shards import read_columns, write_table
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
@@ -327,11 +327,21 @@ def stored_assignment(plan: SplitPlan, assignment: Assignment) -> pa.Table:
 
 
 def read_assignment(folder: str) -> pa.Table:
-    """Returns the columns of `ASSIGNMENT_SCHEMA` of an earlier split: its table, or else the datasets below it."""
+    """Returns the columns of `ASSIGNMENT_SCHEMA` of an earlier split: its table, or else the datasets below it.
+
+    Raises:
+        StriateError: the table is damaged or has other columns.
+    """
     uri = storage.join(folder, ASSIGNMENT)
     if storage.exists(uri):
         data = pa.BufferReader(storage.read_bytes(uri))
-        return pq.ParquetFile(data).read(ASSIGNMENT_SCHEMA.names, use_threads=False)
+        try:
+            return pq.ParquetFile(data).read(ASSIGNMENT_SCHEMA.names, use_threads=False).cast(ASSIGNMENT_SCHEMA)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StriateError(
+                f"{uri} is not a readable assignment: {error}; if you remove it, the datasets beside it say in which "
+                "split each picture is"
+            ) from error
     tables: list[pa.Table] = []
     for dataset in splits_below(folder):
         shards = [shard.name for shard in load_manifest(dataset).shards]

@@ -25,7 +25,7 @@ from library.choosing.measures.measuring import MEASURES
 from library.choosing.splits.grouping import straddling
 from library.dataset.manifest import MANIFEST, datasets_inside, load_manifest, splits_below
 from library.dataset.shards import read_columns
-from library.errors import UsageError
+from library.errors import StriateError, UsageError
 from tests.picture_examples import encoded, ingest, table
 
 FRACTIONS = "train=0.6,val=0.2,test=0.2"
@@ -149,6 +149,15 @@ def test_the_splits_of_an_ingest_can_be_kept(tmp_path: Path) -> None:
         f"{n:04}" for n in range(30, 40)
     }
     assert Counter(after.values()) == {"train": 60, "test": 20}
+
+
+def test_an_assignment_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / ASSIGNMENT).write_bytes(b"PAR1 cut off")
+    with pytest.raises(StriateError, match=f"{ASSIGNMENT} is not a readable assignment"):
+        read_assignment(str(tmp_path))
+    pq.write_table(pa.table({"key": ["a"], "fold": [1]}), tmp_path / ASSIGNMENT)
+    with pytest.raises(StriateError, match=f"{ASSIGNMENT} is not a readable assignment"):
+        read_assignment(str(tmp_path))
 
 
 def test_a_group_too_large_for_the_fractions_is_named(tmp_path: Path) -> None:
