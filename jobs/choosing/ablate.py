@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cluster.connection.session import connect
 from jobs import output
 from jobs.choosing.selected_training import TrainablePictures
-from jobs.choosing.vectors import Vectors, ensure_side_shards, ensure_vectors, patches_of, plan_embedder
+from jobs.choosing.vectors import Judging, Vectors, ensure_side_shards, ensure_vectors, patches_of, plan_embedder
 from jobs.shards.pool_size import pool_for_classifiers, pool_for_shards
 from library import storage
 from library.choosing.labels.ablation import (
@@ -246,9 +246,11 @@ def run_ablate(
         kept = {key for table in tables for key in table[KEY].to_pylist()}
         if plan.embedder is not None:
             pool = pool_for_classifiers(session, workers, gpu, len(train_manifest.shards))
-            train = ensure_vectors(plan.train, train_manifest, plan.embedder, pool)
-            val = ensure_vectors(plan.val, val_manifest, plan.embedder, pool)
-            trainer: HeadTrainer | RecipeTrainer = HeadTrainer.of(train, val)
+            judging = Judging.of(plan.manifests)
+            trainer: HeadTrainer | RecipeTrainer = HeadTrainer.of(
+                ensure_vectors(plan.train, train_manifest, plan.embedder, pool, judging),
+                ensure_vectors(plan.val, val_manifest, plan.embedder, pool, judging),
+            )
         else:
             trainer = RecipeTrainer.of(plan, gpu, address)
         is_kept = np.array([key in kept for key in trainer.keys], np.bool_)
@@ -358,7 +360,7 @@ class HeadTrainer:
         for one in (train, val):
             rows = [row for row, label in enumerate(one.labels) if label in ids]
             labels = np.array([ids[str(one.labels[row])] for row in rows], np.int64)
-            sides.append((rows, one.values[rows], labels))
+            sides.append((rows, one.values if len(rows) == len(one.values) else one.values[rows], labels))
         (rows, *_), _ = sides
         return cls([train.keys[row] for row in rows], len(names), sides[0][1:], sides[1][1:])
 
@@ -373,7 +375,7 @@ class HeadTrainer:
         """
         features, labels = self.train
         weights = weights_of(len(labels), seed)[rows]
-        head = LinearHead.fit(features[rows], labels[rows], self.classes, sample_weights=weights)
+        head = LinearHead.fit(features[rows], labels[rows], self.classes, sample_weights=weights, overwrite=True)
         correct = head.probabilities(self.val[0]).argmax(1) == self.val[1]
         return float(np.average(correct, weights=weights_of(len(correct), seed, of="val")))
 

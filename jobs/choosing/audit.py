@@ -18,7 +18,7 @@ from cluster.connection.session import connect
 from jobs import output
 from jobs.choosing.measure import ensure_measures
 from jobs.choosing.selected_training import TrainablePictures
-from jobs.choosing.vectors import Vectors, ensure_vectors, plan_embedder, remove_temporary
+from jobs.choosing.vectors import Judging, Vectors, ensure_vectors, plan_embedder, remove_temporary
 from jobs.shards.pool_size import pool_for_classifiers
 from jobs.train.driver import TrainResult
 from library import storage
@@ -231,7 +231,8 @@ def run_audit(plan: AuditPlan, *, workers: str = "auto", gpu: bool | None = None
             shards = max(len(manifest.shards) for manifest in plan.manifests.values())
             pool = pool_for_classifiers(session, workers, gpu, shards)
             for name, uri in plan.datasets.items():
-                vectors[name] = ensure_vectors(uri, plan.manifests[name], plan.embedder, pool)
+                judging = Judging.of(plan.manifests.values())
+                vectors[name] = ensure_vectors(uri, plan.manifests[name], plan.embedder, pool, judging)
         judged = _train_folds(plan, measures, workers, gpu, address) if plan.recipe is not None else None
     audit = judge(plan, measures, vectors, judged)
     if plan.report is not None:
@@ -287,7 +288,7 @@ def _train_folds(
     embedder = FoldEmbedder(tuple(one.out for one in bundles), tuple(one.bundle.id for one in bundles), uri)
     with connect(address) as session:
         pool = pool_for_classifiers(session, workers, gpu, len(manifest.shards))
-        vectors = ensure_vectors(dataset, manifest, embedder, pool)
+        vectors = ensure_vectors(dataset, manifest, embedder, pool, Judging(manifest.rows, 0))
     row_of = {key: row for row, key in enumerate(measures[split]["key"].to_pylist())}
     classes = bundles[0].bundle.classes
     ids = np.array([classes.index(str(label)) for label in vectors.labels], np.int64)
@@ -310,7 +311,7 @@ def check_folds(pictures: TrainablePictures, folds: NDArray[np.int64], number: i
 def judge(
     plan: AuditPlan,
     measures: Mapping[str, pa.Table],
-    vectors: Mapping[str, Vectors],
+    vectors: dict[str, Vectors],
     judged: _Judged | None = None,
 ) -> Audit:
     """Finds what deserves a look, without Ray.
@@ -318,7 +319,7 @@ def judge(
     Args:
         plan: from `plan_audit`.
         measures: key, label, reason and measures of each split.
-        vectors: of each split; empty where there is no embedder.
+        vectors: of each split, which is taken out, so that it is in memory only once; empty where there is no embedder.
         judged: out-of-fold probabilities that were computed already; None to compute them from `vectors`.
     """
     members = {
@@ -401,7 +402,8 @@ class _Pooled:
         keys = [f"{self.members[split].split}/{self.members[split].keys[row]}" for split, row in places]
         labels: list[str | None] = [self.classes[int(number)] for number in self.ids]
         assigned = _folds_of(self.groups[rows], keys, labels, folds)
-        values, result = self.values[rows], np.zeros((len(rows), len(self.classes)), np.float32)
+        values = self.values if self.labelled.all() else self.values[rows]
+        result = np.zeros((len(rows), len(self.classes)), np.float32)
         for fold in range(folds):
             output.stderr.print(f"label errors: fold {fold + 1} of {folds}", markup=False)
             if (assigned == fold).any():
@@ -410,7 +412,7 @@ class _Pooled:
 
 
 def _pool(
-    plan: AuditPlan, measures: Mapping[str, pa.Table], members: Mapping[str, Member], vectors: Mapping[str, Vectors]
+    plan: AuditPlan, measures: Mapping[str, pa.Table], members: Mapping[str, Member], vectors: dict[str, Vectors]
 ) -> _Pooled:
     names = ["key", *plan.rule.columns]
     groups = fingerprints(pa.concat_tables([table.select(names) for table in measures.values()]), plan.rule).groups()
@@ -428,8 +430,19 @@ def _pool(
     numbers = {name: number for number, name in enumerate(classes)}
     labelled = np.array([label is not None for label in labels], np.bool_)
     ids = np.array([numbers[label] for label in labels if label is not None], np.int64)
-    values = np.concatenate([one.values for one in vectors.values()])
-    return _Pooled(list(members.values()), places, values, labelled, ids, classes, groups[chosen])
+    return _Pooled(list(members.values()), places, _joined(vectors), labelled, ids, classes, groups[chosen])
+
+
+def _joined(vectors: dict[str, Vectors]) -> NDArray[np.float32]:
+    """Returns the vectors of all splits; each is taken out as soon as it is copied."""
+    if len(vectors) == 1:
+        return vectors.popitem()[1].values
+    widths = [one.values.shape for one in vectors.values()]
+    values, first = np.empty((sum(rows for rows, _ in widths), widths[0][1]), np.float32), 0
+    for name, (rows, _) in zip(list(vectors), widths, strict=True):
+        values[first : first + rows] = vectors.pop(name).values
+        first += rows
+    return values
 
 
 def _confused(errors: LabelErrors, classes: Sequence[str]) -> list[ConfusedLabels]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,8 +27,11 @@ from library.work.embed_shard import KEY, LABEL, VECTOR, EmbedJob, SiftJob
 
 #: Instead of a model: features that need no trained network.
 PATCHES = "patches"
-#: The vectors are in memory so many times: as read, joined, and as a classifier's own.
+#: Vectors are in memory so many times at most, while a linear head is fitted: those of all pictures, of the labelled
+#: ones, and of those that one head is fitted on. Before that, twice: as read, and joined.
 _COPIES = 3
+#: So many numbers of 4 bytes for each picture and class: probabilities, those of a fold, and errors of predictions.
+_CLASS_NUMBERS = 3
 _SAMPLE_BATCH = 64
 
 
@@ -99,7 +102,26 @@ def patches_of(dataset: str) -> PatchEmbedder:
     return PatchEmbedder(PatchFilters.learn(pictures), channels, manifest.digest)
 
 
-def ensure_vectors(dataset: str, manifest: Manifest, embedder: Embedder, pool: WorkerPool) -> Vectors:
+@dataclass(frozen=True)
+class Judging:
+    """For what vectors are computed, which decides how much memory they need.
+
+    Attributes:
+        pictures: of all datasets whose vectors are in memory together.
+        classes: of the linear head that is fitted on them; 0 for none.
+    """
+
+    pictures: int
+    classes: int
+
+    @classmethod
+    def of(cls, manifests: Iterable[Manifest]) -> Judging:
+        """A linear head on all pictures of some datasets."""
+        each = list(manifests)
+        return cls(sum(one.rows for one in each), len({name for one in each for name in one.tally.classes}))
+
+
+def ensure_vectors(dataset: str, manifest: Manifest, embedder: Embedder, pool: WorkerPool, judging: Judging) -> Vectors:
     """Returns the vectors of a dataset; computes those that are missing first, on the connected Ray.
 
     Args:
@@ -107,13 +129,14 @@ def ensure_vectors(dataset: str, manifest: Manifest, embedder: Embedder, pool: W
         manifest: of the dataset.
         embedder: what computes them.
         pool: the workers.
+        judging: for what they are computed.
 
     Raises:
-        StriateError: when a shard fails; finished ones are kept.
+        StriateError: when a shard fails, or the vectors do not fit into memory; finished ones are kept.
     """
     job = EmbedJob(dataset, embedder, pool.device, pool.cpus)
     tables, unused = ensure_side_shards(
-        "features", dataset, manifest, list(embedder.identity), job, pool, embedder.used_plugins
+        "features", dataset, manifest, list(embedder.identity), job, pool, embedder.used_plugins, judging
     )
     filled = [table for table in tables if table.num_rows]
     if not filled:
@@ -135,6 +158,7 @@ def ensure_side_shards(
     work: EmbedJob | SiftJob,
     pool: WorkerPool,
     used_plugins: Sequence[Plugin],
+    judging: Judging | None = None,
 ) -> tuple[list[pa.Table], dict[str, int]]:
     """Runs a job over a dataset whose results are small tables beside it, and reads them; resumes a killed run.
 
@@ -146,6 +170,7 @@ def ensure_side_shards(
         work: writes the table of a shard.
         pool: the workers.
         used_plugins: the plugins whose steps run.
+        judging: for what vectors are computed; None where there are no vectors.
 
     Returns:
         The table of each shard, and the pictures that are in none by reason.
@@ -162,28 +187,31 @@ def ensure_side_shards(
     tables: list[pa.Table] = []
     for task in tasks:
         tables.append(_read(storage.join(folder, f"{task.stem}.parquet")))
-        check_memory(dataset, tables, manifest.rows, memory_bytes())
+        if judging is not None:
+            check_memory(dataset, tables, judging, memory_bytes())
     return tables, unused
 
 
-def check_memory(dataset: str, tables: Sequence[pa.Table], pictures: int, memory: int) -> None:
-    """Refuses a dataset whose vectors do not fit into memory, as soon as the first ones are read.
+def check_memory(dataset: str, tables: Sequence[pa.Table], judging: Judging, memory: int) -> None:
+    """Refuses datasets whose vectors do not fit into memory, as soon as the first ones are read.
 
     Args:
-        dataset: URI, for the message.
+        dataset: URI of the one that is read, for the message.
         tables: those that are read.
-        pictures: of the whole dataset.
+        judging: for what they are read.
         memory: of this machine, in bytes.
 
     Raises:
         StriateError: names the memory that is needed; the vectors that were computed stay beside the dataset.
     """
     rows = sum(table.num_rows for table in tables)
-    needed = _COPIES * pictures * sum(table.nbytes for table in tables) / max(1, rows)
+    each = _COPIES * sum(table.nbytes for table in tables) / max(1, rows) + _CLASS_NUMBERS * 4 * judging.classes
+    needed = judging.pictures * each
     if needed > memory:
         raise StriateError(
-            f"the vectors of the {pictures:,} pictures of {dataset} need about {needed / 1e9:.1f} GB, and this machine "
-            f"has {memory / 1e9:.1f} GB; run the command on a part: striate filter {dataset} PART --steps 'sample(0.1)'"
+            f"the vectors of {judging.pictures:,} pictures, with those of {dataset}, need about {needed / 1e9:.1f} GB, "
+            f"and this machine has {memory / 1e9:.1f} GB; run the command on a part: striate filter {dataset} PART "
+            "--steps 'sample(0.1)'"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from scipy import optimize
 PENALTY = 1e-2
 _ITERATIONS = 60
 _TOLERANCE = 1e-5
+_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class LinearHead:
         *,
         sample_weights: NDArray[np.float64] | None = None,
         penalty: float = PENALTY,
+        overwrite: bool = False,
     ) -> LinearHead:
         """Fits the classifier by L-BFGS from zero; a class without a picture gets a small probability.
 
@@ -50,11 +52,13 @@ class LinearHead:
             classes: K.
             sample_weights: of the pictures; None for equal ones.
             penalty: larger values give smaller coefficients.
+            overwrite: `features` may be overwritten, so that they are in memory only once.
         """
         mean = features.mean(0, dtype=np.float64).astype(np.float32)
-        scale = features.std(0, dtype=np.float64).astype(np.float32)
+        inputs = np.subtract(features, mean, out=features if overwrite else None)
+        scale = np.sqrt(_sum_of_squares(inputs) / len(inputs)).astype(np.float32)
         scale[scale == 0] = 1
-        inputs = (features - mean) / scale
+        inputs /= scale
         weights = np.ones(len(labels)) if sample_weights is None else np.asarray(sample_weights, np.float64)
         weights = (weights / weights.sum()).astype(np.float32)
         rows, size = np.arange(len(labels)), inputs.shape[1] * classes
@@ -63,9 +67,11 @@ class LinearHead:
             coefficients = parameters[:size].reshape(-1, classes).astype(np.float32)
             logits = inputs @ coefficients + parameters[size:].astype(np.float32)
             logits -= logits.max(1, keepdims=True)
-            sums = np.exp(logits).sum(1)
-            value = float(weights @ (np.log(sums) - logits[rows, labels]))
-            errors = np.exp(logits) / sums[:, None]
+            given = logits[rows, labels]
+            errors = np.exp(logits, out=logits)
+            sums = errors.sum(1)
+            value = float(weights @ (np.log(sums) - given))
+            errors /= sums[:, None]
             errors[rows, labels] -= 1
             errors *= weights[:, None]
             gradient = inputs.T @ errors + np.float32(penalty) * coefficients
@@ -84,9 +90,25 @@ class LinearHead:
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns N x K probabilities; each row sums to 1."""
-        logits = ((features - self.mean) / self.scale) @ self.weights + self.bias
-        exponents = np.exp(logits - logits.max(1, keepdims=True))
-        return exponents / exponents.sum(1, keepdims=True)
+        result = np.empty((len(features), len(self.bias)), np.float32)
+        for rows in _blocks(len(features)):
+            logits = ((features[rows] - self.mean) / self.scale) @ self.weights + self.bias
+            exponents = np.exp(logits - logits.max(1, keepdims=True))
+            result[rows] = exponents / exponents.sum(1, keepdims=True)
+        return result
+
+
+def _sum_of_squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Returns the sum of the squares of each column, without a copy of all of them in float64."""
+    sums = np.zeros(values.shape[1])
+    for rows in _blocks(len(values)):
+        sums += np.square(values[rows], dtype=np.float64).sum(0)
+    return sums
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for first in range(0, count, _BLOCK_ROWS):
+        yield slice(first, first + _BLOCK_ROWS)
 
 
 def out_of_fold(
@@ -109,6 +131,6 @@ def out_of_fold(
     result = np.zeros((len(labels), classes), np.float32)
     for fold in np.unique(folds).tolist() if only is None else only:
         held = folds == fold
-        head = LinearHead.fit(features[~held], labels[~held], classes)
+        head = LinearHead.fit(features[~held], labels[~held], classes, overwrite=True)
         result[held] = head.probabilities(features[held])
     return result

@@ -29,16 +29,18 @@ def neighbour_distances(
     if count < 2:
         return np.zeros(count)
     scale = features.std(0)
-    unit = (features - features.mean(0)) / np.where(scale == 0, 1, scale)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    chosen = np.arange(count)
+    unit = features - features.mean(0)  # the only copy: there may be as many vectors as memory holds twice
+    unit /= np.where(scale == 0, 1, scale)
+    unit /= np.maximum(np.sqrt(np.einsum("ij,ij->i", unit, unit)), 1e-12)[:, None]
+    chosen, others = np.arange(count), unit
     if count > references:
         chosen = np.sort(np.random.default_rng(seed).choice(count, references, replace=False))
+        others = unit[chosen]
     nearest = min(neighbours, len(chosen) - 1)
     result = np.zeros(count)
     for first in range(0, count, _BLOCK_ROWS):
         rows = np.arange(first, min(first + _BLOCK_ROWS, count))
-        distances = 1 - unit[rows] @ unit[chosen].T
+        distances = 1 - unit[rows] @ others.T
         distances[rows[:, None] == chosen] = np.inf  # a picture is not its own neighbour
         result[rows] = np.partition(distances, nearest - 1, axis=1)[:, :nearest].mean(1)
     return np.maximum(result, 0)

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.choosing.ablate import plan_ablate
 from jobs.choosing.audit import find_splits, plan_audit
-from jobs.choosing.vectors import check_memory, remove_outdated
+from jobs.choosing.vectors import Judging, check_memory, remove_outdated
 from jobs.cli.app import run
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import FEATURES, Job, load_manifest
@@ -103,11 +103,18 @@ def test_options_without_effect_are_refused(
 
 def test_vectors_that_do_not_fit_into_memory_are_refused_early() -> None:
     one_shard = pa.table({"vector": pa.array([[0.0] * 512] * 100, pa.list_(pa.float32(), 512))})
-    check_memory("raw", [one_shard], 10_000, 2**30)
-    with pytest.raises(
-        StriateError, match=r"1,000,000 pictures of raw need about 6\.\d GB, and this machine has 1\.1 GB"
-    ):
-        check_memory("raw", [one_shard], 1_000_000, 2**30)
+    check_memory("raw", [one_shard], Judging(10_000, 1000), 2**30)
+    check_memory("raw", [one_shard], Judging(100_000, 0), 2**30)
+    with pytest.raises(StriateError, match=r"1,000,000 pictures, .* raw, need about 6\.\d GB, .* machine has 1\.1 GB"):
+        check_memory("raw", [one_shard], Judging(1_000_000, 0), 2**30)
+    # The probabilities of many classes alone do not fit.
+    with pytest.raises(StriateError, match=r"100,000 pictures, .* raw, need about 1\.8 GB"):
+        check_memory("raw", [one_shard], Judging(100_000, 1000), 2**30)
+
+
+def test_memory_is_counted_for_all_splits_together(splits: Path) -> None:
+    manifests = [load_manifest(str(splits / name)) for name in ("train", "val")]
+    assert Judging.of(manifests) == Judging(pictures=4, classes=2)
 
 
 def test_features_of_earlier_pictures_are_removed(splits: Path) -> None:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -18,6 +20,29 @@ def test_the_head_is_scikit_learns_logistic_regression() -> None:
     inputs = (features - head.mean) / head.scale
     other = LogisticRegression(C=1 / (PENALTY * len(labels)), max_iter=1000, tol=1e-8).fit(inputs, labels)
     np.testing.assert_allclose(head.probabilities(features), other.predict_proba(inputs), atol=5e-3)
+
+
+def test_fitting_and_predicting_hold_one_copy_of_the_pictures_of_a_fold() -> None:
+    features = np.random.default_rng(0).normal(3, 2, (20_000, 64)).astype(np.float32)
+    labels, folds = (features[:, 0] > 3).astype(np.int64), np.arange(20_000) % 5
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        out_of_fold(features, labels, 2, folds, only=[0])
+        used = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.8 < used / features.nbytes < 1.3
+
+
+def test_pictures_are_overwritten_only_on_request() -> None:
+    features, labels = blobs()
+    kept = features.copy()
+    head = LinearHead.fit(features, labels, 3)
+    np.testing.assert_array_equal(features, kept)
+    again = LinearHead.fit(features, labels, 3, overwrite=True)
+    np.testing.assert_array_equal(again.weights, head.weights)
+    np.testing.assert_allclose(features.std(0), 1, atol=1e-3)
 
 
 def test_weights_of_two_count_like_two_copies() -> None:
