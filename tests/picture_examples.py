@@ -18,6 +18,7 @@ from PIL import Image
 
 from library.choosing.measures.measuring import DEFAULT, check_columns
 from library.choosing.measures.picture_models import PictureModel
+from library.choosing.measures.side_table import Parts
 from library.dataset.destination import claim, finish
 from library.dataset.manifest import Job, Manifest, ShardReport
 from library.dataset.planning import Layout, plan
@@ -229,6 +230,12 @@ def measure(dataset: Path, manifest: Manifest, *columns: str, folder: Path | Non
     work = MeasureJob(str(folder or dataset / "_measures"), check_columns(columns or DEFAULT))
     stems = [(shard.name.removesuffix(".parquet"), shard) for shard in manifest.shards]
     return [work.run(ShardTask(str(dataset), stem, shard.digest, shard.rows), lambda _: None) for stem, shard in stems]
+
+
+def outputs_of(dataset: Path, manifest: Manifest, model: str, *columns: str) -> pa.Table:
+    """Reads what a model has written to its side table: key and the columns."""
+    parts = Parts(str(dataset / "_measures" / model), manifest.shards)
+    return pa.concat_tables([table.replace_schema_metadata(None) for table in parts.read(["key", *columns])])
 
 
 def measure_with_model(dataset: Path, manifest: Manifest, model: PictureModel) -> None:

@@ -45,7 +45,6 @@ def select_dataset(
     job: Job,
     *,
     workers: str = "auto",
-    size: str | None = None,
     address: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
@@ -61,7 +60,6 @@ def select_dataset(
         decisions: as `decisions_table` takes them.
         job: what the destination's manifest records; its history is put before it.
         workers: number of workers; `auto` is one per CPU.
-        size: a named size instead of `workers`.
         address: address of the Ray cluster.
         overwrite: replace the output of another job at the destination.
 
@@ -74,7 +72,7 @@ def select_dataset(
     """
     target = Target(destination, decisions, job)
     manifests = select_datasets(
-        command, source, manifest, [target], workers=workers, size=size, address=address, overwrite=overwrite
+        command, source, manifest, [target], workers=workers, address=address, overwrite=overwrite
     )
     return manifests[destination]
 
@@ -101,7 +99,6 @@ def select_datasets(
     targets: Sequence[Target],
     *,
     workers: str = "auto",
-    size: str | None = None,
     address: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Manifest]:
@@ -122,7 +119,7 @@ def select_datasets(
     with hold(*tasks, tidy=remove_uncommitted), connect(address) as session:
         from jobs.shards.runner import run_shards
 
-        results = _Results(pool_for_shards(session, workers, size))
+        results = _Results(pool_for_shards(session, workers, None))
         check_shared(reads=[source], writes=list(tasks))
         for target in targets:
             planned = {"shards_planned": len(tasks[target.dataset]), "pictures_planned": manifest.rows}

@@ -380,7 +380,7 @@ def _check_groups(plan: SplitPlan, table: pa.Table, earlier: Sequence[str | None
 
 
 def split_dataset(
-    plan: SplitPlan, *, workers: str = "auto", size: str | None = None, address: str | None = None
+    plan: SplitPlan, *, workers: str = "auto", address: str | None = None
 ) -> tuple[Assignment, dict[str, Manifest]]:
     """Carries out a plan: measures what is missing, assigns, and writes the datasets; called again, it resumes.
 
@@ -406,7 +406,6 @@ def split_dataset(
             plan.manifest,
             targets,
             workers=workers,
-            size=size,
             address=address,
             overwrite=plan.overwrite,
         )

@@ -26,6 +26,7 @@ from library.pipeline import Pipeline
 from library.pipeline.batch import run_batch
 from library.pipeline.inputs import Prepared
 from library.work.classifying import BATCH, Prefetcher, drop_reason
+from library.work.filter_shard import measured_scores
 
 KEY, LABEL, VECTOR = "key", "label", "vector"
 _KEYS = pa.schema([(KEY, pa.string()), (LABEL, pa.string())])
@@ -128,6 +129,8 @@ class EmbedJob:
 class SiftJob:
     """Finds which pictures selectors keep; a shard becomes a table of key and label of those pictures.
 
+    Scores in the dataset's side table (`striate measure`) spare selectors the pixels, as in `striate filter`.
+
     Attributes:
         source: URI of the dataset.
         pipeline: canonical text of the selectors.
@@ -146,17 +149,20 @@ class SiftJob:
         tallies: list[Tally] = []
         start = perf_counter()
         with ShardWriter(task.dataset, task.stem + SUFFIX, _KEYS) as writer:
-            for table, tally in self._sift(reader):
+            for table, tally in self._sift(reader, task):
                 writer.add(table)
                 tallies.append(tally)
                 progress(tally)
         return _commit(task, self.work_digest(task), writer, tallies, {"select": perf_counter() - start})
 
-    def _sift(self, reader: ShardReader) -> Iterator[tuple[pa.Table, Tally]]:
+    def _sift(self, reader: ShardReader, task: ShardTask) -> Iterator[tuple[pa.Table, Tally]]:
         steps = Pipeline.parse(self.pipeline).steps
+        measured, first = measured_scores(self.source, steps, task), 0
         for table in batches(reader, BATCH):
+            scores = None if measured is None else measured.slice(first, table.num_rows)
+            first += table.num_rows
             try:
-                result = run_batch(steps, table)
+                result = run_batch(steps, table, measured=scores)
             except StriateError as error:
                 raise StriateError(f"shard {reader.uri}: {error}") from error
             kept = result.table.select([KEY, LABEL]).cast(_KEYS)

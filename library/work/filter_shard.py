@@ -64,7 +64,7 @@ class FilterJob:
         steps = Pipeline.parse(self.pipeline).steps if self.pipeline else ()
         encoding = codec.Encoding.parse(self.encode)
         reader = ShardReader(storage.join(self.source, task.stem + SUFFIX), task.max_rows, rows=task.rows)
-        measured, first = self._measured(steps, task), 0
+        measured, first = measured_scores(self.source, steps, task), 0
         with ShardOutput(task, reader.schema(), measure=self.measure) as output:
             for table in batches(reader, _BATCH_ROWS):
                 scores = None if measured is None else measured.slice(first, table.num_rows)
@@ -90,10 +90,20 @@ class FilterJob:
             output.add_seconds({"read": reader.waited_s})
         return output.commit(self.work_digest(task))
 
-    def _measured(self, steps: Sequence[Step], task: ShardTask) -> pa.Table | None:
-        """Returns the scores that the steps can read instead of pixels, if `striate measure` has stored any."""
-        names = sorted({name for step in steps for name in step.scores()})
-        if not names:
-            return None
-        part = read_part(folder_of(self.source), task.stem + SUFFIX, task.input_digest, task.rows, names)
-        return None if part is None else part.drop_columns(["key", REASON])
+
+def measured_scores(source: str, steps: Sequence[Step], task: ShardTask) -> pa.Table | None:
+    """Returns the scores of a shard that steps can read instead of pixels, in the order of its rows.
+
+    Args:
+        source: URI of the dataset, whose side table is below it.
+        steps: filters and selectors.
+        task: of the shard.
+
+    Returns:
+        None where `striate measure` has stored none of them, or none is up to date.
+    """
+    names = sorted({name for step in steps for name in step.scores()})
+    if not names:
+        return None
+    part = read_part(folder_of(source), task.stem + SUFFIX, task.input_digest, task.rows, names)
+    return None if part is None else part.drop_columns(["key", REASON])

@@ -12,11 +12,12 @@ from jobs.choosing.measure import ensure_measures, measure_dataset, plan_measure
 from jobs.filter import filter_dataset, plan_filter
 from library.choosing.measures.measuring import DEFAULT
 from library.choosing.measures.picture_models import picture_model
-from library.choosing.measures.side_table import read_measures, read_outputs
+from library.choosing.measures.side_table import read_measures
 from library.dataset.manifest import load_manifest
 from library.errors import UsageError
 from tests.bundles import make_bundle
 from tests.datasets import rows
+from tests.picture_examples import outputs_of
 
 
 @pytest.fixture
@@ -68,6 +69,6 @@ def test_filter_reads_measures_and_a_bundle_writes_its_own_table(dataset: Path, 
     model = picture_model(make_bundle(tmp_path / "letters"), None, None, None)
     assert model is not None
     measure_dataset(plan_measure(str(dataset), model=model))
-    table = read_outputs(str(dataset), load_manifest(str(dataset)), model.name, ["embedding", "predicted"])
+    table = outputs_of(dataset, load_manifest(str(dataset)), model.name, "embedding", "predicted")
     assert table.num_rows == 86
     assert pq.read_table(dataset / "_measures" / "part-000000.parquet").column_names[-1] == "brightness_p99"

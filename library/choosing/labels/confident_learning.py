@@ -14,9 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Probabilities: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
-#: How label errors are ranked: by the probability of the given label, or by its distance to that of the best other one.
-Ranking: TypeAlias = Literal["self_confidence", "normalized_margin"]
-
 #: How many label errors are expected: by the estimated noise rates, or only those of confident pictures.
 Pruning: TypeAlias = Literal["noise_rate", "confident"]
 
@@ -36,12 +33,6 @@ class LabelErrors:
     suggested: NDArray[np.int64]
     quality: NDArray[np.float64]
     joint: NDArray[np.float64]
-
-    @property
-    def noise(self) -> NDArray[np.float64]:
-        """K x K, probability of a label (columns) given the true class (rows); each row sums to 1."""
-        true = self.joint.sum(0)
-        return np.where(true[:, None] > 0, self.joint.T / np.maximum(true[:, None], 1e-12), np.eye(len(true)))
 
     @property
     def share(self) -> float:
@@ -101,7 +92,6 @@ def find_label_errors(
     probabilities: Probabilities,
     *,
     pruning: Pruning = "noise_rate",
-    ranking: Ranking = "normalized_margin",
 ) -> LabelErrors:
     """Finds the labels that are probably wrong. A label that is the most probable class of its picture never counts.
 
@@ -111,8 +101,6 @@ def find_label_errors(
         pruning: `noise_rate` takes, for each label and each other class, as many pictures as the calibrated joint
             says, those whose probability of the class exceeds that of the label most (the paper's method 4);
             `confident` takes the pictures that confidently have another class (method 2), which is more cautious.
-        ranking: `self_confidence` for the probability of the label, `normalized_margin` for its distance to the most
-            probable other class, scaled to 0 to 1.
 
     Raises:
         ValueError: the shapes do not match, or a label is no column.
@@ -129,7 +117,7 @@ def find_label_errors(
         suggested = confident_classes(labels, probabilities)
         suspicious = (suggested >= 0) & (suggested != labels)
     rows = np.flatnonzero(suspicious & (best != labels))
-    quality = label_quality(labels[rows], probabilities[rows], ranking)
+    quality = label_quality(labels[rows], probabilities[rows])
     order = np.argsort(quality, kind="stable")
     return LabelErrors(rows[order], suggested[rows][order], quality[order], joint)
 
@@ -148,13 +136,9 @@ def _by_noise_rate(
     return suspicious
 
 
-def label_quality(
-    labels: NDArray[np.int64], probabilities: Probabilities, ranking: Ranking = "normalized_margin"
-) -> NDArray[np.float64]:
-    """Returns how well each label agrees with the probabilities, from 0 to 1."""
+def label_quality(labels: NDArray[np.int64], probabilities: Probabilities) -> NDArray[np.float64]:
+    """Returns how well each label agrees with the probabilities: its distance to the best other one, from 0 to 1."""
     given = _given(labels, probabilities)
-    if ranking == "self_confidence":
-        return given
     others = np.array(probabilities, np.float64)
     others[np.arange(len(labels)), labels] = -np.inf
     return (given - others.max(1, initial=-np.inf) + 1) / 2 if len(labels) else given

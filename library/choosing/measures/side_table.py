@@ -203,37 +203,6 @@ def read_measures(dataset: str, manifest: Manifest, columns: Sequence[str], fold
     return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
 
 
-def read_outputs(dataset: str, manifest: Manifest, model: str, columns: Sequence[str]) -> pa.Table:
-    """Reads what a model says about the pictures of a dataset, such as `embedding`.
-
-    Args:
-        dataset: its URI.
-        manifest: its manifest.
-        model: name of the folder below the side table, such as that of the bundle.
-        columns: of the model.
-
-    Returns:
-        `key` and the columns, in the order of the shards and of their rows; null where a picture could not be used.
-
-    Raises:
-        UsageError: the model has not measured the dataset as it is now, or has no such column.
-    """
-    folder = storage.join(folder_of(dataset), model)
-    origins = read_origins(folder)
-    for shard in manifest.shards:
-        origin = origins.get(shard.name)
-        if origin is None or (origin.digest, origin.rows) != (shard.digest, shard.rows):
-            raise UsageError(
-                f"{dataset} has no outputs of the model {model}, or they are of earlier pictures; run `striate measure "
-                f"{dataset} --model ...`"
-            )
-    tables = list(Parts(folder, manifest.shards).read(["key", *columns]))
-    for name in columns:
-        if tables and name not in tables[0].column_names:
-            raise UsageError(f"the model {model} has no column '{name}'")
-    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
-
-
 @dataclass(frozen=True)
 class Parts:
     """The files of a complete side table, read one after the other, so that memory does not grow with their number.

@@ -12,14 +12,13 @@ from jobs.choosing.dedup import as_json, duplicates_table, find_duplicates, plan
 from jobs.demo.demo import demo_pictures
 from library.choosing.duplicates.fingerprints import Rule
 from library.choosing.measures.picture_models import picture_model
-from library.choosing.measures.side_table import read_outputs
 from library.dataset.manifest import load_manifest
 from library.errors import UsageError
 from library.imaging import codec
 from library.imaging.contact_sheet import thumbnail
 from library.imaging.picture import Pixels
 from tests.bundles import make_bundle
-from tests.picture_examples import ingest, measure, measure_with_model, write_files
+from tests.picture_examples import ingest, measure, measure_with_model, outputs_of, write_files
 
 
 def tiles() -> dict[str, bytes]:
@@ -84,7 +83,7 @@ def test_embeddings_find_what_hashes_are_not_asked_for(source: str, tmp_path: Pa
     assert model is not None
     manifest = load_manifest(source)
     measure_with_model(Path(source), manifest, model)
-    stored = read_outputs(source, manifest, model.name, ["embedding"]).to_pylist()
+    stored = outputs_of(Path(source), manifest, model.name, "embedding").to_pylist()
     vectors = {Path(row["key"]).stem: np.array(row["embedding"]) for row in stored}
     river, small = vectors["river"], vectors["river-small"]
     cosine = float(river @ small / np.linalg.norm(river) / np.linalg.norm(small))
@@ -107,10 +106,23 @@ def test_embeddings_find_what_hashes_are_not_asked_for(source: str, tmp_path: Pa
 
 def test_pictures_of_another_dataset_are_dropped_and_it_is_not_changed(source: str, tmp_path: Path) -> None:
     test_set = dataset(tmp_path, {"place/held-out.jpg": jpeg(codec.decode(tiles()["china-020"]), 70)})
+    before = {path: path.read_bytes() for path in Path(test_set).rglob("*") if path.is_file()}
     found = dropped(source, tmp_path, against=test_set)
+    assert {path: path.read_bytes() for path in Path(test_set).rglob("*") if path.is_file()} == before
     assert found["river"] == ("near_duplicate", "place/held-out.jpg")
     assert found["river-small"] == ("near_duplicate", "place/held-out.jpg")
     assert "held-out" not in found
+
+
+def test_leaks_in_groups_whose_labels_disagree_are_counted(source: str, tmp_path: Path) -> None:
+    test_set = dataset(tmp_path, {"place/held-out.jpg": jpeg(codec.decode(tiles()["flower-012"]), 70)})
+    for disagreeing, dropped_of_two in (("keep", 0), ("best", 2), ("drop", 2)):
+        plan = plan_dedup(source, str(tmp_path / "unique"), against=test_set, disagreeing=disagreeing)
+        found = find_duplicates(plan)
+        reasons = dict(zip(found.pictures["key"].to_pylist(), found.duplicates.reasons.tolist(), strict=True))
+        assert sum(reasons[key] > 0 for key in ("place/flower.jpg", "plant/flower-poor.jpg")) == dropped_of_two
+        assert as_json(plan, found)["leaks_kept"] == 2 - dropped_of_two
+    assert "leaks_kept" not in as_json(plan_dedup(source, str(tmp_path / "unique")), found)
 
 
 def test_a_dry_run_counts_and_draws_a_page_and_writes_no_dataset(source: str, tmp_path: Path) -> None:

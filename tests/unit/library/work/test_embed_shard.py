@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,7 +24,7 @@ from library.errors import UsageError
 from library.imaging import codec
 from library.work.embed_shard import KEY, VECTOR, EmbedJob, SiftJob
 from tests.bundles import PROBABILITY_TOLERANCE, make_bundle
-from tests.picture_examples import ingest, write_files
+from tests.picture_examples import ingest, measure, write_files
 
 
 def noise(seed: int) -> bytes:
@@ -134,6 +135,22 @@ def test_a_picture_has_the_same_patches_with_8_bits_16_bits_or_floats() -> None:
 def test_what_has_no_features_is_refused() -> None:
     with pytest.raises(UsageError, match="no published weights"):
         ModelEmbedder.of("lenet5")
+
+
+def test_sifting_reads_scores_that_are_stored(dataset: Path, tmp_path: Path) -> None:
+    measure(dataset, load_manifest(str(dataset)), "largest_std")
+    [path] = (dataset / "_measures").glob("part-*.parquet")
+    stored = pq.read_table(path)
+    row = stored["key"].to_pylist().index("b/3.png")
+    # A score that the pixels contradict shows which of the two is read.
+    values = pa.array([0 if number == row else 1 for number in range(7)], stored["largest_std"].type)
+    pq.write_table(stored.set_column(stored.column_names.index("largest_std"), "largest_std", values), path)
+    manifest = load_manifest(str(dataset))
+    task = ShardTask(str(tmp_path / "out"), "part-000000", manifest.shards[0].digest, 7)
+    SiftJob(str(dataset), "not_blank").run(task, lambda _: None)
+    kept = pq.read_table(tmp_path / "out" / "part-000000.parquet")[KEY].to_pylist()
+    assert "b/3.png" not in kept
+    assert "a/white.png" in kept
 
 
 def test_sifting_keeps_the_keys_of_what_selectors_keep(dataset: Path, tmp_path: Path) -> None:

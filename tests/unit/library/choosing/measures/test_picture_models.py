@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 
 from library.bundle.bundle import Bundle
 from library.choosing.measures.picture_models import OpenModel, open_model, picture_model, read_card
-from library.choosing.measures.side_table import read_outputs
 from library.dataset.manifest import Manifest
 from library.dataset.shards import ShardReader
 from library.errors import StriateError, UsageError
@@ -23,7 +22,7 @@ from library.imaging import codec
 from library.models.build import create
 from library.models.classifier import Classifier
 from tests.bundles import make_bundle
-from tests.picture_examples import encoded, ingest, measure_with_model, scene, write_files
+from tests.picture_examples import encoded, ingest, measure_with_model, outputs_of, scene, write_files
 
 CARD = {
     "name": "means",
@@ -78,7 +77,7 @@ def test_an_onnx_file_fills_the_columns_of_its_card(
     model = picture_model(None, *write_graph(tmp_path / "model", batch), None)
     assert model is not None
     measure_with_model(folder, manifest, model)
-    table = read_outputs(str(folder), manifest, "means", ["embedding", "all_together"])
+    table = outputs_of(folder, manifest, "means", "embedding", "all_together")
     pictures = stored(folder, manifest)
     assert table["key"].to_pylist() == list(pictures)
     assert model.card is not None
@@ -105,7 +104,7 @@ def test_a_bundle_fills_embedding_and_probabilities(dataset: tuple[Path, Manifes
     model = picture_model(uri, None, None, None)
     assert model is not None
     measure_with_model(folder, manifest, model)
-    table = read_outputs(str(folder), manifest, model.name, ["embedding", "probabilities", "predicted", "score"])
+    table = outputs_of(folder, manifest, model.name, "embedding", "probabilities", "predicted", "score")
     bundle, pictures = Bundle.load(uri), stored(folder, manifest)
     for row in table.to_pylist():
         if row["key"] == "cat/damaged.jpg":
