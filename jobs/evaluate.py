@@ -86,6 +86,7 @@ def plan_evaluate(
     robustness_pictures: int = 0,
     without_leaks: Sequence[str] = (),
     near: int | None = 4,
+    flips: bool = False,
     labels: str | None = None,
     threshold: float | None = None,
 ) -> EvaluatePlan:
@@ -98,6 +99,7 @@ def plan_evaluate(
         robustness_pictures: number of pictures for robustness; 0 to skip it.
         without_leaks: URIs of training sets whose pictures are also left out; `auto` for those that the bundles name.
         near: the most bits in which near duplicates of training pictures differ; None for exact duplicates only.
+        flips: mirrored training pictures count as near duplicates, too.
         labels: for a bundle that gives a picture any number of classes, the column with a list of names for each
             picture; None for that of its recipe.
         threshold: for such a bundle, the least probability of a predicted class; None for 0.5.
@@ -133,7 +135,7 @@ def plan_evaluate(
         check_report(report, [dataset], "striate evaluate")
     curves = tuple(read_metrics(storage.join(uri, "logs")) for uri in uris)
     used_plugins = named({name for uri, record in zip(uris, records, strict=True) for name in plugins_of(uri, record)})
-    search = plan_leak_search(without_leaks, named_bundles, dataset, near) if without_leaks else None
+    search = plan_leak_search(without_leaks, named_bundles, dataset, near, flips=flips) if without_leaks else None
     plan = EvaluatePlan(uris, records, curves, dataset, manifest, report, robustness_pictures, used_plugins, search)
     return dataclasses.replace(plan, labels=column, threshold=THRESHOLD if threshold is None else threshold)
 

@@ -22,7 +22,7 @@ from jobs.choosing.vectors import Judging, Vectors, ensure_vectors, plan_embedde
 from jobs.shards.pool_size import pool_for_classifiers
 from jobs.train.driver import TrainResult
 from library import storage
-from library.choosing.duplicates.fingerprints import MOST_BITS, Rule, fingerprints
+from library.choosing.duplicates.fingerprints import Rule, fingerprints
 from library.choosing.duplicates.groups import in_order_of_occurrence
 from library.choosing.labels import findings
 from library.choosing.labels.audit_page import AuditContent, ConfusedLabels, render_audit
@@ -78,7 +78,7 @@ class AuditPlan:
             "splits": {name: manifest.rows for name, manifest in self.manifests.items()},
             "features": "none" if self.embedder is None else self.embedder.name,
             **({} if self.recipe is None else {"trains": f"{self.recipe.model}, {self.folds} times"}),
-            "near": "off" if self.rule.near is None else f"{self.rule.near} bits",
+            "near": "off" if self.rule.near is None else f"{self.rule.near} bits{', also mirrored' * self.rule.flips}",
             "folds": self.folds,
             "report": self.report or "none",
             **({"not_looked_at": skipped} if (skipped := self.skipped()) else {}),
@@ -164,6 +164,7 @@ def plan_audit(
     bundle: str | None = None,
     model: str | None = None,
     near: int | None = NEAR_BITS,
+    flips: bool = False,
     folds: int | None = None,
     report: str | None = None,
     full: str | None = None,
@@ -175,6 +176,7 @@ def plan_audit(
         bundle: URI of a bundle whose features are used.
         model: instead, a model's call with pretrained weights, or `patches`.
         near: the most bits in which near duplicates differ; None for exact ones only.
+        flips: mirrored pictures are near duplicates, too.
         folds: number of folds for out-of-fold probabilities; None for 5.
         report: folder of the page to write.
         full: instead of features, a recipe that is trained on the first split without each fold; needs `report`.
@@ -187,8 +189,7 @@ def plan_audit(
     empty = [uri for name, uri in datasets.items() if not manifests[name].rows]
     if empty:
         raise UsageError(f"{empty[0]} holds no pictures")
-    if near is not None and not 0 <= near <= MOST_BITS:
-        raise UsageError(f"--near {near}: must be 0 to {MOST_BITS} bits")
+    rule = Rule.of_options(near, flips=flips)
     if folds is not None and bundle is None and model is None and full is None:
         raise UsageError(f"--folds {folds} has no effect without --bundle, --model or --full, which judge labels")
     folds = FOLDS if folds is None else folds
@@ -199,7 +200,7 @@ def plan_audit(
         check_report(report, [*datasets.values()], "striate audit")
     first = next(iter(datasets.values()))
     if full is None:
-        return AuditPlan(datasets, manifests, plan_embedder(bundle, model, first), Rule(near), folds, report)
+        return AuditPlan(datasets, manifests, plan_embedder(bundle, model, first), rule, folds, report)
     if bundle is not None or model is not None:
         raise UsageError("--full trains whole networks, so --bundle and --model have no effect; use only one of them")
     if report is None:
@@ -208,7 +209,7 @@ def plan_audit(
     recipe = Recipe.load(full, [f"data.train={first}", "data.val=null", "data.val_fraction=0.5"])
     if recipe.data.labels is not None:
         raise UsageError(f"{full}: data.labels gives several classes, and this needs one a picture")
-    return AuditPlan(datasets, manifests, None, Rule(near), folds, report, recipe)
+    return AuditPlan(datasets, manifests, None, rule, folds, report, recipe)
 
 
 def run_audit(plan: AuditPlan, *, workers: str = "auto", gpu: bool | None = None, address: str | None = None) -> Audit:

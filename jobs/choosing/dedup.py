@@ -18,7 +18,7 @@ from jobs.choosing.measure import MEASURES_OPTION, ensure_measures, ensure_outpu
 from jobs.choosing.selection import select_dataset
 from jobs.progress.display import duration
 from library import storage
-from library.choosing.duplicates.fingerprints import CHECK_BITS, MOST_BITS, REASONS, Fingerprints, Rule, fingerprints
+from library.choosing.duplicates.fingerprints import CHECK_BITS, REASONS, Fingerprints, Rule, fingerprints
 from library.choosing.duplicates.gallery import Summary, render_gallery, summarize
 from library.choosing.duplicates.keeping import DISAGREEING, Disagreeing, Duplicates, choose
 from library.choosing.duplicates.similarity import UnitVectors, check_pictures, unit_vectors
@@ -36,7 +36,6 @@ _compute: Any = pyarrow.compute  # its functions are created at import, where no
 #: In the dataset of `--dropped`: why the others are not there.
 KEPT = "not_a_duplicate"
 _LINE_EVERY_S = 10.0
-#: The page, in the folder of `--report`.
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,7 @@ def plan_dedup(
         UsageError: when the request is not valid.
     """
     source, destination = storage.normalize(source), storage.normalize(destination)
-    if near is not None and not 0 <= near <= MOST_BITS:
-        raise UsageError(f"--near {near}: must be 0 to {MOST_BITS} bits")
-    if flips and near is None:
-        raise UsageError("--flips has no effect with --no-near: mirrored pictures are compared by their hashes")
+    rule = Rule.of_options(near, flips=flips, cosine=cosine)
     _check_embeddings(cosine, model)
     choices: dict[str, Disagreeing] = {choice: choice for choice in DISAGREEING}
     if disagreeing not in choices:
@@ -191,7 +187,6 @@ def plan_dedup(
     if report is not None:
         report = storage.normalize(report)
         check_report(report, [source, destination], "striate dedup")
-    rule = Rule(near, flips, cosine)
     return DedupPlan(
         source,
         destination,
@@ -388,6 +383,8 @@ def as_json(plan: DedupPlan, found: Found) -> dict[str, Any]:
     summary["by_distance"] = {str(bits): pictures for bits, pictures in found.summary.by_distance.items()}
     if plan.rule.cosine is None:
         del summary["by_cosine"]
+    if plan.against is None:
+        del summary["leaks_kept"]
     return {**plan.described(), **summary}
 
 

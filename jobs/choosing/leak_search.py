@@ -11,7 +11,7 @@ import pyarrow as pa
 from jobs.choosing.measure import ensure_measures
 from library import storage
 from library.bundle.description import BundleRecord
-from library.choosing.duplicates.fingerprints import MOST_BITS, Rule
+from library.choosing.duplicates.fingerprints import Rule
 from library.choosing.splits.leaks import find_leaks, surest_leaks
 from library.dataset.manifest import Manifest, load_manifest
 from library.dataset.shards import read_columns, write_table
@@ -62,7 +62,12 @@ class LeaksFound:
 
 
 def plan_leak_search(
-    named: Sequence[str], bundles: Sequence[tuple[str, BundleRecord]], dataset: str, near: int | None
+    named: Sequence[str],
+    bundles: Sequence[tuple[str, BundleRecord]],
+    dataset: str,
+    near: int | None,
+    *,
+    flips: bool = False,
 ) -> LeakSearch:
     """Finds the training sets; reads no picture.
 
@@ -71,12 +76,12 @@ def plan_leak_search(
         bundles: URI and record of each.
         dataset: URI of the dataset in which leaks are looked for.
         near: the most bits in which near duplicates differ; None for exact duplicates only.
+        flips: mirrored pictures are near duplicates, too.
 
     Raises:
         UsageError: a bundle names no training set, or one that has changed since; the dataset is a training set.
     """
-    if near is not None and not 0 <= near <= MOST_BITS:
-        raise UsageError(f"--near {near}: must be 0 to {MOST_BITS} bits")
+    rule = Rule.of_options(near, flips=flips)
     manifests: dict[str, Manifest] = {}
     for name in named:
         if name != AUTO:
@@ -94,7 +99,7 @@ def plan_leak_search(
             )
     if dataset in manifests:
         raise UsageError(f"--without-leaks {dataset}: this is the dataset that is evaluated; name the training set")
-    return LeakSearch(tuple(manifests), tuple(manifests.values()), Rule(near))
+    return LeakSearch(tuple(manifests), tuple(manifests.values()), rule)
 
 
 def search_leaks(
@@ -131,5 +136,6 @@ def search_leaks(
         leaked=table.num_rows,
         kinds=dict(sorted(Counter(table["kind"].to_pylist()).items())),
         labels_differ=table["labels_agree"].to_pylist().count(False),
+        flips=search.rule.flips,
     )
     return LeaksFound(table, leaks)

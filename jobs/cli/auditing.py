@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,12 @@ from jobs.cli.options import Address, DryRun, Gpu, Plugins, Workers, near_bits
 from library import storage
 from library.errors import UsageError
 from library.extras import check_installed
+
+if TYPE_CHECKING:
+    from library.choosing.labels.findings import ClassBalance
+
+#: Classes that a line names.
+_MOST_NAMED = 12
 
 _FeaturesBundle = Annotated[
     str | None, typer.Option("--bundle", help="Bundle whose features are used.", show_default=False)
@@ -46,6 +53,7 @@ def audit_command(
         int | None, typer.Option(help="The most bits of 64 in which near duplicates differ.", show_default="4")
     ] = None,
     no_near: Annotated[bool, typer.Option("--no-near", help="Only equal files and equal pixels leak.")] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="Mirrored pictures are near duplicates, too.")] = False,
     folds: Annotated[
         int | None,
         typer.Option(min=2, help="Folds for the classifiers that judge labels; 5 if not given.", show_default=False),
@@ -77,7 +85,7 @@ def audit_command(
 
     bits = near_bits(near, no_near=no_near)
     _check_networks(uses_no_network(bundle, full, model), gpu, plugin, "give --bundle, --model or --full")
-    plan = plan_audit(folder, bundle=bundle, model=model, near=bits, folds=folds, report=report, full=full)
+    plan = plan_audit(folder, bundle=bundle, model=model, near=bits, flips=flips, folds=folds, report=report, full=full)
     if dry_run:
         output.facts(plan.described(), as_json=json)
         return
@@ -93,17 +101,27 @@ def audit_command(
             say(f"{kind.replace('_', ' '):12} none")
     if audit.wrong_share is not None:
         say(f"about {audit.wrong_share:.1%} of the labels are wrong; the classifiers agree with {audit.accuracy:.1%}")
-    balance = audit.balance
-    if balance.ratio is not None:
-        unequal = f"the largest class has {balance.ratio:.3g} times as many pictures as the smallest"
-        say("all classes have equally many pictures" if balance.ratio == 1 else unequal)
-    for split, names in balance.absent.items():
-        if names:
-            say(f"{split} has no picture of: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
+    for line in _balance_lines(audit.balance):
+        say(line)
     for line in audit.skipped:
         say(f"not looked at: {line}")
     if page is not None:
         say(f"open {page} in a browser; all findings are in {storage.join(plan.report or '', 'findings.parquet')}")
+
+
+def _balance_lines(balance: ClassBalance) -> Iterator[str]:
+    if balance.ratio is not None:
+        unequal = f"the largest class has {balance.ratio:.3g} times as many pictures as the smallest"
+        yield "all classes have equally many pictures" if balance.ratio == 1 else unequal
+    if balance.rare:
+        yield f"rare, with fewer than a fifth of the median: {_few(balance.rare)}"
+    for split, names in balance.absent.items():
+        if names:
+            yield f"{split} has no picture of: {_few(names)}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (" ..." if len(names) > _MOST_NAMED else "")
 
 
 def ablate_command(

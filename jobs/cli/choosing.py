@@ -104,7 +104,8 @@ def measure_command(
         return
     result = measure_dataset(plan, workers=workers or "auto", size=size, address=address)
     if json:
-        output.emit_json({**plan.described(), "rows": result.rows, "rejected": result.rejected, "run": result.run})
+        numbers = {**plan.described(), "rows": result.rows, "rejected": result.rejected, "run": result.run}
+        output.emit_json(numbers | ({"report": storage.join(plan.report, PAGE)} if plan.report else {}))
         return
     columns = plan.facts.get("columns")
     what = "the outputs" if columns is None else output.counted(len(columns), "measure")
@@ -158,7 +159,12 @@ def dedup_command(
     ] = "keep",
     against: Annotated[
         str | None,
-        typer.Option(help="Dataset, e.g. the test set; pictures that are also there are dropped.", show_default=False),
+        typer.Option(
+            help="Dataset, e.g. the test set; pictures that are also there are dropped. Its own pictures stay as they "
+            "are, but it is measured, into `_measures/` below it. A group with two labels stays whole all the same, "
+            "unless --disagreeing says otherwise.",
+            show_default=False,
+        ),
     ] = None,
     report: Annotated[
         str | None, typer.Option(help="Folder for a page that shows the groups as pictures.", show_default=False)
@@ -229,6 +235,9 @@ def dedup_command(
     numbers = found.summary
     groups = output.counted(numbers.groups, "group")
     say(f"{groups} of duplicates, {numbers.disagreeing:,} of them with labels that disagree: {plan.table}")
+    if numbers.leaks_kept:
+        kept = output.counted(numbers.leaks_kept, "picture")
+        say(f"kept in groups with pictures of {plan.against}, as their labels disagree: {kept}; see --disagreeing")
     if plan.dropped:
         say(f"dropped pictures: {plan.dropped}")
     if page:
@@ -263,7 +272,8 @@ def split_command(
         bool,
         typer.Option(
             "--no-stratify",
-            help="The hash of a group's name decides alone: it moves only with its name, but sizes are left to chance.",
+            help="Assign each group by the hash of its name alone: a group moves only if its name changes, and the "
+            "sizes of the splits are left to chance.",
         ),
     ] = False,
     like: Annotated[

@@ -155,7 +155,8 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Training set: also measure accuracy without the pictures of which it holds a copy, exact or near. "
-            "`auto` is the one that the bundle names. Repeatable.",
+            "`auto` is the one that the bundle names. Repeatable. Both datasets are measured first, into `_measures/` "
+            "below each.",
             show_default=False,
         ),
     ] = None,
@@ -165,6 +166,9 @@ def evaluate_command(
     ] = None,
     no_near: Annotated[
         bool, typer.Option("--no-near", help="Look for equal files and equal pixels only, for --without-leaks.")
+    ] = False,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Mirrored pictures are near copies, too, for --without-leaks.")
     ] = False,
     labels: LabelsColumn = None,
     threshold: Annotated[
@@ -197,8 +201,9 @@ def evaluate_command(
         raise UsageError(f"{len(bundles_and_data)} arguments instead of BUNDLE DATASET or BUNDLE BUNDLE DATASET")
     if robustness_pictures is not None and not robustness:
         raise UsageError("--robustness-pictures has no effect without --robustness")
-    if (near is not None or no_near) and not without_leaks:
-        raise UsageError(f"{'--no-near' if no_near else '--near'} has no effect without --without-leaks")
+    given = {"--near": near is not None, "--no-near": no_near, "--flips": flips}
+    for name in [name for name, is_given in given.items() if is_given and not without_leaks]:
+        raise UsageError(f"{name} has no effect without --without-leaks")
     bits = near_bits(near, no_near=no_near)
     check_size(size, {"--workers": workers, "--gpu/--no-gpu": gpu})
     from jobs.cli.evaluation_table import print_evaluation
@@ -215,6 +220,7 @@ def evaluate_command(
         robustness_pictures=pictures,
         without_leaks=without_leaks or (),
         near=bits,
+        flips=flips,
         labels=labels,
         threshold=threshold,
     )

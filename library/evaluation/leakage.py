@@ -24,6 +24,7 @@ class Leaks:
         leaked: those of which a training set holds a copy.
         kinds: leaked pictures by kind, the surest that applies: `exact_duplicate`, `same_pixels`, `near_duplicate`.
         labels_differ: leaked pictures whose label differs from that of the copy.
+        flips: whether mirrored copies were looked for, too.
     """
 
     trained_on: Sequence[str]
@@ -32,6 +33,7 @@ class Leaks:
     leaked: int
     kinds: Mapping[str, int]
     labels_differ: int
+    flips: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from library.choosing.duplicates.similarity import (
     may_be_similar,
     similar_groups,
 )
+from library.errors import UsageError
 
 _compute: Any = pyarrow.compute  # its functions are created at import, where no type checker sees them
 
@@ -55,6 +56,19 @@ class Rule:
     near: int | None
     flips: bool = False
     cosine: float | None = None
+
+    @classmethod
+    def of_options(cls, near: int | None, *, flips: bool = False, cosine: float | None = None) -> Rule:
+        """Returns the rule that the options of a command give.
+
+        Raises:
+            UsageError: `--near` is out of its range, or `--flips` has no effect.
+        """
+        if near is not None and not 0 <= near <= MOST_BITS:
+            raise UsageError(f"--near {near}: must be 0 to {MOST_BITS} bits")
+        if flips and near is None:
+            raise UsageError("--flips has no effect with --no-near: mirrored pictures are compared by their hashes")
+        return cls(near, flips, cosine)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -87,6 +87,8 @@ class Summary:
         dropped: pictures by reason.
         by_distance: near duplicates that are dropped, by bits to the picture that stays.
         by_cosine: those that only their embeddings tell, by hundredths of the cosine, rounded down.
+        leaks_kept: pictures in groups that stay whole, as their labels disagree, though pictures of the dataset that
+            was compared with are among them.
     """
 
     pictures: int
@@ -96,6 +98,7 @@ class Summary:
     dropped: Mapping[str, int]
     by_distance: Mapping[int, int]
     by_cosine: Mapping[str, int]
+    leaks_kept: int = 0
 
 
 def summarize(duplicates: Duplicates, reference: int = 0) -> Summary:
@@ -109,15 +112,19 @@ def summarize(duplicates: Duplicates, reference: int = 0) -> Summary:
     near = duplicates.distances[duplicates.reasons == NEAR]
     bits, numbers = np.unique(near[near != _NO_DISTANCE], return_counts=True)
     similar = duplicates.cosines[duplicates.reasons == SIMILAR]
+    own = len(grouped) - reference
+    whole = duplicates.disagreeing & ~np.isin(duplicates.groups, duplicates.groups[duplicates.reasons > 0])
+    leaks = whole[:own] & np.isin(duplicates.groups[:own], duplicates.groups[own:])
     hundredths, members = np.unique(np.floor(similar * 100 + 0.001).astype(int), return_counts=True)
     return Summary(
-        pictures=len(grouped) - reference,
+        pictures=own,
         groups=len(np.unique(duplicates.groups[grouped])),
         in_groups=int(grouped.sum()),
         disagreeing=len(np.unique(duplicates.groups[duplicates.disagreeing])),
         dropped=duplicates.counts(),
         by_distance=dict(zip(bits.tolist(), numbers.tolist(), strict=True)),
         by_cosine={f"{part / 100:.2f}": number for part, number in zip(hundredths, members.tolist(), strict=True)},
+        leaks_kept=int(leaks.sum()),
     )
 
 

@@ -33,6 +33,7 @@ def test_the_training_set_comes_first_and_a_dataset_is_a_split(splits: Path) -> 
 
 def test_a_plan_says_what_is_not_looked_at(splits: Path) -> None:
     assert "--bundle" in plan_audit(str(splits)).described()["not_looked_at"][0]
+    assert plan_audit(str(splits), flips=True).described()["near"] == "4 bits, also mirrored"
     alone = plan_audit(str(splits / "train"), model="patches").described()
     assert alone["features"] == "patches of 32x32 pixels"
     (line,) = alone["not_looked_at"]
@@ -46,6 +47,7 @@ def test_a_plan_says_what_is_not_looked_at(splits: Path) -> None:
         ({"folds": 1, "model": "patches"}, "at least 2"),
         ({"folds": 7}, "no effect without --bundle"),
         ({"near": 13}, "--near 13: must be 0 to 12 bits"),
+        ({"near": None, "flips": True}, "--flips has no effect with --no-near"),
         ({"full": "recipe.yaml"}, "--full needs --report"),
         ({"full": "recipe.yaml", "model": "patches", "report": "page"}, "no effect"),
     ],
@@ -92,6 +94,7 @@ def test_an_ablation_needs_training_and_other_pictures(splits: Path) -> None:
         (["audit", "{}", "--model", "patches", "--no-gpu"], "--gpu/--no-gpu is for networks"),
         (["ablate", "{}", "--drop", "not_blank", "--gpu"], "--gpu/--no-gpu is for networks"),
         (["measure", "{}/train", "--columns", ""], "--columns names none"),
+        (["evaluate", "bundle", "{}/val", "--flips"], "--flips has no effect without --without-leaks"),
     ],
 )
 def test_options_without_effect_are_refused(

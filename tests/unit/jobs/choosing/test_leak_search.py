@@ -49,3 +49,5 @@ def test_a_wrong_request_is_told(tmp_path: Path, train: str) -> None:
         plan_leak_search([str(tmp_path / "none")], [], "/test", 4)
     with pytest.raises(UsageError, match="--near 40: must be 0 to 12 bits"):
         plan_leak_search([train], [], "/test", 40)
+    with pytest.raises(UsageError, match="--flips has no effect with --no-near"):
+        plan_leak_search([train], [], "/test", None, flips=True)

@@ -56,6 +56,15 @@ def test_each_leak_names_the_surest_and_closest_picture() -> None:
     ]
 
 
+def test_a_mirrored_copy_leaks_only_with_flips() -> None:
+    train, test = pictures(("train", "cat", "A", "a", FAR)), pictures(("test", "cat", "B", "b", 0))
+    for name in ("phash_flipped", "dhash_flipped"):
+        train = train.append_column(name, pa.array([0], pa.uint64()))
+        test = test.append_column(name, pa.array([FAR], pa.uint64()))
+    assert find_leaks(train, test, Rule(4)).num_rows == 0
+    assert find_leaks(train, test, Rule(4, flips=True))["key"].to_pylist() == ["test"]
+
+
 def leak(*values: Any) -> dict[str, Any]:
     return dict(zip(LEAK_SCHEMA.names, values, strict=True))
 
