@@ -274,15 +274,18 @@ def find_affected(plan: RemovePlan, folders: Sequence[str]) -> Affected:
         catalogue.problems.append(f"only {plan.dataset} was looked at, not all that is beside it; --in names folders")
     bases = first_keys(plan.asked, plan.manifest.jobs)
     digests = {plan.manifest.digest} | lineage(plan.manifest.jobs)
+    without_them = set[str]()
     holding: dict[str, int] = {}
     for uri, manifest in catalogue.datasets.items():
         if uri in (plan.dataset, plan.destination) or not are_related(plan.manifest, manifest):
             continue
         places = catalogue.places(uri, bases)
+        if places is not None and not places:
+            without_them.add(manifest.digest)  # perhaps one of the sources, but not of these pictures
+            continue
+        digests |= earlier_digests(manifest)  # also of one that cannot be read, which may hold them
         if places:
             holding[uri] = len(places)
-            digests |= earlier_digests(manifest)
-        else:
-            digests.discard(manifest.digest)  # one of the sources, but not of these pictures
+    digests -= without_them
     exports = [uri for uri, record in sorted(catalogue.exports.items()) if record.jobs[-1].source_digest in digests]
     return Affected(catalogue.uses(digests), holding, exports, catalogue.problems)

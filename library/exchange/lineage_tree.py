@@ -103,12 +103,15 @@ def trace(subject: str, catalogue: Catalogue) -> Trace:
         return _trace_bundles(subject, [uri] if uri in catalogue.bundles else by_id, catalogue)
     if uri in catalogue.datasets:
         return _trace_dataset(subject, uri, catalogue)
-    places = _places(subject, catalogue)
+    by_dataset = _places(subject, catalogue)
+    places = {uri: places for uri, places in by_dataset.items() if places}
     if not places:
-        raise UsageError(
-            f"'{subject}' is neither a bundle (its folder or id), a dataset nor a key of one of the "
-            f"{len(catalogue.datasets):,} finished datasets that were looked at; --in FOLDER looks elsewhere"
+        read = sum(places is not None for places in by_dataset.values())
+        sentence = (
+            f"'{subject}' is neither a bundle (its folder or id), a dataset nor a key of one of the {read:,} finished "
+            "datasets that were looked at; --in FOLDER looks elsewhere"
         )
+        raise UsageError("\n".join([sentence, *catalogue.problems]))
     tree = _Tree(catalogue, places)
     for dataset in places:
         tree.add_dataset(dataset, catalogue.datasets[dataset])
@@ -146,13 +149,12 @@ def _trace_bundles(subject: str, uris: Sequence[str], catalogue: Catalogue) -> T
     return Trace(subject, "bundle", tree.roots, catalogue.problems)
 
 
-def _places(key: str, catalogue: Catalogue) -> dict[str, list[Place]]:
-    """Finds a key, and the keys that it had before and after, in every dataset."""
+def _places(key: str, catalogue: Catalogue) -> dict[str, list[Place] | None]:
+    """Finds a key, and the keys that it had before and after, in every dataset; None for one that cannot be read."""
     bases = {key}
     for manifest in catalogue.datasets.values():
         bases |= first_keys([key], manifest.jobs)
-    places_by_dataset = {uri: catalogue.places(uri, bases) for uri in catalogue.datasets}
-    return {uri: places for uri, places in places_by_dataset.items() if places}
+    return {uri: catalogue.places(uri, bases) for uri in catalogue.datasets}
 
 
 class _Tree:
@@ -290,9 +292,9 @@ class _Tree:
     def add_bundle(self, uri: str) -> None:
         """Adds a bundle below each dataset that it was trained or validated on, and below the one with its weights."""
         record = self._catalogue.bundles[uri]
-        members = self._members(uri)
         if uri in self._added:
             return
+        members = self._members(uri)
         self._added.add(uri)
         nodes: list[Node] = []
         placed = set[tuple[int, str]]()

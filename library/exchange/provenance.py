@@ -81,13 +81,13 @@ class Catalogue:
             tuned += sorted(uses, key=_place)
         return tuned
 
-    def places(self, dataset: str, bases: Collection[str]) -> list[Place]:
-        """Finds pictures as `places_of` does; none, and a problem, where the dataset cannot be read."""
+    def places(self, dataset: str, bases: Collection[str]) -> list[Place] | None:
+        """Finds pictures as `places_of` does; None, and a problem, where the dataset cannot be read."""
         try:
             return places_of(dataset, self.datasets[dataset], bases)
         except StriateError as error:
             self.problems.append(f"{dataset} cannot be read, so it was not looked at: {str(error).splitlines()[0]}")
-            return []
+            return None
 
 
 def uses_of(uri: str, record: BundleRecord) -> Iterator[Use]:

@@ -163,6 +163,17 @@ def test_what_is_nowhere_is_an_error_that_says_where_it_was_looked_for(lake: Pat
         trace_subject("cat/1.png", [str(lake / "absent")])
 
 
+def test_a_key_in_no_readable_dataset_is_not_said_to_be_in_none(lake: Path, tmp_path: Path) -> None:
+    manifest = ingest(lake / "files", tmp_path / "raw")
+    ingest(lake / "others", tmp_path / "more")
+    (tmp_path / "raw" / manifest.shards[0].name).write_bytes(b"no longer Parquet")
+    with pytest.raises(UsageError) as raised:
+        trace_subject("cat/1.png", [str(tmp_path)])
+    sentence, problem = str(raised.value).split("\n", 1)
+    assert "a key of one of the 1 finished datasets that were looked at" in sentence
+    assert problem.startswith(f"{tmp_path / 'raw'} cannot be read, so it was not looked at: ")
+
+
 def test_vectors_beside_a_dataset_are_no_datasets_of_their_own(lake: Path, tmp_path: Path) -> None:
     ingest(lake / "files", tmp_path / "raw")
     ingest(lake / "files", tmp_path / "raw" / "_features" / "0123")
