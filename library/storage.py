@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -26,6 +26,7 @@ from library.errors import StorageError, StriateError, UsageError
 
 _BLOCK_BYTES = 16 * 2**20  # part size of an upload; limits the memory of a write
 _CONCURRENT_READS = 32
+_TRIES = 10  # to create a file in a folder that another process removes whenever it is empty
 #: Before a call is tried again. The clients of stores repeat a request for some seconds themselves; what fails longer
 #: is a server or a network file system that restarts, which takes about a minute.
 WAITS_S = (10.0, 60.0)
@@ -293,8 +294,7 @@ def writer(uri: str) -> Generator[HashingFile]:
         return
     temporary = os.path.join(os.path.dirname(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     with _as_striate_error(uri, "write"):
-        os.makedirs(os.path.dirname(uri), exist_ok=True)
-        file = open(temporary, "wb")  # noqa: SIM115 -- closed or removed below; `with` would close it before it is renamed
+        file = _new_file(temporary)  # closed or removed below; `with` would close it before it is renamed
     try:
         yield HashingFile(file, uri)
         with _as_striate_error(uri, "write"):
@@ -309,6 +309,18 @@ def writer(uri: str) -> Generator[HashingFile]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _new_file(path: str) -> BinaryIO:
+    """Opens a new file in a folder that is created if needed, and again if another process removes it while empty."""
+    for remaining in reversed(range(_TRIES)):
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return open(path, "wb")
+        except FileNotFoundError:
+            if not remaining:
+                raise
+    raise AssertionError  # never reached: the last try returns or raises
 
 
 def flush(uris: Iterable[str]) -> None:

@@ -128,7 +128,7 @@ def misuse(error: Any) -> str:
     repeatable = [each for each in context.command.params if getattr(each, "multiple", False)]
     given = [each.opts[0] for each in repeatable if context.params.get(each.name)]
     if given and "unexpected extra argument" in message:
-        message += f"\n{' and '.join(given)}: give the option again for each value"
+        message += f"\nif it is another value of {' or '.join(given)}, give the option again before it"
     return f"{message}\n{context.get_usage()}\nsee `{context.command_path} --help`"
 
 

@@ -148,8 +148,10 @@ def plan_command(
         say(f"{name}:")
         if feed.augment_on:
             say(f"  augmented on {feed.augment_on}")
-        if feed is rates.streamed or loaded.augment is not None:  # else resized once, before the first epoch
+        if feed is rates.resident and loaded.augment is None:
+            say("  no work for the CPUs: resized once, before the first epoch")
+        else:
             work = "which draws the parameters for the GPU" if feed.only_drawn else "with resizing for the model"
             stage = "resize" if loaded.augment is None else "augment"
             say(f"  {stage:7} {feed.augment_pictures_per_s:>12,.0f} pictures/s on one CPU, {work}")
-        say(f"  {feed.cpus_per_device:.2f} CPUs keep this device busy")
+            say(f"  {feed.cpus_per_device:.2f} CPUs keep this device busy")

@@ -106,19 +106,21 @@ class FeatureWorker:
         data = decode_rows(self._rows, part, self._inputs, fitted=augmenter is None)
         all_features: list[NDArray[Any]] = []
         rows: list[int] = []
-        rejected = Counter(data.rejected)
+        refused: dict[int, str] = {}
         for copy in range(self._copies or 1):
             for first in range(0, len(data), _BATCH):
-                pictures = self._pictures(data, range(first, min(first + _BATCH, len(data))), augmenter, copy, rejected)
+                pictures = self._pictures(data, range(first, min(first + _BATCH, len(data))), augmenter, copy, refused)
                 if pictures:
                     all_features += list(self._of_batch(list(pictures.values())))
                     rows += pictures
+        # A picture that several copies cannot use counts once.
+        rejected = Counter(data.rejected) + Counter(refused.values())
         return PackedPictures.pack(all_features, data.labels[rows].tolist(), data.keys[rows].tolist(), rejected)
 
     def _pictures(
-        self, data: PackedPictures, rows: range, augmenter: Augmenter | None, copy: int, rejected: Counter[str]
+        self, data: PackedPictures, rows: range, augmenter: Augmenter | None, copy: int, refused: dict[int, str]
     ) -> dict[int, Pixels]:
-        """The pictures of some rows in the model's size, without those that augmentation rejects, which it counts."""
+        """The pictures of some rows in the model's size; reasons of those that augmentation refuses go to `refused`."""
         pictures: dict[int, Pixels] = {}
         for row in rows:
             pixels: Pixels = data[row]
@@ -127,7 +129,7 @@ class FeatureWorker:
                     pixels = self._inputs.fitted(augmenter.apply(pixels, copy, str(data.keys[row])))
                 pictures[row] = pixels
             except BadPicture as bad:
-                rejected[bad.reason] += 1
+                refused[row] = bad.reason
         return pictures
 
     def _of_batch(self, pictures: Sequence[Pixels]) -> NDArray[np.float32]:

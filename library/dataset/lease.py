@@ -40,8 +40,6 @@ _POLL_S = 1.0
 # Two writers that begin at the same time see each other, and one of them withdraws, which takes a few requests.
 _WITHDRAWN_S = 5.0
 _TIE_POLL_S = 0.05
-# The empty folder of leases may be removed just before the next lease is written to it.
-_TRIES = 10
 _MAX_LEASE_BYTES = 10_000
 
 
@@ -148,7 +146,7 @@ def _held(destination: str) -> Generator[threading.Event]:
 
 def _take(destination: str, lease: str) -> None:
     abandoned = _abandoned(destination)
-    _write(lease)
+    storage.write_bytes(lease, _WRITERS.dump_json(Writer.this()))
     end = time.monotonic() + _WITHDRAWN_S
     while rivals := [file for file in _leases(destination) if file.uri != lease and _is_rival(file, abandoned)]:
         # The first lease by name stays and waits until the others have withdrawn, so exactly one is left.
@@ -156,17 +154,6 @@ def _take(destination: str, lease: str) -> None:
             raise _refusal(destination, rivals[0])
         time.sleep(_TIE_POLL_S)  # object stores cannot notify
     storage.remove(uri for uri, _ in abandoned)
-
-
-def _write(lease: str) -> None:
-    content = _WRITERS.dump_json(Writer.this())
-    for remaining in reversed(range(_TRIES)):
-        try:
-            storage.write_bytes(lease, content)
-            break
-        except StriateError as error:
-            if not remaining or not isinstance(error.__cause__, FileNotFoundError):
-                raise
 
 
 def _is_rival(file: FileInfo, abandoned: set[tuple[str, float]]) -> bool:

@@ -91,7 +91,7 @@ class BatchLoader(Protocol):
 
     Attributes:
         steps_per_epoch: batches of an epoch.
-        left_out: training pictures that could not be decoded before the training; 0 for a stream, which decodes later.
+        left_out: training pictures that could not be used before the training; 0 for a stream, which decodes later.
         unusable: pictures that could not be used in the current epoch, one entry for each dataset; empty if the
             loader has decoded everything before it starts.
         augmentation: where training pictures are augmented; None where they are not.

@@ -122,7 +122,7 @@ def test_json_is_the_only_thing_on_stdout(striate: Run, photos: str, tmp_path: P
         (["filter", "RAW"], "Missing argument 'destination'"),
         (["filter", "RAW", "OUT", "--stepz", "invert"], "No such option: --stepz"),
         (["info", "OUT"], "create a dataset with `striate ingest`"),
-        (["tour", "--out", "OUT", "--only", "pixels", "dense"], "--only: give the option again for each value"),
+        (["tour", "--out", "OUT", "--only", "pixels", "dense"], "another value of --only, give the option again"),
         (["info", "PAGE"], "it holds a page: open "),
         (["show", "RAW", "--out", "OUT.png", "--label", "zebra"], "no picture with the label 'zebra'"),
         (["steps", "clahee"], "did you mean 'clahe'"),

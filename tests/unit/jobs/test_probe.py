@@ -74,14 +74,19 @@ def test_a_plan_says_where_pictures_are_augmented(
     for text, on in ((first, streamed), (second, resident)):
         assert ("augmented on" in text) == bool(on)
         assert f"augmented on {on}" in text or not on
-        assert re.search(r"\d CPUs keep this device busy", text)
+    assert re.search(r"\d CPUs keep this device busy", first)
+    assert re.search(r"\d CPUs keep this device busy" if augment else "no work for the CPUs", second)
     assert ("resize" in first) == (augment is None)
     assert ("pictures/s" in first, "pictures/s" in second) == (True, augment is not None)
 
 
-def test_streamed_pictures_are_measured_one_by_one_without_a_gpu(dataset: Path) -> None:
+def test_streamed_pictures_are_measured_one_by_one_without_a_gpu(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A rate of whole batches that no measurement gives.
+    monkeypatch.setattr("jobs.probe._batch_rate", lambda *_arguments, **_options: 1.5)
     rates = probe(recipe(dataset, "random_crop(32, padding=4) | flip"), seconds=0.4, device="cpu")
-    assert rates.streamed.augment_pictures_per_s != rates.resident.augment_pictures_per_s
+    assert rates.resident.augment_pictures_per_s == 1.5 != rates.streamed.augment_pictures_per_s
     assert not rates.streamed.only_drawn
     assert min(rates.decode_pictures_per_s, rates.resident.augment_pictures_per_s, rates.step_pictures_per_s) > 0
     both = probe(recipe(dataset, "flip | jpeg_quality"), seconds=0.3, device="cpu")

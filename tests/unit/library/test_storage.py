@@ -172,6 +172,23 @@ def test_wrong_credentials_say_which_variables_to_check(bucket: str, monkeypatch
     fsspec.filesystem("s3").clear_instance_cache()
 
 
+def test_a_file_is_written_though_its_empty_folder_is_removed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, make, removed = tmp_path / "out", os.makedirs, list[str]()
+
+    def make_and_lose(path: str, *, exist_ok: bool) -> None:
+        make(path, exist_ok=exist_ok)
+        if not removed:  # as `check_writable` of another process does
+            removed.append(path)
+            os.rmdir(path)
+
+    monkeypatch.setattr(os, "makedirs", make_and_lose)
+    storage.write_bytes(str(folder / "file"), b"x")
+    assert removed == [str(folder)]
+    assert (folder / "file").read_bytes() == b"x"
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
