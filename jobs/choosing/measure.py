@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from library.choosing.measures.measuring import DEFAULT, REASON, check_columns
 from library.choosing.measures.picture_models import PictureModel
 from library.choosing.measures.side_table import Origin, Parts, check_folder, folder_of, read_measures, read_origins
 from library.dataset.lease import hold
-from library.dataset.manifest import Manifest, load_manifest
+from library.dataset.manifest import STEM, Manifest, load_manifest
 from library.dataset.shards import SUFFIX
 from library.dataset.task import ShardTask
 from library.errors import UsageError
@@ -36,6 +37,7 @@ _compute: Any = pyarrow.compute  # its functions are created at import, where no
 SUMMARY = "measures.json"
 #: Gives the folder of the side table where another command measures first.
 MEASURES_OPTION = "--measures"
+_SHARD = re.compile(STEM + re.escape(SUFFIX))
 
 
 @dataclass(frozen=True)
@@ -280,11 +282,17 @@ def _write_report(plan: MeasurePlan, folder: str, columns: Sequence[str], reject
 def outdated_files(plan: MeasurePlan) -> list[str]:
     """Returns the files of shards that the dataset no longer has, whose rows DuckDB would read with the others.
 
+    Below the dataset itself those that are damaged are among them; elsewhere such a file may be anything.
     The dataset may have new shards since the plan was made, which another command has measured, so it is read again.
     """
     known = {shard.name for manifest in (plan.manifest, load_manifest(plan.dataset)) for shard in manifest.shards}
     others = read_origins(plan.folder, leave_out=known)
-    return [storage.join(plan.folder, name) for name, origin in others.items() if origin is not None]
+    own = storage.contains(folder_of(plan.dataset), plan.folder)
+    return [
+        storage.join(plan.folder, name)
+        for name, origin in others.items()
+        if origin is not None or (own and _SHARD.fullmatch(name))
+    ]
 
 
 def _remove_temporary(folder: str) -> None:

@@ -70,14 +70,15 @@ class _Model(pydantic.BaseModel):
 
 _Count = Annotated[int, pydantic.Field(ge=0)]
 
+#: Pattern of a shard's name without its suffix.
 # Names in a manifest become paths: a manifest from elsewhere must not lead out of its dataset.
-_STEM = r"part-\d{6,}"
+STEM = r"part-\d{6,}"
 
 
 class FileEntry(_Model):
     """One Parquet file: path below the dataset, rows, size in bytes, SHA-256 of its bytes."""
 
-    name: str = pydantic.Field(pattern=rf"^({REJECTS}/)?{_STEM}\.parquet$")
+    name: str = pydantic.Field(pattern=rf"^({REJECTS}/)?{STEM}\.parquet$")
     rows: _Count
     bytes: _Count
     digest: str
@@ -143,7 +144,7 @@ class Report(_Model):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    stem: str = pydantic.Field(pattern=f"^{_STEM}$")
+    stem: str = pydantic.Field(pattern=f"^{STEM}$")
     input_digest: str
     work_digest: str
     tally: Tally

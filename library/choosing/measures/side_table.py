@@ -39,7 +39,8 @@ class Origin:
         digest: SHA-256 of the shard.
         rows: of the shard that were measured.
         made_by: what made each column, by the column's name.
-        dataset: URI of the dataset when it was measured; it may lie elsewhere since, so it does not count for equality.
+        dataset: URI of the dataset when it was measured, empty where that is not recorded; it may lie elsewhere since,
+            so it does not count for equality.
     """
 
     digest: str
@@ -64,7 +65,7 @@ class Origin:
         """Reads the metadata of a file; None where it was not written by `striate measure`."""
         try:
             facts = json.loads((schema.metadata or {})[_METADATA])
-            return cls(facts["shard"], facts["rows"], dict(facts["columns"]), facts["dataset"])
+            return cls(facts["shard"], facts["rows"], dict(facts["columns"]), facts.get("dataset", ""))
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -130,8 +131,8 @@ def check_folder(folder: str, dataset: str, shards: Sequence[FileEntry], option:
             raise UsageError(f"{option} {where} contains {name}, which holds no measures; choose another folder")
         if origin.dataset != dataset and origin.digest not in known:
             raise UsageError(
-                f"{option} {where} contains {name} with measures of {origin.dataset}, which would be replaced; choose "
-                "another folder, or remove those measures"
+                f"{option} {where} contains {name} with measures of {origin.dataset or 'another dataset'}, which would "
+                "be replaced; choose another folder, or remove those measures"
             )
 
 

@@ -236,6 +236,7 @@ def test_a_finished_table_needs_no_ray_and_loses_files_of_gone_shards(source: tu
     measure(dataset, manifest)
     before = contents(dataset / "_measures")
     shutil.copy(dataset / "_measures" / manifest.shards[0].name, dataset / "_measures" / "part-999999.parquet")
+    (dataset / "_measures" / "part-888888.parquet").write_bytes(b"damaged")
     # What another command is writing at the moment.
     (dataset / "_measures" / "letters").mkdir()
     for folder in ("", "letters/"):
@@ -259,6 +260,22 @@ def test_files_that_are_not_measures_are_never_removed(source: tuple[Path, Manif
     own = Path(shutil.copy(foreign, dataset / "_measures"))
     measure_dataset(plan_measure(str(dataset)))
     assert own.exists()
+
+
+def test_measures_that_do_not_name_their_dataset_are_known_by_their_shards(
+    source: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    dataset, manifest = source
+    measure(dataset, manifest, folder=tmp_path / "table")
+    for path in (tmp_path / "table").glob("part-*.parquet"):
+        table = pq.read_table(path)
+        facts = json.loads((table.schema.metadata or {})[b"striate.measures"])
+        del facts["dataset"]
+        pq.write_table(table.replace_schema_metadata({b"striate.measures": json.dumps(facts).encode()}), path)
+    assert plan_measure(str(dataset), folder=str(tmp_path / "table")).todo == []
+    ingest(write_files(tmp_path / "one", {"cat/other.jpg": GOOD}), tmp_path / "other")
+    with pytest.raises(UsageError, match=r"contains part-000000.parquet with measures of another dataset, which would"):
+        plan_measure(str(tmp_path / "other"), folder=str(tmp_path / "table"))
 
 
 def test_measures_of_another_dataset_are_not_replaced(source: tuple[Path, Manifest], tmp_path: Path) -> None:
