@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from library import storage
 from library.bundle.description import BundleRecord, load_record, plugins_of
+from library.choosing.labels import patch_features
 from library.choosing.labels.patch_features import PatchFilters, patch_inputs
 from library.errors import BadPicture, UsageError
 from library.imaging.picture import Pixels
@@ -189,7 +190,7 @@ class PatchEmbedder:
 
     @property
     def identity(self) -> Sequence[Any]:
-        return ["patches", self.source, self.channels, self.filters.filters.shape]
+        return ["patches", patch_features.VERSION, self.source, self.channels, self.filters.filters.shape]
 
     @property
     def used_plugins(self) -> Sequence[Plugin]:

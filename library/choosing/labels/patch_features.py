@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from library.imaging.picture import Pixels
 from library.pipeline.inputs import InputPipeline
 
+#: Changes when the features of the same picture may change.
+VERSION = 2
 #: Side of the pictures that are encoded, and of a patch, in pixels.
 SIDE_PX, PATCH_PX = 32, 6
 FILTERS = 192

@@ -32,6 +32,8 @@ _MAX_GRAPH_BYTES = 2 * 2**30  # what a protobuf can hold; larger graphs keep the
 _MAX_WEIGHTS_BYTES = 8 * 2**30
 _MAX_CARD_BYTES = 64 * 1024
 _MAX_COLUMNS = 10_000
+#: Changes when the embedding of the same picture by a model's call may change.
+CALL_VERSION = 2
 #: Columns of bundles and timm models.
 EMBEDDING, PROBABILITIES, PREDICTED, SCORE = "embedding", "probabilities", "predicted", "score"
 
@@ -176,7 +178,7 @@ def timm_model(call: str, weights: str | None) -> PictureModel:
         raise UsageError(f"--model {call} needs --weights FILE (.safetensors, .pth, .pt or .bin); none are downloaded")
     uri = storage.normalize(weights)
     data = storage.read_bytes(uri, _MAX_WEIGHTS_BYTES)
-    digest = digest_of([call, hashlib.sha256(data).hexdigest(), list(facts.input_size)])
+    digest = digest_of([CALL_VERSION, call, hashlib.sha256(data).hexdigest(), list(facts.input_size)])
     return PictureModel("timm", _folder_name(call, digest), uri, digest, call=call)
 
 

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from library.bundle.bundle import Bundle
+from library.choosing.labels import patch_features
 from library.choosing.labels.embedders import (
     BundleEmbedder,
     Embedder,
@@ -106,6 +107,14 @@ def test_a_picture_of_no_fold_is_left_out(dataset: Path, tmp_path: Path) -> None
     assert set(vectors) == set(keys)
     assert report.tally.dropped == {"in_no_fold": 3}
     assert report.tally.balanced
+
+
+def test_another_version_of_the_patches_has_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = PatchEmbedder(PatchFilters.learn([patch_inputs(3).prepare(noise(9))], filters=4), 3, "source")
+    before = embedder.identity
+    assert embedder.identity == before
+    monkeypatch.setattr(patch_features, "VERSION", patch_features.VERSION + 1)
+    assert embedder.identity != before
 
 
 def test_patches_need_no_bundle_and_names_say_what_computes(dataset: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import yaml
 from onnx import TensorProto, helper
 
 from library.bundle.bundle import Bundle
+from library.choosing.measures import picture_models
 from library.choosing.measures.picture_models import OpenModel, open_model, picture_model, read_card
 from library.dataset.manifest import Manifest
 from library.dataset.shards import ShardReader
@@ -145,6 +146,18 @@ def test_the_embedding_does_not_depend_on_the_other_pictures_of_a_batch(tmp_path
     together = opened.compute(pictures)["embedding"]
     for row, picture in enumerate(pictures):
         assert together[row] == pytest.approx(opened.compute([picture])["embedding"][0], abs=1e-5)
+
+
+def test_another_version_of_the_input_counts_as_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"read when it is opened")
+    options = (None, "lenet5(in_chans=3)", None, str(tmp_path / "weights.pth"))
+    before, again = picture_model(*options), picture_model(*options)
+    monkeypatch.setattr(picture_models, "CALL_VERSION", picture_models.CALL_VERSION + 1)
+    after = picture_model(*options)
+    assert before is not None
+    assert after is not None
+    assert before == again
+    assert (before.digest, before.name) != (after.digest, after.name)
 
 
 @pytest.mark.parametrize(
