@@ -268,18 +268,20 @@ class DecisionLines:
     def __init__(self) -> None:
         self._start: float | None = None
         self._printed = 0.0
+        self._before = 0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._start is None:
+        if self._start is None:  # the first block is decided, in a time that is not known
             self._start = self._printed = now
+            self._before = done
         elif now - self._printed >= _LINE_EVERY_S and done < total:
             self._printed = now
             output.stderr.print(self.line(done, total, now - self._start), markup=False)
 
     def line(self, done: int, total: int, seconds: float) -> str:
         """Returns `dedup: 12,000 of 60,000 pictures of large groups decided, 1,200/s, 40 s left`."""
-        rate = done / max(seconds, 1e-6)
+        rate = (done - self._before) / max(seconds, 1e-6)
         left = duration((total - done) / max(rate, 1e-6))
         return f"dedup: {done:,} of {total:,} pictures of large groups decided, {rate:,.0f}/s, {left} left"
 

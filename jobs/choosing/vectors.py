@@ -196,7 +196,7 @@ def check_memory(dataset: str, tables: Sequence[pa.Table], judging: Judging, mem
     """Refuses datasets whose vectors do not fit into memory, as soon as the first ones are read.
 
     Args:
-        dataset: URI of the one that is read, for the message.
+        dataset: URI of the one that is read, an example for the message.
         tables: those that are read.
         judging: for what they are read.
         memory: of this machine, in bytes.
@@ -209,9 +209,9 @@ def check_memory(dataset: str, tables: Sequence[pa.Table], judging: Judging, mem
     needed = judging.pictures * each
     if needed > memory:
         raise StriateError(
-            f"the vectors of {judging.pictures:,} pictures, with those of {dataset}, need about {needed / 1e9:.1f} GB, "
-            f"and this machine has {memory / 1e9:.1f} GB; run the command on a part: striate filter {dataset} PART "
-            "--steps 'sample(0.1)'"
+            f"the vectors of all splits ({judging.pictures:,} pictures) need about {needed / 1e9:.1f} GB, and this "
+            f"machine has {memory / 1e9:.1f} GB; run the command on a part of each split: striate filter {dataset} "
+            "PART --steps 'sample(0.1)'"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.choosing.dedup import as_json, duplicates_table, find_duplicates, plan_dedup
+from jobs.choosing.dedup import DecisionLines, as_json, duplicates_table, find_duplicates, plan_dedup
 from jobs.demo.demo import demo_pictures
 from library.choosing.duplicates.fingerprints import Rule
 from library.choosing.measures.picture_models import picture_model
@@ -168,3 +168,10 @@ def test_a_request_that_cannot_work_is_refused(
     }
     with pytest.raises(UsageError, match=message):
         plan_dedup(source, str(tmp_path / "unique"), **filled)  # pyright: ignore[reportArgumentType] -- of all types
+
+
+def test_the_first_block_of_a_large_group_does_not_count_for_the_rate() -> None:
+    lines = DecisionLines()
+    lines(12_000, 60_000)  # its time is not known
+    expected = "dedup: 36,000 of 60,000 pictures of large groups decided, 1,200/s, 20 s left"
+    assert lines.line(36_000, 60_000, 20.0) == expected
