@@ -134,28 +134,46 @@ def run_rounds(
     return dict(sorted(searcher.by_node.items()))
 
 
-def attempt(compute: Callable[[Sequence[str]], None], units: Sequence[str]) -> dict[str, str]:
+def attempt(make: Callable[[], Callable[[Sequence[str]], None]], units: Sequence[str]) -> dict[str, str]:
     """Computes a block, and returns what is wrong where that fails and would fail in another worker as well.
 
     Args:
-        compute: writes the files of units.
+        make: returns what writes the files of units.
         units: their texts, all of one candidate.
 
     Returns:
         `error` ends the search, and `failure` takes the candidate out; empty where all is well.
 
     Raises:
-        MemoryError, OSError: Tune tries again, as another moment may be better.
+        Exception: any error of `make` but a StriateError; a lack of memory, an OSError, or an error of CUDA, which
+            no later computation of this process survives. Tune tries again in another worker.
     """
+    try:
+        compute = make()
+    except StriateError as failed:  # for example a plugin's import that is missing on this node
+        return {"error": str(failed), "failure": ""}
     try:
         compute(units)
     except StriateError as failed:  # a store that fails was waited for
         return {"error": str(failed), "failure": ""}
-    except (MemoryError, OSError):
-        raise
     except Exception as failed:  # of the network, the recipe or a step
+        if _may_pass(failed):
+            raise
         return {"error": "", "failure": f"{type(failed).__name__}: {failed}"}
     return {"error": "", "failure": ""}
+
+
+def _may_pass(error: Exception) -> bool:
+    """Returns whether another worker or moment may be better."""
+    import torch  # here, as `--help` would wait for it
+
+    from library.training.batch_size import is_lack_of_memory
+
+    # Libraries of CUDA, such as cuBLAS, raise a plain RuntimeError.
+    is_of_cuda = isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
+    return isinstance(error, MemoryError | OSError) or is_of_cuda or is_lack_of_memory(error)
 
 
 def _trainable() -> type[Any]:
@@ -174,10 +192,13 @@ def _trainable() -> type[Any]:
             return True
 
         def step(self) -> dict[str, Any]:
+            result = attempt(self._computer, self._config["units"])
+            return {"done": True, **result, "node": ray.get_runtime_context().get_node_id()}
+
+        def _computer(self) -> Callable[[Sequence[str]], None]:
             # Not in `setup`: until that has ended Tune may give the block to another actor, and end this one.
             self._compute = self._compute or self._make()
-            result = attempt(self._compute, self._config["units"])
-            return {"done": True, **result, "node": ray.get_runtime_context().get_node_id()}
+            return self._compute
 
         # Tune pauses a trial by saving it when its actor takes the next one.
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:

@@ -117,6 +117,13 @@ def spare_memory(fits: Fits, pictures: int, accumulate: int, device: torch.devic
     return max(0, free - (torch.cuda.max_memory_reserved(device) - before))
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Returns whether PyTorch found too little memory, of a GPU or of the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+    )
+
+
 @contextlib.contextmanager
 def memory_errors_explained(recipe: Recipe, batch_size: int, device: torch.device) -> Generator[None]:
     """Turns a lack of memory inside the block into an error that says what needs less.
@@ -132,7 +139,7 @@ def memory_errors_explained(recipe: Recipe, batch_size: int, device: torch.devic
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(error):
+        if not is_lack_of_memory(error):
             raise
         raise StriateError(
             f"a training step with batch_size {batch_size} does not fit into the memory of {device}: use a smaller "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.connection.session import Session
 from jobs.search.placing import Placing, attempt, round_searcher, trial_scheduler
@@ -14,6 +15,7 @@ from jobs.search.rounds import Round, Rounds, Script
 from library.choosing.filter_search.space import IDENTITY, Candidate
 from library.choosing.filter_search.trials import Unit, UnitResult
 from library.errors import StorageError, UsageError
+from library.steps.plugins import Plugin, install
 
 
 def test_each_worker_has_a_gpu_or_a_cpu() -> None:
@@ -170,15 +172,46 @@ def raised(error: Exception | None) -> Mapping[str, str]:
         if error is not None:
             raise error
 
-    return attempt(compute, ["unit"])
+    return attempt(lambda: compute, ["unit"])
 
 
-def test_an_error_of_the_network_is_told_and_one_of_the_moment_repeated() -> None:
+def test_an_error_of_the_network_is_returned() -> None:
     assert raised(None) == {"error": "", "failure": ""}
     assert raised(StorageError("the store is gone")) == {"error": "the store is gone", "failure": ""}
     assert raised(RuntimeError("kernel size")) == {"error": "", "failure": "RuntimeError: kernel size"}
-    with pytest.raises(MemoryError):
-        raised(MemoryError())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError("no space left"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        torch.AcceleratorError("an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasSgemm"),
+    ],
+    ids=["memory", "files", "GPU memory", "CPU memory", "CUDA", "cuBLAS"],
+)
+def test_an_error_that_may_pass_is_raised_for_another_worker(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        raised(error)
+
+
+def test_an_error_while_a_worker_is_made_ends_the_search_with_its_text() -> None:
+    def make() -> Callable[[Sequence[str]], None]:
+        install([Plugin("absent", "striate_plugin_absent", "import striate_absent")])
+        return lambda units: None
+
+    result = attempt(make, ["unit"])
+    assert result["error"].startswith("the plugin 'absent' failed: ModuleNotFoundError")
+    assert result["failure"] == ""
+
+    def lost() -> Callable[[Sequence[str]], None]:
+        raise RuntimeError("the pictures are lost with their node")
+
+    with pytest.raises(RuntimeError, match="lost with their node"):
+        attempt(lost, ["unit"])
 
 
 def test_a_failure_takes_out_a_candidate_and_ends_a_search_without_filters() -> None:
