@@ -20,6 +20,7 @@ from library.imaging.picture import Pixels
 from library.pipeline import Pipeline
 from library.pipeline.inputs import InputPipeline, scaled
 from library.steps.base import Filter
+from library.steps.plugins import used_by
 from library.training.in_memory import PackedPictures
 
 #: Pictures on which the time of a pipeline is measured, and how often.
@@ -37,11 +38,13 @@ class StoredInputs(InputPipeline):
     """Returns pictures as they are stored, since filters come first, but rejects what the recipe itself cannot take.
 
     Attributes:
-        inputs: of the recipe's model. What they take depends on shape, dtype and whether all values are finite, so only
-            one picture of each kind is tried.
+        inputs: of the recipe's model; a step that may drop pictures is not among them.
+        by_kind: whether one picture of each kind (shape, dtype, and whether all values are finite) is tried, as that is
+            all that our own steps depend on. A plugin's step may refuse any picture, so each is tried.
     """
 
     inputs: InputPipeline
+    by_kind: bool
     _refused: dict[tuple[tuple[int, ...], str, bool], BadPicture | None] = field(
         default_factory=dict[tuple[tuple[int, ...], str, bool], BadPicture | None], compare=False, repr=False
     )
@@ -55,16 +58,18 @@ class StoredInputs(InputPipeline):
             augmented: whether the recipe augments the pictures before it fits them, which may give them a size.
         """
         fit = Pipeline.parse(f'resize([{inputs.size[0]}, {inputs.size[1]}], mode="exact")') if augmented else inputs.fit
-        return cls(Pipeline(), Pipeline(), (0, 0), 0, inputs=replace(inputs, fit=fit))
+        inputs = replace(inputs, fit=fit)
+        return cls(Pipeline(), Pipeline(), (0, 0), 0, inputs=inputs, by_kind=not used_by(inputs.whole.steps))
 
     def before_fit(self, data: bytes, limits: codec.Limits = codec.DEFAULT_LIMITS, /, **columns: Any) -> Pixels:
         """Returns the stored pixels; raises BadPicture where they cannot be decoded, or the recipe cannot take them."""
         pixels = super().before_fit(data, limits, **columns)
         is_finite = pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all())
         kind = pixels.shape, pixels.dtype.name, is_finite
-        if kind not in self._refused:
-            self._refused[kind] = self._refusal(pixels)
-        bad = self._refused[kind]
+        if self.by_kind and kind in self._refused:
+            bad = self._refused[kind]
+        else:
+            bad = self._refused[kind] = self._refusal(pixels)
         if bad is not None:
             raise BadPicture(bad.reason, bad.detail)
         return pixels

@@ -30,7 +30,7 @@ from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.recipe.yaml_text import dump_yaml
 from library.steps import REGISTRY, plugins
-from library.steps.base import Step
+from library.steps.base import Step, with_nested
 from library.training.augmenting.forms import steps_without_form
 from library.training.in_memory import decode_rows
 from library.training.rows import Rows, check_same_classes, read_rows
@@ -298,9 +298,10 @@ def _recipe(uri: str | None, uris: dict[str, str], rows: Rows, manifest: Manifes
     if recipe.data.labels is not None:
         raise UsageError(f"{uri}: data.labels gives several classes, and a search needs one a picture")
     inputs = model_inputs(recipe)
-    for step in inputs.steps.steps:
-        if step.kind == "selector":
-            raise UsageError(f"{uri}: input.steps drops pictures ({step}); apply it first, with `striate filter`")
+    for name, steps in (("steps", inputs.steps.steps), ("fit", inputs.fit.steps)):
+        for step in with_nested(steps):
+            if step.kind == "selector" or step.may_drop():
+                raise UsageError(f"{uri}: input.{name} drops pictures ({step}); apply it first, with `striate filter`")
     if inputs.columns:
         raise UsageError(f"{uri}: input.steps needs the column '{inputs.columns[0]}', which a search does not read")
     return recipe

@@ -94,9 +94,16 @@ def test_wrong_requests_are_refused_before_ray_starts(splits: Path, tmp_path: Pa
         plan_search(train, str(splits / "other"), out=out)
     with pytest.raises(UsageError, match="has 3 pictures; a search needs at least 4 for --val"):
         plan_search(train, str(splits / "few"), out=out)
-    (tmp_path / "recipe.yaml").write_text(f"{RECIPE}input: {{steps: not_blurry | grayscale}}\n")
-    with pytest.raises(UsageError, match="drops pictures"):
-        plan_search(train, val, out=out, recipe=str(tmp_path / "recipe.yaml"))
+    dropping = 'blur_background(no_subject="drop")'
+    for name, steps in (
+        ("steps", "not_blurry | grayscale"),
+        ("steps", f"{dropping} | grayscale"),
+        ("steps", f"with_channels({dropping}) | grayscale"),
+        ("fit", f'{dropping} | resize([28, 28], mode="exact")'),
+    ):
+        (tmp_path / "recipe.yaml").write_text(f"{RECIPE}input: {{{name}: '{steps}'}}\n")
+        with pytest.raises(UsageError, match=f"input.{name} drops pictures"):
+            plan_search(train, val, out=out, recipe=str(tmp_path / "recipe.yaml"))
 
 
 def test_a_context_has_all_that_trainings_depend_on_but_no_test(splits: Path, tmp_path: Path) -> None:

@@ -177,6 +177,22 @@ def test_pictures_that_the_recipe_cannot_take_are_left_out(augmented: bool) -> N
     assert taken((5, 9, 3)) == ("" if augmented else "too_small")
 
 
+def test_a_plugin_may_refuse_one_of_two_pictures_of_a_kind(tmp_path: Path) -> None:
+    refusal = "if pixels.max() < 10: raise BadPicture('too_dark', 'nothing to see')\n        return pixels"
+    source = HALVE.replace("return pixels // self.by", refusal).replace(
+        "from library.steps", "from library.errors import BadPicture\nfrom library.steps"
+    )
+    with unloaded_afterwards():
+        load([write_plugin(tmp_path, source)])
+        inputs = InputPipeline.parse("halve(by=2)", "center_crop([8, 8])", (8, 8), 1)
+        stored = StoredInputs.of(inputs, augmented=False)
+        bright, dark = (codec.encode(np.full((8, 8, 1), v, np.uint8), codec.Encoding("npy"))[0] for v in (99, 3))
+        for _ in range(2):
+            assert stored.before_fit(bright).max() == 99
+            with pytest.raises(BadPicture, match="nothing to see"):
+                stored.before_fit(dark)
+
+
 def test_the_recipe_of_a_candidate_has_its_filters_channels_and_seed() -> None:
     recipe, picture = Recipe.parse(RECIPE), np.zeros((28, 28, 1), np.uint8)
     always = with_candidate(recipe, Candidate(MEDIAN), picture, 7)
