@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -344,5 +345,6 @@ def _train_command(uri: str, recipe: Recipe) -> str:
     """Returns `striate train` for a recipe with the plugins of its steps; of a file only the name is known."""
     augment = Pipeline.parse(recipe.augment).steps if recipe.augment else ()
     used = plugins.used_by((*model_inputs(recipe).steps.steps, *augment))
-    options = [f"--plugin {each.name if each.module == each.name else f'{each.name}.py'}" for each in used]
-    return " ".join([f"striate train {uri} --out MODEL", *options])
+    names = (each.name if each.module == each.name else f"{each.name}.py" for each in used)
+    options = (part for name in names for part in ("--plugin", name))
+    return shlex.join(["striate", "train", uri, "--out", "MODEL", *options])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,6 +90,12 @@ def test_the_recipe_of_a_winner_has_its_filters_and_can_be_trained(
     text = Path(uri).read_text()
     assert f"# {report.answer.sentence}" in text
     assert f"striate train {uri} --out MODEL" in text
+
+
+def test_the_command_that_trains_the_winner_can_be_pasted_into_a_shell(searched: Path, tmp_path: Path) -> None:
+    out = tmp_path / "My search"
+    command = write_answer(planned(searched, out), report_of(Candidate(MEDIAN), 0.8), pictures())
+    assert shlex.split(command) == ["striate", "train", str(out / RECIPE), "--out", "MODEL"]
 
 
 def test_the_recipe_of_a_plugins_filter_names_the_plugin(searched: Path, tmp_path: Path) -> None:
