@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,7 +22,8 @@ from jobs.train.plan import model_inputs
 from library import storage
 from library.choosing.filter_search.space import IDENTITY, Candidate
 from library.choosing.filter_search.trials import Unit, UnitResult
-from library.errors import StorageError, StriateError, UsageError
+from library.errors import BadPicture, StorageError, StriateError, UsageError
+from library.imaging.picture import Pixels
 from library.models import parse_call
 from library.models.call import ModelCall
 from library.pipeline import Pipeline
@@ -30,6 +32,7 @@ from library.pipeline.inputs import InputPipeline
 from library.recipe import Recipe
 from library.steps.plugins import Plugin, install
 from library.training.in_memory import PackedPictures
+from library.training.rows import rejected_text
 
 UNITS = "units"
 KindT = TypeVar("KindT")
@@ -336,14 +339,13 @@ class UnitComputer:
         is_first = unit.stage == "recipe" and candidate == IDENTITY and recipe.seed == first_seed
         limit = self._task.limit if is_first else None
         watch = None if limit is None else limit.check
-        if recipe.cache_features:
-            begun = time.perf_counter()
-            train, val = self._cached(recipe, inputs, train, val, limit)
-            if watch is not None:
-                watch = functools.partial(watch, before_s=time.perf_counter() - begun)
-        setting = Setting(recipe, inputs, classes, self._device, watch=watch)
         try:
-            return train_here(setting, train, val)
+            if recipe.cache_features:
+                begun = time.perf_counter()
+                train, val = self._cached(recipe, inputs, train, val, limit)
+                if watch is not None:
+                    watch = functools.partial(watch, before_s=time.perf_counter() - begun)
+            return train_here(Setting(recipe, inputs, classes, self._device, watch=watch), train, val)
         except (StorageError, RecipeTooLong):  # not the candidate's fault
             raise
         except StriateError as error:
@@ -365,12 +367,7 @@ class UnitComputer:
         passes, begun = list[PackedPictures](), time.perf_counter()
         copies = recipe.copies or 1 if augmenter else 1
         for copy in range(copies):
-            pictures = train
-            if augmenter is not None:
-                pixels = [
-                    inputs.fitted(augmenter.apply(train[row], copy, str(train.keys[row]))) for row in range(len(train))
-                ]
-                pictures = PackedPictures.pack(pixels, train.labels.tolist(), train.keys.tolist(), train.rejected)
+            pictures = train if augmenter is None else _augmented(train, inputs, augmenter, copy)
             # Within a pass, what comes after it is not counted.
             before_s = time.perf_counter() - begun
             watch = None if limit is None else functools.partial(limit.check, before_s=before_s)
@@ -473,6 +470,27 @@ def measured_in_time(
 def first_confirmation_seed(recipe: Recipe) -> int:
     """The first seed of trainings of the recipe: none of the race's, which count from 0."""
     return recipe.seed + 1000
+
+
+def _augmented(train: PackedPictures, inputs: InputPipeline, augmenter: Augmenter, copy: int) -> PackedPictures:
+    """Returns one pass of pictures in the model's size, without those that augmentation rejects, which it counts.
+
+    Raises:
+        StriateError: no picture is left.
+    """
+    pixels: list[Pixels] = []
+    rows: list[int] = []
+    rejected = Counter[str]()
+    for row in range(len(train)):
+        try:
+            pixels.append(inputs.fitted(augmenter.apply(train[row], copy, str(train.keys[row]))))
+            rows.append(row)
+        except BadPicture as bad:
+            rejected[bad.reason] += 1
+    if not rows:
+        raise StriateError(f"no picture can be used after the augmentation: {rejected_text(rejected)}")
+    rejected += train.rejected
+    return PackedPictures.pack(pixels, train.labels[rows].tolist(), train.keys[rows].tolist(), rejected)
 
 
 def _of_features(features: NDArray[np.float32], like: PackedPictures) -> PackedPictures:

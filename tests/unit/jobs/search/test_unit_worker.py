@@ -64,11 +64,12 @@ def computer(
     out: Path,
     recipe: str = RECIPE,
     *,
+    train: PackedPictures | None = None,
     test: bool = False,
     budget_s: float = 1e6,
     sleep: Callable[[float], None] = time.sleep,
 ) -> UnitComputer:
-    train, val = halves(80, 1), halves(60, 2)
+    train, val = halves(80, 1) if train is None else train, halves(60, 2)
     text = Recipe.parse(recipe).model_dump_json()
     even, odd = np.arange(0, 60, 2), np.arange(1, 60, 2)
     # Both halves of the validation pictures have both classes.
@@ -247,6 +248,22 @@ def test_a_frozen_backbone_is_compared_by_a_head_on_its_features(cached: bool, t
         assert np.array_equal(computer(tmp_path, recipe).compute(unit(candidate, "proxy", 1)).correct, first.correct)
     trained = worker.compute(unit(IDENTITY, "recipe", 1000))
     assert (trained.failure, len(trained.correct)) == (None, 30)
+
+
+@pytest.mark.parametrize("small", [2, 80], ids=["some", "all"])
+def test_cached_features_leave_out_what_the_augmentation_rejects(small: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(create("lenet5", num_classes=2).net.state_dict(), tmp_path / "backbone.pth")
+    recipe = f"{RECIPE}weights: {tmp_path}/backbone.pth\nfreeze: all\ncache_features: true\ncopies: 2\n"
+    stored = halves(80, 1)
+    pixels = [stored[row] if row < 80 - small else stored[row][:20, :20] for row in range(80)]
+    train = PackedPictures.pack(pixels, stored.labels.tolist(), stored.keys.tolist(), Counter())
+    worker = computer(tmp_path, f"{recipe}augment: random_crop(28)\n", train=train)
+    trained = worker.compute(unit(IDENTITY, "recipe", 1000))
+    if small < 80:
+        assert (trained.failure, len(trained.correct)) == (None, 30)
+    else:
+        assert "no picture can be used after the augmentation: too_small 80" in str(trained.failure)
 
 
 def test_a_recipe_beyond_the_budget_ends_in_its_first_training(tmp_path: Path) -> None:
