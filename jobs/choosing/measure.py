@@ -130,16 +130,16 @@ def plan_measure(
     names = check_columns(columns or DEFAULT)
     manifest = load_manifest(dataset)
     where = folder_of(dataset) if folder is None else storage.normalize(folder)
-    if folder is not None:
-        check_folder(where, dataset, manifest.shards, option, None if model is None else model.name)
-    if model is not None:
-        where = storage.join(where, model.name)
+    name = None if model is None else model.name
+    checked = None if folder is None else check_folder(where, dataset, manifest.shards, option, name)
+    if name is not None:
+        where = storage.join(where, name)
     if report is not None:
         check_installed("matplotlib", "striate measure --report")  # draws the histograms
         report = storage.normalize(report)
         check_report(report, [dataset], "striate measure")
     tasks = shard_tasks(manifest, dataset, None) if manifest.shards else []
-    origins = read_origins(where)
+    origins = read_origins(where) if checked is None else checked
     work = MeasureJob(where, names) if model is None else ModelJob(where, model)
     todo = [
         task

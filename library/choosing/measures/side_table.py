@@ -108,7 +108,9 @@ def read_origins(folder: str, leave_out: Collection[str] = ()) -> dict[str, Orig
         return dict(zip(parts, pool.map(lambda name: read_origin(folder, name), parts), strict=True))
 
 
-def check_folder(folder: str, dataset: str, shards: Sequence[FileEntry], option: str, model: str | None = None) -> None:
+def check_folder(
+    folder: str, dataset: str, shards: Sequence[FileEntry], option: str, model: str | None = None
+) -> dict[str, Origin]:
     """Refuses a folder with files of shards that are not measures of a dataset, as they would be replaced or removed.
 
     Args:
@@ -118,6 +120,9 @@ def check_folder(folder: str, dataset: str, shards: Sequence[FileEntry], option:
         option: for the message, such as `--out`.
         model: name of the folder below it, for what a model says about the pictures.
 
+    Returns:
+        From what each file was made, by its name.
+
     Raises:
         UsageError: says which file is of something else.
     """
@@ -126,6 +131,7 @@ def check_folder(folder: str, dataset: str, shards: Sequence[FileEntry], option:
     if find_manifest(folder) is not None:
         raise UsageError(f"{option} {folder} is a dataset; choose a folder of its own for the measures")
     where, known = folder if model is None else storage.join(folder, model), {shard.digest for shard in shards}
+    origins = dict[str, Origin]()
     for name, origin in read_origins(where).items():
         if origin is None:
             raise UsageError(f"{option} {where} contains {name}, which holds no measures; choose another folder")
@@ -134,6 +140,8 @@ def check_folder(folder: str, dataset: str, shards: Sequence[FileEntry], option:
                 f"{option} {where} contains {name} with measures of {origin.dataset or 'another dataset'}, which would "
                 "be replaced; choose another folder, or remove those measures"
             )
+        origins[name] = origin
+    return origins
 
 
 def read_part(folder: str, name: str, digest: str, rows: int, columns: Sequence[str]) -> pa.Table | None:
