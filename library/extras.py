@@ -1,7 +1,7 @@
 """Which extra of the installation brings each package that the base installation lacks.
 
-`pip install striate` brings what filtering needs; pyproject.toml lists the rest by extra, and a test holds the two
-equal.
+`pip install striate` brings what filtering and choosing need; pyproject.toml lists the rest by extra, and a test holds
+the two equal.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from cluster.connection.session import connect
 from jobs import output
 from jobs.choosing.measure import ensure_measures
 from jobs.choosing.selected_training import TrainablePictures
-from jobs.choosing.vectors import Judging, Vectors, ensure_vectors, plan_embedder, remove_temporary
+from jobs.choosing.vectors import Judging, Vectors, ensure_vectors, plan_embedder
 from jobs.shards.pool_size import pool_for_classifiers
 from jobs.train.driver import TrainResult
 from library import storage
@@ -36,6 +36,7 @@ from library.choosing.measures.measuring import REASON
 from library.choosing.splits.assignment import assign_groups
 from library.choosing.splits.grouping import name_groups
 from library.choosing.splits.leaks import find_leaks
+from library.dataset.destination import remove_temporary
 from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, find_manifest, load_manifest, splits_below
 from library.dataset.shards import read_columns
@@ -231,8 +232,8 @@ def run_audit(plan: AuditPlan, *, workers: str = "auto", gpu: bool | None = None
         if plan.embedder is not None:
             shards = max(len(manifest.shards) for manifest in plan.manifests.values())
             pool = pool_for_classifiers(session, workers, gpu, shards)
+            judging = Judging.of(plan.manifests.values())
             for name, uri in plan.datasets.items():
-                judging = Judging.of(plan.manifests.values())
                 vectors[name] = ensure_vectors(uri, plan.manifests[name], plan.embedder, pool, judging)
         judged = _train_folds(plan, measures, workers, gpu, address) if plan.recipe is not None else None
     audit = judge(plan, measures, vectors, judged)

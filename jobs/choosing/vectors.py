@@ -231,12 +231,6 @@ def remove_outdated(dataset: str, manifest: Manifest) -> None:
                 storage.remove_empty_folder(storage.join(features, folder))
 
 
-def remove_temporary(folder: str) -> None:
-    """Removes temporary files that killed workers have left."""
-    files = storage.list_files(folder)
-    storage.remove(file.uri for file in files if storage.name_of(file.path).startswith(storage.TEMPORARY_PREFIX))
-
-
 def _read(uri: str) -> pa.Table:
     try:
         with storage.open_read(uri) as file:

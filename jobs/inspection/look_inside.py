@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.choosing.vectors import remove_temporary
 from library import storage
 from library.bundle.bundle import Bundle
 from library.bundle.description import BundleRecord, load_record
+from library.dataset.destination import remove_temporary
 from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, find_manifest, load_manifest
 from library.dataset.shards import ShardReader

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from jobs.choosing.vectors import remove_temporary
 from library import storage
+from library.dataset.destination import remove_temporary
 from library.dataset.lease import hold
 from library.evaluation.report.bubbles import Bubble, BubbleAxes, BubbleChart, bubble_chart
 from library.evaluation.report.templates import PAGE, check_report, template

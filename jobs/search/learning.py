@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jobs.choosing.vectors import remove_temporary
 from jobs.train.driver import TrainResult, train
 from jobs.train.plan import TrainPlan, plan_train
 from library import storage
@@ -23,6 +22,7 @@ from library.choosing.learned_filters.kernel_filters import (
 )
 from library.choosing.learned_filters.learned_page import COMMAND, LearnedFilters, draw_kernels, render_learned
 from library.choosing.learned_filters.references import chance, nearest
+from library.dataset.destination import remove_temporary
 from library.dataset.lease import hold
 from library.dataset.manifest import VERSIONS, Manifest, load_manifest
 from library.dataset.shards import read_columns

@@ -78,6 +78,12 @@ def remove_uncommitted(dataset: str) -> None:
     storage.remove(file.uri for file in files if is_left_over(file.path))
 
 
+def remove_temporary(folder: str) -> None:
+    """Removes temporary files that killed writers have left in a folder that is not a dataset."""
+    files = storage.list_files(folder)
+    storage.remove(file.uri for file in files if storage.name_of(file.path).startswith(storage.TEMPORARY_PREFIX))
+
+
 def check_claim(dataset: str, job: Job, *, overwrite: bool) -> None:
     """Checks that `job` may write to `dataset`; changes nothing.
 
