@@ -11,7 +11,7 @@ import pyarrow.compute
 
 from library import storage
 from library.choosing.measures.measuring import MEASURES, REASON, measure_rows
-from library.choosing.measures.side_table import Origin, read_part, schema_of
+from library.choosing.measures.side_table import Origin, read_part, recorded_dataset, schema_of
 from library.dataset.manifest import ShardReport, Tally, digest_of
 from library.dataset.shards import SUFFIX, ShardReader, ShardWriter, batches
 from library.dataset.task import Progress, ShardTask, image_bytes
@@ -47,9 +47,8 @@ class MeasureJob:
         have = () if earlier is None else tuple(column for column in earlier.column_names if column in MEASURES)
         names = tuple(column for column in MEASURES if column in self.columns or column in have)
         todo = tuple(column for column in names if column not in have)
-        origin = Origin(
-            task.input_digest, task.rows, {column: MEASURES[column].made_by for column in names}, task.dataset
-        )
+        made_by = {column: MEASURES[column].made_by for column in names}
+        origin = Origin(task.input_digest, task.rows, made_by, recorded_dataset(task.dataset, self.folder))
         schema = schema_of(names, origin)
         reader = ShardReader(storage.join(task.dataset, name), rows=task.rows)
         tallies: list[Tally] = []

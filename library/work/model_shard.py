@@ -16,7 +16,7 @@ import pyarrow as pa
 from library import storage
 from library.choosing.measures.measuring import REASON
 from library.choosing.measures.picture_models import OpenModel, PictureModel, open_model
-from library.choosing.measures.side_table import Origin
+from library.choosing.measures.side_table import Origin, recorded_dataset
 from library.dataset.manifest import VERSIONS, ShardReport, Tally, digest_of
 from library.dataset.shards import SUFFIX, ShardReader, ShardWriter, batches
 from library.dataset.task import Progress, ShardTask, image_bytes
@@ -54,7 +54,8 @@ class ModelJob:
         model = self._open
         seconds = Counter[str](load=perf_counter() - start)  # pyright: ignore[reportArgumentType] -- sums floats as well
         name = task.stem + SUFFIX
-        metadata = Origin(task.input_digest, task.rows, {"model": self.made_by}, task.dataset).metadata()
+        dataset = recorded_dataset(task.dataset, self.folder)
+        metadata = Origin(task.input_digest, task.rows, {"model": self.made_by}, dataset).metadata()
         first = [pa.field("key", pa.string()), pa.field(REASON, pa.string())]
         schema = pa.schema([*first, *model.columns], metadata=metadata)
         reader, tallies = ShardReader(storage.join(task.dataset, name), rows=task.rows), list[Tally]()

@@ -39,8 +39,8 @@ class Origin:
         digest: SHA-256 of the shard.
         rows: of the shard that were measured.
         made_by: what made each column, by the column's name.
-        dataset: URI of the dataset when it was measured, empty where that is not recorded; it may lie elsewhere since,
-            so it does not count for equality.
+        dataset: URI of the dataset when it was measured, as `recorded_dataset` says; it may lie elsewhere since, so it
+            does not count for equality.
     """
 
     digest: str
@@ -73,6 +73,11 @@ class Origin:
 def folder_of(dataset: str) -> str:
     """Returns the URI of the side table of a dataset where no other folder was chosen."""
     return storage.join(dataset, FOLDER)
+
+
+def recorded_dataset(dataset: str, folder: str) -> str:
+    """Returns the URI that files of a side table record; empty below the dataset, where a copy has the same bytes."""
+    return "" if storage.contains(dataset, folder) else dataset
 
 
 def schema_of(names: Sequence[str], origin: Origin) -> pa.Schema:
@@ -135,7 +140,7 @@ def check_folder(
     for name, origin in read_origins(where).items():
         if origin is None:
             raise UsageError(f"{option} {where} contains {name}, which holds no measures; choose another folder")
-        if origin.dataset != dataset and origin.digest not in known:
+        if origin.dataset != recorded_dataset(dataset, where) and origin.digest not in known:
             raise UsageError(
                 f"{option} {where} contains {name} with measures of {origin.dataset or 'another dataset'}, which would "
                 "be replaced; choose another folder, or remove those measures"

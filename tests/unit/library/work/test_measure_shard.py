@@ -107,6 +107,14 @@ def test_measuring_in_one_run_or_in_several_gives_the_same_bytes(source: tuple[P
     assert contents(tmp_path / "once") == contents(tmp_path / "often")
 
 
+def test_a_copy_of_a_dataset_gets_the_same_bytes(source: tuple[Path, Manifest], tmp_path: Path) -> None:
+    dataset, manifest = source
+    copy = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    for each in (dataset, copy):
+        measure(each, manifest)
+    assert contents(copy / "_measures") == contents(dataset / "_measures") != {}
+
+
 def test_measures_of_other_pictures_or_versions_count_as_missing(
     source: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
