@@ -313,14 +313,11 @@ def writer(uri: str) -> Generator[HashingFile]:
 
 def _new_file(path: str) -> BinaryIO:
     """Opens a new file in a folder that is created if needed, and again if another process removes it while empty."""
-    for remaining in reversed(range(_TRIES)):
-        try:
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             return open(path, "wb")
-        except FileNotFoundError:
-            if not remaining:
-                raise
-    raise AssertionError  # never reached: the last try returns or raises
+    return open(path, "wb")  # whose error names the file
 
 
 def flush(uris: Iterable[str]) -> None:
